@@ -1,0 +1,1 @@
+"""Discovery: traced scopes become `Site` facts."""
