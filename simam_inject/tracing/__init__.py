@@ -1,0 +1,1 @@
+"""Tracing: one example forward, then one `torch.fx` graph per module with children."""

@@ -1,0 +1,103 @@
+"""One example forward, with every module call recorded: who called whom, with what, and what came back.
+
+The forward runs on meta tensors, which costs milliseconds and no memory; a model that needs real numbers (`nonzero`,
+`.item()`, numpy) runs on its own tensors instead, and only shapes are kept. Either way the model is left as found.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from simam_inject.errors import ModelError
+from simam_inject.tracing.inputs import Example
+from simam_inject.tracing.snapshot import mode, on_meta, same_buffers, same_random_state, unchanged
+from simam_inject.tracing.values import UNKNOWN, forget_data, map_structure
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """One call of one module. Tensors in `args`, `kwargs` and `output` are meta tensors."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any = UNKNOWN
+    children: list[Call] = field(default_factory=list)
+
+
+_patching = threading.Lock()
+
+
+@contextmanager
+def recorded_calls(calls: list[Call]) -> Iterator[None]:
+    """Append to `calls` every outermost module call made inside by this thread, each with the calls it made in turn.
+
+    Patches `nn.Module.__call__` for the time being, as `torch.fx` does: hooks would have to be put on every module and
+    would run in an order that depends on the user's own hooks.
+    """
+    stack: list[Call] = []
+    owner = threading.get_ident()
+
+    with _patching:
+        original = nn.Module.__call__
+
+        def call_and_record(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            if threading.get_ident() != owner:
+                return original(module, *args, **kwargs)
+            call = Call(module, forget_data(args), forget_data(kwargs))
+            (stack[-1].children if stack else calls).append(call)
+            stack.append(call)
+            try:
+                output = original(module, *args, **kwargs)
+            finally:
+                stack.pop()
+            call.output = forget_data(output)
+            return output
+
+        nn.Module.__call__ = call_and_record  # type: ignore[method-assign]
+        try:
+            yield
+        finally:
+            nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def record(model: nn.Module, example: Example) -> Call:
+    """Run the model once in eval mode on `example` and return the call tree. The model is left as found.
+
+    Raises:
+        ModelError: the forward raises on these inputs.
+    """
+    try:
+        with on_meta(model):
+            return _record_once(model, *map_structure(_to_meta_input, (example.args, example.kwargs)))
+    except Exception:  # any operation without a meta kernel, any use of data: run it for real
+        pass
+    try:
+        with same_buffers(model):
+            return _record_once(model, example.args, example.kwargs)
+    except Exception as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        raise ModelError(
+            f"{type(model).__name__} raises in its example forward on {example}: {type(error).__name__}: {first_line}\n"
+            "  Give inputs it accepts: example_inputs=(tensor, ...), or --input-size CxHxW on the command line."
+        ) from error
+
+
+def _to_meta_input(leaf: Any) -> Any:
+    return leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _record_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+    calls: list[Call] = []
+    with ExitStack() as stack:
+        for context in (unchanged(model), mode(model, False), same_random_state(), torch.no_grad(), recorded_calls(calls)):
+            stack.enter_context(context)
+        model(*args, **kwargs)
+    return calls[0]

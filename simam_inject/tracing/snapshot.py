@@ -1,0 +1,110 @@
+"""Leave no trace: modes, attributes, buffers, random states as they were, whatever a forward does in between."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import nn
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+def _copy_attribute(value: Any) -> Any:
+    """One level of copy for the containers that a forward may append to."""
+    return value.copy() if type(value) in (list, dict, set) else value
+
+
+def _put_back(attribute: Any, saved: Any) -> Any:
+    """Refill the original container, so that others who hold it see the old content too."""
+    if type(attribute) is list:
+        attribute[:] = saved
+    elif type(attribute) in (dict, set):
+        attribute.clear()
+        attribute.update(saved)
+    return attribute
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Restore every module's attributes, tables and modes afterwards. Contents of tensors are not saved."""
+    saved = [
+        (module, dict(module.__dict__), {name: _copy_attribute(value) for name, value in module.__dict__.items()})
+        for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            module.__dict__.clear()
+            for name, value in attributes.items():
+                module.__dict__[name] = _put_back(value, contents[name])
+
+
+@contextmanager
+def same_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the contents of all buffers (BatchNorm statistics, counters) afterwards."""
+    saved = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, content in saved:
+                buffer.copy_(content)
+
+
+@contextmanager
+def same_random_state() -> Iterator[None]:
+    """Restore the random states of torch (all devices in use), numpy and Python afterwards."""
+    python_state, numpy_state = random.getstate(), numpy.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    try:
+        with torch.random.fork_rng(devices=list(devices)):
+            yield
+    finally:
+        random.setstate(python_state)
+        numpy.random.set_state(numpy_state)
+
+
+@contextmanager
+def mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """All modules in train or eval mode inside, each as it was afterwards. Does not call `train()`, which some override."""
+    saved = [(module, module.training) for module in model.modules()]
+    try:
+        for module, _ in saved:
+            module.training = training
+        yield
+    finally:
+        for module, was_training in saved:
+            module.training = was_training
+
+
+@contextmanager
+def on_meta(model: nn.Module) -> Iterator[None]:
+    """Parameters and buffers replaced by meta twins inside, so that a forward costs no arithmetic and no memory."""
+    twins: dict[int, torch.Tensor] = {}
+    saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
+    try:
+        for module in model.modules():
+            for table_name in _TABLES[:2]:
+                table = module.__dict__[table_name]
+                saved.append((table, dict(table)))
+                for name, tensor in table.items():
+                    if tensor is None:
+                        continue
+                    twin = twins.get(id(tensor))
+                    if twin is None:
+                        twin = torch.empty_like(tensor, device="meta")
+                        if isinstance(tensor, nn.Parameter):
+                            twin = nn.Parameter(twin, requires_grad=False)
+                        twins[id(tensor)] = twin
+                    table[name] = twin
+        yield
+    finally:
+        for table, contents in saved:
+            table.clear()
+            table.update(contents)
