@@ -4,19 +4,20 @@ import os
 import random
 import tempfile
 
-# Before anything imports ultralytics, which reads them once; child processes inherit them.
-_CONFIG = tempfile.TemporaryDirectory(prefix="simam-inject-tests-")
-os.environ["YOLO_OFFLINE"] = "true"
-os.environ["YOLO_AUTOINSTALL"] = "false"
-os.environ["YOLO_VERBOSE"] = "false"
-os.environ["YOLO_CONFIG_DIR"] = _CONFIG.name
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import numpy as np
 import pytest
 import torch
 
+# Read once, when ultralytics or huggingface_hub is first imported, which only tests do; child processes inherit them.
+_CONFIG = tempfile.TemporaryDirectory(prefix="simam-inject-tests-")
+os.environ.update(
+    HF_HUB_OFFLINE="1",
+    YOLO_AUTOINSTALL="false",
+    YOLO_CONFIG_DIR=_CONFIG.name,
+    YOLO_OFFLINE="true",
+    YOLO_VERBOSE="false",
+)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 
