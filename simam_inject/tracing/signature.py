@@ -1,0 +1,59 @@
+"""The signature of a traced forward: which parameters the caller passes, and which keep a value that the graph bakes in."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from simam_inject.tracing.proxies import Refusal
+from simam_inject.tracing.values import PLAIN_TYPES, leaves
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One parameter of a forward, as the example forward used it."""
+
+    name: str
+    kind: inspect._ParameterKind
+    default: Any
+    value: Any
+    is_passed: bool
+    is_proxied: bool
+    """False: the graph holds `value` as a constant, and the generated forward refuses another one."""
+
+
+def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Argument, ...]:
+    """Match one recorded call against the signature of `function` (a plain function whose first parameter is self).
+
+    Raises:
+        Refusal: no graph can have this signature.
+    """
+    parameters = list(inspect.signature(inspect.unwrap(function)).parameters.values())[1:]
+    try:
+        bound = inspect.Signature(parameters).bind(*args, **kwargs).arguments
+    except TypeError as error:
+        raise Refusal(f"cannot be called as recorded ({error})") from None
+    return tuple(_argument(parameter, bound) for parameter in parameters)
+
+
+def _argument(parameter: inspect.Parameter, bound: dict[str, Any]) -> Argument:
+    is_passed = parameter.name in bound
+    if parameter.kind is parameter.VAR_POSITIONAL:
+        value = bound.get(parameter.name, ())
+    elif parameter.kind is parameter.VAR_KEYWORD:
+        value = bound.get(parameter.name, {})
+    else:
+        value = bound.get(parameter.name, parameter.default)
+    is_proxied = is_passed and _holds_tensors(value)
+    constant_types = all(isinstance(leaf, (*PLAIN_TYPES, torch.dtype, torch.device)) for leaf in leaves(value))
+    if is_passed and not is_proxied and not constant_types:
+        is_proxied = True  # an object of the caller's own: carry it through
+    return Argument(parameter.name, parameter.kind, parameter.default, value, is_passed, is_proxied)
+
+
+def _holds_tensors(value: Any) -> bool:
+    return any(isinstance(leaf, torch.Tensor) for leaf in leaves(value))

@@ -1,0 +1,264 @@
+"""The tracer: `torch.fx` with recorded values, for one method of one module, children kept as leaves.
+
+What it adds to `fx.Tracer`:
+
+* every proxy carries the value the example forward saw, computed on meta tensors or taken from the recorded calls of
+  children, and every list, tuple or dict becomes a real one of proxies: `list(x.chunk(2, 1))`, `len(feats)`,
+  iterating a dict and unpacking a shape are then ordinary Python;
+* a decision on data, on a shape or on anything else that depends on the input is refused, never baked in;
+* reads of the module's own plain attributes are noted, and so is a read of `training`: the generated forward checks
+  the former, and a forward that read the latter is traced in both modes.
+"""
+
+from __future__ import annotations
+
+import inspect
+import operator
+import sys
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from simam_inject.tracing.proxies import Refusal, ValueProxy
+from simam_inject.tracing.recording import Call
+from simam_inject.tracing.signature import Argument, bind
+from simam_inject.tracing.values import (
+    PLAIN_TYPES,
+    UNKNOWN,
+    Unknown,
+    is_named_tuple,
+    leaves,
+    map_structure,
+    to_meta,
+)
+
+_OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
+_MODE_QUERIES = (
+    (torch, "is_grad_enabled"),
+    (torch, "is_autocast_enabled"),
+    (torch, "is_inference_mode_enabled"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Body:
+    """One method of a module as a graph. `node.meta["value"]` is what the example forward saw there."""
+
+    name: str
+    graph: fx.Graph
+    arguments: tuple[Argument, ...]
+    guards: tuple[tuple[str, Any], ...]
+    """Plain attributes the method read, with the values the graph holds."""
+    reads_training: bool
+
+
+def trace(module: nn.Module, call: Call, name: str = "forward", *, training: bool = False) -> Body:
+    """Trace the method `name` of `module` as `call` called it. The module is left as found.
+
+    Raises:
+        Refusal: the method cannot stand as a graph; the message says why.
+    """
+    function = inspect.getattr_static(type(module), name)
+    if not inspect.isfunction(function):
+        raise Refusal(f"{type(module).__name__}.{name} is not a Python function")
+    attributes: dict[str, Any] = {}
+    was_training = module.training
+    module.training = training
+    try:
+        with _watched_attributes(module, attributes), _refused_mode_queries(), torch.no_grad():
+            tracer = _ScopeTracer(call, name)
+            graph = tracer.trace(module)
+    except Refusal:
+        raise
+    except (fx.proxy.TraceError, Exception) as error:
+        first_line = next(iter(str(error).splitlines()), "")
+        raise Refusal(f"cannot be traced ({type(error).__name__}: {first_line:.160})") from error
+    finally:
+        module.training = was_training
+    _drop_unused_items(graph)
+    reads_training = attributes.pop("training", None) is not None
+    return Body(name, graph, tracer.arguments, tuple(sorted(attributes.items())), reads_training)
+
+
+class _ScopeTracer(fx.Tracer):
+    def __init__(self, call: Call, name: str) -> None:
+        super().__init__()
+        self.traced_func_name = name
+        self.arguments: tuple[Argument, ...] = ()
+        self._call = call
+        self._outputs: defaultdict[int, Iterator[Any]] = defaultdict(lambda: iter(()))
+        outputs: defaultdict[int, list[Any]] = defaultdict(list)
+        for child in call.children:
+            outputs[id(child.module)].append(child.output)
+        for key, found in outputs.items():
+            self._outputs[key] = iter(found)
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return True
+
+    def proxy(self, node: fx.Node) -> ValueProxy:
+        return ValueProxy(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        # By exact type first: a proxy passes for a Tensor where a forward asks with isinstance.
+        if issubclass(type(a), fx.Proxy):
+            return a.node
+        if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
+            known = any(a is buffer for buffer in self.root.buffers()) or a in self.tensor_attrs
+            if not known:
+                raise Refusal("makes a tensor out of nothing (torch.zeros, torch.arange, a parametrized weight, ...)")
+        return super().create_arg(a)
+
+    def create_args_for_root(
+        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        self.arguments = bind(root_fn, self._call.args, self._call.kwargs)
+        positional: list[Any] = []
+        keywords: dict[str, Any] = {}
+        for argument in self.arguments:
+            value = argument.value
+            if argument.is_proxied:
+                node = self.create_node("placeholder", argument.name, (), {})
+                node.meta["value"] = value
+                value = self._unfold(self._with_value(self.proxy(node), value))
+            if argument.kind is inspect.Parameter.VAR_POSITIONAL:
+                positional.extend(value)
+            elif argument.kind is inspect.Parameter.VAR_KEYWORD:
+                keywords.update(value)
+            elif argument.kind is inspect.Parameter.KEYWORD_ONLY:
+                keywords[argument.name] = value
+            else:
+                positional.append(value)
+        root = self.root
+        return lambda: root_fn(root, *positional, **keywords), []
+
+    def create_proxy(
+        self,
+        kind: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        name: str | None = None,
+        type_expr: Any = None,
+        proxy_factory_fn: Any = None,
+    ) -> Any:
+        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+        value = self._evaluate(kind, target, args, kwargs)
+        proxy.node.meta["value"] = value
+        return self._unfold(self._with_value(proxy, value))
+
+    @staticmethod
+    def _with_value(proxy: Any, value: Any) -> Any:
+        proxy.__dict__["value"] = value
+        return proxy
+
+    def _unfold(self, proxy: Any) -> Any:
+        """The proxy of a container becomes a real container of proxies."""
+        value = proxy.value
+        kind = type(value)
+        if kind in (list, tuple, torch.Size):
+            items = [self._item(proxy, index) for index in range(len(value))]
+            return items if kind is list else tuple(items)
+        if kind in (dict, OrderedDict):
+            return kind((key, self._item(proxy, key)) for key in value)
+        if is_named_tuple(value):
+            return kind(*(self._item(proxy, index) for index in range(len(value))))
+        return proxy
+
+    def _item(self, proxy: Any, index: Any) -> Any:
+        if proxy.value[index] is None or isinstance(proxy.value[index], str):
+            return proxy.value[index]  # an optional part that was left out; a name, which no input can change
+        return self.create_proxy("call_function", operator.getitem, (proxy, index), {})
+
+    def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What this node's value was in the example forward, or `UNKNOWN`."""
+        if kind == "call_module":
+            return next(self._outputs[id(_look_up(self.root, target))], UNKNOWN)
+        if kind == "get_attr":
+            return _meta_leaf(_look_up(self.root, target))
+        values, keyword_values = map_structure(_value_of, (args, kwargs))
+        if any(isinstance(leaf, Unknown) for leaf in leaves((values, keyword_values))):
+            return UNKNOWN
+        if kind == "call_method":
+            return getattr(values[0], target)(*values[1:], **keyword_values)
+        return target(*values, **keyword_values)
+
+
+def _look_up(root: nn.Module, path: str) -> Any:
+    """The attribute at a dotted path, past `nn.Module.__getattr__`, which fx has patched to make proxies."""
+    found: Any = root
+    for name in path.split("."):
+        for table in ("_modules", "_parameters", "_buffers"):
+            if name in found.__dict__[table]:
+                found = found.__dict__[table][name]
+                break
+        else:
+            found = found.__dict__[name]
+    return found
+
+
+def _value_of(leaf: Any) -> Any:
+    if issubclass(type(leaf), fx.Proxy):
+        return leaf.value
+    if isinstance(leaf, slice):
+        return slice(_value_of(leaf.start), _value_of(leaf.stop), _value_of(leaf.step))
+    return _meta_leaf(leaf)
+
+
+def _meta_leaf(leaf: Any) -> Any:
+    return to_meta(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+
+@contextmanager
+def _watched_attributes(module: nn.Module, seen: dict[str, Any]) -> Iterator[None]:
+    """Note in `seen` every plain attribute of `module` itself that is read inside."""
+    original = type(module)
+
+    def read_and_note(self: nn.Module, name: str) -> Any:
+        value = super(watcher, self).__getattribute__(name)  # type: ignore[arg-type]
+        if self is module and isinstance(value, PLAIN_TYPES) and not name.startswith("__"):
+            if name not in _OWN_ATTRIBUTES or name == "training":
+                seen[name] = value
+        return value
+
+    watcher = type(original.__name__, (original,), {"__getattribute__": read_and_note, "__module__": original.__module__})
+    object.__setattr__(module, "__class__", watcher)
+    try:
+        yield
+    finally:
+        object.__setattr__(module, "__class__", original)
+
+
+@contextmanager
+def _refused_mode_queries() -> Iterator[None]:
+    """A forward that asks whether gradients or autocast are on would be baked to the answer of this moment."""
+
+    def refusing(query: Callable[..., bool]) -> Callable[..., bool]:
+        def ask(*args: Any, **kwargs: Any) -> bool:
+            caller = sys._getframe(1).f_globals.get("__name__", "")
+            if caller.partition(".")[0] == "torch":  # torch's own bookkeeping, not a decision of the forward
+                return query(*args, **kwargs)
+            raise Refusal("asks torch whether gradients or autocast are on, and branches on the answer")
+
+        return ask
+
+    saved = [(owner, name, getattr(owner, name)) for owner, name in _MODE_QUERIES]
+    for owner, name, query in saved:
+        setattr(owner, name, refusing(query))
+    try:
+        yield
+    finally:
+        for owner, name, query in saved:
+            setattr(owner, name, query)
+
+
+def _drop_unused_items(graph: fx.Graph) -> None:
+    """Remove the `getitem` and `getattr` nodes that unfolding made and nobody used."""
+    for node in reversed(graph.nodes):
+        if node.op == "call_function" and node.target in (operator.getitem, getattr) and not node.users:
+            graph.erase_node(node)
