@@ -1,0 +1,83 @@
+"""What the operator accepts, and the sentence a user reads when it does not.
+
+Everything here looks at metadata only (rank, dtype, a Python number), so a compiled or exported graph holds none of it.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+import warnings
+from typing import SupportsFloat, cast
+
+from torch import Tensor
+
+from simam_inject.errors import InjectError
+
+RANKS = (3, 4, 5)
+CHANNEL_DIMS = (1, -1)
+
+
+class ArgumentError(InjectError, ValueError):
+    """An argument of `simam` or `SimAM` that has no meaning: a bad `e_lambda`, channel dimension, rank or dtype."""
+
+
+def check_e_lambda(e_lambda: object) -> float:
+    """Return `e_lambda` as a float.
+
+    Raises:
+        ArgumentError: it is not a real number (bool and str included), not finite, or not above zero.
+    """
+    if type(e_lambda) is float and 0.0 < e_lambda < math.inf:
+        return e_lambda
+    if isinstance(e_lambda, bool) or not isinstance(e_lambda, numbers.Real):
+        raise ArgumentError(
+            f"e_lambda must be a number above 0, e.g. 1e-4 or 0.1; found {e_lambda!r} ({type(e_lambda).__name__})"
+        )
+    number = float(cast(SupportsFloat, e_lambda))
+    if not math.isfinite(number) or number <= 0.0:
+        raise ArgumentError(
+            f"e_lambda must be finite and above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet); found {e_lambda!r}"
+        )
+    return number
+
+
+def warn_of_channel_count(e_lambda: object) -> None:
+    """Warn when `e_lambda` looks like a channel count, as in `SimAM(1024)`: the gate would be a constant."""
+    if isinstance(e_lambda, numbers.Integral) and int(e_lambda) > 1:
+        warnings.warn(
+            f"SimAM(e_lambda={e_lambda!r}): this is probably a channel count, and makes the gate a constant. SimAM "
+            "needs no channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is meant.",
+            stacklevel=3,
+        )
+
+
+def check_channel_dim(channel_dim: object) -> int:
+    """Return `channel_dim` as 1 (N, C, spatial) or -1 (N, spatial, C).
+
+    Raises:
+        ArgumentError: it is anything else.
+    """
+    if isinstance(channel_dim, bool) or channel_dim not in CHANNEL_DIMS:
+        raise ArgumentError(f"channel_dim must be 1 (N, C, spatial) or -1 (N, spatial, C); found {channel_dim!r}")
+    return 1 if channel_dim == 1 else -1
+
+
+def check_input(x: object) -> None:
+    """Refuse what has no spatial mean.
+
+    Raises:
+        ArgumentError: `x` is not a tensor, not of rank 3 to 5, or not real floating point.
+    """
+    if not isinstance(x, Tensor):
+        raise ArgumentError(f"simam attends a torch.Tensor; found {type(x).__name__}")
+    if x.dim() not in RANKS:
+        raise ArgumentError(
+            "simam attends a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
+            f"found shape {tuple(x.shape)}" + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == 2 else "")
+        )
+    if not x.dtype.is_floating_point:
+        raise ArgumentError(
+            f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
+            + ("" if x.dtype.is_complex else "; convert it first, e.g. with x.float()")
+        )

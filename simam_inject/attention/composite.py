@@ -1,0 +1,134 @@
+"""SimAM's algebra in plain, out-of-place tensor operations: what compilers, exporters and transforms get to see.
+
+Per sample and channel, over the n positions of a map x:
+
+    mu = mean(x)    d = x - mu    v = sum(d^2) / (n - 1)
+    a  = 1 / (4 (v + lambda))     s = sigmoid(a d^2 + 1/2)     y = x s
+
+and, for the gradient g of y and with h = g x s (1 - s):
+
+    dx = g s + 2 a [ h d - sum(h d) / n - (4 a / (n - 1)) sum(h d^2) d ]
+
+n - 1 reads max(n - 1, 1) throughout, so a 1x1 map has the gate sigmoid(1/2) and not NaN. Everything is computed in
+float32 (float64 for float64) and rounded once, to the dtype of x: autocast finds nothing to change.
+
+Source: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
+ICML 2021, PMLR 139:11863-11874; written from the formula.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Dims = tuple[int, ...]
+
+EXPORT_SCALE = 1 / 16
+"""Deviations are shrunk by this before they are squared, for runtimes that run an exported float32 graph in float16:
+the squares then stay finite up to |d| = 4096, where plain ones overflow at 256."""
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of means and variances for a map of `dtype`: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def widen(x: Tensor) -> Tensor:
+    """`x` in the dtype of its statistics. A cast to the dtype at hand would leave a node in an exported graph."""
+    dtype = statistics_dtype(x.dtype)
+    return x if x.dtype == dtype else x.to(dtype)
+
+
+def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
+    """`y` in `dtype`, likewise."""
+    return y if y.dtype == dtype else y.to(dtype)
+
+
+def spatial_dims(rank: int, channel_dim: int) -> Dims:
+    """The dimensions of a map that SimAM averages over."""
+    return tuple(range(2, rank)) if channel_dim == 1 else tuple(range(1, rank - 1))
+
+
+def positions(x: Tensor, dims: Dims) -> Any:
+    """How many positions a plane has: an int, a SymInt, or a 0-dim tensor while `torch.jit.trace` records."""
+    n: Any = 1
+    for dim in dims:  # math.prod cannot be traced over sizes
+        n = n * x.shape[dim]
+    return n
+
+
+def less_one(n: Any) -> Any:
+    """max(n - 1, 1), for whatever `positions` returned."""
+    return (n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1, 1)
+
+
+def two_pass(x: Tensor, e_lambda: float, dims: Dims) -> Tensor:
+    """The form for exporters and function transforms: 13 elementary operations, and two casts for half precision.
+
+    For a fixed size no shape is computed in the graph; for a dynamic one n follows the input.
+    """
+    n = positions(x, dims)
+    wide = widen(x)
+    small = (wide - wide.mean(dims, keepdim=True)) * EXPORT_SCALE
+    energy = (small * small).mean(dims, keepdim=True) * (4 * n / less_one(n)) + 4 * e_lambda * EXPORT_SCALE**2
+    normal = small / energy.sqrt()
+    return narrow(wide * (normal * normal + 0.5).sigmoid(), x.dtype)
+
+
+def statistics(wide: Tensor, e_lambda: float, dims: Dims) -> tuple[Tensor, Tensor]:
+    """Return mu and a of every plane by one `var_mean`, of which Inductor makes a single reduction.
+
+    In eager mode on a CPU `var_mean` is a scalar loop, two to three times as slow as the two-pass form.
+    """
+    n = positions(wide, dims)
+    variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
+    return mean, 0.25 / (variance * (n / less_one(n)) + e_lambda)
+
+
+def attend(x: Tensor, e_lambda: float, dims: Dims) -> Tensor:
+    """Return y: the form for compilers."""
+    wide = widen(x)
+    mean, a = statistics(wide, e_lambda, dims)
+    return narrow(wide * gate(wide - mean, a), x.dtype)
+
+
+def gate(deviation: Tensor, a: Tensor) -> Tensor:
+    """Return s."""
+    return torch.sigmoid(deviation * deviation * a + 0.5)
+
+
+def attend_backward(x: Tensor, grad: Tensor, e_lambda: float, dims: Dims) -> Tensor:
+    """Return dx from x and the gradient of y, in closed form.
+
+    A function of these two alone, so it can be differentiated again. A compiler that sees it beside `attend` merges
+    their statistics.
+    """
+    wide, wide_grad = widen(x), widen(grad)
+    mean, a = statistics(wide, e_lambda, dims)
+    n = positions(x, dims)
+    deviation = wide - mean
+    s = gate(deviation, a)
+    h = wide_grad * wide * s * (1 - s)
+    first = (h * deviation).sum(dims, keepdim=True)
+    second = (h * deviation * deviation).sum(dims, keepdim=True)
+    inner = h * deviation - first / n - (4 * a / less_one(n)) * second * deviation
+    return narrow(wide_grad * s + 2 * a * inner, x.dtype)
+
+
+class Attention(torch.autograd.Function):
+    """`attend` that keeps x alone for its backward, which is `attend_backward`. Traced by compilers; never opaque."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, e_lambda: float, dims: Dims) -> Tensor:
+        """Attend `x`."""
+        ctx.save_for_backward(x)
+        ctx.e_lambda, ctx.dims = e_lambda, dims
+        return attend(x, e_lambda, dims)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Return the gradient of x."""
+        (x,) = ctx.saved_tensors
+        return attend_backward(x, grad, ctx.e_lambda, ctx.dims), None, None

@@ -1,0 +1,85 @@
+"""`simam`: one formula, and the choice of how to run it.
+
+    where the call happens                        what runs
+    eager                                         `eager`: an in-place loop on a CPU, Triton kernels on a GPU
+    under `torch.compile`                         `composite.attend` and its closed-form backward
+    torch.export, ONNX, torch.jit.trace           `composite.two_pass`
+    torch.func, forward-mode AD, dispatch modes   `composite.two_pass`
+    torch.fx.symbolic_trace                       nothing: recorded as one call of `simam`
+
+No path is an opaque operator: on a GPU SimAM is bound by memory, and a compiler that sees into it fuses it with its
+neighbours, which is worth more than any kernel of its own.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_unary
+
+from simam_inject.attention import composite, eager
+from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_input
+
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Beyond these a float32 `a` would be infinite or zero, and a constant map NaN."""
+
+
+def simam(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
+    """Return `x` with every position weighted by its SimAM importance; `x` is not changed.
+
+    Args:
+        x: feature map; float16, bfloat16, float32 or float64, any strides.
+        e_lambda: the regulariser lambda, finite and above 0. It is absolute, not relative to the signal: the authors
+            use 0.1 on ImageNet and COCO, 1e-4 is the default of their class.
+        channel_dim: 1 for (N, C, spatial), -1 for (N, spatial, C). It names the order of the dimensions; the memory
+            format is free, and preserved.
+
+    Returns:
+        A tensor of the shape, dtype and memory format of `x`. Statistics are float32 for float16 and bfloat16, so
+        large maps do not overflow. A map of one position is multiplied by sigmoid(0.5).
+
+    Raises:
+        ArgumentError: `x` is no real floating-point tensor of rank 3 to 5, or an argument is out of range.
+
+    Shape:
+        (N, C, L), (N, C, H, W) or (N, C, D, H, W), or with C last; same as the input.
+
+    Source:
+        Yang et al., "SimAM", ICML 2021, PMLR 139:11863-11874; written from the formula.
+
+    Example:
+        >>> import torch
+        >>> simam(torch.ones(1, 1, 2, 2)).unique()
+        tensor([0.6225])
+    """
+    if has_torch_function_unary(x):  # fx proxies and tensor subclasses with a view of their own
+        result: Tensor = handle_torch_function(simam, (x,), x, e_lambda, channel_dim=channel_dim)
+        return result
+    check_input(x)
+    e_lambda = min(max(check_e_lambda(e_lambda), SMALLEST), LARGEST)
+    dims = composite.spatial_dims(x.dim(), check_channel_dim(channel_dim))
+    if torch.compiler.is_compiling():
+        if torch.compiler.is_exporting():
+            return composite.two_pass(x, e_lambda, dims)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return cast(Tensor, composite.Attention.apply(x, e_lambda, dims))
+        return composite.attend(x, e_lambda, dims)
+    if not _is_plain_eager(x):
+        return composite.two_pass(x, e_lambda, dims)
+    if channel_dim == -1:
+        return eager.simam(x.movedim(-1, 1), e_lambda).movedim(1, -1)
+    return eager.simam(x, e_lambda)
+
+
+def _is_plain_eager(x: Tensor) -> bool:
+    """Whether nothing watches or transforms the operations, so that in-place loops and kernels are invisible."""
+    return (
+        type(x) in (Tensor, torch.nn.Parameter)
+        and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0
+        and forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+    )
