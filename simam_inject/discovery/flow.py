@@ -1,0 +1,221 @@
+"""The dataflow as one logical graph: the output of a child scope is the output node of its graph.
+
+`Flow` answers, for a node of any scope, which operations its value comes from, which dimension holds its channels, and
+whether it is the branch of a residual add. It looks through scopes that were traced and stops at those that were not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from simam_inject.discovery.kinds import TRANSPARENT, module_kind, node_kind
+from simam_inject.discovery.naming import join, value_names
+from simam_inject.tracing.scopes import Scope, Trace
+
+_FIRST = ("conv", "batch_norm", "instance_norm", "group_norm", "pool", "interpolate", "pixel_", "local_response_norm")
+_LAST = ("linear", "layer_norm", "rms_norm")
+_WEIGHTED = (_ConvNd, nn.Linear)
+
+
+@dataclass(eq=False)
+class Flow:
+    """Questions about the dataflow of one traced model. Answers are kept, since chains are asked again and again."""
+
+    trace: Trace
+    names: dict[str, dict[fx.Node, str]] = field(init=False)
+    _caller: dict[str, tuple[Scope, fx.Node]] = field(default_factory=dict)
+    _origins: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
+    _layouts: dict[fx.Node, int] = field(default_factory=dict)
+    _weights: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.names = {path: value_names(scope.body.graph) for path, scope in self.trace.scopes.items() if scope.body}
+        for scope in self.trace.scopes.values():
+            for node in scope.body.graph.nodes if scope.body else ():
+                child = self.child(scope, node)
+                if child is not None:
+                    self._caller.setdefault(child.path, (scope, node))
+
+    def module(self, scope: Scope, node: fx.Node) -> nn.Module | None:
+        """The module that a call_module node calls."""
+        return scope.module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+    def child(self, scope: Scope, node: fx.Node) -> Scope | None:
+        """The scope that a call_module node runs, if the module called has children."""
+        module = self.module(scope, node)
+        return None if module is None else self.trace.scopes.get(self.trace.path_of[id(module)])
+
+    def path(self, scope: Scope, node: fx.Node) -> str:
+        """Path of the value a node holds. A child scope's value is named by its own path."""
+        child = self.child(scope, node)
+        return join(scope.path, self.names[scope.path][node]) if child is None else child.path
+
+    def tensor_inputs(self, node: fx.Node) -> list[fx.Node]:
+        """The nodes of the same graph whose tensors (or lists of tensors) this node reads, parameters aside."""
+        return [source for source in node.all_input_nodes if source.op != "get_attr" and _holds_tensor(source)]
+
+    def origins(self, scope: Scope, node: fx.Node) -> tuple[str, ...]:
+        """Paths of the operations that computed this value, looking through block borders and pass-through operations."""
+        if node not in self._origins:
+            self._origins[node] = ()  # ends the recursion on a module that calls itself
+            self._origins[node] = tuple(dict.fromkeys(self._find_origins(scope, node)))
+        return self._origins[node]
+
+    def _find_origins(self, scope: Scope, node: fx.Node) -> list[str]:
+        if node.op == "placeholder":
+            outside = self._argument_nodes(scope, node)
+            if outside is None:
+                return [join(scope.path, self.names[scope.path].get(node, str(node.target)))]
+            parent, sources = outside
+            return [path for source in sources for path in self.origins(parent, source)]
+        if node.op == "get_attr":
+            return []
+        child = self.child(scope, node)
+        if child is not None and child.body is not None:
+            results = output_node(child.body.graph).all_input_nodes
+            return [path for result in results for path in self.origins(child, result)]
+        if node not in self.names[scope.path] or self.kind(scope, node) in TRANSPARENT:
+            return [path for source in self.tensor_inputs(node) for path in self.origins(scope, source)]
+        return [self.path(scope, node)]
+
+    def kind(self, scope: Scope, node: fx.Node) -> str:
+        """Kind of the operation at a node; `block` for a call of a module with children, `input` for a parameter."""
+        if node.op == "placeholder":
+            return "input"
+        module = self.module(scope, node)
+        if module is None:
+            return node_kind(node)
+        return "block" if self.child(scope, node) is not None else module_kind(module)
+
+    def _argument_nodes(self, scope: Scope, node: fx.Node) -> tuple[Scope, list[fx.Node]] | None:
+        """The parent's nodes that become this parameter in the scope's first call."""
+        if scope.path not in self._caller or scope.body is None:
+            return None
+        parent, call = self._caller[scope.path]
+        names = [argument.name for argument in scope.body.arguments]
+        position = names.index(str(node.target)) if node.target in names else -1
+        argument: Any = call.kwargs.get(str(node.target))
+        if argument is None and 0 <= position < len(call.args):
+            argument = call.args[position]
+        found: list[fx.Node] = []
+        fx.map_arg(argument, found.append)
+        return (parent, found) if found else None
+
+    def channel_dim(self, scope: Scope, node: fx.Node) -> int:
+        """1 or -1; 0 where the channels stand elsewhere."""
+        if node not in self._layouts:
+            self._layouts[node] = 1
+            self._layouts[node] = self._find_channel_dim(scope, node)
+        return self._layouts[node]
+
+    def _find_channel_dim(self, scope: Scope, node: fx.Node) -> int:
+        if node.op == "placeholder":
+            outside = self._argument_nodes(scope, node)
+            return self.channel_dim(outside[0], outside[1][0]) if outside else 1
+        child = self.child(scope, node)
+        if child is not None and child.body is not None:
+            results = output_node(child.body.graph).all_input_nodes
+            return self.channel_dim(child, results[0]) if results else 1
+        module = self.module(scope, node)
+        kind = self.kind(scope, node)
+        if isinstance(module, (_ConvNd, _BatchNorm)) or (kind.startswith(_FIRST) or kind.endswith("pool")):
+            return 1
+        if kind in _LAST and not type(module).__name__.endswith(("2d", "3d", "1d")):
+            return -1
+        value = node.meta.get("value")
+        rank = value.dim() if isinstance(value, torch.Tensor) else 0
+        source = next((s for s in self.tensor_inputs(node) if _rank(s) == rank), None)
+        if source is None:
+            reshaped = next(iter(self.tensor_inputs(node)), None)
+            return 1 if reshaped is None else self._reshaped_layout(scope, reshaped, node)
+        inherited = self.channel_dim(scope, source)
+        return _permuted_layout(node, kind, inherited, rank)
+
+    def _reshaped_layout(self, scope: Scope, source: fx.Node, node: fx.Node) -> int:
+        """Layout after a change of rank: channels are where their number went."""
+        before, after = source.meta.get("value"), node.meta.get("value")
+        if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor) or before.dim() < 3:
+            return 1
+        if after.dim() < 3:
+            return 1
+        channels = before.shape[self.channel_dim(scope, source) or 1]
+        if after.shape[1] == channels and after.shape[-1] != channels:
+            return 1
+        if after.shape[-1] == channels and after.shape[1] != channels:
+            return -1
+        return self.channel_dim(scope, source)
+
+    def branch_of(self, scope: Scope, node: fx.Node) -> fx.Node | None:
+        """The operand of an add that is the residual branch, or None if the add joins no skip.
+
+        Both operands must come from a common value; the branch is the one with more convs and linears on its own way.
+        """
+        operands = self.tensor_inputs(node)
+        if len(operands) != 2 or operands[0].meta["value"].shape != operands[1].meta["value"].shape:
+            return None
+        ways = [_ancestors(operand) for operand in operands]
+        if not ways[0] & ways[1]:
+            return None
+        weights = [sum(self._weight(scope, step) for step in ways[i] - ways[1 - i]) for i in (0, 1)]
+        if weights[0] == weights[1]:
+            return None
+        return operands[0] if weights[0] > weights[1] else operands[1]
+
+    def _weight(self, scope: Scope, node: fx.Node) -> int:
+        module = self.module(scope, node)
+        if module is None:
+            return 0
+        if id(module) not in self._weights:
+            self._weights[id(module)] = sum(isinstance(part, _WEIGHTED) for part in module.modules())
+        return self._weights[id(module)]
+
+
+def output_node(graph: fx.Graph) -> fx.Node:
+    """The graph's one output node."""
+    return next(node for node in reversed(graph.nodes) if node.op == "output")
+
+
+def _holds_tensor(node: fx.Node) -> bool:
+    value = node.meta.get("value")
+    return isinstance(value, (torch.Tensor, list, tuple, dict)) and not isinstance(value, torch.Size)
+
+
+def _rank(node: fx.Node) -> int:
+    value = node.meta.get("value")
+    return value.dim() if isinstance(value, torch.Tensor) else 0
+
+
+def _ancestors(node: fx.Node) -> set[fx.Node]:
+    found: set[fx.Node] = set()
+    waiting = [node]
+    while waiting:
+        step = waiting.pop()
+        if step not in found and step.op != "get_attr":
+            found.add(step)
+            waiting.extend(step.all_input_nodes)
+    return found
+
+
+def _permuted_layout(node: fx.Node, kind: str, inherited: int, rank: int) -> int:
+    """Layout after `permute` and `transpose`, which say where every dimension goes."""
+    if kind not in ("permute", "transpose") or rank < 3:
+        return inherited
+    numbers: list[int] = []
+    for argument in node.args[1:]:
+        numbers.extend(argument if isinstance(argument, (list, tuple)) else [argument])  # type: ignore[list-item]
+    if not all(isinstance(number, int) for number in numbers):
+        return 0
+    order = list(range(rank))
+    if kind == "permute":
+        order = [number % rank for number in numbers]
+    elif len(numbers) == 2:
+        one, other = (number % rank for number in numbers)
+        order[one], order[other] = order[other], order[one]
+    channels = order.index(inherited % rank) if inherited else -1
+    return {1: 1, rank - 1: -1}.get(channels, 0)
