@@ -1,0 +1,140 @@
+"""Models of the user's own: `FILE.py:FACTORY` and `PACKAGE.MODULE:FACTORY`.
+
+A factory is a function, a class or a finished model. It runs with the working directory and, for a file, the file's
+folder importable, as if it were a script there.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from simam_inject.errors import ModelError
+from simam_inject.zoo.records import ZooModel
+from simam_inject.zoo.weights import describe_exception
+
+
+def build_factory(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
+    """Build what a user's factory returns. `pretrained` and `num_classes` go to a factory that takes them.
+
+    Raises:
+        ModelError: The file, module or factory does not exist, raises, refuses an option or returns no model.
+    """
+    source, _, factory_name = name.rpartition(":")
+    options: dict[str, Any] = {"pretrained": True} if pretrained else {}
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    with _importable(Path.cwd(), *([Path(source).resolve().parent] if _is_file_name(source) else [])):
+        factory = _find_factory(name, source, factory_name)
+        model = _call(name, factory, options)
+    if not _is_model(model):
+        raise ModelError(
+            f"{name}: the factory returned {_describe_type(model)}, not a torch.nn.Module or a YOLO object."
+        )
+    return ZooModel(name=name, model=model, source=source, note=f"weights as {factory_name} makes them")
+
+
+@contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    added = [str(folder) for folder in folders]
+    sys.path[:0] = added
+    try:
+        yield
+    finally:
+        for folder in added:
+            sys.path.remove(folder)
+
+
+def _find_factory(name: str, source: str, factory_name: str) -> Any:
+    module = _import_source(name, source)
+    if hasattr(module, factory_name):
+        return getattr(module, factory_name)
+    public = [attribute for attribute in vars(module) if not attribute.startswith("_")]
+    near = difflib.get_close_matches(factory_name, public, n=3)
+    advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(sorted(public)) or 'no public names'}."
+    raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
+
+
+def _import_source(name: str, source: str) -> ModuleType:
+    if _is_file_name(source) and not Path(source).is_file():
+        raise ModelError(f"{name}: there is no file {source}.")
+    try:
+        return _import_file(Path(source)) if _is_file_name(source) else import_module(source)
+    except ModuleNotFoundError as error:
+        if error.name and (source == error.name or source.startswith(f"{error.name}.")):
+            raise ModelError(f"{name}: there is no module {error.name!r} here or in this environment.") from error
+        raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
+    except Exception as error:
+        raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
+
+
+def _import_file(file: Path) -> ModuleType:
+    """Import a file under its own name, so that classes it defines can be pickled, or beside a module of that name."""
+    loaded = sys.modules.get(file.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file.resolve()):
+        return loaded
+    module_name = file.stem if loaded is None else f"{file.stem}_from_{abs(hash(file.resolve())):x}"
+    spec = spec_from_file_location(module_name, file.resolve())
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{file} is not a Python source file")
+    module = module_from_spec(spec)
+    sys.modules[module_name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[module_name]
+        raise
+    return module
+
+
+def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
+    if _is_model(factory):
+        if options:
+            raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
+        return factory
+    if not callable(factory):
+        raise ModelError(f"{name}: it is {_describe_type(factory)}, not a function, class or model.")
+    refused = [option for option in options if not _takes(factory, option)]
+    if refused:
+        raise ModelError(f"{name}: the factory takes no {' or '.join(refused)}.")
+    try:
+        return factory(**options)
+    except Exception as error:
+        raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
+
+
+def _takes(factory: Any, option: str) -> bool:
+    parameters = inspect.signature(factory).parameters
+    return option in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _is_model(value: Any) -> bool:
+    from torch import nn
+
+    return isinstance(value, nn.Module) or (
+        type(value).__module__.startswith("ultralytics.") and isinstance(getattr(value, "model", None), nn.Module)
+    )
+
+
+def _is_file_name(source: str) -> bool:
+    return source.endswith(".py")
+
+
+def _describe_type(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__qualname__}"
+
+
+def _locate(error: BaseException) -> str:
+    """What an exception of the user's code says, with the file and line of its innermost frame."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{describe_exception(error)}{where}"

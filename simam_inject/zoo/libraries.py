@@ -1,0 +1,103 @@
+"""Models of torchvision and timm, by the name their library registers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from simam_inject.zoo.names import list_timm, list_torchvision, unknown_model
+from simam_inject.zoo.records import ZooModel
+from simam_inject.zoo.weights import describe_weights, fetching
+
+_SEGMENTATION_SIZE = 520
+_FLOW_SIZE = 128
+_FRAMES = 16
+
+
+def build_torchvision(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
+    """Build a torchvision model of any kind with random or its best published weights.
+
+    Raises:
+        ModelError: The name is unknown, the weights cannot be fetched, or the builder refuses `num_classes`.
+    """
+    from torchvision import models
+
+    if name not in list_torchvision():
+        raise unknown_model(name, list_torchvision(), library="torchvision")
+    builder = models.get_model_builder(name)
+    options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None
+    if not pretrained and builder.__module__.endswith((".googlenet", ".inception")):
+        options["init_weights"] = True  # these two warn when nobody says so (torchvision 0.29)
+    if num_classes is not None:
+        options["num_classes"] = num_classes
+    with fetching(f"torchvision:{name}", pretrained=pretrained):
+        model = builder(**options)
+    kind = builder.__module__.removeprefix("torchvision.models.").partition(".")[0]
+    return ZooModel(
+        name=name,
+        model=model,
+        source="torchvision",
+        note=describe_weights("torchvision", pretrained=pretrained),
+        input_shapes=_torchvision_inputs(name, kind, model),
+        takes_list=kind == "detection",
+    )
+
+
+def _torchvision_inputs(name: str, kind: str, model: Any) -> tuple[tuple[int, ...], ...]:
+    """Input shapes: what the published weights were evaluated at, or what the model resizes to by itself."""
+    from torchvision import models
+
+    if kind == "detection":
+        resize = model.transform
+        height, width = resize.fixed_size or (min(resize.min_size), min(resize.min_size))
+        return ((3, height, width),)
+    if kind == "optical_flow":
+        return ((1, 3, _FLOW_SIZE, _FLOW_SIZE),) * 2
+    if kind == "segmentation":
+        return ((1, 3, _SEGMENTATION_SIZE, _SEGMENTATION_SIZE),)
+    if hasattr(model, "image_size"):  # a ViT's positions are made for one size, and its best weights may have another
+        return ((1, 3, model.image_size, model.image_size),)
+    crop = tuple(models.get_model_weights(name).DEFAULT.transforms().crop_size)
+    height, width = crop if len(crop) == 2 else crop * 2
+    return ((1, 3, _FRAMES, height, width) if kind == "video" else (1, 3, height, width),)
+
+
+def build_timm(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
+    """Build a timm model; a tag (`resnet50.a1_in1k`) chooses among its published weights.
+
+    Raises:
+        ModelError: The name or the tag is unknown, or the weights cannot be fetched.
+    """
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown_model(name, list_timm(), library="timm")
+    tagged = [known for known in timm.list_pretrained(f"{architecture}.*") if known.startswith(f"{architecture}.")]
+    if tag and name not in tagged:
+        raise unknown_model(name, tagged, library="timm")
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
+    with fetching(f"timm:{name}", pretrained=pretrained):
+        model = timm.create_model(name, pretrained=pretrained, **options)
+    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    return ZooModel(
+        name=name,
+        model=model,
+        source="timm",
+        note=describe_weights("timm", pretrained=pretrained),
+        input_shapes=((1, *size),) if size else (),
+    )
+
+
+def is_timm_name(name: str) -> bool:
+    """True if timm has the architecture, whatever the tag."""
+    import timm
+
+    return bool(timm.is_model(name))
+
+
+def is_torchvision_name(name: str) -> bool:
+    """True if torchvision has a builder of that name."""
+    return name in list_torchvision()

@@ -1,0 +1,157 @@
+"""Models of the user's own, from files and modules."""
+
+import sys
+
+import pytest
+from torch import nn
+
+from simam_inject.errors import ModelError
+from simam_inject.zoo import build
+
+SOURCE = """
+from torch import nn
+
+from parts import WIDTH
+
+class Net(nn.Sequential):
+    def __init__(self, num_classes=3):
+        super().__init__(nn.Conv2d(3, WIDTH, 3), nn.Conv2d(WIDTH, num_classes, 1))
+
+ready = Net()
+number = 7
+
+def make_net(num_classes=3, **options):
+    net = Net(num_classes)
+    net.options = options
+    return net
+
+def make_late():
+    import late
+    return late.net
+
+def make_yolo():
+    from ultralytics import YOLO
+    return YOLO("yolov8n.yaml")
+
+def make_text(): return "net"
+def make_nothing(): pass
+def fail(): raise ValueError("no weights here\\nmore")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A project with a file of models; modules it imports are forgotten afterwards."""
+    nets = tmp_path / "nets"
+    nets.mkdir()
+    (nets / "own_nets.py").write_text(SOURCE)
+    (nets / "parts.py").write_text("WIDTH = 4")
+    (nets / "late.py").write_text("from torch import nn\nnet = nn.Conv2d(3, 4, 1)")
+    (nets / "broken.py").write_text("import not_there_at_all")
+    (nets / "wrong.py").write_text("def f(:")
+    monkeypatch.chdir(tmp_path)
+    known = set(sys.modules)
+    yield nets
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("nets/own_nets.py:make_net", "Net"),
+        ("nets/own_nets.py:Net", "Net"),
+        ("nets/own_nets.py:ready", "Net"),
+        ("nets/own_nets.py:make_late", "Conv2d"),
+        ("torch.nn:Identity", "Identity"),
+        ("nets/own_nets.py:make_yolo", "YOLO"),
+    ],
+)
+def test_factory_builds(name, class_name, folder):
+    path = list(sys.path)
+    built = build(name)
+    assert type(built.model).__name__ == class_name
+    assert built.source == name.rpartition(":")[0]
+    assert built.input_shapes == ()
+    assert sys.path == path
+
+
+def test_module_in_the_working_directory(folder):
+    assert type(build("nets.late:net").model) is nn.Conv2d
+
+
+def test_options_reach_a_factory_that_takes_them(folder):
+    net = build("nets/own_nets.py:make_net", pretrained=True, num_classes=9).model
+    assert net[1].out_channels == 9
+    assert net.options == {"pretrained": True}
+
+
+def test_classes_of_the_file_can_be_pickled(folder):
+    net = build("nets/own_nets.py:Net").model
+    assert sys.modules[type(net).__module__].Net is type(net)
+
+
+def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
+    (folder / "json.py").write_text("from torch import nn\nnet = nn.Identity()")
+    import json
+
+    assert type(build("nets/json.py:net").model) is nn.Identity
+    assert sys.modules["json"] is json
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("nets/nope.py:make", {}, "nets/nope.py:make: there is no file nets/nope.py."),
+        ("nope.nets:make", {}, "nope.nets:make: there is no module 'nope' here or in this environment."),
+        ("nets.nope:make", {}, "nets.nope:make: there is no module 'nets.nope' here or in this environment."),
+        (
+            "nets/broken.py:make",
+            {},
+            "nets/broken.py:make: nets/broken.py cannot be imported: ModuleNotFoundError: No module named 'not_",
+        ),
+        ("nets/wrong.py:f", {}, "nets/wrong.py:f: nets/wrong.py cannot be imported: SyntaxError: invalid syntax"),
+        (
+            "nets/own_nets.py:make_nett",
+            {},
+            "nets/own_nets.py:make_nett: nets/own_nets.py has no 'make_nett'. Did you mean make_net",
+        ),
+        ("nets/parts.py:x", {}, "nets/parts.py:x: nets/parts.py has no 'x'. It has WIDTH."),
+        ("nets/own_nets.py:number", {}, "nets/own_nets.py:number: it is a int, not a function, class or model."),
+        (
+            "nets/own_nets.py:make_text",
+            {},
+            "nets/own_nets.py:make_text: the factory returned a str, not a torch.nn.Module",
+        ),
+        (
+            "nets/own_nets.py:make_nothing",
+            {},
+            "nets/own_nets.py:make_nothing: the factory returned None, not a torch.nn.Module",
+        ),
+        (
+            "nets/own_nets.py:fail",
+            {},
+            "nets/own_nets.py:fail: the factory raised ValueError: no weights here (own_nets.py:",
+        ),
+        ("nets/own_nets.py:Net", {"pretrained": True}, "nets/own_nets.py:Net: the factory takes no pretrained."),
+        (
+            "nets/own_nets.py:ready",
+            {"num_classes": 2},
+            "nets/own_nets.py:ready: it is a finished model and takes no num_classes.",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(name, options, sentence, folder):
+    path = list(sys.path)
+    with pytest.raises(ModelError) as caught:
+        build(name, **options)
+    assert str(caught.value).startswith(sentence)
+    assert "\n" not in str(caught.value)
+    assert sys.path == path
+
+
+def test_a_file_that_failed_can_be_mended_and_imported(folder):
+    with pytest.raises(ModelError):
+        build("nets/broken.py:net")
+    (folder / "broken.py").write_text("from torch import nn\nnet = nn.Identity()")
+    assert type(build("nets/broken.py:net").model) is nn.Identity
