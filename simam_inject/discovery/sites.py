@@ -145,21 +145,20 @@ class _Surveyor:
     def _execution_order(self) -> dict[str, float]:
         """Rank of each path: the order in which the example forward finished computing it."""
         order: dict[str, float] = {}
+        entered: set[str] = set()
 
         def visit(scope: Scope) -> None:
-            if scope.path in order:
-                return
-            order[scope.path] = -1
+            entered.add(scope.path)
             for node in scope.body.graph.nodes if scope.body else ():
                 child = self.flow.child(scope, node)
-                if child is not None:
-                    visit(child)
-                elif node in self.flow.names[scope.path]:
+                if child is None and node in self.flow.names[scope.path]:
                     order.setdefault(join(scope.path, self.flow.names[scope.path][node]), len(order))
+                elif child is not None and child.path not in entered:
+                    visit(child)
             order[scope.path] = len(order)
 
         for scope in self.trace.scopes.values():
-            if scope.calls:
+            if scope.calls and scope.path not in entered:
                 visit(scope)
         return order
 

@@ -29,6 +29,8 @@ class Insertion:
     """How it is put in: `forward` (the block's forward is rewritten), `boundary` (the module's output is wrapped)."""
     note: str = ""
     """What a user should know, e.g. that conv-norm folding is held back here."""
+    scope: str = ""
+    """Path of the module that holds it ("" is the model itself)."""
 
     @property
     def bytes_moved(self) -> int:

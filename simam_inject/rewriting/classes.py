@@ -1,0 +1,167 @@
+"""The class swap: the same module object, with a subclass of its own class whose forward has the attention in it.
+
+So `isinstance`, attributes, methods, hooks, buffers, optimizer references and every `state_dict` key stay as they are.
+The subclass keeps the name of the class it stands for, and pickles as data: the stock module, a specification and the
+names of bound methods; loading swaps the class again (see `restoring`).
+"""
+
+from __future__ import annotations
+
+import copy
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from simam_inject.errors import InjectError
+from simam_inject.rewriting.code import Source
+from simam_inject.rewriting.records import Specification
+
+SPECIFICATION = "_simam_specification"
+"""Instance attribute that holds the module's `Specification`."""
+
+_classes: dict[tuple[type[nn.Module], tuple[tuple[str, str], ...]], type[nn.Module]] = {}
+
+
+def is_injected(module: nn.Module) -> bool:
+    """True if this module object itself was rewritten."""
+    return isinstance(module.__dict__.get(SPECIFICATION), Specification)
+
+
+def specification_of(module: nn.Module) -> Specification:
+    """What was put into a module for which `is_injected` is true."""
+    specification: Specification = module.__dict__[SPECIFICATION]
+    return specification
+
+
+def stock_class(module: nn.Module) -> type[nn.Module]:
+    """The class the module had before it was rewritten."""
+    base: type[nn.Module] = getattr(type(module), "_simam_stock_class", type(module))
+    return base
+
+
+def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn.Module]:
+    """The subclass of `base` with these methods; one class for one (base, source text)."""
+    shareable = not any(_holds_objects(source) for source in sources)
+    key = (base, tuple((source.name, source.text) for source in sources))
+    if shareable and key in _classes:
+        return _classes[key]
+    namespace: dict[str, Any] = {
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+        "_simam_stock_class": base,
+        "__reduce_ex__": _reduce,
+        "__deepcopy__": _deepcopy,
+        "__copy__": _copy,
+    }
+    if issubclass(base, nn.Sequential):
+        namespace.update(_HIDING)
+    for source in sources:
+        function = source.compile()
+        function.__module__, function.__qualname__ = base.__module__, f"{base.__qualname__}.{source.name}"
+        function.__doc__ = getattr(getattr(base, source.name, None), "__doc__", None)
+        namespace[source.name] = function
+    swapped = type(base)(base.__name__, (base,), namespace)
+    if shareable:
+        _classes[key] = swapped
+    return swapped
+
+
+def _holds_objects(source: Source) -> bool:
+    """A default value that is an object of the class's own cannot be told apart by the source text."""
+    return any(name.startswith(("_default_", "_fixed_", "_value_")) for name in source.objects)
+
+
+def put(module: nn.Module, swapped: type[nn.Module]) -> None:
+    """Give the module another class, and let methods that the instance bound to itself follow."""
+    object.__setattr__(module, "__class__", swapped)
+    for name, method in own_methods(module).items():
+        module.__dict__[name] = getattr(module, method)
+
+
+def own_methods(module: nn.Module) -> dict[str, str]:
+    """Instance attributes that are methods of the module itself (`m.forward = m.forward_fuse`): attribute -> method name."""
+    found = {}
+    for name, value in module.__dict__.items():
+        if isinstance(value, types.MethodType) and value.__self__ is module:
+            method = value.__func__.__name__
+            if hasattr(type(module), method):
+                found[name] = method
+    return found
+
+
+def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+    from simam_inject.rewriting.restoring import restore
+
+    methods = own_methods(self)
+    stock = stock_class(self)
+    plain = stock.__new__(stock)
+    hidden = {SPECIFICATION, *methods}
+    plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in hidden})
+    return restore, (plain, specification_of(self).to_dict(), methods)
+
+
+def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    twin = type(self).__new__(type(self))
+    memo[id(self)] = twin
+    for name, value in self.__dict__.items():
+        twin.__dict__[name] = copy.deepcopy(value, memo)
+    return twin
+
+
+def _copy(self: nn.Module) -> nn.Module:
+    twin = type(self).__new__(type(self))
+    twin.__dict__.update(self.__dict__)
+    return twin
+
+
+def _visible(module: nn.Module) -> OrderedDict[str, nn.Module]:
+    """Children of a container without the SimAM modules that were put into it."""
+    hidden = {edit.child for edit in specification_of(module).edits}
+    return OrderedDict((name, child) for name, child in module._modules.items() if child is not None and name not in hidden)
+
+
+def _len(self: nn.Module) -> int:
+    return len(_visible(self))
+
+
+def _iter(self: nn.Module) -> Iterator[nn.Module]:
+    return iter(_visible(self).values())
+
+
+def _getitem(self: nn.Module, index: Any) -> nn.Module:
+    children = _visible(self)
+    if not isinstance(index, slice):
+        return list(children.values())[index]
+    part = OrderedDict(list(children.items())[index])
+    with_attention: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, child in part.items():
+        with_attention[name] = child
+        for edit in specification_of(self).edits:
+            if edit.value == name:
+                with_attention[edit.child] = self._modules[edit.child]  # type: ignore[assignment]
+    return nn.Sequential(with_attention)
+
+
+def _refused(name: str) -> Callable[..., Any]:
+    def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        raise InjectError(
+            f"{type(self).__name__}.{name}: SimAM was injected between this container's children, and its rewritten "
+            "forward names them one by one. Call simam_inject.eject(model), change the container, and inject again."
+        )
+
+    return refuse
+
+
+_HIDING: dict[str, Any] = {
+    "__len__": _len,
+    "__iter__": _iter,
+    "__getitem__": _getitem,
+    **{
+        name: _refused(name)
+        for name in ("__delitem__", "__iadd__", "__imul__", "append", "extend", "insert", "pop")
+    },
+}

@@ -1,0 +1,170 @@
+"""From graphs to a forward: Python source with the original signature, compiled once and visible in tracebacks."""
+
+from __future__ import annotations
+
+import inspect
+import linecache
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from torch import fx, nn
+
+from simam_inject.errors import InjectError
+from simam_inject.tracing.signature import Argument
+from simam_inject.tracing.tracer import Body
+
+
+class _Name:
+    """Prints as a name in a signature."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def __repr__(self) -> str:
+        return self.text
+
+
+class _CodeGen(fx.graph.CodeGen):
+    """fx's code generator with the header of the original method instead of its own."""
+
+    def __init__(self, header: str) -> None:
+        super().__init__()
+        self.header = header
+
+    def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **options: Any) -> str:
+        return self.header
+
+
+def refuse_stale(module: nn.Module, what: str) -> NoReturn:
+    """Called by a generated forward that would run otherwise than the traced one did."""
+    raise InjectError(
+        f"{type(module).__name__}: {what} differs from when SimAM was injected, and the rewritten forward holds the old "
+        "value. Call simam_inject.eject(model), change it, and inject again."
+    )
+
+
+def refuse_method(module: nn.Module, method: str, why: str) -> NoReturn:
+    """Called by a method that cannot run with SimAM in place."""
+    raise InjectError(f"{type(module).__name__}.{method} cannot run with SimAM in it: {why}. Call simam_inject.eject(model) first.")
+
+
+class Source:
+    """Python source of one function and the objects it names."""
+
+    def __init__(self, name: str, text: str, objects: dict[str, Any]) -> None:
+        self.name = name
+        self.text = text
+        self.objects = objects
+
+    def compile(self) -> Callable[..., Any]:
+        """The function. Its source shows in tracebacks and `inspect.getsource`."""
+        path = f"<simam_inject {self.name} {abs(hash(self.text)):x}>"
+        linecache.cache[path] = (len(self.text), None, self.text.splitlines(keepends=True), path)
+        namespace = dict(self.objects)
+        exec(compile(self.text, path, "exec"), namespace)
+        function: Callable[..., Any] = namespace[self.name]
+        return function
+
+
+def body_source(name: str, body: Body, graph: fx.Graph) -> Source:
+    """Source of `graph` as a method called `name` with the signature of the traced method and checks of what it assumed."""
+    objects: dict[str, Any] = {"_refuse_stale": refuse_stale}
+    header = [f"def {name}{_signature(body.arguments, objects)}:"]
+    header += [f"    {line}" for line in _guards(body, objects)]
+    graph.set_codegen(_CodeGen("\n".join(header)))
+    code = graph.python_code(root_module="self")
+    return Source(name, code.src.lstrip("\n"), {**code.globals, **objects})
+
+
+def dispatch_source(name: str, arguments: tuple[Argument, ...], training: str, evaluation: str) -> Source:
+    """Source of a method that runs one of two others, as `self.training` says."""
+    objects: dict[str, Any] = {}
+    signature, passed = _signature(arguments, objects), _passed(arguments)
+    text = (
+        f"def {name}{signature}:\n"
+        f"    if self.training:\n"
+        f"        return self.{training}({passed})\n"
+        f"    return self.{evaluation}({passed})\n"
+    )
+    return Source(name, text, objects)
+
+
+def boundary_source(name: str, inner: Callable[..., Any], child: str) -> Source:
+    """Source of a method that runs `inner` and attends what it returns."""
+    objects: dict[str, Any] = {"_inner": inner}
+    try:
+        parameters = list(inspect.signature(inspect.unwrap(inner)).parameters.values())[1:]
+    except (TypeError, ValueError):
+        parameters = [
+            inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
+            inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
+        ]
+    arguments = tuple(Argument(p.name, p.kind, p.default, None, False, True) for p in parameters)
+    signature, passed = _signature(arguments, objects), _passed(arguments)
+    text = f"def {name}{signature}:\n    return self.{child}(_inner(self{', ' if passed else ''}{passed}))\n"
+    return Source(name, text, objects)
+
+
+def refusal_source(name: str, why: str) -> Source:
+    """Source of a method that only says why it cannot run."""
+    text = f"def {name}(self, *args, **kwargs):\n    _refuse_method(self, {name!r}, {why!r})\n"
+    return Source(name, text, {"_refuse_method": refuse_method})
+
+
+def _signature(arguments: tuple[Argument, ...], objects: dict[str, Any]) -> str:
+    parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    if any(argument.kind is inspect.Parameter.POSITIONAL_ONLY for argument in arguments):
+        parameters = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)]
+    for argument in arguments:
+        default = argument.default
+        if default is not inspect.Parameter.empty:
+            default = _Name(_literal(argument.default, f"_default_{argument.name}", objects))
+        parameters.append(inspect.Parameter(argument.name, argument.kind, default=default))
+    return str(inspect.Signature(parameters))
+
+
+def _passed(arguments: tuple[Argument, ...]) -> str:
+    written = {
+        inspect.Parameter.VAR_POSITIONAL: "*{0}",
+        inspect.Parameter.VAR_KEYWORD: "**{0}",
+        inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
+    }
+    return ", ".join(written.get(argument.kind, "{0}").format(argument.name) for argument in arguments)
+
+
+def _guards(body: Body, objects: dict[str, Any]) -> list[str]:
+    """Lines that refuse to run where the graph's baked values are no longer true."""
+    lines = []
+    if body.guards:
+        names = ", ".join(f"self.{name}" for name, _ in body.guards)
+        values = ", ".join(
+            _literal(value, f"_value_{index}", objects) for index, (_, value) in enumerate(body.guards)
+        )
+        told = ", ".join(name for name, _ in body.guards)
+        plural = "attribute" if len(body.guards) == 1 else "one of the attributes"
+        lines += [f"if ({names},) != ({values},):", f"    _refuse_stale(self, {f'{plural} {told}'!r})"]
+    for argument in body.arguments:
+        name = argument.name
+        if argument.is_proxied:
+            if isinstance(argument.value, (list, tuple, dict)):
+                condition = f"len({name}) != {len(argument.value)}"
+                lines += [f"if {condition}:", f"    _refuse_stale(self, {f'the length of argument {name}'!r})"]
+            continue
+        if argument.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
+            condition = name if not argument.value else ""
+        elif argument.value is None or isinstance(argument.value, bool):
+            condition = f"{name} is not {argument.value!r}"
+        else:
+            condition = f"{name} != {_literal(argument.value, f'_fixed_{name}', objects)}"
+        if condition:
+            lines += [f"if {condition}:", f"    _refuse_stale(self, {f'argument {name}'!r})"]
+    return lines
+
+
+def _literal(value: Any, name: str, objects: dict[str, Any]) -> str:
+    """The value as source where that is exact, else a name for the object itself."""
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    objects[name] = value
+    return name

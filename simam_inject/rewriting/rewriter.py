@@ -1,0 +1,172 @@
+"""Apply planned insertions to a model, all or nothing, and take them out again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from simam_inject.attention import SimAM
+from simam_inject.discovery.flow import Flow
+from simam_inject.discovery.naming import join
+from simam_inject.planning.records import Insertion
+from simam_inject.rewriting.classes import (
+    SPECIFICATION,
+    is_injected,
+    put,
+    specification_of,
+    stock_class,
+)
+from simam_inject.rewriting.records import Edit
+from simam_inject.rewriting.surgeon import Operation, prepare
+from simam_inject.tracing.scopes import Trace
+
+
+def rewrite(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> tuple[Insertion, ...]:
+    """Put SimAM where `insertions` say, into a model that has none. Changes the model in place, or not at all.
+
+    Returns:
+        The insertions, with a note where an alternative forward cannot run any more.
+
+    Raises:
+        ModelError: a module cannot hold its insertions; nothing has been changed.
+    """
+    modules = dict(trace.model.named_modules())
+    grouped: dict[str, list[Insertion]] = {}
+    for insertion in insertions:
+        grouped.setdefault(insertion.scope, []).append(insertion)
+    operations = []
+    noted: list[Insertion] = []
+    for path, members in grouped.items():
+        module = modules[path]
+        calls = trace.calls[id(module)]
+        edits: tuple[Edit, ...] = ()
+        for insertion in members:
+            edits += (_edit_of(insertion, path, module, flow, {edit.child for edit in edits}),)
+        operation = prepare(module, calls[0], edits)
+        note = "; ".join(f"{name} refused: {why}" for name, why in operation.refused)
+        operations.append(operation)
+        noted += [replace(insertion, note=note) for insertion in members]
+    operate(operations)
+    order = {(insertion.path, insertion.reader): index for index, insertion in enumerate(insertions)}
+    return tuple(sorted(noted, key=lambda insertion: order[insertion.path, insertion.reader]))
+
+
+def operate(operations: list[Operation]) -> None:
+    """Carry out prepared operations; on any failure the modules are as they were."""
+    done: list[nn.Module] = []
+    try:
+        for operation in operations:
+            module = operation.module
+            done.append(module)
+            for edit in operation.specification.edits:
+                attention = SimAM(edit.e_lambda, channel_dim=edit.channel_dim)
+                module._modules[edit.child] = attention.train(module.training)
+            module.__dict__[SPECIFICATION] = operation.specification
+            put(module, operation.swapped)
+    except BaseException:
+        for module in done:
+            restore_stock(module)
+        raise
+
+
+def restore_stock(module: nn.Module) -> None:
+    """Give one injected module its class and children back."""
+    specification = module.__dict__.pop(SPECIFICATION, None)
+    if specification is not None:
+        for edit in specification.edits:
+            module._modules.pop(edit.child, None)
+    if stock_class(module) is not type(module):
+        put(module, stock_class(module))
+
+
+def edits_in(model: nn.Module) -> Iterator[tuple[str, nn.Module, Edit]]:
+    """Every SimAM of the model: (path of the module that holds it, that module, the edit), in module order."""
+    for path, module in model.named_modules():
+        if is_injected(module):
+            for edit in specification_of(module).edits:
+                yield path, module, edit
+
+
+def insertion_of(path: str, edit: Edit) -> Insertion:
+    """The public record of an edit of the module at `path`."""
+    return Insertion(
+        path=join(path, edit.value),
+        position=edit.position,
+        shape=edit.shape,
+        e_lambda=edit.e_lambda,
+        rule=edit.rule,
+        reader=None if edit.reader is None else join(path, edit.reader),
+        channel_dim=edit.channel_dim,
+        dtype=edit.dtype,
+        reduction=edit.reduction,
+        runs=edit.runs,
+        means="forward" if edit.value else "boundary",
+        note=edit.note,
+        scope=path,
+    )
+
+
+@contextmanager
+def stock(model: nn.Module) -> Iterator[None]:
+    """The model as it was before injection, for the time being: same objects, stock classes, no SimAM children."""
+    saved: list[tuple[nn.Module, type[nn.Module], Any, dict[str, Any]]] = []
+    try:
+        for module in list(model.modules()):
+            if is_injected(module):
+                saved.append((module, type(module), specification_of(module), dict(module._modules)))
+                restore_stock(module)
+        yield
+    finally:
+        for module, swapped, specification, children in saved:
+            module._modules.clear()
+            module._modules.update(children)
+            module.__dict__[SPECIFICATION] = specification
+            put(module, swapped)
+
+
+def _edit_of(insertion: Insertion, scope: str, module: nn.Module, flow: Flow, taken: set[str]) -> Edit:
+    value = reader = None
+    if insertion.means == "boundary":
+        value = ""
+    else:
+        value, reader = _local_names(insertion, scope, flow)
+    stem = "simam_" + re.sub(r"[^A-Za-z0-9_]+", "_", value or "output").strip("_")
+    if reader is not None:
+        stem += "_for_" + re.sub(r"[^A-Za-z0-9_]+", "_", reader).strip("_")
+    child, number = stem, 1
+    while child in taken or hasattr(module, child):
+        number += 1
+        child = f"{stem}_{number}"
+    return Edit(
+        value=value,
+        position=insertion.position,
+        reader=reader,
+        child=child,
+        e_lambda=float(insertion.e_lambda),
+        channel_dim=insertion.channel_dim,
+        shape=tuple(insertion.shape),
+        dtype=insertion.dtype,
+        reduction=insertion.reduction,
+        rule=insertion.rule,
+        runs=insertion.runs,
+        note=insertion.note,
+    )
+
+
+def _local_names(insertion: Insertion, scope_path: str, flow: Flow) -> tuple[str, str | None]:
+    """Names, inside the scope, of the attended value and of the one reader of a `before`."""
+    scope = flow.trace.scopes[scope_path]
+    names = flow.names[scope_path]
+    for node, name in names.items():
+        if insertion.reader is None and flow.path(scope, node) == insertion.path:
+            return name, None
+        if insertion.reader is not None and join(scope_path, name) == insertion.reader:
+            for source in flow.tensor_inputs(node):
+                if source in names and flow.path(scope, source) == insertion.path:
+                    return names[source], name
+    raise AssertionError(f"{insertion.path} was planned in {scope_path!r} but is not there")
