@@ -1,0 +1,112 @@
+"""A model's anatomy by block class: what a rule can name in it. Hundreds of sites become a page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.reporting.formats import format_map
+
+_CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A value that blocks of one class compute inside."""
+
+    name: str
+    """As a rule names it inside the block: `conv2`, `relu[2]`, `add`."""
+    kind: str
+    count: int
+    """In how many blocks of the class it is."""
+    maps: tuple[str, ...]
+    """Channels x spatial sizes, distinct, in order."""
+    reductions: tuple[int, ...]
+    joins: bool
+    """It enters a residual add as the branch: `residual` names it too."""
+    obstacle: str | None = None
+    """Why none of them can be attended; None if one can."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockClass:
+    """All blocks of one class."""
+
+    name: str
+    paths: tuple[str, ...]
+    maps: tuple[str, ...]
+    reductions: tuple[int, ...]
+    children: tuple[Child, ...]
+    obstacle: str | None = None
+
+    @property
+    def count(self) -> int:
+        """How many blocks there are."""
+        return len(self.paths)
+
+    @property
+    def is_container(self) -> bool:
+        """A class of torch that only holds others: it can be named, but names nothing in particular."""
+        return self.name in _CONTAINERS
+
+
+def summarize(anatomy: Anatomy) -> tuple[BlockClass, ...]:
+    """The block classes of a model: those that occur several times first, plain containers last."""
+    blocks: dict[str, list[Site]] = {}
+    for block in anatomy.blocks():
+        blocks.setdefault(block.class_name or "", []).append(block)
+    inside: dict[str, list[Site]] = {}
+    for site in anatomy.sites:
+        if site.kind != "input" and site.path:
+            inside.setdefault(site.scope, []).append(site)
+    classes = [_block_class(name, sites, inside) for name, sites in blocks.items()]
+    return tuple(sorted(classes, key=lambda found: (found.is_container, found.count == 1)))
+
+
+def _block_class(name: str, blocks: list[Site], inside: dict[str, list[Site]]) -> BlockClass:
+    by_name: dict[str, list[Site]] = {}
+    for block in blocks:
+        for site in inside.get(block.path, ()):
+            by_name.setdefault(site.path[len(block.path) :].lstrip("."), []).append(site)
+    return BlockClass(
+        name=name,
+        paths=tuple(block.path for block in blocks),
+        maps=_maps(blocks),
+        reductions=_reductions(blocks),
+        children=tuple(_child(child, sites) for child, sites in by_name.items()),
+        obstacle=_obstacle(blocks),
+    )
+
+
+def _child(name: str, sites: list[Site]) -> Child:
+    return Child(
+        name=name,
+        kind=" / ".join(dict.fromkeys(_describe_kind(site) for site in sites)),
+        count=len(sites),
+        maps=_maps(sites),
+        reductions=_reductions(sites),
+        joins=any(site.joins for site in sites),
+        obstacle=_obstacle(sites),
+    )
+
+
+def _describe_kind(site: Site) -> str:
+    """The op kind with what tells one conv from another; for a block its class."""
+    if site.kind == "block":
+        return site.class_name or site.kind
+    kernel = "x".join(map(str, site.kernel)) if site.kernel else ""
+    return " ".join(part for part in ("depthwise" if site.depthwise else "", site.kind, kernel) if part)
+
+
+def _maps(sites: Iterable[Site]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(format_map(site.shape, site.channel_dim) for site in sites if site.shape is not None))
+
+
+def _reductions(sites: Iterable[Site]) -> tuple[int, ...]:
+    return tuple(sorted({site.reduction for site in sites if site.reduction is not None}))
+
+
+def _obstacle(sites: list[Site]) -> str | None:
+    """The first reason, if every one of them has one."""
+    return sites[0].obstacle if all(site.obstacle for site in sites) else None

@@ -1,0 +1,38 @@
+"""How single facts are written, the same in every table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+UNKNOWN = "-"
+
+
+def format_map(shape: Sequence[int] | None, channel_dim: int = 1) -> str:
+    """Channels x spatial sizes of a feature map: `256x56x56`; the whole shape in brackets if it is not one."""
+    if shape is None:
+        return UNKNOWN
+    if len(shape) < 3:
+        return f"({', '.join(map(str, shape))})"
+    channels = shape[channel_dim]
+    spatial = shape[2:] if channel_dim == 1 else shape[1:-1]
+    return "x".join(map(str, (channels, *spatial)))
+
+
+def format_bytes(count: float) -> str:
+    """`43.7 MB`: decimal units, three digits."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """`1 site`, `16 sites`, `2 near misses`."""
+    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+
+
+def format_span(values: Iterable[str]) -> str:
+    """Distinct values in order: one, two, or the first and the last of more."""
+    distinct = list(dict.fromkeys(values))
+    return " .. ".join([distinct[0], distinct[-1]]) if len(distinct) > 2 else ", ".join(distinct)
