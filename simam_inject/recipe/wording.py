@@ -23,11 +23,16 @@ def describe(value: object) -> str:
     return _NOUNS.get(type(value), f"a value of type {type(value).__name__}")
 
 
+def nearest(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> tuple[str, ...]:
+    """The names nearest to `name`, letter case ignored, the nearest first."""
+    by_fold = {known.casefold(): known for known in sorted(names)}
+    near = difflib.get_close_matches(name[:100].casefold(), list(by_fold), n=count, cutoff=cutoff)
+    return tuple(by_fold[fold] for fold in near)
+
+
 def suggest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
     """The name nearest to `name`, letter case ignored, or None when none is near."""
-    by_fold = {known.casefold(): known for known in sorted(names)}
-    near = difflib.get_close_matches(name[:100].casefold(), list(by_fold), n=1, cutoff=cutoff)
-    return by_fold[near[0]] if near else None
+    return next(iter(nearest(name, names, count=1, cutoff=cutoff)), None)
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

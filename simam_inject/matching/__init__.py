@@ -1,0 +1,11 @@
+"""Matching: (recipe, anatomy) -> hits and misses. Pure: no torch, no model, nothing is changed."""
+
+from simam_inject.matching.explain import nearest_misses as nearest_misses
+from simam_inject.matching.explain import unmatched_message as unmatched_message
+from simam_inject.matching.filters import why_not_attendable as why_not_attendable
+from simam_inject.matching.match import match as match
+from simam_inject.matching.records import Hit as Hit
+from simam_inject.matching.records import Matches as Matches
+from simam_inject.matching.records import Miss as Miss
+
+__all__ = ["Hit", "Matches", "Miss", "match", "nearest_misses", "unmatched_message", "why_not_attendable"]
