@@ -1,0 +1,50 @@
+"""SimAM in any CNN: declarative surgery that keeps every weight, and proves that nothing else changed."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from simam_inject.attention import SimAM as SimAM
+    from simam_inject.attention import simam as simam
+    from simam_inject.errors import InjectError as InjectError
+    from simam_inject.planning.plan import Plan as Plan
+    from simam_inject.recipe import Recipe as Recipe
+    from simam_inject.recipe import Rule as Rule
+    from simam_inject.surgery import bypass as bypass
+    from simam_inject.surgery import eject as eject
+    from simam_inject.surgery import inject as inject
+    from simam_inject.surgery import injected as injected
+    from simam_inject.surgery import plan as plan
+    from simam_inject.surgery import verify as verify
+
+# Imported on first use: `simam-inject --help` must not wait for torch.
+_HOMES = {
+    "InjectError": "errors",
+    "Plan": "planning.plan",
+    "Recipe": "recipe",
+    "Rule": "recipe",
+    "SimAM": "attention",
+    "bypass": "surgery",
+    "eject": "surgery",
+    "inject": "surgery",
+    "injected": "surgery",
+    "plan": "surgery",
+    "simam": "attention",
+    "verify": "surgery",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

@@ -54,6 +54,10 @@ class Site:
     """Path of the residual add that this value enters as the branch (not as the skip)."""
     runs: int = 1
     """How often the example forward computed it; 0 means never."""
+    is_traced: bool = False
+    """It is a node of its scope's graph, so the scope's forward can be rewritten around it."""
+    is_wrappable: bool = False
+    """A module of its own returns it, and that module's forward can be wrapped."""
     obstacle: str | None = None
     """Why the value cannot be attended whatever the recipe says; None if it can."""
 

@@ -8,31 +8,33 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from simam_inject.discovery.flow import Flow, output_node
 from simam_inject.discovery.kinds import conv_facts, module_kind
 from simam_inject.discovery.naming import join
 from simam_inject.discovery.records import Anatomy, Site
-from simam_inject.tracing.scopes import Scope, Trace, has_children
+from simam_inject.tracing.proxies import Refusal
+from simam_inject.tracing.scopes import Scope, Trace, active_method, has_children
 from simam_inject.tracing.values import UNKNOWN, leaves
 
 _NOT_BASES = frozenset({"Module", "object"})
 
 
-def discover(trace: Trace) -> Anatomy:
+def discover(trace: Trace, flow: Flow) -> Anatomy:
     """Read every fact that a rule can ask about off the trace."""
-    return _Surveyor(trace).survey()
+    return _Surveyor(trace, flow).survey()
 
 
 class _Surveyor:
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: Trace, flow: Flow) -> None:
         self.trace = trace
-        self.flow = Flow(trace)
+        self.flow = flow
         self.base = _input_length(trace)
         self.sites: dict[str, Site] = {}
         self.joins: dict[str, str] = {}
         self.unread: set[str] = set()
+        self.callers: dict[str, tuple[str, tuple[str, ...]]] = {}
 
     def survey(self) -> Anatomy:
         for scope in self.trace.scopes.values():
@@ -56,32 +58,37 @@ class _Surveyor:
             module = self.flow.module(scope, node)
             path = join(scope.path, name)
             value = node.meta.get("value", UNKNOWN)
-            names = self.flow.names[scope.path]
-            read = [self.flow.path(scope, source) for source in self.flow.tensor_inputs(node) if source in names]
             site = Site(
                 path=path,
                 scope=scope.path,
                 kind=self.flow.kind(scope, node),
-                operands=tuple(read),
+                operands=self._operands(scope, node),
                 reads=tuple(dict.fromkeys(o for s in self.flow.tensor_inputs(node) for o in self.flow.origins(scope, s))),
                 runs=len(scope.calls),
+                is_traced=True,
                 **self._facts(value, self.flow.channel_dim(scope, node)),
                 **(_module_facts(module) if module is not None else {}),
             )
             if not node.users:
                 site = replace(site, obstacle="nobody reads its value")
             self.sites[path] = site
-        child_readers = [(node, self.flow.child(scope, node)) for node in scope.body.graph.nodes if node.op == "call_module"]
-        for node, child in child_readers:
-            if child is not None and not node.users:
-                self.unread.add(child.path)
+        for node in scope.body.graph.nodes:
+            child = self.flow.child(scope, node)
+            if child is not None:
+                self.callers.setdefault(child.path, (scope.path, self._operands(scope, node)))
+                if not node.users:
+                    self.unread.add(child.path)
+
+    def _operands(self, scope: Scope, node: fx.Node) -> tuple[str, ...]:
+        names = self.flow.names[scope.path]
+        return tuple(self.flow.path(scope, source) for source in self.flow.tensor_inputs(node) if source in names)
 
     def _enter_module(self, path: str, module: nn.Module) -> None:
         """A module with children, or a leaf that no graph calls: its own value is its site."""
         first_path = self.trace.path_of[id(module)]
         calls = self.trace.calls.get(id(module), ())
         scope = self.trace.scopes.get(first_path)
-        parent = path.rpartition(".")[0]
+        caller, operands = self.callers.get(path, (path.rpartition(".")[0], ()))
         facts: dict[str, Any] = {}
         if not calls:
             facts = {"runs": 0, "obstacle": "never ran in the example forward"}
@@ -93,7 +100,8 @@ class _Surveyor:
                 result = output_node(scope.body.graph).all_input_nodes
                 facts["reads"] = tuple(dict.fromkeys(o for node in result for o in self.flow.origins(scope, node)))
         kind = "block" if has_children(module) else module_kind(module)
-        self.sites[path] = Site(path=path, scope=parent, kind=kind, **facts, **_module_facts(module))
+        facts |= {"is_wrappable": _is_wrappable(module), "is_traced": path in self.callers}
+        self.sites[path] = Site(path=path, scope=caller, kind=kind, operands=operands, **facts, **_module_facts(module))
 
     def _module_layout(self, scope: Scope | None, call: Any) -> int:
         """Layout of what a module returns: from its graph, else from a tensor it was given of the same rank."""
@@ -161,6 +169,16 @@ class _Surveyor:
             if scope.calls and scope.path not in entered:
                 visit(scope)
         return order
+
+
+def _is_wrappable(module: nn.Module) -> bool:
+    if isinstance(module, torch.jit.ScriptModule):
+        return False
+    try:
+        active_method(module)
+    except Refusal:
+        return False
+    return True
 
 
 def _module_facts(module: nn.Module) -> dict[str, Any]:

@@ -165,7 +165,7 @@ def _local_names(insertion: Insertion, scope_path: str, flow: Flow) -> tuple[str
     for node, name in names.items():
         if insertion.reader is None and flow.path(scope, node) == insertion.path:
             return name, None
-        if insertion.reader is not None and join(scope_path, name) == insertion.reader:
+        if insertion.reader is not None and flow.path(scope, node) == insertion.reader:
             for source in flow.tensor_inputs(node):
                 if source in names and flow.path(scope, source) == insertion.path:
                     return names[source], name

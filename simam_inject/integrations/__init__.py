@@ -1,0 +1,40 @@
+"""Libraries whose models live inside an object of their own, or need more than a rewritten forward to keep it.
+
+Each adapter is one file, imported only when a model of its library is met.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, cast
+
+from torch import nn
+
+from simam_inject.planning.plan import Plan
+
+
+class Host(Protocol):
+    """What an adapter module offers for an object that holds the network."""
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The network inside the object."""
+
+    def remember(self, model: nn.Module, plan: Plan) -> None:
+        """Called after a plan was applied: keep the injection through whatever the library does with the network."""
+
+    def forget(self, model: nn.Module) -> None:
+        """Called after eject: leave no trace of an injection."""
+
+
+def host_of(model: nn.Module) -> Host | None:
+    """The adapter for this object; None for a plain network."""
+    if any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__):
+        from simam_inject.integrations import ultralytics
+
+        return cast(Host, ultralytics)
+    return None
+
+
+def network_of(model: nn.Module) -> nn.Module:
+    """The network inside a library's own object; the model itself if it is one."""
+    host = host_of(model)
+    return model if host is None else host.network(model)

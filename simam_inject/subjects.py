@@ -1,0 +1,51 @@
+"""What can be operated on: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from simam_inject.errors import ModelError
+
+_WRAPPERS = {
+    "DistributedDataParallel": "DistributedDataParallel",
+    "DataParallel": "DataParallel",
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP (fully_shard)",
+    "OptimizedModule": "torch.compile",
+}
+
+
+def check_subject(model: object) -> None:
+    """Refuse what cannot be injected, with the reason and the way out.
+
+    Raises:
+        ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, found {_told(model)}")
+    names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
+    for name, label in _WRAPPERS.items():
+        if name in names:
+            raise ModelError(f"this model is wrapped already ({label}): inject first, then wrap the same model")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError("this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then script")
+    if model._compiled_call_impl is not None:
+        raise ModelError("this model was compiled in place (model.compile()): inject first, then compile")
+    if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
+        raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
+    on_meta = next((name for name, tensor in _tensors(model) if tensor.is_meta), None)
+    if on_meta is not None:
+        raise ModelError(
+            f"this model is on the meta device ({on_meta}): give it real tensors first (model.to_empty(device=...)), then inject"
+        )
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
+
+
+def _told(thing: object) -> str:
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}; give an instance of it"
+    return f"{thing!r}" if isinstance(thing, str) else f"a {type(thing).__name__}"

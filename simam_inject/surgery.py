@@ -1,0 +1,184 @@
+"""The facade: the one module that knows all stages.
+
+    recipe -> trace -> discover -> match -> plan -> rewrite -> verify
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from simam_inject.discovery.records import Anatomy
+from simam_inject.discovery.sites import discover
+from simam_inject.discovery.flow import Flow
+from simam_inject.errors import ModelError, VerificationError
+from simam_inject.integrations import host_of, network_of
+from simam_inject.matching import match
+from simam_inject.planning.plan import Plan
+from simam_inject.planning.planner import decide
+from simam_inject.planning.records import Insertion, Verification
+from simam_inject.recipe import load_recipe
+from simam_inject.rewriting.rewriter import edits_in, insertion_of, restore_stock, rewrite, stock
+from simam_inject.subjects import check_subject
+from simam_inject.tracing.inputs import example_of
+from simam_inject.tracing.scopes import Trace, trace_model
+from simam_inject.verification.verifier import attentions, bypassed, check_model
+
+
+def inject(model: nn.Module, recipe: Any, *, example_inputs: Any = None, verify: bool = True) -> nn.Module:
+    """Put SimAM where the recipe says. Changes the model in place, all or nothing, and returns the same object.
+
+    Args:
+        model: any `nn.Module`, or an ultralytics `YOLO`.
+        recipe: a `Recipe`, a dict, the name of a shipped recipe, a path to a YAML file, or a one-line selector
+            ("after bottleneck.conv2").
+        example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
+            that the model declares, else 1 x 3 x 224 x 224.
+        verify: check afterwards that nothing else changed and every SimAM is live; see `verify`.
+
+    Raises:
+        RecipeError: the recipe is not valid.
+        ModelError: the model cannot be run on the example, or not be edited as it is.
+        NoMatchError: a rule takes no site.
+        VerificationError: a check failed; the model is as it was.
+
+    Example:
+        >>> import torchvision
+        >>> model = inject(torchvision.models.resnet18(), "after basicblock.conv2", verify=False)
+        >>> len(injected(model))
+        8
+    """
+    planned, operation = _plan(model, recipe, example_inputs)
+    if not planned.insertions:
+        warnings.warn(f"nothing to inject: all {len(planned.present)} sites have SimAM already", stacklevel=2)
+        return model
+    planned.apply()
+    if verify:
+        found = check_model(operation.trace.model, operation.trace.example)
+        if not found.ok:
+            operation.go_back(planned)
+            failed = "; ".join(f"{check.name}: {check.detail}" for check in found.checks if check.ok is False)
+            raise VerificationError(f"verification failed, the model is as it was. {failed}")
+    return model
+
+
+def plan(model: nn.Module, recipe: Any, *, example_inputs: Any = None) -> Plan:
+    """Work out what `inject` would do, and touch nothing: modes, buffers, random state and gradients stay as found.
+
+    Args and Raises: as for `inject`, verification aside.
+    """
+    return _plan(model, recipe, example_inputs)[0]
+
+
+def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
+    """Everything that a rule can name in the model, as if nothing had been injected. Touches nothing.
+
+    Args and Raises: as for `plan`, recipes aside.
+    """
+    network = network_of(model)
+    check_subject(network)
+    return _trace(network, example_inputs)[2]
+
+
+def injected(model: nn.Module) -> tuple[Insertion, ...]:
+    """What is in the model now, in module order; empty for a model without SimAM."""
+    return tuple(insertion_of(path, edit) for path, _, edit in edits_in(network_of(model)))
+
+
+def eject(model: nn.Module) -> nn.Module:
+    """Take every SimAM out again: the original classes and children, bit for bit. In place; returns the same object."""
+    _restore_stock(network_of(model))
+    host = host_of(model)
+    if host is not None:
+        host.forget(model)
+    return model
+
+
+@contextmanager
+def bypass(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, every SimAM returns its input unchanged; afterwards each is as it was."""
+    with bypassed(attentions(network_of(model))):
+        yield model
+
+
+def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
+    """Check an injected model against itself without SimAM. Changes nothing; can be asked at any time.
+
+    The checks: bypassed, it equals the original bit for bit in eval and in train mode; every SimAM ran, on the planned
+    shape; state_dict keys and parameters are the same; the output is finite, and equal to forward hooks on the original
+    wherever a site is what a module returns. A check that the model does not allow has `ok=None` and says why.
+
+    Args:
+        example_inputs: as for `inject`.
+
+    Raises:
+        ModelError: there is no SimAM in the model, or it raises on the example.
+    """
+    network = network_of(model)
+    if not injected(network):
+        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+    return check_model(network, example_of(network, example_inputs))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Operation:
+    """One traced model and the way to change it."""
+
+    model: nn.Module
+    trace: Trace
+    flow: Flow
+
+    def apply(self, planned: Plan) -> nn.Module:
+        network = self.trace.model
+        if injected(network) != planned.present or not self._is_as_traced():
+            raise ModelError("the model has changed since it was planned; plan again")
+        if planned.insertions:
+            _restore_stock(network)
+            try:
+                rewrite(self.trace, self.flow, (*planned.present, *planned.insertions))
+            except BaseException:
+                rewrite(self.trace, self.flow, planned.present)
+                raise
+        host = host_of(self.model)
+        if host is not None:
+            host.remember(self.model, planned)
+        return self.model
+
+    def go_back(self, planned: Plan) -> None:
+        """Undo `apply`."""
+        eject(self.model)
+        rewrite(self.trace, self.flow, planned.present)
+
+    def _is_as_traced(self) -> bool:
+        """The same module objects at the same paths."""
+        with stock(self.trace.model):
+            found = {id(module): path for path, module in self.trace.model.named_modules()}
+        return found == self.trace.path_of
+
+
+def _plan(model: nn.Module, recipe: Any, example_inputs: Any) -> tuple[Plan, _Operation]:
+    resolved = load_recipe(recipe)
+    network = network_of(model)
+    check_subject(network)
+    present = injected(model)
+    trace, flow, anatomy = _trace(network, example_inputs)
+    operation = _Operation(model, trace, flow)
+    insertions, skips = decide(resolved, anatomy, match(resolved, anatomy), present)
+    return Plan(resolved, insertions, skips, anatomy, present, operation.apply), operation
+
+
+def _trace(network: nn.Module, example_inputs: Any) -> tuple[Trace, Flow, Anatomy]:
+    with stock(network):
+        trace = trace_model(network, example_of(network, example_inputs))
+        flow = Flow(trace)
+        return trace, flow, discover(trace, flow)
+
+
+def _restore_stock(network: nn.Module) -> None:
+    for module in list(network.modules()):
+        restore_stock(module)
