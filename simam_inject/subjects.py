@@ -29,7 +29,9 @@ def check_subject(model: object) -> None:
         if name in names:
             raise ModelError(f"this model is wrapped already ({label}): inject first, then wrap the same model")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ModelError("this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then script")
+        raise ModelError(
+            "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then script"
+        )
     if model._compiled_call_impl is not None:
         raise ModelError("this model was compiled in place (model.compile()): inject first, then compile")
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):

@@ -1,6 +1,6 @@
 """The facade: the one module that knows all stages.
 
-    recipe -> trace -> discover -> match -> plan -> rewrite -> verify
+recipe -> trace -> discover -> match -> plan -> rewrite -> verify
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from torch import nn
 
+from simam_inject.discovery.flow import Flow
 from simam_inject.discovery.records import Anatomy
 from simam_inject.discovery.sites import discover
-from simam_inject.discovery.flow import Flow
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.integrations import host_of, network_of
 from simam_inject.matching import match

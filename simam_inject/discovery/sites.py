@@ -63,7 +63,9 @@ class _Surveyor:
                 scope=scope.path,
                 kind=self.flow.kind(scope, node),
                 operands=self._operands(scope, node),
-                reads=tuple(dict.fromkeys(o for s in self.flow.tensor_inputs(node) for o in self.flow.origins(scope, s))),
+                reads=tuple(
+                    dict.fromkeys(o for s in self.flow.tensor_inputs(node) for o in self.flow.origins(scope, s))
+                ),
                 runs=len(scope.calls),
                 is_traced=True,
                 **self._facts(value, self.flow.channel_dim(scope, node)),
@@ -147,7 +149,8 @@ class _Surveyor:
                 for read in site.reads:
                     readers[read].append(site.path)
         return [
-            replace(site, readers=tuple(readers[site.path]), joins=self.joins.get(site.path)) for site in self.sites.values()
+            replace(site, readers=tuple(readers[site.path]), joins=self.joins.get(site.path))
+            for site in self.sites.values()
         ]
 
     def _execution_order(self) -> dict[str, float]:

@@ -121,7 +121,9 @@ def _copy(self: nn.Module) -> nn.Module:
 def _visible(module: nn.Module) -> OrderedDict[str, nn.Module]:
     """Children of a container without the SimAM modules that were put into it."""
     hidden = {edit.child for edit in specification_of(module).edits}
-    return OrderedDict((name, child) for name, child in module._modules.items() if child is not None and name not in hidden)
+    return OrderedDict(
+        (name, child) for name, child in module._modules.items() if child is not None and name not in hidden
+    )
 
 
 def _len(self: nn.Module) -> int:
@@ -160,8 +162,5 @@ _HIDING: dict[str, Any] = {
     "__len__": _len,
     "__iter__": _iter,
     "__getitem__": _getitem,
-    **{
-        name: _refused(name)
-        for name in ("__delitem__", "__iadd__", "__imul__", "append", "extend", "insert", "pop")
-    },
+    **{name: _refused(name) for name in ("__delitem__", "__iadd__", "__imul__", "append", "extend", "insert", "pop")},
 }

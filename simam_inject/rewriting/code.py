@@ -46,7 +46,9 @@ def refuse_stale(module: nn.Module, what: str) -> NoReturn:
 
 def refuse_method(module: nn.Module, method: str, why: str) -> NoReturn:
     """Called by a method that cannot run with SimAM in place."""
-    raise InjectError(f"{type(module).__name__}.{method} cannot run with SimAM in it: {why}. Call simam_inject.eject(model) first.")
+    raise InjectError(
+        f"{type(module).__name__}.{method} cannot run with SimAM in it: {why}. Call simam_inject.eject(model) first."
+    )
 
 
 class Source:
@@ -138,9 +140,7 @@ def _guards(body: Body, objects: dict[str, Any]) -> list[str]:
     lines = []
     if body.guards:
         names = ", ".join(f"self.{name}" for name, _ in body.guards)
-        values = ", ".join(
-            _literal(value, f"_value_{index}", objects) for index, (_, value) in enumerate(body.guards)
-        )
+        values = ", ".join(_literal(value, f"_value_{index}", objects) for index, (_, value) in enumerate(body.guards))
         told = ", ".join(name for name, _ in body.guards)
         plural = "attribute" if len(body.guards) == 1 else "one of the attributes"
         lines += [f"if ({names},) != ({values},):", f"    _refuse_stale(self, {f'{plural} {told}'!r})"]

@@ -35,9 +35,7 @@ class Place:
     """The nodes that get the attended value instead."""
 
 
-def find_places(
-    graph: fx.Graph, edits: tuple[Edit, ...], reference: fx.Graph, *, complete: bool
-) -> tuple[Place, ...]:
+def find_places(graph: fx.Graph, edits: tuple[Edit, ...], reference: fx.Graph, *, complete: bool) -> tuple[Place, ...]:
     """Find the edits, named after `reference` (the graph of `forward`), in `graph`.
 
     Args:
@@ -62,9 +60,7 @@ def find_places(
     return tuple(places)
 
 
-def _find_place(
-    edit: Edit, nodes: dict[str, fx.Node], original: fx.Node, names: dict[fx.Node, str]
-) -> Place | None:
+def _find_place(edit: Edit, nodes: dict[str, fx.Node], original: fx.Node, names: dict[fx.Node, str]) -> Place | None:
     value = nodes.get(edit.value)
     wanted = [user for user in original.users if edit.reader is None or names.get(user) == edit.reader]
     module_readers = [names[user] for user in wanted if user.op == "call_module"]

@@ -115,7 +115,14 @@ def _rewritten(
 
 
 def _write(
-    module: nn.Module, call: Call, name: str, body: Body, edits: tuple[Edit, ...], reference: fx.Graph, *, complete: bool
+    module: nn.Module,
+    call: Call,
+    name: str,
+    body: Body,
+    edits: tuple[Edit, ...],
+    reference: fx.Graph,
+    *,
+    complete: bool,
 ) -> tuple[list[Source], str]:
     """Sources of one method, in both modes where they differ, and the fingerprint of what was traced."""
     graph, held = insert(body.graph, edits, reference, complete=complete)
@@ -150,7 +157,11 @@ def alternatives(module: nn.Module) -> list[str]:
         if name == main or name in used or not (name == "forward" or name.startswith("forward_")):
             continue
         function = inspect.getattr_static(stock, name)
-        if inspect.isfunction(function) and function is not nn.Module.__dict__.get(name) and _required(function) == required:
+        if (
+            inspect.isfunction(function)
+            and function is not nn.Module.__dict__.get(name)
+            and _required(function) == required
+        ):
             found.append(name)
     return found
 

@@ -84,7 +84,9 @@ def declared_size(model: nn.Module) -> tuple[int, ...]:
         channels = getattr(model, "in_chans", None)
         return (channels if isinstance(channels, int) else size[0], *size[1:])
     yaml = getattr(model, "yaml", None)
-    if isinstance(yaml, Mapping) and "backbone" in yaml:  # an ultralytics model; its `args` hold imgsz once it has a task
+    if (
+        isinstance(yaml, Mapping) and "backbone" in yaml
+    ):  # an ultralytics model; its `args` hold imgsz once it has a task
         image = getattr(model, "args", None)
         image = image.get("imgsz") if isinstance(image, Mapping) else getattr(image, "imgsz", None)
         side = image if isinstance(image, int) else 640

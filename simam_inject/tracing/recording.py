@@ -97,7 +97,13 @@ def _to_meta_input(leaf: Any) -> Any:
 def _record_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     calls: list[Call] = []
     with ExitStack() as stack:
-        for context in (unchanged(model), mode(model, False), same_random_state(), torch.no_grad(), recorded_calls(calls)):
+        for context in (
+            unchanged(model),
+            mode(model, False),
+            same_random_state(),
+            torch.no_grad(),
+            recorded_calls(calls),
+        ):
             stack.enter_context(context)
         model(*args, **kwargs)
     return calls[0]

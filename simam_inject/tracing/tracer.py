@@ -226,7 +226,9 @@ def _watched_attributes(module: nn.Module, seen: dict[str, Any]) -> Iterator[Non
                 seen[name] = value
         return value
 
-    watcher = type(original.__name__, (original,), {"__getattribute__": read_and_note, "__module__": original.__module__})
+    watcher = type(
+        original.__name__, (original,), {"__getattribute__": read_and_note, "__module__": original.__module__}
+    )
     object.__setattr__(module, "__class__", watcher)
     try:
         yield
