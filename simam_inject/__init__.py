@@ -35,7 +35,20 @@ _HOMES = {
     "verify": "surgery",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "InjectError",
+    "Plan",
+    "Recipe",
+    "Rule",
+    "SimAM",
+    "bypass",
+    "eject",
+    "inject",
+    "injected",
+    "plan",
+    "simam",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

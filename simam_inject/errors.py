@@ -2,7 +2,7 @@
 
 
 class InjectError(Exception):
-    """Base of every error this package raises. The message says where, what was found, what is allowed, what to do next."""
+    """Base of every error of this package. The message says where, what was found, what is allowed, what to do next."""
 
 
 class RecipeError(InjectError):

@@ -39,7 +39,8 @@ def check_subject(model: object) -> None:
     on_meta = next((name for name, tensor in _tensors(model) if tensor.is_meta), None)
     if on_meta is not None:
         raise ModelError(
-            f"this model is on the meta device ({on_meta}): give it real tensors first (model.to_empty(device=...)), then inject"
+            f"this model is on the meta device ({on_meta}): give it real tensors first (model.to_empty(device=...)), "
+            "then inject"
         )
 
 

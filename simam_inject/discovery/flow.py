@@ -61,7 +61,7 @@ class Flow:
         return [source for source in node.all_input_nodes if source.op != "get_attr" and _holds_tensor(source)]
 
     def origins(self, scope: Scope, node: fx.Node) -> tuple[str, ...]:
-        """Paths of the operations that computed this value, looking through block borders and pass-through operations."""
+        """Paths of the operations that computed this value, across block borders and pass-through operations."""
         if node not in self._origins:
             self._origins[node] = ()  # ends the recursion on a module that calls itself
             self._origins[node] = tuple(dict.fromkeys(self._find_origins(scope, node)))
@@ -178,7 +178,8 @@ class Flow:
 
 def output_node(graph: fx.Graph) -> fx.Node:
     """The graph's one output node."""
-    return next(node for node in reversed(graph.nodes) if node.op == "output")
+    node: fx.Node = next(node for node in reversed(graph.nodes) if node.op == "output")
+    return node
 
 
 def _holds_tensor(node: fx.Node) -> bool:
@@ -208,9 +209,10 @@ def _permuted_layout(node: fx.Node, kind: str, inherited: int, rank: int) -> int
         return inherited
     numbers: list[int] = []
     for argument in node.args[1:]:
-        numbers.extend(argument if isinstance(argument, (list, tuple)) else [argument])  # type: ignore[list-item]
-    if not all(isinstance(number, int) for number in numbers):
-        return 0
+        parts = list(argument) if isinstance(argument, (list, tuple)) else [argument]
+        if not all(isinstance(part, int) for part in parts):
+            return 0
+        numbers += [int(part) for part in parts]  # type: ignore[arg-type]
     order = list(range(rank))
     if kind == "permute":
         order = [number % rank for number in numbers]

@@ -1,4 +1,4 @@
-"""Names of the values of one scope: the same graph always gives the same names, so a name can be stored and found again."""
+"""Names of the values of one scope. The same graph always gives the same names, so a name can be stored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from simam_inject.discovery.kinds import node_kind
 
 
 def value_names(graph: fx.Graph) -> dict[fx.Node, str]:
-    """Name every node that holds a tensor or calls a module: `conv2`, `relu[2]` (second call), `add`, `x` (a parameter)."""
+    """Name every tensor node and every module call: `conv2`, `relu[2]` (second call), `add`, `x` (a parameter)."""
     names: dict[fx.Node, str] = {}
     seen: Counter[str] = Counter()
     for node in graph.nodes:

@@ -1,7 +1,7 @@
 """The facts that discovery finds and every later stage reads. Records only: no torch, no logic beyond lookups.
 
-A `Site` is one value of the model: what a child module returns, what an operation computes, what a block returns, or what a
-block is given. Its `path` names that value:
+A `Site` is one value of the model: what a child module returns, what an operation computes, what a block returns, or
+what a block is given. Its `path` names that value:
 
     layer1.0.conv2     what the child module `conv2` returns, called from block `layer1.0`
     layer1.0.relu[2]   the same child's second call in one forward (the first is `layer1.0.relu`)

@@ -95,7 +95,7 @@ class _Surveyor:
         if not calls:
             facts = {"runs": 0, "obstacle": "never ran in the example forward"}
         else:
-            facts = {"runs": len(calls), **self._facts(calls[0].output, self._module_layout(scope, calls[0]))}
+            facts = {"runs": len(calls), **self._facts(calls[0].output, self._module_layout(scope))}
             if path in self.unread:
                 facts["obstacle"] = "nobody reads its value"
             if scope is not None and scope.body is not None:
@@ -105,8 +105,8 @@ class _Surveyor:
         facts |= {"is_wrappable": _is_wrappable(module), "is_traced": path in self.callers}
         self.sites[path] = Site(path=path, scope=caller, kind=kind, operands=operands, **facts, **_module_facts(module))
 
-    def _module_layout(self, scope: Scope | None, call: Any) -> int:
-        """Layout of what a module returns: from its graph, else from a tensor it was given of the same rank."""
+    def _module_layout(self, scope: Scope | None) -> int:
+        """Layout of what a module returns, from its graph; channels first where it has none."""
         if scope is not None and scope.body is not None:
             results = output_node(scope.body.graph).all_input_nodes
             return self.flow.channel_dim(scope, results[0]) if results else 1

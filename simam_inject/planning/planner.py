@@ -1,4 +1,4 @@
-"""From hits to a plan: which SimAM goes where and how, what is skipped, and why. Pure: reads records, touches nothing."""
+"""From hits to a plan: which SimAM goes where and how, what is skipped, and why. Pure: it reads records only."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn
         function.__module__, function.__qualname__ = base.__module__, f"{base.__qualname__}.{source.name}"
         function.__doc__ = getattr(getattr(base, source.name, None), "__doc__", None)
         namespace[source.name] = function
-    swapped = type(base)(base.__name__, (base,), namespace)
+    swapped: type[nn.Module] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]
     if shareable:
         _classes[key] = swapped
     return swapped
@@ -83,7 +83,7 @@ def put(module: nn.Module, swapped: type[nn.Module]) -> None:
 
 
 def own_methods(module: nn.Module) -> dict[str, str]:
-    """Instance attributes that are methods of the module itself (`m.forward = m.forward_fuse`): attribute -> method name."""
+    """Instance attributes that are the module's own methods (`m.forward = m.forward_fuse`): attribute -> method."""
     found = {}
     for name, value in module.__dict__.items():
         if isinstance(value, types.MethodType) and value.__self__ is module:
@@ -93,7 +93,7 @@ def own_methods(module: nn.Module) -> dict[str, str]:
     return found
 
 
-def _reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
+def _reduce(self: nn.Module, _protocol: Any) -> tuple[Any, ...]:
     from simam_inject.rewriting.restoring import restore
 
     methods = own_methods(self)
@@ -137,7 +137,8 @@ def _iter(self: nn.Module) -> Iterator[nn.Module]:
 def _getitem(self: nn.Module, index: Any) -> nn.Module:
     children = _visible(self)
     if not isinstance(index, slice):
-        return list(children.values())[index]
+        child: nn.Module = list(children.values())[index]
+        return child
     part = OrderedDict(list(children.items())[index])
     with_attention: OrderedDict[str, nn.Module] = OrderedDict()
     for name, child in part.items():
@@ -149,7 +150,7 @@ def _getitem(self: nn.Module, index: Any) -> nn.Module:
 
 
 def _refused(name: str) -> Callable[..., Any]:
-    def refuse(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def refuse(self: nn.Module, *_args: Any, **_kwargs: Any) -> Any:
         raise InjectError(
             f"{type(self).__name__}.{name}: SimAM was injected between this container's children, and its rewritten "
             "forward names them one by one. Call simam_inject.eject(model), change the container, and inject again."

@@ -32,15 +32,15 @@ class _CodeGen(fx.graph.CodeGen):
         super().__init__()
         self.header = header
 
-    def gen_fn_def(self, free_vars: list[str], maybe_return_annotation: str, **options: Any) -> str:
+    def gen_fn_def(self, *_fx_header: Any, **_options: Any) -> str:
         return self.header
 
 
 def refuse_stale(module: nn.Module, what: str) -> NoReturn:
     """Called by a generated forward that would run otherwise than the traced one did."""
     raise InjectError(
-        f"{type(module).__name__}: {what} differs from when SimAM was injected, and the rewritten forward holds the old "
-        "value. Call simam_inject.eject(model), change it, and inject again."
+        f"{type(module).__name__}: {what} differs from when SimAM was injected, and the rewritten forward holds the "
+        "old value. Call simam_inject.eject(model), change it, and inject again."
     )
 
 
@@ -64,13 +64,13 @@ class Source:
         path = f"<simam_inject {self.name} {abs(hash(self.text)):x}>"
         linecache.cache[path] = (len(self.text), None, self.text.splitlines(keepends=True), path)
         namespace = dict(self.objects)
-        exec(compile(self.text, path, "exec"), namespace)
+        exec(compile(self.text, path, "exec"), namespace)  # noqa: S102 - written from a traced graph, never from a file
         function: Callable[..., Any] = namespace[self.name]
         return function
 
 
 def body_source(name: str, body: Body, graph: fx.Graph) -> Source:
-    """Source of `graph` as a method called `name` with the signature of the traced method and checks of what it assumed."""
+    """Source of `graph` as a method `name`, with the signature of the traced method and checks of what it assumed."""
     objects: dict[str, Any] = {"_refuse_stale": refuse_stale}
     header = [f"def {name}{_signature(body.arguments, objects)}:"]
     header += [f"    {line}" for line in _guards(body, objects)]
@@ -127,7 +127,7 @@ def _signature(arguments: tuple[Argument, ...], objects: dict[str, Any]) -> str:
 
 
 def _passed(arguments: tuple[Argument, ...]) -> str:
-    written = {
+    written: dict[Any, str] = {
         inspect.Parameter.VAR_POSITIONAL: "*{0}",
         inspect.Parameter.VAR_KEYWORD: "**{0}",
         inspect.Parameter.KEYWORD_ONLY: "{0}={0}",

@@ -115,7 +115,7 @@ def insert(
 
 
 def fingerprint(graph: fx.Graph) -> str:
-    """SHA-256 of what the graph computes: operations, children, constants and their wiring, without library addresses."""
+    """SHA-256 of what the graph computes: operations, children, constants and their wiring."""
     lines = []
     for node in graph.nodes:
         target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", repr(node.target))

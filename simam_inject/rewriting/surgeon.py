@@ -53,7 +53,7 @@ def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...]) -> Op
     arguments: Any = None
     if inner:
         assert call is not None
-        arguments = _describe_call(module, call)
+        arguments = _describe_call(call)
         for name, outcome in _rewritten(module, call, inner):
             if isinstance(outcome, str):
                 refused[name] = outcome
@@ -147,7 +147,7 @@ def _write(
 
 
 def alternatives(module: nn.Module) -> list[str]:
-    """Methods that may be run in place of the active one: `forward_*` with the same required arguments, not used by it."""
+    """Methods that may run in place of the active one: `forward_*` with the same required arguments, not used by it."""
     stock = stock_class(module)
     main = active_method(module)
     used = _reachable(stock, main)
@@ -224,7 +224,7 @@ def _results(graph: fx.Graph) -> list[Any]:
     return found
 
 
-def _describe_call(module: nn.Module, call: Call) -> Any:
+def _describe_call(call: Call) -> Any:
     try:
         return describe((call.args, call.kwargs))
     except TypeError:

@@ -1,4 +1,4 @@
-"""Proxies that carry the value the example forward saw, so that structural Python traces and decisions on data do not."""
+"""Proxies that carry the value the example forward saw: structural Python traces, and decisions on data do not."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ValueProxy(fx.Proxy):
     def __iter__(self) -> Iterator[Any]:
         value = self.value
         if isinstance(value, (tuple, list)):  # structseqs such as torch.max(x, 1)
-            return iter([self[index] for index in range(len(value))])
+            return iter([self[index] for index in range(len(value))])  # type: ignore[index]
         if isinstance(value, torch.Tensor):
             raise Refusal("iterates over a tensor, as often as its size says")
         raise Refusal("iterates over a value that the example forward never computed")
@@ -107,13 +107,15 @@ class ValueAttribute(ValueProxy, Attribute):
         Attribute.__init__(self, root, attr)
 
     @property
-    def node(self) -> fx.Node:
+    def node(self) -> fx.Node:  # type: ignore[override]
+        """The node of the attribute, made when first asked for."""
         if self._node is None:
             self._node = self.tracer.create_proxy("call_function", getattr, (self.root, self.attr), {}).node
         return self._node
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        value = self.root.value
+        """Record a call of the attribute as a method."""
+        value: Any = self.root.value
         if isinstance(value, torch.Tensor) and self.attr in ("dim", "ndimension") and not args:
             return value.dim()
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)

@@ -1,4 +1,4 @@
-"""The whole model, scope by scope: every module with children that ran, with its own graph or the reason it has none."""
+"""The whole model, scope by scope: every module with children, with its own graph or the reason it has none."""
 
 from __future__ import annotations
 

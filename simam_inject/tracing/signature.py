@@ -1,4 +1,4 @@
-"""The signature of a traced forward: which parameters the caller passes, and which keep a value that the graph bakes in."""
+"""The signature of a traced forward: what the caller passes, and what keeps a value that the graph bakes in."""
 
 from __future__ import annotations
 

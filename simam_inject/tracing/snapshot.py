@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import numpy
+import numpy as np
 import torch
 from torch import nn
 
@@ -60,19 +60,20 @@ def same_buffers(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def same_random_state() -> Iterator[None]:
     """Restore the random states of torch (all devices in use), numpy and Python afterwards."""
-    python_state, numpy_state = random.getstate(), numpy.random.get_state()
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() and torch.cuda.is_initialized() else ()
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    devices = range(torch.cuda.device_count()) if in_use else ()
     try:
         with torch.random.fork_rng(devices=list(devices)):
             yield
     finally:
         random.setstate(python_state)
-        numpy.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)
 
 
 @contextmanager
 def mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """All modules in train or eval mode inside, each as it was afterwards. Does not call `train()`, which some override."""
+    """All modules in train or eval mode inside, as it was afterwards. `train()` is not called: some override it."""
     saved = [(module, module.training) for module in model.modules()]
     try:
         for module, _ in saved:

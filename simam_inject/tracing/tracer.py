@@ -98,7 +98,7 @@ class _ScopeTracer(fx.Tracer):
         for key, found in outputs.items():
             self._outputs[key] = iter(found)
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002 - fx names them
         return True
 
     def proxy(self, node: fx.Node) -> ValueProxy:
@@ -115,7 +115,10 @@ class _ScopeTracer(fx.Tracer):
         return super().create_arg(a)
 
     def create_args_for_root(
-        self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
+        self,
+        root_fn: Callable[..., Any],
+        is_module: bool,  # noqa: ARG002 - fx passes it
+        concrete_args: Any = None,  # noqa: ARG002 - fx passes it
     ) -> tuple[Any, list[Any]]:
         self.arguments = bind(root_fn, self._call.args, self._call.kwargs)
         positional: list[Any] = []
@@ -221,9 +224,9 @@ def _watched_attributes(module: nn.Module, seen: dict[str, Any]) -> Iterator[Non
 
     def read_and_note(self: nn.Module, name: str) -> Any:
         value = super(watcher, self).__getattribute__(name)  # type: ignore[arg-type]
-        if self is module and isinstance(value, PLAIN_TYPES) and not name.startswith("__"):
-            if name not in _OWN_ATTRIBUTES or name == "training":
-                seen[name] = value
+        is_own = self is module and (name not in _OWN_ATTRIBUTES or name == "training")
+        if is_own and isinstance(value, PLAIN_TYPES) and not name.startswith("__"):
+            seen[name] = value
         return value
 
     watcher = type(

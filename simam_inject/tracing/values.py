@@ -1,4 +1,4 @@
-"""Values as the tracer knows them: meta tensors (shape, dtype, memory layout, no data) inside ordinary Python structures."""
+"""Values as the tracer knows them: meta tensors (shape, dtype, strides, no data) inside Python structures."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def _run_watched(
     """The output, and the shapes that each watched module returned, by `id(module)`."""
     ran: dict[int, list[tuple[int, ...]]] = {id(module): [] for module in watched}
 
-    def note(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def note(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
         ran[id(module)].append(tuple(output.shape) if isinstance(output, torch.Tensor) else ())
 
     handles = [module.register_forward_hook(note) for module in watched]
@@ -184,7 +184,7 @@ def _module_values(model: nn.Module, edits: list[_Edited]) -> dict[int, nn.Modul
 
 
 def _attending_hook(edit: Edit) -> Callable[..., torch.Tensor]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    def hook(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         return simam(output, edit.e_lambda, channel_dim=edit.channel_dim)
 
     return hook
