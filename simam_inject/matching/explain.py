@@ -39,14 +39,15 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
 
 
 def nearest_misses(misses: Iterable[Miss], count: int = NEAREST) -> tuple[Miss, ...]:
-    """The misses that met most conditions, the first in the model first; one of each reason before a second of any."""
+    """The misses that met most conditions first; one of each reason is chosen before a second of any."""
     ranked = sorted(misses, key=lambda miss: -miss.depth)
     seen: Counter[str] = Counter()
     rounds: list[tuple[int, Miss]] = []
     for miss in ranked:
         rounds.append((seen[miss.reason], miss))
         seen[miss.reason] += 1
-    return tuple(miss for _, miss in sorted(rounds, key=lambda entry: entry[0])[:count])
+    chosen = [miss for _, miss in sorted(rounds, key=lambda entry: entry[0])[:count]]
+    return tuple(sorted(chosen, key=lambda miss: -miss.depth))
 
 
 def _explain_classes(globs: Sequence[Glob], anatomy: Anatomy) -> str:
@@ -54,9 +55,8 @@ def _explain_classes(globs: Sequence[Glob], anatomy: Anatomy) -> str:
     leaves = [site.class_name for site in anatomy.sites if site.kind != "block" and site.class_name is not None]
     wanted = " or ".join(repr(glob.text) for glob in globs)
     if not blocks:
-        return (
-            f"this model has no block named {wanted}; it has no blocks at all, only {write_counts(leaves) or 'nothing'}"
-        )
+        only = f", only {write_counts(leaves)}" if leaves else ""
+        return f"this model has no block named {wanted}; it has no blocks at all{only}."
     counts = Counter(blocks) + Counter({name: count for name, count in Counter(leaves).items() if name not in blocks})
     near = dict.fromkeys(name for glob in globs for name in nearest(glob.text, counts))
     meant = f" Did you mean {' or '.join(f'{name} ({counts[name]})' for name in near)}?" if near else ""

@@ -72,6 +72,9 @@ class _Taking:
         taken = free if self.rule.pick.takes_all else self._pick(free)
         for site in taken:
             ownership.take(site, self.index)
+        # A value may fail as one thing and be taken as another, e.g. as the start and as the end of a chain.
+        paths = {site.named.path for site in taken}
+        self.misses = [miss for miss in self.misses if miss.path not in paths]
         return taken
 
     def _narrow(self, candidates: Sequence[Candidate]) -> list[Candidate]:

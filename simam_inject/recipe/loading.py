@@ -121,8 +121,8 @@ def _load_named_file(source: str) -> Recipe:
         pass  # too long, or with a NUL in it: no file has that name
     names = shipped_recipes()
     raise RecipeError(
-        f"recipe: {describe(source)} is neither a shipped recipe ({', '.join(names)}), a YAML file, nor a selector such "
-        f"as 'after bottleneck.conv2'{did_you_mean(source, names)}"
+        f"recipe: {describe(source)} is neither a shipped recipe ({', '.join(names)}), a YAML file, nor a selector "
+        f"such as 'after bottleneck.conv2'{did_you_mean(source, names)}"
     )
 
 
