@@ -17,13 +17,15 @@ def plan_to_dict(
     skips: Sequence[Skip],
     verification: Verification | None = None,
     *,
+    present: Sequence[Insertion] = (),
     images: int = 1,
 ) -> dict[str, Any]:
-    """Insertions, skips with near misses (`hit` tells them apart), totals and verification as JSON types."""
+    """Insertions, what was there before, skips with near misses (`hit` tells them apart), totals and verification."""
     return {
-        "insertions": [{**_plain(insertion), "bytes_moved": insertion.bytes_moved} for insertion in insertions],
+        "insertions": [_costed(insertion) for insertion in insertions],
+        "present": [_costed(insertion) for insertion in present],
         "skips": [_plain(skip) for skip in skips],
-        "totals": _plain(total(insertions, images)),
+        "totals": _plain(total([*present, *insertions], images)),
         "verification": None if verification is None else {"ok": verification.ok, **_plain(verification)},
     }
 
@@ -35,6 +37,10 @@ def sites_to_dict(anatomy: Anatomy) -> dict[str, Any]:
         "classes": [{**_plain(found), "count": found.count} for found in summarize(anatomy)],
         "opaque": dict(anatomy.opaque),
     }
+
+
+def _costed(insertion: Insertion) -> dict[str, Any]:
+    return {**_plain(insertion), "bytes_moved": insertion.bytes_moved}
 
 
 def _plain(record: Any) -> dict[str, Any]:

@@ -13,8 +13,6 @@ from simam_inject.planning.records import Check, Insertion, Skip, Verification
 from simam_inject.reporting.formats import UNKNOWN, format_bytes, format_count, format_map
 from simam_inject.reporting.totals import total
 
-_MEANS = {"forward": "", "boundary": "at the module's boundary"}
-
 
 def render_plan(
     insertions: Sequence[Insertion],
@@ -22,6 +20,7 @@ def render_plan(
     verification: Verification | None = None,
     *,
     heading: str = "",
+    present: Sequence[Insertion] = (),
     applied: bool = True,
     why: bool = False,
     images: int = 1,
@@ -34,6 +33,7 @@ def render_plan(
         skips: Sites that a rule took and that get none, one row each with the reason.
         verification: What was checked; None if nothing was.
         heading: What the report is about.
+        present: What was in the model already.
         applied: False for a dry run: the sites are `planned`, not `inserted`.
         why: Show near misses too.
         images: How many images the example forward had.
@@ -41,9 +41,12 @@ def render_plan(
     """
     parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
     shown = [skip for skip in skips if skip.hit or why]
-    if insertions or shown:
-        parts.append(_table(insertions, shown, "inserted" if applied else "planned"))
-    parts.append(_totals_line(insertions, skips, applied, images))
+    verb = "inserted" if applied else "planned"
+    placed = [*((there, "already there") for there in present), *((insertion, verb) for insertion in insertions)]
+    if placed or shown:
+        parts.append(_table(placed, shown))
+    counts = [f"{format_count(len(insertions), 'site')} {verb}", *_counts(present, skips)]
+    parts.append(_totals_line(counts, [insertion for insertion, _ in placed], images))
     if verification is not None:
         parts.extend(_verification_lines(verification))
     if next_steps:
@@ -52,7 +55,7 @@ def render_plan(
     return Group(*parts)
 
 
-def _table(insertions: Sequence[Insertion], skips: Sequence[Skip], verb: str) -> Table:
+def _table(placed: Sequence[tuple[Insertion, str]], skips: Sequence[Skip]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("path", overflow="fold", min_width=12)
     table.add_column("position", overflow="fold")
@@ -60,7 +63,7 @@ def _table(insertions: Sequence[Insertion], skips: Sequence[Skip], verb: str) ->
     table.add_column("reduction", justify="right")
     table.add_column("e_lambda", justify="right")
     table.add_column("result", overflow="fold", ratio=1)
-    for insertion in insertions:
+    for insertion, verb in placed:
         table.add_row(
             Text(insertion.path or "(the model)"),
             Text(insertion.position if insertion.reader is None else f"before {insertion.reader}"),
@@ -78,8 +81,6 @@ def _table(insertions: Sequence[Insertion], skips: Sequence[Skip], verb: str) ->
 
 def _facts(insertion: Insertion, verb: str) -> Iterator[str]:
     yield verb
-    if means := _MEANS.get(insertion.means, insertion.means):
-        yield means
     if insertion.channel_dim == -1:
         yield "channels last"
     if insertion.runs != 1:
@@ -88,23 +89,26 @@ def _facts(insertion: Insertion, verb: str) -> Iterator[str]:
         yield insertion.note
 
 
-def _totals_line(insertions: Sequence[Insertion], skips: Sequence[Skip], applied: bool, images: int) -> Text:
-    totals = total(insertions, images)
+def _counts(present: Sequence[Insertion], skips: Sequence[Skip]) -> Iterator[str]:
+    if present:
+        yield f"{len(present)} already there"
     skipped = sum(skip.hit for skip in skips)
-    near = len(skips) - skipped
-    counted = f"{format_count(totals.sites, 'site')} {'inserted' if applied else 'planned'}, {skipped} skipped"
-    if near:
-        counted += f", {format_count(near, 'near miss', 'near misses')}"
-    line = Text(counted, style="bold")
+    yield f"{skipped} skipped"
+    if near := len(skips) - skipped:
+        yield format_count(near, "near miss", "near misses")
+
+
+def _totals_line(counts: Sequence[str], insertions: Sequence[Insertion], images: int) -> Text:
+    totals = total(insertions, images)
     moved = f"{format_bytes(totals.bytes_per_image)} moved per image (one read and one write of each map)"
-    return line.append(f"; parameters +{totals.parameters}; {moved}", style="not bold")
+    return Text(", ".join(counts), style="bold").append(f"; parameters +{totals.parameters}; {moved}", style="not bold")
 
 
 def _verification_lines(verification: Verification) -> Iterator[Text]:
     failed = [check for check in verification.checks if check.ok is False]
     passed = [check for check in verification.checks if check.ok]
     unknown = [check for check in verification.checks if check.ok is None]
-    names = ", ".join(check.name for check in passed)
+    names = "; ".join(check.name for check in passed)
     if failed:
         yield Text(
             f"verification failed: {len(failed)} of {format_count(len(verification.checks), 'check')}", style="red"

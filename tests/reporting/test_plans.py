@@ -63,6 +63,15 @@ def test_nothing_run_is_not_called_verified():
     assert "not verified: no check could be run" in lines
 
 
+def test_what_was_there_before_is_told_and_counted():
+    lines = render(render_plan(INSERTIONS[1:], (), present=INSERTIONS[:1]), width=120)
+    assert lines[2].split() == ["layer1.0", "after", "256x56x56", "4", "0.0001", "already", "there"]
+    assert any(line.startswith("2 sites inserted, 1 already there, 0 skipped; parameters +0; 8.1 MB") for line in lines)
+    data = plan_to_dict(INSERTIONS[1:], (), present=INSERTIONS[:1])
+    assert [site["path"] for site in data["present"]] == ["layer1.0"]
+    assert data["totals"]["sites"] == 3
+
+
 def test_nothing_inserted_is_no_table():
     assert render(render_plan((), ()))[0].startswith("0 sites inserted, 0 skipped; parameters +0; 0 B moved")
 

@@ -1,0 +1,153 @@
+"""The main job: build, plan, apply, verify, save, report."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from simam_inject.cli.working import DONE, NO_EFFECT, show, working
+
+if TYPE_CHECKING:
+    from simam_inject import Plan, Recipe
+    from simam_inject.planning.records import Verification
+    from simam_inject.zoo import ZooModel
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the user asked for, parsed."""
+
+    model: str
+    recipe: str | None
+    after: tuple[str, ...]
+    before: tuple[str, ...]
+    exclude: tuple[str, ...]
+    e_lambda: float | None
+    input_size: tuple[int, ...] | None
+    pretrained: bool
+    dry_run: bool
+    why: bool
+    as_json: bool
+    output: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What was done."""
+
+    built: ZooModel
+    recipe: Recipe
+    plan: Plan
+    verification: Verification | None
+
+    @property
+    def exit_code(self) -> int:
+        """1 if SimAM is nowhere or a check failed."""
+        verified = self.verification is None or self.verification.ok
+        return DONE if self.sites and verified else NO_EFFECT
+
+    @property
+    def sites(self) -> int:
+        """How many SimAM the model has, or would have."""
+        return len(self.plan.insertions) + len(self.plan.present)
+
+
+def run(order: Order) -> None:
+    """Do what was ordered and report it.
+
+    Raises:
+        typer.Exit: Always, with the exit code.
+    """
+    with working(steps=2 if order.dry_run else 5, quiet=order.as_json) as step:
+        outcome = _carry_out(order, step)
+    if order.as_json:
+        typer.echo(json.dumps(_as_dict(order, outcome), indent=2))
+    else:
+        show(_render(order, outcome))
+    raise typer.Exit(outcome.exit_code)
+
+
+def _carry_out(order: Order, step: Any) -> Outcome:
+    from simam_inject.cli.composing import compose_recipe
+
+    recipe = compose_recipe(order.recipe, order.after, order.before, order.exclude, order.e_lambda)
+    step(f"building {order.model}")
+    from simam_inject import plan, verify
+    from simam_inject.cli.models import example_inputs
+    from simam_inject.zoo import build
+
+    built = build(order.model, pretrained=order.pretrained)
+    inputs = example_inputs(built, order.input_size)
+    step("running it once and planning")
+    made = plan(built.model, recipe, example_inputs=inputs)
+    outcome = Outcome(built, recipe, made, None)
+    if order.dry_run or not outcome.sites:
+        return outcome
+    step("inserting SimAM")
+    made.apply()
+    step("verifying")
+    outcome = Outcome(built, recipe, made, verify(built.model, example_inputs=inputs))
+    if order.output is not None and outcome.exit_code == DONE:
+        step(f"saving {order.output}")
+        from simam_inject.persist import save
+
+        save(built.model, order.output)
+    return outcome
+
+
+def _render(order: Order, outcome: Outcome) -> Any:
+    from simam_inject.reporting import render_plan
+
+    return render_plan(
+        outcome.plan.insertions,
+        outcome.plan.skips,
+        outcome.verification,
+        present=outcome.plan.present,
+        heading=f"{order.model}, {outcome.recipe.name or order.recipe or 'recipe'} ({outcome.built.note})",
+        applied=outcome.verification is not None,
+        why=order.why,
+        next_steps=tuple(_next_steps(order, outcome)),
+    )
+
+
+def _as_dict(order: Order, outcome: Outcome) -> dict[str, Any]:
+    from simam_inject.reporting import plan_to_dict
+
+    return {
+        "model": order.model,
+        "source": outcome.built.source,
+        "note": outcome.built.note,
+        "recipe": outcome.recipe.to_dict(),
+        "dry_run": order.dry_run,
+        **plan_to_dict(outcome.plan.insertions, outcome.plan.skips, outcome.verification, present=outcome.plan.present),
+        "output": str(order.output) if order.output and outcome.exit_code == DONE else None,
+    }
+
+
+def _next_steps(order: Order, outcome: Outcome) -> Iterator[str]:
+    if not outcome.sites:
+        yield f"see what can be named: simam-inject sites {order.model}"
+    elif outcome.verification is None:
+        yield "insert it: the same command without --dry-run"
+    elif not outcome.verification.ok:
+        yield "do not train this model; report the failure with the lines above and the name of the model"
+    else:
+        yield f"in your code: from simam_inject import inject; inject(model, {_as_code(order, outcome)})"
+        if order.output is not None:
+            yield f"from the file: from simam_inject.persist import load; load({str(order.output)!r}, model)"
+        else:
+            yield "keep it: add --output FILE.safetensors"
+
+
+def _as_code(order: Order, outcome: Outcome) -> str:
+    """The recipe as the shortest thing that `inject` takes."""
+    selectors = [f"after {text}" for text in order.after] + [f"before {text}" for text in order.before]
+    named = [*([order.recipe] if order.recipe else []), *selectors]
+    plain = len(named) == 1 and not order.exclude and order.e_lambda is None
+    keys = {key: value for key, value in outcome.recipe.to_dict().items() if key in ("e_lambda", "rules")}
+    return repr(named[0] if plain else keys)

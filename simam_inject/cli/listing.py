@@ -1,0 +1,58 @@
+"""The commands that only look: what can be named in a model, and which recipes there are."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from simam_inject.cli.working import show, working
+
+
+def show_sites(model: str, *, input_size: tuple[int, ...] | None, as_json: bool) -> None:
+    """Report what a rule can name in a model."""
+    with working(steps=2, quiet=as_json) as step:
+        step(f"building {model}")
+        from simam_inject.cli.models import example_inputs
+        from simam_inject.surgery import survey
+        from simam_inject.zoo import build
+
+        built = build(model)
+        step("running it once")
+        anatomy = survey(built.model, example_inputs=example_inputs(built, input_size))
+    from simam_inject.reporting import render_sites, sites_to_dict
+
+    if as_json:
+        typer.echo(json.dumps({"model": model, "source": built.source, **sites_to_dict(anatomy)}, indent=2))
+    else:
+        show(render_sites(anatomy, heading=f"{model} ({built.note})"))
+
+
+def list_recipes() -> None:
+    """Report the shipped recipes."""
+    with working(steps=1):
+        from simam_inject.recipe import load_recipe, shipped_recipes
+
+        recipes = [load_recipe(name) for name in shipped_recipes()]
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in ("recipe", "what it is for", "rules", "e_lambda"):
+        table.add_column(column, overflow="fold")
+    for recipe in recipes:
+        rules = "\n".join(rule.selector for rule in recipe.rules)
+        table.add_row(
+            Text(recipe.name, style="bold cyan"), Text(recipe.description), Text(rules), f"{recipe.e_lambda:g}"
+        )
+    show(table)
+
+
+def show_recipe(name: str) -> None:
+    """Print a shipped recipe as it is written: a start for one's own."""
+    with working(steps=1):
+        from simam_inject.recipe import read_shipped
+
+        text = read_shipped(name)
+    typer.echo(text, nl=not text.endswith("\n"))

@@ -1,0 +1,29 @@
+"""`simam-inject MODEL ...` beside `simam-inject sites MODEL`: what is no subcommand is the main job."""
+
+from __future__ import annotations
+
+from copy import copy
+from typing import Any
+
+from typer.core import TyperGroup
+
+MAIN_JOB = "inject"
+"""Name of the command that a first word which is no subcommand goes to."""
+
+
+class MainJobGroup(TyperGroup):
+    """A group that runs `MAIN_JOB` on what it does not know, and whose help is that command's, and then the others."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Put the main job's name in front where it is meant."""
+        own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
+        if args and args[0] not in self.commands and args[0] not in own:
+            args = [MAIN_JOB, *args]
+        return super().parse_args(ctx, args)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Show the main job's arguments and options as the program's own."""
+        shown = copy(self)
+        shown.params = [*self.commands[MAIN_JOB].params, *self.params]
+        shown.subcommand_metavar = ""
+        TyperGroup.format_help(shown, ctx, formatter)

@@ -1,0 +1,66 @@
+"""A small network in a file of the working directory, and the program as a function."""
+
+import pytest
+from typer.testing import CliRunner
+
+from simam_inject.cli.app import app
+
+NETS = """
+import torch
+from torch import nn
+
+
+class Block(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return x + self.conv2(torch.relu(self.bn1(self.conv1(x))))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(Block(8), Block(8))
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1))
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+class Broken(Net):
+    def forward(self, x):
+        raise RuntimeError("the user's own mistake")
+
+
+def make_noisy():
+    print("a factory that talks")
+    return Net()
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working directory, with `nets.py` in it."""
+    (tmp_path / "nets.py").write_text(NETS)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "160")
+    return tmp_path
+
+
+@pytest.fixture
+def run(folder):
+    """`run("nets.py:Net", "--after", "block")` -> result with exit_code, stdout, stderr."""
+
+    def invoke(*arguments: str):
+        result = CliRunner().invoke(app, [str(argument) for argument in arguments], prog_name="simam-inject")
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return invoke
