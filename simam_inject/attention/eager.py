@@ -32,8 +32,11 @@ class EagerAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         """Return the gradient of x. Under `create_graph` the kept statistics would be constants, and are not used."""
         x, mean, a = ctx.saved_tensors
+        dims = composite.spatial_dims(x.dim(), 1)
+        if torch.is_grad_enabled():
+            mean, a = composite.statistics(composite.widen(x), ctx.e_lambda, dims)
         if torch.is_grad_enabled() or not _is_cpu(x):
-            return composite.attend_backward(x, grad, ctx.e_lambda, composite.spatial_dims(x.dim(), 1)), None
+            return composite.attend_backward(x, grad, mean, a, dims), None
         return chunked.backward(x, grad, mean, a), None
 
 
@@ -43,5 +46,5 @@ def _is_cpu(x: Tensor) -> bool:
 
 def _forward(x: Tensor, e_lambda: float, keep: bool = False) -> tuple[Tensor, Tensor | None, Tensor | None]:
     if not _is_cpu(x):
-        return composite.attend(x, e_lambda, composite.spatial_dims(x.dim(), 1)), None, None
+        return composite.attend(x, e_lambda, composite.spatial_dims(x.dim(), 1))
     return chunked.forward(x, e_lambda, keep)

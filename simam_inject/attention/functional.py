@@ -66,7 +66,7 @@ def simam(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
             return composite.two_pass(x, e_lambda, dims)
         if torch.is_grad_enabled() and x.requires_grad:
             return cast(Tensor, composite.Attention.apply(x, e_lambda, dims))
-        return composite.attend(x, e_lambda, dims)
+        return composite.attend(x, e_lambda, dims)[0]
     if not _is_plain_eager(x):
         return composite.two_pass(x, e_lambda, dims)
     if channel_dim == -1:
