@@ -38,6 +38,23 @@ class Broken(Net):
         raise RuntimeError("the user's own mistake")
 
 
+def make_wrapped():
+    return nn.DataParallel(Net())
+
+
+def make_compiled():
+    return torch.compile(Net())
+
+
+def make_scripted():
+    return torch.jit.script(nn.ReLU())
+
+
+def make_meta():
+    with torch.device("meta"):
+        return Net()
+
+
 def make_noisy():
     print("a factory that talks")
     return Net()

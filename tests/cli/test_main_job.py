@@ -93,6 +93,10 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
         ((NET, "--after", "block", "--e-lambda", "-1"), 2, "error: e_lambda: found -1; allowed is"),
         ((NET, "--after", "block", "--e-lambda", "nan"), 2, "error: e_lambda: found nan; allowed is"),
         (("nets.py:Broken", "--after", "block"), 2, "the user's own mistake"),
+        (("nets.py:make_wrapped", "--after", "block"), 2, "DataParallel"),
+        (("nets.py:make_compiled", "--after", "block"), 2, "torch.compile"),
+        (("nets.py:make_scripted", "--after", "block"), 2, "Script"),
+        (("nets.py:make_meta", "--after", "block"), 2, "meta"),
         (("nets.py:Nett", "--after", "block"), 2, "error: nets.py:Nett: nets.py has no 'Nett'. Did you mean Net"),
     ],
 )

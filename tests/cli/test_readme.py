@@ -1,0 +1,50 @@
+"""What README says is run as it is written; the two commands that install are `.ci/run`'s."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from simam_inject.recipe import Recipe
+from simam_inject.recipe.reading import read_yaml
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[list[str]]:
+    lines = [line for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("simam-inject ")]
+
+
+def test_python_runs(capsys):
+    (code,) = blocks("python")
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 (our own text)
+    printed = capsys.readouterr().out
+    assert "layer4.2" in printed
+    assert "layer1.0.conv2" in printed
+
+
+def test_yaml_is_a_recipe():
+    (text,) = blocks("yaml")
+    assert Recipe.from_dict(read_yaml(text)).e_lambda == 0.1
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_commands_run(arguments, run, folder):
+    nets = (folder / "nets.py").read_text()
+    (folder / "mynets.py").write_text(f"{nets}\ndef make_net():\n    return Net()\n")
+    look_only = [] if arguments[0] in ("sites", "recipes") or "--dry-run" in arguments else ["--dry-run"]
+    result = run(*arguments, *look_only)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout
+
+
+def test_the_two_commands_are_where_ci_looks_for_them():
+    found = re.findall(r"^pip install .*$", README, flags=re.MULTILINE)
+    assert found == ["pip install . && simam-inject resnet50 --after bottleneck", 'pip install -e ".[test]" && pytest']
