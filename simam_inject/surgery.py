@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -23,7 +23,15 @@ from simam_inject.planning.plan import Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import Insertion, Verification
 from simam_inject.recipe import load_recipe
-from simam_inject.rewriting.rewriter import edits_in, insertion_of, restore_stock, rewrite, stock
+from simam_inject.rewriting.rewriter import (
+    Preparation,
+    edits_in,
+    insertion_of,
+    operate,
+    prepare_all,
+    restore_stock,
+    stock,
+)
 from simam_inject.subjects import check_subject
 from simam_inject.tracing.inputs import example_of
 from simam_inject.tracing.scopes import Trace, trace_model
@@ -132,27 +140,39 @@ class _Operation:
     model: nn.Module
     trace: Trace
     flow: Flow
+    prepared: dict[tuple[Insertion, ...], Preparation] = field(default_factory=dict)
 
     def apply(self, planned: Plan) -> nn.Module:
         network = self.trace.model
         if injected(network) != planned.present or not self._is_as_traced():
             raise ModelError("the model has changed since it was planned; plan again")
         if planned.insertions:
-            _restore_stock(network)
-            try:
-                rewrite(self.trace, self.flow, (*planned.present, *planned.insertions))
-            except BaseException:
-                rewrite(self.trace, self.flow, planned.present)
-                raise
+            self._rewrite(planned.present, planned.insertions)
         host = host_of(self.model)
         if host is not None:
             host.remember(self.model, planned)
         return self.model
 
+    def prepare(self, insertions: tuple[Insertion, ...]) -> Preparation:
+        """Work the rewrite out; the one that the plan was made from is kept."""
+        if insertions not in self.prepared:
+            with stock(self.trace.model):
+                self.prepared[insertions] = prepare_all(self.trace, self.flow, insertions)
+        return self.prepared[insertions]
+
     def go_back(self, planned: Plan) -> None:
         """Undo `apply`."""
         eject(self.model)
-        rewrite(self.trace, self.flow, planned.present)
+        self._rewrite(planned.present)
+
+    def _rewrite(self, present: tuple[Insertion, ...], more: tuple[Insertion, ...] = ()) -> None:
+        prepared, before = self.prepare((*present, *more)), self.prepare(present)
+        _restore_stock(self.trace.model)
+        try:
+            operate(prepared.operations)
+        except BaseException:
+            operate(before.operations)
+            raise
 
     def _is_as_traced(self) -> bool:
         """The same module objects at the same paths."""
@@ -168,8 +188,17 @@ def _plan(model: nn.Module, recipe: Any, example_inputs: Any) -> tuple[Plan, _Op
     present = injected(model)
     trace, flow, anatomy = _trace(network, example_inputs)
     operation = _Operation(model, trace, flow)
-    insertions, skips = decide(resolved, anatomy, match(resolved, anatomy), present)
-    return Plan(resolved, insertions, skips, anatomy, present, operation.apply), operation
+    matches = match(resolved, anatomy)
+    refused: dict[tuple[str, str | None], str] = {}
+    while True:
+        insertions, skips = decide(resolved, anatomy, matches, present, refused)
+        prepared = operation.prepare((*present, *insertions))
+        if not prepared.refused.keys() - refused.keys():
+            break
+        refused |= prepared.refused  # decide again: those are wrapped instead, or skipped
+    operation.prepared[prepared.insertions] = prepared
+    planned = Plan(resolved, prepared.insertions[len(present) :], skips, anatomy, present, operation.apply)
+    return planned, operation
 
 
 def _trace(network: nn.Module, example_inputs: Any) -> tuple[Trace, Flow, Anatomy]:

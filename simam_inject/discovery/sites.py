@@ -68,6 +68,7 @@ class _Surveyor:
                 ),
                 runs=len(scope.calls),
                 is_traced=True,
+                is_wrappable=self._is_wrappable_leaf(scope, module),
                 **self._facts(value, self.flow.channel_dim(scope, node)),
                 **(_module_facts(module) if module is not None else {}),
             )
@@ -80,6 +81,10 @@ class _Surveyor:
                 self.callers.setdefault(child.path, (scope.path, self._operands(scope, node)))
                 if not node.users:
                     self.unread.add(child.path)
+
+    def _is_wrappable_leaf(self, scope: Scope, module: nn.Module | None) -> bool:
+        """Wrapping the module would attend this value and no other."""
+        return module is not None and _is_wrappable(module) and len(self.trace.calls[id(module)]) == len(scope.calls)
 
     def _operands(self, scope: Scope, node: fx.Node) -> tuple[str, ...]:
         names = self.flow.names[scope.path]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 from simam_inject.discovery.records import Anatomy, Site
 from simam_inject.errors import NoMatchError
 from simam_inject.matching import Hit, Matches, unmatched_message
@@ -10,12 +13,17 @@ from simam_inject.recipe import Recipe
 
 
 def decide(
-    recipe: Recipe, anatomy: Anatomy, matches: Matches, present: tuple[Insertion, ...] = ()
+    recipe: Recipe,
+    anatomy: Anatomy,
+    matches: Matches,
+    present: tuple[Insertion, ...] = (),
+    refused: Mapping[tuple[str, str | None], str] = MappingProxyType({}),
 ) -> tuple[tuple[Insertion, ...], tuple[Skip, ...]]:
     """Turn matches into insertions and skips.
 
     Args:
         present: what is in the model already; a value is not attended twice.
+        refused: values, by (path, reader), around which the block that computes them cannot be rewritten, and why.
 
     Raises:
         NoMatchError: a rule that is not optional takes no site that can be attended.
@@ -28,7 +36,7 @@ def decide(
         site = anatomy.site_by_path[hit.path]
         reason = _obstacle(site) or _repetition(anatomy, hit, attended, present)
         if reason is None:
-            insertion, reason = _placed(anatomy, site, hit)
+            insertion, reason = _placed(anatomy, site, hit, refused.get((hit.path, hit.reader)))
             if insertion is not None:
                 attended[_origin(anatomy, hit.path), hit.reader] = hit.path
                 insertions.append(insertion)
@@ -83,7 +91,7 @@ def _origin(anatomy: Anatomy, path: str) -> str:
     return path if site is None else site.path
 
 
-def _placed(anatomy: Anatomy, site: Site, hit: Hit) -> tuple[Insertion | None, str | None]:
+def _placed(anatomy: Anatomy, site: Site, hit: Hit, refusal: str | None) -> tuple[Insertion | None, str | None]:
     """The insertion, or the reason why there is no way to make it."""
     facts = {
         "path": site.path,
@@ -98,14 +106,16 @@ def _placed(anatomy: Anatomy, site: Site, hit: Hit) -> tuple[Insertion | None, s
         "runs": site.runs,
     }
     if hit.reader is not None:
+        if refusal is not None:
+            return None, refusal
         return Insertion(**facts, scope=anatomy.site_by_path[hit.reader].scope), None  # type: ignore[arg-type]
-    if site.is_traced and (site.kind != "block" or not site.is_wrappable):
+    if site.is_traced and refusal is None and (site.kind != "block" or not site.is_wrappable):
         return Insertion(**facts, scope=site.scope), None  # type: ignore[arg-type]
     if not site.is_wrappable:
-        return None, "its forward cannot be wrapped, and the block that calls it cannot be rewritten"
+        return None, refusal or "its forward cannot be wrapped, and the block that calls it cannot be rewritten"
     note = ""
     if site.kind != "block":
-        why = anatomy.opaque.get(site.scope, "it is not the one that calls it")
+        why = refusal or anatomy.opaque.get(site.scope, "it is not the one that calls it")
         note = f"the module itself is wrapped, since {site.scope or 'the model'} cannot be rewritten: {why}"
     return Insertion(**facts, scope=site.path, means="boundary", note=note), None  # type: ignore[arg-type]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -13,6 +13,7 @@ from torch import nn
 from simam_inject.attention import SimAM
 from simam_inject.discovery.flow import Flow
 from simam_inject.discovery.naming import join
+from simam_inject.errors import ModelError
 from simam_inject.planning.records import Insertion
 from simam_inject.rewriting.classes import (
     SPECIFICATION,
@@ -23,40 +24,62 @@ from simam_inject.rewriting.classes import (
 )
 from simam_inject.rewriting.records import Edit
 from simam_inject.rewriting.surgeon import Operation, prepare
+from simam_inject.tracing.recording import Call
 from simam_inject.tracing.scopes import Trace
 
 
-def rewrite(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> tuple[Insertion, ...]:
-    """Put SimAM where `insertions` say, into a model that has none. Changes the model in place, or not at all.
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """Everything worked out and nothing changed yet."""
 
-    Returns:
-        The insertions, with a note where an alternative forward cannot run any more.
+    operations: tuple[Operation, ...]
+    insertions: tuple[Insertion, ...]
+    """As asked for, with notes where an alternative forward cannot run any more."""
+    refused: dict[tuple[str, str | None], str]
+    """Insertions that no module can hold, by (path, reader), with the reason. They are in no operation."""
 
-    Raises:
-        ModelError: a module cannot hold its insertions; nothing has been changed.
-    """
+
+def prepare_all(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> Preparation:
+    """Work out the rewrite of every module concerned, for a model in its stock classes. Nothing is changed."""
     modules = dict(trace.model.named_modules())
     grouped: dict[str, list[Insertion]] = {}
     for insertion in insertions:
         grouped.setdefault(insertion.scope, []).append(insertion)
     operations = []
-    noted: list[Insertion] = []
+    noted: dict[tuple[str, str | None], Insertion] = {}
+    refused: dict[tuple[str, str | None], str] = {}
     for path, members in grouped.items():
         module = modules[path]
-        calls = trace.calls[id(module)]
+        call = trace.calls[id(module)][0]
         edits: tuple[Edit, ...] = ()
         for insertion in members:
             edits += (_edit_of(insertion, path, module, flow, {edit.child for edit in edits}),)
-        operation = prepare(module, calls[0], edits)
-        note = "; ".join(f"{name} refused: {why}" for name, why in operation.refused)
+        try:
+            operation = prepare(module, call, edits)
+        except ModelError:
+            refused.update(_culprits(module, call, members, edits))
+            continue
         operations.append(operation)
-        noted += [replace(insertion, note=note) for insertion in members]
-    operate(operations)
-    order = {(insertion.path, insertion.reader): index for index, insertion in enumerate(insertions)}
-    return tuple(sorted(noted, key=lambda insertion: order[insertion.path, insertion.reader]))
+        for insertion, edit in zip(members, operation.specification.edits, strict=True):
+            noted[insertion.path, insertion.reader] = replace(insertion, note=edit.note)
+    kept = tuple(noted[key] for i in insertions if (key := (i.path, i.reader)) in noted)
+    return Preparation(tuple(operations), kept, refused)
 
 
-def operate(operations: list[Operation]) -> None:
+def _culprits(
+    module: nn.Module, call: Call, members: list[Insertion], edits: tuple[Edit, ...]
+) -> dict[tuple[str, str | None], str]:
+    """Which of a module's insertions it cannot hold; each is tried on its own."""
+    refused = {}
+    for insertion, edit in zip(members, edits, strict=True):
+        try:
+            prepare(module, call, (edit,))
+        except ModelError as error:
+            refused[insertion.path, insertion.reader] = str(error)
+    return refused or {(insertion.path, insertion.reader): "cannot be combined" for insertion in members}
+
+
+def operate(operations: tuple[Operation, ...]) -> None:
     """Carry out prepared operations; on any failure the modules are as they were."""
     done: list[nn.Module] = []
     try:

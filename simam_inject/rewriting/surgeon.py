@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -30,8 +30,6 @@ class Operation:
     module: nn.Module
     swapped: type[nn.Module]
     specification: Specification
-    refused: tuple[tuple[str, str], ...]
-    """Methods that cannot run any more, with the reason."""
 
 
 def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...]) -> Operation:
@@ -66,9 +64,11 @@ def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...]) -> Op
         for name in [active_method(module), *(other for other in alternatives(module))]:
             if name not in refused:
                 _wrap(module, name, boundary, sources)
-    specification = Specification(edits, arguments, tuple(sorted(fingerprints)))
+    notes = [f"{name} is refused from now on: {why}" for name, why in refused.items()]
+    noted = tuple(replace(edit, note="; ".join([edit.note, *notes] if edit.note else notes)) for edit in edits)
+    specification = Specification(noted, arguments, tuple(sorted(fingerprints)))
     swapped = swapped_class(stock_class(module), tuple(sources.values()))
-    return Operation(module, swapped, specification, tuple(refused.items()))
+    return Operation(module, swapped, specification)
 
 
 def _wrap(module: nn.Module, name: str, boundary: Edit, sources: dict[str, Source]) -> None:
