@@ -39,5 +39,5 @@ def fetching(name: str, *, pretrained: bool) -> Iterator[None]:
 def describe_exception(error: BaseException) -> str:
     """The class of an exception and the first line of what it says, without decoration and full stop."""
     first = str(error).strip().partition("\n")[0]
-    said = re.sub(r"^[^\w'\"<(\[]+", "", first).rstrip(". ")
+    said = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
