@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import operator
 import sys
 from collections.abc import Iterator
 from types import FrameType
@@ -119,6 +120,20 @@ class ValueAttribute(ValueProxy, Attribute):
         if isinstance(value, torch.Tensor) and self.attr in ("dim", "ndimension") and not args:
             return value.dim()
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+def _record_in_place(name: str) -> None:
+    """Make `x += y` an in-place node. Plain fx records `x = x + y`, which others who hold x would not see."""
+    operation = getattr(operator, name)
+
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operation, (self, other), {})
+
+    setattr(ValueProxy, f"__{name}__", method)
+
+
+for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
+    _record_in_place(_name)
 
 
 def _setitem(target: Any, index: Any, item: Any) -> None:
