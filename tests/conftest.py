@@ -2,6 +2,7 @@
 
 import os
 import random
+import sys
 import tempfile
 
 import numpy as np
@@ -26,3 +27,14 @@ def _seed() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """An empty working directory of a user; modules imported from it are forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    for name, module in list(sys.modules.items()):
+        spec = getattr(module, "__spec__", None)
+        if spec and any(str(tmp_path) in str(place) for place in (spec.origin, spec.submodule_search_locations)):
+            del sys.modules[name]

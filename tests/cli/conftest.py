@@ -62,12 +62,11 @@ def make_noisy():
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(project, monkeypatch):
     """The working directory, with `nets.py` in it."""
-    (tmp_path / "nets.py").write_text(NETS)
-    monkeypatch.chdir(tmp_path)
+    (project / "nets.py").write_text(NETS)
     monkeypatch.setenv("COLUMNS", "160")
-    return tmp_path
+    return project
 
 
 @pytest.fixture

@@ -40,20 +40,16 @@ def fail(): raise ValueError("no weights here\\nmore")
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """A project with a file of models; modules it imports are forgotten afterwards."""
-    nets = tmp_path / "nets"
+def folder(project):
+    """A project with a file of models."""
+    nets = project / "nets"
     nets.mkdir()
     (nets / "own_nets.py").write_text(SOURCE)
     (nets / "parts.py").write_text("WIDTH = 4")
     (nets / "late.py").write_text("from torch import nn\nnet = nn.Conv2d(3, 4, 1)")
     (nets / "broken.py").write_text("import not_there_at_all")
     (nets / "wrong.py").write_text("def f(:")
-    monkeypatch.chdir(tmp_path)
-    known = set(sys.modules)
-    yield nets
-    for name in set(sys.modules) - known:
-        del sys.modules[name]
+    return nets
 
 
 @pytest.mark.parametrize(
