@@ -6,9 +6,9 @@ recipe -> trace -> discover -> match -> plan -> rewrite -> verify
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -18,11 +18,13 @@ from simam_inject.discovery.records import Anatomy
 from simam_inject.discovery.sites import discover
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.integrations import host_of, network_of
-from simam_inject.matching import match
+from simam_inject.matching import Hit, match
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.planner import decide
-from simam_inject.planning.records import Insertion, Verification
+from simam_inject.planning.planner import decide, settle
+from simam_inject.planning.records import Insertion, Skip, Verification
 from simam_inject.recipe import load_recipe
+from simam_inject.rewriting.differences import forward_difference
+from simam_inject.rewriting.provenance import forget_recipes, recipes_of, set_recipes
 from simam_inject.rewriting.rewriter import (
     Preparation,
     edits_in,
@@ -100,10 +102,36 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 
 def eject(model: nn.Module) -> nn.Module:
     """Take every SimAM out again: the original classes and children, bit for bit. In place; returns the same object."""
-    _restore_stock(network_of(model))
+    network = network_of(model)
+    _restore_stock(network)
+    forget_recipes(network)
     host = host_of(model)
     if host is not None:
         host.forget(model)
+    return model
+
+
+def replay(model: nn.Module, sites: Iterable[Insertion], *, example_inputs: Any = None) -> nn.Module:
+    """Make `injected(model)` these sites, as an earlier plan chose them; no recipe is asked. In place, all or nothing.
+
+    Args:
+        sites: of each, only path, position, reader, e_lambda and rule count; shapes are found anew. None: `eject`.
+
+    Raises:
+        ModelError: the model has no such site, or it cannot be attended; the message names it.
+    """
+    network = network_of(model)
+    check_subject(network)
+    hits = tuple(Hit(site.path, site.position, site.reader, site.rule, site.e_lambda) for site in sites)
+    trace, flow, anatomy = _trace(network, example_inputs)
+    operation = _Operation(model, trace, flow)
+    unknown = [path for hit in hits for path in (hit.path, hit.reader or hit.path) if path not in anatomy.site_by_path]
+    if unknown:
+        raise ModelError(f"{type(network).__name__} has no site {unknown[0]!r}, where a recorded SimAM belongs")
+    skips, prepared = _settled(lambda refused: settle(anatomy, hits, refused=refused)[:2], operation)
+    if skips:
+        raise ModelError(f"a recorded SimAM cannot be put back: {skips[0].path} {skips[0].reason}")
+    operation.make(injected(network), prepared.insertions)
     return model
 
 
@@ -147,7 +175,8 @@ class _Operation:
         if injected(network) != planned.present or not self._is_as_traced():
             raise ModelError("the model has changed since it was planned; plan again")
         if planned.insertions:
-            self._rewrite(planned.present, planned.insertions)
+            self.make(planned.present, (*planned.present, *planned.insertions))
+            set_recipes(network, (*recipes_of(network), planned.recipe.to_dict()))
         host = host_of(self.model)
         if host is not None:
             host.remember(self.model, planned)
@@ -162,11 +191,17 @@ class _Operation:
 
     def go_back(self, planned: Plan) -> None:
         """Undo `apply`."""
+        earlier = recipes_of(self.trace.model)[:-1]
         eject(self.model)
-        self._rewrite(planned.present)
+        self.make((), planned.present)
+        set_recipes(self.trace.model, earlier)
+        host = host_of(self.model)
+        if host is not None and planned.present:
+            host.remember(self.model, replace(planned, insertions=()))
 
-    def _rewrite(self, present: tuple[Insertion, ...], more: tuple[Insertion, ...] = ()) -> None:
-        prepared, before = self.prepare((*present, *more)), self.prepare(present)
+    def make(self, present: tuple[Insertion, ...], wanted: tuple[Insertion, ...]) -> None:
+        """From these insertions to those, or not at all."""
+        prepared, before = self.prepare(wanted), self.prepare(present)
         _restore_stock(self.trace.model)
         try:
             operate(prepared.operations)
@@ -189,16 +224,28 @@ def _plan(model: nn.Module, recipe: Any, example_inputs: Any) -> tuple[Plan, _Op
     trace, flow, anatomy = _trace(network, example_inputs)
     operation = _Operation(model, trace, flow)
     matches = match(resolved, anatomy)
+    skips, prepared = _settled(lambda refused: decide(resolved, anatomy, matches, present, refused), operation, present)
+    planned = Plan(resolved, prepared.insertions[len(present) :], skips, anatomy, present, operation.apply)
+    return planned, operation
+
+
+def _settled(
+    choose: Callable[[dict[tuple[str, str | None], str]], tuple[tuple[Insertion, ...], tuple[Skip, ...]]],
+    operation: _Operation,
+    present: tuple[Insertion, ...] = (),
+) -> tuple[tuple[Skip, ...], Preparation]:
+    """Choose until the modules can hold the choice: what one refuses is wrapped instead, or skipped."""
     refused: dict[tuple[str, str | None], str] = {}
     while True:
-        insertions, skips = decide(resolved, anatomy, matches, present, refused)
+        insertions, skips = choose(refused)
         prepared = operation.prepare((*present, *insertions))
         if not prepared.refused.keys() - refused.keys():
             break
-        refused |= prepared.refused  # decide again: those are wrapped instead, or skipped
+        refused |= prepared.refused
+    for (path, _), reason in prepared.refused.items():
+        raise ModelError(f"{path} can be attended neither inside its block nor by wrapping it: {reason}")
     operation.prepared[prepared.insertions] = prepared
-    planned = Plan(resolved, prepared.insertions[len(present) :], skips, anatomy, present, operation.apply)
-    return planned, operation
+    return skips, prepared
 
 
 def _trace(network: nn.Module, example_inputs: Any) -> tuple[Trace, Flow, Anatomy]:
@@ -211,3 +258,28 @@ def _trace(network: nn.Module, example_inputs: Any) -> tuple[Trace, Flow, Anatom
 def _restore_stock(network: nn.Module) -> None:
     for module in list(network.modules()):
         restore_stock(module)
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What a recipe does to a model, for people to read."""
+
+    plan: Plan
+    differences: dict[str, str]
+    """By path of a rewritten module: its generated forward as a diff against the traced one."""
+
+
+def explain(model: nn.Module, recipe: Any, *, example_inputs: Any = None) -> Explanation:
+    """The plan, and what the forward of every module concerned would become. Touches nothing.
+
+    Args and Raises: as for `plan`.
+    """
+    planned, operation = _plan(model, recipe, example_inputs)
+    trace = operation.trace
+    differences = {}
+    with stock(trace.model):
+        for prepared in operation.prepare((*planned.present, *planned.insertions)).operations:
+            module = prepared.module
+            call = trace.calls[id(module)][0]
+            differences[trace.path_of[id(module)]] = forward_difference(module, call, prepared)
+    return Explanation(planned, differences)

@@ -94,6 +94,32 @@ def sites(model: options.ModelName, input_size: options.InputSize = None, as_jso
     show_sites(model, input_size=None if input_size is None else options.parse_size(input_size), as_json=as_json)
 
 
+@app.command()
+def explain(
+    model: options.ModelName,
+    after: options.After = None,
+    before: options.Before = None,
+    recipe: options.RecipeName = None,
+    exclude: options.Exclude = None,
+    e_lambda: options.ELambda = None,
+    input_size: options.InputSize = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Draw where SimAM would go in each kind of block of MODEL, with the rewritten forward. Touches nothing."""
+    from simam_inject.cli.explaining import explain_recipe
+
+    explain_recipe(
+        model,
+        recipe,
+        after=tuple(after or ()),
+        before=tuple(before or ()),
+        exclude=tuple(exclude or ()),
+        e_lambda=None if e_lambda is None else options.parse_number(e_lambda),
+        input_size=None if input_size is None else options.parse_size(input_size),
+        as_json=as_json,
+    )
+
+
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""

@@ -88,7 +88,13 @@ class _Surveyor:
 
     def _operands(self, scope: Scope, node: fx.Node) -> tuple[str, ...]:
         names = self.flow.names[scope.path]
-        return tuple(self.flow.path(scope, source) for source in self.flow.tensor_inputs(node) if source in names)
+        found: list[str] = []
+        for source in self.flow.tensor_inputs(node):
+            if source in names:
+                found.append(self.flow.path(scope, source))
+            else:  # a list or tuple on the way: what it was made from
+                found.extend(self._operands(scope, source))
+        return tuple(found)
 
     def _enter_module(self, path: str, module: nn.Module) -> None:
         """A module with children, or a leaf that no graph calls: its own value is its site."""

@@ -28,11 +28,26 @@ def decide(
     Raises:
         NoMatchError: a rule that is not optional takes no site that can be attended.
     """
+    insertions, skipped, fulfilled = settle(anatomy, matches.hits, present, refused)
+    skips = [*(Skip(miss.path, miss.reason, miss.rule, hit=False) for miss in matches.misses), *skipped]
+    for index, rule in enumerate(recipe.rules):
+        if index not in fulfilled and not rule.optional:
+            raise NoMatchError(_nothing(recipe, index, anatomy, matches, skips))
+    return insertions, tuple(skips)
+
+
+def settle(
+    anatomy: Anatomy,
+    hits: tuple[Hit, ...],
+    present: tuple[Insertion, ...] = (),
+    refused: Mapping[tuple[str, str | None], str] = MappingProxyType({}),
+) -> tuple[tuple[Insertion, ...], tuple[Skip, ...], frozenset[int]]:
+    """Turn hits into insertions, skips with their reasons, and the rules that have their effect. See `decide`."""
     insertions: list[Insertion] = []
-    skips = [Skip(miss.path, miss.reason, miss.rule, hit=False) for miss in matches.misses]
+    skips: list[Skip] = []
     attended = {(_origin(anatomy, there.path), there.reader): there.path for there in present}
     fulfilled = set()
-    for hit in matches.hits:
+    for hit in hits:
         site = anatomy.site_by_path[hit.path]
         reason = _obstacle(site) or _repetition(anatomy, hit, attended, present)
         if reason is None:
@@ -45,10 +60,7 @@ def decide(
         if reason is not None:
             skips.append(Skip(hit.path, reason, hit.rule, hit=True))
     fulfilled.update(insertion.rule for insertion in insertions)
-    for index, rule in enumerate(recipe.rules):
-        if index not in fulfilled and not rule.optional:
-            raise NoMatchError(_nothing(recipe, index, anatomy, matches, skips))
-    return tuple(insertions), tuple(skips)
+    return tuple(insertions), tuple(skips), frozenset(fulfilled)
 
 
 _PRESENT = "has SimAM already"

@@ -8,6 +8,8 @@ from simam_inject.reporting.anatomy import Child as Child
 from simam_inject.reporting.anatomy import summarize as summarize
 from simam_inject.reporting.dicts import plan_to_dict as plan_to_dict
 from simam_inject.reporting.dicts import sites_to_dict as sites_to_dict
+from simam_inject.reporting.drawing import Drawing as Drawing
+from simam_inject.reporting.drawing import draw as draw
 from simam_inject.reporting.plans import render_plan as render_plan
 from simam_inject.reporting.sites import render_sites as render_sites
 from simam_inject.reporting.totals import Totals as Totals
@@ -16,7 +18,9 @@ from simam_inject.reporting.totals import total as total
 __all__ = [
     "BlockClass",
     "Child",
+    "Drawing",
     "Totals",
+    "draw",
     "plan_to_dict",
     "render_plan",
     "render_sites",

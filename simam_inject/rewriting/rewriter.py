@@ -52,8 +52,14 @@ def prepare_all(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> 
         module = modules[path]
         call = trace.calls[id(module)][0]
         edits: tuple[Edit, ...] = ()
-        for insertion in members:
-            edits += (_edit_of(insertion, path, module, flow, {edit.child for edit in edits}),)
+        for insertion in tuple(members):
+            try:
+                edits += (_edit_of(insertion, path, module, flow, {edit.child for edit in edits}),)
+            except ModelError as error:
+                refused[insertion.path, insertion.reader] = str(error)
+                members.remove(insertion)
+        if not edits:
+            continue
         try:
             operation = prepare(module, call, edits)
         except ModelError:
@@ -192,4 +198,4 @@ def _local_names(insertion: Insertion, scope_path: str, flow: Flow) -> tuple[str
             for source in flow.tensor_inputs(node):
                 if source in names and flow.path(scope, source) == insertion.path:
                     return names[source], name
-    raise AssertionError(f"{insertion.path} was planned in {scope_path!r} but is not there")
+    raise ModelError(f"{insertion.reader or scope_path} reads {insertion.path} through a list or tuple")
