@@ -5,18 +5,22 @@ Each adapter is one file, imported only when a model of its library is met.
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 from torch import nn
 
-from simam_inject.planning.plan import Plan
+if TYPE_CHECKING:
+    from simam_inject.planning.plan import Plan
+
+_ULTRALYTICS = ("ultralytics.engine.model", "ultralytics.nn.tasks")
+"""Where `YOLO` objects and their networks are defined."""
 
 
 class Host(Protocol):
-    """What an adapter module offers for an object that holds the network."""
+    """What an adapter module offers for a library's network, or for an object that holds one."""
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network inside the object."""
+        """The network inside the object; a network itself."""
 
     def remember(self, model: nn.Module, plan: Plan) -> None:
         """Called after a plan was applied: keep the injection through whatever the library does with the network."""
@@ -27,7 +31,7 @@ class Host(Protocol):
 
 def host_of(model: nn.Module) -> Host | None:
     """The adapter for this object; None for a plain network."""
-    if any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__):
+    if any(base.__module__ in _ULTRALYTICS for base in type(model).__mro__):
         from simam_inject.integrations import ultralytics
 
         return cast(Host, ultralytics)

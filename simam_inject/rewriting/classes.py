@@ -53,6 +53,7 @@ def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn
         "__qualname__": base.__qualname__,
         "__doc__": base.__doc__,
         "_simam_stock_class": base,
+        "_simam_refused": tuple(source.name for source in sources if source.is_refusal),
         "__reduce_ex__": _reduce,
         "__deepcopy__": _deepcopy,
         "__copy__": _copy,
@@ -73,6 +74,12 @@ def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn
 def _holds_objects(source: Source) -> bool:
     """A default value that is an object of the class's own cannot be told apart by the source text."""
     return any(name.startswith(("_default_", "_fixed_", "_value_")) for name in source.objects)
+
+
+def refused_methods(module: nn.Module) -> tuple[str, ...]:
+    """Methods of a rewritten module that cannot run with its SimAM in place, and say so when called."""
+    names: tuple[str, ...] = getattr(type(module), "_simam_refused", ())
+    return names
 
 
 def put(module: nn.Module, swapped: type[nn.Module]) -> None:

@@ -59,6 +59,11 @@ class Source:
         self.text = text
         self.objects = objects
 
+    @property
+    def is_refusal(self) -> bool:
+        """It only says why it cannot run."""
+        return "_refuse_method" in self.objects
+
     def compile(self) -> Callable[..., Any]:
         """The function. Its source shows in tracebacks and `inspect.getsource`."""
         path = f"<simam_inject {self.name} {abs(hash(self.text)):x}>"

@@ -6,6 +6,7 @@ it was when the file was written.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -19,6 +20,9 @@ from simam_inject.rewriting.surgeon import prepare
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import record
 from simam_inject.tracing.values import rebuild
+
+_ADAPTERS = {"ultralytics": "simam_inject.integrations.ultralytics"}
+"""Libraries that build their models anew behind the user's back: what gets ready for it, by top-level package."""
 
 
 def restore(plain: nn.Module, specification: Any, methods: Any) -> nn.Module:
@@ -35,15 +39,11 @@ def restore(plain: nn.Module, specification: Any, methods: Any) -> nn.Module:
     """
     wanted = Specification.from_dict(specification)
     name = type(plain).__name__
+    _prepare_library(plain)
     for edit in wanted.edits:
         if not isinstance(plain._modules.get(edit.child), SimAM):
             raise FileError(f"the file's {name} lacks the SimAM named {edit.child}")
-    if not isinstance(methods, dict):
-        raise FileError(f"the file's {name} has no table of methods")
-    for attribute, method in methods.items():
-        if not isinstance(getattr(type(plain), str(method), None), type(restore)):
-            raise FileError(f"the file's {name} binds {attribute!r} to {method!r}, which is not a method of that class")
-        plain.__dict__[attribute] = getattr(plain, method)
+    _bind(plain, methods)
     inner = [edit for edit in wanted.edits if edit.value]
     call = None
     children = {edit.child: plain._modules.pop(edit.child) for edit in wanted.edits}
@@ -66,6 +66,22 @@ def restore(plain: nn.Module, specification: Any, methods: Any) -> nn.Module:
     plain.__dict__[SPECIFICATION] = wanted
     put(plain, operation.swapped)
     return plain
+
+
+def _prepare_library(module: nn.Module) -> None:
+    adapter = _ADAPTERS.get(type(module).__module__.partition(".")[0])
+    if adapter is not None:
+        import_module(adapter)
+
+
+def _bind(module: nn.Module, methods: Any) -> None:
+    name = type(module).__name__
+    if not isinstance(methods, dict):
+        raise FileError(f"the file's {name} has no table of methods")
+    for attribute, method in methods.items():
+        if not isinstance(getattr(type(module), str(method), None), type(restore)):
+            raise FileError(f"the file's {name} binds {attribute!r} to {method!r}, which is not a method of that class")
+        module.__dict__[attribute] = getattr(module, method)
 
 
 torch.serialization.add_safe_globals([SimAM, restore])

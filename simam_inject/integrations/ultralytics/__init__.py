@@ -1,0 +1,71 @@
+"""ultralytics: an injected YOLO stays injected through training, fusion, export and loading.
+
+The library builds networks anew behind the user's back, from `model.yaml`, the one container that survives all of it.
+So the sites are recorded there (`record`), and every network that is built from such a dict comes out injected
+(`hooks`). Four things could still lose a site, and each has its guard:
+
+    fuse() folds a norm across a SimAM between conv and norm     those blocks keep their norm (`fusing`)
+    load() replaces head modules when class counts differ        the recorded sites are put back (`hooks`)
+    train() rebuilds a YAML-built network from its file name     ultralytics' own switches (`training`)
+    anything else                                                a tripwire before the first batch (`training`)
+
+Importing this package arms it for the process; unpickling an injected module imports it. Networks without a record are
+not touched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+# Unpickling and the allow-list of restricted loading.
+import simam_inject.rewriting.restoring  # noqa: F401
+from simam_inject.errors import ModelError
+from simam_inject.integrations.ultralytics.hooks import install
+from simam_inject.integrations.ultralytics.record import Record, erase, write
+from simam_inject.integrations.ultralytics.training import keep_through_training, train_as_stock
+from simam_inject.integrations.ultralytics.versions import warn_if_untested
+
+if TYPE_CHECKING:
+    from simam_inject.planning.plan import Plan
+
+__all__ = ["forget", "network", "remember"]
+
+
+def network(model: nn.Module) -> nn.Module:
+    """The network inside a `YOLO` object; a network itself.
+
+    Raises:
+        ModelError: the object holds an exported file, not a network.
+    """
+    if not _is_facade(model):
+        return model
+    inner = model.model
+    if not isinstance(inner, nn.Module):
+        raise ModelError(f"this {type(model).__name__} holds {inner!r}, not a network; load its .pt or .yaml file")
+    return inner
+
+
+def remember(model: nn.Module, plan: Plan) -> None:
+    """Keep the injection through training, fusion, saving and export."""
+    record = Record(plan.recipe.to_dict(), (*plan.present, *plan.insertions))
+    write(network(model), record)
+    if _is_facade(model):
+        keep_through_training(model, record)
+
+
+def forget(model: nn.Module) -> None:
+    """Leave no trace of an injection."""
+    erase(network(model))
+    if _is_facade(model):
+        train_as_stock(model)
+
+
+def _is_facade(model: nn.Module) -> bool:
+    """A `YOLO`, `RTDETR`, ... object, which holds the network, rather than the network."""
+    return any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__)
+
+
+warn_if_untested()
+install()
