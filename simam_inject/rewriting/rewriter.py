@@ -26,6 +26,7 @@ from simam_inject.rewriting.records import Edit
 from simam_inject.rewriting.surgeon import Operation, prepare
 from simam_inject.tracing.recording import Call
 from simam_inject.tracing.scopes import Trace
+from simam_inject.tracing.tracer import Body
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ def prepare_all(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> 
     for path, members in grouped.items():
         module = modules[path]
         call = trace.calls[id(module)][0]
+        body = trace.scopes[path].body if path in trace.scopes else None
         edits: tuple[Edit, ...] = ()
         for insertion in tuple(members):
             try:
@@ -61,9 +63,9 @@ def prepare_all(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> 
         if not edits:
             continue
         try:
-            operation = prepare(module, call, edits)
+            operation = prepare(module, call, edits, body)
         except ModelError:
-            refused.update(_culprits(module, call, members, edits))
+            refused.update(_culprits(module, call, members, edits, body))
             continue
         operations.append(operation)
         for insertion, edit in zip(members, operation.specification.edits, strict=True):
@@ -73,13 +75,13 @@ def prepare_all(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> 
 
 
 def _culprits(
-    module: nn.Module, call: Call, members: list[Insertion], edits: tuple[Edit, ...]
+    module: nn.Module, call: Call, members: list[Insertion], edits: tuple[Edit, ...], body: Body | None
 ) -> dict[tuple[str, str | None], str]:
     """Which of a module's insertions it cannot hold; each is tried on its own."""
     refused = {}
     for insertion, edit in zip(members, edits, strict=True):
         try:
-            prepare(module, call, (edit,))
+            prepare(module, call, (edit,), body)
         except ModelError as error:
             refused[insertion.path, insertion.reader] = str(error)
     return refused or {(insertion.path, insertion.reader): "cannot be combined" for insertion in members}

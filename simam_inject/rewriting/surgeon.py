@@ -32,13 +32,14 @@ class Operation:
     specification: Specification
 
 
-def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...]) -> Operation:
+def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...], body: Body | None = None) -> Operation:
     """Work out the class that `module` gets. Nothing is changed.
 
     Args:
         module: of its stock class.
         call: its recorded call; may be None where all edits are boundaries.
         edits: in the order of the plan; those with an empty `value` attend what the module returns.
+        body: its active method as traced already from `call`, if it was.
 
     Raises:
         ModelError: the edits cannot be put into this module; the message says why.
@@ -52,7 +53,7 @@ def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...]) -> Op
     if inner:
         assert call is not None
         arguments = _describe_call(call)
-        for name, outcome in _rewritten(module, call, inner):
+        for name, outcome in _rewritten(module, call, inner, body):
             if isinstance(outcome, str):
                 refused[name] = outcome
                 sources[name] = refusal_source(name, outcome)
@@ -85,12 +86,12 @@ def _wrap(module: nn.Module, name: str, boundary: Edit, sources: dict[str, Sourc
 
 
 def _rewritten(
-    module: nn.Module, call: Call, edits: tuple[Edit, ...]
+    module: nn.Module, call: Call, edits: tuple[Edit, ...], body: Body | None
 ) -> Iterator[tuple[str, tuple[list[Source], str] | str]]:
     """Every method to replace: (name, (its sources, fingerprint of the traced graph)), or (name, why it is refused)."""
     main = active_method(module)
     try:
-        body = trace(module, call, main)
+        body = body or trace(module, call, main)
     except Refusal as refusal:
         raise ModelError(f"{type(module).__name__}.{main} {refusal}") from None
     try:

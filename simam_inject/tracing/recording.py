@@ -33,6 +33,7 @@ class Call:
 
 
 _patching = threading.Lock()
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @contextmanager
@@ -55,7 +56,9 @@ def recorded_calls(calls: list[Call]) -> Iterator[None]:
             (stack[-1].children if stack else calls).append(call)
             stack.append(call)
             try:
-                output = original(module, *args, **kwargs)
+                output = _known_output(module, args, kwargs)
+                if output is None:
+                    output = original(module, *args, **kwargs)
             finally:
                 stack.pop()
             call.output = forget_data(output)
@@ -66,6 +69,17 @@ def recorded_calls(calls: list[Call]) -> Iterator[None]:
             yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+def _known_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
+    """A batch norm on a meta tensor gives its like; torch works that out in Python, at a third of the forward's cost."""
+    is_plain = type(module) in _BATCH_NORMS and not module._forward_hooks and not module._forward_pre_hooks
+    if not is_plain or module.training or kwargs or len(args) != 1:
+        return None
+    x = args[0]
+    is_feature_map = isinstance(x, torch.Tensor) and x.is_meta and x.dim() >= 3
+    fits = is_feature_map and module.num_features == x.shape[1] and module.running_mean is not None
+    return torch.empty_like(x) if fits else None
 
 
 def record(model: nn.Module, example: Example) -> Call:
