@@ -72,7 +72,7 @@ def recorded_calls(calls: list[Call]) -> Iterator[None]:
 
 
 def _known_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
-    """A batch norm on a meta tensor gives its like; torch works that out in Python, at a third of the forward's cost."""
+    """A batch norm on a meta tensor gives its like; torch works that out in Python, slowly."""
     is_plain = type(module) in _BATCH_NORMS and not module._forward_hooks and not module._forward_pre_hooks
     if not is_plain or module.training or kwargs or len(args) != 1:
         return None
