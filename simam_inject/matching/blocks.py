@@ -1,9 +1,11 @@
 """Candidates of rules that select blocks, by class name or by path, and name something of each block.
 
-output      what the block returns
-a child     by its path inside the block; a name that no selected block has as a child may be a kind of operation
-{op: ...}   every operation of the kind, at any depth
-residual    the branch that enters an add of the block's own forward
+What it names:
+    output      what the block returns
+    input       every value the block is given, for the block alone
+    a child     by its path inside the block; a name that no selected block has as a child may be a kind of operation
+    {op: ...}   every operation of the kind, at any depth
+    residual    the branch that enters an add of the block's own forward
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from simam_inject.matching.candidates import Search, check_facts, parent_of
 from simam_inject.matching.wording import write_path, write_paths, write_times
 from simam_inject.recipe.kinds import NOT_OPERATIONS, Kinds, known_kind
 from simam_inject.recipe.rule import Rule
-from simam_inject.recipe.targets import Child, Operation, Output, Residual
+from simam_inject.recipe.targets import Child, Input, Operation, Output, Residual
 from simam_inject.recipe.wording import did_you_mean, join_names
 
 Inside = Mapping[str, Sequence[tuple[str, Site]]]
@@ -31,6 +33,9 @@ def search_blocks(rule: Rule, anatomy: Anatomy) -> Search:
     if isinstance(target, Output):
         for owner in owners:
             search.add(owner, parent_of(owner.path), "after")
+    elif isinstance(target, Input):
+        for owner in owners:
+            _enter_inputs(search, owner)
     elif isinstance(target, Residual):
         _search_residual(search, owners)
     elif isinstance(target, Child):
@@ -70,6 +75,13 @@ def _look_inside(owners: Sequence[Site], anatomy: Anatomy) -> Inside:
             if above in inside:
                 inside[above].append((site.path[len(above) + 1 :] if above else site.path, site))
     return inside
+
+
+def _enter_inputs(search: Search, owner: Site) -> None:
+    for operand in dict.fromkeys(owner.operands):
+        search.add_operand(owner, operand, parent_of(owner.path))
+    if not owner.operands:
+        search.fail(owner.path, "what it is given is not known")
 
 
 def _search_residual(search: Search, owners: Sequence[Site]) -> None:

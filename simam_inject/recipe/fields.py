@@ -132,7 +132,7 @@ _OPERATION = {
     "required": ["op"],
     "additionalProperties": False,
 }
-_TARGET = {"anyOf": [{"enum": ["output", "residual"]}, {"type": "string", "minLength": 1}, _OPERATION]}
+_TARGET = {"anyOf": [{"enum": ["output", "input", "residual"]}, {"type": "string", "minLength": 1}, _OPERATION]}
 _COUNT = {"type": "integer", "minimum": 1, "maximum": MAX_COUNT}
 _PICK = {
     "anyOf": [

@@ -4,6 +4,7 @@ Selectors:
     after bottleneck                what the block returns
     after bottleneck.conv2          what its child conv2 returns
     after bottleneck.relu[2]        what its child relu returns at its second call
+    before detect                   what the block is given, for the block alone
     before basicblock.bn2           what its child bn2 reads, for bn2 alone
     before basicblock.residual      the branch just before it joins the skip
 """
@@ -28,6 +29,7 @@ _FORMS = (
     "a Recipe, a mapping, the name of a shipped recipe, a path to a YAML file, "
     "or a selector such as 'after bottleneck.conv2'"
 )
+_WHOLE = {"after": "output", "before": "input"}
 _KEYS = f"a mapping with the keys {', '.join(Recipe.model_fields)}"
 
 
@@ -80,12 +82,7 @@ def selector(position: str, text: str, e_lambda: float | None = None) -> Rule:
             f"selector: found {describe(f'{position} {text}')}; write {position} BLOCK.CHILD, "
             f"e.g. '{position} bottleneck.conv2'"
         )
-    if child is None and position == "before":
-        raise RecipeError(
-            f"selector: 'before {block[:60]}' does not say which child of the block reads the attended value; write "
-            f"'before {block[:60]}.bn2', 'before {block[:60]}.residual', or 'after {block[:60]}' for what it returns"
-        )
-    keys: dict[str, Any] = {"block": block, position: child or "output", "e_lambda": e_lambda}
+    keys: dict[str, Any] = {"block": block, position: child or _WHOLE[position], "e_lambda": e_lambda}
     try:
         return Rule(**keys)
     except RecipeError as error:

@@ -17,7 +17,7 @@ from simam_inject.recipe.bounds import Bounds
 from simam_inject.recipe.fields import BoundsField, ChainField, Flag, Globs, GroupsField, Lambda, PickField, TargetField
 from simam_inject.recipe.picks import Pick
 from simam_inject.recipe.problems import Location, translated
-from simam_inject.recipe.targets import KeyedError, Operation, Output, Residual, Target
+from simam_inject.recipe.targets import Input, KeyedError, Operation, Output, Residual, Target
 
 
 class Grammar(BaseModel):
@@ -100,7 +100,7 @@ class Rule(Grammar):
     path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; on its own, a selection.")
     exclude: Globs = Field(default=(), description="Glob(s) on the dotted path that are left out.")
     after: TargetField = Field(default=None, description="output, a child (conv2, relu[2]), or {op: conv2d, ...}.")
-    before: TargetField = Field(default=None, description="residual, a child (bn2), or {op: batch_norm, ...}.")
+    before: TargetField = Field(default=None, description="input, residual, a child (bn2), or {op: batch_norm, ...}.")
     where: Where | None = Field(default=None, description="Conditions on the facts of a site.")
     pick: PickField = Field(default=Pick(), description="all, first, last, or {first | last | every: n, per: ...}.")
     e_lambda: Lambda = Field(default=None, description="The lambda of this rule; without it the recipe's.")
@@ -164,6 +164,8 @@ class Rule(Grammar):
             raise ValueError("says not where; write after: output, after: conv2, before: bn2 or before: residual")
         if isinstance(self.before, Output):
             raise KeyedError("before", "nothing reads a block's output inside the block; write after: output")
+        if isinstance(self.after, Input):
+            raise KeyedError("after", "what a block is given is attended for the block alone; write before: input")
         if isinstance(self.after, Residual):
             raise KeyedError(
                 "after", "the residual branch is attended before it joins the skip; write before: residual"

@@ -2,6 +2,7 @@
 
 Forms:
     output              what the block returns                     (after only)
+    input               what the block is given, for the block alone   (before only)
     residual            the branch just before it joins the skip   (before only)
     conv2, m.*.cv2      a child of the block, by its path inside the block
     relu[2], relu[*]    the child's second call in one forward; every call
@@ -33,6 +34,14 @@ class Output:
 
     def __str__(self) -> str:
         return "output"
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """What the block is given, for the block alone."""
+
+    def __str__(self) -> str:
+        return "input"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +77,8 @@ class Operation:
         return "{" + ", ".join([f"op: {kinds}", *(f"{name}: {bounds}" for name, bounds in self.facts)]) + "}"
 
 
-Target = Output | Residual | Child | Operation
+Target = Output | Input | Residual | Child | Operation
+_WORDS: dict[str, Target] = {"output": Output(), "input": Input(), "residual": Residual()}
 
 
 def parse_target(value: object) -> Target:
@@ -77,19 +87,19 @@ def parse_target(value: object) -> Target:
     Raises:
         ValueError: neither a name nor a mapping with `op`, or something in it is not allowed.
     """
-    if isinstance(value, Output | Residual | Child | Operation):
+    if isinstance(value, Output | Input | Residual | Child | Operation):
         return value
     if isinstance(value, Mapping):
         return _parse_operation(value)
     if not isinstance(value, str) or not value.strip():
         many = "; for several children write '{conv1,conv2}'" if isinstance(value, list | tuple) else ""
         raise ValueError(
-            f"found {describe(value)}; allowed is 'output', 'residual', the name of a child such as conv2 or relu[2], "
-            f"or an operation such as {{op: conv2d, kernel: 3}}{many}"
+            f"found {describe(value)}; allowed is 'output', 'input', 'residual', the name of a child such as conv2 "
+            f"or relu[2], or an operation such as {{op: conv2d, kernel: 3}}{many}"
         )
     name = value.strip()
-    if name.lower() in ("output", "residual"):
-        return Output() if name.lower() == "output" else Residual()
+    if name.lower() in _WORDS:
+        return _WORDS[name.lower()]
     called = _CALL.fullmatch(name)
     if called is None:
         return Child(parse_glob(name))

@@ -128,6 +128,12 @@ TABLE = [
         "{block: InvertedResidual, before: {op: conv2d, groups: depthwise}}",
         [f"features.{i}.conv.1.x -> features.{i}.conv.1.0" for i in "01"],
     ),
+    # before input: what the block is given, each value for the block alone
+    ("yolo", "{block: Detect, before: input}", ["model.2 -> model.3"]),
+    ("yolo", "{block: C2f, before: INPUT}", ["model.0 -> model.1"]),
+    ("plain", "{block: ReLU, before: input}", ["conv_a -> relu"]),
+    ("plain", "{path: mul, before: input}", ["conv_b -> mul", "sigmoid -> mul"]),
+    ("plain", "{path: conv_a, before: input}", []),
     # path: a filter, or on its own
     ("resnet", "{block: Bottleneck, after: output, path: 'layer2.*'}", ["layer2.0", "layer2.1"]),
     ("resnet", "{block: Bottleneck, after: conv2, path: layer2}", ["layer2.0.conv2", "layer2.1.conv2"]),
