@@ -66,7 +66,7 @@ def _check_first_bytes(path: Path) -> None:
         raise FileError(f"it cannot be read: {error.strerror or error}") from None
     if start.startswith(_PICKLES):
         raise FileError(
-            "it is a pickle (written by torch.save?), which can run any code when it is read, so it is not read here; if "
+            "it is a pickle (written by torch.save?), which can run any code when it is read, and is not read here; if "
             "you trust it, load it yourself, inject, and use simam_inject.persist.save"
         )
     if len(start) < 8 or int.from_bytes(start, "little") > size - 8:

@@ -82,7 +82,8 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         raise FileError(f"{file}: {error}") from error.__cause__
     planned = plan(model, Recipe.from_dict(load_recipe("paper").to_dict() | {"e_lambda": e_lambda}))
     present = {site.path: site.e_lambda for site in planned.present}
-    wanted = {site.path: e_lambda for site in (*planned.insertions, *(skip for skip in planned.skips if skip.hit))}
+    paths = [*(site.path for site in planned.insertions), *(skip.path for skip in planned.skips if skip.hit)]
+    wanted = dict.fromkeys(paths, e_lambda)
     if present and present != wanted:
         raise FileError(f"{file}: the model has SimAM at other sites than the authors; simam_inject.eject(model) first")
     if planned.insertions:

@@ -1,4 +1,4 @@
-"""Putting SimAM back where a file recorded it: the records of every module, checked and worked out before any is touched.
+"""Putting SimAM back where a file recorded it: every module's record is checked and worked out before any is touched.
 
 What unpickling does for one module (`restoring`) is done here for the modules of a model that was built anew.
 """
