@@ -80,8 +80,8 @@ def two_pass(x: Tensor, e_lambda: float, dims: Dims) -> Tensor:
 def statistics(wide: Tensor, e_lambda: float, dims: Dims) -> tuple[Tensor, Tensor]:
     """Return mu and a of every plane.
 
-    On a GPU by one `var_mean`, of which Inductor makes one reduction: one read of memory. On a CPU the second read is from
-    cache, and two plain sums are faster than Welford's update (by a quarter compiled, threefold in eager mode).
+    On a GPU by one `var_mean`, of which Inductor makes one reduction: one read of memory. On a CPU the second read is
+    from cache, and two plain sums are faster than Welford's update (by a quarter compiled, threefold in eager mode).
     """
     n = positions(wide, dims)
     if wide.device.type == "cpu":
