@@ -6,20 +6,20 @@ whether it is the branch of a residual add. It looks through scopes that were tr
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from simam_inject.discovery import layouts
 from simam_inject.discovery.kinds import TRANSPARENT, module_kind, node_kind
+from simam_inject.discovery.layouts import Layout
 from simam_inject.discovery.naming import join, value_names
 from simam_inject.tracing.scopes import Scope, Trace
 
-_FIRST = ("conv", "batch_norm", "instance_norm", "group_norm", "pool", "interpolate", "pixel_", "local_response_norm")
-_LAST = ("linear", "layer_norm", "rms_norm")
 _WEIGHTED = (_ConvNd, nn.Linear)
 
 
@@ -31,7 +31,7 @@ class Flow:
     names: dict[str, dict[fx.Node, str]] = field(init=False)
     _caller: dict[str, tuple[Scope, fx.Node]] = field(default_factory=dict)
     _origins: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
-    _layouts: dict[fx.Node, int] = field(default_factory=dict)
+    _layouts: dict[fx.Node, Layout] = field(default_factory=dict)
     _weights: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,6 +50,10 @@ class Flow:
         """The scope that a call_module node runs, if the module called has children."""
         module = self.module(scope, node)
         return None if module is None else self.trace.scopes.get(self.trace.path_of[id(module)])
+
+    def caller(self, path: str) -> tuple[Scope, fx.Node] | None:
+        """The first call of the scope at `path` in a graph: (scope of that graph, its node)."""
+        return self._caller.get(path)
 
     def path(self, scope: Scope, node: fx.Node) -> str:
         """Path of the value a node holds. A child scope's value is named by its own path."""
@@ -109,47 +113,39 @@ class Flow:
 
     def channel_dim(self, scope: Scope, node: fx.Node) -> int:
         """1 or -1; 0 where the channels stand elsewhere."""
+        return layouts.channel_dim(self.layout(scope, node), len(_shape(node)))
+
+    def layout(self, scope: Scope, node: fx.Node) -> Layout:
+        """The dimensions that hold the channels of this value, or of the tensors in it."""
         if node not in self._layouts:
-            self._layouts[node] = 1
-            self._layouts[node] = self._find_channel_dim(scope, node)
+            self._layouts[node] = layouts.SECOND  # ends the recursion on a module that calls itself
+            self._layouts[node] = self._find_layout(scope, node)
         return self._layouts[node]
 
-    def _find_channel_dim(self, scope: Scope, node: fx.Node) -> int:
+    def _find_layout(self, scope: Scope, node: fx.Node) -> Layout:
         if node.op == "placeholder":
             outside = self._argument_nodes(scope, node)
-            return self.channel_dim(outside[0], outside[1][0]) if outside else 1
+            return self.layout(outside[0], outside[1][0]) if outside else layouts.SECOND
         child = self.child(scope, node)
         if child is not None and child.body is not None:
             results = output_node(child.body.graph).all_input_nodes
-            return self.channel_dim(child, results[0]) if results else 1
-        module = self.module(scope, node)
-        kind = self.kind(scope, node)
-        if isinstance(module, (_ConvNd, _BatchNorm)) or (kind.startswith(_FIRST) or kind.endswith("pool")):
-            return 1
-        if kind in _LAST and not type(module).__name__.endswith(("2d", "3d", "1d")):
-            return -1
-        value = node.meta.get("value")
-        rank = value.dim() if isinstance(value, torch.Tensor) else 0
-        source = next((s for s in self.tensor_inputs(node) if _rank(s) == rank), None)
-        if source is None:
-            reshaped = next(iter(self.tensor_inputs(node)), None)
-            return 1 if reshaped is None else self._reshaped_layout(scope, reshaped, node)
-        inherited = self.channel_dim(scope, source)
-        return _permuted_layout(node, kind, inherited, rank)
-
-    def _reshaped_layout(self, scope: Scope, source: fx.Node, node: fx.Node) -> int:
-        """Layout after a change of rank: channels are where their number went."""
-        before, after = source.meta.get("value"), node.meta.get("value")
-        if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor) or before.dim() < 3:
-            return 1
-        if after.dim() < 3:
-            return 1
-        channels = before.shape[self.channel_dim(scope, source) or 1]
-        if after.shape[1] == channels and after.shape[-1] != channels:
-            return 1
-        if after.shape[-1] == channels and after.shape[1] != channels:
-            return -1
-        return self.channel_dim(scope, source)
+            return self.layout(child, results[0]) if results else layouts.SECOND
+        module, kind, after = self.module(scope, node), self.kind(scope, node), _shape(node)
+        written = layouts.written(kind, module, len(after))
+        sources = [source for source in self.tensor_inputs(node) if _shape(source)]
+        if written is not None or not sources:
+            return layouts.SECOND if written is None else written
+        source = next((source for source in sources if len(_shape(source)) == len(after)), sources[0])
+        layout, before = self.layout(scope, source), _shape(source)
+        if kind in layouts.RESHAPES and math.prod(before) == math.prod(after):
+            return layouts.reshaped(before, after, layout)
+        if len(before) != len(after) or child is not None:
+            return layouts.recognised(before, after, layout)
+        if kind in layouts.PERMUTES:
+            return layouts.permuted(node, kind, module, layout, len(after))
+        if kind in layouts.MATRIX_PRODUCTS and len(sources) == 2:
+            return layouts.multiplied(layout, self.layout(scope, sources[1]), len(after))
+        return layout
 
     def branch_of(self, scope: Scope, node: fx.Node) -> fx.Node | None:
         """The operand of an add that is the residual branch, or None if the add joins no skip.
@@ -187,9 +183,12 @@ def _holds_tensor(node: fx.Node) -> bool:
     return isinstance(value, (torch.Tensor, list, tuple, dict)) and not isinstance(value, torch.Size)
 
 
-def _rank(node: fx.Node) -> int:
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """Shape of the tensor a node holds, or of the first in its list of tensors; () if there is none."""
     value = node.meta.get("value")
-    return value.dim() if isinstance(value, torch.Tensor) else 0
+    if isinstance(value, (list, tuple)):
+        value = next((item for item in value if isinstance(item, torch.Tensor)), None)
+    return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:
@@ -201,23 +200,3 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
             found.add(step)
             waiting.extend(step.all_input_nodes)
     return found
-
-
-def _permuted_layout(node: fx.Node, kind: str, inherited: int, rank: int) -> int:
-    """Layout after `permute` and `transpose`, which say where every dimension goes."""
-    if kind not in ("permute", "transpose") or rank < 3:
-        return inherited
-    numbers: list[int] = []
-    for argument in node.args[1:]:
-        parts = list(argument) if isinstance(argument, (list, tuple)) else [argument]
-        if not all(isinstance(part, int) for part in parts):
-            return 0
-        numbers += [int(part) for part in parts]  # type: ignore[arg-type]
-    order = list(range(rank))
-    if kind == "permute":
-        order = [number % rank for number in numbers]
-    elif len(numbers) == 2:
-        one, other = (number % rank for number in numbers)
-        order[one], order[other] = order[other], order[one]
-    channels = order.index(inherited % rank) if inherited else -1
-    return {1: 1, rank - 1: -1}.get(channels, 0)

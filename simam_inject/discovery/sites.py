@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from simam_inject.discovery import layouts
 from simam_inject.discovery.flow import Flow, output_node
 from simam_inject.discovery.kinds import conv_facts, module_kind
 from simam_inject.discovery.naming import join
 from simam_inject.discovery.records import Anatomy, Site
 from simam_inject.tracing.proxies import Refusal
+from simam_inject.tracing.recording import Call
 from simam_inject.tracing.scopes import Scope, Trace, active_method, has_children
 from simam_inject.tracing.values import UNKNOWN, leaves
 
@@ -106,7 +108,7 @@ class _Surveyor:
         if not calls:
             facts = {"runs": 0, "obstacle": "never ran in the example forward"}
         else:
-            facts = {"runs": len(calls), **self._facts(calls[0].output, self._module_layout(scope))}
+            facts = {"runs": len(calls), **self._facts(calls[0].output, self._module_layout(scope, calls[0]))}
             if path in self.unread:
                 facts["obstacle"] = "nobody reads its value"
             if scope is not None and scope.body is not None:
@@ -116,12 +118,17 @@ class _Surveyor:
         facts |= {"is_wrappable": _is_wrappable(module), "is_traced": path in self.callers}
         self.sites[path] = Site(path=path, scope=caller, kind=kind, operands=operands, **facts, **_module_facts(module))
 
-    def _module_layout(self, scope: Scope | None) -> int:
-        """Layout of what a module returns, from its graph; channels first where it has none."""
+    def _module_layout(self, scope: Scope | None, call: Call) -> int:
+        """Channel dimension of what a module returns: from its graph, else from the graph that calls it."""
         if scope is not None and scope.body is not None:
             results = output_node(scope.body.graph).all_input_nodes
             return self.flow.channel_dim(scope, results[0]) if results else 1
-        return 1
+        caller = self.flow.caller(scope.path) if scope is not None else None
+        if caller is not None:
+            return self.flow.channel_dim(*caller)
+        rank = call.output.dim() if isinstance(call.output, torch.Tensor) else 0
+        written = layouts.written(module_kind(call.module), call.module, rank)
+        return 1 if written is None else layouts.channel_dim(written, rank)
 
     def _facts(self, value: Any, channel_dim: int) -> dict[str, Any]:
         """Shape facts of a value and, where it cannot be attended, the obstacle."""

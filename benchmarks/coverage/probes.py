@@ -1,0 +1,185 @@
+"""The checks on one injected model beyond those of `verify`: live, copies, strict loading, eject, a second size."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.coverage.examples import Inputs
+from benchmarks.coverage.records import Finding
+from simam_inject import SimAM, eject, verify
+from simam_inject.tracing.inputs import Example
+from simam_inject.tracing.recording import record
+from simam_inject.verification.outputs import difference, tensors_in
+
+SEED = 0
+MAX_PERTURBED = 24
+
+
+def randomise(model: nn.Module) -> None:
+    """Give parameters that start at zero a value: a branch that is multiplied by zero would hide everything in it."""
+    noise = torch.Generator().manual_seed(SEED)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.is_floating_point() and parameter.numel() and not parameter.any():
+                parameter.copy_(torch.rand(parameter.shape, generator=noise) * 0.2 + 0.1)
+
+
+def run(model: nn.Module, inputs: Inputs) -> Any:
+    """One forward without gradients, always from the same random state."""
+    torch.manual_seed(SEED)
+    with torch.no_grad():
+        return model(*inputs.args)
+
+
+def check_numbers(model: nn.Module, inputs: Inputs, second: Inputs | None, stock: Any) -> Iterator[Finding]:
+    """All numeric checks on an injected model; it is ejected at the end.
+
+    Args:
+        stock: (output on `inputs`, class by path, state_dict of copies) of the model before injection.
+    """
+    plain, classes, state = stock
+    yield from _verified(model, inputs, "")
+    if second is None:
+        yield Finding("second size", None, "the model takes one input size only")
+    else:
+        yield from _verified(model, second, "second size, ")
+    live = run(model, inputs)
+    yield Finding("has an effect", difference(live, plain) is not None, "the output is that of the original")
+    yield _attempt("every SimAM changes the output", lambda: _liveness(model, inputs))
+    yield _attempt("deepcopy", lambda: _copied(copy.deepcopy(model), model, live, inputs))
+    yield _attempt("pickle", lambda: _copied(pickle.loads(pickle.dumps(model)), model, live, inputs))
+    yield _attempt("strict load", lambda: _loaded(model, state))
+    yield _attempt("eject", lambda: _ejected(model, classes, plain, inputs))
+
+
+def check_structure(model: nn.Module, inputs: Inputs, classes: dict[str, type], keys: list[str]) -> Iterator[Finding]:
+    """The checks that need no numbers: a forward on meta tensors, keys, eject."""
+    yield _attempt("every SimAM ran on meta tensors", lambda: _ran(model, inputs))
+    yield Finding("keys equal", list(model.state_dict()) == keys)
+    eject(model)
+    found = {path: type(module) for path, module in model.named_modules()}
+    yield Finding("eject", found == classes, "" if found == classes else "other classes or modules than before")
+
+
+def attentions_of(model: nn.Module) -> dict[str, SimAM]:
+    """Every SimAM by path."""
+    return {path: module for path, module in model.named_modules() if isinstance(module, SimAM)}
+
+
+def _verified(model: nn.Module, inputs: Inputs, prefix: str) -> Iterator[Finding]:
+    try:
+        found = verify(model, example_inputs=inputs.args)
+    except Exception as error:
+        yield Finding(f"{prefix}verify", False, _told(error))
+        return
+    for check in found.checks:
+        yield Finding(prefix + check.name, check.ok, check.detail)
+
+
+def _attempt(name: str, check: Callable[[], str | tuple[None, str] | None]) -> Finding:
+    """A check that returns None if all is well, a complaint, or (None, why it could not be run)."""
+    try:
+        found = check()
+    except Exception as error:
+        return Finding(name, False, _told(error))
+    if isinstance(found, tuple):
+        return Finding(name, None, found[1])
+    return Finding(name, found is None, found or "")
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+
+
+def _copied(twin: nn.Module, model: nn.Module, live: Any, inputs: Inputs) -> str | None:
+    ours, theirs = attentions_of(model), attentions_of(twin)
+    if list(ours) != list(theirs) or any(ours[path] is theirs[path] for path in ours):
+        return "its SimAMs are not copies of the original's"
+    if list(twin.state_dict()) != list(model.state_dict()):
+        return "its keys differ"
+    return difference(run(twin, inputs), live)
+
+
+def _loaded(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
+    model.load_state_dict(state, strict=True)
+    if list(model.state_dict()) != list(state):
+        return "keys differ from the original's"
+    saved = io.BytesIO()
+    torch.save(model.state_dict(), saved)
+    return None
+
+
+def _ejected(model: nn.Module, classes: dict[str, type], plain: Any, inputs: Inputs) -> str | None:
+    eject(model)
+    if {path: type(module) for path, module in model.named_modules()} != classes:
+        return "other classes or modules than before"
+    return difference(run(model, inputs), plain)
+
+
+def _ran(model: nn.Module, inputs: Inputs) -> str | None:
+    wanted = {id(module): path for path, module in attentions_of(model).items()}
+    waiting = [record(model, Example(inputs.args, {}))]
+    while waiting:
+        call = waiting.pop()
+        wanted.pop(id(call.module), None)
+        waiting.extend(call.children)
+    return f"{next(iter(wanted.values()))} never ran" if wanted else None
+
+
+def _liveness(model: nn.Module, inputs: Inputs) -> str | tuple[None, str] | None:
+    """The gradient of the output by a factor on each SimAM is not zero; where it is, a perturbation must show."""
+    modules = attentions_of(model)
+    dead = [path for path, gradient in _gradients(model, modules, inputs).items() if not gradient]
+    unmoved = [path for path in dead[:MAX_PERTURBED] if not _moves(model, modules[path], inputs)]
+    if unmoved:
+        return f"{len(unmoved)} of {len(modules)} do not, e.g. {unmoved[0]}"
+    if len(dead) > MAX_PERTURBED:
+        return (
+            None,
+            f"{len(dead)} have no gradient; the first {MAX_PERTURBED} were perturbed and changed it",
+        )
+    return None
+
+
+def _gradients(model: nn.Module, modules: dict[str, SimAM], inputs: Inputs) -> dict[str, float]:
+    factors = {path: torch.ones((), requires_grad=True) for path in modules}
+    try:
+        with _scaled(modules, factors):
+            torch.manual_seed(SEED)
+            outputs = [t for t in tensors_in(model(*inputs.args)) if t.is_floating_point() and t.requires_grad]
+            noise = torch.Generator().manual_seed(SEED)
+            loss = sum((t * torch.rand(t.shape, generator=noise)).sum() for t in outputs)
+            found = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
+    except Exception:  # in-place arithmetic on what autograd keeps, an output without gradient
+        return dict.fromkeys(modules, 0.0)
+    return {path: 0.0 if g is None else float(g) for path, g in zip(factors, found, strict=True)}
+
+
+def _moves(model: nn.Module, module: SimAM, inputs: Inputs) -> bool:
+    before = run(model, inputs)
+    with _scaled({"": module}, {"": torch.tensor(1.5)}):
+        after = run(model, inputs)
+    return difference(before, after) is not None
+
+
+@contextmanager
+def _scaled(modules: dict[str, SimAM], factors: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Every SimAM's result times its factor."""
+
+    def scaling(factor: torch.Tensor) -> Callable[..., torch.Tensor]:
+        return lambda module, args, output: output * factor.to(output.dtype)
+
+    handles = [module.register_forward_hook(scaling(factors[path])) for path, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

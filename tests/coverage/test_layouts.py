@@ -1,0 +1,72 @@
+"""Where the channels are, through reshapes and permutations, as pure arithmetic and in a traced model."""
+
+import pytest
+import torch
+from torch import nn
+
+from simam_inject import plan
+from simam_inject.discovery.layouts import channel_dim, reshaped
+
+SECOND = {1}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "layout", "expected"),
+    [
+        pytest.param((1, 64, 7, 7), (1, 2, 32, 7, 7), SECOND, {1, 2}, id="channel shuffle, split"),
+        pytest.param((1, 32, 2, 7, 7), (1, 64, 7, 7), {1, 2}, {1}, id="channel shuffle, merge"),
+        pytest.param((1, 64, 7, 7), (1, 64, 49), SECOND, {1}, id="flatten the map"),
+        pytest.param((1, 64, 8, 8), (1, 16, 2, 2, 8, 8), SECOND, {1, 2, 3}, id="depth to space, split"),
+        pytest.param((1, 16, 8, 2, 8, 2), (1, 16, 16, 16), {1, 3, 5}, {1}, id="depth to space, merge"),
+        pytest.param((1, 16, 2, 2, 8, 8), (1, 64, 8, 8), {1}, {1}, id="space to depth"),
+        pytest.param((1, 8, 8, 96), (1, 2, 4, 2, 4, 96), {3}, {5}, id="windows"),
+        pytest.param((1, 2, 2, 4, 4, 96), (4, 4, 4, 96), {5}, {3}, id="windows as a batch"),
+        pytest.param((1, 49, 384), (1, 49, 6, 64), {2}, {2, 3}, id="heads"),
+        pytest.param((1, 64, 1, 1), (1, 64), SECOND, {1}, id="flatten a vector"),
+        pytest.param((2, 49, 1, 8), (2, 7, 7, 8), {3}, {3}, id="tokens to a map"),
+    ],
+)
+def test_reshape_keeps_track_of_the_channels(before, after, layout, expected):
+    assert reshaped(before, after, frozenset(layout)) == expected
+
+
+@pytest.mark.parametrize(("layout", "rank", "expected"), [({1}, 4, 1), ({3}, 4, -1), ({2}, 4, 0), ({1, 2}, 5, 0)])
+def test_only_the_second_and_the_last_dimension_can_be_attended_along(layout, rank, expected):
+    assert channel_dim(frozenset(layout), rank) == expected
+
+
+class Shuffle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x):
+        n, c, h, w = self.conv(x).shape
+        return self.conv(x).view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+
+
+class LastAndBack(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        halves = self.norm(self.conv(x).permute(0, 2, 3, 1)).chunk(2, -1)
+        last = halves[0] * halves[1]
+        return last.movedim(-1, 1)
+
+
+def test_a_channel_shuffle_gives_channels_second():
+    planned = plan(Shuffle(), {"version": 1, "rules": [{"block": "Shuffle", "after": "output"}]})
+    assert [(i.path, i.channel_dim) for i in planned.insertions] == [("", 1)]
+
+
+def test_channels_last_is_seen_through_chunk_and_back():
+    sites = plan(LastAndBack(), "after lastandback.conv", example_inputs=torch.rand(1, 3, 9, 9)).anatomy.site_by_path
+    assert {path: sites[path].channel_dim for path in ("conv", "norm", "mul", "movedim")} == {
+        "conv": 1,
+        "norm": -1,
+        "mul": -1,
+        "movedim": 1,
+    }
