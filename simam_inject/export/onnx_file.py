@@ -90,7 +90,7 @@ def _graph_of(model: onnx.ModelProto) -> Graph:
                 if attribute.name == "value":
                     _note(constants, node.output[0], attribute.t)
         kind = _KINDS.get(node.op_type, node.op_type)
-        operations.append(Operation(kind, tuple(node.input), tuple(node.output), _scope(node)))
+        operations.append(Operation(kind, tuple(node.input), tuple(node.output), scope_of(node)))
     return Graph(tuple(operations), constants, tuple(result.name for result in model.graph.output))
 
 
@@ -99,7 +99,7 @@ def _note(constants: dict[str, float], name: str, tensor: onnx.TensorProto) -> N
         constants[name] = float(numpy_helper.to_array(tensor).reshape(-1)[0])
 
 
-def _scope(node: onnx.NodeProto) -> str:
+def scope_of(node: onnx.NodeProto) -> str:
     """Path of the node's module: from the dynamo exporter's metadata, else from the node name of the older exporter."""
     metadata: dict[str, str] = {entry.key: entry.value for entry in node.metadata_props}
     written = metadata.get("pkg.torch.onnx.name_scopes")

@@ -76,8 +76,9 @@ class ExportReport:
 
     @property
     def is_decisive(self) -> bool:
-        """Whether the outputs alone could tell a file without SimAM. Where they cannot (an untrained ConvNeXt scales every
-        branch by 1e-6), the graph is all the proof.
+        """Whether the outputs alone could tell a file without SimAM.
+
+        Where they cannot (an untrained ConvNeXt scales every branch by 1e-6), the graph is all the proof.
         """
         return min(comparison.effect for comparison in self.comparisons) > 10 * self.tolerance
 

@@ -1,7 +1,8 @@
-"""`.torchscript`: the trace of one forward, by `torch.jit`, for runtimes that take nothing newer. torch deprecates it."""
+"""`.torchscript`: the trace of one forward by `torch.jit`, for runtimes that take nothing newer."""
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,14 +30,11 @@ _KINDS = {
 
 def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Path) -> None:  # noqa: ARG001
     """Trace and save. A trace has no fixed sizes of its own, so `dynamic` is left to the proof."""
+    bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs)
+    if bound.kwargs:
+        raise ExportError(f"a trace takes positional arguments only, and {next(iter(bound.kwargs))!r} is none")
     with _quiet():
-        traced = torch.jit.trace(  # type: ignore[no-untyped-call]
-            model,
-            example.args or None,
-            example_kwarg_inputs=example.kwargs if not example.args else None,
-            check_trace=False,
-            strict=False,
-        )
+        traced = torch.jit.trace(model, bound.args, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
         torch.jit.save(traced, str(path))
 
 

@@ -1,0 +1,116 @@
+"""Files that plain tools open, equal to eager, with every site in them and nothing changed in the model."""
+
+import onnxruntime
+import pytest
+import torch
+
+from simam_inject import injected
+from simam_inject.export import export
+from tests.export.networks import Network, Pyramid, attended, image
+
+SUFFIXES = [".onnx", ".pt2", ".torchscript"]
+QUIET = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+def run_file(path, x):
+    """What a user without this package does."""
+    if path.suffix == ".onnx":
+        session = onnxruntime.InferenceSession(str(path))
+        return torch.from_numpy(session.run(None, {session.get_inputs()[0].name: x.numpy()})[0])
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()(x)
+    return torch.jit.load(str(path))(x)
+
+
+@QUIET
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_fixed_file_is_the_model(suffix, tmp_path):
+    model, x = attended().eval(), image()
+    report = export(model, tmp_path / f"net{suffix}", example_inputs=x)
+    assert [site.path for site in report.sites] == [insertion.path for insertion in injected(model)]
+    assert {site.found_by for site in report.sites} == {"name"}
+    assert report.live == 2
+    assert report.form == suffix[1:]
+    assert report.is_decisive
+    with torch.no_grad():
+        torch.testing.assert_close(run_file(report.path, x), model(x), rtol=1e-5, atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]
+
+
+@QUIET
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_dynamic_file_takes_other_batches_and_sizes(suffix, tmp_path):
+    model = attended().eval()
+    report = export(model, tmp_path / f"net{suffix}", example_inputs=image(), dynamic=True)
+    assert report.dynamic == ("batch", "size")
+    assert [comparison.shapes for comparison in report.comparisons] == [((2, 3, 32, 32),), ((3, 3, 64, 64),)]
+    assert report.difference < 1e-5
+    other = image(batch=5, side=46)
+    with torch.no_grad():
+        torch.testing.assert_close(run_file(report.path, other), model(other), rtol=1e-5, atol=1e-6)
+
+
+def test_the_names_of_dynamic_sizes_stand_in_the_onnx_file(tmp_path):
+    report = export(attended(), tmp_path / "net.onnx", example_inputs=image(), dynamic="batch")
+    session = onnxruntime.InferenceSession(str(report.path))
+    assert session.get_inputs()[0].shape == ["batch", 3, 32, 32]
+    assert session.get_outputs()[0].shape == ["batch", 5]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_keywords_a_dict_of_outputs_and_a_block_that_runs_twice(suffix, tmp_path):
+    torch.manual_seed(0)
+    example = {"x": image(), "scale": torch.tensor([2.0])}
+    from simam_inject import inject
+
+    model = inject(Pyramid(), "after basicblock.conv2", example_inputs=example, verify=False)
+    report = export(model, tmp_path / f"net{suffix}", example_inputs=example)
+    assert [(site.path, site.runs) for site in report.sites] == [("blocks.0.conv2", 2), ("blocks.1.conv2", 1)]
+    assert report.difference < 1e-5
+
+
+def test_the_model_is_as_it_was(tmp_path):
+    model = attended().train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.random.get_rng_state()
+    export(model, tmp_path / "net.pt2", example_inputs=image(), dynamic=True)
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_block_output_wrapped_at_its_boundary_is_in_the_file(tmp_path):
+    report = export(attended("after basicblock"), tmp_path / "net.pt2", example_inputs=image())
+    assert [site.module for site in report.sites] == ["blocks.0.simam_output", "blocks.1.simam_output"]
+    assert report.live == 2
+
+
+def test_channels_last_maps_are_exported(tmp_path):
+    from torch import nn
+
+    from simam_inject import inject
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm = nn.LayerNorm(8)
+            self.mix = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return x + self.norm(self.mix(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Block())
+    inject(model, "after block.norm", example_inputs=image())
+    (insertion,) = injected(model)
+    assert insertion.channel_dim == -1
+    assert export(model, tmp_path / "net.onnx", example_inputs=image()).difference < 1e-5
+
+
+def test_network_of_the_default_size(tmp_path):
+    torch.manual_seed(0)
+    from simam_inject import inject
+
+    model = inject(Network(), "after basicblock.conv2", verify=False)
+    report = export(model, tmp_path / "net.torchscript")
+    assert report.comparisons[0].shapes == ((1, 3, 224, 224),)

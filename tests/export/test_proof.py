@@ -1,0 +1,157 @@
+"""The proof refuses every file that is not the model, and says which site is gone."""
+
+import copy
+
+import pytest
+import torch
+
+from simam_inject import bypass, eject
+from simam_inject.export import LostSiteError, export, prove
+from simam_inject.export.gates import Graph, Operation, find_gates
+from tests.export.networks import Network, attended, image
+
+SUFFIXES = [".pt2", ".torchscript"]
+"""ONNX is one more export and the same counting; it has its own tests below."""
+
+
+def write(model, path):
+    """An export that nobody checks."""
+    from simam_inject.export.forms import form_of
+    from simam_inject.tracing.inputs import Example
+
+    form_of(path).write(model.eval(), Example((image(),), {}), (), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".onnx"])
+def test_a_file_of_the_plain_model_is_refused(suffix, tmp_path):
+    model = attended()
+    path = write(eject(copy.deepcopy(model)), tmp_path / f"plain{suffix}")
+    with pytest.raises(LostSiteError, match=r"lost 2 of 2 SimAM sites: blocks\.0\.conv2, blocks\.1\.conv2"):
+        prove(path, model, example_inputs=image())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_that_lost_one_site_is_refused(suffix, tmp_path):
+    model = attended()
+    less = copy.deepcopy(model)
+    less.blocks[1].simam_conv2.bypassed = True
+    path = write(less, tmp_path / f"less{suffix}")
+    with pytest.raises(LostSiteError, match=r"lost 1 of 2 SimAM sites: blocks\.1\.conv2\. Its graph holds 1 live of 2"):
+        prove(path, model, example_inputs=image())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_with_another_lambda_is_refused(suffix, tmp_path):
+    model = attended()
+    recipe = {"version": 1, "e_lambda": 0.1, "rules": [{"block": "BasicBlock", "after": "conv2"}]}
+    path = write(attended(recipe), tmp_path / f"other{suffix}")
+    with pytest.raises(LostSiteError, match=r"blocks\.0\.conv2 has lambda 0\.1 in the file and 0\.0001 in the model"):
+        prove(path, model, example_inputs=image())
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_with_other_weights_is_refused(suffix, tmp_path):
+    model = attended()
+    path = write(model, tmp_path / f"old{suffix}")
+    prove(path, model, example_inputs=image())
+    torch.nn.init.normal_(model.head.weight)
+    with pytest.raises(LostSiteError, match=r"output differs from eager on an input of 1x3x32x32: .* relative"):
+        prove(path, model, example_inputs=image())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_file_without_names_is_counted_by_what_it_computes(tmp_path):
+    """A frozen trace has no modules left."""
+    model = attended().eval()
+    frozen = torch.jit.freeze(torch.jit.trace(model, image(), check_trace=False))
+    torch.jit.save(frozen, str(tmp_path / "frozen.torchscript"))
+    report = prove(tmp_path / "frozen.torchscript", model, example_inputs=image())
+    assert [site.found_by for site in report.sites] == ["structure", "structure"]
+
+
+class Shortened(Network):
+    """Skips its second block unless told otherwise."""
+
+    is_long = True
+
+    def forward(self, x):
+        y = self.stem(x)
+        return self.head((self.blocks(y) if self.is_long else self.blocks[0](y)).mean((2, 3)))
+
+
+def test_a_site_that_eager_does_not_run_is_idle(tmp_path):
+    model = attended(network=Shortened)
+    model.is_long = False
+    report = export(model, tmp_path / "net.pt2", example_inputs=image())
+    assert [(site.path, site.found_by) for site in report.sites] == [
+        ("blocks.0.conv2", "name"),
+        ("blocks.1.conv2", "idle"),
+    ]
+    assert report.live == 1
+
+
+def test_a_failed_proof_leaves_the_file_that_was_there(tmp_path, monkeypatch):
+    model = attended()
+    target = tmp_path / "net.torchscript"
+    target.write_text("the old file")
+    from simam_inject.export import script
+
+    original = script.write
+
+    def write_without_attention(model, *arguments):
+        with bypass(model):
+            original(model, *arguments)
+
+    monkeypatch.setattr(script, "write", write_without_attention)
+    with pytest.raises(LostSiteError, match="lost 2 of 2"):
+        export(model, target, example_inputs=image())
+    assert target.read_text() == "the old file"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def chain(*, half=0.5, root="sqrt", reads=True):
+    """SimAM's graph by hand, and near misses of it."""
+    operations = (
+        Operation("mean", ("x",), ("mean",)),
+        Operation("sub", ("x", "mean"), ("d",)),
+        Operation("mul", ("d", "scale"), ("small",)),
+        Operation("mul", ("small", "small"), ("squares",)),
+        Operation("mean", ("squares",), ("variance",)),
+        Operation("mul", ("variance", "four"), ("spread",)),
+        Operation("add", ("spread", "floor"), ("energy",)),
+        Operation(root, ("energy",), ("root",)),
+        Operation("div", ("small", "root"), ("normal",)),
+        Operation("mul", ("normal", "normal"), ("square",)),
+        Operation("add", ("half", "square"), ("argument",)),
+        Operation("sigmoid", ("argument",), ("gate",)),
+        Operation("cast", ("gate",), ("narrow",)),
+        Operation("mul", ("x", "narrow"), ("y",)),
+        Operation("relu", ("y" if reads else "x",), ("z",)),
+    )
+    return Graph(operations, {"scale": 1 / 16, "four": 4.0, "floor": 4 * 1e-4 / 256, "half": half}, ("z",))
+
+
+def test_the_formula_is_recognised_without_names():
+    (gate,) = find_gates(chain())
+    assert gate.is_live
+    assert gate.e_lambda == pytest.approx(1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"half": 0.7}, {"root": "exp"}])
+def test_a_near_miss_of_the_formula_is_no_gate(wrong):
+    assert find_gates(chain(**wrong)) == ()
+
+
+def test_a_gate_that_nothing_reads_is_not_live():
+    (gate,) = find_gates(chain(reads=False))
+    assert not gate.is_live
+
+
+def test_squeeze_and_excite_is_no_gate():
+    operations = (
+        Operation("conv", ("x",), ("c",)),
+        Operation("sigmoid", ("c",), ("s",)),
+        Operation("mul", ("x", "s"), ("y",)),
+    )
+    assert find_gates(Graph(operations, {}, ("y",))) == ()

@@ -1,0 +1,99 @@
+"""What cannot be exported: one clear message, no file."""
+
+import pytest
+import torch
+
+from simam_inject import bypass, inject
+from simam_inject.errors import InjectError, ModelError
+from simam_inject.export import ExportError, export, prove
+from tests.export.networks import Network, attended, image
+
+
+@pytest.mark.parametrize("name", ["net.pb", "net", "net.pt"])
+def test_an_unknown_suffix(name, tmp_path):
+    with pytest.raises(ExportError, match=r"must be one of \.onnx, \.pt2, \.torchscript"):
+        export(attended(), tmp_path / name)
+
+
+def test_a_folder_that_is_not_there(tmp_path):
+    with pytest.raises(ExportError, match="there is no folder"):
+        export(attended(), tmp_path / "missing" / "net.pt2")
+
+
+def test_a_model_without_attention(tmp_path):
+    with pytest.raises(ExportError, match=r"no SimAM in this model; inject\(model, recipe\)"):
+        export(Network(), tmp_path / "net.pt2")
+
+
+def test_a_bypassed_site(tmp_path):
+    model = attended()
+    with bypass(model), pytest.raises(ExportError, match=r"blocks\.0\.simam_conv2 is bypassed"):
+        export(model, tmp_path / "net.pt2")
+
+
+def test_a_bad_choice_of_dynamic_sizes(tmp_path):
+    with pytest.raises(ExportError, match="allowed are True"):
+        export(attended(), tmp_path / "net.pt2", dynamic="height")
+
+
+def test_a_compiled_model(tmp_path):
+    with pytest.raises(ModelError, match=r"torch\.compile"):
+        export(torch.compile(attended()), tmp_path / "net.pt2")
+
+
+class Bored(Network):
+    """Its control flow depends on data, which no exporter takes."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if y.sum() > 0 else -y
+
+
+def test_a_model_that_no_exporter_takes(tmp_path):
+    model = attended(network=Bored)
+    with pytest.raises(ExportError, match="cannot express this model with or without SimAM") as caught:
+        export(model, tmp_path / "net.pt2", example_inputs=image())
+    assert "data-dependent" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Rigid(Network):
+    """Takes one size only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = torch.nn.Linear(8 * 16 * 16, 5)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).flatten(1))
+
+
+def test_a_model_of_one_size_asked_for_all(tmp_path):
+    model = attended(network=Rigid)
+    with pytest.raises(ExportError, match=r"dynamic='batch'"):
+        export(model, tmp_path / "net.pt2", example_inputs=image(), dynamic=True)
+    report = export(model, tmp_path / "net.pt2", example_inputs=image(), dynamic="batch")
+    assert report.dynamic == ("batch",)
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".torchscript"])
+def test_a_file_that_is_no_export(suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(b"PK\x03\x04 not an export at all")
+    with pytest.raises(ExportError, match="cannot be opened"):
+        prove(path, attended(), example_inputs=image())
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ExportError, match="there is no file"):
+        prove(tmp_path / "net.onnx", attended())
+
+
+def test_every_error_is_an_inject_error():
+    assert issubclass(ExportError, InjectError)
+
+
+def test_inject_after_export_still_works(tmp_path):
+    model = attended()
+    export(model, tmp_path / "net.pt2", example_inputs=image())
+    inject(model, "after basicblock", example_inputs=image())
