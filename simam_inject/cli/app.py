@@ -120,6 +120,52 @@ def explain(
     )
 
 
+@app.command()
+def bench(
+    model: options.ModelName,
+    after: options.After = None,
+    before: options.Before = None,
+    recipe: options.RecipeName = None,
+    exclude: options.Exclude = None,
+    e_lambda: options.ELambda = None,
+    input_size: options.InputSize = None,
+    pretrained: options.Pretrained = False,
+    device: options.Device = "cpu",
+    batch: options.Batch = 1,
+    dtype: options.Dtype = "fp32",
+    channels_last: options.ChannelsLast = False,
+    compiled: options.Compiled = False,
+    against: options.Against = "",
+    rounds: options.Rounds = 15,
+    as_json: options.AsJson = False,
+    chart: options.Chart = None,
+) -> None:
+    """Measure what the recipe costs in MODEL: plain, with SimAM, with other attentions at the same sites."""
+    from simam_inject.cli.benching import bench_recipe
+
+    bench_recipe(
+        model,
+        recipe,
+        after=tuple(after or ()),
+        before=tuple(before or ()),
+        exclude=tuple(exclude or ()),
+        e_lambda=None if e_lambda is None else options.parse_number(e_lambda),
+        input_size=None if input_size is None else options.parse_size(input_size),
+        pretrained=pretrained,
+        against=tuple(name.strip() for name in against.split(",") if name.strip()),
+        conditions={
+            "device": device,
+            "batch": batch,
+            "dtype": dtype,
+            "channels_last": channels_last,
+            "compile": compiled,
+            "rounds": rounds,
+        },
+        as_json=as_json,
+        chart=chart,
+    )
+
+
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 PLACE, MODEL, RESULT = "Where SimAM goes", "The model", "What comes out"
+CONDITIONS = "How to measure"
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -90,4 +91,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON", rich_hel
 Output = Annotated[
     str | None,
     typer.Option("--output", metavar="FILE", help="Save weights and recipe: x.safetensors", rich_help_panel=RESULT),
+]
+Device = Annotated[str, typer.Option("--device", help="cpu or cuda", rich_help_panel=CONDITIONS)]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per batch", rich_help_panel=CONDITIONS)]
+Dtype = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16", rich_help_panel=CONDITIONS)]
+ChannelsLast = Annotated[
+    bool, typer.Option("--channels-last", help="Memory format channels last", rich_help_panel=CONDITIONS)
+]
+Compiled = Annotated[bool, typer.Option("--compile", help="With torch.compile", rich_help_panel=CONDITIONS)]
+Against = Annotated[
+    str, typer.Option("--against", metavar="A,B", help="Other attentions: se,eca,cbam,gc", rich_help_panel=CONDITIONS)
+]
+Rounds = Annotated[int, typer.Option("--rounds", min=3, help="Timed rounds", rich_help_panel=CONDITIONS)]
+Chart = Annotated[
+    Path | None, typer.Option("--chart", metavar="FILE.svg", help="Draw a bar chart", rich_help_panel=RESULT)
 ]

@@ -1,0 +1,90 @@
+"""Interleaved timing: every variant once a round, in shuffled order, so that noise on the machine hits all alike."""
+
+from __future__ import annotations
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+NOISY = 0.25
+"""Ratios whose interquartile range exceeds this part of their median say nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quartiles:
+    """Median and quartiles of a sample."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, sample: list[float]) -> Quartiles:
+        """Of at least one number."""
+        if len(sample) == 1:
+            return cls(sample[0], sample[0], sample[0])
+        low, median, high = statistics.quantiles(sample, n=4, method="inclusive")
+        return cls(median, low, high)
+
+    @property
+    def is_noisy(self) -> bool:
+        """Too spread out to be quoted."""
+        return self.high - self.low > NOISY * self.median
+
+
+def time_rounds(
+    variants: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int,
+    warmups: int,
+    device: torch.device,
+    after_round: Callable[[], None] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds of each variant, round by round.
+
+    On a CPU the clock is the process time divided by the threads at work, since wall time on a shared machine measures
+    the neighbours; on a GPU it is device time between two events.
+
+    Args:
+        variants: what to run, by name.
+        rounds: how often each is timed.
+        warmups: how often each runs untimed before.
+        device: where they run.
+        after_round: called after each round, warm-ups included.
+    """
+    shuffle = random.Random(0)
+    names = list(variants)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(warmups + rounds):
+        shuffle.shuffle(names)
+        for name in names:
+            spent = _time_once(variants[name], device)
+            if number >= warmups:
+                seconds[name].append(spent)
+        after_round()
+    return seconds
+
+
+def _time_once(function: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        function()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / 1e3
+    started = time.process_time()
+    function()
+    return (time.process_time() - started) / torch.get_num_threads()
+
+
+def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, Quartiles]:
+    """Quartiles of each variant's time over the base's, taken round by round."""
+    return {
+        name: Quartiles.of([own / other for own, other in zip(sample, seconds[base], strict=True)])
+        for name, sample in seconds.items()
+    }

@@ -1,0 +1,94 @@
+"""A benchmark as a table and as a bar chart."""
+
+from __future__ import annotations
+
+from typing import Protocol
+from xml.sax.saxutils import escape
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from simam_inject.reporting.formats import format_bytes
+
+
+class _Quartiles(Protocol):
+    @property
+    def median(self) -> float: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+    @property
+    def is_noisy(self) -> bool: ...
+
+
+class BenchRow(Protocol):
+    """One variant in one mode, as `simam_inject.bench.run.Row` is."""
+
+    @property
+    def mode(self) -> str: ...  # noqa: D102
+    @property
+    def variant(self) -> str: ...  # noqa: D102
+    @property
+    def seconds(self) -> _Quartiles: ...  # noqa: D102
+    @property
+    def ratio(self) -> _Quartiles: ...  # noqa: D102
+    @property
+    def images_per_second(self) -> float: ...  # noqa: D102
+    @property
+    def kept_bytes(self) -> int | None: ...  # noqa: D102
+    @property
+    def peak_bytes(self) -> int | None: ...  # noqa: D102
+
+
+def render_bench(
+    rows: tuple[BenchRow, ...], *, heading: str, notes: tuple[str, ...], not_run: tuple[tuple[str, str], ...] = ()
+) -> Group:
+    """The table: one line per variant and mode. A ratio too spread out to be quoted says so instead of a number."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("mode")
+    table.add_column("variant")
+    for column in ("ms", "of plain (quartiles)", "images/s", "kept for backward", "peak memory"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        ratio = f"{row.ratio.median:.3f} ({row.ratio.low:.3f} to {row.ratio.high:.3f})"
+        table.add_row(
+            row.mode,
+            row.variant,
+            f"{row.seconds.median * 1e3:.2f}",
+            "too noisy" if row.ratio.is_noisy else ratio,
+            f"{row.images_per_second:.1f}",
+            "-" if row.kept_bytes is None else format_bytes(row.kept_bytes),
+            "-" if row.peak_bytes is None else format_bytes(row.peak_bytes),
+        )
+    refusals = [Text(f"{mode} not run: {reason}", style="yellow") for mode, reason in not_run]
+    return Group(Text(heading), table, *(Text(note) for note in notes), *refusals)
+
+
+def bench_chart(rows: tuple[BenchRow, ...], *, heading: str) -> str:
+    """An SVG bar chart of the ratios to the plain model, with their quartiles as whiskers."""
+    height, left, width = 26, 210, 420
+    largest = max((row.ratio.high for row in rows), default=1.0)
+    scale = width / max(largest, 1e-9)
+    parts = []
+    for index, row in enumerate(rows):
+        top = 40 + index * height
+        middle = top + height * 0.36
+        bar = row.ratio.median * scale
+        colour = {"plain": "#999999", "SimAM": "#2a7f62"}.get(row.variant, "#7a6fb0")
+        label = escape(f"{row.mode}, {row.variant}")
+        whisker = f'<line x1="{left + row.ratio.low * scale:.1f}" x2="{left + row.ratio.high * scale:.1f}"'
+        parts += [
+            f'<text x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{label}</text>',
+            f'<rect x="{left}" y="{top}" width="{bar:.1f}" height="{height * 0.72:.1f}" fill="{colour}"/>',
+            f'{whisker} y1="{middle:.1f}" y2="{middle:.1f}" stroke="black"/>',
+            f'<text x="{left + row.ratio.high * scale + 6:.1f}" y="{middle + 4:.1f}">{row.ratio.median:.3f}</text>',
+        ]
+    total = 60 + len(rows) * height
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 80}" height="{total}" '
+        'font-family="sans-serif" font-size="12">\n'
+        f'<text x="10" y="22" font-weight="bold">{escape(heading)}</text>\n' + "\n".join(parts) + "\n</svg>\n"
+    )

@@ -1,0 +1,169 @@
+"""The benchmark of a user's own model: what it builds and counts. Nothing here asserts a time."""
+
+import copy
+import json
+import xml.dom.minidom
+
+import pytest
+import torch
+from timm.layers import EcaModule
+from torch import nn
+from typer.testing import CliRunner
+
+from simam_inject import InjectError, SimAM, injected
+from simam_inject.bench import PEERS, Conditions, bench
+from simam_inject.bench.memory import bytes_kept
+from simam_inject.bench.timing import Quartiles, ratios, time_rounds
+from simam_inject.bench.variants import ChannelsLast, make_variants
+from simam_inject.cli.app import app
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+
+    def forward(self, x):
+        return x + self.norm(self.conv(x)).relu()
+
+
+def make_net():
+    return nn.Sequential(nn.Conv2d(3, 8, 1), Block(), Block())
+
+
+IMAGE = torch.rand(1, 3, 16, 16)
+
+
+def test_rows_of_every_variant_in_both_modes():
+    model = make_net()
+    before = copy.deepcopy(model.state_dict())
+    conditions = Conditions(batch=2, rounds=3, warmups=1)
+    measured = bench(model, "after block.conv", conditions, against=("eca",), example_inputs=IMAGE)
+    assert [(row.mode, row.variant) for row in measured.rows] == [
+        (mode, variant) for mode in ("inference", "training") for variant in ("plain", "SimAM", "eca")
+    ]
+    assert measured.sites == 2
+    assert measured.floor_bytes == 2 * 2 * (2 * 4 * 8 * 16 * 16)  # batch, sites, read and write of 8 x 16 x 16 floats
+    assert not injected(model)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+    assert json.loads(json.dumps(measured.to_dict()))["sites"] == 2
+
+
+def test_training_keeps_about_one_copy_of_each_attended_map():
+    model = make_net()
+    conditions = Conditions(rounds=3, warmups=1)
+    rows = bench(model, "after block.conv", conditions, example_inputs=IMAGE).rows
+    kept = {row.variant: row.kept_bytes for row in rows if row.mode == "training"}
+    one_map = 4 * 8 * 16 * 16
+    assert 0 < kept["SimAM"] - kept["plain"] <= 2 * 1.10 * one_map
+
+
+def test_peers_stand_in_simams_places():
+    variants = make_variants(make_net(), "after block.conv", IMAGE, ("eca",))
+    kinds = {name: [type(part) for part in variant.modules()] for name, variant in variants.items()}
+    assert kinds["SimAM"].count(SimAM) == 2
+    assert kinds["eca"].count(SimAM) == 0
+    assert kinds["eca"].count(EcaModule) == 2
+    assert kinds["plain"].count(SimAM) == 0
+    outputs = {name: variant.eval()(IMAGE) for name, variant in variants.items()}
+    assert not torch.allclose(outputs["eca"], outputs["SimAM"], rtol=1e-3)
+
+
+def test_a_peer_attends_the_right_dimension_of_a_channels_last_map():
+    torch.manual_seed(0)
+    peer = PEERS["se"](8)
+    x = torch.rand(2, 5, 5, 8)
+    expected = peer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(ChannelsLast(peer)(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "against", "message"),
+    [
+        (Conditions(), ("sae",), "no attention named 'sae' to compare with; there are se, eca, cbam, gc"),
+        (Conditions(dtype="fp8"), (), "no dtype named 'fp8'; there are fp32, bf16, fp16"),
+    ],
+)
+def test_bad_conditions_are_one_message(conditions, against, message):
+    with pytest.raises(InjectError) as caught:
+        bench(make_net(), "after block.conv", conditions, against=against, example_inputs=IMAGE)
+    assert str(caught.value) == message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
+def test_no_cuda_device_is_one_message():
+    with pytest.raises(InjectError, match="no CUDA device is available here"):
+        bench(make_net(), "after block.conv", Conditions(device="cuda"), example_inputs=IMAGE)
+
+
+def test_a_mode_the_model_does_not_run_in_is_told():
+    class EvalOnly(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.block = Block()
+
+        def forward(self, x):
+            if self.training:
+                raise ValueError("targets needed")
+            return self.block(x)
+
+    model = EvalOnly().eval()
+    measured = bench(model, "after block.conv", Conditions(rounds=3), example_inputs=torch.rand(1, 8, 4, 4))
+    assert measured.not_run == (("training", "ValueError: targets needed"),)
+    assert {row.mode for row in measured.rows} == {"inference"}
+
+
+def test_ratios_are_taken_round_by_round():
+    seconds = {"plain": [1.0, 2.0, 4.0], "other": [2.0, 4.0, 8.0]}
+    assert ratios(seconds, "plain")["other"] == Quartiles(2.0, 2.0, 2.0)
+    assert Quartiles.of([1.0, 1.0, 2.0, 2.0]).is_noisy
+    assert not Quartiles.of([1.0, 1.01, 1.02]).is_noisy
+
+
+def test_every_round_runs_every_variant_once():
+    ran = []
+    rounds = []
+
+    def note_round():
+        rounds.append(sorted(ran))
+        ran.clear()
+
+    runs = {name: lambda name=name: ran.append(name) for name in ("a", "b", "c")}
+    seconds = time_rounds(runs, rounds=4, warmups=2, device=torch.device("cpu"), after_round=note_round)
+    assert rounds == [["a", "b", "c"]] * 6
+    assert {name: len(sample) for name, sample in seconds.items()} == {"a": 4, "b": 4, "c": 4}
+
+
+def test_parameters_do_not_count_as_kept():
+    layer = nn.Linear(64, 64, bias=False)
+    x = torch.rand(2, 64)
+    assert bytes_kept(layer, lambda: layer(x)) == x.nbytes
+
+
+def test_the_command_prints_json_and_draws_a_chart(tmp_path):
+    source = tmp_path / "net.py"
+    source.write_text(
+        "from torch import nn\n\n\nclass Block(nn.Sequential):\n    pass\n\n\n"
+        "def make():\n    return nn.Sequential(Block(nn.Conv2d(3, 4, 3), nn.ReLU()))\n"
+    )
+    chart = tmp_path / "chart.svg"
+    arguments = ["bench", f"{source}:make", "--after", "block", "--input-size", "3x8x8", "--rounds", "3", "--json"]
+    result = CliRunner().invoke(app, [*arguments, "--chart", str(chart)])
+    assert result.exit_code == 0, result.output
+    report = json.loads(result.stdout)
+    assert [row["variant"] for row in report["rows"]] == ["plain", "SimAM", "plain", "SimAM"]
+    drawn = xml.dom.minidom.parse(str(chart))
+    assert len(drawn.getElementsByTagName("rect")) == 4
+
+
+def test_the_command_shows_a_table(tmp_path):
+    source = tmp_path / "net.py"
+    source.write_text(
+        "from torch import nn\n\n\ndef make():\n    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())\n"
+    )
+    arguments = ["bench", f"{source}:make", "--after", "conv2d", "--input-size", "3x8x8", "--rounds", "3"]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert "of plain (quartiles)" in result.stdout
+    assert "1 sites; each batch moves at the least" in result.stdout
