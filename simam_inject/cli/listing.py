@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import typer
 
 from simam_inject.cli.working import show, working
+
+if TYPE_CHECKING:
+    from simam_inject.recipe import Rule
+
+_SELECTED_LENGTH = 40
 
 
 def show_sites(model: str, *, input_size: tuple[int, ...] | None, as_json: bool) -> None:
@@ -42,11 +48,21 @@ def list_recipes() -> None:
     for column in ("recipe", "what it is for", "rules", "e_lambda"):
         table.add_column(column, overflow="fold")
     for recipe in recipes:
-        rules = "\n".join(rule.selector for rule in recipe.rules)
+        rules = "\n".join(_shorten(rule) for rule in recipe.rules)
         table.add_row(
             Text(recipe.name, style="bold cyan"), Text(recipe.description), Text(rules), f"{recipe.e_lambda:g}"
         )
     show(table)
+    show("the whole of one: simam-inject recipes show NAME")
+
+
+def _shorten(rule: Rule) -> str:
+    """A rule in one line, with the first of the dozens of classes it may name."""
+    place = f", {rule.position} {rule.target}"
+    selected = rule.selector.removesuffix(place)
+    if len(selected) > _SELECTED_LENGTH:
+        selected = f"{selected[:_SELECTED_LENGTH]}..."
+    return f"{selected}{place}"
 
 
 def show_recipe(name: str) -> None:

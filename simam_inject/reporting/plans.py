@@ -40,6 +40,8 @@ def render_plan(
         next_steps: What the reader may want to do now, one line each.
     """
     parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
+    already = {there.path for there in present}
+    skips = [skip for skip in skips if skip.path not in already]  # said by a row of its own
     shown = [skip for skip in skips if skip.hit or why]
     verb = "inserted" if applied else "planned"
     placed = [*((there, "already there") for there in present), *((insertion, verb) for insertion in insertions)]

@@ -4,7 +4,10 @@ import json
 
 import pytest
 
+from simam_inject import injected
+from simam_inject.persist import load
 from simam_inject.planning.records import Check, Verification
+from simam_inject.zoo import build
 
 NET = "nets.py:Net"
 SMALL = ("--input-size", "3x32x32")
@@ -142,3 +145,29 @@ def test_a_failed_verification_is_1_and_saves_nothing(run, folder, monkeypatch):
     assert "failed: bypass: off by 0.5" in result.stdout
     assert "do not train this model" in result.stdout
     assert not (folder / "x.safetensors").exists()
+
+
+def test_output_is_what_load_puts_into_a_fresh_model(run, folder):
+    result = run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
+    assert result.exit_code == 0
+    assert "load('x.safetensors', model)" in result.stdout
+    fresh = load(folder / "x.safetensors", build(NET).model)
+    assert [site.path for site in injected(fresh)] == ["blocks.0", "blocks.1"]
+
+
+def test_output_is_told_in_json(run, folder):
+    data = json.loads(run(NET, "--after", "block", *SMALL, "--json", "--output", "x.safetensors").stdout)
+    assert data["output"] == "x.safetensors"
+    assert (folder / "x.safetensors").is_file()
+
+
+def test_a_model_that_has_its_sites_already_is_verified_and_told(run, folder):
+    run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
+    source = (
+        "from nets import Net\nfrom simam_inject.persist import load\n\ndef make(): return load('x.safetensors', Net())"
+    )
+    (folder / "again.py").write_text(source)
+    result = run("again.py:make", "--after", "block", *SMALL)
+    assert result.exit_code == 0
+    assert "0 sites inserted, 2 already there, 0 skipped" in result.stdout
+    assert "\nverified: " in result.stdout
