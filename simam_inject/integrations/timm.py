@@ -179,7 +179,7 @@ def _offer_models() -> None:
 
 def _offer_attention() -> None:
     """Let `get_attn`, wherever timm has imported it, know `simam`; `create_attn` asks it."""
-    plain: Callable[[Any], Any] = timm.layers.create_attn.__globals__["get_attn"]
+    plain: Callable[[Any], Any] = vars(timm.layers)["get_attn"]
     if hasattr(plain, "_simam_plain"):
         return
 

@@ -1,0 +1,175 @@
+"""The Hugging Face Hub: a repository or a folder holds the weights, the recipe, and how the model is built.
+
+For a model class of your own, a mixin in the place of `PyTorchModelHubMixin`:
+
+    class Net(nn.Module, SimamHubMixin): ...
+    net.save_pretrained("folder"); net.push_to_hub("me/net"); Net.from_pretrained("me/net")
+
+For a model of timm, torchvision or ultralytics, three functions:
+
+    push_to_hub(model, "me/net", architecture="timm:resnet50")      save_pretrained(model, "folder", ...)
+    model = from_pretrained("me/net")
+
+Weights are read by `simam_inject.persist.load`: what comes from the Hub is never unpickled, and no code of it runs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self, cast
+
+from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
+from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from torch import nn
+
+from simam_inject.errors import FileError, ModelError
+from simam_inject.integrations import network_of
+from simam_inject.persist import load, save
+
+_ARCHITECTURE = re.compile(r"(timm|torchvision|ultralytics):[A-Za-z0-9_][A-Za-z0-9_.-]*")
+"""Names that a downloaded configuration may build: of libraries, never of files or Python modules."""
+
+
+class SimamHubMixin(PyTorchModelHubMixin):
+    """`PyTorchModelHubMixin` whose files carry the SimAM sites, and whose `from_pretrained` puts them back."""
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        assert isinstance(self, nn.Module), "SimamHubMixin is for subclasses of nn.Module"
+        save(self, save_directory / SAFETENSORS_SINGLE_FILE)
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        map_location: str = "cpu",
+        strict: bool = True,
+        **model_kwargs: Any,
+    ) -> Self:
+        file = _fetch(
+            model_id,
+            SAFETENSORS_SINGLE_FILE,
+            revision=revision,
+            cache_dir=cache_dir,
+            force_download=force_download,
+            local_files_only=local_files_only,
+            token=token,
+        )
+        model: Any = cls(**model_kwargs)
+        load(file, model, strict=strict).to(map_location).eval()
+        return cast(Self, model)
+
+
+def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, num_classes: int | None = None) -> Path:
+    """Write weights, SimAM sites, configuration and a model card into a folder. The model is not changed.
+
+    Args:
+        architecture: what builds the model: `timm:NAME`, `torchvision:NAME` or `ultralytics:NAME`.
+        num_classes: what it was built with, if it was not the library's default.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: the architecture is no such name.
+        FileError: the model cannot be saved; see `simam_inject.persist.save`.
+    """
+    _Parcel(model, architecture, num_classes).save_pretrained(folder)
+    return Path(folder)
+
+
+def push_to_hub(
+    model: nn.Module, repo_id: str, *, architecture: str, num_classes: int | None = None, **options: Any
+) -> str:
+    """Upload what `save_pretrained` writes, and return the address of the commit.
+
+    Args:
+        architecture, num_classes: as for `save_pretrained`.
+        options: of `huggingface_hub.ModelHubMixin.push_to_hub`: `private`, `token`, `branch`, `commit_message`, ...
+    """
+    return str(_Parcel(model, architecture, num_classes).push_to_hub(repo_id, **options))
+
+
+def from_pretrained(
+    name: str | Path, model: nn.Module | None = None, *, strict: bool = True, **options: Any
+) -> nn.Module:
+    """Build a model, put its SimAM in and load its weights; in eval mode.
+
+    Args:
+        name: a folder, or a repository of the Hub.
+        model: to load into. None: built as the configuration says, by timm, torchvision or ultralytics.
+        strict: as for `simam_inject.persist.load`.
+        options: of `huggingface_hub.hf_hub_download`: `revision`, `token`, `cache_dir`, `local_files_only`, ...
+
+    Raises:
+        FileError: a file is missing or not valid; see `simam_inject.persist.load`.
+        ModelError: the library cannot build the model.
+    """
+    weights = _fetch(str(name), SAFETENSORS_SINGLE_FILE, **options)
+    if model is None:
+        model = _build(_fetch(str(name), CONFIG_NAME, **options))
+    load(weights, model, strict=strict)
+    network_of(model).eval()  # a YOLO object's own `eval` would start a training
+    return model
+
+
+class _Parcel(ModelHubMixin, library_name="simam_inject"):
+    """A model of a library on its way to a folder; `ModelHubMixin` does the rest."""
+
+    def __init__(self, model: nn.Module, architecture: str, num_classes: int | None) -> None:
+        if not _ARCHITECTURE.fullmatch(architecture):
+            raise ModelError(
+                f"architecture is {architecture!r}; it must be timm:NAME, torchvision:NAME or ultralytics:NAME, so "
+                "that everybody can build it (for your own class, see SimamHubMixin)"
+            )
+        self.model = model
+        self._hub_mixin_config = {"architecture": architecture, "num_classes": num_classes}
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save(self.model, save_directory / SAFETENSORS_SINGLE_FILE)
+
+
+def _build(config_file: Path) -> nn.Module:
+    from simam_inject.zoo import build
+
+    try:
+        config = json.loads(config_file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileError(f"{config_file}: it is no JSON ({error})") from None
+    architecture = config.get("architecture") if isinstance(config, dict) else None
+    num_classes = config.get("num_classes") if isinstance(config, dict) else None
+    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture) or architecture.endswith(".pt"):
+        raise FileError(
+            f"{config_file}: its architecture is {architecture!r:.80}, not timm:NAME, torchvision:NAME or "
+            "ultralytics:NAME; build the model yourself and pass it: from_pretrained(name, model)"
+        )
+    if num_classes is not None and type(num_classes) is not int:
+        raise FileError(f"{config_file}: its num_classes is {num_classes!r:.80}, not a number")
+    model: nn.Module = build(architecture, num_classes=num_classes).model
+    return model
+
+
+def _fetch(name: str, filename: str, **options: Any) -> Path:
+    """A file of a folder, or of a repository."""
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / filename).is_file():
+            raise FileError(f"{folder}: there is no {filename} in it")
+        return folder / filename
+    download: Callable[..., str] = hf_hub_download
+    try:
+        return Path(download(repo_id=name, filename=filename, **options))
+    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise FileError(
+            f"{name} is no folder here, and {filename} cannot be had from the Hub: {type(error).__name__}: {first}"
+        ) from error
