@@ -1,0 +1,288 @@
+"""One file: weights that anyone can read, sites that are put back, nothing half-done."""
+
+import copy
+import json
+import os
+import stat
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from simam_inject import eject, inject, injected, verify
+from simam_inject.errors import FileError
+from simam_inject.persist import load, read, save
+from simam_inject.persist.manifest import KEY
+from simam_inject.rewriting.provenance import recipes_in
+from tests.persist.networks import EXAMPLE, RECIPE, net
+
+X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
+
+
+@pytest.fixture
+def model():
+    return inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False)
+
+
+@pytest.fixture
+def file(model, tmp_path):
+    return save(model, tmp_path / "x.safetensors")
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_plain_model_gets_the_sites_and_the_weights(model, file):
+    other = net(1)
+    assert load(file, other) is other
+    assert injected(other) == injected(model)
+    assert torch.equal(other(X), model(X))
+    assert verify(other, example_inputs=EXAMPLE).ok
+    eject(other)
+    assert not injected(other)
+    assert not recipes_in(other)
+
+
+def test_a_model_with_the_same_sites_gets_the_weights(model, file):
+    other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
+    before = injected(other)
+    load(file, other)
+    assert injected(other) == before
+    assert torch.equal(other(X), model(X))
+
+
+def test_what_is_loaded_can_be_saved_again(file, tmp_path):
+    again = save(load(file, net(1)), tmp_path / "again.safetensors")
+    assert read(again) == read(file)
+    assert same(load_file(again), load_file(file))
+
+
+def test_the_weights_are_plain_safetensors(model, file):
+    assert same(load_file(file), state(model))
+    plain = net(1)
+    plain.load_state_dict(load_file(file), strict=True)
+    assert same(state(plain), state(model))
+
+
+def test_plain_weights_load_strictly_into_an_injected_model(model):
+    plain = net(3)
+    model.load_state_dict(plain.state_dict(), strict=True)
+    assert same(state(model), state(plain))
+
+
+def test_the_metadata_tell_recipe_sites_and_versions(file):
+    manifest = read(file)
+    ((path, recipe),) = manifest.recipes
+    assert path == ""
+    assert recipe["name"] == "two"
+    assert recipe["e_lambda"] == 0.02
+    assert [site.path for site in manifest.insertions] == ["blocks.0.conv2", "blocks.1.conv2"]
+    assert {site.e_lambda for site in manifest.insertions} == {0.02}
+    assert dict(manifest.versions)["torch"] == torch.__version__.partition("+")[0]
+    with safe_open(file, framework="pt") as opened:
+        assert opened.metadata()["format"] == "pt"
+
+
+def test_two_recipes_are_both_remembered(model, tmp_path):
+    inject(model, "after Block", example_inputs=EXAMPLE, verify=False)
+    other = load(save(model, tmp_path / "x.safetensors"), net(1))
+    assert [recipe["name"] for _, recipe in recipes_in(other)] == ["two", "after Block"]
+    assert injected(other) == injected(model)
+    assert torch.equal(other(X), model(X))
+
+
+def test_a_part_that_was_injected_is_found_in_the_whole(tmp_path):
+    model = net(0)
+    inject(model.blocks, "after Block", example_inputs=torch.zeros(1, 4, 8, 8), verify=False)
+    file = save(model, tmp_path / "x.safetensors")
+    assert [path for path, _ in read(file).recipes] == ["blocks"]
+    assert torch.equal(load(file, net(1))(X), model(X))
+
+
+def test_a_model_without_simam_has_a_file_without_sites(tmp_path):
+    file = save(net(0), tmp_path / "x.safetensors")
+    assert read(file).insertions == ()
+    assert torch.equal(load(file, net(1))(X), net(0)(X))
+    other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
+    with pytest.raises(FileError, match=r"blocks.0.conv2: e_lambda 0.02 in the model, none in the file"):
+        load(file, other)
+
+
+def test_copies_and_pickles_keep_the_recipe(model, tmp_path):
+    file = save(copy.deepcopy(model), tmp_path / "x.safetensors")
+    assert [recipe["name"] for _, recipe in read(file).recipes] == ["two"]
+
+
+def test_a_refused_injection_is_not_remembered(model):
+    before = recipes_in(model)
+    inject_again = pytest.warns(UserWarning, match="nothing to inject")
+    with inject_again:
+        inject(model, RECIPE, example_inputs=EXAMPLE)
+    assert recipes_in(model) == before
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
+def test_wrappers_are_looked_through(model, wrap, tmp_path):
+    file = save(wrap(model), tmp_path / "x.safetensors")
+    assert same(load_file(file), state(model))
+    other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
+    load(file, wrap(other))
+    assert torch.equal(other(X), model(X))
+    with pytest.raises(FileError, match="inject first"):
+        load(file, wrap(net(1)))
+
+
+def test_tied_weights_are_written_under_every_key(tmp_path):
+    def tied(seed):
+        model = net(seed)
+        model.blocks[1].conv1.weight = model.blocks[0].conv1.weight
+        return model
+
+    model = inject(tied(0), RECIPE, example_inputs=EXAMPLE, verify=False)
+    file = save(model, tmp_path / "x.safetensors")
+    assert load_file(file).keys() == model.state_dict().keys()
+    other = load(file, tied(1))
+    assert other.blocks[1].conv1.weight is other.blocks[0].conv1.weight
+    assert torch.equal(other(X), model(X))
+
+
+def test_views_and_memory_formats_are_stored_by_value(model, tmp_path):
+    model.to(memory_format=torch.channels_last)
+    model.head.weight = nn.Parameter(torch.rand(4, 5).t())
+    file = save(model, tmp_path / "x.safetensors")
+    other = load(file, net(1).to(memory_format=torch.channels_last))
+    assert other.stem.weight.is_contiguous(memory_format=torch.channels_last)
+    assert same(state(other), state(model))
+
+
+def test_half_precision_loads_into_single(model, tmp_path):
+    other = load(save(model.half(), tmp_path / "x.safetensors"), net(1))
+    assert other.stem.weight.dtype == torch.float32
+    assert torch.equal(other.stem.weight, model.stem.weight.float())
+
+
+def test_not_strict_leaves_out_and_says_so(file):
+    other = net(1)
+    other.extra = nn.Linear(2, 2)
+    del other.head
+    with pytest.raises(FileError, match="2 in the model, not in the file: extra.weight, extra.bias"):
+        load(file, other)
+    assert not injected(other)
+    with pytest.warns(UserWarning, match=r"left out(.|\n)*2 in the file, not in the model: head.bias, head.weight"):
+        load(file, other, strict=False)
+    assert len(injected(other)) == 2
+    assert torch.equal(other.stem.weight, net(0).stem.weight)
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_other_shapes_are_refused(file, strict):
+    other = net(1, classes=6)
+    before = state(other)
+    with pytest.raises(FileError, match=r"head.weight \(file 5x4, model 6x4\)"):
+        load(file, other, strict=strict)
+    assert not injected(other)
+    assert same(state(other), before)
+
+
+def test_other_sites_are_refused(file):
+    other = inject(net(1), {**RECIPE, "e_lambda": 0.5}, example_inputs=EXAMPLE, verify=False)
+    before = state(other), injected(other)
+    with pytest.raises(FileError, match=r"blocks.0.conv2: e_lambda 0.5 in the model, e_lambda 0.02 in the file"):
+        load(file, other)
+    assert (injected(other), same(state(other), before[0])) == (before[1], True)
+
+
+def test_a_block_that_computes_something_else_is_refused(file, monkeypatch):
+    from tests.persist.networks import Block
+
+    other = net(1)
+    before = state(other)
+    monkeypatch.setattr(Block, "forward", lambda self, x: self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
+    with pytest.raises(FileError, match="forward computes something else here than when the file was written"):
+        load(file, other)
+    assert not injected(other)
+    assert same(state(other), before)
+
+
+def test_a_failure_while_copying_takes_everything_back(file):
+    other = net(1)
+    before = state(other)
+
+    def fail(*_):
+        raise RuntimeError("device lost")
+
+    other.head.register_load_state_dict_post_hook(fail)
+    with pytest.raises(RuntimeError, match="device lost"):
+        load(file, other)
+    assert not injected(other)
+    assert same(state(other), before)
+
+
+def test_what_is_no_tensor_cannot_be_saved(tmp_path):
+    class Extra(nn.Module):
+        def get_extra_state(self):
+            return {"step": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    model = nn.Sequential(Extra())
+    with pytest.raises(FileError, match="0._extra_state is a dict"):
+        save(model, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_meta_tensors_cannot_be_saved(tmp_path):
+    with pytest.raises(FileError, match="weight is on the meta device"):
+        save(nn.Linear(2, 2, device="meta"), tmp_path / "x.safetensors")
+
+
+def test_a_full_disk_leaves_the_old_file(model, file, monkeypatch):
+    before = file.read_bytes()
+    net_now = inject(net(5), RECIPE, example_inputs=EXAMPLE, verify=False)
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(FileError, match="cannot write .*: No space left on device; what was there before is untouched"):
+        save(net_now, file)
+    assert file.read_bytes() == before
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+
+
+def test_a_folder_that_is_not_there_is_told(model, tmp_path):
+    with pytest.raises(FileError, match="No such file or directory"):
+        save(model, tmp_path / "nowhere" / "x.safetensors")
+
+
+def test_links_and_permissions_stay(model, file, tmp_path):
+    file.chmod(0o640)
+    link = tmp_path / "link.safetensors"
+    link.symlink_to(file)
+    save(model, link)
+    assert link.is_symlink()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+
+
+def test_the_text_of_the_metadata_is_json(file):
+    with safe_open(file, framework="pt") as opened:
+        data = json.loads(opened.metadata()[KEY])
+    assert sorted(data) == ["format", "layout", "recipes", "sites", "versions"]
+
+
+def test_foreign_weights_with_the_same_metadata_are_refused(file):
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    tensors = load_file(file)
+    tensors["top.weight"] = tensors.pop("head.weight")
+    save_file(tensors, file, metadata)
+    with pytest.raises(FileError, match="names or shapes were changed afterwards"):
+        read(file)
