@@ -22,9 +22,12 @@ def commands() -> list[list[str]]:
     return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("simam-inject ")]
 
 
+@pytest.mark.usefixtures("project")
 def test_python_runs(capsys):
-    (code,) = blocks("python")
-    exec(compile(code, "README.md", "exec"), {})  # noqa: S102 (our own text)
+    code = "\n".join(blocks("python"))
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (our own text)
+    assert len(names["injected"](names["model"])) == 16
     printed = capsys.readouterr().out
     assert "layer4.2" in printed
     assert "layer1.0.conv2" in printed
@@ -39,7 +42,7 @@ def test_yaml_is_a_recipe():
 def test_commands_run(arguments, run, folder):
     nets = (folder / "nets.py").read_text()
     (folder / "mynets.py").write_text(f"{nets}\ndef make_net():\n    return Net()\n")
-    look_only = [] if arguments[0] in ("sites", "recipes") or "--dry-run" in arguments else ["--dry-run"]
+    look_only = [] if arguments[0] in ("sites", "recipes", "explain") or "--dry-run" in arguments else ["--dry-run"]
     result = run(*arguments, *look_only)
     assert result.exit_code == 0, result.stderr
     assert result.stdout
