@@ -37,6 +37,7 @@ from simam_inject.rewriting.rewriter import (
 from simam_inject.subjects import check_subject
 from simam_inject.tracing.inputs import example_of
 from simam_inject.tracing.scopes import Trace, trace_model
+from simam_inject.tracing.watching import watchable
 from simam_inject.verification.verifier import attentions, bypassed, check_model
 
 
@@ -185,7 +186,7 @@ class _Operation:
     def prepare(self, insertions: tuple[Insertion, ...]) -> Preparation:
         """Work the rewrite out; the one that the plan was made from is kept."""
         if insertions not in self.prepared:
-            with stock(self.trace.model):
+            with stock(self.trace.model), watchable():
                 self.prepared[insertions] = prepare_all(self.trace, self.flow, insertions)
         return self.prepared[insertions]
 

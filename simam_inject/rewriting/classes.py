@@ -22,7 +22,7 @@ from simam_inject.rewriting.records import Specification
 SPECIFICATION = "_simam_specification"
 """Instance attribute that holds the module's `Specification`."""
 
-_classes: dict[tuple[type[nn.Module], tuple[tuple[str, str], ...]], type[nn.Module]] = {}
+_classes: dict[tuple[type[nn.Module], tuple[tuple[str, str, tuple[int, ...]], ...]], type[nn.Module]] = {}
 
 
 def is_injected(module: nn.Module) -> bool:
@@ -44,9 +44,8 @@ def stock_class(module: nn.Module) -> type[nn.Module]:
 
 def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn.Module]:
     """The subclass of `base` with these methods; one class for one (base, source text)."""
-    shareable = not any(_holds_objects(source) for source in sources)
-    key = (base, tuple((source.name, source.text) for source in sources))
-    if shareable and key in _classes:
+    key = (base, tuple((source.name, source.text, _held_objects(source)) for source in sources))
+    if key in _classes:
         return _classes[key]
     namespace: dict[str, Any] = {
         "__module__": base.__module__,
@@ -65,15 +64,26 @@ def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn
         function.__module__, function.__qualname__ = base.__module__, f"{base.__qualname__}.{source.name}"
         function.__doc__ = getattr(getattr(base, source.name, None), "__doc__", None)
         namespace[source.name] = function
-    swapped: type[nn.Module] = type(base)(base.__name__, (base,), namespace)  # type: ignore[misc]
-    if shareable:
-        _classes[key] = swapped
+    swapped = _quiet_subclass(base, namespace)
+    _classes[key] = swapped
     return swapped
 
 
-def _holds_objects(source: Source) -> bool:
-    """A default value that is an object of the class's own cannot be told apart by the source text."""
-    return any(name.startswith(("_default_", "_fixed_", "_value_")) for name in source.objects)
+def _quiet_subclass(base: type[nn.Module], namespace: dict[str, Any]) -> type[nn.Module]:
+    """A subclass that `base.__init_subclass__` does not hear of: a library's registry must not hand it out."""
+    is_told = hasattr(base.__init_subclass__, "__func__")
+    bases = (nn.Module,) if is_told else (base,)
+    swapped: type[nn.Module] = type(base)(base.__name__, bases, namespace)  # type: ignore[misc]
+    if is_told:
+        swapped.__bases__ = (base,)
+    return swapped
+
+
+def _held_objects(source: Source) -> tuple[int, ...]:
+    """Objects that the text names and does not show, by identity; the class keeps them alive."""
+    return tuple(
+        id(item) for name, item in source.objects.items() if name.startswith(("_default_", "_fixed_", "_value_"))
+    )
 
 
 def refused_methods(module: nn.Module) -> tuple[str, ...]:

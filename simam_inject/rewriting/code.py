@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import linecache
-import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from torch import fx, nn
 
 from simam_inject.errors import InjectError
+from simam_inject.rewriting.guards import guard_lines, literal
 from simam_inject.tracing.signature import Argument
 from simam_inject.tracing.tracer import Body
 
@@ -78,7 +78,7 @@ def body_source(name: str, body: Body, graph: fx.Graph) -> Source:
     """Source of `graph` as a method `name`, with the signature of the traced method and checks of what it assumed."""
     objects: dict[str, Any] = {"_refuse_stale": refuse_stale}
     header = [f"def {name}{_signature(body.arguments, objects)}:"]
-    header += [f"    {line}" for line in _guards(body, objects)]
+    header += [f"    {line}" for line in guard_lines(body, objects)]
     graph.set_codegen(_CodeGen("\n".join(header)))
     code = graph.python_code(root_module="self")
     return Source(name, code.src.lstrip("\n"), {**code.globals, **objects})
@@ -126,7 +126,7 @@ def _signature(arguments: tuple[Argument, ...], objects: dict[str, Any]) -> str:
     for argument in arguments:
         default = argument.default
         if default is not inspect.Parameter.empty:
-            default = _Name(_literal(argument.default, f"_default_{argument.name}", objects))
+            default = _Name(literal(argument.default, f"_default_{argument.name}", objects))
         parameters.append(inspect.Parameter(argument.name, argument.kind, default=default))
     return str(inspect.Signature(parameters))
 
@@ -138,38 +138,3 @@ def _passed(arguments: tuple[Argument, ...]) -> str:
         inspect.Parameter.KEYWORD_ONLY: "{0}={0}",
     }
     return ", ".join(written.get(argument.kind, "{0}").format(argument.name) for argument in arguments)
-
-
-def _guards(body: Body, objects: dict[str, Any]) -> list[str]:
-    """Lines that refuse to run where the graph's baked values are no longer true."""
-    lines = []
-    if body.guards:
-        names = ", ".join(f"self.{name}" for name, _ in body.guards)
-        values = ", ".join(_literal(value, f"_value_{index}", objects) for index, (_, value) in enumerate(body.guards))
-        told = ", ".join(name for name, _ in body.guards)
-        plural = "attribute" if len(body.guards) == 1 else "one of the attributes"
-        lines += [f"if ({names},) != ({values},):", f"    _refuse_stale(self, {f'{plural} {told}'!r})"]
-    for argument in body.arguments:
-        name = argument.name
-        if argument.is_proxied:
-            if isinstance(argument.value, (list, tuple, dict)):
-                condition = f"len({name}) != {len(argument.value)}"
-                lines += [f"if {condition}:", f"    _refuse_stale(self, {f'the length of argument {name}'!r})"]
-            continue
-        if argument.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD):
-            condition = name if not argument.value else ""
-        elif argument.value is None or isinstance(argument.value, bool):
-            condition = f"{name} is not {argument.value!r}"
-        else:
-            condition = f"{name} != {_literal(argument.value, f'_fixed_{name}', objects)}"
-        if condition:
-            lines += [f"if {condition}:", f"    _refuse_stale(self, {f'argument {name}'!r})"]
-    return lines
-
-
-def _literal(value: Any, name: str, objects: dict[str, Any]) -> str:
-    """The value as source where that is exact, else a name for the object itself."""
-    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    objects[name] = value
-    return name

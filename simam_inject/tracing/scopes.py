@@ -13,6 +13,7 @@ from simam_inject.tracing.proxies import Refusal
 from simam_inject.tracing.recording import Call, record
 from simam_inject.tracing.tracer import Body, trace
 from simam_inject.tracing.values import same_structure
+from simam_inject.tracing.watching import watchable
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -58,7 +59,8 @@ def trace_model(model: nn.Module, example: Example) -> Trace:
     order = {key: index for index, key in enumerate(calls)}
     with_children = [(path, module) for path, module in modules.items() if has_children(module)]
     with_children.sort(key=lambda item: order.get(id(item[1]), len(order)))
-    scopes = {path: trace_scope(path, module, tuple(calls.get(id(module), ()))) for path, module in with_children}
+    with watchable():
+        scopes = {path: trace_scope(path, module, tuple(calls.get(id(module), ()))) for path, module in with_children}
     return Trace(model, example, root, scopes, {key: tuple(found) for key, found in calls.items()}, path_of)
 
 

@@ -6,18 +6,16 @@ What it adds to `fx.Tracer`:
   children, and every list, tuple or dict becomes a real one of proxies: `list(x.chunk(2, 1))`, `len(feats)`,
   iterating a dict and unpacking a shape are then ordinary Python;
 * a decision on data, on a shape or on anything else that depends on the input is refused, never baked in;
-* reads of the module's own plain attributes are noted, and so is a read of `training`: the generated forward checks
-  the former, and a forward that read the latter is traced in both modes.
+* what the forward reads of its modules is noted (see `watching`): the generated forward checks plain attributes, and a
+  forward that read `training` is traced in both modes.
 """
 
 from __future__ import annotations
 
 import inspect
 import operator
-import sys
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,9 +24,9 @@ from torch import fx, nn
 
 from simam_inject.tracing.proxies import Refusal, ValueProxy
 from simam_inject.tracing.recording import Call
-from simam_inject.tracing.signature import Argument, bind
+from simam_inject.tracing.signature import Argument, bind, has_numbers
+from simam_inject.tracing.snapshot import mode
 from simam_inject.tracing.values import (
-    PLAIN_TYPES,
     UNKNOWN,
     Unknown,
     is_named_tuple,
@@ -36,13 +34,7 @@ from simam_inject.tracing.values import (
     map_structure,
     to_meta,
 )
-
-_OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
-_MODE_QUERIES = (
-    (torch, "is_grad_enabled"),
-    (torch, "is_autocast_enabled"),
-    (torch, "is_inference_mode_enabled"),
-)
+from simam_inject.tracing.watching import Watch, watched
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,41 +45,57 @@ class Body:
     graph: fx.Graph
     arguments: tuple[Argument, ...]
     guards: tuple[tuple[str, Any], ...]
-    """Plain attributes the method read, with the values the graph holds."""
+    """Plain attributes the method read, by dotted path from the module, with the values the graph holds."""
+    lengths: tuple[tuple[str, int], ...]
+    """Containers the method listed or counted, by path, with their numbers of children."""
     reads_training: bool
 
 
 def trace(module: nn.Module, call: Call, name: str = "forward", *, training: bool = False) -> Body:
     """Trace the method `name` of `module` as `call` called it. The module is left as found.
 
+    Whole numbers that the caller passes are inputs of the graph; where the forward decides something by them, they are
+    constants that the generated forward checks.
+
     Raises:
         Refusal: the method cannot stand as a graph; the message says why.
     """
+    tracer = _ScopeTracer(call, name, Watch())
+    try:
+        return _trace_once(module, tracer, name, training=training)
+    except Refusal:
+        if not has_numbers(tracer.arguments):
+            raise
+    return _trace_once(module, _ScopeTracer(call, name, Watch(), fix_numbers=True), name, training=training)
+
+
+def _trace_once(module: nn.Module, tracer: _ScopeTracer, name: str, *, training: bool) -> Body:
     function = inspect.getattr_static(type(module), name)
     if not inspect.isfunction(function):
         raise Refusal(f"{type(module).__name__}.{name} is not a Python function")
-    attributes: dict[str, Any] = {}
-    was_training = module.training
-    module.training = training
+    watch = tracer.watch
     try:
-        with _watched_attributes(module, attributes), _refused_mode_queries(), torch.no_grad():
-            tracer = _ScopeTracer(call, name)
+        with mode(module, training), torch.no_grad(), watched(module, watch):
             graph = tracer.trace(module)
     except Refusal:
         raise
     except (fx.proxy.TraceError, Exception) as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise Refusal(f"cannot be traced ({type(error).__name__}: {first_line:.160})") from error
-    finally:
-        module.training = was_training
-    _drop_unused_items(graph)
-    reads_training = attributes.pop("training", None) is not None
-    return Body(name, graph, tracer.arguments, tuple(sorted(attributes.items())), reads_training)
+    _drop_unused_reads(graph)
+    guards, lengths = sorted(watch.attributes.items()), sorted(watch.lengths.items())
+    return Body(name, graph, tracer.arguments, tuple(guards), tuple(lengths), watch.reads_training)
 
 
 class _ScopeTracer(fx.Tracer):
-    def __init__(self, call: Call, name: str) -> None:
+    proxy_buffer_attributes = True  # a buffer read as a value would be computed with, and changed, while tracing
+
+    def __init__(self, call: Call, name: str, watch: Watch, *, fix_numbers: bool = False) -> None:
         super().__init__()
+        self.watch = watch
+        self._fix_numbers = fix_numbers
+        self._attribute_proxies: dict[str, Any] = {}
+        watch.proxy_of = self._proxy_of_attribute
         self.traced_func_name = name
         self.arguments: tuple[Argument, ...] = ()
         self._call = call
@@ -120,7 +128,7 @@ class _ScopeTracer(fx.Tracer):
         is_module: bool,  # noqa: ARG002 - fx passes it
         concrete_args: Any = None,  # noqa: ARG002 - fx passes it
     ) -> tuple[Any, list[Any]]:
-        self.arguments = bind(root_fn, self._call.args, self._call.kwargs)
+        self.arguments = bind(root_fn, self._call.args, self._call.kwargs, fix_numbers=self._fix_numbers)
         positional: list[Any] = []
         keywords: dict[str, Any] = {}
         for argument in self.arguments:
@@ -151,9 +159,18 @@ class _ScopeTracer(fx.Tracer):
         proxy_factory_fn: Any = None,
     ) -> Any:
         proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
-        value = self._evaluate(kind, target, args, kwargs)
+        self.watch.is_paused = True
+        try:
+            value = self._evaluate(kind, target, args, kwargs)
+        finally:
+            self.watch.is_paused = False
         proxy.node.meta["value"] = value
         return self._unfold(self._with_value(proxy, value))
+
+    def _proxy_of_attribute(self, path: str) -> Any:
+        if path not in self._attribute_proxies:
+            self._attribute_proxies[path] = self.create_proxy("get_attr", path, (), {})
+        return self._attribute_proxies[path]
 
     @staticmethod
     def _with_value(proxy: Any, value: Any) -> Any:
@@ -217,53 +234,9 @@ def _meta_leaf(leaf: Any) -> Any:
     return to_meta(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
 
-@contextmanager
-def _watched_attributes(module: nn.Module, seen: dict[str, Any]) -> Iterator[None]:
-    """Note in `seen` every plain attribute of `module` itself that is read inside."""
-    original = type(module)
-
-    def read_and_note(self: nn.Module, name: str) -> Any:
-        value = super(watcher, self).__getattribute__(name)  # type: ignore[arg-type]
-        is_own = self is module and (name not in _OWN_ATTRIBUTES or name == "training")
-        if is_own and isinstance(value, PLAIN_TYPES) and not name.startswith("__"):
-            seen[name] = value
-        return value
-
-    watcher = type(
-        original.__name__, (original,), {"__getattribute__": read_and_note, "__module__": original.__module__}
-    )
-    object.__setattr__(module, "__class__", watcher)
-    try:
-        yield
-    finally:
-        object.__setattr__(module, "__class__", original)
-
-
-@contextmanager
-def _refused_mode_queries() -> Iterator[None]:
-    """A forward that asks whether gradients or autocast are on would be baked to the answer of this moment."""
-
-    def refusing(query: Callable[..., bool]) -> Callable[..., bool]:
-        def ask(*args: Any, **kwargs: Any) -> bool:
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            if caller.partition(".")[0] == "torch":  # torch's own bookkeeping, not a decision of the forward
-                return query(*args, **kwargs)
-            raise Refusal("asks torch whether gradients or autocast are on, and branches on the answer")
-
-        return ask
-
-    saved = [(owner, name, getattr(owner, name)) for owner, name in _MODE_QUERIES]
-    for owner, name, query in saved:
-        setattr(owner, name, refusing(query))
-    try:
-        yield
-    finally:
-        for owner, name, query in saved:
-            setattr(owner, name, query)
-
-
-def _drop_unused_items(graph: fx.Graph) -> None:
-    """Remove the `getitem` and `getattr` nodes that unfolding made and nobody used."""
+def _drop_unused_reads(graph: fx.Graph) -> None:
+    """Remove the nodes that only read something, of a structure or of the module, and that nobody used."""
     for node in reversed(graph.nodes):
-        if node.op == "call_function" and node.target in (operator.getitem, getattr) and not node.users:
+        is_read = node.op == "get_attr" or (node.op == "call_function" and node.target in (operator.getitem, getattr))
+        if is_read and not node.users:
             graph.erase_node(node)

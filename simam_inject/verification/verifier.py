@@ -5,10 +5,12 @@ The stock model needs no copy, since taking a rewrite out means giving each modu
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -75,7 +77,8 @@ def attentions(model: nn.Module) -> list[SimAM]:
 def _run(model: nn.Module, example: Example, *, training: bool) -> Any:
     """One forward from the same random state and the same buffers as every other."""
     with mode(model, training), same_buffers(model):
-        torch.manual_seed(SEED)
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(SEED)
         return model(*example.args, **example.kwargs)
 
 
