@@ -70,7 +70,7 @@ def _only_reader(search: Search, chain: list[Site], link: Link, joins: frozenset
 
 def _enter(search: Search, rule: Rule, chain: list[Site], member: int) -> None:
     named = chain[member]
-    if rule.position == "after" or member == 0:
+    if rule.position == "after" or member == 0 or len(named.operands) < 2:
         search.add(named, named.scope, rule.position)
         return
     previous = chain[member - 1].path
