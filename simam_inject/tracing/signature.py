@@ -26,8 +26,13 @@ class Argument:
     """False: the graph holds `value` as a constant, and the generated forward refuses another one."""
 
 
-def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Argument, ...]:
+def bind(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, fix_numbers: bool = False
+) -> tuple[Argument, ...]:
     """Match one recorded call against the signature of `function` (a plain function whose first parameter is self).
+
+    Args:
+        fix_numbers: whole numbers that the caller passes, often sizes of its map, are constants of the graph.
 
     Raises:
         Refusal: no graph can have this signature.
@@ -37,10 +42,15 @@ def bind(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, 
         bound = inspect.Signature(parameters).bind(*args, **kwargs).arguments
     except TypeError as error:
         raise Refusal(f"cannot be called as recorded ({error})") from None
-    return tuple(_argument(parameter, bound) for parameter in parameters)
+    return tuple(_argument(parameter, bound, fix_numbers=fix_numbers) for parameter in parameters)
 
 
-def _argument(parameter: inspect.Parameter, bound: dict[str, Any]) -> Argument:
+def has_numbers(arguments: tuple[Argument, ...]) -> bool:
+    """Did the caller pass whole numbers that `fix_numbers` would have made constants?"""
+    return any(argument.is_proxied and _is_numbers(argument.value) for argument in arguments)
+
+
+def _argument(parameter: inspect.Parameter, bound: dict[str, Any], *, fix_numbers: bool) -> Argument:
     is_passed = parameter.name in bound
     if parameter.kind is parameter.VAR_POSITIONAL:
         value = bound.get(parameter.name, ())
@@ -50,9 +60,17 @@ def _argument(parameter: inspect.Parameter, bound: dict[str, Any]) -> Argument:
         value = bound.get(parameter.name, parameter.default)
     is_proxied = is_passed and _holds_tensors(value)
     constant_types = all(isinstance(leaf, (*PLAIN_TYPES, torch.dtype, torch.device)) for leaf in leaves(value))
+    if is_passed and not fix_numbers and _is_numbers(value):
+        is_proxied = True
     if is_passed and not is_proxied and not constant_types:
         is_proxied = True  # an object of the caller's own: carry it through
     return Argument(parameter.name, parameter.kind, parameter.default, value, is_passed, is_proxied)
+
+
+def _is_numbers(value: Any) -> bool:
+    """A whole number, or a structure of nothing else."""
+    found = leaves(value)
+    return bool(found) and all(isinstance(leaf, int) and not isinstance(leaf, bool) for leaf in found)
 
 
 def _holds_tensors(value: Any) -> bool:
