@@ -1,0 +1,381 @@
+"""The stages of a YOLO's life, each run in a process of its own: `python stages.py STAGE FOLDER`.
+
+After the first injection no stage imports the package: stock calls only.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+torch.set_num_threads(1)
+FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
+DATA = FOLDER / "set" / "data.yaml"
+BEST = FOLDER / "runs" / "first" / "weights" / "best.pt"
+COUNT = 8
+
+
+def common(name: str, **more) -> dict:
+    """Arguments of every training."""
+    return {
+        "data": str(DATA), "epochs": 2, "imgsz": 64, "batch": 4, "workers": 0, "device": "cpu", "plots": False,
+        "project": str(FOLDER / "runs"), "name": name, "exist_ok": True, "verbose": False, "seed": 3, **more,
+    }  # fmt: skip
+
+
+def images() -> torch.Tensor:
+    from tests.yolo.drawing import draw_image
+    import numpy as np
+
+    drawn = [draw_image(np.random.default_rng((7, index)))[0] for index in range(8)]
+    return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
+
+
+def load(file: Path):
+    from ultralytics import YOLO
+
+    return YOLO(str(file))
+
+
+def check_untouched_process() -> None:
+    assert "simam_inject.surgery" not in sys.modules or "restore" in str(sys.modules), "the stage imported the package"
+
+
+def build() -> dict:
+    """A stock checkpoint and an injected one, with real BatchNorm statistics."""
+    from ultralytics import YOLO
+
+    from simam_inject import inject, injected
+    from tests.yolo.oracle import RECIPE, SITES, check_pair, give_statistics, live_sites
+
+    torch.manual_seed(0)
+    yolo = YOLO("yolov8n.yaml")
+    give_statistics(yolo.model, images())
+    yolo.save(str(FOLDER / "base.pt"))
+    keys = list(yolo.model.state_dict())
+    assert inject(yolo, RECIPE) is yolo
+    assert {site.path for site in injected(yolo)} == set(SITES)
+    assert list(yolo.model.state_dict()) == keys
+    assert len(keys) == 355
+    give_statistics(yolo.model, images())
+    yolo.save(str(FOLDER / "injected.pt"))
+    assert len(live_sites(yolo.model)) == COUNT
+    return check_pair(yolo.model(images()), yolo.model, images())
+
+
+def train() -> dict:
+    """From a stock .pt: injected, trained two epochs, validated, stripped."""
+    from simam_inject import inject, injected
+    from tests.yolo.oracle import RECIPE, check_pair, counting, give_statistics, live_sites
+
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE)
+    keys = {"model." + key.removeprefix("model.") for key in yolo.model.state_dict()}
+    seen = []
+
+    def look(trainer) -> None:
+        seen.append((len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema))))
+        assert set(trainer.model.state_dict()) == keys
+
+    for event in ("on_pretrain_routine_end", "on_train_start", "on_train_epoch_end", "on_fit_epoch_end", "on_train_end"):
+        yolo.add_callback(event, look)
+    with counting() as counter:
+        yolo.add_callback("on_train_start", counter.restart)  # before it, a summary runs the unfinished network
+        yolo.train(**common("first"))
+    assert len(seen) >= 7
+    assert set(seen) == {(COUNT, COUNT)}, seen
+    assert counter.networks >= 6
+    assert counter.attentions == COUNT * counter.networks, (counter.attentions, counter.networks)
+    assert len(injected(yolo)) == COUNT
+    give_statistics(yolo.model, images())
+    return check_pair(yolo.model(images()), yolo.model, images())
+
+
+def parity() -> dict:
+    """From YAML: the initial weights are those of a plain run, bit for bit, and so are all random numbers after it."""
+    from ultralytics import YOLO
+
+    from simam_inject import inject
+    from tests.yolo.oracle import RECIPE, live_sites
+
+    class Enough(Exception):
+        pass
+
+    found = {}
+    for name in ("plain", "injected"):
+        yolo = YOLO("yolov8n.yaml")
+        if name == "injected":
+            inject(yolo, RECIPE, verify=False)
+
+        def look(trainer, name=name) -> None:
+            state = {key: value.clone() for key, value in trainer.model.state_dict().items()}
+            found[name] = state, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)), torch.rand(3)
+            raise Enough
+
+        yolo.add_callback("on_pretrain_routine_end", look)
+        try:
+            yolo.train(**common("parity"))
+        except Enough:
+            pass
+    (plain, none, _, drawn), (state, model, ema, drawn_again) = found["plain"], found["injected"]
+    assert (none, model, ema) == (0, COUNT, COUNT)
+    assert list(plain) == list(state)
+    different = [key for key in plain if not torch.equal(plain[key], state[key])]
+    assert not different, different[:3]
+    assert torch.equal(drawn, drawn_again)
+    return {"equal": len(plain)}
+
+
+def train_yaml() -> dict:
+    """From YAML: injected and trained."""
+    from ultralytics import YOLO
+
+    from simam_inject import inject
+    from tests.yolo.oracle import RECIPE, check_pair, counting, give_statistics, live_sites
+
+    yolo = inject(YOLO("yolov8n.yaml"), RECIPE)
+    with counting() as counter:
+        yolo.add_callback("on_train_start", counter.restart)
+        yolo.train(**common("yaml", epochs=1))
+    assert counter.attentions == COUNT * counter.networks > 0
+    assert len(live_sites(yolo.model)) == COUNT
+    give_statistics(yolo.model, images())
+    return check_pair(yolo.model(images()), yolo.model, images())
+
+
+def reload() -> dict:
+    """best.pt and last.pt in a process that imports only ultralytics."""
+    from tests.yolo.oracle import check_pair, counting
+
+    pairs = {}
+    for name in ("best", "last"):
+        yolo = load(BEST.with_stem(name))
+        assert yolo.ckpt["optimizer"] is None, "not stripped"
+        with counting() as counter:
+            found = yolo.model(images())
+        assert counter.attentions == COUNT
+        pairs[name] = check_pair(found, yolo.model, images())
+    return pairs
+
+
+def _fused(act) -> dict:
+    """Run the library's own fused backend and compare what it gave with the oracle, call by call."""
+    from tests.yolo.oracle import KEPT_NORMS, check_pair, counting
+
+    yolo = load(FOLDER / "injected.pt")
+    with counting() as counter:
+        act(yolo)
+    assert counter.calls
+    assert counter.attentions == COUNT * counter.networks
+    assert {norm.removeprefix("model.") for norm in counter.norms} == {n.removeprefix("model.") for n in KEPT_NORMS}
+    reference = load(FOLDER / "injected.pt").model
+    return [check_pair(found, reference, image.float()) for image, found in counter.calls][-1]
+
+
+def val() -> dict:
+    """val(): fused."""
+    return _fused(lambda yolo: yolo.val(data=str(DATA), imgsz=64, batch=4, workers=0, device="cpu", plots=False))
+
+
+def predict() -> dict:
+    """predict() on a real photograph: fused, and of another shape than any seen before."""
+    from ultralytics.utils import ASSETS
+
+    return _fused(lambda yolo: yolo.predict(ASSETS / "bus.jpg", imgsz=128, device="cpu", verbose=False))
+
+
+def export() -> dict:
+    """ONNX and TorchScript, run by other programs."""
+    import onnxruntime
+
+    from tests.yolo.oracle import check_pair, live_sites
+
+    image = images()[:1]
+    yolo = load(FOLDER / "injected.pt")
+    onnx = yolo.export(format="onnx", imgsz=64, simplify=True, device="cpu")
+    script = yolo.export(format="torchscript", imgsz=64, device="cpu")
+    assert len(live_sites(yolo.model)) == COUNT, "exporting changed the object"
+    session = onnxruntime.InferenceSession(onnx, providers=["CPUExecutionProvider"])
+    reference = load(FOLDER / "injected.pt").model
+    return {
+        "onnx": check_pair(session.run(None, {session.get_inputs()[0].name: image.numpy()}), reference, image),
+        "torchscript": check_pair(torch.jit.load(script)(image), reference, image),
+    }
+
+
+def interrupt() -> dict:
+    """A training that dies after its first epoch."""
+
+    class Crash(Exception):
+        pass
+
+    def crash(trainer) -> None:
+        raise Crash
+
+    yolo = load(FOLDER / "injected.pt")
+    yolo.add_callback("on_model_save", crash)
+    try:
+        yolo.train(**common("resumed", epochs=2))
+    except Crash:
+        return {}
+    raise AssertionError("it did not save")
+
+
+def resume() -> dict:
+    """Its continuation, from last.pt."""
+    from tests.yolo.oracle import check_pair, live_sites
+
+    yolo = load(FOLDER / "runs" / "resumed" / "weights" / "last.pt")
+    seen = []
+    yolo.add_callback(
+        "on_train_epoch_end",
+        lambda trainer: seen.append(
+            (trainer.epoch, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)))
+        ),
+    )
+    yolo.train(resume=True)
+    assert seen == [(1, COUNT, COUNT)], seen
+    return check_pair(yolo.model(images()), yolo.model, images())
+
+
+def check_cli() -> dict:
+    """What `yolo train model=injected.pt` wrote."""
+    from tests.yolo.oracle import check_pair, counting
+
+    yolo = load(FOLDER / "runs" / "cli" / "weights" / "best.pt")
+    with counting() as counter:
+        found = yolo.model(images())
+    assert counter.attentions == COUNT
+    return check_pair(found, yolo.model, images())
+
+
+def tune() -> dict:
+    """tune(): every trial is a process of its own."""
+    yolo = load(FOLDER / "injected.pt")
+    arguments = common("tuned", epochs=1)
+    yolo.tune(iterations=1, **arguments)
+    files = sorted((FOLDER / "runs").glob("**/tune*/**/weights/best.pt")) or sorted(FOLDER.glob("runs/tuned*/**/best.pt"))
+    assert files, [str(path) for path in FOLDER.glob("runs/*")]
+    from tests.yolo.oracle import check_pair
+
+    network = load(files[-1]).model
+    return check_pair(network(images()), network, images())
+
+
+def two_sets() -> dict:
+    """Two data sets in turn."""
+    from tests.yolo.drawing import draw_set
+    from tests.yolo.oracle import check_pair
+
+    shutil.rmtree(FOLDER / "other", ignore_errors=True)
+    other = draw_set(FOLDER / "other", seed=1)
+    yolo = load(FOLDER / "injected.pt")
+    arguments = common("two", epochs=1)
+    yolo.train(**{**arguments, "data": [str(DATA), str(other)]})
+    files = sorted(FOLDER.glob("runs/two*/**/best.pt"))
+    assert len(files) == 2, files
+    pairs = {}
+    for file in files:
+        network = load(file).model
+        pairs[file.parent.parent.name] = check_pair(network(images()), network, images())
+    return pairs
+
+
+def twice() -> dict:
+    """train() two times on the same object, then eject it."""
+    from simam_inject import eject, inject, injected
+    from tests.yolo.oracle import RECIPE, live_sites
+
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE)
+    for name in ("one", "again"):
+        yolo.train(**common(name, epochs=1, val=False))
+        assert len(injected(yolo)) == COUNT
+    eject(yolo)
+    yolo.train(**common("ejected", epochs=1, val=False))
+    assert not live_sites(yolo.model)
+    return {}
+
+
+def _step(rank: int, folder: str, port: int) -> None:
+    import os
+
+    from tests.yolo.oracle import counting, live_sites
+
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    network = load(Path(folder) / "injected.pt").model.train()
+    for parameter in network.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    wrapped = torch.nn.parallel.DistributedDataParallel(network, find_unused_parameters=True)
+    batch = images()[rank * 4 : rank * 4 + 4]
+    with counting() as counter:
+        result = wrapped(batch)
+    assert counter.attentions == len(live_sites(network)) == COUNT
+    leaves = result.values() if isinstance(result, dict) else result
+    sum(leaf.float().pow(2).mean() for leaf in leaves if isinstance(leaf, torch.Tensor)).backward()
+    gradient = torch.cat([p.grad.flatten() for p in network.parameters() if p.grad is not None])
+    others = [torch.zeros_like(gradient) for _ in range(2)]
+    torch.distributed.all_gather(others, gradient)
+    assert torch.equal(others[0], others[1])
+    assert gradient.abs().max() > 0
+    torch.distributed.destroy_process_group()
+
+
+def distributed() -> dict:
+    """A step of DistributedDataParallel in two processes: same gradients, every SimAM live in both."""
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(_step, args=(str(FOLDER), port), nprocs=2)
+    return {}
+
+
+def ddp_file() -> dict:
+    """What a multi-GPU launch hands to its workers, run as one: no GPU, so one process on the CPU."""
+    import subprocess
+
+    from simam_inject import inject
+    from tests.yolo.oracle import RECIPE
+
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE)
+    kept = {}
+
+    class Launched(Exception):
+        pass
+
+    def keep(trainer) -> None:
+        from ultralytics.utils.dist import generate_ddp_file
+
+        kept["file"] = generate_ddp_file(trainer)
+        raise Launched
+
+    from ultralytics.engine.trainer import BaseTrainer
+
+    original = BaseTrainer.train
+
+    def launch(self) -> None:
+        self.callbacks["on_pretrain_routine_start"] = []
+        keep(self)
+
+    BaseTrainer.train = launch
+    try:
+        yolo.train(**common("worker", epochs=1))
+    except Launched:
+        pass
+    BaseTrainer.train = original
+    done = subprocess.run([sys.executable, kept["file"]], capture_output=True, text=True)
+    Path(kept["file"]).unlink()
+    assert done.returncode == 0, done.stderr[-2000:]
+    from tests.yolo.oracle import live_sites
+
+    assert len(live_sites(load(FOLDER / "runs" / "worker" / "weights" / "best.pt").model)) == COUNT
+    return {}
+
+
+if __name__ == "__main__":
+    stage = globals()[sys.argv[1]]
+    print("RESULT", json.dumps(stage()))
