@@ -1,0 +1,111 @@
+"""What the tool itself takes: planning, rewriting and verifying real networks, and the start of the command line.
+
+    python -m benchmarks inject [--quick] [--json FILE]
+
+Planning, rewriting and verifying are timed as process time on one thread, since wall time on a shared machine measures
+the neighbours; verification runs the network eight times. The start-up is wall time of a new process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+NETWORKS = {
+    "resnet50": ("torchvision:resnet50", "paper"),
+    "yolov8n": ("yolov8n", "after c2f"),
+    "efficientnet_b0": ("timm:efficientnet_b0", "after invertedresidual"),
+    "nasnetalarge": ("timm:nasnetalarge", {"rules": [{"path": "*", "after": {"op": "conv2d"}}]}),
+}
+ROUNDS = 5
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print a Markdown table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks inject", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="ResNet-50 and the start-up only")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    options = parser.parse_args(argv)
+    warnings.simplefilter("ignore")
+    names = ["resnet50"] if options.quick else list(NETWORKS)
+    rows = [_measure(name) for name in names]
+    report = {"environment": _environment(), "networks": rows, "help_seconds": _start_up()}
+    print(_table(report))
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _measure(name: str) -> dict[str, object]:
+    import torch
+
+    from simam_inject import eject, plan, verify
+    from simam_inject.zoo import build
+
+    torch.set_num_threads(1)
+    source, recipe = NETWORKS[name]
+    model = build(source).model
+    planning, rewriting = [], []
+    sites = 0
+    for _ in range(ROUNDS):
+        started = time.process_time()
+        planned = plan(model, recipe)
+        middle = time.process_time()
+        planned.apply()
+        planning.append(middle - started)
+        rewriting.append(time.process_time() - middle)
+        sites = len(planned.insertions)
+        eject(model)
+    plan(model, recipe).apply()
+    started = time.process_time()
+    verified = verify(model)
+    verifying = time.process_time() - started
+    if not verified.ok:
+        raise RuntimeError(f"{name}: verification failed: {verified}")
+    return {
+        "network": name,
+        "sites": sites,
+        "plan_seconds": statistics.median(planning),
+        "rewrite_seconds": statistics.median(rewriting),
+        "verify_seconds": verifying,
+    }
+
+
+def _start_up() -> float:
+    """Median wall time of `simam-inject --help` in a new process."""
+    spent = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "simam_inject", "--help"], check=True, capture_output=True)
+        spent.append(time.perf_counter() - started)
+    return statistics.median(spent)
+
+
+def _environment() -> dict[str, str]:
+    import timm
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+        "machine": platform.processor() or platform.machine(),
+    }
+
+
+def _table(report: dict[str, object]) -> str:
+    lines = ["| network | sites | plan s | rewrite s | verify s |", "|---|---|---|---|---|"]
+    for row in report["networks"]:
+        lines.append(
+            f"| {row['network']} | {row['sites']} | {row['plan_seconds']:.3f} | {row['rewrite_seconds']:.3f} "
+            f"| {row['verify_seconds']:.2f} |"
+        )
+    environment = ", ".join(f"{key} {value}" for key, value in report["environment"].items())
+    return "\n".join([*lines, "", f"`simam-inject --help`: {report['help_seconds']:.2f} s", f"({environment})"])
