@@ -73,7 +73,7 @@ def _hooks_of(model: nn.Module) -> list[int]:
 def _check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """As torch calls a pre-hook. Only the model that is loaded as a whole is checked, not a part of it."""
     if not prefix:
-        _warn(module, state_dict, stacklevel=6)
+        _warn(module, state_dict, stacklevel=7)
 
 
 def _warn(model: nn.Module, state_dict: Mapping[str, Any], stacklevel: int) -> None:

@@ -172,7 +172,7 @@ def test_not_strict_leaves_out_and_says_so(file):
     other = net(1)
     other.extra = nn.Linear(2, 2)
     del other.head
-    with pytest.raises(FileError, match="2 in the model, not in the file: extra.weight, extra.bias"):
+    with pytest.raises(FileError, match=r"2 in the model, not in the file: extra.weight, extra.bias"):
         load(file, other)
     assert not injected(other)
     with pytest.warns(UserWarning, match=r"left out(.|\n)*2 in the file, not in the model: head.bias, head.weight"):
@@ -234,7 +234,7 @@ def test_what_is_no_tensor_cannot_be_saved(tmp_path):
             pass
 
     model = nn.Sequential(Extra())
-    with pytest.raises(FileError, match="0._extra_state is a dict"):
+    with pytest.raises(FileError, match=r"0._extra_state is a dict"):
         save(model, tmp_path / "x.safetensors")
     assert list(tmp_path.iterdir()) == []
 
@@ -252,7 +252,9 @@ def test_a_full_disk_leaves_the_old_file(model, file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FileError, match="cannot write .*: No space left on device; what was there before is untouched"):
+    with pytest.raises(
+        FileError, match=r"cannot write .*: No space left on device; what was there before is untouched"
+    ):
         save(net_now, file)
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
