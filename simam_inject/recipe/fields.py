@@ -148,6 +148,17 @@ _PICK = {
         ),
     ]
 }
+SHARED_SCHEMAS = {
+    "Bounds": _BOUNDS,
+    "Globs": _GLOBS,
+    "Groups": _GROUPS,
+    "Kind": _KIND,
+    "Number": _NUMBER,
+    "Pick": _PICK,
+    "Target": _TARGET,
+    "Tests": _TESTS,
+}
+"""Schemas that stand in more than one place, by the name of their definition."""
 
 Text = Annotated[str, PlainValidator(_parse_text), WithJsonSchema({"type": "string", "maxLength": MAX_TEXT})]
 Flag = Annotated[bool, PlainValidator(_parse_flag), WithJsonSchema({"type": "boolean"})]

@@ -1,0 +1,91 @@
+"""The published schema is current, and says yes and no where the models do."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from simam_inject.errors import RecipeError
+from simam_inject.recipe import Recipe, Rule, Where, read_shipped, shipped_recipes
+from simam_inject.recipe.schema import recipe_schema, write_schema
+from tests.recipe.mini_schema import problems
+
+ROOT = Path(__file__).parents[2]
+SCHEMA = ROOT / "docs" / "recipe.schema.json"
+
+GOOD = [
+    "{rules: [{block: Bottleneck, after: conv2}]}",
+    "{extends: paper}",
+    "{version: 1, name: x, description: y, e_lambda: 0.1, extends: paper, rules: [{path: 'a.*', after: output}]}",
+    "{rules: [{block: [A, B], after: {op: [conv2d, linear], kernel: [1, '>=3'], groups: depthwise}, optional: true}]}",
+    "{rules: [{pattern: 'conv > norm', path: [a], exclude: [b], pick: {last: 1, per: stage}, e_lambda: 0.5}]}",
+    "{rules: [{block: A, before: residual, where: {channels: '>=64, <512', spatial: 7x7, groups: 1}, pick: first}]}",
+    "{rules: [{block: A, before: input, pick: {every: 2}}]}",
+]
+BAD = [
+    "{}",
+    "[]",
+    "{rules: {block: A, after: b}}",
+    "{rule: [{block: A, after: b}]}",
+    "{version: 2, rules: [{block: A, after: b}]}",
+    "{e_lambda: 0, rules: [{block: A, after: b}]}",
+    "{e_lambda: text, rules: [{block: A, after: b}]}",
+    "{rules: [{after: b}]}",
+    "{rules: [{block: A}]}",
+    "{rules: [{block: A, after: b, before: c}]}",
+    "{rules: [{block: A, pattern: 'conv > norm'}]}",
+    "{rules: [{block: '', after: b}]}",
+    "{rules: [{block: 3, after: b}]}",
+    "{rules: [{block: A, after: {kernel: 3}}]}",
+    "{rules: [{block: A, after: {op: conv2d, size: 3}}]}",
+    "{rules: [{block: A, after: {op: conv2d, kernel: depthwise}}]}",
+    "{rules: [{block: A, after: b, where: {channel: 3}}]}",
+    "{rules: [{block: A, after: b, where: {channels: 3.5}}]}",
+    "{rules: [{block: A, after: b, where: {channels: []}}]}",
+    "{rules: [{block: A, after: b, where: {channels: 'big'}}]}",
+    "{rules: [{block: A, after: b, pick: some}]}",
+    "{rules: [{block: A, after: b, pick: {first: 1, last: 1}}]}",
+    "{rules: [{block: A, after: b, pick: {per: stage}}]}",
+    "{rules: [{block: A, after: b, pick: {first: 0}}]}",
+    "{rules: [{block: A, after: b, pick: {first: 1, per: layer}}]}",
+    "{rules: [{block: A, after: b, optional: 'yes'}]}",
+    "{rules: [{block: A, after: b, note: text}]}",
+]
+
+
+def test_the_published_schema_is_current():
+    assert SCHEMA.read_text() == write_schema(), "write it again: see docs/recipes.md, last section"
+
+
+def test_the_schema_knows_every_key_of_the_models():
+    schema = recipe_schema()
+    assert list(schema["properties"]) == list(Recipe.model_fields)
+    assert list(schema["$defs"]["Rule"]["properties"]) == list(Rule.model_fields)
+    assert list(schema["$defs"]["Where"]["properties"]) == list(Where.model_fields)
+    described = [*schema["properties"].values(), *schema["$defs"]["Rule"]["properties"].values()]
+    assert all(entry["description"] for entry in described)
+
+
+@pytest.mark.parametrize("text", GOOD)
+def test_what_the_models_take_conforms(text):
+    Recipe.from_dict(yaml.safe_load(text))
+    assert problems(yaml.safe_load(text), recipe_schema(), recipe_schema()) == []
+
+
+@pytest.mark.parametrize("text", BAD)
+def test_what_the_models_refuse_does_not_conform(text):
+    with pytest.raises(RecipeError):
+        Recipe.from_dict(yaml.safe_load(text))
+    assert problems(yaml.safe_load(text), recipe_schema(), recipe_schema())
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_conforms_and_names_the_schema(name):
+    text = read_shipped(name)
+    assert problems(yaml.safe_load(text), recipe_schema(), recipe_schema()) == []
+    first, *_ = text.splitlines()
+    prefix = "# yaml-language-server: $schema="
+    assert first.startswith(prefix)
+    assert (ROOT / "recipes" / first.removeprefix(prefix)).resolve() == SCHEMA
+    assert json.loads(SCHEMA.read_text())["$schema"].endswith("2020-12/schema")
