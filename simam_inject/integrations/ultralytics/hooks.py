@@ -3,7 +3,8 @@
 * `__init__` of every network class: a network whose yaml has a record comes out injected;
 * `BaseModel.load`: the sites are what they were before;
 * `BaseModel.fuse` and `is_fused`: see `fusing`;
-* `torch_safe_load`: a checkpoint with a record but without its sites is reported.
+* `torch_safe_load`: a checkpoint with a record but without its sites is reported;
+* `generate_ddp_command`, in releases whose multi-GPU workers start from a file: see `training`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
+from ultralytics.engine import trainer as engine_trainer
 from ultralytics.nn import tasks
 
 from simam_inject.integrations.ultralytics.fusing import shielded
 from simam_inject.integrations.ultralytics.presence import key_of, missing_sites
 from simam_inject.integrations.ultralytics.record import Record, has_record, read, write
+from simam_inject.integrations.ultralytics.training import check_launch, hands_network_to_workers
 from simam_inject.rewriting.classes import is_injected
 
 _MARK = "_simam_original"
@@ -37,12 +40,14 @@ def install() -> None:
         _wrap(tasks.BaseModel, "fuse", _shielding)
         _wrap(tasks.BaseModel, "is_fused", _shielding)
         _wrap(tasks, "torch_safe_load", _reporting)
+        if not hands_network_to_workers():
+            _wrap(engine_trainer, "generate_ddp_command", _launching)
 
 
 def uninstall() -> None:
     """Give the names back."""
     with _installing:
-        for owner in (tasks, tasks.BaseModel, *_subclasses(tasks.BaseModel)):
+        for owner in (tasks, engine_trainer, tasks.BaseModel, *_subclasses(tasks.BaseModel)):
             for name, value in list(vars(owner).items()):
                 if hasattr(value, _MARK):
                     setattr(owner, name, getattr(value, _MARK))
@@ -122,6 +127,14 @@ def _reporting(original: Callable[..., Any]) -> Callable[..., Any]:
         return checkpoint, file
 
     return load
+
+
+def _launching(original: Callable[..., Any]) -> Callable[..., Any]:
+    def launch(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        check_launch(trainer)
+        return original(trainer, *args, **kwargs)
+
+    return launch
 
 
 def _report_missing(network: nn.Module, file: Any) -> None:

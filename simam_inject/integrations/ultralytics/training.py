@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 from ultralytics.engine.model import Model
+from ultralytics.nn import tasks
+from ultralytics.utils import dist
 
-from simam_inject.errors import VerificationError
+from simam_inject.errors import ModelError, VerificationError
 from simam_inject.integrations.ultralytics.presence import missing_sites
-from simam_inject.integrations.ultralytics.record import Record
+from simam_inject.integrations.ultralytics.record import Record, has_record, read
 from simam_inject.planning.records import Insertion
 
 _EVENT = "on_pretrain_routine_end"  # the first with both the trainer's model and its EMA, the last before a batch
@@ -69,6 +72,32 @@ def train_as_stock(model: Any) -> None:
         model.ckpt = {}
         if model.overrides.get("pretrained") is False:
             del model.overrides["pretrained"]
+
+
+def hands_network_to_workers() -> bool:
+    """Do the workers of a multi-GPU training get the network itself? Up to 8.4.120 they load a file by its name."""
+    return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames
+
+
+def check_launch(trainer: Any) -> None:
+    """Refuse to start workers from a file that lacks the sites of the trainer's network.
+
+    Raises:
+        ModelError: they would train another network than the one in memory.
+    """
+    record = read(trainer.model) if isinstance(trainer.model, nn.Module) and has_record(trainer.model) else None
+    file = str(trainer.args.model)
+    if not isinstance(record, Record):
+        return
+    if file.endswith(".pt") and Path(file).is_file():
+        checkpoint, _ = tasks.torch_safe_load(file)
+        stored = checkpoint.get("ema") or checkpoint.get("model")
+        if isinstance(stored, nn.Module) and not missing_sites(stored, record.sites):
+            return
+    raise ModelError(
+        f"the workers of a multi-GPU training start from {file} in this release of ultralytics, and it lacks SimAM. "
+        "Save the injected model first: model.save('x.pt'); YOLO('x.pt').train(device=[0, 1], ...)"
+    )
 
 
 def _unhook(model: Any) -> None:
