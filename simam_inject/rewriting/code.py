@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from torch import fx, nn
 
 from simam_inject.errors import InjectError
-from simam_inject.rewriting.guards import guard_lines, literal
+from simam_inject.rewriting.guards import folding_lines, guard_lines, literal
 from simam_inject.tracing.signature import Argument
 from simam_inject.tracing.tracer import Body
 
@@ -74,11 +74,18 @@ class Source:
         return function
 
 
-def body_source(name: str, body: Body, graph: fx.Graph) -> Source:
-    """Source of `graph` as a method `name`, with the signature of the traced method and checks of what it assumed."""
+def body_source(name: str, body: Body, graph: fx.Graph, module: nn.Module | None = None) -> Source:
+    """Source of `graph` as a method `name`, with the signature of the traced method and checks of what it assumed.
+
+    Args:
+        module: whose method it will be; None for source that is only read.
+    """
     objects: dict[str, Any] = {"_refuse_stale": refuse_stale}
     header = [f"def {name}{_signature(body.arguments, objects)}:"]
-    header += [f"    {line}" for line in guard_lines(body, objects)]
+    lines = guard_lines(body, objects)
+    if module is not None:
+        lines += folding_lines(module, graph, objects)
+    header += [f"    {line}" for line in lines]
     graph.set_codegen(_CodeGen("\n".join(header)))
     code = graph.python_code(root_module="self")
     return Source(name, code.src.lstrip("\n"), {**code.globals, **objects})

@@ -5,10 +5,13 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from torch import fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from simam_inject.errors import InjectError
 from simam_inject.tracing.signature import Argument
 from simam_inject.tracing.tracer import Body
 
@@ -34,6 +37,51 @@ def guard_lines(body: Body, objects: dict[str, Any]) -> list[str]:
         if conditions:
             lines += _refusal(" or ".join(conditions), f"argument {argument.name}")
     return lines
+
+
+def folding_lines(module: nn.Module, graph: fx.Graph, objects: dict[str, Any]) -> list[str]:
+    """Lines that refuse to run once a norm that reads an attended value was folded into what computes it.
+
+    Folding (`torch.ao.quantization.fuse_modules` and its like) replaces the norm by an identity; with SimAM in between
+    the outputs would be others.
+
+    Args:
+        module: the one whose forward the graph is, SimAM calls included.
+        objects: what the lines name; those that they need are added.
+    """
+    lines: list[str] = []
+    for node in graph.nodes:
+        if node.op != "call_module" or not _is_batch_norm(module, str(node.target)):
+            continue
+        for attended in node.all_input_nodes:
+            source = attended.args[0] if attended.op == "call_module" and _is_attention(str(attended.target)) else None
+            if isinstance(source, fx.Node) and source.op == "call_module":
+                objects["_Identity"], objects["_refuse_folded"] = nn.Identity, refuse_folded
+                norm, value = str(node.target), str(source.target)
+                lines += [
+                    f"if type({_reference(norm)}) is _Identity:",
+                    f"    _refuse_folded(self, {norm!r}, {value!r})",
+                ]
+    return lines
+
+
+def refuse_folded(module: nn.Module, norm: str, value: str) -> NoReturn:
+    """Called by a generated forward whose norm is gone."""
+    raise InjectError(
+        f"{type(module).__name__}: {norm} was folded into {value}, but SimAM stands between the two, so the outputs "
+        f"would be wrong. Fold before inject, leave this pair out, or put SimAM after {norm}."
+    )
+
+
+def _is_batch_norm(module: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(module.get_submodule(path), _BatchNorm)
+    except AttributeError:
+        return False
+
+
+def _is_attention(path: str) -> bool:
+    return path == "simam" or path.startswith("simam_")
 
 
 def _refusal(condition: str, what: str) -> list[str]:

@@ -131,18 +131,18 @@ def _write(
         return [], ""
     mark = fingerprint(body.graph)
     if not body.reads_training:
-        return [body_source(name, body, graph)], mark
+        return [body_source(name, body, graph, module)], mark
     try:
         training = trace(module, call, name, training=True)
     except Refusal as refusal:
         raise Lost(f"in train mode it {refusal}") from None
     if fingerprint(training.graph) == mark:
-        return [body_source(name, body, graph)], mark
+        return [body_source(name, body, graph, module)], mark
     training_graph, _ = insert(training.graph, edits, reference, complete=complete)
     evaluation_name, training_name = f"_simam_{name}_eval", f"_simam_{name}_train"
     return [
-        body_source(evaluation_name, body, graph),
-        body_source(training_name, training, training_graph),
+        body_source(evaluation_name, body, graph, module),
+        body_source(training_name, training, training_graph, module),
         dispatch_source(name, body.arguments, training_name, evaluation_name),
     ], mark
 
