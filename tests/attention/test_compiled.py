@@ -1,0 +1,128 @@
+"""SimAM under torch.compile: one graph, right gradients, dynamic sizes, and code in which nothing is opaque."""
+
+import re
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
+
+from simam_inject.attention import SimAM, simam
+from tests.attention.test_values import bytes_kept, laid_out
+from tests.attention.truth import TOLERANCE, assert_true, distance, truth
+
+
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    torch._dynamo.reset()
+
+
+def kernels(code):
+    """How many kernels generated code launches, and the numbers of elements of the buffers it makes."""
+    made = re.findall(r"empty_strided_cpu\(\(([\d, ]*)\)", code)
+    sizes = [torch.Size(int(part) for part in shape.split(",") if part.strip()).numel() for shape in made]
+    return len(re.findall(r"^\s+cpp_fused\w*\(", code, re.MULTILINE)), Counter(sizes)
+
+
+def assert_nothing_is_opaque(code):
+    assert "extern_kernels." not in re.sub(r"extern_kernels = .*", "", code)
+    assert "torch.ops.aten." not in code
+    assert "simam" not in re.sub(r"#.*", "", code)
+
+
+def test_inference_is_one_kernel_and_one_buffer():
+    x = torch.randn(2, 8, 16, 16)
+    compiled = torch.compile(SimAM(), fullgraph=True)
+    with torch.no_grad():
+        y, (code,) = run_and_get_code(compiled, x)
+    assert distance(y, truth(x, x)[0]) < TOLERANCE[x.dtype]
+    assert_nothing_is_opaque(code)
+    launches, buffers = kernels(code)
+    assert launches == 1
+    assert buffers[x.numel()] == 1
+
+
+def test_neighbours_fuse_with_it():
+    block = nn.Sequential(SimAM(), nn.BatchNorm2d(8), nn.ReLU()).eval()
+    x = torch.randn(2, 8, 16, 16)
+    with torch.no_grad():
+        y, (code,) = run_and_get_code(torch.compile(block, fullgraph=True), x)
+        torch.testing.assert_close(y, block(x), atol=1e-6, rtol=1e-5)
+    assert_nothing_is_opaque(code)
+    launches, buffers = kernels(code)
+    assert launches == 1
+    assert buffers[x.numel()] == 1
+
+
+@pytest.mark.parametrize(
+    ("dtype", "layout", "made"),
+    [
+        (torch.float32, "contiguous", [1, 1]),
+        # On a CPU Inductor stores h d rather than compute its exponential again.
+        (torch.bfloat16, "channels_last", [1, 2]),
+    ],
+    ids=str,
+)
+def test_training_is_two_kernels_that_keep_one_copy(dtype, layout, made):
+    x = laid_out(torch.randn(2, 16, 14, 14).to(dtype), layout).requires_grad_()
+    compiled = torch.compile(simam, fullgraph=True)
+    y, codes = run_fw_bw_and_get_code(lambda: compiled(x))
+    for code, most in zip(codes, made, strict=True):
+        assert_nothing_is_opaque(code)
+        launches, buffers = kernels(code)
+        assert launches == 1
+        assert 1 <= buffers[x.numel()] <= most
+    assert bytes_kept(compiled, x) <= 1.10 * x.nbytes
+    assert_true(compiled, x)
+    assert y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_dynamic_sizes_need_few_graphs(grad):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(simam, fullgraph=True, backend=counter, dynamic=True)
+    for shape in [(2, 3, 8, 8), (4, 3, 6, 9), (3, 5, 7, 7), (1, 3, 5, 5), (2, 3, 1, 5), (2, 4, 1, 1), (5, 6, 11, 4)]:
+        x = torch.randn(shape, requires_grad=grad)
+        y = compiled(x)
+        assert distance(y, truth(x, x)[0]) < 1e-6
+        if grad:
+            torch.testing.assert_close(torch.autograd.grad(y.sum(), x), torch.autograd.grad(simam(x).sum(), x))
+    assert counter.frame_count <= 5
+
+
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_e_lambda_and_layout_may_vary(channel_dim):
+    module = SimAM(0.1, channel_dim=channel_dim)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, 4, 5, requires_grad=True)
+    for e_lambda in (0.1, 0.2, 1e-4):
+        module.e_lambda = e_lambda
+        torch.testing.assert_close(compiled(x), simam(x, e_lambda, channel_dim=channel_dim))
+    module.bypassed = True
+    assert torch.equal(compiled(x), x)
+
+
+def test_a_wrong_argument_still_says_so():
+    compiled = torch.compile(lambda t: simam(t, 0.1), backend="eager")
+    with pytest.raises(Exception, match="3 to 5 dimensions"):
+        compiled(torch.ones(3))
+
+
+def test_autocast_keeps_the_dtype():
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def inside(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return simam(x)
+
+    for dtype in (torch.float32, torch.float16):
+        assert inside(torch.randn(1, 2, 3, 3).to(dtype)).dtype == dtype
+
+
+def test_compiled_autograd_takes_the_eager_function():
+    x = torch.randn(2, 3, 4, 4, requires_grad=True)
+    y = simam(x)
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager", fullgraph=True)):
+        y.sum().backward()
+    assert distance(x.grad, truth(x, torch.ones_like(x))[1]) < 1e-6
