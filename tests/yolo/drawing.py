@@ -1,4 +1,4 @@
-"""A detection set of a few small images, drawn by the test: bright rectangles of two colours on a gradient with noise."""
+"""A detection set of a few small images: rectangles of two colours on a gradient with noise."""
 
 from pathlib import Path
 

@@ -6,8 +6,10 @@ After the first injection no stage imports the package: stock calls only.
 import json
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
@@ -26,8 +28,9 @@ def common(name: str, **more) -> dict:
 
 
 def images() -> torch.Tensor:
-    from tests.yolo.drawing import draw_image
     import numpy as np
+
+    from tests.yolo.drawing import draw_image
 
     drawn = [draw_image(np.random.default_rng((7, index)))[0] for index in range(8)]
     return torch.from_numpy(np.stack(drawn)).permute(0, 3, 1, 2).float() / 255
@@ -37,10 +40,6 @@ def load(file: Path):
     from ultralytics import YOLO
 
     return YOLO(str(file))
-
-
-def check_untouched_process() -> None:
-    assert "simam_inject.surgery" not in sys.modules or "restore" in str(sys.modules), "the stage imported the package"
 
 
 def build() -> dict:
@@ -55,7 +54,7 @@ def build() -> dict:
     give_statistics(yolo.model, images())
     yolo.save(str(FOLDER / "base.pt"))
     keys = list(yolo.model.state_dict())
-    assert inject(yolo, RECIPE) is yolo
+    assert inject(yolo, RECIPE, example_inputs=images()[:1]) is yolo
     assert {site.path for site in injected(yolo)} == set(SITES)
     assert list(yolo.model.state_dict()) == keys
     assert len(keys) == 355
@@ -70,7 +69,7 @@ def train() -> dict:
     from simam_inject import inject, injected
     from tests.yolo.oracle import RECIPE, check_pair, counting, give_statistics, live_sites
 
-    yolo = inject(load(FOLDER / "base.pt"), RECIPE)
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1])
     keys = {"model." + key.removeprefix("model.") for key in yolo.model.state_dict()}
     seen = []
 
@@ -78,7 +77,13 @@ def train() -> dict:
         seen.append((len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema))))
         assert set(trainer.model.state_dict()) == keys
 
-    for event in ("on_pretrain_routine_end", "on_train_start", "on_train_epoch_end", "on_fit_epoch_end", "on_train_end"):
+    for event in (
+        "on_pretrain_routine_end",
+        "on_train_start",
+        "on_train_epoch_end",
+        "on_fit_epoch_end",
+        "on_train_end",
+    ):
         yolo.add_callback(event, look)
     with counting() as counter:
         yolo.add_callback("on_train_start", counter.restart)  # before it, a summary runs the unfinished network
@@ -114,10 +119,8 @@ def parity() -> dict:
             raise Enough
 
         yolo.add_callback("on_pretrain_routine_end", look)
-        try:
+        with suppress(Enough):
             yolo.train(**common("parity"))
-        except Enough:
-            pass
     (plain, none, _, drawn), (state, model, ema, drawn_again) = found["plain"], found["injected"]
     assert (none, model, ema) == (0, COUNT, COUNT)
     assert list(plain) == list(state)
@@ -134,7 +137,7 @@ def train_yaml() -> dict:
     from simam_inject import inject
     from tests.yolo.oracle import RECIPE, check_pair, counting, give_statistics, live_sites
 
-    yolo = inject(YOLO("yolov8n.yaml"), RECIPE)
+    yolo = inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=images()[:1])
     with counting() as counter:
         yolo.add_callback("on_train_start", counter.restart)
         yolo.train(**common("yaml", epochs=1))
@@ -230,9 +233,7 @@ def resume() -> dict:
     seen = []
     yolo.add_callback(
         "on_train_epoch_end",
-        lambda trainer: seen.append(
-            (trainer.epoch, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)))
-        ),
+        lambda trainer: seen.append((trainer.epoch, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)))),
     )
     yolo.train(resume=True)
     assert seen == [(1, COUNT, COUNT)], seen
@@ -255,11 +256,10 @@ def tune() -> dict:
     yolo = load(FOLDER / "injected.pt")
     arguments = common("tuned", epochs=1)
     yolo.tune(iterations=1, **arguments)
-    files = sorted((FOLDER / "runs").glob("**/tune*/**/weights/best.pt")) or sorted(FOLDER.glob("runs/tuned*/**/best.pt"))
-    assert files, [str(path) for path in FOLDER.glob("runs/*")]
     from tests.yolo.oracle import check_pair
 
-    network = load(files[-1]).model
+    (file,) = (FOLDER / "runs" / "tuned").glob("**/best.pt")
+    network = load(file).model
     return check_pair(network(images()), network, images())
 
 
@@ -273,7 +273,7 @@ def two_sets() -> dict:
     yolo = load(FOLDER / "injected.pt")
     arguments = common("two", epochs=1)
     yolo.train(**{**arguments, "data": [str(DATA), str(other)]})
-    files = sorted(FOLDER.glob("runs/two*/**/best.pt"))
+    files = sorted(FOLDER.glob("runs/multitrain/**/best.pt"))
     assert len(files) == 2, files
     pairs = {}
     for file in files:
@@ -287,7 +287,7 @@ def twice() -> dict:
     from simam_inject import eject, inject, injected
     from tests.yolo.oracle import RECIPE, live_sites
 
-    yolo = inject(load(FOLDER / "base.pt"), RECIPE)
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1])
     for name in ("one", "again"):
         yolo.train(**common(name, epochs=1, val=False))
         assert len(injected(yolo)) == COUNT
@@ -341,7 +341,7 @@ def ddp_file() -> dict:
     from simam_inject import inject
     from tests.yolo.oracle import RECIPE
 
-    yolo = inject(load(FOLDER / "base.pt"), RECIPE)
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1])
     kept = {}
 
     class Launched(Exception):
@@ -362,17 +362,130 @@ def ddp_file() -> dict:
         keep(self)
 
     BaseTrainer.train = launch
-    try:
+    with suppress(Launched):
         yolo.train(**common("worker", epochs=1))
-    except Launched:
-        pass
     BaseTrainer.train = original
-    done = subprocess.run([sys.executable, kept["file"]], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, kept["file"]], capture_output=True, text=True, check=False)
     Path(kept["file"]).unlink()
     assert done.returncode == 0, done.stderr[-2000:]
     from tests.yolo.oracle import live_sites
 
     assert len(live_sites(load(FOLDER / "runs" / "worker" / "weights" / "best.pt").model)) == COUNT
+    return {}
+
+
+def _train_to_the_end_or_not(yolo, name: str) -> tuple[str, int]:
+    """What stopped a training, and how many batches it had run by then."""
+    batches = []
+    yolo.add_callback("on_train_batch_start", batches.append)
+    try:
+        yolo.train(**common(name, epochs=1, val=False))
+    except Exception as error:
+        return f"{type(error).__name__}: {error}", len(batches)
+    return "", len(batches)
+
+
+def _silence(yolo) -> None:
+    """Take the tripwire out."""
+    yolo.callbacks["on_pretrain_routine_end"] = []
+
+
+def without_hooks() -> dict:
+    """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
+    from simam_inject import inject
+    from simam_inject.integrations.ultralytics import hooks
+    from tests.yolo.oracle import RECIPE, live_sites
+
+    def injected_yolo():
+        return inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False)
+
+    yolo, unwatched = injected_yolo(), injected_yolo()
+    hooks.uninstall()
+    message, batches = _train_to_the_end_or_not(yolo, "unhooked")
+    assert batches == 0
+    assert message.startswith(f"VerificationError: SimAM lost: the trainer's model lacks {COUNT} of {COUNT} sites"), (
+        message
+    )
+    _silence(unwatched)
+    message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
+    assert not message
+    assert batches > 0
+    assert not live_sites(unwatched.model)
+    assert "simam" in unwatched.model.yaml
+    return {}
+
+
+def without_arming() -> dict:
+    """Guard off: loading an injected module does not make its library ready, so training from the file loses it."""
+    from simam_inject.rewriting import restoring
+    from tests.yolo.oracle import live_sites
+
+    restoring._ADAPTERS.clear()
+    yolo = load(FOLDER / "injected.pt")
+    assert len(live_sites(yolo.model)) == COUNT
+    assert not _train_to_the_end_or_not(yolo, "unarmed")[0]
+    assert not live_sites(yolo.model)
+    return {}
+
+
+def without_switches() -> dict:
+    """Guard off: a YAML-built object is trained from its file name."""
+    from ultralytics import YOLO
+
+    from simam_inject import inject
+    from tests.yolo.oracle import RECIPE
+
+    yolo = inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=images()[:1], verify=False)
+    yolo.ckpt = {}
+    yolo.overrides.pop("pretrained", None)
+    message, batches = _train_to_the_end_or_not(yolo, "switchless")
+    assert batches == 0
+    assert message.startswith("VerificationError: SimAM lost"), message
+    return {}
+
+
+def safe_with_package() -> dict:
+    """Restricted loading, with the package imported."""
+    from simam_inject import injected
+    from tests.yolo.oracle import check_pair
+
+    yolo = load(FOLDER / "injected.pt")
+    assert len(injected(yolo)) == COUNT
+    return check_pair(yolo.model(images()), yolo.model, images())
+
+
+def safe_without_package() -> dict:
+    """Restricted loading without it: refused, not loaded without its attention."""
+    with pytest.raises(TypeError, match="outside the supported"):
+        load(FOLDER / "injected.pt")
+    return {}
+
+
+def safe_hostile() -> dict:
+    """A site specification that would run code if it reached generated source, restricted and not."""
+    from simam_inject.errors import FileError
+    from simam_inject.rewriting import restoring  # noqa: F401
+
+    with pytest.raises(FileError, match="invalid child"):
+        load(FOLDER / "hostile.pt")
+    assert not (FOLDER / "ran").exists()
+    return {}
+
+
+def make_hostile() -> dict:
+    """Write such a file."""
+    from simam_inject.rewriting.records import Specification
+
+    written = Specification.to_dict
+
+    def to_dict(self) -> dict:
+        data = written(self)
+        data["edits"][0]["child"] = f"simam(x) or open({str(FOLDER / 'ran')!r}, 'w')"
+        return data
+
+    yolo = load(FOLDER / "injected.pt")
+    Specification.to_dict = to_dict
+    yolo.save(str(FOLDER / "hostile.pt"))
     return {}
 
 

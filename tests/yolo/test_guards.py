@@ -1,0 +1,364 @@
+"""Each guard is needed: with the guard off, the loss happens."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from ultralytics import YOLO
+from ultralytics.nn import tasks
+
+from simam_inject import bypass, eject, inject, injected, plan, verify
+from simam_inject.errors import FileError, InjectError, ModelError, VerificationError
+from simam_inject.integrations.ultralytics import fusing, hooks, training, versions
+from simam_inject.integrations.ultralytics.record import Record, has_record, read
+from tests.yolo.oracle import RECIPE, SITES, give_statistics, live_sites
+
+SMALL = {
+    "nc": 2,
+    "backbone": [
+        [-1, 1, "Conv", [16, 3, 2]],
+        [-1, 1, "RepConv", [16, 16, 3]],
+        [-1, 1, "RepVGGDW", [16]],
+        [-1, 1, "Conv", [32, 3, 2]],
+    ],
+    "head": [[[3], 1, "Detect", ["nc"]]],
+}
+INSIDE_REPCONV = {"version": 1, "rules": [{"path": "model.1.conv1", "after": "output"}]}
+INSIDE_REPVGG = {"version": 1, "rules": [{"path": "model.2.conv1", "after": "output"}]}
+BETWEEN = {"version": 1, "rules": [{"path": ["model.0", "model.3"], "after": "conv"}]}
+
+
+def build(table=SMALL, nc=None) -> nn.Module:
+    return tasks.DetectionModel({**copy.deepcopy(table)}, ch=3, nc=nc, verbose=False)
+
+
+@pytest.fixture
+def image():
+    return torch.rand(2, 3, 64, 64)
+
+
+def injected_small(recipe, image) -> nn.Module:
+    network = build()
+    inject(network, recipe, example_inputs=image[:1])
+    give_statistics(network, image)
+    return network
+
+
+def fused_difference(network, image) -> tuple[float, float]:
+    """How far the fused network is from the unfused one, and how far the one without SimAM is."""
+    with torch.no_grad():
+        expected = network(image)[0]
+        with bypass(network):
+            plain = network(image)[0]
+        fused = copy.deepcopy(network).fuse(verbose=False)
+        return (fused(image)[0] - expected).abs().max().item(), (plain - expected).abs().max().item()
+
+
+@pytest.mark.parametrize("recipe", [INSIDE_REPCONV, INSIDE_REPVGG, BETWEEN], ids=["RepConv", "RepVGGDW", "conv|bn"])
+def test_fusion_keeps_a_site_that_folding_would_lose(recipe, image):
+    network = injected_small(recipe, image)
+    near, far = fused_difference(network, image)
+    assert far > 1000 * near
+    assert copy.deepcopy(network).fuse(verbose=False).is_fused()
+
+
+@pytest.mark.parametrize("recipe", [INSIDE_REPCONV, INSIDE_REPVGG], ids=["RepConv", "RepVGGDW"])
+def test_without_the_shield_merging_branches_loses_a_site_silently(recipe, image, monkeypatch):
+    network = injected_small(recipe, image)
+    monkeypatch.setattr(fusing, "must_stay", lambda module: False)
+    near, far = fused_difference(network, image)
+    assert near > far / 1000
+
+
+def test_without_the_shield_a_folded_conv_refuses_to_run(image, monkeypatch):
+    network = injected_small(BETWEEN, image)
+    monkeypatch.setattr(fusing, "must_stay", lambda module: False)
+    with pytest.raises(InjectError, match="forward_fuse cannot run with SimAM in it"):
+        fused_difference(network, image)
+
+
+def test_a_shielded_block_runs_and_has_its_class_back_afterwards(image):
+    network = injected_small(BETWEEN, image)
+    own, expected = type(network.model[0]), network.model[0](image)
+    with fusing.shielded(network):
+        assert not isinstance(network.model[0], own.__mro__[1])
+        assert torch.equal(network.model[0](image), expected)
+        with fusing.shielded(network):  # fuse() asks is_fused()
+            assert torch.equal(network.model[0](image), expected)
+    assert type(network.model[0]) is own
+
+
+@pytest.fixture(scope="module")
+def wide():
+    """A stock net for 80 classes, whose head is wider than that of a net for two."""
+    return tasks.DetectionModel("yolov8n.yaml", verbose=False)
+
+
+@pytest.fixture
+def record(wide):
+    network = copy.deepcopy(wide)
+    inject(network, RECIPE, example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+    return network.yaml
+
+
+def sites_of(network) -> set[str]:
+    return {site.path for site in injected(network)}
+
+
+def transplants() -> bool:
+    return "_remap_cls_by_names" in vars(tasks.BaseModel)
+
+
+def test_weights_of_another_class_count_do_not_take_sites_away(wide, record):
+    network = build(record, nc=2)
+    assert sites_of(network) == set(SITES)
+    network.load(wide, verbose=False)
+    assert sites_of(network) == set(SITES)
+
+
+@pytest.mark.skipif(not transplants(), reason="this release does not replace head modules on load")
+def test_without_its_guard_load_takes_sites_away(wide, record):
+    network = build(record, nc=2)
+    tasks.BaseModel.load.__wrapped__(network, wide, verbose=False)
+    assert sites_of(network) == set(SITES) - {"model.22.cv3.0.0"}
+
+
+@pytest.mark.skipif(not transplants(), reason="this release does not replace head modules on load")
+def test_a_plain_network_stays_plain_when_it_loads_an_injected_one(record):
+    network = build({key: value for key, value in record.items() if key != "simam"}, nc=2)
+    source = build(record, nc=80)
+    unguarded = copy.deepcopy(network)
+    tasks.BaseModel.load.__wrapped__(unguarded, source, verbose=False)
+    assert live_sites(unguarded)
+    network.load(source, verbose=False)
+    assert not live_sites(network)
+
+
+def test_pretrained_weights_transfer_completely(wide, record):
+    network = build(record)
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    network.load(wide, verbose=False)
+    state, source = network.state_dict(), wide.state_dict()
+    assert len(state) == 355
+    assert list(state) == list(source)
+    assert all(torch.equal(state[key], source[key]) for key in source)
+    assert not all(torch.equal(before[key], source[key]) for key in source)
+
+
+def test_a_network_without_a_record_is_untouched(wide):
+    torch.manual_seed(1)
+    ours = tasks.DetectionModel("yolov8n.yaml", verbose=False)
+    after = torch.rand(3)
+    hooks.uninstall()
+    try:
+        torch.manual_seed(1)
+        theirs = tasks.DetectionModel("yolov8n.yaml", verbose=False)
+        assert torch.equal(after, torch.rand(3))
+    finally:
+        hooks.install()
+    assert ours.yaml == theirs.yaml
+    assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+def test_installing_twice_wraps_once():
+    wrapped = tasks.BaseModel.fuse
+    hooks.install()
+    assert tasks.BaseModel.fuse is wrapped
+    assert not hasattr(wrapped.__wrapped__, "__wrapped__")
+
+
+def test_a_subclass_of_a_network_comes_out_injected(record):
+    class Mine(tasks.DetectionModel):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.extra = nn.Identity()
+
+    network = Mine(copy.deepcopy(record), ch=1, nc=3, verbose=False)  # other channels and classes than it was made for
+    assert sites_of(network) == set(SITES)
+
+
+@pytest.mark.parametrize(
+    "words", ["yolo-neck", "after c2f", {"version": 1, "rules": [{"block": "C2f", "after": "output"}]}]
+)
+def test_a_yaml_file_may_hold_a_recipe_in_the_users_words(wide, words):
+    network = tasks.DetectionModel({**copy.deepcopy(wide.yaml), "simam": words}, verbose=False)
+    assert {site.path for site in injected(network)} >= {"model.15", "model.18", "model.21"}
+    assert isinstance(read(network), Record)
+
+
+HOSTILE = [
+    ("/etc/passwd", "names a file"),
+    (7, "is a int"),
+    ({"version": 2, "recipe": {}, "sites": []}, "no record of version 1"),
+    ({"version": 1, "recipe": {}, "sites": []}, "no list of sites"),
+    ({"version": 1, "recipe": {}, "sites": ["x"]}, "is not a site"),
+]
+
+
+@pytest.mark.parametrize(("found", "message"), HOSTILE)
+def test_a_foreign_record_is_refused(found, message):
+    with pytest.raises(FileError, match=message):
+        build({**SMALL, "simam": found})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("path", "model.0; import os"),
+        ("path", "__import__('os')"),
+        ("position", "around"),
+        ("reader", "a b"),
+        ("e_lambda", float("nan")),
+        ("e_lambda", -1.0),
+        ("e_lambda", "1"),
+        ("rule", True),
+        ("scope", None),
+    ],
+)
+def test_a_hostile_recorded_site_is_refused(record, key, value):
+    table = copy.deepcopy(record)
+    table["simam"]["sites"][0][key] = value
+    with pytest.raises(FileError, match=f"invalid {key}"):
+        tasks.DetectionModel(table, verbose=False)
+
+
+def test_a_recorded_site_that_is_not_there_is_told(record):
+    table = copy.deepcopy(record)
+    table["simam"]["sites"][0]["path"] = "model.0.cnov"
+    with pytest.raises(ModelError, match=r"has no site 'model\.0\.cnov'"):
+        tasks.DetectionModel(table, verbose=False)
+
+
+@pytest.fixture
+def yolo():
+    return inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+
+
+def test_every_public_function_takes_the_yolo_object(yolo):
+    image = torch.rand(1, 3, 64, 64)
+    assert {site.path for site in injected(yolo)} == set(SITES)
+    assert verify(yolo, example_inputs=image).ok
+    with torch.no_grad(), bypass(yolo):
+        plain = yolo.model.eval()(image)[0]
+    assert not torch.equal(yolo.model(image)[0], plain)
+    assert not plan(yolo, RECIPE, example_inputs=image).insertions
+    with pytest.warns(UserWarning, match="have SimAM already"):
+        inject(yolo, RECIPE, example_inputs=image)
+    assert eject(yolo) is yolo
+    assert torch.equal(yolo.model(image)[0], plain)
+
+
+def test_eject_leaves_no_trace_on_the_yolo_object(yolo):
+    eject(yolo)
+    stock = YOLO("yolov8n.yaml")
+    assert yolo.model.yaml == stock.model.yaml
+    assert yolo.ckpt == stock.ckpt
+    assert yolo.overrides == stock.overrides
+    assert yolo.callbacks == stock.callbacks
+    assert not live_sites(yolo.model)
+
+
+def test_a_second_injection_is_recorded_with_the_first(yolo):
+    inject(yolo, "after sppf", example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+    assert {site.path for site in read(yolo.model).sites} == {*SITES, "model.9"}
+    assert sum(isinstance(call, training.Tripwire) for call in yolo.callbacks["on_pretrain_routine_end"]) == 1
+
+
+def test_a_yolo_object_that_holds_a_file_is_refused(tmp_path):
+    (tmp_path / "x.onnx").touch()
+    yolo = YOLO(str(tmp_path / "x.onnx"), task="detect")
+    with pytest.raises(ModelError, match=r"not a network; load its \.pt or \.yaml file"):
+        injected(yolo)
+
+
+class Trainer:
+    def __init__(self, model, ema):
+        self.model = model
+        self.ema = type("EMA", (), {"ema": ema})()
+
+
+def test_the_tripwire_looks_at_model_and_ema_through_wrappers(yolo):
+    tripwire = next(c for c in yolo.callbacks["on_pretrain_routine_end"] if isinstance(c, training.Tripwire))
+    stock = copy.deepcopy(yolo.model)
+    eject(stock)
+    tripwire(Trainer(nn.ModuleList([stock, yolo.model]), yolo.model))  # a student beside its teacher
+    with pytest.raises(VerificationError, match=r"the trainer's model lacks 8 of 8 sites, first model\.0\.conv"):
+        tripwire(Trainer(stock, yolo.model))
+    with pytest.raises(VerificationError, match="the trainer's EMA lacks 8 of 8"):
+        tripwire(Trainer(yolo.model, stock))
+
+
+def test_a_checkpoint_with_a_record_and_without_its_sites_warns_on_load(tmp_path, yolo):
+    file = str(tmp_path / "lost.pt")
+    table = yolo.model.yaml
+    eject(yolo)
+    yolo.model.yaml = table
+    yolo.save(file)
+    with pytest.warns(UserWarning, match=r"records SimAM at 8 sites and lacks 8 of them, first model\.0\.conv"):
+        YOLO(file)
+    hooks.uninstall()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            YOLO(file)  # without the guard: nothing
+    finally:
+        hooks.install()
+
+
+def test_an_intact_checkpoint_loads_without_a_warning(tmp_path, yolo):
+    yolo.save(str(tmp_path / "x.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        again = YOLO(str(tmp_path / "x.pt"))
+    assert {site.path for site in injected(again)} == set(SITES)
+
+
+@pytest.mark.parametrize("version", ["8.3.199", "8.2.103", "8.4.191", "9.0.0"])
+def test_an_untested_release_warns(version):
+    with pytest.warns(UserWarning, match=f"ultralytics {version} is outside the range"):
+        versions.warn_if_untested(version)
+
+
+@pytest.mark.parametrize("version", ["8.3.200", "8.4.0", "8.4.190"])
+def test_a_tested_release_does_not(version):
+    versions.warn_if_untested(version)
+
+
+def test_workers_are_not_started_from_a_file_without_the_sites(tmp_path, yolo):
+    trainer = Trainer(yolo.model, None)
+    trainer.args = type("Args", (), {"model": "yolov8n.yaml"})()
+    with pytest.raises(ModelError, match=r"start from yolov8n\.yaml .* and it lacks SimAM"):
+        training.check_launch(trainer)
+    yolo.save(str(tmp_path / "x.pt"))
+    trainer.args.model = str(tmp_path / "x.pt")
+    training.check_launch(trainer)
+    eject(yolo)
+    trainer.args.model = "yolov8n.yaml"
+    training.check_launch(trainer)
+    assert not has_record(yolo.model)
+
+
+@pytest.mark.skipif(training.hands_network_to_workers(), reason="this release hands the network to its workers")
+def test_a_multi_gpu_launch_asks_first(yolo):
+    from ultralytics.engine import trainer as engine
+
+    trainer = Trainer(yolo.model, None)
+    trainer.args = type("Args", (), {"model": "yolov8n.yaml"})()
+    with pytest.raises(ModelError, match="lacks SimAM"):
+        engine.generate_ddp_command(trainer)
+
+
+def test_without_the_hooks_training_loses_everything_and_the_tripwire_says_so(workshop):
+    workshop.run("without_hooks")
+
+
+def test_without_arming_on_load_training_from_a_file_loses_everything(workshop):
+    workshop.run("without_arming")
+
+
+@pytest.mark.skipif(not training._rebuilds_from_name(), reason="this release builds from model.yaml anyway")
+def test_without_the_switches_a_yaml_built_net_trips_the_wire(workshop):
+    workshop.run("without_switches")

@@ -1,0 +1,78 @@
+"""The whole life of an injected YOLO, each stage in a process of its own; after the injection stock calls only.
+
+The stages hold the assertions; each that gives an output compares it as a pair, see `oracle`.
+"""
+
+import pytest
+from ultralytics.nn import tasks
+
+restricted_loading = pytest.mark.skipif(
+    not hasattr(tasks, "_SafeLoad"), reason="ULTRALYTICS_SAFE_LOAD came after ultralytics 8.4.0"
+)
+
+
+def test_training_from_a_checkpoint_keeps_every_site_in_model_and_ema(trained):
+    assert trained.run("reload").keys() == {"best", "last"}
+
+
+def test_initial_weights_from_yaml_are_those_of_a_plain_run(workshop):
+    assert workshop.run("parity") == {"equal": 355}
+
+
+@pytest.mark.parametrize("stage", ["val", "predict", "export"])
+def test_fused_and_exported_forms_compute_what_the_unfused_network_does(workshop, stage):
+    workshop.run(stage)
+
+
+def test_a_training_that_died_is_resumed_with_its_sites(workshop):
+    workshop.run("interrupt")
+    workshop.run("resume")
+
+
+def test_the_command_line_trains_a_saved_injected_net(workshop):
+    runs = workshop.folder / "runs"
+    workshop.call(
+        "-c",
+        "from ultralytics.cfg import entrypoint; entrypoint()",
+        *(
+            "detect",
+            "train",
+            f"model={workshop.folder / 'injected.pt'}",
+            f"data={workshop.folder / 'set' / 'data.yaml'}",
+        ),
+        *("epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=False", f"project={runs}", "name=cli"),
+    )
+    workshop.run("check_cli")
+
+
+@restricted_loading
+def test_restricted_loading_works_with_the_package_imported(workshop):
+    workshop.run("safe_with_package", ULTRALYTICS_SAFE_LOAD="1")
+
+
+@restricted_loading
+def test_restricted_loading_refuses_without_the_package(workshop):
+    workshop.run("safe_without_package", ULTRALYTICS_SAFE_LOAD="1")
+
+
+def test_a_hostile_site_in_a_checkpoint_is_refused_and_nothing_runs(workshop):
+    workshop.run("make_hostile")
+    workshop.run("safe_hostile")
+    if hasattr(tasks, "_SafeLoad"):
+        workshop.run("safe_hostile", ULTRALYTICS_SAFE_LOAD="1")
+
+
+@pytest.mark.long
+def test_training_from_yaml_keeps_every_site(workshop):
+    workshop.run("train_yaml")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["tune", "two_sets", "twice", "distributed"])
+def test_other_ways_to_train(workshop, stage):
+    workshop.run(stage)
+
+
+@pytest.mark.long
+def test_multi_gpu_workers_get_the_injected_network_or_are_not_started(workshop):
+    workshop.run("ddp_file")
