@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from simam_inject.errors import ModelError
 
@@ -36,6 +37,9 @@ def check_subject(model: object) -> None:
         raise ModelError("this model was compiled in place (model.compile()): inject first, then compile")
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
         raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
+    lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
+    if lazy is not None:
+        raise ModelError(f"{lazy} of this model has no shape yet (a lazy module): run one forward first, then inject")
     on_meta = next((name for name, tensor in _tensors(model) if tensor.is_meta), None)
     if on_meta is not None:
         raise ModelError(

@@ -13,10 +13,11 @@ from typing import Any
 
 from torch import nn
 
+import simam_inject.rewriting.restoring  # noqa: F401 - tells torch which globals a restricted load may call
 from simam_inject.discovery.flow import Flow
 from simam_inject.discovery.records import Anatomy
 from simam_inject.discovery.sites import discover
-from simam_inject.errors import ModelError, VerificationError
+from simam_inject.errors import ModelError, NoMatchError, VerificationError
 from simam_inject.integrations import host_of, network_of
 from simam_inject.matching import Hit, match
 from simam_inject.planning.plan import Plan
@@ -27,18 +28,20 @@ from simam_inject.rewriting.differences import forward_difference
 from simam_inject.rewriting.provenance import forget_recipes, recipes_of, set_recipes
 from simam_inject.rewriting.rewriter import (
     Preparation,
+    Taken,
     edits_in,
     insertion_of,
     operate,
     prepare_all,
-    restore_stock,
+    put_back,
     stock,
+    take_out,
 )
 from simam_inject.subjects import check_subject
 from simam_inject.tracing.inputs import example_of
 from simam_inject.tracing.scopes import Trace, trace_model
 from simam_inject.tracing.watching import watchable
-from simam_inject.verification.verifier import attentions, bypassed, check_model
+from simam_inject.verification.verifier import attentions, bypassed, check_model, tensor_marks
 
 
 def inject(model: nn.Module, recipe: Any, *, example_inputs: Any = None, verify: bool = True) -> nn.Module:
@@ -65,12 +68,19 @@ def inject(model: nn.Module, recipe: Any, *, example_inputs: Any = None, verify:
         8
     """
     planned, operation = _plan(model, recipe, example_inputs)
+    if not planned.insertions and not planned.present:
+        raise NoMatchError(_no_effect(planned))
     if not planned.insertions:
         warnings.warn(f"nothing to inject: all {len(planned.present)} sites have SimAM already", stacklevel=2)
         return model
+    marks = tensor_marks(operation.trace.model)
     planned.apply()
     if verify:
-        found = check_model(operation.trace.model, operation.trace.example)
+        try:
+            found = check_model(operation.trace.model, operation.trace.example, marks)
+        except BaseException:
+            operation.go_back(planned)
+            raise
         if not found.ok:
             operation.go_back(planned)
             failed = "; ".join(f"{check.name}: {check.detail}" for check in found.checks if check.ok is False)
@@ -104,7 +114,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 def eject(model: nn.Module) -> nn.Module:
     """Take every SimAM out again: the original classes and children, bit for bit. In place; returns the same object."""
     network = network_of(model)
-    _restore_stock(network)
+    take_out(network)
     forget_recipes(network)
     host = host_of(model)
     if host is not None:
@@ -132,7 +142,7 @@ def replay(model: nn.Module, sites: Iterable[Insertion], *, example_inputs: Any 
     skips, prepared = _settled(lambda refused: settle(anatomy, hits, refused=refused)[:2], operation)
     if skips:
         raise ModelError(f"a recorded SimAM cannot be put back: {skips[0].path} {skips[0].reason}")
-    operation.make(injected(network), prepared.insertions)
+    operation.make(prepared.insertions)
     return model
 
 
@@ -170,13 +180,15 @@ class _Operation:
     trace: Trace
     flow: Flow
     prepared: dict[tuple[Insertion, ...], Preparation] = field(default_factory=dict)
+    taken: list[tuple[Taken, ...]] = field(default_factory=list)
+    """What each `make` took out, the last one last."""
 
     def apply(self, planned: Plan) -> nn.Module:
         network = self.trace.model
         if injected(network) != planned.present or not self._is_as_traced():
             raise ModelError("the model has changed since it was planned; plan again")
         if planned.insertions:
-            self.make(planned.present, (*planned.present, *planned.insertions))
+            self.make((*planned.present, *planned.insertions))
             set_recipes(network, (*recipes_of(network), planned.recipe.to_dict()))
         host = host_of(self.model)
         if host is not None:
@@ -194,27 +206,36 @@ class _Operation:
         """Undo `apply`."""
         earlier = recipes_of(self.trace.model)[:-1]
         eject(self.model)
-        self.make((), planned.present)
+        put_back(self.taken.pop())
         set_recipes(self.trace.model, earlier)
         host = host_of(self.model)
         if host is not None and planned.present:
             host.remember(self.model, replace(planned, insertions=()))
 
-    def make(self, present: tuple[Insertion, ...], wanted: tuple[Insertion, ...]) -> None:
-        """From these insertions to those, or not at all."""
-        prepared, before = self.prepare(wanted), self.prepare(present)
-        _restore_stock(self.trace.model)
+    def make(self, wanted: tuple[Insertion, ...]) -> None:
+        """From the insertions that are there to those that are wanted, or not at all."""
+        prepared = self.prepare(wanted)
+        taken = take_out(self.trace.model)
         try:
             operate(prepared.operations)
         except BaseException:
-            operate(before.operations)
+            put_back(taken)
             raise
+        self.taken.append(taken)
 
     def _is_as_traced(self) -> bool:
         """The same module objects at the same paths."""
         with stock(self.trace.model):
             found = {id(module): path for path, module in self.trace.model.named_modules()}
         return found == self.trace.path_of
+
+
+def _no_effect(planned: Plan) -> str:
+    """Why a recipe of optional rules has no effect at all."""
+    name = planned.recipe.name or "the recipe"
+    near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in planned.skips[:3]]
+    head = f"{name} takes no site in this model: all its rules are optional, and none finds what it names"
+    return "\n".join([f"{head}. Among what was left out:", *near] if near else [head])
 
 
 def _plan(model: nn.Module, recipe: Any, example_inputs: Any) -> tuple[Plan, _Operation]:
@@ -254,11 +275,6 @@ def _trace(network: nn.Module, example_inputs: Any) -> tuple[Trace, Flow, Anatom
         trace = trace_model(network, example_of(network, example_inputs))
         flow = Flow(trace)
         return trace, flow, discover(trace, flow)
-
-
-def _restore_stock(network: nn.Module) -> None:
-    for module in list(network.modules()):
-        restore_stock(module)
 
 
 @dataclass(frozen=True, slots=True)

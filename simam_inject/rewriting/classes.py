@@ -94,9 +94,10 @@ def refused_methods(module: nn.Module) -> tuple[str, ...]:
 
 def put(module: nn.Module, swapped: type[nn.Module]) -> None:
     """Give the module another class, and let methods that the instance bound to itself follow."""
+    methods = own_methods(module)
     object.__setattr__(module, "__class__", swapped)
-    for name, method in own_methods(module).items():
-        module.__dict__[name] = getattr(module, method)
+    for name, method in methods.items():
+        module.__dict__[name] = getattr(swapped, method).__get__(module)
 
 
 def own_methods(module: nn.Module) -> dict[str, str]:
@@ -105,7 +106,7 @@ def own_methods(module: nn.Module) -> dict[str, str]:
     for name, value in module.__dict__.items():
         if isinstance(value, types.MethodType) and value.__self__ is module:
             method = value.__func__.__name__
-            if hasattr(type(module), method):
+            if getattr(type(module), method, None) is value.__func__:  # not a function that somebody bound to it
                 found[name] = method
     return found
 
@@ -113,6 +114,7 @@ def own_methods(module: nn.Module) -> dict[str, str]:
 def _reduce(self: nn.Module, _protocol: Any) -> tuple[Any, ...]:
     from simam_inject.rewriting.restoring import restore
 
+    _check_picklable(self)
     methods = own_methods(self)
     stock = stock_class(self)
     plain = stock.__new__(stock)
@@ -121,11 +123,42 @@ def _reduce(self: nn.Module, _protocol: Any) -> tuple[Any, ...]:
     return restore, (plain, specification_of(self).to_dict(), methods)
 
 
+def _check_picklable(module: nn.Module) -> None:
+    """Refuse to write a file that could not be read back.
+
+    Raises:
+        InjectError: the rewrite cannot be described as data, or the module would have to exist before its children.
+    """
+    name = type(module).__name__
+    specification = specification_of(module)
+    if specification.arguments is None and any(edit.value for edit in specification.edits):
+        raise InjectError(
+            f"{name} cannot be pickled with SimAM in it: its forward takes an object of a class of its own, which is "
+            "no data to trace it again from. Save the state_dict, and inject again after loading."
+        )
+    for path, part in module.named_modules():
+        for table in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
+            if any(getattr(hook, "__self__", None) is module for hook in table.values()):
+                raise InjectError(
+                    f"{name} cannot be pickled with SimAM in it: a hook on {path or 'it'} is a method of the {name} "
+                    "itself. Remove the hook, or save the state_dict and inject again after loading."
+                )
+
+
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    twin = type(self).__new__(type(self))
+    own = getattr(stock_class(self), "__deepcopy__", None)
+    if own is not None:  # a parametrized module has one, and refuses to be reduced
+        copied: nn.Module = own(self, memo)
+        if type(copied) is not type(self):
+            raise InjectError(
+                f"{type(self).__name__} cannot be copied with SimAM in it: its own __deepcopy__ makes a plain "
+                f"{type(copied).__name__}. Call simam_inject.eject(model), copy, and inject again."
+            )
+        return copied
+    reduced: Any = stock_class(self).__reduce_ex__(self, 4)  # as the stock class would, __getstate__ included
+    twin: nn.Module = reduced[0](*reduced[1])
     memo[id(self)] = twin
-    for name, value in self.__dict__.items():
-        twin.__dict__[name] = copy.deepcopy(value, memo)
+    twin.__setstate__(copy.deepcopy(reduced[2], memo))  # type: ignore[no-untyped-call]
     return twin
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from simam_inject.attention import SimAM
-from simam_inject.errors import FileError, InjectError
+from simam_inject.errors import FileError
 from simam_inject.rewriting.classes import SPECIFICATION, put
 from simam_inject.rewriting.records import Specification
 from simam_inject.rewriting.surgeon import prepare
@@ -52,7 +52,7 @@ def restore(plain: nn.Module, specification: Any, methods: Any) -> nn.Module:
             args, kwargs = rebuild(wanted.arguments)
             call = record(plain, Example(args, kwargs))
         operation = prepare(plain, call, wanted.edits)
-    except (InjectError, TypeError, ValueError) as error:
+    except Exception as error:  # whatever a damaged or hostile description makes the tracer say
         raise FileError(f"SimAM cannot be put back into the file's {name}: {error}") from None
     finally:
         plain._modules.update(children)
@@ -79,7 +79,8 @@ def _bind(module: nn.Module, methods: Any) -> None:
     if not isinstance(methods, dict):
         raise FileError(f"the file's {name} has no table of methods")
     for attribute, method in methods.items():
-        if not isinstance(getattr(type(module), str(method), None), type(restore)):
+        is_method = isinstance(getattr(type(module), str(method), None), type(restore))
+        if not is_method or not isinstance(attribute, str):
             raise FileError(f"the file's {name} binds {attribute!r} to {method!r}, which is not a method of that class")
         module.__dict__[attribute] = getattr(module, method)
 

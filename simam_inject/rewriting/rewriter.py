@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 
 from torch import nn
 
@@ -22,7 +21,7 @@ from simam_inject.rewriting.classes import (
     specification_of,
     stock_class,
 )
-from simam_inject.rewriting.records import Edit
+from simam_inject.rewriting.records import Edit, Specification
 from simam_inject.rewriting.surgeon import Operation, prepare
 from simam_inject.tracing.recording import Call
 from simam_inject.tracing.scopes import Trace
@@ -106,13 +105,33 @@ def operate(operations: tuple[Operation, ...]) -> None:
 
 
 def restore_stock(module: nn.Module) -> None:
-    """Give one injected module its class and children back."""
+    """Give one injected module its class and children back.
+
+    Raises:
+        ModelError: somebody else has changed its class since; nothing has been changed.
+    """
+    check_class(module)
     specification = module.__dict__.pop(SPECIFICATION, None)
     if specification is not None:
         for edit in specification.edits:
             module._modules.pop(edit.child, None)
     if stock_class(module) is not type(module):
         put(module, stock_class(module))
+
+
+def check_class(module: nn.Module) -> None:
+    """Refuse a module whose rewritten class was subclassed again, since that would be undone too.
+
+    Raises:
+        ModelError: it was.
+    """
+    swapped = type(module)
+    if swapped is not stock_class(module) and "_simam_stock_class" not in vars(swapped):
+        raise ModelError(
+            f"the class of a {stock_class(module).__name__} was changed again after SimAM was injected (it is "
+            f"{swapped.__name__} now, made by fully_shard or parametrize): inject first, then wrap; to take SimAM out, "
+            "undo the other change first, or eject a model that is not wrapped yet"
+        )
 
 
 def edits_in(model: nn.Module) -> Iterator[tuple[str, nn.Module, Edit]]:
@@ -142,22 +161,49 @@ def insertion_of(path: str, edit: Edit) -> Insertion:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What was taken out of one module: enough to put the very same objects back."""
+
+    module: nn.Module
+    swapped: type[nn.Module]
+    specification: Specification
+    children: dict[str, nn.Module | None]
+
+
+def take_out(model: nn.Module) -> tuple[Taken, ...]:
+    """Give every injected module of the model its class and children back.
+
+    Raises:
+        ModelError: as `check_class`; nothing has been changed.
+    """
+    modules = [module for module in model.modules() if is_injected(module)]
+    for module in modules:
+        check_class(module)
+    taken = tuple(Taken(m, type(m), specification_of(m), dict(m._modules)) for m in modules)
+    for module in modules:
+        restore_stock(module)
+    return taken
+
+
+def put_back(taken: tuple[Taken, ...]) -> None:
+    """Undo `take_out`."""
+    for before in taken:
+        module = before.module
+        module._modules.clear()
+        module._modules.update(before.children)
+        module.__dict__[SPECIFICATION] = before.specification
+        put(module, before.swapped)
+
+
 @contextmanager
 def stock(model: nn.Module) -> Iterator[None]:
     """The model as it was before injection, for the time being: same objects, stock classes, no SimAM children."""
-    saved: list[tuple[nn.Module, type[nn.Module], Any, dict[str, Any]]] = []
+    taken = take_out(model)
     try:
-        for module in list(model.modules()):
-            if is_injected(module):
-                saved.append((module, type(module), specification_of(module), dict(module._modules)))
-                restore_stock(module)
         yield
     finally:
-        for module, swapped, specification, children in saved:
-            module._modules.clear()
-            module._modules.update(children)
-            module.__dict__[SPECIFICATION] = specification
-            put(module, swapped)
+        put_back(taken)
 
 
 def _edit_of(insertion: Insertion, scope: str, module: nn.Module, flow: Flow, taken: set[str]) -> Edit:

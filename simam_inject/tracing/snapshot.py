@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,20 +14,19 @@ import torch
 from torch import nn
 
 _TABLES = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (list, dict, set, deque)
 
 
 def _copy_attribute(value: Any) -> Any:
-    """One level of copy for the containers that a forward may append to."""
-    return value.copy() if type(value) in (list, dict, set) else value
+    """One level of copy for the containers that a forward may append to, and hooks that remove themselves."""
+    return copy.copy(value) if isinstance(value, _CONTAINERS) else value
 
 
 def _put_back(attribute: Any, saved: Any) -> Any:
     """Refill the original container, so that others who hold it see the old content too."""
-    if type(attribute) is list:
-        attribute[:] = saved
-    elif type(attribute) in (dict, set):
+    if isinstance(attribute, _CONTAINERS):
         attribute.clear()
-        attribute.update(saved)
+        (attribute.extend if isinstance(attribute, (list, deque)) else attribute.update)(saved)
     return attribute
 
 
@@ -47,13 +48,18 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore the contents of all buffers (BatchNorm statistics, counters) afterwards."""
+    """Restore all buffers (BatchNorm statistics, counters, observers) afterwards: the tensors and their contents."""
+    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
     saved = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield
     finally:
+        for table, buffers in tables:
+            table.update(buffers)
         with torch.no_grad():
             for buffer, content in saved:
+                if buffer.shape != content.shape:  # a quantization observer grows its own
+                    buffer.resize_(content.shape)
                 buffer.copy_(content)
 
 

@@ -28,9 +28,26 @@ _Edited = tuple[str, nn.Module, Edit]
 """Path of the module that holds a SimAM, that module, the edit."""
 
 
-def check_model(model: nn.Module, example: Example) -> Verification:
-    """Run every check on an injected model. The model is left as found."""
+Marks = tuple[tuple[str, int, int | None], ...]
+
+
+def tensor_marks(model: nn.Module) -> Marks:
+    """Name, identity and version of every parameter and buffer: another if somebody writes into it."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return tuple((name, id(t), None if t.is_inference() else t._version) for name, t in tensors)
+
+
+def check_model(model: nn.Module, example: Example, before: Marks | None = None) -> Verification:
+    """Run every check on an injected model. The model is left as found.
+
+    Args:
+        before: `tensor_marks` from before the injection, where they are known.
+    """
     edits = list(edits_in(model))
+    planned = _as_planned(edits)
+    if planned.ok is False:
+        return Verification((planned,))
+    marks = tensor_marks(model)
     with ExitStack() as stack:
         for context in (unchanged(model), same_buffers(model), same_random_state(), torch.no_grad()):
             stack.enter_context(context)
@@ -46,7 +63,8 @@ def check_model(model: nn.Module, example: Example) -> Verification:
             if len(calls[id(module)]) == len(ran[id(getattr(edits[index][1], edits[index][2].child))])
         }
         checks = [
-            _same_tensors(model, keys, parameters),
+            planned,
+            _same_tensors(model, keys, parameters, before is None or before == marks),
             _bypassed(model, example, plain),
             _bypassed_in_training(model, example),
             _ran_as_planned(edits, ran),
@@ -99,7 +117,21 @@ def _run_watched(
             handle.remove()
 
 
-def _same_tensors(model: nn.Module, keys: list[str], parameters: list[int]) -> Check:
+def _as_planned(edits: list[_Edited]) -> Check:
+    name = "every SimAM is the one planned"
+    for path, holder, edit in edits:
+        attention, where = holder._modules.get(edit.child), join(path, edit.value)
+        if not isinstance(attention, SimAM):
+            return Check(name, False, f"{where} has a {type(attention).__name__} in the place of SimAM")
+        if attention.bypassed:
+            return Check(name, False, f"{where} is bypassed")
+        found, wanted = (attention.e_lambda, attention.channel_dim), (edit.e_lambda, edit.channel_dim)
+        if found != wanted:
+            return Check(name, False, f"{where} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}")
+    return Check(name, True, f"{len(edits)} of {len(edits)}")
+
+
+def _same_tensors(model: nn.Module, keys: list[str], parameters: list[int], is_unwritten: bool) -> Check:
     name = "state_dict keys and parameters unchanged"
     now = list(model.state_dict())
     if now != keys:
@@ -107,6 +139,8 @@ def _same_tensors(model: nn.Module, keys: list[str], parameters: list[int]) -> C
         return Check(name, False, f"keys differ: {', '.join(changed[:3])}")
     if [id(parameter) for parameter in model.parameters()] != parameters:
         return Check(name, False, "other parameters than before")
+    if not is_unwritten:
+        return Check(name, False, "a parameter or buffer was replaced or written to")
     return Check(name, True, f"{len(keys)} keys")
 
 
