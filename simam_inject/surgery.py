@@ -70,6 +70,8 @@ def inject(model: nn.Module, recipe: Any, *, example_inputs: Any = None, verify:
     planned, operation = _plan(model, recipe, example_inputs)
     if not planned.insertions and not planned.present:
         raise NoMatchError(_no_effect(planned))
+    if not planned.insertions and not planned.present:
+        raise NoMatchError(_no_effect(planned))
     if not planned.insertions:
         warnings.warn(f"nothing to inject: all {len(planned.present)} sites have SimAM already", stacklevel=2)
         return model
@@ -228,6 +230,14 @@ class _Operation:
         with stock(self.trace.model):
             found = {id(module): path for path, module in self.trace.model.named_modules()}
         return found == self.trace.path_of
+
+
+def _no_effect(planned: Plan) -> str:
+    """Why a recipe of optional rules has no effect at all."""
+    name = planned.recipe.name or "the recipe"
+    near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in planned.skips[:3]]
+    head = f"{name} takes no site in this model: all its rules are optional, and none finds what it names"
+    return "\n".join([f"{head}. Among what was left out:", *near] if near else [head])
 
 
 def _no_effect(planned: Plan) -> str:
