@@ -40,7 +40,7 @@ def declared_inputs(model: nn.Module, built: ZooModel) -> Inputs:
 
 def small_inputs(model: nn.Module, built: ZooModel) -> Inputs:
     """The smallest square inputs the model runs on in both modes, else in eval mode, else the declared ones."""
-    shrink_transform(model)
+    ease_detection(model)
     running: list[Inputs] = []
     for inputs in _by_size(built, square=True):
         if _runs(model, inputs):
@@ -60,8 +60,11 @@ def second_inputs(model: nn.Module, built: ZooModel, first: Inputs) -> Inputs | 
     return None
 
 
-def shrink_transform(model: nn.Module) -> None:
-    """torchvision's detectors resize every image to 800: let them resize to 128 instead."""
+def ease_detection(model: nn.Module) -> None:
+    """torchvision's detectors resize images to 800, and drop boxes of low score: all, with random weights."""
+    for module in (model, getattr(model, "roi_heads", model)):
+        if hasattr(module, "score_thresh"):
+            module.score_thresh = -1.0
     transform = getattr(model, "transform", None)
     if hasattr(transform, "min_size") and getattr(transform, "fixed_size", None) is None:
         transform.min_size, transform.max_size = (128,), 192

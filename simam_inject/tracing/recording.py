@@ -95,7 +95,7 @@ def record(model: nn.Module, example: Example) -> Call:
         pass
     try:
         with same_buffers(model):
-            return _record_once(model, example.args, example.kwargs)
+            return _record_once(model, *_on_device_of(model, (example.args, example.kwargs)))
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise ModelError(
@@ -106,6 +106,21 @@ def record(model: nn.Module, example: Example) -> Call:
 
 def _to_meta_input(leaf: Any) -> Any:
     return leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _on_device_of(model: nn.Module, inputs: Any) -> Any:
+    """Real tensors in place of meta ones, which are all that a pickled module keeps of its example."""
+    reference = next(model.parameters(), torch.empty(0))
+    noise = torch.Generator().manual_seed(0)
+
+    def realise(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not leaf.is_meta or reference.is_meta:
+            return leaf
+        made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
+        made.copy_(torch.rand(leaf.shape, generator=noise)) if leaf.is_floating_point() else made.zero_()
+        return made.to(reference.device)
+
+    return map_structure(realise, inputs)
 
 
 def _record_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -12,6 +12,7 @@ What it adds to `fx.Tracer`:
 
 from __future__ import annotations
 
+import copy
 import inspect
 import operator
 from collections import OrderedDict, defaultdict
@@ -34,7 +35,7 @@ from simam_inject.tracing.values import (
     map_structure,
     to_meta,
 )
-from simam_inject.tracing.watching import Watch, watched
+from simam_inject.tracing.watching import IN_PLACE_OPERATORS, Watch, same_items, watched
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,6 +78,7 @@ def _trace_once(module: nn.Module, tracer: _ScopeTracer, name: str, *, training:
     try:
         with mode(module, training), torch.no_grad(), watched(module, watch):
             graph = tracer.trace(module)
+            tracer.check_arguments()
     except Refusal:
         raise
     except (fx.proxy.TraceError, Exception) as error:
@@ -98,6 +100,8 @@ class _ScopeTracer(fx.Tracer):
         watch.proxy_of = self._proxy_of_attribute
         self.traced_func_name = name
         self.arguments: tuple[Argument, ...] = ()
+        self._given: list[tuple[str, Any, Any]] = []
+        """Every list and dict among the arguments: name of the argument, the object, its items before."""
         self._call = call
         self._outputs: defaultdict[int, Iterator[Any]] = defaultdict(lambda: iter(()))
         outputs: defaultdict[int, list[Any]] = defaultdict(list)
@@ -137,6 +141,9 @@ class _ScopeTracer(fx.Tracer):
                 node = self.create_node("placeholder", argument.name, (), {})
                 node.meta["value"] = value
                 value = self._unfold(self._with_value(self.proxy(node), value))
+            else:
+                value = copy.deepcopy(value)
+            self._given += [(argument.name, container, copy.copy(container)) for container in _containers(value)]
             if argument.kind is inspect.Parameter.VAR_POSITIONAL:
                 positional.extend(value)
             elif argument.kind is inspect.Parameter.VAR_KEYWORD:
@@ -147,6 +154,16 @@ class _ScopeTracer(fx.Tracer):
                 positional.append(value)
         root = self.root
         return lambda: root_fn(root, *positional, **keywords), []
+
+    def check_arguments(self) -> None:
+        """A list that the forward fills is the caller's own, and a graph would fill a copy.
+
+        Raises:
+            Refusal: the forward changed a list or dict that it was given.
+        """
+        for name, container, content in self._given:
+            if not same_items(container, content):
+                raise Refusal(f"changes a {type(container).__name__} that it is given ({name})")
 
     def create_proxy(
         self,
@@ -165,6 +182,7 @@ class _ScopeTracer(fx.Tracer):
         finally:
             self.watch.is_paused = False
         proxy.node.meta["value"] = value
+        proxy.node.meta["in_place"] = self._changes_input(kind, target, args, kwargs)
         return self._unfold(self._with_value(proxy, value))
 
     def _proxy_of_attribute(self, path: str) -> Any:
@@ -195,6 +213,21 @@ class _ScopeTracer(fx.Tracer):
             return proxy.value[index]  # an optional part that was left out; a name, which no input can change
         return self.create_proxy("call_function", operator.getitem, (proxy, index), {})
 
+    def _changes_input(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether this node writes into its first argument, as far as its name, its arguments or its module tell."""
+        if kind == "call_module":
+            module = _look_up(self.root, target)
+            while isinstance(module, nn.Sequential) and module._modules:
+                module = next(iter(module._modules.values()))
+            return getattr(module, "inplace", False) is True
+        name = target if kind == "call_method" else getattr(target, "__name__", "")
+        if name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace"):
+            return True
+        if kind != "call_function" or not inspect.isfunction(target):
+            return False
+        names = inspect.signature(target).parameters
+        return any(name == "inplace" and argument is True for name, argument in zip(names, args, strict=False))
+
     def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What this node's value was in the example forward, or `UNKNOWN`."""
         if kind == "call_module":
@@ -207,6 +240,18 @@ class _ScopeTracer(fx.Tracer):
         if kind == "call_method":
             return getattr(values[0], target)(*values[1:], **keyword_values)
         return target(*values, **keyword_values)
+
+
+def _containers(value: Any) -> Iterator[Any]:
+    """Every list and dict of a nested structure."""
+    if type(value) in (list, dict, OrderedDict):
+        yield value
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _containers(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _containers(item)
 
 
 def _look_up(root: nn.Module, path: str) -> Any:

@@ -37,7 +37,9 @@ _MODE_SWITCHES = (
     (torch.set_grad_enabled, "__init__"),
     (torch.autocast, "__enter__"),
 )
-_IN_PLACE = frozenset({"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor"})
+IN_PLACE_OPERATORS = frozenset(
+    {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul", "_setitem"}
+)
 
 
 @dataclass(slots=True)
@@ -168,7 +170,7 @@ def _is_changed_in_place(value: Any, path: str) -> bool:
         return False
     node = value.node
     first = node.args[0] if node.args else None
-    is_in_place = node.op == "call_function" and getattr(node.target, "__name__", "") in _IN_PLACE
+    is_in_place = node.op == "call_function" and getattr(node.target, "__name__", "") in IN_PLACE_OPERATORS
     return is_in_place and isinstance(first, fx.Node) and first.op == "get_attr" and first.target == path
 
 
@@ -233,7 +235,7 @@ def _same_module(module: nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
-        changed = [name for name, content in contents.items() if not _same_items(attributes[name], content)]
+        changed = [name for name, content in contents.items() if not same_items(attributes[name], content)]
         for name in changed:
             attributes[name].clear()
             (attributes[name].extend if isinstance(attributes[name], list) else attributes[name].update)(contents[name])
@@ -241,7 +243,8 @@ def _same_module(module: nn.Module) -> Iterator[None]:
         raise Refusal(f"changes a {type(attributes[changed[0]]).__name__} of the module ({changed[0]})")
 
 
-def _same_items(one: Any, other: Any) -> bool:
+def same_items(one: Any, other: Any) -> bool:
+    """The very same objects in two lists, dicts or sets."""
     if len(one) != len(other):
         return False
     if isinstance(one, dict):

@@ -1,0 +1,126 @@
+"""The invariants of the design, checked on one network and one recipe."""
+
+import copy
+import pickle
+import random
+
+import numpy as np
+import torch
+from torch.nn.utils.parametrize import is_parametrized
+
+from simam_inject import SimAM, bypass, eject, injected, plan, verify
+from simam_inject.verification.outputs import difference
+
+SEED = 3
+
+
+def run(model, x, *, training=False):
+    """Output of one forward from a fixed random state; modes and buffers are put back."""
+    state = copy.deepcopy(model.state_dict())
+    modes = {module: module.training for module in model.modules()}
+    torch.manual_seed(SEED)
+    for module in modes:
+        module.training = training
+    with torch.no_grad():
+        found = model(x)
+    model.load_state_dict(state)
+    for module, mode in modes.items():
+        module.training = mode
+    return found
+
+
+def surroundings(model):
+    """Everything that looking at a model must leave as it is."""
+    return {
+        "modes": [module.training for module in model.modules()],
+        "tensors": [(name, tensor.clone()) for name, tensor in model.state_dict().items()],
+        "identities": [id(parameter) for parameter in model.parameters()],
+        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
+        "grad": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
+        "classes": [type(module) for module in model.modules()],
+        "attributes": [sorted(module.__dict__) for module in model.modules()],
+        "hooks": [list(module._forward_hooks) + list(module._forward_pre_hooks) for module in model.modules()],
+        "random": (torch.get_rng_state().clone(), random.getstate(), str(np.random.get_state())),
+    }
+
+
+def same(one, other):
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+def assert_untouched(before, model, deed):
+    after = surroundings(model)
+    changed = [key for key in before if not same(before[key], after[key])]
+    assert not changed, f"{deed} changed {changed}"
+
+
+def unchanging(module, args, output):
+    return output
+
+
+def disturb(model):
+    """Put the model into a state that careless inspection would lose: mixed modes, a hook, frozen parts, gradients."""
+    model.train()
+    model.norm.eval()
+    model.stem.weight.requires_grad_(False)
+    model.head.weight.grad = torch.ones_like(model.head.weight)
+    model.norm.register_forward_hook(unchanging)
+
+
+def check(design, recipe):
+    """All invariants; returns the number of insertions."""
+    model, x, wide = design.build(), design.inputs(), design.inputs(second=True)
+    disturb(model)
+    plain = {size: run(model, size) for size in (x, wide)}
+    trained = run(model, x, training=True)
+    keys, modules = list(model.state_dict()), list(model.named_modules())
+    classes = [type(module) for _, module in modules]
+
+    before = surroundings(model)
+    planned = plan(model, recipe, example_inputs=x)
+    assert_untouched(before, model, "plan")  # 3
+    assert all(skip.reason for skip in planned.skips)  # 5
+    assert all(insertion.scope is not None for insertion in planned.insertions)
+    planned.apply()
+    assert {(i.path, i.reader) for i in injected(model)} == {(i.path, i.reader) for i in planned.insertions}
+    assert sum(isinstance(module, SimAM) for module in model.modules()) == len(planned.insertions)
+    if planned.insertions:
+        check_injected(model, x, wide, plain, trained)
+    assert list(model.state_dict()) == keys  # 1
+    twin = design.build()
+    model.load_state_dict(twin.state_dict(), strict=True)
+    twin.load_state_dict(model.state_dict(), strict=True)
+
+    eject(model)  # 2
+    assert list(model.named_modules()) == modules
+    assert [type(module) for module in model.modules()] == classes
+    assert list(model.state_dict()) == keys
+    assert difference(run(model, x), plain[x]) is None
+    assert difference(run(model, x, training=True), trained) is None
+    return len(planned.insertions)
+
+
+def check_injected(model, x, wide, plain, trained):
+    before = surroundings(model)
+    for size in (x, wide):  # at a second size too: nothing is baked in
+        found = verify(model, example_inputs=size)
+        assert found.ok, [check for check in found.checks if check.ok is False]
+    assert_untouched(before, model, "verify")
+    with bypass(model):
+        for size, expected in plain.items():
+            assert difference(run(model, size), expected) is None
+        assert difference(run(model, x, training=True), trained) is None
+    live = run(model, x)
+    assert difference(live, plain[x]) is not None  # zero effect is an error
+    twins = [copy.deepcopy(model)]
+    if not any(is_parametrized(module) for module in model.modules()):  # which torch refuses to pickle
+        twins.append(pickle.loads(pickle.dumps(model)))
+    for twin in twins:
+        assert difference(run(twin, x), live) is None
+        assert [i.path for i in injected(twin)] == [i.path for i in injected(model)]
+        eject(twin)
+        assert difference(run(twin, x), plain[x]) is None
