@@ -126,7 +126,7 @@ def _placed(anatomy: Anatomy, site: Site, hit: Hit, refusal: str | None) -> tupl
     if not site.is_wrappable:
         return None, refusal or "its forward cannot be wrapped, and the block that calls it cannot be rewritten"
     note = ""
-    if site.kind != "block":
+    if site.kind != "block" and site.path:
         why = refusal or anatomy.opaque.get(site.scope, "it is not the one that calls it")
         note = f"the module itself is wrapped, since {site.scope or 'the model'} cannot be rewritten: {why}"
     return Insertion(**facts, scope=site.path, means="boundary", note=note), None  # type: ignore[arg-type]

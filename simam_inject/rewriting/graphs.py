@@ -77,6 +77,8 @@ def _find_place(edit: Edit, nodes: dict[str, fx.Node], original: fx.Node, names:
         reader = nodes.get(edit.reader)
         if reader is None or value not in reader.all_input_nodes:
             raise Lost(f"{edit.reader} does not read {edit.value}")
+        if reader.meta.get("in_place") and any(reader < user for user in value.users):
+            raise Lost(f"{edit.reader} changes {edit.value} in place, and others read it afterwards")
         return Place(edit, value, (reader,))
     if not found:
         return None
@@ -108,6 +110,7 @@ def insert(
         before = place.edit.reader is not None
         with copy.inserting_before(readers[0]) if before else copy.inserting_after(anchor):
             attended = copy.call_module(place.edit.child, (value,))
+        attended.meta["value"] = value.meta.get("value")
         for reader in readers:
             reader.replace_input_with(value, attended)
     copy.lint()

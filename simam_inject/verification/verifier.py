@@ -89,7 +89,8 @@ def bypassed(modules: list[SimAM]) -> Iterator[None]:
 
 def attentions(model: nn.Module) -> list[SimAM]:
     """The SimAM modules that injection put into the model."""
-    return [getattr(holder, edit.child) for _, holder, edit in edits_in(model)]
+    found = (holder._modules.get(edit.child) for _, holder, edit in edits_in(model))
+    return [module for module in found if isinstance(module, SimAM)]
 
 
 def _run(model: nn.Module, example: Example, *, training: bool) -> Any:
