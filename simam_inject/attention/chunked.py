@@ -30,12 +30,12 @@ def forward(x: Tensor, e_lambda: float, keep: bool) -> tuple[Tensor, Tensor | No
     """
     y = torch.empty_like(x)
     if not keep:
-        for part, out in _pieces(FORWARD_PIECE, x, y):
+        for part, out in pieces(FORWARD_PIECE, x, y):
             _attend(part, out, e_lambda)
         return y, None, None
     mean = torch.empty((*x.shape[:2], *(1 for _ in x.shape[2:])), dtype=statistics_dtype(x.dtype))
     a = torch.empty_like(mean)
-    for part, out, part_mean, part_a in _pieces(FORWARD_PIECE, x, y, mean, a):
+    for part, out, part_mean, part_a in pieces(FORWARD_PIECE, x, y, mean, a):
         _attend(part, out, e_lambda, part_mean, part_a)
     return y, mean, a
 
@@ -45,12 +45,12 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor) -> Tensor:
     result = torch.empty_like(x)
     if grad.stride() != x.stride():  # one copy is cheaper than a dozen passes over two layouts
         grad = torch.empty_like(x).copy_(grad)
-    for piece in _pieces(BACKWARD_PIECE, x, result, mean, a, grad):
+    for piece in pieces(BACKWARD_PIECE, x, result, mean, a, grad):
         _attend_backward(*piece)
     return result
 
 
-def _pieces(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def pieces(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut tensors of one batch and channel count into matching views: planes where all are contiguous, else samples."""
     batch, channels = tensors[0].shape[:2]
     elements = tensors[0].numel()
@@ -66,13 +66,13 @@ def _pieces(size: int, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tuple(tensor[start : start + step] for tensor in tensors)
 
 
-def _spatial(x: Tensor) -> Dims:
+def spatial(x: Tensor) -> Dims:
     """Return the dimensions to average over, of a map or of rows of planes."""
     return tuple(range(2, x.dim())) if x.dim() > 2 else (1,)
 
 
 def _attend(x: Tensor, y: Tensor, e_lambda: float, mean: Tensor | None = None, a: Tensor | None = None) -> None:
-    dims = _spatial(x)
+    dims = spatial(x)
     wide = widen(x)
     buffer = y if wide is x else torch.empty_like(wide)
     torch.ops.aten.mse_loss.out(wide, torch.mean(wide, dims, keepdim=True, out=mean), NO_REDUCTION, out=buffer)
@@ -88,7 +88,7 @@ def _attend_backward(x: Tensor, result: Tensor, mean: Tensor, a: Tensor, grad: T
 
     In z the closed form of `composite` needs two passes fewer.
     """
-    dims = _spatial(x)
+    dims = spatial(x)
     n = positions(x, dims)
     wide, wide_grad, root = widen(x), widen(grad), a.sqrt()
     z = (wide - mean).mul_(root)

@@ -7,6 +7,7 @@ import linecache
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+import torch
 from torch import fx, nn
 
 from simam_inject.errors import InjectError
@@ -100,6 +101,26 @@ def dispatch_source(name: str, arguments: tuple[Argument, ...], training: str, e
         f"    if self.training:\n"
         f"        return self.{training}({passed})\n"
         f"    return self.{evaluation}({passed})\n"
+    )
+    return Source(name, text, objects)
+
+
+def inference_source(
+    name: str, arguments: tuple[Argument, ...], inference: str, ordinary: Callable[..., Any]
+) -> Source:
+    """Source of a method that runs another in eager inference, and `ordinary` everywhere else."""
+    objects: dict[str, Any] = {
+        "_ordinary": ordinary,
+        "_is_grad_enabled": torch.is_grad_enabled,
+        "_is_compiling": torch.compiler.is_compiling,
+        "_is_tracing": torch._C._get_tracing_state,
+    }
+    signature, passed = _signature(arguments, objects), _passed(arguments)
+    text = (
+        f"def {name}{signature}:\n"
+        f"    if self.training or _is_grad_enabled() or _is_compiling() or _is_tracing():\n"
+        f"        return _ordinary(self{', ' if passed else ''}{passed})\n"
+        f"    return self.{inference}({passed})\n"
     )
     return Source(name, text, objects)
 

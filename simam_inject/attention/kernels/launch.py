@@ -30,7 +30,7 @@ def fits(x: Tensor) -> bool:
     if x.dtype not in DTYPES:
         return False
     strides = collapse(x, spatial_order(x))
-    return strides is not None and is_plain(strides, *_sizes(x))
+    return strides is not None and is_plain(strides, *sizes_of(x))
 
 
 def forward(x: Tensor, e_lambda: float, keep: bool) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -46,10 +46,10 @@ def forward(x: Tensor, e_lambda: float, keep: bool) -> tuple[Tensor, Tensor | No
         return y, mean, a
     order = spatial_order(x)
     strides = (_strides(x, order), _strides(y, order))
-    tiling = choose(strides[0], *_sizes(x), FORWARD_ROOM)
-    sizes, tile = _sizes(x)[1:], _tile(tiling)
+    tiling = choose(strides[0], *sizes_of(x), FORWARD_ROOM)
+    sizes, tile = sizes_of(x)[1:], _tile(tiling)
     tensors = (x, y, y if mean is None else mean, y if a is None else a)
-    with _current_device(x):
+    with current_device(x):
         if tiling.parts == 1:
             kernel = whole.forward if tiling.is_whole else looped.forward
             kernel[(tiling.programs,)](*tensors, *strides, *sizes, e_lambda, keep=keep, **tile)
@@ -73,9 +73,9 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor) -> Tensor:
     if collapse(grad, order) is None:
         grad = torch.empty_like(x).copy_(grad)
     strides = (_strides(x, order), _strides(grad, order), _strides(result, order))
-    tiling = choose(strides[0], *_sizes(x), BACKWARD_ROOM)
-    sizes, tile = _sizes(x)[1:], _tile(tiling)
-    with _current_device(x):
+    tiling = choose(strides[0], *sizes_of(x), BACKWARD_ROOM)
+    sizes, tile = sizes_of(x)[1:], _tile(tiling)
+    with current_device(x):
         if tiling.parts == 1:
             kernel = whole.backward if tiling.is_whole else looped.backward
             kernel[(tiling.programs,)](x, grad, result, mean, a, *strides, *sizes, **tile)
@@ -88,7 +88,7 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor) -> Tensor:
     return result
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int]:
+def sizes_of(x: Tensor) -> tuple[int, int, int]:
     """Return samples, channels, positions."""
     return x.shape[0], x.shape[1], prod(x.shape[2:])
 
@@ -110,6 +110,6 @@ def _parts(x: Tensor, tiling: Tiling) -> tuple[Tensor, Tensor]:
     return both[0], both[1]
 
 
-def _current_device(x: Tensor) -> AbstractContextManager[object]:
+def current_device(x: Tensor) -> AbstractContextManager[object]:
     """Make the device of `x` the one that Triton launches on. A CPU tensor comes with Triton's interpreter."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -1,0 +1,56 @@
+"""What a fused forward calls in place of SimAM and its neighbours."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - its name everywhere
+from torch import Tensor, nn
+
+from simam_inject.attention import SimAM, chained
+
+_OUT_OF_PLACE = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": F.hardswish}
+
+
+def run_chain(
+    x: Tensor, attention: SimAM, norm: nn.Module, norm_first: bool, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    """Norm, attention, residual and activation of `x`, in one pass where its device and layout allow.
+
+    Args:
+        x: (N, C, spatial).
+        attention: an injected SimAM.
+        norm: a batch norm in eval mode.
+        norm_first: the norm comes before the attention, not after it.
+        residual: what is added before the activation.
+        activation: a key of `attention.chained.ACTIVATIONS`.
+    """
+    if (
+        attention.bypassed
+        or norm.training
+        or not chained.fits(x)
+        or (residual is not None and residual.shape != x.shape)
+    ):
+        return _one_by_one(x, attention, norm, norm_first, residual, activation)
+    scale, shift = _folded(norm)
+    return chained.forward(x, attention.e_lambda, chained.Chain(scale, shift, norm_first, residual, activation))
+
+
+def _one_by_one(
+    x: Tensor, attention: SimAM, norm: nn.Module, norm_first: bool, residual: Tensor | None, activation: str | None
+) -> Tensor:
+    y: Tensor = attention(norm(x)) if norm_first else norm(attention(x))
+    if residual is not None:
+        y = y + residual
+    return y if activation is None else _OUT_OF_PLACE[activation](y)
+
+
+def _folded(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift that a batch norm in eval mode is, in float32 or wider."""
+    mean, variance, weight, bias = norm.running_mean, norm.running_var, norm.weight, norm.bias
+    assert isinstance(mean, Tensor)
+    assert isinstance(variance, Tensor)
+    scale = torch.rsqrt(variance.to(torch.promote_types(variance.dtype, torch.float32)) + float(norm.eps))  # type: ignore[arg-type]
+    if isinstance(weight, Tensor):
+        scale = scale * weight
+    shift = -mean * scale
+    return scale, shift + bias if isinstance(bias, Tensor) else shift
