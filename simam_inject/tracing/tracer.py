@@ -219,7 +219,7 @@ class _ScopeTracer(fx.Tracer):
             module = _look_up(self.root, target)
             while isinstance(module, nn.Sequential) and module._modules:
                 module = next(iter(module._modules.values()))
-            return getattr(module, "inplace", False) is True
+            return vars(module).get("inplace") is True  # not an attribute access: it would count as the forward's own
         name = target if kind == "call_method" else getattr(target, "__name__", "")
         if name in IN_PLACE_OPERATORS or (name.endswith("_") and not name.endswith("__")) or kwargs.get("inplace"):
             return True

@@ -237,6 +237,13 @@ def yolo():
     return inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=torch.rand(1, 3, 64, 64), verify=False)
 
 
+def test_what_the_library_sets_on_modules_after_loading_is_no_reason_to_refuse(yolo):
+    for module in yolo.model.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = not module.inplace
+    yolo.model.eval()(torch.rand(1, 3, 64, 64))
+
+
 def test_every_public_function_takes_the_yolo_object(yolo):
     image = torch.rand(1, 3, 64, 64)
     assert {site.path for site in injected(yolo)} == set(SITES)
