@@ -32,7 +32,6 @@ from typing import Any
 
 import timm
 import timm.layers
-import torch
 from timm.models import DefaultCfg, PretrainedCfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from timm.models import _registry as registry
 from torch import nn
@@ -47,6 +46,7 @@ from simam_inject.surgery import inject
 __all__ = ["SimamAttn", "register"]
 
 SEPARATOR = "_simam_"
+_LAYER_OPTIONS = {"act_layer", "gate_layer", "norm_layer", "rd_ratio", "rd_channels", "rd_divisor", "device", "dtype"}
 default_cfgs: dict[str, Any] = {}
 """Where `timm.models.register_model` looks for the published weights of the models of this module."""
 
@@ -57,20 +57,19 @@ class SimamAttn(SimAM):
     Args:
         channels: not needed, and not used: SimAM has no weights.
         e_lambda: see `SimAM`.
-        device, dtype: as `channels`.
+        options: what timm tells every attention layer (`act_layer`, `rd_ratio`, `device`, ...); not used either.
+
+    Raises:
+        TypeError: an option of another name.
 
     Shape:
         (N, C, H, W), same as the input.
     """
 
-    def __init__(
-        self,
-        channels: int,  # noqa: ARG002
-        e_lambda: float = 1e-4,
-        *,
-        device: torch.device | str | None = None,  # noqa: ARG002
-        dtype: torch.dtype | None = None,  # noqa: ARG002
-    ) -> None:
+    def __init__(self, channels: int, e_lambda: float = 1e-4, **options: Any) -> None:  # noqa: ARG002
+        unknown = sorted(options.keys() - _LAYER_OPTIONS)
+        if unknown:
+            raise TypeError(f"SimamAttn has no option {unknown[0]!r}; it has channels and e_lambda")
         super().__init__(e_lambda)
 
 

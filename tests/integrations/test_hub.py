@@ -1,0 +1,162 @@
+"""Models on the Hugging Face Hub, tried on local folders: weights, sites and how to build the model travel together."""
+
+import json
+import pickle
+
+import pytest
+import torch
+import torchvision
+from huggingface_hub import PyTorchModelHubMixin
+from safetensors.torch import load_file
+from torch import nn
+
+from simam_inject import inject, injected
+from simam_inject.errors import FileError, ModelError
+from simam_inject.integrations import hub, network_of
+from simam_inject.zoo import build
+
+X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+
+
+class Layers(nn.Module):
+    def __init__(self, channels=8, classes=5):
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3)
+        self.norm = nn.BatchNorm2d(channels)
+        self.head = nn.Linear(channels, classes)
+
+    def forward(self, x):
+        return self.head(self.norm(self.conv(x)).relu().mean((2, 3)))
+
+
+class Net(Layers, hub.SimamHubMixin):
+    pass
+
+
+class Plain(Layers, PyTorchModelHubMixin):
+    pass
+
+
+RULES = {"rules": [{"path": "conv", "after": "output", "e_lambda": 0.1}]}
+
+
+@pytest.fixture
+def net():
+    return inject(Net(channels=4).eval(), RULES, example_inputs=X)
+
+
+def test_a_class_of_ones_own(net, tmp_path):
+    net.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text()) == {"channels": 4, "classes": 5}
+    again = Net.from_pretrained(tmp_path)
+    assert type(again).__name__ == "Net"
+    assert not again.training
+    assert [site.path for site in injected(again)] == ["conv"]
+    assert torch.equal(again(X), net(X))
+    again.save_pretrained(tmp_path / "again")
+    assert torch.equal(Net.from_pretrained(tmp_path / "again")(X), net(X))
+
+
+def test_what_the_plain_mixin_would_lose(net, tmp_path):
+    net.save_pretrained(tmp_path)
+    plain = Plain(channels=4)
+    plain.load_state_dict(load_file(tmp_path / "model.safetensors"), strict=True)
+    assert not torch.equal(plain.eval()(X), net(X))
+
+
+def test_the_files_of_the_plain_mixin_are_refused(tmp_path):
+    Plain().save_pretrained(tmp_path)
+    with pytest.raises(FileError, match=r"not written by simam_inject\.persist\.save"):
+        Net.from_pretrained(tmp_path)
+
+
+def test_a_pickle_in_the_folder_is_never_read(net, tmp_path):
+    net.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": 1}))
+    with pytest.raises(FileError, match=r"there is no model\.safetensors in it"):
+        Net.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "recipe", "classes", "size"),
+    [
+        ("torchvision:resnet18", "paper", 3, 64),
+        ("timm:test_convnext", "convnext", 3, 64),
+        ("ultralytics:yolov8n", "after c2f", None, 64),
+    ],
+)
+def test_a_model_of_a_library(name, recipe, classes, size, tmp_path):
+    model = inject(build(name, num_classes=classes).model, recipe, verify=False)
+    assert hub.save_pretrained(model, tmp_path, architecture=name, num_classes=classes) == tmp_path
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    again = hub.from_pretrained(tmp_path)
+    assert injected(again) == injected(model)
+    x = X[:, :, :size, :size]
+    ours, theirs = network_of(again)(x), network_of(model).eval()(x)
+    assert torch.equal(*(found[0] if isinstance(found, tuple) else found for found in (ours, theirs)))
+
+
+def test_into_a_model_that_was_built_before(net, tmp_path):
+    net.save_pretrained(tmp_path)
+    mine = Net(channels=4)
+    assert hub.from_pretrained(str(tmp_path), mine) is mine
+    assert torch.equal(mine(X), net(X))
+
+
+def test_push_uploads_the_same_files(monkeypatch, tmp_path):
+    from huggingface_hub import HfApi
+
+    uploaded = {}
+
+    def create_repo(self, repo_id, **options):
+        return type("Repo", (), {"repo_id": repo_id})()
+
+    def upload_folder(self, *, repo_id, folder_path, **options):
+        for entry in folder_path.iterdir() if hasattr(folder_path, "iterdir") else ():
+            (tmp_path / entry.name).write_bytes(entry.read_bytes())
+        uploaded[repo_id] = sorted(entry.name for entry in tmp_path.iterdir())
+        return "the commit"
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    model = inject(torchvision.models.resnet18(num_classes=3).eval(), "paper", verify=False)
+    assert hub.push_to_hub(model, "me/net", architecture="torchvision:resnet18", num_classes=3) == "the commit"
+    assert uploaded == {"me/net": ["README.md", "config.json", "model.safetensors"]}
+    assert torch.equal(hub.from_pretrained(tmp_path)(X), model(X))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "evil.py:factory", "package.module:factory", "timm:../x", "torchvision:"])
+def test_only_names_of_libraries_are_written(name, tmp_path):
+    with pytest.raises(ModelError, match="it must be timm:NAME, torchvision:NAME or ultralytics:NAME"):
+        hub.save_pretrained(nn.Conv2d(1, 1, 1), tmp_path, architecture=name)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ('{"architecture": "evil.py:factory"}', r"its architecture is 'evil\.py:factory', not timm:NAME"),
+        ('{"architecture": "os:system"}', "its architecture is 'os:system'"),
+        ('{"architecture": "ultralytics:evil.pt"}', r"its architecture is 'ultralytics:evil\.pt'"),
+        ('{"architecture": ["timm:resnet18"]}', "its architecture is "),
+        ("[]", "its architecture is None"),
+        ("{", "it is no JSON"),
+        ('{"architecture": "timm:resnet18", "num_classes": "3"}', "its num_classes is '3', not a number"),
+    ],
+)
+def test_a_configuration_cannot_run_code(config, words, net, tmp_path, monkeypatch):
+    net.save_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(config)
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran')")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileError, match=words):
+        hub.from_pretrained(tmp_path)
+
+
+def test_neither_a_folder_nor_to_be_had():
+    with pytest.raises(
+        FileError, match=r"me/nothing is no folder here, and model\.safetensors cannot be had from the Hub"
+    ):
+        hub.from_pretrained("me/nothing")
+    with pytest.raises(FileError, match="no/such/name is no folder here"):
+        hub.from_pretrained("no/such/name")
