@@ -1,0 +1,83 @@
+"""A whole ResNet-50: plain, with SimAM injected where the authors put it, and with other attentions.
+
+    python -m benchmarks model [--device cuda] [--quick] [--no-compile] [--json FILE] [--markdown FILE]
+
+Differences below the spread of the plain network against itself, which the table shows, are noise; `additive` is
+steadier.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import asdict
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from benchmarks.measuring import measure, shown
+from benchmarks.options import parse, publish
+from benchmarks.resnet import RECIPE, Setting, attended, attentions, plain, settings
+from simam_inject import inject
+from simam_inject.bench.timing import Quartiles
+
+PLAIN, TWIN = "plain", "plain again"
+ROUNDS = 11
+
+
+def main(argv: list[str]) -> int:
+    options = parse("model", __doc__, argv)
+    modes = [(training, compiled) for compiled in (False, True) for training in (False, True)]
+    if options.no_compile or options.quick:
+        modes = [mode for mode in modes if not mode[1]]
+    rows = []
+    chosen = settings(options.device, is_quick=options.quick)[:2]
+    for setting, (training, compiled) in track([(setting, mode) for setting in chosen for mode in modes], "timing"):
+        rows.append(run(setting, options.device, is_training=training, is_compiled=compiled))
+    names = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
+    head = ["ResNet-50", "plain ms", *names]
+    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [shown(Quartiles(**row["ratios"][name])) if name in row["ratios"] else "" for name in names]
+        table.append("| " + " | ".join([row["setting"], f"{row['seconds'] * 1e3:.0f}", *cells]) + " |")
+    notes = ["Time against the plain network: median [quartiles] of per-round ratios."]
+    publish(options, "ResNet-50, end to end", table, notes, rows)
+    return 0
+
+
+def run(setting: Setting, device: torch.device, *, is_training: bool, is_compiled: bool) -> dict[str, object]:
+    """Time all variants in one interleaved run. Compiled, only SimAM's: a compilation takes a minute each."""
+    torch._dynamo.reset()
+    model, image = setting.place(plain(), device), setting.image(device)
+    variants = {PLAIN: model, TWIN: copy.deepcopy(model), "SimAM": inject(copy.deepcopy(model), RECIPE, verify=False)}
+    for name, place, make in attentions():
+        if name != "SimAM" and (not is_compiled or name.startswith("SimAM")):
+            variants[name] = setting.place(attended(model, place, make), device)
+    if is_compiled:
+        variants = {name: torch.compile(one.train(is_training)) for name, one in variants.items()}
+    steps = {name: _step(one.train(is_training), image, is_training=is_training) for name, one in variants.items()}
+    times = measure(steps, device, ROUNDS)
+    ratios = {name: times.ratio(name, PLAIN) for name in variants if name != PLAIN}
+    mode = f"{'training step' if is_training else 'inference'}, {'compiled' if is_compiled else 'eager'}"
+    return {
+        "setting": f"{mode}, {setting.name}",
+        "seconds": times.of(PLAIN).median,
+        "ratios": {name: asdict(one) for name, one in ratios.items() if one is not None},
+    }
+
+
+def _step(model: nn.Module, image: Tensor, *, is_training: bool) -> Callable[[], object]:
+    if not is_training:
+
+        def infer() -> object:
+            with torch.no_grad():
+                return model(image)
+
+        return infer
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        model(image).float().mean().backward()
+        optimizer.step()
+
+    return train

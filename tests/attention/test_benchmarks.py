@@ -1,0 +1,103 @@
+"""The benchmarks: they refuse wrong and noisy results, and their tables hold what was measured."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import measuring, micro, operator_table, options, resnet, train
+from benchmarks.cases import Case, cases
+from benchmarks.popular import PopularSimAM
+from benchmarks.truth import WrongResultError, pass_gate
+from simam_inject import SimAM
+from simam_inject.bench.timing import Quartiles
+
+ROOT = Path(__file__).parents[2]
+SMALL = [Case((2, 3, 6, 6), layout, dtype, False) for layout in ("nchw", "channels last") for dtype in (torch.float32,)]
+
+
+@pytest.fixture
+def _few_small_cases(monkeypatch):
+    monkeypatch.setattr(operator_table, "cases", lambda *_args, **_options: SMALL)
+    monkeypatch.setattr(measuring, "ROUNDS", {"cpu": 3})
+    monkeypatch.setattr(measuring, "SAMPLE_SECONDS", {"cpu": 1e-5})
+
+
+@pytest.mark.usefixtures("_few_small_cases")
+@pytest.mark.parametrize("command", [micro, train])
+def test_a_table_has_a_row_for_each_map_and_says_what_made_it(command, tmp_path, capsys):
+    files = {"--json": tmp_path / "table.json", "--markdown": tmp_path / "table.md"}
+    assert command.main([str(word) for pair in files.items() for word in pair]) == 0
+    assert files["--markdown"].read_text() == capsys.readouterr().out.split("\n", 1)[1].removesuffix("\n")
+    figures = json.loads(files["--json"].read_text())
+    assert [row["case"] for row in figures["rows"]] == ["2x3x6x6 nchw fp32", "2x3x6x6 channels last fp32"]
+    assert figures["environment"]["torch"] == torch.__version__
+    for row in figures["rows"]:
+        seconds = row["seconds"]
+        assert set(seconds) == {"popular", "simam", "clone"}
+        assert all(0 < times["low"] <= times["median"] <= times["high"] for times in seconds.values())
+        if command is train:
+            assert row["kept"]["popular"] > 3.5 > 1.2 > row["kept"]["simam"]
+
+
+def test_what_is_wrong_is_not_timed():
+    x = torch.randn(2, 3, 8, 8, requires_grad=True)
+    pass_gate({"right": SimAM(), "also right": PopularSimAM()}, x, 1e-4)
+    with pytest.raises(
+        WrongResultError, match=r"other lambda on \(2, 3, 8, 8\), torch.float32: value is .* limit 1e-06"
+    ):
+        pass_gate({"other lambda": SimAM(0.1)}, x, 1e-4)
+    with pytest.raises(WrongResultError, match=r"no gradient.*: gradient is"):
+        pass_gate({"no gradient through the gate": lambda t: t * (SimAM()(t) / t).detach()}, x, 1e-4)
+    with pytest.raises(WrongResultError):
+        pass_gate({"overflowing": PopularSimAM()}, (torch.randn(1, 1, 80, 80) * 100).half(), 1e-4)
+
+
+def test_what_is_noisy_is_not_quoted():
+    assert measuring.shown(Quartiles(1.0, 0.95, 1.05)) == "1.00 [0.95, 1.05]"
+    assert measuring.shown(Quartiles(1.0, 0.8, 1.2)) == "refused: noisy"
+    assert measuring.shown(None) == ""
+
+
+def test_ratios_are_taken_round_by_round():
+    times = measuring.Times({"a": [1.0, 10.0, 100.0], "b": [2.0, 20.0, 200.0]})
+    assert times.ratio("a", "b") == Quartiles(0.5, 0.5, 0.5)
+    assert times.ratio("a", "c") is None
+
+
+def test_cases_are_those_of_the_protocol():
+    assert len(list(cases(torch.device("cpu"), is_quick=False, is_compiled=True))) == 20
+    assert len(list(cases(torch.device("cpu"), is_quick=True, is_compiled=True))) == 8
+    on_gpu = list(cases(torch.device("cuda"), is_quick=False, is_compiled=True))
+    assert len(on_gpu) == 22
+    assert sum(case.is_compiled for case in on_gpu) == 6
+
+
+def test_attentions_sit_where_they_are_said_to():
+    model = resnet.plain().eval()
+    assert len(resnet.sites("conv2")) == 16
+    assert resnet.sites("bn3")[:2] == ["layer1.0.bn3", "layer1.1.bn3"]
+    twin = resnet.attended(model, "conv2", nn.BatchNorm2d)
+    assert twin.layer2[0].conv2[1].num_features == 128
+    assert resnet.attended(model, "bn3", nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
+    assert isinstance(model.layer2[0].conv2, nn.Conv2d)
+
+
+def test_the_command_line(capsys):
+    def run(*words):
+        command = [sys.executable, "-m", "benchmarks", *words]
+        return subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
+
+    listing = run("--help")
+    assert listing.returncode == 0
+    assert all(word in listing.stdout for word in ("micro", "train", "additive", "model", "inject"))
+    assert run("mikro").returncode == 2
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit):
+            options.parse("micro", None, ["--device", "cuda"])
+        assert "no CUDA device here" in capsys.readouterr().err
