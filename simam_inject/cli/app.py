@@ -166,6 +166,17 @@ def bench(
     )
 
 
+@app.command()
+def check(
+    file: Annotated[str, typer.Argument(metavar="FILE.pt", show_default=False, help="A YOLO checkpoint")],
+    as_json: options.AsJson = False,
+) -> None:
+    """Say whether SimAM is live in a YOLO checkpoint, and in the .onnx of the same name beside it. Exits 1 if not."""
+    from simam_inject.cli.checking import check_file
+
+    check_file(file, as_json=as_json)
+
+
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""

@@ -6,11 +6,12 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
 from simam_inject.cli.working import DONE, NO_EFFECT, show, working
+from simam_inject.errors import ModelError
 
 if TYPE_CHECKING:
     from simam_inject import Plan, Recipe
@@ -94,10 +95,20 @@ def _carry_out(order: Order, step: Any) -> Outcome:
     outcome = Outcome(built, recipe, made, verify(built.model, example_inputs=inputs))
     if order.output is not None and outcome.exit_code == DONE:
         step(f"saving {order.output}")
+        _save(built, order.output)
+    return outcome
+
+
+def _save(built: ZooModel, path: Path) -> None:
+    """A .pt is ultralytics' own checkpoint, which `yolo train model=...` continues with; anything else is ours."""
+    if path.suffix != ".pt":
         from simam_inject.persist import save
 
-        save(built.model, order.output)
-    return outcome
+        save(built.model, path)
+    elif built.source == "ultralytics":
+        cast(Any, built.model).save(str(path))
+    else:
+        raise ModelError(f"{built.name} is no YOLO, and a .pt is a YOLO checkpoint; write --output FILE.safetensors")
 
 
 def _render(order: Order, outcome: Outcome) -> Any:
@@ -138,7 +149,9 @@ def _next_steps(order: Order, outcome: Outcome) -> Iterator[str]:
         yield "do not train this model; report the failure with the lines above and the name of the model"
     else:
         yield f"in your code: from simam_inject import inject; inject(model, {_as_code(order, outcome)})"
-        if order.output is not None:
+        if order.output is not None and order.output.suffix == ".pt":
+            yield f"train it: yolo train model={order.output} data=...; afterwards: simam-inject check best.pt"
+        elif order.output is not None:
             yield f"from the file: from simam_inject.persist import load; load({str(order.output)!r}, model)"
         else:
             yield "keep it: add --output FILE.safetensors"

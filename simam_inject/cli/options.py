@@ -42,8 +42,8 @@ def parse_output(text: str) -> Path:
         typer.BadParameter: It cannot, or does not.
     """
     path = Path(text)
-    if path.suffix != ".safetensors":
-        raise typer.BadParameter(f"found {text!r}; the file must end in .safetensors")
+    if path.suffix not in (".safetensors", ".pt"):
+        raise typer.BadParameter(f"found {text!r}; the file must end in .safetensors, or in .pt for a YOLO")
     if not path.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {str(path.parent)!r}")
     return path
@@ -90,7 +90,12 @@ Why = Annotated[bool, typer.Option("--why", help="Show near misses with their re
 AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON", rich_help_panel=RESULT)]
 Output = Annotated[
     str | None,
-    typer.Option("--output", metavar="FILE", help="Save weights and recipe: x.safetensors", rich_help_panel=RESULT),
+    typer.Option(
+        "--output",
+        metavar="FILE",
+        help="Save weights and sites: x.safetensors, or x.pt for YOLO",
+        rich_help_panel=RESULT,
+    ),
 ]
 Device = Annotated[str, typer.Option("--device", help="cpu or cuda", rich_help_panel=CONDITIONS)]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per batch", rich_help_panel=CONDITIONS)]
