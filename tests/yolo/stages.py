@@ -461,34 +461,6 @@ def safe_without_package() -> dict:
     return {}
 
 
-def safe_hostile() -> dict:
-    """A site specification that would run code if it reached generated source, restricted and not."""
-    from simam_inject.errors import FileError
-    from simam_inject.rewriting import restoring  # noqa: F401
-
-    with pytest.raises(FileError, match="invalid child"):
-        load(FOLDER / "hostile.pt")
-    assert not (FOLDER / "ran").exists()
-    return {}
-
-
-def make_hostile() -> dict:
-    """Write such a file."""
-    from simam_inject.rewriting.records import Specification
-
-    written = Specification.to_dict
-
-    def to_dict(self) -> dict:
-        data = written(self)
-        data["edits"][0]["child"] = f"simam(x) or open({str(FOLDER / 'ran')!r}, 'w')"
-        return data
-
-    yolo = load(FOLDER / "injected.pt")
-    Specification.to_dict = to_dict
-    yolo.save(str(FOLDER / "hostile.pt"))
-    return {}
-
-
 if __name__ == "__main__":
     stage = globals()[sys.argv[1]]
     print("RESULT", json.dumps(stage()))

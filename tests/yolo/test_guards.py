@@ -13,6 +13,7 @@ from simam_inject import bypass, eject, inject, injected, plan, verify
 from simam_inject.errors import FileError, InjectError, ModelError, VerificationError
 from simam_inject.integrations.ultralytics import fusing, hooks, training, versions
 from simam_inject.integrations.ultralytics.record import Record, has_record, read
+from simam_inject.rewriting.records import Specification
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, live_sites
 
 SMALL = {
@@ -321,6 +322,25 @@ def test_an_intact_checkpoint_loads_without_a_warning(tmp_path, yolo):
         warnings.simplefilter("error")
         again = YOLO(str(tmp_path / "x.pt"))
     assert {site.path for site in injected(again)} == set(SITES)
+
+
+RESTRICTED = [False, True] if hasattr(tasks, "_SafeLoad") else [False]
+
+
+@pytest.mark.parametrize("restricted", RESTRICTED)
+def test_a_hostile_site_in_a_checkpoint_is_refused_and_nothing_runs(tmp_path, yolo, monkeypatch, restricted):
+    written = Specification.to_dict
+
+    def to_dict(self) -> dict:
+        data = written(self)
+        data["edits"][0]["child"] = f"simam(x) or open({str(tmp_path / 'ran')!r}, 'w')"
+        return data
+
+    monkeypatch.setattr(Specification, "to_dict", to_dict)
+    yolo.save(str(tmp_path / "hostile.pt"))
+    with pytest.raises(FileError, match="invalid child"):
+        tasks.torch_safe_load(str(tmp_path / "hostile.pt"), safe_only=restricted)
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize("version", ["8.3.199", "8.2.103", "8.4.191", "9.0.0"])

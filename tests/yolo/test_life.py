@@ -55,13 +55,6 @@ def test_restricted_loading_refuses_without_the_package(workshop):
     workshop.run("safe_without_package", ULTRALYTICS_SAFE_LOAD="1")
 
 
-def test_a_hostile_site_in_a_checkpoint_is_refused_and_nothing_runs(workshop):
-    workshop.run("make_hostile")
-    workshop.run("safe_hostile")
-    if hasattr(tasks, "_SafeLoad"):
-        workshop.run("safe_hostile", ULTRALYTICS_SAFE_LOAD="1")
-
-
 @pytest.mark.long
 def test_training_from_yaml_keeps_every_site(workshop):
     workshop.run("train_yaml")
