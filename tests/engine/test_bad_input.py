@@ -1,0 +1,248 @@
+"""Bad input: one clear InjectError each, and a model left exactly as it was."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from simam_inject import InjectError, SimAM, eject, inject, injected, plan, verify
+from simam_inject.errors import ModelError, NoMatchError, RecipeError
+from tests.engine.blocks import Block, Net
+from tests.engine.oracle import same_bits, snapshot
+
+X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
+
+
+def network():
+    """Modes mixed, gradients there, hooks there, a frozen parameter: everything that could be disturbed."""
+    torch.manual_seed(1)
+    model = Net(nn.Sequential(Block(), nn.BatchNorm2d(4), Block()))
+    model(X).sum().backward()
+    model.block[1].eval()
+    model.stem.weight.requires_grad_(False)
+    model.stem.register_forward_hook(lambda module, args, output: None)
+    model.block[0].register_forward_pre_hook(lambda module, args: None)
+    model.note = ["mine"]
+    return model
+
+
+@pytest.fixture
+def model():
+    made = network()
+    before = snapshot(made)
+    yield made
+    assert snapshot(made) == before
+
+
+def refuses(error, told, model, recipe, **options):
+    for action in (inject, plan):
+        with pytest.raises(error, match=told) as caught:
+            action(model, recipe, **{"example_inputs": X, **options})
+        assert isinstance(caught.value, InjectError)
+        assert "Traceback" not in str(caught.value)
+
+
+def test_unknown_block_class(model):
+    refuses(NoMatchError, r"no block named 'blok'\. Did you mean Block", model, "after blok")
+
+
+def test_unknown_child(model):
+    refuses(NoMatchError, r"has no child conv7; it has a, b", model, "after block.conv7")
+
+
+def test_unknown_recipe_and_file(model):
+    refuses(RecipeError, r"neither a shipped recipe .*[Dd]id you mean 'paper'", model, "papr")
+    refuses(RecipeError, r"cannot read .?nowhere", model, "nowhere/recipe.yaml")
+
+
+@pytest.mark.parametrize("text", ["- block: Block\n", "just a text\n", "42\n", "# nothing\n"])
+def test_yaml_that_is_no_mapping(model, tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    refuses(RecipeError, r"a mapping with|the text is empty; a recipe is a mapping", model, str(path))
+
+
+@pytest.mark.parametrize("e_lambda", [-1, 0, float("nan"), float("inf"), "x", True])
+def test_e_lambda_out_of_range(model, e_lambda):
+    refuses(RecipeError, "e_lambda", model, {"e_lambda": e_lambda, "rules": [{"block": "Block", "after": "a"}]})
+    refuses(RecipeError, "e_lambda", model, {"rules": [{"block": "Block", "after": "a", "e_lambda": e_lambda}]})
+
+
+def test_inputs_the_model_does_not_accept(model):
+    wrong = torch.zeros(1, 5, 8, 8)
+    refuses(ModelError, r"Net raises in its example forward on 1x5x8x8", model, "after block.a", example_inputs=wrong)
+    refuses(ModelError, "raises in its example forward", model, "after block.a", example_inputs={"image": X})
+    refuses(ModelError, "example_inputs is a str", model, "after block.a", example_inputs="3x8x8")
+
+
+class Raises(Net):
+    """Changes itself, draws numbers, and then raises."""
+
+    def forward(self, x):
+        self.note.append("theirs")
+        self.more = torch.rand(1)
+        self.block[1].running_mean.add_(1)
+        self.eval()
+        raise ValueError("a wheel came off\nand then some")
+
+
+def test_a_model_that_raises_in_its_example_forward():
+    model = network()
+    model.__class__ = Raises
+    before = snapshot(model)
+    refuses(
+        ModelError, r"Raises raises in its example forward on .*: ValueError: a wheel came off\n", model, "after block"
+    )
+    assert snapshot(model) == before
+
+
+def test_no_module(model):
+    for thing in (None, 3, "resnet50", [model], {"model": model}, torch.zeros(3)):
+        refuses(ModelError, "expected an nn.Module, found", thing, "after block.a")
+    refuses(ModelError, "the class Net; give an instance", Net, "after block.a")
+    refuses(ModelError, "expected an nn.Module", model.forward, "after block.a")
+
+
+@pytest.fixture
+def process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def test_wrapped_in_ddp(process_group):
+    inner = network().requires_grad_()
+    before = snapshot(inner)
+    wrapped = nn.parallel.DistributedDataParallel(inner)
+    refuses(
+        ModelError, r"wrapped already \(DistributedDataParallel\): inject first, then wrap", wrapped, "after block.a"
+    )
+    assert snapshot(inner) == before
+
+
+def test_wrapped_in_fsdp(process_group):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = network().requires_grad_()
+    model.zero_grad()
+    mesh = init_device_mesh("cpu", (1,))
+    fully_shard(model.block[0], mesh=mesh)
+    refuses(ModelError, r"sharded already \(fully_shard\): inject first, then shard", model, "after block.a")
+    fully_shard(model, mesh=mesh)
+    refuses(ModelError, r"wrapped already \(FSDP.*inject first", model, "after block.a")
+
+
+def test_wrapped_by_compile():
+    model = network()
+    wrapped = torch.compile(model)
+    before = snapshot(model)
+    refuses(ModelError, r"wrapped already \(torch\.compile\)", wrapped, "after block.a")
+    assert snapshot(model) == before
+
+
+def test_compiled_in_place():
+    model = network()
+    model.compile()
+    refuses(ModelError, r"compiled in place.*inject first", model, "after block.a")
+
+
+def test_data_parallel(model):
+    refuses(ModelError, r"wrapped already \(DataParallel\)", nn.DataParallel(model), "after block.a")
+
+
+def test_script_module(model):
+    with pytest.warns(FutureWarning, match="is deprecated"):
+        scripted = torch.jit.trace(copy.deepcopy(model).eval(), X, check_trace=False)
+    refuses(ModelError, r"torch\.jit\.ScriptModule.*inject the Python model", scripted, "after block.a")
+
+
+def test_exported_program(model):
+    exported = torch.export.export(copy.deepcopy(model).eval(), (X,))
+    refuses(ModelError, "expected an nn.Module, found a ExportedProgram", exported, "after block.a")
+
+
+def test_meta_device():
+    with torch.device("meta"):
+        model = network_without_data()
+    refuses(ModelError, r"on the meta device \(stem\.weight\)", model, "after block.a")
+    partly = network_without_data()
+    partly.block.b.to("meta")
+    refuses(ModelError, r"on the meta device \(block\.b\.weight\)", partly, "after block.a")
+
+
+def network_without_data():
+    return Net(Block())
+
+
+def test_lazy_modules_stay_lazy():
+    model = nn.Sequential(nn.LazyConv2d(4, 3), Block())
+    refuses(ModelError, r"0\.weight of this model has no shape yet \(a lazy module\)", model, "after block.a")
+    assert type(model[0]) is nn.LazyConv2d
+    assert model[0].has_uninitialized_params()
+
+
+def test_nothing_that_can_be_attended():
+    small = torch.rand(2, 3, 1, 1)
+    torch.manual_seed(1)
+    model = Net(Block())
+    before = snapshot(model)
+    refuses(NoMatchError, r"none of them can be attended.*\n.*1x1 map", model, "after block.a", example_inputs=small)
+    assert snapshot(model) == before
+
+
+class KeepsLeaf(Block):
+    """Uses what `a` computes for nothing."""
+
+    def forward(self, x):
+        self.a(x)
+        return self.b(x)
+
+
+def test_a_value_that_nobody_reads():
+    refuses(NoMatchError, "nobody reads its value", Net(KeepsLeaf()), "after keepsleaf.a")
+
+
+class NeverCalls(Block):
+    def forward(self, x):
+        return self.a(x)
+
+
+def test_a_module_that_is_never_called():
+    refuses(NoMatchError, "never ran in the example forward", Net(NeverCalls()), "after nevercalls.b")
+
+
+def test_forward_replaced_on_the_instance():
+    torch.manual_seed(1)
+    model = Net(Block()).eval()
+    inner = model.block.forward
+    model.block.forward = lambda x: inner(x) * 2
+    with torch.no_grad():
+        plain = model(X)
+    inject(model, "after block.a", example_inputs=X)
+    (there,) = injected(model)
+    assert there.means == "boundary"
+    assert "its forward was replaced on the instance" in there.note
+    assert verify(model, example_inputs=X).ok
+    with torch.no_grad():
+        assert not same_bits(model(X), plain)
+    eject(model)
+    with torch.no_grad():
+        assert same_bits(model(X), plain)
+
+
+def test_user_modules_called_simam_are_not_ours():
+    class Own(Block):
+        def __init__(self):
+            super().__init__()
+            self.simam_a = SimAM()
+
+        def forward(self, x):
+            return self.b(self.simam_a(self.a(x)))
+
+    model = Net(Own())
+    assert injected(model) == ()
+    inject(model, "after own.a", example_inputs=X)
+    assert [insertion.path for insertion in injected(model)] == ["block.a"]
+    assert verify(model, example_inputs=X).ok
