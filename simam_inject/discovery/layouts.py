@@ -75,6 +75,8 @@ def reshaped(before: Shape, after: Shape, layout: Layout) -> Layout:
     found: set[int] = set()
     for ours, theirs in _groups(before, after):
         telling = [dimension for dimension in ours if before[dimension] != 1]
+        if not telling and len(ours) == len(theirs):  # a single channel is one all the same
+            found.update(there for here, there in zip(ours, theirs, strict=True) if here in layout)
         if not telling or telling[0] not in layout:
             continue
         if all(dimension in layout for dimension in telling) or len(theirs) == 1:

@@ -23,6 +23,7 @@ SECOND = {1}
         pytest.param((1, 2, 2, 4, 4, 96), (4, 4, 4, 96), {5}, {3}, id="windows as a batch"),
         pytest.param((1, 49, 384), (1, 49, 6, 64), {2}, {2, 3}, id="heads"),
         pytest.param((1, 64, 1, 1), (1, 64), SECOND, {1}, id="flatten a vector"),
+        pytest.param((2, 1, 7, 7), (2, 1, 49), SECOND, {1}, id="a single channel"),
         pytest.param((2, 49, 1, 8), (2, 7, 7, 8), {3}, {3}, id="tokens to a map"),
     ],
 )
