@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
+import subprocess
+import sys
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from benchmarks.coverage.catalogue import LIBRARIES, import_libraries, list_names, take_stock
 from benchmarks.coverage.choice import in_order, representatives, shard
 from benchmarks.coverage.examining import examine
-from benchmarks.coverage.records import Entry, Row, append, read_entries, read_rows
+from benchmarks.coverage.records import Entry, Row, Run, append, read_entries, read_rows
 from benchmarks.coverage.workers import run_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +41,7 @@ def main() -> None:
         write_table(ROOT / "docs" / "coverage.md", options.results)
         return
     import_libraries()
+    append(options.results / "runs.jsonl", _this_run())
     console = Console()
     entries = _take_inventory(console, libraries, options)
     chosen = representatives(entries, families_only=options.extent == "family")
@@ -61,6 +67,23 @@ def _take_inventory(console: Console, libraries: Iterable[str], options: Any) ->
             progress.advance(bar)
     known = read_entries(file)
     return [known[":".join(task)] for task in tasks if ":".join(task) in known]
+
+
+def _this_run() -> Run:
+    installed = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "ultralytics")}
+
+    def git(*words: str) -> str:
+        found = subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=False)
+        return found.stdout.strip()
+
+    changed = "+" if git("status", "--porcelain", "--untracked-files=no", "simam_inject") else ""
+    return Run(
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        command=" ".join(["python -m benchmarks.coverage", *sys.argv[1:]]),
+        machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        versions=installed,
+        commit=git("rev-parse", "--short", "HEAD") + changed,
+    )
 
 
 def _sweep(console: Console, wanted: list[Entry], chosen: set[str], options: Any) -> None:

@@ -86,7 +86,13 @@ def _apply(name: str, model: nn.Module, declared: Inputs, small: Inputs | None, 
         stock = (run(model, inputs), classes, copy.deepcopy(model.state_dict()))
         chosen.apply()
         findings = tuple(check_numbers(model, inputs, other, stock))
-    return Outcome(name, findings=findings, plan_seconds=round(plan_seconds, 3), **_counted(planned, model))
+    return Outcome(
+        name,
+        passed=sum(finding.ok is True for finding in findings),
+        findings=tuple(finding for finding in findings if finding.ok is not True),
+        plan_seconds=round(plan_seconds, 3),
+        **_counted(planned, model),
+    )
 
 
 def _attendable(name: str, model: nn.Module, sizes: tuple[Inputs | None, ...]) -> tuple[Plan, Inputs]:

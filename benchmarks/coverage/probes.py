@@ -17,6 +17,7 @@ from benchmarks.coverage.records import Finding
 from simam_inject import SimAM, eject, verify
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import record
+from simam_inject.tracing.snapshot import same_buffers, unchanged
 from simam_inject.verification.outputs import difference, tensors_in
 
 SEED = 0
@@ -152,7 +153,7 @@ def _liveness(model: nn.Module, inputs: Inputs) -> str | tuple[None, str] | None
 def _gradients(model: nn.Module, modules: dict[str, SimAM], inputs: Inputs) -> dict[str, float]:
     factors = {path: torch.ones((), requires_grad=True) for path in modules}
     try:
-        with _scaled(modules, factors):
+        with unchanged(model), same_buffers(model), _scaled(modules, factors):
             torch.manual_seed(SEED)
             outputs = [t for t in tensors_in(model(*inputs.args)) if t.is_floating_point() and t.requires_grad]
             noise = torch.Generator().manual_seed(SEED)
@@ -164,10 +165,18 @@ def _gradients(model: nn.Module, modules: dict[str, SimAM], inputs: Inputs) -> d
 
 
 def _moves(model: nn.Module, module: SimAM, inputs: Inputs) -> bool:
+    """Does noise on what the SimAM returns change the output? Not a mere factor: an order (top-k) would survive it."""
+
+    def disturb(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(output.shape, generator=torch.Generator().manual_seed(SEED))
+        return output * (0.5 + noise.to(output.dtype))
+
     before = run(model, inputs)
-    with _scaled({"": module}, {"": torch.tensor(1.5)}):
-        after = run(model, inputs)
-    return difference(before, after) is not None
+    handle = module.register_forward_hook(disturb)
+    try:
+        return difference(before, run(model, inputs)) is not None
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -58,7 +58,10 @@ class Outcome:
     """Class of a block that has no graph -> reason."""
     traced: int = 0
     """Blocks that have one."""
+    passed: int = 0
+    """Checks that passed."""
     findings: tuple[Finding, ...] = ()
+    """The others: failed, or not run."""
     plan_seconds: float = 0.0
     error: str = ""
 
@@ -98,7 +101,19 @@ class Row:
         return [self.error, *failed] if self.error else failed
 
 
-def append(path: Path, record: Entry | Row) -> None:
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One start of the program: what wrote the rows after it."""
+
+    date: str
+    command: str
+    machine: str
+    versions: dict[str, str]
+    commit: str
+    """Of this repository, `+` where the working tree differed."""
+
+
+def append(path: Path, record: Entry | Row | Run) -> None:
     """Add one line to a file of JSON lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
@@ -113,6 +128,11 @@ def read_entries(path: Path) -> dict[str, Entry]:
 def read_rows(path: Path) -> dict[str, Row]:
     """The rows by `Row.key`; the last line of a model counts."""
     return {row.key: row for row in map(row_of, _lines(path))}
+
+
+def read_runs(path: Path) -> list[Run]:
+    """Every start, oldest first."""
+    return [Run(**data) for data in _lines(path)]
 
 
 def row_of(data: dict[str, Any]) -> Row:
