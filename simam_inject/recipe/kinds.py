@@ -51,6 +51,7 @@ _ALIASES = {
     "normalization": "norm",
     "pooling": "pool",
     "swish": "silu",
+    "syncbatchnorm": "batch_norm",
     "upsample": "interpolate",
 }
 _LITERAL = re.compile(r"[A-Za-z_+][A-Za-z0-9_]*|\*")

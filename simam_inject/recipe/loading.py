@@ -128,7 +128,7 @@ def _load_file(path: Path) -> Recipe:
         with path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
-        raise RecipeError(f"recipe: cannot read {describe(str(path))}: {error.strerror or error}") from None
+        raise RecipeError(f"recipe: cannot read {str(path)[:400]}: {error.strerror or error}") from None
     try:
         return _load_text(data, name=path.stem)
     except RecipeError as error:

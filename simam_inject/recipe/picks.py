@@ -59,7 +59,10 @@ def parse_pick(value: object) -> Pick:
     for key in value:
         if key not in (*MODES[1:], "per"):
             near = did_you_mean(key, (*MODES[1:], "per")) if isinstance(key, str) else ""
-            raise KeyedError(str(key)[:60], f"unknown key; allowed are first, last, every, per{near}")
+            raise KeyedError(
+                key if isinstance(key, str) else describe(key),
+                f"unknown key; allowed are first, last, every, per{near}",
+            )
     modes = [mode for mode in MODES if mode in value]
     if len(modes) != 1:
         raise ValueError(

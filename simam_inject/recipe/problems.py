@@ -23,8 +23,13 @@ def write_path(location: Sequence[int | str], root: str) -> str:
     """`rules[1].where.channels`; `root` where the location is empty."""
     path = ""
     for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part[:60]}"
+        path += f"[{part}]" if isinstance(part, int) else f".{write_key(part)}"
     return path.lstrip(".") or root
+
+
+def write_key(key: str) -> str:
+    """The key as it is if it is a plain word, else in quotes and shortened."""
+    return key if len(key) <= 60 and key.isascii() and key.replace("-", "_").isidentifier() else describe(key)
 
 
 @contextmanager

@@ -82,7 +82,10 @@ def _reason(error: UnicodeError) -> str:
 
 
 def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
-    line = text.splitlines()[error.problem_mark.line] if error.problem_mark and text.strip() else ""
+    """Advice from the line where reading stopped; at the end of the text there is none."""
+    lines = text.splitlines()
+    number = error.problem_mark.line if error.problem_mark else len(lines)
+    line = lines[number] if number < len(lines) else ""
     if "\t" in line:
         return "; YAML indents with spaces, not tabs"
     if "*" in line or "{" in line or "[" in line:

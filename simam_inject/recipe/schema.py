@@ -48,7 +48,7 @@ def _shorten_property(value: dict[str, Any]) -> dict[str, Any]:
     if kind.get("anyOf", [None])[-1] == {"type": "null"}:
         kind = {"anyOf": kind["anyOf"][:-1]} if len(kind["anyOf"]) > 2 else kind["anyOf"][0]
     default = {"default": value["default"]} if value.get("default") not in (None, [], "") else {}
-    return {"description": value["description"]} | _refer(kind) | default
+    return {"description": value["description"], **_refer(kind), **default}
 
 
 def _refer(schema: Any, besides: str = "") -> Any:

@@ -92,10 +92,9 @@ def parse_target(value: object) -> Target:
     if isinstance(value, Mapping):
         return _parse_operation(value)
     if not isinstance(value, str) or not value.strip():
-        many = "; for several children write '{conv1,conv2}'" if isinstance(value, list | tuple) else ""
         raise ValueError(
             f"found {describe(value)}; allowed is 'output', 'input', 'residual', the name of a child such as conv2 "
-            f"or relu[2], or an operation such as {{op: conv2d, kernel: 3}}{many}"
+            f"or relu[2], or an operation such as {{op: conv2d, kernel: 3}}{_hint(value)}"
         )
     name = value.strip()
     if name.lower() in _WORDS:
@@ -108,12 +107,22 @@ def parse_target(value: object) -> Target:
     return Child(parse_glob(called["name"]), 0 if called["call"] == "*" else int(called["call"]))
 
 
+def _hint(value: object) -> str:
+    if isinstance(value, list | tuple):
+        return "; for several children write '{conv1,conv2}'"
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"; the name of a child is written in quotes: '{describe(value)}'"
+    return ""
+
+
 def _parse_operation(value: Mapping[object, object]) -> Operation:
     allowed = ("op", *OPERATION_FACTS)
     for key in value:
         if key not in allowed:
             near = did_you_mean(key, allowed) if isinstance(key, str) else ""
-            raise KeyedError(str(key)[:60], f"unknown key; allowed are {', '.join(allowed)}{near}")
+            raise KeyedError(
+                key if isinstance(key, str) else describe(key), f"unknown key; allowed are {', '.join(allowed)}{near}"
+            )
     if "op" not in value:
         raise KeyedError("op", "is missing; it names the operation, e.g. {op: conv2d, kernel: 3}")
     names = value["op"] if isinstance(value["op"], list | tuple) else (value["op"],)

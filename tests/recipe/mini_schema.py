@@ -2,48 +2,62 @@
 
 import re
 
+TYPES = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
+
 
 def problems(value, schema, root, place="recipe"):
     """Sentences about what does not conform; empty if all does."""
     if "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].rpartition("/")[2]] | {k: v for k, v in schema.items() if k != "$ref"}
-    found = []
-    types = {"object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool}
-    if "type" in schema and (
-        not isinstance(value, types[schema["type"]]) or (isinstance(value, bool) != (schema["type"] == "boolean"))
-    ):
+        referred = root["$defs"][schema["$ref"].rpartition("/")[2]]
+        return problems(value, referred, root, place)
+    if "type" in schema and not _is(value, schema["type"]):
         return [f"{place}: {value!r} is no {schema['type']}"]
-    if "const" in schema and value != schema["const"]:
-        found.append(f"{place}: {value!r} is not {schema['const']!r}")
-    if "enum" in schema and value not in schema["enum"]:
-        found.append(f"{place}: {value!r} is not one of {schema['enum']}")
-    if "pattern" in schema and isinstance(value, str) and not re.search(schema["pattern"], value):
-        found.append(f"{place}: {value!r} does not match {schema['pattern']}")
-    if "minimum" in schema and value < schema["minimum"]:
-        found.append(f"{place}: {value!r} is too small")
-    if "exclusiveMinimum" in schema and value <= schema["exclusiveMinimum"]:
-        found.append(f"{place}: {value!r} is too small")
-    if "minLength" in schema and isinstance(value, str) and len(value) < schema["minLength"]:
-        found.append(f"{place}: {value!r} is too short")
-    if "minItems" in schema and isinstance(value, list) and len(value) < schema["minItems"]:
-        found.append(f"{place}: too few entries")
+    found = _check_scalar(value, schema, place)
     if isinstance(value, dict):
-        found += [f"{place}: {key} is missing" for key in schema.get("required", ()) if key not in value]
-        for key, part in value.items():
-            if key in schema.get("properties", {}):
-                found += problems(part, schema["properties"][key], root, f"{place}.{key}")
-            elif schema.get("additionalProperties") is False:
-                found.append(f"{place}: {key} is unknown")
-    if isinstance(value, list) and "items" in schema:
-        found += [
-            line
-            for index, part in enumerate(value)
-            for line in problems(part, schema["items"], root, f"{place}[{index}]")
-        ]
+        found += _check_object(value, schema, root, place)
+    if isinstance(value, list):
+        found += _check_array(value, schema, root, place)
     if "anyOf" in schema:
         choices = [problems(value, choice, root, place) for choice in schema["anyOf"]]
         found += min(choices, key=len) if all(choices) else []
     found += [line for part in schema.get("allOf", ()) for line in problems(value, part, root, place)]
     if "not" in schema and not problems(value, schema["not"], root, place):
         found.append(f"{place}: {value!r} is not allowed")
+    return found
+
+
+def _is(value, kind):
+    return isinstance(value, TYPES[kind]) and isinstance(value, bool) == (kind == "boolean")
+
+
+def _check_scalar(value, schema, place):
+    ok = {
+        "const": lambda wanted: value == wanted,
+        "enum": lambda wanted: value in wanted,
+        "pattern": lambda wanted: not isinstance(value, str) or re.search(wanted, value),
+        "minimum": lambda wanted: value >= wanted,
+        "maximum": lambda wanted: value <= wanted,
+        "exclusiveMinimum": lambda wanted: value > wanted,
+        "minLength": lambda wanted: not isinstance(value, str) or len(value) >= wanted,
+    }
+    return [
+        f"{place}: {value!r} has not {key} {schema[key]}" for key in ok if key in schema and not ok[key](schema[key])
+    ]
+
+
+def _check_object(value, schema, root, place):
+    found = [f"{place}: {key} is missing" for key in schema.get("required", ()) if key not in value]
+    properties = schema.get("properties", {})
+    for key, part in value.items():
+        if key in properties:
+            found += problems(part, properties[key], root, f"{place}.{key}")
+        elif schema.get("additionalProperties") is False:
+            found.append(f"{place}: {key} is unknown")
+    return found
+
+
+def _check_array(value, schema, root, place):
+    found = [] if len(value) >= schema.get("minItems", 0) else [f"{place}: too few entries"]
+    for index, part in enumerate(value if "items" in schema else ()):
+        found += problems(part, schema["items"], root, f"{place}[{index}]")
     return found
