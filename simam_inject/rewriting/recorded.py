@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from simam_inject.errors import FileError, InjectError
@@ -16,7 +17,10 @@ from simam_inject.rewriting.records import Specification
 from simam_inject.rewriting.surgeon import Operation, prepare
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import record
-from simam_inject.tracing.values import rebuild
+from simam_inject.tracing.values import leaves, rebuild
+
+_MAX_BYTES = 4 << 30
+"""A module that cannot run on meta tensors runs on real ones of the recorded sizes, and the file may be anybody's."""
 
 
 def prepare_recorded(model: nn.Module, sites: Mapping[str, Specification]) -> tuple[Operation, ...]:
@@ -42,8 +46,7 @@ def _prepare(path: str, module: nn.Module, recorded: Specification) -> Operation
     call = None
     try:
         if any(edit.value for edit in recorded.edits):
-            args, kwargs = rebuild(recorded.arguments)
-            call = record(module, Example(args, kwargs))
+            call = record(module, _example_of(recorded))
         operation = prepare(module, call, recorded.edits)
     # The arguments are somebody else's: sizes that overflow, nesting without end, a call that the module refuses.
     except (InjectError, TypeError, ValueError, RuntimeError) as error:
@@ -53,6 +56,14 @@ def _prepare(path: str, module: nn.Module, recorded: Specification) -> Operation
         if method in found and found[method] != mark:
             raise FileError(f"{told}: {method} computes something else here than when the file was written")
     return replace(operation, specification=recorded)
+
+
+def _example_of(recorded: Specification) -> Example:
+    args, kwargs = rebuild(recorded.arguments)
+    size = sum(leaf.untyped_storage().nbytes() for leaf in leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+    if size > _MAX_BYTES:
+        raise ValueError(f"its recorded inputs take {size} bytes; at most {_MAX_BYTES} are allowed")
+    return Example(args, kwargs)
 
 
 def _check_names(told: str, module: nn.Module, recorded: Specification) -> None:

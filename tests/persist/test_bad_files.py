@@ -161,6 +161,12 @@ def edit(**changes):
             "SimAM cannot be put back",
         ),
         (
+            lambda data: data["sites"][0]["specification"].update(
+                arguments={"tuple": [{"tuple": [{"tensor": [[2**30], [1], "float64"]}]}, {"dict": []}]}
+            ),
+            "its recorded inputs take 8589934592 bytes",
+        ),
+        (
             lambda data: data["sites"][0]["specification"]["edits"].append(
                 data["sites"][0]["specification"]["edits"][0]
             ),

@@ -260,6 +260,21 @@ def test_a_full_disk_leaves_the_old_file(model, file, monkeypatch):
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
 
 
+def test_a_write_that_stops_halfway_leaves_the_old_file(file):
+    resource = pytest.importorskip("resource")
+    before = file.read_bytes()
+    larger = inject(net(5, channels=64), RECIPE, example_inputs=EXAMPLE, verify=False)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before), hard))
+    try:
+        with pytest.raises(FileError, match=r"cannot write .*: File too large"):
+            save(larger, file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert file.read_bytes() == before
+    assert [entry.name for entry in file.parent.iterdir()] == [file.name]
+
+
 def test_a_folder_that_is_not_there_is_told(model, tmp_path):
     with pytest.raises(FileError, match="No such file or directory"):
         save(model, tmp_path / "nowhere" / "x.safetensors")
