@@ -1,0 +1,96 @@
+"""`simam-inject check best.pt` tells a live attention from a lost one, in a checkpoint and in the export beside it."""
+
+import json
+import shutil
+import warnings
+
+import pytest
+from ultralytics import YOLO
+
+from simam_inject import eject
+from simam_inject.errors import FileError
+from simam_inject.integrations.ultralytics.checking import check_checkpoint
+from tests.yolo.oracle import SITES
+
+
+def export(file) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's and ultralytics' own, about each other
+        YOLO(str(file)).export(format="onnx", imgsz=64, simplify=False, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def exported(workshop, tmp_path_factory):
+    """A folder with an injected and a stock checkpoint, and the .onnx of each beside it."""
+    folder = tmp_path_factory.mktemp("exported")
+    for name in ("injected", "base"):
+        shutil.copy(workshop.folder / f"{name}.pt", folder)
+        export(folder / f"{name}.pt")
+    return folder
+
+
+def test_a_live_checkpoint_with_its_export(exported):
+    checkup = check_checkpoint(exported / "injected.pt")
+    assert checkup.faults == ()
+    assert {site.path: site.e_lambda for site in checkup.sites} == SITES
+    assert all((site.is_live, site.runs, site.runs_fused) == (True, 1, 1) for site in checkup.sites)
+    (onnx,) = checkup.exports
+    assert (onnx.live, onnx.wanted) == (8, 8)
+    assert onnx.effect > 1000 * onnx.difference
+
+
+def test_an_export_without_the_attention_is_told(exported, tmp_path):
+    shutil.copy(exported / "injected.pt", tmp_path / "best.pt")
+    shutil.copy(exported / "base.onnx", tmp_path / "best.onnx")
+    checkup = check_checkpoint(tmp_path / "best.pt")
+    assert all(site.is_live for site in checkup.sites)
+    (fault,) = checkup.faults
+    assert fault.startswith("best.onnx: the file lost 8 of 8 SimAM sites")
+    assert checkup.exports[0].live == 0
+
+
+def test_a_checkpoint_that_lost_its_sites_is_told(workshop, tmp_path):
+    yolo = YOLO(str(workshop.folder / "injected.pt"))
+    table = yolo.model.yaml
+    eject(yolo)
+    yolo.model.yaml = table
+    yolo.save(str(tmp_path / "lost.pt"))
+    with pytest.warns(UserWarning, match="lacks 8 of them"):
+        checkup = check_checkpoint(tmp_path / "lost.pt")
+    (fault,) = checkup.faults
+    assert fault.startswith("8 of 8 sites recorded and missing from the network: model.0.conv")
+
+
+def test_a_checkpoint_that_would_lose_its_sites_is_told(workshop, tmp_path):
+    yolo = YOLO(str(workshop.folder / "injected.pt"))
+    del yolo.model.yaml["simam"]
+    yolo.save(str(tmp_path / "unrecorded.pt"))
+    (fault,) = check_checkpoint(tmp_path / "unrecorded.pt").faults
+    assert fault.startswith("8 of 8 sites not recorded in model.yaml, so training from this file would lose")
+
+
+@pytest.mark.parametrize(("name", "message"), [("none.pt", "there is no file"), ("text.pt", "cannot load")])
+def test_a_file_that_is_no_checkpoint(tmp_path, name, message):
+    (tmp_path / "text.pt").write_text("hello")
+    with pytest.raises(FileError, match=message):
+        check_checkpoint(tmp_path / name)
+
+
+def test_the_command_says_what_is_missing_and_exits_1(workshop):
+    told = workshop.call("-m", "simam_inject", "check", "base.pt", code=1)
+    assert "the network has no SimAM, and there is no record of it in its yaml" in told
+
+
+def test_a_saved_injected_yolo_passes_the_check(workshop):
+    place = ("--after", "c2f", "--exclude", "model.[1-9].*", "--input-size", "3x64x64")
+    told = workshop.call("-m", "simam_inject", "ultralytics:yolov8n", *place, "--output", "x.pt")
+    assert "yolo train model=x.pt" in told
+    data = json.loads(workshop.call("-m", "simam_inject", "check", "x.pt", "--json"))
+    assert data["ok"]
+    assert data["recipe"] == "after c2f"
+    assert len(data["sites"]) == 8
+
+
+def test_a_checkpoint_is_for_a_yolo_only(workshop):
+    told = workshop.call("-m", "simam_inject", "resnet18", "--after", "basicblock", "--output", "y.pt", code=2)
+    assert "resnet18 is no YOLO, and a .pt is a YOLO checkpoint" in told
