@@ -1,0 +1,292 @@
+"""Python that a graph can hold: lists of chunks, dicts, in-place operations, repeated modules, every rank and size."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+from torch import nn
+
+from simam_inject import bypass, inject, injected, plan, simam, verify
+from simam_inject.errors import NoMatchError
+from tests.engine.blocks import Block, conv
+from tests.engine.oracle import distance, same_bits, simam_in_float64, tensors
+
+X = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(2))
+Y = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(3))
+LAMBDA = 1e-4
+
+
+def attend(x):
+    return simam(x, LAMBDA)
+
+
+class Chunks(Block):
+    """As ultralytics' C2f: a list of chunks that grows."""
+
+    def __init__(self):
+        super().__init__()
+        self.m = nn.ModuleList(conv(2, 2) for _ in range(2))
+        self.out = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x, at=lambda name, value: value):
+        y = list(at("a", self.a(x)).chunk(2, 1))
+        y.extend(at(f"m.{i}", m(y[-1])) for i, m in enumerate(self.m))
+        return self.out(at("cat", torch.cat(y, 1)))
+
+
+class Dicts(Block):
+    def forward(self, batch, at=lambda name, value: value):
+        features = {name: at(f"a[{i}]", self.a(value)) for i, (name, value) in enumerate(batch.items(), 1)}
+        return {"sum": at("add", features["x"] + features["y"]), "parts": tuple(features.values())}
+
+
+class Calls(Block):
+    """One convolution and one activation, three times each."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x, at=lambda name, value: value):
+        for i in (1, 2, 3):
+            x = at(f"act[{i}]", self.act(at(f"a[{i}]", self.a(x))))
+        return x
+
+
+class Functional(Block):
+    """The same operations twice, on tensors of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("p", X[:1].clone())
+        self.register_buffer("q", Y[:1].clone())
+
+    def forward(self, x, at=lambda name, value: value):
+        x = at("relu", F.relu(self.a(x)))
+        x = at("add", x + self.p)
+        x = at("relu[2]", torch.relu(self.b(x)))
+        return at("add[2]", x.add(self.q))
+
+
+class InPlace(Block):
+    """Changes in place what is attended, and reads it by its old name."""
+
+    def forward(self, x, at=lambda name, value: value):
+        y = at("a", self.a(x))
+        y.neg_()
+        y += x
+        y.mul_(2)
+        y[:, :2] = x[:, :2]
+        return at("b", self.b(y)) + y
+
+
+class InPlaceModule(Block):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x, at=lambda name, value: value):
+        y = at("a", self.a(x))
+        z = at("act", self.act(y))
+        return self.b(z) + y
+
+
+class Residual(Block):
+    def forward(self, x, at=lambda name, value: value):
+        y = at("b", self.b(at("a", self.a(x))))
+        y += x
+        return torch.relu_(y)
+
+
+class Multiple(Block):
+    """Several outputs, several readers, early use."""
+
+    def forward(self, x, y, at=lambda name, value: value):
+        one = at("a", self.a(x))
+        two = at("b", self.b(one + y))
+        return one, [two, {"three": one * two}], None
+
+
+class Loop(Block):
+    def __init__(self):
+        super().__init__()
+        self.parts = nn.ModuleList([conv() for _ in range(3)])
+        self.named = nn.ModuleDict({"left": conv(), "right": conv()})
+
+    def forward(self, x, at=lambda name, value: value):
+        outputs = []
+        for i, part in enumerate(self.parts):
+            x = at(f"parts.{i}", part(x))
+            outputs.append(x)
+        for name, part in self.named.items():
+            outputs[-1] = outputs[-1] + at(f"named.{name}", part(x))
+        return self.named["left"](sum(outputs[1:], outputs[0])) if len(outputs) > 99 else torch.stack(outputs).sum(0)
+
+
+class Shapes(Block):
+    """Sizes go through as numbers of the graph."""
+
+    def forward(self, x, at=lambda name, value: value):
+        n, c, h, w = x.shape
+        y = at("a", self.a(x)).view(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+        y = F.interpolate(y, size=(h * 2, w * 2))
+        return at("b", self.b(F.adaptive_avg_pool2d(y, x.shape[-2:])))
+
+
+CASES = [
+    (Chunks, (X,), ["a", "m.0", "m.1", "cat"]),
+    (Dicts, ({"x": X, "y": Y},), ["a[1]", "a[2]", "add"]),
+    (Calls, (X,), ["a[1]", "a[2]", "a[3]", "act[1]", "act[2]", "act[3]"]),
+    (Functional, (X,), ["relu", "add", "relu[2]", "add[2]"]),
+    (InPlace, (X,), ["a", "b"]),
+    (InPlaceModule, (X,), ["a", "act"]),
+    (Residual, (X,), ["a", "b"]),
+    (Multiple, (X, Y), ["a", "b"]),
+    (Loop, (X,), ["parts.0", "parts.1", "parts.2", "named.left", "named.right"]),
+    (Shapes, (X,), ["a", "b"]),
+]
+SITES = [(block, args, site) for block, args, sites in CASES for site in sites]
+
+
+def rule(block, site):
+    name = site.partition("[")[0]
+    if name in ("relu", "add", "cat"):
+        return {"block": block.__name__, "after": site if "[" in site else {"op": name}}
+    return {"block": block.__name__, "after": site}
+
+
+@pytest.mark.parametrize(("block", "args", "site"), SITES, ids=[f"{b.__name__}-{s}" for b, _, s in SITES])
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_site_by_site_against_the_block_itself(block, args, site, training):
+    """The oracle is the block's own forward, which attends where it is told."""
+    torch.manual_seed(4)
+    plain = block().train(training)
+    ours = copy.deepcopy(plain)
+    # A kind of operation without a number means every one of them.
+    inject(ours, {"rules": [rule(block, site)]}, example_inputs=copy.deepcopy(args))
+    sites = next(sites for other, _, sites in CASES if other is block)
+    meant = [other for other in sites if other.startswith(site)] if site in ("relu", "add") else [site]
+    assert {i.means for i in injected(ours)} == {"forward"}
+    assert len(injected(ours)) == len(meant)
+
+    def at(name, value):
+        return attend(value) if name in meant else value
+
+    expected = plain(*copy.deepcopy(args), at=at)
+    assert same_bits(ours(*copy.deepcopy(args)), expected)
+    with bypass(ours):
+        assert same_bits(ours(*copy.deepcopy(args)), plain(*copy.deepcopy(args)))
+    for model, output in ((plain, expected), (ours, ours(*copy.deepcopy(args)))):
+        model.zero_grad()
+        sum(tensor.square().sum() for tensor in tensors(output)).backward()
+    for one, other in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        assert one.grad is None or distance(other.grad, one.grad) < 1e-5
+
+
+@pytest.mark.parametrize(("block", "args", "sites"), CASES, ids=[block.__name__ for block, _, _ in CASES])
+def test_all_sites_of_a_block_at_once(block, args, sites):
+    torch.manual_seed(4)
+    plain = block().eval()
+    rules = {str(rule(block, site)): rule(block, site) for site in sites if not site.startswith(("relu[", "add["))}
+    ours = inject(copy.deepcopy(plain), {"rules": list(rules.values())}, example_inputs=args)
+    assert len(injected(ours)) == len(sites)
+    expected = plain(*copy.deepcopy(args), at=lambda _name, value: attend(value))
+    assert same_bits(ours(*copy.deepcopy(args)), expected)
+
+
+def test_a_list_that_the_caller_reuses_is_not_touched():
+    torch.manual_seed(4)
+    ours = inject(Dicts().eval(), "after dicts.add", example_inputs=({"x": X, "y": Y},))
+    batch = {"x": X, "y": Y}
+    ours(batch)
+    assert list(batch) == ["x", "y"]
+    assert batch["x"] is X
+
+
+class Before(Block):
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y) + y
+
+
+def test_before_attends_for_one_reader_alone():
+    torch.manual_seed(4)
+    plain = Before().eval()
+    ours = inject(copy.deepcopy(plain), "before before.b", example_inputs=X)
+    (there,) = injected(ours)
+    assert (there.path, there.reader, there.position) == ("a", "b", "before")
+    y = plain.a(X)
+    assert same_bits(ours(X), plain.b(attend(y)) + y)
+
+
+def test_before_residual():
+    torch.manual_seed(4)
+    plain = Residual().eval()
+    ours = inject(copy.deepcopy(plain), "before residual.residual", example_inputs=X)
+    assert same_bits(ours(X), torch.relu(attend(plain.b(plain.a(X))) + X))
+
+
+class InPlaceFunction(Block):
+    def forward(self, x):
+        y = self.a(x)
+        F.relu_(y)
+        return self.b(y)
+
+
+@pytest.mark.parametrize("block", [InPlaceModule, InPlaceFunction])
+def test_before_a_reader_that_writes_what_others_read(block):
+    target = "act" if block is InPlaceModule else {"op": "relu"}
+    with pytest.raises(NoMatchError, match="changes a in place, and others read it afterwards"):
+        plan(block(), {"rules": [{"block": block.__name__, "before": target}]}, example_inputs=X)
+
+
+def rank(dimensions):
+    convolution = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dimensions]
+    torch.manual_seed(4)
+    model = nn.Sequential(convolution(3, 4, 3, padding=1), nn.ReLU(), convolution(4, 2, 1)).eval()
+    return model, {"rules": [{"path": "0", "after": "output"}]}
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [(7,), (1, 1, 2), (5, 9), (2, 1), (13, 1), (3, 5, 2)])
+def test_every_rank_and_odd_sizes(batch, size):
+    model, recipe = rank(len(size))
+    plain = copy.deepcopy(model)
+    x = torch.rand((batch, 3, *size), generator=torch.Generator().manual_seed(1))
+    inject(model, recipe, example_inputs=x)
+    expected = plain[2](plain[1](simam_in_float64(plain[0](x), LAMBDA)))
+    assert distance(model(x), expected) < 1e-5
+    one = torch.rand((batch, 3, *(1 for _ in size)), generator=torch.Generator().manual_seed(1))
+    found = model(one)  # a map of one position: the gate is sigmoid(1/2), never NaN
+    assert torch.isfinite(found).all()
+    assert distance(found, plain[2](plain[1](plain[0](one) * torch.sigmoid(torch.tensor(0.5))))) < 1e-5
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.norm, self.mix = conv(), nn.LayerNorm(4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.mix(self.norm(self.a(x).permute(0, 2, 3, 1)))
+
+
+def test_a_layout_with_channels_last():
+    torch.manual_seed(4)
+    plain = ChannelsLast().eval()
+    ours = inject(copy.deepcopy(plain), "after channelslast.norm", example_inputs=torch.rand(2, 4, 8, 6))
+    assert injected(ours)[0].channel_dim == -1
+    x = torch.rand(2, 4, 8, 6)
+    expected = plain.mix(simam_in_float64(plain.norm(plain.a(x).permute(0, 2, 3, 1)), LAMBDA, channel_dim=-1))
+    assert distance(ours(x), expected) < 1e-5
+
+
+def test_a_model_that_is_one_layer():
+    torch.manual_seed(4)
+    plain = conv().eval()
+    ours = inject(copy.deepcopy(plain), "after conv2d", example_inputs=X)
+    assert same_bits(ours(X), attend(plain(X)))
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    assert verify(ours, example_inputs=X).ok
