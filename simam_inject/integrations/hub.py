@@ -29,9 +29,25 @@ from torch import nn
 from simam_inject.errors import FileError, ModelError
 from simam_inject.integrations import network_of
 from simam_inject.persist import load, save
+from simam_inject.surgery import injected
 
 _ARCHITECTURE = re.compile(r"(timm|torchvision|ultralytics):[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Names that a downloaded configuration may build: of libraries, never of files or Python modules."""
+_CARD = """---
+{{ card_data }}
+---
+
+# {{ architecture }} with SimAM
+
+`model.safetensors` holds the weights, and in its metadata the places of {{ sites }} SimAM modules. Any reader of
+safetensors can load the weights; with `simam_inject` the attention comes back too:
+
+```python
+from simam_inject.integrations.hub import from_pretrained
+
+model = from_pretrained("{{ name }}")
+```
+"""
 
 
 class SimamHubMixin(PyTorchModelHubMixin):
@@ -83,7 +99,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         ModelError: the architecture is no such name.
         FileError: the model cannot be saved; see `simam_inject.persist.save`.
     """
-    _Parcel(model, architecture, num_classes).save_pretrained(folder)
+    parcel = _Parcel(model, architecture, num_classes)
+    parcel.save_pretrained(folder, model_card_kwargs=parcel.facts(Path(folder).name))
     return Path(folder)
 
 
@@ -96,7 +113,8 @@ def push_to_hub(
         architecture, num_classes: as for `save_pretrained`.
         options: of `huggingface_hub.ModelHubMixin.push_to_hub`: `private`, `token`, `branch`, `commit_message`, ...
     """
-    return str(_Parcel(model, architecture, num_classes).push_to_hub(repo_id, **options))
+    parcel = _Parcel(model, architecture, num_classes)
+    return str(parcel.push_to_hub(repo_id, model_card_kwargs=parcel.facts(repo_id), **options))
 
 
 def from_pretrained(
@@ -122,7 +140,7 @@ def from_pretrained(
     return model
 
 
-class _Parcel(ModelHubMixin, library_name="simam_inject"):
+class _Parcel(ModelHubMixin, library_name="simam_inject", model_card_template=_CARD):
     """A model of a library on its way to a folder; `ModelHubMixin` does the rest."""
 
     def __init__(self, model: nn.Module, architecture: str, num_classes: int | None) -> None:
@@ -131,8 +149,12 @@ class _Parcel(ModelHubMixin, library_name="simam_inject"):
                 f"architecture is {architecture!r}; it must be timm:NAME, torchvision:NAME or ultralytics:NAME, so "
                 "that everybody can build it (for your own class, see SimamHubMixin)"
             )
-        self.model = model
+        self.model, self.architecture = model, architecture
         self._hub_mixin_config = {"architecture": architecture, "num_classes": num_classes}
+
+    def facts(self, name: str) -> dict[str, Any]:
+        """What the model card tells."""
+        return {"architecture": self.architecture, "sites": len(injected(self.model)), "name": name}
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save(self.model, save_directory / SAFETENSORS_SINGLE_FILE)

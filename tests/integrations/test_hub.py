@@ -90,6 +90,9 @@ def test_a_model_of_a_library(name, recipe, classes, size, tmp_path):
     model = inject(build(name, num_classes=classes).model, recipe, verify=False)
     assert hub.save_pretrained(model, tmp_path, architecture=name, num_classes=classes) == tmp_path
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    card = (tmp_path / "README.md").read_text()
+    assert f"# {name} with SimAM" in card
+    assert f"the places of {len(injected(model))} SimAM modules" in card
     again = hub.from_pretrained(tmp_path)
     assert injected(again) == injected(model)
     x = X[:, :, :size, :size]
@@ -122,6 +125,7 @@ def test_push_uploads_the_same_files(monkeypatch, tmp_path):
     monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
     model = inject(torchvision.models.resnet18(num_classes=3).eval(), "paper", verify=False)
     assert hub.push_to_hub(model, "me/net", architecture="torchvision:resnet18", num_classes=3) == "the commit"
+    assert 'from_pretrained("me/net")' in (tmp_path / "README.md").read_text()
     assert uploaded == {"me/net": ["README.md", "config.json", "model.safetensors"]}
     assert torch.equal(hub.from_pretrained(tmp_path)(X), model(X))
 

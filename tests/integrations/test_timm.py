@@ -13,7 +13,7 @@ from torch import nn
 
 from simam_inject import SimAM, eject, injected, verify
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
-from simam_inject.integrations.timm import SimamAttn, register
+from simam_inject.integrations.timm import SimamAttn, register, run_script
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "test_resnet_simam_paper"
@@ -243,11 +243,8 @@ def test_a_training_script_that_knows_nothing_of_this_package(tmp_path):
 
 
 def test_the_runner_needs_a_script():
-    done = subprocess.run(
-        [sys.executable, "-m", "simam_inject.integrations.timm"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 1
-    assert "usage: python -m simam_inject.integrations.timm SCRIPT.py" in done.stderr
+    with pytest.raises(SystemExit, match=r"usage: python -m simam_inject\.integrations\.timm SCRIPT\.py"):
+        run_script([])
 
 
 def test_what_timms_train_script_resolves_first():
