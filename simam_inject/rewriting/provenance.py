@@ -1,5 +1,6 @@
 """Which recipes a model's SimAM came from: plain data on the module that was given to `inject`, so that it follows
-copies and pickles, and a saved file can tell."""
+copies and pickles, and a saved file can tell.
+"""
 
 from __future__ import annotations
 
