@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from simam_inject.cli.options import EXPORTS
 from simam_inject.cli.working import DONE, NO_EFFECT, show, working
 from simam_inject.errors import ModelError
 
 if TYPE_CHECKING:
     from simam_inject import Plan, Recipe
+    from simam_inject.export import ExportReport
     from simam_inject.planning.records import Verification
     from simam_inject.zoo import ZooModel
 
@@ -45,6 +47,7 @@ class Outcome:
     recipe: Recipe
     plan: Plan
     verification: Verification | None
+    exported: ExportReport | None = None
 
     @property
     def exit_code(self) -> int:
@@ -95,12 +98,16 @@ def _carry_out(order: Order, step: Any) -> Outcome:
     outcome = Outcome(built, recipe, made, verify(built.model, example_inputs=inputs))
     if order.output is not None and outcome.exit_code == DONE:
         step(f"saving {order.output}")
-        _save(built, order.output)
+        outcome = replace(outcome, exported=_save(built, order.output, inputs))
     return outcome
 
 
-def _save(built: ZooModel, path: Path) -> None:
-    """A .pt is ultralytics' own checkpoint, which `yolo train model=...` continues with; anything else is ours."""
+def _save(built: ZooModel, path: Path, inputs: Any) -> ExportReport | None:
+    """A .pt is ultralytics' own checkpoint, which `yolo train model=...` continues with; the rest is ours."""
+    if path.suffix in EXPORTS:
+        from simam_inject.export import export
+
+        return export(built.model, path, example_inputs=inputs)
     if path.suffix != ".pt":
         from simam_inject.persist import save
 
@@ -109,6 +116,7 @@ def _save(built: ZooModel, path: Path) -> None:
         cast(Any, built.model).save(str(path))
     else:
         raise ModelError(f"{built.name} is no YOLO, and a .pt is a YOLO checkpoint; write --output FILE.safetensors")
+    return None
 
 
 def _render(order: Order, outcome: Outcome) -> Any:
@@ -151,6 +159,9 @@ def _next_steps(order: Order, outcome: Outcome) -> Iterator[str]:
         yield f"in your code: from simam_inject import inject; inject(model, {_as_code(order, outcome)})"
         if order.output is not None and order.output.suffix == ".pt":
             yield f"train it: yolo train model={order.output} data=...; afterwards: simam-inject check best.pt"
+        elif outcome.exported is not None:
+            proof = outcome.exported
+            yield f"{proof.path} holds {proof.live} live sites and is {proof.difference:.1e} from eager ({proof.form})"
         elif order.output is not None:
             yield f"from the file: from simam_inject.persist import load; load({str(order.output)!r}, model)"
         else:

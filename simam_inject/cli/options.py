@@ -9,6 +9,8 @@ import typer
 
 PLACE, MODEL, RESULT = "Where SimAM goes", "The model", "What comes out"
 CONDITIONS = "How to measure"
+EXPORTS = (".onnx", ".pt2", ".torchscript")
+"""Suffixes of files that other runtimes run; `simam_inject.export.forms` has the formats, and imports torch."""
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -42,8 +44,10 @@ def parse_output(text: str) -> Path:
         typer.BadParameter: It cannot, or does not.
     """
     path = Path(text)
-    if path.suffix not in (".safetensors", ".pt"):
-        raise typer.BadParameter(f"found {text!r}; the file must end in .safetensors, or in .pt for a YOLO")
+    if path.suffix not in (".safetensors", ".pt", *EXPORTS):
+        raise typer.BadParameter(
+            f"found {text!r}; the file must end in .safetensors, {', '.join(EXPORTS)}, or in .pt for a YOLO"
+        )
     if not path.parent.is_dir():
         raise typer.BadParameter(f"there is no folder {str(path.parent)!r}")
     return path
@@ -93,7 +97,7 @@ Output = Annotated[
     typer.Option(
         "--output",
         metavar="FILE",
-        help="Save weights and sites: x.safetensors, or x.pt for YOLO",
+        help="Save weights and sites: x.safetensors, x.pt for YOLO; or export: x.onnx, x.pt2, x.torchscript",
         rich_help_panel=RESULT,
     ),
 ]
