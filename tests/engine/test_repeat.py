@@ -1,0 +1,301 @@
+"""Injecting again, more, nested, and back; and all or nothing when something fails midway."""
+
+import copy
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
+from simam_inject.errors import ModelError
+from simam_inject.rewriting import rewriter
+from tests.engine.blocks import Block, Net, conv
+from tests.engine.oracle import hooked, same_bits, snapshot
+
+X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
+
+
+def network():
+    torch.manual_seed(1)
+    return nn.Sequential(conv(3, 4), Net2(), Net2()).eval()
+
+
+class Net2(nn.Module):
+    """A block in a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Block()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.inner(x)) + x
+
+
+def paths(model):
+    return sorted(insertion.path for insertion in injected(model))
+
+
+def oracle(plain, attended, e_lambda=1e-4):
+    with hooked(plain, attended, e_lambda, simam), torch.no_grad():
+        return plain(X)
+
+
+def run(model):
+    with torch.no_grad():
+        return model(X)
+
+
+def test_injecting_twice_changes_nothing_and_says_so():
+    model = inject(network(), "after block.a", example_inputs=X)
+    before = snapshot(model)
+    with pytest.warns(UserWarning, match="nothing to inject: all 2 sites have SimAM already"):
+        assert inject(model, "after block.a", example_inputs=X) is model
+    assert snapshot(model) == before
+    again = plan(model, "after block.a", example_inputs=X)
+    assert again.insertions == ()
+    assert [insertion.path for insertion in again.present] == ["1.inner.a", "2.inner.a"]
+
+
+def test_another_lambda_is_refused_and_not_ignored():
+    model = inject(network(), "after block.a", example_inputs=X)
+    recipe = {"e_lambda": 0.5, "rules": [{"block": "block", "after": "a"}]}
+    with pytest.warns(UserWarning, match="nothing to inject"):
+        inject(model, recipe, example_inputs=X)
+    reasons = [skip.reason for skip in plan(model, recipe, example_inputs=X).skips]
+    assert reasons[0] == "has SimAM already, with e_lambda 0.0001 instead of 0.5; eject first to change it"
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("after block.a", "after net2", "after block.b"),
+        ("after net2", "after block.b", "after block.a"),
+        ("after block.b", "after block.a", "after net2"),
+    ],
+)
+def test_more_recipes_one_after_the_other(order):
+    plain, model = network(), network()
+    attended = {"after block.a": "inner.a", "after net2": "", "after block.b": "inner.b"}
+    there = []
+    for recipe in order:
+        inject(model, recipe, example_inputs=X)
+        there += [f"{block}.{attended[recipe]}".rstrip(".") for block in (1, 2)]
+        assert paths(model) == sorted(there)
+        assert same_bits(run(model), oracle(plain, there))
+        assert verify(model, example_inputs=X).ok
+    eject(model)
+    assert same_bits(run(model), run(plain))
+    assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
+
+
+def test_a_value_of_two_names_is_attended_once():
+    model = inject(network(), {"rules": [{"block": "block", "after": "output"}]}, example_inputs=X)
+    with pytest.warns(UserWarning, match="nothing to inject"):
+        inject(model, "after block.b", example_inputs=X)  # what `b` returns is what the block returns
+    assert len(injected(model)) == 2
+
+
+def test_an_outer_and_an_inner_site_in_one_recipe():
+    plain = network()
+    rules = [
+        {"block": "net2", "after": "output"},
+        {"block": "net2", "after": "inner"},
+        {"block": "block", "after": "a"},
+    ]
+    for ordered in (rules, rules[::-1]):
+        model = inject(network(), {"rules": ordered}, example_inputs=X)
+        attended = [f"{block}{name}" for block in (1, 2) for name in ("", ".inner", ".inner.a")]
+        assert paths(model) == sorted(attended)
+        assert same_bits(run(model), oracle(plain, attended))
+
+
+def test_eject_twice_and_without_simam():
+    model, plain = network(), network()
+    assert eject(model) is model
+    inject(model, "after block.a", example_inputs=X)
+    eject(eject(model))
+    assert injected(model) == ()
+    assert same_bits(run(model), run(plain))
+    assert not any("simam" in name for module in model.modules() for name in module.__dict__)
+
+
+def test_modules_added_and_trained_while_injected_survive_eject():
+    model = inject(network(), "after block.a", example_inputs=X)
+    model[1].inner.extra = nn.Linear(2, 2)
+    model[1].note = "mine"
+    with torch.no_grad():
+        model[1].inner.a.weight.add_(1)
+    model.train()
+    expected = model.state_dict()
+    eject(model)
+    assert model[1].note == "mine"
+    assert all(module.training for module in model.modules())
+    assert list(model.state_dict()) == list(expected)
+    assert all(map(torch.equal, model.state_dict().values(), expected.values()))
+
+
+def test_a_plan_is_applied_once_and_to_the_planned_model():
+    model = network()
+    planned = plan(model, "after block.a", example_inputs=X)
+    assert injected(model) == ()
+    assert planned.apply() is model
+    assert injected(model) == planned.insertions
+    with pytest.raises(ModelError, match="has changed since it was planned"):
+        planned.apply()
+    other = plan(network(), "after block.a", example_inputs=X)
+    other.apply()
+    changed = network()
+    stale = plan(changed, "after block.a", example_inputs=X)
+    changed[1].inner = Block()
+    before = snapshot(changed)
+    with pytest.raises(ModelError, match="has changed since it was planned"):
+        stale.apply()
+    assert snapshot(changed) == before
+
+
+@pytest.mark.parametrize("step", range(4))
+@pytest.mark.parametrize("present", [False, True], ids=["fresh", "onto another"])
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_a_failure_midway_leaves_everything_as_it_was(monkeypatch, step, present, error):
+    model = network()
+    if present:
+        inject(model, "after block.b", example_inputs=X)
+        model[1].inner.register_forward_hook(lambda module, args, output: None)
+        next(m for m in model.modules() if isinstance(m, SimAM)).mark = "the very same object"
+    before, expected = snapshot(model), run(model)
+    real, calls = rewriter.SimAM, []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        if len(calls) == step + 1:
+            raise error("midway")
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(rewriter, "SimAM", failing)
+    rules = [{"block": "block", "after": "a"}, {"block": "net2", "after": "output"}]
+    with pytest.raises(error, match="midway"):
+        inject(model, {"rules": rules}, example_inputs=X)
+    assert len(calls) == step + 1
+    monkeypatch.undo()
+    assert snapshot(model) == before
+    assert same_bits(run(model), expected)
+    inject(model, {"rules": rules}, example_inputs=X)
+    assert len(injected(model)) == 4 + 2 * present
+
+
+@pytest.mark.parametrize("step", range(1, 4))
+def test_a_class_swap_that_fails_midway(monkeypatch, step):
+    model = network()
+    before = snapshot(model)
+    real, calls = rewriter.put, []
+
+    def failing(module, swapped):
+        calls.append(swapped)
+        if len(calls) == step:
+            raise MemoryError("midway")
+        real(module, swapped)
+
+    monkeypatch.setattr(rewriter, "put", failing)
+    rules = [{"block": "block", "after": "a"}, {"block": "net2", "after": "output"}]
+    with pytest.raises(MemoryError, match="midway"):
+        inject(model, {"rules": rules}, example_inputs=X)
+    assert snapshot(model) == before
+
+
+def test_a_block_whose_class_was_changed_again_is_not_ejected():
+    model = inject(network(), "after block.a", example_inputs=X)
+    block = model[1].inner
+    again = type("Sharded", (type(block),), {})
+    object.__setattr__(block, "__class__", again)
+    before = snapshot(model)
+    for action in (eject, lambda m: inject(m, "after block.b", example_inputs=X)):
+        with pytest.raises(InjectError, match="was changed again after SimAM was injected"):
+            action(model)
+        assert snapshot(model) == before
+
+
+class Sensitive(Block):
+    """Everything that an inspection could disturb."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.drop = nn.BatchNorm2d(4), nn.Dropout(0.5)
+        self.cache = {"calls": []}
+
+    def forward(self, x):
+        self.cache["last"] = tuple(x.shape)
+        noise = torch.rand(1) + random.random() + float(np.random.rand())
+        return self.drop(self.norm(self.b(self.a(x)))) + noise
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_inspection_leaves_no_trace(training):
+    torch.manual_seed(1)
+    model = Net(Sensitive()).train(training)
+    model.block.norm.eval()
+    model.stem.weight.requires_grad_(False)
+    model(X).sum().backward()
+    fired = []
+
+    def once(*_):
+        fired.append(1)
+        handle.remove()
+
+    handle = model.block.a.register_forward_hook(once)
+    states = [random.getstate(), np.random.get_state()[1].tolist()]
+    before = snapshot(model)
+    planned = plan(model, "after sensitive.a", example_inputs=X)
+    assert str(planned)
+    assert planned.to_dict()["insertions"]
+    assert snapshot(model) == before
+    assert [random.getstate(), np.random.get_state()[1].tolist()] == states
+    assert fired
+    assert len(model.block.a._forward_hooks) == 1
+
+
+def test_injection_itself_moves_no_state():
+    torch.manual_seed(1)
+    model = Net(Net2())
+    model(X).sum().backward()
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    modes = {name: module.training for name, module in model.named_modules()}
+    state = torch.get_rng_state()
+    inject(model, "after block.a", example_inputs=X)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(buffers[name], buffer) for name, buffer in model.named_buffers())
+    assert all(gradients[name] is parameter.grad for name, parameter in model.named_parameters())
+    assert modes == {name: m.training for name, m in model.named_modules() if not isinstance(m, SimAM)}
+    assert all(module.training for module in model.modules() if isinstance(module, SimAM))
+
+
+def test_under_inference_mode_and_no_grad():
+    for context in (torch.inference_mode, torch.no_grad):
+        model, plain = network(), network()
+        with context():
+            inject(model, "after block.a", example_inputs=X)
+        assert same_bits(run(model), oracle(plain, ["1.inner.a", "2.inner.a"]))
+        model(X).sum().backward()
+        assert model[0].weight.grad is not None
+
+
+def test_names_in_use_are_stepped_aside():
+    class Taken(Block):
+        def __init__(self):
+            super().__init__()
+            self.simam_a = nn.Identity()
+
+        def forward(self, x):
+            return self.simam_a(self.b(self.a(x)))
+
+    model = Net(Taken()).eval()
+    plain = copy.deepcopy(model)
+    inject(model, "after taken.a", example_inputs=X)
+    assert isinstance(model.block.simam_a, nn.Identity)
+    with hooked(plain, ["block.a"], 1e-4, simam):
+        assert same_bits(model(X), plain(X))
+    eject(model)
+    assert isinstance(model.block.simam_a, nn.Identity)
