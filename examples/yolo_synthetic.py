@@ -116,8 +116,8 @@ def train(data: Path, recipe: str | None, seed: int, options: argparse.Namespace
 
     model.add_callback("on_fit_epoch_end", note)
     model.train(
-        data=str(data), epochs=options.epochs, imgsz=options.imgsz, batch=16, seed=seed, device=options.device, workers=0,
-        optimizer="SGD", lr0=0.02, warmup_epochs=1, close_mosaic=5, pretrained=False, plots=False, verbose=False,
+        data=str(data), epochs=options.epochs, imgsz=options.imgsz, batch=16, seed=seed, device=options.device,
+        workers=0, optimizer="SGD", lr0=0.02, warmup_epochs=1, close_mosaic=5, pretrained=False, plots=False, verbose=False,
         project=str(data.parent / "runs"), name=f"{recipe or 'plain'}-{seed}", exist_ok=True,
     )  # fmt: skip
     assert bool(injected(model)) == (recipe is not None), "the trained model is not the one that was asked for"
@@ -126,6 +126,7 @@ def train(data: Path, recipe: str | None, seed: int, options: argparse.Namespace
 
 def main() -> None:
     """Draw, train, print."""
+    torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=400)
     parser.add_argument("--epochs", type=int, default=30)
