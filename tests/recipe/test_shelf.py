@@ -1,0 +1,61 @@
+"""Every shipped recipe on the architectures it speaks of: its sites are those of the golden list, and they are live."""
+
+import pytest
+import torch
+
+from simam_inject import inject, injected
+from simam_inject.errors import NoMatchError
+from simam_inject.recipe import shipped_recipes
+from tests.recipe.shelf import MODELS, QUICK, YOLOS, build, example, golden, line, sites
+
+PAIRS = [(recipe, name) for recipe, names in MODELS.items() for name in names]
+COUNTS = {"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 33, "resnext50_32x4d": 16, "mobilenet_v2": 17}
+SLOW = ("resnet34", "resnet101", "resnet50", "resnext50_32x4d")
+
+
+def marked(entries, name_of, quick):
+    return [pytest.param(*entry, marks=() if name_of(entry) in quick else pytest.mark.zoo) for entry in entries]
+
+
+def test_every_shipped_recipe_is_tested_on_at_least_three_architectures():
+    assert set(MODELS) == set(shipped_recipes())
+    assert all(len(names) >= 3 for names in MODELS.values())
+    assert set(golden()) == set(PAIRS)
+
+
+@pytest.mark.parametrize(("recipe", "name"), marked(PAIRS, lambda pair: pair[1], QUICK))
+def test_the_sites_are_those_of_the_golden_list(recipe, name):
+    assert line(recipe, name) == golden()[recipe, name]
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), marked(COUNTS.items(), lambda entry: entry[0], ("resnet18", "mobilenet_v2"))
+)
+def test_the_paper_recipe_has_as_many_sites_as_the_authors(name, count):
+    assert len(sites("paper", name)) == count
+
+
+@pytest.mark.parametrize("recipe", ["paper", "unet", "convnext", "mobile", "yolo-sppf"])
+def test_a_recipe_on_a_model_it_does_not_speak_of_is_an_error(recipe):
+    with pytest.raises(NoMatchError):
+        inject(
+            torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.ReLU()),
+            recipe,
+            example_inputs=torch.rand(1, 3, 8, 8),
+        )
+
+
+LIVE = [(recipe, name) for recipe, name in PAIRS if recipe.startswith("yolo-") and name in YOLOS]
+LIVE_QUICK = [
+    ("yolo-backbone", "yolov8n"),
+    ("yolo-concat", "yolov6n"),
+    ("yolo-downsample", "yolov10n"),
+    ("yolo-sppf", "yolo12n"),
+]
+
+
+@pytest.mark.parametrize(("recipe", "name"), marked(LIVE, tuple, LIVE_QUICK))
+def test_every_yolo_recipe_is_live_on_every_family(recipe, name):
+    model = build(name)
+    inject(model, recipe, example_inputs=example(name))
+    assert len(injected(model)) == len(sites(recipe, name)) > 0
