@@ -117,8 +117,8 @@ def train(data: Path, recipe: str | None, seed: int, options: argparse.Namespace
     model.add_callback("on_fit_epoch_end", note)
     model.train(
         data=str(data), epochs=options.epochs, imgsz=options.imgsz, batch=16, seed=seed, device=options.device,
-        workers=0, optimizer="SGD", lr0=0.02, warmup_epochs=1, close_mosaic=5, pretrained=False, plots=False, verbose=False,
-        project=str(data.parent / "runs"), name=f"{recipe or 'plain'}-{seed}", exist_ok=True,
+        workers=0, optimizer="SGD", lr0=0.02, warmup_epochs=1, close_mosaic=5, pretrained=False, plots=False,
+        verbose=False, project=str(data.parent / "runs"), name=f"{recipe or 'plain'}-{seed}", exist_ok=True,
     )  # fmt: skip
     assert bool(injected(model)) == (recipe is not None), "the trained model is not the one that was asked for"
     return curve
