@@ -1,0 +1,56 @@
+"""docs/recipes.md is true: its recipes load, its Python runs, its tables name what there is."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from simam_inject.recipe import Recipe, Rule, Where, load_recipe, shipped_recipes
+from simam_inject.recipe.kinds import FAMILIES, KINDS
+from simam_inject.recipe.loading import _load_text
+
+ROOT = Path(__file__).parents[2]
+TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
+
+
+@pytest.mark.parametrize("text", [text for language, text in BLOCKS if language == "yaml"])
+def test_every_recipe_in_the_page_loads(text):
+    assert _load_text(text, "page").rules
+
+
+def test_the_python_in_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "docs").mkdir()
+    scope: dict[str, object] = {}
+    for language, text in BLOCKS:
+        if language == "python":
+            exec(compile(text, "docs/recipes.md", "exec"), scope)  # noqa: S102  (it is our own page)
+    assert (tmp_path / "docs" / "recipe.schema.json").read_text() == (ROOT / "docs" / "recipe.schema.json").read_text()
+
+
+def test_every_selector_in_the_page_is_one():
+    lines = re.findall(r"^\| `((?:after|before) [^`]+)` \|", TEXT, re.MULTILINE)
+    assert len(lines) == 6
+    assert all(len(load_recipe(line).rules) == 1 for line in lines)
+
+
+def test_the_table_of_the_shelf_is_complete():
+    shelf = TEXT[TEXT.index("## The shelf") :]
+    assert tuple(sorted(re.findall(r"^\| `([a-z-]+)` \|", shelf, re.MULTILINE))) == shipped_recipes()
+    assert shelf.count("[SimAM]") > len(shipped_recipes())
+
+
+def test_every_key_is_explained():
+    for key in (*Recipe.model_fields, *Rule.model_fields, *Where.model_fields):
+        assert re.search(rf"`{key}`|\b{key}:", TEXT), key
+
+
+def test_the_table_of_kinds_names_kinds():
+    rows = re.findall(r"^\| (?:`(\w+)`|\(none\)) \| (`(?:\w+)` .*) \|$", TEXT, re.MULTILINE)
+    found = {family: set(re.findall(r"`(\w+)`", names)) for family, names in rows}
+    assert {family for family in found if family} == set(FAMILIES)
+    for family, names in found.items():
+        assert names <= (FAMILIES[family] if family else KINDS)
+    for family in ("conv", "norm", "pool"):
+        assert found[family] == FAMILIES[family]
