@@ -17,7 +17,7 @@ from benchmarks.coverage.records import Finding
 from simam_inject import SimAM, eject, verify
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import record
-from simam_inject.tracing.snapshot import same_buffers, unchanged
+from simam_inject.tracing.snapshot import mode, same_buffers, unchanged
 from simam_inject.verification.outputs import difference, tensors_in
 
 SEED = 0
@@ -140,6 +140,8 @@ def _liveness(model: nn.Module, inputs: Inputs) -> str | tuple[None, str] | None
     modules = attentions_of(model)
     dead = [path for path, gradient in _gradients(model, modules, inputs).items() if not gradient]
     unmoved = [path for path in dead[:MAX_PERTURBED] if not _moves(model, modules[path], inputs)]
+    with mode(model, training=True), same_buffers(model):  # a box that no threshold lets through still has a loss
+        unmoved = [path for path in unmoved if not _moves(model, modules[path], inputs)]
     if unmoved:
         return f"{len(unmoved)} of {len(modules)} do not, e.g. {unmoved[0]}"
     if len(dead) > MAX_PERTURBED:

@@ -30,12 +30,17 @@ def _put_back(attribute: Any, saved: Any) -> Any:
     return attribute
 
 
+def _python_modules(model: nn.Module) -> Iterator[nn.Module]:
+    """All but scripted ones, whose tables are views into compiled code."""
+    return (module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule))
+
+
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Restore every module's attributes, tables and modes afterwards. Contents of tensors are not saved."""
     saved = [
         (module, dict(module.__dict__), {name: _copy_attribute(value) for name, value in module.__dict__.items()})
-        for module in model.modules()
+        for module in _python_modules(model)
     ]
     try:
         yield
@@ -49,7 +54,7 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 @contextmanager
 def same_buffers(model: nn.Module) -> Iterator[None]:
     """Restore all buffers (BatchNorm statistics, counters, observers) afterwards: the tensors and their contents."""
-    tables = [(module._buffers, dict(module._buffers)) for module in model.modules()]
+    tables = [(module._buffers, dict(module._buffers)) for module in _python_modules(model)]
     saved = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
     try:
         yield
@@ -92,7 +97,13 @@ def mode(model: nn.Module, training: bool) -> Iterator[None]:
 
 @contextmanager
 def on_meta(model: nn.Module) -> Iterator[None]:
-    """Parameters and buffers replaced by meta twins inside, so that a forward costs no arithmetic and no memory."""
+    """Parameters and buffers replaced by meta twins inside, so that a forward costs no arithmetic and no memory.
+
+    Raises:
+        TypeError: a part of the model is scripted.
+    """
+    if any(isinstance(module, torch.jit.ScriptModule) for module in model.modules()):
+        raise TypeError("the tensors of a scripted module live in compiled code and cannot be replaced for a moment")
     twins: dict[int, torch.Tensor] = {}
     saved: list[tuple[dict[str, Any], dict[str, Any]]] = []
     try:

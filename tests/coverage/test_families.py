@@ -1,0 +1,115 @@
+"""One model of every family that has a spatial conv map, small: all sites at once, in and out again.
+
+The whole sweep, model by model and recipe by recipe: `python -m benchmarks.coverage`; its result is docs/coverage.md.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.coverage.catalogue import build_model, family_of, take_stock
+from benchmarks.coverage.choice import exclusion
+from benchmarks.coverage.examples import second_inputs, small_inputs
+from benchmarks.coverage.probes import randomise, run
+from benchmarks.coverage.workers import run_all
+from simam_inject import eject, injected, plan, verify
+from simam_inject.verification.outputs import difference
+
+FAMILIES = Path(__file__).with_name("families.txt").read_text(encoding="utf-8").split()
+SLOW = {
+    "timm:nasnetalarge": "89 million parameters, 800 sites",
+    "timm:pnasnet5large": "86 million parameters, 700 sites",
+    "timm:inception_resnet_v2": "56 million parameters, 500 sites",
+    "timm:samvit_base_patch16_224": "fixed size, 90 million parameters",
+    "timm:mobilenetv5_base": "80 million parameters",
+    "torchvision:keypointrcnn_resnet50_fpn": "59 million parameters; maskrcnn has the same blocks",
+    "torchvision:quantized_inception_v3": "inception_v3 has the same blocks",
+}
+"""Left to `pytest -m zoo`."""
+EVERYTHING = {
+    "version": 1,
+    "rules": [
+        {"block": "*", "before": "residual", "optional": True},
+        {"path": "*", "after": {"op": "conv"}, "optional": True},
+        {"block": "*", "after": "output", "optional": True},
+    ],
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each library's own
+        yield
+
+
+def check(key):
+    library, _, name = key.partition(":")
+    model, built = build_model(library, name)
+    randomise(model)
+    inputs = small_inputs(model, built)
+    second = second_inputs(model, built, inputs)
+    plain, keys = run(model, inputs), list(model.state_dict())
+    classes = [type(module) for module in model.modules()]
+    planned = plan(model, EVERYTHING, example_inputs=inputs.args)
+    planned.apply()
+    assert len(injected(model)) == len(planned.insertions) > 0
+    assert all(skip.reason for skip in planned.skips)
+    for size in (inputs, second):
+        if size is not None:
+            found = verify(model, example_inputs=size.args)
+            assert found.ok, [check for check in found.checks if check.ok is False]
+    assert difference(run(model, inputs), plain) is not None
+    eject(model)
+    assert [type(module) for module in model.modules()] == classes
+    assert list(model.state_dict()) == keys
+    assert difference(run(model, inputs), plain) is None
+
+
+@pytest.mark.parametrize("key", [key for key in FAMILIES if key not in SLOW])
+def test_family(key):
+    check(key)
+
+
+@pytest.mark.zoo
+@pytest.mark.parametrize("key", sorted(SLOW))
+def test_slow_family(key):
+    check(key)
+
+
+@pytest.mark.zoo
+def test_no_family_is_left_out():
+    import timm
+
+    listed = {family_of("timm", key.partition(":")[2]) for key in FAMILIES if key.startswith("timm:")}
+    outside = []
+    for family in set(timm.list_modules()) - listed:
+        entries = [take_stock("timm", name) for name in timm.list_models(module=family)[:2]]
+        outside += [entry.name for entry in entries if not exclusion(entry)]
+    assert not outside
+
+
+def _work(task):
+    if task == "crash":
+        os._exit(3)
+    if task == "hang":
+        torch.ones(1)
+        while True:
+            pass
+    if task == "raise":
+        raise ValueError("no")
+    return task.upper()
+
+
+def test_a_crash_and_a_time_out_are_results():
+    found = {
+        task: (result, error)
+        for task, result, error in run_all(["fine", "crash", "hang", "raise"], _work, workers=2, timeout=3.0)
+    }
+    assert found["fine"] == ("FINE", "")
+    assert found["crash"] == (None, "the process died (exit code 3)")
+    assert found["hang"] == (None, "timed out after 3 s")
+    assert found["raise"] == (None, "ValueError: no")
