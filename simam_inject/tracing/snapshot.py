@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from simam_inject.tracing.watching import same_items
+
 _TABLES = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set, deque)
 
@@ -24,7 +26,7 @@ def _copy_attribute(value: Any) -> Any:
 
 def _put_back(attribute: Any, saved: Any) -> Any:
     """Refill the original container, so that others who hold it see the old content too."""
-    if isinstance(attribute, _CONTAINERS):
+    if isinstance(attribute, _CONTAINERS) and not same_items(attribute, saved):
         attribute.clear()
         (attribute.extend if isinstance(attribute, (list, deque)) else attribute.update)(saved)
     return attribute
