@@ -17,9 +17,10 @@ from torch.ao.quantization import (
     quantize_fx,
 )
 from torch.nn.utils import parametrize
+from torch.optim.swa_utils import AveragedModel
 
 from simam_inject import eject, inject, injected
-from simam_inject.errors import InjectError, ModelError, VerificationError
+from simam_inject.errors import InjectError, ModelError, NoMatchError, VerificationError
 from tests.export.networks import BasicBlock, Network, image
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torch.ao", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -167,6 +168,33 @@ def test_prepare_for_quantization_aware_training_then_inject_is_refused():
     assert injected(prepared) == ()
     after = prepared.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def as_fused(model):
+    return quantize_fx.fuse_fx(model)
+
+
+def as_prepared(model):
+    return quantize_fx.prepare_fx(model, get_default_qconfig_mapping("x86"), (image(),))
+
+
+@pytest.mark.parametrize("convert_graph", [as_fused, as_prepared])
+def test_a_converted_graph_has_no_blocks_to_name(convert_graph):
+    with pytest.raises(NoMatchError, match="takes no site: this model has no block named 'basicblock'"):
+        attend(convert_graph(network()))
+
+
+def test_a_moving_average_holds_the_sites_either_way():
+    before = AveragedModel(network())
+    attend(before.module)
+    after = AveragedModel(attend(network()))
+    model = attend(network())
+    for average in (before, after):
+        assert paths(average.module) == SITES
+        average.update_parameters(model)
+        with torch.no_grad():
+            assert torch.equal(average(image()), model(image()))
+        assert list(average.module.state_dict()) == list(network().state_dict())
 
 
 def test_a_class_that_was_swapped_again_is_not_ejected():
