@@ -6,6 +6,8 @@ The stages hold the assertions; each that gives an output compares it as a pair,
 import pytest
 from ultralytics.nn import tasks
 
+from tests.yolo.conftest import ROOT
+
 restricted_loading = pytest.mark.skipif(
     not hasattr(tasks, "_SafeLoad"), reason="ULTRALYTICS_SAFE_LOAD came after ultralytics 8.4.0"
 )
@@ -69,3 +71,9 @@ def test_other_ways_to_train(workshop, stage):
 @pytest.mark.long
 def test_multi_gpu_workers_get_the_injected_network_or_are_not_started(workshop):
     workshop.run("ddp_file")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["yolov8n-seg", "yolov8n-cls", "yolov8n-pose", "yolo11n-obb", "yolov8-rtdetr"])
+def test_other_tasks_train_with_their_sites(workshop, name):
+    workshop.call(str(ROOT / "tests" / "yolo" / "tasks.py"), name, str(workshop.folder))
