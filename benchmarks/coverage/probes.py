@@ -140,8 +140,13 @@ def _liveness(model: nn.Module, inputs: Inputs) -> str | tuple[None, str] | None
     modules = attentions_of(model)
     dead = [path for path, gradient in _gradients(model, modules, inputs).items() if not gradient]
     unmoved = [path for path in dead[:MAX_PERTURBED] if not _moves(model, modules[path], inputs)]
-    with mode(model, training=True), same_buffers(model):  # a box that no threshold lets through still has a loss
-        unmoved = [path for path in unmoved if not _moves(model, modules[path], inputs)]
+    if unmoved:
+        try:
+            with mode(model, training=True), same_buffers(model):  # a box that no threshold lets through has a loss
+                unmoved = [path for path in unmoved if not _moves(model, modules[path], inputs)]
+        except Exception as error:
+            told = f"{len(unmoved)} of {len(modules)} do not in eval mode, e.g. {unmoved[0]}; train mode does not run"
+            return None, f"{told} ({_told(error)})"
     if unmoved:
         return f"{len(unmoved)} of {len(modules)} do not, e.g. {unmoved[0]}"
     if len(dead) > MAX_PERTURBED:

@@ -125,7 +125,7 @@ class Flow:
     def _find_layout(self, scope: Scope, node: fx.Node) -> Layout:
         if node.op == "placeholder":
             outside = self._argument_nodes(scope, node)
-            return self.layout(outside[0], outside[1][0]) if outside else layouts.SECOND
+            return self.layout(outside[0], outside[1][0]) if outside else self._read_as(scope, node) or layouts.SECOND
         child = self.child(scope, node)
         if child is not None and child.body is not None:
             results = output_node(child.body.graph).all_input_nodes
@@ -135,7 +135,8 @@ class Flow:
         sources = [source for source in self.tensor_inputs(node) if _shape(source)]
         if written is not None or not sources:
             return layouts.SECOND if written is None else written
-        source = next((source for source in sources if len(_shape(source)) == len(after)), sources[0])
+        like = [source for source in sources if len(_shape(source)) == len(after)] or sources
+        source = next((source for source in like if self.layout(scope, source)), like[0])
         layout, before = self.layout(scope, source), _shape(source)
         if kind in layouts.RESHAPES and math.prod(before) == math.prod(after):
             return layouts.reshaped(before, after, layout)
@@ -146,6 +147,20 @@ class Flow:
         if kind in layouts.MATRIX_PRODUCTS and len(sources) == 2:
             return layouts.multiplied(layout, self.layout(scope, sources[1]), len(after))
         return layout
+
+    def _read_as(self, scope: Scope, node: fx.Node) -> Layout | None:
+        """The layout that the first reader which knows expects: where an opaque block calls, nobody else can tell."""
+        for reader in node.users:
+            child = self.child(scope, reader)
+            if child is None or child.body is None:
+                found = layouts.written(self.kind(scope, reader), self.module(scope, reader), len(_shape(node)))
+            else:
+                inputs = [given for given in child.body.graph.nodes if given.op == "placeholder"]
+                given = next((g for g in inputs if node in (self._argument_nodes(child, g) or (scope, []))[1]), None)
+                found = None if given is None else self._read_as(child, given)
+            if found is not None:
+                return found
+        return None
 
     def branch_of(self, scope: Scope, node: fx.Node) -> fx.Node | None:
         """The operand of an add that is the residual branch, or None if the add joins no skip.

@@ -71,3 +71,33 @@ def test_channels_last_is_seen_through_chunk_and_back():
         "mul": -1,
         "movedim": 1,
     }
+
+
+class TokenBlock(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+        self.mlp = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return x + self.mlp(self.norm(x))
+
+
+class OpaqueTokens(nn.Module):
+    """Decides on a shape, as MobileViT's blocks do: nobody says what its child is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.blocks = nn.Sequential(TokenBlock(), TokenBlock())
+
+    def forward(self, x):
+        x = self.conv(x)
+        if x.shape[-1] % 2:
+            x = x[..., :-1]
+        return self.blocks(x.flatten(2).transpose(1, 2))
+
+
+def test_tokens_of_an_opaque_block_have_channels_last():
+    planned = plan(OpaqueTokens(), {"version": 1, "rules": [{"block": "TokenBlock", "after": "output"}]})
+    assert [(i.path, i.channel_dim) for i in planned.insertions] == [("blocks.0", -1), ("blocks.1", -1)]
