@@ -15,6 +15,7 @@ from simam_inject.export.proving import as_exported, compare, count_sites, expec
 from simam_inject.export.records import ExportError, ExportReport
 from simam_inject.export.shapes import other_examples, parse_dynamic, widened
 from simam_inject.integrations import network_of
+from simam_inject.persist.wrappers import unwrapped
 from simam_inject.rewriting.rewriter import edits_in, stock
 from simam_inject.subjects import check_subject
 from simam_inject.tracing.inputs import Example, example_of
@@ -32,7 +33,8 @@ def export(
     nothing in the model: it is exported in eval mode and is afterwards as it was.
 
     Args:
-        model: an injected `nn.Module`, or an ultralytics `YOLO`.
+        model: an injected `nn.Module` or ultralytics `YOLO`; DDP, DataParallel and `torch.compile` wrappers are looked
+            through.
         path: ends in `.onnx` (dynamo exporter), `.pt2` (`torch.export`) or `.torchscript` (trace). An existing file is
             replaced at the end, when the proof has succeeded.
         example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
@@ -46,7 +48,7 @@ def export(
         ExportError: no SimAM in the model, a SimAM bypassed, an unknown suffix, a model or size that the exporter
             cannot express.
         LostSiteError: the file lacks a site, has another lambda, or computes something else. No file was written.
-        ModelError: the model cannot be run on the example, or is wrapped or compiled.
+        ModelError: the model cannot be run on the example, or is sharded, scripted or compiled in place.
 
     Example:
         >>> import tempfile, torchvision
@@ -94,7 +96,7 @@ def prove(
 
 
 def _network(model: nn.Module) -> nn.Module:
-    network = network_of(model)
+    network = network_of(unwrapped(model))
     check_subject(network)
     sites = list(edits_in(network))
     if not sites:

@@ -40,7 +40,7 @@ def as_exported(model: nn.Module) -> Iterator[None]:
         for context in (unchanged(model), same_buffers(model), same_random_state(), mode(model, False)):
             stack.enter_context(context)
         # A GPU's TensorFloat-32 convolutions differ from any other float32 by 1e-3.
-        stack.enter_context(torch.backends.cudnn.flags(enabled=True, allow_tf32=False))
+        stack.enter_context(torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False))
         stack.enter_context(torch.no_grad())
         yield
 

@@ -11,7 +11,7 @@ from simam_inject.export import export
 MODELS = {
     "resnet50": (torchvision.models.resnet50, "paper", 16),
     "mobilenet_v2": (torchvision.models.mobilenet_v2, "paper", 17),
-    "densenet121": (torchvision.models.densenet121, "after denselayer.conv2", 58),
+    "densenet121": (torchvision.models.densenet121, "after _denselayer.conv2", 58),
     "shufflenet_v2": (torchvision.models.shufflenet_v2_x0_5, "after invertedresidual", 16),
     "efficientnet_b0": (lambda: timm.create_model("efficientnet_b0"), "after invertedresidual", 15),
     "convnext_atto": (lambda: timm.create_model("convnext_atto"), "after convnextblock.conv_dw", 12),

@@ -107,6 +107,11 @@ def test_channels_last_maps_are_exported(tmp_path):
     assert export(model, tmp_path / "net.onnx", example_inputs=image()).difference < 1e-5
 
 
+@pytest.mark.parametrize("wrap", [torch.compile, torch.nn.DataParallel])
+def test_wrappers_are_looked_through(wrap, tmp_path):
+    assert export(wrap(attended()), tmp_path / "net.pt2", example_inputs=image()).live == 2
+
+
 def test_network_of_the_default_size(tmp_path):
     torch.manual_seed(0)
     from simam_inject import inject
