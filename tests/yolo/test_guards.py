@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -89,6 +90,16 @@ def test_a_shielded_block_runs_and_has_its_class_back_afterwards(image):
         with fusing.shielded(network):  # fuse() asks is_fused()
             assert torch.equal(network.model[0](image), expected)
     assert type(network.model[0]) is own
+
+
+def test_two_threads_fuse_at_the_same_time(image):
+    network = injected_small(BETWEEN, image)
+    with torch.no_grad():
+        expected = network(image)[0]
+    with ThreadPoolExecutor(4) as pool:
+        fused = list(pool.map(lambda _: copy.deepcopy(network).fuse(verbose=False)(image)[0].detach(), range(8)))
+    assert all(torch.allclose(found, expected, atol=1e-4) for found in fused)
+    assert len(injected(network)) == 2
 
 
 @pytest.fixture(scope="module")
