@@ -177,11 +177,15 @@ def _is_changed_in_place(value: Any, path: str) -> bool:
 @contextmanager
 def _no_mode_use(watch: Watch) -> Iterator[None]:
     """A graph knows neither `with torch.no_grad():` nor autocast, and would hold the answer to a question for ever."""
+    thread = threading.get_ident()
+
+    def is_watched() -> bool:
+        return not watch.is_paused and threading.get_ident() == thread
 
     def refusing_query(query: Callable[..., Any]) -> Callable[..., Any]:
         def ask(*args: Any, **kwargs: Any) -> Any:
             caller = sys._getframe(1).f_globals.get("__name__", "")
-            if watch.is_paused or caller.partition(".")[0] == "torch":  # torch's own bookkeeping
+            if not is_watched() or caller.partition(".")[0] == "torch":  # torch's own bookkeeping
                 return query(*args, **kwargs)
             raise Refusal("asks torch whether gradients or autocast are on, and branches on the answer")
 
@@ -189,7 +193,7 @@ def _no_mode_use(watch: Watch) -> Iterator[None]:
 
     def refusing_switch(switch: Callable[..., Any]) -> Callable[..., Any]:
         def enter(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if watch.is_paused:
+            if not is_watched():
                 return switch(self, *args, **kwargs)
             raise Refusal(f"switches gradients or autocast inside ({type(self).__name__})")
 

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import threading
 from typing import ClassVar
 
 import pytest
@@ -279,5 +280,35 @@ def test_a_registry_of_subclasses_hears_nothing():
     plain, ours = injected_pair(Registered)
     assert Told.heard == ["registered"]
     assert isinstance(ours, Registered)
+    assert injected(ours)[0].means == "forward"
+    assert same_as_hooks(plain, ours, X)
+
+
+class WaitsForThread(blocks.Block):
+    """While it is traced, another thread switches gradients and changes modules, as a server does."""
+
+    def forward(self, x):
+        thread = threading.Thread(target=work_elsewhere, args=(self.b,))
+        thread.start()
+        thread.join()
+        return self.b(self.a(x))
+
+
+FAILED_ELSEWHERE = []
+
+
+def work_elsewhere(module):
+    try:
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            assert not torch.is_grad_enabled()
+            module.mark = object()
+    except BaseException as error:
+        FAILED_ELSEWHERE.append(error)
+        raise
+
+
+def test_other_threads_are_not_watched():
+    plain, ours = injected_pair(WaitsForThread)
+    assert FAILED_ELSEWHERE == []
     assert injected(ours)[0].means == "forward"
     assert same_as_hooks(plain, ours, X)
