@@ -16,7 +16,7 @@ def check_filters(rule: Rule, candidate: Candidate) -> Failure | None:
     narrowed = rule.path if rule.block or rule.pattern is not None else ()
     if narrowed and not any(glob.covers(path) for glob in narrowed):
         return f"its path is not in path: {' or '.join(glob.text for glob in narrowed)}", 1
-    excluded = next((glob for glob in rule.exclude if glob.covers(path)), None)
+    excluded = next((glob for glob in rule.exclude if glob.covers(path) or glob.matches(candidate.attended.path)), None)
     if excluded is not None:
         return f"excluded by {excluded.text}", 2
     for met, (name, bounds) in enumerate(rule.where.conditions() if rule.where is not None else ()):

@@ -123,12 +123,22 @@ def _load_named_file(source: str) -> Recipe:
     )
 
 
-def _load_file(path: Path) -> Recipe:
+def read_file(path: Path) -> bytes:
+    """The bytes of a file, one more than a recipe may have at most.
+
+    Raises:
+        RecipeError: it cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise RecipeError(f"recipe: cannot read {str(path)[:400]}: {error.strerror or error}") from None
+            return file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise RecipeError(f"recipe: cannot read {str(path)[:400]}: {reason or error}") from None
+
+
+def _load_file(path: Path) -> Recipe:
+    data = read_file(path)
     try:
         return _load_text(data, name=path.stem)
     except RecipeError as error:
