@@ -32,7 +32,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -95,6 +95,11 @@ class Process:
             dist.all_reduce(values)
         return values
 
+    def share(self, *modules: nn.Module) -> None:
+        """Give all processes the batch statistics of the first, which are the ones that are kept."""
+        for buffer in (buffer for module in modules for buffer in module.buffers() if self.count > 1):
+            dist.broadcast(buffer, 0)
+
 
 @contextmanager
 def joined() -> Iterator[Process]:
@@ -113,7 +118,7 @@ def joined() -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def open_data(options: argparse.Namespace, process: Process) -> tuple[Dataset[Any], Dataset[Any], int]:
+def open_data(options: argparse.Namespace, process: Process) -> tuple[Any, Any, int]:
     """Training images, validation images, number of classes."""
     finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]
     varied = v2.Compose([v2.RandomResizedCrop(options.size, antialias=True), v2.RandomHorizontalFlip(), *finish])
@@ -147,7 +152,9 @@ def make_loaders(
         "pin_memory": process.device.type == "cuda",
         "persistent_workers": options.workers > 0,
     }
-    sampler = DistributedSampler(train, process.count, process.rank, seed=options.seed, drop_last=True)
+    sampler: DistributedSampler[Any] = DistributedSampler(
+        train, process.count, process.rank, seed=options.seed, drop_last=True
+    )
     part = Subset(val, range(process.rank, len(val), process.count))
     return (
         DataLoader(train, options.batch, sampler=sampler, drop_last=True, **shared),
@@ -315,6 +322,7 @@ def run_epoch(trainer: Trainer, val_loader: DataLoader[Any], progress: Progress,
     start = time.perf_counter()
     train_loss = trainer.train(progress)
     seconds = time.perf_counter() - start
+    process.share(trainer.network, trainer.ema)
     val_loss, top1 = trainer.validate(trainer.network, val_loader)
     _, ema_top1 = trainer.validate(trainer.ema.module, val_loader)
     trainer.epoch += 1
