@@ -32,6 +32,9 @@ def guard_lines(body: Body, objects: dict[str, Any]) -> list[str]:
     if body.lengths:
         counted = " or ".join(f"len({_reference(path)}) != {length}" for path, length in body.lengths)
         lines += _refusal(counted, f"the number of modules in {', '.join(path for path, _ in body.lengths)}")
+    if body.missing:
+        appeared = " or ".join(f"hasattr({_owner(path)}, {path.rpartition('.')[2]!r})" for path in body.missing)
+        lines += _refusal(appeared, f"the presence of attribute {', '.join(body.missing)}")
     for argument in body.arguments:
         conditions = list(_argument_conditions(argument, objects))
         if conditions:
@@ -94,6 +97,10 @@ def _reference(path: str) -> str:
     for name in path.split("."):
         expression = f"{expression}.{name}" if name.isidentifier() else f"getattr({expression}, {name!r})"
     return expression
+
+
+def _owner(path: str) -> str:
+    return _reference(path.rpartition(".")[0]) if "." in path else "self"
 
 
 def _argument_conditions(argument: Argument, objects: dict[str, Any]) -> Iterator[str]:

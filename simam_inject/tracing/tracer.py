@@ -49,6 +49,8 @@ class Body:
     """Plain attributes the method read, by dotted path from the module, with the values the graph holds."""
     lengths: tuple[tuple[str, int], ...]
     """Containers the method listed or counted, by path, with their numbers of children."""
+    missing: tuple[str, ...]
+    """Attributes the method asked for in vain, by path."""
     reads_training: bool
 
 
@@ -86,7 +88,9 @@ def _trace_once(module: nn.Module, tracer: _ScopeTracer, name: str, *, training:
         raise Refusal(f"cannot be traced ({type(error).__name__}: {first_line:.160})") from error
     _drop_unused_reads(graph)
     guards, lengths = sorted(watch.attributes.items()), sorted(watch.lengths.items())
-    return Body(name, graph, tracer.arguments, tuple(guards), tuple(lengths), watch.reads_training)
+    return Body(
+        name, graph, tracer.arguments, tuple(guards), tuple(lengths), tuple(sorted(watch.missing)), watch.reads_training
+    )
 
 
 class _ScopeTracer(fx.Tracer):

@@ -50,6 +50,8 @@ class Watch:
     """Plain attributes that were read, by dotted path from the module, with their values."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Containers whose children were listed or counted, by path from the module."""
+    missing: set[str] = field(default_factory=set)
+    """Attributes that were asked for and are not there, by dotted path."""
     reads_training: bool = False
     is_paused: bool = False
     """True while the tracer itself computes."""
@@ -72,6 +74,15 @@ class Watch:
             if _is_constant(value):
                 self.attributes[full] = copy.deepcopy(value)
         return value
+
+    def note_absent(self, module: nn.Module, path: str, name: str) -> None:
+        """Note a child, parameter or buffer that was asked for and is None, or an attribute that is not there."""
+        full = f"{path}.{name}" if path else name
+        tables = [module.__dict__[table] for table in ("_parameters", "_buffers", "_modules")]
+        if not any(name in table for table in tables):
+            self.missing.add(full)
+        elif all(table.get(name) is None for table in tables):
+            self.attributes[full] = None
 
 
 def _is_constant(value: Any) -> bool:
@@ -129,7 +140,13 @@ def watchable() -> Iterator[None]:
 
 
 def _read_and_note(self: nn.Module, name: str) -> Any:
-    value = object.__getattribute__(self, name)
+    try:
+        value = object.__getattribute__(self, name)
+    except AttributeError:  # a child, a parameter, a buffer, or nothing: `nn.Module.__getattr__` is asked next
+        found = None if name.startswith("__") else _patch.find(self)
+        if found is not None:
+            found[1].note_absent(self, found[0], name)
+        raise
     if not _patch.watched or name.startswith("__"):
         return value
     found = _patch.find(self)

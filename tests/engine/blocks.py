@@ -242,3 +242,16 @@ class TakesMode(Block):
     def forward(self, x, mode):
         y = self.a(x)
         return self.b(y) if mode == "full" else y
+
+
+class HasHoles(Block):
+    def __init__(self):
+        super().__init__()
+        self.register_module("extra", None)
+        self.register_parameter("scale", None)
+
+    def forward(self, x):
+        y = self.b(self.a(x))
+        y = y if self.extra is None else self.extra(y)
+        y = y if self.scale is None else y * self.scale
+        return self.later(y) if hasattr(self, "later") else y

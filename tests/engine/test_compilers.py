@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from simam_inject import InjectError, SimAM, inject, injected
-from tests.engine.blocks import HasFlag, HasLoop, HasOptional, Net, ReadsChild, TakesKeywordOnly
+from tests.engine.blocks import HasFlag, HasHoles, HasLoop, HasOptional, Net, ReadsChild, TakesKeywordOnly
 from tests.engine.networks import NETWORKS, image, twin
 from tests.engine.oracle import distance, same_bits
 
@@ -46,7 +46,7 @@ def guarded(block):
     return build
 
 
-GUARDED = [guarded(block) for block in (HasFlag, HasLoop, HasOptional, ReadsChild, TakesKeywordOnly)]
+GUARDED = [guarded(block) for block in (HasFlag, HasHoles, HasLoop, HasOptional, ReadsChild, TakesKeywordOnly)]
 
 
 @pytest.fixture(autouse=True)

@@ -312,3 +312,18 @@ def test_other_threads_are_not_watched():
     assert FAILED_ELSEWHERE == []
     assert injected(ours)[0].means == "forward"
     assert same_as_hooks(plain, ours, X)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("extra", nn.Tanh()), ("scale", nn.Parameter(torch.ones(1) * 3)), ("later", nn.Tanh())]
+)
+def test_what_was_not_there_and_comes_later_is_loud(name, value):
+    plain, ours = injected_pair(blocks.HasHoles)
+    assert injected(ours)[0].means == "forward"
+    assert same_as_hooks(plain, ours, X)
+    setattr(ours, name, value)
+    with pytest.raises(InjectError, match=name):
+        ours(X)
+    setattr(plain, name, value)
+    inject(eject(ours), "after hasholes.a", example_inputs=X)
+    assert same_as_hooks(plain, ours, X)
