@@ -10,10 +10,10 @@ NO_MAP = "no convolution with overlapping patches: it has no spatial conv map be
 
 
 def exclusion(entry: Entry) -> str:
-    """Why a model is out of scope; "" if it is in."""
+    """Why a model is out of scope; "" if it is in. Only of timm are there so many that it is worth leaving them out."""
     if entry.error:
         return f"cannot be built: {entry.error}"
-    return "" if entry.convolutions else NO_MAP
+    return NO_MAP if entry.library == "timm" and not entry.convolutions else ""
 
 
 def representatives(entries: Iterable[Entry], *, families_only: bool = False) -> set[str]:

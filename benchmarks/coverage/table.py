@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from benchmarks.coverage.catalogue import LIBRARIES, list_names
 from benchmarks.coverage.choice import NO_MAP, exclusion, representatives
 from benchmarks.coverage.records import Entry, Row, read_entries, read_rows, read_runs
 
@@ -24,10 +25,10 @@ Three recipes are put into every model and taken out again: `every-conv` (after 
   SimAM shown to change the output (by gradient, else by perturbation), deepcopy and pickle equal, strict loading,
   ejected equal bit for bit. The smallest model of each distinct set of block classes and of each family.
 
-In scope is a model with at least one convolution whose patches overlap (kernel > stride): the others, such as a ViT
-whose only convolution cuts patches, have no spatial conv map beyond the patch stem. Detectors keep boxes of any score
-and resize to 128 instead of 800, since random weights score nothing; parameters that start at zero get small values,
-since a branch multiplied by zero hides what is in it.
+In scope is all of torchvision, every model YAML of ultralytics, and of timm what has at least one convolution whose
+patches overlap (kernel > stride): the others, such as a ViT whose only convolution cuts patches, have no spatial conv
+map beyond the patch stem. Detectors keep boxes of any score and resize to 128 instead of 800, since random weights
+score nothing; parameters that start at zero get small values, since a branch multiplied by zero hides what is in it.
 """
 
 
@@ -43,8 +44,11 @@ def write_table(path: Path, results: Path) -> None:
 def _status(entries: dict[str, Entry], rows: dict[str, Row]) -> Iterator[str]:
     wanted = [entry.key for entry in entries.values() if not exclusion(entry)]
     done = sum(key in rows for key in wanted)
-    if done < len(wanted):
-        yield f"**This table is partial**: {done} of {len(wanted)} models in scope are done, the smallest first.\n"
+    listed = {f"{library}:{name}" for library in LIBRARIES for name in list_names(library)}
+    unseen = len(listed - set(entries))
+    if done < len(wanted) or unseen:
+        yield f"**This table is partial.** {done} of the {len(wanted)} models known to be in scope are done."
+        yield f"Of the {len(listed)} models that the libraries list, {unseen} have not been looked at yet.\n"
     else:
         yield f"This table is complete: {done} of {len(wanted)} models in scope.\n"
 
@@ -59,7 +63,7 @@ def _provenance(runs: Iterable) -> Iterator[str]:
 def _libraries(entries: dict[str, Entry], rows: dict[str, Row]) -> Iterator[str]:
     chosen = representatives(entries.values())
     yield "## Models\n"
-    yield "| Library | listed | out of scope | cannot be built | in scope | done | of these numeric | with a failure |"
+    yield "| Library | looked at | out of scope | cannot be built | in scope | done | numeric | with a failure |"
     yield "|---|---:|---:|---:|---:|---:|---:|---:|"
     for library in dict.fromkeys(entry.library for entry in entries.values()):
         listed = [entry for entry in entries.values() if entry.library == library]
