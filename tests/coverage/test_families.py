@@ -28,7 +28,7 @@ SLOW = {
     "torchvision:keypointrcnn_resnet50_fpn": "59 million parameters; maskrcnn has the same blocks",
     "torchvision:quantized_inception_v3": "inception_v3 has the same blocks",
 }
-"""Left to `pytest -m zoo`."""
+"""Left to `pytest -m zoo`, which takes every family, at two sizes."""
 EVERYTHING = {
     "version": 1,
     "rules": [
@@ -46,12 +46,12 @@ def _quiet():
         yield
 
 
-def check(key):
+def check(key, *, two_sizes):
     library, _, name = key.partition(":")
     model, built = build_model(library, name)
     randomise(model)
     inputs = small_inputs(model, built)
-    second = second_inputs(model, built, inputs)
+    second = second_inputs(model, built, inputs) if two_sizes else None
     plain, keys = run(model, inputs), list(model.state_dict())
     classes = [type(module) for module in model.modules()]
     planned = plan(model, EVERYTHING, example_inputs=inputs.args)
@@ -71,13 +71,13 @@ def check(key):
 
 @pytest.mark.parametrize("key", [key for key in FAMILIES if key not in SLOW])
 def test_family(key):
-    check(key)
+    check(key, two_sizes=False)
 
 
 @pytest.mark.zoo
-@pytest.mark.parametrize("key", sorted(SLOW))
-def test_slow_family(key):
-    check(key)
+@pytest.mark.parametrize("key", FAMILIES)
+def test_family_at_two_sizes(key):
+    check(key, two_sizes=True)
 
 
 @pytest.mark.zoo
