@@ -18,6 +18,8 @@ from benchmarks.resnet import Setting, attentions, plain, settings, sites
 from simam_inject.bench.timing import Quartiles
 
 NETWORK = "network"
+SAMPLE_SECONDS = 0.05
+"""Of the attentions: not so much shorter than the network that noise meets only one of the two."""
 
 
 def main(argv: list[str]) -> int:
@@ -48,7 +50,7 @@ def run(setting: Setting, device: torch.device, *, is_training: bool) -> dict[st
             module = setting.place(make(x.shape[1]), device).train(is_training)
             pairs.append((module, x.detach().requires_grad_(is_training), torch.randn_like(x)))
         variants[name] = _modules_step(pairs, is_training=is_training)
-    times = measure(variants, device)
+    times = measure(variants, device, sample=SAMPLE_SECONDS)
     overhead = {name: times.ratio(name, NETWORK) for name in variants if name != NETWORK}
     return {
         "setting": f"{'training step' if is_training else 'inference'}, {setting.name}",

@@ -35,11 +35,12 @@ class Times:
         return ratios({name: self.seconds[name], base: self.seconds[base]}, base)[name]
 
 
-def measure(variants: Variants, device: torch.device, rounds: int | None = None) -> Times:
-    """Time all variants in one process, shuffled anew each round."""
+def measure(variants: Variants, device: torch.device, rounds: int | None = None, sample: float | None = None) -> Times:
+    """Time all variants in one process, shuffled anew each round. A sample lasts `sample` seconds or more."""
     kind = device.type
+    shortest = sample or SAMPLE_SECONDS[kind]
     once = time_rounds(variants, rounds=2, warmups=WARMUPS, device=device)
-    repeats = {name: max(1, math.ceil(SAMPLE_SECONDS[kind] / max(min(spent), 1e-7))) for name, spent in once.items()}
+    repeats = {name: max(1, math.ceil(shortest / max(min(spent), 1e-7))) for name, spent in once.items()}
     loops = {name: _repeated(function, repeats[name]) for name, function in variants.items()}
     spent = time_rounds(loops, rounds=rounds or ROUNDS[kind], warmups=1, device=device)
     return Times({name: [one / repeats[name] for one in sample] for name, sample in spent.items()})
