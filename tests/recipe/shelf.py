@@ -3,14 +3,14 @@
 `python -m tests.recipe.shelf` writes the list anew.
 """
 
-import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from simam_inject import plan
+from simam_inject.matching import match, why_not_attendable
 from simam_inject.recipe import load_recipe
+from simam_inject.surgery import survey
 from tests.recipe import unets
 
 GOLDEN = Path(__file__).with_name("golden_sites.txt")
@@ -78,17 +78,16 @@ def example(name):
 
 
 @cache
+def anatomy(name):
+    return survey(build(name), example_inputs=example(name))
+
+
 def sites(recipe, name):
-    """The planned insertions of a recipe in a model: `path`, or `path>reader` for those before a reader."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        planned = plan(model(name), load_recipe(recipe), example_inputs=example(name))
-    return [site.path + (f">{site.reader}" if site.reader else "") for site in planned.insertions]
-
-
-@cache
-def model(name):
-    return build(name)
+    """The hits of a recipe that can be attended: `path`, or `path>reader` for those before a reader."""
+    found = anatomy(name)
+    hits = match(load_recipe(recipe), found).hits
+    live = [hit for hit in hits if why_not_attendable(found.site_by_path[hit.path]) is None]
+    return [hit.path + (f">{hit.reader}" if hit.reader else "") for hit in live]
 
 
 def line(recipe, name):
