@@ -106,6 +106,8 @@ class _ScopeTracer(fx.Tracer):
         self.arguments: tuple[Argument, ...] = ()
         self._given: list[tuple[str, Any, Any]] = []
         """Every list and dict among the arguments: name of the argument, the object, its items before."""
+        self._unfolded: dict[int, tuple[Any, Any, fx.Node]] = {}
+        """Containers made of one proxy, by id: the object, its items then, the node it stands for."""
         self._call = call
         self._outputs: defaultdict[int, Iterator[Any]] = defaultdict(lambda: iter(()))
         outputs: defaultdict[int, list[Any]] = defaultdict(list)
@@ -124,6 +126,9 @@ class _ScopeTracer(fx.Tracer):
         # By exact type first: a proxy passes for a Tensor where a forward asks with isinstance.
         if issubclass(type(a), fx.Proxy):
             return a.node
+        container, items, node = self._unfolded.get(id(a), (None, None, None))
+        if container is a and a and same_items(a, items):
+            return node  # handed on whole: what is in it may differ in train mode
         if isinstance(a, torch.Tensor) and not isinstance(a, nn.Parameter):
             known = any(a is buffer for buffer in self.root.buffers()) or a in self.tensor_attrs
             if not known:
@@ -179,7 +184,7 @@ class _ScopeTracer(fx.Tracer):
         type_expr: Any = None,
         proxy_factory_fn: Any = None,
     ) -> Any:
-        proxy = super().create_proxy(kind, target, args, kwargs, name, type_expr, proxy_factory_fn)
+        proxy = super().create_proxy(kind, target, (*args,), {**kwargs}, name, type_expr, proxy_factory_fn)
         self.watch.is_paused = True
         try:
             value = self._evaluate(kind, target, args, kwargs)
@@ -201,6 +206,12 @@ class _ScopeTracer(fx.Tracer):
 
     def _unfold(self, proxy: Any) -> Any:
         """The proxy of a container becomes a real container of proxies."""
+        container = self._container_of(proxy)
+        if container is not proxy:
+            self._unfolded[id(container)] = (container, copy.copy(container), proxy.node)
+        return container
+
+    def _container_of(self, proxy: Any) -> Any:
         value = proxy.value
         kind = type(value)
         if kind in (list, tuple, torch.Size):

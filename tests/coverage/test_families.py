@@ -1,5 +1,7 @@
 """One model of every family that has a spatial conv map, small: all sites at once, in and out again.
 
+The default run takes those of `families.txt` above the line, `pytest -m zoo` all of them, at two sizes.
+
 The whole sweep, model by model and recipe by recipe: `python -m benchmarks.coverage`; its result is docs/coverage.md.
 """
 
@@ -18,17 +20,11 @@ from benchmarks.coverage.workers import run_all
 from simam_inject import eject, injected, plan, verify
 from simam_inject.verification.outputs import difference
 
-FAMILIES = Path(__file__).with_name("families.txt").read_text(encoding="utf-8").split()
-SLOW = {
-    "timm:nasnetalarge": "89 million parameters, 800 sites",
-    "timm:pnasnet5large": "86 million parameters, 700 sites",
-    "timm:inception_resnet_v2": "56 million parameters, 500 sites",
-    "timm:samvit_base_patch16_224": "fixed size, 90 million parameters",
-    "timm:mobilenetv5_base": "80 million parameters",
-    "torchvision:keypointrcnn_resnet50_fpn": "59 million parameters; maskrcnn has the same blocks",
-    "torchvision:quantized_inception_v3": "inception_v3 has the same blocks",
-}
-"""Left to `pytest -m zoo`, which takes every family, at two sizes."""
+DAILY, OTHERS = (
+    part.split() for part in Path(__file__).with_name("families.txt").read_text(encoding="utf-8").split("---")
+)
+"""The models of the default run, and those that only `pytest -m zoo` takes, to keep the former within minutes."""
+FAMILIES = DAILY + OTHERS
 EVERYTHING = {
     "version": 1,
     "rules": [
@@ -69,7 +65,7 @@ def check(key, *, two_sizes):
     assert difference(run(model, inputs), plain) is None
 
 
-@pytest.mark.parametrize("key", [key for key in FAMILIES if key not in SLOW])
+@pytest.mark.parametrize("key", DAILY)
 def test_family(key):
     check(key, two_sizes=False)
 
