@@ -14,6 +14,7 @@ from simam_inject import bypass, eject, inject, injected, plan, verify
 from simam_inject.errors import FileError, InjectError, ModelError, VerificationError
 from simam_inject.integrations.ultralytics import fusing, hooks, training, versions
 from simam_inject.integrations.ultralytics.record import Record, has_record, read
+from simam_inject.rewriting.provenance import recipes_of
 from simam_inject.rewriting.records import Specification
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, live_sites
 
@@ -190,6 +191,13 @@ def test_a_subclass_of_a_network_comes_out_injected(record):
 
     network = Mine(copy.deepcopy(record), ch=1, nc=3, verbose=False)  # other channels and classes than it was made for
     assert sites_of(network) == set(SITES)
+
+
+def test_a_rebuilt_network_knows_the_recipe_its_sites_came_from(record):
+    rebuilt = build(record)
+    assert recipes_of(rebuilt) == (record["simam"]["recipe"],)
+    eject(rebuilt)
+    assert recipes_of(rebuilt) == ()
 
 
 @pytest.mark.parametrize(

@@ -84,11 +84,13 @@ def _building(original: Callable[..., None]) -> Callable[..., None]:
 
 def _apply_record(network: nn.Module) -> None:
     """Random numbers are not drawn, so the initial weights are those of an uninjected network."""
+    from simam_inject.rewriting.provenance import set_recipes
     from simam_inject.surgery import inject, injected, replay
 
     record = read(network)
     if isinstance(record, Record):
         replay(network, record.sites)
+        set_recipes(network, (record.recipe,))
         write(network, Record(record.recipe, injected(network)))
     else:
         inject(network, record, verify=False)
