@@ -102,10 +102,10 @@ def _environment() -> dict[str, str]:
 
 def _table(report: dict[str, object]) -> str:
     lines = ["| network | sites | plan s | rewrite s | verify s |", "|---|---|---|---|---|"]
-    for row in report["networks"]:
-        lines.append(
-            f"| {row['network']} | {row['sites']} | {row['plan_seconds']:.3f} | {row['rewrite_seconds']:.3f} "
-            f"| {row['verify_seconds']:.2f} |"
-        )
+    lines += [
+        f"| {row['network']} | {row['sites']} | {row['plan_seconds']:.3f} | {row['rewrite_seconds']:.3f} "
+        f"| {row['verify_seconds']:.2f} |"
+        for row in report["networks"]
+    ]
     environment = ", ".join(f"{key} {value}" for key, value in report["environment"].items())
     return "\n".join([*lines, "", f"`simam-inject --help`: {report['help_seconds']:.2f} s", f"({environment})"])

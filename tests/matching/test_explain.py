@@ -219,8 +219,8 @@ MESSAGES = [
         "resnet",
         "{block: [Squential, Botlneck], after: conv2}",
         (
-            "rules[0] (block Squential or Botlneck, after conv2) takes no site: this model has no block named 'Squential' "
-            "or 'Botlneck'. Did you mean Sequential (4) or Bottleneck (4)? Its blocks: Bottleneck (4), Sequential (4)."
+            "rules[0] (block Squential or Botlneck, after conv2) takes no site: this model has no block named "
+            "'Squential' or 'Botlneck'. Did you mean Sequential (4) or Bottleneck (4)? Its blocks: Bottleneck (4), Sequential (4)."
         ),
     ),
     (
@@ -243,8 +243,8 @@ MESSAGES = [
         "resnet",
         "{path: layer1.0.conv22, after: output}",
         (
-            "rules[0] (path layer1.0.conv22, after output) takes no site: this model has no value at 'layer1.0.conv22'. "
-            "Did you mean layer1.0.conv2 or layer2.0.conv2 or layer1.1.conv2?"
+            "rules[0] (path layer1.0.conv22, after output) takes no site: this model has no value at "
+            "'layer1.0.conv22'. Did you mean layer1.0.conv2 or layer2.0.conv2 or layer1.1.conv2?"
         ),
     ),
     (
