@@ -220,7 +220,8 @@ MESSAGES = [
         "{block: [Squential, Botlneck], after: conv2}",
         (
             "rules[0] (block Squential or Botlneck, after conv2) takes no site: this model has no block named "
-            "'Squential' or 'Botlneck'. Did you mean Sequential (4) or Bottleneck (4)? Its blocks: Bottleneck (4), Sequential (4)."
+            "'Squential' or 'Botlneck'. Did you mean Sequential (4) or Bottleneck (4)? Its blocks: Bottleneck (4), "
+            "Sequential (4)."
         ),
     ),
     (
