@@ -92,10 +92,11 @@ def _run(x: Tensor, y: Tensor, e_lambda: float, chain: Chain) -> None:
     if squared is not None:
         slope.mul_(squared)
     buffer.mul_(slope).add_(0.5).sigmoid_()
+    # Two passes rather than one `addcmul`, which is not vectorised over operands that are broadcast.
     if chain.norm_first:
-        buffer.mul_(torch.addcmul(chain.shift, wide, chain.scale))
+        buffer.mul_(torch.mul(wide, chain.scale).add_(chain.shift))
     else:
-        torch.addcmul(chain.shift, buffer.mul_(wide), chain.scale, out=buffer)
+        buffer.mul_(wide).mul_(chain.scale).add_(chain.shift)
     if chain.residual is not None:
         buffer.add_(chain.residual)
     if chain.activation is not None:
