@@ -192,3 +192,14 @@ def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME", show_default
     from simam_inject.cli.listing import show_recipe
 
     show_recipe(name)
+
+
+@recipes_app.command("from-yaml")
+def recipe_from_yaml(
+    file: Annotated[str, typer.Argument(metavar="FILE.yaml", show_default=False)],
+    output: Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write the recipe there")] = None,
+) -> None:
+    """Turn an ultralytics model file with SimAM rows into the same placement on the stock model, whose weights load."""
+    from simam_inject.cli.listing import import_recipe
+
+    import_recipe(file, output)

@@ -72,3 +72,23 @@ def show_recipe(name: str) -> None:
 
         text = read_shipped(name)
     typer.echo(text, nl=not text.endswith("\n"))
+
+
+def import_recipe(file: str, output: str | None) -> None:
+    """Print or write the recipe of a model file with SimAM rows; what its rows do not do as it seems goes to stderr."""
+    with working(steps=1):
+        from pathlib import Path
+
+        from simam_inject.errors import RecipeError
+        from simam_inject.recipe.from_yaml import import_model_yaml, write_recipe
+
+        found = import_model_yaml(file)
+        text = write_recipe(found.recipe)
+        if output is not None:
+            try:
+                Path(output).write_text(text, encoding="utf-8")
+            except OSError as error:
+                raise RecipeError(f"cannot write {output}: {error.strerror}") from None
+    for note in found.notes:
+        typer.echo(f"note: {note}", err=True)
+    typer.echo(text if output is None else f"wrote {output}", nl=output is not None)

@@ -43,7 +43,10 @@ class _Surveyor:
             if scope.body is not None:
                 self._enter_values(scope)
         for path, module in self.trace.model.named_modules():
-            if path not in self.sites and not isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+            is_mere_container = isinstance(module, (nn.ModuleList, nn.ModuleDict)) and (
+                type(module).forward is nn.Module.forward
+            )
+            if path not in self.sites and not is_mere_container:
                 self._enter_module(path, module)
         self._enter_joins()
         order = self._execution_order()

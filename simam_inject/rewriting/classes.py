@@ -57,8 +57,9 @@ def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn
         "__deepcopy__": _deepcopy,
         "__copy__": _copy,
     }
-    if issubclass(base, nn.Sequential):
-        namespace.update(_HIDING)
+    for container, hiding in _HIDING.items():
+        if issubclass(base, container):
+            namespace.update(hiding)
     for source in sources:
         function = source.compile()
         function.__module__, function.__qualname__ = base.__module__, f"{base.__qualname__}.{source.name}"
@@ -209,9 +210,26 @@ def _refused(name: str) -> Callable[..., Any]:
     return refuse
 
 
-_HIDING: dict[str, Any] = {
+_SEQUENCE_HIDING: dict[str, Any] = {
     "__len__": _len,
     "__iter__": _iter,
     "__getitem__": _getitem,
     **{name: _refused(name) for name in ("__delitem__", "__iadd__", "__imul__", "append", "extend", "insert", "pop")},
 }
+_HIDING: dict[type[nn.Module], dict[str, Any]] = {
+    nn.Sequential: _SEQUENCE_HIDING,
+    nn.ModuleList: {
+        **_SEQUENCE_HIDING,
+        "__getitem__": lambda self, index: nn.ModuleList(_visible(self).values())[index],
+    },
+    nn.ModuleDict: {
+        "__len__": _len,
+        "__iter__": lambda self: iter(_visible(self)),
+        "__contains__": lambda self, key: key in _visible(self),
+        "keys": lambda self: _visible(self).keys(),
+        "items": lambda self: _visible(self).items(),
+        "values": lambda self: _visible(self).values(),
+        **{name: _refused(name) for name in ("__setitem__", "__delitem__", "clear", "pop", "update")},
+    },
+}
+"""What hides SimAM children, by kind of container: a list or dict of modules may have a forward of its own too."""

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from simam_inject.recipe import shipped_recipes
+from simam_inject.recipe import load_recipe, shipped_recipes
 
 
 def test_sites_shows_what_can_be_named(run):
@@ -114,3 +114,33 @@ def test_the_program_in_its_own_process_prints_json_only(tmp_path):
     result = python("-m", "simam_inject", "yolov8n", "--after", "c2f", "--dry-run", "--json", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert len(json.loads(result.stdout)["insertions"]) == 8
+
+
+MODEL_FILE = """
+nc: 80
+backbone:
+  - [-1, 1, Conv, [64, 3, 2]]
+  - [-1, 1, SimAM, [1024]]
+  - [-1, 3, C2f, [128, True]]
+head:
+  - [-1, 1, Detect, [nc]]
+"""
+
+
+def test_a_model_file_with_simam_rows_becomes_a_recipe(run, folder):
+    (folder / "forked.yaml").write_text(MODEL_FILE)
+    result = run("recipes", "from-yaml", str(folder / "forked.yaml"))
+    assert result.exit_code == 0, result.stderr
+    assert "path: model.0" in result.stdout
+    assert "note: row 1 (SimAM): 1024 is no lambda" in result.stderr
+    written = folder / "recipe.yaml"
+    assert run("recipes", "from-yaml", str(folder / "forked.yaml"), "--output", str(written)).exit_code == 0
+    assert [str(glob) for glob in load_recipe(written).rules[0].path] == ["model.0"]
+
+
+def test_a_model_file_that_is_none_is_one_message(run, folder):
+    (folder / "list.yaml").write_text("- 1\n")
+    result = run("recipes", "from-yaml", str(folder / "list.yaml"))
+    assert result.exit_code == 2
+    assert "error:" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,6 +1,7 @@
 """Containers hide the SimAM children from those who list, count, slice or index them; alternatives of forward."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -235,3 +236,53 @@ def test_a_block_output_is_attended_in_every_alternative():
     model = inject(copy.deepcopy(plain), "after splits", example_inputs=x)
     for name in ("forward", "forward_split", "forward_untraceable"):
         assert same_bits(getattr(model, name)(x), simam(getattr(plain, name)(x))), name
+
+
+class DictBlock(nn.ModuleDict):
+    """Runs its children by name, as DenseNet's blocks do."""
+
+    def forward(self, x):
+        for name, child in self.items():
+            x = x + child(x) if name else x
+        return x
+
+
+class ListBlock(nn.ModuleList):
+    """Runs its children in order."""
+
+    def forward(self, x):
+        for child in self:
+            x = x + child(x)
+        return x
+
+
+@pytest.mark.parametrize("kind", [DictBlock, ListBlock])
+def test_a_list_or_dict_of_modules_with_a_forward_of_its_own(kind):
+    children = {"a": nn.Conv2d(4, 4, 1), "b": nn.Conv2d(4, 4, 3, padding=1)}
+    block = kind(children if kind is DictBlock else children.values())
+    model = nn.Sequential(block)
+    x = torch.rand(2, 4, 6, 6)
+    plain = model(x)
+    names = [name for name, _ in block.named_children()]
+    inject(model, f"after {kind.__name__}", example_inputs=x)
+    assert [site.path for site in injected(model)] == ["0"]
+    torch.testing.assert_close(model(x), simam(plain), rtol=1e-6, atol=1e-6)
+    assert len(block) == 2
+    assert list(block) == (names if kind is DictBlock else list(children.values()))
+    assert not (model(x) - plain).abs().max() < 0.01
+    again = pickle.loads(pickle.dumps(model))
+    assert torch.equal(again(x), model(x))
+    with pytest.raises(InjectError, match="change the container"):
+        block.pop("a" if kind is DictBlock else 0)
+    eject(model)
+    assert torch.equal(model(x), plain)
+
+
+def test_the_mapping_of_a_dict_hides_the_attention():
+    block = DictBlock({"a": nn.Conv2d(4, 4, 1)})
+    inject(block, "after dictblock", example_inputs=torch.rand(1, 4, 6, 6))
+    assert list(block.keys()) == ["a"]
+    assert list(block.values()) == [block["a"]]
+    assert [name for name, _ in block.items()] == ["a"]
+    assert "simam_output" not in block
+    assert "simam_output" in dict(block.named_modules())
