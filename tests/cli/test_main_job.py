@@ -91,7 +91,7 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
         ((NET, "--after", "block.conv9"), 1, "blocks.0: has no child conv9; it has conv1, bn1,"),
         ((NET,), 2, "error: nothing says where SimAM goes: give --after BLOCK"),
         ((NET, "--recipe", "papre"), 2, "did you mean 'paper'"),
-        ((NET, "--recipe", "nope.yaml"), 2, "error: recipe: cannot read 'nope.yaml': No such file or directory"),
+        ((NET, "--recipe", "nope.yaml"), 2, "error: recipe: cannot read nope.yaml: No such file or directory"),
         ((NET, "--recipe", "list.yaml"), 2, "list"),
         ((NET, "--after", "block", "--e-lambda", "-1"), 2, "error: e_lambda: found -1; allowed is"),
         ((NET, "--after", "block", "--e-lambda", "nan"), 2, "error: e_lambda: found nan; allowed is"),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
-from simam_inject import surgery as facade
+from simam_inject import operation as facade
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.rewriting import graphs
 from tests.engine.blocks import Block, Net, conv
