@@ -257,7 +257,8 @@ def tune() -> dict:
     """tune(): every trial is a process of its own."""
     yolo = load(FOLDER / "injected.pt")
     arguments = common("tuned", epochs=1)
-    yolo.tune(iterations=1, **arguments)
+    with suppress(ValueError):  # 8.3.200 cannot draw the chart of trials whose fitness is zero, and draws it last
+        yolo.tune(iterations=1, **arguments)
     from tests.yolo.oracle import check_pair
 
     (file,) = (FOLDER / "runs" / "tuned").glob("**/best.pt")
