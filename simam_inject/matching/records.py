@@ -41,7 +41,3 @@ class Matches:
     def hits_of(self, rule: int) -> tuple[Hit, ...]:
         """The hits of one rule."""
         return tuple(hit for hit in self.hits if hit.rule == rule)
-
-    def misses_of(self, rule: int) -> tuple[Miss, ...]:
-        """The misses of one rule."""
-        return tuple(miss for miss in self.misses if miss.rule == rule)
