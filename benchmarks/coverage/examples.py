@@ -15,6 +15,9 @@ from simam_inject.zoo import ZooModel
 
 SIDES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 
+BOXES = (0.06, 0.12, 0.25, 0.4, 0.6, 0.8, 1.0)
+"""Sides of a detector's target boxes, as shares of the image's."""
+
 TRIALS = 4
 """Sizes at which a model that runs in eval mode may fail in train mode before it is taken to be unable to train."""
 
@@ -65,6 +68,8 @@ def ease_detection(model: nn.Module) -> None:
     for module in (model, getattr(model, "roi_heads", model)):
         if hasattr(module, "score_thresh"):
             module.score_thresh = -1.0
+    if hasattr(model, "topk_candidates"):  # one stage: boxes of every level of the pyramid are to be kept
+        model.detections_per_img, model.nms_thresh = 10_000, 1.0
     transform = getattr(model, "transform", None)
     if hasattr(transform, "min_size") and getattr(transform, "fixed_size", None) is None:
         transform.min_size, transform.max_size = (128,), 192
@@ -88,13 +93,14 @@ def _images(shapes: tuple[tuple[int, ...], ...]) -> Inputs:
 
 
 def _detection(height: int, width: int) -> Inputs:
-    """Images and, for train mode, one box each with every kind of target."""
+    """Images and, for train mode, boxes of many sizes with every kind of target, so that each level has its loss."""
     noise = torch.Generator().manual_seed(0)
+    boxes = [(2.0, 2.0, 2 + share * (width - 4), 2 + share * (height - 4)) for share in BOXES]
     target = {
-        "boxes": torch.tensor([[4.0, 4.0, width * 0.75, height * 0.75]]),
-        "labels": torch.tensor([1]),
-        "masks": torch.ones(1, height, width, dtype=torch.uint8),
-        "keypoints": torch.full((1, 17, 3), 8.0),
+        "boxes": torch.tensor(boxes),
+        "labels": torch.ones(len(boxes), dtype=torch.int64),
+        "masks": torch.ones(len(boxes), height, width, dtype=torch.uint8),
+        "keypoints": torch.full((len(boxes), 17, 3), 8.0),
     }
     return Inputs(([torch.rand(3, height, width, generator=noise)], [target]))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from torch import nn
 from benchmarks.coverage.examples import Inputs
 from benchmarks.coverage.records import Finding
 from simam_inject import SimAM, eject, verify
+from simam_inject.discovery.naming import join
+from simam_inject.rewriting.rewriter import edits_in, stock
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import record
 from simam_inject.tracing.snapshot import mode, same_buffers, unchanged
@@ -57,8 +60,8 @@ def check_numbers(model: nn.Module, inputs: Inputs, second: Inputs | None, stock
     yield _attempt("every SimAM changes the output", lambda: _liveness(model, inputs))
     yield _attempt("deepcopy", lambda: _copied(copy.deepcopy(model), model, live, inputs))
     yield _attempt("pickle", lambda: _copied(pickle.loads(pickle.dumps(model)), model, live, inputs))
-    yield _attempt("strict load", lambda: _loaded(model, state))
-    yield _attempt("eject", lambda: _ejected(model, classes, plain, inputs))
+    yield _attempt("strict load of the original's state_dict", lambda: _loaded(model, state))
+    yield _attempt("eject, strict load of the injected's state_dict", lambda: _ejected(model, classes, plain, inputs))
 
 
 def check_structure(model: nn.Module, inputs: Inputs, classes: dict[str, type], keys: list[str]) -> Iterator[Finding]:
@@ -111,15 +114,15 @@ def _copied(twin: nn.Module, model: nn.Module, live: Any, inputs: Inputs) -> str
 
 def _loaded(model: nn.Module, state: dict[str, torch.Tensor]) -> str | None:
     model.load_state_dict(state, strict=True)
-    if list(model.state_dict()) != list(state):
-        return "keys differ from the original's"
-    saved = io.BytesIO()
-    torch.save(model.state_dict(), saved)
-    return None
+    return None if list(model.state_dict()) == list(state) else "keys differ from the original's"
 
 
 def _ejected(model: nn.Module, classes: dict[str, type], plain: Any, inputs: Inputs) -> str | None:
+    file = io.BytesIO()
+    torch.save(model.state_dict(), file)
     eject(model)
+    file.seek(0)
+    model.load_state_dict(torch.load(file, weights_only=True), strict=True)
     if {path: type(module) for path, module in model.named_modules()} != classes:
         return "other classes or modules than before"
     return difference(run(model, inputs), plain)
@@ -147,8 +150,12 @@ def _liveness(model: nn.Module, inputs: Inputs) -> str | tuple[None, str] | None
         except Exception as error:
             told = f"{len(unmoved)} of {len(modules)} do not in eval mode, e.g. {unmoved[0]}; train mode does not run"
             return None, f"{told} ({_told(error)})"
+    idle = [path for path in unmoved if _is_idle(model, path, inputs)]
+    unmoved = [path for path in unmoved if path not in idle]
     if unmoved:
         return f"{len(unmoved)} of {len(modules)} do not, e.g. {unmoved[0]}"
+    if idle:
+        return None, f"{len(idle)} of {len(modules)} do not, nor does in the original the value that they attend"
     if len(dead) > MAX_PERTURBED:
         return (
             None,
@@ -171,12 +178,22 @@ def _gradients(model: nn.Module, modules: dict[str, SimAM], inputs: Inputs) -> d
     return {path: 0.0 if g is None else float(g) for path, g in zip(factors, found, strict=True)}
 
 
-def _moves(model: nn.Module, module: SimAM, inputs: Inputs) -> bool:
-    """Does noise on what the SimAM returns change the output? Not a mere factor: an order (top-k) would survive it."""
+def _moves(model: nn.Module, module: nn.Module, inputs: Inputs, call: int | None = None) -> bool:
+    """Does noise on what the module returns change the output?
+
+    Not a mere factor: an order (top-k) would survive it. Not a small one: where every value is negative, a ReLU behind
+    it (FCOS has one on its boxes) would hide it.
+
+    Args:
+        call: disturb this one of its calls only, from 0.
+    """
+    calls = itertools.count()
 
     def disturb(_module: nn.Module, _args: Any, output: torch.Tensor) -> torch.Tensor:
-        noise = torch.rand(output.shape, generator=torch.Generator().manual_seed(SEED))
-        return output * (0.5 + noise.to(output.dtype))
+        if call not in (None, next(calls)):
+            return output
+        noise = torch.randn(output.shape, generator=torch.Generator().manual_seed(SEED))
+        return output + 3 * output.abs().max() * noise.to(output.dtype)
 
     before = run(model, inputs)
     handle = module.register_forward_hook(disturb)
@@ -184,6 +201,30 @@ def _moves(model: nn.Module, module: SimAM, inputs: Inputs) -> bool:
         return difference(before, run(model, inputs)) is not None
     finally:
         handle.remove()
+
+
+def _is_idle(model: nn.Module, attention: str, inputs: Inputs) -> bool:
+    """Is the value idle in the original too: a token that the head does not read, boxes that are all clipped?
+
+    It is known of what a module returns; a result of a function is taken to matter.
+    """
+    path, edit = next((path, edit) for path, _, edit in edits_in(model) if join(path, edit.child) == attention)
+    name, _, index = edit.value.partition("[")
+    with stock(model):
+        module = dict(model.named_modules()).get(join(path, name))
+        call = int(index.rstrip("]") or 1) - 1 if edit.value and edit.runs == 1 else None
+        if module is None or _moves(model, module, inputs, call):
+            return False
+        with mode(model, training=True), same_buffers(model):
+            return not _trains_at_all(model, inputs) or not _moves(model, module, inputs, call)
+
+
+def _trains_at_all(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        run(model, inputs)
+    except Exception:
+        return False
+    return True
 
 
 @contextmanager

@@ -22,8 +22,8 @@ Three recipes are put into every model and taken out again: `every-conv` (after 
   seen to run, keys compared, ejected, classes compared. Every model in scope.
 * **numeric**: moreover, at a small size and at a second one, not square: bypassed equal bit for bit to the original in
   eval and in train mode, equal bit for bit to forward hooks wherever a site is what a module returns, finite, every
-  SimAM shown to change the output (by gradient, else by perturbation), deepcopy and pickle equal, strict loading,
-  ejected equal bit for bit. The smallest model of each distinct set of block classes and of each family.
+  SimAM shown to change the output (by gradient, else by perturbation), deepcopy and pickle equal, strict loading both
+  ways, ejected equal bit for bit. The smallest model of each distinct set of block classes and of each family.
 
 In scope is all of torchvision, every model YAML of ultralytics, and of timm what has at least one convolution whose
 patches overlap (kernel > stride): the others, such as a ViT whose only convolution cuts patches, have no spatial conv

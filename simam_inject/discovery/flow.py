@@ -149,15 +149,21 @@ class Flow:
         return layout
 
     def _read_as(self, scope: Scope, node: fx.Node) -> Layout | None:
-        """The layout that the first reader which knows expects: where an opaque block calls, nobody else can tell."""
+        """The layout that the first reader which knows expects: where an opaque block calls, nobody else can tell.
+
+        What is computed from the value element by element, an add or a dropout, is read as the value is.
+        """
         for reader in node.users:
+            kind = self.kind(scope, reader)
             child = self.child(scope, reader)
-            if child is None or child.body is None:
-                found = layouts.written(self.kind(scope, reader), self.module(scope, reader), len(_shape(node)))
-            else:
+            if child is not None and child.body is not None:
                 inputs = [given for given in child.body.graph.nodes if given.op == "placeholder"]
                 given = next((g for g in inputs if node in (self._argument_nodes(child, g) or (scope, []))[1]), None)
                 found = None if given is None else self._read_as(child, given)
+            else:
+                found = layouts.written(kind, self.module(scope, reader), len(_shape(node)))
+                if found is None and kind not in layouts.MOVES and _shape(reader) == _shape(node):
+                    found = self._read_as(scope, reader)
             if found is not None:
                 return found
         return None

@@ -24,6 +24,8 @@ RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten", "squeeze", "uns
 """Kinds that keep the order of the elements."""
 PERMUTES = frozenset({"permute", "transpose", "swapaxes", "swapdims", "movedim"})
 MATRIX_PRODUCTS = frozenset({"matmul", "bmm"})
+MOVES = RESHAPES | PERMUTES | MATRIX_PRODUCTS
+"""Kinds whose result has its channels elsewhere than what it was computed from, even where the shapes are equal."""
 _SECOND = ("conv", "batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("linear", "layer_norm", "rms_norm")
 
@@ -32,6 +34,8 @@ def written(kind: str, module: nn.Module | None, rank: int) -> Layout | None:
     """The layout that an operation always writes; None if it depends on what it reads."""
     if isinstance(module, (_ConvNd, _BatchNorm)) or kind.startswith(_SECOND) or (kind.endswith("pool") and rank > 2):
         return SECOND
+    if isinstance(module, nn.MultiheadAttention):
+        return frozenset({rank - 1})
     if kind in _LAST and not type(module).__name__.endswith(("1d", "2d", "3d")):
         return frozenset({rank - 1})
     return None

@@ -177,16 +177,23 @@ def _required(function: Any) -> int:
 
 
 def _reachable(stock: type, name: str) -> set[str]:
-    """Names of the methods of `stock` that `name` may call, directly or not, itself included."""
+    """Names of the methods of `stock` that `name` may call, directly or not, itself included.
+
+    A method that says `super()`, or names a class it inherits from, may call what it overrides: those count as well.
+    """
     found: set[str] = set()
     waiting = [name]
     while waiting:
         step = waiting.pop()
-        function = inspect.getattr_static(stock, step, None)
-        if step in found or not inspect.isfunction(function):
+        if step in found or not inspect.isfunction(inspect.getattr_static(stock, step, None)):
             continue
         found.add(step)
-        waiting.extend(_names_in(inspect.unwrap(function).__code__))
+        words = {"super"}
+        for base in stock.__mro__:
+            function = vars(base).get(step)
+            if inspect.isfunction(function) and words & {"super", base.__name__}:
+                words = _names_in(inspect.unwrap(function).__code__)
+                waiting.extend(words)
     return found
 
 

@@ -101,3 +101,52 @@ class OpaqueTokens(nn.Module):
 def test_tokens_of_an_opaque_block_have_channels_last():
     planned = plan(OpaqueTokens(), {"version": 1, "rules": [{"block": "TokenBlock", "after": "output"}]})
     assert [(i.path, i.channel_dim) for i in planned.insertions] == [("blocks.0", -1), ("blocks.1", -1)]
+
+
+class Decoder(nn.Module):
+    """A layer of RT-DETR's decoder: attention over tokens that an opaque block makes, and a norm behind the add."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.dropout = nn.Dropout(0.1)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        moved = x.transpose(0, 1)
+        x = x + self.dropout(self.attention(moved, moved, moved)[0].transpose(0, 1))
+        return self.norm(x)
+
+
+class OpaqueDecoder(OpaqueTokens):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Decoder(), Decoder())
+
+
+def test_what_multihead_attention_returns_has_channels_last():
+    planned = plan(OpaqueDecoder(), {"version": 1, "rules": [{"block": "Decoder", "before": "residual"}]})
+    assert {i.path: i.channel_dim for i in planned.insertions} == {"blocks.0.dropout": -1, "blocks.1.dropout": -1}
+
+
+class Adding(nn.Module):
+    """Nothing reads its input as tokens but a norm behind an add."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = nn.Linear(8, 8)
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x + x.relu())
+
+
+class OpaqueAdding(OpaqueTokens):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Adding())
+
+
+def test_an_input_is_read_as_what_is_computed_from_it():
+    planned = plan(OpaqueAdding(), {"version": 1, "rules": [{"path": "blocks.0", "after": {"op": "relu"}}]})
+    assert [i.channel_dim for i in planned.insertions] == [-1]

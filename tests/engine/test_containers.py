@@ -238,6 +238,34 @@ def test_a_block_output_is_attended_in_every_alternative():
         assert same_bits(getattr(model, name)(x), simam(getattr(plain, name)(x))), name
 
 
+class Chooses(Splits):
+    """Its forward calls one of the others, as a transformer layer that normalises before or after."""
+
+    def forward(self, x):
+        return self.forward_split(x)
+
+
+class Flips(Chooses):
+    """Calls what it overrides, and what that calls it does not name itself: RT-DETR's AIFI."""
+
+    def forward(self, x):
+        return super().forward(x.flip(3)).flip(3)
+
+
+class NamesItsBase(Chooses):
+    def forward(self, x):
+        return Chooses.forward(self, x.flip(3)).flip(3)
+
+
+@pytest.mark.parametrize("block", [Chooses, Flips, NamesItsBase])
+def test_what_forward_calls_through_its_base_is_no_alternative(block):
+    torch.manual_seed(1)
+    plain = block().eval()
+    x = torch.rand(2, 4, 8, 8)
+    model = inject(copy.deepcopy(plain), f"after {block.__name__.lower()}", example_inputs=x)
+    assert same_bits(model(x), simam(plain(x)))
+
+
 class DictBlock(nn.ModuleDict):
     """Runs its children by name, as DenseNet's blocks do."""
 
