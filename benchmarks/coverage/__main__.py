@@ -8,6 +8,7 @@ import platform
 import subprocess
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -41,7 +42,8 @@ def main() -> None:
         write_table(ROOT / "docs" / "coverage.md", options.results)
         return
     import_libraries()
-    append(options.results / "runs.jsonl", _this_run())
+    this_run = _this_run()
+    append(options.results / "runs.jsonl", this_run)
     console = Console()
     entries = _take_inventory(console, libraries, options)
     chosen = representatives(entries, families_only=options.extent == "family")
@@ -50,7 +52,7 @@ def main() -> None:
         wanted = [entry for entry in wanted if entry.name in options.only or entry.family in options.only]
     elif options.extent != "all":
         wanted = [entry for entry in wanted if entry.key in chosen]
-    _sweep(console, shard(wanted, *options.shard), chosen, options)
+    _sweep(console, shard(wanted, *options.shard), chosen, options, this_run.commit)
 
 
 def _take_inventory(console: Console, libraries: Iterable[str], options: Any) -> list[Entry]:
@@ -86,7 +88,7 @@ def _this_run() -> Run:
     )
 
 
-def _sweep(console: Console, wanted: list[Entry], chosen: set[str], options: Any) -> None:
+def _sweep(console: Console, wanted: list[Entry], chosen: set[str], options: Any, commit: str) -> None:
     file = options.results / "rows.jsonl"
     done = read_rows(file) if options.resume else {}
     waiting = [entry for entry in wanted if entry.key not in done]
@@ -100,7 +102,7 @@ def _sweep(console: Console, wanted: list[Entry], chosen: set[str], options: Any
             timeout=options.timeout,
         ):
             found = row or Row(entry.library, entry.name, entry.family, entry.parameters, error=error)
-            append(file, found)
+            append(file, replace(found, commit=commit))
             for failure in found.failures:
                 progress.console.print(f"[red]{found.key}[/]  {failure}", highlight=False, soft_wrap=True)
             failed += bool(found.failures)

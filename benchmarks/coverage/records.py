@@ -88,6 +88,8 @@ class Row:
     seconds: float = 0.0
     error: str = ""
     """Why the model could not be examined at all: a build error, a crash, a time-out."""
+    commit: str = ""
+    """As `Run.commit` of the run that wrote it."""
 
     @property
     def key(self) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from benchmarks.coverage.catalogue import LIBRARIES, list_names
 from benchmarks.coverage.choice import NO_MAP, exclusion, representatives
-from benchmarks.coverage.records import Entry, Row, read_entries, read_rows, read_runs
+from benchmarks.coverage.records import Entry, Row, Run, read_entries, read_rows, read_runs
 
 INTRODUCTION = """\
 # Coverage
@@ -36,7 +36,13 @@ def write_table(path: Path, results: Path) -> None:
     """Write the table of what the folder of results holds."""
     entries, rows = read_entries(results / "inventory.jsonl"), read_rows(results / "rows.jsonl")
     runs = read_runs(results / "runs.jsonl")
-    parts = [INTRODUCTION, *_status(entries, rows), *_provenance(runs), *_libraries(entries, rows), *_recipes(rows)]
+    parts = [
+        INTRODUCTION,
+        *_status(entries, rows),
+        *_provenance(runs, rows),
+        *_libraries(entries, rows),
+        *_recipes(rows),
+    ]
     parts += [*_uncovered(rows), *_reasons(rows), *_excluded(entries), *_missing(entries, rows)]
     path.write_text("\n".join(parts) + "\n", encoding="utf-8")
 
@@ -53,11 +59,14 @@ def _status(entries: dict[str, Entry], rows: dict[str, Row]) -> Iterator[str]:
         yield f"This table is complete: {done} of {len(wanted)} models in scope.\n"
 
 
-def _provenance(runs: Iterable) -> Iterator[str]:
+def _provenance(runs: Iterable[Run], rows: dict[str, Row]) -> Iterator[str]:
+    """The runs that a row is left of: a model that was run again has the row of its last run."""
+    counts = Counter(row.commit for row in rows.values())
     for run in runs:
-        versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-        yield f"* {run.date}: `{run.command}` at {run.commit}, {versions}; {run.machine}"
-    yield ""
+        if run.commit in counts:
+            versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+            yield f"* {run.date}: `{run.command}` at {run.commit}, {versions}; {run.machine}"
+    yield "\nRows by commit of this repository: " + ", ".join(f"{c} {n}" for c, n in counts.most_common()) + ".\n"
 
 
 def _libraries(entries: dict[str, Entry], rows: dict[str, Row]) -> Iterator[str]:
