@@ -55,7 +55,8 @@ def check_model(model: nn.Module, example: Example, before: Marks | None = None)
         with stock(model):
             keys, parameters = list(model.state_dict()), [id(p) for p in model.parameters()]
             plain, calls = _run_watched(model, example, list(returned.values()))
-        live, ran = _run_watched(model, example, [getattr(holder, edit.child) for _, holder, edit in edits])
+        attending = [getattr(holder, edit.child) for _, holder, edit in edits]
+        live, ran = _run_watched(model, example, [*attending, *{id(holder): holder for _, holder, _ in edits}.values()])
         # A module called elsewhere too would be attended there as well by a hook.
         returned = {
             index: module
@@ -175,6 +176,9 @@ def _ran_as_planned(edits: list[_Edited], ran: dict[int, list[tuple[int, ...]]])
         where = join(path, edit.value)
         if not shapes:
             return Check(name, False, f"{where} never ran")
+        if len(shapes) != len(ran[id(holder)]):
+            calls = len(ran[id(holder)])
+            return Check(name, False, f"{where} ran {len(shapes)} times in {calls} call(s) of {path or 'the model'}")
         channels = {shape[edit.channel_dim] for shape in shapes}
         if edit.shape[edit.channel_dim] not in channels or len(shapes[0]) != len(edit.shape):
             return Check(name, False, f"{where} ran on {shapes[0]}, planned {edit.shape}")
