@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F  # noqa: N812 - its name everywhere
 from torch import fx, nn
 
 from simam_inject.attention import SimAM
+from simam_inject.fusing.memory import is_changed_between
 from simam_inject.fusing.running import run_chain
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -39,17 +41,36 @@ class Found:
     """Of the activation."""
 
     @property
+    def first(self) -> fx.Node:
+        """The node that reads the source."""
+        return self.norm if self.norm_first else self.attention
+
+    @property
     def source(self) -> fx.Node:
         """What the chain reads."""
-        first = self.norm if self.norm_first else self.attention
-        node = first.args[0]
+        node = self.first.args[0]
         assert isinstance(node, fx.Node)
         return node
 
     @property
+    def end(self) -> fx.Node:
+        """The later of norm and SimAM."""
+        return self.attention if self.norm_first else self.norm
+
+    @property
+    def residual(self) -> fx.Node | None:
+        """What is added."""
+        return None if self.add is None else next(node for node in self.add.all_input_nodes if node is not self.end)
+
+    @property
     def last(self) -> fx.Node:
         """The node whose value the chain gives."""
-        return self.activation or self.add or (self.attention if self.norm_first else self.norm)
+        return self.activation or self.add or self.end
+
+    @property
+    def nodes(self) -> tuple[fx.Node, ...]:
+        """What one call replaces, from the last to the first."""
+        return tuple(node for node in (self.activation, self.add, self.end, self.first) if node is not None)
 
     def __str__(self) -> str:
         names = [str(self.norm.target), "SimAM"] if self.norm_first else ["SimAM", str(self.norm.target)]
@@ -61,57 +82,77 @@ class Found:
 
 
 def find_chains(module: nn.Module, graph: fx.Graph) -> tuple[Found, ...]:
-    """All chains around the SimAM calls of a rewritten graph of `module`. Each link has one reader only."""
-    return tuple(
-        found
-        for node in graph.nodes
-        if _calls(module, node, (SimAM,)) and (found := _chain_at(module, node)) is not None
-    )
+    """All chains around the SimAM calls of a rewritten graph of `module`, of which no two have a node in common.
+
+    Each link has one reader only. What a chain reads, it reads where its last node stood: a chain ends before the
+    first node that would then see something else.
+    """
+    chains: list[Found] = []
+    taken: set[fx.Node] = set()
+    for node in graph.nodes:
+        if not _calls(module, node, (SimAM,)):
+            continue
+        for found in _chains_at(module, node):
+            if taken.isdisjoint(found.nodes) and not _reads_too_late(module, found):
+                chains.append(found)
+                taken.update(found.nodes)
+                break
+    return tuple(chains)
 
 
 def fuse(graph: fx.Graph, found: Found) -> None:
     """Replace the nodes of one chain by one call, in place."""
-    residual = None
-    if found.add is not None:
-        before = found.attention if found.norm_first else found.norm
-        residual = next(argument for argument in found.add.args if argument is not before)
     with graph.inserting_before(found.last):
         attention, norm = (graph.get_attr(str(node.target)) for node in (found.attention, found.norm))
-        arguments = (found.source, attention, norm, found.norm_first, residual, found.kind)
+        in_place = found.add is not None and found.add.target is operator.iadd
+        arguments = (found.source, attention, norm, found.norm_first, found.residual, in_place, found.kind)
         fused = graph.call_function(run_chain, arguments)
     found.last.replace_all_uses_with(fused)
-    order = (found.attention, found.norm) if not found.norm_first else (found.norm, found.attention)
-    for node in (found.activation, found.add, *reversed(order)):
-        if node is not None:
-            graph.erase_node(node)
+    for node in found.nodes:
+        graph.erase_node(node)
 
 
-def _chain_at(module: nn.Module, attention: fx.Node) -> Found | None:
+def _chains_at(module: nn.Module, attention: fx.Node) -> Iterator[Found]:
+    """The chains around one SimAM, the longest first."""
     simam = module.get_submodule(str(attention.target))
     if getattr(simam, "channel_dim", 1) != 1 or _has_hooks(simam):
-        return None
-    reader = _only_reader(attention)
+        return
+    reader, source = _only_reader(attention), attention.args[0]
     if reader is not None and _is_norm(module, reader):
-        return _finish(module, attention, reader, norm_first=False)
-    source = attention.args[0]
-    if isinstance(source, fx.Node) and _is_norm(module, source) and _only_reader(source) is attention:
-        return _finish(module, attention, source, norm_first=True)
-    return None
-
-
-def _finish(module: nn.Module, attention: fx.Node, norm: fx.Node, *, norm_first: bool) -> Found:
-    last = attention if norm_first else norm
-    add = _only_reader(last)
-    if add is None or not _is_add(add):
-        add = None
-    activation = _only_reader(add or last)
+        shortest = Found(attention, reader, False, None, None, None)
+    elif isinstance(source, fx.Node) and _is_norm(module, source) and _only_reader(source) is attention:
+        shortest = Found(attention, source, True, None, None, None)
+    else:
+        return
+    add = _only_reader(shortest.end)
+    with_add = replace(shortest, add=add) if add is not None and _is_add(add, shortest.end) else shortest
+    activation = _only_reader(with_add.last)
     kind = None if activation is None else _activation_kind(module, activation)
-    return Found(attention, norm, norm_first, add, activation if kind else None, kind)
+    if kind is not None:
+        yield replace(with_add, activation=activation, kind=kind)
+    if with_add is not shortest:
+        yield with_add
+    yield shortest
 
 
-def _is_add(node: fx.Node) -> bool:
+def _reads_too_late(module: nn.Module, found: Found) -> bool:
+    """Whether the source or the residual may be written into before the last node."""
+    if is_changed_between(module, found.source, found.first, found.last):
+        return True
+    residual = found.residual
+    return (
+        residual is not None
+        and found.add is not found.last
+        and is_changed_between(module, residual, found.add, found.last)
+    )
+
+
+def _is_add(node: fx.Node, end: fx.Node) -> bool:
+    """Whether a node adds something to `end` and writes into nothing else: `h += end` changes what others see of h."""
     is_plain = node.op == "call_function" and node.target in _ADDS and not node.kwargs and len(node.args) == 2
     if not is_plain or not all(isinstance(argument, fx.Node) for argument in node.args):
+        return False
+    if node.target is operator.iadd and node.args[0] is not end:
         return False
     shapes = {tuple(getattr(argument.meta.get("value"), "shape", ())) for argument in node.all_input_nodes}
     return len(node.all_input_nodes) == 2 and len(shapes) == 1

@@ -12,9 +12,15 @@ _OUT_OF_PLACE = {"relu": F.relu, "relu6": F.relu6, "silu": F.silu, "hardswish": 
 
 
 def run_chain(
-    x: Tensor, attention: SimAM, norm: nn.Module, norm_first: bool, residual: Tensor | None, activation: str | None
+    x: Tensor,
+    attention: SimAM,
+    norm: nn.Module,
+    norm_first: bool,
+    residual: Tensor | None,
+    in_place: bool,
+    activation: str | None,
 ) -> Tensor:
-    """Norm, attention, residual and activation of `x`, in one pass where its device and layout allow.
+    """Norm, attention, residual and activation of `x`, in one pass where its device, layout and dtypes allow.
 
     Args:
         x: (N, C, spatial).
@@ -22,25 +28,22 @@ def run_chain(
         norm: a batch norm in eval mode.
         norm_first: the norm comes before the attention, not after it.
         residual: what is added before the activation.
+        in_place: the residual is added in place, so the sum has the dtype of the chain.
         activation: a key of `attention.chained.ACTIVATIONS`.
     """
-    if (
-        attention.bypassed
-        or norm.training
-        or not chained.fits(x)
-        or (residual is not None and residual.shape != x.shape)
-    ):
-        return _one_by_one(x, attention, norm, norm_first, residual, activation)
-    scale, shift = _folded(norm)
-    return chained.forward(x, attention.e_lambda, chained.Chain(scale, shift, norm_first, residual, activation))
-
-
-def _one_by_one(
-    x: Tensor, attention: SimAM, norm: nn.Module, norm_first: bool, residual: Tensor | None, activation: str | None
-) -> Tensor:
+    is_one_pass = (
+        not attention.bypassed
+        and not norm.training
+        and chained.fits(x)
+        # Another dtype (a float32 skip under autocast) decides that of the sum, as another shape does.
+        and (residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype))
+    )
+    if is_one_pass:
+        scale, shift = _folded(norm)
+        return chained.forward(x, attention.e_lambda, chained.Chain(scale, shift, norm_first, residual, activation))
     y: Tensor = attention(norm(x)) if norm_first else norm(attention(x))
     if residual is not None:
-        y = y + residual
+        y = y.add_(residual) if in_place else y + residual
     return y if activation is None else _OUT_OF_PLACE[activation](y)
 
 
