@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
 import subprocess
@@ -18,10 +19,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks.coverage.catalogue import LIBRARIES, import_libraries, list_names, take_stock
+from benchmarks.coverage.catalogue import LIBRARIES, SECOND_RING, import_libraries, list_names, take_stock
 from benchmarks.coverage.choice import in_order, representatives, shard
 from benchmarks.coverage.examining import examine
 from benchmarks.coverage.records import Entry, Row, Run, append, read_entries, read_rows
+from benchmarks.coverage.second_ring import PACKAGES, is_installed
 from benchmarks.coverage.workers import run_all
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +34,7 @@ EXTENTS = ("all", "numeric", "family")
 def main() -> None:
     """Run what the command line asks for."""
     options = _parse()
-    libraries = LIBRARIES if options.library == "all" else (options.library,)
+    libraries = _installed() if options.library == "all" else (options.library,)
     os.environ.setdefault("YOLO_OFFLINE", "true")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     torch.set_num_threads(1)
@@ -55,6 +57,10 @@ def main() -> None:
     _sweep(console, shard(wanted, *options.shard), chosen, options, this_run.commit)
 
 
+def _installed() -> tuple[str, ...]:
+    return tuple(library for library in LIBRARIES if library != SECOND_RING or is_installed())
+
+
 def _take_inventory(console: Console, libraries: Iterable[str], options: Any) -> list[Entry]:
     file = options.results / "inventory.jsonl"
     known = read_entries(file)
@@ -72,7 +78,11 @@ def _take_inventory(console: Console, libraries: Iterable[str], options: Any) ->
 
 
 def _this_run() -> Run:
-    installed = {name: metadata.version(name) for name in ("torch", "torchvision", "timm", "ultralytics")}
+    packages = ("torch", "torchvision", "timm", "ultralytics", *PACKAGES)
+    versions = {}
+    for name in packages:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
 
     def git(*words: str) -> str:
         found = subprocess.run(("git", *words), cwd=ROOT, capture_output=True, text=True, check=False)
@@ -83,7 +93,7 @@ def _this_run() -> Run:
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         command=" ".join(["python -m benchmarks.coverage", *sys.argv[1:]]),
         machine=f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
-        versions=installed,
+        versions=versions,
         commit=git("rev-parse", "--short", "HEAD") + changed,
     )
 

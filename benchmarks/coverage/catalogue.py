@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import sys
 import warnings
@@ -12,12 +13,14 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from benchmarks.coverage import second_ring
 from benchmarks.coverage.records import Entry
 from simam_inject.integrations import network_of
 from simam_inject.zoo import ZooModel, build
 from simam_inject.zoo.names import list_timm, list_torchvision
 
-LIBRARIES = ("torchvision", "timm", "ultralytics")
+SECOND_RING = "second-ring"
+LIBRARIES = ("torchvision", "timm", "ultralytics", SECOND_RING)
 
 
 def import_libraries() -> None:
@@ -30,6 +33,8 @@ def import_libraries() -> None:
     assert timm
     assert torchvision
     assert ultralytics
+    for package in second_ring.PACKAGES if second_ring.is_installed() else ():
+        importlib.import_module(package)
 
 
 def list_names(library: str) -> tuple[str, ...]:
@@ -38,6 +43,8 @@ def list_names(library: str) -> tuple[str, ...]:
         return list_torchvision()
     if library == "timm":
         return list_timm()
+    if library == SECOND_RING:
+        return tuple(second_ring.MODELS)
     import ultralytics
 
     folder = Path(ultralytics.__file__).parent / "cfg" / "models"
@@ -49,7 +56,7 @@ def build_model(library: str, name: str) -> tuple[nn.Module, ZooModel]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        built = build(f"{library}:{name}")
+        built = second_ring.build(name) if library == SECOND_RING else build(f"{library}:{name}")
         return network_of(built.model).eval(), built
 
 
@@ -89,7 +96,9 @@ def makes_map(module: nn.Module) -> bool:
 
 
 def family_of(library: str, name: str) -> str:
-    """The module that defines the model; for ultralytics the folder of its YAML."""
+    """The module that defines the model; for ultralytics the folder of its YAML; of the second ring the package."""
+    if library == SECOND_RING:
+        return name.partition("-")[0]
     if library == "torchvision":
         from torchvision import models
 

@@ -18,6 +18,7 @@ from simam_inject.discovery import layouts
 from simam_inject.discovery.kinds import TRANSPARENT, module_kind, node_kind
 from simam_inject.discovery.layouts import Layout
 from simam_inject.discovery.naming import join, value_names
+from simam_inject.tracing.recording import Call
 from simam_inject.tracing.scopes import Scope, Trace
 
 _WEIGHTED = (_ConvNd, nn.Linear)
@@ -33,6 +34,8 @@ class Flow:
     _origins: dict[fx.Node, tuple[str, ...]] = field(default_factory=dict)
     _layouts: dict[fx.Node, Layout] = field(default_factory=dict)
     _weights: dict[int, int] = field(default_factory=dict)
+    _parent: dict[int, tuple[Call, int]] = field(default_factory=dict)
+    """The call that made a call, by its `id`, and how many it had made before."""
 
     def __post_init__(self) -> None:
         self.names = {path: value_names(scope.body.graph) for path, scope in self.trace.scopes.items() if scope.body}
@@ -41,6 +44,9 @@ class Flow:
                 child = self.child(scope, node)
                 if child is not None:
                     self._caller.setdefault(child.path, (scope, node))
+        for calls in self.trace.calls.values():
+            for call in calls:
+                self._parent.update((id(part), (call, index)) for index, part in enumerate(call.children))
 
     def module(self, scope: Scope, node: fx.Node) -> nn.Module | None:
         """The module that a call_module node calls."""
@@ -138,15 +144,29 @@ class Flow:
         like = [source for source in sources if len(_shape(source)) == len(after)] or sources
         source = next((source for source in like if self.layout(scope, source)), like[0])
         layout, before = self.layout(scope, source), _shape(source)
+        if child is not None:
+            written_inside = _last_written(child.calls[0].children, after) if child.calls else None
+            return layouts.recognised(before, after, layout) if written_inside is None else written_inside
         if kind in layouts.RESHAPES and math.prod(before) == math.prod(after):
             return layouts.reshaped(before, after, layout)
-        if len(before) != len(after) or child is not None:
+        if len(before) != len(after):
             return layouts.recognised(before, after, layout)
         if kind in layouts.PERMUTES:
             return layouts.permuted(node, kind, module, layout, len(after))
         if kind in layouts.MATRIX_PRODUCTS and len(sources) == 2:
             return layouts.multiplied(layout, self.layout(scope, sources[1]), len(after))
         return layout
+
+    def returned_layout(self, call: Call) -> Layout:
+        """The layout of what a call returns that no graph shows, from the modules that an opaque block runs."""
+        shape = _shape_of(call.output)
+        written = layouts.written(module_kind(call.module), call.module, len(shape))
+        if written is None:
+            written = _last_written(call.children, shape)
+        if written is None and id(call) in self._parent:  # a dropout: what was written before it
+            parent, index = self._parent[id(call)]
+            written = _last_written(parent.children[:index], shape)
+        return layouts.SECOND if written is None else written
 
     def _read_as(self, scope: Scope, node: fx.Node) -> Layout | None:
         """The layout that the first reader which knows expects: where an opaque block calls, nobody else can tell.
@@ -204,12 +224,28 @@ def _holds_tensor(node: fx.Node) -> bool:
     return isinstance(value, (torch.Tensor, list, tuple, dict)) and not isinstance(value, torch.Size)
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
+def _shape(node: fx.Node) -> layouts.Shape:
     """Shape of the tensor a node holds, or of the first in its list of tensors; () if there is none."""
-    value = node.meta.get("value")
+    return _shape_of(node.meta.get("value"))
+
+
+def _shape_of(value: Any) -> layouts.Shape:
     if isinstance(value, (list, tuple)):
         value = next((item for item in value if isinstance(item, torch.Tensor)), None)
     return tuple(value.shape) if isinstance(value, torch.Tensor) else ()
+
+
+def _last_written(calls: list[Call], after: layouts.Shape) -> Layout | None:
+    """The layout of a value of shape `after`, from the last module called that writes a layout of its own."""
+    for call in reversed(calls):
+        shape = _shape_of(call.output)
+        written = layouts.written(module_kind(call.module), call.module, len(shape)) if shape else None
+        if written is not None:
+            return layouts.recognised(shape, after, written)
+        deeper = _last_written(call.children, after)
+        if deeper is not None:
+            return deeper
+    return None
 
 
 def _ancestors(node: fx.Node) -> set[fx.Node]:

@@ -130,8 +130,7 @@ class _Surveyor:
         if caller is not None:
             return self.flow.channel_dim(*caller)
         rank = call.output.dim() if isinstance(call.output, torch.Tensor) else 0
-        written = layouts.written(module_kind(call.module), call.module, rank)
-        return 1 if written is None else layouts.channel_dim(written, rank)
+        return layouts.channel_dim(self.flow.returned_layout(call), rank)
 
     def _facts(self, value: Any, channel_dim: int) -> dict[str, Any]:
         """Shape facts of a value and, where it cannot be attended, the obstacle."""

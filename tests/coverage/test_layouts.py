@@ -150,3 +150,38 @@ class OpaqueAdding(OpaqueTokens):
 def test_an_input_is_read_as_what_is_computed_from_it():
     planned = plan(OpaqueAdding(), {"version": 1, "rules": [{"path": "blocks.0", "after": {"op": "relu"}}]})
     assert [i.channel_dim for i in planned.insertions] == [-1]
+
+
+class PatchEmbedding(nn.Module):
+    """Checks a shape, so that it is opaque, and returns tokens of what its convolution wrote."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = nn.Conv2d(3, 8, 2, 2)
+        self.last = nn.Identity()
+
+    def forward(self, x):
+        if x.shape[-1] % 2:
+            raise ValueError("odd width")
+        return self.last(self.projection(x).flatten(2).transpose(1, 2))
+
+
+class OpaqueStem(PatchEmbedding):
+    def __init__(self):
+        super().__init__()
+        self.projection = PatchEmbedding()
+
+    def forward(self, x):
+        if x.shape[-1] % 2:
+            raise ValueError("odd width")
+        return self.last(self.projection(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "path"),
+    [(PatchEmbedding, "0"), (OpaqueStem, "0"), (OpaqueStem, "0.projection"), (OpaqueStem, "0.last")],
+)
+def test_what_opaque_blocks_return_is_known_from_what_was_written_last_in_them(network, path):
+    model = nn.Sequential(network(), nn.Identity())
+    planned = plan(model, {"version": 1, "rules": [{"path": path, "after": "output"}]})
+    assert [(i.path, i.channel_dim) for i in planned.insertions] == [(path, -1)]
