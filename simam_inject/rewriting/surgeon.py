@@ -234,6 +234,6 @@ def _results(graph: fx.Graph) -> list[Any]:
 
 def _describe_call(call: Call) -> Any:
     try:
-        return describe((call.args, call.kwargs))
+        return describe(call.given)
     except TypeError:
         return None  # an argument that is no data: the model cannot be pickled, and says so then

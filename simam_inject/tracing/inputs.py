@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,19 @@ from simam_inject.errors import ModelError
 from simam_inject.tracing.values import leaves, map_structure
 
 DEFAULT_SIZE = (3, 224, 224)
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor with the same content, of no graph; a leaf that asks for gradients does again."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+def _copied_object(thing: Any, twins: dict[int, Any]) -> Any:
+    """A caller's own object; itself where it cannot be copied (a lock, an open file)."""
+    try:
+        return copy.deepcopy(thing, twins)
+    except Exception:
+        return thing
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +49,24 @@ class Example:
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """All tensors among the arguments, in order."""
         return tuple(leaf for leaf in leaves((self.args, self.kwargs)) if isinstance(leaf, torch.Tensor))
+
+    def fresh(self, twin: Callable[[torch.Tensor], torch.Tensor] = copied) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments for one run, which may write into them, empty its lists and fill its dicts: the example stays.
+
+        Args:
+            twin: makes the tensor that the run gets; one that is passed twice is passed twice again.
+        """
+        twins: dict[int, Any] = {}
+
+        def renew(leaf: Any) -> Any:
+            if isinstance(leaf, nn.Module):
+                return leaf
+            if id(leaf) not in twins:
+                twins[id(leaf)] = twin(leaf) if isinstance(leaf, torch.Tensor) else _copied_object(leaf, twins)
+            return twins[id(leaf)]
+
+        args, kwargs = map_structure(renew, (self.args, self.kwargs))
+        return args, kwargs
 
     def repeated(self, count: int) -> Example:
         """The same example with a batch `count` times as large, where tensors have a batch dimension of one."""

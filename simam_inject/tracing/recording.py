@@ -7,27 +7,31 @@ The forward runs on meta tensors, which costs milliseconds and no memory; a mode
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import _global_forward_pre_hooks as _global_pre_hooks
 
 from simam_inject.errors import ModelError
-from simam_inject.tracing.inputs import Example
+from simam_inject.tracing.inputs import Example, copied
 from simam_inject.tracing.snapshot import mode, on_meta, same_buffers, same_random_state, unchanged
-from simam_inject.tracing.values import UNKNOWN, forget_data, map_structure
+from simam_inject.tracing.values import UNKNOWN, forget_data
 
 
 @dataclass(slots=True, eq=False)
 class Call:
-    """One call of one module. Tensors in `args`, `kwargs` and `output` are meta tensors."""
+    """One call of one module. All tensors here are meta tensors."""
 
     module: nn.Module
     args: tuple[Any, ...]
+    """What `forward` receives: after the module's forward pre-hooks."""
     kwargs: dict[str, Any]
+    given: tuple[tuple[Any, ...], dict[str, Any]]
+    """What the caller passes: positional arguments and keywords, before the pre-hooks."""
     output: Any = UNKNOWN
     children: list[Call] = field(default_factory=list)
 
@@ -52,13 +56,15 @@ def recorded_calls(calls: list[Call]) -> Iterator[None]:
         def call_and_record(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
             if threading.get_ident() != owner:
                 return original(module, *args, **kwargs)
-            call = Call(module, forget_data(args), forget_data(kwargs))
+            args_given, kwargs_given = forget_data(args), forget_data(kwargs)
+            call = Call(module, args_given, kwargs_given, (args_given, kwargs_given))
             (stack[-1].children if stack else calls).append(call)
             stack.append(call)
             try:
                 output = _known_output(module, args, kwargs)
                 if output is None:
-                    output = original(module, *args, **kwargs)
+                    with _received(call) if module._forward_pre_hooks or _global_pre_hooks else nullcontext():
+                        output = original(module, *args, **kwargs)
             finally:
                 stack.pop()
             call.output = forget_data(output)
@@ -69,6 +75,23 @@ def recorded_calls(calls: list[Call]) -> Iterator[None]:
             yield
         finally:
             nn.Module.__call__ = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def _received(call: Call) -> Iterator[None]:
+    """Note what `forward` receives: a hook behind the module's own, which may add arguments and change them."""
+    is_noted = False
+
+    def note(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal is_noted
+        if not is_noted:  # a module that calls itself runs this hook again
+            call.args, call.kwargs, is_noted = forget_data(args), forget_data(kwargs), True
+
+    handle = call.module.register_forward_pre_hook(note, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _known_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor | None:
@@ -90,12 +113,12 @@ def record(model: nn.Module, example: Example) -> Call:
     """
     try:
         with on_meta(model):
-            return _record_once(model, *map_structure(_to_meta_input, (example.args, example.kwargs)))
+            return _record_once(model, *example.fresh(_on_meta))
     except Exception:  # any operation without a meta kernel, any use of data: run it for real
         pass
     try:
         with same_buffers(model):
-            return _record_once(model, *_on_device_of(model, (example.args, example.kwargs)))
+            return _record_once(model, *example.fresh(_on_device_of(model)))
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise ModelError(
@@ -104,23 +127,23 @@ def record(model: nn.Module, example: Example) -> Call:
         ) from error
 
 
-def _to_meta_input(leaf: Any) -> Any:
-    return leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf
+def _on_meta(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(tensor) if tensor.is_meta else tensor.to("meta")
 
 
-def _on_device_of(model: nn.Module, inputs: Any) -> Any:
-    """Real tensors in place of meta ones, which are all that a pickled module keeps of its example."""
+def _on_device_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Copies tensors; makes real ones of meta ones, which are all that a pickled module keeps of its example."""
     reference = next(model.parameters(), torch.empty(0))
     noise = torch.Generator().manual_seed(0)
 
-    def realise(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor) or not leaf.is_meta or reference.is_meta:
-            return leaf
-        made = torch.empty_strided(leaf.shape, leaf.stride(), dtype=leaf.dtype)
-        made.copy_(torch.rand(leaf.shape, generator=noise)) if leaf.is_floating_point() else made.zero_()
+    def realise(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_meta or reference.is_meta:
+            return copied(tensor)
+        made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        made.copy_(torch.rand(tensor.shape, generator=noise)) if tensor.is_floating_point() else made.zero_()
         return made.to(reference.device)
 
-    return map_structure(realise, inputs)
+    return realise
 
 
 def _record_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:

@@ -55,19 +55,55 @@ def unchanged(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def same_buffers(model: nn.Module) -> Iterator[None]:
-    """Restore all buffers (BatchNorm statistics, counters, observers) afterwards: the tensors and their contents."""
+    """Twins in place of all buffers (BatchNorm statistics, counters, observers) inside, the very tensors afterwards.
+
+    Nothing is written to the model's own buffers, since a graph that waits for its backward may have saved them. Only
+    one that somebody else holds too, and changes by another name than its own, gets its content back.
+    """
+    originals = {id(buffer): buffer for buffer in model.buffers() if not buffer.is_meta}
+    saved = [(buffer, _version(buffer), buffer.detach().clone()) for buffer in originals.values()]
     tables = [(module._buffers, dict(module._buffers)) for module in _python_modules(model)]
-    saved = [(buffer, buffer.clone()) for buffer in model.buffers() if not buffer.is_meta]
+    twins = _twins(list(originals.values()))
     try:
+        for table, buffers in tables:
+            table.update({name: twins.get(id(buffer), buffer) for name, buffer in buffers.items()})
         yield
     finally:
         for table, buffers in tables:
+            table.clear()
             table.update(buffers)
-        with torch.no_grad():
-            for buffer, content in saved:
-                if buffer.shape != content.shape:  # a quantization observer grows its own
-                    buffer.resize_(content.shape)
-                buffer.copy_(content)
+        for buffer, version, content in saved:
+            if version is None or _version(buffer) != version:
+                _write_back(buffer, content)
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    """Counts the writes to a tensor and its views; None for an inference tensor, which counts none."""
+    return None if tensor.is_inference() else tensor._version
+
+
+def _twins(tensors: list[torch.Tensor]) -> dict[int, torch.Tensor]:
+    """A copy of each tensor, by `id`. Those that look into one storage do so again."""
+    sharing: dict[int, list[torch.Tensor]] = {}
+    twins = {}
+    for tensor in tensors:
+        if type(tensor) is torch.Tensor and tensor.layout is torch.strided and tensor.numel():
+            sharing.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+        twins[id(tensor)] = tensor.detach().clone()
+    for group in sharing.values():
+        if len(group) > 1:
+            storage = group[0].untyped_storage().clone()  # type: ignore[no-untyped-call]
+            for tensor in group:
+                place = tensor.storage_offset(), tensor.size(), tensor.stride()
+                twins[id(tensor)] = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(storage, *place)
+    return twins
+
+
+def _write_back(buffer: torch.Tensor, content: torch.Tensor) -> None:
+    with torch.inference_mode() if buffer.is_inference() else torch.no_grad():
+        if buffer.shape != content.shape:  # a quantization observer grows its own
+            buffer.resize_(content.shape)
+        buffer.copy_(content)
 
 
 @contextmanager

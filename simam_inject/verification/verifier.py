@@ -6,13 +6,14 @@ The stock model needs no copy, since taking a rewrite out means giving each modu
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from simam_inject.attention import SimAM, simam
 from simam_inject.discovery.naming import join
@@ -49,7 +50,7 @@ def check_model(model: nn.Module, example: Example, before: Marks | None = None)
         return Verification((planned,))
     marks = tensor_marks(model)
     with ExitStack() as stack:
-        for context in (unchanged(model), same_buffers(model), same_random_state(), torch.no_grad()):
+        for context in (unchanged(model), same_random_state(), torch.no_grad()):
             stack.enter_context(context)
         returned = _module_values(model, edits)
         with stock(model):
@@ -99,7 +100,8 @@ def _run(model: nn.Module, example: Example, *, training: bool) -> Any:
     with mode(model, training), same_buffers(model):
         for seed in (torch.manual_seed, random.seed, np.random.seed):
             seed(SEED)
-        return model(*example.args, **example.kwargs)
+        args, kwargs = example.fresh()
+        return model(*args, **kwargs)
 
 
 def _run_watched(
@@ -204,7 +206,7 @@ def _against_hooks(model: nn.Module, example: Example, edits: list[_Edited], ret
     with bypassed([getattr(holder, edit.child) for i, (_, holder, edit) in enumerate(edits) if i not in returned]):
         ours = _run(model, example, training=False)
     with stock(model):
-        handles = [module.register_forward_hook(_attending_hook(edits[i][2])) for i, module in returned.items()]
+        handles = [_attend(module, edits[i][2]) for i, module in returned.items()]
         try:
             theirs = _run(model, example, training=False)
         finally:
@@ -225,8 +227,11 @@ def _module_values(model: nn.Module, edits: list[_Edited]) -> dict[int, nn.Modul
     return found
 
 
-def _attending_hook(edit: Edit) -> Callable[..., torch.Tensor]:
+def _attend(module: nn.Module, edit: Edit) -> RemovableHandle:
+    """A hook where the edit is: a boundary attends what forward returns, before the user's own hooks see it; an edit
+    of the caller attends what the call returns, after them."""
+
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         return simam(output, edit.e_lambda, channel_dim=edit.channel_dim)
 
-    return hook
+    return module.register_forward_hook(hook, prepend=not edit.value)

@@ -1,0 +1,142 @@
+"""What the user hands in stays as it is: example inputs, buffers that a pending backward has saved."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from simam_inject import inject, plan, verify
+from tests.engine.blocks import Block, Net, conv
+from tests.engine.oracle import same_bits
+
+X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
+
+
+class WritesIntoInput(Net):
+    def forward(self, x):
+        x.sub_(0.5)
+        return super().forward(x)
+
+
+class NeedsNumbers(WritesIntoInput):
+    """Runs on its own tensors, since a meta tensor has no numbers."""
+
+    def forward(self, x):
+        x.mul_(1 + x.max().item())
+        return super().forward(x)
+
+
+class EmptiesList(Net):
+    def forward(self, images):
+        return super().forward(images.pop())
+
+
+class FillsDict(Net):
+    def forward(self, batch):
+        batch["again"] = batch["image"].add_(1)
+        return super().forward(batch["again"])
+
+
+@dataclass
+class Sample:
+    image: torch.Tensor
+
+
+class WritesIntoObject(Net):
+    def forward(self, sample):
+        return super().forward(sample.image.sub_(0.5))
+
+
+@pytest.mark.parametrize(
+    ("network", "wrap"),
+    [
+        (WritesIntoInput, lambda x: x),
+        (NeedsNumbers, lambda x: x),
+        (EmptiesList, lambda x: [x]),
+        (FillsDict, lambda x: ({"image": x},)),
+        (WritesIntoObject, lambda x: (Sample(x),)),
+    ],
+)
+def test_a_forward_that_writes_into_its_input(network, wrap):
+    model = network(Block()).eval()
+    image = X.clone()
+    given = wrap(image)
+    inject(model, "after block.a", example_inputs=given)
+    assert verify(model, example_inputs=given).ok
+    assert same_bits(image, X)
+    assert image._version == 0
+    held = given[0] if isinstance(given, tuple) else given
+    assert not isinstance(held, list) or len(held) == 1
+    assert not isinstance(held, dict) or list(held) == ["image"]
+
+
+class SeesOneTensorTwice(Net):
+    def forward(self, x, same):
+        return super().forward(x + 1 if x is same else x)
+
+
+def test_a_tensor_that_is_passed_twice_stays_one():
+    model = inject(SeesOneTensorTwice(Block()).eval(), "after block.a", example_inputs=(X, X))
+    assert verify(model, example_inputs=(X, X)).ok
+
+
+def pending():
+    torch.manual_seed(1)
+    model = nn.Sequential(conv(3, 4), nn.BatchNorm2d(4), nn.ReLU(), conv()).eval()
+    return model, model(X).sum()
+
+
+@pytest.mark.parametrize("network", [lambda model: model, lambda model: Careful(model)])
+def test_a_pending_backward_survives(network):
+    model, loss = pending()
+    model = network(model)
+    recipe = {"rules": [{"block": "ReLU", "after": "output"}]}
+    inject(model, recipe, example_inputs=X)
+    verify(model, example_inputs=X)
+    loss.backward()
+    assert model.get_parameter(next(name for name, _ in model.named_parameters())).grad is not None
+
+
+class Careful(nn.Module):
+    """Asks for numbers, so that planning runs it on its own tensors."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        assert x.max().item() > 0
+        return self.inner(x)
+
+
+class Counts(Block):
+    """Writes into buffers by every name there is: its own, a view's, a second attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("count", torch.zeros(4))
+        self.register_buffer("first", self.count[:1])
+        self.alias = self.count
+
+    def forward(self, x):
+        self.count.add_(1)
+        self.alias.add_(2)
+        return self.b(self.a(x)) + self.first + self.count[1] + self.alias.sum()
+
+
+def test_buffers_that_are_known_by_several_names():
+    model = Net(Careful(Counts())).eval()
+    inject(model, {"rules": [{"block": "Counts", "after": "a"}]}, example_inputs=X)
+    assert verify(model, example_inputs=X).ok
+    counts = model.block.inner
+    assert counts.count.tolist() == [0, 0, 0, 0]
+    assert counts.first.data_ptr() == counts.count.data_ptr() == counts.alias.data_ptr()
+
+
+def test_buffers_of_inference_mode():
+    with torch.inference_mode():
+        norm = nn.BatchNorm2d(4)
+    model = Net(Careful(nn.Sequential(Block(), norm.requires_grad_(False)))).eval()
+    assert plan(model, "after block.a", example_inputs=X).insertions
+    assert norm.running_mean.tolist() == [0, 0, 0, 0]
