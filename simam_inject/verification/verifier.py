@@ -228,8 +228,10 @@ def _module_values(model: nn.Module, edits: list[_Edited]) -> dict[int, nn.Modul
 
 
 def _attend(module: nn.Module, edit: Edit) -> RemovableHandle:
-    """A hook where the edit is: a boundary attends what forward returns, before the user's own hooks see it; an edit
-    of the caller attends what the call returns, after them."""
+    """A hook where the edit is: a boundary attends what forward returns, before the user's own hooks see it.
+
+    An edit of the caller attends what the call returns, after them.
+    """
 
     def hook(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
         return simam(output, edit.e_lambda, channel_dim=edit.channel_dim)
