@@ -16,7 +16,7 @@ from torch import nn
 import simam_inject.rewriting.restoring  # noqa: F401 - tells torch which globals a restricted load may call
 from simam_inject.discovery.records import Anatomy
 from simam_inject.errors import ModelError, NoMatchError, VerificationError
-from simam_inject.integrations import network_of
+from simam_inject.integrations import network_of, refresh
 from simam_inject.matching import Hit
 from simam_inject.operation import Operation, eject, injected, make_plan, no_effect, settled, traced
 from simam_inject.planning.plan import Plan
@@ -114,14 +114,19 @@ def replay(model: nn.Module, sites: Iterable[Insertion], *, example_inputs: Any 
     if skips:
         raise ModelError(f"a recorded SimAM cannot be put back: {skips[0].path} {skips[0].reason}")
     operation.make(prepared.insertions)
+    refresh(model)
     return model
 
 
 @contextmanager
 def bypass(model: nn.Module) -> Iterator[nn.Module]:
     """Inside, every SimAM returns its input unchanged; afterwards each is as it was."""
-    with bypassed(attentions(network_of(model))):
-        yield model
+    refresh(model)
+    try:
+        with bypassed(attentions(network_of(model))):
+            yield model
+    finally:
+        refresh(model)
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:

@@ -139,12 +139,10 @@ def _reads_too_late(module: nn.Module, found: Found) -> bool:
     """Whether the source or the residual may be written into before the last node."""
     if is_changed_between(module, found.source, found.first, found.last):
         return True
-    residual = found.residual
-    return (
-        residual is not None
-        and found.add is not found.last
-        and is_changed_between(module, residual, found.add, found.last)
-    )
+    add, residual = found.add, found.residual
+    if add is None or residual is None or add is found.last:
+        return False
+    return is_changed_between(module, residual, add, found.last)
 
 
 def _is_add(node: fx.Node, end: fx.Node) -> bool:

@@ -28,6 +28,9 @@ class Host(Protocol):
     def forget(self, model: nn.Module) -> None:
         """Called after eject: leave no trace of an injection."""
 
+    def refresh(self, model: nn.Module) -> None:
+        """Called when the network computes something else than before: drop what the library copied from it."""
+
 
 def host_of(model: nn.Module) -> Host | None:
     """The adapter for this object; None for a plain network."""
@@ -42,3 +45,10 @@ def network_of(model: nn.Module) -> nn.Module:
     """The network inside a library's own object; the model itself if it is one."""
     host = host_of(model)
     return model if host is None else host.network(model)
+
+
+def refresh(model: nn.Module) -> None:
+    """Let the library's own object forget the copies that it made of its network; see `Host.refresh`."""
+    host = host_of(model)
+    if host is not None:
+        host.refresh(model)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from simam_inject.errors import FileError, InjectError
-from simam_inject.integrations import network_of
+from simam_inject.integrations import network_of, refresh
 from simam_inject.persist.container import read_header, read_tensors
 from simam_inject.persist.manifest import KEY, Manifest
 from simam_inject.persist.replaying import plan_recorded
@@ -69,6 +69,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         if planned is not None:
             eject(model)
         raise
+    refresh(model)
     return model
 
 

@@ -2,11 +2,12 @@
 
 The library builds networks anew behind the user's back, from `model.yaml`, the one container that survives all of it.
 So the sites are recorded there (`record`), and every network that is built from such a dict comes out injected
-(`hooks`). Four things could still lose a site, and each has its guard:
+(`hooks`). Five things could still lose a site, and each has its guard:
 
     fuse() folds a norm across a SimAM between conv and norm     those blocks keep their norm (`fusing`)
     load() replaces head modules when class counts differ        the recorded sites are put back (`hooks`)
     train() rebuilds a YAML-built network from its file name     ultralytics' own switches (`training`)
+    predict() keeps the fused copy of its first call             the copy is dropped (`refresh`)
     anything else                                                a tripwire before the first batch (`training`)
 
 Importing this package arms it for the process; unpickling an injected module imports it. Networks without a record are
@@ -30,7 +31,7 @@ from simam_inject.integrations.ultralytics.versions import warn_if_untested
 if TYPE_CHECKING:
     from simam_inject.planning.plan import Plan
 
-__all__ = ["forget", "network", "remember"]
+__all__ = ["forget", "network", "refresh", "remember"]
 
 
 def network(model: nn.Module) -> nn.Module:
@@ -53,6 +54,7 @@ def remember(model: nn.Module, plan: Plan) -> None:
     write(network(model), record)
     if _is_facade(model):
         keep_through_training(model, record)
+        refresh(model)
 
 
 def forget(model: nn.Module) -> None:
@@ -60,6 +62,13 @@ def forget(model: nn.Module) -> None:
     erase(network(model))
     if _is_facade(model):
         train_as_stock(model)
+        refresh(model)
+
+
+def refresh(model: nn.Module) -> None:
+    """Let the next `predict` copy and fuse the network as it is now. Trackers of a running `track` start anew."""
+    if _is_facade(model):
+        model.predictor = None  # type: ignore[assignment]
 
 
 def _is_facade(model: nn.Module) -> bool:
