@@ -32,7 +32,7 @@ def bench_recipe(
 ) -> None:
     """Measure, and report as a table, as JSON, and as a chart where one is asked for."""
     with working(steps=4, quiet=as_json) as step:
-        from simam_inject.cli.composing import compose_recipe
+        from simam_inject.cli.composing import check_exclude, compose_recipe
 
         composed = compose_recipe(recipe, after, before, exclude, e_lambda)
         step(f"building {model}")
@@ -42,6 +42,7 @@ def bench_recipe(
 
         built = build(model, pretrained=pretrained)
         inputs = example_inputs(built, input_size)
+        check_exclude(exclude, built.model, inputs)
         asked = Conditions(**conditions)  # type: ignore[arg-type]
         measured = bench(built.model, composed, asked, against=against, example_inputs=inputs, step=step)
     heading = _heading(model, composed, measured.conditions)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from simam_inject.errors import RecipeError
+from simam_inject.errors import NoMatchError, RecipeError
 from simam_inject.recipe import Recipe, load_recipe, selector
+from simam_inject.recipe.globs import Glob
 
 
 def compose_recipe(
@@ -49,3 +50,18 @@ def _adjust(rule: dict[str, Any], exclude: Sequence[str], e_lambda: float | None
     if e_lambda is not None:
         adjusted.pop("e_lambda", None)
     return adjusted
+
+
+def check_exclude(exclude: Sequence[str], model: Any, inputs: Any) -> None:
+    """Refuse an `--exclude` that leaves nothing out because it matches nothing, whatever the rules are.
+
+    Raises:
+        NoMatchError: One matches no path of the model.
+    """
+    if exclude:
+        from simam_inject.matching import every_path, explain_idle
+        from simam_inject.surgery import survey
+
+        paths = every_path(survey(model, example_inputs=inputs))
+        if message := explain_idle("--exclude", [Glob(text) for text in exclude], paths):
+            raise NoMatchError(message)

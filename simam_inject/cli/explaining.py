@@ -23,7 +23,7 @@ def explain_recipe(
 ) -> None:
     """Draw every kind of block that the recipe touches, with its generated forward as a diff."""
     with working(steps=2, quiet=as_json) as step:
-        from simam_inject.cli.composing import compose_recipe
+        from simam_inject.cli.composing import check_exclude, compose_recipe
 
         composed = compose_recipe(recipe, after, before, exclude, e_lambda)
         step(f"building {model}")
@@ -33,7 +33,9 @@ def explain_recipe(
 
         built = build(model)
         step("running it once and planning")
-        explanation = explain(built.model, composed, example_inputs=example_inputs(built, input_size))
+        inputs = example_inputs(built, input_size)
+        check_exclude(exclude, built.model, inputs)
+        explanation = explain(built.model, composed, example_inputs=inputs)
     from simam_inject.reporting import draw
 
     drawings = draw(explanation.plan.anatomy, (*explanation.plan.present, *explanation.plan.insertions))

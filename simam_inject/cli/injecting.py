@@ -51,14 +51,14 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """1 if SimAM is nowhere or a check failed."""
+        """1 if the recipe has no effect or a check failed."""
         verified = self.verification is None or self.verification.ok
-        return DONE if self.sites and verified else NO_EFFECT
+        return DONE if self.has_effect and verified else NO_EFFECT
 
     @property
-    def sites(self) -> int:
-        """How many SimAM the model has, or would have."""
-        return len(self.plan.insertions) + len(self.plan.present)
+    def has_effect(self) -> bool:
+        """SimAM goes somewhere, or is there already where the recipe wants it."""
+        return bool(self.plan.insertions) or self.plan.is_done
 
 
 def run(order: Order) -> None:
@@ -77,7 +77,7 @@ def run(order: Order) -> None:
 
 
 def _carry_out(order: Order, step: Any) -> Outcome:
-    from simam_inject.cli.composing import compose_recipe
+    from simam_inject.cli.composing import check_exclude, compose_recipe
 
     recipe = compose_recipe(order.recipe, order.after, order.before, order.exclude, order.e_lambda)
     step(f"building {order.model}")
@@ -88,9 +88,10 @@ def _carry_out(order: Order, step: Any) -> Outcome:
     built = build(order.model, pretrained=order.pretrained)
     inputs = example_inputs(built, order.input_size)
     step("running it once and planning")
+    check_exclude(order.exclude, built.model, inputs)
     made = plan(built.model, recipe, example_inputs=inputs)
     outcome = Outcome(built, recipe, made, None)
-    if order.dry_run or not outcome.sites:
+    if order.dry_run or not outcome.has_effect:
         return outcome
     step("inserting SimAM")
     made.apply()
@@ -149,7 +150,7 @@ def _as_dict(order: Order, outcome: Outcome) -> dict[str, Any]:
 
 
 def _next_steps(order: Order, outcome: Outcome) -> Iterator[str]:
-    if not outcome.sites:
+    if not outcome.has_effect:
         yield f"see what can be named: simam-inject sites {order.model}"
     elif outcome.verification is None:
         yield "insert it: the same command without --dry-run"

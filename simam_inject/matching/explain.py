@@ -6,10 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from simam_inject.discovery.records import Anatomy
+from simam_inject.matching.hints import hint_path
 from simam_inject.matching.records import Miss
 from simam_inject.matching.wording import write_counts, write_path
 from simam_inject.recipe.globs import Glob
 from simam_inject.recipe.recipe import Recipe
+from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import nearest
 
 NEAREST = 3
@@ -32,10 +34,15 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     head = f"rules[{rule}] ({selected.selector}) takes no site"
     near = nearest_misses(miss for miss in misses if miss.rule == rule)
     if not near:
-        globs, explain = (selected.block, _explain_classes) if selected.block else (selected.path, _explain_paths)
-        return f"{head}: {explain(globs, anatomy)}"
+        return f"{head}: {why_nothing(selected, anatomy)}"
     lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
     return "\n".join([f"{head}. The nearest misses:", *lines])
+
+
+def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
+    """Why a rule did not even touch a site: nothing has the class or the path that it selects."""
+    globs, explain = (rule.block, _explain_classes) if rule.block else (rule.path, _explain_paths)
+    return explain(globs, anatomy)
 
 
 def nearest_misses(misses: Iterable[Miss], count: int = NEAREST) -> tuple[Miss, ...]:
@@ -65,6 +72,5 @@ def _explain_classes(globs: Sequence[Glob], anatomy: Anatomy) -> str:
 
 def _explain_paths(globs: Sequence[Glob], anatomy: Anatomy) -> str:
     wanted = " or ".join(repr(glob.text) for glob in globs)
-    near = dict.fromkeys(path for glob in globs for path in nearest(glob.text, anatomy.site_by_path))
-    meant = f" Did you mean {' or '.join(near)}?" if near else ""
-    return f"this model has no value at {wanted}.{meant}"
+    hints = dict.fromkeys(hint_path(glob, anatomy.site_by_path) for glob in globs)
+    return f"this model has no value at {wanted}.{''.join(hints)}"

@@ -88,6 +88,9 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
     [
         (("resnet5O", "--after", "block"), 2, "error: no library has a model 'resnet5O'. Did you mean resnet50"),
         ((NET, "--after", "blokc"), 1, "Did you mean Block"),
+        ((NET, "--after", "block", "--exclude", "blocs.1"), 1, "error: --exclude: 'blocs.1' matches nothing in this"),
+        ((NET, "--recipe", "typo.yaml"), 1, "error: rules[0].exclude: 'blocs.1' matches nothing in this model."),
+        ((NET, "--recipe", "mobile", "--exclude", "conv2"), 1, "Did you mean '*.conv2'?"),
         ((NET, "--after", "block.conv9"), 1, "blocks.0: has no child conv9; it has conv1, bn1,"),
         ((NET,), 2, "error: nothing says where SimAM goes: give --after BLOCK"),
         ((NET, "--recipe", "papre"), 2, "did you mean 'paper'"),
@@ -105,6 +108,7 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
 )
 def test_mistakes_are_one_message(arguments, exit_code, sentence, run, folder):
     (folder / "list.yaml").write_text("- block: Block\n")
+    (folder / "typo.yaml").write_text("rules: [{block: Block, after: conv1, exclude: blocs.1}]")
     result = run(*arguments)
     assert result.exit_code == exit_code
     assert result.stdout == ""

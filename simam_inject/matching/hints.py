@@ -1,0 +1,72 @@
+"""What a glob that matches no path of the model may have meant."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from simam_inject.discovery.records import Anatomy
+from simam_inject.recipe.globs import Glob, lineage
+from simam_inject.recipe.recipe import Recipe
+from simam_inject.recipe.wording import nearest
+
+_REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
+"""Signs of a regular expression. `layer3.*` is a glob as well."""
+
+
+def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
+    """The message for the first `exclude` that leaves nothing out because it matches nothing; None if there is none.
+
+    That of an optional rule may match nothing, since the rule itself may: so one recipe can speak of many models.
+    """
+    paths = every_path(anatomy)
+    for index, rule in enumerate(recipe.rules):
+        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", rule.exclude, paths)
+        if message is not None:
+            return f"{message} (A rule for many models says optional: true.)"
+    return None
+
+
+def explain_idle(place: str, globs: Iterable[Glob], paths: frozenset[str]) -> str | None:
+    """The message for the first of the globs at `place` that matches none of the paths; None if all match."""
+    for glob in globs:
+        if not any(map(glob.matches, paths)):
+            return f"{place}: {glob.text!r} matches nothing in this model.{hint_path(glob, paths)}"
+    return None
+
+
+def every_path(anatomy: Anatomy) -> frozenset[str]:
+    """Paths of all values and of all modules that contain one."""
+    return frozenset(part for path in anatomy.site_by_path for part in lineage(path))
+
+
+def hint_path(glob: Glob, paths: Iterable[str]) -> str:
+    """A sentence on how a glob that matches none of the paths may have been meant; empty where nothing is near."""
+    if _REGULAR.search(glob.text):
+        return " Paths are globs, not regular expressions: * is any text, alternatives are {a,b}."
+    paths = frozenset(paths)
+    other_case = sorted(path for path in paths if glob.matches_any_case(path))
+    if other_case:
+        return f" Letter case counts; did you mean {other_case[0]}?"
+    inside = Glob(f"*.{glob.text}")
+    if any(map(inside.matches, paths)):
+        return f" Did you mean {inside.text!r}? A glob is matched against the whole path."
+    near = _nearest_globs(glob, paths)
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def _nearest_globs(glob: Glob, paths: frozenset[str]) -> list[str]:
+    """The glob with its literal part put right: `layr4.*` becomes `layer4.*`, `*.cnv2` becomes `*.conv2`."""
+    if not glob.is_wild:
+        return list(nearest(glob.text, paths))
+    parts = glob.text.split(".")
+    literal = [part for part in parts if not Glob(part).is_wild]
+    if parts[: len(literal)] == literal:
+        known = {".".join(path.split(".")[: len(literal)]) for path in paths}
+    elif parts[-len(literal) :] == literal:
+        known = {".".join(path.split(".")[-len(literal) :]) for path in paths}
+    else:
+        return []
+    written = ".".join(literal)
+    near = nearest(written, known, count=1) if literal else ()
+    return [repr(glob.text.replace(written, name, 1)) for name in near]
