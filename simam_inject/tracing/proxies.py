@@ -28,12 +28,6 @@ class ValueProxy(fx.Proxy):
 
     value: Any = UNKNOWN
 
-    @property  # type: ignore[misc]
-    def __class__(self) -> type:
-        # `isinstance(x, torch.Tensor)` picks a branch in many forwards (DenseNet); C code and fx look at `type(x)`.
-        value = self.__dict__.get("value", UNKNOWN)
-        return torch.Tensor if isinstance(value, torch.Tensor) else ValueProxy
-
     def __getattr__(self, name: str) -> Any:
         value = self.value
         if value is UNKNOWN:
@@ -120,6 +114,10 @@ class ValueAttribute(ValueProxy, Attribute):
         if isinstance(value, torch.Tensor) and self.attr in ("dim", "ndimension") and not args:
             return value.dim()
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
+
+
+PROXIES = frozenset({ValueProxy, ValueAttribute})
+"""The very types of every proxy of a trace."""
 
 
 def _record_in_place(name: str) -> None:

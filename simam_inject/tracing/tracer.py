@@ -84,8 +84,10 @@ def _trace_once(module: nn.Module, tracer: _ScopeTracer, name: str, *, training:
     except Refusal:
         raise
     except (fx.proxy.TraceError, Exception) as error:
-        first_line = next(iter(str(error).splitlines()), "")
-        raise Refusal(f"cannot be traced ({type(error).__name__}: {first_line:.160})") from error
+        told = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        if ValueProxy.__name__ in str(error) or "TorchScript" in str(error):
+            raise Refusal(f"hands a value to compiled code, which is no part of a graph ({told:.160})") from error
+        raise Refusal(f"cannot be traced ({told:.160})") from error
     _drop_unused_reads(graph)
     guards, lengths = sorted(watch.attributes.items()), sorted(watch.lengths.items())
     return Body(

@@ -22,20 +22,13 @@ import torch
 from torch import fx, nn
 
 from simam_inject.tracing.proxies import Refusal
+from simam_inject.tracing.questions import answering
 from simam_inject.tracing.values import PLAIN_TYPES
 
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _CONTAINER_CODE = frozenset(
     function.__code__ for kind in _CONTAINERS for function in vars(kind).values() if isinstance(function, FunctionType)
-)
-_MODE_QUERIES = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled")
-_MODE_SWITCHES = (
-    (torch.no_grad, "__enter__"),
-    (torch.enable_grad, "__enter__"),
-    (torch.inference_mode, "__enter__"),
-    (torch.set_grad_enabled, "__init__"),
-    (torch.autocast, "__enter__"),
 )
 IN_PLACE_OPERATORS = frozenset(
     {"iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul", "_setitem"}
@@ -103,8 +96,15 @@ class _Patch:
     users: int = 0
     set_attribute: Callable[..., None] = nn.Module.__setattr__
     """What the patch stands in front of."""
+    answers: ExitStack = field(default_factory=ExitStack)
+    """Closes what `answering` opened."""
     watched: dict[int, tuple[dict[int, str], Watch]] = field(default_factory=dict)
     """By thread: the path of every watched module, by `id(module)`, and what is seen."""
+
+    def current(self) -> Watch | None:
+        """The watch of what this thread traces now; None while the tracer itself computes."""
+        _, watch = self.watched.get(threading.get_ident(), (None, None))
+        return None if watch is None or watch.is_paused else watch
 
     def find(self, module: nn.Module) -> tuple[str, Watch] | None:
         """The path and the watch of a module that this thread traces now."""
@@ -126,6 +126,7 @@ def watchable() -> Iterator[None]:
     with _patch.lock:
         _patch.users += 1
         if _patch.users == 1:
+            _patch.answers.enter_context(answering(_patch.current))
             _patch.set_attribute = nn.Module.__setattr__
             nn.Module.__getattribute__ = _read_and_note  # type: ignore[method-assign, assignment]
             nn.Module.__setattr__ = _refuse_to_set  # type: ignore[method-assign]
@@ -135,6 +136,7 @@ def watchable() -> Iterator[None]:
         with _patch.lock:
             _patch.users -= 1
             if _patch.users == 0:
+                _patch.answers.close()
                 nn.Module.__setattr__ = _patch.set_attribute  # type: ignore[method-assign]
                 del nn.Module.__getattribute__
 
@@ -171,7 +173,7 @@ def watched(module: nn.Module, watch: Watch) -> Iterator[None]:
     """
     paths = {id(part): path for path, part in module.named_modules()}
     with ExitStack() as stack:
-        for context in (_same_module(module), _same_randomness(), _no_mode_use(watch), watchable()):
+        for context in (_same_module(module), _same_randomness(), watchable()):
             stack.enter_context(context)
         owner = threading.get_ident()
         _patch.watched[owner] = paths, watch
@@ -189,43 +191,6 @@ def _is_changed_in_place(value: Any, path: str) -> bool:
     first = node.args[0] if node.args else None
     is_in_place = node.op == "call_function" and getattr(node.target, "__name__", "") in IN_PLACE_OPERATORS
     return is_in_place and isinstance(first, fx.Node) and first.op == "get_attr" and first.target == path
-
-
-@contextmanager
-def _no_mode_use(watch: Watch) -> Iterator[None]:
-    """A graph knows neither `with torch.no_grad():` nor autocast, and would hold the answer to a question for ever."""
-    thread = threading.get_ident()
-
-    def is_watched() -> bool:
-        return not watch.is_paused and threading.get_ident() == thread
-
-    def refusing_query(query: Callable[..., Any]) -> Callable[..., Any]:
-        def ask(*args: Any, **kwargs: Any) -> Any:
-            caller = sys._getframe(1).f_globals.get("__name__", "")
-            if not is_watched() or caller.partition(".")[0] == "torch":  # torch's own bookkeeping
-                return query(*args, **kwargs)
-            raise Refusal("asks torch whether gradients or autocast are on, and branches on the answer")
-
-        return ask
-
-    def refusing_switch(switch: Callable[..., Any]) -> Callable[..., Any]:
-        def enter(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if not is_watched():
-                return switch(self, *args, **kwargs)
-            raise Refusal(f"switches gradients or autocast inside ({type(self).__name__})")
-
-        return enter
-
-    targets = [(torch, name, refusing_query) for name in _MODE_QUERIES]
-    saved: list[tuple[Any, str, Any]] = []
-    try:
-        for owner, name, refusing in (*targets, *((*switch, refusing_switch) for switch in _MODE_SWITCHES)):
-            saved.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, refusing(getattr(owner, name)))
-        yield
-    finally:
-        for owner, name, function in reversed(saved):
-            setattr(owner, name, function)
 
 
 @contextmanager
