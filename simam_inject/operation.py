@@ -16,7 +16,7 @@ from simam_inject.integrations import host_of, network_of
 from simam_inject.matching import match
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.planner import decide
-from simam_inject.planning.records import Insertion, Skip
+from simam_inject.planning.records import PRESENT, Insertion, Skip
 from simam_inject.recipe import load_recipe
 from simam_inject.rewriting.provenance import forget_recipes, recipes_of, set_recipes
 from simam_inject.rewriting.rewriter import (
@@ -112,10 +112,13 @@ class Operation:
 
 
 def no_effect(planned: Plan) -> str:
-    """Why a recipe of optional rules has no effect at all."""
+    """Why a recipe has no effect at all."""
     name = planned.recipe.name or "the recipe"
-    near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in planned.skips[:3]]
+    refused = [skip for skip in planned.skips if skip.hit and skip.reason != PRESENT]
     head = f"{name} takes no site in this model: all its rules are optional, and none finds what it names"
+    if refused:
+        head = f"{name} changes nothing in this model: all the sites that it takes are skipped"
+    near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or planned.skips)[:3]]
     return "\n".join([f"{head}. Among what was left out:", *near] if near else [head])
 
 

@@ -21,7 +21,7 @@ from simam_inject.matching import Hit
 from simam_inject.operation import Operation, eject, injected, make_plan, no_effect, settled, traced
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.planner import settle
-from simam_inject.planning.records import Insertion, Verification
+from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.rewriting.differences import forward_difference
 from simam_inject.rewriting.rewriter import stock
 from simam_inject.subjects import check_subject
@@ -55,11 +55,12 @@ def inject(model: nn.Module, recipe: Any, *, example_inputs: Any = None, verify:
         8
     """
     planned, operation = make_plan(model, recipe, example_inputs)
-    if not planned.insertions and not planned.present:
-        raise NoMatchError(no_effect(planned))
-    if not planned.insertions:
-        warnings.warn(f"nothing to inject: all {len(planned.present)} sites have SimAM already", stacklevel=2)
+    if planned.is_done:
+        there = sum(skip.reason == PRESENT for skip in planned.skips)
+        warnings.warn(f"nothing to inject: all {there} sites have SimAM already", stacklevel=2)
         return model
+    if not planned.insertions:
+        raise NoMatchError(no_effect(planned))
     marks = tensor_marks(operation.trace.model)
     planned.apply()
     if verify:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from simam_inject.discovery.records import Anatomy
-from simam_inject.planning.records import Insertion, Skip
+from simam_inject.planning.records import PRESENT, Insertion, Skip
 from simam_inject.recipe import Recipe
 
 
@@ -24,6 +24,12 @@ class Plan:
     present: tuple[Insertion, ...] = ()
     """What was in the model already."""
     _apply: Callable[[Plan], nn.Module] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_done(self) -> bool:
+        """There is nothing to insert, since every site of the recipe has the SimAM that it wants."""
+        reasons = [skip.reason for skip in self.skips if skip.hit and skip.reason.startswith(PRESENT)]
+        return not self.insertions and bool(reasons) and all(reason == PRESENT for reason in reasons)
 
     def apply(self) -> nn.Module:
         """Carry the plan out: changes the planned model in place, all or nothing, and returns the same object.

@@ -7,8 +7,8 @@ from types import MappingProxyType
 
 from simam_inject.discovery.records import Anatomy, Site
 from simam_inject.errors import NoMatchError
-from simam_inject.matching import Hit, Matches, unmatched_message
-from simam_inject.planning.records import Insertion, Skip
+from simam_inject.matching import Hit, Matches, idle_exclude, unmatched_message, why_nothing
+from simam_inject.planning.records import PRESENT, Insertion, Skip
 from simam_inject.recipe import Recipe
 
 
@@ -26,13 +26,18 @@ def decide(
         refused: values, by (path, reader), around which the block that computes them cannot be rewritten, and why.
 
     Raises:
-        NoMatchError: a rule that is not optional takes no site that can be attended.
+        NoMatchError: a rule that is not optional takes no site that can be attended, or excludes what is not there.
     """
     insertions, skipped, fulfilled = settle(anatomy, matches.hits, present, refused)
     skips = [*(Skip(miss.path, miss.reason, miss.rule, hit=False) for miss in matches.misses), *skipped]
+    told = {skip.rule for skip in skips}
     for index, rule in enumerate(recipe.rules):
         if index not in fulfilled and not rule.optional:
             raise NoMatchError(_nothing(recipe, index, anatomy, matches, skips))
+        if index not in fulfilled | told:
+            skips.append(Skip("", why_nothing(rule, anatomy), index, hit=False))
+    if idle := idle_exclude(recipe, anatomy):
+        raise NoMatchError(idle)
     return insertions, tuple(skips)
 
 
@@ -55,15 +60,12 @@ def settle(
             if insertion is not None:
                 attended[_origin(anatomy, hit.path), hit.reader] = hit.path
                 insertions.append(insertion)
-        elif reason.startswith(_PRESENT):
+        elif reason == PRESENT:
             fulfilled.add(hit.rule)
         if reason is not None:
             skips.append(Skip(hit.path, reason, hit.rule, hit=True))
     fulfilled.update(insertion.rule for insertion in insertions)
     return tuple(insertions), tuple(skips), frozenset(fulfilled)
-
-
-_PRESENT = "has SimAM already"
 
 
 def _obstacle(site: Site) -> str | None:
@@ -85,9 +87,9 @@ def _repetition(
             continue
         there = next((there for there in present if there.path == path and there.reader == reader), None)
         if there is not None and there.e_lambda != hit.e_lambda:
-            return f"{_PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; eject first to change it"
+            return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; eject first to change it"
         if there is not None:
-            return _PRESENT
+            return PRESENT
         return "is attended already" if path == hit.path else f"is the value of {path}, which is attended already"
     return None
 
@@ -136,7 +138,9 @@ def _nothing(recipe: Recipe, index: int, anatomy: Anatomy, matches: Matches, ski
     refused = [skip for skip in skips if skip.rule == index and skip.hit]
     if not refused:
         return unmatched_message(recipe, index, anatomy, matches.misses)
-    lines = [f"rule {index + 1} takes {len(refused)} sites, and none of them can be attended:"]
+    count = "1 site" if len(refused) == 1 else f"{len(refused)} sites"
+    head = f"rules[{index}] ({recipe.rules[index].selector}) takes {count}"
+    lines = [f"{head}, and none of them can be attended:"]
     lines += [f"  {skip.path}: {skip.reason}" for skip in refused[:3]]
     if len(refused) > 3:
         lines.append(f"  ... and {len(refused) - 3} more")

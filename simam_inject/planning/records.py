@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PRESENT = "has SimAM already"
+"""Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
+
 
 @dataclass(frozen=True, slots=True)
 class Insertion:

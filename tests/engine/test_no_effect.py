@@ -1,12 +1,22 @@
-"""A recipe whose rules may all hit nothing: zero effect is an error all the same."""
+"""Zero effect is an error, whatever was in the model before; and a rule without any effect says why."""
 
 import pytest
+import torch
 from torch import nn
 
-from simam_inject import inject, plan
+from simam_inject import inject, injected, plan
 from simam_inject.errors import NoMatchError
+from tests.engine.blocks import Block, Net
 
+X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 RECIPE = {"name": "maybe", "rules": [{"block": "Bottleneck", "after": "conv2", "optional": True}]}
+THERE = {"block": "Block", "after": "a"}
+NOWHERE = {"block": "Nope", "after": "output", "optional": True}
+
+
+@pytest.fixture
+def model():
+    return inject(Net(Block()).eval(), "after block.a", example_inputs=X)
 
 
 def test_optional_rules_without_any_effect():
@@ -14,3 +24,27 @@ def test_optional_rules_without_any_effect():
     assert plan(model, RECIPE).insertions == ()
     with pytest.raises(NoMatchError, match="maybe takes no site in this model: all its rules are optional"):
         inject(model, RECIPE)
+
+
+def test_what_another_recipe_left_is_no_effect_of_this_one(model):
+    with pytest.raises(NoMatchError, match=r"takes no site(.|\n)*no block named 'Nope'"):
+        inject(model, {"rules": [NOWHERE]}, example_inputs=X)
+    assert len(injected(model)) == 1
+
+
+def test_an_optional_rule_that_wants_another_lambda(model):
+    rule = {**THERE, "e_lambda": 0.1, "optional": True}
+    with pytest.raises(NoMatchError, match=r"changes nothing in this model(.|\n)*e_lambda 0.0001 instead of 0.1"):
+        inject(model, {"rules": [rule]}, example_inputs=X)
+
+
+def test_the_same_recipe_again_may_have_optional_rules_without_effect(model):
+    with pytest.warns(UserWarning, match="nothing to inject: all 1 sites"):
+        inject(model, {"rules": [THERE, NOWHERE]}, example_inputs=X)
+
+
+def test_an_optional_rule_that_hits_nothing_is_in_the_plan():
+    made = plan(Net(Block()), {"rules": [THERE, NOWHERE]}, example_inputs=X)
+    (skip,) = made.skips
+    assert (skip.rule, skip.hit) == (1, False)
+    assert skip.reason.startswith("this model has no block named 'Nope'")

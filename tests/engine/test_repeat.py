@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, NoMatchError
 from simam_inject.rewriting import rewriter
 from tests.engine.blocks import Block, Net, conv
 from tests.engine.oracle import hooked, same_bits, snapshot
@@ -62,10 +62,15 @@ def test_injecting_twice_changes_nothing_and_says_so():
 def test_another_lambda_is_refused_and_not_ignored():
     model = inject(network(), "after block.a", example_inputs=X)
     recipe = {"e_lambda": 0.5, "rules": [{"block": "block", "after": "a"}]}
-    with pytest.warns(UserWarning, match="nothing to inject"):
-        inject(model, recipe, example_inputs=X)
-    reasons = [skip.reason for skip in plan(model, recipe, example_inputs=X).skips]
-    assert reasons[0] == "has SimAM already, with e_lambda 0.0001 instead of 0.5; eject first to change it"
+    before = snapshot(model)
+    told = "1.inner.a: has SimAM already, with e_lambda 0.0001 instead of 0.5; eject first to change it"
+    for action in (inject, plan):
+        with pytest.raises(
+            NoMatchError, match=r"rules\[0\] \(block block, after a\) takes 2 sites, and none"
+        ) as caught:
+            action(model, recipe, example_inputs=X)
+        assert told in str(caught.value)
+    assert snapshot(model) == before
 
 
 @pytest.mark.parametrize(
