@@ -105,20 +105,20 @@ def _known_output(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     return torch.empty_like(x) if fits else None
 
 
-def record(model: nn.Module, example: Example) -> Call:
-    """Run the model once in eval mode on `example` and return the call tree. The model is left as found.
+def record(model: nn.Module, example: Example, *, training: bool = False) -> Call:
+    """Run the model once, in eval mode unless told otherwise, and return the call tree. The model is left as found.
 
     Raises:
         ModelError: the forward raises on these inputs.
     """
     try:
         with on_meta(model):
-            return _record_once(model, *example.fresh(_on_meta))
+            return _record_once(model, training, *example.fresh(_on_meta))
     except Exception:  # any operation without a meta kernel, any use of data: run it for real
         pass
     try:
         with same_buffers(model):
-            return _record_once(model, *example.fresh(_on_device_of(model)))
+            return _record_once(model, training, *example.fresh(_on_device_of(model)))
     except Exception as error:
         first_line = next(iter(str(error).splitlines()), "")
         raise ModelError(
@@ -146,12 +146,12 @@ def _on_device_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return realise
 
 
-def _record_once(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
+def _record_once(model: nn.Module, training: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call:
     calls: list[Call] = []
     with ExitStack() as stack:
         for context in (
             unchanged(model),
-            mode(model, False),
+            mode(model, training),
             same_random_state(),
             torch.no_grad(),
             recorded_calls(calls),
