@@ -21,6 +21,7 @@ from simam_inject.export.forms import Artefact
 from simam_inject.export.gates import find_gates
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, Gate, LostSiteError
 from simam_inject.rewriting.rewriter import edits_in
+from simam_inject.rewriting.unfused import unfused
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.snapshot import mode, same_buffers, same_random_state, unchanged
 from simam_inject.verification.outputs import tensors_in
@@ -35,10 +36,11 @@ _LAMBDA_PRECISION = 0.05
 
 @contextmanager
 def as_exported(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode, keeps no gradients and computes in full float32; then it is as found."""
+    """Inside, the model is in eval mode, unfused, keeps no gradients and computes in full float32; then as found."""
     with ExitStack() as stack:
         for context in (unchanged(model), same_buffers(model), same_random_state(), mode(model, False)):
             stack.enter_context(context)
+        stack.enter_context(unfused(model))
         # A GPU's TensorFloat-32 convolutions differ from any other float32 by 1e-3.
         stack.enter_context(torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False))
         stack.enter_context(torch.no_grad())

@@ -13,7 +13,7 @@ from torch import fx, nn
 
 from simam_inject.attention import SimAM
 from simam_inject.fusing.memory import is_changed_between
-from simam_inject.fusing.running import run_chain
+from simam_inject.fusing.running import has_hooks, run_chain
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 _ACTIVATION_MODULES = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.SiLU: "silu", nn.Hardswish: "hardswish"}
@@ -115,7 +115,7 @@ def fuse(graph: fx.Graph, found: Found) -> None:
 def _chains_at(module: nn.Module, attention: fx.Node) -> Iterator[Found]:
     """The chains around one SimAM, the longest first."""
     simam = module.get_submodule(str(attention.target))
-    if getattr(simam, "channel_dim", 1) != 1 or _has_hooks(simam):
+    if getattr(simam, "channel_dim", 1) != 1 or has_hooks(simam):
         return
     reader, source = _only_reader(attention), attention.args[0]
     if reader is not None and _is_norm(module, reader):
@@ -159,7 +159,7 @@ def _is_add(node: fx.Node, end: fx.Node) -> bool:
 def _activation_kind(module: nn.Module, node: fx.Node) -> str | None:
     if node.op == "call_module":
         called = module.get_submodule(str(node.target))
-        return None if _has_hooks(called) else _ACTIVATION_MODULES.get(type(called))
+        return None if has_hooks(called) else _ACTIVATION_MODULES.get(type(called))
     if node.op == "call_function" and len(node.args) == 1:
         return _ACTIVATION_FUNCTIONS.get(node.target)
     return None
@@ -169,7 +169,7 @@ def _is_norm(module: nn.Module, node: fx.Node) -> bool:
     if not _calls(module, node, _NORMS) or len(node.args) != 1 or node.kwargs:
         return False
     norm = module.get_submodule(str(node.target))
-    return isinstance(norm.running_mean, torch.Tensor) and not _has_hooks(norm)
+    return isinstance(norm.running_mean, torch.Tensor) and not has_hooks(norm)
 
 
 def _calls(module: nn.Module, node: fx.Node, kinds: tuple[type[nn.Module], ...]) -> bool:
@@ -178,7 +178,3 @@ def _calls(module: nn.Module, node: fx.Node, kinds: tuple[type[nn.Module], ...])
 
 def _only_reader(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)

@@ -1,7 +1,7 @@
 """`optimize`: give injected modules a forward in which SimAM and its neighbours are one pass.
 
 The fused forward runs in eager inference only: in train mode, under autograd and under a compiler, which fuses by
-itself, the ordinary rewritten forward runs. The fused class is one more subclass, so `eject` takes both out, a pickled
+itself, the ordinary rewritten forward runs; and `verify`, `export` and `prove` look at that one. The fused class is one more subclass, so `eject` takes both out, a pickled
 module comes back unfused, and a `state_dict` shows nothing.
 """
 
@@ -19,14 +19,13 @@ from simam_inject.rewriting.classes import is_injected, put, specification_of, s
 from simam_inject.rewriting.code import body_source, inference_source
 from simam_inject.rewriting.graphs import insert
 from simam_inject.rewriting.rewriter import stock
+from simam_inject.rewriting.unfused import UNFUSED, unfused_class
 from simam_inject.surgery import injected
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import record
 from simam_inject.tracing.scopes import active_method
 from simam_inject.tracing.tracer import trace
 from simam_inject.tracing.values import rebuild
-
-_UNFUSED = "_simam_unfused_class"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +68,7 @@ def optimize(model: nn.Module) -> tuple[Fusion, ...]:
 def unoptimize(model: nn.Module) -> nn.Module:
     """Give every fused module its ordinary rewritten forward back. In place; returns the same object."""
     for module in network_of(model).modules():
-        unfused = getattr(type(module), _UNFUSED, None)
+        unfused = unfused_class(module)
         if unfused is not None:
             put(module, unfused)
     return model
@@ -111,7 +110,7 @@ def _put_fused(module: nn.Module, name: str, body: Any, graph: fx.Graph, chains:
         "__module__": swapped.__module__,
         "__qualname__": swapped.__qualname__,
         "__doc__": swapped.__doc__,
-        _UNFUSED: swapped,
+        UNFUSED: swapped,
         "_simam_stock_class": stock_class(module),
         fused_name: fused.compile(),
         name: choice.compile(),

@@ -34,6 +34,8 @@ def run_chain(
     is_one_pass = (
         not attention.bypassed
         and not norm.training
+        and not has_hooks(attention)
+        and not has_hooks(norm)
         and chained.fits(x)
         # Another dtype (a float32 skip under autocast) decides that of the sum, as another shape does.
         and (residual is None or (residual.shape, residual.dtype) == (x.shape, x.dtype))
@@ -45,6 +47,11 @@ def run_chain(
     if residual is not None:
         y = y.add_(residual) if in_place else y + residual
     return y if activation is None else _OUT_OF_PLACE[activation](y)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Somebody watches or changes what the module computes."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _folded(norm: nn.Module) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ from simam_inject.discovery.naming import join
 from simam_inject.planning.records import Check, Verification
 from simam_inject.rewriting.records import Edit
 from simam_inject.rewriting.rewriter import edits_in, stock
+from simam_inject.rewriting.unfused import unfused
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.snapshot import mode, same_buffers, same_random_state, unchanged
 from simam_inject.verification.outputs import all_finite, difference
@@ -50,7 +51,7 @@ def check_model(model: nn.Module, example: Example, before: Marks | None = None)
         return Verification((planned,))
     marks = tensor_marks(model)
     with ExitStack() as stack:
-        for context in (unchanged(model), same_random_state(), torch.no_grad()):
+        for context in (unchanged(model), same_random_state(), unfused(model), torch.no_grad()):
             stack.enter_context(context)
         returned = _module_values(model, edits)
         with stock(model):

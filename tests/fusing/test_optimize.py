@@ -9,8 +9,9 @@ import torch
 import torchvision
 from torch import nn
 
-from simam_inject import InjectError, bypass, eject, inject, injected
+from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
 from simam_inject.attention import chained
+from simam_inject.export import LostSiteError, export, prove
 from simam_inject.fusing import optimize, running, unoptimize
 
 
@@ -211,3 +212,35 @@ def test_a_compiled_model_runs_the_ordinary_forward():
         eager = model(X)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(X)
     torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_a_hook_that_came_later_still_sees_simam_and_norm():
+    model = block_of()
+    inject(model, "after block.conv", example_inputs=X[:1])
+    optimize(model)
+    seen = []
+    for module in (model[0].simam_conv, model[1].norm):
+        module.register_forward_hook(lambda module, *_: seen.append(type(module)))
+    with torch.no_grad():
+        model(X)
+    assert seen == [SimAM, nn.BatchNorm2d]
+
+
+def test_verify_sees_every_simam_and_leaves_the_fused_forward():
+    model = block_of()
+    inject(model, "after block.conv", example_inputs=X[:1])
+    optimize(model)
+    fused = [type(block) for block in model]
+    assert verify(model, example_inputs=X[:1]).ok
+    assert [type(block) for block in model] == fused
+
+
+def test_an_export_counts_every_simam_and_a_file_without_them_is_no_proof(tmp_path):
+    model = block_of()
+    plain = torch.jit.trace(copy.deepcopy(model), X[:1])
+    torch.jit.save(plain, tmp_path / "plain.torchscript")
+    inject(model, "after block.conv", example_inputs=X[:1])
+    optimize(model)
+    assert export(model, tmp_path / "x.torchscript", example_inputs=X[:1]).live == 2
+    with pytest.raises(LostSiteError, match="lost 2 of 2 SimAM sites"):
+        prove(tmp_path / "plain.torchscript", model, example_inputs=X[:1], tolerance=1e9)
