@@ -45,6 +45,12 @@ def test_a_recipe_on_a_model_it_does_not_speak_of_is_an_error(recipe):
         )
 
 
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "UNet"])
+@pytest.mark.parametrize("recipe", [recipe for recipe in MODELS if recipe.startswith("yolo-")])
+def test_a_yolo_recipe_takes_nothing_of_another_network(recipe, name):
+    assert sites(recipe, name) == []
+
+
 LIVE = [(recipe, name) for recipe, name in PAIRS if recipe.startswith("yolo-") and name in YOLOS]
 LIVE_QUICK = [("yolo-backbone", "yolov8n"), ("yolo-concat", "yolov6n")]
 
