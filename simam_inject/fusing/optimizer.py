@@ -1,8 +1,8 @@
 """`optimize`: give injected modules a forward in which SimAM and its neighbours are one pass.
 
 The fused forward runs in eager inference only: in train mode, under autograd and under a compiler, which fuses by
-itself, the ordinary rewritten forward runs; and `verify`, `export` and `prove` look at that one. The fused class is one more subclass, so `eject` takes both out, a pickled
-module comes back unfused, and a `state_dict` shows nothing.
+itself, the ordinary rewritten forward runs, and `verify`, `export` and `prove` look at that one. The fused class is
+one more subclass, so `eject` takes both out, a pickled module comes back unfused, and a `state_dict` shows nothing.
 """
 
 from __future__ import annotations
