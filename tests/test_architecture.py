@@ -28,7 +28,7 @@ ALLOWED = {
     # It edits the graphs that tracing made, by the names that discovery gave.
     "rewriting": ("attention", "discovery.flow", "discovery.naming", "errors", "planning.records", "tracing"),
     "verification": ("attention", "discovery.naming", "planning.records", "rewriting", "tracing"),
-    "reporting": ("discovery.records", "errors", "planning", "recipe"),
+    "reporting": ("discovery.records", "errors", "matching", "planning", "recipe"),
     "zoo": ("errors",),
 }
 """What each stage may import of the others. Whatever is not named here is built on top of the facade."""

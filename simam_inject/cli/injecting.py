@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import typer
 
 from simam_inject.cli.options import EXPORTS
-from simam_inject.cli.working import DONE, NO_EFFECT, show, working
+from simam_inject.cli.working import DONE, NO_EFFECT, show, show_error, working
 from simam_inject.errors import ModelError
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ def run(order: Order) -> None:
         typer.echo(json.dumps(_as_dict(order, outcome), indent=2))
     else:
         show(_render(order, outcome))
+    if not outcome.has_effect:
+        from simam_inject.operation import no_effect
+
+        show_error(no_effect(outcome.plan))
     raise typer.Exit(outcome.exit_code)
 
 

@@ -49,5 +49,5 @@ def why_not_attendable(site: Site) -> str | None:
     if site.spatial is None:
         return "its shape is not known"
     if all(length <= 1 for length in site.spatial):
-        return f"a map of {write_fact(site.spatial)} has nothing to attend"
+        return f"is a {write_fact(site.spatial)} map: its gate would be the constant sigmoid(0.5)"
     return None

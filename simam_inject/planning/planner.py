@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from simam_inject.discovery.records import Anatomy, Site
 from simam_inject.errors import NoMatchError
-from simam_inject.matching import Hit, Matches, idle_exclude, unmatched_message, why_nothing
+from simam_inject.matching import Hit, Matches, idle_exclude, unmatched_message, why_not_attendable, why_nothing
 from simam_inject.planning.records import PRESENT, Insertion, Skip
 from simam_inject.recipe import Recipe
 
@@ -54,7 +54,7 @@ def settle(
     fulfilled = set()
     for hit in hits:
         site = anatomy.site_by_path[hit.path]
-        reason = _obstacle(site) or _repetition(anatomy, hit, attended, present)
+        reason = why_not_attendable(site) or _repetition(anatomy, hit, attended, present)
         if reason is None:
             insertion, reason = _placed(anatomy, site, hit, refused.get((hit.path, hit.reader)))
             if insertion is not None:
@@ -66,16 +66,6 @@ def settle(
             skips.append(Skip(hit.path, reason, hit.rule, hit=True))
     fulfilled.update(insertion.rule for insertion in insertions)
     return tuple(insertions), tuple(skips), frozenset(fulfilled)
-
-
-def _obstacle(site: Site) -> str | None:
-    if site.runs == 0:
-        return "never ran in the example forward"
-    if site.obstacle is not None:
-        return site.obstacle
-    if site.spatial is not None and all(length == 1 for length in site.spatial):
-        return "is a 1x1 map: its gate would be the constant sigmoid(0.5)"
-    return None
 
 
 def _repetition(

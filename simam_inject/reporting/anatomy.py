@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.matching import why_not_attendable
 from simam_inject.reporting.formats import format_map
 
 _CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
@@ -21,7 +23,7 @@ class Child:
     count: int
     """In how many blocks of the class it is."""
     maps: tuple[str, ...]
-    """Channels x spatial sizes, distinct, in order."""
+    """Channels x spatial sizes, distinct, the largest map first."""
     reductions: tuple[int, ...]
     joins: bool
     """It enters a residual add as the branch: `residual` names it too."""
@@ -100,7 +102,11 @@ def _describe_kind(site: Site) -> str:
 
 
 def _maps(sites: Iterable[Site]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(format_map(site.shape, site.channel_dim) for site in sites if site.shape is not None))
+    """The largest map first, whatever the order of computation: a neck goes up and down."""
+    mapped = sorted(
+        (site for site in sites if site.shape is not None), key=lambda site: prod(site.spatial or ()), reverse=True
+    )
+    return tuple(dict.fromkeys(format_map(site.shape, site.channel_dim) for site in mapped))
 
 
 def _reductions(sites: Iterable[Site]) -> tuple[int, ...]:
@@ -109,4 +115,5 @@ def _reductions(sites: Iterable[Site]) -> tuple[int, ...]:
 
 def _obstacle(sites: list[Site]) -> str | None:
     """The first reason, if every one of them has one."""
-    return sites[0].obstacle if all(site.obstacle for site in sites) else None
+    reasons = [why_not_attendable(site) for site in sites]
+    return reasons[0] if all(reasons) else None

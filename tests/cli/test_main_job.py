@@ -117,6 +117,19 @@ def test_mistakes_are_one_message(arguments, exit_code, sentence, run, folder):
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize("options", [("--dry-run",), ("--json",), ()])
+def test_a_recipe_of_optional_rules_that_takes_nothing_says_why(options, run):
+    result = run(NET, "--recipe", "paper", *SMALL, *options)
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: paper takes no site in this model: all its rules are optional")
+
+
+def test_explain_of_a_recipe_that_takes_nothing_says_why(run):
+    result = run("explain", NET, "--recipe", "paper", *SMALL)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: paper takes no site in this model")
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

@@ -149,7 +149,7 @@ REASONS = [
         "mobile",
         "{path: '*', after: {op: conv2d}, pick: last}",
         "features.1.conv.se.fc1",
-        "pick {last: 1} does not count it: a map of 1x1 has nothing to attend",
+        "pick {last: 1} does not count it: is a 1x1 map: its gate would be the constant sigmoid(0.5)",
     ),
     (
         "convnext",

@@ -68,6 +68,21 @@ def test_an_obstacle_counts_only_if_every_site_has_it():
     assert summarize(Anatomy((blocked,)))[0].obstacle == "never ran"
 
 
+def test_a_map_of_one_pixel_cannot_be_attended():
+    (found,) = summarize(Anatomy((block("pool", "Pool", (1, 4, 1, 1), None),)))
+    assert found.obstacle == "is a 1x1 map: its gate would be the constant sigmoid(0.5)"
+
+
+def test_maps_go_from_the_largest_to_the_smallest():
+    sizes = {"a": 16, "b": 8, "c": 4, "d": 8}
+    (found,) = summarize(Anatomy(tuple(block(name, "C2f", (1, 4, size, size), 1) for name, size in sizes.items())))
+    assert found.maps == ("4x16x16", "4x8x8", "4x4x4")
+    (found,) = summarize(
+        Anatomy(tuple(block(name, "C2f", (1, 4, size, size), 1) for name, size in list(sizes.items())[2:]))
+    )
+    assert found.maps == ("4x8x8", "4x4x4")
+
+
 def test_report(anatomy):
     console = Console(file=io.StringIO(), width=110)
     console.print(render_sites(anatomy, heading="net"))
