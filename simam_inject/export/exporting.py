@@ -12,9 +12,9 @@ from torch import nn
 from simam_inject.discovery.naming import join
 from simam_inject.export.forms import Form, form_name, form_of
 from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, first_line, tolerance_for
-from simam_inject.export.records import ExportError, ExportReport
+from simam_inject.export.records import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import other_examples, parse_dynamic, widened
-from simam_inject.integrations import network_of
+from simam_inject.integrations import deployed_forms, network_of
 from simam_inject.persist.wrappers import unwrapped
 from simam_inject.rewriting.rewriter import edits_in, stock
 from simam_inject.subjects import check_subject
@@ -69,7 +69,7 @@ def export(
         written = Path(folder) / target.name
         with as_exported(network):
             _write(network, form, example, varying, written)
-        report = _prove(network, form, written, target, example, varying, tolerance)
+        report = _prove(network, form, written, target, example, varying, tolerance, complete=True)
         written.replace(target)
     return report
 
@@ -84,6 +84,9 @@ def prove(
 ) -> ExportReport:
     """Prove of an existing file, whoever exported it, that it is this injected model. Changes neither.
 
+    The file may leave out the last of the model's outputs (`Comparison.left_out`), and may be of the form that the
+    model's own library exports: ultralytics folds norms away and drops branches that only training needs.
+
     Args and Raises: as for `export`.
     """
     source = Path(path)
@@ -92,7 +95,12 @@ def prove(
     form, varying = form_of(source), parse_dynamic(dynamic)
     network = _network(model)
     example = widened(example_of(network, example_inputs), varying)
-    return _prove(network, form, source, source, example, varying, tolerance)
+    for candidate in (network, *deployed_forms(network)):
+        try:
+            return _prove(candidate, form, source, source, example, varying, tolerance, complete=False)
+        except LostSiteError as error:
+            lost = error
+    raise lost
 
 
 def _network(model: nn.Module) -> nn.Module:
@@ -136,14 +144,16 @@ def _prove(
     example: Example,
     varying: tuple[str, ...],
     tolerance: float | None,
+    *,
+    complete: bool,
 ) -> ExportReport:
     artefact = form.read(path)
     with as_exported(model):
         sites = count_sites(artefact, expected_sites(model, example))
-        comparisons = [compare(model, artefact, example, sites, tolerance)]
+        comparisons = [compare(model, artefact, example, sites, tolerance, complete=complete)]
         if varying:
             other = _runnable(model, other_examples(example, varying))
-            comparisons.append(compare(model, artefact, other, sites, tolerance))
+            comparisons.append(compare(model, artefact, other, sites, tolerance, complete=complete))
     allowed = tolerance_for(example, tolerance)
     return ExportReport(target, form_name(target), sites, tuple(comparisons), allowed, varying)
 

@@ -101,9 +101,19 @@ def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple
 
 
 def compare(
-    model: nn.Module, artefact: Artefact, example: Example, sites: tuple[ExportedSite, ...], tolerance: float | None
+    model: nn.Module,
+    artefact: Artefact,
+    example: Example,
+    sites: tuple[ExportedSite, ...],
+    tolerance: float | None,
+    *,
+    complete: bool = True,
 ) -> Comparison:
     """Run both on the example. Call inside `as_exported`.
+
+    Args:
+        complete: the file returns all that eager does. Otherwise it may leave out the last of it, as ultralytics leaves
+            out what only a loss needs.
 
     Raises:
         LostSiteError: they differ by more than the tolerance, or the file's output is not finite.
@@ -118,7 +128,10 @@ def compare(
         theirs = artefact.run(example)
     except Exception as error:
         raise ExportError(f"the file does not run on an input of {shown}: {first_line(error)}") from None
-    comparison = Comparison(shapes, relative_difference(theirs, ours), relative_difference(plain, ours))
+    left_out = len(ours) - len(theirs)
+    ours, plain = _beginnings(theirs, ours, plain, complete=complete)
+    difference, effect = relative_difference(theirs, ours), relative_difference(plain, ours)
+    comparison = Comparison(shapes, difference, effect, left_out)
     allowed = tolerance_for(example, tolerance)
     if not comparison.difference <= allowed:  # NaN too
         raise LostSiteError(
@@ -137,12 +150,9 @@ def tolerance_for(example: Example, tolerance: float | None) -> float:
 
 
 def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """Largest |one - other| over largest |other|, the worst of all outputs; infinite if the outputs do not pair up."""
-    shared = _paired(one, other)
-    worst = 0.0 if shared else float("inf")
-    for a, b in shared:
-        if a.shape != b.shape:
-            return float("inf")
+    """Largest |one - other| over largest |other|, the worst of all outputs, which have the same shapes in both."""
+    worst = 0.0
+    for a, b in zip(one, other, strict=True):
         if not a.numel():
             continue
         wide, reference = a.double().cpu(), b.double().cpu()
@@ -154,8 +164,22 @@ def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
     return worst
 
 
-def _paired(one: list[Tensor], other: list[Tensor]) -> list[tuple[Tensor, Tensor]]:
-    return list(zip(one, other, strict=True)) if len(one) == len(other) else []
+def _beginnings(
+    theirs: list[Tensor], ours: list[Tensor], plain: list[Tensor], *, complete: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Of eager's outputs, with SimAM and without, those that stand for the file's.
+
+    Raises:
+        LostSiteError: there are none.
+    """
+    if not theirs or len(theirs) > len(ours) or (complete and len(theirs) < len(ours)):
+        raise LostSiteError(f"the file has {len(theirs)} outputs, the model {len(ours)}")
+    for index, (their, our) in enumerate(zip(theirs, ours, strict=False)):
+        if their.shape != our.shape:
+            raise LostSiteError(
+                f"output {index} of the file has the shape {tuple(their.shape)}, that of the model {tuple(our.shape)}"
+            )
+    return ours[: len(theirs)], plain[: len(theirs)]
 
 
 def _same_lambda(gate: Gate, site: ExportedSite) -> bool:

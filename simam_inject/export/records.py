@@ -54,6 +54,8 @@ class Comparison:
     """Largest |file - eager| over largest |eager|, the worst of all outputs."""
     effect: float
     """The same measure between eager and eager without any SimAM: what a file without them would show."""
+    left_out: int = 0
+    """How many of eager's last outputs the file does not return."""
 
 
 @dataclass(frozen=True, slots=True)

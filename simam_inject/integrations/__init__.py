@@ -5,6 +5,7 @@ Each adapter is one file, imported only when a model of its library is met.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, cast
 
 from torch import nn
@@ -31,6 +32,9 @@ class Host(Protocol):
     def refresh(self, model: nn.Module) -> None:
         """Called when the network computes something else than before: drop what the library copied from it."""
 
+    def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Copies of the network in the forms that the library exports."""
+
 
 def host_of(model: nn.Module) -> Host | None:
     """The adapter for this object; None for a plain network."""
@@ -45,6 +49,13 @@ def network_of(model: nn.Module) -> nn.Module:
     """The network inside a library's own object; the model itself if it is one."""
     host = host_of(model)
     return model if host is None else host.network(model)
+
+
+def deployed_forms(model: nn.Module) -> Iterator[nn.Module]:
+    """The network as its library may export it, copies; nothing for a plain network, which is exported as it is."""
+    host = host_of(model)
+    if host is not None:
+        yield from host.deployed(model)
 
 
 def refresh(model: nn.Module) -> None:

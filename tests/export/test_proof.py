@@ -155,3 +155,36 @@ def test_squeeze_and_excite_is_no_gate():
         Operation("mul", ("x", "s"), ("y",)),
     )
     assert find_gates(Graph(operations, {}, ("y",))) == ()
+
+
+class Pair(torch.nn.Module):
+    """Two outputs, and a file may have been made with one of them or another number."""
+
+    def __init__(self, returned):
+        super().__init__()
+        self.net = attended()
+        self.returned = returned
+
+    def forward(self, x):
+        y = self.net(x)
+        return {1: y, 2: (y, y + 1), 3: (y, y + 1, y + 2)}[self.returned]
+
+
+def with_outputs(number):
+    return Pair(number).eval()
+
+
+def test_a_file_may_return_the_first_outputs_only(tmp_path):
+    model = with_outputs(2)
+    one = copy.deepcopy(model)
+    one.returned = 1
+    (comparison,) = prove(write(one, tmp_path / "one.pt2"), model, example_inputs=image()).comparisons
+    assert comparison.left_out == 1
+
+
+def test_a_file_with_more_outputs_than_the_model_is_refused_in_words(tmp_path):
+    model = with_outputs(2)
+    three = copy.deepcopy(model)
+    three.returned = 3
+    with pytest.raises(LostSiteError, match="the file has 3 outputs, the model 2"):
+        prove(write(three, tmp_path / "three.pt2"), model, example_inputs=image())

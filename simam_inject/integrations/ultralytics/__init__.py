@@ -16,7 +16,9 @@ not touched.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -31,7 +33,7 @@ from simam_inject.integrations.ultralytics.versions import warn_if_untested
 if TYPE_CHECKING:
     from simam_inject.planning.plan import Plan
 
-__all__ = ["forget", "network", "refresh", "remember"]
+__all__ = ["deployed", "forget", "network", "refresh", "remember"]
 
 
 def network(model: nn.Module) -> nn.Module:
@@ -69,6 +71,21 @@ def refresh(model: nn.Module) -> None:
     """Let the next `predict` copy and fuse the network as it is now. Trackers of a running `track` start anew."""
     if _is_facade(model):
         model.predictor = None  # type: ignore[assignment]
+
+
+def deployed(model: nn.Module) -> Iterator[nn.Module]:
+    """Copies with their norms folded away and without the branches that only training needs.
+
+    An exporter keeps either of two heads, by its option `nms`; then there are two copies.
+    """
+    inner = network(model)
+    choice = getattr(type(inner), "end2end", None)
+    can_choose = bool(getattr(inner, "end2end", False)) and isinstance(choice, property) and choice.fset is not None
+    for end2end in (False, True) if can_choose else (None,):
+        twin: Any = copy.deepcopy(inner).eval()
+        if end2end is not None:
+            twin.end2end = end2end
+        yield twin.fuse(verbose=False)
 
 
 def _is_facade(model: nn.Module) -> bool:
