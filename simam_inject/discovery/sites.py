@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from simam_inject.discovery import layouts
+from simam_inject.discovery.batches import unbatched_ranks
 from simam_inject.discovery.flow import Flow, output_node
 from simam_inject.discovery.kinds import conv_facts, module_kind
 from simam_inject.discovery.naming import join
@@ -33,6 +34,7 @@ class _Surveyor:
         self.trace = trace
         self.flow = flow
         self.base = _input_length(trace)
+        self.unbatched = unbatched_ranks(trace)
         self.sites: dict[str, Site] = {}
         self.joins: dict[str, str] = {}
         self.unread: set[str] = set()
@@ -79,6 +81,8 @@ class _Surveyor:
             )
             if not node.users:
                 site = replace(site, obstacle="nobody reads its value")
+            if path in self.sites:
+                site = _ambiguous(self.sites[path], site)
             self.sites[path] = site
         for node in scope.body.graph.nodes:
             child = self.flow.child(scope, node)
@@ -146,6 +150,8 @@ class _Surveyor:
             facts["obstacle"] = f"holds {facts['dtype']}, not floating point numbers"
         elif not 3 <= len(shape) <= 5:
             facts["obstacle"] = f"is not a feature map: its shape is {shape}"
+        elif len(shape) in self.unbatched:
+            facts["obstacle"] = self.unbatched[len(shape)]
         elif channel_dim == 0:
             facts["obstacle"] = f"has its channels neither second nor last: its shape is {shape}"
         else:
@@ -192,6 +198,13 @@ class _Surveyor:
             if scope.calls and scope.path not in entered:
                 visit(scope)
         return order
+
+
+def _ambiguous(one: Site, other: Site) -> Site:
+    """Two blocks call one leaf by the same path: `self.block(x) + self.block.conv(y)`."""
+    callers = " and ".join(scope or "the model itself" for scope in (one.scope, other.scope))
+    obstacle = f"is called in several forwards, those of {callers}, and its path does not say which call is meant"
+    return replace(one, runs=one.runs + other.runs, obstacle=obstacle)
 
 
 def _is_wrappable(module: nn.Module) -> bool:

@@ -1,0 +1,99 @@
+"""A path names one value: children and operations of one name, one child called from two forwards."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+from torch import nn
+
+from simam_inject import inject, injected, plan
+from simam_inject.errors import NoMatchError
+from tests.engine.blocks import Block, Net, conv
+
+X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
+
+
+def paths(block, name):
+    model = inject(Net(block).eval(), f"after {type(block).__name__}.{name}", example_inputs=X)
+    return [insertion.path for insertion in injected(model)]
+
+
+class FunctionBeforeChild(Block):
+    def __init__(self):
+        super().__init__()
+        self.relu = nn.ReLU()
+
+    def forward(self, x):
+        y = F.relu(self.relu(F.relu(self.a(x)) - 0.1) - 0.1)
+        return self.b(self.relu(y - 0.1))
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("relu[1]", "relu"), ("relu[2]", "relu[2]"), ("relu_op[1]", "relu_op"), ("relu_op[2]", "relu_op[2]")],
+)
+def test_a_child_and_a_function_of_one_name_are_counted_apart(name, path):
+    assert paths(FunctionBeforeChild(), name) == [f"block.{path}"]
+
+
+class ChildBlockNamedAsAnOperation(Block):
+    def __init__(self):
+        super().__init__()
+        self.add = nn.Sequential(conv(), nn.ReLU())
+
+    def forward(self, x):
+        return self.b(self.add(self.a(x) + 1.0))
+
+
+@pytest.mark.parametrize("name", ["add", "add_op", "add.0"])
+def test_a_child_block_that_is_named_as_an_operation(name):
+    assert paths(ChildBlockNamedAsAnOperation(), name) == [f"block.{name}"]
+
+
+class ParameterNamedAsAChild(Block):
+    def forward(self, a):
+        return self.b(self.a(a) + a)
+
+
+@pytest.mark.parametrize("name", ["a", "a_input"])
+def test_a_parameter_that_is_named_as_a_child(name):
+    assert paths(ParameterNamedAsAChild(), name) == [f"block.{name}"]
+
+
+class CallsInside(Block):
+    """Calls a block, and the block's own convolution once more."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Block()
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(self.inner(y) + self.inner.a(2 * y))
+
+
+def test_a_child_that_two_forwards_call_is_no_site():
+    told = r"block\.inner\.a: is called in several forwards, those of block and block\.inner"
+    with pytest.raises(NoMatchError, match=told):
+        plan(Net(CallsInside()), "after callsinside.inner.a", example_inputs=X)
+    assert paths(CallsInside(), "inner.b") == ["block.inner.b"]
+
+
+@pytest.mark.parametrize("name", ["a", "relu"])
+def test_an_example_without_a_batch_dimension(name):
+    model = Net(nn.Sequential())
+    model.block.add_module("a", conv())
+    model.block.add_module("relu", nn.ReLU())
+    model.block.add_module("b", conv())
+    with pytest.raises(NoMatchError, match=r"has no batch dimension in this example: stem computes \(4, 8, 8\)"):
+        plan(model, f"after sequential.{name}", example_inputs=X[0])
+    assert plan(model, f"after sequential.{name}", example_inputs=X[:1]).insertions
+
+
+class Functional(Block):
+    def forward(self, x):
+        return F.conv2d(F.conv2d(x, self.a.weight, padding=1), self.b.weight, padding=1)
+
+
+def test_a_functional_convolution_without_a_batch_dimension():
+    with pytest.raises(NoMatchError, match=r"conv2d in the model computes"):
+        plan(Functional(), {"rules": [{"path": "conv2d", "after": "output"}]}, example_inputs=X[0].new_ones(4, 8, 8))
