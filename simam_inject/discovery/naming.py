@@ -13,8 +13,8 @@ from simam_inject.discovery.kinds import node_kind
 def value_names(graph: fx.Graph) -> dict[fx.Node, str]:
     """Name every tensor node and every module call: `conv2`, `relu[2]` (second call), `add`, `x` (a parameter).
 
-    A child owns its name. A parameter of the same name is `relu_input`; an operation whose kind is the name of a child or
-    of a parameter is `relu_op`, so that `[2]` counts the calls of the child, or the operations, and never both.
+    A child owns its name. A parameter of the same name is `relu_input`; an operation whose kind is the name of a child
+    or of a parameter is `relu_op`, so that `[2]` counts the calls of the child, or the operations, and never both.
     """
     named = [node for node in graph.nodes if _has_name(node)]
     children = {str(node.target) for node in named if node.op == "call_module"}
