@@ -132,7 +132,7 @@ def _check_picklable(module: nn.Module) -> None:
     """
     name = type(module).__name__
     specification = specification_of(module)
-    if specification.arguments is None and any(edit.value for edit in specification.edits):
+    if specification.arguments is None and specification.fingerprints:
         raise InjectError(
             f"{name} cannot be pickled with SimAM in it: its forward takes an object of a class of its own, which is "
             "no data to trace it again from. Save the state_dict, and inject again after loading."

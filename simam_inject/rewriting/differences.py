@@ -8,7 +8,7 @@ from torch import nn
 
 from simam_inject.rewriting.code import body_source, boundary_source
 from simam_inject.rewriting.graphs import insert
-from simam_inject.rewriting.surgeon import Operation
+from simam_inject.rewriting.surgeon import Operation, split
 from simam_inject.tracing.recording import Call
 from simam_inject.tracing.scopes import active_method
 from simam_inject.tracing.tracer import trace
@@ -16,11 +16,10 @@ from simam_inject.tracing.tracer import trace
 
 def forward_difference(module: nn.Module, call: Call, operation: Operation) -> str:
     """Unified diff from the traced forward of a module in its stock class to the one it gets."""
-    edits = operation.specification.edits
-    inner = tuple(edit for edit in edits if edit.value)
+    inner, boundary = split(module, operation.specification.edits)
     name = active_method(module)
-    if not inner:
-        return boundary_source(name, getattr(type(module), name), edits[0].child).text.rstrip("\n")
+    if boundary is not None and not inner:
+        return boundary_source(name, getattr(type(module), name), boundary.child).text.rstrip("\n")
     body = trace(module, call, name)
     before = body_source(name, body, body.graph).text
     graph, _ = insert(body.graph, inner, body.graph)

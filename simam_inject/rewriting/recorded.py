@@ -1,23 +1,25 @@
 """Putting SimAM back where a file recorded it: every module's record is checked and worked out before any is touched.
 
-What unpickling does for one module (`restoring`) is done here for the modules of a model that was built anew.
+Unpickling (`restoring`) does it to one module at a time, `persist.load` to the modules of a model that was built anew.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
 
-from simam_inject.errors import FileError, InjectError
+from simam_inject.errors import FileError
 from simam_inject.rewriting.classes import is_injected
 from simam_inject.rewriting.records import Specification
 from simam_inject.rewriting.surgeon import Operation, prepare
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import record
-from simam_inject.tracing.values import leaves, rebuild
+from simam_inject.tracing.values import leaves, map_structure, rebuild
 
 _MAX_BYTES = 4 << 30
 """A module that cannot run on meta tensors runs on real ones of the recorded sizes, and the file may be anybody's."""
@@ -43,27 +45,60 @@ def prepare_recorded(model: nn.Module, sites: Mapping[str, Specification]) -> tu
 def _prepare(path: str, module: nn.Module, recorded: Specification) -> Operation:
     told = f"{path or 'the model'} ({type(module).__name__})"
     _check_names(told, module, recorded)
-    call = None
+    return prepare_again(told, module, recorded)
+
+
+def prepare_again(told: str, module: nn.Module, recorded: Specification) -> Operation:
+    """Work out how one module in its stock class gets what was recorded of it. Nothing is changed.
+
+    Args:
+        told: what an error calls the module.
+
+    Raises:
+        FileError: the module cannot hold it, or computes something else than when it was recorded.
+    """
     try:
-        if any(edit.value for edit in recorded.edits):
-            call = record(module, _example_of(recorded))
-        operation = prepare(module, call, recorded.edits)
-    # The arguments are somebody else's: sizes that overflow, nesting without end, a call that the module refuses.
-    except (InjectError, TypeError, ValueError, RuntimeError) as error:
+        operation = _prepare_call(module, recorded)
+    except Exception as error:  # whatever somebody else's description makes the tracer say
         raise FileError(f"SimAM cannot be put back into {told}: {error}") from None
     found = dict(operation.specification.fingerprints)
     for method, mark in recorded.fingerprints:
         if method in found and found[method] != mark:
-            raise FileError(f"{told}: {method} computes something else here than when the file was written")
+            raise FileError(
+                f"{told}: {method} computes something else here than when the file was written; install the library "
+                "in the version that it was written with, eject() there and save again"
+            )
     return replace(operation, specification=recorded)
 
 
-def _example_of(recorded: Specification) -> Example:
+def _prepare_call(module: nn.Module, recorded: Specification) -> Operation:
+    if not recorded.fingerprints:
+        return prepare(module, None, recorded.edits)
+    examples = _examples_of(module, recorded)
+    try:
+        return prepare(module, record(module, examples[0]), recorded.edits)
+    except Exception:
+        if len(examples) == 1:
+            raise
+        return prepare(module, record(module, examples[1]), recorded.edits)
+
+
+def _examples_of(module: nn.Module, recorded: Specification) -> list[Example]:
+    """The recorded arguments; then, if the module was cast since, the same in its present dtype."""
     args, kwargs = rebuild(recorded.arguments)
-    size = sum(leaf.untyped_storage().nbytes() for leaf in leaves((args, kwargs)) if isinstance(leaf, torch.Tensor))
+    tensors = [leaf for leaf in leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+    size = sum(tensor.untyped_storage().nbytes() for tensor in tensors)
     if size > _MAX_BYTES:
         raise ValueError(f"its recorded inputs take {size} bytes; at most {_MAX_BYTES} are allowed")
-    return Example(args, kwargs)
+    examples = [Example(args, kwargs)]
+    dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
+    if any(tensor.is_floating_point() and dtype not in (None, tensor.dtype) for tensor in tensors):
+        examples.append(Example(*map_structure(partial(_cast, dtype), (args, kwargs))))
+    return examples
+
+
+def _cast(dtype: torch.dtype, leaf: Any) -> Any:
+    return leaf.to(dtype) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point() else leaf
 
 
 def _check_names(told: str, module: nn.Module, recorded: Specification) -> None:

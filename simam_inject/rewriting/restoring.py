@@ -15,11 +15,8 @@ from torch import nn
 from simam_inject.attention import SimAM
 from simam_inject.errors import FileError
 from simam_inject.rewriting.classes import SPECIFICATION, put
+from simam_inject.rewriting.recorded import prepare_again
 from simam_inject.rewriting.records import Specification
-from simam_inject.rewriting.surgeon import prepare
-from simam_inject.tracing.inputs import Example
-from simam_inject.tracing.recording import record
-from simam_inject.tracing.values import rebuild
 
 _ADAPTERS = {"ultralytics": "simam_inject.integrations.ultralytics"}
 """Libraries that build their models anew behind the user's back: what gets ready for it, by top-level package."""
@@ -44,25 +41,11 @@ def restore(plain: nn.Module, specification: Any, methods: Any) -> nn.Module:
         if not isinstance(plain._modules.get(edit.child), SimAM):
             raise FileError(f"the file's {name} lacks the SimAM named {edit.child}")
     _bind(plain, methods)
-    inner = [edit for edit in wanted.edits if edit.value]
-    call = None
     children = {edit.child: plain._modules.pop(edit.child) for edit in wanted.edits}
     try:
-        if inner:
-            args, kwargs = rebuild(wanted.arguments)
-            call = record(plain, Example(args, kwargs))
-        operation = prepare(plain, call, wanted.edits)
-    except Exception as error:  # whatever a damaged or hostile description makes the tracer say
-        raise FileError(f"SimAM cannot be put back into the file's {name}: {error}") from None
+        operation = prepare_again(f"the file's {name}", plain, wanted)
     finally:
         plain._modules.update(children)
-    found = dict(operation.specification.fingerprints)
-    for method, mark in wanted.fingerprints:
-        if method in found and found[method] != mark:
-            raise FileError(
-                f"{name}.{method} of the installed library computes something else than when the file was written; "
-                "install the version it was written with, eject() there and save again"
-            )
     plain.__dict__[SPECIFICATION] = wanted
     put(plain, operation.swapped)
     return plain

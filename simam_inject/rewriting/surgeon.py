@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import types
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -14,10 +12,12 @@ from torch import fx, nn
 from simam_inject.errors import ModelError
 from simam_inject.rewriting.classes import stock_class, swapped_class
 from simam_inject.rewriting.code import Source, body_source, boundary_source, dispatch_source, refusal_source
-from simam_inject.rewriting.graphs import Lost, fingerprint, insert
+from simam_inject.rewriting.graphs import Lost, Role, fingerprint, insert
+from simam_inject.rewriting.methods import alternatives, lists_children, mentions, parts, record_parts
 from simam_inject.rewriting.records import Edit, Specification
 from simam_inject.tracing.proxies import Refusal
-from simam_inject.tracing.recording import Call
+from simam_inject.tracing.inputs import Example
+from simam_inject.tracing.recording import Call, record
 from simam_inject.tracing.scopes import active_method
 from simam_inject.tracing.tracer import Body, trace
 from simam_inject.tracing.values import describe, leaves
@@ -44,14 +44,14 @@ def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...], body:
     Raises:
         ModelError: the edits cannot be put into this module; the message says why.
     """
-    inner = tuple(edit for edit in edits if edit.value)
-    boundary = next((edit for edit in edits if not edit.value), None)
+    inner, boundary = split(module, edits)
     sources: dict[str, Source] = {}
     fingerprints: list[tuple[str, str]] = []
     refused: dict[str, str] = {}
     arguments: Any = None
     if inner:
-        assert call is not None
+        if call is None:
+            raise ModelError(f"{type(module).__name__} was not recorded, and must be traced")
         arguments = _describe_call(call)
         for name, outcome in _rewritten(module, call, inner, body):
             if isinstance(outcome, str):
@@ -62,7 +62,7 @@ def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...], body:
                 sources.update({source.name: source for source in written})
                 fingerprints.append((name, traced))
     if boundary is not None:
-        for name in [active_method(module), *(other for other in alternatives(module))]:
+        for name in [active_method(module), *alternatives(module)]:
             if name not in refused:
                 _wrap(module, name, boundary, sources)
     notes = [f"{name} is refused from now on: {why}" for name, why in refused.items()]
@@ -72,16 +72,24 @@ def prepare(module: nn.Module, call: Call | None, edits: tuple[Edit, ...], body:
     return Operation(module, swapped, specification)
 
 
+def split(module: nn.Module, edits: tuple[Edit, ...]) -> tuple[tuple[Edit, ...], Edit | None]:
+    """The edits that are written into the forward, and the one that is wrapped around it.
+
+    A forward that goes through its module's own children would run a SimAM that it finds among them. Written out, it
+    names them one by one, and what it returns is then a value like any other.
+    """
+    boundary = next((edit for edit in edits if not edit.value), None)
+    if boundary is None or lists_children(module, active_method(module)):
+        return edits, None
+    return tuple(edit for edit in edits if edit.value), boundary
+
+
 def _wrap(module: nn.Module, name: str, boundary: Edit, sources: dict[str, Source]) -> None:
-    if name in sources:
-        inner = sources.pop(name)
-        function: Any = inner.compile()
-        text_key = inner.text
-    else:
-        function = getattr(type(module), name)
-        text_key = ""
-    source = boundary_source(name, function, boundary.child)
-    source.text += "".join(f"# {line}\n" for line in text_key.splitlines())
+    inner = sources.pop(name, None)
+    source = boundary_source(name, inner.compile() if inner else getattr(type(module), name), boundary.child)
+    if inner is not None:  # one class for one body: what it names and does not show counts too
+        source.text += "".join(f"# {line}\n" for line in inner.text.splitlines())
+        source.objects = {**inner.objects, **source.objects}
     sources[name] = source
 
 
@@ -92,22 +100,47 @@ def _rewritten(
     main = active_method(module)
     try:
         body = body or trace(module, call, main)
+        yield main, _Writing(module, call, main, Role.WHOLE, edits, body.graph).write(body)
     except Refusal as refusal:
         raise ModelError(f"{type(module).__name__}.{main} {refusal}") from None
-    try:
-        yield main, _write(module, call, main, body, edits, body.graph, complete=True)
     except Lost as lost:
         raise ModelError(f"{type(module).__name__}.{main}: {lost}") from None
+    returns = _results(body.graph)
     for name in alternatives(module):
+        is_named = mentions(module, name, body.graph, edits) or lists_children(module, name)
         try:
             other = trace(module, call, name)
         except Refusal as refusal:
-            if _mentions(module, name, body.graph, edits):
+            if is_named or not all(edit.value for edit in edits):
                 yield name, f"it {refusal}"
             continue
-        complete = _results(other.graph) == _results(body.graph)
+        role = Role.WHOLE if _results(other.graph) == returns else Role.OTHER
         try:
-            written = _write(module, call, name, other, edits, body.graph, complete=complete)
+            written = _Writing(module, call, name, role, edits, body.graph).write(other)
+        except Lost as lost:
+            yield name, str(lost)
+            continue
+        if written[0]:
+            yield name, written
+    yield from _rewritten_parts(module, call, edits, body.graph)
+
+
+def _rewritten_parts(
+    module: nn.Module, call: Call, edits: tuple[Edit, ...], reference: fx.Graph
+) -> Iterator[tuple[str, tuple[list[Source], str] | str]]:
+    """The same for the methods that the active one calls. Written out it calls none of them, so none attends twice."""
+    names = [name for name in parts(module) if mentions(module, name, reference, edits) or lists_children(module, name)]
+    recorded = record_parts(module, call, names) if names else {}
+    for name in names:
+        calls = recorded[name]
+        try:
+            if len(calls) != 1:
+                raise Lost(f"the forward runs it {len(calls)} times, and a site belongs to one run")
+            body = trace(module, calls[0], name)
+            written = _Writing(module, calls[0], name, Role.PART, edits, reference).write(body)
+        except Refusal as refusal:
+            yield name, f"it {refusal}"
+            continue
         except Lost as lost:
             yield name, str(lost)
             continue
@@ -115,107 +148,65 @@ def _rewritten(
             yield name, written
 
 
-def _write(
-    module: nn.Module,
-    call: Call,
-    name: str,
-    body: Body,
-    edits: tuple[Edit, ...],
-    reference: fx.Graph,
-    *,
-    complete: bool,
-) -> tuple[list[Source], str]:
-    """Sources of one method, in both modes where they differ, and the fingerprint of what was traced."""
-    graph, held = insert(body.graph, edits, reference, complete=complete)
-    if not held:
-        return [], ""
-    mark = fingerprint(body.graph)
-    if not body.reads_training:
-        return [body_source(name, body, graph, module)], mark
-    try:
-        training = trace(module, call, name, training=True)
-    except Refusal as refusal:
-        raise Lost(f"in train mode it {refusal}") from None
-    if fingerprint(training.graph) == mark:
-        return [body_source(name, body, graph, module)], mark
-    training_graph, _ = insert(training.graph, edits, reference, complete=complete)
-    evaluation_name, training_name = f"_simam_{name}_eval", f"_simam_{name}_train"
-    return [
-        body_source(evaluation_name, body, graph, module),
-        body_source(training_name, training, training_graph, module),
-        dispatch_source(name, body.arguments, training_name, evaluation_name),
-    ], mark
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """One method of one module, about to be written with the SimAM calls in it."""
+
+    module: nn.Module
+    call: Call
+    name: str
+    role: Role
+    edits: tuple[Edit, ...]
+    reference: fx.Graph
+
+    def write(self, body: Body) -> tuple[list[Source], str]:
+        """Sources of the method, in both modes where they differ, and the fingerprint of what was traced.
+
+        Raises:
+            Lost: the method cannot hold an edit that concerns it, in one of the modes.
+        """
+        module, name = self.module, self.name
+        graph, held = insert(body.graph, self.edits, self.reference, self.role)
+        if not held and not lists_children(module, name):
+            return [], ""
+        mark = fingerprint(body.graph)
+        if not body.reads_training:
+            return [body_source(name, body, graph, module)], mark
+        training = self._trace_training()
+        if _assumptions(training) == _assumptions(body):
+            return [body_source(name, body, graph, module)], mark
+        try:
+            training_graph, also_held = insert(training.graph, self.edits, self.reference, self.role)
+        except Lost as lost:
+            raise Lost(f"in train mode {lost}") from None
+        if also_held != held:
+            raise Lost("in train mode it computes other attended values than in eval mode")
+        evaluation_name, training_name = f"_simam_{name}_eval", f"_simam_{name}_train"
+        return [
+            body_source(evaluation_name, body, graph, module),
+            body_source(training_name, training, training_graph, module),
+            dispatch_source(name, body.arguments, training_name, evaluation_name),
+        ], mark
+
+    def _trace_training(self) -> Body:
+        """Traced with what its children return in eval mode or, where that does not fit, in train mode."""
+        try:
+            return trace(self.module, self.call, self.name, training=True)
+        except Refusal as refusal:
+            if self.role is Role.PART:
+                raise Lost(f"in train mode it {refusal}") from None
+        try:
+            recorded = record(self.module, Example(*self.call.given), training=True)
+            return trace(self.module, recorded, self.name, training=True)
+        except (Refusal, ModelError) as reason:
+            raise Lost(f"in train mode it {reason}") from None
 
 
-def alternatives(module: nn.Module) -> list[str]:
-    """Methods that may run in place of the active one: `forward_*` with the same required arguments, not used by it."""
-    stock = stock_class(module)
-    main = active_method(module)
-    used = _reachable(stock, main)
-    required = _required(getattr(stock, main))
-    found = []
-    for name in dir(stock):
-        if name == main or name in used or not (name == "forward" or name.startswith("forward_")):
-            continue
-        function = inspect.getattr_static(stock, name)
-        if (
-            inspect.isfunction(function)
-            and function is not nn.Module.__dict__.get(name)
-            and _required(function) == required
-        ):
-            found.append(name)
-    return found
-
-
-def _required(function: Any) -> int:
-    try:
-        parameters = list(inspect.signature(inspect.unwrap(function)).parameters.values())[1:]
-    except (TypeError, ValueError):
-        return -1
-    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    return sum(parameter.kind in positional and parameter.default is parameter.empty for parameter in parameters)
-
-
-def _reachable(stock: type, name: str) -> set[str]:
-    """Names of the methods of `stock` that `name` may call, directly or not, itself included.
-
-    A method that says `super()`, or names a class it inherits from, may call what it overrides: those count as well.
-    """
-    found: set[str] = set()
-    waiting = [name]
-    while waiting:
-        step = waiting.pop()
-        if step in found or not inspect.isfunction(inspect.getattr_static(stock, step, None)):
-            continue
-        found.add(step)
-        words = {"super"}
-        for base in stock.__mro__:
-            function = vars(base).get(step)
-            if inspect.isfunction(function) and words & {"super", base.__name__}:
-                words = _names_in(inspect.unwrap(function).__code__)
-                waiting.extend(words)
-    return found
-
-
-def _names_in(code: types.CodeType) -> set[str]:
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names_in(constant)
-    return names
-
-
-def _mentions(module: nn.Module, name: str, graph: fx.Graph, edits: tuple[Edit, ...]) -> bool:
-    """Does the method, or one it calls, name a child that computes or reads an attended value?"""
-    stock = stock_class(module)
-    words: set[str] = set()
-    for step in _reachable(stock, name):
-        words |= _names_in(inspect.unwrap(getattr(stock, step)).__code__)
-    concerned: set[str] = set()
-    for node in graph.nodes:
-        if node.op == "call_module" and any(str(node.target) == edit.value.partition("[")[0] for edit in edits):
-            concerned.add(str(node.target).partition(".")[0])
-    return bool(words & concerned)
+def _assumptions(body: Body) -> tuple[Any, ...]:
+    """All that a generated forward is made of."""
+    constants = [(a.name, a.is_proxied, None if a.is_proxied else a.value) for a in body.arguments]
+    others = [getattr(body, part.name) for part in fields(body) if part.name not in ("graph", "arguments")]
+    return fingerprint(body.graph), constants, others
 
 
 def _results(graph: fx.Graph) -> list[Any]:

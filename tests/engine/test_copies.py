@@ -220,7 +220,7 @@ def test_a_missing_or_foreign_child_is_refused():
 def test_a_block_that_was_upgraded_is_refused(monkeypatch):
     data = pickle.dumps(network())
     monkeypatch.setattr(Block, "forward", lambda self, x: self.b(self.a(x)) + x)
-    with pytest.raises(FileError, match="of the installed library computes something else"):
+    with pytest.raises(FileError, match="computes something else here than when"):
         pickle.loads(data)
     monkeypatch.setattr(Block, "forward", lambda self, x: self.b(x))
     with pytest.raises(FileError, match="cannot be put back"):
@@ -332,3 +332,35 @@ def test_two_classes_of_one_name_and_source_do_not_mix():
 def test_one_class_for_one_body(resnet):
     blocks = [module for module in resnet.modules() if isinstance(module, torchvision.models.resnet.Bottleneck)]
     assert len({type(block) for block in blocks}) == 2  # with and without a downsample path
+
+
+class Biased(Block):
+    def forward(self, x):
+        return torch.relu(self.b(self.a(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_that_was_cast_after_inject(dtype):
+    x = torch.rand(1, 4, 8, 8)
+    model = inject(Biased().eval(), "after biased.a", example_inputs=x).to(dtype)
+    for make in COPIES:
+        other = make(model)
+        assert injected(other) == injected(model)
+        assert same_bits(run(other, x.to(dtype)), run(model, x.to(dtype)))
+
+
+class HasKeys(Block):
+    def __init__(self, keys):
+        super().__init__()
+        self.keys = keys
+
+    def forward(self, x):
+        return self.b(self.a(x)) * (3 if 2 in self.keys else 1)
+
+
+def test_objects_of_an_inner_body_count_behind_a_boundary():
+    x = torch.rand(1, 4, 8, 8)
+    rules = {"rules": [{"block": "haskeys", "after": "a"}, {"block": "haskeys", "after": "output"}]}
+    models = [inject(HasKeys(keys).eval(), rules, example_inputs=x) for keys in ({3, 1}, {3, 2})]
+    assert type(models[0]) is not type(models[1])
+    assert all(torch.isfinite(run(model, x)).all() for model in models)

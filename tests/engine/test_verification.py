@@ -74,8 +74,8 @@ def test_an_attention_at_another_place(monkeypatch):
     model = network()
     real = graphs.find_places
 
-    def elsewhere(graph, edits, reference, *, complete):
-        (place,) = real(graph, edits, reference, complete=complete)
+    def elsewhere(graph, edits, reference, role):
+        (place,) = real(graph, edits, reference, role)
         other = next(node for node in graph.nodes if node.target == "b")
         return (graphs.Place(place.edit, other, tuple(other.users)),)
 
