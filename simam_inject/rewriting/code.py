@@ -11,7 +11,8 @@ import torch
 from torch import fx, nn
 
 from simam_inject.errors import InjectError
-from simam_inject.rewriting.guards import folding_lines, guard_lines, literal
+from simam_inject.rewriting.detours import detours, handed_on
+from simam_inject.rewriting.guards import class_names, folding_lines, guard_lines, literal
 from simam_inject.tracing.signature import Argument
 from simam_inject.tracing.tracer import Body
 
@@ -83,13 +84,25 @@ def body_source(name: str, body: Body, graph: fx.Graph, module: nn.Module | None
     """
     objects: dict[str, Any] = {"_refuse_stale": refuse_stale}
     header = [f"def {name}{_signature(body.arguments, objects)}:"]
-    lines = guard_lines(body, objects)
+    served = () if module is None else detours(module, body)
+    lines = [line for name, kinds in served for line in _detour_lines(name, kinds, body, objects)]
+    lines += guard_lines(body, objects, served, {} if module is None else handed_on(module, body))
     if module is not None:
+        if served:
+            objects["_stock"] = getattr(type(module), body.name)
         lines += folding_lines(module, graph, objects)
     header += [f"    {line}" for line in lines]
     graph.set_codegen(_CodeGen("\n".join(header)))
     code = graph.python_code(root_module="self")
     return Source(name, code.src.lstrip("\n"), {**code.globals, **objects})
+
+
+def _detour_lines(name: str, kinds: tuple[type, ...], body: Body, objects: dict[str, Any]) -> list[str]:
+    """Lines that run the stock method for a call that it hands on before it computes anything; see `detours`."""
+    return [
+        f"if isinstance({name}, {class_names(kinds, objects)}):",
+        f"    return _stock(self, {_passed(body.arguments)})",
+    ]
 
 
 def dispatch_source(name: str, arguments: tuple[Argument, ...], training: str, evaluation: str) -> Source:
@@ -129,7 +142,7 @@ def boundary_source(name: str, inner: Callable[..., Any], child: str) -> Source:
     """Source of a method that runs `inner` and attends what it returns."""
     objects: dict[str, Any] = {"_inner": inner}
     try:
-        parameters = list(inspect.signature(inspect.unwrap(inner)).parameters.values())[1:]
+        parameters = list(inspect.signature(inner, follow_wrapped=False).parameters.values())[1:]
     except (TypeError, ValueError):
         parameters = [
             inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import builtins
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any, NoReturn
 
 import torch
@@ -12,31 +13,50 @@ from torch import fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from simam_inject.errors import InjectError
+from simam_inject.tracing.questions import classes, module_at
 from simam_inject.tracing.signature import Argument
 from simam_inject.tracing.tracer import Body
 
+_MODULES = ("self.", "getattr(")
+"""How the expression of a module begins."""
 
-def guard_lines(body: Body, objects: dict[str, Any]) -> list[str]:
+
+def guard_lines(
+    body: Body, objects: dict[str, Any], served: Container[tuple[str, Any]] = (), defaults: dict[str, Any] | None = None
+) -> list[str]:
     """Lines that refuse to run where the graph's constants are no longer true.
 
     Args:
+        body: what was traced.
+        served: arguments of other classes, by name and classes, that another body serves.
+        defaults: extra keywords that change nothing, with these values.
         objects: what the lines name; those that they need are added.
     """
     lines: list[str] = []
     if body.guards:
-        names = ", ".join(_reference(path) for path, _ in body.guards)
+        names = ", ".join(module_at(path) for path, _ in body.guards)
         values = ", ".join(literal(value, f"_value_{index}", objects) for index, (_, value) in enumerate(body.guards))
         told = ", ".join(path for path, _ in body.guards)
         plural = "attribute" if len(body.guards) == 1 else "one of the attributes"
         lines += _refusal(f"({names},) != ({values},)", f"{plural} {told}")
     if body.lengths:
-        counted = " or ".join(f"len({_reference(path)}) != {length}" for path, length in body.lengths)
+        counted = " or ".join(f"len({module_at(path)}) != {length}" for path, length in body.lengths)
         lines += _refusal(counted, f"the number of modules in {', '.join(path for path, _ in body.lengths)}")
     if body.missing:
         appeared = " or ".join(f"hasattr({_owner(path)}, {path.rpartition('.')[2]!r})" for path in body.missing)
         lines += _refusal(appeared, f"the presence of attribute {', '.join(body.missing)}")
+    for what, kinds, answer in body.classes:
+        if (what, kinds) in served:
+            continue
+        condition = f"isinstance({what}, {class_names(kinds, objects)})"
+        told = f"the class of {what.removeprefix('self.')}" if what.startswith(_MODULES) else f"argument {what}"
+        lines += _refusal(f"not {condition}" if answer else condition, told)
     for argument in body.arguments:
-        conditions = list(_argument_conditions(argument, objects))
+        objects["_Tensor"] = torch.Tensor
+        conditions = list(_argument_conditions(argument, body, objects))
+        if conditions == [argument.name] and defaults and argument.kind is inspect.Parameter.VAR_KEYWORD:
+            objects["_fixed_defaults"] = tuple(defaults.items())
+            conditions = [f"{argument.name} and not {argument.name}.items() <= dict(_fixed_defaults).items()"]
         if conditions:
             lines += _refusal(" or ".join(conditions), f"argument {argument.name}")
     return lines
@@ -62,7 +82,7 @@ def folding_lines(module: nn.Module, graph: fx.Graph, objects: dict[str, Any]) -
                 objects["_Identity"], objects["_refuse_folded"] = nn.Identity, refuse_folded
                 norm, value = str(node.target), str(source.target)
                 lines += [
-                    f"if type({_reference(norm)}) is _Identity:",
+                    f"if type({module_at(norm)}) is _Identity:",
                     f"    _refuse_folded(self, {norm!r}, {value!r})",
                 ]
     return lines
@@ -91,24 +111,33 @@ def _refusal(condition: str, what: str) -> list[str]:
     return [f"if {condition}:", f"    _refuse_stale(self, {what!r})"]
 
 
-def _reference(path: str) -> str:
-    """`self.conv.stride`, `getattr(self.blocks, '0').scale`."""
-    expression = "self"
-    for name in path.split("."):
-        expression = f"{expression}.{name}" if name.isidentifier() else f"getattr({expression}, {name!r})"
-    return expression
-
-
 def _owner(path: str) -> str:
-    return _reference(path.rpartition(".")[0]) if "." in path else "self"
+    return module_at(path.rpartition(".")[0]) if "." in path else "self"
 
 
-def _argument_conditions(argument: Argument, objects: dict[str, Any]) -> Iterator[str]:
+def class_names(kinds: Any, objects: dict[str, Any]) -> str:
+    """Source of the second argument of `isinstance`."""
+    names = []
+    for kind in classes(kinds):
+        if getattr(builtins, kind.__name__, None) is kind:
+            names.append(kind.__name__)
+            continue
+        same = [name for name, item in objects.items() if item is kind and name.startswith("_fixed_class_")]
+        names.append(same[0] if same else f"_fixed_class_{len(objects)}_{kind.__name__}")
+        objects[names[-1]] = kind
+    return names[0] if len(names) == 1 else f"({', '.join(names)})"
+
+
+def _argument_conditions(argument: Argument, body: Body, objects: dict[str, Any]) -> Iterator[str]:
     name, value = argument.name, argument.value
     if argument.is_proxied:
         if argument.default is None and value is not None:
             yield f"{name} is None"
+        is_own = argument.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        if is_own and isinstance(value, (list, tuple, dict)):
+            yield _another_kind(name, value)
         yield from _structure_conditions(name, value)
+        yield from _tensor_conditions(name, value, kinds=name in body.kinds, ranks=name in body.ranks)
     elif argument.kind is inspect.Parameter.VAR_POSITIONAL or argument.kind is inspect.Parameter.VAR_KEYWORD:
         yield f"{name} != {literal(value, f'_fixed_{name}', objects)}" if value else name
     elif value is None or isinstance(value, bool):
@@ -134,8 +163,29 @@ def _structure_conditions(name: str, value: Any) -> Iterator[str]:
             yield f"{part} is None"
         elif isinstance(item, str):
             yield f"{part} != {item!r}"
-        else:
+        elif isinstance(item, (list, tuple, dict)):
+            yield _another_kind(part, item)
             yield from _structure_conditions(part, item)
+
+
+def _another_kind(name: str, value: Any) -> str:
+    kind = next(kind for kind in (list, tuple, dict) if isinstance(value, kind))
+    return f"not isinstance({name}, {kind.__name__})"
+
+
+def _tensor_conditions(name: str, value: Any, *, kinds: bool, ranks: bool) -> Iterator[str]:
+    """What the forward decided by classes and ranks. Whoever traces the generated forward passes no tensors."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _tensor_conditions(f"{name}[{key!r}]", item, kinds=kinds, ranks=ranks)
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _tensor_conditions(f"{name}[{index}]", item, kinds=kinds, ranks=ranks)
+    elif isinstance(value, torch.Tensor):
+        if kinds:
+            yield f"not isinstance({name}, _Tensor)"
+        if ranks:
+            yield f"isinstance({name}, _Tensor) and {name}.dim() != {value.dim()}"
 
 
 def literal(value: Any, name: str, objects: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch.fx.proxy import Attribute
 from simam_inject.tracing.values import UNKNOWN
 
 RANK_ATTRIBUTES = frozenset({"ndim"})
-"""Attributes that are the same for every input the block can take: read as plain values."""
+"""Attributes read as plain values, which the generated forward checks."""
 
 
 class Refusal(Exception):
@@ -26,6 +26,7 @@ class Refusal(Exception):
 class ValueProxy(fx.Proxy):
     """A proxy with `value`: a meta tensor, an int from a shape, some object, or `UNKNOWN`."""
 
+    tracer: Any
     value: Any = UNKNOWN
 
     def __getattr__(self, name: str) -> Any:
@@ -35,6 +36,7 @@ class ValueProxy(fx.Proxy):
         if not hasattr(value, name):
             raise AttributeError(f"{type(value).__name__!r} object has no attribute {name!r}")
         if isinstance(value, torch.Tensor) and name in RANK_ATTRIBUTES:
+            self.tracer.note_rank(self)
             return getattr(value, name)
         attribute = ValueAttribute(self, name)
         found = getattr(value, name)
@@ -112,6 +114,7 @@ class ValueAttribute(ValueProxy, Attribute):
         """Record a call of the attribute as a method."""
         value: Any = self.root.value
         if isinstance(value, torch.Tensor) and self.attr in ("dim", "ndimension") and not args:
+            self.tracer.note_rank(self)
             return value.dim()
         return self.tracer.create_proxy("call_method", self.attr, (self.root, *args), kwargs)
 

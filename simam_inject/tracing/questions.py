@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import CheckpointFunction
 
 from simam_inject.tracing.proxies import PROXIES, Refusal, ValueProxy
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
     from simam_inject.tracing.watching import Watch
 
 _isinstance = builtins.isinstance
+_LIBRARY = ("torch.", "simam_inject.")
+_OURS = ("torch.fx", "simam_inject.")
+"""Whoever traces: they ask what a proxy is, not what it stands for."""
 
 _MODE_QUERIES = (
     (torch, "is_grad_enabled"),
@@ -42,13 +46,16 @@ _TENSOR_MAKERS = ((torch, "tensor"), (torch, "as_tensor"), (torch.Tensor, "_make
 
 
 @contextmanager
-def answering(current: Callable[[], Watch | None]) -> Iterator[None]:
+def answering(
+    current: Callable[[], Watch | None], watch_of: Callable[[nn.Module], tuple[str, Watch] | None]
+) -> Iterator[None]:
     """Inside, forwards that are traced get the answers of this file. Wrapped around many traces it saves time.
 
     Args:
         current: the watch of a forward that this thread traces now; None where everything is as always.
+        watch_of: the path of a module in that forward, and the same watch.
     """
-    patches: list[tuple[Any, str, Any]] = [(builtins, "isinstance", _answering_isinstance(current))]
+    patches: list[tuple[Any, str, Any]] = [(builtins, "isinstance", _answering_isinstance(watch_of))]
     patches += [(owner, name, _refusing_query(current, getattr(owner, name))) for owner, name in _MODE_QUERIES]
     patches += [(owner, name, _refusing_switch(current, getattr(owner, name))) for owner, name in _MODE_SWITCHES]
     for owner, name in _TENSOR_MAKERS:
@@ -75,18 +82,40 @@ def _caller(depth: int = 2) -> str:
     return str(sys._getframe(depth).f_globals.get("__name__", ""))
 
 
-def _answering_isinstance(current: Callable[[], Watch | None]) -> Callable[[Any, Any], bool]:
-    def isinstance(thing: Any, kinds: Any, /) -> bool:
+def _answering_isinstance(watch_of: Callable[[nn.Module], tuple[str, Watch] | None]) -> Callable[[Any, Any], bool]:
+    """A branch on a class: answered for what a proxy carries, and noted, of proxies and of modules."""
+
+    def is_instance(thing: Any, kinds: Any, /) -> bool:
         kind = type(thing)
         if kind not in PROXIES:
-            return _isinstance(thing, kinds)
-        if _caller().startswith(("torch.fx", "simam_inject.")):
+            answer = _isinstance(thing, kinds)
+            found = watch_of(thing) if _isinstance(thing, nn.Module) else None
+            if found is not None and found[0] and not _caller().startswith(_LIBRARY):
+                found[1].classes[module_at(found[0]), classes(kinds)] = answer
+            return answer
+        if _caller().startswith(_OURS) or (thing.value is UNKNOWN and _caller().startswith("torch.")):
             return issubclass(kind, kinds)
         if thing.value is UNKNOWN:
             raise Refusal("asks for the class of a value that the example forward never computed")
-        return _isinstance(thing.value, kinds)
+        answer = _isinstance(thing.value, kinds)
+        thing.tracer.note_class(thing, classes(kinds), answer)
+        return answer
 
-    return isinstance
+    return is_instance
+
+
+def classes(kinds: Any) -> tuple[type, ...]:
+    """What the second argument of `isinstance` names, one by one."""
+    nested = kinds if _isinstance(kinds, tuple) else getattr(kinds, "__args__", None)
+    return (kinds,) if nested is None else tuple(kind for part in nested for kind in classes(part))
+
+
+def module_at(path: str) -> str:
+    """`self.conv.stride`, `getattr(self.blocks, '0').scale`."""
+    expression = "self"
+    for name in path.split("."):
+        expression = f"{expression}.{name}" if name.isidentifier() else f"getattr({expression}, {name!r})"
+    return expression
 
 
 def _refusing_query(current: Callable[[], Watch | None], query: Callable[..., Any]) -> Callable[..., Any]:

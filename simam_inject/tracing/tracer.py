@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
+from simam_inject.tracing.nodes import arguments_behind, drop_unused_reads, expression_of
 from simam_inject.tracing.proxies import Refusal, ValueProxy
 from simam_inject.tracing.recording import Call
 from simam_inject.tracing.signature import Argument, bind, has_numbers
@@ -51,6 +52,12 @@ class Body:
     """Containers the method listed or counted, by path, with their numbers of children."""
     missing: tuple[str, ...]
     """Attributes the method asked for in vain, by path."""
+    classes: tuple[tuple[str, tuple[type, ...], bool], ...]
+    """What `isinstance` said of arguments and of modules: an expression, the classes, the answer."""
+    kinds: frozenset[str]
+    """Arguments from which something was computed whose class decided something."""
+    ranks: frozenset[str]
+    """Arguments whose rank decided something, or the rank of something computed from them."""
     reads_training: bool
 
 
@@ -88,10 +95,19 @@ def _trace_once(module: nn.Module, tracer: _ScopeTracer, name: str, *, training:
         if ValueProxy.__name__ in str(error) or "TorchScript" in str(error):
             raise Refusal(f"hands a value to compiled code, which is no part of a graph ({told:.160})") from error
         raise Refusal(f"cannot be traced ({told:.160})") from error
-    _drop_unused_reads(graph)
+    drop_unused_reads(graph)
     guards, lengths = sorted(watch.attributes.items()), sorted(watch.lengths.items())
     return Body(
-        name, graph, tracer.arguments, tuple(guards), tuple(lengths), tuple(sorted(watch.missing)), watch.reads_training
+        name=name,
+        graph=graph,
+        arguments=tracer.arguments,
+        guards=tuple(guards),
+        lengths=tuple(lengths),
+        missing=tuple(sorted(watch.missing)),
+        classes=tuple((what, kinds, answer) for (what, kinds), answer in watch.classes.items()),
+        kinds=frozenset(watch.kinds),
+        ranks=frozenset(watch.ranks),
+        reads_training=watch.reads_training,
     )
 
 
@@ -196,6 +212,18 @@ class _ScopeTracer(fx.Tracer):
         proxy.node.meta["in_place"] = self._changes_input(kind, target, args, kwargs)
         return self._unfold(self._with_value(proxy, value))
 
+    def note_rank(self, proxy: fx.Proxy) -> None:
+        """The forward asked for the rank of a value, so it depends on the ranks of what that was computed from."""
+        self.watch.ranks |= arguments_behind(proxy.node)
+
+    def note_class(self, proxy: fx.Proxy, kinds: tuple[type, ...], answer: bool) -> None:
+        """The forward asked for the class of a value."""
+        written = expression_of(proxy.node)
+        if written is None:
+            self.watch.kinds |= arguments_behind(proxy.node)
+        else:
+            self.watch.classes[written, kinds] = answer
+
     def _proxy_of_attribute(self, path: str) -> Any:
         if path not in self._attribute_proxies:
             self._attribute_proxies[path] = self.create_proxy("get_attr", path, (), {})
@@ -216,6 +244,8 @@ class _ScopeTracer(fx.Tracer):
     def _container_of(self, proxy: Any) -> Any:
         value = proxy.value
         kind = type(value)
+        if kind is torch.Size:
+            self.note_rank(proxy)
         if kind in (list, tuple, torch.Size):
             items = [self._item(proxy, index) for index in range(len(value))]
             return items if kind is list else tuple(items)
@@ -294,11 +324,3 @@ def _value_of(leaf: Any) -> Any:
 
 def _meta_leaf(leaf: Any) -> Any:
     return to_meta(leaf) if isinstance(leaf, torch.Tensor) else leaf
-
-
-def _drop_unused_reads(graph: fx.Graph) -> None:
-    """Remove the nodes that only read something, of a structure or of the module, and that nobody used."""
-    for node in reversed(graph.nodes):
-        is_read = node.op == "get_attr" or (node.op == "call_function" and node.target in (operator.getitem, getattr))
-        if is_read and not node.users:
-            graph.erase_node(node)

@@ -45,6 +45,12 @@ class Watch:
     """Containers whose children were listed or counted, by path from the module."""
     missing: set[str] = field(default_factory=set)
     """Attributes that were asked for and are not there, by dotted path."""
+    classes: dict[tuple[str, tuple[type, ...]], bool] = field(default_factory=dict)
+    """What `isinstance` said of arguments and of modules, by expression and classes."""
+    kinds: set[str] = field(default_factory=set)
+    """Arguments from which something was computed that `isinstance` was asked about."""
+    ranks: set[str] = field(default_factory=set)
+    """Arguments whose rank was asked for, or the rank of something computed from them."""
     reads_training: bool = False
     is_paused: bool = False
     """True while the tracer itself computes."""
@@ -126,7 +132,7 @@ def watchable() -> Iterator[None]:
     with _patch.lock:
         _patch.users += 1
         if _patch.users == 1:
-            _patch.answers.enter_context(answering(_patch.current))
+            _patch.answers.enter_context(answering(_patch.current, _patch.find))
             _patch.set_attribute = nn.Module.__setattr__
             nn.Module.__getattribute__ = _read_and_note  # type: ignore[method-assign, assignment]
             nn.Module.__setattr__ = _refuse_to_set  # type: ignore[method-assign]

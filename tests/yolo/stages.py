@@ -149,6 +149,23 @@ def train_yaml() -> dict:
     return check_pair(yolo.model(images()), yolo.model, images())
 
 
+def train_detect() -> dict:
+    """The shipped recipe whose sites are in the network itself: the trainer calls it with a dict, which has a loss."""
+    from ultralytics import YOLO
+
+    from simam_inject import inject, injected
+    from tests.yolo.oracle import counting, live_sites
+
+    yolo = inject(YOLO("yolov8n.yaml"), "yolo-detect", example_inputs=images()[:1])
+    count = len(injected(yolo))
+    with counting() as counter:
+        yolo.add_callback("on_train_start", counter.restart)
+        yolo.train(**common("detect", epochs=1))
+    assert counter.attentions == count * counter.networks > 0
+    assert len(live_sites(yolo.model)) == count
+    return {"sites": count}
+
+
 def reload() -> dict:
     """best.pt and last.pt in a process that imports only ultralytics."""
     from tests.yolo.oracle import check_pair, counting

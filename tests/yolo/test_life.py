@@ -83,6 +83,11 @@ def test_training_from_yaml_keeps_every_site(workshop):
 
 
 @pytest.mark.long
+def test_sites_in_the_network_itself_are_live_in_training(workshop):
+    assert workshop.run("train_detect") == {"sites": 3}
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "stage",
     [pytest.param("tune", marks=needs_scipy), pytest.param("two_sets", marks=several_sets), "twice", "distributed"],
