@@ -32,8 +32,20 @@ def _show_version(asked: bool) -> None:
         try:
             typer.echo(version("simam_inject"))
         except PackageNotFoundError:
-            typer.echo("not installed")
+            typer.echo(f"{_source_version()} (from source, not installed)")
         raise typer.Exit
+
+
+def _source_version() -> str:
+    """What the checkout's own pyproject.toml says."""
+    import tomllib
+    from pathlib import Path
+
+    try:
+        data = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
+        return str(data["project"]["version"])
+    except (OSError, ValueError, KeyError):
+        return "unknown version"
 
 
 @app.callback()

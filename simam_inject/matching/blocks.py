@@ -29,6 +29,7 @@ def search_blocks(rule: Rule, anatomy: Anatomy) -> Search:
     """What a `block` rule, or a rule with `path` alone, names in the model."""
     search = Search(anatomy)
     owners = [site for site in anatomy.sites if _is_selected(site, rule)]
+    _mention_slips(search, rule, owners)
     target = rule.target
     if isinstance(target, Output):
         for owner in owners:
@@ -63,6 +64,19 @@ def _is_selected(site: Site, rule: Rule) -> bool:
         for glob in rule.block
         for name in names
     )
+
+
+def _mention_slips(search: Search, rule: Rule, owners: Sequence[Site]) -> None:
+    """A class name that selects nothing is fine among others, unless it is close to one that the rule leaves out."""
+    if not owners or len(rule.block) < 2:
+        return
+    selected = {name for site in owners for name in (site.class_name or "", *site.bases)}
+    others = {site.class_name for site in search.anatomy.blocks() if site.class_name is not None} - selected
+    for glob in rule.block:
+        if not glob.is_wild and not any(map(glob.matches_any_case, selected)):
+            near = did_you_mean(glob.text, others)
+            if near:
+                search.fail("", f"has no block named {glob.text!r}{near}")
 
 
 def _look_inside(owners: Sequence[Site], anatomy: Anatomy) -> Inside:
@@ -153,9 +167,8 @@ def _enter_calls(search: Search, rule: Rule, target: Child, owner: str, name: st
         search.fail(sites[0].path, f"{name} is called {write_times(len(sites))}; write {choices}")
     elif target.call is not None and target.call > len(sites):
         called = write_times(len(sites))
-        search.fail(
-            sites[0].path, f"{name} is called {called} in {write_path(owner)}; there is no {name}[{target.call}]"
-        )
+        reason = f"{name} is called {called} in {write_path(owner)}; there is no {name}[{target.call}]"
+        search.fail(sites[0].path, f"{reason}{_both(search, owner, target)}")
     else:
         for number in [target.call] if target.call else numbers:
             search.add(sites[number - 1], parent_of(owner), rule.position)
@@ -167,10 +180,21 @@ def _enter_operations(search: Search, rule: Rule, owner: str, sites: Sequence[Si
         search.fail(owner, f"has no child and no operation named {target.name}")
     elif target.call and target.call > len(sites):
         computed = write_times(len(sites))
-        search.fail(owner, f"{target.name} is computed {computed} in it; there is no {target.name}[{target.call}]")
+        reason = f"{target.name} is computed {computed} in it; there is no {target.name}[{target.call}]"
+        search.fail(owner, f"{reason}{_both(search, owner, target)}")
     else:
         for site in [sites[target.call - 1]] if target.call else sites:
             search.add(site, parent_of(owner), rule.position)
+
+
+def _both(search: Search, owner: str, target: Child) -> str:
+    """Advice where a call number such as `conv[12]` was meant as a glob for `conv1` and `conv2`."""
+    names = [f"{target.name}{digit}" for digit in str(target.call)]
+    prefix = f"{owner}." if owner else ""
+    if not all(f"{prefix}{name}" in search.anatomy.site_by_path for name in names):
+        return ""
+    wanted = f"'{{{','.join(names)}}}'" if len(names) > 1 else names[0]
+    return f"; [..] counts calls; the children are {wanted}"
 
 
 def _explain_children(name: str, below: Sequence[tuple[str, Site]]) -> str:

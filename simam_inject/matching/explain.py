@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from simam_inject.discovery.records import Anatomy
-from simam_inject.matching.hints import hint_path
+from simam_inject.matching.hints import advise, hint_class, hint_path
 from simam_inject.matching.records import Miss
 from simam_inject.matching.wording import write_counts, write_path
 from simam_inject.recipe.globs import Glob
@@ -36,13 +36,14 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if not near:
         return f"{head}: {why_nothing(selected, anatomy)}"
     lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
-    return "\n".join([f"{head}. The nearest misses:", *lines])
+    return "\n".join([f"{head}. The nearest misses:", *lines, *advise(selected, anatomy)])
 
 
 def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
     """Why a rule did not even touch a site: nothing has the class or the path that it selects."""
-    globs, explain = (rule.block, _explain_classes) if rule.block else (rule.path, _explain_paths)
-    return explain(globs, anatomy)
+    if rule.block:
+        return _explain_classes(rule.block, anatomy, hint_class(rule, anatomy))
+    return _explain_paths(rule.path, anatomy)
 
 
 def nearest_misses(misses: Iterable[Miss], count: int = NEAREST) -> tuple[Miss, ...]:
@@ -57,17 +58,17 @@ def nearest_misses(misses: Iterable[Miss], count: int = NEAREST) -> tuple[Miss, 
     return tuple(sorted(chosen, key=lambda miss: -miss.depth))
 
 
-def _explain_classes(globs: Sequence[Glob], anatomy: Anatomy) -> str:
+def _explain_classes(globs: Sequence[Glob], anatomy: Anatomy, hint: str) -> str:
     blocks = [site.class_name for site in anatomy.blocks() if site.class_name is not None]
     leaves = [site.class_name for site in anatomy.sites if site.kind != "block" and site.class_name is not None]
     wanted = " or ".join(repr(glob.text) for glob in globs)
     if not blocks:
         only = f", only {write_counts(leaves)}" if leaves else ""
-        return f"this model has no block named {wanted}; it has no blocks at all{only}."
+        return f"this model has no block named {wanted}; it has no blocks at all{only}.{hint}"
     counts = Counter(blocks) + Counter({name: count for name, count in Counter(leaves).items() if name not in blocks})
     near = dict.fromkeys(name for glob in globs for name in nearest(glob.text, counts))
     meant = f" Did you mean {' or '.join(f'{name} ({counts[name]})' for name in near)}?" if near else ""
-    return f"this model has no block named {wanted}.{meant} Its blocks: {write_counts(blocks)}."
+    return f"this model has no block named {wanted}.{hint or meant} Its blocks: {write_counts(blocks)}."
 
 
 def _explain_paths(globs: Sequence[Glob], anatomy: Anatomy) -> str:

@@ -22,6 +22,8 @@ def check_filters(rule: Rule, candidate: Candidate) -> Failure | None:
     for met, (name, bounds) in enumerate(rule.where.conditions() if rule.where is not None else ()):
         if name in FACTS:
             reason = check_facts(candidate.named, ((name, bounds),), f"where.{name} wants")
+            if reason is not None and candidate.named.kind == "block":
+                reason += f"; an operation has it: {rule.position}: {{op: conv2d, {name}: {bounds}}}"
         else:
             fact: int | tuple[int, ...] | None = getattr(candidate.attended, name)
             reason = (

@@ -84,6 +84,11 @@ def parse_kinds(text: object) -> Kinds:
     name = text.strip()
     if name == "*":
         return Kinds(name)
+    if name.lower() == "depthwise":
+        raise ValueError(
+            "depthwise is a condition, not an operation; write conv2d[g=depthwise] in a pattern, "
+            "else {op: conv2d, groups: depthwise}"
+        )
     if parse_glob(name).is_wild:
         return Kinds(name.lower())
     if not _LITERAL.fullmatch(name):

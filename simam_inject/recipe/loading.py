@@ -76,6 +76,10 @@ def selector(position: str, text: str, e_lambda: float | None = None) -> Rule:
     """
     if position not in ("after", "before"):
         raise RecipeError(f"selector: found {describe(position)}; a selector starts with 'after' or 'before'")
+    words = text.split()
+    if len(words) > 1 and words[0].lower() in _WHOLE:
+        which = f"the second {position!r}" if words[0] == position else f"one of {position!r} and {words[0]!r}"
+        raise RecipeError(f"selector: found {describe(f'{position} {text}')}; leave out {which}")
     block, child = _split_selector(text.strip())
     if not block or child == "":
         raise RecipeError(

@@ -73,7 +73,8 @@ def _explain(problem: Any, models: Callable[[Location], type[BaseModel] | None])
         keys = f" with the keys {', '.join(model.model_fields)}" if model else ""
         return location, f"found {found}; allowed is a mapping{keys}"
     if kind in ("tuple_type", "list_type"):
-        return location, f"found {found}; allowed is a list"
+        shape = "; write rules: [{block: ..., after: ...}]" if location == ("rules",) else ""
+        return location, f"found {found}; allowed is a list{shape}"
     if kind == "too_long":
         length, most = problem["ctx"]["actual_length"], problem["ctx"]["max_length"]
         return location, f"found a list of {length} entries; at most {most} are allowed"

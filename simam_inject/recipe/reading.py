@@ -34,6 +34,8 @@ MAX_VALUES = 10_000
 MAX_DIGITS = 40
 _INTEGER = re.compile(r"[-+]?[0-9]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_COMPARISON = re.compile(r"(?:(\w+: +)|- +|[\[,] *)((?:[<>]=?|!=) *[0-9x]+(?:, *[<>]=? *\d+)*)")
+"""A comparison that stands without quotes: `>` begins a block of text for YAML, `!` a tag."""
 _WORDS: dict[str, Any] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -88,6 +90,8 @@ def _hint(text: str, error: yaml.MarkedYAMLError) -> str:
     line = lines[number] if number < len(lines) else ""
     if "\t" in line:
         return "; YAML indents with spaces, not tabs"
+    if comparison := _COMPARISON.search(line):
+        return f'; put comparisons in quotes: {comparison[1] or ""}"{comparison[2]}"'
     if "*" in line or "{" in line or "[" in line:
         return "; put globs and patterns in quotes: path: '*.conv2'"
     return ""
@@ -123,7 +127,9 @@ class _Reading:
             raise RecipeError(f"{write_path(place, 'recipe')}: nested more than {MAX_DEPTH} levels deep")
         tag = getattr(event, "tag", None)
         if tag not in (None, "!"):
-            raise RecipeError(f"{write_path(place, 'recipe')}: found the tag {describe(tag)}; recipes have no tags")
+            raise RecipeError(
+                f"{write_path(place, 'recipe')}: found the tag {describe(tag)}; recipes have no tags{_quoted(tag)}"
+            )
         before = self.values
         if isinstance(event, ScalarEvent):
             value = _resolve(event, place)
@@ -185,6 +191,10 @@ def _resolve(event: ScalarEvent, place: Location) -> Any:
             raise RecipeError(f"{write_path(place, 'recipe')}: found a number of more than {MAX_DIGITS} characters")
         return int(text) if _INTEGER.fullmatch(text) else float(text)
     return text
+
+
+def _quoted(tag: str) -> str:
+    return f'; put comparisons in quotes: "{tag}"' if re.fullmatch(r"!=?\d+", tag) else ""
 
 
 def _line(event: Event) -> str:

@@ -47,7 +47,7 @@ def render_plan(
     placed = [*((there, "already there") for there in present), *((insertion, verb) for insertion in insertions)]
     if placed or shown:
         parts.append(_table(placed, shown))
-    counts = [f"{format_count(len(insertions), 'site')} {verb}", *_counts(present, skips)]
+    counts = [f"{format_count(len(insertions), 'site')} {verb}", *_counts(present, skips, why)]
     parts.append(_totals_line(counts, [insertion for insertion, _ in placed], images))
     if verification is not None:
         parts.extend(_verification_lines(verification))
@@ -91,13 +91,15 @@ def _facts(insertion: Insertion, verb: str) -> Iterator[str]:
         yield insertion.note
 
 
-def _counts(present: Sequence[Insertion], skips: Sequence[Skip]) -> Iterator[str]:
+def _counts(present: Sequence[Insertion], skips: Sequence[Skip], why: bool) -> Iterator[str]:
     if present:
         yield f"{len(present)} already there"
     skipped = sum(skip.hit for skip in skips)
     yield f"{skipped} skipped"
     if near := len(skips) - skipped:
-        yield format_count(near, "near miss", "near misses")
+        yield format_count(near, "near miss", "near misses") + (
+            "" if why else f" (--why shows {'it' if near == 1 else 'them'})"
+        )
 
 
 def _totals_line(counts: Sequence[str], insertions: Sequence[Insertion], images: int) -> Text:

@@ -70,7 +70,9 @@ def test_dry_run_touches_nothing(run):
 
 def test_near_misses_only_with_why(run):
     place = ("--after", "block", "--exclude", "blocks.1", *SMALL, "--dry-run")
-    assert "near miss:" not in run(NET, *place).stdout
+    short = run(NET, *place).stdout
+    assert "near miss:" not in short
+    assert "1 near miss (--why shows it)" in short
     assert "near miss: excluded by blocks.1" in run(NET, *place, "--why").stdout
 
 

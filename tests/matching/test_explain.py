@@ -54,6 +54,18 @@ REASONS = [
         "features.1.conv.se",
         "conv2d is computed twice in it; there is no conv2d[3]",
     ),
+    (
+        "resnet",
+        "{block: Bottleneck, after: 'conv[12]'}",
+        "layer1.1",
+        ("conv is computed 3 times in it; there is no conv[12]; [..] counts calls; the children are '{conv1,conv2}'"),
+    ),
+    (
+        "resnet",
+        "{block: [Sequential, Botleneck], after: output}",
+        "",
+        "has no block named 'Botleneck'; did you mean 'Bottleneck'?",
+    ),
     ("resnet", "{block: Bottleneck, after: max_pool}", "layer1.0", "has no child and no operation named max_pool"),
     (
         "resnet",
@@ -118,7 +130,10 @@ REASONS = [
         "resnet",
         "{block: Bottleneck, after: output, where: {kernel: 3}}",
         "layer1.0",
-        "kernel is not known: this block has none; where.kernel wants 3",
+        (
+            "kernel is not known: this block has none; where.kernel wants 3; "
+            "an operation has it: after: {op: conv2d, kernel: 3}"
+        ),
     ),
     (
         "yolo",
@@ -275,6 +290,34 @@ MESSAGES = [
 def test_a_rule_without_a_hit_is_told_what_is_near(network, rule, message):
     recipe, anatomy = Recipe.from_dict({"rules": [yaml.safe_load(rule)]}), NETWORKS[network]()
     assert unmatched_message(recipe, 0, anatomy, match(recipe, anatomy).misses) == message
+
+
+MIX_UPS = [
+    ("{block: layer1, after: output}", "'layer1' is a module path: write path: layer1, after: output."),
+    (
+        "{block: layer1, after: 0.conv2}",
+        "'layer1.0.conv2' is a module path: write path: layer1.0.conv2, after: output.",
+    ),
+    ("{block: layer1, before: input}", "'layer1' is a module path: write path: layer1, before: input."),
+    ("{block: models.resnet.Bottleneck, after: conv2}", "A class is named without its module: Bottleneck."),
+    ("{block: models, after: resnet.Bottleneck.conv2}", "A class is named without its module: Bottleneck."),
+    ("{block: residual, before: input}", "Did you mean 'before bottleneck.residual'?"),
+    ("{path: Layer1, after: output}", "Letter case counts; did you mean layer1?"),
+    ("{path: 'layer1|layer2', after: output}", "Paths are globs, not regular expressions"),
+    ("{block: Bottleneck, after: output, path: layr1}", "\npath: 'layr1' matches nothing in this model. Did you mean"),
+    ("{pattern: cat > Bottleneck}", "\nBottleneck is a class, and a pattern names operations; write block: Bottleneck"),
+]
+
+
+@pytest.mark.parametrize(("rule", "sentence"), MIX_UPS)
+def test_what_was_mixed_up_is_said(rule, sentence):
+    recipe, anatomy = Recipe.from_dict({"rules": [yaml.safe_load(rule)]}), NETWORKS["resnet"]()
+    assert sentence in unmatched_message(recipe, 0, anatomy, match(recipe, anatomy).misses)
+
+
+def test_a_name_among_others_is_no_slip_where_what_is_near_is_taken():
+    recipe = Recipe.from_dict({"rules": [{"block": ["Bottleneck", "PreBottleneck"], "after": "conv2"}]})
+    assert not [miss for miss in match(recipe, NETWORKS["resnet"]()).misses if not miss.path]
 
 
 def test_only_the_rule_in_question_is_explained():

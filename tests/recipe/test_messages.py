@@ -22,8 +22,8 @@ MESSAGES = [
     ("3", "recipe: found 3; allowed is a mapping with the keys version, name, description, extends, e_lambda, rules"),
     ("{}", "recipe: has no rules; write rules: [{block: Bottleneck, after: conv2}], or extends: paper"),
     ("{rules: []}", "recipe: has no rules; write rules: [{block: Bottleneck, after: conv2}], or extends: paper"),
-    ("{rules: 3}", "rules: found 3; allowed is a list"),
-    ("{rules: {block: A}}", "rules: found a mapping; allowed is a list"),
+    ("{rules: 3}", "rules: found 3; allowed is a list; write rules: [{block: ..., after: ...}]"),
+    ("{rules: {block: A}}", "rules: found a mapping; allowed is a list; write rules: [{block: ..., after: ...}]"),
     ("{rules: [3]}", f"rules[0]: found 3; allowed is a mapping with the keys {RULE_KEYS}"),
     ("{version: 2, rules: [{block: A, after: b}]}", "version: found 2; this program reads version 1 of the recipe language"),
     ("{version: true, rules: [{block: A, after: b}]}", "version: found true; this program reads version 1 of the recipe language"),
@@ -123,6 +123,14 @@ MESSAGES = [
         ("rules[1].pattern: unknown condition 'kernal' in 'conv2d[kernal=3]'; allowed are k (kernel), s (stride), "
         "d (dilation), g (groups); did you mean 'kernel'?"),
     ),
+    (
+        rule("pattern: 'depthwise > norm'"),
+        "rules[1].pattern: depthwise is a condition, not an operation; write conv2d[g=depthwise] in a pattern, else {op: conv2d, groups: depthwise}",
+    ),
+    (
+        rule("block: A, after: {op: depthwise}"),
+        "rules[1].after.op: depthwise is a condition, not an operation; write conv2d[g=depthwise] in a pattern, else {op: conv2d, groups: depthwise}",
+    ),
     (rule("pattern: 'conv2d[k=3,k=5]'"), "rules[1].pattern: 'conv2d[k=3,k=5]' gives kernel twice"),
     (rule("pattern: 'conv2d[k=big]'"), f"rules[1].pattern: k in 'conv2d[k=big]': found 'big'; allowed is {BOUNDS}"),
     (rule("pattern: 'conv2d > relu', after: bn"), "rules[1].after: 'bn' is not a member of the chain (conv2d > relu)"),
@@ -213,6 +221,8 @@ def test_a_channel_count_as_lambda_is_warned_of():
 SELECTORS = [
     (("after", "bottleneck."), "selector: found 'after bottleneck.'; write after BLOCK.CHILD, e.g. 'after bottleneck.conv2'"),
     (("after", ".conv2"), "selector: found 'after .conv2'; write after BLOCK.CHILD, e.g. 'after bottleneck.conv2'"),
+    (("after", "after bottleneck"), "selector: found 'after after bottleneck'; leave out the second 'after'"),
+    (("before", "after bottleneck"), "selector: found 'before after bottleneck'; leave out one of 'before' and 'after'"),
     (("into", "bottleneck"), "selector: found 'into'; a selector starts with 'after' or 'before'"),
     (
         ("before", "bottleneck.output"),
