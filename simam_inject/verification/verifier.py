@@ -23,7 +23,7 @@ from simam_inject.rewriting.rewriter import edits_in, stock
 from simam_inject.rewriting.unfused import unfused
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.snapshot import mode, same_buffers, same_random_state, unchanged
-from simam_inject.verification.outputs import all_finite, difference
+from simam_inject.verification.outputs import all_finite, difference, tensors_in
 
 SEED = 0
 _Edited = tuple[str, nn.Module, Edit]
@@ -151,8 +151,7 @@ def _same_tensors(model: nn.Module, keys: list[str], parameters: list[int], is_u
 
 def _bypassed(model: nn.Module, example: Example, plain: Any) -> Check:
     with bypassed(attentions(model)):
-        found = difference(_run(model, example, training=False), plain)
-    return Check("bypassed: equal to the original in eval mode", found is None, found or "bit for bit")
+        return _compare("bypassed: equal to the original in eval mode", _run(model, example, training=False), plain)
 
 
 def _bypassed_in_training(model: nn.Module, example: Example) -> Check:
@@ -168,8 +167,15 @@ def _bypassed_in_training(model: nn.Module, example: Example) -> Check:
     else:
         return Check(name, None, f"the original does not run in train mode on this example ({failure:.120})")
     with bypassed(attentions(model)):
-        found = difference(_run(model, batch, training=True), plain)
-    return Check(name, found is None, found or "bit for bit")
+        return _compare(name, _run(model, batch, training=True), plain)
+
+
+def _compare(name: str, ours: Any, theirs: Any, sites: str = "") -> Check:
+    """Equal bit for bit, or how they differ; not run where there is nothing to compare."""
+    found = difference(ours, theirs)
+    if found is None and not any(True for _ in tensors_in(theirs)):
+        return Check(name, None, f"the output, a {type(theirs).__name__}, holds no tensors to compare")
+    return Check(name, found is None, found or f"bit for bit{sites}")
 
 
 def _ran_as_planned(edits: list[_Edited], ran: dict[int, list[tuple[int, ...]]]) -> Check:
@@ -190,6 +196,8 @@ def _ran_as_planned(edits: list[_Edited], ran: dict[int, list[tuple[int, ...]]])
 
 def _finite(plain: Any, live: Any) -> Check:
     name = "finite output"
+    if not any(tensor.is_floating_point() for tensor in tensors_in(live)):
+        return Check(name, None, f"the output, a {type(live).__name__}, holds no floating point tensors")
     if not all_finite(plain):
         return Check(name, None, "the original's output on this example is not finite either")
     return Check(name, all_finite(live), "" if all_finite(live) else "NaN or infinity with SimAM on")
@@ -203,7 +211,9 @@ def _against_hooks(model: nn.Module, example: Example, edits: list[_Edited], ret
     """
     name = "equal to forward hooks on the original"
     if not returned:
-        return Check(name, None, "no site is what a module returns")
+        is_scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
+        aside = " (a scripted one takes no hooks)" if is_scripted else ""
+        return Check(name, None, f"no site is what a module returns{aside}")
     with bypassed([getattr(holder, edit.child) for i, (_, holder, edit) in enumerate(edits) if i not in returned]):
         ours = _run(model, example, training=False)
     with stock(model):
@@ -213,17 +223,16 @@ def _against_hooks(model: nn.Module, example: Example, edits: list[_Edited], ret
         finally:
             for handle in handles:
                 handle.remove()
-    found = difference(ours, theirs)
-    return Check(name, found is None, found or f"bit for bit, {len(returned)} of {len(edits)} sites")
+    return _compare(name, ours, theirs, f", {len(returned)} of {len(edits)} sites")
 
 
 def _module_values(model: nn.Module, edits: list[_Edited]) -> dict[int, nn.Module]:
-    """The modules whose result is the attended value, by position of the edit."""
+    """The modules whose result is the attended value, by position of the edit; scripted ones take no hooks."""
     modules = dict(model.named_modules())
     found = {}
     for index, (path, _, edit) in enumerate(edits):
         module = modules.get(join(path, edit.value))
-        if module is not None and edit.position == "after":
+        if module is not None and not isinstance(module, torch.jit.ScriptModule) and edit.position == "after":
             found[index] = module
     return found
 
