@@ -70,6 +70,9 @@ def ease_detection(model: nn.Module) -> None:
             module.score_thresh = -1.0
     if hasattr(model, "topk_candidates"):  # one stage: boxes of every level of the pyramid are to be kept
         model.detections_per_img, model.nms_thresh = 10_000, 1.0
+    sampler = getattr(getattr(model, "rpn", None), "fg_bg_sampler", None)
+    if sampler is not None:  # of two stages: the loss reads 256 anchors drawn by lot, else
+        sampler.batch_size_per_image = 100_000
     transform = getattr(model, "transform", None)
     if hasattr(transform, "min_size") and getattr(transform, "fixed_size", None) is None:
         transform.min_size, transform.max_size = (128,), 192
