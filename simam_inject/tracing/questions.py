@@ -34,7 +34,14 @@ _MODE_QUERIES = (
     (torch, "is_grad_enabled"),
     (torch, "is_autocast_enabled"),
     (torch, "is_inference_mode_enabled"),
+    (torch.jit, "is_tracing"),
+    (torch.onnx, "is_in_onnx_export"),
+    (torch.compiler, "is_compiling"),
+    (torch.compiler, "is_dynamo_compiling"),
+    (torch.compiler, "is_exporting"),
+    (torch._C, "_get_tracing_state"),
 )
+"""Their answers change from call to call. Not `torch.jit.is_scripting`: Python code only ever gets one."""
 _MODE_SWITCHES = (
     (torch.no_grad, "__enter__"),
     (torch.enable_grad, "__enter__"),
@@ -56,7 +63,11 @@ def answering(
         watch_of: the path of a module in that forward, and the same watch.
     """
     patches: list[tuple[Any, str, Any]] = [(builtins, "isinstance", _answering_isinstance(watch_of))]
-    patches += [(owner, name, _refusing_query(current, getattr(owner, name))) for owner, name in _MODE_QUERIES]
+    patches += [
+        (owner, name, _refusing_query(current, getattr(owner, name)))
+        for owner, name in _MODE_QUERIES
+        if hasattr(owner, name)
+    ]
     patches += [(owner, name, _refusing_switch(current, getattr(owner, name))) for owner, name in _MODE_SWITCHES]
     for owner, name in _TENSOR_MAKERS:
         refusing: Any = _refusing_maker(name, getattr(owner, name))
@@ -125,7 +136,9 @@ def _refusing_query(current: Callable[[], Watch | None], query: Callable[..., An
     def ask(*args: Any, **kwargs: Any) -> Any:
         if current() is None or _caller().partition(".")[0] == "torch":  # torch's own bookkeeping
             return query(*args, **kwargs)
-        raise Refusal("asks torch whether gradients or autocast are on, and branches on the answer")
+        if query.__name__.endswith("_enabled"):
+            raise Refusal("asks torch whether gradients or autocast are on, and branches on the answer")
+        raise Refusal(f"asks torch whether it is compiled or exported ({query.__name__}), and branches on the answer")
 
     return ask
 

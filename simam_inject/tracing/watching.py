@@ -14,7 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from types import FunctionType
+from enum import Enum
+from types import BuiltinFunctionType, FunctionType
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from simam_inject.tracing.proxies import Refusal
 from simam_inject.tracing.questions import answering
 from simam_inject.tracing.values import PLAIN_TYPES
 
+_CONSTANTS = (*PLAIN_TYPES, torch.dtype, torch.device, Enum, FunctionType, BuiltinFunctionType, type)
 _OWN_ATTRIBUTES = frozenset(nn.Module().__dict__)
 _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
 _CONTAINER_CODE = frozenset(
@@ -91,7 +93,7 @@ def _is_constant(value: Any) -> bool:
         return all(map(_is_constant, value))
     if kind is dict:
         return all(map(_is_constant, value)) and all(map(_is_constant, value.values()))
-    return isinstance(value, (*PLAIN_TYPES, torch.dtype, torch.device))
+    return isinstance(value, _CONSTANTS)
 
 
 @dataclass(slots=True)
@@ -148,13 +150,21 @@ def watchable() -> Iterator[None]:
 
 
 def _read_and_note(self: nn.Module, name: str) -> Any:
+    value: Any
     try:
         value = object.__getattribute__(self, name)
-    except AttributeError:  # a child, a parameter, a buffer, or nothing: `nn.Module.__getattr__` is asked next
-        found = None if name.startswith("__") else _patch.find(self)
-        if found is not None:
+    except AttributeError:  # a child, a parameter, a buffer, what the class's own `__getattr__` finds, or nothing
+        found = None if name.startswith("__") or not _patch.watched else _patch.find(self)
+        if found is None:
+            raise
+        try:
+            value = type(self).__getattr__(self, name)
+        except AttributeError:
             found[1].note_absent(self, found[0], name)
-        raise
+            raise
+        if value is None:
+            found[1].note_absent(self, found[0], name)
+        return value
     if not _patch.watched or name.startswith("__"):
         return value
     found = _patch.find(self)
