@@ -37,14 +37,15 @@ def bench_recipe(
         composed = compose_recipe(recipe, after, before, exclude, e_lambda)
         step(f"building {model}")
         from simam_inject.bench import Conditions, bench
-        from simam_inject.cli.models import example_inputs
+        from simam_inject.cli.models import example_inputs, sized
         from simam_inject.zoo import build
 
         built = build(model, pretrained=pretrained)
         inputs = example_inputs(built, input_size)
-        check_exclude(exclude, built.model, inputs)
         asked = Conditions(**conditions)  # type: ignore[arg-type]
-        measured = bench(built.model, composed, asked, against=against, example_inputs=inputs, step=step)
+        with sized(input_size):
+            check_exclude(exclude, built.model, inputs)
+            measured = bench(built.model, composed, asked, against=against, example_inputs=inputs, step=step)
     heading = _heading(model, composed, measured.conditions)
     from simam_inject.reporting.benches import bench_chart, render_bench
 

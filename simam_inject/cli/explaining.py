@@ -27,7 +27,7 @@ def explain_recipe(
 
         composed = compose_recipe(recipe, after, before, exclude, e_lambda)
         step(f"building {model}")
-        from simam_inject.cli.models import example_inputs
+        from simam_inject.cli.models import example_inputs, sized
         from simam_inject.errors import NoMatchError
         from simam_inject.operation import no_effect
         from simam_inject.surgery import explain
@@ -36,8 +36,9 @@ def explain_recipe(
         built = build(model)
         step("running it once and planning")
         inputs = example_inputs(built, input_size)
-        check_exclude(exclude, built.model, inputs)
-        explanation = explain(built.model, composed, example_inputs=inputs)
+        with sized(input_size):
+            check_exclude(exclude, built.model, inputs)
+            explanation = explain(built.model, composed, example_inputs=inputs)
         if not explanation.differences:
             raise NoMatchError(no_effect(explanation.plan))
     from simam_inject.reporting import draw

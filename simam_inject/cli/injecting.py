@@ -86,14 +86,15 @@ def _carry_out(order: Order, step: Any) -> Outcome:
     recipe = compose_recipe(order.recipe, order.after, order.before, order.exclude, order.e_lambda)
     step(f"building {order.model}")
     from simam_inject import plan, verify
-    from simam_inject.cli.models import example_inputs
+    from simam_inject.cli.models import example_inputs, sized
     from simam_inject.zoo import build
 
     built = build(order.model, pretrained=order.pretrained)
     inputs = example_inputs(built, order.input_size)
     step("running it once and planning")
-    check_exclude(order.exclude, built.model, inputs)
-    made = plan(built.model, recipe, example_inputs=inputs)
+    with sized(order.input_size):
+        check_exclude(order.exclude, built.model, inputs)
+        made = plan(built.model, recipe, example_inputs=inputs)
     outcome = Outcome(built, recipe, made, None)
     if order.dry_run or not outcome.has_effect:
         return outcome

@@ -19,13 +19,14 @@ def show_sites(model: str, *, input_size: tuple[int, ...] | None, as_json: bool)
     """Report what a rule can name in a model."""
     with working(steps=2, quiet=as_json) as step:
         step(f"building {model}")
-        from simam_inject.cli.models import example_inputs
+        from simam_inject.cli.models import example_inputs, sized
         from simam_inject.surgery import survey
         from simam_inject.zoo import build
 
         built = build(model)
         step("running it once")
-        anatomy = survey(built.model, example_inputs=example_inputs(built, input_size))
+        with sized(input_size):
+            anatomy = survey(built.model, example_inputs=example_inputs(built, input_size))
     from simam_inject.reporting import render_sites, sites_to_dict
 
     if as_json:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
+from simam_inject.errors import ModelError
 from simam_inject.zoo import ZooModel
 
 
@@ -28,3 +31,18 @@ def example_inputs(built: ZooModel, size: tuple[int, ...] | None = None) -> tupl
     noise = torch.Generator().manual_seed(0)
     images = [torch.rand(shape, generator=noise) for shape in shapes]
     return (images,) if built.takes_list else tuple(images)
+
+
+@contextmanager
+def sized(size: tuple[int, ...] | None) -> Iterator[None]:
+    """Say to what a model cannot run on `64x64` that this is channels x length, which only a 1-D network wants."""
+    try:
+        yield
+    except ModelError as error:
+        if size is None or len(size) != 2:
+            raise
+        first, second = size
+        raise ModelError(
+            f"{error}\n--input-size {first}x{second} is channels x length; "
+            f"an image is channels x height x width: 3x{first}x{second}"
+        ) from error

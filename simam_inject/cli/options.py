@@ -63,11 +63,16 @@ ModelName = Annotated[
 ]
 After = Annotated[
     list[str] | None,
-    typer.Option("--after", metavar="X", help="BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2", rich_help_panel=PLACE),
+    typer.Option(
+        "--after",
+        metavar="X",
+        help="BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated",
+        rich_help_panel=PLACE,
+    ),
 ]
 Before = Annotated[
     list[str] | None,
-    typer.Option("--before", metavar="X", help="BLOCK.CHILD or BLOCK.residual", rich_help_panel=PLACE),
+    typer.Option("--before", metavar="X", help="BLOCK.CHILD or BLOCK.residual; may be repeated", rich_help_panel=PLACE),
 ]
 RecipeName = Annotated[
     str | None,
@@ -75,15 +80,21 @@ RecipeName = Annotated[
 ]
 Exclude = Annotated[
     list[str] | None,
-    typer.Option("--exclude", metavar="GLOB", help="Paths to leave out, e.g. 'layer1.*'", rich_help_panel=PLACE),
+    typer.Option(
+        "--exclude", metavar="GLOB", help="Paths to leave out, e.g. 'layer1.*'; may be repeated", rich_help_panel=PLACE
+    ),
 ]
 ELambda = Annotated[
     str | None,
-    typer.Option("--e-lambda", metavar="F", help="Lambda of every site, above 0", rich_help_panel=PLACE),
+    typer.Option(
+        "--e-lambda", metavar="F", help="Lambda of every site, above 0, whatever the recipe says", rich_help_panel=PLACE
+    ),
 ]
 InputSize = Annotated[
     str | None,
-    typer.Option("--input-size", metavar="CxHxW", help="Size of the example image", rich_help_panel=MODEL),
+    typer.Option(
+        "--input-size", metavar="CxHxW", help="Size of one example: channels x height x width", rich_help_panel=MODEL
+    ),
 ]
 Pretrained = Annotated[
     bool,

@@ -88,3 +88,13 @@ class ExportReport:
     def live(self) -> int:
         """How many sites are in the graph."""
         return sum(site.found_by != "idle" for site in self.sites)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path} ({self.form}): {self.live} of {len(self.sites)} sites are live in its graph"]
+        lines += [
+            f"  {' '.join('x'.join(map(str, shape)) for shape in run.shapes)}  "
+            f"{run.difference:.1e} from eager (at most {self.tolerance:.0e}); without SimAM {run.effect:.1e}"
+            for run in self.comparisons
+        ]
+        lines += [f"  {site.path}  e_lambda={site.e_lambda:g}  found by {site.found_by}" for site in self.sites]
+        return "\n".join(lines)

@@ -76,3 +76,11 @@ class Verification:
     def ok(self) -> bool:
         """No check failed."""
         return all(check.ok is not False for check in self.checks)
+
+    def __str__(self) -> str:
+        words = {True: "ok", False: "failed", None: "not run"}
+        told = [
+            f"  {words[check.ok]}: {check.name}" + f": {check.detail}" * bool(check.detail) for check in self.checks
+        ]
+        head = "verified" if self.ok else "verification failed"
+        return "\n".join([head if any(check.ok is not None for check in self.checks) else "not verified", *told])

@@ -106,6 +106,12 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
     refused = [option for option in options if not _takes(factory, option)]
     if refused:
         raise ModelError(f"{name}: the factory takes no {' or '.join(refused)}.")
+    needed = _arguments(factory) - options.keys()
+    if needed:
+        raise ModelError(
+            f"{name}: the factory wants {', '.join(sorted(needed))}, and factories are called without arguments. "
+            "Write one that gives them: def make(): return ..."
+        )
     try:
         return factory(**options)
     except Exception as error:
@@ -115,6 +121,20 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
 def _takes(factory: Any, option: str) -> bool:
     parameters = inspect.signature(factory).parameters
     return option in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+
+
+def _arguments(factory: Any) -> set[str]:
+    """Names of the arguments that it cannot do without."""
+    try:
+        parameters = inspect.signature(factory).parameters
+    except (TypeError, ValueError):  # built in: its call will tell
+        return set()
+    return {
+        parameter.name
+        for parameter in parameters.values()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
 
 
 def _is_model(value: Any) -> bool:

@@ -95,6 +95,16 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
         ((NET, "--recipe", "mobile", "--exclude", "conv2"), 1, "Did you mean '*.conv2'?"),
         ((NET, "--after", "block.conv9"), 1, "blocks.0: has no child conv9; it has conv1, bn1,"),
         ((NET,), 2, "error: nothing says where SimAM goes: give --after BLOCK"),
+        (
+            (NET, "--after", "after block"),
+            2,
+            "error: selector: found 'after after block'; leave out the second 'after'",
+        ),
+        (
+            (NET, "--after", "block", "--input-size", "32x32"),
+            2,
+            "--input-size 32x32 is channels x length; an image is channels x height x width: 3x32x32",
+        ),
         ((NET, "--recipe", "papre"), 2, "did you mean 'paper'"),
         ((NET, "--recipe", "nope.yaml"), 2, "error: recipe: cannot read nope.yaml: No such file or directory"),
         ((NET, "--recipe", "list.yaml"), 2, "list"),
@@ -142,6 +152,8 @@ def test_explain_of_a_recipe_that_takes_nothing_says_why(run):
         ((NET, "--after", "block", "--output", "nowhere/x.safetensors"), "there is no folder 'nowhere'"),
         ((NET, "--after", "block", "--output", "x.safetensors", "--dry-run"), "a dry run makes nothing"),
         ((NET, "--aftre", "block"), "No such option"),
+        ((NET, "-after", "block"), "No such option: -after (did you mean --after?)"),
+        (("site", NET), "No such command: site (did you mean sites?)"),
     ],
 )
 def test_bad_usage_is_2(arguments, sentence, run):

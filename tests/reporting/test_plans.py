@@ -149,3 +149,14 @@ def test_counts():
         "2 sites",
         "2 misses",
     ]
+
+
+def test_a_verification_prints_one_check_a_line():
+    assert str(FAILED) == "verification failed\n  ok: keys\n  failed: bypass: off by 0.1 at layer1.0"
+    assert str(PASSED).splitlines() == [
+        "verified",
+        "  ok: keys",
+        "  ok: bypass",
+        "  not run: oracle: no site is a boundary",
+    ]
+    assert str(Verification((Check("oracle", None),))) == "not verified\n  not run: oracle"

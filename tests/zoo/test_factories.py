@@ -35,6 +35,7 @@ def make_yolo():
 
 def make_text(): return "net"
 def make_nothing(): pass
+def make_wide(width, *, depth, **options): return Net()
 def fail(): raise ValueError("no weights here\\nmore")
 """
 
@@ -128,6 +129,11 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
             "nets/own_nets.py:fail",
             {},
             "nets/own_nets.py:fail: the factory raised ValueError: no weights here (own_nets.py:",
+        ),
+        (
+            "nets/own_nets.py:make_wide",
+            {},
+            "nets/own_nets.py:make_wide: the factory wants depth, width, and factories are called without arguments.",
         ),
         ("nets/own_nets.py:Net", {"pretrained": True}, "nets/own_nets.py:Net: the factory takes no pretrained."),
         (
