@@ -53,7 +53,7 @@ def _manifest_of(network: nn.Module) -> tuple[Manifest, dict[str, torch.Tensor]]
     for path, module in network.named_modules():
         if is_injected(module):
             recorded = specification_of(module)
-            if recorded.arguments is None and any(edit.value for edit in recorded.edits):
+            if recorded.arguments is None and recorded.fingerprints:
                 raise FileError(
                     f"the SimAM inside {path or 'the model'} ({type(module).__name__}) cannot be written down, since "
                     "that module is called with an object that is no data; save model.state_dict() and keep the recipe"

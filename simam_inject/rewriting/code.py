@@ -56,10 +56,14 @@ def refuse_method(module: nn.Module, method: str, why: str) -> NoReturn:
 class Source:
     """Python source of one function and the objects it names."""
 
-    def __init__(self, name: str, text: str, objects: dict[str, Any]) -> None:
+    def __init__(
+        self, name: str, text: str, objects: dict[str, Any], signature: inspect.Signature | None = None
+    ) -> None:
         self.name = name
         self.text = text
         self.objects = objects
+        self.signature = signature
+        """What `inspect.signature` says, as for a decorated function; None for what the text says."""
 
     @property
     def is_refusal(self) -> bool:
@@ -72,8 +76,10 @@ class Source:
         linecache.cache[path] = (len(self.text), None, self.text.splitlines(keepends=True), path)
         namespace = dict(self.objects)
         exec(compile(self.text, path, "exec"), namespace)  # noqa: S102 - written from a traced graph, never from a file
-        function: Callable[..., Any] = namespace[self.name]
-        return function
+        function: Any = namespace[self.name]
+        if self.signature is not None:
+            function.__signature__ = self.signature
+        return function  # type: ignore[no-any-return]
 
 
 def body_source(name: str, body: Body, graph: fx.Graph, module: nn.Module | None = None) -> Source:
@@ -142,16 +148,18 @@ def boundary_source(name: str, inner: Callable[..., Any], child: str) -> Source:
     """Source of a method that runs `inner` and attends what it returns."""
     objects: dict[str, Any] = {"_inner": inner}
     try:
-        parameters = list(inspect.signature(inner, follow_wrapped=False).parameters.values())[1:]
+        parameters = list(inspect.signature(inner, follow_wrapped=False).parameters.values())
     except (TypeError, ValueError):
         parameters = [
             inspect.Parameter("args", inspect.Parameter.VAR_POSITIONAL),
             inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD),
         ]
+    if parameters and parameters[0].kind is not inspect.Parameter.VAR_POSITIONAL:
+        parameters = parameters[1:]  # self
     arguments = tuple(Argument(p.name, p.kind, p.default, None, False, True) for p in parameters)
     signature, passed = _signature(arguments, objects), _passed(arguments)
     text = f"def {name}{signature}:\n    return self.{child}(_inner(self{', ' if passed else ''}{passed}))\n"
-    return Source(name, text, objects)
+    return Source(name, text, objects, inspect.signature(inner) if hasattr(inner, "__wrapped__") else None)
 
 
 def refusal_source(name: str, why: str) -> Source:

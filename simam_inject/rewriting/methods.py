@@ -18,6 +18,7 @@ from simam_inject.rewriting.records import Edit
 from simam_inject.tracing.inputs import Example
 from simam_inject.tracing.recording import Call, record
 from simam_inject.tracing.scopes import active_method
+from simam_inject.tracing.signature import call_parameters
 
 _CHILD_TABLES = frozenset({"_modules", "children", "named_children", "modules", "named_modules"})
 
@@ -131,7 +132,7 @@ def _forwards(stock: type[nn.Module]) -> Iterator[tuple[str, types.FunctionType]
 
 def _required(function: Any) -> int:
     try:
-        parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())[1:]
+        parameters = call_parameters(function)
     except (TypeError, ValueError):
         return -1
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -164,9 +165,10 @@ def _reachable(stock: type, name: str) -> dict[str, list[types.FunctionType]]:
 def _unwrapped(function: types.FunctionType) -> list[types.FunctionType]:
     """The function and those that decorators hid behind it."""
     found: list[types.FunctionType] = []
-    while inspect.isfunction(function) and function not in found:
-        found.append(function)
-        function = vars(function).get("__wrapped__")  # type: ignore[assignment]
+    step: Any = function
+    while inspect.isfunction(step) and step not in found:
+        found.append(step)
+        step = vars(step).get("__wrapped__")
     return found
 
 

@@ -92,7 +92,7 @@ def _examples_of(module: nn.Module, recorded: Specification) -> list[Example]:
         raise ValueError(f"its recorded inputs take {size} bytes; at most {_MAX_BYTES} are allowed")
     examples = [Example(args, kwargs)]
     dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), None)
-    if any(tensor.is_floating_point() and dtype not in (None, tensor.dtype) for tensor in tensors):
+    if dtype is not None and any(tensor.is_floating_point() and tensor.dtype != dtype for tensor in tensors):
         examples.append(Example(*map_structure(partial(_cast, dtype), (args, kwargs))))
     return examples
 

@@ -26,6 +26,21 @@ class Argument:
     """False: the graph holds `value` as a constant, and the generated forward refuses another one."""
 
 
+def call_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
+    """What a method is called with, self aside: a decorator that hands on all it is given tells less than what it wraps.
+
+    Raises:
+        TypeError, ValueError: it has no signature.
+    """
+    parameters = list(inspect.signature(function, follow_wrapped=False).parameters.values())
+    wrapped = getattr(function, "__wrapped__", None)
+    handed_on = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    if wrapped is not None and all(parameter.kind in handed_on for parameter in parameters[-2:]):
+        return call_parameters(wrapped)
+    is_without_self = bool(parameters) and parameters[0].kind is inspect.Parameter.VAR_POSITIONAL
+    return parameters if is_without_self else parameters[1:]
+
+
 def bind(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], *, fix_numbers: bool = False
 ) -> tuple[Argument, ...]:
@@ -37,7 +52,7 @@ def bind(
     Raises:
         Refusal: no graph can have this signature.
     """
-    parameters = list(inspect.signature(inspect.unwrap(function)).parameters.values())[1:]
+    parameters = call_parameters(function)
     try:
         bound = inspect.Signature(parameters).bind(*args, **kwargs).arguments
     except TypeError as error:

@@ -1,13 +1,14 @@
-"""The bodies of one module: both modes, alternatives, parts that are called on their own, children listed by their owner."""
+"""The bodies of one module: both modes, alternatives, parts that are called by others too, children that are listed."""
 
 import copy
+import functools
+import inspect
 import pickle
 
 import pytest
 import timm
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from simam_inject import InjectError, bypass, eject, inject, injected, simam
 from tests.engine.blocks import Block, conv
@@ -105,15 +106,15 @@ class AddsNoise(Block):
             x = x + torch.randn_like(x) * 0.1
         y = self.a(x)
         y = y + x
-        return F.relu(y)
+        return torch.relu(y)
 
 
 def test_an_operation_is_the_same_one_in_train_mode():
     _, ours = pair(AddsNoise, "after AddsNoise.add")
     torch.manual_seed(5)
     x = X + torch.randn_like(X) * 0.1
-    assert same_bits(run(ours, training=True), F.relu(simam(ours.a(x) + x)).detach())
-    assert same_bits(run(ours), F.relu(simam(ours.a(X) + X)).detach())
+    assert same_bits(run(ours, training=True), torch.relu(simam(ours.a(x) + x)).detach())
+    assert same_bits(run(ours), torch.relu(simam(ours.a(X) + X)).detach())
 
 
 class RectifiesOnceMore(Block):
@@ -140,8 +141,8 @@ class AddsOtherwise(Block):
     def forward(self, x):
         y = self.a(x)
         if self.training:
-            return F.relu(y * 2 + x * 3) + (y + y.neg())
-        return F.relu(y + x).sqrt()
+            return torch.relu(y * 2 + x * 3) + (y + y.neg())
+        return torch.relu(y + x).sqrt()
 
 
 def test_a_value_that_train_mode_computes_in_another_way_is_refused():
@@ -204,7 +205,7 @@ class HasParts(Block):
         self.head = conv()
 
     def forward_features(self, x):
-        return F.relu(self.b(F.relu(self.a(x))))
+        return torch.relu(self.b(torch.relu(self.a(x))))
 
     def forward_head(self, x, scale: bool = False):
         return self.head(x) * 2 if scale else self.head(x)
@@ -264,3 +265,44 @@ def test_the_parts_of_a_timm_network():
             assert same_bits(ours(x), plain(x))
     eject(model)
     assert same_bits(model.forward_features(x), plain.forward_features(x))
+
+
+# Decorators that change the signature.
+
+
+def with_scale(forward):
+    @functools.wraps(forward)
+    def call(self, x):
+        return forward(self, x, 2.0)
+
+    return call
+
+
+def with_scale_behind(forward):
+    @functools.wraps(forward)
+    def call(self, *args, **kwargs):
+        return forward(self, *args, 2.0, **kwargs)
+
+    return call
+
+
+class Scaled(Block):
+    @with_scale
+    def forward(self, x, scale):
+        return self.b(self.a(x)) * scale
+
+
+class ScaledBehind(Block):
+    @with_scale_behind
+    def forward(self, x, scale):
+        return self.b(self.a(x)) * scale
+
+
+@pytest.mark.parametrize("block", [Scaled, ScaledBehind])
+@pytest.mark.parametrize("site", ["a", "output"])
+def test_a_decorator_that_adds_an_argument(block, site):
+    plain, ours = pair(block, f"after {block.__name__}.{site}")
+    with hooked(plain, ["a" if site == "a" else ""], 1e-4, simam):
+        assert same_bits(run(ours), run(plain))
+    if site == "output":
+        assert inspect.signature(ours.forward) == inspect.signature(plain.forward)
