@@ -31,7 +31,8 @@ def check_subject(model: object) -> None:
             raise ModelError(f"this model is wrapped already ({label}): inject first, then wrap the same model")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
-            "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then script"
+            "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
+            "torch.jit.trace it"
         )
     if model._compiled_call_impl is not None:
         raise ModelError("this model was compiled in place (model.compile()): inject first, then compile")

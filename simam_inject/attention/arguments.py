@@ -10,12 +10,14 @@ import numbers
 import warnings
 from typing import SupportsFloat, cast
 
+import torch
 from torch import Tensor
 
 from simam_inject.errors import InjectError
 
 RANKS = (3, 4, 5)
 CHANNEL_DIMS = (1, -1)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ArgumentError(InjectError, ValueError):
@@ -34,10 +36,14 @@ def check_e_lambda(e_lambda: object) -> float:
         raise ArgumentError(
             f"e_lambda must be a number above 0, e.g. 1e-4 or 0.1; found {e_lambda!r} ({type(e_lambda).__name__})"
         )
-    number = float(cast(SupportsFloat, e_lambda))
+    try:
+        number = float(cast(SupportsFloat, e_lambda))
+    except OverflowError:
+        number = math.inf
     if not math.isfinite(number) or number <= 0.0:
         raise ArgumentError(
-            f"e_lambda must be finite and above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet); found {e_lambda!r}"
+            f"e_lambda must be finite and above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet); found "
+            f"{e_lambda!r:.40}"
         )
     return number
 
@@ -58,16 +64,17 @@ def check_channel_dim(channel_dim: object) -> int:
     Raises:
         ArgumentError: it is anything else.
     """
-    if isinstance(channel_dim, bool) or channel_dim not in CHANNEL_DIMS:
+    if type(channel_dim) is not int or channel_dim not in CHANNEL_DIMS:
         raise ArgumentError(f"channel_dim must be 1 (N, C, spatial) or -1 (N, spatial, C); found {channel_dim!r}")
-    return 1 if channel_dim == 1 else -1
+    return channel_dim
 
 
 def check_input(x: object) -> None:
     """Refuse what has no spatial mean.
 
     Raises:
-        ArgumentError: `x` is not a tensor, not of rank 3 to 5, or not real floating point.
+        ArgumentError: `x` is not a tensor, not of rank 3 to 5, or of a dtype that is none of `DTYPES`: float8 has no
+            arithmetic.
     """
     if not isinstance(x, Tensor):
         raise ArgumentError(f"simam attends a torch.Tensor; found {type(x).__name__}")
@@ -76,7 +83,7 @@ def check_input(x: object) -> None:
             "simam attends a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
             f"found shape {tuple(x.shape)}" + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == 2 else "")
         )
-    if not x.dtype.is_floating_point:
+    if x.dtype not in DTYPES:
         raise ArgumentError(
             f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
             + ("" if x.dtype.is_complex else "; convert it first, e.g. with x.float()")

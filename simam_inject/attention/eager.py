@@ -50,7 +50,15 @@ class Attention(torch.autograd.Function):
             dims = composite.spatial_dims(x.dim(), 1)
             mean, a = composite.statistics(composite.widen(x), ctx.e_lambda, dims)
             return composite.attend_backward(x, grad, mean, a, dims), None
-        return ctx.way.backward(x, grad, mean, a), None
+        # Many gradients at once (`is_grads_batched`, a vectorized jacobian) write into no buffer of one.
+        way = COMPOSITE if _is_batched(grad) else ctx.way
+        return way.backward(x, grad, mean, a), None
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """Whether it is many gradients in one tensor; autograd's own batches are of an older kind than those of `vmap`."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)
 
 
 class Way(NamedTuple):

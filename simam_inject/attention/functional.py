@@ -33,13 +33,19 @@ def simam(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
     Args:
         x: feature map; float16, bfloat16, float32 or float64, any strides.
         e_lambda: the regulariser lambda, finite and above 0. It is absolute, not relative to the signal: the authors
-            use 0.1 on ImageNet and COCO, 1e-4 is the default of their class.
+            use 0.1 on ImageNet and COCO, 1e-4 is the default of their class. Beyond 1e-30 and 1e30 the nearer of the
+            two is used, for every dtype.
         channel_dim: 1 for (N, C, spatial), -1 for (N, spatial, C). It names the order of the dimensions; the memory
             format is free, and preserved.
 
     Returns:
         A tensor of the shape, dtype and memory format of `x`. Statistics are float32 for float16 and bfloat16, so
-        large maps do not overflow. A map of one position is multiplied by sigmoid(0.5).
+        large maps do not overflow. A map of one position is multiplied by sigmoid(0.5). Where a square leaves the range
+        of the statistics, from |x| of about 1e18 in float32 and bfloat16, the result is NaN.
+
+    Gradients: of any order in eager mode, under `torch.func` and batched. Compiled, of the first order only: the
+        default backend raises on a second, and `backend="eager"` takes the first gradient for a constant. Differentiate
+        twice outside `torch.compile`.
 
     Raises:
         ArgumentError: `x` is no real floating-point tensor of rank 3 to 5, or an argument is out of range.

@@ -45,8 +45,8 @@ def export(
             precision.
 
     Raises:
-        ExportError: no SimAM in the model, a SimAM bypassed, an unknown suffix, a model or size that the exporter
-            cannot express.
+        ExportError: no SimAM in the model, a SimAM bypassed, an unknown suffix, a folder in the place of the file, a
+            model or size that the exporter cannot express.
         LostSiteError: the file lacks a site, has another lambda, or computes something else. No file was written.
         ModelError: the model cannot be run on the example, or is sharded, scripted or compiled in place.
 
@@ -63,6 +63,8 @@ def export(
     form, varying = form_of(target), parse_dynamic(dynamic)
     if not target.parent.is_dir():
         raise ExportError(f"there is no folder {str(target.parent)!r}")
+    if target.is_dir():
+        raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
     network = _network(model)
     example = widened(example_of(network, example_inputs), varying)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as folder:

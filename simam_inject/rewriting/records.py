@@ -57,7 +57,7 @@ class Edit:
             "reader": data["reader"] is None or _is(_VALUE_NAME, data["reader"]),
             "child": _is(_CHILD_NAME, data["child"]),
             "e_lambda": type(data["e_lambda"]) is float and math.isfinite(data["e_lambda"]) and data["e_lambda"] > 0,
-            "channel_dim": data["channel_dim"] in (1, -1),
+            "channel_dim": type(data["channel_dim"]) is int and data["channel_dim"] in (1, -1),
             "shape": isinstance(data["shape"], list) and all(type(length) is int for length in data["shape"]),
             "dtype": _is(_METHOD_NAME, data["dtype"]),
             "reduction": data["reduction"] is None or type(data["reduction"]) is int,

@@ -54,7 +54,7 @@ def test_an_integer_is_taken_for_a_channel_count(count):
     assert caught[0].filename == __file__
 
 
-@pytest.mark.parametrize("bad", [0, 2, -2, None, "last", True, 1.5])
+@pytest.mark.parametrize("bad", [0, 2, -2, None, "last", True, 1.0, 1.5])
 def test_channel_dim_is_one_or_minus_one(bad):
     for build in (lambda: SimAM(channel_dim=bad), lambda: simam(torch.ones(1, 1, 2, 2), channel_dim=bad)):
         with pytest.raises(ArgumentError, match=r"channel_dim must be 1 \(N, C, spatial\) or -1 .*found " + repr(bad)):
@@ -69,6 +69,7 @@ def test_channel_dim_is_one_or_minus_one(bad):
         (torch.ones(1, 1, 1, 1, 1, 1), r"found shape \(1, 1, 1, 1, 1, 1\)"),
         (torch.ones(1, 1, 2, 2, dtype=torch.int64), r"found torch.int64; convert it first"),
         (torch.ones(1, 1, 2, 2, dtype=torch.bool), r"found torch.bool"),
+        (torch.ones(1, 1, 2, 2).to(torch.float8_e4m3fn), r"found torch.float8_e4m3fn; convert it first"),
         (torch.ones(1, 1, 2, 2, dtype=torch.complex64), r"found torch.complex64$"),
         (np.ones((1, 1, 2, 2)), r"attends a torch.Tensor; found ndarray"),
         (None, r"found NoneType"),
@@ -155,3 +156,8 @@ simam(torch.ones(1, 1, 2, 2))
 print([name for name in sys.modules if name == "triton" or name.startswith("simam_inject.attention.kernels")])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_lambda_too_large_for_a_float_is_refused():
+    with pytest.raises(ArgumentError, match="e_lambda must be finite and above 0"):
+        simam(torch.ones(1, 1, 2, 2), 10**400)

@@ -148,3 +148,20 @@ def test_a_second_backward_of_one_forward_agrees():
     y = simam(x)
     first = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(y.sum(), x)[0])
+
+
+def test_many_gradients_at_once():
+    x = torch.randn(1, 2, 3, 3, dtype=torch.double)
+    one_by_one = torch.autograd.functional.jacobian(lambda t: simam(t, 0.1), x)
+    at_once = torch.autograd.functional.jacobian(lambda t: simam(t, 0.1), x, vectorize=True)
+    torch.testing.assert_close(at_once, one_by_one)
+
+
+def test_many_second_gradients_at_once():
+    x = torch.randn(1, 2, 3, 3, dtype=torch.double)
+
+    def loss(t):
+        return simam(t, 0.1).pow(2).sum()
+
+    one_by_one = torch.autograd.functional.hessian(loss, x)
+    torch.testing.assert_close(torch.autograd.functional.hessian(loss, x, vectorize=True), one_by_one)

@@ -20,6 +20,15 @@ def test_a_folder_that_is_not_there(tmp_path):
         export(attended(), tmp_path / "missing" / "net.pt2")
 
 
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".torchscript"])
+def test_a_folder_in_the_place_of_the_file(suffix, tmp_path):
+    folder = tmp_path / f"net{suffix}"
+    folder.mkdir()
+    with pytest.raises(ExportError, match="is a folder; give the name of a file"):
+        export(attended(), folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
 def test_a_model_without_attention(tmp_path):
     with pytest.raises(ExportError, match=r"no SimAM in this model; inject\(model, recipe\)"):
         export(Network(), tmp_path / "net.pt2")

@@ -151,6 +151,8 @@ def edit(**changes):
         (edit(e_lambda=float("nan")), "invalid e_lambda"),
         (edit(e_lambda=-1.0), "invalid e_lambda"),
         (edit(channel_dim=[1]), "invalid channel_dim"),
+        (edit(channel_dim=True), "invalid channel_dim"),
+        (edit(channel_dim=1.0), "invalid channel_dim"),
         (edit(extra=1), "is not a site"),
         (lambda data: data["sites"][0]["specification"].update(arguments=None), "SimAM cannot be put back"),
         (lambda data: data["sites"][0]["specification"].update(arguments={"tensor": [[1], [1], "load"]}), "put back"),
