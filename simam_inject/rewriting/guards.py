@@ -45,6 +45,10 @@ def guard_lines(
     if body.missing:
         appeared = " or ".join(f"hasattr({_owner(path)}, {path.rpartition('.')[2]!r})" for path in body.missing)
         lines += _refusal(appeared, f"the presence of attribute {', '.join(body.missing)}")
+    for index, (space, name, value) in enumerate(body.surroundings):
+        objects[f"_fixed_globals_{index}"] = space
+        condition = f"_fixed_globals_{index}.get({name!r}) != {literal(value, f'_value_global_{index}', objects)}"
+        lines += _refusal(condition, f"the global {name}")
     for what, kinds, answer in body.classes:
         if (what, kinds) in served:
             continue

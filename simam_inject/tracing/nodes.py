@@ -1,10 +1,13 @@
-"""Questions about the nodes of a traced graph."""
+"""Questions about the nodes of a traced graph, and about what they stand for."""
 
 from __future__ import annotations
 
 import operator
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 
 def arguments_behind(node: fx.Node) -> set[str]:
@@ -40,3 +43,28 @@ def drop_unused_reads(graph: fx.Graph) -> None:
         is_read = node.op == "get_attr" or (node.op == "call_function" and node.target in (operator.getitem, getattr))
         if is_read and not node.users:
             graph.erase_node(node)
+
+
+def containers_in(value: Any) -> Iterator[Any]:
+    """Every list and dict of a nested structure."""
+    if type(value) in (list, dict, OrderedDict):
+        yield value
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            yield from containers_in(item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from containers_in(item)
+
+
+def look_up(root: nn.Module, path: str) -> Any:
+    """The attribute at a dotted path, past `nn.Module.__getattr__`, which fx has patched to make proxies."""
+    found: Any = root
+    for name in path.split("."):
+        for table in ("_modules", "_parameters", "_buffers"):
+            if name in found.__dict__[table]:
+                found = found.__dict__[table][name]
+                break
+        else:
+            found = found.__dict__[name]
+    return found

@@ -23,8 +23,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from simam_inject.tracing.nodes import arguments_behind, drop_unused_reads, expression_of
+from simam_inject.tracing.nodes import arguments_behind, containers_in, drop_unused_reads, expression_of, look_up
 from simam_inject.tracing.proxies import Refusal, ValueProxy
+from simam_inject.tracing.reading import attributes_of, globals_of, reached, typed_names
 from simam_inject.tracing.recording import Call
 from simam_inject.tracing.signature import Argument, bind, has_numbers
 from simam_inject.tracing.snapshot import mode
@@ -36,7 +37,7 @@ from simam_inject.tracing.values import (
     map_structure,
     to_meta,
 )
-from simam_inject.tracing.watching import IN_PLACE_OPERATORS, Watch, same_items, watched
+from simam_inject.tracing.watching import IN_PLACE_OPERATORS, Watch, is_constant, same_items, watched
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,6 +53,8 @@ class Body:
     """Containers the method listed or counted, by path, with their numbers of children."""
     missing: tuple[str, ...]
     """Attributes the method asked for in vain, by path."""
+    surroundings: tuple[tuple[dict[str, Any], str, Any], ...]
+    """Plain globals that the code of the method reads: a namespace, the name, the value."""
     classes: tuple[tuple[str, tuple[type, ...], bool], ...]
     """What `isinstance` said of arguments and of modules: an expression, the classes, the answer."""
     kinds: frozenset[str]
@@ -96,6 +99,14 @@ def _trace_once(module: nn.Module, tracer: _ScopeTracer, name: str, *, training:
             raise Refusal(f"hands a value to compiled code, which is no part of a graph ({told:.160})") from error
         raise Refusal(f"cannot be traced ({told:.160})") from error
     drop_unused_reads(graph)
+    stock: Any = type(module)
+    functions = reached(stock, function)
+    typed = typed_names(functions[0].__code__) & {argument.name for argument in tracer.arguments if argument.is_proxied}
+    if typed:
+        raise Refusal(f"asks for the type of {min(typed)} with type() or __class__; isinstance() could be followed")
+    for path, (owner, _) in watch.objects.items():
+        read = attributes_of(path, owner, functions)
+        watch.attributes.update((name, copy.deepcopy(value)) for name, value in read if is_constant(value))
     guards, lengths = sorted(watch.attributes.items()), sorted(watch.lengths.items())
     return Body(
         name=name,
@@ -104,6 +115,7 @@ def _trace_once(module: nn.Module, tracer: _ScopeTracer, name: str, *, training:
         guards=tuple(guards),
         lengths=tuple(lengths),
         missing=tuple(sorted(watch.missing)),
+        surroundings=tuple((space, name, space[name]) for space, name in globals_of(functions)),
         classes=tuple((what, kinds, answer) for (what, kinds), answer in watch.classes.items()),
         kinds=frozenset(watch.kinds),
         ranks=frozenset(watch.ranks),
@@ -170,7 +182,7 @@ class _ScopeTracer(fx.Tracer):
                 value = self._unfold(self._with_value(self.proxy(node), value))
             else:
                 value = copy.deepcopy(value)
-            self._given += [(argument.name, container, copy.copy(container)) for container in _containers(value)]
+            self._given += [(argument.name, container, copy.copy(container)) for container in containers_in(value)]
             if argument.kind is inspect.Parameter.VAR_POSITIONAL:
                 positional.extend(value)
             elif argument.kind is inspect.Parameter.VAR_KEYWORD:
@@ -263,7 +275,7 @@ class _ScopeTracer(fx.Tracer):
     def _changes_input(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether this node writes into its first argument, as far as its name, its arguments or its module tell."""
         if kind == "call_module":
-            module = _look_up(self.root, target)
+            module = look_up(self.root, target)
             while isinstance(module, nn.Sequential) and module._modules:
                 module = next(iter(module._modules.values()))
             return vars(module).get("inplace") is True  # not an attribute access: it would count as the forward's own
@@ -278,40 +290,15 @@ class _ScopeTracer(fx.Tracer):
     def _evaluate(self, kind: str, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """What this node's value was in the example forward, or `UNKNOWN`."""
         if kind == "call_module":
-            return next(self._outputs[id(_look_up(self.root, target))], UNKNOWN)
+            return next(self._outputs[id(look_up(self.root, target))], UNKNOWN)
         if kind == "get_attr":
-            return _meta_leaf(_look_up(self.root, target))
+            return _meta_leaf(look_up(self.root, target))
         values, keyword_values = map_structure(_value_of, (args, kwargs))
         if any(isinstance(leaf, Unknown) for leaf in leaves((values, keyword_values))):
             return UNKNOWN
         if kind == "call_method":
             return getattr(values[0], target)(*values[1:], **keyword_values)
         return target(*values, **keyword_values)
-
-
-def _containers(value: Any) -> Iterator[Any]:
-    """Every list and dict of a nested structure."""
-    if type(value) in (list, dict, OrderedDict):
-        yield value
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _containers(item)
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from _containers(item)
-
-
-def _look_up(root: nn.Module, path: str) -> Any:
-    """The attribute at a dotted path, past `nn.Module.__getattr__`, which fx has patched to make proxies."""
-    found: Any = root
-    for name in path.split("."):
-        for table in ("_modules", "_parameters", "_buffers"):
-            if name in found.__dict__[table]:
-                found = found.__dict__[table][name]
-                break
-        else:
-            found = found.__dict__[name]
-    return found
 
 
 def _value_of(leaf: Any) -> Any:

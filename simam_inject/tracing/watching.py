@@ -24,6 +24,7 @@ from torch import fx, nn
 
 from simam_inject.tracing.proxies import Refusal
 from simam_inject.tracing.questions import answering
+from simam_inject.tracing.reading import is_object
 from simam_inject.tracing.values import PLAIN_TYPES
 
 _CONSTANTS = (*PLAIN_TYPES, torch.dtype, torch.device, Enum, FunctionType, BuiltinFunctionType, type)
@@ -43,6 +44,8 @@ class Watch:
 
     attributes: dict[str, Any] = field(default_factory=dict)
     """Plain attributes that were read, by dotted path from the module, with their values."""
+    objects: dict[str, tuple[Any, dict[str, Any]]] = field(default_factory=dict)
+    """Plain objects that were read, by dotted path, and their attributes before."""
     lengths: dict[str, int] = field(default_factory=dict)
     """Containers whose children were listed or counted, by path from the module."""
     missing: set[str] = field(default_factory=set)
@@ -72,7 +75,9 @@ class Watch:
         elif name not in _OWN_ATTRIBUTES:
             if isinstance(value, torch.Tensor) and name in module.__dict__ and self.proxy_of is not None:
                 return self.proxy_of(full)
-            if _is_constant(value):
+            if name in module.__dict__ and is_object(value):
+                self.objects.setdefault(full, (value, dict(vars(value))))
+            if is_constant(value):
                 self.attributes[full] = copy.deepcopy(value)
         return value
 
@@ -86,13 +91,13 @@ class Watch:
             self.attributes[full] = None
 
 
-def _is_constant(value: Any) -> bool:
+def is_constant(value: Any) -> bool:
     """A value that a guard can compare."""
     kind = type(value)
     if kind in (list, tuple, set, frozenset, torch.Size):
-        return all(map(_is_constant, value))
+        return all(map(is_constant, value))
     if kind is dict:
-        return all(map(_is_constant, value)) and all(map(_is_constant, value.values()))
+        return all(map(is_constant, value)) and all(map(is_constant, value.values()))
     return isinstance(value, _CONSTANTS)
 
 
@@ -189,7 +194,7 @@ def watched(module: nn.Module, watch: Watch) -> Iterator[None]:
     """
     paths = {id(part): path for path, part in module.named_modules()}
     with ExitStack() as stack:
-        for context in (_same_module(module), _same_randomness(), watchable()):
+        for context in (_same_module(module), _same_objects(watch), _same_randomness(), watchable()):
             stack.enter_context(context)
         owner = threading.get_ident()
         _patch.watched[owner] = paths, watch
@@ -243,6 +248,21 @@ def _same_module(module: nn.Module) -> Iterator[None]:
             (attributes[name].extend if isinstance(attributes[name], list) else attributes[name].update)(contents[name])
     if changed:
         raise Refusal(f"changes a {type(attributes[changed[0]]).__name__} of the module ({changed[0]})")
+
+
+@contextmanager
+def _same_objects(watch: Watch) -> Iterator[None]:
+    """An object that the forward counts in: put back, and refused."""
+    try:
+        yield
+    finally:
+        changed = [path for path, (owner, before) in watch.objects.items() if not same_items(vars(owner), before)]
+        for path in changed:
+            owner, before = watch.objects[path]
+            vars(owner).clear()
+            vars(owner).update(before)
+    if changed:
+        raise Refusal(f"changes an object of the module ({changed[0]})")
 
 
 def same_items(one: Any, other: Any) -> bool:

@@ -42,6 +42,30 @@ class AsksChild(Surrounded):
         return self.b(self.a(x) * (2 if isinstance(self.child, nn.ReLU) else 3))
 
 
+class ReadsSettings(Surrounded):
+    def forward(self, x):
+        return self.b(self.a(x) * self.settings.k)
+
+
+FLAG = True
+
+
+class ReadsGlobal(Block):
+    def forward(self, x):
+        return self.b(self.a(x) * (2 if FLAG else 3))
+
+
+class CountsInSettings(Surrounded):
+    def forward(self, x):
+        self.settings.k += 1
+        return self.b(self.a(x))
+
+
+class AsksType(Block):
+    def forward(self, x):
+        return self.b(self.a(x) if type(x) is torch.Tensor else x)
+
+
 def injected_pair(block):
     torch.manual_seed(4)
     plain = block()
@@ -132,3 +156,33 @@ def test_what_a_wrapper_finds_elsewhere_is_not_missing():
     ours.inner.k = 3.0
     with pytest.raises(InjectError, match=r"inner\.k"):
         ours(X)
+
+
+def test_an_attribute_of_an_object_is_checked_where_the_forward_names_it():
+    plain, ours = injected_pair(ReadsSettings)
+    assert injected(ours)[0].means == "forward"
+    ours.settings.unread = 2
+    assert same_as_hooks(plain, ours)
+    ours.settings.k = 3.0
+    with pytest.raises(InjectError, match=r"settings\.k"):
+        ours(X)
+
+
+def test_a_plain_global_is_checked(monkeypatch):
+    plain, ours = injected_pair(ReadsGlobal)
+    assert injected(ours)[0].means == "forward"
+    assert same_as_hooks(plain, ours)
+    monkeypatch.setitem(globals(), "FLAG", False)
+    with pytest.raises(InjectError, match="global FLAG"):
+        ours(X)
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [(CountsInSettings, "changes an object of the module (settings)"), (AsksType, "the type of x with type()")],
+)
+def test_what_cannot_be_followed_is_left_as_it_is(block, reason):
+    plain, ours = injected_pair(block)
+    assert injected(ours)[0].means == "boundary"
+    assert reason in injected(ours)[0].note
+    assert same_as_hooks(plain, ours)
