@@ -59,6 +59,8 @@ class Operation:
     model: nn.Module
     trace: Trace
     flow: Flow
+    present: tuple[Insertion, ...] = ()
+    """What is in the model and stays in it."""
     prepared: dict[tuple[Insertion, ...], Preparation] = field(default_factory=dict)
     taken: list[tuple[Taken, ...]] = field(default_factory=list)
     """What each `make` took out, the last one last."""
@@ -69,8 +71,9 @@ class Operation:
         if injected(network) != planned.present or not self._is_as_traced():
             raise ModelError("the model has changed since it was planned; plan again")
         if planned.insertions:
+            earlier = recipes_of(network)
             self.make((*planned.present, *planned.insertions))
-            set_recipes(network, (*recipes_of(network), planned.recipe.to_dict()))
+            set_recipes(network, (*earlier, planned.recipe.to_dict()))
         host = host_of(self.model)
         if host is not None:
             host.remember(self.model, planned)
@@ -80,7 +83,7 @@ class Operation:
         """Work the rewrite out; the one that the plan was made from is kept."""
         if insertions not in self.prepared:
             with stock(self.trace.model), watchable():
-                self.prepared[insertions] = prepare_all(self.trace, self.flow, insertions)
+                self.prepared[insertions] = prepare_all(self.trace, self.flow, insertions, self.present)
         return self.prepared[insertions]
 
     def go_back(self, planned: Plan) -> None:
@@ -99,6 +102,7 @@ class Operation:
         taken = take_out(self.trace.model)
         try:
             operate(prepared.operations)
+            put_back(taken, prepared.kept)
         except BaseException:
             put_back(taken)
             raise
@@ -129,7 +133,7 @@ def make_plan(model: nn.Module, recipe: Any, example_inputs: Any) -> tuple[Plan,
     check_subject(network)
     present = injected(model)
     trace, flow, anatomy = traced(network, example_inputs)
-    operation = Operation(model, trace, flow)
+    operation = Operation(model, trace, flow, present)
     matches = match(resolved, anatomy)
     skips, prepared = settled(lambda refused: decide(resolved, anatomy, matches, present, refused), operation, present)
     planned = Plan(resolved, prepared.insertions[len(present) :], skips, anatomy, present, operation.apply)

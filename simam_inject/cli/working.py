@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -31,7 +32,7 @@ def working(steps: int, *, quiet: bool = False) -> Iterator[_Step]:
 
     Args:
         steps: How often the work will say what it does next.
-        quiet: Show no progress.
+        quiet: Only JSON goes to stdout: no progress, and a mistake as `{"error": ...}` beside its message on stderr.
 
     Yields:
         A function that says what the work does next.
@@ -45,6 +46,8 @@ def working(steps: int, *, quiet: bool = False) -> Iterator[_Step]:
             yield step
     except InjectError as error:
         show_error(str(error))
+        if quiet:
+            typer.echo(json.dumps({"error": str(error)}))
         raise typer.Exit(NO_EFFECT if isinstance(error, (NoMatchError, VerificationError)) else BAD_USAGE) from None
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from simam_inject.discovery import layouts
+from simam_inject.discovery.aliases import written_views
 from simam_inject.discovery.batches import unbatched_ranks
 from simam_inject.discovery.flow import Flow, output_node
 from simam_inject.discovery.kinds import conv_facts, module_kind
@@ -59,6 +60,7 @@ class _Surveyor:
 
     def _enter_values(self, scope: Scope) -> None:
         assert scope.body is not None
+        written = written_views(scope.body.graph, self.flow.names[scope.path])
         for node, name in self.flow.names[scope.path].items():
             if self.flow.child(scope, node) is not None:
                 continue  # entered below as the module's own value
@@ -81,6 +83,8 @@ class _Surveyor:
             )
             if not node.users:
                 site = replace(site, obstacle="nobody reads its value")
+            if node in written:
+                site = replace(site, obstacle=written[node])
             if path in self.sites:
                 site = _ambiguous(self.sites[path], site)
             self.sites[path] = site

@@ -24,7 +24,7 @@ from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.shelf import read_shipped, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
 
-_SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL)
+_SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL | re.IGNORECASE)
 _FORMS = (
     "a Recipe, a mapping, the name of a shipped recipe, a path to a YAML file, "
     "or a selector such as 'after bottleneck.conv2'"
@@ -55,8 +55,8 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> 
     if not isinstance(source, str):
         raise RecipeError(f"recipe: found {describe(source)}; allowed is {_FORMS}")
     if found := _SELECTOR.fullmatch(source):
-        rule = selector(found[1], found[2])
-        return Recipe(name=f"{found[1]} {found[2]}", rules=[rule])
+        position = found[1].lower()
+        return Recipe(name=f"{position} {found[2]}", rules=[selector(position, found[2])])
     if source in shipped_recipes():
         return _load_text(read_shipped(source), name=source)
     return _load_named_file(source)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from simam_inject.errors import RecipeError
 from simam_inject.recipe.bounds import Bounds
 from simam_inject.recipe.fields import BoundsField, ChainField, Flag, Globs, GroupsField, Lambda, PickField, TargetField
 from simam_inject.recipe.picks import Pick
@@ -35,6 +36,15 @@ class Grammar(BaseModel):
 
     # Says to pydantic that a nested model may be built without this constructor: its errors then carry the whole path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise self._frozen(f"set {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise self._frozen(f"delete {name}")
+
+    def _frozen(self, what: str) -> RecipeError:
+        return RecipeError(f"{self.root}: cannot {what}, since a {type(self).__name__} is frozen; make another one")
 
     @classmethod
     def model_at(cls, location: Location) -> type[BaseModel] | None:

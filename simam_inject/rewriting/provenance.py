@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from simam_inject.rewriting.classes import is_injected
+
 RECIPES = "_simam_recipes"
 """Instance attribute: a tuple of recipes as dicts, in the order they were applied."""
 
@@ -18,9 +20,9 @@ def recipes_in(model: nn.Module) -> tuple[tuple[str, dict[str, Any]], ...]:
 
 
 def recipes_of(module: nn.Module) -> tuple[dict[str, Any], ...]:
-    """The recipes that were applied to this very module."""
+    """The recipes that were applied to this very module; none if no SimAM is left in it, whoever took the last one."""
     found: tuple[dict[str, Any], ...] = module.__dict__.get(RECIPES, ())
-    return found
+    return found if found and any(map(is_injected, module.modules())) else ()
 
 
 def set_recipes(module: nn.Module, recipes: tuple[dict[str, Any], ...]) -> None:

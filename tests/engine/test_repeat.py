@@ -11,6 +11,7 @@ from torch import nn
 from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
 from simam_inject.errors import ModelError, NoMatchError
 from simam_inject.rewriting import rewriter
+from simam_inject.rewriting.provenance import recipes_in
 from tests.engine.blocks import Block, Net, conv
 from tests.engine.oracle import hooked, same_bits, snapshot
 
@@ -304,3 +305,13 @@ def test_names_in_use_are_stepped_aside():
         assert same_bits(model(X), plain(X))
     eject(model)
     assert isinstance(model.block.simam_a, nn.Identity)
+
+
+def test_ejecting_every_part_leaves_no_recipe_behind():
+    model = inject(network(), "after block.a", example_inputs=X)
+    eject(model[1])
+    assert [path for path, _ in recipes_in(model)] == [""]
+    eject(model[2])
+    assert recipes_in(model) == ()
+    inject(model, "after net2", example_inputs=X)
+    assert [recipe["name"] for _, recipe in recipes_in(model)] == ["after net2"]

@@ -56,9 +56,9 @@ def test_a_mapping_round_trips_through_the_record():
 
 def test_the_record_is_frozen_hashable_and_copies():
     recipe = load_recipe(FULL)
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(RecipeError, match="frozen"):
         recipe.name = "other"
-    with pytest.raises(ValueError, match="frozen"):
+    with pytest.raises(RecipeError, match="frozen"):
         recipe.rules[0].block = ()
     assert hash(recipe) == hash(load_recipe(FULL))
     assert copy.deepcopy(recipe) == pickle.loads(pickle.dumps(recipe)) == recipe
