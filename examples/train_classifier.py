@@ -36,7 +36,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from simam_inject import inject, injected
+from simam_inject import inject, injected, plan
 from simam_inject.persist import save
 from simam_inject.zoo import build
 
@@ -166,7 +166,12 @@ def make_network(options: argparse.Namespace, process: Process, classes: int) ->
     torch.manual_seed(options.seed)
     network: nn.Module = build(options.model, pretrained=options.pretrained, num_classes=classes).model
     if options.recipe:
-        inject(network, options.recipe, example_inputs=torch.zeros(1, 3, options.size, options.size))
+        example = torch.zeros(1, 3, options.size, options.size)
+        skips = plan(network, options.recipe, example_inputs=example).skips if process.is_first else ()
+        for skip in skips:
+            if skip.hit:  # e.g. a map that is 1x1 at this size
+                print(f"skipped {skip.path}: {skip.reason}")
+        inject(network, options.recipe, example_inputs=example)
     if options.sync_bn and process.device.type == "cuda":  # torch has it for GPUs only
         network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     return network.to(process.device, memory_format=torch.channels_last)
