@@ -121,6 +121,8 @@ def _reduce(self: nn.Module, _protocol: Any) -> tuple[Any, ...]:
     plain = stock.__new__(stock)
     hidden = {SPECIFICATION, *methods}
     plain.__dict__.update({name: value for name, value in self.__dict__.items() if name not in hidden})
+    if "forward" in methods:
+        _check_switched(self, methods)
     return restore, (plain, specification_of(self).to_dict(), methods)
 
 
@@ -144,6 +146,31 @@ def _check_picklable(module: nn.Module) -> None:
                     f"{name} cannot be pickled with SimAM in it: a hook on {path or 'it'} is a method of the {name} "
                     "itself. Remove the hook, or save the state_dict and inject again after loading."
                 )
+
+
+def _check_switched(module: nn.Module, methods: dict[str, str]) -> None:
+    """Refuse a module that was folded after SimAM went in, where nobody could tell from it what the sites were.
+
+    Raises:
+        InjectError: the forward that runs now does not have them all.
+    """
+    from simam_inject.rewriting.recorded import prepare_again
+
+    specification = specification_of(module)
+    twin = stock_class(module).__new__(stock_class(module))
+    twin.__dict__.update(module.__dict__)
+    del twin.__dict__[SPECIFICATION]
+    hidden = {edit.child for edit in specification.edits}
+    twin.__dict__["_modules"] = {name: child for name, child in module._modules.items() if name not in hidden}
+    for attribute, method in methods.items():
+        twin.__dict__[attribute] = getattr(twin, method)
+    try:
+        prepare_again("it", twin, specification)
+    except InjectError as error:
+        raise InjectError(
+            f"{type(module).__name__} cannot be pickled with SimAM in it: its forward was switched to "
+            f"{methods['forward']}, and {error}. Save it before folding, or save the state_dict."
+        ) from None
 
 
 def _deepcopy(self: nn.Module, memo: dict[int, Any]) -> nn.Module:

@@ -109,7 +109,7 @@ def _asks_for_children(function: types.FunctionType) -> bool:
 
 
 def mentions(module: nn.Module, name: str, graph: fx.Graph, edits: tuple[Edit, ...]) -> bool:
-    """Does the method, or one it calls, name a child that computes an attended value of `graph`, or stands next to it?"""
+    """Does the method, or one it calls, name a child that computes an attended value of `graph`, or is next to it?"""
     words: set[str] = set()
     for functions in _reachable(stock_class(module), name).values():
         words.update(*(_names_in(function.__code__) for function in functions))

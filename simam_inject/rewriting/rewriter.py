@@ -37,19 +37,33 @@ class Preparation:
     """As asked for, with notes where an alternative forward cannot run any more."""
     refused: dict[tuple[str, str | None], str]
     """Insertions that no module can hold, by (path, reader), with the reason. They are in no operation."""
+    kept: tuple[nn.Module, ...]
+    """Modules that hold all that is asked of them already, and are left as they are."""
 
 
-def prepare_all(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> Preparation:
-    """Work out the rewrite of every module concerned, for a model in its stock classes. Nothing is changed."""
+def prepare_all(
+    trace: Trace, flow: Flow, insertions: tuple[Insertion, ...], present: tuple[Insertion, ...] = ()
+) -> Preparation:
+    """Work out the rewrite of every module concerned, for a model in its stock classes. Nothing is changed.
+
+    Args:
+        present: those of the insertions that are in the model. A module with no other is kept: it may not run in this
+            example, or its norm may have been folded since.
+    """
     modules = dict(trace.model.named_modules())
     grouped: dict[str, list[Insertion]] = {}
     for insertion in insertions:
         grouped.setdefault(insertion.scope, []).append(insertion)
-    operations = []
+    operations: list[Operation] = []
+    kept: list[nn.Module] = []
     noted: dict[tuple[str, str | None], Insertion] = {}
     refused: dict[tuple[str, str | None], str] = {}
     for path, members in grouped.items():
         module = modules[path]
+        if all(insertion in present for insertion in members):
+            kept.append(module)
+            noted.update({(insertion.path, insertion.reader): insertion for insertion in members})
+            continue
         call = trace.calls[id(module)][0]
         body = trace.scopes[path].body if path in trace.scopes else None
         edits: tuple[Edit, ...] = ()
@@ -69,8 +83,8 @@ def prepare_all(trace: Trace, flow: Flow, insertions: tuple[Insertion, ...]) -> 
         operations.append(operation)
         for insertion, edit in zip(members, operation.specification.edits, strict=True):
             noted[insertion.path, insertion.reader] = replace(insertion, note=edit.note)
-    kept = tuple(noted[key] for i in insertions if (key := (i.path, i.reader)) in noted)
-    return Preparation(tuple(operations), kept, refused)
+    held = tuple(noted[key] for i in insertions if (key := (i.path, i.reader)) in noted)
+    return Preparation(tuple(operations), held, refused, tuple(kept))
 
 
 def _culprits(
@@ -186,10 +200,12 @@ def take_out(model: nn.Module) -> tuple[Taken, ...]:
     return taken
 
 
-def put_back(taken: tuple[Taken, ...]) -> None:
-    """Undo `take_out`."""
+def put_back(taken: tuple[Taken, ...], only: tuple[nn.Module, ...] | None = None) -> None:
+    """Undo `take_out`, of all modules unless told of which."""
     for before in taken:
         module = before.module
+        if only is not None and not any(module is each for each in only):
+            continue
         module._modules.clear()
         module._modules.update(before.children)
         module.__dict__[SPECIFICATION] = before.specification

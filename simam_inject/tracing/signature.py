@@ -27,7 +27,7 @@ class Argument:
 
 
 def call_parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
-    """What a method is called with, self aside: a decorator that hands on all it is given tells less than what it wraps.
+    """What a method is called with, self aside: a decorator that hands on all it is given is called as what it wraps.
 
     Raises:
         TypeError, ValueError: it has no signature.

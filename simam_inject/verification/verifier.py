@@ -180,7 +180,12 @@ def _compare(name: str, ours: Any, theirs: Any, sites: str = "") -> Check:
 
 def _ran_as_planned(edits: list[_Edited], ran: dict[int, list[tuple[int, ...]]]) -> Check:
     name = "every SimAM ran, on the planned shape"
+    idle = [join(path, edit.value) for path, holder, edit in edits if not ran[id(holder)]]
+    if len(idle) == len(edits):
+        return Check(name, False, f"{idle[0]} never ran")
     for path, holder, edit in edits:
+        if not ran[id(holder)]:  # a head for training alone
+            continue
         shapes = ran[id(getattr(holder, edit.child))]
         where = join(path, edit.value)
         if not shapes:
@@ -191,7 +196,8 @@ def _ran_as_planned(edits: list[_Edited], ran: dict[int, list[tuple[int, ...]]])
         channels = {shape[edit.channel_dim] for shape in shapes}
         if edit.shape[edit.channel_dim] not in channels or len(shapes[0]) != len(edit.shape):
             return Check(name, False, f"{where} ran on {shapes[0]}, planned {edit.shape}")
-    return Check(name, True, f"{len(edits)} of {len(edits)}")
+    left_out = f"; the example does not reach {', '.join(idle[:3])}" if idle else ""
+    return Check(name, True, f"{len(edits) - len(idle)} of {len(edits)}{left_out}")
 
 
 def _finite(plain: Any, live: Any) -> Check:
