@@ -1,4 +1,4 @@
-"""Views that are written in place: attended, such a view would be another tensor, and what it looks into not written."""
+"""Views that are written in place: attended, one would be another tensor, and what it looks into stay unwritten."""
 
 from __future__ import annotations
 
