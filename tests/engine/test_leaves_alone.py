@@ -87,17 +87,6 @@ def pending():
     return model, model(X).sum()
 
 
-@pytest.mark.parametrize("network", [lambda model: model, Careful])
-def test_a_pending_backward_survives(network):
-    model, loss = pending()
-    model = network(model)
-    recipe = {"rules": [{"block": "ReLU", "after": "output"}]}
-    inject(model, recipe, example_inputs=X)
-    verify(model, example_inputs=X)
-    loss.backward()
-    assert model.get_parameter(next(name for name, _ in model.named_parameters())).grad is not None
-
-
 class Careful(nn.Module):
     """Asks for numbers, so that planning runs it on its own tensors."""
 
@@ -108,6 +97,17 @@ class Careful(nn.Module):
     def forward(self, x):
         assert x.max().item() > 0
         return self.inner(x)
+
+
+@pytest.mark.parametrize("network", [lambda model: model, Careful])
+def test_a_pending_backward_survives(network):
+    model, loss = pending()
+    model = network(model)
+    recipe = {"rules": [{"block": "ReLU", "after": "output"}]}
+    inject(model, recipe, example_inputs=X)
+    verify(model, example_inputs=X)
+    loss.backward()
+    assert model.get_parameter(next(name for name, _ in model.named_parameters())).grad is not None
 
 
 class Counts(Block):
