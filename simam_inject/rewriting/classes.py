@@ -8,11 +8,13 @@ names of bound methods; loading swaps the class again (see `restoring`).
 from __future__ import annotations
 
 import copy
+import functools
 import types
-from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from simam_inject.errors import InjectError
@@ -21,6 +23,10 @@ from simam_inject.rewriting.records import Specification
 
 SPECIFICATION = "_simam_specification"
 """Instance attribute that holds the module's `Specification`."""
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+_NO_HOLDERS = (nn.Module, torch.Tensor, str, bytes, int, float, type(None), types.FunctionType, types.ModuleType)
+"""What is not looked into for a way back to a module."""
 
 _classes: dict[tuple[type[nn.Module], tuple[tuple[str, str, tuple[int, ...]], ...]], type[nn.Module]] = {}
 
@@ -139,13 +145,35 @@ def _check_picklable(module: nn.Module) -> None:
             f"{name} cannot be pickled with SimAM in it: its forward takes an object of a class of its own, which is "
             "no data to trace it again from. Save the state_dict, and inject again after loading."
         )
+    own = own_methods(module)
     for path, part in module.named_modules():
-        for table in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
-            if any(getattr(hook, "__self__", None) is module for hook in table.values()):
+        for attribute, value in part.__dict__.items():
+            is_own = part is module and attribute in own
+            if not is_own and attribute not in _TABLES and _leads_to(module, value, set()):
+                what = "a hook" if attribute.endswith("_hooks") else f"attribute {attribute}"
                 raise InjectError(
-                    f"{name} cannot be pickled with SimAM in it: a hook on {path or 'it'} is a method of the {name} "
-                    "itself. Remove the hook, or save the state_dict and inject again after loading."
+                    f"{name} cannot be pickled with SimAM in it: {what} of {path or 'it'} leads back to the {name} "
+                    "itself, which is there only when all it is made of is. Take that out, or save the state_dict and "
+                    "inject again after loading."
                 )
+
+
+def _leads_to(module: nn.Module, value: Any, seen: set[int]) -> bool:
+    """Is the module in a list or dict, bound to a method, or held by an object that is no module?"""
+    if value is module:
+        return True
+    if id(value) in seen or isinstance(value, (*_NO_HOLDERS, type)):
+        return False
+    seen.add(id(value))
+    if isinstance(value, Mapping):
+        return any(_leads_to(module, item, seen) for item in (*value.keys(), *value.values()))
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
+        return any(_leads_to(module, item, seen) for item in value)
+    if isinstance(value, functools.partial):
+        return any(_leads_to(module, item, seen) for item in (value.func, value.args, value.keywords))
+    if isinstance(value, types.MethodType):
+        return _leads_to(module, value.__self__, seen)
+    return _leads_to(module, getattr(value, "__dict__", {}), seen)
 
 
 def _check_switched(module: nn.Module, methods: dict[str, str]) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 from simam_inject.errors import FileError
 
 _CHILD_NAME = re.compile(r"simam(_[A-Za-z0-9_]{1,120})?")
-_VALUE_NAME = re.compile(r"[A-Za-z0-9_.]{1,200}(\[[0-9]{1,6}\])?")
+_MAX_NAME = 1000
 _METHOD_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,100}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{64}")
 
@@ -52,9 +52,9 @@ class Edit:
         if not isinstance(data, dict) or set(data) != set(cls.__dataclass_fields__):
             raise FileError(f"a SimAM site in the file is not a site: {data!r:.120}")
         checks = {
-            "value": data["value"] == "" or _is(_VALUE_NAME, data["value"]),
+            "value": data["value"] == "" or _is_value_name(data["value"]),
             "position": data["position"] in ("after", "before"),
-            "reader": data["reader"] is None or _is(_VALUE_NAME, data["reader"]),
+            "reader": data["reader"] is None or _is_value_name(data["reader"]),
             "child": _is(_CHILD_NAME, data["child"]),
             "e_lambda": type(data["e_lambda"]) is float and math.isfinite(data["e_lambda"]) and data["e_lambda"] > 0,
             "channel_dim": type(data["channel_dim"]) is int and data["channel_dim"] in (1, -1),
@@ -109,6 +109,11 @@ class Specification:
         return cls(
             tuple(Edit.from_dict(edit) for edit in edits), data.get("arguments"), tuple(sorted(fingerprints.items()))
         )
+
+
+def _is_value_name(text: Any) -> bool:
+    """Any name that a child can have: it is compared with those of a graph, and reaches no source."""
+    return isinstance(text, str) and 0 < len(text) < _MAX_NAME and text.isprintable()
 
 
 def _is(pattern: re.Pattern[str], text: Any) -> bool:

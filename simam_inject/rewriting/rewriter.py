@@ -228,9 +228,9 @@ def _edit_of(insertion: Insertion, scope: str, module: nn.Module, flow: Flow, ta
         value = ""
     else:
         value, reader = _local_names(insertion, scope, flow)
-    stem = "simam_" + re.sub(r"[^A-Za-z0-9_]+", "_", value or "output").strip("_")
+    stem = "simam_" + _as_attribute(value or "output")
     if reader is not None:
-        stem += "_for_" + re.sub(r"[^A-Za-z0-9_]+", "_", reader).strip("_")
+        stem += "_for_" + _as_attribute(reader)
     child, number = stem, 1
     while child in taken or hasattr(module, child):
         number += 1
@@ -249,6 +249,11 @@ def _edit_of(insertion: Insertion, scope: str, module: nn.Module, flow: Flow, ta
         runs=insertion.runs,
         note=insertion.note,
     )
+
+
+def _as_attribute(name: str) -> str:
+    """The name of a value as part of an attribute's, which need not tell all: it is made unique."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")[-50:] or "value"
 
 
 def _local_names(insertion: Insertion, scope_path: str, flow: Flow) -> tuple[str, str | None]:
