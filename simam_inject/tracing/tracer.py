@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import fx, nn
 
 from simam_inject.tracing.nodes import arguments_behind, containers_in, drop_unused_reads, expression_of, look_up
@@ -296,6 +297,8 @@ class _ScopeTracer(fx.Tracer):
         values, keyword_values = map_structure(_value_of, (args, kwargs))
         if any(isinstance(leaf, Unknown) for leaf in leaves((values, keyword_values))):
             return UNKNOWN
+        if target is F.batch_norm:  # gives its like; on meta tensors torch works that out in Python, slowly
+            return torch.empty_like(values[0])
         if kind == "call_method":
             return getattr(values[0], target)(*values[1:], **keyword_values)
         return target(*values, **keyword_values)
