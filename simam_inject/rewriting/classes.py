@@ -10,8 +10,8 @@ from __future__ import annotations
 import copy
 import functools
 import types
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,33 +19,25 @@ from torch import nn
 
 from simam_inject.errors import InjectError
 from simam_inject.rewriting.code import Source
-from simam_inject.rewriting.records import Specification
+from simam_inject.rewriting.containers import hiding_of
+from simam_inject.rewriting.marks import SPECIFICATION, is_injected, specification_of, stock_class
 
-SPECIFICATION = "_simam_specification"
-"""Instance attribute that holds the module's `Specification`."""
+__all__ = [
+    "SPECIFICATION",
+    "is_injected",
+    "own_methods",
+    "put",
+    "refused_methods",
+    "specification_of",
+    "stock_class",
+    "swapped_class",
+]
 
 _TABLES = ("_parameters", "_buffers", "_modules")
 _NO_HOLDERS = (nn.Module, torch.Tensor, str, bytes, int, float, type(None), types.FunctionType, types.ModuleType)
 """What is not looked into for a way back to a module."""
 
 _classes: dict[tuple[type[nn.Module], tuple[tuple[str, str, tuple[int, ...]], ...]], type[nn.Module]] = {}
-
-
-def is_injected(module: nn.Module) -> bool:
-    """True if this module object itself was rewritten."""
-    return isinstance(module.__dict__.get(SPECIFICATION), Specification)
-
-
-def specification_of(module: nn.Module) -> Specification:
-    """What was put into a module for which `is_injected` is true."""
-    specification: Specification = module.__dict__[SPECIFICATION]
-    return specification
-
-
-def stock_class(module: nn.Module) -> type[nn.Module]:
-    """The class the module had before it was rewritten."""
-    base: type[nn.Module] = getattr(type(module), "_simam_stock_class", type(module))
-    return base
 
 
 def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn.Module]:
@@ -63,9 +55,7 @@ def swapped_class(base: type[nn.Module], sources: tuple[Source, ...]) -> type[nn
         "__deepcopy__": _deepcopy,
         "__copy__": _copy,
     }
-    for container, hiding in _HIDING.items():
-        if issubclass(base, container):
-            namespace.update(hiding)
+    namespace.update(hiding_of(base))
     for source in sources:
         function = source.compile()
         function.__module__, function.__qualname__ = base.__module__, f"{base.__qualname__}.{source.name}"
@@ -222,69 +212,3 @@ def _copy(self: nn.Module) -> nn.Module:
     twin = type(self).__new__(type(self))
     twin.__dict__.update(self.__dict__)
     return twin
-
-
-def _visible(module: nn.Module) -> OrderedDict[str, nn.Module]:
-    """Children of a container without the SimAM modules that were put into it."""
-    hidden = {edit.child for edit in specification_of(module).edits}
-    return OrderedDict(
-        (name, child) for name, child in module._modules.items() if child is not None and name not in hidden
-    )
-
-
-def _len(self: nn.Module) -> int:
-    return len(_visible(self))
-
-
-def _iter(self: nn.Module) -> Iterator[nn.Module]:
-    return iter(_visible(self).values())
-
-
-def _getitem(self: nn.Module, index: Any) -> nn.Module:
-    children = _visible(self)
-    if not isinstance(index, slice):
-        child: nn.Module = list(children.values())[index]
-        return child
-    part = OrderedDict(list(children.items())[index])
-    with_attention: OrderedDict[str, nn.Module] = OrderedDict()
-    for name, child in part.items():
-        with_attention[name] = child
-        for edit in specification_of(self).edits:
-            if edit.value == name:
-                with_attention[edit.child] = self._modules[edit.child]  # type: ignore[assignment]
-    return nn.Sequential(with_attention)
-
-
-def _refused(name: str) -> Callable[..., Any]:
-    def refuse(self: nn.Module, *_args: Any, **_kwargs: Any) -> Any:
-        raise InjectError(
-            f"{type(self).__name__}.{name}: SimAM was injected between this container's children, and its rewritten "
-            "forward names them one by one. Call simam_inject.eject(model), change the container, and inject again."
-        )
-
-    return refuse
-
-
-_SEQUENCE_HIDING: dict[str, Any] = {
-    "__len__": _len,
-    "__iter__": _iter,
-    "__getitem__": _getitem,
-    **{name: _refused(name) for name in ("__delitem__", "__iadd__", "__imul__", "append", "extend", "insert", "pop")},
-}
-_HIDING: dict[type[nn.Module], dict[str, Any]] = {
-    nn.Sequential: _SEQUENCE_HIDING,
-    nn.ModuleList: {
-        **_SEQUENCE_HIDING,
-        "__getitem__": lambda self, index: nn.ModuleList(_visible(self).values())[index],
-    },
-    nn.ModuleDict: {
-        "__len__": _len,
-        "__iter__": lambda self: iter(_visible(self)),
-        "__contains__": lambda self, key: key in _visible(self),
-        "keys": lambda self: _visible(self).keys(),
-        "items": lambda self: _visible(self).items(),
-        "values": lambda self: _visible(self).values(),
-        **{name: _refused(name) for name in ("__setitem__", "__delitem__", "clear", "pop", "update")},
-    },
-}
-"""What hides SimAM children, by kind of container: a list or dict of modules may have a forward of its own too."""

@@ -15,8 +15,8 @@ from simam_inject.rewriting.code import Source, body_source, boundary_source, di
 from simam_inject.rewriting.graphs import Lost, Role, fingerprint, insert
 from simam_inject.rewriting.methods import alternatives, lists_children, mentions, parts, record_parts
 from simam_inject.rewriting.records import Edit, Specification
-from simam_inject.tracing.proxies import Refusal
 from simam_inject.tracing.inputs import Example
+from simam_inject.tracing.proxies import Refusal
 from simam_inject.tracing.recording import Call, record
 from simam_inject.tracing.scopes import active_method
 from simam_inject.tracing.tracer import Body, trace

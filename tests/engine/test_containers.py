@@ -314,3 +314,44 @@ def test_the_mapping_of_a_dict_hides_the_attention():
     assert [name for name, _ in block.items()] == ["a"]
     assert "simam_output" not in block
     assert "simam_output" in dict(block.named_modules())
+
+
+class Reversed(nn.Sequential):
+    """A container with a protocol of its own."""
+
+    def __init__(self, *children):
+        super().__init__(*children)
+        self.log = []
+
+    def __iter__(self):
+        return iter(list(self._modules.values())[::-1])
+
+    def __len__(self):
+        return 10 * super().__len__()
+
+    def append(self, what):
+        if isinstance(what, nn.Module):
+            return super().append(what)
+        self.log.append(what)
+        return self
+
+    def forward(self, x):
+        for child in self:
+            x = child(x)
+        return x
+
+
+def test_a_container_keeps_its_own_protocol():
+    torch.manual_seed(1)
+    plain = Reversed(conv(), nn.ReLU(), conv(3, 4)).eval()
+    model = inject(copy.deepcopy(plain), RULES, example_inputs=X)
+    with hooked(plain, ["0", "2"], 1e-4, simam):
+        assert same_bits(model(X), plain(X))
+    assert [type(child) for child in model] == [type(child) for child in plain]
+    assert list(model) == [model.get_submodule(name) for name in "210"]
+    assert len(model) == len(plain) == 30
+    assert model.append("said").log == ["said"]
+    with pytest.raises(InjectError, match="eject"):
+        model.append(nn.ReLU())
+    boundary = inject(nn.Sequential(copy.deepcopy(plain)), "after reversed", example_inputs=X)
+    assert same_bits(boundary(X), simam(plain(X)))
