@@ -144,7 +144,8 @@ def edit(**changes):
         (lambda data: data.update(layout=None), "no hash of names and shapes"),
         (lambda data: data["sites"][0].update(module="nowhere"), "Net has no module 'nowhere'"),
         (lambda data: data["sites"][0].update(module="stem"), "SimAM cannot be put back into stem"),
-        (edit(value="os.system('x')"), "invalid value"),
+        (edit(value="os.system('x')"), r"os\.system\('x'\) is not computed"),  # a name among names, never source
+        (edit(value="a\nb"), "invalid value"),
         (edit(value="conv9"), "SimAM cannot be put back into blocks.0"),
         (edit(child="__class__"), "invalid child"),
         (edit(child="simam_x\n"), "invalid child"),
