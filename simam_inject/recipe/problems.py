@@ -29,7 +29,8 @@ def write_path(location: Sequence[int | str], root: str) -> str:
 
 def write_key(key: str) -> str:
     """The key as it is if it is a plain word, else in quotes and shortened."""
-    return key if len(key) <= 60 and key.isascii() and key.replace("-", "_").isidentifier() else describe(key)
+    is_word = key[:1] != "-" and key.replace("-", "_").isidentifier()
+    return key if len(key) <= 60 and key.isascii() and is_word else describe(key)
 
 
 @contextmanager

@@ -37,6 +37,7 @@ MESSAGES = [
         ("block: unknown key; allowed are version, name, description, extends, e_lambda, rules; "
         "'block' belongs in an entry of 'rules' (also wrong: after)"),
     ),
+    ("{'-': 3}", "'-': unknown key; allowed are version, name, description, extends, e_lambda, rules"),
     ("{extends: 3}", None),
     # e_lambda
     ("{e_lambda: -1, rules: [{block: A, after: b}]}", f"e_lambda: found -1; {LAMBDA}"),
