@@ -22,9 +22,10 @@ def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
 
     That of an optional rule may match nothing, since the rule itself may: so one recipe can speak of many models.
     """
-    paths = every_path(anatomy)
     for index, rule in enumerate(recipe.rules):
-        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", rule.exclude, paths)
+        if rule.optional or not rule.exclude:
+            continue
+        message = explain_idle(f"rules[{index}].exclude", rule.exclude, every_path(anatomy))
         if message is not None:
             return f"{message} (A rule for many models says optional: true.)"
     return None
