@@ -303,3 +303,11 @@ def test_foreign_weights_with_the_same_metadata_are_refused(file):
     save_file(tensors, file, metadata)
     with pytest.raises(FileError, match="names or shapes were changed afterwards"):
         read(file)
+
+
+@pytest.mark.parametrize("written", [torch.float32, torch.float16])
+@pytest.mark.parametrize("read", [torch.float32, torch.bfloat16])
+def test_a_file_and_a_model_of_other_dtypes(tmp_path, written, read):
+    model = inject(net(), RECIPE, example_inputs=EXAMPLE).to(written)
+    path = save(model, tmp_path / "x.safetensors")
+    assert injected(load(path, net().to(read))) == injected(model)
