@@ -38,11 +38,11 @@ def reached(stock: type[nn.Module], function: Callable[..., Any]) -> tuple[types
         if step in found or not isinstance(step, types.FunctionType):
             continue
         found.append(step)
-        package = step.__module__.partition(".")[0]
+        package = (step.__module__ or "").partition(".")[0]  # generated code has no module
         for name in names_in(step.__code__):
             methods = [vars(base)[name] for base in stock.__mro__ if base is not nn.Module and name in vars(base)]
             helper = step.__globals__.get(name)
-            if isinstance(helper, types.FunctionType) and helper.__module__.partition(".")[0] == package:
+            if isinstance(helper, types.FunctionType) and (helper.__module__ or "").partition(".")[0] == package:
                 methods.append(helper)
             waiting += [inspect.unwrap(method) for method in methods if inspect.isfunction(method)]
     return tuple(found)

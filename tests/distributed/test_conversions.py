@@ -19,8 +19,8 @@ from torch.ao.quantization import (
 from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
-from simam_inject import eject, inject, injected
-from simam_inject.errors import InjectError, ModelError, NoMatchError, VerificationError
+from simam_inject import eject, inject, injected, simam
+from simam_inject.errors import InjectError, ModelError, NoMatchError
 from tests.export.networks import BasicBlock, Network, image
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torch.ao", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -157,17 +157,25 @@ def test_inject_then_prepare_for_quantization_aware_training():
     assert all(parameter.grad is not None for parameter in prepared.parameters())
 
 
-def test_prepare_for_quantization_aware_training_then_inject_is_refused():
-    """Fake quantization rounds what conv2 returns in a hook of its own; SimAM would go in front of it."""
+def test_prepare_for_quantization_aware_training_then_inject():
+    """Fake quantization rounds what conv2 returns in a hook of its own, behind SimAM."""
     model = network().train()
     model.qconfig = get_default_qat_qconfig("x86")
     prepared = prepare_qat(model)
     before = {name: tensor.clone() for name, tensor in prepared.state_dict().items()}
-    with pytest.raises(VerificationError, match=r"the model is as it was.* forward hooks on the original"):
-        attend(prepared)
-    assert injected(prepared) == ()
+    oracle = copy.deepcopy(prepared).eval()
+    attend(prepared).eval()
+    assert paths(prepared) == SITES
     after = prepared.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    with torch.no_grad():
+        plain = copy.deepcopy(oracle)(image())
+        for path in SITES:
+            oracle.get_submodule(path).register_forward_hook(lambda _module, _args, y: simam(y, 1e-4), prepend=True)
+        expected = oracle(image())
+        found = prepared(image())
+    assert torch.equal(found, expected)
+    assert not torch.allclose(found, plain, rtol=1e-2)
 
 
 def as_fused(model):
