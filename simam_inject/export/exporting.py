@@ -164,7 +164,7 @@ def _runnable(model: nn.Module, examples: list[Example]) -> Example:
     """The first that the model takes."""
     for example in examples:
         try:
-            model(*example.args, **example.kwargs)
+            example.given_to(model)
         except Exception as error:
             reason = first_line(error)
         else:

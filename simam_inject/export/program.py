@@ -53,7 +53,7 @@ class _ProgramArtefact:
         self.module = program.module()
 
     def run(self, example: Example) -> list[Tensor]:
-        return list(tensors_in(self.module(*example.args, **example.kwargs)))
+        return list(tensors_in(example.given_to(self.module)))
 
 
 def graph_of(program: ExportedProgram) -> Graph:

@@ -56,7 +56,7 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
         attentions[join(scope, edit.child)] = (join(scope, edit.value), attention)
     handles = [a.register_forward_hook(lambda module, *_: runs.update([module])) for _, a in attentions.values()]
     try:
-        model(*example.args, **example.kwargs)
+        example.given_to(model)
     finally:
         for handle in handles:
             handle.remove()
@@ -118,10 +118,10 @@ def compare(
     Raises:
         LostSiteError: they differ by more than the tolerance, or the file's output is not finite.
     """
-    ours = list(tensors_in(model(*example.args, **example.kwargs)))
+    ours = list(tensors_in(example.given_to(model)))
     modules = dict(model.named_modules())
     with bypassed([module for site in sites if isinstance(module := modules[site.module], SimAM)]):
-        plain = list(tensors_in(model(*example.args, **example.kwargs)))
+        plain = list(tensors_in(example.given_to(model)))
     shapes = tuple(tuple(tensor.shape) for tensor in example.tensors)
     shown = ", ".join("x".join(map(str, shape)) for shape in shapes)
     try:

@@ -30,7 +30,8 @@ _KINDS = {
 
 def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Path) -> None:  # noqa: ARG001
     """Trace and save. A trace has no fixed sizes of its own, so `dynamic` is left to the proof."""
-    bound = inspect.signature(model.forward).bind(*example.args, **example.kwargs)
+    args, kwargs = example.fresh()
+    bound = inspect.signature(model.forward).bind(*args, **kwargs)
     if bound.kwargs:
         raise ExportError(f"a trace takes positional arguments only, and {next(iter(bound.kwargs))!r} is none")
     with _quiet():
@@ -53,7 +54,7 @@ class _ScriptArtefact:
         self.module = module
 
     def run(self, example: Example) -> list[Tensor]:
-        return list(tensors_in(self.module(*example.args, **example.kwargs)))
+        return list(tensors_in(example.given_to(self.module)))
 
 
 @contextmanager

@@ -18,14 +18,12 @@ from simam_inject.integrations import network_of
 from simam_inject.rewriting.classes import is_injected, put, specification_of, stock_class
 from simam_inject.rewriting.code import body_source, inference_source
 from simam_inject.rewriting.graphs import insert
+from simam_inject.rewriting.recorded import record_again
 from simam_inject.rewriting.rewriter import stock
 from simam_inject.rewriting.unfused import UNFUSED, unfused_class
 from simam_inject.surgery import injected
-from simam_inject.tracing.inputs import Example
-from simam_inject.tracing.recording import record
 from simam_inject.tracing.scopes import active_method
 from simam_inject.tracing.tracer import trace
-from simam_inject.tracing.values import rebuild
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +75,12 @@ def unoptimize(model: nn.Module) -> nn.Module:
 def _optimize_module(module: nn.Module) -> tuple[str, ...]:
     specification = specification_of(module)
     inner = tuple(edit for edit in specification.edits if edit.value)
-    if len(inner) != len(specification.edits):
-        return ()  # a wrapped output has no neighbour inside the module
+    if len(inner) != len(specification.edits) or specification.arguments is None:
+        return ()  # a wrapped output has no neighbour inside; a call with an object of a class of its own is not known
     name = active_method(module)
     children = {edit.child: module._modules[edit.child] for edit in inner}
-    args, kwargs = rebuild(specification.arguments)
     with stock(module):
-        body = trace(module, record(module, Example(args, kwargs)), name)
+        body = trace(module, record_again(module, specification), name)
         graph, _ = insert(body.graph, inner, body.graph)
         module._modules.update(children)  # so that the graph's calls of them can be looked up
         try:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.errors import FileError
+from simam_inject.errors import FileError, ModelError
 from simam_inject.rewriting.classes import is_injected
 from simam_inject.rewriting.records import Specification
 from simam_inject.rewriting.surgeon import Operation, prepare
 from simam_inject.tracing.inputs import Example
-from simam_inject.tracing.recording import record
+from simam_inject.tracing.recording import Call, record
 from simam_inject.tracing.values import leaves, map_structure, rebuild
 
 _MAX_BYTES = 4 << 30
@@ -72,15 +72,23 @@ def prepare_again(told: str, module: nn.Module, recorded: Specification) -> Oper
 
 
 def _prepare_call(module: nn.Module, recorded: Specification) -> Operation:
-    if not recorded.fingerprints:
-        return prepare(module, None, recorded.edits)
-    examples = _examples_of(module, recorded)
-    try:
-        return prepare(module, record(module, examples[0]), recorded.edits)
-    except Exception:
-        if len(examples) == 1:
-            raise
-        return prepare(module, record(module, examples[1]), recorded.edits)
+    call = record_again(module, recorded) if recorded.fingerprints else None
+    return prepare(module, call, recorded.edits)
+
+
+def record_again(module: nn.Module, recorded: Specification) -> Call:
+    """Run a module in its stock class as it was called when it was traced, in the dtype that it has now if need be.
+
+    Raises:
+        ModelError: it raises on these arguments.
+    """
+    *others, last = _examples_of(module, recorded)
+    for example in others:
+        try:
+            return record(module, example)
+        except ModelError:  # it was cast since
+            continue
+    return record(module, last)
 
 
 def _examples_of(module: nn.Module, recorded: Specification) -> list[Example]:

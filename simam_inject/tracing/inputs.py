@@ -68,6 +68,11 @@ class Example:
         args, kwargs = map_structure(renew, (self.args, self.kwargs))
         return args, kwargs
 
+    def given_to(self, call: Callable[..., Any]) -> Any:
+        """What `call` returns for arguments that are its own."""
+        args, kwargs = self.fresh()
+        return call(*args, **kwargs)
+
     def repeated(self, count: int) -> Example:
         """The same example with a batch `count` times as large, where tensors have a batch dimension of one."""
 

@@ -136,11 +136,10 @@ def _refusing_query(current: Callable[[], Watch | None], query: Callable[..., An
     def ask(*args: Any, **kwargs: Any) -> Any:
         if current() is None or _caller().partition(".")[0] == "torch":  # torch's own bookkeeping
             return query(*args, **kwargs)
-        if query.__name__ not in sys._getframe(1).f_code.co_names:  # a scripted function asks, from C++
-            return query(*args, **kwargs)
         if query.__name__.endswith("_enabled"):
             raise Refusal("asks torch whether gradients or autocast are on, and branches on the answer")
-        raise Refusal(f"asks torch whether it is compiled or exported ({query.__name__}), and branches on the answer")
+        told = f"asks torch whether it is compiled or exported ({query.__name__}), and branches on the answer"
+        raise Refusal(f"{told}, or runs compiled code, which asks the same")
 
     return ask
 

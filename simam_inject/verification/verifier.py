@@ -101,8 +101,7 @@ def _run(model: nn.Module, example: Example, *, training: bool) -> Any:
     with mode(model, training), same_buffers(model):
         for seed in (torch.manual_seed, random.seed, np.random.seed):
             seed(SEED)
-        args, kwargs = example.fresh()
-        return model(*args, **kwargs)
+        return example.given_to(model)
 
 
 def _run_watched(

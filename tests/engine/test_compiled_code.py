@@ -31,7 +31,7 @@ def test_a_function_with_a_backward_of_its_own_is_one_node(outcomes):
 @pytest.mark.parametrize(
     ("block", "reason"),
     [
-        ("RunsScript", "hands a value to compiled code"),
+        ("RunsScript", "runs compiled code"),
         ("MakesTensor", "copies a value out of the graph (torch.as_tensor)"),
         ("MakesSubclass", "copies a value out of the graph"),
         ("Recomputes", "use_reentrant=True"),

@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 import torch
 
-from simam_inject import injected
+from simam_inject import inject, injected
 from simam_inject.export import export
 from tests.export.networks import Network, Pyramid, attended, image
 
@@ -78,6 +78,21 @@ def test_the_model_is_as_it_was(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+class Centering(Network):
+    """Writes into what it is given."""
+
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+@QUIET
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_the_example_is_as_it_was(suffix, tmp_path):
+    model, x = inject(Centering(), "after basicblock.conv2", example_inputs=image()), image()
+    export(model, tmp_path / f"net{suffix}", example_inputs=x)
+    assert torch.equal(x, image())
 
 
 def test_a_block_output_wrapped_at_its_boundary_is_in_the_file(tmp_path):

@@ -89,6 +89,15 @@ def test_other_dtypes(dtype, tolerance):
     compare(block_of().to(dtype), X.to(dtype), "after block.conv", ["SimAM > norm > relu"] * 2, tolerance)
 
 
+def test_a_model_that_was_cast_after_it_was_injected():
+    model = inject(block_of(), "after block.conv", example_inputs=X[:1]).to(torch.float64)
+    x = X.double()
+    with torch.no_grad():
+        unfused = model(x)
+        assert [fusion.chain for fusion in optimize(model)] == ["SimAM > norm > relu"] * 2
+        torch.testing.assert_close(model(x), unfused)
+
+
 @pytest.mark.parametrize(
     ("build", "recipe", "chains"),
     [
