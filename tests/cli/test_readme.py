@@ -51,3 +51,19 @@ def test_commands_run(arguments, run, folder):
 def test_the_two_commands_are_where_ci_looks_for_them():
     found = re.findall(r"^pip install .*$", README, flags=re.MULTILINE)
     assert found == ["pip install . && simam-inject resnet50 --after bottleneck", 'pip install -e ".[test]" && pytest']
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        ("torchvision", "torchvision models"),
+        ("timm", "timm models"),
+        ("ultralytics", "ultralytics model files"),
+        ("second-ring", "networks of three libraries"),
+    ],
+)
+def test_coverage_is_what_the_table_says(library, words):
+    table = (ROOT / "docs" / "coverage.md").read_text()
+    (row,) = re.findall(rf"^\| {library} \|(.*)\|$", table, flags=re.MULTILINE)
+    *_, in_scope, done, _numeric, failed = (cell.strip() for cell in row.split("|"))
+    assert f"{int(done) - int(failed)} of {in_scope} {words}" in " ".join(README.split())

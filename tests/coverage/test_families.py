@@ -1,6 +1,7 @@
 """One model of every family that has a spatial conv map, small: all sites at once, in and out again.
 
-The default run takes those of `families.txt` above the line, `pytest -m zoo` all of them, at two sizes.
+The default run does so with those of `families.txt` above the line, and puts SimAM into all others without running the
+numbers, on meta tensors; `pytest -m zoo` runs all of them, at two sizes.
 
 The whole sweep, model by model and recipe by recipe: `python -m benchmarks.coverage`; its result is docs/coverage.md.
 """
@@ -12,10 +13,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.coverage.catalogue import build_model, family_of, take_stock
+from benchmarks.coverage.catalogue import build_light, build_model, family_of, take_stock
 from benchmarks.coverage.choice import exclusion
-from benchmarks.coverage.examples import second_inputs, small_inputs
-from benchmarks.coverage.probes import randomise, run
+from benchmarks.coverage.examples import declared_inputs, second_inputs, small_inputs
+from benchmarks.coverage.probes import check_structure, randomise, run
 from benchmarks.coverage.workers import run_all
 from simam_inject import eject, injected, plan, verify
 from simam_inject.verification.outputs import difference
@@ -68,6 +69,19 @@ def check(key, *, two_sizes):
 @pytest.mark.parametrize("key", DAILY)
 def test_family(key):
     check(key, two_sizes=False)
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_family_without_numbers(key):
+    library, _, name = key.partition(":")
+    build = build_light if library == "timm" else build_model  # detectors run for real
+    model, built = build(library, name)
+    inputs, keys = declared_inputs(model, built), list(model.state_dict())
+    classes = {path: type(module) for path, module in model.named_modules()}
+    planned = plan(model, EVERYTHING, example_inputs=inputs.args).apply()
+    assert len(injected(planned)) > 0
+    findings = list(check_structure(model, inputs, classes, keys))
+    assert [finding.ok for finding in findings] == [True] * 3, findings
 
 
 @pytest.mark.zoo
