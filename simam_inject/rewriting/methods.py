@@ -90,7 +90,7 @@ def _flatten(call: Call, name_of: dict[int, str], found: dict[str, list[Call]]) 
 def lists_children(module: nn.Module, name: str) -> bool:
     """Does the method, or one it calls, go through the children of its own module, whoever they are?"""
     functions = (f for fs in _reachable(stock_class(module), name).values() for f in fs)
-    return any(_asks_for_children(f) for f in functions if not f.__module__.startswith("torch.nn.modules."))
+    return any(_asks_for_children(f) for f in functions if not (f.__module__ or "").startswith("torch.nn.modules."))
 
 
 @lru_cache(maxsize=4096)
