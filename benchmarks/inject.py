@@ -18,12 +18,16 @@ import time
 import warnings
 from pathlib import Path
 
+EVERY_CONV = {"rules": [{"path": "*", "after": {"op": "conv2d"}}]}
 NETWORKS = {
     "resnet50": ("torchvision:resnet50", "paper"),
     "yolov8n": ("yolov8n", "after c2f"),
     "efficientnet_b0": ("timm:efficientnet_b0", "after invertedresidual"),
-    "nasnetalarge": ("timm:nasnetalarge", {"rules": [{"path": "*", "after": {"op": "conv2d"}}]}),
+    "nasnetalarge": ("timm:nasnetalarge", EVERY_CONV),
+    "densenet264d": ("timm:densenet264d", EVERY_CONV),
+    "rtdetr-x": ("rtdetr-x", EVERY_CONV),
 }
+"""The last three take longest to plan of all in docs/coverage.md."""
 ROUNDS = 5
 
 
