@@ -91,7 +91,7 @@ def makes_map(module: nn.Module) -> bool:
     """A convolution whose patches overlap, which a patch embedding's do not."""
     if not isinstance(module, _ConvNd):
         return False
-    stride = module.stride if isinstance(module.stride, tuple) else (module.stride,)
+    stride = (module.stride,) if isinstance(module.stride, int) else module.stride  # a list, in smp's encoders
     return any(length > step for length, step in zip(module.kernel_size, stride, strict=True))
 
 
