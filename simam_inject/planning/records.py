@@ -1,4 +1,4 @@
-"""What a plan says: where SimAM goes, what was skipped and why; and what a verification found."""
+"""What a plan says: where SimAM goes and by which edit, what was skipped and why; and what a verification found."""
 
 from __future__ import annotations
 
@@ -9,31 +9,69 @@ PRESENT = "has SimAM already"
 
 
 @dataclass(frozen=True, slots=True)
+class Output:
+    """The value is what `module` returns: a forward hook on it, whatever its forward does."""
+
+    module: str
+    """Dotted path of the module that holds the SimAM as a child."""
+    key: int | str | None = None
+    """Which entry, where the module returns a list, tuple or dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """The value is read by one module alone: a forward pre-hook on it."""
+
+    module: str
+    argument: int | str
+    """Position or keyword of the argument."""
+    key: int | str | None = None
+    """Which entry, where the argument is a list, tuple or dict."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """The value is an operation's in the middle of a forward: that one expression of the source is wrapped."""
+
+    owner: str
+    """Dotted path of the module whose method computes the value."""
+    value: str
+    """Name of the value inside the owner, such as `add` or `mul[2]`."""
+
+
+Edit = Output | Input | Rewritten
+
+
+@dataclass(frozen=True, slots=True)
 class Insertion:
     """One SimAM: planned, or in the model now."""
 
     path: str
     """The attended value, named as `Site.path` is."""
     position: str
-    """`after`: everyone who reads the value reads the attended one. `before`: only `reader` does."""
+    """`after`: every reader of the value gets the attended one. `before`: only `reader` does."""
     shape: tuple[int, ...]
     """Shape of the attended map in the example forward."""
     e_lambda: float
     rule: int
     """Index of the rule in the recipe that took the site, from 0."""
+    edit: Edit
+    """How it is put in."""
+    module: str
+    """Dotted name of the SimAM module, e.g. `layer1.0.conv2.simam`."""
     reader: str | None = None
     """For `before`: path of the one operation that reads the attended value."""
     channel_dim: int = 1
+    axes: str = "NCHW"
+    axes_measured: bool = True
     dtype: str = "float32"
     reduction: int | None = None
     runs: int = 1
     """How often one forward runs it."""
-    means: str = "forward"
-    """How it is put in: `forward` (the block's forward is rewritten), `boundary` (the module's output is wrapped)."""
+    strength: float = 1.0
+    gain: float = 1.0
     note: str = ""
-    """What a user should know, e.g. that conv-norm folding is held back here."""
-    scope: str = ""
-    """Path of the module that holds it ("" is the model itself)."""
+    """What a user should know, e.g. that folding the norm behind it is not possible."""
 
     @property
     def bytes_moved(self) -> int:
@@ -78,9 +116,12 @@ class Verification:
         return all(check.ok is not False for check in self.checks)
 
     def __str__(self) -> str:
+        passed = sum(check.ok is True for check in self.checks)
+        head = f"verified: {passed} checks" if self.ok else "verification failed"
         words = {True: "ok", False: "failed", None: "not run"}
-        told = [
-            f"  {words[check.ok]}: {check.name}" + f": {check.detail}" * bool(check.detail) for check in self.checks
+        lines = [
+            f"  {words[check.ok]}: {check.name}" + f": {check.detail}" * bool(check.detail)
+            for check in self.checks
+            if check.ok is not True
         ]
-        head = "verified" if self.ok else "verification failed"
-        return "\n".join([head if any(check.ok is not None for check in self.checks) else "not verified", *told])
+        return "\n".join([head, *lines])
