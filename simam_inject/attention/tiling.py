@@ -1,4 +1,4 @@
-"""How a tensor is cut into tiles: pure arithmetic on shapes and strides, tested without a GPU."""
+"""How a tensor is cut into tiles for the Triton kernels: pure arithmetic on shapes and strides, tested without a GPU."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ SMALL_TILE = 2048
 """Elements of a tile where nothing asks for more."""
 NARROWEST, WIDEST = 16, 64
 """Channels of a channels-last tile. 16 of half precision are 32 bytes, the unit of memory traffic."""
-ALIGNED = 16
-"""Segments of a split plane start at multiples of this, so that their loads stay wide."""
 PROGRAMS = 264
-"""Wanted: two for each of the 132 processors of an H100 or H200. With fewer, large planes are split."""
+"""Wanted: two for each of the 132 processors of an H100 or H200. With fewer, channels-last tiles become narrower."""
 LONGEST = 2**31 - 1
 """Offsets within one sample are 32 bits wide."""
 
@@ -33,12 +31,8 @@ class Tiling:
     span: int
     """Positions of a tile: all of them, or one step of a walk. Both are powers of two."""
     is_whole: bool
+    """Whether a tile holds its planes whole, so that they are read once."""
     programs: int
-    """Along the planes."""
-    parts: int = 1
-    """Along the positions."""
-    segment: int = 0
-    """Positions of a part."""
 
     @property
     def warps(self) -> int:
@@ -58,13 +52,8 @@ def choose(strides: Strides, samples: int, channels: int, positions: int, room: 
     planes = min(planes, power_of_two(channels))
     while planes > narrowest and planes * span > room:
         planes //= 2
-    if planes * span <= room:
-        return Tiling(planes, span, True, samples * -(-channels // planes))
-    span = SMALL_TILE // planes
-    programs = samples * -(-channels // planes)
-    parts = min(-(-PROGRAMS // programs), -(-positions // span))
-    segment = -(-positions // parts // ALIGNED) * ALIGNED
-    return Tiling(planes, span, False, programs, -(-positions // segment), segment)
+    is_whole = planes * span <= room
+    return Tiling(planes, span if is_whole else SMALL_TILE // planes, is_whole, samples * -(-channels // planes))
 
 
 def power_of_two(number: int) -> int:
