@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from simam_inject.dataflow.nested import map_nested
+from simam_inject.nested import map_nested
 
 if TYPE_CHECKING:
     from simam_inject.dataflow.recorder import Value

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.dataflow.nested import map_nested, tensors_in
+from simam_inject.nested import map_nested, tensors_in
 from simam_inject.errors import ModelError
 
 DEFAULT_SIZE = (3, 224, 224)
@@ -88,6 +88,22 @@ class Example:
             return len(self.args[0]) if all(isinstance(image, torch.Tensor) for image in self.args[0]) else None
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
         return None if first is None else first.shape[0]
+
+    def shrunk(self) -> Example | None:
+        """The same example with images of half the size or more, in multiples of 64; None where they are small already."""
+        first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
+        if first is None or (self.args and isinstance(self.args[0], list)) or min(first.shape[2:]) < 128:
+            return None
+        lengths = {length: max(64, length // 2 // 64 * 64) for length in first.shape[2:]}
+
+        def shrink(leaf: Any) -> Any:
+            if isinstance(leaf, torch.Tensor) and leaf.dim() == first.dim():
+                for dim in range(2, leaf.dim()):
+                    if leaf.shape[dim] in lengths:
+                        leaf = leaf.narrow(dim, 0, lengths[leaf.shape[dim]])
+            return leaf
+
+        return Example(*map_nested(shrink, (self.args, self.kwargs)))
 
     def with_size(self, keeps_last: bool = False) -> Example | None:
         """The same example at a larger spatial size; None where no argument has one.

@@ -29,7 +29,7 @@ from torch.utils import _pytree as pytree
 from simam_inject.dataflow.axes import Layout, input_layout, layout_after
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import function_kind, module_kind
-from simam_inject.dataflow.nested import Key, is_named_tuple, map_nested, tensors_in
+from simam_inject.nested import Key, is_named_tuple, map_nested, tensors_in
 from simam_inject.dataflow.twin import modules_with_python_forward
 
 _NOT_READS = frozenset(

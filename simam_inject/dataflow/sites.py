@@ -13,7 +13,7 @@ from torch import fx, nn
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import TRANSPARENT, conv_facts, module_kind
-from simam_inject.dataflow.nested import Key
+from simam_inject.nested import Key
 from simam_inject.dataflow.recorder import Frame, Recording, Value, keyed
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.structure import covers, find_structure

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.recorder import Recording, record
@@ -83,7 +83,6 @@ def _refuse_while_tracing() -> None:
         torch.jit.is_tracing()  # type: ignore[no-untyped-call]
         or torch.compiler.is_compiling()
         or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
-        or isinstance(fx.proxy, type)
     )
     if tracing:
         raise ModelError("a forward is being traced; inject, plan and verify work on a model that is not being traced")

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from simam_inject.dataflow.kinds import module_kind
-from simam_inject.dataflow.nested import Key
+from simam_inject.nested import Key
 from simam_inject.dataflow.recorder import Frame, Value
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.sites import Dataflow
-from simam_inject.dataflow.source import Expression, find_expression
+from simam_inject.source import Expression, find_expression
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
