@@ -86,7 +86,7 @@ def _compile(text: str) -> re.Pattern[str]:
     """One pattern for all texts that the braces stand for; the innermost pairs are expanded first."""
     texts = [text]
     while any(_BRACES.search(part) for part in texts):
-        texts = [_BRACES.sub(lambda _, c=choice: c, part, count=1) for part in texts for choice in _choices(part)]
+        texts = [choice for part in texts for choice in _expand(part)]
         if len(texts) > MAX_ALTERNATIVES:
             raise ValueError(f"{text!r} stands for more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
     if any("{" in part or "}" in part for part in texts):
@@ -94,9 +94,12 @@ def _compile(text: str) -> re.Pattern[str]:
     return re.compile("|".join(map(fnmatch.translate, texts)))
 
 
-def _choices(text: str) -> list[str]:
+def _expand(text: str) -> list[str]:
+    """The texts that the first innermost pair of braces stands for."""
     found = _BRACES.search(text)
-    return found[1].split(",") if found else [""]
+    if found is None:
+        return [text]
+    return [text[: found.start()] + choice + text[found.end() :] for choice in found[1].split(",")]
 
 
 @dataclass(frozen=True, slots=True)

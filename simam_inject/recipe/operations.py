@@ -146,7 +146,7 @@ def _parse_link(text: str) -> Link:
             "conv2d[k=3, s>=2, groups=depthwise], with '>' between them"
         )
     keys = [(_SHORT.get(fact["key"], fact["key"]), fact["bounds"].lstrip("= ")) for fact in facts if fact]
-    if len(dict(keys)) < len(keys):
-        raise ValueError(f"{describe(text)} gives a condition twice")
+    if len(dict(keys)) < len(keys) or "which" in dict(keys):
+        raise ValueError(f"{describe(text)} gives a condition twice, or one that a chain does not have")
     operation = Operation.model_validate({"op": found["name"], **dict(keys)})
     return Link(text, found["name"], operation.kinds[0], operation.conditions())

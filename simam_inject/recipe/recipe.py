@@ -55,7 +55,7 @@ class Recipe(Grammar):
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON types; defaults are left out, the version is not."""
-        return {"version": self.version} | super().to_dict()
+        return {"version": 1} | super().to_dict()
 
     @model_validator(mode="before")
     @classmethod
