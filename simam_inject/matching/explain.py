@@ -149,6 +149,8 @@ def _hint_path(glob: Glob, paths: frozenset[str]) -> str:
 
 def _mend_glob(glob: Glob, paths: frozenset[str]) -> Sequence[str]:
     """The glob with names that are no part of any path put right: `layr4.*` becomes `layer4.*`."""
+    if "{" in glob.text:  # a name may reach across the braces
+        return []
     names = {name for path in paths for name in path.split(".")}
     parts = [
         part if Glob(part).is_wild or part in names else next(iter(nearest(part, names, count=1)), part)
