@@ -45,7 +45,8 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
     if not any("could not be seen" in line for line in lines):
         lines = [f"  {sentence}" for sentence in _unseen(anatomy)] + lines
-    return "\n".join([f"{head}. The nearest misses:", *lines, *_advise(selected, anatomy)])
+    idle = explain_idle("path", selected.paths, every_path(anatomy)) if selected.selects != "path" else None
+    return "\n".join([f"{head}. The nearest misses:", *lines, *([idle] if idle else [])])
 
 
 def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
@@ -158,16 +159,3 @@ def _mend_glob(glob: Glob, paths: frozenset[str]) -> Sequence[str]:
     ]
     mended = ".".join(parts)
     return [repr(mended)] if any(map(Glob(mended).matches, paths)) else []
-
-
-def _advise(rule: Rule, anatomy: Anatomy) -> list[str]:
-    """Lines on parts of a rule that match nothing in the model: its `path` beside a selection, classes in a pattern."""
-    idle = explain_idle("path", rule.paths, every_path(anatomy)) if rule.selects != "path" else None
-    lines = [idle] if idle else []
-    classes = {site.class_name.casefold(): site.class_name for site in anatomy.sites if site.class_name is not None}
-    kinds = {site.kind for site in anatomy.sites}
-    for link in rule.chain.links if rule.chain is not None else ():
-        name = classes.get(link.name.casefold())
-        if name is not None and not any(map(link.kinds.matches, kinds)):
-            lines.append(f"{link.name} is a class, and a pattern names operations; write block: {name}")
-    return lines
