@@ -18,9 +18,9 @@ NEAREST = 3
 _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
 _STRUCTURES = {
-    "main": "none is repeated between stem and head",
+    "main": "none that returns one map has two convolutions within two map sizes",
     "residual": "none joins a branch with a skip in its own forward",
-    "decoder": "none joins an upsampled map with an earlier one",
+    "decoder": "none returns one map that it makes of an upsampled map joined with an earlier one",
 }
 
 
