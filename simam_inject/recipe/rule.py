@@ -90,7 +90,7 @@ class Pick(Grammar):
         """Those of one group's sites that are taken."""
         if self.last is not None:
             return sites[-self.last :]
-        return sites[: self.first :] if self.first is not None else sites[:: self.every]
+        return sites[: self.first] if self.first is not None else sites[:: self.every]
 
     def __str__(self) -> str:
         given = [f"{name}: {value}" for name, value in self.to_dict().items()]

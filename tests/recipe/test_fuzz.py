@@ -125,7 +125,7 @@ TEXTS = [read_shipped(name) for name in shipped_recipes()]
 
 def read(source, reader):
     """The recipe, or None after a proper error."""
-    start = time.perf_counter()
+    start = time.process_time()
     recipe, message = None, "recipe: "
     try:
         with warnings.catch_warnings():
@@ -135,7 +135,7 @@ def read(source, reader):
         message = str(error)
     assert PATH.match(message), message
     assert len(message) < 3000
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     return recipe
 
 
@@ -146,13 +146,13 @@ def use(recipe):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         assert Recipe.from_dict(recipe.to_dict()) == recipe
-    start = time.perf_counter()
+    start = time.process_time()
     for anatomy in (NETWORKS["resnet"], NETWORKS["yolo"], NETWORKS["pyramid"]):
         found = match(recipe, anatomy)
         for index in range(len(recipe.rules)):
             if not found.hits_of(index):
                 assert unmatched_message(recipe, index, anatomy, found.misses).startswith(f"rules[{index}] (")
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def check_values(value):

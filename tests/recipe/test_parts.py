@@ -59,9 +59,9 @@ def test_a_filter_covers_what_is_inside_a_module():
 
 def test_no_glob_makes_the_search_explode():
     glob = parse_glob("*a" * 90 + "b")
-    start = time.perf_counter()
+    start = time.process_time()
     assert not glob.matches("a" * 5000)
-    assert time.perf_counter() - start < 2.0
+    assert time.process_time() - start < 2.0
 
 
 BOUNDS = [

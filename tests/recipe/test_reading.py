@@ -113,8 +113,8 @@ HOSTILE = {
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_texts_end_in_bounded_time(name):
     long_only = name in ("a long plain scalar of spaces", "many keys")
-    start = time.perf_counter()
+    start = time.process_time()
     with nullcontext() if long_only else pytest.raises(RecipeError) as caught:
         read_yaml(HOSTILE[name])
-    assert time.perf_counter() - start < 5.0
+    assert time.process_time() - start < 5.0
     assert caught is None or len(str(caught.value)) < 400
