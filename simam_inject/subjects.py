@@ -24,7 +24,7 @@ def check_subject(model: object) -> None:
         ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
     """
     if not isinstance(model, nn.Module):
-        raise ModelError(f"expected an nn.Module, found {_told(model)}")
+        raise ModelError(f"expected an nn.Module, found {_describe(model)}")
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:
@@ -34,8 +34,6 @@ def check_subject(model: object) -> None:
             "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
             "torch.jit.trace it"
         )
-    if model._compiled_call_impl is not None:
-        raise ModelError("this model was compiled in place (model.compile()): inject first, then compile")
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
         raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
     lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
@@ -53,7 +51,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _told(thing: object) -> str:
+def _describe(thing: object) -> str:
     if isinstance(thing, type):
         return f"the class {thing.__name__}; give an instance of it"
     return f"{thing!r}" if isinstance(thing, str) else f"a {type(thing).__name__}"
