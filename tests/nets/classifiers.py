@@ -159,7 +159,7 @@ class SextantNet(nn.Module):
 
 
 class Raw(nn.Module):
-    """Weights as parameters, everything as functions: no convolution is a module."""
+    """Weights as parameters, convolutions and norms as functions: no convolution is a module."""
 
     def __init__(self, channels):
         super().__init__()
@@ -168,12 +168,13 @@ class Raw(nn.Module):
         self.g1, self.b1 = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
         self.register_buffer("m1", torch.zeros(channels))
         self.register_buffer("v1", torch.ones(channels))
+        self.act = nn.ReLU()
 
     def forward(self, x):
         out = F.conv2d(x, self.w1, padding=1)
-        out = F.relu(F.batch_norm(out, self.m1, self.v1, self.g1, self.b1, self.training))
+        out = self.act(F.batch_norm(out, self.m1, self.v1, self.g1, self.b1, self.training))
         out = F.conv2d(out, self.w2, padding=1)
-        return F.relu(x + out)
+        return self.act(x + out)
 
 
 @net("functional-resnet")
