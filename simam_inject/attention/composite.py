@@ -13,6 +13,8 @@ keep = 1 - strength and scale = strength * gain, which are 0 and 1 for the plain
 throughout, so a 1x1 map has the gate sigmoid(1/2) and not NaN. Everything is computed in float32 (float64 for float64)
 and rounded once, to the dtype of x: autocast finds nothing to change.
 
+`forward` and `backward` are for maps of shape (N, C, spatial), as those of `cpu` and `kernels` are.
+
 Source: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
 ICML 2021, PMLR 139:11863-11874; written from the formula.
 """
@@ -66,7 +68,7 @@ def less_one(n: Any) -> Any:
 
 
 def two_pass(x: Tensor, e_lambda: float, dims: Dims, keep: float = 0.0, scale: float = 1.0) -> Tensor:
-    """The form for exporters and function transforms: 13 elementary operations, 15 where keep and scale are not 0 and 1.
+    """The form for exporters and function transforms: 13 elementary operations, two more unless keep, scale are 0, 1.
 
     Half precision adds two casts. For a fixed size no shape is computed in the graph; for a dynamic one n follows the
     input.
@@ -81,40 +83,25 @@ def two_pass_gate(wide: Tensor, e_lambda: float, dims: Dims) -> Tensor:
     small = (wide - wide.mean(dims, keepdim=True)) * EXPORT_SCALE
     energy = (small * small).mean(dims, keepdim=True) * (4 * n / less_one(n)) + 4 * e_lambda * EXPORT_SCALE**2
     normal = small / energy.sqrt()
-    return (normal * normal + 0.5).sigmoid()
+    return torch.sigmoid(normal * normal + 0.5)
 
 
-def statistics(wide: Tensor, e_lambda: float, dims: Dims) -> tuple[Tensor, Tensor]:
-    """Return mu and a of every plane.
-
-    On a GPU by one `var_mean`, of which Inductor makes one reduction: one read of memory. On a CPU the second read is
-    from cache, and two plain sums are faster than Welford's update (by a quarter compiled, threefold in eager mode).
-    """
-    n = positions(wide, dims)
-    if wide.device.type == "cpu":
-        mean = wide.mean(dims, keepdim=True)
-        deviation = wide - mean
-        energy = (deviation * deviation).sum(dims, keepdim=True)
-        return mean, 1 / (energy * (4 / less_one(n)) + 4 * e_lambda)
-    variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
-    return mean, 0.25 / (variance * (n / less_one(n)) + e_lambda)
-
-
-def attend(x: Tensor, e_lambda: float, dims: Dims, keep: float = 0.0, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, mu and a: the form for compilers."""
+def forward(
+    x: Tensor, e_lambda: float, keep: float, scale: float, saves: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return y and, with `saves`, mu and a: the form for compilers, and for devices that have no other."""
     wide = widen(x)
-    mean, a = statistics(wide, e_lambda, dims)
-    return narrow(wide * _weight(_gate(wide - mean, a), keep, scale), x.dtype), mean, a
+    mean, a = statistics(wide, e_lambda)
+    y = narrow(wide * _weight(_gate(wide - mean, a), keep, scale), x.dtype)
+    return (y, mean, a) if saves else (y, None, None)
 
 
-def attend_backward(
-    x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, dims: Dims, keep: float, scale: float
-) -> Tensor:
-    """Return dx from the gradient of y and from what `attend` was given and returned, in closed form.
+def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, keep: float, scale: float) -> Tensor:
+    """Return dx from the gradient of y and from what `forward` was given and returned, in closed form.
 
     To differentiate it again, hand it `mean` and `a` as functions of x.
     """
-    wide, wide_grad = widen(x), widen(grad)
+    wide, wide_grad, dims = widen(x), widen(grad), spatial_dims(x.dim(), 1)
     n = positions(x, dims)
     deviation = wide - mean
     s = _gate(deviation, a)
@@ -125,6 +112,23 @@ def attend_backward(
     return narrow(wide_grad * _weight(s, keep, scale) + (2 * a * scale) * inner, x.dtype)
 
 
+def statistics(wide: Tensor, e_lambda: float) -> tuple[Tensor, Tensor]:
+    """Return mu and a of every plane.
+
+    On a GPU by one `var_mean`, of which Inductor makes one reduction: one read of memory. On a CPU the second read is
+    from cache, and two plain sums are faster than Welford's update (by a quarter compiled, threefold in eager mode).
+    """
+    dims = spatial_dims(wide.dim(), 1)
+    n = positions(wide, dims)
+    if wide.device.type == "cpu":
+        mean = wide.mean(dims, keepdim=True)
+        deviation = wide - mean
+        energy = (deviation * deviation).sum(dims, keepdim=True)
+        return mean, 1 / (energy * (4 / less_one(n)) + 4 * e_lambda)
+    variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
+    return mean, 0.25 / (variance * (n / less_one(n)) + e_lambda)
+
+
 def _gate(deviation: Tensor, a: Tensor) -> Tensor:
     return torch.sigmoid(deviation * deviation * a + 0.5)
 
@@ -132,30 +136,9 @@ def _gate(deviation: Tensor, a: Tensor) -> Tensor:
 def _weight(s: Tensor, keep: float, scale: float) -> Tensor:
     """Return keep + scale s.
 
-    A compiler fuses it, and is not asked what the numbers are: a branch on them would compile each value of a ramp anew.
+    A compiler fuses it, and is not asked what the numbers are: a branch would compile each value of a ramp anew.
     """
     is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
     if not is_compiled and keep == 0.0 and scale == 1.0:
         return s
     return s * scale + keep
-
-
-class Attention(torch.autograd.Function):
-    """`attend` and `attend_backward`: keeps x and two numbers per plane. Compilers trace it; it is never opaque."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, e_lambda: float, dims: Dims, keep: float, scale: float) -> Tensor:
-        """Attend `x`."""
-        y, mean, a = attend(x, e_lambda, dims, keep, scale)
-        ctx.save_for_backward(x, mean, a)
-        ctx.numbers = e_lambda, dims, keep, scale
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return the gradient of x. Under `create_graph` the kept statistics are constants: compute them again."""
-        x, mean, a = ctx.saved_tensors
-        e_lambda, dims, keep, scale = ctx.numbers
-        if torch.is_grad_enabled():
-            mean, a = statistics(widen(x), e_lambda, dims)
-        return attend_backward(x, grad, mean, a, dims, keep, scale), None, None, None, None
