@@ -1,7 +1,8 @@
 """SimAM on a CPU, eagerly: a few in-place passes over pieces of the batch small enough to stay in cache.
 
 The cost is the exponential (about 1.1 of 1.9 ns an element). The rest is made to run in cache and without temporaries,
-which is what the plain form loses its time on. The formulas and the meaning of `keep` and `scale` are in `composite`.
+which is what the plain form loses its time on. The formulas are in `composite`; here keep = 1 - strength and
+scale = strength * gain, so that y = x (keep + scale s).
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ NO_REDUCTION = 0
 
 
 def forward(
-    x: Tensor, e_lambda: float, keep: float, scale: float, saves: bool
+    x: Tensor, e_lambda: float, strength: float, gain: float, saves: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Attend `x` of shape (N, C, spatial); with `saves`, also return mu and a, each of shape (N, C, 1, ...).
 
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
     y = torch.empty_like(x)
+    keep, scale = 1.0 - strength, strength * gain
     if not saves:
         for part, out in _pieces(FORWARD_PIECE, x, y):
             _attend(part, out, None, None, e_lambda, keep, scale)
@@ -44,12 +46,13 @@ def forward(
     return y, mean, a
 
 
-def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, keep: float, scale: float) -> Tensor:
+def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
     """Return the gradient of x from that of y and from what `forward` saved.
 
     Beside the result it needs room for a few pieces, however large a sample is.
     """
     result = torch.empty_like(x)
+    keep, scale = 1.0 - strength, strength * gain
     large = LARGE if x.dtype == mean.dtype else LARGE_HALF
     for part, part_grad, out, part_mean, part_a in _pieces(BACKWARD_PIECE, x, grad, result, mean, a):
         run = _walk_backward if part.numel() > large else _attend_backward

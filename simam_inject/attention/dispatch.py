@@ -20,33 +20,33 @@ FIRST_CAPABILITY = (7, 0)
 
 
 class Implementation(Protocol):
-    """A forward and its backward; `composite` says what `keep` and `scale` are."""
+    """A forward and its backward."""
 
     def forward(
-        self, x: Tensor, e_lambda: float, keep: float, scale: float, saves: bool
+        self, x: Tensor, e_lambda: float, strength: float, gain: float, saves: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return y and, with `saves`, the mean and the slope a of every plane."""
 
-    def backward(self, x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, keep: float, scale: float) -> Tensor:
+    def backward(self, x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
         """Return the gradient of x."""
 
 
-def attend(x: Tensor, e_lambda: float, keep: float, scale: float) -> Tensor:
+def attend(x: Tensor, e_lambda: float, strength: float, gain: float) -> Tensor:
     """Attend `x`."""
     if torch.is_grad_enabled() and x.requires_grad:
-        return cast(Tensor, Attention.apply(x, e_lambda, keep, scale))
-    return implementation_for(x).forward(x, e_lambda, keep, scale, False)[0]
+        return cast(Tensor, Attention.apply(x, e_lambda, strength, gain))
+    return implementation_for(x).forward(x, e_lambda, strength, gain, False)[0]
 
 
 class Attention(torch.autograd.Function):
     """Attention whose backward reads x, mu and a. Compilers trace it; it is never opaque."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, e_lambda: float, keep: float, scale: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, e_lambda: float, strength: float, gain: float) -> Tensor:
         """Attend `x`."""
-        y, mean, a = implementation_for(x).forward(x, e_lambda, keep, scale, True)
+        y, mean, a = implementation_for(x).forward(x, e_lambda, strength, gain, True)
         ctx.save_for_backward(x, mean, a)
-        ctx.numbers = e_lambda, keep, scale
+        ctx.numbers = e_lambda, strength, gain
         return y
 
     @staticmethod
@@ -57,14 +57,14 @@ class Attention(torch.autograd.Function):
         Many gradients at once (`is_grads_batched`, a vectorized jacobian) write into no buffer of one.
         """
         x, mean, a = ctx.saved_tensors
-        e_lambda, keep, scale = ctx.numbers
+        e_lambda, strength, gain = ctx.numbers
         implementation = implementation_for(x)
         if torch.is_grad_enabled():
             implementation = composite
             mean, a = composite.statistics(composite.widen(x), e_lambda)
         elif not torch.compiler.is_compiling() and _is_batched(grad):
             implementation = composite
-        return implementation.backward(x, grad, mean, a, keep, scale), None, None, None
+        return implementation.backward(x, grad, mean, a, strength, gain), None, None, None
 
 
 def _is_batched(grad: Tensor) -> bool:
@@ -94,7 +94,7 @@ def kernels_on(device: torch.device) -> Any:
     try:
         from simam_inject.attention import kernels
 
-        kernels.forward(torch.zeros(1, 1, 1, 1, device=device), 1e-4, 0.0, 1.0, saves=False)
+        kernels.forward(torch.zeros(1, 1, 1, 1, device=device), 1e-4, 1.0, 1.0, saves=False)
     except Exception as error:  # whatever the reason, the composite gives the same result
         warnings.warn(
             f"simam runs without its Triton kernels on {device}, several times slower in eager mode: "

@@ -72,18 +72,15 @@ def simam(
         result: Tensor = handle_torch_function(simam, (x,), x, e_lambda, channel_dim=channel_dim, **numbers)
         return result
     e_lambda, dims = _checked(x, e_lambda, channel_dim)
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        keep, scale = 1.0 - strength, strength * gain  # may be symbols: nothing here depends on their value
-    else:
+    if not composite.is_compiled():  # compiled, the two may be symbols, and nothing may depend on their value
         strength, gain = check_strength(strength), check_gain(gain)
         if strength == 0.0:
             return x.clone()
-        keep, scale = 1.0 - strength, strength * gain
-        if torch.compiler.is_exporting() or not _is_plain_eager(x):
-            return composite.two_pass(x, e_lambda, dims, keep, scale)
+        if torch.compiler.is_compiling() or not _is_plain_eager(x):
+            return composite.two_pass(x, e_lambda, dims, strength, gain)
     if channel_dim == -1:
-        return dispatch.attend(x.movedim(-1, 1), e_lambda, keep, scale).movedim(1, -1)
-    return dispatch.attend(x, e_lambda, keep, scale)
+        return dispatch.attend(x.movedim(-1, 1), e_lambda, strength, gain).movedim(1, -1)
+    return dispatch.attend(x, e_lambda, strength, gain)
 
 
 def gate(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:

@@ -97,7 +97,7 @@ def test_a_torchscript_trace_takes_other_sizes(dtype, tmp_path):
 @pytest.mark.parametrize("std", [1.0, 100.0])
 def test_every_composite_is_true(dtype, std):
     x = (torch.randn(2, 3, 40, 40) * std).to(dtype)
-    for y in (composite.two_pass(x, 1e-4, (2, 3)), composite.forward(x, 1e-4, 0.0, 1.0, False)[0]):
+    for y in (composite.two_pass(x, 1e-4, (2, 3)), composite.forward(x, 1e-4, 1.0, 1.0, False)[0]):
         assert distance(y, truth(x, x)[0]) < TOLERANCE[dtype]
 
 
