@@ -30,7 +30,7 @@ from torch.utils._device import _device_constructors
 
 from simam_inject.dataflow.axes import Layout, input_layout, layout_after
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.kinds import function_kind, module_kind
+from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
 from simam_inject.nested import Key, is_named_tuple, map_nested, tensors_in
 from simam_inject.dataflow.twin import modules_with_python_forward
 
@@ -305,7 +305,7 @@ class Recorder(TorchFunctionMode):
         if frame.graph is not None:
             target, op = (func, "call_function") if not _is_method(func) else (func.__name__, "call_method")
             node = self._node(frame, op, target, args, kwargs, values, path)
-            node.meta |= {"kind": kind, "source": _source_position(frame.module)}
+            node.meta |= {"kind": kind, "source": _source_position(frame.module), "facts": function_facts(kind, args, kwargs)}
         return path
 
     def _count(self, frame: Frame, name: str) -> str:

@@ -87,7 +87,7 @@ class Surveyor:
         frame: Frame | None = node.meta.get("frame") or (node.meta["entry_of"].meta.get("frame") if "entry_of" in node.meta else None)
         is_entry = "entry_of" in node.meta or "value" not in node.meta and False
         module = self.base.modules[frame.path] if frame is not None else None
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = dict(node.meta.get("facts", {}))
         if module is not None and not is_entry:
             facts |= _module_facts(module)
         if module is not None and is_entry:

@@ -46,8 +46,8 @@ def _is_selected(site: Site, rule: Rule) -> bool:
 
     A wildcard selects neither leaf modules by class nor inputs by path: both are meant only where they are written out.
     """
-    if rule.selects == "structure":  # the model itself is no block
-        return site.path != "" and not set(rule.structures).isdisjoint(site.structure)
+    if rule.selects == "structure":
+        return not set(rule.structures).isdisjoint(site.structure)
     if rule.selects == "path":
         return any(
             glob.matches(site.path) and (site.kind != "input" or glob.text == site.path or not glob.is_wild)

@@ -55,9 +55,6 @@ def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
     unseen = "".join(f" {sentence}" for sentence in _unseen(anatomy))
     if rule.selects == "structure":
         reasons = " and ".join(_STRUCTURES[word] for word in rule.structures)
-        root = anatomy.site_by_path.get("")
-        if root is not None and not set(rule.structures).isdisjoint(root.structure):
-            unseen = f" The model itself does, but it is no block; write block: {root.class_name}."
         return f"no block of this model is {' or '.join(rule.structures)}: {reasons}.{unseen}"
     if rule.selects == "block":
         return _explain_classes(rule, anatomy, unseen)

@@ -117,8 +117,8 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
         return f"{name} returns a tensor that it did not compute"
     if flow.recording.calls[frame.path] != site.runs:
         return f"{name} runs {flow.recording.calls[frame.path]} times in one forward, and computes this value {site.runs} time(s)"
-    if any(frame.spans(read.tick) for read in value.reads):
-        return f"{name} reads it before returning it"
+    if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.reads):
+        return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
     if [entry for entry in frame.outputs if entry[1] is value][1:]:
         return f"{name} returns it twice"
     return _why_not_replaced(flow, value, frame.end)
