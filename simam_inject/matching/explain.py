@@ -43,7 +43,8 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if not near:
         return f"{head}: {why_nothing(selected, anatomy)}"
     lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
-    if not any("could not be seen" in line for line in lines):
+    met_none = near[0].depth == 0 or selected.selects == "pattern"
+    if met_none and not any("could not be seen" in line for line in lines):
         lines = [f"  {sentence}" for sentence in _unseen(anatomy)] + lines
     idle = explain_idle("path", selected.paths, every_path(anatomy)) if selected.selects != "path" else None
     return "\n".join([f"{head}. The nearest misses:", *lines, *([idle] if idle else [])])
