@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.api import eject, plan
 from simam_inject.errors import FileError
 from simam_inject.persist.loading import copy_all
 from simam_inject.persist.official_keys import Mapped, map_keys
 from simam_inject.persist.tables import state_of
 from simam_inject.recipe import Recipe, load_recipe
-from simam_inject.surgery import eject, plan
+
 
 _FAMILIES = ("torchvision.models.resnet", "torchvision.models.mobilenetv2")
 _HOLDERS = ("state_dict", "model")
