@@ -105,7 +105,8 @@ def test_the_rewritten_forward_of_a_copy_is_that_of_the_formula(make):
 LOADING = """
 import sys, torch, torchvision
 from torch import nn
-import simam_inject, tests.persist.networks as networks
+import tests.persist.networks as networks
+from simam_inject import injected
 own = [networks.Net, networks.Block, networks.Mixed, set]
 own += [nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d]
 own += [torchvision.models.ResNet, torchvision.models.resnet.BasicBlock]
@@ -114,7 +115,7 @@ for name in sys.argv[1:]:
         model = torch.load(name + ".pt", weights_only=True)
     x, expected = torch.load(name + ".io")
     with torch.no_grad():
-        print(len(simam_inject.injected(model)), torch.equal(model(x), expected))
+        print(len(injected(model)), torch.equal(model(x), expected))
 """
 
 
@@ -181,8 +182,7 @@ def test_the_shallow_copies_of_data_parallel_run_their_own_weights(build):
         replica = replicas[id(module)]
         replica._modules = {name: replicas[id(child)] for name, child in module._modules.items()}
         for name, parameter in module._parameters.items():
-            if parameter is not None:
-                setattr(replica, name, parameter.detach() * 0.5)
+            setattr(replica, name, None if parameter is None else parameter.detach() * 0.5)
     half = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in half.parameters():
