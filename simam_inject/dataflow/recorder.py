@@ -55,7 +55,7 @@ def keyed(path: str, keys: tuple[Key, ...]) -> str:
     return path + "".join(f":{key}" for key in keys)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Value:
     """One tensor that the forward held."""
 
@@ -78,7 +78,7 @@ class Value:
     """Module calls that it was given to, with the argument's position or keyword and the keys inside it."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Read:
     """An operation, or a leaf module, that looks at a value's content."""
 
@@ -87,7 +87,7 @@ class Read:
     """Path of what it computes; empty if it computes no tensor."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Frame:
     """One call of one module."""
 
@@ -117,7 +117,7 @@ class Frame:
         return self.start <= tick <= self.end
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Recording:
     """What one forward did."""
 
