@@ -1,12 +1,13 @@
-"""The stages of a YOLO's life, each run in a process of its own: `python stages.py STAGE FOLDER`.
+"""The stages of a YOLO's life: `python stages.py STAGE,STAGE,... FOLDER`, one process for stages that may share one.
 
-After the first injection no stage imports the package: stock calls only.
+After the first injection no stage imports the package before its stock calls.
 """
 
 import json
 import re
 import shutil
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
 DATA = FOLDER / "set" / "data.yaml"
 BEST = FOLDER / "runs" / "first" / "weights" / "best.pt"
 COUNT = 8
-BY_ACCIDENT = {"model.22.cv3.0.0.simam_output"}  # in a branch that ultralytics' own load() takes over from the source
+BY_ACCIDENT = {"model.22.cv3.0.0.simam"}  # in a branch that ultralytics' own load() takes over from the source
 
 
 def common(name: str, **more) -> dict:
@@ -413,38 +414,28 @@ def _silence(yolo) -> None:
 def without_hooks() -> dict:
     """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
     from simam_inject import inject
-    from simam_inject.integrations.ultralytics import hooks
+    from simam_inject.integrations.ultralytics import networks, training
     from tests.yolo.oracle import RECIPE, live_sites
 
     def injected_yolo():
         return inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False)
 
     yolo, unwatched = injected_yolo(), injected_yolo()
-    hooks.uninstall()
-    message, batches = _train_to_the_end_or_not(yolo, "unhooked")
-    assert batches == 0
-    assert re.match(rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites", message), (
-        message
-    )
-    _silence(unwatched)
-    message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
-    assert not message
-    assert batches > 0
-    assert live_sites(unwatched.model) <= BY_ACCIDENT
-    assert "simam" in unwatched.model.yaml
-    return {}
-
-
-def without_arming() -> dict:
-    """Guard off: loading an injected module does not make its library ready, so training from the file loses it."""
-    from simam_inject.rewriting import restoring
-    from tests.yolo.oracle import live_sites
-
-    restoring._ADAPTERS.clear()
-    yolo = load(FOLDER / "injected.pt")
-    assert len(live_sites(yolo.model)) == COUNT
-    assert not _train_to_the_end_or_not(yolo, "unarmed")[0]
-    assert live_sites(yolo.model) <= BY_ACCIDENT
+    networks.unwrap()
+    try:
+        message, batches = _train_to_the_end_or_not(yolo, "unhooked")
+        assert batches == 0
+        lost = rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites"
+        assert re.match(lost, message), message
+        networks.unwrap(training.Model)
+        message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
+        assert not message
+        assert batches > 0
+        assert live_sites(unwatched.model) <= BY_ACCIDENT
+        assert "simam" in unwatched.model.yaml
+    finally:
+        networks.install()
+        training.install()
     return {}
 
 
@@ -453,14 +444,30 @@ def without_switches() -> dict:
     from ultralytics import YOLO
 
     from simam_inject import inject
+    from simam_inject.integrations.ultralytics import training
     from tests.yolo.oracle import RECIPE
 
     yolo = inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=images()[:1], verify=False)
-    yolo.ckpt = {}
-    yolo.overrides.pop("pretrained", None)
-    message, batches = _train_to_the_end_or_not(yolo, "switchless")
+    question, training._rebuilds_from_name = training._rebuilds_from_name, lambda: False
+    try:
+        message, batches = _train_to_the_end_or_not(yolo, "switchless")
+    finally:
+        training._rebuilds_from_name = question
     assert batches == 0
     assert message.startswith("VerificationError: SimAM lost"), message
+    return {}
+
+
+def without_arming() -> dict:
+    """Guard off: loading an injected network does not make its library ready, so training from the file loses it."""
+    from simam_inject.adapters import IntegrationMark
+    from tests.yolo.oracle import live_sites
+
+    IntegrationMark.__setstate__ = lambda self, state: self.__dict__.update(state)
+    yolo = load(FOLDER / "injected.pt")
+    assert len(live_sites(yolo.model)) == COUNT
+    assert not _train_to_the_end_or_not(yolo, "unarmed")[0]
+    assert live_sites(yolo.model) <= BY_ACCIDENT
     return {}
 
 
@@ -482,5 +489,9 @@ def safe_without_package() -> dict:
 
 
 if __name__ == "__main__":
-    stage = globals()[sys.argv[1]]
-    print("RESULT", json.dumps(stage()))
+    for name in sys.argv[1].split(","):
+        try:
+            found = {"result": globals()[name]()}
+        except BaseException:
+            found = {"error": traceback.format_exc()}
+        print("STAGE", json.dumps({"stage": name, **found}), flush=True)
