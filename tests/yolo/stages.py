@@ -227,8 +227,22 @@ def export() -> dict:
     }
 
 
+RAMP = {"epochs": 2.0, "start": 0.2}
+STRENGTHS = [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+"""Of each batch of three epochs, two batches each."""
+
+
+def _strengths(trainer) -> list[float]:
+    """Of the trainer's network and of its EMA, which must all be one."""
+    modules = [*trainer.model.modules(), *trainer.ema.ema.modules()]
+    return sorted({round(module.strength, 6) for module in modules if type(module).__name__ == "SimAM"})
+
+
 def interrupt() -> dict:
-    """A training that dies after its first epoch."""
+    """A training with a ramp of the strength, that dies after its first epoch."""
+    from simam_inject import inject
+    from simam_inject.integrations.ultralytics import ramp
+    from tests.yolo.oracle import RECIPE
 
     class Crash(Exception):
         pass
@@ -236,13 +250,16 @@ def interrupt() -> dict:
     def crash(trainer) -> None:
         raise Crash
 
-    yolo = load(FOLDER / "injected.pt")
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False, strength=0.0)
+    with pytest.warns(UserWarning, match="a ramp without gains"):
+        ramp(yolo, **RAMP)
+    seen = []
+    yolo.add_callback("on_train_batch_end", lambda trainer: seen.append(_strengths(trainer)))
     yolo.add_callback("on_model_save", crash)
-    try:
-        yolo.train(**common("resumed", epochs=2))
-    except Crash:
-        return {}
-    raise AssertionError("it did not save")
+    with pytest.raises(Crash):
+        yolo.train(**common("resumed", epochs=3))
+    assert seen == [[value] for value in STRENGTHS[:2]], seen
+    return {}
 
 
 def resume() -> dict:
@@ -250,14 +267,40 @@ def resume() -> dict:
     from tests.yolo.oracle import check_pair, live_sites
 
     yolo = load(FOLDER / "runs" / "resumed" / "weights" / "last.pt")
-    seen = []
+    seen, strengths = [], []
     yolo.add_callback(
         "on_train_epoch_end",
         lambda trainer: seen.append((trainer.epoch, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)))),
     )
+    yolo.add_callback("on_train_batch_end", lambda trainer: strengths.append(_strengths(trainer)))
     yolo.train(resume=True)
-    assert seen == [(1, COUNT, COUNT)], seen
+    assert seen == [(1, COUNT, COUNT), (2, COUNT, COUNT)], seen
+    assert strengths == [[value] for value in STRENGTHS[2:]], strengths
+    assert {site["strength"] for site in yolo.model.yaml["simam"]["sites"]} == {1.0}
     return check_pair(yolo.model(images()), yolo.model, images())
+
+
+def network() -> dict:
+    """The network inside the object is injected, not the object: it is trained all the same."""
+    from ultralytics import YOLO
+
+    from simam_inject import inject, injected
+    from tests.yolo.oracle import RECIPE, counting, live_sites
+
+    for name, yolo in (("pt", load(FOLDER / "base.pt")), ("yaml", YOLO("yolov8n.yaml"))):
+        inject(yolo.model, RECIPE, example_inputs=images()[:1], verify=False, strength=0.75)
+        yolo.model.model[2].simam.gain = 1.25
+        seen = []
+        yolo.add_callback("on_train_end", lambda trainer: seen.append(len(live_sites(trainer.ema.ema))))
+        with counting() as counter:
+            yolo.add_callback("on_train_start", counter.restart)
+            yolo.train(**common(f"network-{name}", epochs=1))
+        assert seen == [COUNT], (name, seen)
+        assert counter.attentions == COUNT * counter.networks > 0
+        settings = {site.path: (site.strength, site.gain) for site in injected(yolo)}
+        assert settings.pop("model.2") == (0.75, 1.25)
+        assert set(settings.values()) == {(0.75, 1.0)}
+    return {}
 
 
 def check_cli() -> dict:
@@ -404,11 +447,6 @@ def _train_to_the_end_or_not(yolo, name: str) -> tuple[str, int]:
     except Exception as error:
         return f"{type(error).__name__}: {error}", len(batches)
     return "", len(batches)
-
-
-def _silence(yolo) -> None:
-    """Take the tripwire out."""
-    yolo.callbacks["on_pretrain_routine_end"] = []
 
 
 def without_hooks() -> dict:
