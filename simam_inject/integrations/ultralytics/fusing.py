@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
+from ultralytics.nn.modules.head import Detect
 
 from simam_inject.editing.hooks import input_hook, output_hook
 from simam_inject.editing.presence import Presence, presence_of, set_presence
@@ -53,19 +54,20 @@ def prune_presence(network: nn.Module) -> None:
     presence = presence_of(network)
     if presence is None:
         return
-    holders = [(".".join(path), hook) for path, hook in presence.holders if _resolves(network, path)]
-    witnesses = [(".".join(path), site) for path, site in presence.witnesses if _resolves(network, path)]
+    holders = [(".".join(path), hook) for path, hook in presence.holders if not _is_dropped(network, path)]
+    witnesses = [(".".join(path), site) for path, site in presence.witnesses if not _is_dropped(network, path)]
     if len(holders) < len(presence.holders):
         set_presence(network, Presence(holders, witnesses, presence.recipes, presence.example))
 
 
-def _resolves(network: nn.Module, path: tuple[str, ...]) -> bool:
+def _is_dropped(network: nn.Module, path: tuple[str, ...]) -> bool:
     module: Any = network
     for name in path:
-        module = module._modules.get(name)
-        if module is None:
-            return False
-    return True
+        inner = module._modules.get(name)
+        if inner is None:
+            return isinstance(module, Detect)
+        module = inner
+    return False
 
 
 def _twin(own: type[nn.Module]) -> type[nn.Module]:
