@@ -8,6 +8,7 @@ works in a process that imports only its library.
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -16,11 +17,15 @@ from torch import nn
 
 from simam_inject.errors import FileError
 
+_LIGHTNING = "simam_inject.integrations.lightning"
 _INTEGRATIONS = {
+    "lightning.pytorch.core.module": _LIGHTNING,
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
 """Module in which a class of the library is defined -> module that registers the adapter."""
+
+_MARK = "simam_integration"
 
 
 class Adapter(Protocol):
@@ -59,6 +64,13 @@ class IntegrationMark:
         importlib.import_module(self.integration)
 
 
+def mark(network: nn.Module, integration: str | None) -> None:
+    """Let unpickling the network load an integration; None takes the mark away."""
+    network.__dict__.pop(_MARK, None)
+    if integration is not None:
+        network.__dict__[_MARK] = IntegrationMark(integration)
+
+
 def register(integration: str, adapter: Adapter) -> None:
     """Make an adapter known; called by the integration when it is imported."""
     _adapters[integration] = adapter
@@ -66,6 +78,8 @@ def register(integration: str, adapter: Adapter) -> None:
 
 def adapter_of(model: nn.Module) -> Adapter | None:
     """The adapter for this object, its integration loaded if need be; None for a plain network."""
+    if "lightning.pytorch.core.module" in sys.modules and _LIGHTNING not in _adapters:
+        importlib.import_module(_LIGHTNING)  # whatever is injected may be a part of a LightningModule
     for base in type(model).__mro__:
         name = _INTEGRATIONS.get(base.__module__)
         if name is not None:

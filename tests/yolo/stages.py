@@ -291,7 +291,7 @@ def network() -> dict:
         inject(yolo.model, RECIPE, example_inputs=images()[:1], verify=False, strength=0.75)
         yolo.model.model[2].simam.gain = 1.25
         seen = []
-        yolo.add_callback("on_train_end", lambda trainer: seen.append(len(live_sites(trainer.ema.ema))))
+        yolo.add_callback("on_train_end", lambda trainer, seen=seen: seen.append(len(live_sites(trainer.ema.ema))))
         with counting() as counter:
             yolo.add_callback("on_train_start", counter.restart)
             yolo.train(**common(f"network-{name}", epochs=1))
@@ -452,6 +452,7 @@ def _train_to_the_end_or_not(yolo, name: str) -> tuple[str, int]:
 def without_hooks() -> dict:
     """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
     from simam_inject import inject
+    from simam_inject.integrations import wrapping
     from simam_inject.integrations.ultralytics import networks, training
     from tests.yolo.oracle import RECIPE, live_sites
 
@@ -459,13 +460,13 @@ def without_hooks() -> dict:
         return inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False)
 
     yolo, unwatched = injected_yolo(), injected_yolo()
-    networks.unwrap()
+    networks.uninstall()
     try:
         message, batches = _train_to_the_end_or_not(yolo, "unhooked")
         assert batches == 0
         lost = rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites"
         assert re.match(lost, message), message
-        networks.unwrap(training.Model)
+        wrapping.unwrap(training.Model)
         message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
         assert not message
         assert batches > 0

@@ -29,15 +29,15 @@ from simam_inject import adapters
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
+from simam_inject.integrations.record import record_of
 from simam_inject.integrations.ultralytics import networks, training
 from simam_inject.integrations.ultralytics.ramping import ramp
-from simam_inject.integrations.ultralytics.record import erase, record_of_network, write
+from simam_inject.integrations.ultralytics.record import erase, write
 
 __all__ = ["ramp"]
 
 OLDEST, NEWEST = (8, 3, 200), (8, 4, 190)
 """Releases of ultralytics that this adapter is tested with."""
-_MARK = "simam_integration"
 
 
 class UltralyticsAdapter:
@@ -60,17 +60,17 @@ class UltralyticsAdapter:
         """Write sites and settings into the network's yaml, and mark it, so that unpickling loads this package."""
         inner = self.network(model)
         if all(isinstance(entry.attention, SimAM) for entry in attended_in(inner)):
-            write(inner, record_of_network(inner))
+            write(inner, record_of(inner))
         else:  # peers of SimAM cannot be rebuilt; `train` says so
             erase(inner)
-        inner.__dict__[_MARK] = adapters.IntegrationMark(__name__)
+        adapters.mark(inner, __name__)
         training.stamp(inner)
 
     def forget(self, model: nn.Module) -> None:
         """Leave no trace of an injection."""
         inner = self.network(model)
         erase(inner)
-        inner.__dict__.pop(_MARK, None)
+        adapters.mark(inner, None)
         training.stamp(inner)
 
     def refresh(self, model: nn.Module) -> None:

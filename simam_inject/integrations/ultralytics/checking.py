@@ -20,7 +20,8 @@ from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.records import SiteRecord
 from simam_inject.errors import FileError, InjectError
-from simam_inject.integrations.ultralytics.record import Key, Record, key_of, recorded
+from simam_inject.integrations.record import Key, Record, key_of
+from simam_inject.integrations.ultralytics.record import recorded
 from simam_inject.nested import tensors_in
 
 

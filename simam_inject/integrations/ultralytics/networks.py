@@ -10,7 +10,6 @@ Networks without a record and without SimAM are handed on to the library as they
 
 from __future__ import annotations
 
-import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,18 +22,11 @@ from simam_inject.adapters import remember
 from simam_inject.api import inject
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.presence import presence_of
+from simam_inject.integrations.record import Record, apply_record, missing_sites, record_of
 from simam_inject.integrations.ultralytics.fusing import prune_presence, shielded
-from simam_inject.integrations.ultralytics.record import (
-    Record,
-    apply_record,
-    has_record,
-    missing_sites,
-    read,
-    record_of_network,
-    recorded,
-)
+from simam_inject.integrations.ultralytics.record import has_record, read, recorded
+from simam_inject.integrations.wrapping import unwrap, wrap
 
-_MARK = "_simam_original"
 _construction = threading.local()
 
 
@@ -49,21 +41,10 @@ def install() -> None:
     wrap(tasks, "torch_safe_load", _reporting)
 
 
-def wrap(owner: Any, name: str, make: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
-    """Replace a function of a class or module by what `make` makes of it; once."""
-    original = vars(owner)[name]
-    if not hasattr(original, _MARK):
-        wrapped = functools.wraps(original)(make(original))
-        setattr(wrapped, _MARK, original)
-        setattr(owner, name, wrapped)
-
-
-def unwrap(*owners: Any) -> None:
-    """Give the names back; for tests."""
-    for owner in (tasks, tasks.BaseModel, *_subclasses(tasks.BaseModel), *owners):
-        for name, value in list(vars(owner).items()):
-            if hasattr(value, _MARK):
-                setattr(owner, name, getattr(value, _MARK))
+def uninstall() -> None:
+    """Give the names back."""
+    for owner in (tasks, tasks.BaseModel, *_subclasses(tasks.BaseModel)):
+        unwrap(owner)
 
 
 def _subclasses(base: Any) -> Iterator[Any]:
@@ -94,7 +75,7 @@ def _building(original: Callable[..., None]) -> Callable[..., None]:
 
 def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
     def load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        record, before = record_of_network(self), _attention(self)
+        record, before = record_of(self), _attention(self)
         result = original(self, *args, **kwargs)
         if _attention(self) != before:  # modules of the source took the place of its own, with its sites or without any
             apply_record(self, record)

@@ -1,4 +1,4 @@
-"""A ramp of the strength that rides a trainer's callbacks: model and EMA, through resume, NaN recovery and AutoBatch."""
+"""A ramp of the strength, of model and EMA, that rides the callbacks of a trainer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
     """Raise the strength of every SimAM from `start` to 1 during the first epochs of the next `model.train(...)`.
 
     The strength follows the epoch and the batch within it, so a training that is resumed or redoes an epoch goes on
-    where it should; `last.pt` carries the ramp for `resume=True`. Checkpoints carry the strength that they were saved at.
+    where it should; `last.pt` carries the ramp for `resume=True`. A checkpoint carries the strength of its epoch.
 
     Args:
         model: an injected `YOLO`, `RTDETR`, ... object.

@@ -1,4 +1,4 @@
-"""Training and prediction with stock calls: `Model.train` builds an injected network, `Model.predict` runs the one of now."""
+"""Stock calls: `Model.train` builds an injected network, and `Model.predict` runs the network as it is now."""
 
 from __future__ import annotations
 
@@ -19,16 +19,10 @@ from ultralytics.utils import LOGGER, RANK, dist
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.records import SiteRecord
 from simam_inject.errors import ModelError, VerificationError
-from simam_inject.integrations.ultralytics.networks import wrap
+from simam_inject.integrations.record import Record, key_of, missing_sites, record_of
 from simam_inject.integrations.ultralytics.ramping import RAMP, StrengthRamp
-from simam_inject.integrations.ultralytics.record import (
-    Record,
-    key_of,
-    missing_sites,
-    record_of_network,
-    recorded,
-    write,
-)
+from simam_inject.integrations.ultralytics.record import recorded, write
+from simam_inject.integrations.wrapping import wrap
 
 _EVENT = "on_pretrain_routine_end"  # the first with both the trainer's model and its EMA, the last before a batch
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
@@ -120,7 +114,7 @@ def _kept_injected(model: Any, *, resumed: bool) -> Iterator[None]:
 
 def update_record(network: nn.Module) -> Record:
     """Write what is in the network now, settings included, beside the recorded sites that `fuse()` took out of it."""
-    now, before = record_of_network(network), recorded(network)
+    now, before = record_of(network), recorded(network)
     if before is None:
         write(network, now)
         return now
