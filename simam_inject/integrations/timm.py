@@ -33,7 +33,7 @@ from simam_inject.api import RecipeLike, inject
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
 from simam_inject.recipe import Recipe, load_recipe
-from simam_inject.recipe.loading import shipped_recipes
+from simam_inject.recipe import shipped_recipes
 
 __all__ = ["SimamAttn", "register"]
 
