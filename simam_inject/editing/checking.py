@@ -123,7 +123,8 @@ def first_problem(error: ValidationError) -> str:
     """Where the first problem is, and what it is."""
     problem = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else problem["msg"]
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {reason}" if place else reason
 
 
 def checked_sites(value: object, *kinds: str) -> list[SiteRecord]:
