@@ -268,6 +268,12 @@ class BenchOptions:
     chart: Annotated[Path | None, _option(RESULT, "--chart", "Draw a bar chart", metavar="FILE.svg")] = None
 
 
+def _panel(parameter: inspect.Parameter) -> int:
+    """Place of an option in the help: what says where SimAM goes comes first."""
+    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
+    return (None, PLACE, MODEL, CONDITIONS, RESULT).index(panel)
+
+
 def with_options(function: Callable[..., None]) -> Callable[..., None]:
     """Turn a function of options objects into one that Typer reads: each field of each object becomes an option."""
     fields: dict[str, list[str]] = {}
@@ -290,6 +296,7 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
         objects = {name: kind(**{key: values[key] for key in fields[name]}) for name, kind in classes.items()}
         function(**objects)
 
+    parameters.sort(key=_panel)
     command.__name__ = function.__name__
     command.__doc__ = function.__doc__
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -48,12 +48,16 @@ def _as_code(tensor: Any) -> str:
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a file of weights in the place of the model, before anything heavy is imported.
+    """Refuse a file of weights, or a file without a factory, in the place of the model, before torch is imported.
 
     Raises:
         ModelError: It is one.
     """
     path = Path(name)
+    if path.suffix == ".py":
+        from simam_inject.zoo.factories import which_factory
+
+        raise which_factory(name)
     holds_weights = path.suffix in WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_yolo_checkpoint(path))
     if not holds_weights:
         return

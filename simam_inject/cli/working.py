@@ -102,8 +102,8 @@ def _silence_libraries() -> None:
 
 
 def show(report: RenderableType) -> None:
-    """Print a report on stdout."""
-    _console().print(report)
+    """Print a report on stdout. Lines that are not to be wrapped, such as code to copy, may be longer than the terminal."""
+    _console().print(report, crop=False)
 
 
 def show_error(message: str) -> None:

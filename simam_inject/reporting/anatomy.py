@@ -91,7 +91,7 @@ def kind_of_place(anatomy: Anatomy, path: str) -> str:
 
 
 def summarize(anatomy: Anatomy) -> tuple[BlockClass, ...]:
-    """The block classes of a model: those that occur several times first, plain containers last."""
+    """The block classes of a model: main blocks first, then others that occur several times, plain containers last."""
     blocks: dict[str, list[Site]] = {}
     for block in anatomy.blocks():
         if ":" not in block.path:
@@ -101,7 +101,7 @@ def summarize(anatomy: Anatomy) -> tuple[BlockClass, ...]:
         if site.kind != "input" and site.path:
             inside.setdefault(owner_of(anatomy, site), []).append(site)
     classes = [_block_class(name, sites, inside) for name, sites in blocks.items()]
-    return tuple(sorted(classes, key=lambda found: (found.is_container, found.count == 1)))
+    return tuple(sorted(classes, key=lambda found: (found.is_container, "main" not in found.structure, found.count == 1)))
 
 
 def _block_class(name: str, blocks: list[Site], inside: dict[str, list[Site]]) -> BlockClass:

@@ -16,7 +16,6 @@ from simam_inject.planning.records import Check, Insertion, Skip, Verification
 from simam_inject.reporting.anatomy import kind_of_place, local_name
 from simam_inject.reporting.dicts import bytes_per_image
 from simam_inject.reporting.formats import (
-    UNKNOWN,
     format_bytes,
     format_count,
     format_map,
@@ -24,6 +23,9 @@ from simam_inject.reporting.formats import (
     format_span,
 )
 
+MAP = "CxHxW"
+WHOLE = 34
+"""Names up to this length stay whole at 80 columns."""
 LONG = 24
 """Sites from which on a table groups them by kind of block."""
 EDITS = {"Output": "output", "Input": "input", "Rewritten": "expression"}
@@ -73,29 +75,32 @@ def render_plan(
         parts.extend(_calibration_lines(calibration))
     if next_steps:
         parts.append(Text("next:", style="bold"))
-        parts.extend(Text(f"  {step}") for step in next_steps)
+        parts.extend(Text(f"  {step}", no_wrap=True, overflow="ignore") for step in next_steps)  # whole, to be copied
     return Group(*parts)
 
 
-def _new_table(*columns: str) -> Table:
+def _new_table(names: Sequence[str], *columns: str) -> Table:
+    """A table whose first column keeps its names whole where there is room; the map column breaks between maps."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column(columns[0], overflow="fold", min_width=12)
+    table.add_column(columns[0], overflow="fold", no_wrap=max(map(len, names)) <= WHOLE)
     table.add_column(columns[1], overflow="fold")
     for column in columns[2:-1]:
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(column, justify="right", no_wrap=column != MAP, overflow="fold")
     table.add_column(columns[-1], no_wrap=True)
     return table
 
 
 def _table(placed: Sequence[Insertion]) -> Table:
-    table = _new_table("site", "position", "CxHxW", "reduction", "e_lambda", "edit")
-    for insertion in placed:
+    lambdas = _lambda_column(placed)
+    names = [insertion.path or "(the model)" for insertion in placed]
+    table = _new_table(names, "site", "position", MAP, "reduction", *lambdas, "edit")
+    for name, insertion in zip(names, placed, strict=True):
         table.add_row(
-            Text(insertion.path or "(the model)"),
+            Text(name),
             Text(where(insertion)),
             format_map(insertion.shape, insertion.channel_dim),
-            UNKNOWN if insertion.reduction is None else str(insertion.reduction),
-            f"{insertion.e_lambda:g}",
+            format_reductions([insertion.reduction]),
+            *[f"{insertion.e_lambda:g}" for _ in lambdas],
             EDITS[type(insertion.edit).__name__],
         )
     return table
@@ -108,13 +113,19 @@ def _grouped_table(placed: Sequence[Insertion], anatomy: Anatomy) -> Table:
         reader = "" if insertion.reader is None else f" {kind_of_place(anatomy, insertion.reader)}"
         edit = EDITS[type(insertion.edit).__name__]
         groups.setdefault((kind, f"{insertion.position}{reader}", f"{insertion.e_lambda:g}", edit), []).append(insertion)
-    table = _new_table("kind of site", "position", "count", "CxHxW", "reduction", "e_lambda", "edit")
+    lambdas = _lambda_column(placed)
+    table = _new_table([key[0] for key in groups], "kind of site", "position", "count", MAP, "reduction", *lambdas, "edit")
     for (kind, position, e_lambda, edit), members in groups.items():
         maps = format_span(format_map(member.shape, member.channel_dim) for member in members)
         reductions = format_reductions(member.reduction for member in members)
-        table.add_row(Text(kind), Text(position), str(len(members)), maps, reductions, e_lambda, edit)
-    table.columns[3].no_wrap = False
+        e_lambdas = [e_lambda for _ in lambdas]
+        table.add_row(Text(kind), Text(position), str(len(members)), maps, reductions, *e_lambdas, edit)
     return table
+
+
+def _lambda_column(placed: Sequence[Insertion]) -> list[str]:
+    """A column for lambdas that differ; one lambda for all is said in the summary."""
+    return ["e_lambda"] if len({insertion.e_lambda for insertion in placed}) > 1 else []
 
 
 def where(insertion: Insertion) -> str:
@@ -169,6 +180,8 @@ def _skip_lines(skips: Sequence[Skip], label: str, style: str, verbose: bool) ->
 
 def _summary(plan: Plan, placed: Sequence[Insertion], skips: Sequence[Skip], *, applied: bool, why: bool) -> Text:
     counts = [f"{format_count(len(plan.insertions), 'site')} {'inserted' if applied else 'planned'}"]
+    if placed and not _lambda_column(placed):
+        counts[0] += f" with e_lambda {placed[0].e_lambda:g}"
     if plan.present:
         counts.append(f"{len(plan.present)} already there")
     skipped = sum(skip.hit for skip in skips)

@@ -14,6 +14,11 @@ from simam_inject.reporting.anatomy import BlockClass, Child, summarize
 from simam_inject.reporting.formats import UNKNOWN, format_count, format_reductions, format_span
 
 
+_PLACES = 4
+WHOLE = 28
+"""Names up to this length stay whole at 80 columns."""
+
+
 def render_sites(anatomy: Anatomy, *, heading: str = "") -> RenderableType:
     """The block classes of a model with what a rule can name inside them, and selectors that fit this model.
 
@@ -23,7 +28,7 @@ def render_sites(anatomy: Anatomy, *, heading: str = "") -> RenderableType:
     """
     classes = summarize(anatomy)
     parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
-    parts += [_table(classes), *_opaque_lines(anatomy)]
+    parts += [_table(classes), *_obstacle_lines(classes), *_opaque_lines(anatomy)]
     parts.append(Text("name a place with:", style="bold"))
     parts.extend(Text(f"  {selector}") for selector in suggest(classes))
     return Group(*parts)
@@ -31,34 +36,40 @@ def render_sites(anatomy: Anatomy, *, heading: str = "") -> RenderableType:
 
 def _table(classes: Sequence[BlockClass]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("block class, what is inside", overflow="fold", min_width=24)
+    names = [found.name for found in classes] + [f"  {child.name}" for found in classes for child in _shown(found)]
+    table.add_column("block class, children", overflow="fold", no_wrap=max(map(len, names), default=0) <= WHOLE)
     table.add_column("kind", overflow="fold")
     table.add_column("count", justify="right", no_wrap=True)
     table.add_column("CxHxW", overflow="fold")
     table.add_column("reduction", no_wrap=True)
     for found in classes:
-        table.add_row(
-            Text(found.name, style="bold cyan"),
-            "block",
-            str(found.count),
-            _place(found.maps, found.obstacle),
-            format_reductions(found.reductions),
-            style="bold",
-        )
-        for child in () if found.is_container else found.children:
-            table.add_row(
-                Text(f"  {child.name}"),
-                Text(child.kind),
-                str(child.count),
-                _place(child.maps, child.obstacle),
-                format_reductions(child.reductions),
-                style="dim" if child.obstacle else "",
-            )
+        table.add_row(Text(found.name, style="bold cyan"), "block", *_facts(found), style="bold")
+        for child in _shown(found):
+            row = (Text(f"  {child.name}"), Text(child.kind), *_facts(child))
+            table.add_row(*row, style="dim" if child.obstacle else "")
     return table
 
 
-def _place(maps: Sequence[str], obstacle: str | None) -> Text:
-    return Text(f"no: {obstacle}", style="yellow") if obstacle else Text(format_span(maps) or UNKNOWN)
+def _shown(found: BlockClass) -> tuple[Child, ...]:
+    return () if found.is_container else found.children
+
+
+def _facts(entry: BlockClass | Child) -> tuple[str, str, str]:
+    mark = " *" if entry.obstacle else ""
+    return str(entry.count), f"{format_span(entry.maps) or UNKNOWN}{mark}", format_reductions(entry.reductions)
+
+
+def _obstacle_lines(classes: Sequence[BlockClass]) -> Iterator[Text]:
+    """What cannot be attended, by reason."""
+    names: dict[str, list[str]] = {}
+    for found in classes:
+        entries = [(found.name, found.obstacle), *((f"{found.name}.{child.name}", child.obstacle) for child in _shown(found))]
+        for name, obstacle in entries:
+            if obstacle is not None:
+                names.setdefault(obstacle.partition(": its shape is")[0], []).append(name)
+    for obstacle, places in names.items():
+        more = f" and {len(places) - _PLACES} more" if len(places) > _PLACES else ""
+        yield Text(f"* {', '.join(places[:_PLACES])}{more}: {obstacle}", style="yellow")
 
 
 def _opaque_lines(anatomy: Anatomy) -> Iterator[Text]:

@@ -8,7 +8,14 @@ from dataclasses import replace
 from simam_inject.errors import ModelError
 from simam_inject.zoo.factories import build_factory, which_factory
 from simam_inject.zoo.libraries import build_timm, build_torchvision, is_timm_name, is_torchvision_name
-from simam_inject.zoo.names import FORMS, list_timm, list_torchvision, list_ultralytics, unknown_model
+from simam_inject.zoo.names import (
+    FORMS,
+    is_defined_in_timm,
+    list_timm,
+    list_torchvision,
+    list_ultralytics,
+    unknown_model,
+)
 from simam_inject.zoo.records import ZooModel
 from simam_inject.zoo.yolo import build_ultralytics, is_yolo_name
 
@@ -45,7 +52,7 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         return build_factory(name, pretrained=pretrained, num_classes=num_classes)
     library = _find_library(name)
     built = _BUILDERS[library](name, pretrained=pretrained, num_classes=num_classes)
-    if library == "torchvision" and is_timm_name(name):
+    if library == "torchvision" and is_defined_in_timm(name):
         return replace(built, note=f"{built.note}; {name} is torchvision's, timm has its own: timm:{name}")
     return built
 

@@ -31,6 +31,14 @@ def list_timm() -> tuple[str, ...]:
     return tuple(timm.list_models())
 
 
+def is_defined_in_timm(name: str) -> bool:
+    """True if timm's source defines a model of that name; read from the files, since importing timm takes a second."""
+    spec = find_spec("timm")
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    start = f"\ndef {name}(".encode()
+    return any(start in file.read_bytes() for folder in folders for file in Path(folder, "models").glob("*.py"))
+
+
 @cache
 def list_ultralytics() -> tuple[str, ...]:
     """Names of the models ultralytics packages a YAML for, in every scale; empty if it is not installed.
