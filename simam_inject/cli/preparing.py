@@ -147,7 +147,7 @@ def make_plan(prepared: Prepared, recipe: Recipe, options: Options) -> Plan:
 def _check_exclude(options: Options, anatomy: Anatomy) -> None:
     """Refuse an `--exclude` that leaves nothing out because it matches nothing, whatever the rules are."""
     from simam_inject.matching import every_path, explain_idle
-    from simam_inject.recipe.globs import Glob
+    from simam_inject.recipe.names import Glob
 
     globs = [Glob(text) for text in options.exclude or ()]
     if message := explain_idle("--exclude", globs, every_path(anatomy)):

@@ -59,7 +59,8 @@ class _Copier:
     def _fill(self, module: nn.Module) -> None:
         twin = self.twins[id(module)]
         for name, value in module.__dict__.items():
-            twin.__dict__[name] = self.value(value)
+            # Code that was compiled for the original (`module.compile()`) would run the original.
+            twin.__dict__[name] = None if name == "_compiled_call_impl" else self.value(value)
         for name in (slot for kind in type(module).__mro__ for slot in _names(vars(kind).get("__slots__", ()))):
             if name not in ("__dict__", "__weakref__") and hasattr(module, name):
                 object.__setattr__(twin, name, self.value(getattr(module, name)))

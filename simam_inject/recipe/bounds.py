@@ -49,7 +49,7 @@ class Bounds:
     """What a number may be. Make it with `parse_bounds`."""
 
     source: int | str | tuple[int | str, ...]
-    """As it was written: JSON types, a list as a tuple."""
+    """As it was written, a list as a tuple."""
     choices: tuple[tuple[Comparison, ...], ...]
     """Any of these; of each, all comparisons."""
     depthwise: bool = False
@@ -74,8 +74,6 @@ def parse_bounds(value: object, *, depthwise: bool = False) -> Bounds:
         ValueError: not one of the forms, or a number too large.
     """
     forms = FORMS + (", or 'depthwise'" if depthwise else "")
-    if isinstance(value, Bounds):
-        return value
     if isinstance(value, list | tuple):
         if not 1 <= len(value) <= MAX_ENTRIES:
             raise ValueError(f"found a list of {len(value)} entries; allowed are 1 to {MAX_ENTRIES}")

@@ -378,7 +378,7 @@ def test_where_the_batch_is_not_first_the_site_is_skipped(factory):
     stock = build(factory)
     recipe = {
         "e_lambda": E_LAMBDA,
-        "rules": [{"path": "layer", "after": "output"}, {"path": "conv", "after": "output"}],
+        "rules": [{"path": "layer", "after": "output", "optional": True}, {"path": "conv", "after": "output"}],
     }
     planned = plan(stock, recipe, example_inputs=image(2, 3, 6, 10))
     assert [insertion.path for insertion in planned.insertions] == ["conv"]
