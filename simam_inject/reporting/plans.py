@@ -61,7 +61,7 @@ def render_plan(
     parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
     if placed:
         is_long = len(placed) >= LONG and not verbose
-        parts.append(_grouped_table(placed, plan.anatomy) if is_long else _table(placed))
+        parts.append(_grouped_table(placed, plan.anatomy) if is_long else sites_table(placed))
         if is_long:
             parts.append(Text(f"{len(placed)} sites by kind; --verbose shows each", style="dim"))
     parts += _notes(placed, verbose)
@@ -70,7 +70,7 @@ def render_plan(
         parts += _skip_lines([skip for skip in skips if not skip.hit], "near miss", "dim", verbose=True)
     parts.append(_summary(plan, placed, skips, applied=applied, why=why))
     if verification is not None:
-        parts.extend(_verification_lines(verification, verbose))
+        parts.extend(verification_lines(verification, verbose))
     if calibration is not None:
         parts.extend(_calibration_lines(calibration))
     if next_steps:
@@ -90,7 +90,8 @@ def _new_table(names: Sequence[str], *columns: str) -> Table:
     return table
 
 
-def _table(placed: Sequence[Insertion]) -> Table:
+def sites_table(placed: Sequence[Insertion]) -> Table:
+    """A row for each site."""
     lambdas = _lambda_column(placed)
     names = [insertion.path or "(the model)" for insertion in placed]
     table = _new_table(names, "site", "position", MAP, "reduction", *lambdas, "edit")
@@ -193,7 +194,8 @@ def _summary(plan: Plan, placed: Sequence[Insertion], skips: Sequence[Skip], *, 
     return Text(", ".join(counts), style="bold").append(f"; parameters +0; {moved}", style="not bold")
 
 
-def _verification_lines(verification: Verification, verbose: bool) -> Iterator[Text]:
+def verification_lines(verification: Verification, verbose: bool) -> Iterator[Text]:
+    """One line, and one for each check that failed or was not run; with `verbose` for each check."""
     failed = [check for check in verification.checks if check.ok is False]
     passed = [check for check in verification.checks if check.ok]
     not_run = [check for check in verification.checks if check.ok is None]
