@@ -7,7 +7,15 @@ from typing import Annotated
 
 import typer
 
-from simam_inject.cli.options import AsJson, BenchOptions, InjectOptions, ModelOptions, Options, PageOptions, with_options
+from simam_inject.cli.options import (
+    AsJson,
+    BenchOptions,
+    InjectOptions,
+    ModelOptions,
+    Options,
+    PageOptions,
+    with_options,
+)
 from simam_inject.cli.routing import MAIN_JOB, MainJobGroup
 
 app = typer.Typer(cls=MainJobGroup, pretty_exceptions_enable=False, rich_markup_mode="rich")

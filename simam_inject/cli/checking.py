@@ -62,7 +62,9 @@ def _refuse_other_files(file: Path) -> None:
     if not file.is_file():
         raise FileError(f"there is no file {str(file)!r}")
     if file.suffix in _EXPORTS:
-        raise FileError(f"{file}: an exported file is checked against its model: simam_inject.export.prove({str(file)!r}, model)")
+        raise FileError(
+            f"{file}: an exported file is checked against its model: simam_inject.export.prove({str(file)!r}, model)"
+        )
     if file.suffix not in (".pt", ".safetensors"):
         raise FileError(f"{file}: known are .pt of ultralytics and .safetensors of simam_inject.persist.save")
 
@@ -90,7 +92,11 @@ def _check_saved(file: Path, model: str | None, step: Step) -> tuple[dict[str, A
 
 def _manifest_as_dict(path: str, manifest: Manifest) -> dict[str, Any]:
     sites = [{**asdict(site), "module": site.module} for site in manifest.insertions]
-    return {"path": path, "sites": sites, "recipes": list(manifest.recipes), "versions": dict(manifest.versions)}
+    return {"path": path, "sites": sites, "recipes": _recipes(manifest), "versions": dict(manifest.versions)}
+
+
+def _recipes(manifest: Manifest) -> list[dict[str, Any]]:
+    return [dict(recipe) for recipe in manifest.recipes]
 
 
 def _render_saved(
@@ -102,14 +108,20 @@ def _render_saved(
     from simam_inject.reporting.formats import format_count
     from simam_inject.reporting.plans import verification_lines
 
-    names = ", ".join(str(recipe.get("name") or "recipe") for recipe in manifest.recipes) or "no recipe"
+    names = ", ".join(str(recipe.get("name") or "recipe") for recipe in _recipes(manifest)) or "no recipe"
     parts: list[RenderableType] = [Text(f"{path} ({names})", "bold")]
     if manifest.insertions:
         parts.append(_sites_table(manifest.insertions))
-    parts.append(Text(f"{format_count(len(manifest.insertions), 'site')}; names and shapes of its tensors are as they were saved"))
-    parts.append(Text("written with " + ", ".join(f"{name} {version}" for name, version in dict(manifest.versions).items())))
+    parts.append(
+        Text(
+            f"{format_count(len(manifest.insertions), 'site')}; names and shapes of its tensors are as they were saved"
+        )
+    )
+    parts.append(
+        Text("written with " + ", ".join(f"{name} {version}" for name, version in dict(manifest.versions).items()))
+    )
     if in_full:
-        parts += [Text(f"recipe: {json.dumps(recipe)}", overflow="fold") for recipe in manifest.recipes]
+        parts += [Text(f"recipe: {json.dumps(recipe)}", overflow="fold") for recipe in _recipes(manifest)]
     if verification is not None:
         parts.extend(verification_lines(verification, verbose=False))
     elif not in_full and manifest.insertions:

@@ -40,8 +40,12 @@ def batches_of(prepared: Prepared, folder: Path, limit: int) -> Iterator[Any]:
 
     built = prepared.built
     if built.takes_list or len(built.input_shapes) > 1:
-        raise ModelError(f"{built.name} does not take batches of images of one size, and cannot be calibrated on a folder")
-    size = prepared.size or (built.input_shapes[0][1:] if built.input_shapes else declared_size(network_of(built.model)))
+        raise ModelError(
+            f"{built.name} does not take batches of images of one size, and cannot be calibrated on a folder"
+        )
+    size = prepared.size or (
+        built.input_shapes[0][1:] if built.input_shapes else declared_size(network_of(built.model))
+    )
     if len(size) != 3 or size[0] not in (1, 3):
         raise ModelError(f"{built.name} takes inputs of size {'x'.join(map(str, size))}, not images")
     paths = images_in(folder, limit)

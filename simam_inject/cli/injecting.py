@@ -147,7 +147,9 @@ def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:
     elif hasattr(built.model, "save"):
         built.model.save(str(path))
     else:
-        raise ModelError(f"{built.name} is not a YOLO object, and a .pt is its checkpoint; write --output FILE.safetensors")
+        raise ModelError(
+            f"{built.name} is not a YOLO object, and a .pt is its checkpoint; write --output FILE.safetensors"
+        )
     return None
 
 
@@ -212,6 +214,6 @@ def _next_steps(options: Options, more: InjectOptions, outcome: Outcome) -> Iter
         yield f"train it: yolo train model={output} data=...; afterwards: simam-inject check best.pt"
     elif outcome.exported is not None:
         proof = outcome.exported
-        yield f"{proof.path} holds {proof.live} sites; its output is {proof.difference:.1e} from the model's ({proof.form})"
+        yield f"{proof.path} holds {proof.live} sites; output {proof.difference:.1e} from the model's ({proof.form})"
     else:
         yield f"load it: from simam_inject.persist import load; load({str(output)!r}, model)"

@@ -88,7 +88,9 @@ def write_report(options: Options, page: PageOptions) -> None:
     if options.as_json:
         typer.echo(json.dumps({"html": str(page.html), "ok": verification.ok}))
     elif not options.quiet:
-        show(f"wrote {page.html}: {len(plan.insertions) + len(plan.present)} sites, {str(verification).splitlines()[0]}")
+        show(
+            f"wrote {page.html}: {len(plan.insertions) + len(plan.present)} sites, {str(verification).splitlines()[0]}"
+        )
     raise typer.Exit(DONE if verification.ok else NO_EFFECT)
 
 

@@ -242,9 +242,7 @@ class InjectOptions:
             parser=parse_output,
         ),
     ] = None
-    dynamic: Annotated[
-        bool, _option(RESULT, "--dynamic", "Let batch and image size vary in the exported file")
-    ] = False
+    dynamic: Annotated[bool, _option(RESULT, "--dynamic", "Let batch and image size vary in the exported file")] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

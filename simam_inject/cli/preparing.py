@@ -58,11 +58,15 @@ def check_model_name(name: str) -> None:
         from simam_inject.zoo.factories import which_factory
 
         raise which_factory(name)
-    holds_weights = path.suffix in WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_yolo_checkpoint(path))
+    holds_weights = path.suffix in WEIGHTS or (
+        path.suffix == ".pt" and path.is_file() and not _is_yolo_checkpoint(path)
+    )
     if not holds_weights:
         return
     if path.suffix in (".onnx", ".pt2", ".torchscript"):
-        raise ModelError(f"{name} is an exported graph, which cannot be changed any more: name the model it was made from")
+        raise ModelError(
+            f"{name} is an exported graph, which cannot be changed any more: name the model it was made from"
+        )
     raise ModelError(
         f"{name} holds weights, not a model: name the model and add --weights {name}, "
         f"e.g. simam-inject resnet50 --weights {name} --after bottleneck"
@@ -163,6 +167,5 @@ def sized(size: Size | None) -> Iterator[None]:
         if size is None or len(size) != 2:
             raise
         raise ModelError(
-            f"{error}\n--input-size {size} is channels x length; "
-            f"an image is channels x height x width: 3x{size}"
+            f"{error}\n--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
         ) from error

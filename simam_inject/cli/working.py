@@ -43,7 +43,11 @@ def working(steps: int, *, as_json: bool = False, quiet: bool = False) -> Iterat
     """
     _silence_libraries()
     try:
-        with redirect_stdout(sys.stderr), _warnings(shown=not quiet), _progress(steps, shown=not as_json and not quiet) as step:
+        with (
+            redirect_stdout(sys.stderr),
+            _warnings(shown=not quiet),
+            _progress(steps, shown=not as_json and not quiet) as step,
+        ):
             yield step
     except InjectError as error:
         show_error(str(error))
@@ -102,7 +106,7 @@ def _silence_libraries() -> None:
 
 
 def show(report: RenderableType) -> None:
-    """Print a report on stdout. Lines that are not to be wrapped, such as code to copy, may be longer than the terminal."""
+    """Print a report on stdout. Lines of code to copy may be longer than the terminal is wide."""
     _console().print(report, crop=False)
 
 

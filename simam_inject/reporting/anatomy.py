@@ -101,7 +101,9 @@ def summarize(anatomy: Anatomy) -> tuple[BlockClass, ...]:
         if site.kind != "input" and site.path:
             inside.setdefault(owner_of(anatomy, site), []).append(site)
     classes = [_block_class(name, sites, inside) for name, sites in blocks.items()]
-    return tuple(sorted(classes, key=lambda found: (found.is_container, "main" not in found.structure, found.count == 1)))
+    return tuple(
+        sorted(classes, key=lambda found: (found.is_container, "main" not in found.structure, found.count == 1))
+    )
 
 
 def _block_class(name: str, blocks: list[Site], inside: dict[str, list[Site]]) -> BlockClass:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 UNKNOWN = "-"
 
@@ -43,5 +44,5 @@ def format_reductions(reductions: Iterable[int | None]) -> str:
     found = sorted({reduction for reduction in reductions if reduction is not None})
     if not found:
         return UNKNOWN
-    doubled = all(larger == 2 * smaller for smaller, larger in zip(found, found[1:], strict=False))
+    doubled = all(larger == 2 * smaller for smaller, larger in pairwise(found))
     return f"{found[0]}..{found[-1]}" if len(found) > 2 and doubled else ", ".join(map(str, found))

@@ -40,9 +40,11 @@ class Box:
 
 
 def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> tuple[Box, ...]:
-    """What is drawn: main and decoder blocks, other blocks outside of them, and the convolutions and poolings between."""
+    """What is drawn: main and decoder blocks, other blocks outside of them, convolutions and poolings between."""
     mapped = [
-        site for site in anatomy.sites if site.runs and max(site.spatial or (1,)) > 1 and site.path and ":" not in site.path
+        site
+        for site in anatomy.sites
+        if site.runs and max(site.spatial or (1,)) > 1 and site.path and ":" not in site.path
     ]
     main = {site.path for site in mapped if {"main", "decoder"} & set(site.structure)}
     parents_of_main = {parent for path in main for parent in _parents(path)}
@@ -94,10 +96,9 @@ def draw_network(anatomy: Anatomy, insertions: Sequence[Insertion]) -> str:
         parts.append(_draw_label(members, length, (start + x - _GAP) / 2))
         x += _STAGE_GAP
     height = HEIGHT + 62
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="The network" viewBox="0 0 {x:.0f} {height:.0f}" '
-        f'style="min-width:{x:.0f}px;max-width:{1.5 * x:.0f}px;width:100%">\n' + "\n".join(parts) + "\n</svg>"
-    )
+    style = f"min-width:{x:.0f}px;max-width:{1.5 * x:.0f}px;width:100%"
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" role="img" aria-label="The network" style="{style}"'
+    return f'{head} viewBox="0 0 {x:.0f} {height:.0f}">\n' + "\n".join(parts) + "\n</svg>"
 
 
 def _draw_box(box: Box, x: float, height: float) -> str:

@@ -27,16 +27,20 @@ h1 { font-size: 1.6rem; margin: .6rem 0 0; line-height: 1.25; }
 h2 { font-size: 1.15rem; margin: 2rem 0 .6rem; }
 .quiet { color: var(--quiet); margin: .2rem 0 1rem; }
 .cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; }
-.cards div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; font-size: .85rem; color: var(--quiet); }
+.cards div { border: 1px solid var(--line); border-radius: .5rem; padding: .6rem .8rem; font-size: .85rem;
+  color: var(--quiet); }
 .cards b { display: block; font-size: 1.25rem; color: var(--ink); }
 .cards .good b { color: var(--simam); } .cards .bad b { color: #b3261e; }
 .wide { overflow-x: auto; border: 1px solid var(--line); border-radius: .5rem; }
-svg { display: block; margin: 0 auto; } svg text { font: 11px system-ui, sans-serif; text-anchor: middle; fill: var(--quiet); }
+svg { display: block; margin: 0 auto; }
+svg text { font: 11px system-ui, sans-serif; text-anchor: middle; fill: var(--quiet); }
 svg .marked { fill: var(--simam); font-weight: 600; }
-.block { fill: var(--plain); } .operation { fill: #e4eaf0; stroke: var(--plain); } .attended { fill: #cfe8dc; stroke: var(--simam); }
+.block { fill: var(--plain); } .operation { fill: #e4eaf0; stroke: var(--plain); }
+.attended { fill: #cfe8dc; stroke: var(--simam); }
 .simam { fill: var(--simam); }
-.legend span { display: inline-block; margin-right: 1.2rem; } .legend i { display: inline-block; width: .8rem; height: .8rem;
-  border-radius: 2px; margin-right: .4rem; vertical-align: -1px; }
+.legend span { display: inline-block; margin-right: 1.2rem; }
+.legend i { display: inline-block; width: .8rem; height: .8rem; border-radius: 2px; margin-right: .4rem;
+  vertical-align: -1px; }
 table { border-collapse: collapse; width: 100%; font-size: .88rem; }
 th, td { text-align: left; padding: .32rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 th { color: var(--quiet); font-weight: 600; white-space: nowrap; } tr:last-child td { border-bottom: 0; }
@@ -79,12 +83,17 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
     )
 
 
+def _key(style: str, label: str) -> str:
+    return f'<span><i style="{style}"></i>{label}</span>'
+
+
 _LEGEND = (
-    '<p class="quiet legend"><span><i class="attended" style="background:#cfe8dc;border:1px solid #0b8457"></i>block with '
-    'SimAM</span><span><i style="background:#0b8457;width:3px"></i>SimAM</span><span><i style="background:#b9c6d4"></i>'
-    'block without</span><span><i style="background:#e4eaf0;border:1px solid #b9c6d4"></i>convolution or pooling outside of '
-    "blocks</span><br>Height: side of the feature map. Width: channels, on a logarithmic scale. Point at a block for its "
-    "name.</p>"
+    '<p class="quiet legend">'
+    + _key("background:#cfe8dc;border:1px solid #0b8457", "block with SimAM")
+    + _key("background:#0b8457;width:3px", "SimAM")
+    + _key("background:#b9c6d4", "block without")
+    + _key("background:#e4eaf0;border:1px solid #b9c6d4", "convolution or pooling outside of blocks")
+    + "<br>Height: side of the feature map. Width: channels, on a logarithmic scale. Point at a block for its name.</p>"
 )
 
 
@@ -109,13 +118,18 @@ def _cards(plan: Plan, placed: Sequence[Insertion], verification: Verification |
     return f'<div class="cards">{items}</div>'
 
 
-def _table(columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), names: Sequence[int] = ()) -> str:
+def _table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence[int] = (), names: Sequence[int] = ()
+) -> str:
     def kind(index: int) -> str:
         return ' class="n"' if index in numbers else ' class="p"' if index in names else ""
 
-    head = "".join(f"<th{kind(index) if index in numbers else ''}>{escape(name)}</th>" for index, name in enumerate(columns))
+    head = "".join(
+        f"<th{kind(index) if index in numbers else ''}>{escape(name)}</th>" for index, name in enumerate(columns)
+    )
     body = "\n".join(
-        "<tr>" + "".join(f"<td{kind(index)}>{escape(cell)}</td>" for index, cell in enumerate(row)) + "</tr>" for row in rows
+        "<tr>" + "".join(f"<td{kind(index)}>{escape(cell)}</td>" for index, cell in enumerate(row)) + "</tr>"
+        for row in rows
     )
     return f'<div class="wide"><table>\n<tr>{head}</tr>\n{body}\n</table></div>'
 
@@ -128,7 +142,7 @@ def _folded(title: str, content: str, rows: int) -> str:
 def _sites(placed: Sequence[Insertion]) -> str:
     if not placed:
         return ""
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             insertion.path or "(the model)",
             where(insertion),
@@ -172,8 +186,12 @@ def _skips(skips: Sequence[Skip]) -> str:
         rows = [(skip.path or "(the model)", skip.reason) for skip in hits]
         parts.append(_folded(f"all {len(rows)}", _table(("site", "reason"), rows, names=(0,)), len(rows)))
     if near:
-        table = _table(("near miss", "reason"), [(skip.path or "(the model)", skip.reason) for skip in near], names=(0,))
-        parts.append(f"<details>\n<summary>{format_count(len(near), 'near miss', 'near misses')}</summary>\n{table}\n</details>")
+        table = _table(
+            ("near miss", "reason"), [(skip.path or "(the model)", skip.reason) for skip in near], names=(0,)
+        )
+        parts.append(
+            f"<details>\n<summary>{format_count(len(near), 'near miss', 'near misses')}</summary>\n{table}\n</details>"
+        )
     return "\n".join(parts)
 
 

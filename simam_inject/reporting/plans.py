@@ -113,9 +113,13 @@ def _grouped_table(placed: Sequence[Insertion], anatomy: Anatomy) -> Table:
         kind = kind_of_place(anatomy, insertion.path)
         reader = "" if insertion.reader is None else f" {kind_of_place(anatomy, insertion.reader)}"
         edit = EDITS[type(insertion.edit).__name__]
-        groups.setdefault((kind, f"{insertion.position}{reader}", f"{insertion.e_lambda:g}", edit), []).append(insertion)
+        groups.setdefault((kind, f"{insertion.position}{reader}", f"{insertion.e_lambda:g}", edit), []).append(
+            insertion
+        )
     lambdas = _lambda_column(placed)
-    table = _new_table([key[0] for key in groups], "kind of site", "position", "count", MAP, "reduction", *lambdas, "edit")
+    table = _new_table(
+        [key[0] for key in groups], "kind of site", "position", "count", MAP, "reduction", *lambdas, "edit"
+    )
     for (kind, position, e_lambda, edit), members in groups.items():
         maps = format_span(format_map(member.shape, member.channel_dim) for member in members)
         reductions = format_reductions(member.reduction for member in members)
@@ -190,7 +194,9 @@ def _summary(plan: Plan, placed: Sequence[Insertion], skips: Sequence[Skip], *, 
     if near := len(skips) - skipped:
         shows = "" if why else f" (--why shows {'it' if near == 1 else 'them'})"
         counts.append(format_count(near, "near miss", "near misses") + shows)
-    moved = f"{format_bytes(bytes_per_image(placed, plan.anatomy))} moved per image (one read and one write of each map)"
+    moved = (
+        f"{format_bytes(bytes_per_image(placed, plan.anatomy))} moved per image (one read and one write of each map)"
+    )
     return Text(", ".join(counts), style="bold").append(f"; parameters +0; {moved}", style="not bold")
 
 
@@ -204,7 +210,9 @@ def verification_lines(verification: Verification, verbose: bool) -> Iterator[Te
         yield Text(f"verification failed: {len(failed)} of {count}", style="red")
     elif passed:
         more = f", {len(not_run)} not run" if not_run else ""
-        yield Text("verified: ", style="bold green").append(format_count(len(passed), "check") + more, "not bold default")
+        yield Text("verified: ", style="bold green").append(
+            format_count(len(passed), "check") + more, "not bold default"
+        )
     else:
         yield Text("not verified: no check could be run", style="yellow")
     yield from (_check_line(check, "failed", "red") for check in failed)

@@ -13,7 +13,6 @@ from simam_inject.dataflow.records import Anatomy
 from simam_inject.reporting.anatomy import BlockClass, Child, summarize
 from simam_inject.reporting.formats import UNKNOWN, format_count, format_reductions, format_span
 
-
 _PLACES = 4
 WHOLE = 28
 """Names up to this length stay whole at 80 columns."""
@@ -63,7 +62,10 @@ def _obstacle_lines(classes: Sequence[BlockClass]) -> Iterator[Text]:
     """What cannot be attended, by reason."""
     names: dict[str, list[str]] = {}
     for found in classes:
-        entries = [(found.name, found.obstacle), *((f"{found.name}.{child.name}", child.obstacle) for child in _shown(found))]
+        entries = [
+            (found.name, found.obstacle),
+            *((f"{found.name}.{child.name}", child.obstacle) for child in _shown(found)),
+        ]
         for name, obstacle in entries:
             if obstacle is not None:
                 names.setdefault(obstacle.partition(": its shape is")[0], []).append(name)

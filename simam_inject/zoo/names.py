@@ -11,7 +11,9 @@ from pathlib import Path
 
 from simam_inject.errors import ModelError
 
-FORMS = "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
+FORMS = (
+    "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
+)
 """How a model may be named, for error messages."""
 
 

@@ -1,4 +1,4 @@
-"""Which weights a model has: the library's, random ones, or those of a file; one clear message when they do not load."""
+"""Which weights a model has: random ones, the library's, or those of a file. What does not load is one message."""
 
 from __future__ import annotations
 
@@ -117,8 +117,11 @@ def _read_pickle(file: Path) -> Mapping[str, Any] | None:
         ) from None
     except Exception as error:
         raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
-    while isinstance(data, Mapping) and (key := next((key for key in _NESTED if isinstance(data.get(key), Mapping)), "")):
-        data = data[key]
+    while isinstance(data, Mapping):
+        inner = [data[key] for key in _NESTED if isinstance(data.get(key), Mapping)]
+        if not inner:
+            break
+        data = inner[0]
     if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
         raise ModelError(f"{file} holds a {type(data).__name__}, not a state_dict.")
     names = [str(name) for name in data]

@@ -22,7 +22,7 @@ _CLASSIFICATION_SIZE = 224
 
 
 def is_yolo_name(name: str) -> bool:
-    """True if the name looks like one of ultralytics', installed or not: `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
+    """True if the name looks like one of ultralytics': `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
     return name.endswith((".pt", *_YAML)) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
 
 
@@ -37,14 +37,18 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         ModelError: ultralytics is missing, the name is unknown, or the file cannot be fetched or read.
     """
     if find_spec("ultralytics") is None:
-        raise ModelError(f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}")
+        raise ModelError(
+            f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
+        )
     own = Path(name) if name.endswith(_YAML) and Path(name).is_file() else None
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     from_checkpoint = name.endswith(".pt") or (pretrained and own is None)
     checkpoint = Path(f"{stem}.pt")
     is_file = name.endswith(".pt") and checkpoint.is_file()
     if num_classes is not None and from_checkpoint:
-        raise ModelError(f"{name}: the number of classes of a checkpoint changes with the data set, when training starts.")
+        raise ModelError(
+            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
+        )
     if own is not None and pretrained:
         raise ModelError(f"{name}: there are no published weights for a model file of your own.")
     if own is not None:
@@ -60,7 +64,7 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
 
 def _check_model_file(path: Path) -> None:
     """Refuse a YAML that is not a model file; a recipe is answered with how to use it."""
-    from simam_inject.recipe.reading import read_yaml
+    from simam_inject.recipe.texts import read_yaml
 
     try:
         data = read_yaml(path.read_bytes())
