@@ -163,7 +163,12 @@ def recipe_from_yaml(
     import_recipe(file, output)
 
 
+# These two are registered where their files exist.
 if find_spec("simam_inject.cli.comparing") is not None:
     from simam_inject.cli.comparing import compare_app
 
     app.add_typer(compare_app, name="compare")
+if find_spec("simam_inject.cli.mapping") is not None:
+    from simam_inject.cli.mapping import maps
+
+    app.command("maps")(maps)

@@ -106,14 +106,12 @@ def _carry_out(options: Options, more: InjectOptions, step: Callable[[str], None
     outcome.plan.apply()
     if options.strength != 1.0:
         _set_strength(model, options.strength)
-    step("verifying")
-    outcome = replace(outcome, verification=verify(model, example_inputs=prepared.inputs))
-    if outcome.exit_code != DONE:
-        return outcome
     if more.calibrate is not None:
         step(f"calibrating on {more.calibrate}")
         outcome = replace(outcome, calibration=_calibrate(prepared, more.calibrate))
-    if more.output is not None:
+    step("verifying")
+    outcome = replace(outcome, verification=verify(model, example_inputs=prepared.inputs))
+    if more.output is not None and outcome.exit_code == DONE:
         step(f"saving {more.output}")
         outcome = replace(outcome, exported=_save(prepared, more))
     return outcome
@@ -129,7 +127,7 @@ def _calibrate(prepared: Prepared, folder: Path) -> Any:
     from simam_inject.cli.images import batches_of
     from simam_inject.warmup import calibrate
 
-    return calibrate(prepared.built.model, batches_of(prepared, folder, limit=_IMAGES))
+    return calibrate(prepared.built.model, list(batches_of(prepared, folder, limit=_IMAGES)))
 
 
 def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:

@@ -98,8 +98,10 @@ def summarize(anatomy: Anatomy) -> tuple[BlockClass, ...]:
             blocks.setdefault(block.class_name or "", []).append(block)
     inside: dict[str, list[Site]] = {}
     for site in anatomy.sites:
-        if site.kind != "input" and site.path:
-            inside.setdefault(owner_of(anatomy, site), []).append(site)
+        owner = owner_of(anatomy, site)
+        is_listed = site.kind == "block" and site.class_name not in CONTAINERS and site.scope != owner  # by its class
+        if site.kind != "input" and site.path and not is_listed:
+            inside.setdefault(owner, []).append(site)
     classes = [_block_class(name, sites, inside) for name, sites in blocks.items()]
     return tuple(
         sorted(classes, key=lambda found: (found.is_container, "main" not in found.structure, found.count == 1))

@@ -40,7 +40,7 @@ def draw(anatomy: Anatomy, insertions: Iterable[Insertion]) -> tuple[Drawing, ..
     """Draw every block that holds an insertion; blocks that look the same are drawn once."""
     members: dict[str, list[Site]] = {}
     for site in anatomy.sites:
-        if site.runs and ":" not in site.path:
+        if site.runs and site.path and ":" not in site.path:
             members.setdefault(site.scope, []).append(site)
     by_scope: dict[str, list[Insertion]] = {}
     for insertion in insertions:
@@ -59,6 +59,11 @@ def _scope(anatomy: Anatomy, insertion: Insertion, members: dict[str, list[Site]
     site = anatomy.site_by_path[insertion.path]
     is_output = site.kind == "block" and insertion.reader is None and ":" not in site.path
     return site.path if is_output and site.path in members and site.class_name not in CONTAINERS else site.scope
+
+
+def _whole(path: str) -> str:
+    """The value that an entry is part of: `chunk` for `chunk:1`."""
+    return path.partition(":")[0]
 
 
 @dataclass
@@ -80,16 +85,17 @@ class _Lines:
         for site in self.sites:
             if site.kind == "input":
                 continue
-            operands = sorted(dict.fromkeys(site.operands), key=lambda path: -self.length[path])
+            operands = sorted(dict.fromkeys(site.operands), key=lambda path: -self.length[_whole(path)])
             for index, operand in enumerate(operands):
-                line = ends.pop(operand, None)
+                source = _whole(operand)
+                line = ends.pop(source, None)
                 if line is None:
-                    self.lines.append([] if [operand] == inputs and not self.lines else [self._name(operand)])
+                    self.lines.append([] if [source] == inputs and not self.lines else [self._name(source)])
                     line = len(self.lines) - 1
                 self.lines[line] += [*self._marks(operand, site.path), self._name(site.path)]
                 if index == 0:
                     ends[site.path] = line
-                    self.length[site.path] = self.length[operand] + 1
+                    self.length[site.path] = self.length[source] + 1
             if not operands:
                 self.lines.append([self._name(site.path)])
                 ends[site.path] = len(self.lines) - 1
