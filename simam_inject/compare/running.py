@@ -32,7 +32,7 @@ def compare(
     retry_stale: bool = False,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Comparison:
-    """Train a network plain, plain again, with SimAM and with other attentions at the same sites, and test the differences.
+    """Train a network plain, twice, and with SimAM and other attentions at the same sites; test the differences.
 
     All variants of a seed start from the same weights and see the same data order. Cells run seed by seed; with a
     storage, a call that was stopped goes on where it was, and the same call elsewhere helps.
@@ -102,9 +102,7 @@ def _plain(recipe: Any) -> Any:
     return recipe.to_dict() if hasattr(recipe, "to_dict") else repr(recipe)
 
 
-def _work(
-    study: Study, experiment: Experiment, budget: float | None, progress: Callable[[Progress], None]
-) -> None:
+def _work(study: Study, experiment: Experiment, budget: float | None, progress: Callable[[Progress], None]) -> None:
     """Run cells until none waits, or the next would end after the budget."""
     by_name = {(variant.name, variant.recipe): variant for variant in experiment.variants}
     started, lengths = time.monotonic(), list[float]()

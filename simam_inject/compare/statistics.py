@@ -152,7 +152,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def power(seeds: int, difference: float, sd: float, family: int = 1) -> float:
-    """Chance that a true difference is found with so many seeds, in the worst step of Holm over `family` comparisons."""
+    """Chance that so many seeds find a true difference, in the worst step of Holm over `family` comparisons."""
     from scipy import stats
 
     if seeds < 2 or sd <= 0:

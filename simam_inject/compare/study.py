@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -232,10 +232,8 @@ class Study:
 
         def beat() -> None:
             while True:
-                try:
+                with suppress(Exception):  # of a full disk or a lost server, the next result says so aloud
                     self._study.set_user_attr(f"heartbeat {self.worker}", time.time())
-                except Exception:  # a full disk or a lost server: the next result says so aloud
-                    pass
                 if over.wait(HEARTBEAT):
                     return
 
@@ -264,7 +262,8 @@ class Study:
 
 def read_comparison(study: optuna.Study) -> Comparison:
     """The comparison that an Optuna study of ours holds."""
-    attributes, cells = study.user_attrs, {}
+    attributes = study.user_attrs
+    cells: dict[str, Cell] = {}
     for trial in study.get_trials(deepcopy=False):
         outcome = trial.user_attrs.get("outcome")
         if outcome is not None and trial.state.name in ("COMPLETE", "FAIL"):

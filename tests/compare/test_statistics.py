@@ -100,7 +100,7 @@ def test_seeds_and_detectable_difference_are_inverse():
     [(3, 4, NOISE_ONLY), (3, 5, BETTER), (-3, 5, WORSE), (0.02, 5, NOT_RESOLVED), (0.0, 1, NOISE_ONLY)],
 )
 def test_verdicts(shift, seeds, verdict):
-    plain = {seed: 60.0 for seed in range(seeds)}
+    plain = dict.fromkeys(range(seeds), 60.0)
     other = {seed: 60 + shift + 0.3 * (-1) ** seed for seed in range(seeds)}
     (difference,) = compare_to(plain, {("simam", "paper"): other}, resolve=0.5)
     assert (difference.verdict, difference.seeds) == (verdict, seeds)
@@ -112,7 +112,7 @@ def test_the_words_are_four():
 
 
 def test_runs_that_failed_are_counted_and_keep_a_variant_from_being_better():
-    plain = {seed: 60.0 for seed in range(8)}
+    plain = dict.fromkeys(range(8), 60.0)
     other = {seed: 63 + 0.3 * (-1) ** seed for seed in range(8)}
     (whole,) = compare_to(plain, {("se", "paper"): other})
     (broken,) = compare_to(plain, {("se", "paper"): {**other, 3: None}})
@@ -123,8 +123,8 @@ def test_runs_that_failed_are_counted_and_keep_a_variant_from_being_better():
 
 
 def test_runs_that_do_not_depend_on_the_seed_are_not_tested():
-    plain = {seed: 60.0 for seed in range(10)}
-    (difference,) = compare_to(plain, {("simam", "paper"): {seed: 61.0 for seed in range(10)}})
+    plain = dict.fromkeys(range(10), 60.0)
+    (difference,) = compare_to(plain, {("simam", "paper"): dict.fromkeys(range(10), 61.0)})
     assert (difference.verdict, difference.mean) == (NOISE_ONLY, 1.0)
 
 
