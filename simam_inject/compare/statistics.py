@@ -111,7 +111,11 @@ def _verdict(p: float, mean: float, failed: int, plain_failed: int) -> str:
 
 
 def _deviation(sample: Sequence[float]) -> float:
-    return float(np.std(sample, ddof=1)) if len(sample) > 1 else math.nan
+    """Standard deviation; 0 where only rounding tells the values apart, NaN below two of them."""
+    if len(sample) < 2:
+        return math.nan
+    deviation = float(np.std(sample, ddof=1))
+    return 0.0 if deviation <= 1e-12 * max(1.0, abs(float(np.mean(sample)))) else deviation
 
 
 def t_interval(sample: Sequence[float]) -> tuple[float, float, float]:
@@ -131,7 +135,7 @@ def t_test(sample: Sequence[float]) -> float:
 
     deviation = _deviation(sample)
     # Equal differences at every seed are no luck: such runs do not depend on the seed, and are one run.
-    if len(sample) < FEWEST_SEEDS or deviation <= 1e-12 * max(1.0, abs(float(np.mean(sample)))):
+    if len(sample) < FEWEST_SEEDS or deviation == 0:
         return math.nan
     ratio = abs(float(np.mean(sample))) / deviation * math.sqrt(len(sample))
     return float(2 * stats.t.sf(ratio, len(sample) - 1))

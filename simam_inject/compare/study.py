@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and of silence after which `retry_stale` takes it for dead."""
 NAME = "compare"
+_STARTED = time.time()
+"""Tells this process from an earlier one that had its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,7 @@ class Study:
             CompareError: The storage holds a study of that name with other settings, or cannot be opened.
         """
         self._optuna = load_optuna()
-        self.worker = f"{platform.node()}:{os.getpid()}:{time.time():.3f}"
+        self.worker = f"{platform.node()}:{os.getpid()}:{_STARTED:.3f}"
         with _quiet(self._optuna):
             self._study: optuna.Study = self._optuna.create_study(
                 storage=open_storage(storage),
@@ -216,7 +218,7 @@ class Study:
             return False
         pid = int(worker.split(":")[1])
         if pid == os.getpid():
-            return True  # an earlier process that had the number of this one
+            return True
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
@@ -244,12 +246,6 @@ class Study:
         finally:
             over.set()
             thread.join()
-
-    def running_elsewhere(self) -> dict[str, float]:
-        """Seconds of silence of each other worker that holds a cell."""
-        running = (trial for trial in self._trials("RUNNING") if "cell" in trial.user_attrs)
-        others = (trial for trial in running if trial.user_attrs.get("worker") != self.worker)
-        return {str(trial.user_attrs.get("worker", "unknown")): self._silence(trial) for trial in others}
 
     def counts(self) -> tuple[int, int]:
         """Cells that have a result, and all."""
