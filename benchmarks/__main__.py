@@ -15,7 +15,6 @@ COMMANDS = {
         "16 attentions on the activations of a ResNet-50, against the whole network",
     ),
     "model": ("benchmarks.model", True, "a whole ResNet-50, plain, with SimAM, with other attentions"),
-    "fused": ("benchmarks.fused", True, "blocks of a ResNet-50 with SimAM and its neighbours in one pass"),
     "all": ("benchmarks.everything", True, "the four above, quick, into benchmarks/results"),
     "inject": ("benchmarks.inject", False, "the tool itself: plan, rewrite, verify, start-up"),
 }

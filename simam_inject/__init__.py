@@ -9,15 +9,15 @@ if TYPE_CHECKING:
     from simam_inject.attention import SimAM as SimAM
     from simam_inject.attention import simam as simam
     from simam_inject.errors import InjectError as InjectError
+    from simam_inject.api import bypass as bypass
+    from simam_inject.api import eject as eject
+    from simam_inject.api import inject as inject
+    from simam_inject.api import injected as injected
+    from simam_inject.api import plan as plan
+    from simam_inject.api import verify as verify
     from simam_inject.planning.plan import Plan as Plan
     from simam_inject.recipe import Recipe as Recipe
     from simam_inject.recipe import Rule as Rule
-    from simam_inject.surgery import bypass as bypass
-    from simam_inject.surgery import eject as eject
-    from simam_inject.surgery import inject as inject
-    from simam_inject.surgery import injected as injected
-    from simam_inject.surgery import plan as plan
-    from simam_inject.surgery import verify as verify
 
 # Imported on first use: `simam-inject --help` must not wait for torch.
 _HOMES = {
@@ -26,13 +26,13 @@ _HOMES = {
     "Recipe": "recipe",
     "Rule": "recipe",
     "SimAM": "attention",
-    "bypass": "surgery",
-    "eject": "surgery",
-    "inject": "surgery",
-    "injected": "surgery",
-    "plan": "surgery",
+    "bypass": "api",
+    "eject": "api",
+    "inject": "api",
+    "injected": "api",
+    "plan": "api",
     "simam": "attention",
-    "verify": "surgery",
+    "verify": "api",
 }
 
 __all__ = [

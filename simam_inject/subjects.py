@@ -24,7 +24,7 @@ def check_subject(model: object) -> None:
         ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
     """
     if not isinstance(model, nn.Module):
-        raise ModelError(f"expected an nn.Module, found {_told(model)}")
+        raise ModelError(f"expected an nn.Module, found {_describe(model)}")
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:
@@ -53,7 +53,7 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-def _told(thing: object) -> str:
+def _describe(thing: object) -> str:
     if isinstance(thing, type):
         return f"the class {thing.__name__}; give an instance of it"
     return f"{thing!r}" if isinstance(thing, str) else f"a {type(thing).__name__}"

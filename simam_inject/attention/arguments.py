@@ -21,7 +21,7 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ArgumentError(InjectError, ValueError):
-    """An argument of `simam` or `SimAM` that has no meaning: a bad `e_lambda`, channel dimension, rank or dtype."""
+    """An argument of `simam` or `SimAM` that has no meaning: a number out of range, a rank, a layout, a dtype."""
 
 
 def check_e_lambda(e_lambda: object) -> float:
@@ -36,11 +36,8 @@ def check_e_lambda(e_lambda: object) -> float:
         raise ArgumentError(
             f"e_lambda must be a number above 0, e.g. 1e-4 or 0.1; found {e_lambda!r} ({type(e_lambda).__name__})"
         )
-    try:
-        number = float(cast(SupportsFloat, e_lambda))
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number) or number <= 0.0:
+    number = _number(e_lambda)
+    if not 0.0 < number < math.inf:
         raise ArgumentError(
             f"e_lambda must be finite and above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet); found "
             f"{e_lambda!r:.40}"
@@ -69,15 +66,61 @@ def check_channel_dim(channel_dim: object) -> int:
     return channel_dim
 
 
-def check_input(x: object) -> None:
-    """Refuse what has no spatial mean.
+def check_strength(strength: object) -> float:
+    """Return `strength` as a float.
 
     Raises:
-        ArgumentError: `x` is not a tensor, not of rank 3 to 5, or of a dtype that is none of `DTYPES`: float8 has no
-            arithmetic.
+        ArgumentError: it is not a number from 0 to 1.
+    """
+    if type(strength) is float and 0.0 <= strength <= 1.0:
+        return strength
+    number = _number(strength)
+    if not 0.0 <= number <= 1.0:
+        raise ArgumentError(f"strength must be a number from 0 (the identity) to 1 (SimAM); found {strength!r:.40}")
+    return number
+
+
+def check_gain(gain: object) -> float:
+    """Return `gain` as a float.
+
+    Raises:
+        ArgumentError: it is not a finite number above 0.
+    """
+    if type(gain) is float and 0.0 < gain < math.inf:
+        return gain
+    number = _number(gain)
+    if not 0.0 < number < math.inf:
+        raise ArgumentError(f"gain must be a finite number above 0, e.g. 1.0 or 1.3; found {gain!r:.40}")
+    return number
+
+
+def _number(value: object) -> float:
+    """Return a real number as a float; NaN for what is none, which no range holds."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(cast(SupportsFloat, value))
+    except OverflowError:
+        return math.inf
+
+
+def check_input(x: object) -> Tensor:
+    """Return `x`, if it has a spatial mean.
+
+    Raises:
+        ArgumentError: `x` is not a tensor, not dense, not of rank 3 to 5, or of a dtype that is none of `DTYPES`:
+            float8 has no arithmetic.
     """
     if not isinstance(x, Tensor):
         raise ArgumentError(f"simam attends a torch.Tensor; found {type(x).__name__}")
+    if x.is_nested:
+        raise ArgumentError("simam attends one dense map; found a nested tensor: attend its parts, x.unbind()")
+    if x.layout != torch.strided:
+        raise ArgumentError(f"simam attends dense maps; found layout {x.layout}: convert it first, with x.to_dense()")
+    if x.is_quantized:
+        raise ArgumentError(
+            f"simam attends real floating-point maps; found {x.dtype}: convert it first, with x.dequantize()"
+        )
     if x.dim() not in RANKS:
         raise ArgumentError(
             "simam attends a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
@@ -88,3 +131,4 @@ def check_input(x: object) -> None:
             f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
             + ("" if x.dtype.is_complex else "; convert it first, e.g. with x.float()")
         )
+    return x

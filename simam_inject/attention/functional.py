@@ -21,34 +21,40 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from simam_inject.attention import composite, eager
-from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_input
+from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_gain, check_input, check_strength
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond these a float32 `a` would be infinite or zero, and a constant map NaN."""
 
 
-def simam(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
-    """Return `x` with every position weighted by its SimAM importance; `x` is not changed.
+def simam(
+    x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1, strength: float = 1.0, gain: float = 1.0
+) -> Tensor:
+    """Return x * ((1 - strength) + strength * gain * gate), where the gate is the SimAM importance of each position.
 
     Args:
-        x: feature map; float16, bfloat16, float32 or float64, any strides.
+        x: feature map; float16, bfloat16, float32 or float64, dense, any strides. It is never changed.
         e_lambda: the regulariser lambda, finite and above 0. It is absolute, not relative to the signal: the authors
             use 0.1 on ImageNet and COCO, 1e-4 is the default of their class. Beyond 1e-30 and 1e30 the nearer of the
             two is used, for every dtype.
         channel_dim: 1 for (N, C, spatial), -1 for (N, spatial, C). It names the order of the dimensions; the memory
             format is free, and preserved.
+        strength: from 0 (the identity) to 1 (SimAM), for a warm start of a trained network.
+        gain: finite and above 0; what the gate is multiplied by, to keep the scale of the signal. Compiled, neither of
+            the two is checked, since a check of a changing value would compile the graph again.
 
     Returns:
-        A tensor of the shape, dtype and memory format of `x`. Statistics are float32 for float16 and bfloat16, so
-        large maps do not overflow. A map of one position is multiplied by sigmoid(0.5). Where a square leaves the range
-        of the statistics, from |x| of about 1e18 in float32 and bfloat16, the result is NaN.
+        A new tensor of the shape, dtype and memory format of `x`; at strength 0 a copy of `x`, never `x` itself, and its
+        gradient is the incoming one. Statistics are float32 for float16 and bfloat16, so large maps do not overflow. A
+        map of one position has the gate sigmoid(0.5). Where a square leaves the range of the statistics, from |x| of
+        about 1e18 in float32 and bfloat16, the result is NaN.
 
     Gradients: of any order in eager mode, under `torch.func` and batched. Compiled, of the first order only: the
         default backend raises on a second, and `backend="eager"` takes the first gradient for a constant. Differentiate
         twice outside `torch.compile`.
 
     Raises:
-        ArgumentError: `x` is no real floating-point tensor of rank 3 to 5, or an argument is out of range.
+        ArgumentError: `x` is no dense real floating-point tensor of rank 3 to 5, or an argument is out of range.
 
     Shape:
         (N, C, L), (N, C, H, W) or (N, C, D, H, W), or with C last; same as the input.
@@ -60,24 +66,61 @@ def simam(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
         >>> import torch
         >>> simam(torch.ones(1, 1, 2, 2)).unique()
         tensor([0.6225])
+        >>> simam(torch.ones(1, 1, 2, 2), strength=0.0).unique()
+        tensor([1.])
     """
     if has_torch_function_unary(x):  # fx proxies and tensor subclasses with a view of their own
-        result: Tensor = handle_torch_function(simam, (x,), x, e_lambda, channel_dim=channel_dim)
+        numbers = {} if (strength, gain) == (1.0, 1.0) else {"strength": strength, "gain": gain}
+        result: Tensor = handle_torch_function(simam, (x,), x, e_lambda, channel_dim=channel_dim, **numbers)
         return result
-    check_input(x)
-    e_lambda = min(max(check_e_lambda(e_lambda), SMALLEST), LARGEST)
-    dims = composite.spatial_dims(x.dim(), check_channel_dim(channel_dim))
-    if torch.compiler.is_compiling():
-        if torch.compiler.is_exporting():
-            return composite.two_pass(x, e_lambda, dims)
+    e_lambda, dims = _checked(x, e_lambda, channel_dim)
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        keep, scale = 1.0 - strength, strength * gain  # may be symbols: nothing here may depend on their value
         if torch.is_grad_enabled() and x.requires_grad:
-            return cast(Tensor, composite.Attention.apply(x, e_lambda, dims))
-        return composite.attend(x, e_lambda, dims)[0]
-    if not _is_plain_eager(x):
-        return composite.two_pass(x, e_lambda, dims)
+            return cast(Tensor, composite.Attention.apply(x, e_lambda, dims, keep, scale))
+        return composite.attend(x, e_lambda, dims, keep, scale)[0]
+    strength, gain = check_strength(strength), check_gain(gain)
+    if strength == 0.0:
+        return x.clone()
+    keep, scale = 1.0 - strength, strength * gain
+    if torch.compiler.is_exporting() or not _is_plain_eager(x):
+        return composite.two_pass(x, e_lambda, dims, keep, scale)
     if channel_dim == -1:
-        return eager.simam(x.movedim(-1, 1), e_lambda).movedim(1, -1)
-    return eager.simam(x, e_lambda)
+        return eager.simam(x.movedim(-1, 1), e_lambda, keep, scale).movedim(1, -1)
+    return eager.simam(x, e_lambda, keep, scale)
+
+
+def gate(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
+    """Return the gate alone, in (0.62, 1): what `simam` multiplies `x` by at strength 1 and gain 1.
+
+    Args:
+        x: see `simam`.
+        e_lambda: see `simam`.
+        channel_dim: see `simam`.
+
+    Returns:
+        A tensor of the shape of `x`; float64 for float64, otherwise float32. Differentiable.
+
+    Raises:
+        ArgumentError: as `simam`.
+
+    Example:
+        >>> import torch
+        >>> gate(torch.ones(1, 1, 2, 2, dtype=torch.float16)).unique()
+        tensor([0.6225])
+    """
+    if has_torch_function_unary(x):
+        result: Tensor = handle_torch_function(gate, (x,), x, e_lambda, channel_dim=channel_dim)
+        return result
+    e_lambda, dims = _checked(x, e_lambda, channel_dim)
+    return composite.two_pass_gate(composite.widen(x), e_lambda, dims)
+
+
+def _checked(x: object, e_lambda: object, channel_dim: object) -> tuple[float, composite.Dims]:
+    """Return lambda within its range, and the spatial dimensions."""
+    rank = check_input(x).dim()
+    number = min(max(check_e_lambda(e_lambda), SMALLEST), LARGEST)
+    return number, composite.spatial_dims(rank, check_channel_dim(channel_dim))
 
 
 def _is_plain_eager(x: Tensor) -> bool:

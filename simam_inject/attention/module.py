@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NoReturn
+
+import torch
 from torch import Tensor, nn
 
-from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, warn_of_channel_count
+from simam_inject.attention.arguments import ArgumentError, check_channel_dim, check_e_lambda, warn_of_channel_count
 from simam_inject.attention.functional import simam
 
 
 class SimAM(nn.Module):
     """Parameter-free attention: multiplies every position of a feature map by its importance, in (0.62, 1).
 
-    The gate is not centred on one: put into a trained network, SimAM scales a site by about 0.7 until normalisation
-    statistics are estimated anew or the network is fine-tuned.
+    The gate is not centred on one: put into a trained network, SimAM scales a site by about 0.7 until a `gain` is set,
+    normalisation statistics are estimated anew or the network is fine-tuned.
 
     Args:
         e_lambda: the regulariser lambda, finite and above 0; see `simam`. An integer above 1 warns: it is probably a
@@ -20,8 +23,14 @@ class SimAM(nn.Module):
         channel_dim: 1 for (N, C, spatial), -1 for (N, spatial, C).
 
     Attributes:
-        bypassed: while True, `forward` returns its very input. False at first; a plain attribute, not saved in a
-            `state_dict`.
+        e_lambda: as given; a float.
+        channel_dim: as given.
+        strength: from 0 (the identity) to 1 (SimAM, at first); see `simam`.
+        gain: what the gate is multiplied by; 1 at first. See `simam`.
+        bypassed: while True, `forward` returns its very input. False at first.
+
+    All are plain attributes: they may be set at any time, are checked when the module runs, are copied and pickled with
+    it, and never appear in a `state_dict`.
 
     Raises:
         ArgumentError: an argument is out of range.
@@ -40,6 +49,8 @@ class SimAM(nn.Module):
 
     e_lambda: float
     channel_dim: int
+    strength: float
+    gain: float
     bypassed: bool
 
     def __init__(self, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> None:
@@ -47,15 +58,33 @@ class SimAM(nn.Module):
         warn_of_channel_count(e_lambda)
         self.e_lambda = check_e_lambda(e_lambda)
         self.channel_dim = check_channel_dim(channel_dim)
+        self.strength = 1.0
+        self.gain = 1.0
         self.bypassed = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x` attended, or `x` itself while `bypassed`."""
         if self.bypassed:
             return x
-        return simam(x, self.e_lambda, channel_dim=self.channel_dim)
+        return simam(x, self.e_lambda, channel_dim=self.channel_dim, strength=self.strength, gain=self.gain)
 
     def extra_repr(self) -> str:
-        """Return the arguments as they would be written, and whether the module is bypassed."""
-        layout = "" if self.channel_dim == 1 else f", channel_dim={self.channel_dim}"
-        return f"e_lambda={self.e_lambda:g}{layout}" + (", bypassed" if self.bypassed else "")
+        """Return the arguments as they would be written, and what differs from a new module."""
+        parts = [f"e_lambda={self.e_lambda:g}"]
+        parts += [f"channel_dim={self.channel_dim}"] if self.channel_dim != 1 else []
+        parts += [f"{name}={getattr(self, name):g}" for name in ("strength", "gain") if getattr(self, name) != 1.0]
+        return ", ".join(parts + ["bypassed"] * self.bypassed)
+
+    def __prepare_scriptable__(self) -> NoReturn:
+        """Called by `torch.jit.script` on every module, before it compiles any.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise ArgumentError(
+            "SimAM chooses its implementation while it runs and cannot be scripted: use torch.jit.trace(model, example)"
+        )
+
+
+# It is plain data: `torch.load(weights_only=True)` may build it.
+torch.serialization.add_safe_globals([SimAM])

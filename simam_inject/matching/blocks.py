@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.kinds import NOT_OPERATIONS, find_kind
 from simam_inject.matching.candidates import Search, check_facts, parent_of
 from simam_inject.matching.wording import write_path, write_paths, write_times
-from simam_inject.recipe.kinds import NOT_OPERATIONS, Kinds, known_kind
+from simam_inject.recipe.kinds import Kinds
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.targets import Child, Input, Operation, Output, Residual
 from simam_inject.recipe.wording import did_you_mean, join_names
@@ -51,6 +52,8 @@ def _is_selected(site: Site, rule: Rule) -> bool:
 
     A wildcard selects neither leaf modules by class nor inputs by path: both are meant only where they are written out.
     """
+    if rule.structure:
+        return not set(rule.structure).isdisjoint(site.structure)
     if not rule.block:
         return any(
             glob.matches(site.path) and (site.kind != "input" or glob.text == site.path or not glob.is_wild)
@@ -152,7 +155,7 @@ def _as_kinds(target: Child, inside: Inside) -> Kinds | None:
     name = str(target.name)
     if target.name.is_wild:
         return None
-    known = known_kind(name)
+    known = find_kind(name)
     if known is not None:
         return Kinds(known)
     computed = {site.kind for below in inside.values() for _, site in below} - NOT_OPERATIONS
@@ -209,13 +212,24 @@ def _search_operation(search: Search, rule: Rule, target: Operation, owners: Seq
     inside = _look_inside(owners, search.anatomy)
     for owner in owners:
         sites = [site for _, site in inside[owner.path]] if owner.kind == "block" else [owner]
+        named: list[Site] = []
         meant = [site for site in sites if any(kinds.matches(site.kind) for kinds in target.kinds)]
         for site in meant:
             reason = check_facts(site, target.facts, f"{rule.position} {target} wants")
+            if rule.structure and (site.on_skip or site.in_gate):
+                reason = "lies on the skip" if site.on_skip else "only scales another map"
+                reason += "; a structure rule counts the main path"
             if reason is None:
-                search.add(site, parent_of(owner.path), rule.position)
+                named.append(site)
             else:
                 search.fail(site.path, reason)
+        chosen = target.choose([site for site in named if site.runs]) if target.which != "all" else named
+        for site in named:
+            if site in chosen:
+                search.add(site, parent_of(owner.path), rule.position)
+            else:
+                where = f"the {target.which} one in {write_path(owner.path)}"
+                search.fail(site.path, f"is not {where}{f', {chosen[0].path}' if chosen else ''}")
         if not meant and owner.kind == "block" and rule.block:
             kinds = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that is known"
             search.fail(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.wording import write_paths
 from simam_inject.recipe.bounds import Bounds
 
@@ -37,9 +37,11 @@ class Search:
     """Path and reason."""
 
     def add(self, named: Site, parent: str, position: str) -> None:
-        """Enter a named value: itself for `after`, for `before` the one value it reads."""
+        """Enter a named value: itself (or each map it holds) for `after`, for `before` the one value it reads."""
         if position == "after":
-            self.candidates.append(Candidate(named, named, None, parent))
+            held = [self.anatomy.site_by_path[path] for path in named.maps if path in self.anatomy.site_by_path]
+            for site in held or [named]:
+                self.candidates.append(Candidate(site, site, None, parent))
             return
         if len(named.operands) != 1:
             self.fail(named.path, _explain_operands(named))
@@ -91,4 +93,4 @@ def write_fact(fact: int | tuple[int, ...]) -> str:
 
 def parent_of(path: str) -> str:
     """Path of the module above; the model itself is above all."""
-    return path.rpartition(".")[0]
+    return path.partition(":")[0].rpartition(".")[0]

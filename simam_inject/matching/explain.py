@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from simam_inject.discovery.records import Anatomy
+from simam_inject.dataflow.records import Anatomy
 from simam_inject.matching.hints import advise, hint_class, hint_path
 from simam_inject.matching.records import Miss
 from simam_inject.matching.wording import write_counts, write_path
@@ -41,6 +41,11 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
 
 def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
     """Why a rule did not even touch a site: nothing has the class or the path that it selects."""
+    if rule.structure:
+        unseen = "".join(
+            f" {write_path(path)} could not be seen inside: {why}." for path, why in anatomy.opaque.items()
+        )
+        return f"no block of this model is {' or '.join(rule.structure)}.{unseen}"
     if rule.block:
         return _explain_classes(rule.block, anatomy, hint_class(rule, anatomy))
     return _explain_paths(rule.path, anatomy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from simam_inject.discovery.records import Site
+from simam_inject.dataflow.records import Site
 from simam_inject.matching.candidates import FACTS, Candidate, check_facts, write_fact
 from simam_inject.recipe.rule import Rule
 
@@ -13,7 +13,7 @@ Failure = tuple[str, int]
 def check_filters(rule: Rule, candidate: Candidate) -> Failure | None:
     """Why a candidate is not taken, or None if every condition holds."""
     path = candidate.named.path
-    narrowed = rule.path if rule.block or rule.pattern is not None else ()
+    narrowed = rule.path if rule.structure or rule.block or rule.pattern is not None else ()
     if narrowed and not any(glob.covers(path) for glob in narrowed):
         return f"its path is not in path: {' or '.join(glob.text for glob in narrowed)}", 1
     excluded = next((glob for glob in rule.exclude if glob.covers(path) or glob.matches(candidate.attended.path)), None)

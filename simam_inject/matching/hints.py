@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 
-from simam_inject.discovery.records import Anatomy
+from simam_inject.dataflow.records import Anatomy
 from simam_inject.recipe.globs import Glob, lineage
 from simam_inject.recipe.recipe import Recipe
 from simam_inject.recipe.rule import Rule

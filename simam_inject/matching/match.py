@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from simam_inject.discovery.records import Anatomy
+from simam_inject.dataflow.records import Anatomy
 from simam_inject.matching.blocks import search_blocks
 from simam_inject.matching.candidates import Candidate
 from simam_inject.matching.filters import check_filters, why_not_attendable

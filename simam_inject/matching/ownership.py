@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.candidates import Candidate
 from simam_inject.matching.wording import write_path
 

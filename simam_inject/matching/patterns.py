@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.candidates import Search, check_facts
 from simam_inject.matching.wording import write_counts, write_paths
 from simam_inject.recipe.chains import Chain, Link
-from simam_inject.recipe.kinds import NOT_OPERATIONS
 from simam_inject.recipe.rule import Rule
 
 

@@ -1,1 +1,1 @@
-"""Planning: hits become ordered insertions and skips, each with its reason; nothing is touched."""
+"""Planning: hits become ordered insertions, each with its edit, and skips, each with its reason; nothing is touched."""

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from html import escape
 from typing import Any
 
 from torch import nn
 
-from simam_inject.discovery.records import Anatomy
+from simam_inject.dataflow.records import Anatomy
+from simam_inject.dataflow.sites import Dataflow
+from simam_inject.planning.planner import Planned
 from simam_inject.planning.records import PRESENT, Insertion, Skip
 from simam_inject.recipe import Recipe
 
+_SHOWN = 12
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class Plan:
     """What `plan(model, recipe)` found. Applying it is the only way it touches the model."""
 
     recipe: Recipe
     insertions: tuple[Insertion, ...]
     skips: tuple[Skip, ...]
-    anatomy: Anatomy
+    flow: Dataflow
     present: tuple[Insertion, ...] = ()
     """What was in the model already."""
-    _apply: Callable[[Plan], nn.Module] | None = field(default=None, repr=False, compare=False)
+    planned: tuple[Planned, ...] = ()
+    _apply: Callable[[Plan], nn.Module] | None = field(default=None, compare=False)
+
+    @property
+    def anatomy(self) -> Anatomy:
+        """Every site of the model."""
+        return self.flow.anatomy
 
     @property
     def is_done(self) -> bool:
@@ -44,16 +56,60 @@ class Plan:
         """JSON types only: the resolved recipe, insertions and skips."""
         return {
             "recipe": self.recipe.to_dict(),
-            "insertions": [{**asdict(insertion), "shape": list(insertion.shape)} for insertion in self.insertions],
-            "present": [{**asdict(insertion), "shape": list(insertion.shape)} for insertion in self.present],
+            "insertions": [_as_dict(insertion) for insertion in self.insertions],
+            "present": [_as_dict(insertion) for insertion in self.present],
             "skips": [asdict(skip) for skip in self.skips],
         }
 
-    def __str__(self) -> str:
-        lines = [f"{len(self.insertions)} insertions, {sum(skip.hit for skip in self.skips)} skipped"]
-        for insertion in self.insertions:
-            where = f"before {insertion.reader}" if insertion.reader else insertion.position
-            size = "x".join(map(str, insertion.shape[1:]))
-            lines.append(f"  {insertion.path}  {where}  {size}  e_lambda={insertion.e_lambda:g}")
-        lines += [f"  {skip.path}  skipped: {skip.reason}" for skip in self.skips if skip.hit]
+    def __repr__(self) -> str:
+        hits = [skip for skip in self.skips if skip.hit]
+        lines = [f"Plan: {len(self.insertions)} insertions, {len(hits)} skipped"]
+        lines += [f"  {line}" for line in _shorten([_line(insertion) for insertion in self.insertions])]
+        if hits:
+            reasons = Counter(skip.reason for skip in hits)
+            lines += [f"  skipped {count}: {reason:.100}" for reason, count in reasons.most_common(4)]
         return "\n".join(lines)
+
+    def __str__(self) -> str:
+        hits = [skip for skip in self.skips if skip.hit]
+        lines = [f"{len(self.insertions)} insertions, {len(hits)} skipped"]
+        lines += [f"  {_line(insertion)}" for insertion in self.insertions]
+        lines += [f"  {skip.path}  skipped: {skip.reason}" for skip in hits]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{escape(one.path or '(model)')}</td><td>{escape(_where(one))}</td><td>{_size(one)}</td>"
+            f"<td>{one.axes}</td><td>{type(one.edit).__name__}</td><td>{one.e_lambda:g}</td></tr>"
+            for one in self.insertions[:_SHOWN]
+        )
+        more = len(self.insertions) - _SHOWN
+        tail = f"<tr><td colspan=6>... and {more} more</td></tr>" if more > 0 else ""
+        hits = sum(skip.hit for skip in self.skips)
+        return (
+            f"<b>{len(self.insertions)} insertions, {hits} skipped</b><table><tr><th>site</th><th>position</th><th>size</th>"
+            f"<th>axes</th><th>edit</th><th>lambda</th></tr>{rows}{tail}</table>"
+        )
+
+
+def _as_dict(insertion: Insertion) -> dict[str, Any]:
+    edit = {"kind": type(insertion.edit).__name__.lower(), **asdict(insertion.edit)}
+    return {**asdict(insertion), "shape": list(insertion.shape), "edit": edit}
+
+
+def _where(insertion: Insertion) -> str:
+    return f"before {insertion.reader}" if insertion.reader else insertion.position
+
+
+def _size(insertion: Insertion) -> str:
+    return "x".join(map(str, insertion.shape[1:]))
+
+
+def _line(insertion: Insertion) -> str:
+    return f"{insertion.path or '(model)'}  {_where(insertion)}  {_size(insertion)}  e_lambda={insertion.e_lambda:g}"
+
+
+def _shorten(lines: list[str]) -> list[str]:
+    if len(lines) <= _SHOWN:
+        return lines
+    return [*lines[: _SHOWN - 2], f"... {len(lines) - _SHOWN + 1} more ...", lines[-1]]

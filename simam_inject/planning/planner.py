@@ -1,78 +1,136 @@
-"""From hits to a plan: which SimAM goes where and how, what is skipped, and why. Pure: it reads records only."""
+"""From hits to a plan: which SimAM goes where and by which edit, what is skipped, and why. Nothing is touched."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from types import MappingProxyType
+import re
+from dataclasses import asdict, dataclass, field
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import NoMatchError
 from simam_inject.matching import Hit, Matches, idle_exclude, unmatched_message, why_not_attendable, why_nothing
-from simam_inject.planning.records import PRESENT, Insertion, Skip
+from simam_inject.planning.edits import Resolved, resolve
+from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten, Skip
 from simam_inject.recipe import Recipe
 
 
-def decide(
-    recipe: Recipe,
-    anatomy: Anatomy,
-    matches: Matches,
-    present: tuple[Insertion, ...] = (),
-    refused: Mapping[tuple[str, str | None], str] = MappingProxyType({}),
-) -> tuple[tuple[Insertion, ...], tuple[Skip, ...]]:
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """An insertion, and what the hooks need to know beyond it."""
+
+    insertion: Insertion
+    witness: str | None = None
+    expression: dict[str, object] | None = None
+
+
+@dataclass(slots=True)
+class Decision:
+    """What became of the hits."""
+
+    planned: list[Planned] = field(default_factory=list)
+    skips: list[Skip] = field(default_factory=list)
+    fulfilled: set[int] = field(default_factory=set)
+    """Rules that take at least one site, or whose sites have SimAM already."""
+
+
+def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: tuple[Insertion, ...] = ()) -> Decision:
     """Turn matches into insertions and skips.
 
     Args:
         present: what is in the model already; a value is not attended twice.
-        refused: values, by (path, reader), around which the block that computes them cannot be rewritten, and why.
 
     Raises:
         NoMatchError: a rule that is not optional takes no site that can be attended, or excludes what is not there.
     """
-    insertions, skipped, fulfilled = settle(anatomy, matches.hits, present, refused)
-    skips = [*(Skip(miss.path, miss.reason, miss.rule, hit=False) for miss in matches.misses), *skipped]
-    told = {skip.rule for skip in skips}
+    anatomy = flow.anatomy
+    decision = settle(flow, matches.hits, present)
+    decision.skips[:0] = [Skip(miss.path, miss.reason, miss.rule, hit=False) for miss in matches.misses]
+    explained = {skip.rule for skip in decision.skips}
     for index, rule in enumerate(recipe.rules):
-        if index not in fulfilled and not rule.optional:
-            raise NoMatchError(_nothing(recipe, index, anatomy, matches, skips))
-        if index not in fulfilled | told:
-            skips.append(Skip("", why_nothing(rule, anatomy), index, hit=False))
+        if index not in decision.fulfilled and not rule.optional:
+            raise NoMatchError(_nothing(recipe, index, anatomy, matches, decision.skips))
+        if index not in decision.fulfilled | explained:
+            decision.skips.append(Skip("", why_nothing(rule, anatomy), index, hit=False))
     if idle := idle_exclude(recipe, anatomy):
         raise NoMatchError(idle)
-    return insertions, tuple(skips)
+    return decision
 
 
-def settle(
-    anatomy: Anatomy,
-    hits: tuple[Hit, ...],
-    present: tuple[Insertion, ...] = (),
-    refused: Mapping[tuple[str, str | None], str] = MappingProxyType({}),
-) -> tuple[tuple[Insertion, ...], tuple[Skip, ...], frozenset[int]]:
-    """Turn hits into insertions, skips with their reasons, and the rules that have their effect. See `decide`."""
-    insertions: list[Insertion] = []
-    skips: list[Skip] = []
-    attended = {(_origin(anatomy, there.path), there.reader): there.path for there in present}
-    fulfilled = set()
+def settle(flow: Dataflow, hits: tuple[Hit, ...], present: tuple[Insertion, ...] = ()) -> Decision:
+    """Find the edit of each hit, or the reason why it is skipped."""
+    anatomy = flow.anatomy
+    decision = Decision()
+    taken = {(_origin(anatomy, there.path), there.reader): there.path for there in present}
+    names = {there.module for there in present}
     for hit in hits:
         site = anatomy.site_by_path[hit.path]
-        reason = why_not_attendable(site) or _repetition(anatomy, hit, attended, present)
+        reason = why_not_attendable(site) or _repetition(anatomy, hit, taken, present)
         if reason is None:
-            insertion, reason = _placed(anatomy, site, hit, refused.get((hit.path, hit.reader)))
-            if insertion is not None:
-                attended[_origin(anatomy, hit.path), hit.reader] = hit.path
-                insertions.append(insertion)
+            resolved = resolve(flow, site, hit.reader)
+            if isinstance(resolved, Resolved):
+                taken[_origin(anatomy, hit.path), hit.reader] = hit.path
+                decision.planned.append(_place(flow, site, hit, resolved, names))
+                decision.fulfilled.add(hit.rule)
+                continue
+            reason = f"SimAM cannot be applied: {resolved}"
         elif reason == PRESENT:
-            fulfilled.add(hit.rule)
-        if reason is not None:
-            skips.append(Skip(hit.path, reason, hit.rule, hit=True))
-    fulfilled.update(insertion.rule for insertion in insertions)
-    return tuple(insertions), tuple(skips), frozenset(fulfilled)
+            decision.fulfilled.add(hit.rule)
+        decision.skips.append(Skip(hit.path, reason, hit.rule, hit=True))
+    return decision
+
+
+def _place(flow: Dataflow, site: Site, hit: Hit, resolved: Resolved, names: set[str]) -> Planned:
+    edit = resolved.edit
+    holder = edit.owner if isinstance(edit, Rewritten) else edit.module
+    module = _free_name(flow, holder, _child_name(edit), names)
+    names.add(module)
+    insertion = Insertion(
+        path=site.path,
+        position=hit.position,
+        shape=site.shape or (),
+        e_lambda=hit.e_lambda,
+        rule=hit.rule,
+        edit=edit,
+        module=module,
+        reader=hit.reader,
+        channel_dim=site.channel_dim,
+        axes=site.axes,
+        axes_measured=site.axes_measured,
+        dtype=site.dtype or "float32",
+        reduction=site.reduction,
+        runs=site.runs,
+        note=resolved.note,
+    )
+    expression = None if resolved.expression is None else asdict(resolved.expression)
+    return Planned(insertion, resolved.witness, expression)
+
+
+def _child_name(edit: Output | Input | Rewritten) -> str:
+    if isinstance(edit, Rewritten):
+        return f"simam_{edit.value}"
+    key = "" if edit.key is None else f"_{edit.key}"
+    if isinstance(edit, Output):
+        return f"simam{key}"
+    return f"simam_input{key}" if edit.argument == 0 else f"simam_{edit.argument}{key}"
+
+
+def _free_name(flow: Dataflow, holder: str, name: str, names: set[str]) -> str:
+    """The name that the SimAM gets among the children of its holder."""
+    name = re.sub(r"\W+", "_", name).strip("_")
+    module = flow.recording.modules[holder]
+    prefix = f"{holder}." if holder else ""
+    free, count = name, 1
+    while hasattr(module, free) or f"{prefix}{free}" in names:
+        count += 1
+        free = f"{name}_{count}"
+    return f"{prefix}{free}"
 
 
 def _repetition(
-    anatomy: Anatomy, hit: Hit, attended: dict[tuple[str, str | None], str], present: tuple[Insertion, ...]
+    anatomy: Anatomy, hit: Hit, taken: dict[tuple[str, str | None], str], present: tuple[Insertion, ...]
 ) -> str | None:
     origin = _origin(anatomy, hit.path)
-    for (other, reader), path in attended.items():
+    for (other, reader), path in taken.items():
         if other != origin or (hit.reader is not None and reader is not None and hit.reader != reader):
             continue
         there = next((there for there in present if there.path == path and there.reader == reader), None)
@@ -80,7 +138,7 @@ def _repetition(
             return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; eject first to change it"
         if there is not None:
             return PRESENT
-        return "is attended already" if path == hit.path else f"is the value of {path}, which is attended already"
+        return "has a SimAM in this plan already" if path == hit.path else f"is the value of {path}, which has a SimAM already"
     return None
 
 
@@ -95,42 +153,13 @@ def _origin(anatomy: Anatomy, path: str) -> str:
     return path if site is None else site.path
 
 
-def _placed(anatomy: Anatomy, site: Site, hit: Hit, refusal: str | None) -> tuple[Insertion | None, str | None]:
-    """The insertion, or the reason why there is no way to make it."""
-    facts = {
-        "path": site.path,
-        "position": hit.position,
-        "shape": site.shape or (),
-        "e_lambda": hit.e_lambda,
-        "rule": hit.rule,
-        "reader": hit.reader,
-        "channel_dim": site.channel_dim,
-        "dtype": site.dtype or "float32",
-        "reduction": site.reduction,
-        "runs": site.runs,
-    }
-    if hit.reader is not None:
-        if refusal is not None:
-            return None, refusal
-        return Insertion(**facts, scope=anatomy.site_by_path[hit.reader].scope), None  # type: ignore[arg-type]
-    if site.is_traced and refusal is None and (site.kind != "block" or not site.is_wrappable):
-        return Insertion(**facts, scope=site.scope), None  # type: ignore[arg-type]
-    if not site.is_wrappable:
-        return None, refusal or "its forward cannot be wrapped, and the block that calls it cannot be rewritten"
-    note = ""
-    if site.kind != "block" and site.path:
-        why = refusal or anatomy.opaque.get(site.scope, "it is not the one that calls it")
-        note = f"the module itself is wrapped, since {site.scope or 'the model'} cannot be rewritten: {why}"
-    return Insertion(**facts, scope=site.path, means="boundary", note=note), None  # type: ignore[arg-type]
-
-
 def _nothing(recipe: Recipe, index: int, anatomy: Anatomy, matches: Matches, skips: list[Skip]) -> str:
     refused = [skip for skip in skips if skip.rule == index and skip.hit]
     if not refused:
         return unmatched_message(recipe, index, anatomy, matches.misses)
     count = "1 site" if len(refused) == 1 else f"{len(refused)} sites"
-    head = f"rules[{index}] ({recipe.rules[index].selector}) takes {count}"
-    lines = [f"{head}, and none of them can be attended:"]
+    head = f"rules[{index}] ({recipe.rules[index].selector}) matched {count}, but SimAM cannot be applied to any"
+    lines = [f"{head}:"]
     lines += [f"  {skip.path}: {skip.reason}" for skip in refused[:3]]
     if len(refused) > 3:
         lines.append(f"  ... and {len(refused) - 3} more")

@@ -9,16 +9,18 @@ from typing import Annotated, Any
 
 from pydantic import PlainSerializer, PlainValidator, WithJsonSchema
 
+from simam_inject.kinds import FAMILIES, KINDS
 from simam_inject.recipe.bounds import MAX_ENTRIES, MAX_NUMBER, TEST_PATTERN, Bounds, parse_bounds
 from simam_inject.recipe.chains import Chain, parse_chain
 from simam_inject.recipe.globs import Glob, parse_glob
-from simam_inject.recipe.kinds import FAMILIES, KINDS
 from simam_inject.recipe.picks import GROUPS, MAX_COUNT, Pick, parse_pick
-from simam_inject.recipe.targets import OPERATION_FACTS, Operation, Target, parse_target
-from simam_inject.recipe.wording import describe
+from simam_inject.recipe.targets import OPERATION_FACTS, WHICH, Operation, Target, parse_target
+from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
 MAX_GLOBS = 100
 MAX_TEXT = 4000
+STRUCTURES = ("residual", "main", "decoder")
+"""What `structure` can say: the words that a site's own `structure` may hold."""
 DEFAULT_E_LAMBDA = 1e-4
 """The class default of every SimAM in circulation."""
 
@@ -28,6 +30,19 @@ def _parse_globs(value: object) -> tuple[Glob, ...]:
     if len(entries) > MAX_GLOBS:
         raise ValueError(f"found a list of {len(entries)} entries; at most {MAX_GLOBS} are allowed")
     return tuple(entry if isinstance(entry, Glob) else parse_glob(entry) for entry in entries)
+
+
+def _parse_structures(value: object) -> tuple[str, ...]:
+    entries = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+    for entry in entries:
+        if not isinstance(entry, str) or entry not in STRUCTURES:
+            near = did_you_mean(entry, STRUCTURES) if isinstance(entry, str) else ""
+            raise ValueError(f"found {describe(entry)}; allowed is {join_names(STRUCTURES)}, or a list of these{near}")
+    return tuple(dict.fromkeys(entries))
+
+
+def _write_structures(structures: tuple[str, ...]) -> str | list[str]:
+    return structures[0] if len(structures) == 1 else list(structures)
 
 
 def _write_globs(globs: tuple[Glob, ...]) -> str | list[str]:
@@ -96,7 +111,8 @@ def _write_target(target: Target) -> str | dict[str, Any]:
         return str(target)
     kinds = [kinds.text for kinds in target.kinds]
     facts = {name: _write_bounds(bounds) for name, bounds in target.facts}
-    return {"op": kinds[0] if len(kinds) == 1 else kinds, **facts}
+    which = {} if target.which == "all" else {"which": target.which}
+    return {"op": kinds[0] if len(kinds) == 1 else kinds, **facts, **which}
 
 
 def _write_pick(pick: Pick) -> str | dict[str, Any]:
@@ -124,11 +140,13 @@ _TESTS = {"type": "string", "pattern": f"^{_TEST}(,{_TEST})*$"}
 _BOUNDS = _one_or_list({"anyOf": [_NUMBER, _TESTS]}, MAX_ENTRIES)
 _GROUPS = _one_or_list({"anyOf": [{"const": "depthwise"}, _NUMBER, _TESTS]}, MAX_ENTRIES)
 _GLOBS = _one_or_list({"type": "string", "minLength": 1}, MAX_GLOBS)
+_STRUCTURES = _one_or_list({"enum": list(STRUCTURES)}, len(STRUCTURES))
 _KIND = {"anyOf": [{"enum": sorted(FAMILIES | dict.fromkeys(KINDS))}, {"type": "string", "minLength": 1}]}
 _OPERATION = {
     "type": "object",
     "properties": {"op": _one_or_list(_KIND, 16)}
-    | {name: _GROUPS if name == "groups" else _BOUNDS for name in OPERATION_FACTS},
+    | {name: _GROUPS if name == "groups" else _BOUNDS for name in OPERATION_FACTS}
+    | {"which": {"enum": list(WHICH)}},
     "required": ["op"],
     "additionalProperties": False,
 }
@@ -164,6 +182,12 @@ Text = Annotated[str, PlainValidator(_parse_text), WithJsonSchema({"type": "stri
 Flag = Annotated[bool, PlainValidator(_parse_flag), WithJsonSchema({"type": "boolean"})]
 Version = Annotated[int, PlainValidator(_parse_version), WithJsonSchema({"const": 1})]
 Globs = Annotated[tuple[Glob, ...], PlainValidator(_or_empty), PlainSerializer(_write_globs), WithJsonSchema(_GLOBS)]
+Structures = Annotated[
+    tuple[str, ...],
+    PlainValidator(_parse_structures),
+    PlainSerializer(_write_structures),
+    WithJsonSchema(_STRUCTURES),
+]
 ChainField = Annotated[
     Chain | None, _or_none(parse_chain), PlainSerializer(str), WithJsonSchema({"type": "string", "minLength": 1})
 ]

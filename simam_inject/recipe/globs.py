@@ -50,7 +50,12 @@ def lineage(path: str) -> tuple[str, ...]:
 
     >>> lineage("layer1.0.relu[2]")
     ('layer1.0.relu[2]', 'layer1.0.relu', 'layer1.0', 'layer1')
+    >>> lineage("neck.fpn:0")
+    ('neck.fpn:0', 'neck.fpn', 'neck')
     """
+    module, colon, _ = path.partition(":")
+    if colon:
+        return (path, *lineage(module))
     whole = (path,) if "[" not in path.rpartition(".")[2] else (path, path[: path.rindex("[")])
     parts = whole[-1].split(".")
     return (*whole, *(".".join(parts[:length]) for length in range(len(parts) - 1, 0, -1)))

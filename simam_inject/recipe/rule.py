@@ -1,7 +1,7 @@
 """One rule of a recipe: what it selects, where it puts the attention, which sites it leaves out.
 
 Keys:
-    select   block (class names), pattern (a chain of operations), or path on its own
+    select   structure, block (class names), pattern (a chain of operations), or path on its own
     place    after or before: output, residual, a child, an operation
     narrow   path, exclude, where, pick
 """
@@ -15,7 +15,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
 from simam_inject.recipe.bounds import Bounds
-from simam_inject.recipe.fields import BoundsField, ChainField, Flag, Globs, GroupsField, Lambda, PickField, TargetField
+from simam_inject.recipe.fields import (
+    BoundsField,
+    ChainField,
+    Flag,
+    Globs,
+    GroupsField,
+    Lambda,
+    PickField,
+    Structures,
+    TargetField,
+)
 from simam_inject.recipe.picks import Pick
 from simam_inject.recipe.problems import Location, translated
 from simam_inject.recipe.targets import Input, KeyedError, Operation, Output, Residual, Target
@@ -105,6 +115,7 @@ class Rule(Grammar):
         "lambda": "to e_lambda",
         "class": "to 'block'",
     }
+    structure: Structures = Field(default=(), description="Block(s) by what they are: residual, main, decoder.")
     block: Globs = Field(default=(), description="Class name(s) of the block: globs, any case; subclasses count.")
     pattern: ChainField = Field(default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'.")
     path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; on its own, a selection.")
@@ -121,6 +132,7 @@ class Rule(Grammar):
         def __init__(
             self,
             *,
+            structure: str | list[str] | tuple[str, ...] = (),
             block: str | list[str] | tuple[str, ...] = (),
             pattern: str | None = None,
             path: str | list[str] | tuple[str, ...] = (),
@@ -148,6 +160,8 @@ class Rule(Grammar):
         """In one line what the rule selects and where, for messages: `block Bottleneck, after conv2`."""
         if self.pattern is not None:
             selected = f"pattern {self.pattern}"
+        elif self.structure:
+            selected = f"structure {' or '.join(self.structure)}"
         else:
             name, globs = ("block", self.block) if self.block else ("path", self.path)
             selected = f"{name} {' or '.join(glob.text for glob in globs)}"
@@ -160,10 +174,15 @@ class Rule(Grammar):
 
     @model_validator(mode="after")
     def _check_selection(self) -> Self:
-        if self.block and self.pattern is not None:
-            raise ValueError("has both 'block' and 'pattern'; exactly one selects (a 'path' beside it narrows)")
-        if not self.block and self.pattern is None and not self.path:
-            raise ValueError("selects nothing; write block: Bottleneck, pattern: 'conv2d > relu', or path: 'layer3.*'")
+        given = [name for name in ("structure", "block", "pattern") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"has both {given[0]!r} and {given[1]!r}; exactly one selects (a 'path' beside it narrows)"
+            )
+        if not given and not self.path:
+            raise ValueError(
+                "selects nothing; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or path: 'layer3.*'"
+            )
         return self
 
     @model_validator(mode="after")

@@ -18,9 +18,11 @@ def recipe_schema() -> dict[str, Any]:
     schema = _shorten(generated)
     schema["anyOf"] = [{"required": ["rules"]}, {"required": ["extends"]}]
     definitions = {name: _shorten(model) for name, model in models.items()}
-    definitions["Rule"]["anyOf"] = [{"required": [key]} for key in ("block", "pattern", "path")]
+    definitions["Rule"]["anyOf"] = [{"required": [key]} for key in ("structure", "block", "pattern", "path")]
     definitions["Rule"]["allOf"] = [
         {"not": {"required": ["block", "pattern"]}},
+        {"not": {"required": ["block", "structure"]}},
+        {"not": {"required": ["pattern", "structure"]}},
         {"not": {"required": ["after", "before"]}},
         {"anyOf": [{"required": [key]} for key in ("pattern", "after", "before")]},
     ]

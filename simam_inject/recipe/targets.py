@@ -12,17 +12,20 @@ Forms:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from simam_inject.recipe.bounds import Bounds, parse_bounds
 from simam_inject.recipe.globs import Glob, parse_glob
 from simam_inject.recipe.kinds import Kinds, parse_kinds
-from simam_inject.recipe.wording import describe, did_you_mean
+from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
 _CALL = re.compile(r"(?P<name>.+)\[(?P<call>\d{1,4}|\*)\]")
 OPERATION_FACTS = ("kernel", "stride", "dilation", "groups")
 MAX_KINDS = 16
+WHICH = ("all", "first", "last")
+T = TypeVar("T")
 
 Facts = tuple[tuple[str, Bounds], ...]
 """Conditions on an operation: pairs of the fact's name and what it may be."""
@@ -71,10 +74,17 @@ class Operation:
     kinds: tuple[Kinds, ...]
     facts: Facts = ()
     """Conditions on `kernel`, `stride`, `dilation` and `groups`."""
+    which: str = "all"
+    """`first` or `last`: only that one of each block's, in the order of computation."""
+
+    def choose(self, named: Sequence[T]) -> Sequence[T]:
+        """Those of one block's operations that are meant."""
+        return {"all": named, "first": named[:1], "last": named[-1:]}[self.which]
 
     def __str__(self) -> str:
         kinds = str(self.kinds[0]) if len(self.kinds) == 1 else f"[{', '.join(map(str, self.kinds))}]"
-        return "{" + ", ".join([f"op: {kinds}", *(f"{name}: {bounds}" for name, bounds in self.facts)]) + "}"
+        which = [] if self.which == "all" else [f"which: {self.which}"]
+        return "{" + ", ".join([f"op: {kinds}", *(f"{name}: {bounds}" for name, bounds in self.facts), *which]) + "}"
 
 
 Target = Output | Input | Residual | Child | Operation
@@ -116,7 +126,7 @@ def _hint(value: object) -> str:
 
 
 def _parse_operation(value: Mapping[object, object]) -> Operation:
-    allowed = ("op", *OPERATION_FACTS)
+    allowed = ("op", *OPERATION_FACTS, "which")
     for key in value:
         if key not in allowed:
             near = did_you_mean(key, allowed) if isinstance(key, str) else ""
@@ -132,7 +142,10 @@ def _parse_operation(value: Mapping[object, object]) -> Operation:
         kinds = tuple(parse_kinds(name) for name in names)
     except ValueError as problem:
         raise KeyedError("op", str(problem)) from None
-    return Operation(kinds, _parse_facts(value))
+    which = value.get("which", "all")
+    if which not in WHICH:
+        raise KeyedError("which", f"found {describe(which)}; allowed is {join_names(WHICH)}")
+    return Operation(kinds, _parse_facts(value), str(which))
 
 
 def _parse_facts(value: Mapping[object, object]) -> Facts:

@@ -14,17 +14,17 @@ _NOT_OUTPUTS = (type, nn.Module, ModuleType, FunctionType, MethodType, str, byte
 """What an output may refer to and does not consist of."""
 
 
-def tensors_in(output: Any) -> Iterator[torch.Tensor]:
+def tensors_of(output: Any) -> Iterator[torch.Tensor]:
     """All tensors of a nested output, in order; of an object of any class, those that its attributes hold."""
-    return _tensors_in(output, set())
+    return _walk(output, set())
 
 
-def _tensors_in(output: Any, above: set[int]) -> Iterator[torch.Tensor]:
+def _walk(output: Any, above: set[int]) -> Iterator[torch.Tensor]:
     if isinstance(output, torch.Tensor):
         yield output
     elif not isinstance(output, _NOT_OUTPUTS) and id(output) not in above:  # an object may refer to itself
         for item in _items(output):
-            yield from _tensors_in(item, above | {id(output)})
+            yield from _walk(item, above | {id(output)})
 
 
 def _items(output: Any) -> list[Any]:
@@ -44,7 +44,7 @@ def _names(slots: Any) -> tuple[str, ...]:
 
 def difference(one: Any, other: Any) -> str | None:
     """How two outputs differ, in a few words; None if their tensors are equal bit for bit (NaN equals NaN)."""
-    ours, theirs = list(tensors_in(one)), list(tensors_in(other))
+    ours, theirs = list(tensors_of(one)), list(tensors_of(other))
     if len(ours) != len(theirs):
         return f"{len(ours)} tensors instead of {len(theirs)}"
     for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -79,4 +79,23 @@ def _unequal(a: torch.Tensor, b: torch.Tensor) -> str | None:
 
 def all_finite(output: Any) -> bool:
     """No NaN and no infinity in any floating point output."""
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_in(output) if tensor.is_floating_point())
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors_of(output) if tensor.is_floating_point())
+
+
+def relative_distance(one: Any, other: Any) -> float | str:
+    """Largest difference of two outputs, relative to the largest value of `other`; a sentence if they do not compare."""
+    ours, theirs = list(tensors_of(one)), list(tensors_of(other))
+    if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
+        return "the outputs have other shapes"
+    distance = 0.0
+    for a, b in zip(ours, theirs, strict=True):
+        if not b.is_floating_point() or not b.numel():
+            continue
+        a, b = _dense(a.detach()).double(), _dense(b.detach()).double()
+        finite = b.isfinite()
+        if not torch.equal(finite, a.isfinite()):
+            return "has NaN or infinity at other places"
+        a, b = a.where(finite, a.new_zeros(())), b.where(finite, b.new_zeros(()))
+        scale = float(b.abs().max())
+        distance = max(distance, float((a - b).abs().max()) / scale if scale else float((a - b).abs().max()))
+    return distance

@@ -1,36 +1,37 @@
-"""The checks. Each compares the model with itself: its stock classes, its SimAMs bypassed, its SimAMs live.
+"""The checks. Every forward runs on a twin of the model, so the model, its buffers and its users notice nothing.
 
-The stock model needs no copy, since taking a rewrite out means giving each module its class back for the moment.
+At the example's own size: bypassed equals stock, and each SimAM runs on the planned shape. At another size, in float64
+where the model allows it: live equals the oracle, in eval and in train mode, values and gradients.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from simam_inject.attention import SimAM, simam
-from simam_inject.discovery.naming import join
+from simam_inject.attention import SimAM
+from simam_inject.dataflow.example import Example, copied
+from simam_inject.dataflow.twin import same_surroundings, set_mode, to_clone, twin_of
+from simam_inject.editing.attach import Attended, attended_in, detach
+from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
-from simam_inject.rewriting.records import Edit
-from simam_inject.rewriting.rewriter import edits_in, stock
-from simam_inject.rewriting.unfused import unfused
-from simam_inject.tracing.inputs import Example
-from simam_inject.tracing.snapshot import mode, same_buffers, same_random_state, unchanged
-from simam_inject.verification.outputs import all_finite, difference, tensors_in
+from simam_inject.verification.oracle import Oracle, Shapes, formula
+from simam_inject.verification.outputs import all_finite, difference, relative_distance, tensors_of
 
-SEED = 0
-_Edited = tuple[str, nn.Module, Edit]
-"""Path of the module that holds a SimAM, that module, the edit."""
-
-
+SEED = 0x51A4_0001
+"""A seed that no forward would set by itself."""
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Largest distance between live and oracle outputs, relative to the oracle's largest value."""
 Marks = tuple[tuple[str, int, int | None], ...]
+_KEYS = "state_dict keys and parameters unchanged"
 
 
 def tensor_marks(model: nn.Module) -> Marks:
@@ -39,216 +40,364 @@ def tensor_marks(model: nn.Module) -> Marks:
     return tuple((name, id(t), None if t.is_inference() else t._version) for name, t in tensors)
 
 
-def check_model(model: nn.Module, example: Example, before: Marks | None = None) -> Verification:
-    """Run every check on an injected model. The model is left as found.
-
-    Args:
-        before: `tensor_marks` from before the injection, where they are known.
-    """
-    edits = list(edits_in(model))
-    planned = _as_planned(edits)
-    if planned.ok is False:
-        return Verification((planned,))
-    marks = tensor_marks(model)
-    with ExitStack() as stack:
-        for context in (unchanged(model), same_random_state(), unfused(model), torch.no_grad()):
-            stack.enter_context(context)
-        returned = _module_values(model, edits)
-        with stock(model):
-            keys, parameters = list(model.state_dict()), [id(p) for p in model.parameters()]
-            plain, calls = _run_watched(model, example, list(returned.values()))
-        attending = [getattr(holder, edit.child) for _, holder, edit in edits]
-        live, ran = _run_watched(model, example, [*attending, *{id(holder): holder for _, holder, _ in edits}.values()])
-        # A module called elsewhere too would be attended there as well by a hook.
-        returned = {
-            index: module
-            for index, module in returned.items()
-            if len(calls[id(module)]) == len(ran[id(getattr(edits[index][1], edits[index][2].child))])
-        }
-        checks = [
-            planned,
-            _same_tensors(model, keys, parameters, before is None or before == marks),
-            _bypassed(model, example, plain),
-            _bypassed_in_training(model, example),
-            _ran_as_planned(edits, ran),
-            _finite(plain, live),
-            _against_hooks(model, example, edits, returned),
-        ]
-    return Verification(tuple(checks))
-
-
 @contextmanager
-def bypassed(modules: list[SimAM]) -> Iterator[None]:
-    """These SimAMs are the identity inside, and as they were afterwards."""
-    before = [module.bypassed for module in modules]
+def bypassed(model: nn.Module) -> Iterator[None]:
+    """Every SimAM of the model is the identity inside, and as it was afterwards."""
+    modules = [entry.attention for entry in attended_in(model)]
+    before = [(module, module.bypassed) for module in modules if isinstance(module, SimAM)]
+    others = [_as_identity(module) for module in modules if module is not None and not isinstance(module, SimAM)]
     try:
-        for module in modules:
+        for module, _ in before:
             module.bypassed = True
         yield
     finally:
-        for module, was_bypassed in zip(modules, before, strict=True):
+        for module, was_bypassed in before:
             module.bypassed = was_bypassed
-
-
-def attentions(model: nn.Module) -> list[SimAM]:
-    """The SimAM modules that injection put into the model."""
-    found = (holder._modules.get(edit.child) for _, holder, edit in edits_in(model))
-    return [module for module in found if isinstance(module, SimAM)]
-
-
-def _run(model: nn.Module, example: Example, *, training: bool) -> Any:
-    """One forward from the same random state and the same buffers as every other."""
-    with mode(model, training), same_buffers(model):
-        for seed in (torch.manual_seed, random.seed, np.random.seed):
-            seed(SEED)
-        return example.given_to(model)
-
-
-def _run_watched(
-    model: nn.Module, example: Example, watched: Sequence[nn.Module]
-) -> tuple[Any, dict[int, list[tuple[int, ...]]]]:
-    """The output, and the shapes that each watched module returned, by `id(module)`."""
-    ran: dict[int, list[tuple[int, ...]]] = {id(module): [] for module in watched}
-
-    def note(module: nn.Module, _args: tuple[Any, ...], output: Any) -> None:
-        ran[id(module)].append(tuple(output.shape) if isinstance(output, torch.Tensor) else ())
-
-    handles = [module.register_forward_hook(note) for module in watched]
-    try:
-        return _run(model, example, training=False), ran
-    finally:
-        for handle in handles:
+        for handle in others:
             handle.remove()
 
 
-def _as_planned(edits: list[_Edited]) -> Check:
-    name = "every SimAM is the one planned"
-    for path, holder, edit in edits:
-        attention, where = holder._modules.get(edit.child), join(path, edit.value)
-        if not isinstance(attention, SimAM):
-            return Check(name, False, f"{where} has a {type(attention).__name__} in the place of SimAM")
-        if attention.bypassed:
-            return Check(name, False, f"{where} is bypassed")
-        found, wanted = (attention.e_lambda, attention.channel_dim), (edit.e_lambda, edit.channel_dim)
-        if found != wanted:
-            return Check(name, False, f"{where} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}")
-    return Check(name, True, f"{len(edits)} of {len(edits)}")
+def _as_identity(module: nn.Module) -> Any:
+    return module.register_forward_hook(lambda _module, args, _output: args[0])
 
 
-def _same_tensors(model: nn.Module, keys: list[str], parameters: list[int], is_unwritten: bool) -> Check:
-    name = "state_dict keys and parameters unchanged"
-    now = list(model.state_dict())
-    if now != keys:
-        changed = sorted(set(now) ^ set(keys))
-        return Check(name, False, f"keys differ: {', '.join(changed[:3])}")
-    if [id(parameter) for parameter in model.parameters()] != parameters:
-        return Check(name, False, "other parameters than before")
-    if not is_unwritten:
-        return Check(name, False, "a parameter or buffer was replaced or written to")
-    return Check(name, True, f"{len(keys)} keys")
-
-
-def _bypassed(model: nn.Module, example: Example, plain: Any) -> Check:
-    with bypassed(attentions(model)):
-        return _compare("bypassed: equal to the original in eval mode", _run(model, example, training=False), plain)
-
-
-def _bypassed_in_training(model: nn.Module, example: Example) -> Check:
-    name = "bypassed: equal to the original in train mode"
-    failure = ""
-    for batch in (example.repeated(2), example):
-        try:
-            with stock(model):
-                plain = _run(model, batch, training=True)
-            break
-        except Exception as error:  # BatchNorm on one value, a detector without targets, ...
-            failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-    else:
-        return Check(name, None, f"the original does not run in train mode on this example ({failure:.120})")
-    with bypassed(attentions(model)):
-        return _compare(name, _run(model, batch, training=True), plain)
-
-
-def _compare(name: str, ours: Any, theirs: Any, sites: str = "") -> Check:
-    """Equal bit for bit, or how they differ; not run where there is nothing to compare."""
-    found = difference(ours, theirs)
-    if found is None and not any(True for _ in tensors_in(theirs)):
-        return Check(name, None, f"the output, a {type(theirs).__name__}, holds no tensors to compare")
-    return Check(name, found is None, found or f"bit for bit{sites}")
-
-
-def _ran_as_planned(edits: list[_Edited], ran: dict[int, list[tuple[int, ...]]]) -> Check:
-    name = "every SimAM ran, on the planned shape"
-    idle = [join(path, edit.value) for path, holder, edit in edits if not ran[id(holder)]]
-    if len(idle) == len(edits):
-        return Check(name, False, f"{idle[0]} never ran")
-    for path, holder, edit in edits:
-        if not ran[id(holder)]:  # a head for training alone
-            continue
-        shapes = ran[id(getattr(holder, edit.child))]
-        where = join(path, edit.value)
-        if not shapes:
-            return Check(name, False, f"{where} never ran")
-        if len(shapes) != len(ran[id(holder)]):
-            calls = len(ran[id(holder)])
-            return Check(name, False, f"{where} ran {len(shapes)} times in {calls} call(s) of {path or 'the model'}")
-        channels = {shape[edit.channel_dim] for shape in shapes}
-        if edit.shape[edit.channel_dim] not in channels or len(shapes[0]) != len(edit.shape):
-            return Check(name, False, f"{where} ran on {shapes[0]}, planned {edit.shape}")
-    left_out = f"; the example does not reach {', '.join(idle[:3])}" if idle else ""
-    return Check(name, True, f"{len(edits) - len(idle)} of {len(edits)}{left_out}")
-
-
-def _finite(plain: Any, live: Any) -> Check:
-    name = "finite output"
-    if not any(tensor.is_floating_point() for tensor in tensors_in(live)):
-        return Check(name, None, f"the output, a {type(live).__name__}, holds no floating point tensors")
-    if not all_finite(plain):
-        return Check(name, None, "the original's output on this example is not finite either")
-    return Check(name, all_finite(live), "" if all_finite(live) else "NaN or infinity with SimAM on")
-
-
-def _against_hooks(model: nn.Module, example: Example, edits: list[_Edited], returned: dict[int, nn.Module]) -> Check:
-    """Forward hooks on the stock model do what the rewrite does, where a site is what a module returns.
+def check_model(
+    model: nn.Module, example: Example, before: Marks | None = None, *, has_parameters: bool = False
+) -> Verification:
+    """Run every check on an injected model, which is left as found.
 
     Args:
-        returned: module whose every call's result an edit attends, by position of the edit in `edits`.
+        before: `tensor_marks` from before the injection, where they are known.
+        has_parameters: the attention has parameters of its own (see `inject`'s `attention`).
     """
-    name = "equal to forward hooks on the original"
-    if not returned:
-        is_scripted = any(isinstance(module, torch.jit.ScriptModule) for module in model.modules())
-        aside = " (a scripted one takes no hooks)" if is_scripted else ""
-        return Check(name, None, f"no site is what a module returns{aside}")
-    with bypassed([getattr(holder, edit.child) for i, (_, holder, edit) in enumerate(edits) if i not in returned]):
-        ours = _run(model, example, training=False)
-    with stock(model):
-        handles = [_attend(module, edits[i][2]) for i, module in returned.items()]
+    sites = list(attended_in(model))
+    planned = _as_planned(model, sites)
+    if planned.ok is False:
+        return Verification((planned,))
+    with same_surroundings(model):
+        checks = _Checks(model, sites, example)
+        return Verification((planned, _same_tensors(model, sites, before, has_parameters), *checks.run()))
+
+
+def _as_planned(model: nn.Module, sites: list[Attended]) -> Check:
+    name = "every SimAM is the one planned"
+    presence = presence_of(model)
+    if presence is None:
+        return Check(name, False, "the presence check was removed from the model")
+    for entry in sites:
+        attention, site = entry.attention, entry.site
+        if attention is None:
+            return Check(name, False, f"{site['path']} has lost its module {site['child']}")
+        if not isinstance(attention, SimAM):
+            continue
+        if attention.bypassed:
+            return Check(name, False, f"{site['path']} is bypassed")
+        found, wanted = (attention.e_lambda, attention.channel_dim), (site["e_lambda"], site["channel_dim"])
+        if found != wanted:
+            return Check(name, False, f"{site['path']} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}")
+    expected = sum(len(hook.sites) for _, hook in presence.holders)
+    if expected != len(sites):
+        return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
+    return Check(name, True, f"{len(sites)} of {len(sites)}")
+
+
+def _same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None, has_parameters: bool) -> Check:
+    stock = twin_of(model, lambda tensor: tensor.detach())
+    detach(stock)
+    keys, now = list(stock.state_dict()), list(model.state_dict())
+    if has_parameters:
+        own = {f"{entry.path}.{entry.site['child']}." if entry.path else f"{entry.site['child']}." for entry in sites}
+        now = [key for key in now if not key.startswith(tuple(own))]
+    if now != keys:
+        return Check(_KEYS, False, f"keys differ: {', '.join(sorted(set(now) ^ set(keys))[:3])}")
+    marks = tensor_marks(model)
+    if before is not None and not set(before) <= set(marks):
+        return Check(_KEYS, False, "a parameter or buffer was replaced or written to")
+    return Check(_KEYS, True, f"{len(keys)} keys")
+
+
+@dataclass(slots=True)
+class _Run:
+    """What one forward gave."""
+
+    output: Any
+    gradients: dict[str, torch.Tensor] | None = None
+
+
+class _Checks:
+    def __init__(self, model: nn.Module, sites: list[Attended], example: Example) -> None:
+        self.model = model
+        self.sites = sites
+        self.example = example
+        self.oracle = Oracle(sites)
+        self.wrong: list[str] = []
+        """Sites whose SimAM did not compute the formula."""
+        self.ran: dict[str, Counter[tuple[int, ...]]] = {}
+
+    def run(self) -> list[Check]:
+        small, is_resized = self._small_example()
+        eval_shapes: Shapes = {}
+        small_shapes: Shapes = {}
+        with self.oracle.noting_shapes(stock := self._stock(to_clone), eval_shapes):
+            plain = self._forward(stock, self.example, training=False)
+        checks = [self._bypassed(plain), self._live(plain)]
+        live_small, oracle_small, plain_small, tolerance = self._pair(small, False, small_shapes if is_resized else None, eval_shapes)
+        size = "another input size" if is_resized else "the example's size"
+        checks.append(self._against(f"equal to the formula in hooks on the original, at {size}", live_small, oracle_small, plain_small, tolerance))
+        checks += self._training(small)
+        return checks
+
+    # Twins and runs
+
+    def _stock(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        twin = twin_of(self.model, convert)
+        detach(twin)
+        return twin
+
+    def _injected(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+        """A twin with every SimAM at full strength, which compares what each gives with the formula."""
+        twin = twin_of(self.model, convert)
+        for entry in attended_in(twin):
+            if isinstance(entry.attention, SimAM):
+                entry.attention.strength = 1.0
+        return twin
+
+    def _forward(self, model: nn.Module, example: Example, *, training: bool, convert: Any = copied, gradients: bool = False) -> _Run:
+        """One forward from the same random state as every other."""
+        set_mode(model, training)
+        for seed in (torch.manual_seed, random.seed, np.random.seed):
+            seed(SEED)
+        args, kwargs = example.fresh(convert)
+        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            output = model(*args, **kwargs)
+            return _Run(output, _gradients(model, output) if gradients else None)
+
+    def _small_example(self) -> tuple[Example, bool]:
+        """Another image size and batch, smaller where the model takes it."""
+        for candidate in (self.example.shrunk(), self.example.with_size()):
+            if candidate is None:
+                continue
+            more = candidate.with_batch(1) or candidate
+            try:
+                self._forward(self._stock(to_clone), more, training=False)
+                live = self._injected(to_clone)
+                self._forward(live, more, training=False)
+            except Exception:  # the model takes one size only
+                continue
+            return more, True
+        return self.example.with_batch(1) or self.example, False
+
+    def _pair(
+        self, example: Example, training: bool, shapes: Shapes | None, others: Shapes
+    ) -> tuple[_Run | None, _Run | None, _Run | None, float]:
+        """Live, oracle and stock forwards in float64, in float32 where the model has a dtype of its own."""
+        error: Exception | None = None
+        for dtype in (torch.float64, torch.float32):
+            convert = _to_dtype(dtype) if dtype is torch.float64 else to_clone
+            given = _to_dtype(dtype) if dtype is torch.float64 else copied
+            try:
+                noted: Shapes = {}
+                stock = self._stock(convert)
+                with self.oracle.noting_shapes(stock, noted):
+                    plain = self._forward(stock, example, training=training, convert=given)
+                if shapes is not None:
+                    shapes.update(noted)
+                    self.oracle.find_axes(others, noted)
+                gradients = training
+                stock, live = self._stock(convert), self._injected(convert)
+                with self.oracle.attending(stock):
+                    expected = self._forward(stock, example, training=training, convert=given, gradients=gradients)
+                self.wrong = []
+                with self._watching_formula(live):
+                    found = self._forward(live, example, training=training, convert=given, gradients=gradients)
+            except Exception as failure:
+                error = failure
+                continue
+            tolerance = TOLERANCE[dtype] if _dtype_of(found.output) is torch.float64 else TOLERANCE[torch.float32]
+            return found, expected, plain, tolerance
+        self.wrong = [f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"]
+        return None, None, None, 0.0
+
+    @contextmanager
+    def _watching_formula(self, live: nn.Module) -> Iterator[None]:
+        """Compare what each SimAM gives with the formula, and bypass those that the oracle cannot reach."""
+        handles = []
+        for entry in attended_in(live):
+            if not isinstance(entry.attention, SimAM):
+                continue
+            handles.append(entry.attention.register_forward_hook(self._watcher(entry)))
+            if entry.site["edit"]["kind"] == "rewritten":
+                handles.append(entry.attention.register_forward_hook(lambda _module, args, _output: args[0]))
         try:
-            theirs = _run(model, example, training=False)
+            yield
         finally:
             for handle in handles:
                 handle.remove()
-    return _compare(name, ours, theirs, f", {len(returned)} of {len(edits)} sites")
+
+    def _watcher(self, entry: Attended) -> Callable[..., None]:
+        site, attention = entry.site, entry.attention
+        assert isinstance(attention, SimAM)
+
+        def watch(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            x = args[0].detach()
+            spatial = self.oracle.spatial.get(site["path"])
+            if spatial is None:
+                spatial = tuple(range(2, x.dim())) if site["channel_dim"] == 1 else tuple(range(1, x.dim() - 1))
+            wanted = formula(x, site["e_lambda"], spatial, 1.0, attention.gain)
+            error = float((output.detach().double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp_min(1e-12))
+            if not error <= _LOCAL.get(x.dtype, 2e-2):
+                self.wrong.append(f"{site['path']} differs from the formula by {error:.2g} of its largest value")
+
+        return watch
+
+    # Checks
+
+    def _bypassed(self, plain: _Run) -> Check:
+        twin = twin_of(self.model, to_clone)
+        with bypassed(twin):
+            found = self._forward(twin, self.example, training=False)
+        return _equal("bypassed: equal to the original in eval mode", found.output, plain.output)
+
+    def _live(self, plain: _Run) -> Check:
+        name = "every SimAM ran, on the planned shape, with a finite result"
+        live = self._injected(to_clone)
+        entries = list(attended_in(live))
+        shapes: dict[int, list[tuple[int, ...]]] = {place: [] for place in range(len(entries))}
+        holders: Counter[int] = Counter()
+        handles = []
+        for place, entry in enumerate(entries):
+            if entry.attention is not None:
+                handles.append(entry.attention.register_forward_hook(_noting(shapes[place])))
+            handles.append(entry.holder.register_forward_pre_hook(_counting(holders, place)))
+        output = self._forward(live, self.example, training=False).output
+        for handle in handles:
+            handle.remove()
+        idle = [entry.site["path"] for place, entry in enumerate(entries) if not holders[place]]
+        if len(idle) == len(entries):
+            return Check(name, False, f"{idle[0]} never ran")
+        for place, entry in enumerate(entries):
+            problem = _why_not_live(entry, shapes[place], holders[place])
+            if problem is not None:
+                return Check(name, False, problem)
+        if not all_finite(output) and all_finite(plain.output):
+            return Check(name, False, "the output has NaN or infinity with SimAM on")
+        left_out = f"; the example does not reach {', '.join(idle[:3])}" if idle else ""
+        return Check(name, True, f"{len(entries) - len(idle)} of {len(entries)}{left_out}")
+
+    def _against(self, name: str, live: _Run | None, oracle: _Run | None, plain: _Run | None, tolerance: float) -> Check:
+        if live is None or oracle is None or plain is None:
+            return Check(name, None, self.wrong[0] if self.wrong else "the model does not run there")
+        if self.wrong:
+            return Check(name, False, self.wrong[0])
+        if not list(tensors_of(oracle.output)):
+            return Check(name, None, f"the output, a {type(oracle.output).__name__}, holds no tensors to compare")
+        found = relative_distance(live.output, oracle.output)
+        if isinstance(found, str):
+            return Check(name, None if _has_choices(oracle.output) else False, found)
+        if not found <= tolerance:
+            return Check(name, False, f"differs by {found:.2g} of the largest value")
+        return Check(name, True, f"{len(self.oracle.sites)} of {len(self.sites)} sites, within {found:.1g}")
+
+    def _training(self, small: Example) -> list[Check]:
+        name, live_name = "bypassed: equal to the original in train mode", "equal to the formula in train mode, gradients included"
+        failure = ""
+        for example in (small, self.example.with_batch(1) or self.example, self.example):
+            try:
+                plain = self._forward(self._stock(to_clone), example, training=True)
+                break
+            except Exception as error:  # batch norm on one value, a detector without targets
+                failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        else:
+            reason = f"the original does not run in train mode on this example ({failure:.120})"
+            return [Check(name, None, reason), Check(live_name, None, reason)]
+        twin = twin_of(self.model, to_clone)
+        with bypassed(twin):
+            found = self._forward(twin, example, training=True)
+        checks = [_equal(name, found.output, plain.output)]
+        live, oracle, stock, tolerance = self._pair(example, True, None, {})
+        check = self._against(live_name, live, oracle, stock, tolerance)
+        if check.ok and live is not None and oracle is not None:
+            check = _same_gradients(live_name, live, oracle, tolerance)
+        return [*checks, check]
 
 
-def _module_values(model: nn.Module, edits: list[_Edited]) -> dict[int, nn.Module]:
-    """The modules whose result is the attended value, by position of the edit; scripted ones take no hooks."""
-    modules = dict(model.named_modules())
-    found = {}
-    for index, (path, _, edit) in enumerate(edits):
-        module = modules.get(join(path, edit.value))
-        if module is not None and not isinstance(module, torch.jit.ScriptModule) and edit.position == "after":
-            found[index] = module
-    return found
+_LOCAL = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 
-def _attend(module: nn.Module, edit: Edit) -> RemovableHandle:
-    """A hook where the edit is: a boundary attends what forward returns, before the user's own hooks see it.
+def _noting(shapes: list[tuple[int, ...]]) -> Callable[..., None]:
+    def note(_module: nn.Module, _args: Any, output: torch.Tensor) -> None:
+        shapes.append(tuple(output.shape))
 
-    An edit of the caller attends what the call returns, after them.
-    """
+    return note
 
-    def hook(_module: nn.Module, _args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        return simam(output, edit.e_lambda, channel_dim=edit.channel_dim)
 
-    return module.register_forward_hook(hook, prepend=not edit.value)
+def _counting(counts: Counter[int], place: int) -> Callable[..., None]:
+    def count(_module: nn.Module, _args: Any) -> None:
+        counts[place] += 1
+
+    return count
+
+
+def _why_not_live(entry: Attended, shapes: list[tuple[int, ...]], calls: int) -> str | None:
+    site = entry.site
+    if not calls:  # a head for training alone
+        return None
+    if not shapes:
+        return f"{site['path']} never ran"
+    if len(shapes) != calls and site["edit"]["kind"] != "rewritten":
+        return f"{site['path']} ran {len(shapes)} times in {calls} call(s) of {entry.path or 'the model'}"
+    channels = {shape[site["channel_dim"]] for shape in shapes}
+    if site["shape"][site["channel_dim"]] not in channels or len(shapes[0]) != len(site["shape"]):
+        return f"{site['path']} ran on {shapes[0]}, planned {tuple(site['shape'])}"
+    return None
+
+
+def _equal(name: str, ours: Any, theirs: Any) -> Check:
+    """Equal bit for bit, or how they differ; not run where there is nothing to compare."""
+    found = difference(ours, theirs)
+    if found is None and not any(True for _ in tensors_of(theirs)):
+        return Check(name, None, f"the output, a {type(theirs).__name__}, holds no tensors to compare")
+    return Check(name, found is None, found or "bit for bit")
+
+
+def _same_gradients(name: str, live: _Run, oracle: _Run, tolerance: float) -> Check:
+    if live.gradients is None or oracle.gradients is None:
+        return Check(name, True, "values; the output has no gradient")
+    for key, wanted in oracle.gradients.items():
+        found = live.gradients.get(key)
+        scale = float(wanted.abs().max())
+        if found is None or float((found - wanted).abs().max()) > max(tolerance * 100, 1e-5) * max(scale, 1e-9):
+            return Check(name, False, f"the gradient of {key} is another than the oracle's: it does not pass through a SimAM")
+    return Check(name, True, f"{len(oracle.gradients)} gradients")
+
+
+def _gradients(model: nn.Module, output: Any) -> dict[str, torch.Tensor] | None:
+    """Gradients of all parameters for a fixed weighting of the output."""
+    losses = []
+    for tensor in tensors_of(output):
+        if tensor.is_floating_point() and tensor.requires_grad:
+            weights = torch.linspace(0.5, 1.5, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
+            losses.append((tensor.flatten() * weights).mean())
+    names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not losses or not names:
+        return None
+    total = torch.stack([loss.double() for loss in losses]).sum()
+    found = torch.autograd.grad(total, [parameter for _, parameter in names], allow_unused=True)
+    return {name: grad for (name, _), grad in zip(names, found, strict=True) if grad is not None}
+
+
+def _to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    def convert(tensor: torch.Tensor) -> torch.Tensor:
+        twin = tensor.detach().clone()
+        return twin.to(dtype) if twin.is_floating_point() else twin
+
+    return convert
+
+
+def _dtype_of(output: Any) -> torch.dtype | None:
+    return next((tensor.dtype for tensor in tensors_of(output) if tensor.is_floating_point()), None)
+
+
+def _has_choices(output: Any) -> bool:
+    """The output depends on comparisons (boxes that were kept), which rounding can turn over."""
+    return any(not tensor.is_floating_point() for tensor in tensors_of(output))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from simam_inject.attention import eager, simam
-from simam_inject.attention.kernels import launch, tiling
+from simam_inject.attention import kernels, tiling
 from tests.attention.test_values import STRIDED, laid_out
 from tests.attention.truth import TOLERANCE, assert_true
 
@@ -19,7 +19,7 @@ LIMIT = TOLERANCE | {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 
 @pytest.fixture(autouse=True)
 def _kernels_everywhere(monkeypatch):
-    monkeypatch.setattr(eager, "CHUNKED", eager.Way(launch.forward, launch.backward))
+    monkeypatch.setattr(eager, "CPU", eager.Implementation(kernels.forward, kernels.backward))
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def kinds(monkeypatch):
 
 
 def check(x, e_lambda=0.01):
-    assert launch.fits(x)
+    assert kernels.fits(x)
     return assert_true(lambda t: simam(t, e_lambda), x.to(DEVICE), e_lambda, tolerance=LIMIT[x.dtype])
 
 
@@ -89,7 +89,7 @@ def test_constant_maps_and_extreme_lambdas(e_lambda):
 @pytest.mark.parametrize("view", STRIDED)
 def test_views(view):
     x = STRIDED[view](torch.randn(2, 4, 9, 10).to(DEVICE))
-    if launch.fits(x):
+    if kernels.fits(x):
         check(x)
     else:
         assert view in {"columns", "permuted", "expanded batch", "expanded channels", "expanded map"}

@@ -14,7 +14,7 @@ from simam_inject.attention import eager, simam
 
 triton = pytest.importorskip("triton")
 
-from simam_inject.attention.kernels import looped, split, tiling, whole  # noqa: E402  # needs triton
+from simam_inject.attention import kernels, tiling  # noqa: E402  # needs triton
 
 HERE = Path(__file__).parent
 
@@ -182,20 +182,20 @@ def test_a_gpu_that_cannot_launch_gets_the_composite_and_one_warning(monkeypatch
         torch, "zeros", lambda *sizes, device: (_ for _ in ()).throw(RuntimeError("no C compiler\nat all"))
     )
     with pytest.warns(UserWarning, match=r"without its Triton kernels on cuda:0.*RuntimeError: no C compiler$"):
-        assert eager.way_for(FakeGpu()) is eager.COMPOSITE
+        assert eager.implementation_for(FakeGpu()) is eager.COMPOSITE
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert eager.way_for(FakeGpu()) is eager.COMPOSITE
+        assert eager.implementation_for(FakeGpu()) is eager.COMPOSITE
 
 
 @pytest.mark.usefixtures("_no_memory_of_devices")
 def test_an_old_gpu_gets_the_composite(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    assert eager.way_for(FakeGpu()) is eager.COMPOSITE
+    assert eager.implementation_for(FakeGpu()) is eager.COMPOSITE
 
 
 def test_the_composite_way_is_a_way(monkeypatch):
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     expected = simam(x), torch.autograd.grad(simam(x).sum(), x)[0]
-    monkeypatch.setattr(eager, "CHUNKED", eager.COMPOSITE)
+    monkeypatch.setattr(eager, "CPU", eager.COMPOSITE)
     torch.testing.assert_close((simam(x), torch.autograd.grad(simam(x).sum(), x)[0]), expected)

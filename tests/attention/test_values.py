@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simam_inject.attention import SimAM, simam
-from simam_inject.attention import chunked as chunked_module
+from simam_inject.attention import cpu
 from tests.attention.truth import assert_true, distance, truth
 
 HALVES = [torch.float16, torch.bfloat16]
@@ -109,8 +109,8 @@ def test_views_are_attended_where_they_lie(view, dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shape", [(5, 3, 6, 7), (1, 7, 8, 8), (3, 4, 2, 3, 5)], ids=str)
 def test_pieces_join_seamlessly(shape, dtype, layout, monkeypatch):
-    monkeypatch.setattr(chunked_module, "FORWARD_PIECE", 150)
-    monkeypatch.setattr(chunked_module, "BACKWARD_PIECE", 100)
+    monkeypatch.setattr(cpu, "FORWARD_PIECE", 150)
+    monkeypatch.setattr(cpu, "BACKWARD_PIECE", 100)
     assert_true(simam, laid_out(torch.randn(shape).to(dtype), layout))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from simam_inject.discovery.records import Anatomy
+from simam_inject.dataflow.records import Anatomy
 from tests.matching.sketch import Sketch
 
 _FLAT = {"obstacle": "is not a feature map: its shape is (1, 512)", "shape": (1, 512), "reduction": None}

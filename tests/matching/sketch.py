@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
 
 INPUT = 64
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from simam_inject.discovery.records import Anatomy
+from simam_inject.dataflow.records import Anatomy
 from simam_inject.matching import match, unmatched_message
 from simam_inject.recipe import Recipe
 from tests.matching.networks import NETWORKS

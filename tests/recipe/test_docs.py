@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from simam_inject.recipe import Recipe, Rule, Where, load_recipe, shipped_recipes
-from simam_inject.recipe.kinds import FAMILIES, KINDS
+from simam_inject.kinds import FAMILIES, KINDS
 from simam_inject.recipe.loading import _load_text
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,203 @@
+"""Which dimension of a tensor is the batch, which hold channels, which are spatial: by experiment where possible.
+
+The forward is recorded again with a larger batch, and again with a larger image. What changes with the batch is the
+batch dimension, what changes with the image is spatial, and what stays is the channels. Where a network takes one size
+only, the layout that flows through its operations decides: a convolution writes N, C, spatial; a linear layer and a
+layer norm write channels last; permutations and reshapes move them. Names of classes decide nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from simam_inject.nested import map_nested
+
+if TYPE_CHECKING:
+    from simam_inject.dataflow.recorder import Value
+
+Layout = frozenset[int]
+"""Dimensions that hold channels: {1} for N, C, spatial; two while a channel shuffle has split them; none if unknown."""
+Shape = tuple[int, ...]
+NOWHERE: Layout = frozenset()
+
+_SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
+_LAST = ("linear", "rms_norm", "embedding", "multi_head_attention_forward")
+_MOVES = frozenset(
+    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim moveaxis t mt "
+    "expand chunk split narrow getitem select unbind tensor_split rearrange view_as reshape_as".split()
+)
+
+
+def input_layout(rank: int) -> Layout:
+    """The layout of what a network is given."""
+    return frozenset({1}) if rank > 1 else NOWHERE
+
+
+def layout_after(
+    kind: str,
+    func: Callable[..., Any] | None,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    inputs: list[Value],
+    result: torch.Tensor | None,
+) -> Layout:
+    """Where an operation leaves the channels.
+
+    Args:
+        kind: of the operation.
+        func: the torch function, to be asked what it does to a tensor of distinct strides; its args and kwargs.
+        inputs: the tensors that it reads, parameters aside.
+        result: one tensor that it computed.
+    """
+    rank = 0 if result is None else result.dim()
+    if kind.startswith("conv"):
+        return frozenset({rank - 1 - int(kind[-2])})  # 1, or 0 without a batch
+    if kind.startswith(_SECOND) or (kind.endswith("pool") and rank > 2):
+        return inputs[0].layout if inputs and inputs[0].layout == {0} else frozenset({1})
+    if kind.startswith(_LAST) or (kind == "layer_norm" and _normalizes_one(args, kwargs)):
+        return frozenset({rank - 1})
+    if not inputs or result is None:
+        return input_layout(rank)
+    shape = tuple(result.shape)
+    like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
+    if kind in _MOVES and func is not None:
+        return _moved(func, args, kwargs, inputs[0], shape)
+    if kind in ("matmul", "bmm") and len(inputs) == 2:
+        last = rank - 1
+        return frozenset({dim for dim in inputs[0].layout if dim != last} | ({last} & inputs[1].layout))
+    if len(like.shape) == rank:
+        return like.layout
+    return _recognised(like, shape)
+
+
+def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    shape = kwargs.get("normalized_shape", args[1] if len(args) > 1 else ())
+    return isinstance(shape, int) or len(shape) == 1
+
+
+def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, shape: Shape) -> Layout:
+    """Layout after an operation that only moves elements: do the same to an index of the memory, and look where it went.
+
+    The channel dimension of a contiguous tensor has a stride of its own, by which it is found again in the result.
+    """
+    if not source.layout or 0 in source.shape:
+        return NOWHERE
+    probe = torch.empty(source.shape, device="meta")
+    is_first = True
+
+    def replace(leaf: Any) -> Any:
+        nonlocal is_first
+        if isinstance(leaf, torch.Tensor) and is_first:
+            is_first = False
+            return probe
+        return leaf
+
+    try:
+        new_args, new_kwargs = map_nested(replace, (tuple(args), dict(kwargs)))
+        moved = func(*new_args, **new_kwargs)
+        results = [moved] if isinstance(moved, torch.Tensor) else list(moved)
+        target = next(tensor for tensor in results if tuple(tensor.shape) == shape)
+    except (RuntimeError, TypeError, StopIteration, ValueError, IndexError, NotImplementedError):
+        return _recognised(source, shape)
+    found = set()
+    for dim in source.layout:
+        stride, length = probe.stride(dim), source.shape[dim]
+        for place in range(target.dim()):
+            size, step = target.shape[place], target.stride(place)
+            if size != 1 and step == stride and size <= length:  # the channels, or the inner part of them
+                found.add(place)
+            elif size != 1 and length > size and step > stride and step % stride == 0 and step < stride * length:
+                found.add(place)  # the outer part of channels that were split into groups
+            elif size != 1 and size > length and step < stride and size * step == stride * length:
+                found.add(place)  # channels merged with what stands behind them (space to depth)
+            elif size == length == 1 and place == dim and target.dim() == len(source.shape):
+                found.add(place)
+    return frozenset(found)
+
+
+def _recognised(source: Value, shape: Shape) -> Layout:
+    """Layout after an operation that nothing is known about: channels are where their number went."""
+    rank = len(shape)
+    if rank < 3 or not source.layout:
+        return input_layout(rank) if rank < 3 else NOWHERE
+    channels = 1
+    for dim in source.layout:
+        channels *= source.shape[dim]
+    if len(source.shape) == rank and all(shape[dim] == source.shape[dim] for dim in source.layout):
+        return source.layout
+    if shape[1] == channels and shape[-1] != channels:
+        return frozenset({1})
+    if shape[-1] == channels and shape[1] != channels:
+        return frozenset({rank - 1})
+    if source.layout == {len(source.shape) - 1}:
+        return frozenset({rank - 1})
+    return source.layout if max(source.layout) < rank else NOWHERE
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """What is known of the dimensions of a feature map, or why it is none that SimAM can be applied to."""
+
+    channel_dim: int = 1
+    name: str = ""
+    """`NCHW`, `NHWC`, `NLC`, ...; empty with an obstacle."""
+    measured: bool = False
+    obstacle: str | None = None
+
+
+def find_axes(shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool) -> Axes:
+    """Batch, channels and spatial dimensions of a value of rank 3 to 5.
+
+    Args:
+        shape: in the example forward.
+        layout: as it flowed through the operations.
+        other_batch: its shape with more samples, if that was run.
+        other_size: its shape for a larger image, if that was run.
+        fixed_size: the network takes no other image size.
+    """
+    rank = len(shape)
+    if other_batch is not None and len(other_batch) == rank:
+        grown = [dim for dim in range(rank) if other_batch[dim] != shape[dim]]
+        if not grown:
+            return Axes(obstacle=f"does not depend on the batch: its shape is {shape} for any number of samples")
+        if grown != [0]:
+            return Axes(
+                obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: its shape is {shape}"
+            )
+    candidates = set(range(1, rank))
+    resized: set[int] = set()
+    if other_size is not None and len(other_size) == rank:
+        resized = {dim for dim in range(rank) if other_size[dim] != shape[dim]}
+        if 0 in resized:
+            return Axes(obstacle=f"its first dimension holds windows or positions, not samples: its shape is {shape}")
+        candidates -= resized
+    elif fixed_size and other_batch is not None and other_batch[0] - shape[0] > _SAMPLES_ADDED:
+        return Axes(obstacle=f"its first dimension holds windows or groups, not samples: its shape is {shape}")
+    measured = bool(resized) and len(candidates) == 1
+    if measured:
+        (channel,) = candidates
+    else:
+        known = layout & candidates if resized else layout
+        if not candidates:
+            return Axes(obstacle=f"has no dimension of fixed size that could hold channels: its shape is {shape}")
+        if len(known) != 1 or len(layout) > 1:
+            return Axes(obstacle=f"has its channels in several dimensions, or in none that is known: its shape is {shape}")
+        (channel,) = known
+        if channel == 0 and other_batch is not None:
+            return Axes(obstacle=f"has its channels in no dimension that is known: its shape is {shape}")
+    if channel == 0:
+        return Axes(obstacle=f"has no batch dimension: its shape is {shape}; give an example with a batch")
+    if channel not in (1, rank - 1):
+        return Axes(obstacle=f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}")
+    channel_dim = 1 if channel == 1 else -1
+    spatial = {3: "L", 4: "HW", 5: "DHW"}[rank]
+    name = f"NC{spatial}" if channel_dim == 1 else f"N{spatial}C"
+    return Axes(channel_dim, name, measured and other_batch is not None)
+
+
+_SAMPLES_ADDED = 2
+"""How many samples `with_batch` adds for the experiment."""

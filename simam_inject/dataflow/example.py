@@ -1,0 +1,228 @@
+"""Example inputs: the user's, or the size the model itself declares, else 1 x 3 x 224 x 224."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from simam_inject.nested import map_nested, tensors_in
+from simam_inject.errors import ModelError
+
+DEFAULT_SIZE = (3, 224, 224)
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """Another tensor with the same content, of no graph; a leaf that asks for gradients does again."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Arguments of one forward."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All tensors among the arguments, in order."""
+        return tuple(tensor for _, tensor in tensors_in([self.args, self.kwargs]))
+
+    def fresh(self, convert: Callable[[torch.Tensor], torch.Tensor] = copied) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments for one run, which may write into them, empty lists and fill dicts: the example stays.
+
+        Args:
+            convert: makes the tensor that the run gets; one that is passed twice is passed twice again.
+        """
+        twins: dict[int, Any] = {}
+
+        def renew(leaf: Any) -> Any:
+            if isinstance(leaf, nn.Module):
+                return leaf
+            if id(leaf) not in twins:
+                if isinstance(leaf, torch.Tensor):
+                    twins[id(leaf)] = convert(leaf)
+                else:
+                    try:
+                        twins[id(leaf)] = copy.deepcopy(leaf, twins)
+                    except Exception:  # a lock, an open file: the run gets the thing itself
+                        twins[id(leaf)] = leaf
+            return twins[id(leaf)]
+
+        args, kwargs = map_nested(renew, (self.args, self.kwargs))
+        return args, kwargs
+
+    def run(self, call: Callable[..., Any]) -> Any:
+        """What `call` returns for arguments of its own."""
+        args, kwargs = self.fresh()
+        return call(*args, **kwargs)
+
+    def with_batch(self, count: int) -> Example | None:
+        """The same example with a batch of `count` samples more; None where there is no batch to enlarge.
+
+        Every tensor whose first dimension is that of the first one, and every list that holds one image per sample,
+        gets more samples, which are noisy copies of its first.
+        """
+        batch = self._batch
+        if batch is None:
+            return None
+
+        def grow(leaf: Any) -> Any:
+            if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch:
+                return torch.cat([leaf, *[_noisy(leaf[:1], seed) for seed in range(count)]])
+            return leaf
+
+        if self.args and isinstance(self.args[0], list):  # torchvision's detectors: a list of images
+            images = self.args[0]
+            return Example(([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs)
+        return Example(*map_nested(grow, (self.args, self.kwargs)))
+
+    @property
+    def _batch(self) -> int | None:
+        if self.args and isinstance(self.args[0], list):
+            return len(self.args[0]) if all(isinstance(image, torch.Tensor) for image in self.args[0]) else None
+        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
+        return None if first is None else first.shape[0]
+
+    def shrunk(self) -> Example | None:
+        """The same example with images of half the size or more, in multiples of 64; None where they are small already."""
+        first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
+        if first is None or (self.args and isinstance(self.args[0], list)) or min(first.shape[2:]) < 128:
+            return None
+        lengths = {length: max(64, length // 2 // 64 * 64) for length in first.shape[2:]}
+
+        def shrink(leaf: Any) -> Any:
+            if isinstance(leaf, torch.Tensor) and leaf.dim() == first.dim():
+                for dim in range(2, leaf.dim()):
+                    if leaf.shape[dim] in lengths:
+                        leaf = leaf.narrow(dim, 0, lengths[leaf.shape[dim]])
+            return leaf
+
+        return Example(*map_nested(shrink, (self.args, self.kwargs)))
+
+    def with_size(self, keeps_last: bool = False) -> Example | None:
+        """The same example at a larger spatial size; None where no argument has one.
+
+        Args:
+            keeps_last: the dimensions between the first and the last are spatial (channels last), instead of all
+                from the third on.
+        """
+        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
+        if first is None:
+            return None
+        dims = range(1, first.dim() - 1) if keeps_last else range(2, first.dim())
+        if self.args and isinstance(self.args[0], list):
+            dims = range(1, first.dim())
+        lengths = {first.shape[dim] for dim in dims}
+
+        def enlarge(leaf: Any) -> Any:
+            if not isinstance(leaf, torch.Tensor) or leaf.dim() != first.dim():
+                return leaf
+            for dim in dims:
+                if leaf.shape[dim] in lengths:
+                    more = 64 if leaf.shape[dim] >= 48 else 32
+                    more = leaf.shape[dim] if first.dim() == 5 and leaf.shape[dim] < 48 else more
+                    parts = [leaf]
+                    while more > 0:
+                        parts.append(leaf.narrow(dim, 0, min(more, leaf.shape[dim])))
+                        more -= parts[-1].shape[dim]
+                    leaf = torch.cat(parts, dim)
+            return leaf
+
+        return Example(*map_nested(enlarge, (self.args, self.kwargs)))
+
+
+def _noisy(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+    if not tensor.is_floating_point() or tensor.is_meta:
+        return tensor
+    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed + 1), device="cpu", dtype=torch.float32)
+    return (tensor.detach() + noise.to(tensor.device, tensor.dtype)).detach()
+
+
+def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
+    """The example forward's arguments, on the model's own device and in its own floating dtype where we choose them.
+
+    Args:
+        model: any module; asked for its declared input size only if `example_inputs` is None.
+        example_inputs: a tensor, a tuple (positional), a dict (keywords), a list (one list argument), or None.
+
+    Raises:
+        ModelError: `example_inputs` is of another type.
+    """
+    if example_inputs is None:
+        return Example((_random_input(model, declared_size(model)),), {})
+    if isinstance(example_inputs, Mapping):
+        return Example((), dict(example_inputs))
+    if isinstance(example_inputs, tuple):
+        return Example(example_inputs, {})
+    if isinstance(example_inputs, (torch.Tensor, list)):
+        return Example((example_inputs,), {})
+    raise ModelError(
+        f"example_inputs is a {type(example_inputs).__name__}; "
+        "give a tensor, a tuple (positional arguments), a dict (keywords) or None"
+    )
+
+
+def example_like(model: nn.Module, shapes: Any) -> Example:
+    """Random arguments of the shapes that `shapes_of` wrote down."""
+
+    def fill(leaf: Any) -> Any:
+        if not isinstance(leaf, str) or not leaf.startswith("tensor "):
+            return leaf
+        _, dtype, *shape = leaf.split()
+        size = tuple(map(int, shape))
+        kind: torch.dtype = getattr(torch, dtype)
+        if kind.is_floating_point:
+            return _random_input(model, size, batched=True).to(kind)
+        device = next((p.device for p in model.parameters()), torch.device("cpu"))
+        return torch.zeros(size, dtype=kind, device=device)
+
+    args, kwargs = map_nested(fill, (tuple(shapes["args"]), dict(shapes["kwargs"])))
+    return Example(args, kwargs)
+
+
+def shapes_of(example: Example) -> dict[str, Any] | None:
+    """The arguments as plain data, tensors by dtype and shape; None where an argument is something else."""
+    plain = True
+
+    def write(leaf: Any) -> Any:
+        nonlocal plain
+        if isinstance(leaf, torch.Tensor):
+            return f"tensor {str(leaf.dtype).removeprefix('torch.')} {' '.join(map(str, leaf.shape))}"
+        plain = plain and isinstance(leaf, (bool, int, float, str, type(None)))
+        return leaf
+
+    args, kwargs = map_nested(write, (list(example.args), dict(example.kwargs)))
+    return {"args": args, "kwargs": kwargs} if plain else None
+
+
+def declared_size(model: nn.Module) -> tuple[int, ...]:
+    """Channels and spatial size the model declares: timm's `default_cfg`, ultralytics' `imgsz`, else 3 x 224 x 224."""
+    config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+    size = config.get("input_size") if isinstance(config, Mapping) else getattr(config, "input_size", None)
+    if size:
+        channels = getattr(model, "in_chans", None)
+        return (channels if isinstance(channels, int) else size[0], *size[1:])
+    yaml = getattr(model, "yaml", None)
+    if isinstance(yaml, Mapping) and "backbone" in yaml:  # ultralytics; its `args` hold imgsz once it has a task
+        image = getattr(model, "args", None)
+        image = image.get("imgsz") if isinstance(image, Mapping) else getattr(image, "imgsz", None)
+        side = image if isinstance(image, int) else 640
+        return (int(yaml.get("channels", yaml.get("ch", 3)) or 3), side, side)
+    return DEFAULT_SIZE
+
+
+def _random_input(model: nn.Module, size: tuple[int, ...], *, batched: bool = False) -> torch.Tensor:
+    """Uniform noise in [0, 1) from a generator of its own: the global random state is not advanced."""
+    device, dtype = next(
+        ((p.device, p.dtype) for p in model.parameters() if p.is_floating_point()),
+        (torch.device("cpu"), torch.get_default_dtype()),
+    )
+    shape = size if batched else (1, *size)
+    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
+    return noise.to(dtype) if device.type == "meta" else noise.to(device, dtype)

@@ -1,0 +1,114 @@
+"""Kinds of operations: one word for an operation, whether written as a module, a function, a method or an operator."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
+
+_MODULE_KINDS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
+    (nn.ConvTranspose1d, "conv_transpose1d"),
+    (nn.ConvTranspose2d, "conv_transpose2d"),
+    (nn.ConvTranspose3d, "conv_transpose3d"),
+    (nn.Conv1d, "conv1d"),
+    (nn.Conv2d, "conv2d"),
+    (nn.Conv3d, "conv3d"),
+    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), "instance_norm"),
+    (_BatchNorm, "batch_norm"),
+    (nn.GroupNorm, "group_norm"),
+    (nn.LayerNorm, "layer_norm"),
+    (nn.Linear, "linear"),
+    (nn.Identity, "identity"),
+    (nn.Flatten, "flatten"),
+    (nn.Upsample, "interpolate"),
+    (nn.SiLU, "silu"),
+    (nn.ReLU6, "relu6"),
+    (nn.PReLU, "prelu"),
+)
+_NAMES = {
+    "swish": "silu",
+    "concat": "cat",
+    "concatenate": "cat",
+    "upsample": "interpolate",
+    "iadd": "add",
+    "radd": "add",
+    "isub": "sub",
+    "rsub": "sub",
+    "imul": "mul",
+    "rmul": "mul",
+    "multiply": "mul",
+    "truediv": "div",
+    "itruediv": "div",
+    "rtruediv": "div",
+    "rdiv": "div",
+    "batch_norm2d": "batch_norm",
+    "frozen_batch_norm": "batch_norm",
+    "group_norm1": "group_norm",
+    "hard_swish": "hardswish",
+    "hard_sigmoid": "hardsigmoid",
+    "leaky_re_lu": "leaky_relu",
+    "gelutanh": "gelu",
+    "gelu_tanh": "gelu",
+    "quick_gelu": "gelu",
+    "hard_mish": "mish",
+    "batch_norm_act": "batch_norm",
+    "frozen_batch_norm_act": "batch_norm",
+    "log_sigmoid": "logsigmoid",
+    "zero_pad": "pad",
+}
+TRANSPARENT = frozenset({"identity", "dropout", "drop_path", "getitem", "contiguous", "clone", "dropblock"})
+"""Kinds that a chain of operations looks through: in eval mode they pass their input on."""
+UPSAMPLING = frozenset({"interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "pixel_shuffle"})
+
+
+def module_kind(module: nn.Module) -> str:
+    """Kind of a leaf module, from its class where torch knows it, else from the class name in snake case."""
+    for classes, kind in _MODULE_KINDS:
+        if isinstance(module, classes):
+            return kind
+    return kind_from_name(type(module).__name__)
+
+
+def function_kind(function: Callable[..., Any]) -> str:
+    """Kind of a torch function or method as a `TorchFunctionMode` sees it; of a property, the property's name."""
+    name: str = getattr(function, "__name__", "")
+    if name == "__get__":
+        name = getattr(getattr(function, "__self__", None), "__name__", name)
+    return kind_from_name(name)
+
+
+def kind_from_name(name: str) -> str:
+    """`BatchNorm2d`, `batch_norm` and `__iadd__` as the kinds they are; any other name in snake case."""
+    name = name.strip("_")
+    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+    snake = {"re_lu": "relu", "re_lu6": "relu6", "si_lu": "silu", "ge_lu": "gelu", "p_relu": "prelu"}.get(snake, snake)
+    snake = re.sub(r"_?([123])d$", r"\1d", snake.removesuffix("_with_indices"))
+    if not snake.startswith(("conv", "deform_conv")):
+        snake = re.sub(r"([a-z])[123]d$", r"\1", snake)
+    return _NAMES.get(snake, snake)
+
+
+def conv_facts(module: nn.Module) -> dict[str, Any]:
+    """Kernel, stride, dilation, groups and depthwise of a real convolution or pooling; {} for any other module.
+
+    Attributes such as `kernel_size` on a wrapper do not count: the convolution inside is a site of its own.
+    """
+    if not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
+        return {}
+    rank = int(re.findall(r"([123])d", module_kind(module) + "2d" if isinstance(module, _ConvNd) else "2d")[0])
+    facts: dict[str, Any] = {}
+    for fact, attribute in (("kernel", "kernel_size"), ("stride", "stride"), ("dilation", "dilation")):
+        value = getattr(module, attribute, None)
+        if isinstance(value, int) and not isinstance(value, bool):
+            value = (value,) * rank
+        if isinstance(value, (tuple, list)) and value and all(isinstance(length, int) for length in value):
+            facts[fact] = tuple(value)
+    if isinstance(module, _ConvNd):
+        facts["groups"] = module.groups
+        facts["depthwise"] = module.groups == module.in_channels > 1
+    return facts

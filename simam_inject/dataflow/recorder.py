@@ -1,0 +1,556 @@
+"""Record one forward: who computes, returns and reads which tensor.
+
+A `TorchFunctionMode` (which belongs to one thread) sees every operation, and temporary hooks on a twin of the model see
+every module call. Tensors are told apart by identity, as Python variables are: where an operation or a module returns
+one of its own inputs (in-place operations, `nn.Identity`), the forward gets another tensor object over the same memory.
+
+The result is one `torch.fx.Graph` for each module with children, which holds its first call: children are leaves,
+operations are calls. Nothing is traced: the forward runs as Python, and sees tensors.
+"""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import sys
+import types
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from simam_inject.dataflow.axes import Layout, input_layout, layout_after
+from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.kinds import function_kind, module_kind
+from simam_inject.nested import Key, is_named_tuple, map_nested, tensors_in
+from simam_inject.dataflow.twin import modules_with_python_forward
+
+_NOT_READS = frozenset(
+    "shape dtype device ndim layout is_cuda is_cpu is_meta is_sparse is_quantized is_leaf requires_grad grad_fn grad names "
+    "size dim stride numel nelement ndimension is_floating_point is_complex is_contiguous element_size get_device len "
+    "storage_offset data_ptr untyped_storage storage type is_signed is_inference is_nested is_mps is_xla itemsize nbytes "
+    "format repr str hash version retain_grad register_hook has_names is_mkldnn is_shared is_pinned "
+    "requires_grad_ sym_size output_nr".split()
+)
+"""Attributes and methods that do not look at a tensor's content."""
+NEVER = -1
+
+
+def join(scope: str, name: str) -> str:
+    """Dotted path of a value named `name` in the scope at path `scope`."""
+    return f"{scope}.{name}" if scope and name else scope or name
+
+
+def keyed(path: str, keys: tuple[Key, ...]) -> str:
+    """Path of an entry of a list, tuple or dict."""
+    return path + "".join(f":{key}" for key in keys)
+
+
+@dataclass(eq=False, slots=True)
+class Value:
+    """One tensor that the forward held."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    storage: int
+    layout: Layout
+    made: int = NEVER
+    """Tick at which it came to be; NEVER for parameters, buffers and whatever was there before."""
+    path: str | None = None
+    """Path of the operation or leaf module that computed it."""
+    kind: str = ""
+    """Kind of that operation; `alias` for an input that a block returns as it is."""
+    inputs: tuple[Value, ...] = ()
+    """What that operation reads."""
+    reads: list[Read] = field(default_factory=list)
+    returns: list[tuple[Frame, tuple[Key, ...]]] = field(default_factory=list)
+    """Module calls that return it, innermost first."""
+    arguments: list[tuple[Frame, Key, tuple[Key, ...]]] = field(default_factory=list)
+    """Module calls that it was given to, with the argument's position or keyword and the keys inside it."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Read:
+    """An operation, or a leaf module, that looks at a value's content."""
+
+    tick: int
+    path: str
+    """Path of what it computes; empty if it computes no tensor."""
+
+
+@dataclass(eq=False, slots=True)
+class Frame:
+    """One call of one module."""
+
+    path: str
+    module: nn.Module
+    parent: Frame | None
+    start: int
+    is_scope: bool
+    """It has children: what its own forward computes are values that can be named."""
+    graph: fx.Graph | None = None
+    """Only for the first call of a scope."""
+    end: int = 0
+    nodes: dict[int, fx.Node] = field(default_factory=dict)
+    """Node of each value that this forward holds, by `id(Value)`."""
+    names: Counter[str] = field(default_factory=Counter)
+    taken: frozenset[str] = frozenset()
+    """Names that operations cannot have: those of children and parameters."""
+    inputs: tuple[Value, ...] = ()
+    name: str = ""
+    """What its caller's graph calls the result."""
+    outputs: list[tuple[tuple[Key, ...], Value]] = field(default_factory=list)
+
+    def spans(self, tick: int) -> bool:
+        """The tick lies inside this call."""
+        return self.start <= tick <= self.end
+
+
+@dataclass(eq=False, slots=True)
+class Recording:
+    """What one forward did."""
+
+    graphs: dict[str, Frame] = field(default_factory=dict)
+    """First call of each module with children, by path."""
+    first_calls: dict[str, Frame] = field(default_factory=dict)
+    """First call of every module."""
+    calls: Counter[str] = field(default_factory=Counter)
+    """How often each module ran, by path."""
+    runs: Counter[str] = field(default_factory=Counter)
+    """How often each named value was computed."""
+    values: dict[str, Value] = field(default_factory=dict)
+    """Tensor values by path, as first computed; those of lists are `path:key`."""
+    nodes: dict[str, fx.Node] = field(default_factory=dict)
+    """Node of each named value, in the graph of its scope; `meta` holds kind, scope, operands and source position."""
+    writes: dict[int, list[int]] = field(default_factory=dict)
+    """Ticks at which memory was written in place, by storage."""
+    by_storage: dict[int, list[Value]] = field(default_factory=dict)
+    order: list[str] = field(default_factory=list)
+    """Paths in the order in which their first computation ended."""
+    modules: dict[str, nn.Module] = field(default_factory=dict)
+    results: list[Value] = field(default_factory=list)
+    """What the model returns."""
+    error: str | None = None
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self, model: nn.Module, *, with_graphs: bool) -> None:
+        super().__init__()
+        self.with_graphs = with_graphs
+        self.model = model
+        self.recording = Recording()
+        self.frame: Frame | None = None
+        self.ticks = itertools.count()
+        self.tick = 0
+        self.known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+        self.path_of: dict[int, str] = {}
+        self.relative: dict[int, dict[int, str]] = {}
+        self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        self.parameters: dict[type, tuple[str, ...]] = {}
+        self.handles: list[Any] = []
+
+    # Values
+
+    def value_of(self, tensor: torch.Tensor) -> Value | None:
+        """The value of a tensor that the forward has seen; None for anything else."""
+        entry = self.known.get(id(tensor))
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def new_value(self, tensor: torch.Tensor, layout: Layout) -> Value:
+        storage = _storage(tensor)
+        value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, self.tick)
+        self.known[id(tensor)] = weakref.ref(tensor), value
+        if storage:
+            self.recording.by_storage.setdefault(storage, []).append(value)
+        return value
+
+    def outside_value(self, tensor: torch.Tensor) -> Value:
+        """A tensor that was there before: a parameter, a buffer, a cached table."""
+        value = self.value_of(tensor)
+        if value is None:
+            value = self.new_value(tensor, input_layout(tensor.dim()))
+            value.made = NEVER
+        return value
+
+    # Operations
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name: str = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = getattr(getattr(func, "__self__", None), "__name__", name)
+        if name.strip("_") in _NOT_READS or self.frame is None:
+            return func(*args, **kwargs)
+        tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
+        versions = [_version(tensor) for tensor in tensors]
+        result = func(*args, **kwargs)
+        with torch._C.DisableTorchFunction():
+            return self._operation(func, args, kwargs, tensors, versions, result)
+
+    def _operation(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        tensors: list[torch.Tensor],
+        versions: list[int | None],
+        result: Any,
+    ) -> Any:
+        frame = self.frame
+        assert frame is not None
+        self.tick = tick = next(self.ticks)
+        kind = function_kind(func)
+        inputs = [self.outside_value(tensor) for tensor in tensors if id(tensor) not in self.states]
+        for tensor, version in zip(tensors, versions, strict=True):
+            if version is not None and tensor._version != version:
+                self.recording.writes.setdefault(_storage(tensor), []).append(tick)
+        if isinstance(result, torch.Tensor):
+            outputs: list[tuple[tuple[Key, ...], torch.Tensor]] = [((), result)]
+        else:
+            outputs = list(tensors_in(result))
+        if any(any(tensor is given for given in tensors) for _, tensor in outputs):
+            result = _with_aliases(result, tensors)
+            outputs = list(tensors_in(result))
+        values = []
+        for keys, tensor in outputs:
+            layout = layout_after(kind, func, args, kwargs, inputs, tensor)
+            values.append((keys, self.new_value(tensor, layout)))
+        if frame.is_scope:
+            path = self._name_operation(frame, kind, func, args, kwargs, values, inputs) if values else ""
+            for value in inputs:
+                value.reads.append(Read(tick, path))
+        else:  # inside a leaf, which reads its arguments as a whole; anything else comes from elsewhere
+            for value in inputs:
+                if value.made < frame.start and value not in frame.inputs:
+                    value.reads.append(Read(tick, ""))
+        return result
+
+    def _name_operation(
+        self,
+        frame: Frame,
+        kind: str,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: list[tuple[tuple[Key, ...], Value]],
+        inputs: list[Value],
+    ) -> str:
+        name = kind
+        while name in frame.taken:
+            name += "_op"
+        path = join(frame.path, self._count(frame, name))
+        self._enter_values(path, values, kind, tuple(inputs))
+        if frame.graph is not None:
+            target, op = (func, "call_function") if not _is_method(func) else (func.__name__, "call_method")
+            node = self._node(frame, op, target, args, kwargs, values, path)
+            node.meta |= {"kind": kind, "source": _source_position(frame.module)}
+        return path
+
+    def _count(self, frame: Frame, name: str) -> str:
+        frame.names[name] += 1
+        return name if frame.names[name] == 1 else f"{name}[{frame.names[name]}]"
+
+    def _enter_values(
+        self, path: str, values: list[tuple[tuple[Key, ...], Value]], kind: str, inputs: tuple[Value, ...]
+    ) -> None:
+        recording = self.recording
+        for keys, value in values:
+            at = keyed(path, keys)
+            if value.path is None:
+                value.path, value.kind, value.inputs = at, kind, inputs
+            recording.runs[at] += 1
+            if at not in recording.values:
+                recording.values[at] = value
+                recording.order.append(at)
+        if not (len(values) == 1 and values[0][0] == ()):
+            recording.runs[path] += 1
+            if recording.runs[path] == 1:
+                recording.order.append(path)
+
+    def _node(
+        self,
+        frame: Frame,
+        op: str,
+        target: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        values: list[tuple[tuple[Key, ...], Value]],
+        path: str,
+    ) -> fx.Node:
+        graph = frame.graph
+        assert graph is not None
+
+        def node_of(leaf: Any) -> Any:
+            return self._node_of(frame, leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        node = graph.create_node(op, target, tuple(map_nested(node_of, args)), dict(map_nested(node_of, kwargs)))
+        node.meta["path"] = path
+        node.meta["scope"] = frame.path
+        node.meta["values"] = values
+        self.recording.nodes.setdefault(path, node)
+        for keys, value in values:
+            entry = node
+            for key in keys:
+                entry = graph.call_function(_get_entry, (entry, key))
+            if keys:
+                entry.meta |= {"path": keyed(path, keys), "scope": frame.path, "entry_of": node}
+                self.recording.nodes.setdefault(keyed(path, keys), entry)
+            entry.meta["value"] = value
+            frame.nodes[id(value)] = entry
+        return node
+
+    def _node_of(self, frame: Frame, tensor: torch.Tensor) -> fx.Node | None:
+        assert frame.graph is not None
+        if id(tensor) in self.states:
+            return None
+        value = self.outside_value(tensor)
+        node = frame.nodes.get(id(value))
+        if node is None:  # held in an attribute, a global or a closure
+            node = frame.graph.create_node("get_attr", "outside")
+            node.meta["value"] = value
+            frame.nodes[id(value)] = node
+        return node
+
+    # Module calls
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Before a module's forward, behind all of its own pre-hooks."""
+        with torch._C.DisableTorchFunction():
+            self.tick = next(self.ticks)
+            parent = self.frame
+            path = self.path_of[id(module)]
+            is_scope = parent is None or any(child is not None for child in module._modules.values())
+            frame = self.frame = Frame(path, module, parent, self.tick, is_scope)
+            given = [(None, entry) for entry in enumerate(args)] + [(None, entry) for entry in kwargs.items()]
+            inputs = []
+            for _, (name, argument) in given:
+                for keys, tensor in tensors_in(argument):
+                    if id(tensor) in self.states:
+                        continue
+                    value = self.outside_value(tensor)
+                    value.arguments.append((frame, name, keys))
+                    inputs.append(value)
+            frame.inputs = tuple(inputs)
+            is_first = not self.recording.calls[path]
+            self.recording.calls[path] += 1
+            if is_first:
+                self.recording.first_calls[path] = frame
+            if not is_scope:
+                return
+            names = self._parameter_names(module)
+            children = frozenset(module._modules)
+            frame.taken = children | frozenset(names)
+            if self.with_graphs and is_first and (parent is None or parent.graph is not None):
+                frame.graph = fx.Graph()
+                self.recording.graphs[path] = frame
+            self._enter_arguments(frame, names, children, args, kwargs)
+
+    def _enter_arguments(
+        self, frame: Frame, names: tuple[str, ...], children: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        for position, argument in [*enumerate(args), *kwargs.items()]:
+            if isinstance(position, str):
+                name = position
+            else:
+                name = names[position] if position < len(names) else (names[-1] if names else "args")
+            while name in children:
+                name += "_input"
+            values = [(keys, self.outside_value(t)) for keys, t in tensors_in(argument) if id(t) not in self.states]
+            if not values:
+                continue
+            path = join(frame.path, self._count(frame, name))
+            for keys, value in values:
+                at = keyed(path, keys)
+                self.recording.runs[at] += 1
+                if at not in self.recording.values:
+                    self.recording.values[at] = value
+                    self.recording.order.append(at)
+            if frame.graph is None:
+                continue
+            node = frame.graph.placeholder(name)
+            node.meta |= {"path": path, "scope": frame.path, "kind": "input", "values": values}
+            self.recording.nodes.setdefault(path, node)
+            for keys, value in values:
+                entry = node
+                for key in keys:
+                    entry = frame.graph.call_function(_get_entry, (entry, key))
+                if keys:
+                    entry.meta |= {"path": keyed(path, keys), "scope": frame.path, "kind": "input"}
+                    self.recording.nodes.setdefault(keyed(path, keys), entry)
+                entry.meta["value"] = value
+                frame.nodes.setdefault(id(value), entry)
+
+    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        """After a module's forward, before any of its own hooks."""
+        with torch._C.DisableTorchFunction():
+            frame = self.frame
+            while frame is not None and frame.module is not module:  # an exception skipped its hook
+                frame = frame.parent
+            if frame is None:
+                return output
+            self.tick = frame.end = next(self.ticks)
+            parent = self.frame = frame.parent
+            given = [tensor for _, tensor in tensors_in([args, kwargs])]
+            returned = [tensor for _, tensor in tensors_in(output)]
+            if any(tensor is one for tensor in returned for one in given):
+                output = _with_aliases(output, given)
+            sources = {id(tensor): self.value_of(tensor) for tensor in given}
+            for (keys, tensor), before in zip(tensors_in(output), returned, strict=True):
+                value = self.value_of(tensor)
+                if value is None:
+                    source = sources.get(id(before))
+                    value = self.new_value(tensor, source.layout if source else input_layout(tensor.dim()))
+                    if source is not None and frame.is_scope:
+                        value.kind, value.inputs = "alias", (source,)
+                value.returns.append((frame, keys))
+                frame.outputs.append((keys, value))
+            if frame.graph is not None:
+                frame.graph.output(tuple(frame.nodes[id(value)] for _, value in frame.outputs if id(value) in frame.nodes))
+            if parent is None:
+                self.recording.results = [value for _, value in frame.outputs]
+                self._finish_block(frame)
+            else:
+                self._enter_call(parent, frame, args, kwargs)
+            return output
+
+    def _enter_call(self, parent: Frame, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The call as a leaf of its caller's graph."""
+        name = self._name_inside(parent, frame.module)
+        if frame.is_scope:
+            path = frame.path
+            self._finish_block(frame)
+        else:
+            if not parent.is_scope:
+                return
+            path = join(parent.path, self._count(parent, name))
+            self._enter_values(path, frame.outputs, module_kind(frame.module), frame.inputs)
+            for value in frame.inputs:
+                value.reads.append(Read(frame.start, path))
+        frame.name = path
+        if parent.graph is not None:
+            node = self._node(parent, "call_module", name, args, kwargs, frame.outputs, path)
+            node.meta |= {"kind": "block" if frame.is_scope else module_kind(frame.module), "frame": frame}
+
+    def _finish_block(self, frame: Frame) -> None:
+        recording = self.recording
+        recording.runs[frame.path] += 1
+        for keys, value in frame.outputs:
+            at = keyed(frame.path, keys)
+            if keys:
+                recording.runs[at] += 1
+            recording.values.setdefault(at, value)
+            if keys and recording.runs[at] == 1:
+                recording.order.append(at)
+        if recording.runs[frame.path] == 1:
+            recording.order.append(frame.path)
+
+    def _name_inside(self, parent: Frame, module: nn.Module) -> str:
+        """The module's path inside its caller; its full path where the caller does not hold it."""
+        path = self.path_of[id(module)]
+        if not parent.path or path.startswith(parent.path + "."):
+            return path[len(parent.path) + 1 :] if parent.path else path
+        names = self.relative.get(id(parent.module))
+        if names is None:
+            names = self.relative[id(parent.module)] = {id(m): name for name, m in parent.module.named_modules()}
+        return names.get(id(module), path)
+
+    def _parameter_names(self, module: nn.Module) -> tuple[str, ...]:
+        kind = type(module)
+        if kind not in self.parameters:
+            try:
+                names = list(inspect.signature(kind.forward).parameters)[1:]
+            except (TypeError, ValueError):
+                names = ["input"]
+            self.parameters[kind] = tuple(names)
+        return self.parameters[kind]
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on every module of the twin, for one forward."""
+        with ExitStack() as stack:
+            for path, module in modules_with_python_forward(self.model):
+                self.path_of[id(module)] = path
+                self.recording.modules[path] = module
+                for handle in (
+                    module.register_forward_pre_hook(self.enter, with_kwargs=True),
+                    module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
+                ):
+                    stack.callback(handle.remove)
+            yield
+
+
+def record(
+    model: nn.Module, example: Example, convert: Callable[[torch.Tensor], torch.Tensor], *, with_graphs: bool = True
+) -> Recording:
+    """Run one forward of a twin and write down what it does.
+
+    Args:
+        model: a twin (see `twin`); its forward may write to it.
+        example: the arguments; the run gets copies.
+        convert: makes the copies, on the twin's device.
+        with_graphs: write the graphs too; otherwise shapes and counts only.
+    """
+    recorder = _Recorder(model, with_graphs=with_graphs)
+    args, kwargs = example.fresh(convert)
+    with torch.inference_mode(False), torch.no_grad(), recorder.watching(), recorder:
+        model(*args, **kwargs)
+    return recorder.recording
+
+
+def _get_entry(container: Any, key: Key) -> Any:
+    """An entry of a list, tuple or dict that a graph holds."""
+    return getattr(container, key) if isinstance(key, str) and is_named_tuple(container) else container[key]
+
+
+def _is_method(func: Callable[..., Any]) -> bool:
+    return isinstance(func, (types.MethodDescriptorType, types.WrapperDescriptorType)) or (
+        getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase."))
+    )
+
+
+def _version(tensor: torch.Tensor) -> int | None:
+    return None if tensor.is_inference() else tensor._version
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Identity of the memory behind a tensor; 0 where it has none of the usual kind."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (RuntimeError, NotImplementedError):
+        return 0
+
+
+def _with_aliases(result: Any, given: list[torch.Tensor]) -> Any:
+    """The result with another tensor object in the place of every tensor that was an argument."""
+    identities = {id(tensor) for tensor in given}
+
+    def alias(leaf: Any) -> Any:
+        if isinstance(leaf, torch.Tensor) and id(leaf) in identities:
+            try:
+                return leaf.view_as(leaf)
+            except (RuntimeError, NotImplementedError):  # sparse, nested
+                return leaf
+        return leaf
+
+    return pytree.tree_map(alias, result)
+
+
+def _source_position(module: nn.Module) -> tuple[types.CodeType, int] | None:
+    """Code and instruction of the method of this very module that runs the operation; None for any other place."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_globals.get("__name__", "")
+        if name != __name__ and not name.startswith("torch."):
+            owner = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+            return (frame.f_code, frame.f_lasti) if owner is module else None
+        frame = frame.f_back  # type: ignore[assignment]
+    return None

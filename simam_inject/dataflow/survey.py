@@ -1,0 +1,88 @@
+"""Record a model, as if nothing had been injected: three forwards of a twin, and the facts that follow from them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.recorder import Recording, record
+from simam_inject.dataflow.sites import Dataflow, Surveyor
+from simam_inject.dataflow.twin import Convert, same_surroundings, set_mode, to_clone, to_meta, twin_of
+from simam_inject.errors import ModelError
+
+SAMPLES_ADDED = 2
+
+
+def survey_model(model: nn.Module, example: Example, strip: Callable[[nn.Module], object]) -> Dataflow:
+    """Record the model's forward in eval mode on twins; the model, the example and other threads notice nothing.
+
+    Args:
+        model: any network with real tensors.
+        example: arguments of one forward.
+        strip: takes SimAM out of a twin.
+
+    Raises:
+        ModelError: a forward is being traced in this thread, or the model cannot be run on the example.
+    """
+    _refuse_while_tracing()
+    with same_surroundings(model):
+        try:
+            return _survey(model, example, strip, to_meta)
+        except Exception:  # it looks at values, or uses operations that have no meta form: run with real tensors
+            pass
+        try:
+            return _survey(model, example, strip, to_clone)
+        except Exception as error:
+            first = next(iter(str(error).splitlines()), "")
+            shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in example.tensors)
+            raise ModelError(
+                f"{type(model).__name__} cannot be run on the example input ({shapes or 'no tensors'}): "
+                f"{type(error).__name__}: {first:.200}. Give inputs that it takes, with example_inputs=... in Python "
+                "or --input-size on the command line"
+            ) from error
+
+
+def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
+    def run(given: Example, *, with_graphs: bool) -> Recording:
+        twin = twin_of(model, convert)
+        strip(twin)
+        set_mode(twin, training=False)
+        place = torch.device("meta") if convert is to_meta else contextlib.nullcontext()
+        with place:
+            return record(twin, given, convert, with_graphs=with_graphs)
+
+    def attempt(given: Example | None) -> Recording | None:
+        if given is None:
+            return None
+        try:
+            return run(given, with_graphs=False)
+        except Exception:  # the model takes one size only, or counts its samples
+            return None
+
+    base = run(example, with_graphs=True)
+    batch = attempt(example.with_batch(SAMPLES_ADDED))
+    size = attempt(example.with_size())
+    if size is None:
+        size = attempt(example.with_size(keeps_last=True))
+    return Surveyor(twin_of_structure(base), example, base, batch, size).survey()
+
+
+def twin_of_structure(base: Recording) -> nn.Module:
+    """The recorded twin itself."""
+    return base.modules[""]
+
+
+def _refuse_while_tracing() -> None:
+    import torch.fx._symbolic_trace as symbolic
+
+    tracing = (
+        torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        or torch.compiler.is_compiling()
+        or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
+    )
+    if tracing:
+        raise ModelError("a forward is being traced; inject, plan and verify work on a model that is not being traced")

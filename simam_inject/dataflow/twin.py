@@ -1,0 +1,213 @@
+"""A twin of a model: the same modules over tensors of its own, so that a forward leaves no trace in the original.
+
+Whatever a forward writes to (buffers, lists, counters, caches on the module) is the twin's. On the meta device a twin
+costs neither memory nor arithmetic.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import types
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+Convert = Callable[[torch.Tensor], torch.Tensor]
+_ATOMS = (int, float, complex, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType,
+          types.ModuleType, torch.dtype, torch.device, torch.Size, range, slice)  # fmt: skip
+_SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
+"""Objects of these refer to trainers, data sets and files; a forward has no business to write to them."""
+
+
+def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's shape, dtype and strides without its data."""
+    if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided:
+        detached = tensor.detach()
+        return torch.empty_strided(detached.shape, detached.stride(), dtype=detached.dtype, device="meta")
+    return tensor.detach().to("meta")
+
+
+def to_clone(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's content in memory of its own."""
+    return tensor.detach().clone()
+
+
+class _Copier:
+    def __init__(self, convert: Convert) -> None:
+        self.convert = convert
+        self.twins: dict[int, Any] = {}
+        self.alive: list[Any] = []
+        """Originals, so that no `id` is used twice."""
+
+    def model(self, model: nn.Module) -> nn.Module:
+        for module in model.modules():
+            if not isinstance(module, torch.jit.ScriptModule):
+                self.twins[id(module)] = object.__new__(type(module))
+        for module in model.modules():
+            if id(module) in self.twins:
+                self._fill(module)
+        twin: nn.Module = self.value(model)
+        return twin
+
+    def _fill(self, module: nn.Module) -> None:
+        twin = self.twins[id(module)]
+        for name, value in module.__dict__.items():
+            twin.__dict__[name] = self.value(value)
+        for name in (slot for kind in type(module).__mro__ for slot in _names(vars(kind).get("__slots__", ()))):
+            if name not in ("__dict__", "__weakref__") and hasattr(module, name):
+                object.__setattr__(twin, name, self.value(getattr(module, name)))
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, _ATOMS) and not isinstance(value, torch.Tensor):
+            return value
+        if id(value) not in self.twins:
+            twin = self._copy(value)
+            self.twins[id(value)] = twin
+            self.alive.append(value)
+        return self.twins[id(value)]
+
+    def _copy(self, value: Any) -> Any:
+        kind = type(value)
+        if isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        if kind in (list, set, deque, dict, OrderedDict, defaultdict):
+            return self._container(value)
+        if kind is tuple:
+            return tuple(self.value(item) for item in value)
+        if kind is types.MethodType:
+            return types.MethodType(value.__func__, self.value(value.__self__))
+        if kind is partial:
+            keywords = {name: self.value(item) for name, item in value.keywords.items()}
+            return partial(value.func, *map(self.value, value.args), **keywords)
+        if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):  # held outside the tables
+            self.twins[id(value)] = object.__new__(kind)
+            self.alive.append(value)
+            self._fill(value)
+            return self.twins[id(value)]
+        if kind.__module__.partition(".")[0] in _SHARED_LIBRARIES:
+            return value
+        try:
+            return copy.deepcopy(value, self.twins)
+        except Exception:  # a lock, a generator, an open file: shared
+            return value
+
+    def _container(self, value: Any) -> Any:
+        if isinstance(value, defaultdict):
+            twin: Any = defaultdict(value.default_factory)
+        else:
+            twin = deque(maxlen=value.maxlen) if isinstance(value, deque) else type(value)()
+        self.twins[id(value)] = twin  # before its items: it may hold itself
+        self.alive.append(value)
+        if isinstance(value, dict):
+            twin.update((self.value(key), self.value(item)) for key, item in value.items())
+        elif isinstance(value, set):
+            twin.update(self.value(item) for item in value)
+        else:
+            twin.extend(self.value(item) for item in value)
+        return twin
+
+    def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            twin = self.convert(tensor)
+        if isinstance(tensor, nn.Parameter) and type(twin) is torch.Tensor:
+            wants = tensor.requires_grad and (twin.is_floating_point() or twin.is_complex())
+            twin = nn.Parameter(twin, requires_grad=wants)
+        return twin
+
+
+def _names(slots: Any) -> tuple[str, ...]:
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def twin_of(model: nn.Module, convert: Convert) -> nn.Module:
+    """Return the same network over other tensors: modules, hooks and containers are copies, in the same modes.
+
+    Args:
+        model: left as it is.
+        convert: `to_meta`, `to_clone`, or any function that makes the twin of a tensor. A tensor that stands at two
+            places in the model has one twin.
+    """
+    with torch.inference_mode(False):
+        return _Copier(convert).model(model)
+
+
+def modules_with_python_forward(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module once, with its first dotted path; scripted modules take no hooks and are left out."""
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.jit.ScriptModule):
+            yield path, module
+
+
+def set_mode(model: nn.Module, training: bool) -> None:
+    """All modules in train or eval mode. `train()` is not called: some models override it."""
+    for _, module in modules_with_python_forward(model):
+        module.training = training
+
+
+@contextmanager
+def same_surroundings(model: nn.Module) -> Iterator[None]:
+    """Restore random states, and the global containers that the model's methods name, after forwards of a twin."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    containers = [(thing, copy.copy(thing)) for thing in _global_containers(model)]
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)
+            for thing, saved in containers:
+                if len(thing) != len(saved) or any(a is not b for a, b in zip(thing, saved, strict=True)) or (
+                    isinstance(thing, dict) and any(thing[key] is not saved[key] for key in saved)
+                ):
+                    thing.clear()
+                    (thing.update if isinstance(thing, (dict, set)) else thing.extend)(saved)
+
+
+def _global_containers(model: nn.Module) -> list[Any]:
+    """Lists, dicts, sets and deques that the methods of the model's classes, or functions they name, find outside."""
+    found: dict[int, Any] = {}
+    seen: set[int] = set()
+    classes = {kind for module in model.modules() for kind in type(module).__mro__}
+    for kind in classes:
+        if kind.__module__.startswith("torch.") or kind in (object, nn.Module):
+            continue
+        for value in vars(kind).values():
+            if isinstance(value, (list, dict, set, deque)) and type(value) in (list, dict, set, deque):
+                found[id(value)] = value
+            function = inspect_function(value)
+            if function is not None:
+                _collect(function, found, seen, 0)
+    return list(found.values())
+
+
+def inspect_function(value: Any) -> types.FunctionType | None:
+    """The plain function behind a method, static method or decorated function; None if there is none."""
+    value = getattr(value, "__func__", value)
+    value = getattr(value, "fget", value) if isinstance(value, property) else value
+    return value if isinstance(value, types.FunctionType) else None
+
+
+def _collect(function: types.FunctionType, found: dict[int, Any], seen: set[int], depth: int) -> None:
+    if id(function.__code__) in seen or depth > 3 or function.__module__ is None or function.__module__.startswith("torch."):
+        return
+    seen.add(id(function.__code__))
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            continue
+    for value in [*(function.__globals__.get(name) for name in function.__code__.co_names), *cells]:
+        if type(value) in (list, dict, set, deque, OrderedDict, defaultdict):
+            found[id(value)] = value
+        elif isinstance(value, types.FunctionType):
+            _collect(value, found, seen, depth + 1)

@@ -1,1 +1,0 @@
-"""Discovery: traced scopes become `Site` facts."""

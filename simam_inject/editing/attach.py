@@ -1,0 +1,247 @@
+"""Put SimAM into a model, and take it out again: the only room that changes a model. All or nothing."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from simam_inject.attention import SimAM
+from simam_inject.editing.hooks import (
+    InputHook,
+    OutputHook,
+    add_input_hook,
+    add_output_hook,
+    input_hook,
+    output_hook,
+    remove_hooks,
+)
+from simam_inject.editing.presence import Presence, presence_of, set_presence
+from simam_inject.editing.records import SiteRecord, insertion_of
+from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
+from simam_inject.errors import ModelError
+from simam_inject.planning.records import Insertion
+
+Factory = Callable[[int], nn.Module]
+"""Makes an attention module for a number of channels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attended:
+    """One site that is in a model now."""
+
+    holder: nn.Module
+    path: str
+    """Path of the holder now."""
+    site: SiteRecord
+
+    @property
+    def attention(self) -> nn.Module | None:
+        """The module that attends; None if it was removed."""
+        return self.holder._modules.get(self.site["child"])
+
+    @property
+    def insertion(self) -> Insertion:
+        """The record of `injected`."""
+        return insertion_of(self.site, self.attention, self.path)
+
+
+def attended_in(model: nn.Module) -> Iterator[Attended]:
+    """Every site of a model in module order."""
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        hooks: list[Any] = [output_hook(module), input_hook(module), *rewritten_methods(module)]
+        for hook in hooks:
+            for site in hook.sites if hook is not None else ():
+                yield Attended(module, path, site)
+
+
+def attach(
+    model: nn.Module,
+    sites: Sequence[SiteRecord],
+    *,
+    recipes: list[dict[str, Any]],
+    example: dict[str, Any] | None = None,
+    settings: Sequence[tuple[float, float]] | None = None,
+    factory: Factory | None = None,
+) -> None:
+    """Make these the sites of a model, instead of those that it has; on any failure it is as it was.
+
+    Args:
+        model: the root; changed in place.
+        sites: as planned or read from a file; nothing is run or traced.
+        recipes: what they were planned from, kept for the record.
+        example: shapes of the example's arguments, kept for `verify`.
+        settings: strength and gain of each site; 1 and 1 without.
+        factory: makes another attention module than SimAM.
+
+    Raises:
+        ModelError: a holder is missing, or cannot hold a SimAM.
+    """
+    before = _take_out(model)
+    try:
+        _put_in(model, sites, recipes, example, settings, factory)
+    except BaseException:
+        _take_out(model)
+        before()
+        raise
+    finally:
+        _forget_compiled_code()
+
+
+def detach(model: nn.Module) -> None:
+    """Take every SimAM, every hook and the presence check out of a model."""
+    _take_out(model)
+    _forget_compiled_code()
+
+
+def _put_in(
+    model: nn.Module,
+    sites: Sequence[SiteRecord],
+    recipes: list[dict[str, Any]],
+    example: dict[str, Any] | None,
+    settings: Sequence[tuple[float, float]] | None,
+    factory: Factory | None,
+) -> None:
+    holders: dict[tuple[str, str], list[SiteRecord]] = {}
+    for place, site in enumerate(sites):
+        path = site["edit"]["module"]
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            raise ModelError(f"the model has no module {path!r}, which should hold the SimAM at {site['path']}") from None
+        if site["child"] in module._modules or hasattr(module, site["child"]):
+            raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
+        _check_class(module, site)
+        module._modules[site["child"]] = _attention(module, model, site, settings[place] if settings else (1.0, 1.0), factory)
+        kind = site["edit"]["kind"]
+        if kind == "rewritten":
+            kind += f" {(site['expression'] or {}).get('method')}"
+        holders.setdefault((path, kind), []).append(site)
+    placed: list[tuple[str, Any]] = []
+    for (path, kind), here in holders.items():
+        placed.append((path, _add_hook(model.get_submodule(path), kind, here)))
+    if placed:
+        witnesses = [(site["witness"], site["path"]) for site in sites if site["witness"]]
+        set_presence(model, Presence(placed, witnesses, recipes, example))
+
+
+def _check_class(module: nn.Module, site: SiteRecord) -> None:
+    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)):
+        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot hold a SimAM")
+
+
+def _attention(
+    holder: nn.Module, model: nn.Module, site: SiteRecord, setting: tuple[float, float], factory: Factory | None
+) -> nn.Module:
+    if factory is None:
+        attention: nn.Module = SimAM(site["e_lambda"], channel_dim=site["channel_dim"])
+        attention.strength, attention.gain = setting  # type: ignore[assignment]
+    else:
+        attention = factory(site["shape"][site["channel_dim"]])
+        tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
+        if not isinstance(attention, nn.Module):
+            raise ModelError(f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}")
+        if tensor is not None:
+            attention.to(tensor.device, tensor.dtype)
+    attention.train(holder.training)
+    return attention
+
+
+def _add_hook(module: nn.Module, kind: str, sites: list[SiteRecord]) -> Any:
+    if kind == "output":
+        has_bias = getattr(module, "bias", None) is not None if isinstance(module, nn.modules.conv._ConvNd) else None
+        output = OutputHook(sites, has_bias)
+        add_output_hook(module, output)
+        return output
+    if kind == "input":
+        entry = InputHook(sites, _parameter_names(module))
+        add_input_hook(module, entry)
+        return entry
+    method = str((sites[0]["expression"] or {})["method"])
+    if method in module.__dict__:
+        raise ModelError(f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, and cannot be rewritten")
+    module.__dict__[method] = RewrittenMethod(module, method, sites)
+    return module.__dict__[method]
+
+
+def _parameter_names(module: nn.Module) -> list[str]:
+    try:
+        return list(inspect.signature(type(module).forward).parameters)[1:]
+    except (TypeError, ValueError):
+        return []
+
+
+def _take_out(model: nn.Module) -> Callable[[], None]:
+    """Take all out; returns a function that puts it back, the very same modules and hooks."""
+    undo: list[Callable[[], None]] = []
+    presence = presence_of(model)
+    set_presence(model, None)
+    undo.append(lambda: set_presence(model, presence))
+    for _, module in list(model.named_modules()):
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        output, given, methods = output_hook(module), input_hook(module), rewritten_methods(module)
+        if output is None and given is None and not methods:
+            continue
+        children = {
+            site["child"]: module._modules[site["child"]]
+            for hook in (output, given, *methods)
+            if hook is not None
+            for site in hook.sites
+            if site["child"] in module._modules
+        }
+        remove_hooks(module)
+        for method in methods:
+            del module.__dict__[method.method]
+        for name in children:
+            del module._modules[name]
+        undo.append(_restorer(module, children, output, given, methods))
+
+    def put_back() -> None:
+        for step in undo:
+            step()
+
+    return put_back
+
+
+def _restorer(
+    module: nn.Module,
+    children: dict[str, nn.Module | None],
+    output: OutputHook | None,
+    given: InputHook | None,
+    methods: list[RewrittenMethod],
+) -> Callable[[], None]:
+    def restore() -> None:
+        module._modules.update(children)
+        if output is not None:
+            add_output_hook(module, output)
+        if given is not None:
+            add_input_hook(module, given)
+        for method in methods:
+            module.__dict__[method.method] = method
+
+    return restore
+
+
+@contextmanager
+def without_attention(model: nn.Module) -> Iterator[nn.Module]:
+    """Inside, the model has no SimAM at all; afterwards the very same ones."""
+    put_back = _take_out(model)
+    try:
+        yield model
+    finally:
+        put_back()
+
+
+def _forget_compiled_code() -> None:
+    """`torch.compile` does not look at hooks: a model that was compiled before would go on without them."""
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()

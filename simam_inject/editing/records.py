@@ -1,0 +1,125 @@
+"""What the hooks of a model know about a site: plain data, the same in memory, in pickles and in files."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+from torch import nn
+
+from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
+
+
+class SiteRecord(TypedDict):
+    """One attended site. Plain values only."""
+
+    child: str
+    """Name of the SimAM among the children of the module that holds it."""
+    edit: dict[str, Any]
+    """`{"kind": "output", "module": ..., "key": ...}` and its like."""
+    path: str
+    position: str
+    reader: str | None
+    rule: int
+    e_lambda: float
+    shape: list[int]
+    channel_dim: int
+    axes: str
+    axes_measured: bool
+    dtype: str
+    reduction: int | None
+    runs: int
+    note: str
+    witness: str | None
+    """Path of the norm that alone reads the site."""
+    expression: dict[str, Any] | None
+    """For a rewritten forward: method, digest and span of the wrapped expression."""
+
+
+def holder_of(edit: Edit) -> str:
+    """Path of the module that holds the SimAM."""
+    return edit.owner if isinstance(edit, Rewritten) else edit.module
+
+
+def write_edit(edit: Edit) -> dict[str, Any]:
+    """The edit as plain data."""
+    if isinstance(edit, Output):
+        return {"kind": "output", "module": edit.module, "key": edit.key}
+    if isinstance(edit, Input):
+        return {"kind": "input", "module": edit.module, "argument": edit.argument, "key": edit.key}
+    return {"kind": "rewritten", "module": edit.owner, "value": edit.value}
+
+
+def read_edit(data: dict[str, Any]) -> Edit:
+    """Inverse of `write_edit`.
+
+    Raises:
+        ValueError: not an edit.
+    """
+    kind = data.get("kind")
+    if kind == "output":
+        return Output(data["module"], data.get("key"))
+    if kind == "input":
+        return Input(data["module"], data["argument"], data.get("key"))
+    if kind == "rewritten":
+        return Rewritten(data["module"], data["value"])
+    raise ValueError(f"not an edit: {data!r:.80}")
+
+
+def insertion_of(site: SiteRecord, attention: nn.Module | None, holder: str | None = None) -> Insertion:
+    """The site as the plan and `injected` show it.
+
+    Args:
+        attention: the module at the site, for what is set on it now.
+        holder: where the holder stands now, if it was moved into another network.
+    """
+    edit = read_edit(site["edit"])
+    path, reader, at = site["path"], site["reader"], holder_of(edit)
+    if holder is not None and holder != at and at.endswith(holder):  # a part of the network that was injected
+        gone = len(at) - len(holder)
+        prefix = at[:gone]
+        path = path.removeprefix(prefix)
+        reader = reader.removeprefix(prefix) if reader is not None else None
+        edit = read_edit({**site["edit"], "module": holder})
+        at = holder
+    return Insertion(
+        path=path,
+        position=site["position"],
+        shape=tuple(site["shape"]),
+        e_lambda=site["e_lambda"],
+        rule=site["rule"],
+        edit=edit,
+        module=f"{at}.{site['child']}" if at else site["child"],
+        reader=reader,
+        channel_dim=site["channel_dim"],
+        axes=site["axes"],
+        axes_measured=site["axes_measured"],
+        dtype=site["dtype"],
+        reduction=site["reduction"],
+        runs=site["runs"],
+        strength=getattr(attention, "strength", 1.0),
+        gain=getattr(attention, "gain", 1.0),
+        note=site["note"],
+    )
+
+
+def record_of(insertion: Insertion, witness: str | None, expression: dict[str, Any] | None) -> SiteRecord:
+    """The site as the hook that runs it keeps it."""
+    return SiteRecord(
+        child=insertion.module.rpartition(".")[2],
+        edit=write_edit(insertion.edit),
+        path=insertion.path,
+        position=insertion.position,
+        reader=insertion.reader,
+        rule=insertion.rule,
+        e_lambda=insertion.e_lambda,
+        shape=list(insertion.shape),
+        channel_dim=insertion.channel_dim,
+        axes=insertion.axes,
+        axes_measured=insertion.axes_measured,
+        dtype=insertion.dtype,
+        reduction=insertion.reduction,
+        runs=insertion.runs,
+        note=insertion.note,
+        witness=witness,
+        expression=expression,
+    )

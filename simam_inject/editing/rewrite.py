@@ -1,0 +1,159 @@
+"""The fenced rest: one expression of a forward is wrapped in SimAM, where no module returns or alone reads the value.
+
+The method's own source is compiled again with `self.simam(expression)` in the place of `expression`, and bound on the one
+instance. Nothing is traced and nothing is frozen: every branch, flag, size, global and side effect is Python's, as before.
+Copies and files hold which expression of which version of the source it is; the code always comes from the class.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from simam_inject.editing.hooks import ADVICE, attend
+from simam_inject.editing.records import SiteRecord
+from simam_inject.errors import ModelError
+from simam_inject.source import locate, method_source
+
+
+class RewrittenMethod:
+    """A method of one module with SimAM around some of its expressions; stands on the instance under the method's name."""
+
+    def __init__(self, owner: nn.Module, method: str, sites: list[SiteRecord]) -> None:
+        self.owner = owner
+        self.method = method
+        self.sites = sites
+        self.function = compile_method(owner, method, sites)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the method on the module that it was bound on."""
+        return self.function(self.owner, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"owner": self.owner, "method": self.method, "sites": self.sites}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.function = self._compiled_on_first_call
+
+    def _compiled_on_first_call(self, *args: Any, **kwargs: Any) -> Any:
+        if self.owner.__dict__.get(self.method) is not self:  # a file could bind it under another method's name
+            raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name")
+        self.function = compile_method(self.owner, self.method, self.sites)
+        return self.function(*args, **kwargs)
+
+
+def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> Callable[..., Any]:
+    """The function of the owner's class with SimAM around the expressions of these sites.
+
+    Raises:
+        ModelError: the class has another version of the method than the one that was planned.
+    """
+    original = inspect.getattr_static(type(owner), method, None)
+    source = method_source(original)
+    where = f"{type(owner).__name__}.{method}"
+    if source is None or not isinstance(original, types.FunctionType):
+        raise ModelError(f"the source of {where} is not available, so SimAM cannot be put inside it; {ADVICE}")
+    wrapped: dict[int, SiteRecord] = {}
+    tree = ast.parse(source.text)
+    for site in sites:
+        expression = site["expression"] or {}
+        if expression.get("digest") != source.digest:
+            raise ModelError(f"{where} is another version than the one SimAM was planned for; inject the model again")
+        try:
+            wrapped[id(locate(tree, tuple(expression["span"])))] = site  # type: ignore[arg-type]
+        except LookupError as error:
+            raise ModelError(f"{where} has {error}; inject the model again") from None
+    function = tree.body[0]
+    assert isinstance(function, ast.FunctionDef)
+    _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(tree)
+    ast.increment_lineno(tree, original.__code__.co_firstlineno - 1)
+    return _compile(tree, function, original, list(wrapped.values()))
+
+
+class _Wrapper(ast.NodeTransformer):
+    def __init__(self, wrapped: dict[int, SiteRecord], owner: str) -> None:
+        self.wrapped = wrapped
+        self.owner = owner
+        self.names = {identity: f"_simam_{place}" for place, identity in enumerate(wrapped)}
+
+    def visit(self, node: ast.AST) -> Any:
+        identity = id(node)
+        result = self.generic_visit(node)
+        if identity not in self.wrapped:
+            return result
+        if isinstance(result, ast.AugAssign) and isinstance(result.target, ast.Name):  # x += y: x = simam(x) behind it
+            name = result.target.id
+            value = self._call(identity, ast.Name(name, ast.Load()))
+            after = ast.Assign([ast.Name(name, ast.Store())], value)
+            return [result, ast.fix_missing_locations(ast.copy_location(after, node))]
+        call = self._call(identity, result)
+        return ast.fix_missing_locations(ast.copy_location(call, node))
+
+    def _call(self, identity: int, value: ast.expr) -> ast.Call:
+        return ast.Call(ast.Name(self.names[identity], ast.Load()), [ast.Name(self.owner, ast.Load()), value], [])
+
+
+def _compile(
+    tree: ast.Module, function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]
+) -> Callable[..., Any]:
+    """Compile the changed source with the globals, defaults and closure of the original."""
+    free = original.__code__.co_freevars
+    attentions = [f"_simam_{place}" for place in range(len(sites))]
+    # The variables of the closure are parameters of a function around it, so that the compiler makes cells of them.
+    outer = ast.FunctionDef(
+        name="_closure",
+        args=ast.arguments([], [ast.arg(name) for name in [*free, *attentions]], None, [], [], None, []),
+        body=[function, ast.Return(ast.Name(function.name, ast.Load()))],
+        decorator_list=[],
+    )
+    if "type_params" in ast.FunctionDef._fields:
+        outer.type_params = []
+    arguments = function.args  # defaults and annotations were evaluated when the class was made
+    arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
+    arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]
+    function.returns = None
+    for argument in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]:
+        argument.annotation = None
+    module = ast.fix_missing_locations(ast.Module([outer], []))
+    namespace: dict[str, Any] = {}
+    exec(compile(module, original.__code__.co_filename, "exec"), {}, namespace)  # noqa: S102
+    code = _inner_code(namespace["_closure"].__code__, function.name)
+    cells = dict(zip(free, original.__closure__ or (), strict=True))
+    cells |= {name: types.CellType(_attention(site)) for name, site in zip(attentions, sites, strict=True)}
+    result = types.FunctionType(
+        code,
+        original.__globals__,
+        original.__name__,
+        original.__defaults__,
+        tuple(cells[name] for name in code.co_freevars),
+    )
+    result.__kwdefaults__ = original.__kwdefaults__
+    result.__qualname__ = original.__qualname__
+    return result
+
+
+def _inner_code(code: types.CodeType, name: str) -> types.CodeType:
+    return next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
+
+
+def _attention(site: SiteRecord) -> Callable[[nn.Module, Any], Any]:
+    def attention(owner: nn.Module, x: Any) -> Any:
+        return attend(owner, site, x)
+
+    return attention
+
+
+def rewritten_methods(module: nn.Module) -> list[RewrittenMethod]:
+    """The rewritten methods that stand on a module."""
+    return [value for value in module.__dict__.values() if isinstance(value, RewrittenMethod)]
+
+
+__all__ = ["RewrittenMethod", "attend", "compile_method", "rewritten_methods"]
+torch.serialization.add_safe_globals([RewrittenMethod])

@@ -1,0 +1,95 @@
+"""Tensors inside the nested lists, tuples and dicts that modules take and return."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+
+Key = int | str
+"""An entry of a list, tuple or dict."""
+
+
+def is_named_tuple(value: object) -> bool:
+    """True for instances of `typing.NamedTuple` and `collections.namedtuple` classes."""
+    return isinstance(value, tuple) and hasattr(type(value), "_fields")
+
+
+def entries_of(value: Any) -> list[tuple[Key, Any]] | None:
+    """Keys and entries of a container of tensors; None for anything else.
+
+    A named tuple and a dataclass have the names of their fields as keys, other lists and tuples positions.
+    """
+    if is_named_tuple(value):
+        return list(zip(type(value)._fields, value, strict=True))
+    if isinstance(value, (list, tuple)):
+        return list(enumerate(value))
+    if isinstance(value, Mapping):
+        return [(key, entry) for key, entry in value.items() if isinstance(key, (str, int))]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
+    return None
+
+
+def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[Key, ...], torch.Tensor]]:
+    """Every tensor of a nested structure with the keys that lead to it; a bare tensor has none."""
+    if isinstance(value, torch.Tensor):
+        yield keys, value
+    elif depth < 6 and not isinstance(value, (str, torch.Size)):
+        for key, entry in entries_of(value) or ():
+            yield from tensors_in(entry, (*keys, key), depth + 1)
+
+
+def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
+    """Apply `function` to the leaves of nested lists, tuples and dicts, and rebuild the containers.
+
+    Objects of other classes are leaves.
+    """
+    kind = type(value)
+    if kind in (list, tuple):
+        return kind(map_nested(function, item) for item in value)
+    if kind in (dict, OrderedDict):
+        return kind((key, map_nested(function, item)) for key, item in value.items())
+    if is_named_tuple(value):
+        return kind(*(map_nested(function, item) for item in value))
+    return function(value)
+
+
+def replace_entry(value: Any, key: Key, entry: Any) -> Any:
+    """The same container with another entry at `key`; lists and dicts are copied, never written to.
+
+    Raises:
+        KeyError: there is no such entry.
+    """
+    if is_named_tuple(value):
+        return value._replace(**{key if isinstance(key, str) else type(value)._fields[key]: entry})
+    if isinstance(value, (list, tuple)) and isinstance(key, int):
+        items = list(value)
+        items[key] = entry
+        return type(value)(items) if type(value) in (list, tuple) else items
+    if isinstance(value, Mapping):
+        copy = value.copy() if hasattr(value, "copy") else dict(value)
+        copy[key] = entry
+        return copy
+    if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
+        import copy as copies
+
+        twin = copies.copy(value)
+        object.__setattr__(twin, key, entry)
+        return twin
+    raise KeyError(key)
+
+
+def entry_at(value: Any, key: Key) -> Any:
+    """The entry of a container at `key`.
+
+    Raises:
+        KeyError: it is no container, or has no such entry.
+    """
+    for found, entry in entries_of(value) or ():
+        if found == key:
+            return entry
+    raise KeyError(key)

@@ -1,1 +1,0 @@
-"""Tracing: one example forward, then one `torch.fx` graph per module with children."""

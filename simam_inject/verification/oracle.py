@@ -1,0 +1,131 @@
+"""What SimAM at the recorded sites should give, computed without the engine: plain hooks, the formula, its own axes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from simam_inject.attention import SimAM
+from simam_inject.editing.attach import Attended
+from simam_inject.nested import entry_at, replace_entry
+
+Shapes = dict[str, list[tuple[int, ...]]]
+"""Shapes that a site had in one forward, by path."""
+
+
+def formula(x: Tensor, e_lambda: float, spatial: tuple[int, ...], strength: float = 1.0, gain: float = 1.0) -> Tensor:
+    """SimAM in float64, written from the paper, over the given spatial dimensions."""
+    wide = x.double()
+    positions = 1
+    for dim in spatial:
+        positions *= x.shape[dim]
+    difference = (wide - wide.mean(spatial, keepdim=True)).square()
+    variance = difference.sum(spatial, keepdim=True) / max(positions - 1, 1)
+    gate = torch.sigmoid(difference / (4 * (variance + e_lambda)) + 0.5)
+    return (wide * ((1 - strength) + strength * gain * gate)).to(x.dtype)
+
+
+class Oracle:
+    """Hooks on a stock network that do what a model's SimAMs should do."""
+
+    def __init__(self, sites: list[Attended]) -> None:
+        self.sites = [entry for entry in sites if entry.site["edit"]["kind"] != "rewritten"]
+        self.spatial: dict[str, tuple[int, ...]] = {}
+
+    def find_axes(self, one: Shapes, other: Shapes) -> None:
+        """Spatial dimensions of each site, from its shapes in forwards of two image sizes and batches.
+
+        The first dimension is the batch. Of the others, the one that stays while another changes holds the channels.
+        """
+        for path, shapes in one.items():
+            first, second = shapes[:1], other.get(path, [])[:1]
+            if not first or not second or len(first[0]) != len(second[0]):
+                continue
+            inner = range(1, len(first[0]))
+            fixed = [dim for dim in inner if first[0][dim] == second[0][dim]]
+            if len(fixed) == 1 and len(first[0]) > 2:
+                self.spatial[path] = tuple(dim for dim in inner if dim != fixed[0])
+
+    @contextmanager
+    def noting_shapes(self, stock: nn.Module, shapes: Shapes) -> Iterator[None]:
+        """Inside, forwards of the stock network write down the shape of each site."""
+
+        def note(entry: Attended, x: Tensor) -> Tensor:
+            shapes.setdefault(entry.site["path"], []).append(tuple(x.shape))
+            return x
+
+        with self._hooked(stock, note):
+            yield
+
+    @contextmanager
+    def attending(self, stock: nn.Module) -> Iterator[None]:
+        """Inside, forwards of the stock network compute the formula at each site."""
+
+        def attend(entry: Attended, x: Tensor) -> Tensor:
+            site, attention = entry.site, entry.attention
+            if not isinstance(attention, SimAM):  # another attention module, put in by a factory
+                twin = copy.deepcopy(attention)
+                assert twin is not None
+                return twin(x.movedim(-1, 1)).movedim(1, -1) if site["channel_dim"] == -1 else twin(x)  # type: ignore[no-any-return]
+            spatial = self.spatial.get(site["path"])
+            if spatial is None:
+                spatial = tuple(range(2, x.dim())) if site["channel_dim"] == 1 else tuple(range(1, x.dim() - 1))
+            return formula(x, site["e_lambda"], spatial, 1.0, attention.gain)
+
+        with self._hooked(stock, attend):
+            yield
+
+    @contextmanager
+    def _hooked(self, stock: nn.Module, function: Any) -> Iterator[None]:
+        modules = dict(stock.named_modules())
+        handles = []
+        try:
+            for entry in self.sites:
+                edit = entry.site["edit"]
+                named = entry.site["path"].partition(":")[0]
+                if edit["kind"] == "output":
+                    # The path names the module, unless the value is one that the holder computes inside.
+                    module = modules.get(named) if entry.site["runs"] == 1 else None
+                    module = module or modules[entry.path]
+                    handles.append(module.register_forward_hook(_after(entry, function), prepend=True))
+                else:
+                    handle = modules[entry.path].register_forward_pre_hook(_before(entry, function), with_kwargs=True)
+                    handles.append(handle)
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _after(entry: Attended, function: Any) -> Any:
+    key = entry.site["edit"]["key"]
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        if key is None:
+            return function(entry, output)
+        return replace_entry(output, key, function(entry, entry_at(output, key)))
+
+    return hook
+
+
+def _before(entry: Attended, function: Any) -> Any:
+    edit = entry.site["edit"]
+    argument, key = edit["argument"], edit["key"]
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        is_positional = isinstance(argument, int) and argument < len(args)
+        given = args[argument] if is_positional else kwargs[argument]
+        if key is None:
+            attended = function(entry, given)
+        else:
+            attended = replace_entry(given, key, function(entry, entry_at(given, key)))
+        if is_positional:
+            return (*args[:argument], attended, *args[argument + 1 :]), kwargs
+        return args, {**kwargs, argument: attended}
+
+    return hook

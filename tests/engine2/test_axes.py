@@ -1,0 +1,467 @@
+"""Attention runs along the axes that the values have, whatever classes are called: faults B1 to B4, by kind.
+
+Each net names its attended module, and the channel axis of what that module returns is written by hand.
+"""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+from torch import nn
+
+from simam_inject import InjectError, bypass, inject, injected, plan
+from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
+
+
+def image(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def build(factory):
+    torch.manual_seed(4)
+    return factory().double().eval()
+
+
+def run(model, *args):
+    with torch.no_grad():
+        return model(*args)
+
+
+def after(path):
+    return {"e_lambda": E_LAMBDA, "rules": [{"path": path, "after": "output"}]}
+
+
+# B1: norms and layers that work on NCHW, under names of torch's classes that do not
+
+
+class LayerNorm(nn.Module):
+    """Over channels, the first axis behind the batch."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.g = nn.Parameter(torch.linspace(0.5, 1.5, channels).view(1, -1, 1, 1))
+
+    def forward(self, x):
+        return F.normalize(x, dim=1) * self.g
+
+
+class RMSNorm(LayerNorm):
+    def forward(self, x):
+        return x / (x.square().mean(1, keepdim=True) + 1e-6).sqrt() * self.g
+
+
+class Linear(nn.Module):
+    """A 1x1 convolution."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, channels, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight)
+
+
+class Embedding(nn.Module):
+    """Adds one number per channel of NCHW."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels))
+
+    def forward(self, x):
+        return x + self.weight[:, None, None]
+
+
+class MultiheadAttention(nn.Module):
+    """Channel attention of NCHW."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.mix = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x):
+        return x * self.mix(x.mean((2, 3), keepdim=True)).sigmoid()
+
+
+class Renamed(LayerNorm):
+    """The same as the first; its name says nothing."""
+
+
+class Conv2d(nn.Module):
+    """A matrix product of the last axis."""
+
+    def __init__(self, channels=6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, channels))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+class NormedBlock(nn.Module):
+    def __init__(self, norm):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(6, 6, 3, padding=1), norm()
+
+    def forward(self, x):
+        return F.silu(self.norm(self.conv(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, blk, channels=6):
+        super().__init__()
+        self.stem, self.blk, self.head = nn.Conv2d(3, 6, 3, padding=1), blk, nn.Conv2d(channels, 5, 1)
+
+    def forward(self, x):
+        return self.head(self.blk(self.stem(x)))
+
+
+@pytest.mark.parametrize("norm", [LayerNorm, RMSNorm, Linear, Embedding, MultiheadAttention, Renamed])
+@pytest.mark.parametrize("place", ["blk", "blk.norm"])
+def test_a_class_name_decides_nothing(norm, place):
+    hold(lambda: Net(NormedBlock(norm)), {place: 1}, [image(2, 3, 12, 10)], [image(3, 3, 9, 14)])
+
+
+# B2: the layout changes inside
+
+
+class ToLast(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 2, 3, 1)
+
+
+class ToFirst(nn.Module):
+    def forward(self, x):
+        return x.permute(0, 3, 1, 2)
+
+
+class MoveToLast(nn.Module):
+    def forward(self, x):
+        return torch.movedim(x, 1, -1).contiguous()
+
+
+class Transposing(nn.Module):
+    def forward(self, x):
+        return x.transpose(1, 2).transpose(2, 3)
+
+
+class ToTokens(nn.Module):
+    """(N, C, H, W) -> (N, L, C)."""
+
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+class FromTokens(nn.Module):
+    """(N, L, C) -> (N, C, H, W) of a map twice as wide as high."""
+
+    def forward(self, x):
+        height = int((x.shape[1] // 2) ** 0.5)
+        return x.transpose(1, 2).unflatten(2, (height, -1))
+
+
+class ToFlat(nn.Module):
+    """(N, C, H, W) -> (N, C, L)."""
+
+    def forward(self, x):
+        return x.reshape(x.shape[0], x.shape[1], -1)
+
+
+class FromFlat(nn.Module):
+    def forward(self, x):
+        height = int((x.shape[2] // 2) ** 0.5)
+        return x.view(*x.shape[:2], height, -1)
+
+
+class ByLetters(nn.Module):
+    """einsum instead of permute."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return torch.einsum("nchw,cd->nhwd", x, self.weight)
+
+
+class LastToFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 6))
+
+    def forward(self, x):
+        return torch.einsum("nhwc,cd->ndhw", x, self.weight)
+
+
+class LastBlock(nn.Module):
+    """NHWC in, NHWC out, with a skip."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.one, self.two = nn.LayerNorm(6), nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x):
+        return x + self.two(F.gelu(self.one(self.norm(x))))
+
+
+def sequence(*middle):
+    return lambda: nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), *(make() for make in middle), nn.Conv2d(6, 5, 1))
+
+
+def linear():
+    return nn.Linear(6, 6)
+
+
+LAYOUTS = {
+    "permute": (sequence(ToLast, linear, ToFirst), {"1": -1, "2": -1, "3": 1}),
+    "movedim": (sequence(MoveToLast, linear, ToFirst), {"1": -1, "3": 1}),
+    "transposes": (sequence(Transposing, LastBlock, ToFirst), {"1": -1, "2": -1, "3": 1}),
+    "tokens": (sequence(ToTokens, linear, FromTokens), {"1": -1, "2": -1, "3": 1}),
+    "flat": (sequence(ToFlat, nn.Tanh, FromFlat), {"1": 1, "2": 1, "3": 1}),
+    "einsum": (sequence(ByLetters, LastBlock, LastToFirst), {"1": -1, "2": -1, "3": 1}),
+    "own conv": (sequence(ToLast, Conv2d, ToFirst), {"1": -1, "2": -1, "3": 1}),
+    "nested": (lambda: Net(nn.Sequential(ToLast(), LastBlock(), LastBlock(), ToFirst())), {"blk.1": -1, "blk.2": -1}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [(name, place) for name, (_, places) in LAYOUTS.items() for place in places], ids=str
+)
+def test_the_layout_is_that_of_the_value(name, place):
+    factory, places = LAYOUTS[name]
+    hold(factory, {place: places[place]}, [image(2, 3, 8, 16)], [image(3, 3, 4, 8)])
+
+
+class Positions(nn.Module):
+    """Takes one size only: what changes with the size cannot be seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 4, 4)
+        self.positions = nn.Parameter(torch.randn(1, 16, 6))
+        self.norm, self.mix = nn.LayerNorm(6), nn.Linear(6, 6)
+        self.head = nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        tokens = self.stem(x).flatten(2).transpose(1, 2) + self.positions
+        tokens = self.mix(self.norm(tokens))
+        return self.head(tokens.transpose(1, 2).view(len(x), 6, 4, 4))
+
+
+class FixedHead(nn.Module):
+    """A classifier over all places: one size only, plain NCHW before it."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 16, 3, padding=1), nn.Linear(16 * 64, 4)
+
+    def forward(self, x):
+        return self.fc(F.relu(self.b(F.relu(self.a(x)))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("factory", "place", "axis", "side"),
+    [
+        (Positions, "stem", 1, 16),
+        (Positions, "norm", -1, 16),
+        (Positions, "mix", -1, 16),
+        (FixedHead, "a", 1, 8),
+        (FixedHead, "b", 1, 8),
+    ],
+)
+def test_a_net_of_one_size_has_its_axes_from_its_layers(factory, place, axis, side):
+    model = hold(factory, {place: axis}, [image(2, 3, side, side)], [image(3, 3, side, side, seed=2)])
+    assert injected(model)[0].axes in {1: ("NCHW",), -1: ("NLC",)}[axis]
+
+
+class Square(nn.Module):
+    """As many channels as rows and columns: shapes alone say nothing."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.last, self.mix, self.head = nn.Conv2d(3, 8, 3, padding=1), ToLast(), nn.Linear(8, 8), ToFirst()
+
+    def forward(self, x):
+        return self.head(self.mix(self.last(self.conv(x))))
+
+
+@pytest.mark.parametrize(("place", "axis"), [("conv", 1), ("last", -1), ("mix", -1), ("head", 1)])
+def test_a_map_with_as_many_channels_as_rows(place, axis):
+    hold(Square, {place: axis}, [image(2, 3, 8, 8)], [image(1, 3, 8, 12)])
+
+
+def hold(factory, places, inputs, other):
+    """Injected at the places, the net equals the oracle with the axes of the places, at two sizes."""
+    stock = build(factory)
+    recipe = {"e_lambda": E_LAMBDA, "rules": [{"path": place, "after": "output"} for place in places]}
+    model = inject(copy.deepcopy(stock), recipe, example_inputs=tuple(inputs))
+    found = injected(model)
+    assert {insertion.path: insertion.channel_dim for insertion in found} == places
+    for args in (inputs, other):
+        plain = run(stock, *args)
+        with hooked(stock, places):
+            expected = run(stock, *args)
+        assert_right(run(model, *args), expected, plain)
+        with bypass(model):
+            assert same_bits(run(model, *args), plain)
+    return model
+
+
+# B3: attention never mixes samples
+
+
+class SequenceFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+
+    def forward(self, x):
+        return self.layer(self.conv(x).flatten(2).permute(2, 0, 1)).mean(0)
+
+
+class TimeFirst(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+
+    def forward(self, x):
+        return self.layer(self.conv(x).flatten(2).permute(2, 0, 1)).mean(0)
+
+
+class HeightFirst(TimeFirst):
+    """(H, W, N, C)."""
+
+    def forward(self, x):
+        return self.layer(self.conv(x).permute(2, 3, 0, 1)).mean((0, 1))
+
+
+class ChannelsFirst(nn.Module):
+    """(C, N, H, W)."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Tanh(), nn.Identity())
+
+    def forward(self, x):
+        return self.layer(self.conv(x).transpose(0, 1)).mean((2, 3)).T
+
+
+class Recurrent(nn.Module):
+    """(L, N, C) from an RNN without batch_first."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.rnn = nn.Conv2d(3, 8, 3, padding=1), nn.GRU(8, 8)
+        self.layer = nn.Sequential(nn.Linear(8, 8))
+
+    def forward(self, x):
+        return self.layer(self.rnn(self.conv(x).mean(2).permute(2, 0, 1))[0])[-1]
+
+
+class Joined(nn.Module):
+    """The batch as one long row of pixels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Tanh(), nn.Conv1d(8, 8, 1))
+
+    def forward(self, x):
+        y = self.conv(x)
+        row = y.transpose(0, 1).reshape(1, 8, -1)
+        return self.layer(row).reshape(8, len(x), *y.shape[2:]).transpose(0, 1)
+
+
+@pytest.mark.parametrize("factory", [SequenceFirst, TimeFirst, HeightFirst, ChannelsFirst, Recurrent, Joined])
+def test_where_the_batch_is_not_first_the_site_is_skipped(factory):
+    stock = build(factory)
+    recipe = {
+        "e_lambda": E_LAMBDA,
+        "rules": [{"path": "layer", "after": "output"}, {"path": "conv", "after": "output"}],
+    }
+    planned = plan(stock, recipe, example_inputs=image(2, 3, 6, 10))
+    assert [insertion.path for insertion in planned.insertions] == ["conv"]
+    reasons = [skip.reason for skip in planned.skips if skip.path == "layer"]
+    assert reasons
+    assert "batch" in reasons[0] or "sample" in reasons[0]
+    model = planned.apply()
+    one, two = image(1, 3, 6, 10, seed=1), image(1, 3, 6, 10, seed=2)
+    together = run(model, torch.cat([one, two]))
+    assert distance(together[:1], run(model, one)) < 1e-8  # the second sample does not reach the first
+
+
+@pytest.mark.parametrize("factory", [SequenceFirst, TimeFirst, HeightFirst])
+def test_a_recipe_that_takes_only_such_a_site_is_an_error(factory):
+    with pytest.raises(InjectError, match=r"batch|sample"):
+        inject(build(factory), after("layer"), example_inputs=image(2, 3, 6, 10))
+
+
+def test_a_batch_of_one_does_not_hide_it():
+    planned = plan(build(SequenceFirst), {"rules": [*after("layer")["rules"], *after("conv")["rules"]]},
+                   example_inputs=image(1, 3, 6, 10))  # fmt: skip
+    assert [insertion.path for insertion in planned.insertions] == ["conv"]
+
+
+class OfNoSample(nn.Module):
+    """A position table that passes through layers: no feature map of any sample."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(1, 3, 6, 10))
+        self.layer, self.conv = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x) + self.layer(self.table)
+
+
+def test_what_does_not_depend_on_the_input_is_skipped():
+    planned = plan(build(OfNoSample), {"rules": [*after("layer")["rules"], *after("conv")["rules"]]},
+                   example_inputs=image(2, 3, 6, 10))  # fmt: skip
+    assert [insertion.path for insertion in planned.insertions] == ["conv"]
+
+
+# B4: inputs without the batch
+
+
+class One(nn.Module):
+    def __init__(self, dims):
+        super().__init__()
+        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
+        self.a, self.b = kind(3, 6, 3, padding=1), kind(6, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+class OneInside(One):
+    """Takes the batch away itself, one sample at a time, later on."""
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y) if y.dim() == 4 else self.b(y.relu())
+
+
+@pytest.mark.parametrize(
+    ("factory", "shape"),
+    [
+        (lambda: One(1), (2, 3, 16)),
+        (lambda: One(2), (2, 3, 8, 10)),
+        (lambda: One(3), (2, 3, 6, 4, 8)),
+        (lambda: OneInside(2), (2, 3, 8, 10)),
+    ],
+    ids=["1d", "2d", "3d", "branch"],
+)
+@pytest.mark.parametrize("place", ["a", "b"])
+def test_an_input_without_its_batch_raises_or_is_one_sample(factory, shape, place):
+    stock = build(factory)
+    x = image(*shape)
+    model = inject(copy.deepcopy(stock), after(place), example_inputs=x)
+    try:
+        found = run(model, x[0])
+    except InjectError as error:
+        assert place in str(error) or "batch" in str(error)
+        return
+    with hooked(stock, [place]):
+        expected = run(stock, x[:1])[0]
+    assert_right(found, expected, run(stock, x[0]))

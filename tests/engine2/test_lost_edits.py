@@ -1,0 +1,478 @@
+"""An edit that a later tool takes out is an error at the next forward, or is still right: faults C1 to C5 and C7, by kind.
+
+`survives`: other tools hand modules on, and the attention goes with them. `raises`: they fold or replace the attended
+module, and the next forward says which site was lost.
+"""
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from simam_inject import InjectError, SimAM, bypass, eject, inject, injected
+from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
+
+
+def image(side=32, batch=2, seed=1):
+    return torch.randn((batch, 3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def run(model, x=None):
+    with torch.no_grad():
+        return model(image() if x is None else x)
+
+
+def settle(model):
+    """Float64, with norm statistics that matter."""
+    noise = torch.Generator().manual_seed(7)
+    model.double()
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for tensor, low in ((module.running_mean, -0.3), (module.running_var, 0.5), (module.weight, 0.6)):
+                    tensor.copy_(torch.rand(tensor.shape, generator=noise, dtype=tensor.dtype) * 0.8 + low)
+    return model.eval()
+
+
+def resnet18():
+    import torchvision
+
+    torch.manual_seed(3)
+    return settle(torchvision.models.resnet18())
+
+
+class ConvBlock(nn.Module):
+    def __init__(self, before=8, after=8):
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+class Folding(ConvBlock):
+    """Like RepVGG and its kin: `fold` puts the norm into the convolution."""
+
+    def fold(self):
+        self.conv = nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn)
+        self.bn = nn.Identity()
+
+
+class Net(nn.Module):
+    def __init__(self, kind=ConvBlock):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), kind(), kind()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(self.stem(x))).mean((2, 3)))
+
+
+def small(kind=ConvBlock):
+    torch.manual_seed(3)
+    return settle(Net(kind))
+
+
+def recipe(*paths):
+    return {"e_lambda": E_LAMBDA, "rules": [{"path": path, "after": "output"} for path in paths]}
+
+
+def every_conv(model):
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+EVERY_CONV = {"e_lambda": E_LAMBDA, "rules": [{"path": "*", "after": {"op": "conv2d"}}]}
+
+
+# C1: reparameterisation and folding
+
+
+def test_timm_reparameterisation_raises():
+    import timm
+    from timm.utils import reparameterize_model
+
+    torch.manual_seed(3)
+    model = settle(timm.create_model("mobileone_s0", num_classes=4))
+    inject(model, "mobile", example_inputs=image(64), verify=False)
+    assert len(injected(model)) == 84
+    plain = copy.deepcopy(model)
+    with pytest.raises(InjectError, match=r"stages\.\d"):
+        run(reparameterize_model(model), image(64))
+    eject(plain)
+    run(reparameterize_model(plain), image(64))
+
+
+def fold(net):
+    net.one.fold()
+    return net
+
+
+def fuse_by_hand(net):
+    net.one.conv = nn.utils.fusion.fuse_conv_bn_eval(net.one.conv, net.one.bn)
+    net.one.bn = nn.Identity()
+    return net
+
+
+def fuse_in_place(net):
+    """Folds into the parameters of the convolution itself, as many own scripts do."""
+    conv, bn = net.one.conv, net.one.bn
+    with torch.no_grad():
+        gain = bn.weight / (bn.running_var + bn.eps).sqrt()
+        conv.weight.mul_(gain[:, None, None, None])
+        conv.bias.copy_((conv.bias - bn.running_mean) * gain + bn.bias)
+    net.one.bn = nn.Identity()
+    return net
+
+
+def fuse_modules(net):
+    torch.ao.quantization.fuse_modules(net, [["one.conv", "one.bn", "one.act"]], inplace=True)
+    return net
+
+
+def fuse_pair(net):
+    torch.ao.quantization.fuse_modules(net, [["one.conv", "one.bn"]], inplace=True)
+    return net
+
+
+def replace_by_setattr(net):
+    net.one.conv = nn.Conv2d(8, 8, 3, padding=1).double()
+    return net
+
+
+def replace_block(net):
+    net.one = ConvBlock().double().eval()
+    return net
+
+
+def replace_by_identity(net):
+    net.one.conv = nn.Identity()
+    return net
+
+
+def delete_child(net):
+    del net.one.conv.simam
+    return net
+
+
+LOSING = [fold, fuse_by_hand, fuse_in_place, fuse_modules, fuse_pair, replace_by_setattr, replace_block,
+          replace_by_identity, delete_child]  # fmt: skip
+
+
+@pytest.mark.parametrize("lose", LOSING)
+def test_what_folds_or_replaces_the_attended_module_raises(lose):
+    model = inject(small(Folding), recipe("one.conv", "two.conv"), example_inputs=image())
+    run(model)
+    with pytest.raises(InjectError, match=r"one\.conv"):
+        run(lose(model))
+
+
+@pytest.mark.parametrize("lose", LOSING)
+def test_it_goes_on_raising_and_a_copy_raises_too(lose):
+    model = inject(small(Folding), recipe("one.conv", "two.conv"), example_inputs=image())
+    with pytest.raises(InjectError):
+        run(lose(model))
+    with pytest.raises(InjectError):
+        run(model)
+    with pytest.raises(InjectError):
+        run(copy.deepcopy(model))
+
+
+@pytest.mark.parametrize("lose", [lose for lose in LOSING if lose is not delete_child])
+def test_the_same_tool_after_eject_is_as_on_the_stock_model(lose):
+    stock = small(Folding)
+    model = eject(inject(copy.deepcopy(stock), recipe("one.conv", "two.conv"), example_inputs=image()))
+    torch.manual_seed(5)
+    expected = run(lose(stock))
+    torch.manual_seed(5)
+    assert same_bits(run(lose(model)), expected)
+
+
+@pytest.mark.parametrize("lose", [fold, fuse_by_hand, fuse_in_place, fuse_modules, fuse_pair])
+def test_folding_inside_an_attended_block_keeps_the_attention(lose):
+    stock = small(Folding)
+    model = inject(copy.deepcopy(stock), recipe("one", "two"), example_inputs=image())
+    plain = run(stock)
+    with hooked(stock, ["one", "two"]):
+        expected = run(stock)
+    assert_right(run(lose(model)), expected, plain)
+
+
+def test_torch_fx_fusing_of_an_injected_model_raises_or_is_right():
+    """The copy that folding makes of a convolution keeps its hook, which sees that it has a bias now."""
+    from torch.fx.experimental.optimization import fuse
+
+    class Biasless(Net):
+        def __init__(self):
+            super().__init__()
+            self.one.conv = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+
+    torch.manual_seed(3)
+    stock = settle(Biasless())
+    model = inject(copy.deepcopy(stock), recipe("one.conv"), example_inputs=image())
+    with hooked(stock, ["one.conv"]):
+        expected = run(stock)
+    try:
+        found = run(fuse(model))
+    except InjectError as error:
+        assert "one.conv" in str(error)
+        return
+    assert_right(found, expected, run(stock))
+
+
+# Hooks alone are gone, the SimAM is still there
+
+
+def convert_to_sync(net):
+    return nn.SyncBatchNorm.convert_sync_batchnorm(net)
+
+
+def clear_hooks(net):
+    for module in net.modules():
+        if module is not net:
+            module._forward_hooks.clear()
+    return net
+
+
+def clear_one(net):
+    net.one.bn._forward_hooks.clear()
+    return net
+
+
+def back_from_sync(net):
+    """To SyncBatchNorm and back, as exporters do."""
+    net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    for path, module in list(net.named_modules()):
+        if isinstance(module, nn.SyncBatchNorm):
+            norm = nn.BatchNorm2d(module.num_features).double().eval()
+            norm.load_state_dict(module.state_dict())
+            for name, child in module.named_children():
+                norm.add_module(name, child)
+            net.get_submodule(path.rpartition(".")[0]).add_module(path.rpartition(".")[2], norm)
+    return net
+
+
+@pytest.mark.parametrize("lose", [convert_to_sync, clear_hooks, clear_one, back_from_sync])
+def test_a_lost_hook_is_mended_with_one_warning(lose):
+    stock = small()
+    model = inject(copy.deepcopy(stock), recipe("one.bn", "two.bn"), example_inputs=image())
+    plain = run(stock)
+    with hooked(stock, ["one.bn", "two.bn"]):
+        expected = run(stock)
+    changed = lose(model)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        found = [run(changed), run(changed)]
+    assert len([warning for warning in told if "SimAM" in str(warning.message) or "simam" in str(warning.message)]) == 1
+    for each in found:
+        assert_right(each, expected, plain)
+
+
+# C2, C3: modules handed on one by one
+
+
+def test_children_of_an_injected_resnet_in_a_sequential():
+    stock = resnet18()
+    model = inject(copy.deepcopy(stock), "every-conv", example_inputs=image(64), e_lambda=E_LAMBDA)
+    assert [name for name, _ in model.named_children()] == [name for name, _ in stock.named_children()]
+    ours, theirs = (nn.Sequential(*list(each.children())[:-2]) for each in (model, stock))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    hold_part(ours, theirs, every_conv(theirs), image(64))
+
+
+def test_intermediate_layer_getter():
+    from torchvision.models._utils import IntermediateLayerGetter
+
+    stock = resnet18()
+    model = inject(copy.deepcopy(stock), "block-output", example_inputs=image(64), e_lambda=E_LAMBDA)
+    layers = {"layer1": "low", "layer3": "high"}
+    blocks = [f"layer{stage}.{index}" for stage in (1, 2, 3) for index in (0, 1)]
+    hold_part(IntermediateLayerGetter(model, layers), IntermediateLayerGetter(stock, layers), blocks, image(64))
+
+
+def test_the_fpn_builder_of_torchvision():
+    from torchvision.models.detection.backbone_utils import _resnet_fpn_extractor
+
+    stock = resnet18()
+    model = inject(copy.deepcopy(stock), "every-conv", example_inputs=image(64), e_lambda=E_LAMBDA)
+    torch.manual_seed(2)
+    theirs = _resnet_fpn_extractor(stock, 5).double().eval()
+    torch.manual_seed(2)
+    ours = _resnet_fpn_extractor(model, 5).double().eval()
+    convolutions = [path for path in every_conv(theirs) if path.startswith("body.")]
+    assert len(convolutions) == 20
+    hold_part(ours, theirs, convolutions, image(64))
+
+
+def test_the_first_layers_of_a_vgg():
+    from torchvision.models.vgg import VGG, make_layers
+
+    class Slim(VGG):
+        def __init__(self):
+            nn.Module.__init__(self)
+            self.features = make_layers([8, "M", 16, "M", 32, 32, "M"])
+
+        def forward(self, x):
+            return self.features(x)
+
+    torch.manual_seed(3)
+    stock = settle(Slim())
+    model = inject(copy.deepcopy(stock), "every-conv", example_inputs=image(64), e_lambda=E_LAMBDA)
+
+    def first(net):
+        part = nn.Sequential()
+        for layer in list(net.features.children())[:8]:
+            part.append(layer)
+        return part
+
+    hold_part(first(model), first(stock), ["0", "3", "6"], image(64))
+    hold_part(model.features[:4], stock.features[:4], ["0", "3"], image(64))
+
+
+def test_fx_feature_extraction_of_torchvision():
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    stock = resnet18()
+    model = inject(copy.deepcopy(stock), "block-output", example_inputs=image(64), e_lambda=E_LAMBDA)
+    nodes = {"layer1.1.conv2": "inner", "layer2": "low", "flatten": "flat"}
+    ours, theirs = create_feature_extractor(model, nodes), create_feature_extractor(stock, nodes)
+    blocks = [f"layer{stage}.{index}" for stage in (1, 2, 3, 4) for index in (0, 1)]
+    plain, found = run(theirs, image(64)), run(ours, image(64))
+    with hooked(stock, blocks):
+        expected = [run(stock.layer1, stem(stock)), run(stock.layer2, run(stock.layer1, stem(stock)))]
+    assert distance(expected[1], plain["low"]) > 1e-4
+    assert distance(found["low"], expected[1]) < 1e-8
+
+
+def stem(net):
+    return run(nn.Sequential(net.conv1, net.bn1, net.relu, net.maxpool), image(64))
+
+
+def hold_part(ours, theirs, places, x):
+    plain = run(theirs, x)
+    with hooked(theirs, places):
+        expected = run(theirs, x)
+    assert_right(run(ours, x), expected, plain)
+    with bypass(ours):
+        assert same_bits(run(ours, x), plain)
+
+
+# C4: tools that ask for the exact class
+
+
+def test_fuse_model_of_torchvisions_quantizable_resnet():
+    import torchvision
+
+    def build():
+        torch.manual_seed(3)
+        return settle(torchvision.models.quantization.resnet18(weights=None, quantize=False))
+
+    stock, model = build(), build()
+    inject(model, "block-output", example_inputs=image(64), e_lambda=E_LAMBDA)
+    plain = run(stock, image(64))
+    blocks = [f"layer{stage}.{index}" for stage in (1, 2, 3, 4) for index in (0, 1)]
+    with hooked(stock, blocks):
+        expected = run(stock, image(64))
+    for net in (stock, model):
+        net.fuse_model(is_qat=False)
+    assert count(model, nn.BatchNorm2d) == count(stock, nn.BatchNorm2d) == 0
+    assert count(model, SimAM) == 8
+    assert_right(run(model, image(64)), expected, plain)
+
+
+@pytest.mark.parametrize("recipe_name", ["block-output", "residual"])
+def test_fuse_model_for_training_finds_every_pair(recipe_name):
+    import torchvision
+
+    stock = torchvision.models.quantization.resnet18(weights=None, quantize=False)
+    model = inject(copy.deepcopy(stock).double(), recipe_name, example_inputs=image(64), verify=False)
+    for net in (stock, model):
+        net.train().fuse_model(is_qat=True)
+    names = [sorted(type(each).__name__ for each in net.modules() if not isinstance(each, SimAM)) for net in (stock, model)]
+    assert names[0] == names[1]
+
+
+def test_fuse_model_across_the_authors_place_raises():
+    import torchvision
+
+    model = settle(torchvision.models.quantization.resnet18(weights=None, quantize=False))
+    inject(model, "paper", example_inputs=image(64), verify=False)
+    model.fuse_model(is_qat=False)
+    with pytest.raises(InjectError, match=r"layer1\.0\.conv2"):
+        run(model, image(64))
+
+
+def count(model, kind):
+    return sum(type(module) is kind for module in model.modules())
+
+
+def test_classes_stay():
+    stock = resnet18()
+    model = inject(copy.deepcopy(stock), "every-conv", example_inputs=image(64), verify=False)
+    for path, module in stock.named_modules():
+        assert type(model.get_submodule(path)) is type(module)
+        assert model.get_submodule(path).forward.__func__ is module.forward.__func__
+
+
+# C7: compiled first
+
+
+@pytest.fixture
+def eager_backend():
+    torch._dynamo.reset()
+    yield "eager"
+    torch._dynamo.reset()
+
+
+def compiled_whole(net, backend):
+    compiled = torch.compile(net, backend=backend)
+    return net, compiled
+
+
+def compiled_in_place(net, backend):
+    net.compile(backend=backend)
+    return net, net
+
+
+def compiled_child(net, backend):
+    net.one.compile(backend=backend)
+    return net, net
+
+
+def compiled_function(net, backend):
+    return net, torch.compile(lambda x: net(x) * 1.0, backend=backend)
+
+
+def compiled_wrapper_injected(net, backend):
+    compiled = torch.compile(net, backend=backend)
+    return compiled, compiled
+
+
+@pytest.mark.parametrize(
+    "compiling", [compiled_whole, compiled_in_place, compiled_child, compiled_function, compiled_wrapper_injected]
+)
+def test_a_model_compiled_before_does_not_stay_plain(compiling, eager_backend):
+    stock = small()
+    target, callable_ = compiling(copy.deepcopy(stock), eager_backend)
+    plain = run(stock)
+    assert distance(run(callable_), plain) < 1e-8
+    pattern = {"e_lambda": E_LAMBDA, "rules": [{"block": "ConvBlock", "after": "output"}]}
+    inject(target, pattern, example_inputs=image())
+    with hooked(stock, ["one", "two"]):
+        expected = run(stock)
+    assert_right(run(callable_), expected, plain)
+    with bypass(target):
+        assert distance(run(callable_), plain) < 1e-8
+    assert_right(run(callable_), expected, plain)
+    eject(target)
+    assert distance(run(callable_), plain) < 1e-8
+
+
+def test_a_lost_edit_raises_in_a_compiled_model_too(eager_backend):
+    model = inject(small(Folding), recipe("one.conv", "two.conv"), example_inputs=image())
+    compiled = torch.compile(model, backend=eager_backend)
+    run(compiled)
+    model.one.fold()
+    with pytest.raises(InjectError, match=r"one\.conv"):
+        run(compiled)
