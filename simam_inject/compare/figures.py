@@ -1,4 +1,4 @@
-"""The three figures of a report, as SVG: differences with the noise floor, differences of each seed, learning curves."""
+"""The figures of a report, as SVG: differences with the noise floor, differences of each seed, learning curves."""
 
 from __future__ import annotations
 

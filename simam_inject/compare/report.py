@@ -11,14 +11,25 @@ from simam_inject.compare.records import AGAIN, PLAIN, Comparison, Costs
 from simam_inject.compare.statistics import BETTER, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
 from simam_inject.errors import CompareError
 
-_HEAD = ("variant", "recipe", "seeds", "difference", "95 % interval", "p (Holm)", "verdict", "what resolves it", "test set")
+_HEAD = (
+    "variant",
+    "recipe",
+    "seeds",
+    "difference",
+    "95 % interval",
+    "p (Holm)",
+    "verdict",
+    "what resolves it",
+    "test set",
+)
 _COST_HEAD = ("variant", "recipe", "mean (sd)", "parameters", "kept for backward", "time of a forward", "failed")
+_TIMES = "\N{MULTIPLICATION SIGN}"
 METHOD = (
     "A difference is the mean over the seeds of a run minus plain's run of the same seed: same first weights, same "
     "order of the data, same number of epochs. The interval is a t interval for that difference alone. p is that of "
     "a t test, corrected by Holm over all comparisons here, and the verdict follows p. Plain again is plain from the "
-    "same weights with another order of the data: its true difference is zero, and what it shows is noise. What "
-    "resolves it: seeds for 80 % power. Test set: how far another test set of the same size would move the difference."
+    "same weights with another order of the data: its true difference is zero, and what it shows is noise. To "
+    "resolve it: seeds for 80 % power. Test set: how far another test set of the same size would move the difference."
 )
 
 
@@ -40,7 +51,7 @@ def render_html(comparison: Comparison) -> str:
     """One page with the figures inside."""
     try:
         import jinja2
-        import matplotlib  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
     except ImportError as error:
         raise CompareError(
             f"{error.name} is not installed, which the report needs: pip install 'simam_inject[compare]'"
@@ -132,7 +143,7 @@ def _cost_row(comparison: Comparison, variant: str, recipe: str) -> tuple[str, .
     failed = len(cells) - len(values)
     return (
         *(variant, recipe),
-        f"{mean:.2f} ({spread:.2f})" if values else "",
+        f"{mean:.2f}" + (f" ({spread:.2f})" if len(values) > 1 else "") if values else "",
         *_cost_words(costs, plain),
         f"{failed} of {len(cells)}" if failed else "",
     )
@@ -147,10 +158,10 @@ def _cost_words(costs: Costs | None, plain: Costs | None) -> tuple[str, str, str
         parameters += f" ({costs.parameters - base.parameters:+,})"
     kept = "" if costs.kept_bytes is None else f"{costs.kept_bytes / 2**20:.2f} MiB"
     if costs.kept_bytes is not None and base.kept_bytes:
-        kept += f" (×{costs.kept_bytes / base.kept_bytes:.2f})"
+        kept += f" ({_TIMES}{costs.kept_bytes / base.kept_bytes:.2f})"
     seconds = "" if costs.seconds is None else f"{1e3 * costs.seconds:.2f} ms"
     if costs.seconds is not None and base.seconds:
-        seconds += f" (×{costs.seconds / base.seconds:.2f})"
+        seconds += f" ({_TIMES}{costs.seconds / base.seconds:.2f})"
     return parameters, kept, seconds
 
 

@@ -110,6 +110,8 @@ def _work(study: Study, experiment: Experiment, budget: float | None, progress: 
     while budget is None or time.monotonic() - started + median(lengths or [0.0]) < budget:
         ticket = study.take()
         if ticket is None:
+            if study.free_dead():
+                continue
             return
         try:
             cell = run_cell(experiment, by_name[ticket.variant, ticket.recipe], ticket.seed)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and of silence after which `retry_stale` takes it for dead."""
+_CLAIM = 3.0
+"""Seconds in which a worker surely wrote its name to the cell that it took; one killed in between never does."""
 NAME = "compare"
 _STARTED = time.time()
 """Tells this process from an earlier one that had its number."""
@@ -150,7 +152,7 @@ class Study:
                 attributes = trial.user_attrs
                 key = attributes.get("cell")
                 # Another worker emptied the queue an instant before (a stray trial), or two queued the same cell.
-                if key is None or self._has_owner(key, trial.number):
+                if self._has_owner(key, trial.number):
                     self._retire(trial.number)
                     continue
                 trial.set_user_attr("worker", self.worker)
@@ -159,9 +161,10 @@ class Study:
             return Ticket(trial, attributes["variant"], attributes["recipe"], attributes["seed"])
         return None
 
-    def _has_owner(self, key: str, number: int) -> bool:
+    def _has_owner(self, key: str | None, number: int) -> bool:
+        """An earlier trial holds the cell; of a stray trial, which has none, nothing is missing."""
         trials = self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")
-        return any(trial.user_attrs.get("cell") == key and trial.number < number for trial in trials)
+        return key is None or any(t.user_attrs.get("cell") == key and t.number < number for t in trials)
 
     def finish(self, ticket: Ticket, cell: Cell) -> bool:
         """Store the result; False if the cell was given to another worker meanwhile, which makes it no result."""
@@ -197,20 +200,22 @@ class Study:
                 those of processes of this machine that are gone.
         """
         freed = 0
+        if any(_owner(trial) is None for trial in self._trials("RUNNING")):
+            time.sleep(
+                _CLAIM
+            )  # a worker writes its name right after it took a cell; one that was killed in between never
         for trial in self._trials("RUNNING"):
-            key = trial.user_attrs.get("cell")
-            silent = retry_stale and self._silence(trial) > STALE
-            if not silent and not self._is_gone(trial.user_attrs.get("worker", "")):
+            owner = _owner(trial)
+            silent = retry_stale and self._silence(owner) > STALE
+            if not (owner is None or silent or self._is_gone(owner)):
                 continue
-            if self._retire(trial.number) and key is not None and not self._has_owner(key, sys.maxsize):
+            if self._retire(trial.number) and not self._has_owner(trial.user_attrs.get("cell"), sys.maxsize):
                 self._put(trial.user_attrs["variant"], trial.user_attrs["recipe"], trial.user_attrs["seed"])
                 freed += 1
         return freed
 
-    def _silence(self, trial: optuna.trial.FrozenTrial) -> float:
-        began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        beats = self._study.user_attrs
-        return time.time() - float(beats.get(f"heartbeat {trial.user_attrs.get('worker')}", began))
+    def _silence(self, worker: str | None) -> float:
+        return time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0))
 
     def _is_gone(self, worker: str) -> bool:
         """It is a process of this machine that does not run any more."""
@@ -231,13 +236,12 @@ class Study:
     def heartbeat(self) -> Iterator[None]:
         """Write a sign of life every few seconds while the body runs."""
         over = threading.Event()
+        self._study.set_user_attr(f"heartbeat {self.worker}", time.time())
 
         def beat() -> None:
-            while True:
+            while not over.wait(HEARTBEAT):
                 with suppress(Exception):  # of a full disk or a lost server, the next result says so aloud
                     self._study.set_user_attr(f"heartbeat {self.worker}", time.time())
-                if over.wait(HEARTBEAT):
-                    return
 
         thread = threading.Thread(target=beat, daemon=True, name="simam_inject heartbeat")
         thread.start()
@@ -291,6 +295,11 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
     except KeyError:
         names = ", ".join(optuna.get_all_study_names(opened)) or "none"
         raise CompareError(f"the storage holds no study named {name!r}; it holds: {names}") from None
+
+
+def _owner(trial: optuna.trial.FrozenTrial) -> str | None:
+    """The worker that holds a running trial."""
+    return trial.user_attrs.get("worker")
 
 
 def _key(variant: str, recipe: str, seed: int) -> str:

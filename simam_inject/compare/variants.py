@@ -95,7 +95,8 @@ def attach(model: nn.Module, variant: Variant, recipe: Any, example_inputs: Any)
     if variant.attention == SIMAM:
         inject(model, recipe, example_inputs=example_inputs, e_lambda=variant.e_lambda)
     else:
-        inject(model, recipe, example_inputs=example_inputs, attention=PEERS[variant.attention])
+        # Verification runs forwards, which would move the batch norms that a peer may hold (CBAM's does).
+        inject(model, recipe, example_inputs=example_inputs, attention=PEERS[variant.attention], verify=False)
 
 
 def _takes_seed(make_model: Callable[..., Any]) -> bool:

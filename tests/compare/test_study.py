@@ -75,8 +75,8 @@ def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypa
     slow, other = Study(file, {}), Study(file, {})
     slow.enqueue((PLAIN,), 1)
     held = slow.take()
-    slow.worker = other.worker = "elsewhere:1:0"
     held.trial.set_user_attr("worker", "another-machine:77:0")
+    other._study.set_user_attr("heartbeat another-machine:77:0", time.time())
     assert other.free_dead() == 0
     assert other.free_dead(retry_stale=True) == 0  # it was heard of a moment ago
     monkeypatch.setattr(study, "STALE", -1.0)
@@ -85,6 +85,16 @@ def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypa
     assert other.finish(again, cell(again, 2.0))
     assert not slow.finish(held, cell(held, 1.0))
     assert [one.value for one in other.comparison().cells] == [2.0]
+
+
+def test_a_worker_that_was_killed_before_it_wrote_its_name_loses_its_cell(file, monkeypatch):
+    monkeypatch.setattr(study, "_CLAIM", 0.1)
+    queue = Study(file, {})
+    queue.enqueue((PLAIN,), 1)
+    queue._study.ask()
+    assert queue.take() is None
+    assert queue.free_dead() == 1
+    assert queue.take().seed == 0
 
 
 def test_a_heartbeat_keeps_a_cell(file, monkeypatch):
