@@ -43,7 +43,7 @@ FONTS = {"train": 1, "val": 3}
 SIDE = 20
 
 
-def resnet8(num_classes: int = 26, width: int = 12) -> nn.Sequential:
+def resnet8(num_classes: int = 26, width: int = 8) -> nn.Sequential:
     """Three basic blocks, the second and the third at half the size of the one before."""
 
     def block(channels: int, made: int, stride: int) -> BasicBlock:

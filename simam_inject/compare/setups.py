@@ -108,7 +108,8 @@ def set_up_yolo(model: str, data: str, training: Training, device: str, *, weigh
             trainer.train()
             return 100 * float(trainer.metrics[metric])
 
-    settings = {"model": model, "data": data, "weights": weights, **asdict(training)}
+    used = ("epochs", "batch", "size", "workers", "amp")
+    settings = {"model": model, "data": data, "weights": weights, **{name: getattr(training, name) for name in used}}
     return Setup(make_model, train, torch.zeros(1, 3, training.size, training.size), settings)
 
 

@@ -74,8 +74,8 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
         try:
             return optuna.storages.RDBStorage(storage)
         except Exception as error:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise CompareError(f"{storage.split('@')[-1]} cannot be opened: {lines[0]}") from None
+            lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+            raise CompareError(f"{storage.rpartition('@')[-1]} cannot be opened: {lines[0]}") from None
     from simam_inject.compare.journal import Journal
 
     path = Path(storage)

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import random
 import resource
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import optuna
@@ -19,6 +20,7 @@ from simam_inject.compare import compare, load_comparison, study
 from simam_inject.compare.records import Cell, Report, Variant
 from simam_inject.compare.study import Study
 from simam_inject.errors import CompareError
+from tests.compare import worker
 from tests.compare.networks import make_model, noisy
 
 ROOT = Path(__file__).parents[2]
@@ -235,51 +237,70 @@ def test_a_file_that_is_no_study(tmp_path):
         load_comparison(tmp_path / "empty.journal")
 
 
-def kill_workers(storage, *, kills, seeds, pause):
-    """Three workers; one drawn at random is killed and replaced, again and again. This process ends the work."""
-    chance = random.Random(7)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+class Started:
+    """A worker in a fresh interpreter."""
 
-    def start():
-        command = [sys.executable, "-m", "tests.compare.worker", str(storage), str(seeds)]
-        return subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    def __init__(self, storage, seeds):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.compare.worker", storage, str(seeds)]
+        self.process = subprocess.Popen(command, env=environment, cwd=ROOT)
+        self.kill = self.process.kill
+
+    def join(self):
+        return self.process.wait(timeout=600)
+
+
+class Forked:
+    """A worker that has imported everything already."""
+
+    def __init__(self, storage, seeds):
+        self.process = multiprocessing.get_context("fork").Process(target=worker.work, args=(storage, seeds))
+        self.process.start()
+        self.kill = self.process.kill
+
+    def join(self):
+        self.process.join(timeout=600)
+        return self.process.exitcode
+
+
+def kill_workers(storage, make_worker, *, kills, seeds):
+    """Three workers; one drawn at random is killed and replaced, again and again. This process ends the work."""
+    chance, storage = random.Random(7), str(storage)
 
     def count():
         try:
-            return len(load_comparison(str(storage)).cells)
+            return len(load_comparison(storage).cells)
         except CompareError:
             return 0
 
-    workers = [start() for _ in range(3)]
-    while not count():  # they import torch
-        time.sleep(0.1)
-    for _ in range(kills):
-        time.sleep(chance.uniform(*pause))
+    workers = [make_worker(storage, seeds) for _ in range(3)]
+    for moment in sorted(chance.sample(range(1, 4 * seeds), kills)):
+        while count() < moment:
+            time.sleep(0.05)
         victim = chance.randrange(3)
         workers[victim].kill()
-        workers[victim].communicate()
-        if kills > 1:
-            workers[victim] = start()
+        assert workers[victim].join() == -9
+        workers[victim] = make_worker(storage, seeds)
     killed = count()
-    for worker in workers:
-        _, words = worker.communicate(timeout=300)
-        assert worker.returncode in (0, -9), words
-    comparison = compare(make_model, ["0"], noisy, ["se", "eca"], seeds, str(storage))
+    assert [worker.join() for worker in workers] == [0, 0, 0]
+    comparison = compare(make_model, ["0"], noisy, ["se", "eca"], seeds, storage)
     assert killed < len(comparison.cells) == comparison.total == 5 * seeds
     assert set(keys(comparison).values()) == {1}
     assert [cell.value for cell in comparison.of("se", "0")] == [noisy(None, seed, Report()) for seed in range(seeds)]
 
 
 def test_three_workers_one_killed(engine, file):
-    kill_workers(file, kills=1, seeds=12, pause=(0.3, 0.6))
+    kill_workers(file, Forked, kills=1, seeds=12)
 
 
 @pytest.mark.long
 def test_three_workers_one_killed_ten_times(engine, file):
-    kill_workers(file, kills=10, seeds=400, pause=(3.0, 7.0))
+    kill_workers(file, Started, kills=10, seeds=150)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(POSTGRESQL is None, reason="SIMAM_INJECT_POSTGRESQL has no URL; docs/compare.md has the command")
 def test_three_workers_on_postgresql_one_killed_ten_times(engine):
-    kill_workers(POSTGRESQL, kills=10, seeds=400, pause=(3.0, 7.0))
+    with suppress(KeyError):
+        optuna.delete_study(study_name="compare", storage=POSTGRESQL)
+    kill_workers(POSTGRESQL, Started, kills=10, seeds=60)

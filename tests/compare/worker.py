@@ -12,7 +12,10 @@ def train(model, seed, report):
     return noisy(model, seed, report)
 
 
-if __name__ == "__main__":
+def work(storage, seeds):
     variants.inject = stand_in_inject
-    storage, seeds = sys.argv[1:]
-    compare(make_model, ["0"], train, ["se", "eca"], int(seeds), storage)
+    compare(make_model, ["0"], train, ["se", "eca"], seeds, storage)
+
+
+if __name__ == "__main__":
+    work(sys.argv[1], int(sys.argv[2]))
