@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +28,13 @@ import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torchvision import datasets
 
 from simam_inject import inject, injected, plan
 from simam_inject.compare.training import (
     Images,
-    Process,
     Trainer,
     Training,
     count,
@@ -80,6 +80,36 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--download", action="store_true", help="fetch the torchvision dataset if it is not there")
     add("--export", metavar="FILE", help="export the EMA model at the end: net.onnx, net.pt2 or net.torchscript")
     return parser.parse_args(arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """This process among all."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The values added up over all processes."""
+        if self.count > 1:
+            dist.all_reduce(values)
+        return values
+
+    def share(self, *modules: nn.Module) -> None:
+        """Give all processes the batch statistics of the first, which are the ones that are kept."""
+        for buffer in (buffer for module in modules for buffer in module.buffers() if self.count > 1):
+            dist.broadcast(buffer, 0)
+
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """What averages the gradients over all processes."""
+        if self.count == 1:
+            return network
+        return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None)
 
 
 @contextmanager
@@ -130,8 +160,8 @@ def make_network(options: argparse.Namespace, process: Process, classes: int) ->
 class Run:
     """A trainer with what is kept of it in files."""
 
-    def __init__(self, options: argparse.Namespace, trainer: Trainer) -> None:
-        self.options, self.trainer, self.best = options, trainer, -1.0
+    def __init__(self, options: argparse.Namespace, process: Process, trainer: Trainer) -> None:
+        self.options, self.process, self.trainer, self.best = options, process, trainer, -1.0
         self.parts = {
             "network": trainer.network,
             "ema": trainer.ema,
@@ -185,11 +215,16 @@ def train(options: argparse.Namespace, process: Process) -> None:
     training = Training(
         **{field.name: getattr(options, field.name) for field in fields(Training) if field.name != "augment"}
     )
-    loader, val_loader = make_loaders(images, training, process, options.seed)
+    loader, val_loader = make_loaders(images, training, options.seed, rank=process.rank, processes=process.count)
     network = make_network(options, process, len(images.classes))
     sites, classes = len(injected(network)), len(images.classes)
     console.print(f"{options.model}: {sites} SimAM sites, {classes} classes, {count(images.train)} images")
-    state = Run(options, Trainer(network, loader, training, process, options.seed))
+    trainer = Trainer(
+        *(network, loader, training, process.device, options.seed + process.rank),
+        wrapped=process.wrap(network),
+        processes=process.count,
+    )
+    state = Run(options, process, trainer)
     last = options.out / "last.pt"
     if options.resume and last.exists():
         state.restore(torch.load(last, map_location=process.device, weights_only=True))
@@ -206,8 +241,16 @@ def train(options: argparse.Namespace, process: Process) -> None:
         console.print(f"{report.path}: {report.live} sites live, {report.difference:.1e} from eager")
 
 
+def judge(state: Run, network: nn.Module, loader: DataLoader[Any]) -> tuple[float, float]:
+    """Mean loss and top-1 accuracy over all processes."""
+    loss, right = state.trainer.validate(network, loader)
+    counts = torch.stack([loss, right.sum().double(), torch.ones_like(right).sum().double()])
+    loss_sum, correct, seen = state.process.sum(counts).tolist()
+    return loss_sum / seen, correct / seen
+
+
 def run_epoch(state: Run, val_loader: DataLoader[Any], progress: Progress, console: Console) -> None:
-    options, trainer, process = state.options, state.trainer, state.trainer.process
+    options, trainer, process = state.options, state.trainer, state.process
     task = progress.add_task(f"epoch {trainer.epoch + 1}", total=trainer.steps, loss="")
 
     def show(step: int, loss: Tensor) -> None:
@@ -216,14 +259,14 @@ def run_epoch(state: Run, val_loader: DataLoader[Any], progress: Progress, conso
         progress.advance(task)
 
     start = time.perf_counter()
-    train_loss = trainer.train(show)
+    train_loss = process.sum(trainer.train(show)).item() / process.count
     seconds = time.perf_counter() - start
     progress.remove_task(task)
     if not math.isfinite(train_loss):
         raise SystemExit(f"the loss of epoch {trainer.epoch} is {train_loss}; try a lower --rate or more --warmup")
     process.share(trainer.network, trainer.ema)
-    val_loss, top1, _ = trainer.validate(trainer.network, val_loader)
-    _, ema_top1, _ = trainer.validate(trainer.ema.module, val_loader)
+    val_loss, top1 = judge(state, trainer.network, val_loader)
+    _, ema_top1 = judge(state, trainer.ema.module, val_loader)
     values = (
         trainer.epoch,
         f"{trainer.schedule.get_last_lr()[0]:.6g}",

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from simam_inject.compare.records import Report, Train
-from simam_inject.compare.training import Training, fit, make_loaders, open_folder, single
+from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError, InjectError
 from simam_inject.zoo import build
 
@@ -40,7 +40,7 @@ def set_up_classifier(
         InjectError: The model, the data or the weights are not fit.
     """
     images = open_folder(data, training.size, augment=training.augment)
-    loader, _ = make_loaders(images, training, single(device), seed=0)
+    loader, _ = make_loaders(images, training, seed=0)
     state = None if weights is None else _read_weights(weights)
 
     def make_model() -> nn.Module:

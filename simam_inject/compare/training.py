@@ -1,29 +1,26 @@
 """A trainer of image classifiers: the one of `simam-inject compare` and of examples/train_classifier.py.
 
 SGD with Nesterov's momentum, a linear rise and half a cosine, label smoothing, an average of the weights, bfloat16,
-channels last, torch.compile; one process or several. Everything that is random follows from the seed and the epoch.
+channels last, torch.compile. Everything that is random follows from the seed and the epoch.
 """
 
 from __future__ import annotations
 
 import math
-import random
 from collections.abc import Callable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
 from simam_inject.compare.records import Report
+from simam_inject.compare.variants import seed_everything
 from simam_inject.errors import CompareError
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -59,36 +56,6 @@ class Training:
     """Random crops and mirrors; without, images are only resized, and kept in memory."""
     amp: bool = False
     compile: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Process:
-    """This process among all."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @property
-    def is_first(self) -> bool:
-        """It writes the files."""
-        return self.rank == 0
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The values added up over all processes."""
-        if self.count > 1:
-            dist.all_reduce(values)
-        return values
-
-    def share(self, *modules: nn.Module) -> None:
-        """Give all processes the batch statistics of the first, which are the ones that are kept."""
-        for buffer in (buffer for module in modules for buffer in module.buffers() if self.count > 1):
-            dist.broadcast(buffer, 0)
-
-
-def single(device: str) -> Process:
-    """The only process."""
-    return Process(0, 1, torch.device(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,22 +136,19 @@ def count(images: Dataset[Any]) -> int:
 
 
 def make_loaders(
-    images: Images, training: Training, process: Process, seed: int
+    images: Images, training: Training, seed: int, *, rank: int = 0, processes: int = 1
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Each process reads its own part of both; of the validation set every image exactly once."""
-    if count(images.train) < training.batch * process.count:
-        raise CompareError(
-            f"{count(images.train)} training images are fewer than one step of {training.batch * process.count}"
-        )
+    step = training.batch * processes
+    if count(images.train) < step:
+        raise CompareError(f"{count(images.train)} training images are fewer than one step of {step}")
     shared: dict[str, Any] = {
         "num_workers": training.workers,
-        "pin_memory": process.device.type == "cuda",
+        "pin_memory": torch.cuda.is_available(),
         "persistent_workers": training.workers > 0,
     }
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        images.train, process.count, process.rank, seed=seed, drop_last=True
-    )
-    part = Subset(images.val, range(process.rank, count(images.val), process.count))
+    sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
+    part = Subset(images.val, range(rank, count(images.val), processes))
     return (
         DataLoader(images.train, training.batch, sampler=sampler, drop_last=True, **shared),
         DataLoader(part, training.batch, **shared),
@@ -195,20 +159,36 @@ class Trainer:
     """The state of one run, and one epoch of it."""
 
     def __init__(
-        self, network: nn.Module, loader: DataLoader[Any], training: Training, process: Process, seed: int = 0
+        self,
+        network: nn.Module,
+        loader: DataLoader[Any],
+        training: Training,
+        device: torch.device,
+        seed: int = 0,
+        *,
+        wrapped: nn.Module | None = None,
+        processes: int = 1,
     ) -> None:
-        """Take over a network that is on the device already."""
-        self.network, self.loader, self.training, self.process, self.seed = network, loader, training, process, seed
+        """Take over a network that is on the device already.
+
+        Args:
+            network: Trained in place.
+            loader: Of the training images, by `make_loaders`.
+            training: How long and how.
+            device: Where the network is.
+            seed: Of everything that is random but the order of the images.
+            wrapped: What is run in the network's stead, such as its `DistributedDataParallel`.
+            processes: How many train together.
+        """
+        self.network, self.loader, self.training, self.device, self.seed = network, loader, training, device, seed
         self.ema = self._average() if training.ema else None
         self.steps = min(len(loader), training.steps or len(loader))
-        rate = training.rate * training.batch * process.count / 256
+        rate = training.rate * training.batch * processes / 256
         self.optimizer = torch.optim.SGD(self._groups(), rate, momentum=0.9, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=training.smoothing)
         self.epoch = 0
-        runnable: Any = network
-        if process.count > 1:
-            runnable = DistributedDataParallel(network, [process.device] if process.device.type == "cuda" else None)
+        runnable: Any = network if wrapped is None else wrapped
         self.runnable = torch.compile(runnable) if training.compile else runnable
 
     def _average(self) -> AveragedModel:
@@ -232,23 +212,22 @@ class Trainer:
         """The network to keep: the average where there is one."""
         return self.network if self.ema is None else self.ema.module
 
-    def train(self, on_step: Callable[[int, Tensor], None] = lambda _step, _loss: None) -> float:
-        """Train one epoch; the mean loss over all processes, which may be NaN."""
-        # By epoch, so that a resumed run is the same run.
-        seed_all(self.seed + 1000 * self.epoch + self.process.rank)
+    def train(self, on_step: Callable[[int, Tensor], None] = lambda _step, _loss: None) -> Tensor:
+        """Train one epoch; the mean loss, which may be NaN."""
+        seed_everything(self.seed + 1000 * self.epoch)  # by epoch, so that a resumed run is the same run
         self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
         self.network.train()
-        total = torch.zeros((), device=self.process.device)
+        total = torch.zeros((), device=self.device)
         for step, (images, labels) in zip(range(self.steps), self.loader, strict=False):
             loss = self._step(images, labels)
             total += loss
             on_step(step, loss)
         self.epoch += 1
-        return self.process.sum(total).item() / (self.steps * self.process.count)
+        return total / self.steps
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        images, labels = self.placed(images, labels)
-        with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.training.amp):
+        images, labels = self._placed(images, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
             loss: Tensor = self.criterion(self.runnable(images), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -259,28 +238,24 @@ class Trainer:
             self.ema.update_parameters(self.network)
         return loss.detach()
 
-    def placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch on the device, channels last."""
-        device = self.process.device
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        return images, labels.to(device, non_blocking=True)
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return images, labels.to(self.device, non_blocking=True)
 
     @torch.inference_mode()
-    def validate(self, network: nn.Module, loader: DataLoader[Any]) -> tuple[float, float, Tensor]:
-        """Mean loss and share of right answers over all processes, and this process's right answers one by one."""
+    def validate(self, network: nn.Module, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+        """Loss summed over the images of this process, and which of them were right."""
         network.eval()
-        total = torch.zeros((), device=self.process.device, dtype=torch.float64)
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
         right = []
         for batch in loader:
-            images, labels = self.placed(*batch)
-            with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.training.amp):
+            images, labels = self._placed(*batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
                 logits = network(images)
             total += nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
             right.append(logits.argmax(1) == labels)
-        answers = torch.cat(right)
-        counts = torch.stack([total, answers.sum().double(), torch.ones_like(answers).sum().double()])
-        loss_sum, correct, seen = self.process.sum(counts).tolist()
-        return loss_sum / seen, correct / seen, answers
+        return total, torch.cat(right)
 
 
 def fit(network: nn.Module, images: Images, training: Training, device: str, seed: int, report: Report) -> float:
@@ -294,23 +269,13 @@ def fit(network: nn.Module, images: Images, training: Training, device: str, see
         seed: Of the data order and of everything else that is random.
         report: Is given the validation accuracy after each epoch, and the right answers of the last.
     """
-    process = single(device)
-    loader, val_loader = make_loaders(images, training, process, seed)
-    network.to(process.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    trainer = Trainer(network, loader, training, process, seed)
-    percent = math.nan
+    loader, val_loader = make_loaders(images, training, seed)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer(network, loader, training, torch.device(device), seed)
     while trainer.epoch < training.epochs:
         if not math.isfinite(trainer.train()):
             return math.nan
-        _, share, answers = trainer.validate(trainer.result, val_loader)
-        percent = 100 * share
-        report(trainer.epoch, percent)
+        _, answers = trainer.validate(trainer.result, val_loader)
+        report(trainer.epoch, 100 * answers.double().mean().item())
     report.samples(answers.tolist())
-    return percent
-
-
-def seed_all(seed: int) -> None:
-    """Seed torch, numpy and random."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
+    return report.curve[-1][1]
