@@ -3,7 +3,7 @@
     python -m benchmarks.glyphs glyphs/          # needs apt-get and dpkg; fetches about 60 MB
 
 Font packages of `PACKAGES` are fetched and unpacked, not installed. One font of a package is drawn for training, up to
-three for validation; every third package is for validation, so that no family is in both parts. 26 classes, 20 x 20 grey.
+three for validation; every third package is for validation, so that no family is in both. 26 classes, 20 x 20 grey.
 
 `resnet8` is the network of the study in docs/compare.md: `simam-inject compare benchmarks/glyphs.py:resnet8 ...`.
 """

@@ -25,7 +25,14 @@ _STOPPED = 130
 _EVERY = 30.0
 """Seconds between two lines of progress where there is no terminal."""
 
-compare_app = typer.Typer(cls=MainJobGroup, no_args_is_help=True, rich_markup_mode="rich")
+compare_app = typer.Typer(
+    cls=MainJobGroup,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    help="Train MODEL plain, with SimAM and with other attentions, all from the same weights, and test the differences. "
+    "A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by "
+    "ultralytics' own trainer. The study can be stopped at any moment: the same command goes on, here or elsewhere.",
+)
 
 
 def _option(name: str, help_text: str, panel: str = STUDY, **more: Any) -> Any:
@@ -59,11 +66,7 @@ def compare(
     compiled: Annotated[bool, _option("--compile", "With torch.compile", TRAINING)] = False,
     loaders: Annotated[int, _option("--loaders", "Loading processes per worker", TRAINING)] = 0,
 ) -> None:
-    """Train MODEL plain, with SimAM and with other attentions, all from the same weights, and test the differences.
-
-    A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by
-    ultralytics' own trainer. The study can be stopped at any moment: the same command goes on, here or elsewhere.
-    """
+    """Run the cells of the study that are not done, and print its report."""
     seconds = parse_time(budget)
     with working(steps=2) as step:
         step(f"setting up {model}")

@@ -21,7 +21,7 @@ _COLOURS = {BETTER: "#0b6bb5", WORSE: "#c2410c"}
 _WIDTH = 4.6
 _LINES = ("#222222", "#777777", "#0b6bb5", "#c2410c", "#15803d", "#a21caf", "#b45309", "#0e7490")
 _DASHES = ("-", "--", "-", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "simam_inject", "font.family": "sans-serif", "font.size": 10}
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "simam_inject", "font.family": "sans-serif", "font.size": 10}
 
 
 def rows_of(comparison: Comparison) -> list[Difference]:

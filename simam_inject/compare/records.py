@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -137,7 +137,7 @@ class Comparison:
         floor = None
         if again is not None:
             (floor,) = statistics.compare_to(plain, {(AGAIN, ""): again}, resolve=self.resolve)
-            floor = self._with_test_noise(_with(floor, verdict=statistics.NOISE_ONLY))
+            floor = self._with_test_noise(replace(floor, verdict=statistics.NOISE_ONLY))
         object.__setattr__(self, "noise_floor", floor)
 
     def _values(self) -> dict[tuple[str, str], Values]:
@@ -159,7 +159,7 @@ class Comparison:
         first = plain[seeds[0]]
         unit = (first.value or 0.0) / max(float(first.right().mean()), 1e-9)
         noise = statistics.sample_noise([plain[s].right() for s in seeds], [other[s].right() for s in seeds], unit)
-        return _with(difference, test_noise=noise)
+        return replace(difference, test_noise=noise)
 
     def costs(self, variant: str, recipe: str = "") -> Costs | None:
         """Parameters, bytes and time of one variant: medians over its runs."""
@@ -198,12 +198,6 @@ class Comparison:
         return self.to_markdown()
 
 
-def _with(difference: Difference, **changes: Any) -> Difference:
-    from dataclasses import replace
-
-    return replace(difference, **changes)
-
-
 def falls(cell: Cell) -> bool:
     """The learning curve ends below its start: perhaps a loss was returned, of which lower is better."""
     return len(cell.curve) > 2 and cell.curve[-1][1] < cell.curve[0][1]
@@ -225,7 +219,7 @@ def _notes(comparison: Comparison) -> Iterable[str]:
         yield SIGN
     values = {cell.value for cell in plain if cell.value is not None}
     if len(plain) > 1 and len(values) == 1:
-        yield "plain gave the same value at every seed: its runs do not depend on the seed, so nothing can be tested"
+        yield "plain gave the same value at every seed: its runs ignore the seed, or the metric is at its end"
     weights: dict[int, set[str]] = {}
     for cell in comparison.cells:
         weights.setdefault(cell.seed, set()).update({cell.weights} - {""})

@@ -131,7 +131,7 @@ def test_a_metric_of_the_wrong_sign_is_told_at_once_and_in_the_report(engine):
             report(epoch, 2.0 - 0.3 * epoch)
         return 0.8 + seed / 100
 
-    with pytest.warns(UserWarning, match="is lower better"):
+    with pytest.warns(UserWarning, match="higher must be better"):
         comparison = compare(make_model, ["0"], train, seeds=2)
     assert any("return the negative of a loss" in note for note in comparison.notes)
     with warnings.catch_warnings():
