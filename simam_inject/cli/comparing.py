@@ -29,7 +29,7 @@ compare_app = typer.Typer(
     cls=MainJobGroup,
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="Train MODEL plain, with SimAM and with other attentions, all from the same weights, and test the differences. "
+    help="Train MODEL plain, with SimAM and with other attentions, from the same weights, and test the differences. "
     "A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by "
     "ultralytics' own trainer. The study can be stopped at any moment: the same command goes on, here or elsewhere.",
 )

@@ -203,7 +203,7 @@ def falls(cell: Cell) -> bool:
     return len(cell.curve) > 2 and cell.curve[-1][1] < cell.curve[0][1]
 
 
-SIGN = "the values of plain fall while it trains: is lower better? Higher must be better; return the negative of a loss"
+SIGN = "the values of plain fall while it trains; higher must be better, so return the negative of a loss"
 
 
 def _notes(comparison: Comparison) -> Iterable[str]:

@@ -72,7 +72,7 @@ def compare(
         >>> [(d.variant, d.mean, d.verdict) for d in comparison.differences]  # doctest: +SKIP
         [('simam', -0.11, 'not resolved'), ('se', 1.1, 'not resolved'), ('eca', 2.8, 'not resolved')]
     """
-    load_optuna()
+    optuna = load_optuna()
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; at least 1 is needed, and 5 for a verdict")
     named = name_recipes(recipes)
@@ -91,10 +91,11 @@ def compare(
         with study.heartbeat():
             _work(study, experiment, budget, progress)
         return study.comparison()
-    except OSError as error:
+    except (OSError, optuna.exceptions.StorageInternalError) as error:
+        reason = getattr(error, "strerror", None) or str(error.__cause__ or error)
         raise CompareError(
-            f"the study cannot be written: {error.strerror or error}; every finished run is kept. "
-            "Make room and give the same command again"
+            f"the study cannot be written: {reason}; every finished run is kept. Make room, or mend what is in the "
+            "way, and give the same command again"
         ) from error
 
 

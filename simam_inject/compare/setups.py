@@ -10,11 +10,12 @@ from itertools import islice
 from typing import Any, cast
 
 import torch
+import torch.optim.swa_utils
 from torch import nn
 
 from simam_inject.compare.records import Report, Train
 from simam_inject.compare.training import Training, fit, make_loaders, open_folder
-from simam_inject.errors import CompareError, InjectError
+from simam_inject.errors import CompareError
 from simam_inject.zoo import build
 
 _WARM_BATCHES = 8
@@ -57,9 +58,12 @@ def set_up_classifier(
 
     make_model()  # a mistake in the model or its weights stops the study before it begins
     warm = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
-    example = torch.zeros(min(training.batch, 8), 3, training.size, training.size)
     settings = {"model": model, "data": str(data), "pretrained": pretrained, "weights": weights, **asdict(training)}
-    return Setup(make_model, train, example, settings, warm)
+    return Setup(make_model, train, _example(min(training.batch, 8), training.size), settings, warm)
+
+
+def _example(images: int, size: int) -> torch.Tensor:
+    return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _read_weights(path: str) -> dict[str, torch.Tensor]:
@@ -105,12 +109,21 @@ def set_up_yolo(model: str, data: str, training: Training, device: str, *, weigh
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
             trainer.add_callback("on_fit_epoch_end", lambda done: report(done.epoch + 1, 100 * done.metrics[metric]))
+            if weights is not None:
+                trainer.add_callback("on_pretrain_routine_end", _estimate_norms)
             trainer.train()
             return 100 * float(trainer.metrics[metric])
 
     used = ("epochs", "batch", "size", "workers", "amp")
     settings = {"model": model, "data": data, "weights": weights, **{name: getattr(training, name) for name in used}}
-    return Setup(make_model, train, torch.zeros(1, 3, training.size, training.size), settings)
+    return Setup(make_model, train, _example(1, training.size), settings)
+
+
+def _estimate_norms(trainer: Any) -> None:
+    """The warm start of `compare`, on images of ultralytics' own loader, for the network and its average."""
+    batches = (trainer.preprocess_batch(batch)["img"] for batch in islice(trainer.train_loader, _WARM_BATCHES))
+    torch.optim.swa_utils.update_bn(batches, trainer.model)
+    trainer.ema.ema.load_state_dict(trainer.model.state_dict())
 
 
 def _count_classes(data: str, task: str) -> int:
@@ -127,10 +140,7 @@ def set_up(model: str, data: str, training: Training, device: str, **options: An
     """The one or the other, by the model's library."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CompareError("no CUDA device is available here; --device cpu")
-    try:
-        is_yolo = build(model).source == "ultralytics"
-    except InjectError as error:
-        raise CompareError(str(error)) from None
+    is_yolo = build(model).source == "ultralytics"
     if is_yolo and options.pop("pretrained", False):
         raise CompareError("give a YOLO's trained weights as --weights yolov8n.pt")
     make = functools.partial(set_up_yolo if is_yolo else set_up_classifier, model, data, training, device)

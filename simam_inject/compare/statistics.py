@@ -190,13 +190,15 @@ def detectable_difference(seeds: int, sd: float, family: int = 1) -> float:
     """The smallest true difference that so many seeds find with 80 % power; NaN where the spread is unknown."""
     if seeds < 2 or math.isnan(sd) or sd <= 0:
         return math.nan
-    low, high = 0.0, sd
-    while power(seeds, high, sd, family) < POWER:
-        low, high = high, high * 2
-    for _ in range(30):
-        middle = (low + high) / 2
-        low, high = (low, middle) if power(seeds, middle, sd, family) >= POWER else (middle, high)
-    return high
+    from scipy import optimize
+
+    def lacking(difference: float) -> float:
+        return POWER - power(seeds, difference, sd, family)
+
+    high = 8 * sd / math.sqrt(seeds)
+    while lacking(high) > 0:
+        high *= 2
+    return float(optimize.brentq(lacking, 0.0, high, xtol=1e-4 * sd))
 
 
 def sample_noise(plain: Sequence[np.ndarray], other: Sequence[np.ndarray], unit: float) -> float | None:

@@ -238,7 +238,7 @@ def test_a_file_that_is_no_study(tmp_path):
 
 
 class Started:
-    """A worker in a fresh interpreter."""
+    """A worker in a fresh interpreter, as a database needs it: connections do not survive a fork."""
 
     def __init__(self, storage, seeds):
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -295,7 +295,7 @@ def test_three_workers_one_killed(engine, file):
 
 @pytest.mark.long
 def test_three_workers_one_killed_ten_times(engine, file):
-    kill_workers(file, Started, kills=10, seeds=150)
+    kill_workers(file, Forked, kills=10, seeds=60)
 
 
 @pytest.mark.long
@@ -303,4 +303,4 @@ def test_three_workers_one_killed_ten_times(engine, file):
 def test_three_workers_on_postgresql_one_killed_ten_times(engine):
     with suppress(KeyError):
         optuna.delete_study(study_name="compare", storage=POSTGRESQL)
-    kill_workers(POSTGRESQL, Started, kills=10, seeds=60)
+    kill_workers(POSTGRESQL, Started, kills=10, seeds=30)
