@@ -9,86 +9,28 @@ from __future__ import annotations
 
 import re
 
-FAMILIES: dict[str, frozenset[str]] = {
-    "conv": frozenset(["conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"]),
-    "norm": frozenset(["batch_norm", "group_norm", "instance_norm", "layer_norm", "local_response_norm", "rms_norm"]),
-    "act": frozenset(
-        [
-            "celu",
-            "elu",
-            "gelu",
-            "hardshrink",
-            "hardsigmoid",
-            "hardswish",
-            "hardtanh",
-            "leaky_relu",
-            "logsigmoid",
-            "mish",
-            "prelu",
-            "relu",
-            "relu6",
-            "rrelu",
-            "selu",
-            "sigmoid",
-            "silu",
-            "softplus",
-            "softsign",
-            "tanh",
-            "tanhshrink",
-        ]
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FAMILIES = {
+    "conv": _words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    "norm": _words("batch_norm group_norm instance_norm layer_norm local_response_norm rms_norm"),
+    "act": _words(
+        "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu "
+        "selu sigmoid silu softplus softsign tanh tanhshrink"
     ),
-    "pool": frozenset(
-        ["adaptive_avg_pool", "adaptive_max_pool", "avg_pool", "fractional_max_pool", "lp_pool", "max_pool"]
-    ),
+    "pool": _words("adaptive_avg_pool adaptive_max_pool avg_pool fractional_max_pool lp_pool max_pool"),
 }
-KINDS: frozenset[str] = frozenset().union(
+KINDS = frozenset().union(
     *FAMILIES.values(),
-    [
-        "add",
-        "bmm",
-        "cat",
-        "chunk",
-        "clamp",
-        "contiguous",
-        "deform_conv2d",
-        "div",
-        "drop_path",
-        "dropout",
-        "einsum",
-        "expand",
-        "flatten",
-        "flip",
-        "getitem",
-        "glu",
-        "identity",
-        "interpolate",
-        "linear",
-        "matmul",
-        "max",
-        "mean",
-        "mul",
-        "normalize",
-        "pad",
-        "permute",
-        "pixel_shuffle",
-        "pixel_unshuffle",
-        "repeat",
-        "reshape",
-        "roll",
-        "scaled_dot_product_attention",
-        "softmax",
-        "split",
-        "squeeze",
-        "stack",
-        "sub",
-        "sum",
-        "transpose",
-        "unbind",
-        "unflatten",
-        "unfold",
-        "unsqueeze",
-        "view",
-    ],
+    _words(
+        "add bmm cat chunk clamp contiguous deform_conv2d div drop_path dropout einsum expand flatten flip getitem glu "
+        "identity interpolate linear matmul max mean mul normalize pad permute pixel_shuffle pixel_unshuffle repeat "
+        "reshape roll scaled_dot_product_attention softmax split squeeze stack sub sum transpose unbind unflatten "
+        "unfold unsqueeze view"
+    ),
 )
 NOT_OPERATIONS = frozenset({"block", "input"})
 """Kinds of sites that no operation name selects: a module's own result, and what a module is given."""

@@ -34,8 +34,6 @@ def check_subject(model: object) -> None:
             "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
             "torch.jit.trace it"
         )
-    if model._compiled_call_impl is not None:
-        raise ModelError("this model was compiled in place (model.compile()): inject first, then compile")
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
         raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
     lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)

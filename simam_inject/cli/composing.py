@@ -7,7 +7,7 @@ from typing import Any
 
 from simam_inject.errors import NoMatchError, RecipeError
 from simam_inject.recipe import Recipe, load_recipe, selector
-from simam_inject.recipe.globs import Glob
+from simam_inject.recipe.names import Glob
 
 
 def compose_recipe(

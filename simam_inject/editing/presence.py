@@ -21,11 +21,9 @@ from simam_inject.editing.hooks import (
     OutputHook,
     add_input_hook,
     add_output_hook,
-    input_hook,
-    output_hook,
 )
 from simam_inject.editing.records import SiteRecord
-from simam_inject.editing.rewrite import RewrittenMethod
+from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
 
 PRESENCE = "simam_presence"
@@ -64,33 +62,61 @@ class Presence:
         Raises:
             ModelError: one was lost; the message names it and says what to do.
         """
-        for path, hook in self.holders:
-            module: Any = root
-            for name in path:
-                module = module._modules.get(name)
-                if module is None:
-                    raise ModelError(_lost(hook.sites[0], f"{'.'.join(path)} is gone"))
-            for site in hook.sites:
-                if site["child"] not in module._modules:
-                    raise ModelError(_lost(site, f"{'.'.join(path)} was replaced, or its SimAM removed"))
+        mended = []
+        for place, (path, hook) in enumerate(self.holders):
+            module = _module_at(root, path)
+            if module is None or not _holds(module, hook):
+                path, module = self._follow(root, place, hook)
             if isinstance(hook, RewrittenMethod):
-                bound = module.__dict__.get(hook.method)
-                if bound is not hook or hook.owner is not module:
-                    _rebind(module, hook, bound)
+                if module.__dict__.get(hook.method) is not hook or hook.owner is not module:
+                    _rebind(module, hook)
             else:
                 table, key = _KEYS[type(hook)]
-                if getattr(module, table).get(key) is not hook:
-                    _mend(module, hook)
+                if getattr(module, table).get(key) is not hook and _mend(module, hook):
+                    mended.append(hook.sites[0]["path"])
         for path, site_path in self.witnesses:
-            module = root
-            for name in path:
-                module = module._modules.get(name)
-                if module is None:
-                    break
+            module = _module_at(root, path)
             if module is None or not is_norm(module):
                 raise ModelError(
                     f"the norm {'.'.join(path)} was folded across the SimAM at {site_path}, so the output would be another; {ADVICE}"
                 )
+        if mended:
+            warnings.warn(
+                f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, and were put back",
+                stacklevel=2,
+            )
+
+    def _follow(self, root: nn.Module, place: int, hook: _Hook) -> tuple[tuple[str, ...], nn.Module]:
+        """Where a holder stands now that was moved inside its container; its path is written down anew."""
+        for path, module in root.named_modules():
+            if any(one is hook for one in _hooks_on(module)) and _holds(module, hook):
+                parts = tuple(path.split(".")) if path else ()
+                old = self.holders[place][0]
+                self.holders[place] = parts, hook
+                self.witnesses = [
+                    (witness, site) for witness, site in self.witnesses if witness[: len(old) - 1] != old[:-1]
+                ]
+                return parts, module
+        path = ".".join(self.holders[place][0])
+        raise ModelError(_lost(hook.sites[0], f"{path or 'the model'} was replaced, removed, or lost its SimAM"))
+
+
+def _module_at(root: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+    module: nn.Module | None = root
+    for name in path:
+        if module is None:
+            return None
+        module = module._modules.get(name)
+    return module
+
+
+def _holds(module: nn.Module, hook: _Hook) -> bool:
+    """Every SimAM of the hook is a child of the module."""
+    return all(site["child"] in module._modules for site in hook.sites)
+
+
+def _hooks_on(module: nn.Module) -> list[Any]:
+    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *rewritten_methods(module)]
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -103,21 +129,22 @@ def _lost(site: SiteRecord, why: str) -> str:
     return f"SimAM at {site['path']} was lost: {why}; {ADVICE}"
 
 
-def _mend(module: nn.Module, hook: OutputHook | InputHook) -> None:
+def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
     """Put back a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
-    found = output_hook(module) if isinstance(hook, OutputHook) else input_hook(module)
-    if found is None:
-        if isinstance(hook, OutputHook):
-            add_output_hook(module, hook)
-        else:
-            add_input_hook(module, hook)
-        warnings.warn(
-            f"the hook of SimAM at {hook.sites[0]['path']} had been dropped from its module, and was put back", stacklevel=2
-        )
+    if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
+        return False
+    if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled
+        raise ModelError(_lost(hook.sites[0], "its hook was removed"))
+    if isinstance(hook, OutputHook):
+        add_output_hook(module, hook)
+    else:
+        add_input_hook(module, hook)
+    return True
 
 
-def _rebind(module: nn.Module, hook: RewrittenMethod, bound: Any) -> None:
+def _rebind(module: nn.Module, hook: RewrittenMethod) -> None:
     """A shallow copy of a module (as DataParallel makes) shares the method, which has to run on the copy."""
+    bound = module.__dict__.get(hook.method)
     if not isinstance(bound, RewrittenMethod):
         raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was set to another function"))
     if bound.owner is not module:

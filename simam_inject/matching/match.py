@@ -3,7 +3,7 @@
 For each rule, in order:
     find        what the rule names                         -> candidates
     narrow      path, exclude, where                        -> misses with what was found and what is wanted
-    own         sites that an earlier rule took stay its    -> misses
+    own         values that an earlier rule took stay its   -> misses
     pick        first, last, every, per group               -> misses
 """
 
@@ -11,18 +11,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
-from simam_inject.dataflow.records import Anatomy
+from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.blocks import search_blocks
-from simam_inject.matching.candidates import Candidate
-from simam_inject.matching.filters import check_filters, why_not_attendable
 from simam_inject.matching.ownership import Ownership
 from simam_inject.matching.patterns import search_pattern
 from simam_inject.matching.records import Hit, Matches, Miss
-from simam_inject.matching.wording import write_path
+from simam_inject.matching.search import OPERATION_FACTS, Candidate, Search, check_facts, write_fact, write_path
 from simam_inject.recipe.recipe import Recipe
-from simam_inject.recipe.rule import Rule
 
 OWNED = 100
 PICKED = 101
@@ -45,86 +41,101 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
     hits: list[Hit] = []
     misses: list[Miss] = []
     for index, rule in enumerate(recipe.rules):
-        taking = _Taking(rule, index, order)
-        taken = taking.run(anatomy, ownership)
+        search = Search(rule, index, anatomy)
+        taken = _take(search, ownership, order)
         e_lambda = recipe.e_lambda if rule.e_lambda is None else rule.e_lambda
         hits += [Hit(site.attended.path, rule.position, site.reader, index, e_lambda) for site in taken]
-        misses += sorted(taking.misses, key=lambda miss: order.get(miss.path, -1))
+        # A value may fail as one thing and be taken as another, e.g. as the start and as the end of a chain.
+        paths = {site.named.path for site in taken}
+        missed = [miss for miss in dict.fromkeys(search.misses) if miss.path not in paths]
+        misses += sorted(missed, key=lambda miss: order.get(miss.path, -1))
     hits.sort(key=lambda hit: (order[hit.path], order.get(hit.reader or "", -1)))
     return Matches(tuple(hits), tuple(misses))
 
 
-@dataclass(slots=True)
-class _Taking:
-    """One rule's way from candidates to what it takes, with the misses it leaves."""
+def why_not_attendable(site: Site) -> str | None:
+    """Why no rule could attend this value; None if it is a feature map larger than 1x1 that the model computes."""
+    if site.obstacle is not None:
+        return site.obstacle
+    if site.runs < 1:
+        return "never ran in the example forward"
+    if site.spatial is None:
+        return "its shape is not known"
+    if all(length <= 1 for length in site.spatial):
+        return f"is a {write_fact(site.spatial)} map: its gate would be the constant sigmoid(0.5)"
+    return None
 
-    rule: Rule
-    index: int
-    order: dict[str, int]
-    """Place of each path in the order of computation."""
-    misses: list[Miss] = field(default_factory=list)
 
-    def run(self, anatomy: Anatomy, ownership: Ownership) -> Sequence[Candidate]:
-        search = (search_blocks if self.rule.pattern is None else search_pattern)(self.rule, anatomy)
-        self.misses += [Miss(path, self.index, reason) for path, reason in dict.fromkeys(search.failures)]
-        named = {(site.attended.path, site.reader): site for site in reversed(search.candidates)}
-        free = self._free(self._narrow(list(named.values())), anatomy, ownership)
-        taken = free if self.rule.pick.takes_all else self._pick(free)
-        for site in taken:
-            ownership.take(site, self.index)
-        # A value may fail as one thing and be taken as another, e.g. as the start and as the end of a chain.
-        paths = {site.named.path for site in taken}
-        self.misses = [miss for miss in self.misses if miss.path not in paths]
-        return taken
+def _take(search: Search, ownership: Ownership, order: dict[str, int]) -> Sequence[Candidate]:
+    """One rule's way from candidates to what it takes; the search collects the misses."""
+    (search_blocks if search.rule.selects != "pattern" else search_pattern)(search)
+    named = {(site.attended.path, site.reader): site for site in reversed(search.candidates)}
+    narrowed = [site for site in named.values() if _complies(search, site)]
+    outermost_first = sorted(narrowed, key=lambda site: (site.attended.path.count("."), site.attended.path != ""))
+    own = Ownership(search.anatomy)
+    free: list[Candidate] = []
+    for site in outermost_first:
+        conflict = ownership.conflict(site, search.index) or own.conflict(site, search.index)
+        if conflict is not None:
+            search.miss(site.named.path, conflict, OWNED)
+        else:
+            own.take(site, search.index)
+            free.append(site)
+    taken = free if search.rule.choice.takes_all else _pick(search, free, order)
+    for site in taken:
+        ownership.take(site, search.index)
+    return taken
 
-    def _narrow(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        kept: list[Candidate] = []
-        for site in candidates:
-            failure = check_filters(self.rule, site)
-            if failure is None:
-                kept.append(site)
-            else:
-                self._miss(site, *failure)
-        return kept
 
-    def _free(self, candidates: Sequence[Candidate], anatomy: Anatomy, ownership: Ownership) -> list[Candidate]:
-        """Those that no rule owns; of several paths to one value, the outermost."""
-        own = Ownership(anatomy)
-        free: list[Candidate] = []
-        for site in sorted(candidates, key=lambda site: site.attended.path.count(".") if site.attended.path else -1):
-            reason = ownership.conflict(site, self.index) or own.conflict(site, self.index)
-            if reason is None:
-                own.take(site, self.index)
-                free.append(site)
-            else:
-                self._miss(site, reason, OWNED)
-        return free
+def _complies(search: Search, candidate: Candidate) -> bool:
+    """A candidate meets `path`, `exclude` and every condition of `where`; if not, it becomes a miss."""
+    rule, named, attended = search.rule, candidate.named, candidate.attended
+    if rule.selects != "path" and rule.path and not any(glob.covers(named.path) for glob in rule.paths):
+        search.miss(named.path, f"its path is not in path: {' or '.join(map(str, rule.paths))}", 1)
+        return False
+    for glob in rule.excluded:
+        if glob.covers(named.path) or glob.matches(attended.path):
+            search.miss(named.path, f"excluded by {glob}", 2)
+            return False
+    for met, (name, bounds) in enumerate(rule.conditions):
+        if name in OPERATION_FACTS:
+            reason = check_facts(named, ((name, bounds),), f"where.{name} wants")
+            if reason is not None and named.kind == "block":
+                reason += f"; write {rule.position}: {{op: conv2d, {name}: {bounds}}} for an operation inside"
+        else:
+            fact: int | tuple[int, ...] | None = getattr(attended, name)
+            found = (
+                f"is not known: {attended.obstacle or 'it has no shape'}" if fact is None else f"is {write_fact(fact)}"
+            )
+            fails = fact is None or not bounds.admits(fact)
+            reason = f"{name} {found}; where.{name} wants {bounds}" if fails else None
+        if reason is not None:
+            search.miss(named.path, reason, 3 + met)
+            return False
+    return True
 
-    def _pick(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """The rule's choice in each group; only values that can be attended count."""
-        pick = self.rule.pick
-        groups: defaultdict[str, list[Candidate]] = defaultdict(list)
-        for site in sorted(candidates, key=lambda site: self.order[site.attended.path]):
-            obstacle = why_not_attendable(site.attended)
-            group = _group(site, pick.per)
-            if obstacle is not None or group is None:
-                self._miss(site, f"pick {pick} does not count it: {obstacle or f'its {pick.per} is not known'}", PICKED)
-            else:
-                groups[group].append(site)
-        return [site for name, group_sites in groups.items() for site in self._choose(group_sites, name)]
 
-    def _choose(self, sites: Sequence[Candidate], group: str) -> Sequence[Candidate]:
-        """The rule's choice in one group; the others are misses that name it."""
-        chosen = self.rule.pick.choose(sites)
+def _pick(search: Search, candidates: Sequence[Candidate], order: dict[str, int]) -> list[Candidate]:
+    """The rule's choice in each group; only values that can be attended count."""
+    pick = search.rule.choice
+    groups: defaultdict[str, list[Candidate]] = defaultdict(list)
+    for site in sorted(candidates, key=lambda site: order[site.attended.path]):
+        group = _group(site, pick.per)
+        problem = why_not_attendable(site.attended) or (f"its {pick.per} is not known" if group is None else None)
+        if group is None or problem is not None:
+            search.miss(site.named.path, f"pick {pick} does not count it: {problem}", PICKED)
+        else:
+            groups[group].append(site)
+    taken: list[Candidate] = []
+    for group, sites in groups.items():
+        chosen = pick.choose(sites)
         ends = dict.fromkeys((chosen[0].attended.path, chosen[-1].attended.path))
-        taken = {id(site) for site in chosen}
         for site in sites:
-            if id(site) not in taken:
-                self._miss(site, f"pick {self.rule.pick} takes {' to '.join(map(write_path, ends))}{group}", PICKED)
-        return chosen
-
-    def _miss(self, site: Candidate, reason: str, depth: int) -> None:
-        self.misses.append(Miss(site.named.path, self.index, reason, depth))
+            if site not in chosen:
+                reason = f"pick {pick} takes {' to '.join(map(write_path, ends))}{group}"
+                search.miss(site.named.path, reason, PICKED)
+        taken += chosen
+    return taken
 
 
 def _group(site: Candidate, per: str) -> str | None:

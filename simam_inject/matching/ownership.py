@@ -10,8 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
-from simam_inject.matching.candidates import Candidate
-from simam_inject.matching.wording import write_path
+from simam_inject.matching.search import Candidate, write_path
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ class Hit:
     path: str
     """The attended value, named as `Site.path` is."""
     position: str
-    """`after`: everyone who reads the value reads the attended one. `before`: only `reader` does."""
+    """`after`: every reader of the value gets the attended one. `before`: only `reader` does."""
     reader: str | None
     """For `before`: path of the one operation, or block, that reads the attended value."""
     rule: int

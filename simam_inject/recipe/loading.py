@@ -1,4 +1,4 @@
-"""Whatever names a recipe -> `Recipe`: a record, a dict, a shipped name, a YAML file, a one-line selector.
+"""Whatever names a recipe -> `Recipe`: a record, a mapping, a shipped name, a YAML file, a one-line selector.
 
 Selectors:
     after bottleneck                what the block returns
@@ -18,22 +18,18 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.reading import MAX_BYTES, read_yaml
-from simam_inject.recipe.recipe import Recipe
+from simam_inject.recipe.recipe import Recipe, load_shipped, load_text
 from simam_inject.recipe.rule import Rule
-from simam_inject.recipe.shelf import read_shipped, shipped_recipes
+from simam_inject.recipe.texts import read_file, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
 
+RecipeLike = Recipe | Mapping[str, Any] | str | os.PathLike[str]
+"""What names a recipe."""
 _SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL | re.IGNORECASE)
-_FORMS = (
-    "a Recipe, a mapping, the name of a shipped recipe, a path to a YAML file, "
-    "or a selector such as 'after bottleneck.conv2'"
-)
 _WHOLE = {"after": "output", "before": "input"}
-_KEYS = f"a mapping with the keys {', '.join(Recipe.model_fields)}"
 
 
-def load_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> Recipe:
+def load_recipe(source: RecipeLike) -> Recipe:
     """Read a recipe.
 
     Args:
@@ -45,6 +41,9 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> 
 
     Raises:
         RecipeError: there is no such recipe, or it is not valid.
+
+    >>> load_recipe("after bottleneck.conv2").rules[0].selector
+    'block bottleneck, after conv2'
     """
     if isinstance(source, Recipe):
         return source
@@ -53,13 +52,14 @@ def load_recipe(source: Recipe | Mapping[str, Any] | str | os.PathLike[str]) -> 
     if isinstance(source, os.PathLike):
         return _load_file(Path(source))
     if not isinstance(source, str):
-        raise RecipeError(f"recipe: found {describe(source)}; allowed is {_FORMS}")
+        raise RecipeError(
+            f"recipe: found {describe(source)}; allowed is a Recipe, a mapping, the name of a shipped recipe, a path "
+            "to a YAML file, or a selector such as 'after bottleneck.conv2'"
+        )
     if found := _SELECTOR.fullmatch(source):
         position = found[1].lower()
         return Recipe(name=f"{position} {found[2]}", rules=[selector(position, found[2])])
-    if source in shipped_recipes():
-        return _load_text(read_shipped(source), name=source)
-    return _load_named_file(source)
+    return load_shipped(source) if source in shipped_recipes() else _load_named_file(source)
 
 
 def selector(position: str, text: str, e_lambda: float | None = None) -> Rule:
@@ -74,32 +74,22 @@ def selector(position: str, text: str, e_lambda: float | None = None) -> Rule:
     Raises:
         RecipeError: the text is not of this form.
     """
-    if position not in ("after", "before"):
+    written = describe(f"{position} {text}")
+    if position not in _WHOLE:
         raise RecipeError(f"selector: found {describe(position)}; a selector starts with 'after' or 'before'")
     words = text.split()
     if len(words) > 1 and words[0].lower() in _WHOLE:
-        which = f"the second {position!r}" if words[0] == position else f"one of {position!r} and {words[0]!r}"
-        raise RecipeError(f"selector: found {describe(f'{position} {text}')}; leave out {which}")
+        raise RecipeError(f"selector: found {written}; keep one of {position!r} and {words[0]!r}")
     block, child = _split_selector(text.strip())
     if not block or child == "":
         raise RecipeError(
-            f"selector: found {describe(f'{position} {text}')}; write {position} BLOCK.CHILD, "
-            f"e.g. '{position} bottleneck.conv2'"
+            f"selector: found {written}; write {position} BLOCK.CHILD, e.g. '{position} bottleneck.conv2'"
         )
-    keys: dict[str, Any] = {"block": block, position: child or _WHOLE[position], "e_lambda": e_lambda}
+    place: Any = {position: child or _WHOLE[position]}
     try:
-        return Rule(**keys)
+        return Rule(block=block, e_lambda=e_lambda, **place)
     except RecipeError as error:
-        raise RecipeError(f"{error} (in the selector {describe(f'{position} {text}')})") from None
-
-
-def load_base(name: object) -> Recipe:
-    """The shipped recipe that `extends` names.
-
-    Raises:
-        RecipeError: there is none of that name, or it extends itself.
-    """
-    return _load_text(read_shipped(name, "extends"), name=str(name))
+        raise RecipeError(f"{error} (in the selector {written})") from None
 
 
 def _split_selector(text: str) -> tuple[str, str | None]:
@@ -127,30 +117,9 @@ def _load_named_file(source: str) -> Recipe:
     )
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a file, one more than a recipe may have at most.
-
-    Raises:
-        RecipeError: it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else None
-        raise RecipeError(f"recipe: cannot read {str(path)[:400]}: {reason or error}") from None
-
-
 def _load_file(path: Path) -> Recipe:
     data = read_file(path)
     try:
-        return _load_text(data, name=path.stem)
+        return load_text(data, path.stem)
     except RecipeError as error:
         raise RecipeError(f"{error} (in {path})") from None
-
-
-def _load_text(text: str | bytes, name: str) -> Recipe:
-    data = read_yaml(text)
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe: found {describe(data)}; allowed is {_KEYS}")
-    return Recipe.from_dict({"name": name} | data)

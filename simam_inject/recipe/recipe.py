@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.fields import DEFAULT_E_LAMBDA, DefaultLambda, Text, Version
-from simam_inject.recipe.problems import Location
-from simam_inject.recipe.rule import Grammar, Rule, Where
+from simam_inject.recipe.fields import DEFAULT_E_LAMBDA, Lambda, Text
+from simam_inject.recipe.grammar import Grammar
+from simam_inject.recipe.rule import Rule, Where
+from simam_inject.recipe.texts import read_shipped, read_yaml
 from simam_inject.recipe.wording import describe
 
 MAX_RULES = 100
+if TYPE_CHECKING:
+    RulesField = Sequence[Rule]
+else:
+    RulesField = Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES)]
 
 
 class Recipe(Grammar):
@@ -23,35 +28,19 @@ class Recipe(Grammar):
     that its own rules take their sites first, and `extends` is None.
 
     >>> Recipe(rules=[Rule(block="Bottleneck", after="conv2")]).to_dict()
-    {'rules': [{'block': 'Bottleneck', 'after': 'conv2'}], 'version': 1}
+    {'version': 1, 'rules': [{'block': 'Bottleneck', 'after': 'conv2'}]}
     """
 
-    root: ClassVar[str] = "recipe"
     homes: ClassVar[Mapping[str, str]] = dict.fromkeys(Rule.model_fields | Where.model_fields, "in an entry of 'rules'")
-    version: Version = Field(default=1, description="Version of the recipe language.")
+    version: Literal[1] = Field(default=1, description="Version of the recipe language.")
     name: Text = Field(default="", description="What reports call the recipe.")
     description: Text = Field(default="", description="What it is for, and where it comes from.")
     extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules follow the own ones.")
-    e_lambda: DefaultLambda = Field(default=DEFAULT_E_LAMBDA, description="The lambda of every rule that has none.")
-    rules: Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES)] = Field(
-        default=(), description="In order; the first that takes a site owns it."
-    )
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            *,
-            rules: list[Rule] | tuple[Rule, ...] = (),
-            version: int = 1,
-            name: str = "",
-            description: str = "",
-            extends: str | None = None,
-            e_lambda: float = DEFAULT_E_LAMBDA,
-        ) -> None: ...
+    e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="The lambda of every rule that has none.")
+    rules: RulesField = Field(default=(), description="In order; the first that takes a site owns it.")
 
     @classmethod
-    def from_dict(cls, data: Mapping[str, Any] | object) -> Self:
+    def from_dict(cls, data: object) -> Self:
         """Read a recipe from JSON types, the inverse of `to_dict`.
 
         Raises:
@@ -60,38 +49,47 @@ class Recipe(Grammar):
         if not isinstance(data, Mapping):
             keys = ", ".join(cls.model_fields)
             raise RecipeError(f"recipe: found {describe(data)}; allowed is a mapping with the keys {keys}")
-        for key in data:
-            if not isinstance(key, str):
-                raise RecipeError(f"recipe: found the key {describe(key)}; keys are texts")
+        if any(not isinstance(key, str) for key in data):
+            raise RecipeError("recipe: found a key that is not a text")
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON types; defaults are left out, the version is not."""
-        return {"version": self.version} | super().to_dict()
-
-    @classmethod
-    def model_at(cls, location: Location) -> type[BaseModel] | None:
-        """The model that stands at a location inside this one."""
-        if location[:1] == ("rules",):
-            return Rule.model_at(location[2:]) if len(location) > 1 else None
-        return super().model_at(location)
+        return {"version": 1} | super().to_dict()
 
     @model_validator(mode="before")
     @classmethod
     def _resolve_extends(cls, data: Any) -> Any:
         if not isinstance(data, Mapping) or data.get("extends") is None:
             return data
-        from simam_inject.recipe.loading import load_base
-
-        base = load_base(data["extends"])
+        base = load_shipped(data["extends"], "extends")
         own = data.get("rules") or ()
         if not isinstance(own, list | tuple):
             return {**data, "extends": None}
-        inherited = {"e_lambda": base.e_lambda} if data.get("e_lambda") is None else {}
-        return {**data, **inherited, "extends": None, "rules": (*own, *base.rules)}
+        e_lambda = base.e_lambda if data.get("e_lambda") is None else data["e_lambda"]
+        return {**data, "e_lambda": e_lambda, "extends": None, "rules": (*own, *base.rules)}
 
     @model_validator(mode="after")
     def _check_rules(self) -> Self:
         if not self.rules:
             raise ValueError("has no rules; write rules: [{block: Bottleneck, after: conv2}], or extends: paper")
         return self
+
+
+def load_shipped(name: object, place: str = "recipe") -> Recipe:
+    """The shipped recipe of a name.
+
+    Raises:
+        RecipeError: there is none; the message starts with `place`.
+    """
+    return load_text(read_shipped(name, place), str(name))
+
+
+def load_text(text: str | bytes, name: str) -> Recipe:
+    """The recipe that a YAML text holds, by that name if it gives itself none.
+
+    Raises:
+        RecipeError: the text is not YAML, or not a recipe.
+    """
+    data = read_yaml(text)
+    return Recipe.from_dict({"name": name} | data if isinstance(data, dict) else data)

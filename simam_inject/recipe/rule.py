@@ -8,96 +8,130 @@ Keys:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
+from typing_extensions import TypeAliasType
 
-from simam_inject.errors import RecipeError
-from simam_inject.recipe.bounds import Bounds
-from simam_inject.recipe.fields import (
-    BoundsField,
-    ChainField,
-    Flag,
-    Globs,
-    GroupsField,
-    Lambda,
-    PickField,
-    Structures,
-    TargetField,
-)
-from simam_inject.recipe.picks import Pick
-from simam_inject.recipe.problems import Location, translated
-from simam_inject.recipe.targets import Input, KeyedError, Operation, Output, Residual, Target
+from simam_inject.recipe.fields import Globs, Groups, Lambda, Numbers, Structures, entries_of
+from simam_inject.recipe.grammar import Grammar, KeyedError
+from simam_inject.recipe.names import Child, Glob, Whole, parse_glob, parse_place
+from simam_inject.recipe.operations import Chain, Conditions, Facts, Operation, parse_chain
+from simam_inject.recipe.wording import describe, did_you_mean, join_names
+
+T = TypeVar("T")
 
 
-class Grammar(BaseModel):
-    """Base of the recipe's models: frozen, closed, and every mistake a `RecipeError`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
-    root: ClassVar[str]
-    """What a message calls the whole of it."""
-    homes: ClassVar[Mapping[str, str]] = {}
-    """Keys that belong elsewhere, and where."""
-
-    def __init__(self, /, **keys: Any) -> None:
-        with translated(self.root, type(self).model_at):
-            super().__init__(**keys)
-
-    # Says to pydantic that a nested model may be built without this constructor: its errors then carry the whole path.
-    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        raise self._frozen(f"set {name}")
-
-    def __delattr__(self, name: str) -> None:
-        raise self._frozen(f"delete {name}")
-
-    def _frozen(self, what: str) -> RecipeError:
-        return RecipeError(f"{self.root}: cannot {what}, since a {type(self).__name__} is frozen; make another one")
-
-    @classmethod
-    def model_at(cls, location: Location) -> type[BaseModel] | None:
-        """The model that stands at a location inside this one."""
-        return cls if not location else None
-
-    def to_dict(self) -> dict[str, Any]:
-        """What was set, as JSON types; defaults are left out."""
-        return self.model_dump(mode="json", exclude_defaults=True)
+def _check_pattern(text: str) -> str:
+    parse_chain(text)
+    return text
 
 
-class Where(Grammar):
+Pattern = Annotated[str, StringConstraints(strict=True, min_length=1), AfterValidator(_check_pattern)]
+Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+
+
+class Where(Conditions):
     """Conditions on the facts of a site; all of them hold."""
 
     root: ClassVar[str] = "where"
-    channels: BoundsField = Field(default=None, description="Channels of the attended map.")
-    spatial: BoundsField = Field(default=None, description="Sizes of the attended map; each of them complies.")
-    reduction: BoundsField = Field(default=None, description="Input size / map size: 1, 2, 4, 8, 16, 32.")
-    stage: BoundsField = Field(default=None, description="log2(reduction) - 1: ResNet's layer1 to layer4 are 1 to 4.")
-    kernel: BoundsField = Field(default=None, description="Kernel of the named convolution or pooling.")
-    stride: BoundsField = Field(default=None, description="Stride of the named convolution or pooling.")
-    dilation: BoundsField = Field(default=None, description="Dilation of the named convolution or pooling.")
-    groups: GroupsField = Field(default=None, description="Groups of the named convolution, or `depthwise`.")
+    channels: Numbers | None = Field(default=None, description="Channels of the attended map.")
+    spatial: Numbers | None = Field(default=None, description="Sizes of the attended map; each of them complies.")
+    reduction: Numbers | None = Field(default=None, description="Input size / map size: 1, 2, 4, 8, 16, 32.")
+    stage: Numbers | None = Field(
+        default=None, description="log2(reduction) - 1: ResNet's layer1 to layer4 return 1 to 4."
+    )
+    kernel: Numbers | None = Field(default=None, description="Kernel of the named convolution or pooling.")
+    stride: Numbers | None = Field(default=None, description="Stride of the named convolution or pooling.")
+    dilation: Numbers | None = Field(default=None, description="Dilation of the named convolution or pooling.")
+    groups: Groups | None = Field(default=None, description="Groups of the named convolution, or `depthwise`.")
 
-    if TYPE_CHECKING:
-        # What a caller may write; the fields hold what it is read as.
-        def __init__(
-            self,
-            *,
-            channels: Bounds | int | str | list[int | str] | None = None,
-            spatial: Bounds | int | str | list[int | str] | None = None,
-            reduction: Bounds | int | str | list[int | str] | None = None,
-            stage: Bounds | int | str | list[int | str] | None = None,
-            kernel: Bounds | int | str | list[int | str] | None = None,
-            stride: Bounds | int | str | list[int | str] | None = None,
-            dilation: Bounds | int | str | list[int | str] | None = None,
-            groups: Bounds | int | str | list[int | str] | None = None,
-        ) -> None: ...
 
-    def conditions(self) -> tuple[tuple[str, Bounds], ...]:
-        """Name and bounds of each condition that was given."""
-        found = ((name, getattr(self, name)) for name in type(self).model_fields)
-        return tuple((name, bounds) for name, bounds in found if bounds is not None)
+class Pick(Grammar):
+    """A choice among the sites that a rule found."""
+
+    root: ClassVar[str] = "pick"
+    first: Count | None = Field(default=None, description="The first so many.")
+    last: Count | None = Field(default=None, description="The last so many.")
+    every: Count | None = Field(default=None, description="Every so many: of 2 the first, third, fifth ...")
+    per: Literal["model", "stage", "reduction", "parent"] = Field(
+        default="model", description="Counted in each of these."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_word(cls, data: Any) -> Any:
+        words: dict[object, dict[str, int]] = {"all": {}, "first": {"first": 1}, "last": {"last": 1}}
+        if isinstance(data, str) and data in words:
+            return words[data]
+        if isinstance(data, Mapping | Pick):
+            return data
+        near = did_you_mean(data, ("all", "first", "last")) if isinstance(data, str) else ""
+        raise ValueError(
+            f"found {describe(data)}; allowed is all, first, last, or a mapping such as "
+            f"{{last: 1, per: reduction}}{near}"
+        )
+
+    @model_validator(mode="after")
+    def _check_mode(self) -> Self:
+        modes = [name for name in ("first", "last", "every") if getattr(self, name) is not None]
+        if len(modes) > 1 or (not modes and self.per != "model"):
+            found = " and ".join(modes) or "none"
+            raise ValueError(f"found {found} of first, last, every; exactly one of them says how many")
+        return self
+
+    @property
+    def takes_all(self) -> bool:
+        """Every site is taken."""
+        return self.first is None and self.last is None and self.every in (None, 1)
+
+    def choose(self, sites: Sequence[T]) -> Sequence[T]:
+        """Those of one group's sites that are taken."""
+        if self.last is not None:
+            return sites[-self.last :]
+        return sites[: self.first] if self.first is not None else sites[:: self.every]
+
+    def __str__(self) -> str:
+        given = [f"{name}: {value}" for name, value in self.to_dict().items()]
+        return "{" + ", ".join(given) + "}" if given else "all"
+
+
+Target = Whole | Child | Operation
+_MISPLACED: dict[tuple[str, str | None], str] = {
+    ("before", "output"): "nothing reads a block's output inside the block; write after: output",
+    ("after", "input"): "what a block is given is attended for the block alone; write before: input",
+    ("after", "residual"): "the branch is attended before it joins the skip; write before: residual",
+}
+
+
+def _check_target(value: object) -> str | Operation:
+    if isinstance(value, Operation):
+        return value
+    if isinstance(value, Mapping):
+        if "op" not in value:
+            raise KeyedError("op", "is missing; it names the operation, e.g. {op: conv2d, kernel: 3}")
+        return Operation.model_validate(value)
+    if isinstance(value, str) and value.strip():
+        return str(parse_place(value))
+    hint = "; for several children write '{conv1,conv2}'" if isinstance(value, list | tuple) else ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        hint = f"; the name of a child is written in quotes: '{describe(value)}'"
+    raise ValueError(
+        f"found {describe(value)}; allowed is 'output', 'input', 'residual', the name of a child such as conv2 "
+        f"or relu[2], or an operation such as {{op: conv2d, kernel: 3}}{hint}"
+    )
+
+
+if TYPE_CHECKING:
+    TargetField = str | Operation | Mapping[str, Any] | None
+    WhereField = Where | Mapping[str, Any] | None
+    PickField = Pick | str | Mapping[str, Any]
+else:
+    _TEXT = WithJsonSchema({"type": "string", "minLength": 1})  # `schema` adds the mapping
+    TargetField = TypeAliasType("Target", Annotated[Any, PlainValidator(_check_target), _TEXT])
+    WhereField = Where | None
+    PickField = Pick
 
 
 class Rule(Grammar):
@@ -110,67 +144,83 @@ class Rule(Grammar):
     root: ClassVar[str] = "rule"
     homes: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(Where.model_fields, "under 'where'"),
-        **dict.fromkeys(("first", "last", "every", "per"), "under 'pick'"),
-        "op": "under 'after' or 'before': {op: ...}",
+        **dict.fromkeys(Pick.model_fields, "under 'pick'"),
+        **dict.fromkeys(("op", "which"), "under 'after' or 'before': {op: ...}"),
         "lambda": "to e_lambda",
         "class": "to 'block'",
     }
     structure: Structures = Field(default=(), description="Block(s) by what they are: residual, main, decoder.")
     block: Globs = Field(default=(), description="Class name(s) of the block: globs, any case; subclasses count.")
-    pattern: ChainField = Field(default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'.")
+    pattern: Pattern | None = Field(
+        default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'."
+    )
     path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; on its own, a selection.")
     exclude: Globs = Field(default=(), description="Glob(s) on the dotted path that are left out.")
     after: TargetField = Field(default=None, description="output, a child (conv2, relu[2]), or {op: conv2d, ...}.")
     before: TargetField = Field(default=None, description="input, residual, a child (bn2), or {op: batch_norm, ...}.")
-    where: Where | None = Field(default=None, description="Conditions on the facts of a site.")
+    where: WhereField = Field(default=None, description="Conditions on the facts of a site.")
     pick: PickField = Field(default=Pick(), description="all, first, last, or {first | last | every: n, per: ...}.")
-    e_lambda: Lambda = Field(default=None, description="The lambda of this rule; without it the recipe's.")
-    optional: Flag = Field(default=False, description="The rule may take no site.")
-
-    if TYPE_CHECKING:
-
-        def __init__(
-            self,
-            *,
-            structure: str | list[str] | tuple[str, ...] = (),
-            block: str | list[str] | tuple[str, ...] = (),
-            pattern: str | None = None,
-            path: str | list[str] | tuple[str, ...] = (),
-            exclude: str | list[str] | tuple[str, ...] = (),
-            after: str | Mapping[str, Any] | None = None,
-            before: str | Mapping[str, Any] | None = None,
-            where: Where | Mapping[str, Any] | None = None,
-            pick: str | Mapping[str, Any] | Pick = "all",
-            e_lambda: float | None = None,
-            optional: bool = False,
-        ) -> None: ...
+    e_lambda: Lambda | None = Field(default=None, description="The lambda of this rule; without it the recipe's.")
+    optional: bool = Field(default=False, strict=True, description="The rule may take no site.")
 
     @property
-    def position(self) -> str:
-        """`after` or `before`."""
+    def blocks(self) -> tuple[Glob, ...]:
+        """The class names."""
+        return tuple(parse_glob(text) for text in entries_of(self.block))
+
+    @property
+    def paths(self) -> tuple[Glob, ...]:
+        """The paths: a selection on their own, else a filter."""
+        return tuple(parse_glob(text) for text in entries_of(self.path))
+
+    @property
+    def excluded(self) -> tuple[Glob, ...]:
+        """The paths that are left out."""
+        return tuple(parse_glob(text) for text in entries_of(self.exclude))
+
+    @property
+    def structures(self) -> tuple[str, ...]:
+        """The words at `structure`."""
+        return entries_of(self.structure)
+
+    @property
+    def chain(self) -> Chain | None:
+        """The pattern."""
+        return None if self.pattern is None else parse_chain(self.pattern)
+
+    @property
+    def position(self) -> Literal["after", "before"]:
+        """Whether the named value is attended for all its readers, or what one reader reads."""
         return "after" if self.before is None else "before"
 
     @property
     def target(self) -> Target:
-        """What the rule names: a child, an operation, the output, or the residual branch."""
-        return self.before or self.after or Output()
+        """What the rule names: a child, an operation, the output, the input, or the residual branch."""
+        written = self.before if self.before is not None else self.after
+        if isinstance(written, Operation):
+            return written
+        return parse_place(written) if isinstance(written, str) else Whole("output")
+
+    @property
+    def conditions(self) -> Facts:
+        """What `where` says."""
+        return self.where.conditions() if isinstance(self.where, Where) else ()
+
+    @property
+    def choice(self) -> Pick:
+        """What `pick` says."""
+        return self.pick if isinstance(self.pick, Pick) else Pick()
+
+    @property
+    def selects(self) -> Literal["structure", "block", "pattern", "path"]:
+        """The key that selects; a `path` beside another key narrows."""
+        return "structure" if self.structure else "block" if self.block else "pattern" if self.pattern else "path"
 
     @property
     def selector(self) -> str:
         """In one line what the rule selects and where, for messages: `block Bottleneck, after conv2`."""
-        if self.pattern is not None:
-            selected = f"pattern {self.pattern}"
-        elif self.structure:
-            selected = f"structure {' or '.join(self.structure)}"
-        else:
-            name, globs = ("block", self.block) if self.block else ("path", self.path)
-            selected = f"{name} {' or '.join(glob.text for glob in globs)}"
-        return f"{selected}, {self.position} {self.target}"
-
-    @classmethod
-    def model_at(cls, location: Location) -> type[BaseModel] | None:
-        """The model that stands at a location inside this one."""
-        return Where if location[:1] == ("where",) else cls if not location else None
+        selected = join_names(map(str, entries_of(getattr(self, self.selects))))
+        return f"{self.selects} {selected}, {self.position} {self.target}"
 
     @model_validator(mode="after")
     def _check_selection(self) -> Self:
@@ -181,36 +231,29 @@ class Rule(Grammar):
             )
         if not given and not self.path:
             raise ValueError(
-                "selects nothing; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or path: 'layer3.*'"
+                "selects nothing; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
+                "path: 'layer3.*'"
             )
+        if self.after is not None and self.before is not None:
+            raise ValueError("has both 'after' and 'before'; exactly one says where")
+        if self.pattern is None and self.after is None and self.before is None:
+            raise ValueError("does not say where; write after: output, after: conv2, before: bn2 or before: residual")
         return self
 
     @model_validator(mode="after")
     def _check_place(self) -> Self:
-        if self.after is not None and self.before is not None:
-            raise ValueError("has both 'after' and 'before'; exactly one says where")
-        if self.pattern is None and self.after is None and self.before is None:
-            raise ValueError("says not where; write after: output, after: conv2, before: bn2 or before: residual")
-        if isinstance(self.before, Output):
-            raise KeyedError("before", "nothing reads a block's output inside the block; write after: output")
-        if isinstance(self.after, Input):
-            raise KeyedError("after", "what a block is given is attended for the block alone; write before: input")
-        if isinstance(self.after, Residual):
-            raise KeyedError(
-                "after", "the residual branch is attended before it joins the skip; write before: residual"
-            )
+        target = self.target
+        word = target.word if isinstance(target, Whole) else None
+        if (self.position, word) in _MISPLACED:
+            raise KeyedError(self.position, _MISPLACED[self.position, word])
         if self.pattern is not None:
+            chain = parse_chain(self.pattern)
             try:
-                self.pattern.find_member(self.target)
+                chain.find_member(target)
             except ValueError as problem:
                 raise KeyedError(self.position, str(problem)) from None
-        return self
-
-    @model_validator(mode="after")
-    def _check_facts(self) -> Self:
-        if isinstance(self.target, Operation) and self.where is not None:
-            twice = {name for name, _ in self.target.facts} & {name for name, _ in self.where.conditions()}
+        if isinstance(target, Operation):
+            twice = {name for name, _ in target.conditions()} & {name for name, _ in self.conditions}
             if twice:
-                name = min(twice)
-                raise KeyedError("where", f"{name} is also in {self.position}: {self.target}; say it once")
+                raise KeyedError("where", f"{min(twice)} is also in {self.position}: {target}; say it once")
         return self

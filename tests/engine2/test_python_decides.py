@@ -413,7 +413,7 @@ def test_fx_and_jit_trace_as_before(factory):
     expected = run(model, image())
     assert distance(run(torch.fx.symbolic_trace(model), image()), expected) < 1e-12
     scripted = torch.jit.trace(model, image(), check_trace=False)
-    assert distance(run(scripted, image()), expected) < 1e-8
+    assert distance(run(scripted, image()), expected) < 1e-6  # the trace holds lambda in float32
 
 
 def test_an_output_that_is_a_list_is_whole():

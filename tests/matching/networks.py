@@ -1,142 +1,71 @@
-"""Five small networks, as anatomies: the shapes of architecture that rules speak of."""
+"""Anatomies written down by hand, in `networks.txt`: one line per value, in the order of computation.
+
+    path kind [is=structure,...] [skip] [gate] [class=Class,Base,...] [map=CxHxW | last=HxWxC] [k= s= g=[dw]]
+         [<operands] [reads=] [joins=] [maps=] [scope=] [runs=] [! obstacle]
+
+`scope` is the module above and `reads` the operands where a line does not say it; `readers` is the inverse of `reads`.
+The input is 64 long.
+"""
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
+from pathlib import Path
 
-from simam_inject.dataflow.records import Anatomy
-from tests.matching.sketch import Sketch
+from simam_inject.dataflow.records import Anatomy, Site
 
-_FLAT = {"obstacle": "is not a feature map: its shape is (1, 512)", "shape": (1, 512), "reduction": None}
-_NORM_ACT = ("Conv2dNormActivation", "Conv2dNormActivation", "ConvNormActivation", "Sequential")
-
-
-@cache
-def resnet() -> Anatomy:
-    """Two stages of two Bottlenecks with a shared relu; the first of each has a downsample, layer2.0 a stride."""
-    s = Sketch()
-    s.chain("conv1 conv2d Conv2d 64 7 2", "bn1 batch_norm BatchNorm2d", "relu relu ReLU")
-    s.op("maxpool", "max_pool", "MaxPool2d", kernel=3, stride=2)
-    for stage, (width, stride) in enumerate([(64, 1), (128, 2)], start=1):
-        with s.block(f"layer{stage}", "Sequential"):
-            for index in range(2):
-                with s.block(str(index), "Bottleneck"):
-                    _bottleneck(s, width, 1 if index else stride, downsample=index == 0)
-    s.op("avgpool", "adaptive_avg_pool", "AdaptiveAvgPool2d", size=1)
-    s.op("flatten", "flatten", **_FLAT)
-    s.op("fc", "linear", "Linear", **_FLAT)
-    return s.anatomy()
+INPUT = 64
 
 
-def _bottleneck(s: Sketch, width: int, stride: int, downsample: bool) -> None:
-    given, given_local = s.value, s.local
-    branch = s.chain(
-        f"conv1 conv2d Conv2d {width} 1", "bn1 batch_norm BatchNorm2d", "relu relu ReLU",
-        f"conv2 conv2d Conv2d {width} 3 {stride}", "bn2 batch_norm BatchNorm2d", "relu[2] relu ReLU",
-        f"conv3 conv2d Conv2d {width * 4} 1", "bn3 batch_norm BatchNorm2d",
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split("x")))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.replace("(root)", "").split(","))
+
+
+def _site(line: str) -> Site:
+    line, _, obstacle = line.partition(" ! ")
+    path, kind, *words = line.split()
+    facts = {"reads": "", "class": "", "scope": path.partition(":")[0].rpartition(".")[0]}
+    facts |= {word.partition("=")[0]: word.partition("=")[2] for word in words if not word.startswith("<")}
+    operands = next((word[1:].split(",") for word in words if word.startswith("<")), [])
+    shape = _numbers(facts.get("map") or facts.get("last") or "0")
+    length = shape[-1] if "map" in facts else shape[0]
+    known = bool(shape[0])
+    kernel = _numbers(facts["k"]) if "k" in facts else None
+    kernel = kernel * 2 if kernel is not None and len(kernel) == 1 else kernel
+    groups = facts.get("g", "1")
+    stride = int(facts.get("s", 1))
+    return Site(
+        path.replace("(root)", ""), facts["scope"].replace("(root)", ""), kind,
+        class_name=facts["class"].split(",")[0] or None, bases=_names(facts["class"]) if facts["class"] else (),
+        shape=(1, *shape) if known else None, dtype="float32", channel_dim=-1 if "last" in facts else 1,
+        reduction=INPUT // length if known and len(shape) == 3 else None,
+        kernel=kernel, stride=(stride, stride) if kernel else None, dilation=(1, 1) if kernel else None,
+        groups=int(groups.removesuffix("dw")) if "conv" in kind else None, depthwise=groups.endswith("dw"),
+        operands=tuple(operands),
+        reads=_names(facts["reads"]) if facts["reads"] else tuple(path for path in operands if path != "x"),
+        joins=facts.get("joins"), structure=_names(facts["is"]) if "is" in facts else (), on_skip="skip" in facts,
+        in_gate="gate" in facts, maps=_names(facts["maps"]) if "maps" in facts else (), runs=int(facts.get("runs", 1)),
+        obstacle=obstacle or None,
     )  # fmt: skip
-    if downsample:
-        s.value, s.local = given, given_local
-        with s.block("downsample", "Sequential"):
-            s.chain(f"0 conv2d Conv2d {width * 4} 1 {stride}", "1 batch_norm BatchNorm2d")
-        s.join(branch, s.local, s.value)
-    else:
-        s.join(branch)
-    s.op("relu[3]", "relu", "ReLU")
 
 
-@cache
-def yolo() -> Anatomy:
-    """Conv; C2f with two Bottlenecks, of which one has a shortcut; SPPF, which calls one pooling thrice; a head."""
-    s = Sketch()
-    with s.block("model", "Sequential"):
-        _conv(s, "0", 16, 3, 2)
-        with s.block("1", "C2f", "C2f", "CSP"):
-            _conv(s, "cv1", 16, 1)
-            first, first_local = s.value, s.local
-            for index in range(2):
-                with s.block(f"m.{index}", "Bottleneck"):
-                    _conv(s, "cv1", 16)
-                    _conv(s, "cv2", 16)
-                    if index == 0:
-                        s.join(s.local)
-            last = s.local
-            s.op("cat", "cat", channels=32, reads=(first, s.value))
-            s.edit("model.1.cat", operands=(first_local, last))
-            _conv(s, "cv2", 32, 1)
-        with s.block("2", "SPPF"):
-            _conv(s, "cv1", 16, 1)
-            pools = [s.value, *(s.op(name, "max_pool", "MaxPool2d", kernel=5) for name in ("m", "m[2]", "m[3]"))]
-            s.op("cat", "cat", channels=64, reads=tuple(pools))
-            _conv(s, "cv2", 32, 1)
-        tensors = {"obstacle": "returns a tuple with 2 tensors, not a feature map", "shape": None, "reduction": None}
-        with s.block("3", "Detect", **tensors):
-            _conv(s, "cv2.0", 64)
-    s.edit("model", **tensors)
-    return s.anatomy()
+def _read() -> dict[str, Anatomy]:
+    networks = {}
+    for section in Path(__file__).with_name("networks.txt").read_text(encoding="utf-8").split("\n["):
+        name, _, body = section.lstrip("[").partition("]\n")
+        lines = [line.strip() for line in body.splitlines() if line.strip()]
+        sites = [_site(line) for line in lines if not line.startswith("opaque ")]
+        opaque = dict(line.removeprefix("opaque ").split(": ", 1) for line in lines if line.startswith("opaque "))
+        operations = [site for site in sites if site.kind not in ("block", "input")]
+        readers = {site.path: tuple(o.path for o in operations if site.path in o.reads) for site in sites}
+        networks[name] = Anatomy(
+            tuple(replace(site, readers=readers[site.path]) for site in sites), ((1, 3, INPUT, INPUT),), opaque
+        )
+    return networks
 
 
-def _conv(s: Sketch, name: str, channels: int, kernel: int = 3, stride: int = 1) -> None:
-    """A Conv block as YOLO has it: conv, bn, act."""
-    with s.block(name, "Conv"):
-        s.chain(f"conv conv2d Conv2d {channels} {kernel} {stride}", "bn batch_norm BatchNorm2d", "act silu SiLU")
-
-
-@cache
-def mobile() -> Anatomy:
-    """Two inverted residuals of nested blocks; the second has a skip and a squeeze-excite with 1x1 maps."""
-    s = Sketch()
-    with s.block("features", "Sequential"):
-        for index in range(2):
-            with s.block(str(index), "InvertedResidual"):
-                with s.block("conv", "Sequential"):
-                    with s.block("0", *_NORM_ACT):
-                        s.chain("0 conv2d Conv2d 12 1", "1 batch_norm BatchNorm2d", "2 relu6 ReLU6")
-                    with s.block("1", *_NORM_ACT):
-                        s.chain(f"0 conv2d Conv2d 12 3 {2 - index} 12", "1 batch_norm BatchNorm2d", "2 relu6 ReLU6")
-                    if index == 1:
-                        _squeeze_excite(s)
-                    s.chain("2 conv2d Conv2d 3 1", "3 batch_norm BatchNorm2d")
-                if index == 1:
-                    s.join("features.1.conv")
-    return s.anatomy()
-
-
-def _squeeze_excite(s: Sketch) -> None:
-    gated = s.value
-    with s.block("se", "SqueezeExcitation"):
-        s.op("avgpool", "adaptive_avg_pool", "AdaptiveAvgPool2d", size=1)
-        s.chain("fc1 conv2d Conv2d 4 1", "relu relu ReLU", "fc2 conv2d Conv2d 12 1")
-        s.op("mul", "mul", reads=(s.value, gated), size=32)
-
-
-@cache
-def convnext() -> Anatomy:
-    """A block whose inside is channels last after its depthwise conv; and an auxiliary head that never ran."""
-    s = Sketch(channels=24)
-    with s.block("stages.0", "ConvNeXtStage"), s.block("blocks.0", "ConvNeXtBlock"):
-        s.op("conv_dw", "conv2d", "Conv2d", kernel=7, groups=24)
-        s.channel_dim = -1
-        s.chain("norm layer_norm LayerNorm", "mlp.fc1 linear Linear 96", "mlp.act gelu GELU")
-        s.op("mlp.fc2", "linear", "Linear", 24)
-        branch = s.op("mul", "mul")
-        s.channel_dim = 1
-        s.join(branch)
-    never = {"runs": 0, "obstacle": "never ran in the example forward", "shape": None, "reduction": None, "reads": ()}
-    s.op("aux", "conv2d", "Conv2d", kernel=1, **never)
-    return s.anatomy()
-
-
-@cache
-def plain() -> Anatomy:
-    """No blocks: two convs with a relu between, a gate that makes a fork, a 1x1 conv."""
-    s = Sketch()
-    s.chain("conv_a conv2d Conv2d 8 3", "relu relu ReLU", "conv_b conv2d Conv2d 8 3")
-    fork = s.value
-    gate = s.op("sigmoid", "sigmoid")
-    s.op("mul", "mul", reads=(fork, gate))
-    s.op("conv_c", "conv2d", "Conv2d", kernel=1)
-    return s.anatomy()
-
-
-NETWORKS = {"resnet": resnet, "yolo": yolo, "mobile": mobile, "convnext": convnext, "plain": plain}
+NETWORKS = _read()

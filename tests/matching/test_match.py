@@ -9,6 +9,7 @@ from tests.matching.networks import NETWORKS
 
 BLOCKS = ["layer1.0", "layer1.1", "layer2.0", "layer2.1"]
 DEPTHWISE = ["features.0.conv.1.0", "features.1.conv.1.0"]
+ZORP = [f"body.0.{name}" for name in ("first", "middle", "wide", "last")]
 
 
 def each(name, blocks=BLOCKS):
@@ -250,15 +251,66 @@ TABLE = [
     ("yolo", "{pattern: 'max_pool > max_pool'}", []),
     ("plain", "{pattern: 'conv2d > relu > conv2d'}", ["conv_b"]),
     ("plain", "{pattern: 'conv2d > mul'}", []),
+    # structure: what a block is, whatever its class is called
+    ("zorp", "{structure: main, after: output}", ["body.0", "body.1"]),
+    ("zorp", "{structure: residual, after: output}", ["body.0"]),
+    ("zorp", "{structure: [residual, main], after: output, exclude: body.1}", ["body.0"]),
+    ("zorp", "{structure: decoder, after: output}", []),
+    ("zorp", "{structure: main, after: output, path: body.1}", ["body.1"]),
+    ("zorp", "{structure: residual, before: residual}", ["body.0.mul -> body.0.add"]),
+    ("zorp", "{structure: main, before: residual}", ["body.0.mul -> body.0.add"]),
+    ("zorp", "{structure: main, after: first}", ["body.0.first"]),
+    ("zorp", "{structure: main, before: input}", ["stem -> body.0", "body.0 -> body.1"]),
+    ("resnet", "{structure: residual, before: residual}", [f"{b}.bn3 -> {b}.add" for b in BLOCKS]),
+    ("resnet", "{structure: main, after: output, pick: {last: 1, per: reduction}}", ["layer1.1", "layer2.1"]),
+    ("yolo", "{structure: main, after: output}", ["model.1"]),
+    ("yolo", "{structure: residual, before: residual}", ["model.1.m.0.cv2 -> model.1.m.0.add"]),
+    ("alone", "{structure: residual, before: residual}", []),
+    ("alone", "{block: Lone, before: residual}", ["norm -> add"]),
+    # which: of each block's operations; in a structure rule neither those on the skip nor those in a gate
+    ("zorp", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", ["body.0.wide"]),
+    ("zorp", "{structure: main, after: {op: conv, kernel: '>1', which: last}}", ["body.0.middle"]),
+    ("zorp", "{structure: main, after: {op: conv, which: first}}", ["body.0.first", "body.1.only"]),
+    ("zorp", "{block: Zorp, after: {op: conv, kernel: 3, which: last}}", ["body.0.side"]),
+    ("zorp", "{structure: main, after: {op: conv}}", [*ZORP, "body.1.only", "body.1.never"]),
+    ("zorp", "{structure: main, after: conv}", [*ZORP, "body.1.only", "body.1.never"]),
+    ("zorp", "{structure: main, before: {op: conv, kernel: '!=1', which: last}}", ["body.0.middle -> body.0.wide"]),
+    ("zorp", "{structure: main, after: {op: conv, which: last}, exclude: '*.last'}", ["body.1.only"]),
+    ("resnet", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", each("conv2")),
+    ("resnet", "{structure: main, after: {op: conv, which: last}}", each("conv3")),
+    ("resnet", "{path: 'layer?', after: {op: conv, which: last}}", ["layer1.1.conv3", "layer2.1.conv3"]),
+    ("mobile", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", DEPTHWISE),
+    ("yolo", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", ["model.1.m.1.cv2.conv"]),
+    # one value is attended once, and a wrapper of a convolution has no kernel
+    ("padded", "{block: BasicBlock, after: 'conv2{,.0,.conv}'}", ["unit.conv2"]),
+    ("padded", "{block: BasicBlock, after: 'conv2{,.0,.conv}', where: {kernel: '>1'}}", ["unit.conv2.conv"]),
+    ("padded", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", ["unit.conv2.conv"]),
+    # several maps
+    ("pyramid", "{block: Pyramid, after: output}", ["neck:0", "neck:p4"]),
+    ("pyramid", "{block: Pyramid, after: 'output:p4'}", ["neck:p4"]),
+    ("pyramid", "{block: Pyramid, after: 'output:1'}", []),
+    ("pyramid", "{block: Smooth, after: 'output:0'}", []),
+    ("pyramid", "{path: neck, after: output}", ["neck:0", "neck:p4"]),
+    ("pyramid", "{path: 'neck:0', after: output}", ["neck:0"]),
+    ("pyramid", "{path: 'neck:?4', after: output}", ["neck:p4"]),
+    ("pyramid", "{path: neck, after: output, exclude: 'neck:0'}", ["neck:p4"]),
+    ("pyramid", "{block: Pyramid, after: output, exclude: neck}", []),
+    ("pyramid", "{block: Pyramid, after: output, where: {reduction: 4}}", ["neck:p4"]),
+    ("pyramid", "{path: split, after: output}", []),
+    ("pyramid", "{path: 'split.chunk', after: output}", ["split.chunk:0", "split.chunk:1"]),
+    ("pyramid", "{block: Head, before: input}", ["neck:0 -> head", "neck:p4 -> head"]),
+    ("pyramid", "{block: Head, before: input, exclude: 'neck:0'}", ["neck:p4 -> head"]),
+    ("pyramid", "{structure: decoder, after: output}", ["neck.smooth"]),
+    ("pyramid", "{structure: decoder, before: input}", ["neck.add -> neck.smooth"]),
 ]
 
 
 @pytest.mark.parametrize(("network", "rule", "expected"), TABLE, ids=lambda value: str(value)[:90])
 def test_the_rule_takes_exactly_these_paths(network, rule, expected):
-    found = match(Recipe.from_dict({"rules": [yaml.safe_load(rule)]}), NETWORKS[network]())
+    found = match(Recipe.from_dict({"rules": [yaml.safe_load(rule)]}), NETWORKS[network])
 
     taken = [f"{hit.path} -> {hit.reader}" if hit.reader else hit.path for hit in found.hits]
-    order = [site.path for site in NETWORKS[network]().sites]
+    order = [site.path for site in NETWORKS[network].sites]
     assert sorted(taken) == sorted(expected)
     assert [hit.path for hit in found.hits] == sorted((hit.path for hit in found.hits), key=order.index)
     assert all(miss.reason for miss in found.misses)
@@ -280,7 +332,7 @@ def test_hits_carry_position_reader_rule_and_lambda():
             ],
         }
     )
-    hits = match(recipe, NETWORKS["resnet"]()).hits
+    hits = match(recipe, NETWORKS["resnet"]).hits
     assert [(hit.path, hit.position, hit.reader, hit.rule, hit.e_lambda) for hit in hits[:2]] == [
         ("layer1.0.conv2", "after", None, 0, 0.5),
         ("layer1.0.conv3", "before", "layer1.0.bn3", 1, 0.1),
@@ -299,7 +351,7 @@ def test_the_first_rule_that_takes_a_site_owns_it():
             ]
         }
     )
-    found = match(recipe, NETWORKS["resnet"]())
+    found = match(recipe, NETWORKS["resnet"])
     assert [(hit.rule, hit.path) for hit in found.hits] == [
         (0, "layer1.0.conv2"),
         (4, "layer1.0.relu[2]"),
@@ -318,6 +370,13 @@ def test_the_first_rule_that_takes_a_site_owns_it():
     }
 
 
+def test_a_map_of_a_list_and_the_value_it_is_are_one():
+    rules = [{"block": "Smooth", "after": "output"}, {"block": "Pyramid", "after": "output"}]
+    found = match(Recipe.from_dict({"rules": rules}), NETWORKS["pyramid"])
+    assert [(hit.path, hit.rule) for hit in found.hits] == [("neck.smooth", 0), ("neck:p4", 1)]
+    assert [miss.path for miss in found.misses if "same value as neck.smooth" in miss.reason] == ["neck:0"]
+
+
 def test_a_rule_picks_among_what_earlier_rules_left():
     recipe = Recipe.from_dict(
         {
@@ -327,12 +386,12 @@ def test_a_rule_picks_among_what_earlier_rules_left():
             ]
         }
     )
-    assert [hit.path for hit in match(recipe, NETWORKS["resnet"]()).hits] == ["layer2.0", "layer2.1"]
+    assert [hit.path for hit in match(recipe, NETWORKS["resnet"]).hits] == ["layer2.0", "layer2.1"]
 
 
 def test_two_readers_of_one_value_are_two_places():
     recipe = Recipe.from_dict({"rules": [{"block": "Bottleneck", "before": "{conv1,downsample}", "path": "layer1.0"}]})
-    hits = match(recipe, NETWORKS["resnet"]()).hits
+    hits = match(recipe, NETWORKS["resnet"]).hits
     assert {(hit.path, hit.reader) for hit in hits} == {
         ("layer1.0.x", "layer1.0.conv1"),
         ("layer1.0.x", "layer1.0.downsample"),
@@ -340,13 +399,13 @@ def test_two_readers_of_one_value_are_two_places():
 
 
 def test_values_that_cannot_be_attended_are_left_to_the_plan():
-    found = match(Recipe.from_dict({"rules": [{"path": "*", "after": {"op": "conv2d"}}]}), NETWORKS["convnext"]())
+    found = match(Recipe.from_dict({"rules": [{"path": "*", "after": {"op": "conv2d"}}]}), NETWORKS["convnext"])
     assert [hit.path for hit in found.hits] == ["stages.0.blocks.0.conv_dw", "aux"]
 
 
 def test_matching_is_pure():
     recipe = Recipe.from_dict({"rules": [{"block": "Bottleneck", "after": "conv2"}]})
-    anatomy = NETWORKS["resnet"]()
+    anatomy = NETWORKS["resnet"]
     before = repr(anatomy)
     assert match(recipe, anatomy) == match(recipe, anatomy)
     assert repr(anatomy) == before

@@ -1,4 +1,3 @@
-# ruff: noqa: E501  (tables: a case, and its message word for word, stay on one line)
 """A mistake in a recipe is one RecipeError: the path of the key, what was found, what is allowed, what is near."""
 
 import pytest
@@ -7,190 +6,122 @@ import yaml
 from simam_inject.errors import InjectError, RecipeError
 from simam_inject.recipe import Recipe, Rule, Where, load_recipe, selector
 
-RULE_KEYS = "block, pattern, path, exclude, after, before, where, pick, e_lambda, optional"
-BOUNDS = "a whole number, a comparison such as '>=64' or '>=8, <=32', a size such as '1x7', or a list of these"
-FORMS = "all, first, last, or a mapping such as {last: 1, per: reduction}"
-LAMBDA = "allowed is a finite number above 0, e.g. 0.1 or 1e-4"
-
 
 def rule(text):
     return "{rules: [{block: A, after: b}, {" + text + "}]}"
 
 
 MESSAGES = [
-    # the whole
-    ("3", "recipe: found 3; allowed is a mapping with the keys version, name, description, extends, e_lambda, rules"),
-    ("{}", "recipe: has no rules; write rules: [{block: Bottleneck, after: conv2}], or extends: paper"),
-    ("{rules: []}", "recipe: has no rules; write rules: [{block: Bottleneck, after: conv2}], or extends: paper"),
-    ("{rules: 3}", "rules: found 3; allowed is a list; write rules: [{block: ..., after: ...}]"),
-    ("{rules: {block: A}}", "rules: found a mapping; allowed is a list; write rules: [{block: ..., after: ...}]"),
-    ("{rules: [3]}", f"rules[0]: found 3; allowed is a mapping with the keys {RULE_KEYS}"),
-    ("{version: 2, rules: [{block: A, after: b}]}", "version: found 2; this program reads version 1 of the recipe language"),
-    ("{version: true, rules: [{block: A, after: b}]}", "version: found true; this program reads version 1 of the recipe language"),
-    ("{name: 3, rules: [{block: A, after: b}]}", "name: found 3; allowed is a text"),
-    (
-        "{rule: [], e_lambda: 0.1}",
-        "rule: unknown key; allowed are version, name, description, extends, e_lambda, rules; did you mean 'rules'?",
-    ),
-    (
-        "{block: A, after: conv2}",
-        ("block: unknown key; allowed are version, name, description, extends, e_lambda, rules; "
-        "'block' belongs in an entry of 'rules' (also wrong: after)"),
-    ),
-    ("{'-': 3}", "'-': unknown key; allowed are version, name, description, extends, e_lambda, rules"),
-    ("{extends: 3}", None),
+    # (recipe, path of the key, what the message names)
+    ("3", "recipe", ["found 3", "version, name, description, extends, e_lambda, rules"]),
+    ("{}", "recipe", ["no rules", "extends: paper"]),
+    ("{rules: []}", "recipe", ["no rules"]),
+    ("{rules: 3}", "rules", ["found 3", "list"]),
+    ("{rules: {block: A}}", "rules", ["found a mapping", "list"]),
+    ("{rules: [3]}", "rules[0]", ["found 3", "structure, block, pattern, path, exclude, after, before, where, pick"]),
+    ("{version: 2, rules: [{block: A, after: b}]}", "version", ["found 2", "1"]),
+    ("{name: 3, rules: [{block: A, after: b}]}", "name", ["found 3", "text"]),
+    ("{rule: [], e_lambda: 0.1}", "rule", ["unknown key", "mean 'rules'?"]),
+    ("{block: A, after: conv2}", "block", ["unknown key", "belongs in an entry of 'rules'"]),
+    ("{'-': 3}", "'-'", ["unknown key"]),
+    ("{extends: 3}", "extends", ["no shipped recipe is named 3", "paper"]),
     # e_lambda
-    ("{e_lambda: -1, rules: [{block: A, after: b}]}", f"e_lambda: found -1; {LAMBDA}"),
-    ("{e_lambda: 0, rules: [{block: A, after: b}]}", f"e_lambda: found 0; {LAMBDA}"),
-    ("{e_lambda: .nan, rules: [{block: A, after: b}]}", f"e_lambda: found nan; {LAMBDA}"),
-    ("{e_lambda: .inf, rules: [{block: A, after: b}]}", f"e_lambda: found inf; {LAMBDA}"),
-    ("{e_lambda: true, rules: [{block: A, after: b}]}", f"e_lambda: found true; {LAMBDA}"),
-    ("{e_lambda: [0.1], rules: [{block: A, after: b}]}", f"e_lambda: found a list; {LAMBDA}"),
-    ("{e_lambda: '0.1', rules: [{block: A, after: b}]}", f"e_lambda: found '0.1'; {LAMBDA}; write the number without quotes"),
-    (rule("block: A, after: b, e_lambda: small"), f"rules[1].e_lambda: found 'small'; {LAMBDA}"),
+    ("{e_lambda: -1, rules: [{block: A, after: b}]}", "e_lambda", ["found -1", "greater than 0"]),
+    ("{e_lambda: 0, rules: [{block: A, after: b}]}", "e_lambda", ["found 0", "greater than 0"]),
+    ("{e_lambda: .nan, rules: [{block: A, after: b}]}", "e_lambda", ["found nan", "finite"]),
+    ("{e_lambda: .inf, rules: [{block: A, after: b}]}", "e_lambda", ["found inf", "finite"]),
+    ("{e_lambda: true, rules: [{block: A, after: b}]}", "e_lambda", ["found true", "number"]),
+    ("{e_lambda: [0.1], rules: [{block: A, after: b}]}", "e_lambda", ["found a list", "number"]),
+    ("{e_lambda: '0.1', rules: [{block: A, after: b}]}", "e_lambda", ["found '0.1'", "number"]),
+    (rule("block: A, after: b, e_lambda: small"), "rules[1].e_lambda", ["found 'small'"]),
     # selection
-    (rule("after: b"), "rules[1]: selects nothing; write block: Bottleneck, pattern: 'conv2d > relu', or path: 'layer3.*'"),
+    (rule("after: b"), "rules[1]", ["selects nothing", "structure: main", "block: Bottleneck"]),
+    (rule("block: A, pattern: 'conv2d > relu'"), "rules[1]", ["both 'block' and 'pattern'", "exactly one"]),
+    (rule("block: A, structure: main, after: b"), "rules[1]", ["both 'structure' and 'block'", "exactly one"]),
     (
-        rule("block: A, pattern: 'conv2d > relu'"),
-        "rules[1]: has both 'block' and 'pattern'; exactly one selects (a 'path' beside it narrows)",
+        rule("structure: mian, after: b"),
+        "rules[1].structure",
+        ["found 'mian'", "residual, main or decoder", "mean 'main'?"],
     ),
-    (rule("blok: A, after: b"), f"rules[1].blok: unknown key; allowed are {RULE_KEYS}; did you mean 'block'?"),
-    (rule("block: A, after: b, channels: 3"), f"rules[1].channels: unknown key; allowed are {RULE_KEYS}; 'channels' belongs under 'where'"),
-    (rule("block: A, after: b, last: 1"), f"rules[1].last: unknown key; allowed are {RULE_KEYS}; 'last' belongs under 'pick'"),
-    (rule("block: A, after: b, zzz: 1"), f"rules[1].zzz: unknown key; allowed are {RULE_KEYS}"),
-    (rule("block: 3, after: b"), "rules[1].block: found 3; a glob is a text such as 'layer[34].*'"),
-    (rule("block: [A, 3], after: b"), "rules[1].block: found 3; a glob is a text such as 'layer[34].*'"),
-    (rule("block: '', after: b"), "rules[1].block: found an empty text; a glob is a text such as 'layer[34].*' or '*'"),
-    (rule("path: '{a,b', after: b"), "rules[1].path: '{a,b' has a brace without its partner; alternatives are written {a,b}"),
-    (rule("path: 'a}', after: b"), "rules[1].path: 'a}' has a brace without its partner; alternatives are written {a,b}"),
-    (
-        rule("path: '" + "{a,b}" * 7 + "', after: b"),
-        "rules[1].path: '" + "{a,b}" * 7 + "' stands for more than 64 alternatives; write a shorter list",
-    ),
-    (rule("path: " + "a" * 201 + ", after: b"), "rules[1].path: found a glob of 201 characters; at most 200 are allowed"),
+    (rule("structure: [main, 3], after: b"), "rules[1].structure", ["found 3", "residual, main or decoder"]),
+    (rule("structure: [], after: b"), "rules[1].structure", ["0 entries"]),
+    (rule("blok: A, after: b"), "rules[1].blok", ["unknown key", "mean 'block'?"]),
+    (rule("block: A, after: b, channels: 3"), "rules[1].channels", ["belongs under 'where'"]),
+    (rule("block: A, after: b, last: 1"), "rules[1].last", ["belongs under 'pick'"]),
+    (rule("block: A, after: b, which: last"), "rules[1].which", ["belongs under 'after'"]),
+    (rule("block: A, after: b, zzz: 1"), "rules[1].zzz", ["unknown key"]),
+    (rule("block: [A, 3], after: b"), "rules[1].block", ["found 3", "glob"]),
+    (rule("block: '', after: b"), "rules[1].block", ["empty"]),
+    (rule("path: '{a,b', after: b"), "rules[1].path", ["'{a,b'", "brace without its partner"]),
+    (rule("path: 'a}', after: b"), "rules[1].path", ["brace without its partner"]),
+    (rule("path: '" + "{a,b}" * 7 + "', after: b"), "rules[1].path", ["more than 64 alternatives"]),
+    (rule("path: " + "a" * 201 + ", after: b"), "rules[1].path", ["201 characters", "at most 200"]),
     # place
-    (rule("block: A"), "rules[1]: says not where; write after: output, after: conv2, before: bn2 or before: residual"),
-    (rule("block: A, after: b, before: c"), "rules[1]: has both 'after' and 'before'; exactly one says where"),
-    (rule("block: A, before: output"), "rules[1].before: nothing reads a block's output inside the block; write after: output"),
-    (rule("block: A, after: input"), "rules[1].after: what a block is given is attended for the block alone; write before: input"),
-    (
-        rule("block: A, after: residual"),
-        "rules[1].after: the residual branch is attended before it joins the skip; write before: residual",
-    ),
-    (
-        rule("block: A, after: [conv1, conv2]"),
-        ("rules[1].after: found a list; allowed is 'output', 'input', 'residual', the name of a child such as conv2 or "
-        "relu[2], or an operation such as {op: conv2d, kernel: 3}; for several children write '{conv1,conv2}'"),
-    ),
-    (
-        rule("block: A, after: 0"),
-        ("rules[1].after: found 0; allowed is 'output', 'input', 'residual', the name of a child such as conv2 or relu[2], "
-        "or an operation such as {op: conv2d, kernel: 3}; the name of a child is written in quotes: '0'"),
-    ),
-    (rule("block: A, after: 'relu[0]'"), "rules[1].after: found 'relu[0]'; calls are counted from 1: relu[1] is the first"),
-    (rule("block: A, after: {kernel: 3}"), "rules[1].after.op: is missing; it names the operation, e.g. {op: conv2d, kernel: 3}"),
-    (
-        rule("block: A, after: {op: conv2d, kernal: 3}"),
-        "rules[1].after.kernal: unknown key; allowed are op, kernel, stride, dilation, groups; did you mean 'kernel'?",
-    ),
-    (
-        rule("block: A, after: {op: conv2}"),
-        ("rules[1].after.op: found 'conv2'; operations are named like conv2d, batch_norm, relu, max_pool, add, cat, or by "
-        "family: conv, norm, act, pool. Did you mean 'conv2d'?"),
-    ),
-    (
-        rule("block: A, after: {op: batchnrom}"),
-        ("rules[1].after.op: found 'batchnrom'; operations are named like conv2d, batch_norm, relu, max_pool, add, cat, or "
-        "by family: conv, norm, act, pool. Did you mean 'batch_norm'?"),
-    ),
-    (rule("block: A, after: {op: 3}"), "rules[1].after.op: found 3; operations are named like conv2d, batch_norm, relu or act"),
-    (rule("block: A, after: {op: 'a b'}"), "rules[1].after.op: found 'a b'; operations are named like conv2d, batch_norm or *norm"),
-    (rule("block: A, after: {op: []}"), "rules[1].after.op: found a list of 0 entries; allowed are 1 to 16"),
-    (rule("block: A, before: {op: conv2d, groups: dw}"), f"rules[1].before.groups: found 'dw'; allowed is {BOUNDS}, or 'depthwise'"),
-    (
-        rule("block: A, after: {op: conv2d, kernel: 3}, where: {kernel: 3}"),
-        "rules[1].where: kernel is also in after: {op: conv2d, kernel: 3}; say it once",
-    ),
+    (rule("block: A"), "rules[1]", ["does not say where", "after: output"]),
+    (rule("block: A, after: b, before: c"), "rules[1]", ["both 'after' and 'before'"]),
+    (rule("block: A, before: output"), "rules[1].before", ["write after: output"]),
+    (rule("block: A, after: input"), "rules[1].after", ["write before: input"]),
+    (rule("block: A, after: residual"), "rules[1].after", ["write before: residual"]),
+    (rule("block: A, after: [conv1, conv2]"), "rules[1].after", ["found a list", "'{conv1,conv2}'"]),
+    (rule("block: A, after: 0"), "rules[1].after", ["found 0", "in quotes: '0'"]),
+    (rule("block: A, after: 'relu[0]'"), "rules[1].after", ["found 'relu[0]'", "relu[1] is the first"]),
+    (rule("block: A, after: {kernel: 3}"), "rules[1].after.op", ["is missing"]),
+    (rule("block: A, after: {op: conv2d, kernal: 3}"), "rules[1].after.kernal", ["unknown key", "mean 'kernel'?"]),
+    (rule("block: A, after: {op: conv2}"), "rules[1].after.op", ["found 'conv2'", "Did you mean 'conv2d'?"]),
+    (rule("block: A, after: {op: batchnrom}"), "rules[1].after.op", ["Did you mean 'batch_norm'?"]),
+    (rule("block: A, after: {op: 3}"), "rules[1].after.op", ["found 3"]),
+    (rule("block: A, after: {op: 'a b'}"), "rules[1].after.op", ["found 'a b'"]),
+    (rule("block: A, after: {op: []}"), "rules[1].after.op", ["0 entries", "1 to 16"]),
+    (rule("block: A, after: {op: depthwise}"), "rules[1].after.op", ["a condition", "groups=depthwise"]),
+    (rule("block: A, before: {op: conv2d, groups: dw}"), "rules[1].before.groups", ["found 'dw'", "depthwise"]),
+    (rule("block: A, after: {op: conv2d, which: lats}"), "rules[1].after.which", ["'lats'", "'first'", "mean 'last'?"]),
+    (rule("block: A, after: {op: conv, kernel: 3}, where: {kernel: 3}"), "rules[1].where", ["kernel is also in after"]),
     # pattern
-    (rule("pattern: 3"), "rules[1].pattern: found 3; a pattern is a chain such as 'conv2d > batch_norm > relu'"),
-    (
-        rule("pattern: 'conv2d >'"),
-        ("rules[1].pattern: found '' as a member of the chain; members are written like conv2d, *norm or "
-        "conv2d[k=3, s=2, groups=depthwise], with '>' between them"),
-    ),
-    (rule("pattern: 'conv2d[k=]'"), "rules[1].pattern: found 'k=' in 'conv2d[k=]'; conditions are written like k=3, s>=2 or groups=depthwise"),
-    (
-        rule("pattern: 'conv2d[kernal=3]'"),
-        ("rules[1].pattern: unknown condition 'kernal' in 'conv2d[kernal=3]'; allowed are k (kernel), s (stride), "
-        "d (dilation), g (groups); did you mean 'kernel'?"),
-    ),
-    (
-        rule("pattern: 'depthwise > norm'"),
-        "rules[1].pattern: depthwise is a condition, not an operation; write conv2d[g=depthwise] in a pattern, else {op: conv2d, groups: depthwise}",
-    ),
-    (
-        rule("block: A, after: {op: depthwise}"),
-        "rules[1].after.op: depthwise is a condition, not an operation; write conv2d[g=depthwise] in a pattern, else {op: conv2d, groups: depthwise}",
-    ),
-    (rule("pattern: 'conv2d[k=3,k=5]'"), "rules[1].pattern: 'conv2d[k=3,k=5]' gives kernel twice"),
-    (rule("pattern: 'conv2d[k=big]'"), f"rules[1].pattern: k in 'conv2d[k=big]': found 'big'; allowed is {BOUNDS}"),
-    (rule("pattern: 'conv2d > relu', after: bn"), "rules[1].after: 'bn' is not a member of the chain (conv2d > relu)"),
-    (
-        rule("pattern: 'conv2d > relu', before: rlu"),
-        "rules[1].before: 'rlu' is not a member of the chain (conv2d > relu); did you mean 'relu'?",
-    ),
-    (
-        rule("pattern: 'relu > conv > relu', after: relu"),
-        "rules[1].after: 'relu' is 2 times in the chain (relu > conv > relu); write one of relu[1], relu[2]",
-    ),
-    (
-        rule("pattern: 'relu > conv', after: 'relu[2]'"),
-        "rules[1].after: relu[2] is not in the chain (relu > conv): 'relu' is there 1 times",
-    ),
-    (rule("pattern: 'relu > conv', before: residual"), "rules[1].before: residual is not a member of the chain (relu > conv); write its name, e.g. relu"),
+    (rule("pattern: 3"), "rules[1].pattern", ["found 3", "text"]),
+    (rule("pattern: 'conv2d >'"), "rules[1].pattern", ["found ''", "conv2d[k=3, s>=2, groups=depthwise]"]),
+    (rule("pattern: 'conv2d[k=]'"), "rules[1].pattern", ["found 'conv2d[k=]'"]),
+    (rule("pattern: 'conv2d[kernal=3]'"), "rules[1].pattern.kernal", ["unknown key", "mean 'kernel'?"]),
+    (rule("pattern: 'conv2d[which=last]'"), "rules[1].pattern", ["'conv2d[which=last]'", "does not have"]),
+    (rule("pattern: 'depthwise > norm'"), "rules[1].pattern.op", ["a condition"]),
+    (rule("pattern: 'conv2d[k=3,k=5]'"), "rules[1].pattern", ["twice"]),
+    (rule("pattern: 'conv2d[k=big]'"), "rules[1].pattern.kernel", ["found 'big'"]),
+    (rule("pattern: 'conv2d > relu', after: bn"), "rules[1].after", ["'bn' is not a member", "(conv2d > relu)"]),
+    (rule("pattern: 'conv2d > relu', before: rlu"), "rules[1].before", ["not a member", "mean 'relu'?"]),
+    (rule("pattern: 'relu > conv > relu', after: relu"), "rules[1].after", ["2 times", "relu[1], relu[2]"]),
+    (rule("pattern: 'relu > conv', after: 'relu[2]'"), "rules[1].after", ["no relu[2]"]),
+    (rule("pattern: 'relu > conv', before: residual"), "rules[1].before", ["'residual' is not a member"]),
     # where
+    (rule("block: A, after: b, where: {chanels: 3}"), "rules[1].where.chanels", ["unknown key", "mean 'channels'?"]),
     (
-        rule("block: A, after: b, where: {chanels: 3}"),
-        ("rules[1].where.chanels: unknown key; allowed are channels, spatial, reduction, stage, kernel, stride, dilation, "
-        "groups; did you mean 'channels'?"),
+        rule("block: A, after: b, where: 3"),
+        "rules[1].where",
+        ["found 3", "channels, spatial, reduction, stage, kernel"],
     ),
-    (rule("block: A, after: b, where: 3"), "rules[1].where: found 3; allowed is a mapping with the keys channels, spatial, reduction, stage, kernel, stride, dilation, groups"),
-    (rule("block: A, after: b, where: {channels: big}"), f"rules[1].where.channels: found 'big'; allowed is {BOUNDS}"),
-    (rule("block: A, after: b, where: {channels: 3.5}"), f"rules[1].where.channels: found 3.5; allowed is {BOUNDS}"),
-    (rule("block: A, after: b, where: {channels: -3}"), "rules[1].where.channels: found a number out of range; allowed are 0 to 2147483647"),
-    (rule("block: A, after: b, where: {channels: '>=99999999999'}"), f"rules[1].where.channels: found '>=99999999999'; allowed is {BOUNDS}"),
-    (rule("block: A, after: b, where: {channels: []}"), "rules[1].where.channels: found a list of 0 entries; allowed are 1 to 64"),
-    (rule("block: A, after: b, where: {kernel: '>1x7'}"), "rules[1].where.kernel: found '>1x7'; a size such as 1x7 can only be compared with = or !="),
+    (rule("block: A, after: b, where: {channels: big}"), "rules[1].where.channels", ["found 'big'", "'>=64'"]),
+    (rule("block: A, after: b, where: {channels: 3.5}"), "rules[1].where.channels", ["found 3.5"]),
+    (rule("block: A, after: b, where: {channels: -3}"), "rules[1].where.channels", ["out of range"]),
+    (rule("block: A, after: b, where: {channels: []}"), "rules[1].where.channels", ["0 entries"]),
+    (rule("block: A, after: b, where: {kernel: '>1x7'}"), "rules[1].where.kernel", ["found '>1x7'", "= or !="]),
     # pick
-    (rule("block: A, after: b, pick: frist"), f"rules[1].pick: found 'frist'; allowed is {FORMS}; did you mean 'first'?"),
-    (rule("block: A, after: b, pick: 3"), f"rules[1].pick: found 3; allowed is {FORMS}"),
-    (rule("block: A, after: b, pick: {lats: 1}"), "rules[1].pick.lats: unknown key; allowed are first, last, every, per; did you mean 'last'?"),
-    (rule("block: A, after: b, pick: {per: stage}"), "rules[1].pick: found none of first, last, every; exactly one of them says how many"),
-    (rule("block: A, after: b, pick: {first: 1, last: 1}"), "rules[1].pick: found first and last of first, last, every; exactly one of them says how many"),
-    (rule("block: A, after: b, pick: {first: 0}"), "rules[1].pick.first: found 0; allowed are whole numbers from 1 to 10000"),
-    (
-        rule("block: A, after: b, pick: {first: 1, per: layer}"),
-        "rules[1].pick.per: found 'layer'; allowed is model, stage, reduction or parent",
-    ),
-    (rule("block: A, after: b, optional: yes please"), "rules[1].optional: found 'yes please'; allowed is true or false"),
-]  # fmt: skip
+    (rule("block: A, after: b, pick: frist"), "rules[1].pick", ["found 'frist'", "mean 'first'?"]),
+    (rule("block: A, after: b, pick: 3"), "rules[1].pick", ["found 3", "{last: 1, per: reduction}"]),
+    (rule("block: A, after: b, pick: {lats: 1}"), "rules[1].pick.lats", ["unknown key", "mean 'last'?"]),
+    (rule("block: A, after: b, pick: {per: stage}"), "rules[1].pick", ["none of first, last, every"]),
+    (rule("block: A, after: b, pick: {first: 1, last: 1}"), "rules[1].pick", ["first and last", "exactly one"]),
+    (rule("block: A, after: b, pick: {first: 0}"), "rules[1].pick.first", ["found 0", "1"]),
+    (rule("block: A, after: b, pick: {first: true}"), "rules[1].pick.first", ["found true", "whole number"]),
+    (rule("block: A, after: b, pick: {first: 1, per: layer}"), "rules[1].pick.per", ["'layer'", "'model', 'stage'"]),
+    (rule("block: A, after: b, optional: yes please"), "rules[1].optional", ["'yes please'", "true or false"]),
+]
 
 
-@pytest.mark.parametrize(("text", "message"), MESSAGES, ids=lambda value: str(value)[:80])
-def test_the_message_is_exactly_this(text, message):
+@pytest.mark.parametrize(("text", "path", "facts"), MESSAGES, ids=lambda value: str(value)[:80])
+def test_the_message_says_where_what_and_what_is_allowed(text, path, facts):
     with pytest.raises(RecipeError) as caught:
         Recipe.from_dict(yaml.safe_load(text))
-    if message is None:
-        assert str(caught.value).startswith("extends: no shipped recipe is named 3; there are block-output,")
-    else:
-        assert str(caught.value) == message
-
-
-def test_several_mistakes_are_counted():
-    keys = {f"key{number}": 0 for number in range(9)}
-    with pytest.raises(RecipeError) as caught:
-        Recipe.from_dict(keys)
-    assert str(caught.value).endswith("(also wrong: key1, key2, key3, key4, key5 and 3 more)")
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert not [fact for fact in facts if fact not in message], message
 
 
 def test_the_python_constructors_raise_the_same_error():
@@ -207,49 +138,37 @@ def test_the_python_constructors_raise_the_same_error():
 
 
 def test_a_channel_count_as_lambda_is_warned_of():
-    expected = (
-        "e_lambda: 1024 is probably a channel count, and makes the gate a constant. SimAM needs no channel count: "
-    )
-    with pytest.warns(UserWarning, match="channel count") as caught:
+    with pytest.warns(UserWarning, match=r"^e_lambda: 1024 is probably a channel count"):
         assert Rule(block="A", after="b", e_lambda=1024).e_lambda == 1024.0
-    assert [str(entry.message) for entry in caught] == [
-        expected + "leave e_lambda out, or write 1024.0 if the value is meant."
-    ]
     assert Rule(block="A", after="b", e_lambda=1024.0).e_lambda == 1024.0
     assert Rule(block="A", after="b", e_lambda=1).e_lambda == 1.0
 
 
 SELECTORS = [
-    (("after", "bottleneck."), "selector: found 'after bottleneck.'; write after BLOCK.CHILD, e.g. 'after bottleneck.conv2'"),
-    (("after", ".conv2"), "selector: found 'after .conv2'; write after BLOCK.CHILD, e.g. 'after bottleneck.conv2'"),
-    (("after", "after bottleneck"), "selector: found 'after after bottleneck'; leave out the second 'after'"),
-    (("before", "after bottleneck"), "selector: found 'before after bottleneck'; leave out one of 'before' and 'after'"),
-    (("into", "bottleneck"), "selector: found 'into'; a selector starts with 'after' or 'before'"),
+    (("after", "bottleneck."), "selector", ["'after bottleneck.'", "after BLOCK.CHILD"]),
+    (("after", ".conv2"), "selector", ["'after .conv2'", "after BLOCK.CHILD"]),
+    (("after", "after bottleneck"), "selector", ["'after after bottleneck'"]),
+    (("before", "after bottleneck"), "selector", ["keep one of 'before' and 'after'"]),
+    (("into", "bottleneck"), "selector", ["'into'", "starts with 'after' or 'before'"]),
     (
         ("before", "bottleneck.output"),
-        ("before: nothing reads a block's output inside the block; write after: output "
-        "(in the selector 'before bottleneck.output')"),
+        "before",
+        ["write after: output", "(in the selector 'before bottleneck.output')"],
     ),
-    (
-        ("after", "bottleneck.relu[0]"),
-        "after: found 'relu[0]'; calls are counted from 1: relu[1] is the first (in the selector 'after bottleneck.relu[0]')",
-    ),
-]  # fmt: skip
+    (("after", "bottleneck.relu[0]"), "after", ["counted from 1", "(in the selector 'after bottleneck.relu[0]')"]),
+]
 
 
-@pytest.mark.parametrize(("selected", "message"), SELECTORS, ids=str)
-def test_a_selector_that_is_not_one_says_so(selected, message):
+@pytest.mark.parametrize(("selected", "path", "facts"), SELECTORS, ids=str)
+def test_a_selector_that_is_not_one_says_so(selected, path, facts):
     with pytest.raises(RecipeError) as caught:
         selector(*selected)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(f"{path}: ")
+    assert not [fact for fact in facts if fact not in str(caught.value)], str(caught.value)
 
 
-def test_a_name_that_is_no_recipe_is_told_what_there_is():
-    with pytest.raises(RecipeError) as caught:
+def test_a_name_that_is_no_recipe_says_what_there_is():
+    with pytest.raises(RecipeError, match=r"^recipe: 'papr' .*block-output, convnext, .* did you mean 'paper'\?$"):
         load_recipe("papr")
-    assert str(caught.value).startswith("recipe: 'papr' is neither a shipped recipe (block-output, convnext, ")
-    assert str(caught.value).endswith(
-        "a YAML file, nor a selector such as 'after bottleneck.conv2'; did you mean 'paper'?"
-    )
     with pytest.raises(RecipeError, match=r"^recipe: found a value of type object; allowed is a Recipe, a mapping"):
         load_recipe(object())

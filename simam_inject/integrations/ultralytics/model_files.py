@@ -1,0 +1,303 @@
+"""An ultralytics model file with SimAM in it -> the equivalent recipe against the stock model. Needs no ultralytics.
+
+Rows are `[from, repeats, module, args]`, numbered through backbone and head, and read each other by number, so a SimAM
+row shifts every later number: pretrained weights no longer fit. Here the SimAM rows are taken out, the others get back
+their stock numbers, and each SimAM row becomes a rule: after a layer where all its readers read it through the SimAM,
+else before those readers that do. A block class with SimAM inside (`C2f_SimAM`) becomes the stock block and a rule.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simam_inject.errors import RecipeError
+from simam_inject.recipe import Recipe, Rule
+from simam_inject.recipe.fields import DEFAULT_E_LAMBDA
+from simam_inject.recipe.texts import read_file, read_yaml
+from simam_inject.recipe.wording import describe, join_names
+
+SECTIONS = ("backbone", "head")
+_SIMAM = re.compile(r"_?simam_?", re.IGNORECASE)
+_ALONE = re.compile(r"|(module|attention|att|block|layer|[23]d)", re.IGNORECASE)
+"""What may be left of the name of a row that is a SimAM and nothing else."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One layer of a model file."""
+
+    place: str
+    """Path in the file: `head[3]`."""
+    number: int
+    sources: tuple[int, ...]
+    """Numbers of the rows it reads; -1 is the input image."""
+    written: Any
+    """`from` as it was written: a number or a list; negative numbers count back."""
+    repeats: int
+    module: str
+    args: tuple[Any, ...]
+
+    @property
+    def contains_simam(self) -> bool:
+        """The row is a SimAM, or a block with one inside."""
+        return _SIMAM.search(self.module) is not None
+
+    @property
+    def is_simam(self) -> bool:
+        """The row is a SimAM and nothing else."""
+        return self.contains_simam and _ALONE.fullmatch(self.stock_module.rpartition(".")[2]) is not None
+
+    @property
+    def stock_module(self) -> str:
+        """The class without SimAM: `C2f` of `C2f_SimAM`."""
+        return _SIMAM.sub("", self.module)
+
+    def __str__(self) -> str:
+        return f"row {self.number} ({self.module})"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """What a model file with SimAM says."""
+
+    recipe: Recipe
+    notes: tuple[str, ...]
+    """One sentence for each row that does not do what it seems to, or that can mean several things."""
+    stock: dict[str, Any] = field(hash=False)
+    """The model file without SimAM, every number as the stock model has it."""
+
+
+def import_model_yaml(path: str | Path) -> ImportedModel:
+    """Read an ultralytics model file that contains SimAM.
+
+    Args:
+        path: the YAML file.
+
+    Returns:
+        The recipe for the stock model, notes on dead, mistaken and ambiguous rows, and the stock model file.
+
+    Raises:
+        RecipeError: it cannot be read, is no model file, holds no live SimAM, or says what no recipe can say. Where
+            there is nothing to import, the message ends with the notes.
+    """
+    source = Path(path)
+    data = read_yaml(read_file(source))
+    name = source.stem if "simam" in source.stem.lower() else f"{source.stem}-simam"
+    try:
+        if not isinstance(data, Mapping):
+            raise RecipeError(f"recipe: found {describe(data)}; a model file is a mapping with 'backbone' and 'head'")
+        reading = _Reading(read_rows(data))
+        rules = reading.rules()
+        if not rules:
+            problem = "no SimAM of this file is read by any row" if reading.attentions else "no row contains a SimAM"
+            raise RecipeError(
+                "\n  note: ".join([f"backbone: {problem}, so there is nothing to import", *reading.notes])
+            )
+    except RecipeError as error:
+        raise RecipeError(f"{error} (in {source})") from None
+    recipe = Recipe(name=name, description=f"the SimAM of {name}, against the stock model", rules=rules)
+    return ImportedModel(recipe, tuple(reading.notes), reading.write_stock(data))
+
+
+def write_recipe(recipe: Recipe) -> str:
+    """The recipe as the text of a YAML file that reads back as the same recipe."""
+    return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=120)
+
+
+def read_rows(data: Mapping[str, Any]) -> tuple[Row, ...]:
+    """The rows of a model file, their `from` resolved.
+
+    Raises:
+        RecipeError: a section is missing, or a row is not one.
+    """
+    rows: list[Row] = []
+    for section in SECTIONS:
+        if not isinstance(data.get(section), list):
+            raise RecipeError(f"{section}: is missing; an ultralytics model file lists its layers in backbone and head")
+        for index, entry in enumerate(data[section]):
+            rows.append(_read_row(f"{section}[{index}]", len(rows), entry))
+    return tuple(rows)
+
+
+def _read_row(place: str, number: int, entry: object) -> Row:
+    if isinstance(entry, list) and len(entry) == 4:
+        source, repeats, module, args = entry
+        if isinstance(module, str) and type(repeats) is int and isinstance(args, list):
+            sources = tuple(_resolve(place, number, one) for one in (source if isinstance(source, list) else [source]))
+            return Row(place, number, sources, source, repeats, module, tuple(args))
+    raise RecipeError(f"{place}: is not a row; rows are [from, repeats, module, args], e.g. [-1, 1, SimAM, []]")
+
+
+def _resolve(place: str, number: int, source: object) -> int:
+    """Number of the row that `from` means; negative ones count back from here."""
+    if isinstance(source, int) and not isinstance(source, bool):
+        resolved = source if source >= 0 else number + source
+        if -1 <= resolved < number:
+            return resolved
+    raise RecipeError(
+        f"{place}: reads row {describe(source)}; row {number} can read rows 0 to {number - 1}, or -1 for the one before"
+    )
+
+
+@dataclass(slots=True)
+class _Reading:
+    """The rows of one file, and what is to be said about them."""
+
+    rows: tuple[Row, ...]
+    notes: list[str] = field(default_factory=list)
+    attentions: dict[int, float] = field(init=False)
+    """Lambda of each row that is a SimAM."""
+    stock_numbers: dict[int, int] = field(init=False)
+    """Number in the stock model of every other row."""
+
+    def __post_init__(self) -> None:
+        self.attentions = {row.number: self._read_lambda(row) for row in self.rows if row.is_simam}
+        plain = [row.number for row in self.rows if not row.is_simam]
+        self.stock_numbers = {number: place for place, number in enumerate(plain)}
+
+    def rules(self) -> list[Rule]:
+        """A rule for each place; places of one kind and lambda share one."""
+        blocks = [row for row in self.rows if row.contains_simam and not row.is_simam]
+        inside = [row for row in blocks if row.stock_module.lower() == "bottleneck"]
+        after: dict[float, list[str]] = {}
+        before: list[Rule] = []
+        for row in blocks:
+            self._note_block(row, row in inside)
+            if row not in inside:
+                after.setdefault(DEFAULT_E_LAMBDA, []).append(self._path(row.number))
+        for layer in self._attended_layers():
+            if self.rows[layer] in blocks and self.rows[layer] not in inside:
+                self.notes.append(
+                    f"{self.rows[layer]}: a SimAM row follows it and attends it again; the recipe has one"
+                )
+                continue
+            plain, through = self._readers(layer)
+            lambdas = {self.attentions[number] for numbers in through.values() for number in numbers}
+            if not plain and len(lambdas) == 1:
+                after.setdefault(lambdas.pop(), []).append(self._path(layer))
+            else:
+                before += [self._before(layer, reader, numbers[0]) for reader, numbers in through.items()]
+        rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
+        if inside:
+            paths = [self._path(row.number) for row in inside]
+            rules.append(Rule(block="Bottleneck", path=paths, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
+        return rules + before
+
+    def _note_block(self, row: Row, is_bottleneck: bool) -> None:
+        where = "after its second convolution, before the add" if is_bottleneck else "on what it returns"
+        other = "" if is_bottleneck else "; if yours attends the concat inside, write before: cv2"
+        self.notes.append(f"{row}: taken for {row.stock_module} with a SimAM {where}, where most forks have it{other}")
+
+    def _attended_layers(self) -> list[int]:
+        """Rows that a live SimAM reads; the dead ones are noted."""
+        layers: list[int] = []
+        for number in self.attentions:
+            if self._is_dead(number):
+                self.notes.append(f"{self.rows[number]}: no row reads it; the recipe leaves it out")
+                continue
+            source = self.rows[number].sources[0]
+            if source in self.attentions:
+                self.notes.append(
+                    f"{self.rows[number]}: attends what row {source}, a SimAM too, attends; the recipe has one"
+                )
+            base, _ = self._base(number)
+            if base < 0:
+                raise RecipeError(f"{self.rows[number].place}: attends the input image, no layer of the stock model")
+            if base not in layers:
+                layers.append(base)
+        return layers
+
+    def _is_dead(self, number: int) -> bool:
+        readers = [row.number for row in self.rows if number in row.sources]
+        is_output = number == len(self.rows) - 1
+        return not is_output and all(reader in self.attentions and self._is_dead(reader) for reader in readers)
+
+    def _readers(self, layer: int) -> tuple[list[int], dict[int, list[int]]]:
+        """Rows other than SimAM that read a layer plain, and those that read it through a SimAM, with its number."""
+        plain: list[int] = []
+        through: dict[int, list[int]] = {}
+        for row in self.rows:
+            for source in row.sources if not row.is_simam else ():
+                base, attention = self._base(source)
+                if base == layer and attention is None:
+                    plain.append(row.number)
+                elif base == layer and attention is not None:
+                    through.setdefault(row.number, []).append(attention)
+        last = len(self.rows) - 1
+        if last in self.attentions and self._base(last)[0] == layer:
+            through.setdefault(last, []).append(last)
+        return plain, through
+
+    def _base(self, number: int) -> tuple[int, int | None]:
+        """The layer that a row's value comes from, and the SimAM nearest to it, if any."""
+        attention = None
+        while number in self.attentions:
+            attention = number
+            number = self.rows[number].sources[0]
+        return number, attention
+
+    def _before(self, layer: int, reader: int, attention: int) -> Rule:
+        """The rule for one reader among several. Its other inputs stay as they are."""
+        bases = [self._base(source) for source in self.rows[reader].sources]
+        others = [self._path(base) for base, through in bases if through is None or base != layer]
+        if self._path(layer) in others:
+            raise RecipeError(
+                f"{self.rows[reader].place}: reads row {layer} both plain and through a SimAM; "
+                "no recipe can tell the two apart"
+            )
+        e_lambda = self.attentions[attention]
+        return Rule(path=self._path(reader), before="input", exclude=tuple(others), e_lambda=e_lambda)
+
+    def _path(self, number: int) -> str:
+        return f"model.{self.stock_numbers[number]}"
+
+    def _read_lambda(self, row: Row) -> float:
+        """The lambda a row means: its only number, or the second beside a channel count."""
+        if row.repeats > 1:
+            self.notes.append(f"{row}: repeated {row.repeats} times; the recipe has one")
+        if len(row.sources) != 1:
+            raise RecipeError(f"{row.place}: a SimAM reads one layer; found {join_names(map(str, row.sources), 'and')}")
+        e_lambda = next((float(value) for value in reversed(row.args) if _is_lambda(value)), DEFAULT_E_LAMBDA)
+        for value in row.args:
+            if isinstance(value, int | float) and not isinstance(value, bool) and not _is_lambda(value):
+                self.notes.append(
+                    f"{row}: {value} is probably a channel count and would make the gate a constant; the recipe has "
+                    f"e_lambda {e_lambda:g}"
+                )
+        return e_lambda
+
+    def write_stock(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The model file without SimAM; everything else as it was."""
+        stock = {**data, **{section: [] for section in SECTIONS}}
+        for row in self.rows:
+            if row.number not in self.stock_numbers:
+                continue
+            written = row.written if isinstance(row.written, list) else [row.written]
+            here = self.stock_numbers[row.number]
+            sources = [
+                self._stock_source(source, here if was < 0 else None)
+                for source, was in zip(row.sources, written, strict=True)
+            ]
+            source = sources if isinstance(row.written, list) else sources[0]
+            stock[row.place.partition("[")[0]].append([source, row.repeats, row.stock_module, list(row.args)])
+        return stock
+
+    def _stock_source(self, source: int, here: int | None) -> int:
+        """The stock number of what a row reads; -1 if it was counted back and is the row before `here`."""
+        base = self._base(source)[0] if source >= 0 else -1
+        number = self.stock_numbers[base] if base >= 0 else -1
+        return -1 if here is not None and number == here - 1 else number
+
+
+def _is_lambda(value: object) -> bool:
+    """A number that can be meant as lambda: a fraction, or an integer that is no channel count."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return 0 < value <= 1 if isinstance(value, int) else math.isfinite(value) and value > 0

@@ -1,0 +1,185 @@
+"""Names that a recipe speaks in: globs on paths and class names, kinds of operations, places in a block.
+
+A glob has `*`, `?`, `[34]`, `[!34]` and `{a,b}`; `*` crosses dots, so `layer3.*` is everything below `layer3`. Braces
+are expanded into plain globs; each becomes one regular expression with atomic groups (`fnmatch` writes it), so that no
+text makes the search explode.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+from simam_inject.kinds import FAMILIES, KINDS, NOT_OPERATIONS, find_kind
+from simam_inject.recipe.wording import describe, suggest
+
+MAX_LENGTH = 200
+MAX_ALTERNATIVES = 64
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_OPERATION = re.compile(r"[A-Za-z_+][A-Za-z0-9_]*|\*")
+_CALL = re.compile(r"(?P<name>.+)\[(?P<call>\d{1,4}|\*)\]")
+
+
+@dataclass(frozen=True, slots=True)
+class Glob:
+    """One glob. Make it with `parse_glob`, which refuses what cannot be expanded."""
+
+    text: str
+
+    @property
+    def is_wild(self) -> bool:
+        """It holds a wildcard, so that it may match more than its own text."""
+        return not frozenset("*?[{").isdisjoint(self.text)
+
+    def matches(self, text: str) -> bool:
+        """The whole of `text` matches, letter case included; a text always matches itself, brackets or not."""
+        return text == self.text or _compile(self.text).fullmatch(text) is not None
+
+    def matches_any_case(self, text: str) -> bool:
+        """The same with letter case ignored: the rule for class names."""
+        return Glob(self.text.casefold()).matches(text.casefold())
+
+    def covers(self, path: str) -> bool:
+        """`path`, or a module that contains it, matches: the rule for the filters `path` and `exclude`."""
+        return any(self.matches(part) for part in lineage(path))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def lineage(path: str) -> tuple[str, ...]:
+    """The path, the path without its key and its call index, and every module above it, nearest first.
+
+    >>> lineage("layer1.0.relu[2]")
+    ('layer1.0.relu[2]', 'layer1.0.relu', 'layer1.0', 'layer1')
+    >>> lineage("neck.fpn:0")
+    ('neck.fpn:0', 'neck.fpn', 'neck')
+    """
+    value = path.partition(":")[0]
+    module = value[: value.rindex("[")] if value.endswith("]") else value
+    parts = module.split(".")
+    above = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+    return tuple(dict.fromkeys((path, value, *above)))
+
+
+def parse_glob(text: object) -> Glob:
+    """Read a glob.
+
+    Raises:
+        ValueError: not a text, empty, too long, unbalanced braces, or too many alternatives.
+    """
+    if not isinstance(text, str):
+        raise ValueError(f"found {describe(text)}; a glob is a text such as 'layer[34].*'")
+    if not text.strip():
+        raise ValueError("found an empty text; a glob is a text such as 'layer[34].*' or '*'")
+    if len(text) > MAX_LENGTH:
+        raise ValueError(f"found a glob of {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    _compile(text.strip())
+    return Glob(text.strip())
+
+
+@lru_cache(maxsize=1024)
+def _compile(text: str) -> re.Pattern[str]:
+    """One pattern for all texts that the braces stand for; the innermost pairs are expanded first."""
+    texts = [text]
+    while any(_BRACES.search(part) for part in texts):
+        texts = [choice for part in texts for choice in _expand(part)]
+        if len(texts) > MAX_ALTERNATIVES:
+            raise ValueError(f"{text!r} stands for more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
+    if any("{" in part or "}" in part for part in texts):
+        raise ValueError(f"{text!r} has a brace without its partner; alternatives are written {{a,b}}")
+    return re.compile("|".join(map(fnmatch.translate, texts)))
+
+
+def _expand(text: str) -> list[str]:
+    """The texts that the first innermost pair of braces stands for."""
+    found = _BRACES.search(text)
+    if found is None:
+        return [text]
+    return [text[: found.start()] + choice + text[found.end() :] for choice in found[1].split(",")]
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """One name of operations: a kind, a family or a glob. Make it with `parse_kinds`."""
+
+    text: str
+
+    def matches(self, kind: str) -> bool:
+        """An operation of this kind is meant."""
+        if kind in NOT_OPERATIONS:
+            return False
+        return kind in FAMILIES[self.text] if self.text in FAMILIES else Glob(self.text).matches(kind)
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def parse_kinds(text: object) -> Kinds:
+    """Read the name of an operation; spellings such as `BatchNorm2d`, `SiLU` and `concat` become the kind they mean.
+
+    Raises:
+        ValueError: not a text, not a name or glob, or a name that is almost, but not quite, a known one.
+    """
+    names = f"operations are named like conv2d, batch_norm, relu, add, cat, *norm, or by family: {', '.join(FAMILIES)}"
+    name = text.strip() if isinstance(text, str) else ""
+    if name.lower() == "depthwise":
+        raise ValueError("depthwise is a condition, not an operation; write conv2d with groups=depthwise")
+    if name and name != "*" and parse_glob(name).is_wild:
+        return Kinds(name.lower())
+    if not _OPERATION.fullmatch(name):
+        raise ValueError(f"found {describe(text)}; {names}")
+    kind = find_kind(name) if name != "*" else name
+    near = suggest(name.lower(), KINDS | FAMILIES.keys(), cutoff=0.75) if kind is None else None
+    if near:
+        raise ValueError(f"found {name!r}; {names}. Did you mean {near!r}?")
+    return Kinds(kind or name.lower())
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """What a block returns, what it is given, or the branch just before it joins the skip."""
+
+    word: Literal["output", "input", "residual"]
+    key: str | None = None
+    """`output` only: one entry of a list, tuple or dict; None for all that it returns."""
+
+    def __str__(self) -> str:
+        return self.word if self.key is None else f"{self.word}:{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A child of the block, named by its path inside the block; or an operation of the block."""
+
+    name: Glob
+    call: int | None = None
+    """Which call in one forward, from 1; 0 is every call; None is the only one."""
+
+    def __str__(self) -> str:
+        return str(self.name) if self.call is None else f"{self.name}[{self.call or '*'}]"
+
+
+def parse_place(text: str) -> Whole | Child:
+    """Read a name at `after` or `before`: output, output:0, input, residual, conv2, m.*.cv2, relu[2], relu[*].
+
+    Raises:
+        ValueError: not a glob, or a call number that is none.
+    """
+    name = text.strip()
+    word, colon, key = name.partition(":")
+    if word.lower() == "output":
+        return Whole("output", key if colon else None)
+    if name.lower() == "input":
+        return Whole("input")
+    if name.lower() == "residual":
+        return Whole("residual")
+    called = _CALL.fullmatch(name)
+    if called is None:
+        return Child(parse_glob(name))
+    if called["call"] == "0":
+        raise ValueError(f"found {describe(name)}; calls are counted from 1: {called['name']}[1] is the first")
+    return Child(parse_glob(called["name"]), 0 if called["call"] == "*" else int(called["call"]))
