@@ -96,10 +96,10 @@ def compare(
                 setup.make_model,
                 recipe,
                 setup.train,
-                split(against),
+                options.split_names(against),
                 seeds,
                 study,
-                e_lambdas=[float(options.parse_number(text)) for text in split(e_lambda)],
+                e_lambdas=[float(options.parse_number(text)) for text in options.split_names(e_lambda)],
                 example_inputs=setup.example_inputs,
                 batches=setup.batches,
                 resolve=resolve,
@@ -136,11 +136,6 @@ def report(
         comparison.save(html, markdown)
     if html is None and markdown is None:
         typer.echo(comparison.to_markdown())
-
-
-def split(text: str) -> list[str]:
-    """`a, b` -> [a, b]."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def parse_time(text: str) -> float | None:

@@ -21,7 +21,7 @@ from torch import nn
 from simam_inject import inject
 from simam_inject.bench.memory import bytes_kept
 from simam_inject.bench.timing import Quartiles, time_rounds
-from simam_inject.bench.variants import PEERS
+from simam_inject.bench.variants import PEERS, peer_factory
 from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Report, Train, Variant
 from simam_inject.errors import CompareError, InjectError
 
@@ -57,7 +57,7 @@ def list_variants(recipes: Sequence[str], against: Sequence[str], e_lambdas: Seq
     """Plain, plain again, and for each recipe SimAM (at each lambda) and the peers."""
     unknown = [name for name in against if name not in PEERS]
     if unknown:
-        raise CompareError(f"no attention named {unknown[0]!r} to compare with; there are {', '.join(PEERS)}")
+        raise CompareError(f"there is no attention named {unknown[0]!r} to compare with; known are {', '.join(PEERS)}")
     lambdas: Sequence[float | None] = list(dict.fromkeys(e_lambdas)) or [None]
     attentions = [*((SIMAM, value) for value in lambdas), *((name, None) for name in dict.fromkeys(against))]
     sited = [Variant(attention, recipe, value) for recipe in recipes for attention, value in attentions]
@@ -96,7 +96,7 @@ def attach(model: nn.Module, variant: Variant, recipe: Any, example_inputs: Any)
         inject(model, recipe, example_inputs=example_inputs, e_lambda=variant.e_lambda)
     else:
         # Verification runs forwards, which would move the batch norms that a peer may hold (CBAM's does).
-        inject(model, recipe, example_inputs=example_inputs, attention=PEERS[variant.attention], verify=False)
+        inject(model, recipe, example_inputs=example_inputs, attention=peer_factory(variant.attention), verify=False)
 
 
 def _takes_seed(make_model: Callable[..., Any]) -> bool:

@@ -151,7 +151,7 @@ def test_runs_that_do_not_depend_on_the_seed_are_told(engine):
         ({"recipes": []}, "recipes must be a list with at least one"),
         ({"recipes": "paper"}, "recipes must be a list"),
         ({"recipes": ["0", "0"]}, "two recipes are called '0'"),
-        ({"against": ["sse"]}, "no attention named 'sse' to compare with; there are se, eca, cbam, gc"),
+        ({"against": ["sse"]}, "there is no attention named 'sse' to compare with; known are se, eca, cbam, gc"),
         ({"seeds": 0}, "at least 1 is needed, and 5 for a verdict"),
         ({"storage": "nowhere/study.journal"}, "there is no folder nowhere"),
     ],
