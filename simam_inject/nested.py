@@ -13,6 +13,9 @@ Key = int | str
 """An entry of a list, tuple or dict."""
 
 
+_ATOMS = (str, int, float, type(None), torch.Size, torch.dtype)
+
+
 def is_named_tuple(value: object) -> bool:
     """True for instances of `typing.NamedTuple` and `collections.namedtuple` classes."""
     return isinstance(value, tuple) and hasattr(type(value), "_fields")
@@ -38,7 +41,13 @@ def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> Iterat
     """Every tensor of a nested structure with the keys that lead to it; a bare tensor has none."""
     if isinstance(value, torch.Tensor):
         yield keys, value
-    elif depth < 6 and not isinstance(value, (str, torch.Size)):
+    elif type(value) in (tuple, list) and depth < 6:
+        for place, entry in enumerate(value):
+            if isinstance(entry, torch.Tensor):
+                yield (*keys, place), entry
+            elif not isinstance(entry, _ATOMS):
+                yield from tensors_in(entry, (*keys, place), depth + 1)
+    elif depth < 6 and not isinstance(value, _ATOMS):
         for key, entry in entries_of(value) or ():
             yield from tensors_in(entry, (*keys, key), depth + 1)
 

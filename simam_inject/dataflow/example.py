@@ -113,11 +113,9 @@ class Example:
                 from the third on.
         """
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
-        if first is None:
+        if first is None or (self.args and isinstance(self.args[0], list)):  # a detector resizes its images itself
             return None
         dims = range(1, first.dim() - 1) if keeps_last else range(2, first.dim())
-        if self.args and isinstance(self.args[0], list):
-            dims = range(1, first.dim())
         lengths = {first.shape[dim] for dim in dims}
 
         def enlarge(leaf: Any) -> Any:

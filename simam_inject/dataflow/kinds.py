@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 from torch import nn
@@ -82,6 +83,7 @@ def function_kind(function: Callable[..., Any]) -> str:
     return kind_from_name(name)
 
 
+@lru_cache(maxsize=4096)
 def kind_from_name(name: str) -> str:
     """`BatchNorm2d`, `batch_norm` and `__iadd__` as the kinds they are; any other name in snake case."""
     name = name.strip("_")

@@ -23,8 +23,10 @@ from typing import Any
 
 import torch
 from torch import fx, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._device import _device_constructors
 
 from simam_inject.dataflow.axes import Layout, input_layout, layout_after
 from simam_inject.dataflow.example import Example
@@ -53,7 +55,7 @@ def keyed(path: str, keys: tuple[Key, ...]) -> str:
     return path + "".join(f":{key}" for key in keys)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Value:
     """One tensor that the forward held."""
 
@@ -76,7 +78,7 @@ class Value:
     """Module calls that it was given to, with the argument's position or keyword and the keys inside it."""
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, repr=False)
 class Read:
     """An operation, or a leaf module, that looks at a value's content."""
 
@@ -85,7 +87,7 @@ class Read:
     """Path of what it computes; empty if it computes no tensor."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Frame:
     """One call of one module."""
 
@@ -107,13 +109,15 @@ class Frame:
     name: str = ""
     """What its caller's graph calls the result."""
     outputs: list[tuple[tuple[Key, ...], Value]] = field(default_factory=list)
+    given: tuple[Any, Any] = ((), {})
+    """The arguments with containers copied: a forward may write into a list that it is given."""
 
     def spans(self, tick: int) -> bool:
         """The tick lies inside this call."""
         return self.start <= tick <= self.end
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, repr=False)
 class Recording:
     """What one forward did."""
 
@@ -140,21 +144,60 @@ class Recording:
     error: str | None = None
 
 
-class _Recorder(TorchFunctionMode):
-    def __init__(self, model: nn.Module, *, with_graphs: bool) -> None:
+class Recorder(TorchFunctionMode):
+    """Records forwards of one twin.
+
+    Args:
+        model: a twin (see `twin`); its forwards may write to it.
+        device: where tensors are made that a forward makes without saying where; None for the default.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
         super().__init__()
-        self.with_graphs = with_graphs
         self.model = model
-        self.recording = Recording()
+        self.device = device
+        self.path_of = {id(module): path for path, module in modules_with_python_forward(model)}
+        self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        self.relative: dict[int, dict[int, str]] = {}
+        self.parameters: dict[type, tuple[str, ...]] = {}
+        self._start(with_graphs=True)
+
+    def _start(self, *, with_graphs: bool) -> None:
+        self.with_graphs = with_graphs
+        self.recording = Recording(modules=dict(modules_with_python_forward(self.model)))
         self.frame: Frame | None = None
         self.ticks = itertools.count()
         self.tick = 0
         self.known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
-        self.path_of: dict[int, str] = {}
-        self.relative: dict[int, dict[int, str]] = {}
-        self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        self.parameters: dict[type, tuple[str, ...]] = {}
-        self.handles: list[Any] = []
+        self.storages: list[StorageWeakRef] = []
+
+    def record(
+        self, example: Example, convert: Callable[[torch.Tensor], torch.Tensor], *, with_graphs: bool = True
+    ) -> Recording:
+        """Run one forward and write down what it does; to be called inside `watching`.
+
+        Args:
+            example: the arguments; the run gets copies.
+            convert: makes the copies, on the twin's device.
+            with_graphs: write the graphs too; otherwise shapes and counts only.
+        """
+        self._start(with_graphs=with_graphs)
+        args, kwargs = example.fresh(convert)
+        with torch.inference_mode(False), torch.no_grad(), self:
+            self.model(*args, **kwargs)
+        return self.recording
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Hooks on every module of the twin."""
+        with ExitStack() as stack:
+            for _, module in modules_with_python_forward(self.model):
+                for handle in (
+                    module.register_forward_pre_hook(self.enter, with_kwargs=True),
+                    module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
+                ):
+                    stack.callback(handle.remove)
+            yield
 
     # Values
 
@@ -165,6 +208,9 @@ class _Recorder(TorchFunctionMode):
 
     def new_value(self, tensor: torch.Tensor, layout: Layout) -> Value:
         storage = _storage(tensor)
+        if storage and storage not in self.recording.by_storage:
+            # As long as a weak reference is held, torch does not give the address to another storage.
+            self.storages.append(StorageWeakRef(tensor.untyped_storage()))
         value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, self.tick)
         self.known[id(tensor)] = weakref.ref(tensor), value
         if storage:
@@ -185,6 +231,8 @@ class _Recorder(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.device is not None and func in _device_constructors() and kwargs.get("device") is None:
+            kwargs = {**kwargs, "device": self.device}
         name: str = getattr(func, "__name__", "")
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
@@ -192,7 +240,12 @@ class _Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
         versions = [_version(tensor) for tensor in tensors]
-        result = func(*args, **kwargs)
+        if name == "batch_norm" and args[0].is_meta and not self.model.training:
+            # What torch's own meta kernel finds in a hundred times the time.
+            given = args[0]
+            result = torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
+        else:
+            result = func(*args, **kwargs)
         with torch._C.DisableTorchFunction():
             return self._operation(func, args, kwargs, tensors, versions, result)
 
@@ -340,6 +393,7 @@ class _Recorder(TorchFunctionMode):
                     value.arguments.append((frame, name, keys))
                     inputs.append(value)
             frame.inputs = tuple(inputs)
+            frame.given = map_nested(lambda leaf: leaf, (args, kwargs))
             is_first = not self.recording.calls[path]
             self.recording.calls[path] += 1
             if is_first:
@@ -399,7 +453,7 @@ class _Recorder(TorchFunctionMode):
                 return output
             self.tick = frame.end = next(self.ticks)
             parent = self.frame = frame.parent
-            given = [tensor for _, tensor in tensors_in([args, kwargs])]
+            given = [tensor for _, tensor in tensors_in(frame.given)]
             returned = [tensor for _, tensor in tensors_in(output)]
             if any(tensor is one for tensor in returned for one in given):
                 output = _with_aliases(output, given)
@@ -419,10 +473,10 @@ class _Recorder(TorchFunctionMode):
                 self.recording.results = [value for _, value in frame.outputs]
                 self._finish_block(frame)
             else:
-                self._enter_call(parent, frame, args, kwargs)
+                self._enter_call(parent, frame)
             return output
 
-    def _enter_call(self, parent: Frame, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter_call(self, parent: Frame, frame: Frame) -> None:
         """The call as a leaf of its caller's graph."""
         name = self._name_inside(parent, frame.module)
         if frame.is_scope:
@@ -437,7 +491,7 @@ class _Recorder(TorchFunctionMode):
                 value.reads.append(Read(frame.start, path))
         frame.name = path
         if parent.graph is not None:
-            node = self._node(parent, "call_module", name, args, kwargs, frame.outputs, path)
+            node = self._node(parent, "call_module", name, *frame.given, frame.outputs, path)
             node.meta |= {"kind": "block" if frame.is_scope else module_kind(frame.module), "frame": frame}
 
     def _finish_block(self, frame: Frame) -> None:
@@ -472,38 +526,6 @@ class _Recorder(TorchFunctionMode):
                 names = ["input"]
             self.parameters[kind] = tuple(names)
         return self.parameters[kind]
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks on every module of the twin, for one forward."""
-        with ExitStack() as stack:
-            for path, module in modules_with_python_forward(self.model):
-                self.path_of[id(module)] = path
-                self.recording.modules[path] = module
-                for handle in (
-                    module.register_forward_pre_hook(self.enter, with_kwargs=True),
-                    module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
-                ):
-                    stack.callback(handle.remove)
-            yield
-
-
-def record(
-    model: nn.Module, example: Example, convert: Callable[[torch.Tensor], torch.Tensor], *, with_graphs: bool = True
-) -> Recording:
-    """Run one forward of a twin and write down what it does.
-
-    Args:
-        model: a twin (see `twin`); its forward may write to it.
-        example: the arguments; the run gets copies.
-        convert: makes the copies, on the twin's device.
-        with_graphs: write the graphs too; otherwise shapes and counts only.
-    """
-    recorder = _Recorder(model, with_graphs=with_graphs)
-    args, kwargs = example.fresh(convert)
-    with torch.inference_mode(False), torch.no_grad(), recorder.watching(), recorder:
-        model(*args, **kwargs)
-    return recorder.recording
 
 
 def _get_entry(container: Any, key: Key) -> Any:

@@ -23,7 +23,7 @@ _NOT_BASES = frozenset({"Module", "object"})
 UNUSED = "its output is never used"
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Dataflow:
     """One recorded model: the facts for rules, and the values for the planner."""
 

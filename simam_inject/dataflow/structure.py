@@ -84,6 +84,8 @@ def _enter_join(found: Structure, recording: Recording, scope: str, node: fx.Nod
     if weights[0] == weights[1] or upsampled[0] != upsampled[1]:
         return
     branch = 0 if weights[0] > weights[1] else 1
+    if any(step.meta.get("kind") in ("mul", "sub") for step in own[1 - branch]):  # a gate between two values, no skip
+        return
     if "path" not in operands[branch].meta:
         return
     found.joins[operands[branch].meta["path"]] = node.meta["path"]
@@ -172,7 +174,7 @@ class _Blocks:
         if root is None:
             return set()
         blocks = self._inside("")
-        return self._without_stem(blocks)
+        return self._between_stem_and_head(blocks)
 
     def _is_block(self, path: str) -> bool:
         site = self.sites.get(path)
@@ -210,11 +212,11 @@ class _Blocks:
         inner = [call.path for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
         return any(self._is_block(one) for one in inner)
 
-    def _without_stem(self, blocks: list[str]) -> set[str]:
-        """Leave out what stands before the first class that is repeated."""
+    def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
+        """Leave out what stands before the first class that is repeated, and behind the last."""
         kinds = [type(self.recording.modules[path]) for path in blocks]
-        first = next((index for index, kind in enumerate(kinds) if kinds.count(kind) > 1), 0)
-        return set(blocks[first:])
+        repeated = [index for index, kind in enumerate(kinds) if kinds.count(kind) > 1]
+        return set(blocks[repeated[0] : repeated[-1] + 1] if repeated else blocks)
 
 
 def _above(path: str) -> list[str]:

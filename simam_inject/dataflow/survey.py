@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 import torch
 from torch import nn
 
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.recorder import Recording, record
+from simam_inject.dataflow.recorder import Recorder, Recording
 from simam_inject.dataflow.sites import Dataflow, Surveyor
 from simam_inject.dataflow.twin import Convert, same_surroundings, set_mode, to_clone, to_meta, twin_of
 from simam_inject.errors import ModelError
@@ -47,33 +46,24 @@ def survey_model(model: nn.Module, example: Example, strip: Callable[[nn.Module]
 
 
 def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
-    def run(given: Example, *, with_graphs: bool) -> Recording:
-        twin = twin_of(model, convert)
-        strip(twin)
-        set_mode(twin, training=False)
-        place = torch.device("meta") if convert is to_meta else contextlib.nullcontext()
-        with place:
-            return record(twin, given, convert, with_graphs=with_graphs)
+    twin = twin_of(model, convert)
+    strip(twin)
+    set_mode(twin, training=False)
+    recorder = Recorder(twin, torch.device("meta") if convert is to_meta else None)
 
     def attempt(given: Example | None) -> Recording | None:
         if given is None:
             return None
         try:
-            return run(given, with_graphs=False)
+            return recorder.record(given, convert, with_graphs=False)
         except Exception:  # the model takes one size only, or counts its samples
             return None
 
-    base = run(example, with_graphs=True)
-    batch = attempt(example.with_batch(SAMPLES_ADDED))
-    size = attempt(example.with_size())
-    if size is None:
-        size = attempt(example.with_size(keeps_last=True))
-    return Surveyor(twin_of_structure(base), example, base, batch, size).survey()
-
-
-def twin_of_structure(base: Recording) -> nn.Module:
-    """The recorded twin itself."""
-    return base.modules[""]
+    with recorder.watching():
+        base = recorder.record(example, convert)
+        batch = attempt(example.with_batch(SAMPLES_ADDED if convert is to_meta else 1))
+        size = attempt(example.with_size()) or attempt(example.with_size(keeps_last=True))
+    return Surveyor(twin, example, base, batch, size).survey()
 
 
 def _refuse_while_tracing() -> None:

@@ -26,6 +26,9 @@ _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightni
 """Objects of these refer to trainers, data sets and files; a forward has no business to write to them."""
 
 
+_HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
+
+
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's shape, dtype and strides without its data."""
     if type(tensor) in (torch.Tensor, nn.Parameter) and tensor.layout is torch.strided:
@@ -59,8 +62,12 @@ class _Copier:
     def _fill(self, module: nn.Module) -> None:
         twin = self.twins[id(module)]
         for name, value in module.__dict__.items():
-            # Code that was compiled for the original (`module.compile()`) would run the original.
-            twin.__dict__[name] = None if name == "_compiled_call_impl" else self.value(value)
+            if name in _HOOK_TABLES and not value:
+                twin.__dict__[name] = type(value)()
+            elif name != "_compiled_call_impl":  # code that was compiled for the original would run the original
+                twin.__dict__[name] = self.value(value)
+            else:
+                twin.__dict__[name] = None
         for name in (slot for kind in type(module).__mro__ for slot in _names(vars(kind).get("__slots__", ()))):
             if name not in ("__dict__", "__weakref__") and hasattr(module, name):
                 object.__setattr__(twin, name, self.value(getattr(module, name)))

@@ -131,8 +131,10 @@ def _lost(site: SiteRecord, why: str) -> str:
 
 def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
     """Put back a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
-    if any(one is hook for one in _hooks_on(module)):  # under another key
+    if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
         return False
+    if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled
+        raise ModelError(_lost(hook.sites[0], "its hook was removed"))
     if isinstance(hook, OutputHook):
         add_output_hook(module, hook)
     else:

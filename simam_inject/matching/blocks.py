@@ -29,7 +29,6 @@ def search_blocks(search: Search) -> None:
     """Enter what a `structure` or `block` rule, or a rule with `path` alone, names in the model."""
     rule, target = search.rule, search.rule.target
     owners = [site for site in search.anatomy.sites if _is_selected(site, rule)]
-    _mention_slips(search, owners)
     if isinstance(target, Whole) and target.word == "residual":
         _enter_branches(search, owners)
     elif isinstance(target, Whole):
@@ -47,8 +46,8 @@ def _is_selected(site: Site, rule: Rule) -> bool:
 
     A wildcard selects neither leaf modules by class nor inputs by path: both are meant only where they are written out.
     """
-    if rule.selects == "structure":
-        return not set(rule.structures).isdisjoint(site.structure)
+    if rule.selects == "structure":  # the model itself is no block
+        return site.path != "" and not set(rule.structures).isdisjoint(site.structure)
     if rule.selects == "path":
         return any(
             glob.matches(site.path) and (site.kind != "input" or glob.text == site.path or not glob.is_wild)
@@ -62,17 +61,6 @@ def _is_selected(site: Site, rule: Rule) -> bool:
         for glob in rule.blocks
         for name in names
     )
-
-
-def _mention_slips(search: Search, owners: Sequence[Site]) -> None:
-    """A class name that selects nothing is fine among others, unless it is close to one that the rule leaves out."""
-    selected = {name for site in owners for name in (site.class_name or "", *site.bases)}
-    others = {site.class_name for site in search.anatomy.blocks() if site.class_name is not None} - selected
-    for glob in search.rule.blocks if owners else ():
-        if not glob.is_wild and not any(map(glob.matches_any_case, selected)):
-            near = did_you_mean(glob.text, others)
-            if near:
-                search.miss("", f"has no block named {glob.text!r}{near}")
 
 
 def _look_inside(search: Search, owners: Sequence[Site]) -> Inside:
