@@ -125,6 +125,8 @@ def function_facts(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:])}
     for fact, position in (("stride", 3), ("dilation", 5)):
         value = kwargs.get(fact, args[position] if len(args) > position else 1)
-        facts[fact] = tuple(value) * (rank if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * rank
+        facts[fact] = (
+            tuple(value) * (rank if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * rank
+        )
     groups = int(kwargs.get("groups", args[6] if len(args) > 6 else 1))
     return facts | {"groups": groups, "depthwise": groups > 1 and weight.shape[1] == 1}

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from simam_inject.dataflow.kinds import module_kind
-from simam_inject.nested import Key
-from simam_inject.dataflow.recorder import Frame, Value
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.sites import Dataflow
-from simam_inject.source import Expression, find_expression
+from simam_inject.dataflow.values import Frame, Value
+from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
+from simam_inject.source import Expression, find_expression
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
@@ -263,7 +263,11 @@ def _nearest(flow: Dataflow, site: Site) -> str:
     path = site.scope
     while path:
         block = flow.anatomy.site_by_path.get(path)
-        if block is not None and block.obstacle is None and not isinstance(flow.recording.modules.get(path), _CONTAINERS):
+        if (
+            block is not None
+            and block.obstacle is None
+            and not isinstance(flow.recording.modules.get(path), _CONTAINERS)
+        ):
             return f". The output of {path} can be attended instead"
         path = path.rpartition(".")[0]
     return ""
