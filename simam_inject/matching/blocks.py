@@ -29,8 +29,6 @@ def search_blocks(search: Search) -> None:
     """Enter what a `structure` or `block` rule, or a rule with `path` alone, names in the model."""
     rule, target = search.rule, search.rule.target
     owners = [site for site in search.anatomy.sites if _is_selected(site, rule)]
-    if rule.selects == "structure" and len(owners) > 1:  # the model is a block itself only where it is the only one
-        owners = [owner for owner in owners if owner.path]
     if isinstance(target, Whole) and target.word == "residual":
         _enter_branches(search, owners)
     elif isinstance(target, Whole):
