@@ -18,7 +18,7 @@ from torch import nn
 from simam_inject.api import bypass
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.records import SiteRecord
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import FileError, InjectError
 from simam_inject.integrations.record import Key, Record, key_of
 from simam_inject.integrations.ultralytics.record import recorded

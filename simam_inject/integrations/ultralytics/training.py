@@ -17,7 +17,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.records import SiteRecord
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.integrations.record import Record, key_of, missing_sites, record_of
 from simam_inject.integrations.ultralytics.ramping import RAMP, StrengthRamp
