@@ -152,7 +152,9 @@ def test_another_dtype_afterwards(dtype):
     model = attended().eval()
     found = run(copy.deepcopy(model).to(dtype), image().to(dtype))
     assert found.dtype == dtype
-    assert distance(found, run(model, image())) < {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-4}[dtype]
+    assert (
+        distance(found, run(model, image())) < {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-4}[dtype]
+    )
 
 
 def test_autocast_and_channels_last():

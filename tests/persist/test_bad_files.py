@@ -138,7 +138,10 @@ def site(**changes):
         (lambda data: data.pop("sites") and None, "sites: Field required"),
         (lambda data: data.update(sites={"a": 1}), "sites: "),
         (lambda data: data["sites"].append({"module": 1}), "sites.2"),
-        (lambda data: (data["sites"].append(data["sites"][0]), data["settings"].append([1.0, 1.0])) and None, "one SimAM twice"),
+        (
+            lambda data: (data["sites"].append(data["sites"][0]), data["settings"].append([1.0, 1.0])) and None,
+            "one SimAM twice",
+        ),
         (lambda data: data["settings"].pop() and None, "no strength and gain for every site"),
         (lambda data: data.update(settings=[[2.0, 1.0]] * 2), "settings.0.0: "),
         (lambda data: data.update(settings=[[1.0, -1.0]] * 2), "settings.0.1: "),

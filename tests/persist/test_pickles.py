@@ -34,7 +34,9 @@ def by_torch(model):
 
 
 def weights_only(model):
-    with torch.serialization.safe_globals([Net, Block, Mixed, nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.Linear, set]):
+    with torch.serialization.safe_globals(
+        [Net, Block, Mixed, nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.Linear, set]
+    ):
         return torch.load(saved(model), weights_only=True)
 
 
@@ -120,14 +122,23 @@ for name in sys.argv[1:]:
 
 
 def test_a_fresh_process_that_only_allows_the_classes_of_the_model(tmp_path):
-    resnet = inject(torchvision.models.resnet18().eval(), "paper", example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+    resnet = inject(
+        torchvision.models.resnet18().eval(), "paper", example_inputs=torch.rand(1, 3, 64, 64), verify=False
+    )
     row = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3)).eval()
     inject(row, {"rules": [{"pattern": "conv2d"}]}, example_inputs=EXAMPLE, verify=False)
     for name, model in (("resnet", resnet), ("row", row), ("outputs", outputs()), ("inside", expressions())):
         torch.save(model, tmp_path / f"{name}.pt")
         torch.save((X, run(model)), tmp_path / f"{name}.io")
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOADING, *(str(tmp_path / n) for n in ("resnet", "row", "outputs", "inside"))],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            LOADING,
+            *(str(tmp_path / n) for n in ("resnet", "row", "outputs", "inside")),
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
