@@ -85,8 +85,8 @@ class Record(BaseModel):
             attention = entry.attention
             if not isinstance(attention, SimAM):
                 raise FileError(
-                    f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM only; "
-                    "save model.state_dict(), and keep the recipe and the factory"
+                    f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM "
+                    "only; save model.state_dict(), and keep the recipe and the factory"
                 )
             site = _as_seen_from_root(entry.site, entry.path)
             sites.append({**site, "e_lambda": float(attention.e_lambda)})
@@ -155,7 +155,7 @@ class Record(BaseModel):
         """Give each SimAM of a network, which holds the very sites of this record, its strength and gain."""
         for site, (strength, gain) in zip(self.sites, self.settings, strict=True):
             attention = network.get_submodule(site["edit"]["module"])._modules[site["child"]]
-            attention.strength, attention.gain = strength, gain  # type: ignore[assignment, union-attr]
+            attention.strength, attention.gain = strength, gain
 
 
 class Manifest(Record):

@@ -138,7 +138,7 @@ def test_functional_call_and_vmap():
 
 @pytest.mark.parametrize("build", [attended, lambda: nn.Sequential(doubling())])
 def test_symbolic_trace_by_somebody_else(build):
-    """`torch.fx` reads the forward of the root from its class: one that holds SimAM itself is traced inside another module."""
+    """`torch.fx` reads the forward of a root from its class: one that holds SimAM is traced inside another module."""
     model = build().eval()
     traced = torch.fx.symbolic_trace(copy.deepcopy(model))
     assert distance(run(traced, image()), run(model, image())) < 1e-6
