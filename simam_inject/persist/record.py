@@ -154,7 +154,7 @@ class Record(BaseModel):
     def set_strengths(self, network: nn.Module) -> None:
         """Give each SimAM of a network, which holds the very sites of this record, its strength and gain."""
         for site, (strength, gain) in zip(self.sites, self.settings, strict=True):
-            attention = network.get_submodule(site["edit"]["module"])._modules[site["child"]]
+            attention: Any = network.get_submodule(site["edit"]["module"])._modules[site["child"]]
             attention.strength, attention.gain = strength, gain
 
 
