@@ -9,9 +9,10 @@ import re
 from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # `typing.TypedDict` carries what pydantic needs from Python 3.12 on only
 
+from simam_inject.attention.arguments import check_channel_dim
 from simam_inject.errors import FileError
 
 T = TypeVar("T")
@@ -40,30 +41,30 @@ Count = Annotated[int, Field(ge=0, le=2**40)]
 _Key = Annotated[int, Field(ge=-1000, le=1000)] | Path | None
 
 
+@with_config(STRICT)
 class _OutputEdit(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     kind: Literal["output"]
     module: Path
     key: _Key
 
 
+@with_config(STRICT)
 class _InputEdit(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     kind: Literal["input"]
     module: Path
     argument: Annotated[int, Field(ge=0, le=1000)] | Name
     key: _Key
 
 
+@with_config(STRICT)
 class _RewrittenEdit(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     kind: Literal["rewritten"]
     module: Path
     value: Path
 
 
+@with_config(STRICT)
 class _Expression(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     method: Name
     digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     span: Annotated[list[Count] | tuple[Count, ...], Field(min_length=4, max_length=4)]
@@ -85,21 +86,21 @@ def _expression(data: dict[str, Any] | None) -> Any:
     return None if data is None else adapter(_Expression).validate_python(data)
 
 
+@with_config(STRICT)
 class SiteRecord(TypedDict):
     """One attended site. Plain values only."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     child: Annotated[str, Field(max_length=300), AfterValidator(_child)]
     """Name of the SimAM among the children of the module that holds it."""
     edit: Annotated[dict[str, Any], AfterValidator(_edit)]
     """`{"kind": "output", "module": ..., "key": ...}` and its like."""
     path: Path
-    position: Literal["after", "before"]
+    position: Annotated[str, Field(pattern=r"^(after|before)$")]
     reader: Path | None
     rule: Annotated[int, Field(ge=-1, le=10**6)]
     e_lambda: Annotated[float, Field(gt=0)]
     shape: Annotated[list[Count], Field(min_length=3, max_length=5)]
-    channel_dim: Literal[1, -1]
+    channel_dim: Annotated[int, AfterValidator(check_channel_dim)]
     axes: Annotated[str, Field(max_length=10)]
     axes_measured: bool
     dtype: Annotated[str, Field(max_length=20, pattern=r"^\w*$")]

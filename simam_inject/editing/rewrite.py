@@ -8,6 +8,7 @@ Copies and files hold which expression of which version of the source it is; the
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import types
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class RewrittenMethod:
         self.owner = owner
         self.method = method
         self.sites = sites
-        self.function: Callable[..., Any] = compile_method(owner, method, sites)
+        self.function = compile_method(owner, method, sites)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -44,32 +45,37 @@ class RewrittenMethod:
     @property
     def __code__(self) -> types.CodeType:
         """As of a plain method: `torch.export` names sizes after it."""
-        return self._compiled().__code__
+        return self.function.__code__
 
     @property
     def __signature__(self) -> inspect.Signature:
         """As of a plain method, without `self`."""
-        return inspect.signature(types.MethodType(self._compiled(), self.owner))
+        return inspect.signature(types.MethodType(self.function, self.owner))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenMethod:
+        twin = object.__new__(RewrittenMethod)
+        memo[id(self)] = twin
+        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), copy.deepcopy(self.sites, memo)
+        twin.method, twin.function = self.method, self.function
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {"owner": self.owner, "method": self.method, "sites": self.sites}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds. The code is compiled at the first call: the owner may not be complete."""
+        """Check what a file holds, and compile the code of the class anew. The owner may not be complete yet.
+
+        Raises:
+            FileError: a field is not valid, or the class has another version of the method.
+        """
         owner, method, sites = state.get("owner"), state.get("method"), checked_sites(state.get("sites"), "rewritten")
         methods = {(site["expression"] or {})["method"] for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
-        self.owner, self.method, self.sites = owner, method, sites
-        self.function = self._compiled_on_first_call
-
-    def _compiled(self) -> types.FunctionType:
-        if not isinstance(self.function, types.FunctionType):
-            self.function = compile_method(self.owner, self.method, self.sites)
-        return self.function
-
-    def _compiled_on_first_call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._compiled()(*args, **kwargs)
+        try:
+            self.__init__(owner, method, sites)  # type: ignore[misc]
+        except ModelError as error:
+            raise FileError(f"SimAM cannot be put back: {error}") from None
 
 
 def run_by_forward(kind: type) -> list[str]:
