@@ -32,8 +32,7 @@ from torch import nn
 from simam_inject.api import RecipeLike, inject
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.recipe import Recipe, load_recipe
-from simam_inject.recipe import shipped_recipes
+from simam_inject.recipe import Recipe, load_recipe, shipped_recipes
 
 __all__ = ["SimamAttn", "register"]
 
