@@ -68,9 +68,7 @@ class _Expression(TypedDict):
     span: Annotated[list[Count] | tuple[Count, ...], Field(min_length=4, max_length=4)]
 
 
-_EDIT: TypeAdapter[Any] = TypeAdapter(
-    Annotated[_OutputEdit | _InputEdit | _RewrittenEdit, Field(discriminator="kind")]
-)
+_EDIT: TypeAdapter[Any] = TypeAdapter(Annotated[_OutputEdit | _InputEdit | _RewrittenEdit, Field(discriminator="kind")])
 _EXPRESSION: TypeAdapter[Any] = TypeAdapter(_Expression)
 
 

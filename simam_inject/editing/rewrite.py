@@ -81,7 +81,11 @@ def run_by_forward(kind: type) -> list[str]:
     names = ["forward"]
     for name in names:
         mentioned = _names_in(getattr(inspect.getattr_static(kind, name, None), "__code__", None))
-        names += [n for n in mentioned if n not in names and isinstance(inspect.getattr_static(kind, n, None), types.FunctionType)]
+        names += [
+            n
+            for n in mentioned
+            if n not in names and isinstance(inspect.getattr_static(kind, n, None), types.FunctionType)
+        ]
     return names
 
 
