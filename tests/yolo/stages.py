@@ -262,6 +262,22 @@ def interrupt() -> dict:
     return {}
 
 
+def interrupt_again() -> dict:
+    """Another, which the command line resumes."""
+
+    class Crash(Exception):
+        pass
+
+    def crash(trainer) -> None:
+        raise Crash
+
+    yolo = load(FOLDER / "injected.pt")
+    yolo.add_callback("on_model_save", crash)
+    with pytest.raises(Crash):
+        yolo.train(**common("cli", epochs=2))
+    return {}
+
+
 def resume() -> dict:
     """Its continuation, from last.pt."""
     from tests.yolo.oracle import check_pair, live_sites
