@@ -68,9 +68,7 @@ class _Expression(TypedDict):
     span: Annotated[list[Count] | tuple[Count, ...], Field(min_length=4, max_length=4)]
 
 
-_EDIT: TypeAdapter[Any] = TypeAdapter(
-    Annotated[_OutputEdit | _InputEdit | _RewrittenEdit, Field(discriminator="kind")]
-)
+_EDIT: TypeAdapter[Any] = TypeAdapter(Annotated[_OutputEdit | _InputEdit | _RewrittenEdit, Field(discriminator="kind")])
 _EXPRESSION: TypeAdapter[Any] = TypeAdapter(_Expression)
 
 
@@ -123,7 +121,8 @@ def first_problem(error: ValidationError) -> str:
     """Where the first problem is, and what it is."""
     problem = error.errors(include_url=False, include_context=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
-    return f"{place}: {problem['msg']}" if place else problem["msg"]
+    reason = problem["msg"].removeprefix("Value error, ")
+    return f"{place}: {reason}" if place else reason
 
 
 def checked_sites(value: object, *kinds: str) -> list[SiteRecord]:

@@ -63,9 +63,7 @@ class OutputHook:
     def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
         """Attend the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
-            raise ModelError(
-                f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}"
-            )
+            raise ModelError(f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}")
         for site in self.sites:
             key = site["edit"]["key"]
             if key is None:

@@ -30,7 +30,7 @@ class RewrittenMethod:
         self.owner = owner
         self.method = method
         self.sites = sites
-        self.function = compile_method(owner, method, sites)
+        self.function: Callable[..., Any] = compile_method(owner, method, sites)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -41,6 +41,16 @@ class RewrittenMethod:
         if self.owner.__dict__.get(self.method) is not self:
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
         return self.function(self.owner, *args, **kwargs)
+
+    @property
+    def __code__(self) -> types.CodeType:
+        """As of a plain method: `torch.export` names sizes after it."""
+        return self._compiled().__code__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """As of a plain method, without `self`."""
+        return inspect.signature(types.MethodType(self._compiled(), self.owner))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"owner": self.owner, "method": self.method, "sites": self.sites}
@@ -54,9 +64,13 @@ class RewrittenMethod:
         self.owner, self.method, self.sites = owner, method, sites
         self.function = self._compiled_on_first_call
 
+    def _compiled(self) -> types.FunctionType:
+        if not isinstance(self.function, types.FunctionType):
+            self.function = compile_method(self.owner, self.method, self.sites)
+        return self.function
+
     def _compiled_on_first_call(self, *args: Any, **kwargs: Any) -> Any:
-        self.function = compile_method(self.owner, self.method, self.sites)
-        return self.function(*args, **kwargs)
+        return self._compiled()(*args, **kwargs)
 
 
 def run_by_forward(kind: type) -> list[str]:
@@ -67,7 +81,11 @@ def run_by_forward(kind: type) -> list[str]:
     names = ["forward"]
     for name in names:
         mentioned = _names_in(getattr(inspect.getattr_static(kind, name, None), "__code__", None))
-        names += [n for n in mentioned if n not in names and isinstance(inspect.getattr_static(kind, n, None), types.FunctionType)]
+        names += [
+            n
+            for n in mentioned
+            if n not in names and isinstance(inspect.getattr_static(kind, n, None), types.FunctionType)
+        ]
     return names
 
 
@@ -78,7 +96,7 @@ def _names_in(code: types.CodeType | None) -> list[str]:
     return [*dict.fromkeys([*code.co_names, *inner])]
 
 
-def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> Callable[..., Any]:
+def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:
     """The function of the owner's class with SimAM around the expressions of these sites.
 
     Raises:
@@ -133,7 +151,7 @@ class _Wrapper(ast.NodeTransformer):
 
 def _compile(
     tree: ast.Module, function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]
-) -> Callable[..., Any]:
+) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
     free = original.__code__.co_freevars
     attentions = [f"_simam_{place}" for place in range(len(sites))]

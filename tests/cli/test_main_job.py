@@ -129,11 +129,12 @@ def test_mistakes_are_one_message_in_json_too(arguments, exit_code, sentence, ru
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ()])
-def test_a_recipe_of_optional_rules_that_takes_nothing_says_why(options, run):
-    result = run(NET, "--recipe", "yolo-neck", *SMALL, *options)
+def test_a_recipe_of_optional_rules_that_takes_nothing_says_why(options, run, folder):
+    (folder / "mine.yaml").write_text("rules: [{block: C2f, after: output, optional: true}]")
+    result = run(NET, "--recipe", "mine.yaml", *SMALL, *options)
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: yolo-neck matched no site in this model")
-    assert run("explain", NET, "--recipe", "yolo-neck", *SMALL).exit_code == 1
+    assert result.stderr.startswith("error: mine matched no site in this model")
+    assert run("explain", NET, "--recipe", "mine.yaml", *SMALL).exit_code == 1
 
 
 def test_an_integer_lambda_warns_in_one_line(run):

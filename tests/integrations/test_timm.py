@@ -97,7 +97,7 @@ def test_features_only(kind):
         return list(found.values()) if isinstance(found, dict) else found
 
     attended = run(model)
-    assert len(injected(model)) >= 3
+    assert len(injected(model)) >= 2
     assert [one.shape for one in attended] == [one.shape for one in run(plain)]
     assert model.feature_info.channels() == plain.feature_info.channels()
     assert not any(torch.equal(one, other) for one, other in zip(attended, run(plain), strict=True))
@@ -106,7 +106,7 @@ def test_features_only(kind):
 
 
 def test_features_of_an_fx_graph_hold_no_blocks_and_say_so():
-    with pytest.raises(NoMatchError, match="paper takes no site in this model"):
+    with pytest.raises(NoMatchError, match="no block of this model is main"):
         timm.create_model(NAME, features_only=True, feature_cls="fx")
 
 
