@@ -6,8 +6,8 @@
 `--data` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `cifar10:DIR` for a dataset of torchvision. The
 order that matters: build, inject, convert to SyncBatchNorm, EMA copy, DistributedDataParallel, torch.compile.
 
-A trained network starts warm: `--pretrained` or `--weights FILE` with `--warm-start` fits a gain for each SimAM, prints the
-accuracy without SimAM, with it and with the gains, and raises the strength from 0 over the first fifth of the training.
+A trained network starts warm: `--pretrained` or `--weights FILE` with `--warm-start` fits a gain for each SimAM, prints
+the accuracy without SimAM, with it and with the gains, and raises the strength from 0 over a fifth of the training.
 
 In OUT: `log.csv` (one row an epoch), `last.pt` (everything that `--resume` needs; state dicts only) and
 `best.safetensors` (weights and recipe of the best EMA model; `simam_inject.persist.load` puts both back).
@@ -176,7 +176,8 @@ def warm_start(
     plain = accuracy(network, val_loader, process)
     set_strength(network, 1.0)
     cold = accuracy(network, val_loader, process)
-    console.print(calibrate(network, islice(loader, max(1, 1024 // (loader.batch_size or 1))), norms=False))
+    found = calibrate(network, islice(loader, max(1, 1024 // (loader.batch_size or 1))), norms=False)
+    console.print(str(found), highlight=False)
     warm = accuracy(network, val_loader, process)
     console.print(f"top1 without SimAM {plain:.6f}  with SimAM {cold:.6f}  with its gains {warm:.6f}")
     set_strength(network, 0.0)
@@ -206,9 +207,8 @@ class Run:
         }
         self.ramp = None
         if options.warm_start:
-            self.ramp = self.parts["ramp"] = Ramp(
-                *(trainer.network, trainer.ema), steps=max(1, options.epochs * trainer.steps // 5)
-            )
+            steps = max(1, options.epochs * trainer.steps // 5)
+            self.ramp = self.parts["ramp"] = Ramp(trainer.network, trainer.ema, steps=steps)
 
     def state(self) -> dict[str, Any]:
         names = {"model": self.options.model, "recipe": self.options.recipe}
