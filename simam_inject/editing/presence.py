@@ -11,8 +11,10 @@ import warnings
 from typing import Any
 
 import torch
+from pydantic import InstanceOf, TypeAdapter
 from torch import nn
 
+from simam_inject.editing.checking import checked, checked_example, checked_recipes
 from simam_inject.editing.hooks import (
     ADVICE,
     INPUT_HOOK,
@@ -32,6 +34,10 @@ _KEYS: dict[type, tuple[str, str]] = {
     InputHook: ("_forward_pre_hooks", INPUT_HOOK),
 }
 _Hook = OutputHook | InputHook | RewrittenMethod
+_HOLDERS = TypeAdapter(
+    list[tuple[tuple[str, ...], InstanceOf[OutputHook] | InstanceOf[InputHook] | InstanceOf[RewrittenMethod]]]
+)
+_WITNESSES = TypeAdapter(list[tuple[tuple[str, ...], str]])
 
 
 class Presence:
@@ -55,6 +61,13 @@ class Presence:
         self.witnesses = [(tuple(path.split(".")), site) for path, site in witnesses]
         self.recipes = recipes
         self.example = example
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what a copy or a file holds. The hooks are checked by themselves, and may not be complete yet."""
+        self.holders = checked(_HOLDERS, state.get("holders"), "the list of SimAM holders")
+        self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
+        self.recipes = checked_recipes(state.get("recipes"))
+        self.example = checked_example(state.get("example"))
 
     def __call__(self, root: nn.Module, args: Any) -> None:
         """Check every edit.
@@ -131,8 +144,10 @@ def _lost(site: SiteRecord, why: str) -> str:
 
 def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
     """Put back a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
-    if any(one is hook for one in _hooks_on(module)):  # under another key
+    if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
         return False
+    if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled
+        raise ModelError(_lost(hook.sites[0], "its hook was removed"))
     if isinstance(hook, OutputHook):
         add_output_hook(module, hook)
     else:

@@ -18,9 +18,9 @@ NEAREST = 3
 _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
 _STRUCTURES = {
-    "main": "none is repeated between stem and head",
+    "main": "none that returns one map has two convolutions within two map sizes",
     "residual": "none joins a branch with a skip in its own forward",
-    "decoder": "none joins an upsampled map with an earlier one",
+    "decoder": "none returns one map that it makes of an upsampled map joined with an earlier one",
 }
 
 
@@ -43,9 +43,11 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if not near:
         return f"{head}: {why_nothing(selected, anatomy)}"
     lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
-    if not any("could not be seen" in line for line in lines):
+    met_none = near[0].depth == 0 or selected.selects == "pattern"
+    if met_none and not any("could not be seen" in line for line in lines):
         lines = [f"  {sentence}" for sentence in _unseen(anatomy)] + lines
-    return "\n".join([f"{head}. The nearest misses:", *lines, *_advise(selected, anatomy)])
+    idle = explain_idle("path", selected.paths, every_path(anatomy)) if selected.selects != "path" else None
+    return "\n".join([f"{head}. The nearest misses:", *lines, *([idle] if idle else [])])
 
 
 def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
@@ -149,6 +151,8 @@ def _hint_path(glob: Glob, paths: frozenset[str]) -> str:
 
 def _mend_glob(glob: Glob, paths: frozenset[str]) -> Sequence[str]:
     """The glob with names that are no part of any path put right: `layr4.*` becomes `layer4.*`."""
+    if "{" in glob.text:  # a name may reach across the braces
+        return []
     names = {name for path in paths for name in path.split(".")}
     parts = [
         part if Glob(part).is_wild or part in names else next(iter(nearest(part, names, count=1)), part)
@@ -156,16 +160,3 @@ def _mend_glob(glob: Glob, paths: frozenset[str]) -> Sequence[str]:
     ]
     mended = ".".join(parts)
     return [repr(mended)] if any(map(Glob(mended).matches, paths)) else []
-
-
-def _advise(rule: Rule, anatomy: Anatomy) -> list[str]:
-    """Lines on parts of a rule that match nothing in the model: its `path` beside a selection, classes in a pattern."""
-    idle = explain_idle("path", rule.paths, every_path(anatomy)) if rule.selects != "path" else None
-    lines = [idle] if idle else []
-    classes = {site.class_name.casefold(): site.class_name for site in anatomy.sites if site.class_name is not None}
-    kinds = {site.kind for site in anatomy.sites}
-    for link in rule.chain.links if rule.chain is not None else ():
-        name = classes.get(link.name.casefold())
-        if name is not None and not any(map(link.kinds.matches, kinds)):
-            lines.append(f"{link.name} is a class, and a pattern names operations; write block: {name}")
-    return lines

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeV
 from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
 from typing_extensions import TypeAliasType
 
-from simam_inject.recipe.fields import Globs, Groups, Lambda, Numbers, Structures, entries_of, globs_of
+from simam_inject.recipe.fields import Globs, Groups, Lambda, Numbers, Structures, entries_of
 from simam_inject.recipe.grammar import Grammar, KeyedError
-from simam_inject.recipe.names import Child, Glob, Whole, parse_place
+from simam_inject.recipe.names import Child, Glob, Whole, parse_glob, parse_place
 from simam_inject.recipe.operations import Chain, Conditions, Facts, Operation, parse_chain
 from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
@@ -90,7 +90,7 @@ class Pick(Grammar):
         """Those of one group's sites that are taken."""
         if self.last is not None:
             return sites[-self.last :]
-        return sites[: self.first :] if self.first is not None else sites[:: self.every]
+        return sites[: self.first] if self.first is not None else sites[:: self.every]
 
     def __str__(self) -> str:
         given = [f"{name}: {value}" for name, value in self.to_dict().items()]
@@ -166,17 +166,17 @@ class Rule(Grammar):
     @property
     def blocks(self) -> tuple[Glob, ...]:
         """The class names."""
-        return globs_of(self.block)
+        return tuple(parse_glob(text) for text in entries_of(self.block))
 
     @property
     def paths(self) -> tuple[Glob, ...]:
         """The paths: a selection on their own, else a filter."""
-        return globs_of(self.path)
+        return tuple(parse_glob(text) for text in entries_of(self.path))
 
     @property
     def excluded(self) -> tuple[Glob, ...]:
         """The paths that are left out."""
-        return globs_of(self.exclude)
+        return tuple(parse_glob(text) for text in entries_of(self.exclude))
 
     @property
     def structures(self) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from simam_inject.kinds import FAMILIES, KINDS
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.recipe import Recipe
 
@@ -15,11 +16,7 @@ def recipe_schema() -> dict[str, Any]:
     definitions = schema.pop("$defs")
     operation = Operation.model_json_schema()
     definitions |= operation.pop("$defs") | {"Operation": operation}
-    for name in ("Globs", "Groups", "KindNames", "Numbers", "Structures"):
-        one, several = definitions[name]["anyOf"]
-        definitions[name.removesuffix("s")] = one
-        reference = {"$ref": f"#/$defs/{name.removesuffix('s')}"}
-        definitions[name] = {"anyOf": [reference, several | {"items": reference}]}
+    definitions["KindNames"]["anyOf"].insert(0, {"enum": sorted(FAMILIES | dict.fromkeys(KINDS))})
     definitions["Target"] = {"anyOf": [{"type": "string", "minLength": 1}, {"$ref": "#/$defs/Operation"}]}
     modes: list[dict[str, Any]] = [{"required": [mode]} for mode in ("first", "last", "every")]
     definitions["Pick"] = {"anyOf": [{"enum": ["all", "first", "last"]}, definitions["Pick"] | {"oneOf": modes}]}

@@ -18,6 +18,7 @@ from simam_inject.errors import RecipeError
 from simam_inject.recipe.wording import describe, did_you_mean
 
 MAX_BYTES = 64 * 1024
+MAX_DEPTH = 12
 _SUFFIX = ".yaml"
 _INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,4})?")
@@ -38,11 +39,18 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers = {}  # noqa: RUF012  (of the base class, so a type would be another declaration)
 
+    depth = 0
+
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()  # type: ignore[no-untyped-call]
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+        if isinstance(event, yaml.AliasEvent):
             raise _error(f"found *{event.anchor:.40}, an alias, and recipes have none", event.start_mark)
-        return super().compose_node(parent, index)
+        if self.depth == MAX_DEPTH:
+            raise _error(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+        self.depth += 1
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
 
 def read_yaml(data: bytes | str) -> Any:
@@ -64,8 +72,6 @@ def read_yaml(data: bytes | str) -> Any:
         raise RecipeError(f"recipe: not valid{place}: {error.problem}{_hint(''.join(line))}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe: not valid YAML: {str(error).splitlines()[0]:.200}") from None
-    except RecursionError:
-        raise RecipeError("recipe: nested too deeply to be a recipe") from None
 
 
 def read_file(path: Path) -> bytes:

@@ -265,6 +265,8 @@ TABLE = [
     ("resnet", "{structure: main, after: output, pick: {last: 1, per: reduction}}", ["layer1.1", "layer2.1"]),
     ("yolo", "{structure: main, after: output}", ["model.1"]),
     ("yolo", "{structure: residual, before: residual}", ["model.1.m.0.cv2 -> model.1.m.0.add"]),
+    ("alone", "{structure: residual, before: residual}", []),
+    ("alone", "{block: Lone, before: residual}", ["norm -> add"]),
     # which: of each block's operations; in a structure rule neither those on the skip nor those in a gate
     ("zorp", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", ["body.0.wide"]),
     ("zorp", "{structure: main, after: {op: conv, kernel: '>1', which: last}}", ["body.0.middle"]),

@@ -20,6 +20,9 @@ def problems(value, schema, root, place="recipe"):
     if "anyOf" in schema:
         choices = [problems(value, choice, root, place) for choice in schema["anyOf"]]
         found += min(choices, key=len) if all(choices) else []
+    conforming = [choice for choice in schema.get("oneOf", ()) if not problems(value, choice, root, place)]
+    if "oneOf" in schema and len(conforming) != 1:
+        found.append(f"{place}: conforms to {len(conforming)} of the schemas of which it must to one")
     found += [line for part in schema.get("allOf", ()) for line in problems(value, part, root, place)]
     if "not" in schema and not problems(value, schema["not"], root, place):
         found.append(f"{place}: {value!r} is not allowed")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from simam_inject.api import survey
 from simam_inject.matching import match, why_not_attendable
 from simam_inject.recipe import load_recipe
-from simam_inject.surgery import survey
 from tests.recipe import unets
 
 GOLDEN = Path(__file__).with_name("golden_sites.txt")

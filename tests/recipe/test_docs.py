@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from simam_inject.recipe import Recipe, Rule, Where, load_recipe, shipped_recipes
 from simam_inject.kinds import FAMILIES, KINDS
-from simam_inject.recipe.loading import _load_text
+from simam_inject.recipe import Recipe, Rule, Where, load_recipe, shipped_recipes
+from simam_inject.recipe.operations import Operation
+from simam_inject.recipe.recipe import load_text
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
@@ -16,7 +17,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 
 @pytest.mark.parametrize("text", [text for language, text in BLOCKS if language == "yaml"])
 def test_every_recipe_in_the_page_loads(text):
-    assert _load_text(text, "page").rules
+    assert load_text(text, "page").rules
 
 
 def test_the_python_in_the_page_runs(tmp_path, monkeypatch):
@@ -41,7 +42,7 @@ def test_the_table_of_the_shelf_is_complete():
 
 
 def test_every_key_is_explained():
-    for key in (*Recipe.model_fields, *Rule.model_fields, *Where.model_fields):
+    for key in (*Recipe.model_fields, *Rule.model_fields, *Where.model_fields, *Operation.model_fields):
         assert re.search(rf"`{key}`|\b{key}:", TEXT), key
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from simam_inject.errors import RecipeError
 from simam_inject.matching import match, unmatched_message
 from simam_inject.recipe import Recipe, load_recipe, read_shipped, selector, shipped_recipes
-from simam_inject.recipe.loading import _load_text
+from simam_inject.recipe.recipe import load_text
 from tests.matching.networks import NETWORKS
 
 KEY = r"""(\w[\w-]*|'.{0,700}?'|".{0,700}?"|a \w[\w ]*)(\.\.\.)?(\[\d+\])*"""
@@ -25,6 +25,9 @@ thorough = settings(quick, max_examples=5000)
 
 WORDS = st.sampled_from(
     [
+        "structure",
+        "main",
+        "which",
         "block",
         "pattern",
         "path",
@@ -99,6 +102,7 @@ TARGETS = WORDS | st.fixed_dictionaries({"op": WORDS}, optional={"kernel": SCALA
 RULES = st.fixed_dictionaries(
     {},
     optional={
+        "structure": st.sampled_from(["main", "residual", "decoder"]),
         "block": WORDS | st.lists(WORDS, max_size=3),
         "pattern": st.lists(WORDS, max_size=4).map(" > ".join),
         "path": WORDS,
@@ -121,7 +125,7 @@ TEXTS = [read_shipped(name) for name in shipped_recipes()]
 
 def read(source, reader):
     """The recipe, or None after a proper error."""
-    start = time.perf_counter()
+    start = time.process_time()
     recipe, message = None, "recipe: "
     try:
         with warnings.catch_warnings():
@@ -131,7 +135,7 @@ def read(source, reader):
         message = str(error)
     assert PATH.match(message), message
     assert len(message) < 3000
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     return recipe
 
 
@@ -142,14 +146,13 @@ def use(recipe):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         assert Recipe.from_dict(recipe.to_dict()) == recipe
-    start = time.perf_counter()
-    for build in (NETWORKS["resnet"], NETWORKS["yolo"]):
-        anatomy = build()
+    start = time.process_time()
+    for anatomy in (NETWORKS["resnet"], NETWORKS["yolo"], NETWORKS["pyramid"]):
         found = match(recipe, anatomy)
         for index in range(len(recipe.rules)):
             if not found.hits_of(index):
                 assert unmatched_message(recipe, index, anatomy, found.misses).startswith(f"rules[{index}] (")
-    assert time.perf_counter() - start < SECONDS
+    assert time.process_time() - start < SECONDS
 
 
 def check_values(value):
@@ -158,11 +161,11 @@ def check_values(value):
 
 def check_recipes(recipe):
     use(read(recipe, Recipe.from_dict))
-    use(read(yaml.safe_dump(recipe), lambda text: _load_text(text, "fuzz")))
+    use(read(yaml.safe_dump(recipe), lambda text: load_text(text, "fuzz")))
 
 
 def check_text(text):
-    use(read(text, lambda source: _load_text(source, "fuzz")))
+    use(read(text, lambda source: load_text(source, "fuzz")))
 
 
 def check_source(source):

@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe import Recipe, Rule, Where, load_recipe, read_shipped, selector, shipped_recipes
-from simam_inject.recipe import shelf as shelf_module
-from simam_inject.recipe.chains import Chain
-from simam_inject.recipe.globs import Glob
-from simam_inject.recipe.targets import Child, Input, Operation, Output, Residual
+from simam_inject.recipe import Recipe, Rule, Where, load_recipe, read_shipped, selector, shipped_recipes, texts
+from simam_inject.recipe.names import Child, Glob, Whole
+from simam_inject.recipe.operations import Chain, Operation
 
 FULL = {
     "version": 1,
@@ -42,6 +40,8 @@ FULL = {
             "optional": True,
         },
         {"path": "head", "before": {"op": ["conv2d", "linear"], "kernel": [1, "3x3"]}, "pick": "first"},
+        {"structure": ["main", "residual"], "after": {"op": "conv", "kernel": "!=1", "which": "last"}},
+        {"structure": "decoder", "after": "output:p3"},
     ],
 }
 
@@ -51,33 +51,39 @@ def test_a_mapping_round_trips_through_the_record():
     written = recipe.to_dict()
     assert json.loads(json.dumps(written)) == written
     assert Recipe.from_dict(written) == recipe
-    assert written == FULL | {"rules": [*FULL["rules"][:3], FULL["rules"][3] | {"pick": {"first": 1}}]}
+    rules = FULL["rules"]
+    assert written == FULL | {"rules": [*rules[:3], rules[3] | {"pick": {"first": 1}}, *rules[4:]]}
 
 
 def test_the_record_is_frozen_hashable_and_copies():
     recipe = load_recipe(FULL)
-    with pytest.raises(RecipeError, match="frozen"):
+    with pytest.raises(ValueError, match="frozen"):
         recipe.name = "other"
-    with pytest.raises(RecipeError, match="frozen"):
+    with pytest.raises(ValueError, match="frozen"):
         recipe.rules[0].block = ()
+    with pytest.raises(ValueError, match="frozen"):
+        del recipe.name
     assert hash(recipe) == hash(load_recipe(FULL))
     assert copy.deepcopy(recipe) == pickle.loads(pickle.dumps(recipe)) == recipe
     assert load_recipe(recipe) is recipe
 
 
 def test_a_rule_offers_parsed_views():
-    first, second, third, fourth = load_recipe(FULL).rules
-    assert first.block == (Glob("BasicBlock"), Glob("Bottleneck"))
-    assert (first.position, first.target, first.pattern, first.path) == ("after", Child(Glob("conv2")), None, ())
+    first, second, third, fourth, fifth, sixth = load_recipe(FULL).rules
+    assert first.blocks == (Glob("BasicBlock"), Glob("Bottleneck"))
+    assert (first.position, first.target, first.chain, first.paths) == ("after", Child(Glob("conv2")), None, ())
     assert isinstance(second.target, Operation)
     assert str(second.target) == "{op: conv2d, groups: depthwise}"
-    assert isinstance(third.pattern, Chain)
-    assert [link.name for link in third.pattern.links] == ["conv2d", "batch_norm", "relu"]
-    assert third.where.channels.admits(64)
-    assert not third.where.channels.admits(63)
+    assert isinstance(third.chain, Chain)
+    assert [link.name for link in third.chain.links] == ["conv2d", "batch_norm", "relu"]
+    assert dict(third.conditions)["channels"].admits(64)
+    assert not dict(third.conditions)["channels"].admits(63)
     assert (third.e_lambda, third.optional, first.e_lambda, first.optional) == (0.01, True, None, False)
     assert (fourth.position, str(fourth.target)) == ("before", "{op: [conv2d, linear], kernel: 1 or 3x3}")
     assert fourth.selector == "path head, before {op: [conv2d, linear], kernel: 1 or 3x3}"
+    assert (fifth.structures, sixth.structures) == (("main", "residual"), ("decoder",))
+    assert fifth.selector == "structure main or residual, after {op: conv, kernel: !=1, which: last}"
+    assert sixth.target == Whole("output", "p3")
     assert third.selector == "pattern conv2d > batch_norm > relu, after batch_norm"
 
 
@@ -97,18 +103,18 @@ def test_python_builds_the_same_record():
 
 
 SELECTORS = [
-    ("after bottleneck", "bottleneck", "after", Output()),
-    ("  after   Bottleneck ", "Bottleneck", "after", Output()),
+    ("after bottleneck", "bottleneck", "after", Whole("output")),
+    ("  after   Bottleneck ", "Bottleneck", "after", Whole("output")),
     ("after bottleneck.conv2", "bottleneck", "after", Child(Glob("conv2"))),
     ("after bottleneck.relu[2]", "bottleneck", "after", Child(Glob("relu"), 2)),
     ("after bottleneck.relu[*]", "bottleneck", "after", Child(Glob("relu"), 0)),
     ("after bottleneck.downsample.0", "bottleneck", "after", Child(Glob("downsample.0"))),
     ("after {c2f,c3.*}.m.0", "{c2f,c3.*}", "after", Child(Glob("m.0"))),
-    ("after basicblock.output", "basicblock", "after", Output()),
+    ("after basicblock.output", "basicblock", "after", Whole("output")),
     ("before basicblock.bn2", "basicblock", "before", Child(Glob("bn2"))),
-    ("before basicblock.residual", "basicblock", "before", Residual()),
-    ("before detect", "detect", "before", Input()),
-    ("before detect.input", "detect", "before", Input()),
+    ("before basicblock.residual", "basicblock", "before", Whole("residual")),
+    ("before detect", "detect", "before", Whole("input")),
+    ("before detect.input", "detect", "before", Whole("input")),
 ]
 
 
@@ -116,7 +122,7 @@ SELECTORS = [
 def test_a_selector_is_one_rule(text, block, position, target):
     recipe = load_recipe(text)
     (rule,) = recipe.rules
-    assert (rule.block, rule.position, rule.target) == ((Glob(block),), position, target)
+    assert (rule.block, rule.position, rule.target) == (block, position, target)
     assert recipe.name == " ".join(text.split(None, 1)).strip()
     assert selector(position, text.split(None, 1)[1]) == rule
 
@@ -197,12 +203,12 @@ def test_the_shelf_is_found_beside_the_package_and_in_a_checkout(tmp_path, monke
     packaged.mkdir()
     (packaged / "paper.yaml").write_text("rules: [{block: Mine, after: output}]", encoding="utf-8")
     assert "block-output" in shipped_recipes()
-    monkeypatch.setattr(shelf_module, "files", lambda package: tmp_path)
+    monkeypatch.setattr(texts, "files", lambda package: tmp_path)
     assert shipped_recipes() == ("paper",)
-    assert load_recipe("paper").rules[0].block == (Glob("Mine"),)
-    monkeypatch.setattr(shelf_module, "files", lambda package: tmp_path / "nowhere")
+    assert load_recipe("paper").rules[0].block == "Mine"
+    monkeypatch.setattr(texts, "files", lambda package: tmp_path / "nowhere")
     assert "block-output" in shipped_recipes()
-    monkeypatch.setattr(shelf_module, "__file__", str(tmp_path / "a" / "b" / "c" / "shelf.py"))
+    monkeypatch.setattr(texts, "__file__", str(tmp_path / "a" / "b" / "c" / "texts.py"))
     with pytest.raises(RecipeError, match=r"^recipe: the shipped recipes are missing from this installation"):
         shipped_recipes()
 
@@ -214,3 +220,34 @@ def test_reading_a_recipe_needs_no_torch():
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=root)
     assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("text", ["AFTER Block.a", "After Block.a", "  after  Block.a "])
+def test_a_selector_in_any_case(text):
+    assert load_recipe(text) == load_recipe("after Block.a")
+
+
+def test_the_recipes_for_any_network_name_no_class():
+    for name in ("paper", "block-output", "residual", "stage-end", "unet"):
+        for rule in load_recipe(name).rules:
+            assert rule.selects == "structure"
+            assert not rule.optional
+
+
+@pytest.mark.long
+def test_the_types_that_a_caller_may_write_are_the_types_that_mypy_accepts(tmp_path):
+    code = tmp_path / "user.py"
+    code.write_text(
+        "from simam_inject.recipe import Recipe, RecipeLike, Rule, load_recipe\n"
+        'source: RecipeLike = {"rules": []}\n'
+        'rule = Rule(block=["A", "B"], after={"op": "conv"}, where={"stage": [3, 4]}, pick="last", e_lambda=1)\n'
+        'recipe: Recipe = Recipe(rules=[rule, Rule(structure="main", after="output", pick={"last": 1})])\n'
+        "load_recipe(recipe)\n",
+        encoding="utf-8",
+    )
+    api = pytest.importorskip("mypy.api")
+    root = Path(__file__).parents[2]
+    output, errors, status = api.run(
+        ["--strict", "--follow-imports=silent", "--config-file", str(root / "pyproject.toml"), str(code)]
+    )
+    assert status == 0, output + errors

@@ -73,7 +73,7 @@ MESSAGES = [
     (rule("block: A, after: {op: 'a b'}"), "rules[1].after.op", ["found 'a b'"]),
     (rule("block: A, after: {op: []}"), "rules[1].after.op", ["0 entries", "1 to 16"]),
     (rule("block: A, after: {op: depthwise}"), "rules[1].after.op", ["a condition", "groups=depthwise"]),
-    (rule("block: A, before: {op: conv2d, groups: dw}"), "rules[1].before.groups", ["found 'dw'", "'depthwise'"]),
+    (rule("block: A, before: {op: conv2d, groups: dw}"), "rules[1].before.groups", ["found 'dw'", "depthwise"]),
     (rule("block: A, after: {op: conv2d, which: lats}"), "rules[1].after.which", ["'lats'", "'first'", "mean 'last'?"]),
     (rule("block: A, after: {op: conv, kernel: 3}, where: {kernel: 3}"), "rules[1].where", ["kernel is also in after"]),
     # pattern

@@ -1,17 +1,30 @@
-# ruff: noqa: E501  (tables: a case, and its message word for word, stay on one line)
-"""Ultralytics model files with SimAM rows, as people write them, become recipes against the stock model."""
+"""Ultralytics model files with SimAM in them, as people write them, become recipes against the stock model."""
 
 import copy
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
-from simam_inject import SimAM, inject, injected
 from simam_inject.errors import RecipeError
 from simam_inject.recipe import load_recipe
-from simam_inject.recipe.from_yaml import import_model_yaml, write_recipe
 
+FILE = Path(__file__).parents[2] / "simam_inject" / "integrations" / "ultralytics" / "model_files.py"
+
+
+def load(path):
+    """The file by itself, without the adapter around it: it needs no ultralytics."""
+    spec = importlib.util.spec_from_file_location("model_files_alone", path)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+model_files = load(FILE)
+import_model_yaml, write_recipe = model_files.import_model_yaml, model_files.write_recipe
 STOCK = yaml.safe_load("""
 nc: 4
 depth_multiple: 0.33
@@ -100,16 +113,15 @@ def test_a_row_that_some_read_is_before_those(tmp_path):
         {"path": "model.13", "after": "output", "e_lambda": 0.1},
         {"path": "model.14", "exclude": "model.13", "before": "input", "e_lambda": 0.0001},
     ]
-    assert found.notes == (
-        "row 11 (SimAM): 1024 is no lambda but, it seems, a channel count, and would make the gate a constant; the recipe has 0.0001",
-        "row 15 (SimAM): 512 is no lambda but, it seems, a channel count, and would make the gate a constant; the recipe has 0.1",
-    )  # fmt: skip
+    assert [note.split(":")[0] for note in found.notes] == ["row 11 (SimAM)", "row 15 (SimAM)"]
+    assert "1024" in found.notes[0]
+    assert "0.1" in found.notes[1]
 
 
 def test_a_row_that_nobody_reads_is_dead(tmp_path):
     found = imported(tmp_path, DEAD)
     assert rules(found) == [{"path": "model.2", "after": "output"}]
-    assert found.notes == ("row 15 (SimAM): dead, nobody reads it; the recipe leaves it out",)
+    assert [note.split(":")[0] for note in found.notes] == ["row 15 (SimAM)"]
     assert found.stock == STOCK
 
 
@@ -118,49 +130,88 @@ def test_rows_in_a_row_become_one(tmp_path):
         tmp_path, {"backbone": [*STOCK["backbone"], [-1, 2, "SimAM", []], [-1, 1, "simam_module", [0.5]]], "head": []}
     )
     assert found.recipe.to_dict()["rules"] == [{"path": "model.7", "after": "output", "e_lambda": 0.5}]
-    assert found.notes == (
-        "row 8 (SimAM): repeated 2 times; the recipe has one",
-        "row 9 (simam_module): attends what row 8, a SimAM too, attends; the recipe has one",
-    )
+    assert [note.split(":")[0] for note in found.notes] == ["row 8 (SimAM)", "row 9 (simam_module)"]
 
 
-def test_a_block_with_simam_inside_is_named(tmp_path):
-    backbone = [*STOCK["backbone"][:2], [-1, 3, "C2f_SimAM", [128, True]], [-1, 1, "SimAM", []]]
-    found = imported(tmp_path, {"backbone": backbone, "head": []})
-    assert found.notes == (
-        (
-            "row 2 (C2f_SimAM): a block class of its own; only rows that are a SimAM are read. The recipes yolo-bottleneck and "
-            "yolo-concat put SimAM inside the stock blocks"
-        ),
-    )
+def with_row(place, module):
+    """The stock file with another class at one row of the backbone."""
+    rows = copy.deepcopy(STOCK["backbone"])
+    rows[place][2] = module
+    return {"backbone": rows}
+
+
+BLOCKS = [
+    # (class, the stock class, the rule)
+    ("C2f_SimAM", "C2f", {"path": "model.2", "after": "output"}),
+    ("C2fSimAM", "C2f", {"path": "model.2", "after": "output"}),
+    ("c3_simam", "c3", {"path": "model.2", "after": "output"}),
+    ("SimAM_C2f", "C2f", {"path": "model.2", "after": "output"}),
+    ("C3k2_SIMAM", "C3k2", {"path": "model.2", "after": "output"}),
+    ("Bottleneck_SimAM", "Bottleneck", {"block": "Bottleneck", "path": "model.2", "after": "cv2"}),
+    ("BottleneckSimAM", "Bottleneck", {"block": "Bottleneck", "path": "model.2", "after": "cv2"}),
+]
+
+
+@pytest.mark.parametrize(("module", "stock", "rule"), BLOCKS)
+def test_a_block_with_simam_inside_becomes_the_stock_block_and_a_rule(tmp_path, module, stock, rule):
+    found = imported(tmp_path, with_row(2, module))
+    assert rules(found) == [rule]
+    assert found.stock == {**STOCK, **with_row(2, stock)}
+    (note,) = found.notes
+    assert note.startswith(f"row 2 ({module}): taken for {stock} ")
+
+
+@pytest.mark.parametrize("module", ["SimAM3D", "SimAM_3d", "simam_module", "nn.SimAM", "SimAMBlock", "Simam_Attention"])
+def test_other_spellings_are_a_simam_and_nothing_else(tmp_path, module):
+    found = imported(tmp_path, {"backbone": [*STOCK["backbone"], [-1, 1, module, []]], "head": []})
+    assert rules(found) == [{"path": "model.7", "after": "output"}]
+    assert found.stock == {**STOCK, "head": []}
+
+
+def test_blocks_and_rows_together(tmp_path):
+    backbone = with_row(2, "C2f_SimAM")["backbone"]
+    found = imported(tmp_path, {"backbone": [*backbone[:3], [-1, 1, "SimAM", []], [-1, 1, "Conv", [9]]], "head": []})
+    assert rules(found) == [{"path": "model.2", "after": "output"}]
+    assert len(found.notes) == 2
+    found = imported(tmp_path, {"backbone": [*backbone[:4], [-1, 1, "SimAM", []]], "head": []})
+    assert rules(found) == [{"path": ["model.2", "model.3"], "after": "output"}]
+
+
+def test_notes_are_shown_where_there_is_nothing_to_import(tmp_path):
+    dead = {"head": [[-1, 3, "SimAM", [512]], [7, 1, "Detect", ["nc"]]]}
+    with pytest.raises(RecipeError) as caught:
+        imported(tmp_path, dead)
+    assert str(caught.value).count("note: row 8 (SimAM)") == 3  # repeated; a channel count; read by no row
+
+
+def test_it_needs_neither_ultralytics_nor_torch():
+    code = f"import runpy, sys; sys.modules |= {{'ultralytics': None, 'torch': None}}; runpy.run_path({str(FILE)!r})"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=FILE.parents[3])
 
 
 REFUSED = [
-    ({}, "backbone: no row of this model file is a SimAM, so there is nothing to import"),
-    ({"backbone": 3}, "backbone: is missing; an ultralytics model file lists its layers under backbone and head"),
-    ({"head": [[-1, 1, "SimAM"]]}, "head[0]: found a list; a row is [from, repeats, module, args], e.g. [-1, 1, SimAM, []]"),
-    ({"head": ["SimAM"]}, "head[0]: found 'SimAM'; a row is [from, repeats, module, args], e.g. [-1, 1, SimAM, []]"),
-    ({"head": [[9, 1, "SimAM", []]]}, "head[0]: reads row 9; row 8 can read rows 0 to 7, or -1 for the one before"),
-    ({"head": [["x", 1, "SimAM", []]]}, "head[0]: reads row 'x'; row 8 can read rows 0 to 7, or -1 for the one before"),
-    ({"head": [[-1, "a", "SimAM", 3]]}, "head[0]: found 'a' repeats and 3 of args; e.g. [-1, 1, SimAM, []]"),
-    ({"head": [[[1, 2], 1, "SimAM", []]]}, "head[0]: a SimAM reads one layer; found 1 and 2"),
-    ({"backbone": [[-1, 1, "SimAM", []], *STOCK["backbone"]]}, "backbone[0]: attends the input image, which is no layer of the stock model"),
-    (
-        {"head": [[-1, 1, "SimAM", []], [7, 1, "Detect", ["nc"]]]},
-        "backbone: nobody reads a SimAM of this model file: row 8 (SimAM): dead, nobody reads it; the recipe leaves it out",
-    ),
-    (
-        {"head": [[-1, 1, "SimAM", []], [[7, 8], 1, "Concat", [1]]]},
-        "head[1]: reads row 7 both plain and through a SimAM; no recipe can tell the two apart",
-    ),
-]  # fmt: skip
+    ({}, "backbone", "nothing to import"),
+    ({"backbone": 3}, "backbone", "is missing"),
+    ({"head": [[-1, 1, "SimAM"]]}, "head[0]", "[from, repeats, module, args]"),
+    ({"head": ["SimAM"]}, "head[0]", "[from, repeats, module, args]"),
+    ({"head": [[-1, "a", "SimAM", 3]]}, "head[0]", "[from, repeats, module, args]"),
+    ({"head": [[9, 1, "SimAM", []]]}, "head[0]", "row 8 can read rows 0 to 7"),
+    ({"head": [["x", 1, "SimAM", []]]}, "head[0]", "reads row 'x'"),
+    ({"head": [[[1, 2], 1, "SimAM", []]]}, "head[0]", "reads one layer; found 1 and 2"),
+    ({"backbone": [[-1, 1, "SimAM", []], *STOCK["backbone"]]}, "backbone[0]", "the input image"),
+    ({"head": [[-1, 1, "SimAM", []], [7, 1, "Detect", ["nc"]]]}, "backbone", "row 8 (SimAM)"),
+    ({"head": [[-1, 1, "SimAM", []], [[7, 8], 1, "Concat", [1]]]}, "head[1]", "row 7 both plain and through a SimAM"),
+]
 
 
-@pytest.mark.parametrize(("parts", "message"), REFUSED, ids=lambda value: str(value)[:50])
-def test_what_cannot_be_imported_says_where_and_why(tmp_path, parts, message):
+@pytest.mark.parametrize(("parts", "place", "fact"), REFUSED, ids=lambda value: str(value)[:50])
+def test_what_cannot_be_imported_says_where_and_why(tmp_path, parts, place, fact):
     with pytest.raises(RecipeError) as caught:
         imported(tmp_path, parts)
-    assert str(caught.value) == f"{message} (in {tmp_path / 'yolov8-simam.yaml'})"
+    message = str(caught.value)
+    assert message.startswith(f"{place}: ")
+    assert fact in message
+    assert message.endswith(f" (in {tmp_path / 'yolov8-simam.yaml'})")
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):
@@ -182,7 +233,9 @@ def test_the_written_recipe_reads_back(tmp_path):
 
 @pytest.mark.parametrize("parts", [AFTER_SPPF, DEAD], ids=["after SPPF", "with a dead row"])
 def test_the_stock_model_with_the_recipe_is_the_model_of_the_file(tmp_path, monkeypatch, parts):
-    from ultralytics.nn import tasks
+    torch = pytest.importorskip("torch")
+    tasks = pytest.importorskip("ultralytics.nn.tasks")
+    from simam_inject import SimAM, inject, injected
 
     monkeypatch.setattr(tasks, "SimAM", SimAM, raising=False)
     found = imported(tmp_path, parts)

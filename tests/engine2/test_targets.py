@@ -1,0 +1,591 @@
+"""What a rule can name, and what a miss says: faults E1 to E6 and E8, by kind. Names of classes decide nothing."""
+
+import copy
+from collections import OrderedDict, namedtuple
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+from torch import nn
+
+from simam_inject import InjectError, bypass, inject, injected, plan, verify
+from tests.oracle import E_LAMBDA, assert_right, attend, distance, hooked, same_bits
+
+
+def image(*shape, seed=1):
+    return torch.randn(shape or (2, 6, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def build(factory, *args):
+    torch.manual_seed(4)
+    return factory(*args).double().eval()
+
+
+def run(model, *args):
+    with torch.no_grad():
+        return model(*args)
+
+
+def rule(**keys):
+    return {"e_lambda": E_LAMBDA, "rules": [keys]}
+
+
+def conv(before=6, after=6, kernel=3, **options):
+    return nn.Conv2d(before, after, kernel, padding=kernel // 2, **options)
+
+
+def hold(model, stock, places, *args):
+    args = args or (image(),)
+    plain = run(stock, *args)
+    with hooked(stock, places):
+        expected = run(stock, *args)
+    assert_right(run(model, *args), expected, plain)
+    with bypass(model):
+        assert same_bits(run(model, *args), plain)
+
+
+# E1: what has a kernel is a convolution
+
+
+class PadConv(nn.Module):
+    def __init__(self, kernel_size=3):
+        super().__init__()
+        self.kernel_size, self.stride, self.groups = (kernel_size, kernel_size), (1, 1), 1
+        self.conv = nn.Conv2d(6, 6, kernel_size)
+
+    def forward(self, x):
+        return self.conv(F.pad(x, (1, 1, 1, 1)))
+
+
+class StandardConv(PadConv):
+    def forward(self, x):
+        return self.conv(F.pad(x, (1, 1, 1, 1), mode="replicate"))
+
+
+class SequentialConv(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.ZeroPad2d(1), nn.Conv2d(6, 6, 3))
+        self.kernel_size = 3
+
+
+class SeparableConv(nn.Module):
+    """The spatial convolution first, then a 1x1: the module's result is not the spatial convolution's."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernel_size = (3, 3)
+        self.depthwise, self.conv = conv(groups=6), conv(kernel=1)
+
+    def forward(self, x):
+        return self.conv(self.depthwise(x))
+
+
+class Wrapping(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.conv1, self.bn1 = kind(), nn.BatchNorm2d(6)
+        self.conv2, self.bn2 = kind(), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))) + x)
+
+
+class BasicBlock(Wrapping):
+    """With a name that a list of class names knows."""
+
+
+class Stacked(nn.Module):
+    def __init__(self, block, count=3):
+        super().__init__()
+        self.stem = conv(3)
+        self.blocks = nn.Sequential(*(block() for _ in range(count)))
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
+
+
+WRAPPERS = {PadConv: ("conv2", "conv2.conv"), StandardConv: ("conv2", "conv2.conv"), SequentialConv: ("conv2", "conv2.1"),
+            SeparableConv: ("conv2.depthwise",)}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+@pytest.mark.parametrize("block", [BasicBlock, Wrapping])
+def test_a_wrapped_convolution_is_attended_once(block, kind):
+    stock = build(Stacked, lambda: block(kind))
+    x = image(2, 3, 8, 8)
+    model = inject(copy.deepcopy(stock), "paper", example_inputs=x, e_lambda=E_LAMBDA)
+    found = [insertion.path for insertion in injected(model)]
+    assert len(found) == 3
+    for index, path in enumerate(found):
+        assert path in [f"blocks.{index}.{place}" for place in WRAPPERS[kind]]
+    places = [f"blocks.{index}.{WRAPPERS[kind][-1]}" for index in range(3)]
+    hold(model, stock, places, x)
+
+
+@pytest.mark.parametrize("kind", WRAPPERS)
+def test_a_condition_on_the_kernel_asks_real_convolutions(kind):
+    stock = build(Stacked, lambda: Wrapping(kind), 1)
+    planned = plan(stock, rule(block="Wrapping", after={"op": "conv2d", "kernel": ">1"}), example_inputs=image(2, 3, 8, 8))
+    assert len(planned.insertions) == 2
+    planned = plan(stock, rule(path="*", after={"op": "conv"}), example_inputs=image(2, 3, 8, 8))
+    assert len(planned.insertions) == sum(isinstance(module, nn.Conv2d) for module in stock.modules())
+
+
+# E2: modules that are made in the forward
+
+
+class MadeAct(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = conv()
+
+    def forward(self, x):
+        return nn.ReLU(inplace=True)(self.c(x) + x)
+
+
+class MadeSequential(MadeAct):
+    def forward(self, x):
+        return nn.Sequential(nn.Tanh(), nn.Identity())(torch.add(self.c(x), x))
+
+
+class MadeBefore(MadeAct):
+    """`c` reads what a module returns that is no child of anything."""
+
+    def forward(self, x):
+        return nn.functional.relu_(x + self.c(nn.LeakyReLU(0.2)(x)))
+
+
+class MadeNorm(MadeAct):
+    def forward(self, x):
+        out = self.c(x)
+        out += x
+        return nn.InstanceNorm2d(6)(out)
+
+
+class MadePool(MadeAct):
+    def forward(self, x):
+        return nn.AvgPool2d(3, 1, 1)(self.c(x).add(x))
+
+
+class Reversed(MadeAct):
+    """`x.__radd__`, and a scale."""
+
+    def forward(self, x):
+        return F.relu(x.__radd__(self.c(x))) * 1.5
+
+
+MADE = [MadeAct, MadeSequential, MadeBefore, MadeNorm, MadePool, Reversed]
+
+
+@pytest.mark.parametrize("block", MADE)
+def test_the_add_is_found_beside_modules_made_on_the_fly(block):
+    stock = build(Stacked, block)
+    x = image(2, 3, 8, 8)
+    model = inject(copy.deepcopy(stock), rule(block=block.__name__, before="residual"), example_inputs=x)
+    assert [insertion.path for insertion in injected(model)] == [f"blocks.{index}.c" for index in range(3)]
+    hold(model, stock, [f"blocks.{index}.c" for index in range(3)], x)
+
+
+@pytest.mark.parametrize("block", MADE)
+def test_the_shipped_recipe_finds_it_too(block):
+    stock = build(Stacked, block)
+    found = plan(stock, "residual", example_inputs=image(2, 3, 8, 8)).insertions
+    assert [insertion.path for insertion in found] == [f"blocks.{index}.c" for index in range(3)]
+
+
+# E3: operations after a branch of Python; true reasons
+
+
+class Up(nn.Module):
+    """As in a popular UNet: the skip is as large as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.conv = nn.ConvTranspose2d(6, 6, 2, 2), conv(12)
+
+    def forward(self, x, skip):
+        x = self.up(x)
+        dh, dw = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        if dh or dw:
+            x = F.pad(x, (0, dw, 0, dh))
+        return self.conv(torch.cat([skip, x], 1))
+
+
+class UpResized(Up):
+    def forward(self, x, skip):
+        x = self.up(x)
+        if x.shape[2:] != skip.shape[2:]:
+            x = F.interpolate(x, size=skip.shape[2:])
+        x = torch.cat((skip, x), dim=1)
+        return self.conv(x)
+
+
+class UpTwice(Up):
+    """Both the convolution and a gate read it."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate = conv(12, 1, 1)
+
+    def forward(self, x, skip):
+        x = self.up(x)
+        if x.shape != skip.shape:
+            x = F.pad(x, (0, skip.shape[3] - x.shape[3], 0, skip.shape[2] - x.shape[2]))
+        joined = torch.cat([skip, x], 1)
+        return self.conv(joined) * self.gate(joined).sigmoid()
+
+
+class UpCropped(Up):
+    def forward(self, x, skip):
+        x = self.up(x)
+        skip = skip[:, :, : x.shape[2], : x.shape[3]] if skip.shape[2] > x.shape[2] else skip
+        x = F.interpolate(x, size=skip.shape[2:])
+        return self.conv(torch.cat([skip, x], 1))
+
+
+def attended_cat(up):
+    """The same forward with the formula around its `cat`."""
+
+    class Attended(up):
+        pass
+
+    def forward(self, x, skip):
+        real = torch.cat
+        torch.cat = lambda *args, **kwargs: attend(real(*args, **kwargs))
+        try:
+            return up.forward(self, x, skip)
+        finally:
+            torch.cat = real
+
+    Attended.forward = forward
+    return Attended
+
+
+class SmallUNet(nn.Module):
+    def __init__(self, up):
+        super().__init__()
+        self.stem, self.down, self.up, self.head = conv(3), conv(stride=2), up(), conv(6, 2, 1)
+
+    def forward(self, x):
+        skip = self.stem(x)
+        return self.head(self.up(F.relu(self.down(skip)), skip))
+
+
+@pytest.mark.parametrize("up", [Up, UpResized, UpTwice, UpCropped])
+def test_the_cat_behind_a_branch_of_python(up):
+    stock, oracle = build(SmallUNet, up), build(SmallUNet, attended_cat(up))
+    model = inject(copy.deepcopy(stock), rule(block=up.__name__, after="cat"), example_inputs=image(2, 3, 8, 8))
+    assert [insertion.path for insertion in injected(model)] == ["up.cat"]
+    for size in ((8, 8), (9, 11), (7, 8)):  # with and without padding
+        x = image(2, 3, *size)
+        assert_right(run(model, x), run(oracle, x), run(stock, x))
+        with bypass(model):
+            assert same_bits(run(model, x), run(stock, x))
+
+
+class Sometimes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.aux = conv(3), nn.Sequential(conv(3), nn.ReLU())
+
+    def forward(self, x):
+        return self.main(x) + self.aux(x) if self.training else self.main(x)
+
+
+class Scalar(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.main, self.gate = conv(3), nn.Sequential(nn.AdaptiveAvgPool2d(1), conv(6, 6, 1))
+
+    def forward(self, x):
+        y = self.main(x)
+        return y * self.gate(y)
+
+
+@pytest.mark.parametrize(
+    ("factory", "wanted", "words"),
+    [
+        (lambda: SmallUNet(Up), {"block": "Up", "after": "stack"}, "stack"),
+        (lambda: SmallUNet(Up), {"block": "Up", "before": "residual"}, "add|join|skip"),
+        (lambda: SmallUNet(Up), {"block": "Upp", "after": "cat"}, "Up"),
+        (lambda: SmallUNet(Up), {"block": "Up", "after": "cov"}, "conv"),
+        (Sometimes, {"path": "aux.0", "after": "output"}, "never|not run|did not"),
+        (Scalar, {"path": "gate.1", "after": "output"}, "1x1"),
+    ],
+)
+def test_a_miss_names_its_true_reason(factory, wanted, words):
+    with pytest.raises(InjectError, match=words):
+        inject(build(factory), rule(**wanted), example_inputs=image(2, 3, 8, 8))
+
+
+# E4, E5: structure, not names
+
+
+def renamed(model, names):
+    """The same network with other class names: subclasses of each class with children, named at random."""
+    for module in model.modules():
+        kind = type(module)
+        if kind.__module__ == __name__ and list(module.children()):
+            module.__class__ = names.setdefault(kind, type(f"Zq{len(names)}", (kind,), {"__module__": __name__}))
+    return model
+
+
+class PreAct(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(6), conv()
+        self.bn2, self.conv2 = nn.BatchNorm2d(6), conv()
+
+    def forward(self, x):
+        out = self.conv1(F.relu(self.bn1(x)))
+        return self.conv2(F.relu(self.bn2(out))) + x
+
+
+class Restoring(nn.Module):
+    """No norm, a scaled branch, as in super-resolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(conv(), nn.ReLU(True), conv())
+
+    def forward(self, x):
+        return x + self.body(x).mul(0.1)
+
+
+class Narrow(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.reduce, self.space, self.expand = conv(6, 4, 1), conv(4, 4), conv(4, 6, 1)
+        self.n1, self.n2, self.n3 = nn.BatchNorm2d(4), nn.BatchNorm2d(4), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        out = F.silu(self.n1(self.reduce(x)))
+        out = F.silu(self.n2(self.space(out)))
+        return F.silu(x + self.n3(self.expand(out)))
+
+
+class Bottleneck(nn.Module):
+    """A dense layer, under the name of a residual block."""
+
+    def __init__(self):
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(6), conv(6, 4, 1)
+        self.bn2, self.conv2 = nn.BatchNorm2d(4), conv(4, 6)
+
+    def forward(self, x):
+        out = self.conv2(F.relu(self.bn2(self.conv1(F.relu(self.bn1(x))))))
+        return torch.cat([out, x], 1)[:, :6]
+
+
+class Gated(nn.Module):
+    """Squeeze-and-excitation whose gate has a 1-D convolution with a kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.gate = conv(), conv(), nn.Conv1d(1, 1, 3, padding=1)
+
+    def forward(self, x):
+        out = self.conv2(F.relu(self.conv1(x)))
+        scale = self.gate(out.mean((2, 3))[:, None]).transpose(1, 2)[..., None].sigmoid()
+        return F.relu(out * scale + x)
+
+
+BY_STRUCTURE = {
+    PreAct: {"paper": "conv2", "residual": "conv2", "block-output": ""},
+    Restoring: {"paper": "body.2", "block-output": ""},
+    Narrow: {"paper": "space", "residual": "n3", "block-output": ""},
+    Gated: {"paper": "conv2", "block-output": ""},
+    Wrapping: {"paper": "conv2", "residual": "bn2", "block-output": ""},
+}
+
+
+@pytest.mark.parametrize(
+    ("block", "recipe"), [(block, recipe) for block, recipes in BY_STRUCTURE.items() for recipe in recipes]
+)
+def test_blocks_are_found_by_structure(block, recipe):
+    stock = build(Stacked, block if block is not Wrapping else lambda: Wrapping(conv))
+    x = image(2, 3, 8, 8)
+    place = BY_STRUCTURE[block][recipe]
+    places = [f"blocks.{index}.{place}".rstrip(".") for index in range(3)]
+    aliases = {"blocks.0.body": "blocks.0.body.2", "blocks.1.body": "blocks.1.body.2", "blocks.2.body": "blocks.2.body.2"}
+    model = inject(copy.deepcopy(stock), recipe, example_inputs=x, e_lambda=E_LAMBDA)
+    assert [aliases.get(insertion.path, insertion.path) for insertion in injected(model)] == places
+    hold(model, stock, places, x)
+
+
+@pytest.mark.parametrize("block", [PreAct, Restoring, Narrow, Gated, Bottleneck, MadeAct])
+@pytest.mark.parametrize("recipe", ["paper", "residual", "block-output", "stage-end"])
+def test_other_class_names_take_the_same_sites(block, recipe):
+    named, other = build(Stacked, block), renamed(build(Stacked, block), {})
+    assert {type(module).__name__ for module in other.modules() if list(module.children())} <= {"Zq0", "Zq1", "Sequential"}
+    found = []
+    for model in (named, other):
+        try:
+            insertions = plan(model, recipe, example_inputs=image(2, 3, 8, 8)).insertions
+        except InjectError:
+            insertions = ()
+        found.append([(insertion.path, insertion.reader) for insertion in insertions])
+    assert found[0] == found[1]
+
+
+def test_a_dense_layer_is_no_residual_block_whatever_it_is_called():
+    with pytest.raises(InjectError):
+        inject(build(Stacked, Bottleneck), "residual", example_inputs=image(2, 3, 8, 8))
+
+
+# E6: several maps at once
+
+Levels = namedtuple("Levels", "low high")
+
+
+class Pyramid(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.low, self.high, self.form = conv(), conv(stride=2), form
+
+    def forward(self, x):
+        low, high = self.low(x).relu(), self.high(x).relu()
+        return {
+            "list": lambda: [low, high],
+            "tuple": lambda: (low, high),
+            "named": lambda: Levels(low, high),
+            "dict": lambda: {"p3": low, "p4": high},
+            "ordered": lambda: OrderedDict(p3=low, p4=high),
+        }[self.form]()
+
+
+class Reader(nn.Module):
+    """Like a detection head: it is given all maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.heads = nn.ModuleList(conv(6, 2, 1) for _ in range(2))
+
+    def forward(self, maps):
+        maps = list(maps.values()) if isinstance(maps, dict) else list(maps)
+        return [head(each) for head, each in zip(self.heads, maps, strict=True)]
+
+
+class Detector(nn.Module):
+    """The neck's maps are read twice: by the head, and for a sum."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.stem, self.neck, self.head = conv(3), Pyramid(form), Reader()
+
+    def forward(self, x):
+        maps = self.neck(self.stem(x))
+        values = list(maps.values()) if isinstance(maps, dict) else list(maps)
+        return [*self.head(maps), sum(each.mean((2, 3)) for each in values)]
+
+
+FORMS = {"list": ("0", "1"), "tuple": ("0", "1"), "named": None, "dict": ("p3", "p4"), "ordered": ("p3", "p4")}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_each_map_of_a_block_that_returns_several(form):
+    stock = build(Detector, form)
+    x = image(2, 3, 8, 8)
+    model = inject(copy.deepcopy(stock), rule(block="Pyramid", after="output"), example_inputs=x)
+    found = [insertion.path for insertion in injected(model)]
+    assert len(found) == 2
+    if FORMS[form]:
+        assert found == [f"neck:{key}" for key in FORMS[form]]
+    hold(model, stock, [f"neck:{key}" for key in FORMS[form] or ("0", "1")], x)
+    assert type(run(model.neck, run(model.stem, x))) is type(run(stock.neck, run(stock.stem, x)))
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "dict", "ordered"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_map_by_its_key(form, index):
+    stock, key = build(Detector, form), FORMS[form][index]
+    x = image(2, 3, 8, 8)
+    model = inject(copy.deepcopy(stock), rule(path=f"neck:{key}", after="output"), example_inputs=x)
+    assert [insertion.path for insertion in injected(model)] == [f"neck:{key}"]
+    hold(model, stock, [f"neck:{key}"], x)
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "dict"])
+def test_the_maps_that_a_reader_is_given(form):
+    stock = build(Detector, form)
+    x = image(2, 3, 8, 8)
+    model = inject(copy.deepcopy(stock), rule(block="Reader", before="input"), example_inputs=x)
+    assert len(injected(model)) == 2
+    places = [f">head:{key}" for key in FORMS[form]]
+    hold(model, stock, places, x)
+    assert distance(run(model, x)[2], run(stock, x)[2]) == 0  # the other reader has the plain maps
+
+
+def test_torchvisions_fpn():
+    from torchvision.ops import FeaturePyramidNetwork
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = conv(3), conv(6, 8, stride=2)
+            self.fpn = FeaturePyramidNetwork([6, 8], 5)
+
+        def forward(self, x):
+            one = self.one(x)
+            return self.fpn(OrderedDict(a=one, b=self.two(one)))
+
+    stock = build(Net)
+    x = image(2, 3, 16, 16)
+    model = inject(copy.deepcopy(stock), rule(block="FeaturePyramidNetwork", after="output"), example_inputs=x)
+    assert [insertion.path for insertion in injected(model)] == ["fpn:a", "fpn:b"]
+    hold(model, stock, ["fpn:a", "fpn:b"], x)
+
+
+# E8: verification remembers what the example was
+
+
+class OneD(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv1d(12, 6, 5, padding=2), nn.Conv1d(6, 6, 5, padding=2)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class ThreeD(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv3d(1, 6, 3, padding=1), nn.Conv3d(6, 6, 3, padding=1)
+
+    def forward(self, x):
+        return self.b(self.a(x).relu())
+
+
+class TwoInputs(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(1)
+
+    def forward(self, x, depth):
+        return self.a(x) + self.b(depth)
+
+
+class Keywords(TwoInputs):
+    def forward(self, *, x, depth):
+        return super().forward(x, depth)
+
+
+@pytest.mark.parametrize(
+    ("factory", "example"),
+    [
+        (OneD, image(2, 12, 64)),
+        (ThreeD, image(1, 1, 6, 8, 10)),
+        (lambda: nn.Sequential(conv(1), nn.ReLU(), conv(6, 3)), image(1, 1, 20, 16)),
+        (TwoInputs, (image(2, 3, 8, 8), image(2, 1, 8, 8))),
+        (Keywords, {"x": image(2, 3, 8, 8), "depth": image(2, 1, 8, 8)}),
+    ],
+    ids=["1d", "3d", "grey", "two", "keywords"],
+)
+def test_verify_remembers_the_example(factory, example):
+    model = inject(build(factory), rule(path="*", after={"op": "conv"}), example_inputs=example)
+    for each in (model, copy.deepcopy(model)):
+        found = verify(each)
+        assert found.ok, str(found)
+        assert sum(check.ok is True for check in found.checks) > 2
