@@ -17,7 +17,7 @@ import typer
 PLACE, MODEL, RESULT = "Where SimAM goes", "The model", "What comes out"
 CONDITIONS = "How to measure"
 EXPORTS = (".onnx", ".pt2", ".torchscript")
-"""Suffixes of files that other runtimes run; `simam_inject.export.forms` has the formats, and imports torch."""
+"""Suffixes of files that other runtimes run; those of `simam_inject.export.exporting`, which imports torch."""
 PEERS = ("se", "eca", "cbam", "gc")
 """Names of `simam_inject.bench.variants.PEERS`, which imports torch."""
 DTYPES = ("fp32", "bf16", "fp16")
@@ -75,6 +75,13 @@ def parse_existing(text: str) -> Path:
 def split_names(text: str) -> tuple[str, ...]:
     """`a, b` -> (a, b)."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the shell's completion."""
+    from simam_inject.recipe import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 def _check_peers(text: str) -> str:
@@ -165,7 +172,10 @@ class Options(ModelOptions):
         _option(PLACE, "--before", "BLOCK.CHILD or BLOCK.residual; may be repeated", metavar="X"),
     ] = None
     recipe: Annotated[
-        str | None, _option(PLACE, "--recipe", "A shipped recipe or a YAML file", metavar="NAME|FILE")
+        str | None,
+        _option(
+            PLACE, "--recipe", "A shipped recipe or a YAML file", metavar="NAME|FILE", autocompletion=complete_recipe
+        ),
     ] = None
     exclude: Annotated[
         list[str] | None,

@@ -251,11 +251,11 @@ def test_names_that_options_repeat_are_those_of_the_modules():
     from simam_inject.bench import PEERS
     from simam_inject.bench.run import DTYPES
     from simam_inject.cli import options
-    from simam_inject.export.forms import form_name
+    from simam_inject.export.exporting import SUFFIXES
 
     assert tuple(PEERS) == options.PEERS
     assert tuple(DTYPES) == options.DTYPES
-    assert all(form_name(options.Path(f"x{suffix}")) for suffix in options.EXPORTS)
+    assert tuple(SUFFIXES) == options.EXPORTS
 
 
 MODEL_FILE = """
