@@ -213,9 +213,14 @@ MISTAKES = [
 ]
 
 
-def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+def python(*arguments: str, more=None, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "COLUMNS": "200",
+        **(more or {}),
+    }
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
 
 
@@ -245,6 +250,13 @@ def test_help_imports_nothing_heavy():
     result = python("-c", code)
     assert result.stderr.split() == []
     assert "--after" in result.stdout
+
+
+def test_recipes_are_completed():
+    code = "from simam_inject.cli.app import main; main()"
+    line = {"COMP_WORDS": "simam-inject resnet50 --recipe yolo-s", "COMP_CWORD": "3"}
+    found = python("-c", code, more={"_SIMAM_INJECT_COMPLETE": "complete_bash", **line})
+    assert found.stdout.split() == ["yolo-sppf"], found.stderr
 
 
 def test_names_that_options_repeat_are_those_of_the_modules():
