@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ from simam_inject.compare import compare, load_comparison, study
 from simam_inject.compare.records import Cell, Report, Variant
 from simam_inject.compare.study import Study
 from simam_inject.errors import CompareError
-from tests.compare import worker
 from tests.compare.networks import make_model, noisy
 
 ROOT = Path(__file__).parents[2]
@@ -237,24 +235,19 @@ def test_a_file_that_is_no_study(tmp_path):
         load_comparison(tmp_path / "empty.journal")
 
 
-class Started:
-    """A worker in a fresh interpreter, as a database needs it: connections do not survive a fork."""
+def work(storage, seeds):
+    def train(model, seed, report):
+        time.sleep(0.05)
+        return noisy(model, seed, report)
+
+    compare(make_model, ["0"], train, ["se", "eca"], seeds, storage)
+
+
+class Worker:
+    """A worker in a process of its own, that has imported everything already."""
 
     def __init__(self, storage, seeds):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.compare.worker", storage, str(seeds)]
-        self.process = subprocess.Popen(command, env=environment, cwd=ROOT)
-        self.kill = self.process.kill
-
-    def join(self):
-        return self.process.wait(timeout=600)
-
-
-class Forked:
-    """A worker that has imported everything already."""
-
-    def __init__(self, storage, seeds):
-        self.process = multiprocessing.get_context("fork").Process(target=worker.work, args=(storage, seeds))
+        self.process = multiprocessing.get_context("fork").Process(target=work, args=(storage, seeds))
         self.process.start()
         self.kill = self.process.kill
 
@@ -263,7 +256,7 @@ class Forked:
         return self.process.exitcode
 
 
-def kill_workers(storage, make_worker, *, kills, seeds):
+def kill_workers(storage, *, kills, seeds):
     """Three workers; one drawn at random is killed and replaced, again and again. This process ends the work."""
     chance, storage = random.Random(7), str(storage)
 
@@ -273,14 +266,14 @@ def kill_workers(storage, make_worker, *, kills, seeds):
         except CompareError:
             return 0
 
-    workers = [make_worker(storage, seeds) for _ in range(3)]
+    workers = [Worker(storage, seeds) for _ in range(3)]
     for moment in sorted(chance.sample(range(1, 4 * seeds), kills)):
         while count() < moment:
             time.sleep(0.05)
         victim = chance.randrange(3)
         workers[victim].kill()
         assert workers[victim].join() == -9
-        workers[victim] = make_worker(storage, seeds)
+        workers[victim] = Worker(storage, seeds)
     killed = count()
     assert [worker.join() for worker in workers] == [0, 0, 0]
     comparison = compare(make_model, ["0"], noisy, ["se", "eca"], seeds, storage)
@@ -290,12 +283,12 @@ def kill_workers(storage, make_worker, *, kills, seeds):
 
 
 def test_three_workers_one_killed(engine, file):
-    kill_workers(file, Forked, kills=1, seeds=12)
+    kill_workers(file, kills=1, seeds=12)
 
 
 @pytest.mark.long
 def test_three_workers_one_killed_ten_times(engine, file):
-    kill_workers(file, Forked, kills=10, seeds=60)
+    kill_workers(file, kills=10, seeds=60)
 
 
 @pytest.mark.long
@@ -303,4 +296,4 @@ def test_three_workers_one_killed_ten_times(engine, file):
 def test_three_workers_on_postgresql_one_killed_ten_times(engine):
     with suppress(KeyError):
         optuna.delete_study(study_name="compare", storage=POSTGRESQL)
-    kill_workers(POSTGRESQL, Started, kills=10, seeds=30)
+    kill_workers(POSTGRESQL, kills=10, seeds=40)
