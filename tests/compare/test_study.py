@@ -41,7 +41,7 @@ def keys(comparison):
 
 def test_cells_come_seed_by_seed_and_each_once(file):
     queue = Study(file, {"epochs": 3})
-    queue.enqueue((PLAIN, SIMAM), 3)
+    queue.extend((PLAIN, SIMAM), 3)
     taken = []
     while ticket := queue.take():
         taken.append((ticket.seed, ticket.variant))
@@ -50,13 +50,17 @@ def test_cells_come_seed_by_seed_and_each_once(file):
     assert queue.counts() == (6, 6)
 
 
-def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file):
+def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file, monkeypatch):
     first, second = Study(file, {}), Study(file, {})
-    first.enqueue((PLAIN,), 2)
-    second._put("plain", "", 0)  # what a race leaves behind
-    second._put("plain", "", 1)
+    for queue in (first, second):
+        queue.extend((PLAIN, SIMAM), 1)
+    first._refill()
+    with monkeypatch.context() as patch:  # the second looked before the first had queued anything
+        patch.setattr(second, "_trials", lambda *states: [])
+        second._refill()
+    assert len(first._trials("WAITING")) == 4
     tickets = [queue.take() for queue in (first, second, first, second)]
-    assert [ticket and ticket.seed for ticket in tickets] == [0, 1, None, None]
+    assert [ticket and ticket.variant for ticket in tickets] == ["plain", "simam", None, None]
     for ticket in tickets[:2]:
         first.finish(ticket, cell(ticket))
     assert set(keys(first.comparison()).values()) == {1}
@@ -64,8 +68,8 @@ def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file):
 
 def test_a_stray_trial_is_no_cell(file):
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 1)
-    queue._study.enqueue_trial({})  # as `ask` on an empty queue makes one
+    queue.extend((PLAIN,), 1)
+    queue._study.ask()  # a stray one, on an empty queue
     assert queue.take().seed == 0
     assert queue.take() is None
     assert queue.counts()[1] == 1
@@ -73,7 +77,8 @@ def test_a_stray_trial_is_no_cell(file):
 
 def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypatch):
     slow, other = Study(file, {}), Study(file, {})
-    slow.enqueue((PLAIN,), 1)
+    for queue in (slow, other):
+        queue.extend((PLAIN,), 1)
     held = slow.take()
     held.trial.set_user_attr("worker", "another-machine:77:0")
     other._study.set_user_attr("heartbeat another-machine:77:0", time.time())
@@ -90,7 +95,8 @@ def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypa
 def test_a_worker_that_was_killed_before_it_wrote_its_name_loses_its_cell(file, monkeypatch):
     monkeypatch.setattr(study, "_CLAIM", 0.1)
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 1)
+    queue.extend((PLAIN,), 1)
+    queue._refill()
     queue._study.ask()
     assert queue.take() is None
     assert queue.free_dead() == 1
@@ -101,7 +107,7 @@ def test_a_heartbeat_keeps_a_cell(file, monkeypatch):
     monkeypatch.setattr(study, "HEARTBEAT", 0.05)
     monkeypatch.setattr(study, "STALE", 0.4)
     queue, other = Study(file, {}), Study(file, {})
-    queue.enqueue((PLAIN,), 1)
+    queue.extend((PLAIN,), 1)
     with queue.heartbeat():
         queue.take()
         time.sleep(0.6)
@@ -112,7 +118,7 @@ def test_a_heartbeat_keeps_a_cell(file, monkeypatch):
 
 def test_a_cell_of_a_process_of_this_machine_that_is_gone_is_free_at_once(file):
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 1)
+    queue.extend((PLAIN,), 1)
     child = subprocess.Popen(["true"])
     child.wait()
     queue.take().trial.set_user_attr("worker", f"{queue.worker.split(':')[0]}:{child.pid}:0")
@@ -172,7 +178,7 @@ def test_a_budget_ends_it_balanced_and_unfinished(engine, file):
 
 def test_a_line_that_a_killed_worker_left_half_written_costs_nothing(file):
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 2)
+    queue.extend((PLAIN,), 2)
     with file.open("ab") as journal:
         journal.write(b'{"op_code":8,"wor')
     ticket = queue.take()
