@@ -160,7 +160,7 @@ class MadeNorm(MadeAct):
     def forward(self, x):
         out = self.c(x)
         out += x
-        return nn.InstanceNorm2d(6)(out)
+        return nn.InstanceNorm2d(6)(out).relu()
 
 
 class MadePool(MadeAct):
