@@ -16,31 +16,36 @@ import argparse
 import csv
 import math
 import os
-import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, DistributedSampler, Subset
+from torch.utils.data import DataLoader
 from torchvision import datasets
-from torchvision.transforms import v2
 
 from simam_inject import inject, injected, plan
+from simam_inject.compare.training import (
+    Images,
+    Trainer,
+    Training,
+    count,
+    make_loaders,
+    make_transforms,
+    open_folder,
+)
+from simam_inject.errors import CompareError
 from simam_inject.persist import save
 from simam_inject.zoo import build
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 TORCHVISION = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 LOG_FIELDS = ("epoch", "rate", "train_loss", "val_loss", "top1", "ema_top1", "images_per_second")
 
@@ -100,6 +105,12 @@ class Process:
         for buffer in (buffer for module in modules for buffer in module.buffers() if self.count > 1):
             dist.broadcast(buffer, 0)
 
+    def wrap(self, network: nn.Module) -> nn.Module:
+        """What averages the gradients over all processes."""
+        if self.count == 1:
+            return network
+        return DistributedDataParallel(network, [self.device] if self.device.type == "cuda" else None)
+
 
 @contextmanager
 def joined() -> Iterator[Process]:
@@ -118,48 +129,17 @@ def joined() -> Iterator[Process]:
         dist.destroy_process_group()
 
 
-def open_data(options: argparse.Namespace, process: Process) -> tuple[Any, Any, int]:
-    """Training images, validation images, number of classes."""
-    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]
-    varied = v2.Compose([v2.RandomResizedCrop(options.size, antialias=True), v2.RandomHorizontalFlip(), *finish])
-    plain = v2.Compose([v2.Resize(options.size * 8 // 7, antialias=True), v2.CenterCrop(options.size), *finish])
+def open_images(options: argparse.Namespace, process: Process) -> Images:
     name, colon, folder = options.data.partition(":")
-    if colon and name in TORCHVISION:
-        if options.download and process.is_first:
-            TORCHVISION[name](folder, download=True)
-        if process.count > 1:
-            dist.barrier()
-        train = TORCHVISION[name](folder, train=True, transform=varied)
-        return train, TORCHVISION[name](folder, train=False, transform=plain), len(train.classes)
-    root = Path(options.data)
-    missing = [part for part in ("train", "val") if not (root / part).is_dir()]
-    if missing:
-        raise SystemExit(f"there is no folder {root / missing[0]}; give a folder with train/ and val/, or cifar10:DIR")
-    train, val = datasets.ImageFolder(root / "train", varied), datasets.ImageFolder(root / "val", plain)
-    if train.classes != val.classes:
-        raise SystemExit(f"{options.data}: train/ and val/ have different classes")
-    return train, val, len(train.classes)
-
-
-def make_loaders(
-    options: argparse.Namespace, process: Process, train: Any, val: Any
-) -> tuple[DataLoader[Any], DataLoader[Any]]:
-    """Each process reads its own part of both; of the validation set every image exactly once."""
-    if len(train) < options.batch * process.count:
-        raise SystemExit(f"{len(train)} training images are fewer than one step of {options.batch * process.count}")
-    shared: dict[str, Any] = {
-        "num_workers": options.workers,
-        "pin_memory": process.device.type == "cuda",
-        "persistent_workers": options.workers > 0,
-    }
-    sampler: DistributedSampler[Any] = DistributedSampler(
-        train, process.count, process.rank, seed=options.seed, drop_last=True
-    )
-    part = Subset(val, range(process.rank, len(val), process.count))
-    return (
-        DataLoader(train, options.batch, sampler=sampler, drop_last=True, **shared),
-        DataLoader(part, options.batch, **shared),
-    )
+    if not colon or name not in TORCHVISION:
+        return open_folder(options.data, options.size)
+    if options.download and process.is_first:
+        TORCHVISION[name](folder, download=True)
+    if process.count > 1:
+        dist.barrier()
+    varied, plain = make_transforms(options.size, augment=True)
+    train = TORCHVISION[name](folder, train=True, transform=varied)
+    return Images(train, TORCHVISION[name](folder, train=False, transform=plain), tuple(train.classes))
 
 
 def make_network(options: argparse.Namespace, process: Process, classes: int) -> nn.Module:
@@ -177,107 +157,30 @@ def make_network(options: argparse.Namespace, process: Process, classes: int) ->
     return network.to(process.device, memory_format=torch.channels_last)
 
 
-class Trainer:
-    """The state of one run, and one epoch of it."""
+class Run:
+    """A trainer with what is kept of it in files."""
 
-    def __init__(
-        self, options: argparse.Namespace, process: Process, network: nn.Module, loader: DataLoader[Any]
-    ) -> None:
-        self.options, self.process, self.network, self.loader = options, process, network, loader
-        self.ema = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(options.ema), use_buffers=True)
-        self.steps = min(len(loader), options.steps or len(loader))
-        rate = options.rate * options.batch * process.count / 256
-        self.optimizer = torch.optim.SGD(self._groups(), rate, momentum=0.9, nesterov=True)
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=options.smoothing)
-        self.epoch, self.best = 0, -1.0
-        runnable: Any = network
-        if process.count > 1:
-            runnable = DistributedDataParallel(network, [process.device] if process.device.type == "cuda" else None)
-        self.runnable = torch.compile(runnable) if options.compile else runnable
-
-    def _groups(self) -> list[dict[str, Any]]:
-        matrices = [parameter for parameter in self.network.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.network.parameters() if parameter.ndim <= 1]
-        return [{"params": matrices, "weight_decay": self.options.decay}, {"params": others, "weight_decay": 0.0}]
-
-    def _rate_at(self, step: int) -> float:
-        """Share of the full rate: a linear rise, then half a cosine."""
-        warmup, total = self.options.warmup * self.steps, max(self.options.epochs * self.steps, 1)
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
-
-    def train(self, progress: Progress) -> float:
-        """Train one epoch; the mean loss over all processes."""
-        seed(self.options.seed + 1000 * self.epoch + self.process.rank)  # so that a resumed run is the same run
-        self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
-        self.network.train()
-        task = progress.add_task(f"epoch {self.epoch + 1}", total=self.steps, loss="")
-        total = torch.zeros((), device=self.process.device)
-        for step, (images, labels) in zip(range(self.steps), self.loader, strict=False):
-            loss = self._step(images, labels)
-            total += loss
-            if step % 10 == 0:  # reading it waits for the GPU
-                progress.update(task, loss=f"loss {loss.item():.3f}")
-            progress.advance(task)
-        progress.remove_task(task)
-        mean = self.process.sum(total).item() / (self.steps * self.process.count)
-        if not math.isfinite(mean):
-            raise SystemExit(f"the loss of epoch {self.epoch + 1} is {mean}; try a lower --rate or more --warmup")
-        return mean
-
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        images, labels = self.placed(images, labels)
-        with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.options.amp):
-            loss = self.criterion(self.runnable(images), labels)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.options.clip)
-        self.optimizer.step()
-        self.schedule.step()
-        self.ema.update_parameters(self.network)
-        return loss.detach()
-
-    def placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        device = self.process.device
-        images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
-        return images, labels.to(device, non_blocking=True)
-
-    @torch.inference_mode()
-    def validate(self, network: nn.Module, loader: DataLoader[Any]) -> tuple[float, float]:
-        """Mean loss and top-1 accuracy over all processes."""
-        network.eval()
-        counts = torch.zeros(3, device=self.process.device, dtype=torch.float64)
-        for batch in loader:
-            images, labels = self.placed(*batch)
-            with torch.autocast(self.process.device.type, torch.bfloat16, enabled=self.options.amp):
-                logits = network(images)
-            loss = nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
-            counts += torch.stack([loss, (logits.argmax(1) == labels).sum(), torch.ones_like(labels).sum()])
-        loss_sum, right, seen = self.process.sum(counts).tolist()
-        return loss_sum / seen, right / seen
+    def __init__(self, options: argparse.Namespace, process: Process, trainer: Trainer) -> None:
+        self.options, self.process, self.trainer, self.best = options, process, trainer, -1.0
+        self.parts = {
+            "network": trainer.network,
+            "ema": trainer.ema,
+            "optimizer": trainer.optimizer,
+            "schedule": trainer.schedule,
+        }
 
     def state(self) -> dict[str, Any]:
-        parts = {"network": self.network, "ema": self.ema, "optimizer": self.optimizer, "schedule": self.schedule}
-        run = {"model": self.options.model, "recipe": self.options.recipe, "epoch": self.epoch, "best": self.best}
-        return {**run, **{name: part.state_dict() for name, part in parts.items()}}  # type: ignore[attr-defined]
+        names = {"model": self.options.model, "recipe": self.options.recipe}
+        parts = {name: part.state_dict() for name, part in self.parts.items()}
+        return {**names, "epoch": self.trainer.epoch, "best": self.best, **parts}
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in ("model", "recipe"):
             if state[name] != getattr(self.options, name):
                 raise SystemExit(f"last.pt has {name} {state[name]!r}, this command {getattr(self.options, name)!r}")
-        self.network.load_state_dict(state["network"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.epoch, self.best = state["epoch"], state["best"]
-
-
-def seed(value: int) -> None:
-    torch.manual_seed(value)
-    random.seed(value)
-    np.random.seed(value % 2**32)
+        for name, part in self.parts.items():
+            part.load_state_dict(state[name])
+        self.trainer.epoch, self.best = state["epoch"], state["best"]
 
 
 def write_state(path: Path, state: dict[str, Any]) -> None:
@@ -299,38 +202,71 @@ def write_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def run(options: argparse.Namespace, process: Process) -> None:
+    try:
+        train(options, process)
+    except CompareError as error:
+        raise SystemExit(str(error)) from None
+
+
+def train(options: argparse.Namespace, process: Process) -> None:
     console = Console(quiet=not process.is_first, soft_wrap=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    train, val, classes = open_data(options, process)
-    loader, val_loader = make_loaders(options, process, train, val)
-    network = make_network(options, process, classes)
-    console.print(f"{options.model}: {len(injected(network))} SimAM sites, {classes} classes, {len(train)} images")
-    trainer = Trainer(options, process, network, loader)
+    images = open_images(options, process)
+    training = Training(
+        **{field.name: getattr(options, field.name) for field in fields(Training) if field.name != "augment"}
+    )
+    loader, val_loader = make_loaders(images, training, options.seed, rank=process.rank, processes=process.count)
+    network = make_network(options, process, len(images.classes))
+    sites, classes = len(injected(network)), len(images.classes)
+    console.print(f"{options.model}: {sites} SimAM sites, {classes} classes, {count(images.train)} images")
+    trainer = Trainer(
+        *(network, loader, training, process.device, options.seed + process.rank),
+        wrapped=process.wrap(network),
+        processes=process.count,
+    )
+    state = Run(options, process, trainer)
     last = options.out / "last.pt"
     if options.resume and last.exists():
-        trainer.restore(torch.load(last, map_location=process.device, weights_only=True))
-        console.print(f"resumed after epoch {trainer.epoch}")
+        state.restore(torch.load(last, map_location=process.device, weights_only=True))
+        console.print(f"resumed after epoch {state.trainer.epoch}")
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, TextColumn("{task.fields[loss]}"), console=console, transient=True) as progress:
-        while trainer.epoch < options.epochs:
-            run_epoch(trainer, val_loader, progress, console)
+        while state.trainer.epoch < options.epochs:
+            run_epoch(state, val_loader, progress, console)
     if options.export and process.is_first:
         from simam_inject.export import export
 
         example = torch.zeros(1, 3, options.size, options.size, device=process.device)
-        report = export(trainer.ema.module, options.export, example_inputs=example)
+        report = export(state.trainer.result, options.export, example_inputs=example)
         console.print(f"{report.path}: {report.live} sites live, {report.difference:.1e} from eager")
 
 
-def run_epoch(trainer: Trainer, val_loader: DataLoader[Any], progress: Progress, console: Console) -> None:
-    options, process = trainer.options, trainer.process
+def judge(state: Run, network: nn.Module, loader: DataLoader[Any]) -> tuple[float, float]:
+    """Mean loss and top-1 accuracy over all processes."""
+    loss, right = state.trainer.validate(network, loader)
+    counts = torch.stack([loss, right.sum().double(), torch.ones_like(right).sum().double()])
+    loss_sum, correct, seen = state.process.sum(counts).tolist()
+    return loss_sum / seen, correct / seen
+
+
+def run_epoch(state: Run, val_loader: DataLoader[Any], progress: Progress, console: Console) -> None:
+    options, trainer, process = state.options, state.trainer, state.process
+    task = progress.add_task(f"epoch {trainer.epoch + 1}", total=trainer.steps, loss="")
+
+    def show(step: int, loss: Tensor) -> None:
+        if step % 10 == 0:  # reading it waits for the GPU
+            progress.update(task, loss=f"loss {loss.item():.3f}")
+        progress.advance(task)
+
     start = time.perf_counter()
-    train_loss = trainer.train(progress)
+    train_loss = process.sum(trainer.train(show)).item() / process.count
     seconds = time.perf_counter() - start
+    progress.remove_task(task)
+    if not math.isfinite(train_loss):
+        raise SystemExit(f"the loss of epoch {trainer.epoch} is {train_loss}; try a lower --rate or more --warmup")
     process.share(trainer.network, trainer.ema)
-    val_loss, top1 = trainer.validate(trainer.network, val_loader)
-    _, ema_top1 = trainer.validate(trainer.ema.module, val_loader)
-    trainer.epoch += 1
+    val_loss, top1 = judge(state, trainer.network, val_loader)
+    _, ema_top1 = judge(state, trainer.ema.module, val_loader)
     values = (
         trainer.epoch,
         f"{trainer.schedule.get_last_lr()[0]:.6g}",
@@ -342,11 +278,11 @@ def run_epoch(trainer: Trainer, val_loader: DataLoader[Any], progress: Progress,
     )
     row = dict(zip(LOG_FIELDS, values, strict=True))
     console.print("  ".join(f"{name} {value}" for name, value in row.items()))
-    is_best = ema_top1 > trainer.best
-    trainer.best = max(ema_top1, trainer.best)
+    is_best = ema_top1 > state.best
+    state.best = max(ema_top1, state.best)
     if process.is_first:
         write_row(options.out / "log.csv", row)
-        write_state(options.out / "last.pt", trainer.state())
+        write_state(options.out / "last.pt", state.state())
         if is_best:
             save(trainer.ema.module, options.out / "best.safetensors")
 

@@ -219,7 +219,10 @@ def _plan(
     modules = {path: id(module) for path, module in _own_modules(network)}
 
     def apply(planned: Plan) -> nn.Module:
-        if injected(network) != planned.present or {path: id(module) for path, module in _own_modules(network)} != modules:
+        if (
+            injected(network) != planned.present
+            or {path: id(module) for path, module in _own_modules(network)} != modules
+        ):
             raise ModelError("the model has changed since it was planned; plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)

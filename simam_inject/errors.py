@@ -23,3 +23,7 @@ class VerificationError(InjectError):
 
 class FileError(InjectError):
     """A saved file that is truncated, foreign, made for another model, or unsafe. Nothing has been loaded."""
+
+
+class CompareError(InjectError):
+    """A comparison that cannot be started, continued or read. Every finished run of its study is kept."""

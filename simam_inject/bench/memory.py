@@ -26,7 +26,7 @@ def bytes_kept(model: nn.Module, run: Callable[[], object]) -> int:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """Most bytes allocated on the GPU while `run` runs; None on a CPU, whose allocator does not tell."""
+    """Most bytes allocated on the GPU while `run` runs; None on a CPU, whose allocator does not count."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)

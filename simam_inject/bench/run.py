@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.adapters import network_of
+from simam_inject.api import injected
 from simam_inject.bench.memory import bytes_kept, peak_bytes
 from simam_inject.bench.timing import Quartiles, ratios, time_rounds
 from simam_inject.bench.variants import PLAIN, SIMAM, make_variants
+from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError
-from simam_inject.integrations import network_of
-from simam_inject.surgery import injected
-from simam_inject.tracing.inputs import Example, example_of
-from simam_inject.tracing.values import map_structure
-from simam_inject.verification.outputs import tensors_in
+from simam_inject.nested import map_nested, tensors_in
+from simam_inject.planning.records import Insertion
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,7 +88,7 @@ def bench(
         conditions: device, batch, dtype, memory format, compiled or not.
         against: names of `variants.PEERS` to put in SimAM's places.
         example_inputs: as for `inject`, for one image.
-        step: told what is being done.
+        step: called with a description at the begin of each step: once for inserting, once for each round of each mode.
 
     Raises:
         InjectError: the recipe, the model or a peer is not fit; no CUDA device where one is asked for.
@@ -99,12 +99,11 @@ def bench(
     step("inserting")
     variants = make_variants(model, recipe, example_inputs, against)
     sites = injected(variants[SIMAM])
-    batch = _on(example.repeated(conditions.batch), device, conditions)
+    batch = _on(_batched(example, conditions.batch), device, conditions)
     ready = {name: _made_ready(variant, device, conditions) for name, variant in variants.items()}
     rows: list[Row] = []
     not_run: list[tuple[str, str]] = []
     for mode, training in (("inference", False), ("training", True)):
-        step(f"timing {mode}")
         runs = {name: _runner(variant, batch, training=training) for name, variant in ready.items()}
         try:
             for run in runs.values():
@@ -112,7 +111,13 @@ def bench(
         except Exception as error:
             not_run.append((mode, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"))
             continue
-        times = time_rounds(runs, rounds=conditions.rounds, warmups=conditions.warmups, device=device)
+        times = time_rounds(
+            runs,
+            rounds=conditions.rounds,
+            warmups=conditions.warmups,
+            device=device,
+            before_round=lambda mode=mode: step(f"timing {mode}"),  # type: ignore[misc]
+        )
         relative = ratios(times, PLAIN)
         for name, variant in ready.items():
             seconds = Quartiles.of(times[name])
@@ -124,12 +129,24 @@ def bench(
     return Bench(tuple(rows), len(sites), floor, conditions, _machine(device), tuple(not_run))
 
 
+def _batched(example: Example, size: int) -> Example:
+    """The example with a batch of this size.
+
+    Raises:
+        ModelError: it has no batch dimension that could be enlarged.
+    """
+    larger = example if size == 1 else example.with_batch(size - 1)
+    if larger is None:
+        raise ModelError("the example input has no batch dimension; measure with --batch 1")
+    return larger
+
+
 def _device(conditions: Conditions) -> torch.device:
     device = torch.device(conditions.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available here; measure on the CPU with --device cpu")
     if conditions.dtype not in DTYPES:
-        raise ModelError(f"no dtype named {conditions.dtype!r}; there are {', '.join(DTYPES)}")
+        raise ModelError(f"there is no dtype named {conditions.dtype!r}; known are {', '.join(DTYPES)}")
     return device
 
 
@@ -151,7 +168,7 @@ def _on(example: Example, device: torch.device, conditions: Conditions) -> Examp
             else moved
         )
 
-    return Example(*map_structure(move, (example.args, example.kwargs)))
+    return Example(*map_nested(move, (example.args, example.kwargs)))
 
 
 def _forward(model: nn.Module, example: Example) -> Callable[[], object]:
@@ -168,7 +185,7 @@ def _runner(model: nn.Module, example: Example, *, training: bool) -> Callable[[
 
     def train() -> None:
         with _training(model):
-            outputs = [tensor for tensor in tensors_in(forward()) if tensor.requires_grad]
+            outputs = [tensor for _, tensor in tensors_in(forward()) if tensor.requires_grad]
             torch.stack([tensor.float().mean() for tensor in outputs]).sum().backward()  # type: ignore[no-untyped-call]
 
     return train if training else infer
@@ -183,7 +200,7 @@ def _training(model: nn.Module) -> Iterator[None]:
         model.zero_grad(set_to_none=True)
 
 
-def _bytes(site: Any, conditions: Conditions) -> int:
+def _bytes(site: Insertion, conditions: Conditions) -> int:
     size = 4 if conditions.dtype == "fp32" else 2
     elements = 1
     for length in site.shape[1:]:

@@ -42,7 +42,7 @@ def time_rounds(
     rounds: int,
     warmups: int,
     device: torch.device,
-    after_round: Callable[[], None] = lambda: None,
+    before_round: Callable[[], None] = lambda: None,
 ) -> dict[str, list[float]]:
     """Seconds of each variant, round by round.
 
@@ -54,18 +54,19 @@ def time_rounds(
         rounds: how often each is timed.
         warmups: how often each runs untimed before.
         device: where they run.
-        after_round: called after each round, warm-ups included.
+        before_round: called before each timed round.
     """
     shuffle = random.Random(0)
     names = list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(warmups + rounds):
+        if number >= warmups:
+            before_round()
         shuffle.shuffle(names)
         for name in names:
             spent = _time_once(variants[name], device)
             if number >= warmups:
                 seconds[name].append(spent)
-        after_round()
     return seconds
 
 

@@ -4,76 +4,49 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
+from typing import Any
 
-import torch
 from torch import nn
 
+from simam_inject.api import inject, injected
 from simam_inject.errors import ModelError
-from simam_inject.rewriting.rewriter import edits_in
-from simam_inject.surgery import inject
 
 PLAIN, SIMAM = "plain", "SimAM"
+PEERS = {
+    "se": ("squeeze_excite", "SEModule"),
+    "eca": ("eca", "EcaModule"),
+    "cbam": ("cbam", "CbamModule"),
+    "gc": ("global_context", "GlobalContext"),
+}
+"""Other attentions: file and class in `timm.layers`, made for a number of channels."""
 
 
-def _se(channels: int) -> nn.Module:
-    from timm.layers.squeeze_excite import SEModule
+def peer_factory(name: str) -> Callable[[int], nn.Module]:
+    """What makes the attention of that name for a number of channels.
 
-    return SEModule(channels)
-
-
-def _eca(channels: int) -> nn.Module:
-    from timm.layers.eca import EcaModule
-
-    return EcaModule(channels)
-
-
-def _cbam(channels: int) -> nn.Module:
-    from timm.layers.cbam import CbamModule
-
-    return CbamModule(channels)
+    Raises:
+        ModelError: there is none of that name.
+    """
+    if name not in PEERS:
+        raise ModelError(f"there is no attention named {name!r} to compare with; known are {', '.join(PEERS)}")
+    file, kind = PEERS[name]
+    factory: Callable[[int], nn.Module] = getattr(import_module(f"timm.layers.{file}"), kind)
+    return factory
 
 
-def _gc(channels: int) -> nn.Module:
-    from timm.layers.global_context import GlobalContext
-
-    return GlobalContext(channels)
-
-
-PEERS: dict[str, Callable[[int], nn.Module]] = {"se": _se, "eca": _eca, "cbam": _cbam, "gc": _gc}
-"""Peers by name: timm's modules, made for a number of channels."""
-
-
-class ChannelsLast(nn.Module):
-    """A channels-first module at a site whose channels come last."""
-
-    def __init__(self, inner: nn.Module) -> None:
-        super().__init__()
-        self.inner = inner
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Attend an N, H, W, C map."""
-        attended: torch.Tensor = self.inner(x.movedim(-1, 1)).movedim(1, -1)
-        return attended
-
-
-def make_variants(model: nn.Module, recipe: object, example: object, against: tuple[str, ...]) -> dict[str, nn.Module]:
+def make_variants(model: nn.Module, recipe: Any, example: Any, against: tuple[str, ...]) -> dict[str, nn.Module]:
     """Copies of the model by name of variant. The model itself is not changed.
 
     Raises:
         ModelError: a peer is unknown, or a site is not two-dimensional, which the peers cannot attend.
     """
-    unknown = [name for name in against if name not in PEERS]
-    if unknown:
-        raise ModelError(f"no attention named {unknown[0]!r} to compare with; there are {', '.join(PEERS)}")
+    factories = {name: peer_factory(name) for name in against}
     variants = {PLAIN: copy.deepcopy(model), SIMAM: inject(copy.deepcopy(model), recipe, example_inputs=example)}
-    for name in against:
-        twin = copy.deepcopy(variants[SIMAM])
-        for path, holder, edit in edits_in(twin):
-            if len(edit.shape) != 4:
-                raise ModelError(f"{name} needs two-dimensional maps; {path} has {edit.shape}")
-            peer = PEERS[name](edit.shape[edit.channel_dim])
-            reference = next(twin.parameters())
-            peer.to(reference.device, reference.dtype)
-            holder._modules[edit.child] = peer if edit.channel_dim == 1 else ChannelsLast(peer)
-        variants[name] = twin
+    for name, factory in factories.items():
+        flat = next((site for site in injected(variants[SIMAM]) if len(site.shape) != 4), None)
+        if flat is not None:
+            raise ModelError(f"{name} needs two-dimensional maps; the shape of {flat.path} is {flat.shape}")
+        twin = copy.deepcopy(model)
+        variants[name] = inject(twin, recipe, example_inputs=example, attention=factory, verify=False)
     return variants

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from simam_inject.cli.composing import compose_recipe
+from simam_inject.cli.options import BenchOptions, Options, split_names
+from simam_inject.cli.preparing import check_model_name, make_plan, prepare
 from simam_inject.cli.working import show, working
 
 if TYPE_CHECKING:
@@ -15,48 +17,47 @@ if TYPE_CHECKING:
     from simam_inject.recipe import Recipe
 
 
-def bench_recipe(
-    model: str,
-    recipe: str | None,
-    *,
-    after: tuple[str, ...],
-    before: tuple[str, ...],
-    exclude: tuple[str, ...],
-    e_lambda: float | None,
-    input_size: tuple[int, ...] | None,
-    pretrained: bool,
-    against: tuple[str, ...],
-    conditions: dict[str, object],
-    as_json: bool,
-    chart: Path | None,
-) -> None:
+def bench_recipe(options: Options, more: BenchOptions) -> None:
     """Measure, and report as a table, as JSON, and as a chart where one is asked for."""
-    with working(steps=4, quiet=as_json) as step:
-        from simam_inject.cli.composing import check_exclude, compose_recipe
-
-        composed = compose_recipe(recipe, after, before, exclude, e_lambda)
-        step(f"building {model}")
+    with working(steps=4 + 2 * more.rounds, as_json=options.as_json, quiet=options.quiet) as step:
+        check_model_name(options.model)
+        recipe = compose_recipe(options)
+        prepared = prepare(options, step)
         from simam_inject.bench import Conditions, bench
-        from simam_inject.cli.models import example_inputs, sized
-        from simam_inject.zoo import build
 
-        built = build(model, pretrained=pretrained)
-        inputs = example_inputs(built, input_size)
-        asked = Conditions(**conditions)  # type: ignore[arg-type]
-        with sized(input_size):
-            check_exclude(exclude, built.model, inputs)
-            measured = bench(built.model, composed, asked, against=against, example_inputs=inputs, step=step)
-    heading = _heading(model, composed, measured.conditions)
+        conditions = Conditions(
+            device=more.device,
+            batch=more.batch,
+            dtype=more.dtype,
+            channels_last=more.channels_last,
+            compile=more.compiled,
+            rounds=more.rounds,
+        )
+        step("planning")
+        make_plan(prepared, recipe, options)
+        measured = bench(
+            prepared.built.model,
+            recipe,
+            conditions,
+            against=split_names(more.against),
+            example_inputs=prepared.inputs,
+            step=step,
+        )
+    heading = _heading(options.model, recipe, measured.conditions)
     from simam_inject.reporting.benches import bench_chart, render_bench
 
-    if chart is not None:
-        chart.write_text(bench_chart(measured.rows, heading=heading), encoding="utf-8")
-    if as_json:
-        report = {"model": model, "source": built.source, "recipe": composed.to_dict(), **measured.to_dict()}
+    if more.chart is not None:
+        more.chart.write_text(bench_chart(measured.rows, heading=heading), encoding="utf-8")
+    if options.as_json:
+        report = {
+            "model": options.model,
+            "source": prepared.built.source,
+            "recipe": recipe.to_dict(),
+            **measured.to_dict(),
+        }
         typer.echo(json.dumps(report, indent=2))
-    else:
-        notes = tuple(_notes(measured))
-        show(render_bench(measured.rows, heading=heading, notes=notes, not_run=measured.not_run))
+    elif not options.quiet:
+        show(render_bench(measured.rows, heading=heading, notes=tuple(_notes(measured)), not_run=measured.not_run))
 
 
 def _heading(model: str, recipe: Recipe, conditions: Conditions) -> str:
@@ -66,10 +67,11 @@ def _heading(model: str, recipe: Recipe, conditions: Conditions) -> str:
 
 
 def _notes(measured: Bench) -> list[str]:
-    from simam_inject.reporting.formats import format_bytes
+    from simam_inject.reporting.formats import format_bytes, format_count
 
     machine = ", ".join(f"{key} {value}" for key, value in measured.machine.items())
+    sites = format_count(measured.sites, "site")
     return [
-        f"{measured.sites} sites; each batch moves at the least {format_bytes(measured.floor_bytes)} for the attention",
+        f"{sites}; for each batch the attention moves at least {format_bytes(measured.floor_bytes)}",
         f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process",
     ]

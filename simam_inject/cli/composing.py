@@ -2,66 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from simam_inject.errors import NoMatchError, RecipeError
+from simam_inject.cli.options import Options
+from simam_inject.errors import RecipeError
 from simam_inject.recipe import Recipe, load_recipe, selector
-from simam_inject.recipe.names import Glob
 
 
-def compose_recipe(
-    recipe: str | None,
-    after: Sequence[str] = (),
-    before: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    e_lambda: float | None = None,
-) -> Recipe:
-    """The rules of the recipe, then one for each selector; the first that takes a site owns it.
-
-    Args:
-        recipe: Name of a shipped recipe or path of a YAML file.
-        after: Selectors, each a rule of its own.
-        before: The same.
-        exclude: Globs that every rule leaves out, beside its own.
-        e_lambda: Lambda of every rule, whatever the recipe says.
+def compose_recipe(options: Options) -> Recipe:
+    """The rules of `--recipe`, then one for each selector; the first rule that takes a site owns it.
 
     Raises:
-        RecipeError: Nothing says where, or what does is not valid.
+        RecipeError: No option says where, or one that does is not valid.
     """
-    base = load_recipe(recipe) if recipe else None
-    selectors = [("after", text) for text in after] + [("before", text) for text in before]
-    if base is None and not selectors:
+    base = load_recipe(options.recipe) if options.recipe else None
+    if base is None and not options.selectors:
         raise RecipeError("nothing says where SimAM goes: give --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
-    if base is not None and not selectors and not exclude and e_lambda is None:
-        return base
-    rules = [*(base.rules if base else ()), *(selector(position, text) for position, text in selectors)]
+    rules = [*(base.rules if base else ()), *(selector(position, text) for position, text in options.selectors)]
+    names = [base.name or str(options.recipe)] if base else []
     data: dict[str, Any] = base.to_dict() if base else {}
-    names = [base.name or str(recipe)] if base else []
-    data["name"] = ", ".join(names + [f"{position} {text}" for position, text in selectors])
-    data["rules"] = [_adjust(rule.to_dict(), exclude, e_lambda) for rule in rules]
-    return Recipe.from_dict(data if e_lambda is None else {**data, "e_lambda": e_lambda})
+    data["name"] = ", ".join(names + [f"{position} {text}" for position, text in options.selectors])
+    data["rules"] = [_adjust(rule.to_dict(), options) for rule in rules]
+    return Recipe.from_dict(data if options.e_lambda is None else {**data, "e_lambda": options.e_lambda})
 
 
-def _adjust(rule: dict[str, Any], exclude: Sequence[str], e_lambda: float | None) -> dict[str, Any]:
+def _adjust(rule: dict[str, Any], options: Options) -> dict[str, Any]:
+    """A rule with the globs of `--exclude` beside its own, and without its lambda where `--e-lambda` is given."""
     own = rule.get("exclude", [])
-    excluded = [*([own] if isinstance(own, str) else own), *exclude]
+    excluded = [*([own] if isinstance(own, str) else own), *(options.exclude or ())]
     adjusted = {**rule, "exclude": excluded} if excluded else dict(rule)
-    if e_lambda is not None:
+    if options.e_lambda is not None:
         adjusted.pop("e_lambda", None)
     return adjusted
 
 
-def check_exclude(exclude: Sequence[str], model: Any, inputs: Any) -> None:
-    """Refuse an `--exclude` that leaves nothing out because it matches nothing, whatever the rules are.
-
-    Raises:
-        NoMatchError: One matches no path of the model.
-    """
-    if exclude:
-        from simam_inject.matching import every_path, explain_idle
-        from simam_inject.surgery import survey
-
-        paths = every_path(survey(model, example_inputs=inputs))
-        if message := explain_idle("--exclude", [Glob(text) for text in exclude], paths):
-            raise NoMatchError(message)
+def as_code(options: Options, recipe: Recipe) -> str:
+    """The recipe as the shortest thing that `inject` takes."""
+    named = [*([options.recipe] if options.recipe else []), *(" ".join(place) for place in options.selectors)]
+    plain = len(named) == 1 and not options.exclude and options.e_lambda is None
+    keys = {key: value for key, value in recipe.to_dict().items() if key in ("e_lambda", "rules")}
+    return repr(named[0] if plain else keys)

@@ -1,16 +1,18 @@
-"""The main job: build, plan, apply, verify, save, report."""
+"""The main job: build, plan, apply, calibrate, verify, save, report."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from simam_inject.cli.options import EXPORTS
+from simam_inject.cli.composing import as_code, compose_recipe
+from simam_inject.cli.options import EXPORTS, InjectOptions, Options
+from simam_inject.cli.preparing import Prepared, check_model_name, make_plan, prepare
 from simam_inject.cli.working import DONE, NO_EFFECT, show, show_error, working
 from simam_inject.errors import ModelError
 
@@ -18,35 +20,20 @@ if TYPE_CHECKING:
     from simam_inject import Plan, Recipe
     from simam_inject.export import ExportReport
     from simam_inject.planning.records import Verification
-    from simam_inject.zoo import ZooModel
 
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What the user asked for, parsed."""
-
-    model: str
-    recipe: str | None
-    after: tuple[str, ...]
-    before: tuple[str, ...]
-    exclude: tuple[str, ...]
-    e_lambda: float | None
-    input_size: tuple[int, ...] | None
-    pretrained: bool
-    dry_run: bool
-    why: bool
-    as_json: bool
-    output: Path | None
+_IMAGES = 64
+"""Images that `--calibrate` reads at the most, in batches of eight."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """What was done."""
 
-    built: ZooModel
+    prepared: Prepared
     recipe: Recipe
     plan: Plan
-    verification: Verification | None
+    verification: Verification | None = None
+    calibration: Any = None
     exported: ExportReport | None = None
 
     @property
@@ -61,123 +48,170 @@ class Outcome:
         return bool(self.plan.insertions) or self.plan.is_done
 
 
-def run(order: Order) -> None:
-    """Do what was ordered and report it.
+def run(options: Options, more: InjectOptions) -> None:
+    """Do what the options say and report it.
 
     Raises:
         typer.Exit: Always, with the exit code.
     """
-    with working(steps=2 if order.dry_run else 5, quiet=order.as_json) as step:
-        outcome = _carry_out(order, step)
-    if order.as_json:
-        typer.echo(json.dumps(_as_dict(order, outcome), indent=2))
-    else:
-        show(_render(order, outcome))
+    _check_together(options, more)
+    steps = 2 if more.dry_run else 4 + (more.calibrate is not None) + (more.output is not None)
+    with working(steps, as_json=options.as_json, quiet=options.quiet) as step:
+        outcome = _carry_out(options, more, step)
+    if options.as_json:
+        typer.echo(json.dumps(_as_dict(options, more, outcome), indent=2))
+    elif not options.quiet:
+        show(_render(options, more, outcome))
     if not outcome.has_effect:
-        from simam_inject.operation import no_effect
-
-        show_error(no_effect(outcome.plan))
+        show_error(_no_effect(outcome.plan))
     raise typer.Exit(outcome.exit_code)
 
 
-def _carry_out(order: Order, step: Any) -> Outcome:
-    from simam_inject.cli.composing import check_exclude, compose_recipe
+def _check_together(options: Options, more: InjectOptions) -> None:
+    """Refuse options that do not go together, before anything is built."""
+    if more.dry_run and more.output:
+        raise typer.BadParameter("a dry run makes nothing that could be saved", param_hint="--output")
+    if more.dry_run and more.calibrate:
+        raise typer.BadParameter("a dry run changes nothing that could be calibrated", param_hint="--calibrate")
+    suffix = "" if more.output is None else more.output.suffix
+    if more.dynamic and suffix not in EXPORTS[:2]:
+        raise typer.BadParameter("only --output x.onnx and x.pt2 can have varying sizes", param_hint="--dynamic")
+    if suffix == ".pt" and not _may_be_yolo(options.model):
+        raise typer.BadParameter(
+            f"a .pt is a checkpoint of ultralytics, and {options.model} is another library's model; "
+            "write --output FILE.safetensors",
+            param_hint="--output",
+        )
 
-    recipe = compose_recipe(order.recipe, order.after, order.before, order.exclude, order.e_lambda)
-    step(f"building {order.model}")
-    from simam_inject import plan, verify
-    from simam_inject.cli.models import example_inputs, sized
-    from simam_inject.zoo import build
 
-    built = build(order.model, pretrained=order.pretrained)
-    inputs = example_inputs(built, order.input_size)
+def _may_be_yolo(name: str) -> bool:
+    from simam_inject.zoo.yolo import is_yolo_name
+
+    prefix, colon, _ = name.partition(":")
+    return is_yolo_name(name) or (bool(colon) and prefix not in ("timm", "torchvision"))
+
+
+def _carry_out(options: Options, more: InjectOptions, step: Callable[[str], None]) -> Outcome:
+    check_model_name(options.model)
+    recipe = compose_recipe(options)
+    prepared = prepare(options, step)
+    model = prepared.built.model
     step("running it once and planning")
-    with sized(order.input_size):
-        check_exclude(order.exclude, built.model, inputs)
-        made = plan(built.model, recipe, example_inputs=inputs)
-    outcome = Outcome(built, recipe, made, None)
-    if order.dry_run or not outcome.has_effect:
+    outcome = Outcome(prepared, recipe, make_plan(prepared, recipe, options))
+    if more.dry_run or not outcome.has_effect:
         return outcome
+    from simam_inject.api import verify
+
     step("inserting SimAM")
-    made.apply()
+    outcome.plan.apply()
+    if options.strength != 1.0:
+        _set_strength(model, options.strength)
+    if more.calibrate is not None:
+        step(f"calibrating on {more.calibrate}")
+        outcome = replace(outcome, calibration=_calibrate(prepared, more.calibrate))
     step("verifying")
-    outcome = Outcome(built, recipe, made, verify(built.model, example_inputs=inputs))
-    if order.output is not None and outcome.exit_code == DONE:
-        step(f"saving {order.output}")
-        outcome = replace(outcome, exported=_save(built, order.output, inputs))
+    outcome = replace(outcome, verification=verify(model, example_inputs=prepared.inputs))
+    if more.output is not None and outcome.exit_code == DONE:
+        step(f"saving {more.output}")
+        outcome = replace(outcome, exported=_save(prepared, more))
     return outcome
 
 
-def _save(built: ZooModel, path: Path, inputs: Any) -> ExportReport | None:
-    """A .pt is ultralytics' own checkpoint, which `yolo train model=...` continues with; the rest is ours."""
+def _set_strength(model: Any, strength: float) -> None:
+    from simam_inject.warmup import set_strength
+
+    set_strength(model, strength)
+
+
+def _calibrate(prepared: Prepared, folder: Path) -> Any:
+    from simam_inject.cli.images import batches_of
+    from simam_inject.warmup import calibrate
+
+    return calibrate(prepared.built.model, list(batches_of(prepared, folder, limit=_IMAGES)))
+
+
+def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:
+    """A .pt is ultralytics' own checkpoint, which `yolo train model=...` continues with."""
+    built, path = prepared.built, more.output
+    assert path is not None
     if path.suffix in EXPORTS:
         from simam_inject.export import export
 
-        return export(built.model, path, example_inputs=inputs)
+        return export(built.model, path, example_inputs=prepared.inputs, dynamic=more.dynamic)
     if path.suffix != ".pt":
         from simam_inject.persist import save
 
         save(built.model, path)
-    elif built.source == "ultralytics":
-        cast(Any, built.model).save(str(path))
+    elif hasattr(built.model, "save"):
+        built.model.save(str(path))
     else:
-        raise ModelError(f"{built.name} is no YOLO, and a .pt is a YOLO checkpoint; write --output FILE.safetensors")
+        raise ModelError(
+            f"{built.name} is not a YOLO object, and a .pt is its checkpoint; write --output FILE.safetensors"
+        )
     return None
 
 
-def _render(order: Order, outcome: Outcome) -> Any:
+def _no_effect(plan: Plan) -> str:
+    """The sentence that `inject` raises for a plan that takes no site."""
+    from simam_inject.api import _no_effect as no_effect
+
+    return no_effect(plan)
+
+
+def _render(options: Options, more: InjectOptions, outcome: Outcome) -> Any:
     from simam_inject.reporting import render_plan
 
     return render_plan(
-        outcome.plan.insertions,
-        outcome.plan.skips,
+        outcome.plan,
         outcome.verification,
-        present=outcome.plan.present,
-        heading=f"{order.model}, {outcome.recipe.name or order.recipe or 'recipe'} ({outcome.built.note})",
+        heading=f"{options.model}, {outcome.recipe.name or 'recipe'} ({outcome.prepared.built.note})",
         applied=outcome.verification is not None,
-        why=order.why,
-        next_steps=tuple(_next_steps(order, outcome)),
+        why=more.why,
+        verbose=options.verbose,
+        calibration=outcome.calibration,
+        next_steps=tuple(_next_steps(options, more, outcome)),
     )
 
 
-def _as_dict(order: Order, outcome: Outcome) -> dict[str, Any]:
-    from simam_inject.reporting import plan_to_dict
+def _as_dict(options: Options, more: InjectOptions, outcome: Outcome) -> dict[str, Any]:
+    from simam_inject.reporting import calibration_to_dict, plan_to_dict
 
     return {
-        "model": order.model,
-        "source": outcome.built.source,
-        "note": outcome.built.note,
+        "model": options.model,
+        "source": outcome.prepared.built.source,
+        "note": outcome.prepared.built.note,
         "recipe": outcome.recipe.to_dict(),
-        "dry_run": order.dry_run,
-        **plan_to_dict(outcome.plan.insertions, outcome.plan.skips, outcome.verification, present=outcome.plan.present),
-        "output": str(order.output) if order.output and outcome.exit_code == DONE else None,
+        "strength": options.strength,
+        "dry_run": more.dry_run,
+        **plan_to_dict(outcome.plan, outcome.verification),
+        "calibration": calibration_to_dict(outcome.calibration),
+        "output": str(more.output) if more.output and outcome.exit_code == DONE else None,
     }
 
 
-def _next_steps(order: Order, outcome: Outcome) -> Iterator[str]:
+def _next_steps(options: Options, more: InjectOptions, outcome: Outcome) -> Iterator[str]:
+    size = f" --input-size {options.input_size}" if options.input_size else ""
     if not outcome.has_effect:
-        yield f"see what can be named: simam-inject sites {order.model}"
-    elif outcome.verification is None:
+        yield f"see what can be named: simam-inject sites {options.model}{size}"
+        return
+    if outcome.verification is None:
         yield "insert it: the same command without --dry-run"
-    elif not outcome.verification.ok:
+        return
+    if not outcome.verification.ok:
         yield "do not train this model; report the failure with the lines above and the name of the model"
+        return
+    inputs = outcome.prepared.inputs_code
+    arguments = [as_code(options, outcome.recipe), *([f"example_inputs={inputs}"] if inputs else [])]
+    if options.strength != 1.0:
+        arguments.append(f"strength={options.strength:g}")
+    yield f"in your code: from simam_inject import inject; inject(model, {', '.join(arguments)})"
+    output = more.output
+    if output is None:
+        yield "keep it: add --output FILE.safetensors"
+    elif output.suffix == ".pt":
+        yield f"train it: yolo train model={output} data=...; afterwards: simam-inject check best.pt"
+    elif outcome.exported is not None:
+        proof = outcome.exported
+        yield f"{proof.path} holds {proof.live} sites; output {proof.difference:.1e} from the model's ({proof.form})"
     else:
-        yield f"in your code: from simam_inject import inject; inject(model, {_as_code(order, outcome)})"
-        if order.output is not None and order.output.suffix == ".pt":
-            yield f"train it: yolo train model={order.output} data=...; afterwards: simam-inject check best.pt"
-        elif outcome.exported is not None:
-            proof = outcome.exported
-            yield f"{proof.path} holds {proof.live} live sites and is {proof.difference:.1e} from eager ({proof.form})"
-        elif order.output is not None:
-            yield f"from the file: from simam_inject.persist import load; load({str(order.output)!r}, model)"
-        else:
-            yield "keep it: add --output FILE.safetensors"
-
-
-def _as_code(order: Order, outcome: Outcome) -> str:
-    """The recipe as the shortest thing that `inject` takes."""
-    selectors = [f"after {text}" for text in order.after] + [f"before {text}" for text in order.before]
-    named = [*([order.recipe] if order.recipe else []), *selectors]
-    plain = len(named) == 1 and not order.exclude and order.e_lambda is None
-    keys = {key: value for key, value in outcome.recipe.to_dict().items() if key in ("e_lambda", "rules")}
-    return repr(named[0] if plain else keys)
+        yield f"load it: from simam_inject.persist import load; load({str(output)!r}, model)"

@@ -1,9 +1,16 @@
-"""Arguments and options, written once, and the parsing of those that are more than a text."""
+"""Arguments and options, each written once, and the objects that hold them for a command.
+
+A command takes one of the dataclasses below as its first parameter; `with_options` turns its fields into options.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
@@ -11,9 +18,21 @@ PLACE, MODEL, RESULT = "Where SimAM goes", "The model", "What comes out"
 CONDITIONS = "How to measure"
 EXPORTS = (".onnx", ".pt2", ".torchscript")
 """Suffixes of files that other runtimes run; `simam_inject.export.forms` has the formats, and imports torch."""
+PEERS = ("se", "eca", "cbam", "gc")
+"""Names of `simam_inject.bench.variants.PEERS`, which imports torch."""
+DTYPES = ("fp32", "bf16", "fp16")
 
 
-def parse_size(text: str) -> tuple[int, ...]:
+class Size(tuple[int, ...]):
+    """Channels and one to three spatial sizes."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+def parse_size(text: str) -> Size:
     """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes.
 
     Raises:
@@ -22,7 +41,7 @@ def parse_size(text: str) -> tuple[int, ...]:
     parts = text.lower().split("x")
     if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
-    return tuple(int(part) for part in parts)
+    return Size(int(part) for part in parts)
 
 
 def parse_number(text: str) -> int | float:
@@ -38,7 +57,7 @@ def parse_number(text: str) -> int | float:
 
 
 def parse_output(text: str) -> Path:
-    """A file that can be written and whose suffix says a format this program knows.
+    """A file that can be written and whose suffix says a format that this program knows.
 
     Raises:
         typer.BadParameter: It cannot, or does not.
@@ -53,76 +72,231 @@ def parse_output(text: str) -> Path:
     return path
 
 
+def parse_page(text: str) -> Path:
+    """A file in a folder that exists.
+
+    Raises:
+        typer.BadParameter: There is no such folder.
+    """
+    if not Path(text).parent.is_dir():
+        raise typer.BadParameter(f"there is no folder {str(Path(text).parent)!r}")
+    return Path(text)
+
+
+def parse_existing(text: str) -> Path:
+    """A file or folder that exists.
+
+    Raises:
+        typer.BadParameter: It does not.
+    """
+    if not Path(text).exists():
+        raise typer.BadParameter(f"there is no file or folder {text!r}")
+    return Path(text)
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """`a, b` -> (a, b)."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def _check_peers(text: str) -> str:
+    unknown = [name for name in split_names(text) if name not in PEERS]
+    if unknown:
+        raise typer.BadParameter(f"there is no attention named {unknown[0]!r}; known are {', '.join(PEERS)}")
+    return text
+
+
+def _check_dtype(text: str) -> str:
+    if text not in DTYPES:
+        raise typer.BadParameter(f"found {text!r}; known are {', '.join(DTYPES)}")
+    return text
+
+
+def _check_device(text: str) -> str:
+    if text.partition(":")[0] not in ("cpu", "cuda"):
+        raise typer.BadParameter(f"found {text!r}; known are cpu, cuda and cuda:N")
+    return text
+
+
+def _option(panel: str, name: str, text: str, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=panel, show_default=False, **more)
+
+
 ModelName = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         show_default=False,
-        help="resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt, FILE.py:FACTORY or MODULE:FACTORY",
+        help="resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt or FILE.yaml of a YOLO, FILE.py:FACTORY "
+        "or MODULE:FACTORY",
     ),
 ]
-After = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--after",
-        metavar="X",
-        help="BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated",
-        rich_help_panel=PLACE,
-    ),
-]
-Before = Annotated[
-    list[str] | None,
-    typer.Option("--before", metavar="X", help="BLOCK.CHILD or BLOCK.residual; may be repeated", rich_help_panel=PLACE),
-]
-RecipeName = Annotated[
-    str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="A shipped recipe or a YAML file", rich_help_panel=PLACE),
-]
-Exclude = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--exclude", metavar="GLOB", help="Paths to leave out, e.g. 'layer1.*'; may be repeated", rich_help_panel=PLACE
-    ),
-]
-ELambda = Annotated[
-    str | None,
-    typer.Option(
-        "--e-lambda", metavar="F", help="Lambda of every site, above 0, whatever the recipe says", rich_help_panel=PLACE
-    ),
-]
-InputSize = Annotated[
-    str | None,
-    typer.Option(
-        "--input-size", metavar="CxHxW", help="Size of one example: channels x height x width", rich_help_panel=MODEL
-    ),
-]
-Pretrained = Annotated[
-    bool,
-    typer.Option("--pretrained", help="The library's own weights, not random ones", rich_help_panel=MODEL),
-]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Show the plan, touch nothing", rich_help_panel=RESULT)]
-Why = Annotated[bool, typer.Option("--why", help="Show near misses with their reasons", rich_help_panel=RESULT)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print only JSON", rich_help_panel=RESULT)]
-Output = Annotated[
-    str | None,
-    typer.Option(
-        "--output",
-        metavar="FILE",
-        help="Save weights and sites: x.safetensors, x.pt for YOLO; or export: x.onnx, x.pt2, x.torchscript",
-        rich_help_panel=RESULT,
-    ),
-]
-Device = Annotated[str, typer.Option("--device", help="cpu or cuda", rich_help_panel=CONDITIONS)]
-Batch = Annotated[int, typer.Option("--batch", min=1, help="Images per batch", rich_help_panel=CONDITIONS)]
-Dtype = Annotated[str, typer.Option("--dtype", help="fp32, bf16 or fp16", rich_help_panel=CONDITIONS)]
-ChannelsLast = Annotated[
-    bool, typer.Option("--channels-last", help="Memory format channels last", rich_help_panel=CONDITIONS)
-]
-Compiled = Annotated[bool, typer.Option("--compile", help="With torch.compile", rich_help_panel=CONDITIONS)]
+Pretrained = Annotated[bool, _option(MODEL, "--pretrained", "Load the library's published weights")]
 Against = Annotated[
-    str, typer.Option("--against", metavar="A,B", help="Other attentions: se,eca,cbam,gc", rich_help_panel=CONDITIONS)
+    str,
+    _option(CONDITIONS, "--against", f"Other attentions: {','.join(PEERS)}", metavar="A,B", callback=_check_peers),
 ]
-Rounds = Annotated[int, typer.Option("--rounds", min=3, help="Timed rounds", rich_help_panel=CONDITIONS)]
-Chart = Annotated[
-    Path | None, typer.Option("--chart", metavar="FILE.svg", help="Draw a bar chart", rich_help_panel=RESULT)
-]
+AsJson = Annotated[bool, _option(RESULT, "--json", "Print only JSON")]
+Quiet = Annotated[bool, _option(RESULT, "--quiet", "Print only errors; the exit code says the rest")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions:
+    """Which model, with which weights, and the size of its example input."""
+
+    model: ModelName
+    weights: Annotated[
+        Path | None,
+        _option(
+            MODEL,
+            "--weights",
+            "Load these weights: .safetensors, a state_dict in .pth or .pt, a YOLO checkpoint",
+            metavar="FILE",
+            parser=parse_existing,
+        ),
+    ] = None
+    pretrained: Pretrained = False
+    num_classes: Annotated[
+        int | None, _option(MODEL, "--num-classes", "Number of classes of the head", metavar="N", min=1)
+    ] = None
+    seed: Annotated[int | None, _option(MODEL, "--seed", "Seed of the random weights", metavar="N", min=0)] = None
+    input_size: Annotated[
+        Size | None,
+        _option(
+            MODEL,
+            "--input-size",
+            "Size of one example: channels x height x width",
+            metavar="CxHxW",
+            parser=parse_size,
+        ),
+    ] = None
+    as_json: AsJson = False
+    quiet: Quiet = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options(ModelOptions):
+    """The model, where SimAM goes, and how much is printed."""
+
+    after: Annotated[
+        list[str] | None,
+        _option(PLACE, "--after", "BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated", metavar="X"),
+    ] = None
+    before: Annotated[
+        list[str] | None,
+        _option(PLACE, "--before", "BLOCK.CHILD or BLOCK.residual; may be repeated", metavar="X"),
+    ] = None
+    recipe: Annotated[
+        str | None, _option(PLACE, "--recipe", "A shipped recipe or a YAML file", metavar="NAME|FILE")
+    ] = None
+    exclude: Annotated[
+        list[str] | None,
+        _option(PLACE, "--exclude", "Paths to leave out, e.g. 'layer1.*'; may be repeated", metavar="GLOB"),
+    ] = None
+    e_lambda: Annotated[
+        float | None,
+        _option(
+            PLACE,
+            "--e-lambda",
+            "Lambda of every site, above 0, whatever the recipe says",
+            metavar="F",
+            parser=parse_number,
+        ),
+    ] = None
+    strength: Annotated[
+        float,
+        _option(PLACE, "--strength", "From 0 (no effect) to 1 (SimAM)", metavar="F", min=0.0, max=1.0),
+    ] = 1.0
+    verbose: Annotated[bool, _option(RESULT, "--verbose", "Show every site and every check")] = False
+
+    @property
+    def selectors(self) -> tuple[tuple[str, str], ...]:
+        """Position and place of each `--after` and `--before`."""
+        places = [("after", text) for text in self.after or ()] + [("before", text) for text in self.before or ()]
+        return tuple(places)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InjectOptions:
+    """What `inject` takes beside the options that other commands share."""
+
+    dry_run: Annotated[bool, _option(RESULT, "--dry-run", "Show the plan, change nothing")] = False
+    why: Annotated[bool, _option(RESULT, "--why", "Show near misses with their reasons")] = False
+    calibrate: Annotated[
+        Path | None,
+        _option(
+            PLACE,
+            "--calibrate",
+            "Adapt gains and norm statistics to the images in this folder",
+            metavar="FOLDER",
+            parser=parse_existing,
+        ),
+    ] = None
+    output: Annotated[
+        Path | None,
+        _option(
+            RESULT,
+            "--output",
+            "Save weights and sites: x.safetensors, x.pt for YOLO; or export: x.onnx, x.pt2, x.torchscript",
+            metavar="FILE",
+            parser=parse_output,
+        ),
+    ] = None
+    dynamic: Annotated[bool, _option(RESULT, "--dynamic", "Let batch and image size vary in the exported file")] = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageOptions:
+    """Where a page is written."""
+
+    html: Annotated[Path, _option(RESULT, "--html", "Write the page there", metavar="FILE.html", parser=parse_page)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """The conditions of a measurement."""
+
+    device: Annotated[str, _option(CONDITIONS, "--device", "cpu or cuda", callback=_check_device)] = "cpu"
+    batch: Annotated[int, _option(CONDITIONS, "--batch", "Images per batch", metavar="N", min=1)] = 1
+    dtype: Annotated[str, _option(CONDITIONS, "--dtype", "fp32, bf16 or fp16", callback=_check_dtype)] = "fp32"
+    channels_last: Annotated[bool, _option(CONDITIONS, "--channels-last", "Memory format channels last")] = False
+    compiled: Annotated[bool, _option(CONDITIONS, "--compile", "With torch.compile")] = False
+    against: Against = ""
+    rounds: Annotated[int, _option(CONDITIONS, "--rounds", "Timed rounds", metavar="N", min=3)] = 15
+    chart: Annotated[Path | None, _option(RESULT, "--chart", "Draw a bar chart", metavar="FILE.svg")] = None
+
+
+def _panel(parameter: inspect.Parameter) -> int:
+    """Place of an option in the help: what says where SimAM goes comes first."""
+    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
+    return (None, PLACE, MODEL, CONDITIONS, RESULT).index(panel)
+
+
+def with_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Turn a function of options objects into one that Typer reads: each field of each object becomes an option."""
+    fields: dict[str, list[str]] = {}
+    classes: dict[str, Any] = {}
+    parameters = []
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        kind = parameter.annotation
+        hints = get_type_hints(kind, include_extras=True)
+        classes[parameter.name] = kind
+        fields[parameter.name] = [field.name for field in dataclasses.fields(kind)]
+        for field in dataclasses.fields(kind):
+            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+            parameters.append(
+                inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
+                )
+            )
+
+    def command(**values: Any) -> None:
+        objects = {name: kind(**{key: values[key] for key in fields[name]}) for name, kind in classes.items()}
+        function(**objects)
+
+    parameters.sort(key=_panel)
+    command.__name__ = function.__name__
+    command.__doc__ = function.__doc__
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return command

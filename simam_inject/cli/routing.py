@@ -1,4 +1,4 @@
-"""`simam-inject MODEL ...` beside `simam-inject sites MODEL`: what is no subcommand is the main job."""
+"""`simam-inject MODEL ...` beside `simam-inject sites MODEL`: a first word that is no subcommand is a model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,30 @@ from copy import copy
 from difflib import get_close_matches
 from typing import Any
 
+import typer
 from typer.core import TyperGroup
 
 MAIN_JOB = "inject"
-"""Name of the command that a first word which is no subcommand goes to."""
+"""Name of the command that runs for a first word that is no subcommand."""
+FIRST_COMMANDS = """\
+Put the SimAM attention into a convolutional network. Four commands to start with:
+
+  simam-inject sites resnet50                      what can be named in a model
+  simam-inject resnet50 --after bottleneck         put SimAM there, and verify it
+  simam-inject resnet50 --recipe paper --dry-run   a shipped recipe; change nothing
+  simam-inject recipes                             the shipped recipes
+
+All options and commands: simam-inject --help"""
 
 
 class MainJobGroup(TyperGroup):
-    """A group that runs `MAIN_JOB` on what it does not know, and whose help is that command's, and then the others."""
+    """A group that runs `MAIN_JOB` on other first words, and whose help is that command's, followed by the others."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Put the main job's name in front where it is meant."""
+        if not args and ctx.parent is None:
+            typer.echo(FIRST_COMMANDS)
+            ctx.exit()
         self._refuse_slips(ctx, args)
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         if args and args[0] not in self.commands and args[0] not in own:

@@ -1,4 +1,4 @@
-"""The surroundings of a command: where words go, what is shown while it works, what a mistake turns into."""
+"""What surrounds a command: where its output goes, what is shown while it works, what a mistake turns into."""
 
 from __future__ import annotations
 
@@ -21,40 +21,45 @@ if TYPE_CHECKING:
 DONE, NO_EFFECT, BAD_USAGE = 0, 1, 2
 """Exit codes: done; nothing matched or verification failed; bad usage, recipe, model or file."""
 _PIPE_WIDTH = 120
-_Step = Callable[[str], None]
+Step = Callable[[str], None]
 
 
 @contextmanager
-def working(steps: int, *, quiet: bool = False) -> Iterator[_Step]:
-    """Run a command's work: a progress bar on the terminal, and one message for what the user did wrong.
+def working(steps: int, *, as_json: bool = False, quiet: bool = False) -> Iterator[Step]:
+    """Run a command's work: a progress bar on the terminal, and one message for a user's mistake.
 
     What a library prints goes to stderr, so that stdout holds the report and nothing else.
 
     Args:
-        steps: How often the work will say what it does next.
-        quiet: Only JSON goes to stdout: no progress, and a mistake as `{"error": ...}` beside its message on stderr.
+        steps: How many steps the work has.
+        as_json: Only JSON goes to stdout: no progress, and a mistake as `{"error": ...}` beside its message on stderr.
+        quiet: No progress and no warnings.
 
     Yields:
-        A function that says what the work does next.
+        A function that begins the next step and takes its description.
 
     Raises:
         typer.Exit: With the exit code, after the message, for any `InjectError`.
     """
-    _hush_libraries()
+    _silence_libraries()
     try:
-        with redirect_stdout(sys.stderr), _plain_warnings(), _progress(steps, quiet) as step:
+        with (
+            redirect_stdout(sys.stderr),
+            _warnings(shown=not quiet),
+            _progress(steps, shown=not as_json and not quiet) as step,
+        ):
             yield step
     except InjectError as error:
         show_error(str(error))
-        if quiet:
+        if as_json:
             typer.echo(json.dumps({"error": str(error)}))
         raise typer.Exit(NO_EFFECT if isinstance(error, (NoMatchError, VerificationError)) else BAD_USAGE) from None
 
 
 @contextmanager
-def _progress(steps: int, quiet: bool) -> Iterator[_Step]:
-    if quiet or not sys.stderr.isatty():
-        yield _say_nothing
+def _progress(steps: int, *, shown: bool) -> Iterator[Step]:
+    if not shown or not sys.stderr.isatty():
+        yield lambda _description: None
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
@@ -66,21 +71,25 @@ def _progress(steps: int, quiet: bool) -> Iterator[_Step]:
         TextColumn("{task.description}"),
     )
     with Progress(*columns, console=_console(stderr=True), transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task("", total=steps, completed=-1)
+        task = progress.add_task("", total=steps)
+        begun = -1
 
         def step(description: str) -> None:
-            progress.update(task, advance=1, description=description)
+            nonlocal begun
+            begun += 1
+            progress.update(task, completed=begun, description=description)
 
         yield step
 
 
-def _say_nothing(_description: str) -> None:
-    """What a step says where nobody looks."""
-
-
 @contextmanager
-def _plain_warnings() -> Iterator[None]:
-    """A warning as one line for the person at the terminal, without the line of source it came from."""
+def _warnings(*, shown: bool) -> Iterator[None]:
+    """A warning as one line, without the line of source that it came from; none at all where they are not shown."""
+    if not shown:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+        return
     formatted = warnings.formatwarning
     warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     try:
@@ -89,16 +98,16 @@ def _plain_warnings() -> Iterator[None]:
         warnings.formatwarning = formatted
 
 
-def _hush_libraries() -> None:
-    """Libraries announce themselves, retry aloud and install packages; a command's own message says what matters."""
+def _silence_libraries() -> None:
+    """Libraries print banners, retries and install packages; a command's own message says what matters."""
     os.environ.setdefault("YOLO_VERBOSE", "false")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 def show(report: RenderableType) -> None:
-    """Print a report on stdout."""
-    _console().print(report)
+    """Print a report on stdout. Lines of code to copy may be longer than the terminal is wide."""
+    _console().print(report, crop=False)
 
 
 def show_error(message: str) -> None:

@@ -10,25 +10,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from simam_inject.dataflow.values import Layout, Value
 from simam_inject.nested import map_nested
 
-if TYPE_CHECKING:
-    from simam_inject.dataflow.recorder import Value
-
-Layout = frozenset[int]
-"""Dimensions that hold channels: {1} for N, C, spatial; two while a channel shuffle has split them; none if unknown."""
 Shape = tuple[int, ...]
 NOWHERE: Layout = frozenset()
 
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("linear", "rms_norm", "embedding", "multi_head_attention_forward")
 _MOVES = frozenset(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim moveaxis t mt "
-    "expand chunk split narrow getitem select unbind tensor_split rearrange view_as reshape_as".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "moveaxis",
+        "t",
+        "mt",
+        "expand",
+        "chunk",
+        "split",
+        "narrow",
+        "getitem",
+        "select",
+        "unbind",
+        "tensor_split",
+        "rearrange",
+        "view_as",
+        "reshape_as",
+    ]
 )
 
 
@@ -79,7 +100,9 @@ def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return isinstance(shape, int) or len(shape) == 1
 
 
-def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, shape: Shape) -> Layout:
+def _moved(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, shape: Shape
+) -> Layout:
     """Layout after an operation that only moves elements: do the same to an index of the memory, and look where it went.
 
     The channel dimension of a contiguous tensor has a stride of its own, by which it is found again in the result.
@@ -149,7 +172,9 @@ class Axes:
     obstacle: str | None = None
 
 
-def find_axes(shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool) -> Axes:
+def find_axes(
+    shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool
+) -> Axes:
     """Batch, channels and spatial dimensions of a value of rank 3 to 5.
 
     Args:
@@ -185,7 +210,9 @@ def find_axes(shape: Shape, layout: Layout, other_batch: Shape | None, other_siz
         if not candidates:
             return Axes(obstacle=f"has no dimension of fixed size that could hold channels: its shape is {shape}")
         if len(known) != 1 or len(layout) > 1:
-            return Axes(obstacle=f"has its channels in several dimensions, or in none that is known: its shape is {shape}")
+            return Axes(
+                obstacle=f"has its channels in several dimensions, or in none that is known: its shape is {shape}"
+            )
         (channel,) = known
         if channel == 0 and other_batch is not None:
             return Axes(obstacle=f"has its channels in no dimension that is known: its shape is {shape}")

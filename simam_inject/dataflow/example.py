@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.nested import map_nested, tensors_in
 from simam_inject.errors import ModelError
+from simam_inject.nested import map_nested, tensors_in
 
 DEFAULT_SIZE = (3, 224, 224)
 
@@ -79,7 +79,9 @@ class Example:
 
         if self.args and isinstance(self.args[0], list):  # torchvision's detectors: a list of images
             images = self.args[0]
-            return Example(([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs)
+            return Example(
+                ([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs
+            )
         return Example(*map_nested(grow, (self.args, self.kwargs)))
 
     @property
@@ -138,7 +140,9 @@ class Example:
 def _noisy(tensor: torch.Tensor, seed: int) -> torch.Tensor:
     if not tensor.is_floating_point() or tensor.is_meta:
         return tensor
-    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed + 1), device="cpu", dtype=torch.float32)
+    noise = torch.rand(
+        tensor.shape, generator=torch.Generator().manual_seed(seed + 1), device="cpu", dtype=torch.float32
+    )
     return (tensor.detach() + noise.to(tensor.device, tensor.dtype)).detach()
 
 

@@ -15,10 +15,8 @@ import itertools
 import sys
 import types
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,120 +26,71 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
-from simam_inject.dataflow.axes import Layout, input_layout, layout_after
+from simam_inject.dataflow.axes import input_layout, layout_after
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.kinds import function_kind, module_kind
-from simam_inject.nested import Key, is_named_tuple, map_nested, tensors_in
+from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
 from simam_inject.dataflow.twin import modules_with_python_forward
+from simam_inject.dataflow.values import NEVER, Frame, Layout, Read, Recording, Value, join, keyed
+from simam_inject.nested import Key, is_named_tuple, map_nested, tensors_in
 
 _NOT_READS = frozenset(
-    "shape dtype device ndim layout is_cuda is_cpu is_meta is_sparse is_quantized is_leaf requires_grad grad_fn grad names "
-    "size dim stride numel nelement ndimension is_floating_point is_complex is_contiguous element_size get_device len "
-    "storage_offset data_ptr untyped_storage storage type is_signed is_inference is_nested is_mps is_xla itemsize nbytes "
-    "format repr str hash version retain_grad register_hook has_names is_mkldnn is_shared is_pinned "
-    "requires_grad_ sym_size output_nr".split()
+    [
+        "shape",
+        "dtype",
+        "device",
+        "ndim",
+        "layout",
+        "is_cuda",
+        "is_cpu",
+        "is_meta",
+        "is_sparse",
+        "is_quantized",
+        "is_leaf",
+        "requires_grad",
+        "grad_fn",
+        "grad",
+        "names",
+        "size",
+        "dim",
+        "stride",
+        "numel",
+        "nelement",
+        "ndimension",
+        "is_floating_point",
+        "is_complex",
+        "is_contiguous",
+        "element_size",
+        "get_device",
+        "len",
+        "storage_offset",
+        "data_ptr",
+        "untyped_storage",
+        "storage",
+        "type",
+        "is_signed",
+        "is_inference",
+        "is_nested",
+        "is_mps",
+        "is_xla",
+        "itemsize",
+        "nbytes",
+        "format",
+        "repr",
+        "str",
+        "hash",
+        "version",
+        "retain_grad",
+        "register_hook",
+        "has_names",
+        "is_mkldnn",
+        "is_shared",
+        "is_pinned",
+        "requires_grad_",
+        "sym_size",
+        "output_nr",
+    ]
 )
 """Attributes and methods that do not look at a tensor's content."""
-NEVER = -1
-
-
-def join(scope: str, name: str) -> str:
-    """Dotted path of a value named `name` in the scope at path `scope`."""
-    return f"{scope}.{name}" if scope and name else scope or name
-
-
-def keyed(path: str, keys: tuple[Key, ...]) -> str:
-    """Path of an entry of a list, tuple or dict."""
-    return path + "".join(f":{key}" for key in keys)
-
-
-@dataclass(eq=False, slots=True, repr=False)
-class Value:
-    """One tensor that the forward held."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    storage: int
-    layout: Layout
-    made: int = NEVER
-    """Tick at which it came to be; NEVER for parameters, buffers and whatever was there before."""
-    path: str | None = None
-    """Path of the operation or leaf module that computed it."""
-    kind: str = ""
-    """Kind of that operation; `alias` for an input that a block returns as it is."""
-    inputs: tuple[Value, ...] = ()
-    """What that operation reads."""
-    reads: list[Read] = field(default_factory=list)
-    returns: list[tuple[Frame, tuple[Key, ...]]] = field(default_factory=list)
-    """Module calls that return it, innermost first."""
-    arguments: list[tuple[Frame, Key, tuple[Key, ...]]] = field(default_factory=list)
-    """Module calls that it was given to, with the argument's position or keyword and the keys inside it."""
-
-
-@dataclass(frozen=True, eq=False, slots=True, repr=False)
-class Read:
-    """An operation, or a leaf module, that looks at a value's content."""
-
-    tick: int
-    path: str
-    """Path of what it computes; empty if it computes no tensor."""
-
-
-@dataclass(eq=False, slots=True, repr=False)
-class Frame:
-    """One call of one module."""
-
-    path: str
-    module: nn.Module
-    parent: Frame | None
-    start: int
-    is_scope: bool
-    """It has children: what its own forward computes are values that can be named."""
-    graph: fx.Graph | None = None
-    """Only for the first call of a scope."""
-    end: int = 0
-    nodes: dict[int, fx.Node] = field(default_factory=dict)
-    """Node of each value that this forward holds, by `id(Value)`."""
-    names: Counter[str] = field(default_factory=Counter)
-    taken: frozenset[str] = frozenset()
-    """Names that operations cannot have: those of children and parameters."""
-    inputs: tuple[Value, ...] = ()
-    name: str = ""
-    """What its caller's graph calls the result."""
-    outputs: list[tuple[tuple[Key, ...], Value]] = field(default_factory=list)
-    given: tuple[Any, Any] = ((), {})
-    """The arguments with containers copied: a forward may write into a list that it is given."""
-
-    def spans(self, tick: int) -> bool:
-        """The tick lies inside this call."""
-        return self.start <= tick <= self.end
-
-
-@dataclass(eq=False, slots=True, repr=False)
-class Recording:
-    """What one forward did."""
-
-    graphs: dict[str, Frame] = field(default_factory=dict)
-    """First call of each module with children, by path."""
-    first_calls: dict[str, Frame] = field(default_factory=dict)
-    """First call of every module."""
-    calls: Counter[str] = field(default_factory=Counter)
-    """How often each module ran, by path."""
-    runs: Counter[str] = field(default_factory=Counter)
-    """How often each named value was computed."""
-    values: dict[str, Value] = field(default_factory=dict)
-    """Tensor values by path, as first computed; those of lists are `path:key`."""
-    nodes: dict[str, fx.Node] = field(default_factory=dict)
-    """Node of each named value, in the graph of its scope; `meta` holds kind, scope, operands and source position."""
-    writes: dict[int, list[int]] = field(default_factory=dict)
-    """Ticks at which memory was written in place, by storage."""
-    by_storage: dict[int, list[Value]] = field(default_factory=dict)
-    order: list[str] = field(default_factory=list)
-    """Paths in the order in which their first computation ended."""
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    results: list[Value] = field(default_factory=list)
-    """What the model returns."""
-    error: str | None = None
 
 
 class Recorder(TorchFunctionMode):
@@ -305,7 +254,11 @@ class Recorder(TorchFunctionMode):
         if frame.graph is not None:
             target, op = (func, "call_function") if not _is_method(func) else (func.__name__, "call_method")
             node = self._node(frame, op, target, args, kwargs, values, path)
-            node.meta |= {"kind": kind, "source": _source_position(frame.module)}
+            node.meta |= {
+                "kind": kind,
+                "source": _source_position(frame.module),
+                "facts": function_facts(kind, args, kwargs),
+            }
         return path
 
     def _count(self, frame: Frame, name: str) -> str:
@@ -409,7 +362,12 @@ class Recorder(TorchFunctionMode):
             self._enter_arguments(frame, names, children, args, kwargs)
 
     def _enter_arguments(
-        self, frame: Frame, names: tuple[str, ...], children: frozenset[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        frame: Frame,
+        names: tuple[str, ...],
+        children: frozenset[str],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> None:
         for position, argument in [*enumerate(args), *kwargs.items()]:
             if isinstance(position, str):
@@ -468,7 +426,9 @@ class Recorder(TorchFunctionMode):
                 value.returns.append((frame, keys))
                 frame.outputs.append((keys, value))
             if frame.graph is not None:
-                frame.graph.output(tuple(frame.nodes[id(value)] for _, value in frame.outputs if id(value) in frame.nodes))
+                frame.graph.output(
+                    tuple(frame.nodes[id(value)] for _, value in frame.outputs if id(value) in frame.nodes)
+                )
             if parent is None:
                 self.recording.results = [value for _, value in frame.outputs]
                 self._finish_block(frame)

@@ -116,11 +116,15 @@ def _put_in(
         try:
             module = model.get_submodule(path)
         except AttributeError:
-            raise ModelError(f"the model has no module {path!r}, which should hold the SimAM at {site['path']}") from None
+            raise ModelError(
+                f"the model has no module {path!r}, which should hold the SimAM at {site['path']}"
+            ) from None
         if site["child"] in module._modules or hasattr(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
-        module._modules[site["child"]] = _attention(module, model, site, settings[place] if settings else (1.0, 1.0), factory)
+        module._modules[site["child"]] = _attention(
+            module, model, site, settings[place] if settings else (1.0, 1.0), factory
+        )
         kind = site["edit"]["kind"]
         if kind == "rewritten":
             kind += f" {(site['expression'] or {}).get('method')}"
@@ -148,7 +152,9 @@ def _attention(
         attention = factory(site["shape"][site["channel_dim"]])
         tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
         if not isinstance(attention, nn.Module):
-            raise ModelError(f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}")
+            raise ModelError(
+                f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}"
+            )
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
     attention.train(holder.training)
@@ -167,7 +173,9 @@ def _add_hook(module: nn.Module, kind: str, sites: list[SiteRecord]) -> Any:
         return entry
     method = str((sites[0]["expression"] or {})["method"])
     if method in module.__dict__:
-        raise ModelError(f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, and cannot be rewritten")
+        raise ModelError(
+            f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, and cannot be rewritten"
+        )
     module.__dict__[method] = RewrittenMethod(module, method, sites)
     return module.__dict__[method]
 

@@ -11,8 +11,10 @@ import warnings
 from typing import Any
 
 import torch
+from pydantic import InstanceOf, TypeAdapter
 from torch import nn
 
+from simam_inject.editing.checking import checked, checked_example, checked_recipes
 from simam_inject.editing.hooks import (
     ADVICE,
     INPUT_HOOK,
@@ -32,6 +34,10 @@ _KEYS: dict[type, tuple[str, str]] = {
     InputHook: ("_forward_pre_hooks", INPUT_HOOK),
 }
 _Hook = OutputHook | InputHook | RewrittenMethod
+_HOLDERS = TypeAdapter(
+    list[tuple[tuple[str, ...], InstanceOf[OutputHook] | InstanceOf[InputHook] | InstanceOf[RewrittenMethod]]]
+)
+_WITNESSES = TypeAdapter(list[tuple[tuple[str, ...], str]])
 
 
 class Presence:
@@ -55,6 +61,13 @@ class Presence:
         self.witnesses = [(tuple(path.split(".")), site) for path, site in witnesses]
         self.recipes = recipes
         self.example = example
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what a copy or a file holds. The hooks are checked by themselves, and may not be complete yet."""
+        self.holders = checked(_HOLDERS, state.get("holders"), "the list of SimAM holders")
+        self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
+        self.recipes = checked_recipes(state.get("recipes"))
+        self.example = checked_example(state.get("example"))
 
     def __call__(self, root: nn.Module, args: Any) -> None:
         """Check every edit.

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.editing.checking import checked_sites
 from simam_inject.editing.hooks import ADVICE, attend
 from simam_inject.editing.records import SiteRecord
-from simam_inject.errors import ModelError
+from simam_inject.errors import FileError, ModelError
 from simam_inject.source import locate, method_source
 
 
@@ -29,27 +30,73 @@ class RewrittenMethod:
         self.owner = owner
         self.method = method
         self.sites = sites
-        self.function = compile_method(owner, method, sites)
+        self.function: Callable[..., Any] = compile_method(owner, method, sites)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the method on the module that it was bound on."""
+        """Call the method on the module that it was bound on.
+
+        Raises:
+            ModelError: it stands somewhere else, where a damaged or hostile file can put it.
+        """
+        if self.owner.__dict__.get(self.method) is not self:
+            raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
         return self.function(self.owner, *args, **kwargs)
+
+    @property
+    def __code__(self) -> types.CodeType:
+        """As of a plain method: `torch.export` names sizes after it."""
+        return self._compiled().__code__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """As of a plain method, without `self`."""
+        return inspect.signature(types.MethodType(self._compiled(), self.owner))
 
     def __getstate__(self) -> dict[str, Any]:
         return {"owner": self.owner, "method": self.method, "sites": self.sites}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        """Check what a copy or a file holds. The owner may not be complete yet: its code is compiled when it first runs."""
+        owner, method, sites = state.get("owner"), state.get("method"), checked_sites(state.get("sites"), "rewritten")
+        methods = {(site["expression"] or {})["method"] for site in sites}
+        if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
+            raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
+        self.owner, self.method, self.sites = owner, method, sites
         self.function = self._compiled_on_first_call
 
+    def _compiled(self) -> types.FunctionType:
+        if not isinstance(self.function, types.FunctionType):
+            self.function = compile_method(self.owner, self.method, self.sites)
+        return self.function
+
     def _compiled_on_first_call(self, *args: Any, **kwargs: Any) -> Any:
-        if self.owner.__dict__.get(self.method) is not self:  # a file could bind it under another method's name
-            raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name")
-        self.function = compile_method(self.owner, self.method, self.sites)
-        return self.function(*args, **kwargs)
+        return self._compiled()(*args, **kwargs)
 
 
-def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> Callable[..., Any]:
+def run_by_forward(kind: type) -> list[str]:
+    """Names of the methods of a class that its forward may run: those whose names it mentions, directly or indirectly.
+
+    Only these are rewritten: whatever a file says, no other method of a class runs.
+    """
+    names = ["forward"]
+    for name in names:
+        mentioned = _names_in(getattr(inspect.getattr_static(kind, name, None), "__code__", None))
+        names += [
+            n
+            for n in mentioned
+            if n not in names and isinstance(inspect.getattr_static(kind, n, None), types.FunctionType)
+        ]
+    return names
+
+
+def _names_in(code: types.CodeType | None) -> list[str]:
+    if code is None:
+        return []
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names_in(const)]
+    return [*dict.fromkeys([*code.co_names, *inner])]
+
+
+def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:
     """The function of the owner's class with SimAM around the expressions of these sites.
 
     Raises:
@@ -58,6 +105,8 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> Ca
     original = inspect.getattr_static(type(owner), method, None)
     source = method_source(original)
     where = f"{type(owner).__name__}.{method}"
+    if not method.startswith("forward") and method not in run_by_forward(type(owner)):
+        raise ModelError(f"{where} is not run by forward, so SimAM cannot be put inside it; {ADVICE}")
     if source is None or not isinstance(original, types.FunctionType):
         raise ModelError(f"the source of {where} is not available, so SimAM cannot be put inside it; {ADVICE}")
     wrapped: dict[int, SiteRecord] = {}
@@ -102,7 +151,7 @@ class _Wrapper(ast.NodeTransformer):
 
 def _compile(
     tree: ast.Module, function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]
-) -> Callable[..., Any]:
+) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
     free = original.__code__.co_freevars
     attentions = [f"_simam_{place}" for place in range(len(sites))]

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from torch import nn
 
 from simam_inject.dataflow.kinds import module_kind
-from simam_inject.nested import Key
-from simam_inject.dataflow.recorder import Frame, Value
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.sites import Dataflow
-from simam_inject.source import Expression, find_expression
+from simam_inject.dataflow.values import Frame, Value
+from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
+from simam_inject.source import Expression, find_expression
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
@@ -117,8 +117,8 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
         return f"{name} returns a tensor that it did not compute"
     if flow.recording.calls[frame.path] != site.runs:
         return f"{name} runs {flow.recording.calls[frame.path]} times in one forward, and computes this value {site.runs} time(s)"
-    if any(frame.spans(read.tick) for read in value.reads):
-        return f"{name} reads it before returning it"
+    if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.reads):
+        return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
     if [entry for entry in frame.outputs if entry[1] is value][1:]:
         return f"{name} returns it twice"
     return _why_not_replaced(flow, value, frame.end)
@@ -263,7 +263,11 @@ def _nearest(flow: Dataflow, site: Site) -> str:
     path = site.scope
     while path:
         block = flow.anatomy.site_by_path.get(path)
-        if block is not None and block.obstacle is None and not isinstance(flow.recording.modules.get(path), _CONTAINERS):
+        if (
+            block is not None
+            and block.obstacle is None
+            and not isinstance(flow.recording.modules.get(path), _CONTAINERS)
+        ):
             return f". The output of {path} can be attended instead"
         path = path.rpartition(".")[0]
     return ""

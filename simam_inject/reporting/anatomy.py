@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching import why_not_attendable
 from simam_inject.reporting.formats import format_map
 
-_CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
+CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
+"""Classes of torch that only hold others: they can be named, but name nothing in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +20,7 @@ class Child:
     """A value that blocks of one class compute inside."""
 
     name: str
-    """As a rule names it inside the block: `conv2`, `relu[2]`, `add`."""
+    """As a rule names it inside the block: `conv2`, `relu[2]`, `add`, `net.0`."""
     kind: str
     count: int
     """In how many blocks of the class it is."""
@@ -40,6 +42,8 @@ class BlockClass:
     maps: tuple[str, ...]
     reductions: tuple[int, ...]
     children: tuple[Child, ...]
+    structure: tuple[str, ...] = ()
+    """`main`, `residual`, `decoder`: what at least one of them is."""
     obstacle: str | None = None
 
     @property
@@ -49,34 +53,73 @@ class BlockClass:
 
     @property
     def is_container(self) -> bool:
-        """A class of torch that only holds others: it can be named, but names nothing in particular."""
-        return self.name in _CONTAINERS
+        """A class of torch that only holds others."""
+        return self.name in CONTAINERS
+
+
+def owner_of(anatomy: Anatomy, site: Site) -> str:
+    """Path of the nearest block around a value that is not a plain container; "" for the model."""
+    path = site.scope
+    while path:
+        block = anatomy.site_by_path.get(path)
+        if block is not None and block.class_name not in CONTAINERS:
+            return path
+        path = path.rpartition(".")[0] if block is None else block.scope
+    return ""
+
+
+def local_name(path: str, scope: str) -> str:
+    """`layer1.0.conv2` inside `layer1.0` -> `conv2`."""
+    return path[len(scope) + 1 :] if scope and path.startswith(f"{scope}.") else path
+
+
+def class_of(anatomy: Anatomy, path: str) -> str:
+    """Class of a block; `model` where it is not known."""
+    site = anatomy.site_by_path.get(path)
+    return (site.class_name if site is not None else None) or "model"
+
+
+def kind_of_place(anatomy: Anatomy, path: str) -> str:
+    """A site without its place in the model: `Bottleneck.conv2`, `Bottleneck`, `VGG.features.*`."""
+    site = anatomy.site_by_path.get(path)
+    if site is None:
+        return path
+    if site.kind == "block" and site.class_name not in CONTAINERS and ":" not in path:
+        return class_of(anatomy, path)
+    owner = owner_of(anatomy, site)
+    return f"{class_of(anatomy, owner)}.{re.sub(r'(?<![^.])[0-9]+(?![^.])', '*', local_name(path, owner))}"
 
 
 def summarize(anatomy: Anatomy) -> tuple[BlockClass, ...]:
-    """The block classes of a model: those that occur several times first, plain containers last."""
+    """The block classes of a model: main blocks first, then others that occur several times, plain containers last."""
     blocks: dict[str, list[Site]] = {}
     for block in anatomy.blocks():
-        blocks.setdefault(block.class_name or "", []).append(block)
+        if ":" not in block.path:
+            blocks.setdefault(block.class_name or "", []).append(block)
     inside: dict[str, list[Site]] = {}
     for site in anatomy.sites:
-        if site.kind != "input" and site.path:
-            inside.setdefault(site.scope, []).append(site)
+        owner = owner_of(anatomy, site)
+        is_listed = site.kind == "block" and site.class_name not in CONTAINERS and site.scope != owner  # by its class
+        if site.kind != "input" and site.path and not is_listed:
+            inside.setdefault(owner, []).append(site)
     classes = [_block_class(name, sites, inside) for name, sites in blocks.items()]
-    return tuple(sorted(classes, key=lambda found: (found.is_container, found.count == 1)))
+    return tuple(
+        sorted(classes, key=lambda found: (found.is_container, "main" not in found.structure, found.count == 1))
+    )
 
 
 def _block_class(name: str, blocks: list[Site], inside: dict[str, list[Site]]) -> BlockClass:
     by_name: dict[str, list[Site]] = {}
     for block in blocks:
         for site in inside.get(block.path, ()):
-            by_name.setdefault(site.path[len(block.path) :].lstrip("."), []).append(site)
+            by_name.setdefault(local_name(site.path, block.path), []).append(site)
     return BlockClass(
         name=name,
         paths=tuple(block.path for block in blocks),
         maps=_maps(blocks),
         reductions=_reductions(blocks),
         children=tuple(_child(child, sites) for child, sites in by_name.items()),
+        structure=tuple(dict.fromkeys(word for block in blocks for word in block.structure)),
         obstacle=_obstacle(blocks),
     )
 
@@ -94,7 +137,7 @@ def _child(name: str, sites: list[Site]) -> Child:
 
 
 def _describe_kind(site: Site) -> str:
-    """The op kind with what tells one conv from another; for a block its class."""
+    """The op kind, with kernel and depth for a convolution; for a block its class."""
     if site.kind == "block":
         return site.class_name or site.kind
     kernel = "x".join(map(str, site.kernel)) if site.kernel else ""

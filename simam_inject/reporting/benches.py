@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from simam_inject.reporting.formats import format_bytes
+from simam_inject.reporting.formats import UNKNOWN, format_bytes
 
 
 class _Quartiles(Protocol):
@@ -47,24 +47,32 @@ def render_bench(
     rows: tuple[BenchRow, ...], *, heading: str, notes: tuple[str, ...], not_run: tuple[tuple[str, str], ...] = ()
 ) -> Group:
     """The table: one line per variant and mode. A ratio too spread out to be quoted says so instead of a number."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("mode")
-    table.add_column("variant")
-    for column in ("ms", "of plain (quartiles)", "images/s", "kept for backward", "peak memory"):
-        table.add_column(column, justify="right")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("mode", no_wrap=True)
+    table.add_column("variant", no_wrap=True)
+    kept = any(row.kept_bytes is not None for row in rows)
+    peak = any(row.peak_bytes is not None for row in rows)
+    for column in ("ms", "x plain (quartiles)", "images/s", *["kept"] * kept, *["peak"] * peak):
+        table.add_column(column, justify="right", overflow="fold")
     for row in rows:
-        ratio = f"{row.ratio.median:.3f} ({row.ratio.low:.3f} to {row.ratio.high:.3f})"
         table.add_row(
             row.mode,
             row.variant,
             f"{row.seconds.median * 1e3:.2f}",
-            "too noisy" if row.ratio.is_noisy else ratio,
+            _ratio(row.ratio),
             f"{row.images_per_second:.1f}",
-            "-" if row.kept_bytes is None else format_bytes(row.kept_bytes),
-            "-" if row.peak_bytes is None else format_bytes(row.peak_bytes),
+            *[UNKNOWN if row.kept_bytes is None else format_bytes(row.kept_bytes)] * kept,
+            *[UNKNOWN if row.peak_bytes is None else format_bytes(row.peak_bytes)] * peak,
         )
+    notes = (*notes, *["kept: bytes that the forward keeps for the backward pass"] * kept)
     refusals = [Text(f"{mode} not run: {reason}", style="yellow") for mode, reason in not_run]
     return Group(Text(heading), table, *(Text(note) for note in notes), *refusals)
+
+
+def _ratio(ratio: _Quartiles) -> str:
+    if ratio.low == ratio.high:
+        return f"{ratio.median:.3f}"
+    return "too noisy" if ratio.is_noisy else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
 
 
 def bench_chart(rows: tuple[BenchRow, ...], *, heading: str) -> str:

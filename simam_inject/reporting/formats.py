@@ -1,8 +1,9 @@
-"""How single facts are written, the same in every table."""
+"""How single facts are written, the same in every report."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 UNKNOWN = "-"
 
@@ -36,3 +37,12 @@ def format_span(values: Iterable[str]) -> str:
     """Distinct values in order: one, two, or the first and the last of more."""
     distinct = list(dict.fromkeys(values))
     return " .. ".join([distinct[0], distinct[-1]]) if len(distinct) > 2 else ", ".join(distinct)
+
+
+def format_reductions(reductions: Iterable[int | None]) -> str:
+    """`4`, `4, 16`, or `4..32` for all powers of two between; `-` where none is known."""
+    found = sorted({reduction for reduction in reductions if reduction is not None})
+    if not found:
+        return UNKNOWN
+    doubled = all(larger == 2 * smaller for smaller, larger in pairwise(found))
+    return f"{found[0]}..{found[-1]}" if len(found) > 2 and doubled else ", ".join(map(str, found))

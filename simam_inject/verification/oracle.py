@@ -90,8 +90,8 @@ class Oracle:
                 named = entry.site["path"].partition(":")[0]
                 if edit["kind"] == "output":
                     # The path names the module, unless the value is one that the holder computes inside.
-                    module = modules.get(named) if entry.site["runs"] == 1 else None
-                    module = module or modules[entry.path]
+                    is_named = named in modules and (edit["key"] is not None) == (":" in entry.site["path"])
+                    module = modules[named] if is_named and entry.site["runs"] == 1 else modules[entry.path]
                     handles.append(module.register_forward_hook(_after(entry, function), prepend=True))
                 else:
                     handle = modules[entry.path].register_forward_pre_hook(_before(entry, function), with_kwargs=True)

@@ -1,4 +1,4 @@
-"""One name in, one model out: who answers for a name, and what is told when more than one could."""
+"""From a name to a model: which library has the name, and what the note says when more than one has."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from simam_inject.errors import ModelError
-from simam_inject.zoo.factories import build_factory
+from simam_inject.zoo.factories import build_factory, which_factory
 from simam_inject.zoo.libraries import build_timm, build_torchvision, is_timm_name, is_torchvision_name
-from simam_inject.zoo.names import FORMS, list_timm, list_torchvision, list_ultralytics, unknown_model
+from simam_inject.zoo.names import (
+    FORMS,
+    is_defined_in_timm,
+    list_timm,
+    list_torchvision,
+    list_ultralytics,
+    unknown_model,
+)
 from simam_inject.zoo.records import ZooModel
 from simam_inject.zoo.yolo import build_ultralytics, is_yolo_name
 
@@ -24,9 +31,9 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
 
     Args:
         name: `NAME` (torchvision first, then timm, then ultralytics), `torchvision:NAME`, `timm:NAME`,
-            `ultralytics:NAME`, an ultralytics checkpoint `FILE.pt`, `FILE.py:FACTORY` or `PACKAGE.MODULE:FACTORY`.
+            `ultralytics:NAME`, an ultralytics `FILE.pt` or `FILE.yaml`, `FILE.py:FACTORY` or `PACKAGE.MODULE:FACTORY`.
         pretrained: Load the weights that the library publishes instead of random ones.
-        num_classes: Number of classes, where the model has such a thing; its own default otherwise.
+        num_classes: Number of classes of the head; the library's own default otherwise.
 
     Returns:
         The model with the name of its library, its input shapes, and a note on its weights and on any other model of
@@ -45,17 +52,17 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         return build_factory(name, pretrained=pretrained, num_classes=num_classes)
     library = _find_library(name)
     built = _BUILDERS[library](name, pretrained=pretrained, num_classes=num_classes)
-    if library == "torchvision" and is_timm_name(name):
+    if library == "torchvision" and is_defined_in_timm(name):
         return replace(built, note=f"{built.note}; {name} is torchvision's, timm has its own: timm:{name}")
     return built
 
 
 def _find_library(name: str) -> str:
-    """The first library that answers for a plain name."""
+    """The first library that has a plain name."""
     if name.endswith(".py"):
-        raise ModelError(f"{name}: which model of that file? Name its factory: {name}:FACTORY.")
+        raise which_factory(name)
     if is_yolo_name(name):
-        if name.endswith(".pt") or name in list_ultralytics() or not list_ultralytics():
+        if name.endswith((".pt", ".yaml", ".yml")) or name in list_ultralytics() or not list_ultralytics():
             return "ultralytics"
     elif is_torchvision_name(name):
         return "torchvision"

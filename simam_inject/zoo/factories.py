@@ -6,6 +6,7 @@ folder importable, as if it were a script there.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import inspect
 import sys
@@ -16,7 +17,7 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeGuard
 
 from simam_inject.errors import ModelError
 from simam_inject.zoo.records import ZooModel
@@ -41,6 +42,36 @@ def build_factory(name: str, *, pretrained: bool = False, num_classes: int | Non
             f"{name}: the factory returned {_describe_type(model)}, not a torch.nn.Module or a YOLO object."
         )
     return ZooModel(name=name, model=model, source=source, note=f"weights as {factory_name} makes them")
+
+
+def which_factory(name: str) -> ModelError:
+    """The error for a file without a factory: what it defines, read from its source without running it."""
+    file = Path(name)
+    if not file.is_file():
+        return ModelError(f"there is no file {name}.")
+    try:
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError) as error:
+        return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
+    found = [node.name for node in tree.body if _is_factory(node)]
+    found += [target.id for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+              for target in node.targets if isinstance(target, ast.Name)]  # fmt: skip
+    found = [public for public in found if not public.startswith("_")]
+    if not found:
+        return ModelError(f"{name} defines no function, class or model that could make a network without arguments.")
+    return ModelError(f"{name}: which model? It defines {', '.join(found)}. Write {name}:{found[-1]}.")
+
+
+def _is_factory(node: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.ClassDef]:
+    """A function that can be called without arguments, or a class whose `__init__` can."""
+    if isinstance(node, ast.FunctionDef):
+        return len(node.args.args) + len(node.args.posonlyargs) <= len(node.args.defaults) and None not in [
+            default or None for default in node.args.kw_defaults
+        ]
+    if not isinstance(node, ast.ClassDef) or not node.bases:
+        return False
+    inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+    return all(len(init.args.args) - 1 <= len(init.args.defaults) for init in inits)
 
 
 @contextmanager
@@ -127,7 +158,7 @@ def _arguments(factory: Any) -> set[str]:
     """Names of the arguments that it cannot do without."""
     try:
         parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # built in: its call will tell
+    except (TypeError, ValueError):  # built in: its call will show
         return set()
     return {
         parameter.name

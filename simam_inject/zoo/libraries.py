@@ -12,6 +12,7 @@ from simam_inject.zoo.weights import describe_weights, fetching
 _SEGMENTATION_SIZE = 520
 _FLOW_SIZE = 128
 _FRAMES = 16
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def build_torchvision(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -29,7 +30,7 @@ def build_torchvision(name: str, *, pretrained: bool = False, num_classes: int |
     if "weights_backbone" in inspect.signature(builder).parameters:
         options["weights_backbone"] = None
     if not pretrained and builder.__module__.endswith((".googlenet", ".inception")):
-        options["init_weights"] = True  # these two warn when nobody says so (torchvision 0.29)
+        options["init_weights"] = True  # without it these two warn (torchvision 0.29)
     if num_classes is not None:
         options["num_classes"] = num_classes
     with fetching(f"torchvision:{name}", pretrained=pretrained):
@@ -42,6 +43,7 @@ def build_torchvision(name: str, *, pretrained: bool = False, num_classes: int |
         note=describe_weights("torchvision", pretrained=pretrained),
         input_shapes=_torchvision_inputs(name, kind, model),
         takes_list=kind == "detection",
+        normalization=None if kind in ("detection", "optical_flow") else _IMAGENET,
     )
 
 
@@ -81,13 +83,15 @@ def build_timm(name: str, *, pretrained: bool = False, num_classes: int | None =
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     with fetching(f"timm:{name}", pretrained=pretrained):
         model = timm.create_model(name, pretrained=pretrained, **options)
-    size = getattr(model, "pretrained_cfg", {}).get("input_size")
+    config = getattr(model, "pretrained_cfg", {})
+    size, mean, deviation = (config.get(key) for key in ("input_size", "mean", "std"))
     return ZooModel(
         name=name,
         model=model,
         source="timm",
         note=describe_weights("timm", pretrained=pretrained),
         input_shapes=((1, *size),) if size else (),
+        normalization=(tuple(mean), tuple(deviation)) if mean and deviation else None,
     )
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from simam_inject.errors import ModelError
 
-FORMS = "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY or CHECKPOINT.pt"
+FORMS = (
+    "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
+)
 """How a model may be named, for error messages."""
 
 
@@ -29,6 +31,14 @@ def list_timm() -> tuple[str, ...]:
     import timm
 
     return tuple(timm.list_models())
+
+
+def is_defined_in_timm(name: str) -> bool:
+    """True if timm's source defines a model of that name; read from the files, since importing timm takes a second."""
+    spec = find_spec("timm")
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    start = f"\ndef {name}(".encode()
+    return any(start in file.read_bytes() for folder in folders for file in Path(folder, "models").glob("*.py"))
 
 
 @cache

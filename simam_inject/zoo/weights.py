@@ -1,14 +1,21 @@
-"""Which weights a model comes with, and one clear line when they cannot be had."""
+"""Which weights a model has: random ones, the library's, or those of a file. What does not load is one message."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 from simam_inject.errors import ModelError
+from simam_inject.zoo.records import ZooModel
 
 RANDOM = "random weights"
+_NESTED = ("state_dict", "model_state_dict", "model", "model_state", "net", "weights")
+"""Keys under which training programs store the `state_dict`."""
+_SHOWN = 3
 
 
 def describe_weights(library: str, *, pretrained: bool) -> str:
@@ -21,23 +28,142 @@ def fetching(name: str, *, pretrained: bool) -> Iterator[None]:
     """Turn whatever a library raises while it builds a model, or fetches its weights, into one `ModelError`.
 
     A download fails in many ways (no network, no such file, a bad hash, a full disk, a hub that is set offline), and
-    each library lets its own client's exceptions through: what they have in common is a sentence worth showing.
+    each library lets its own client's exceptions through; all of them have a sentence that can be shown.
     """
     try:
         yield
     except ModelError:
         raise
     except Exception as error:
-        said = describe_exception(error)
+        sentence = describe_exception(error)
         if not pretrained:
-            raise ModelError(f"{name}: cannot build the model: {said}.") from error
+            raise ModelError(f"{name}: cannot build the model: {sentence}.") from error
         raise ModelError(
-            f"{name}: cannot load the pretrained weights: {said}. Without `pretrained` the weights are random."
+            f"{name}: cannot load the pretrained weights: {sentence}. Without `pretrained` the weights are random."
         ) from error
 
 
 def describe_exception(error: BaseException) -> str:
-    """The class of an exception and the first line of what it says, without decoration and full stop."""
+    """The class of an exception and the first line of its message, without decoration and full stop."""
     first = str(error).strip().partition("\n")[0]
-    said = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+    sentence = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
+
+
+def load_weights(built: ZooModel, file: Path) -> ZooModel:
+    """Load a file's weights into a model, in place.
+
+    Args:
+        built: the model.
+        file: `.safetensors` (one of ours also puts its SimAM back), or a `state_dict` that `torch.save` wrote, alone or
+            under a key such as `state_dict`; for a YOLO also a checkpoint of ultralytics, which is a pickle: load one
+            from people you trust.
+
+    Returns:
+        The same model, with the note changed.
+
+    Raises:
+        ModelError: the file cannot be read, or its names or shapes are not those of the model.
+        FileError: one of ours was made for another model.
+    """
+    noted = replace(built, note=f"weights of {file.name}")
+    if file.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        if _is_ours(file):
+            from simam_inject.persist import load
+
+            load(file, built.model)
+            return noted
+        try:
+            state: Mapping[str, Any] = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
+    else:
+        found = _read_pickle(file)
+        if found is None:
+            return _load_checkpoint(noted, file)
+        state = found
+    _copy(built, file, state)
+    return noted
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether `simam_inject.persist.save` wrote the file: then its header has the sites."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return any(key.startswith("simam") for key in opened.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
+
+
+def _read_pickle(file: Path) -> Mapping[str, Any] | None:
+    """The `state_dict` in a file that torch.save wrote; None for one that holds objects of ultralytics."""
+    import pickle
+
+    import torch
+
+    try:
+        data = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "ultralytics" in str(error):
+            return None
+        raise ModelError(
+            f"{file} holds Python objects, which can run any code when they are read, and is not loaded: save "
+            "model.state_dict() instead."
+        ) from None
+    except Exception as error:
+        raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
+    while isinstance(data, Mapping):
+        inner = [data[key] for key in _NESTED if isinstance(data.get(key), Mapping)]
+        if not inner:
+            break
+        data = inner[0]
+    if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
+        raise ModelError(f"{file} holds a {type(data).__name__}, not a state_dict.")
+    names = [str(name) for name in data]
+    prefix = next((p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in names)), "")
+    return {str(name).removeprefix(prefix): value for name, value in data.items()}
+
+
+def _load_checkpoint(built: ZooModel, file: Path) -> ZooModel:
+    if built.source != "ultralytics":
+        raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models.")
+    from ultralytics import YOLO
+
+    with fetching(str(file), pretrained=True):
+        state = YOLO(str(file)).model.state_dict()
+    _copy(built, file, state)
+    return built
+
+
+def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
+    """Strict loading, with one message for everything that does not fit."""
+    from simam_inject.adapters import network_of
+
+    network = network_of(built.model)
+    wanted = network.state_dict()
+    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    shapes = [
+        f"{name} is {_size(state[name])} in the file and {_size(wanted[name])} in the model"
+        for name in wanted
+        if name in state and _size(state[name]) != _size(wanted[name])
+    ]
+    if not missing and not unexpected and not shapes:
+        network.load_state_dict(dict(state))
+        return
+    lines = [f"{file} does not fit {built.name}:"]
+    for label, found in (("missing in the file", missing), ("not in the model", unexpected), ("shapes", shapes)):
+        if found:
+            more = f", ... {len(found)} in all" if len(found) > _SHOWN else ""
+            lines.append(f"  {label}: {', '.join(found[:_SHOWN])}{more}")
+    if shapes and not missing and not unexpected and len(shapes) <= 6:
+        lines.append("  another number of classes? Give it with --num-classes N.")
+    raise ModelError("\n".join(lines))
+
+
+def _size(tensor: Any) -> str:
+    return "x".join(map(str, getattr(tensor, "shape", ()))) or "a number"

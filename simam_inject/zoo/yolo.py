@@ -13,42 +13,68 @@ from typing import Any
 from simam_inject.errors import ModelError
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_weights, fetching
+from simam_inject.zoo.weights import describe_exception, describe_weights, fetching
 
 _INSTALL = 'pip install "simam_inject[ultralytics]"'
+_YAML = (".yaml", ".yml")
 _DETECTION_SIZE = 640
 _CLASSIFICATION_SIZE = 224
 
 
 def is_yolo_name(name: str) -> bool:
-    """True if the name looks like one of ultralytics', installed or not: `yolov8n`, `rtdetr-l`, any `.pt`."""
-    return name.endswith(".pt") or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
+    """True if the name looks like one of ultralytics': `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
+    return name.endswith((".pt", *_YAML)) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
 
 
 def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
     """Build a `YOLO` (or `RTDETR`) object.
 
-    A name without a suffix is built from its packaged YAML, or, with `pretrained`, loaded from its published
-    checkpoint. `NAME.pt` always means a checkpoint: the file, or, where there is none, the published one. A checkpoint
-    is a pickle: load one from people you trust.
+    A name without a suffix, or with `.yaml`, is built from its packaged YAML, or, with `pretrained`, loaded from its
+    published checkpoint. `NAME.pt` is a checkpoint: the file, or, where there is none, the published one. A checkpoint
+    is a pickle: load one from people you trust. `FILE.yaml` that exists is the user's own model file.
 
     Raises:
-        ModelError: ultralytics is missing, the name is unknown, or the checkpoint cannot be fetched or read.
+        ModelError: ultralytics is missing, the name is unknown, or the file cannot be fetched or read.
     """
     if find_spec("ultralytics") is None:
-        raise ModelError(f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not here: {_INSTALL}")
-    if num_classes is not None:
-        raise ModelError(f"{name}: ultralytics takes the number of classes from the data set, when training starts.")
-    stem, from_checkpoint = name.removesuffix(".pt"), name.endswith(".pt") or pretrained
+        raise ModelError(
+            f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
+        )
+    own = Path(name) if name.endswith(_YAML) and Path(name).is_file() else None
+    stem = re.sub(r"\.(pt|ya?ml)$", "", name)
+    from_checkpoint = name.endswith(".pt") or (pretrained and own is None)
     checkpoint = Path(f"{stem}.pt")
     is_file = name.endswith(".pt") and checkpoint.is_file()
-    if not is_file:
+    if num_classes is not None and from_checkpoint:
+        raise ModelError(
+            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
+        )
+    if own is not None and pretrained:
+        raise ModelError(f"{name}: there are no published weights for a model file of your own.")
+    if own is not None:
+        _check_model_file(own)
+    elif not is_file:
         _require_known(stem, from_checkpoint=from_checkpoint)
     with fetching(f"ultralytics:{name}", pretrained=from_checkpoint and not is_file):
-        model = _load(checkpoint) if from_checkpoint else _construct(stem)
+        model = _load(checkpoint) if from_checkpoint else _construct(str(own or f"{stem}.yaml"), num_classes)
     size = _CLASSIFICATION_SIZE if model.task == "classify" else _DETECTION_SIZE
     note = f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=from_checkpoint)
     return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
+
+
+def _check_model_file(path: Path) -> None:
+    """Refuse a YAML that is not a model file; a recipe is answered with how to use it."""
+    from simam_inject.recipe.texts import read_yaml
+
+    try:
+        data = read_yaml(path.read_bytes())
+    except Exception as error:
+        raise ModelError(f"{path} cannot be read as YAML: {describe_exception(error)}.") from None
+    if isinstance(data, dict) and "backbone" in data:
+        return
+    if isinstance(data, dict) and "rules" in data:
+        raise ModelError(f"{path} is a recipe, not a model: name the model and add --recipe {path}.")
+    raise ModelError(f"{path} is not a model file of ultralytics: it has no backbone.")
 
 
 def _require_known(stem: str, *, from_checkpoint: bool) -> None:
@@ -62,7 +88,7 @@ def _require_known(stem: str, *, from_checkpoint: bool) -> None:
     if f"{stem}.pt" not in published:
         near = find_nearest(f"{stem}.pt", published)
         advice = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"{stem}.pt is no file here, and ultralytics publishes no checkpoint of that name.{advice}")
+        raise ModelError(f"there is no file {stem}.pt, and ultralytics publishes no checkpoint of that name.{advice}")
 
 
 def _load(checkpoint: Path) -> Any:
@@ -71,9 +97,16 @@ def _load(checkpoint: Path) -> Any:
     return YOLO(str(checkpoint))  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
 
 
-def _construct(stem: str) -> Any:
-    """A model with random weights. ultralytics finds the packaged YAML and the scale by the name alone."""
+def _construct(file: str, num_classes: int | None) -> Any:
+    """A model with random weights. ultralytics finds a packaged YAML and the scale by the name alone."""
     from ultralytics import RTDETR, YOLO
 
-    # Only a checkpoint tells `YOLO` that it is an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
-    return (RTDETR if "rtdetr" in stem else YOLO)(f"{stem}.yaml")
+    # Only a checkpoint makes `YOLO` an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
+    is_rtdetr = "rtdetr" in file or (Path(file).is_file() and "RTDETRDecoder" in Path(file).read_text(encoding="utf-8"))
+    model = (RTDETR if is_rtdetr else YOLO)(file)
+    if num_classes is not None:
+        network = model.model
+        model.model = type(network)(network.yaml, nc=num_classes, verbose=False)
+        for key in ("args", "task"):
+            setattr(model.model, key, getattr(network, key))
+    return model

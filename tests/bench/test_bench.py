@@ -11,10 +11,10 @@ from torch import nn
 from typer.testing import CliRunner
 
 from simam_inject import InjectError, SimAM, injected
-from simam_inject.bench import PEERS, Conditions, bench
+from simam_inject.bench import Conditions, bench
 from simam_inject.bench.memory import bytes_kept
 from simam_inject.bench.timing import Quartiles, ratios, time_rounds
-from simam_inject.bench.variants import ChannelsLast, make_variants
+from simam_inject.bench.variants import make_variants
 from simam_inject.cli.app import app
 
 
@@ -70,19 +70,11 @@ def test_peers_stand_in_simams_places():
     assert not torch.allclose(outputs["eca"], outputs["SimAM"], rtol=1e-3)
 
 
-def test_a_peer_attends_the_right_dimension_of_a_channels_last_map():
-    torch.manual_seed(0)
-    peer = PEERS["se"](8)
-    x = torch.rand(2, 5, 5, 8)
-    expected = peer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    torch.testing.assert_close(ChannelsLast(peer)(x), expected)
-
-
 @pytest.mark.parametrize(
     ("conditions", "against", "message"),
     [
-        (Conditions(), ("sae",), "no attention named 'sae' to compare with; there are se, eca, cbam, gc"),
-        (Conditions(dtype="fp8"), (), "no dtype named 'fp8'; there are fp32, bf16, fp16"),
+        (Conditions(), ("sae",), "there is no attention named 'sae' to compare with; known are se, eca, cbam, gc"),
+        (Conditions(dtype="fp8"), (), "there is no dtype named 'fp8'; known are fp32, bf16, fp16"),
     ],
 )
 def test_bad_conditions_are_one_message(conditions, against, message):
@@ -123,15 +115,13 @@ def test_ratios_are_taken_round_by_round():
 
 def test_every_round_runs_every_variant_once():
     ran = []
-    rounds = []
-
-    def note_round():
-        rounds.append(sorted(ran))
-        ran.clear()
-
     runs = {name: lambda name=name: ran.append(name) for name in ("a", "b", "c")}
-    seconds = time_rounds(runs, rounds=4, warmups=2, device=torch.device("cpu"), after_round=note_round)
-    assert rounds == [["a", "b", "c"]] * 6
+    before = []
+    seconds = time_rounds(
+        runs, rounds=4, warmups=2, device=torch.device("cpu"), before_round=lambda: before.append(len(ran))
+    )
+    assert [sorted(ran[start : start + 3]) for start in range(0, 18, 3)] == [["a", "b", "c"]] * 6
+    assert before == [6, 9, 12, 15]
     assert {name: len(sample) for name, sample in seconds.items()} == {"a": 4, "b": 4, "c": 4}
 
 
@@ -165,5 +155,5 @@ def test_the_command_shows_a_table(tmp_path):
     arguments = ["bench", f"{source}:make", "--after", "conv2d", "--input-size", "3x8x8", "--rounds", "3"]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
-    assert "of plain (quartiles)" in result.stdout
-    assert "1 sites; each batch moves at the least" in result.stdout
+    assert "x plain (quartiles)" in result.stdout
+    assert "1 site; for each batch the attention moves at least" in result.stdout

@@ -1,28 +1,31 @@
-"""`sites`, `recipes`, `--help`, `--version`, and how a first word finds its command."""
+"""`sites`, `explain`, `report`, `recipes`, `--help`, `--version`, and how a first word finds its command."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 
 import pytest
 
 from simam_inject.recipe import load_recipe, shipped_recipes
 
+SMALL = ("--input-size", "3x32x32")
+
 
 def test_sites_shows_what_can_be_named(run):
-    result = run("sites", "nets.py:Net", "--input-size", "3x32x32")
+    result = run("sites", "nets.py:Net", *SMALL)
     assert result.exit_code == 0
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["Block", "block", "2", "8x16x16", "2"] in lines
     assert ["conv1", "conv2d", "3x3", "2", "8x16x16", "2"] in lines
-    assert "--after block.conv2" in result.stdout
+    assert "--after block.conv1" in result.stdout
     assert "--before block.residual" in result.stdout
 
 
 def test_sites_as_json(run):
-    data = json.loads(run("sites", "nets.py:make_noisy", "--input-size", "3x32x32", "--json").stdout)
+    data = json.loads(run("sites", "nets.py:make_noisy", *SMALL, "--json").stdout)
     assert data["input_shapes"] == [[1, 3, 32, 32]]
     assert data["classes"][0]["name"] == "Block"
     assert data["classes"][0]["paths"] == ["blocks.0", "blocks.1"]
@@ -31,18 +34,84 @@ def test_sites_as_json(run):
 def test_what_sites_suggests_can_be_injected(run):
     suggested = [
         line.split()
-        for line in run("sites", "nets.py:Net").stdout.splitlines()
+        for line in run("sites", "nets.py:Net", *SMALL).stdout.splitlines()
         if line.strip().startswith(("--after", "--before"))
     ]
     assert len(suggested) == 3
     for place in suggested:
-        assert run("nets.py:Net", *place, "--input-size", "3x32x32", "--dry-run").exit_code == 0
+        assert run("nets.py:Net", *place, *SMALL, "--dry-run").exit_code == 0
 
 
-def test_sites_of_an_unknown_model(run):
-    result = run("sites", "resnet5O")
-    assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith("error: no library has a model 'resnet5O'. Did you mean resnet50")
+@pytest.mark.parametrize("width", [80, 100, 140])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("timm:convnext_atto", "--after", "convnextblock.conv_dw", "--input-size", "3x64x64", "--dry-run"),
+        ("timm:densenet121", "--recipe", "every-conv", "--input-size", "3x64x64", "--dry-run"),
+        ("sites", "timm:convnext_atto", "--input-size", "3x64x64"),
+        ("sites", "timm:resnet26", "--input-size", "3x64x64"),
+        ("recipes",),
+    ],
+)
+def test_tables_are_whole(arguments, width, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(width))
+    lines = run(*arguments).stdout.splitlines()
+    assert all(len(line) <= width for line in lines if not line.startswith("  "))
+    assert "…" not in "".join(lines)
+    header = next((line for line in lines if "CxHxW" in line), "")
+    assert not header or header.split()[-1] in ("reduction", "edit")
+
+
+def test_explain_draws_and_changes_nothing(run):
+    result = run("explain", "nets.py:Net", "--after", "block.conv1", *SMALL)
+    assert result.exit_code == 0
+    assert "  conv1 > [SimAM] > bn1 > relu > conv2 > (+)" in result.stdout
+    data = json.loads(run("explain", "nets.py:Net", "--after", "block.conv1", *SMALL, "--json").stdout)
+    assert data["blocks"][0]["paths"] == ["blocks.0", "blocks.1"]
+
+
+class _Page(HTMLParser):
+    """Rows of tables, and every address that the page would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.addresses, self.open = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.addresses += [value for name, value in attributes if name in ("src", "href")]
+        if tag not in ("meta", "br", "rect"):
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+
+    def handle_endtag(self, tag):
+        if tag != "rect":
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "td":
+            self.rows[-1].append(data)
+
+
+def test_report_is_one_whole_page(run, folder):
+    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", "page.html")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.strip() == "wrote page.html: 2 sites, verified: 7 checks"
+    text = (folder / "page.html").read_text()
+    page = _Page()
+    page.feed(text)
+    assert page.open == []
+    assert page.addresses == []
+    row = ["blocks.1", "after", "8x16x16", "NCHW, measured", "2", "0.0001", "output of blocks.1", "blocks.1.simam"]
+    assert row in page.rows
+    assert text.count('class="simam"') == 2
+    assert "<title>blocks.0: Block, 8x16x16\nSimAM after blocks.0</title>" in text
+    assert "after: output" in text
+    assert sum(row[:1] == ["ok"] for row in page.rows) == 7
+
+
+def test_report_needs_a_folder_that_exists(run):
+    assert run("report", "nets.py:Net", "--after", "block", "--html", "nowhere/page.html").exit_code == 2
 
 
 def test_recipes_lists_every_shipped_one(run):
@@ -55,7 +124,7 @@ def test_a_shown_recipe_is_a_recipe(run, folder):
     result = run("recipes", "show", "paper")
     assert result.exit_code == 0
     (folder / "mine.yaml").write_text(result.stdout)
-    assert run("resnet18", "--recipe", "mine.yaml", "--dry-run", "--input-size", "3x64x64").exit_code == 0
+    assert load_recipe(folder / "mine.yaml").rules == load_recipe("paper").rules
 
 
 def test_an_unknown_recipe_names_the_nearest(run):
@@ -64,18 +133,23 @@ def test_an_unknown_recipe_names_the_nearest(run):
     assert "did you mean 'paper'" in result.stderr
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ()])
-def test_help_is_that_of_the_main_job_and_lists_the_others(arguments, run):
-    result = run(*arguments)
-    text = result.stdout + result.stderr
-    assert result.exit_code == (0 if arguments else 2)
-    for word in ("MODEL", "--after", "--recipe", "--dry-run", "--version", "sites", "recipes"):
-        assert word in text
-    assert "COMMAND" not in text
+def test_help_is_that_of_the_main_job_and_lists_the_others(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for word in ("MODEL", "--after", "--recipe", "--dry-run", "--version", "--install-completion", "sites", "recipes"):
+        assert word in result.stdout
+    assert "COMMAND" not in result.stdout
+
+
+def test_without_arguments_the_first_commands_are_shown(run):
+    result = run()
+    assert result.exit_code == 0
+    commands = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("  simam-inject ")]
+    assert commands == ["sites", "resnet50", "resnet50", "recipes"]
 
 
 def test_options_may_come_before_the_model(run):
-    result = run("--after", "block", "--dry-run", "--input-size", "3x32x32", "nets.py:Net")
+    result = run("--after", "block", "--dry-run", *SMALL, "nets.py:Net")
     assert result.exit_code == 0
     assert "2 sites planned" in result.stdout
 
@@ -92,10 +166,72 @@ def test_version_is_one_line(run):
     assert re.fullmatch(r"\d+\.\d+\.\d+( \(from source, not installed\))?", result.stdout.strip())
 
 
+WRONG = """
+import sys
+from typer.testing import CliRunner
+from simam_inject.cli.app import app
+
+def run(*arguments):
+    result = CliRunner().invoke(app, arguments, prog_name="simam-inject")
+    print("==", result.exit_code, " ".join((result.stdout + result.stderr).replace("│", " ").split()))
+
+for line in sys.stdin.read().splitlines():
+    run(*line.split())
+print("heavy:", [name for name in ("torch", "numpy", "timm", "ultralytics") if name in sys.modules])
+"""
+MISTAKES = [
+    ("resnet50", "nothing says where SimAM goes: give --after BLOCK"),
+    ("resnet50 --recipe papr", "did you mean 'paper'"),
+    ("resnet50 --recipe nope.yaml", "cannot read nope.yaml"),
+    ("resnet50 --recipe list.yaml", "list"),
+    ("resnet50 --after block --e-lambda -1", "e_lambda"),
+    ("resnet50 --after block --e-lambda nan", "e_lambda"),
+    ("resnet50 --after block --e-lambda small", "write a number"),
+    ("resnet50 --after block --strength 2", "less than or equal to 1"),
+    ("resnet50 --after block --input-size 32", "channels x height x width"),
+    ("resnet50 --after block --input-size 3x0x32", "channels x height x width"),
+    ("resnet50 --after block --weights none.pth", "there is no file or folder 'none.pth'"),
+    ("resnet50 --after block --calibrate none", "there is no file or folder 'none'"),
+    ("resnet50 --after block --output x.pkl", "must end in .safetensors"),
+    ("resnet50 --after block --output nowhere/x.safetensors", "there is no folder 'nowhere'"),
+    ("resnet50 --after block --output x.safetensors --dry-run", "a dry run makes nothing"),
+    ("resnet50 --after block --output x.pt", "a .pt is a checkpoint of ultralytics"),
+    ("resnet50 --after block --output x.safetensors --dynamic", "only --output x.onnx and x.pt2"),
+    ("resnet50 --aftre block", "No such option"),
+    ("resnet50 -after block", "No such option: -after (did you mean --after?)"),
+    ("site resnet50", "No such command: site (did you mean sites?)"),
+    ("bench resnet50 --after block --against foo", "there is no attention named 'foo'; known are se, eca, cbam, gc"),
+    ("bench resnet50 --after block --dtype fp8", "known are fp32, bf16, fp16"),
+    ("bench resnet50 --after block --device tpu", "known are cpu, cuda"),
+    ("weights.pth --after block", "name the model and add --weights weights.pth"),
+    ("weights.pt --after block", "name the model and add --weights weights.pt"),
+    ("sites weights.safetensors", "name the model and add --weights weights.safetensors"),
+    ("sites net.onnx", "is an exported graph"),
+    ("sites nets.py", "It defines Net, Broken, make_wrapped,"),
+    ("nets.py --after block", "Write nets.py:make_noisy."),
+    ("sites none.py", "there is no file none.py"),
+]
+
+
 def python(*arguments: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "200"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
+
+
+def test_bad_usage_is_2_before_anything_heavy_is_imported(folder):
+    import torch
+
+    (folder / "list.yaml").write_text("- block: Block\n")
+    torch.save({"a": torch.zeros(1)}, folder / "weights.pt")
+    result = python("-c", WRONG, input="\n".join(line for line, _ in MISTAKES), cwd=folder)
+    *answers, heavy = result.stdout.splitlines()
+    assert result.stderr == ""
+    for answer, (line, sentence) in zip(answers, MISTAKES, strict=True):
+        assert answer.startswith("== 2 "), (line, answer)
+        assert sentence in answer, (line, answer)
+        assert "Traceback" not in answer
+    assert heavy == "heavy: []"
 
 
 def test_help_imports_nothing_heavy():
@@ -111,10 +247,15 @@ def test_help_imports_nothing_heavy():
     assert "--after" in result.stdout
 
 
-def test_the_program_in_its_own_process_prints_json_only(tmp_path):
-    result = python("-m", "simam_inject", "yolov8n", "--after", "c2f", "--dry-run", "--json", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert len(json.loads(result.stdout)["insertions"]) == 8
+def test_names_that_options_repeat_are_those_of_the_modules():
+    from simam_inject.bench import PEERS
+    from simam_inject.bench.run import DTYPES
+    from simam_inject.cli import options
+    from simam_inject.export.forms import form_name
+
+    assert tuple(PEERS) == options.PEERS
+    assert tuple(DTYPES) == options.DTYPES
+    assert all(form_name(options.Path(f"x{suffix}")) for suffix in options.EXPORTS)
 
 
 MODEL_FILE = """
@@ -133,10 +274,10 @@ def test_a_model_file_with_simam_rows_becomes_a_recipe(run, folder):
     result = run("recipes", "from-yaml", str(folder / "forked.yaml"))
     assert result.exit_code == 0, result.stderr
     assert "path: model.0" in result.stdout
-    assert "note: row 1 (SimAM): 1024 is no lambda" in result.stderr
+    assert "note: row 1 (SimAM): 1024" in result.stderr
     written = folder / "recipe.yaml"
     assert run("recipes", "from-yaml", str(folder / "forked.yaml"), "--output", str(written)).exit_code == 0
-    assert [str(glob) for glob in load_recipe(written).rules[0].path] == ["model.0"]
+    assert load_recipe(written).to_dict()["rules"][0]["path"] == "model.0"
 
 
 def test_a_model_file_that_is_none_is_one_message(run, folder):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from simam_inject.recipe import Recipe
-from simam_inject.recipe.reading import read_yaml
+from simam_inject.recipe.texts import read_yaml
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

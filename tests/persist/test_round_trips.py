@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from simam_inject import inject, injected
-from simam_inject.integrations import network_of
+from simam_inject.adapters import network_of
 from simam_inject.persist import read, save
 from simam_inject.zoo import build
 
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FRESH = """
 import sys, torch
 from safetensors.torch import load_file, save_file
-from simam_inject.integrations import network_of
+from simam_inject.adapters import network_of
 from simam_inject.persist import load
 from simam_inject.zoo import build
 

@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from simam_inject.discovery.records import Anatomy, Site
+from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.reporting import render_sites, sites_to_dict, summarize
 
 
@@ -15,7 +15,8 @@ def block(path, class_name, shape, reduction, **facts):
 
 
 def inside(scope, name, kind, shape, reduction, **facts):
-    return Site(f"{scope}.{name}", scope, kind, shape=shape, reduction=reduction, **facts)
+    path = f"{scope}.{name}" if scope else name
+    return Site(path, scope, kind, shape=shape, reduction=reduction, **facts)
 
 
 def residual_block(path, channels, length, reduction):
@@ -43,7 +44,7 @@ def anatomy():
             block("", "Net", (1, 10), None, obstacle="is not a feature map"),
         ),
         ((1, 3, 224, 224),),
-        {"head": "branches on a shape"},
+        {"head": "is a ScriptModule"},
     )
 
 
@@ -83,17 +84,22 @@ def test_maps_go_from_the_largest_to_the_smallest():
     assert found.maps == ("4x8x8", "4x4x4")
 
 
+def render(anatomy, width=80, **options):
+    console = Console(file=io.StringIO(), width=width)
+    console.print(render_sites(anatomy, **options))
+    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+
+
 def test_report(anatomy):
-    console = Console(file=io.StringIO(), width=110)
-    console.print(render_sites(anatomy, heading="net"))
-    lines = [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
+    lines = render(anatomy, heading="net")
     assert lines[0] == "net"
-    assert lines[3].split() == ["BasicBlock", "block", "4", "64x56x56", "..", "256x14x14", "4,", "8,", "16"]
-    assert lines[5].split() == ["conv2", "conv2d", "3x3", "4", "64x56x56", "..", "256x14x14", "4,", "8,", "16"]
-    assert any(line.split()[:3] == ["Net", "block", "1"] and "no: is not a feature map" in line for line in lines)
+    assert lines[3].split() == ["BasicBlock", "block", "4", "64x56x56", "..", "256x14x14", "4..16"]
+    assert lines[5].split() == ["conv2", "conv2d", "3x3", "4", "64x56x56", "..", "256x14x14", "4..16"]
+    assert ["Net", "block", "1", "(1,", "10)", "*", "-"] in [line.split() for line in lines]
+    assert "* Net, Net.fc: is not a feature map" in lines
     assert lines[-6:] == [
-        "1 block cannot be edited inside; what they return can be attended:",
-        "  head: branches on a shape",
+        "1 block without names inside; SimAM can be applied to the output:",
+        "  head: is a ScriptModule",
         "name a place with:",
         "  --after basicblock",
         "  --after basicblock.conv2",
@@ -101,22 +107,32 @@ def test_report(anatomy):
     ]
 
 
-def test_next_steps_replace_the_selectors(anatomy):
-    console = Console(file=io.StringIO(), width=110)
-    console.print(render_sites(anatomy, next_steps=("do this",)))
-    assert console.file.getvalue().splitlines()[-1] == "  do this"
+def test_children_of_a_container_can_be_named_and_the_result_is_not_suggested():
+    shape = (1, 8, 16, 16)
+    sites = []
+    for block_path in ("down", "up"):
+        for index, kind in enumerate(("conv2d", "relu", "conv2d")):
+            sites.append(inside(f"{block_path}.net", str(index), kind, shape, 1, class_name="X", kernel=(3, 3)))
+        sites.append(block(f"{block_path}.net", "Sequential", shape, 1))
+        sites.append(block(block_path, "DoubleConv", shape, 1))
+    sites.append(inside("", "out", "conv2d", (1, 2, 16, 16), 1, kernel=(1, 1)))
+    sites.append(block("", "UNet", (1, 2, 16, 16), 1))
+    found = {entry.name: entry for entry in summarize(Anatomy(tuple(sites)))}
+    assert [child.name for child in found["DoubleConv"].children] == ["net.0", "net.1", "net.2", "net"]
+    lines = render(Anatomy(tuple(sites)))
+    assert lines[-2:] == ["  --after doubleconv", "  --after doubleconv.net.2"]
+    assert not any("unet" in line for line in lines)
 
 
-def test_no_block_no_selector():
-    console = Console(file=io.StringIO(), width=110)
-    console.print(render_sites(Anatomy((Site("", "", "conv2d", "Conv2d", shape=(1, 4, 8, 8)),))))
-    assert "--after" not in console.file.getvalue()
+def test_a_model_without_blocks_gets_a_recipe():
+    lines = render(Anatomy((Site("", "", "conv2d", "Conv2d", shape=(1, 4, 8, 8)),)))
+    assert lines[-1] == "  --recipe every-conv"
 
 
 def test_dict_is_json(anatomy):
     data = sites_to_dict(anatomy)
     assert json.loads(json.dumps(data)) == data
     assert data["input_shapes"] == [[1, 3, 224, 224]]
-    assert data["opaque"] == {"head": "branches on a shape"}
+    assert data["opaque"] == {"head": "is a ScriptModule"}
     assert data["classes"][0]["count"] == 4
     assert data["classes"][0]["children"][1]["maps"] == ["64x56x56", "128x28x28", "256x14x14"]

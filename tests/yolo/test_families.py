@@ -8,7 +8,7 @@ from torch import nn
 from ultralytics import RTDETR, YOLO
 
 from simam_inject import bypass, eject, inject, injected, verify
-from simam_inject.verification.outputs import tensors_in
+from simam_inject.nested import tensors_in
 
 RECIPE = "yolo-neck"
 FAMILIES = {
@@ -64,7 +64,9 @@ def spread(network, image) -> None:
 def maps(network, image) -> torch.Tensor:
     """What the head is given: its own output may be the best few boxes, whose order rounding can change."""
     kept = []
-    handle = network.model[-1].register_forward_pre_hook(lambda _, args: kept.extend(tensors_in(args)))
+    handle = network.model[-1].register_forward_pre_hook(
+        lambda _, args: kept.extend(tensor for _, tensor in tensors_in(args))
+    )
     network(image)
     handle.remove()
     return torch.cat([tensor.flatten().double() for tensor in kept])

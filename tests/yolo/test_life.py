@@ -15,6 +15,7 @@ from ultralytics.utils import dist
 
 from tests.yolo.conftest import ROOT
 
+IN_A_FRESH_PROCESS = ("reload", "val", "predict", "export")
 restricted_loading = pytest.mark.skipif(
     not hasattr(tasks, "_SafeLoad"), reason="ULTRALYTICS_SAFE_LOAD came after ultralytics 8.4.0"
 )
@@ -33,8 +34,9 @@ needs_scipy = pytest.mark.skipif(
 )
 
 
-def test_training_from_a_checkpoint_keeps_every_site_in_model_and_ema(trained):
-    assert trained.run("reload").keys() == {"best", "last"}
+def test_training_from_a_checkpoint_keeps_every_site_in_model_and_ema(workshop):
+    workshop.run("train")
+    assert workshop.run(*IN_A_FRESH_PROCESS).keys() == {"best", "last"}
 
 
 def test_initial_weights_from_yaml_are_those_of_a_plain_run(workshop):
@@ -43,17 +45,22 @@ def test_initial_weights_from_yaml_are_those_of_a_plain_run(workshop):
 
 @pytest.mark.parametrize("stage", ["val", "predict", "export"])
 def test_fused_and_exported_forms_compute_what_the_unfused_network_does(workshop, stage):
+    workshop.run(*IN_A_FRESH_PROCESS)
     workshop.run(stage)
 
 
-def test_a_training_that_died_is_resumed_with_its_sites(workshop):
+def test_a_training_that_died_is_resumed_with_its_sites_and_its_ramp(workshop):
     workshop.run("interrupt")
     workshop.run("resume")
 
 
+def test_the_network_inside_a_yolo_object_may_be_injected(workshop):
+    workshop.run("network")
+
+
 def test_the_command_line_trains_a_saved_injected_net(workshop):
     runs = workshop.folder / "runs"
-    workshop.call(
+    told = workshop.call(
         "-c",
         "from ultralytics.cfg import entrypoint; entrypoint()",
         *(
@@ -63,7 +70,9 @@ def test_the_command_line_trains_a_saved_injected_net(workshop):
             f"data={workshop.folder / 'set' / 'data.yaml'}",
         ),
         *("epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=False", f"project={runs}", "name=cli"),
+        YOLO_VERBOSE="true",
     )
+    assert "SimAM: 8 sites live, strength 1, recipe everywhere" in told
     workshop.run("check_cli")
 
 

@@ -73,6 +73,20 @@ def test_factory_builds(name, class_name, folder):
     assert sys.path == path
 
 
+def test_a_file_without_a_factory_lists_what_is_in_it(folder):
+    marker = folder / "ran"
+    (folder / "own_nets.py").write_text(f"{SOURCE}\nopen({str(marker)!r}, 'w')")
+    with pytest.raises(ModelError) as caught:
+        build("nets/own_nets.py")
+    listed = "make_net, make_late, make_yolo, make_text, make_nothing, fail, ready"
+    assert str(caught.value) == f"nets/own_nets.py: which model? It defines Net, {listed}. Write nets/own_nets.py:ready."
+    assert not marker.exists()
+    with pytest.raises(ModelError, match="defines no function, class or model"):
+        build("nets/parts.py")
+    with pytest.raises(ModelError, match="cannot be read as Python: SyntaxError"):
+        build("nets/wrong.py")
+
+
 def test_module_in_the_working_directory(folder):
     assert type(build("nets.late:net").model) is nn.Conv2d
 

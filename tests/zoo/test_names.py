@@ -1,4 +1,4 @@
-"""Names: who answers for one, what is near to one that nobody has."""
+"""Names: which library has one, what is near to one that none has."""
 
 import pytest
 from torch import nn
@@ -71,10 +71,11 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
         ("ultralytics:resnet50", "ultralytics has no model 'resnet50'."),
         (
             "yolov8nn.pt",
-            "yolov8nn.pt is no file here, and ultralytics publishes no checkpoint of that name. Did you mean",
+            "there is no file yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
         ),
         ("", "The model has no name."),
-        ("net.py", "net.py: which model of that file? Name its factory: net.py:FACTORY."),
+        ("net.py", "there is no file net.py."),
+        ("mine.yaml", "ultralytics has no model 'mine'."),
     ],
 )
 def test_unknown_name_says_what_is_near(name, sentence):
@@ -111,9 +112,49 @@ def test_too_few_classes_are_refused():
         build("resnet18", num_classes=0)
 
 
-def test_yolo_takes_its_classes_from_the_data():
-    with pytest.raises(ModelError, match="from the data set, when training starts"):
-        build("yolov8n", num_classes=7)
+def test_num_classes_of_a_yolo():
+    assert build("yolov8n", num_classes=7).model.model.model[-1].nc == 7
+    assert build("yolov8n-cls", num_classes=7).model.model.model[-1].linear.out_features == 7
+
+
+def test_a_checkpoint_keeps_its_classes(project):
+    (project / "mine.pt").touch()
+    with pytest.raises(ModelError, match="changes with the data set, when training starts"):
+        build("mine.pt", num_classes=7)
+
+
+MODEL_FILE = """
+nc: 3
+backbone:
+  - [-1, 1, Conv, [16, 3, 2]]
+  - [-1, 1, Conv, [32, 3, 2]]
+  - [-1, 1, C2f, [32, True]]
+head:
+  - [[2], 1, Detect, [nc]]
+"""
+
+
+def test_a_model_file_of_ones_own(project):
+    (project / "mine.yaml").write_text(MODEL_FILE)
+    built = build("mine.yaml")
+    assert (built.source, built.input_shapes) == ("ultralytics", ((1, 3, 640, 640),))
+    assert [type(layer).__name__ for layer in built.model.model.model] == ["Conv", "Conv", "C2f", "Detect"]
+    assert build("yolov8n.yaml").model.model.yaml["scale"] == "n"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: name the model and add --recipe"),
+        ("a: 1", "mine.yaml is not a model file of ultralytics: it has no backbone."),
+        ("{", "mine.yaml cannot be read as YAML: "),
+    ],
+)
+def test_a_yaml_of_something_else(content, sentence, project):
+    (project / "mine.yaml").write_text(content)
+    with pytest.raises(ModelError) as caught:
+        build("mine.yaml")
+    assert str(caught.value).startswith(sentence)
 
 
 def test_a_builder_that_refuses_num_classes_is_one_line():

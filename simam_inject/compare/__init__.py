@@ -1,0 +1,8 @@
+"""Does attention help this network, where, and which one: paired runs, honest statistics, a report."""
+
+from simam_inject.compare.records import Cell, Comparison, Report
+from simam_inject.compare.running import compare
+from simam_inject.compare.statistics import Difference
+from simam_inject.compare.study import load_comparison
+
+__all__ = ["Cell", "Comparison", "Difference", "Report", "compare", "load_comparison"]

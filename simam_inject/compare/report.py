@@ -1,0 +1,174 @@
+"""The report of a comparison: Markdown, and one HTML file that needs nothing beside it."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from simam_inject.compare import figures
+from simam_inject.compare.records import AGAIN, PLAIN, Comparison, Costs
+from simam_inject.compare.statistics import BETTER, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
+from simam_inject.errors import CompareError
+
+_HEAD = (
+    "variant",
+    "recipe",
+    "seeds",
+    "difference",
+    "95 % interval",
+    "p (Holm)",
+    "verdict",
+    "what resolves it",
+    "test set",
+)
+_COST_HEAD = ("variant", "recipe", "mean (sd)", "parameters", "kept for backward", "time of a forward", "failed")
+_TIMES = "\N{MULTIPLICATION SIGN}"
+METHOD = (
+    "A difference is the mean over the seeds of a run minus plain's run of the same seed: same first weights, same "
+    "order of the data, same number of epochs. The interval is a t interval for that difference alone. p is that of "
+    "a t test, corrected by Holm over all comparisons here, and the verdict follows p. Plain again is plain from the "
+    "same weights with another order of the data: its true difference is zero, and what it shows is noise. To "
+    "resolve it: seeds for 80 % power. Test set: how far another test set of the same size would move the difference."
+)
+
+
+def render_markdown(comparison: Comparison) -> str:
+    """Tables and notes, without figures."""
+    data = describe(comparison)
+    lines = [f"# {data['title']}", "", data["answer"], ""]
+    lines += [f"* {note}" for note in data["notes"]] + [""] * bool(data["notes"])
+    lines += [_table(_HEAD, data["rows"]), "", _table(_COST_HEAD, data["costs"]), ""]
+    if data["failures"]:
+        lines += ["Runs that gave no value:", ""]
+        lines += [f"* {where}: {' '.join(error.split())}" for where, error in data["failures"]] + [""]
+    lines += [METHOD, ""]
+    lines += [f"    {key}: {value}" for key, value in data["made_with"]]
+    return "\n".join(lines) + "\n"
+
+
+def render_html(comparison: Comparison) -> str:
+    """One page with the figures inside."""
+    try:
+        import jinja2
+        import matplotlib as mpl  # noqa: F401
+    except ImportError as error:
+        raise CompareError(
+            f"{error.name} is not installed, which the report needs: pip install 'simam_inject[compare]'"
+        ) from None
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    return template.render(
+        **describe(comparison),
+        head=_HEAD,
+        cost_head=_COST_HEAD,
+        method=METHOD,
+        forest=figures.draw_forest(comparison),
+        pairs=figures.draw_pairs(comparison),
+        curves=figures.draw_curves(comparison),
+    )
+
+
+def describe(comparison: Comparison) -> dict[str, Any]:
+    """Everything that both forms say, as text."""
+    model = comparison.settings.get("model")
+    rows = figures.rows_of(comparison)
+    arms = [(PLAIN, ""), *((row.variant, row.recipe) for row in rows)]
+    hidden = ("variants", "recipes")
+    settings = [(key, value) for key, value in comparison.settings.items() if key not in hidden and value is not None]
+    failed = (cell for cell in comparison.cells if cell.value is None)
+    return {
+        "title": f"Attention compared in {model}" if model else "Attention compared",
+        "answer": answer(comparison),
+        "notes": comparison.notes,
+        "rows": [_row(row, comparison.resolve) for row in rows],
+        "costs": [_cost_row(comparison, *arm) for arm in arms],
+        "failures": [(f"{c.variant} {c.recipe} seed {c.seed}".replace("  ", " "), c.error) for c in failed],
+        "made_with": [*comparison.made_with.items(), *((key, f"{value}") for key, value in settings)],
+    }
+
+
+def answer(comparison: Comparison) -> str:
+    """The result in a sentence or two."""
+    by_verdict: dict[str, list[Difference]] = {}
+    for row in comparison.differences:
+        by_verdict.setdefault(row.verdict, []).append(row)
+    parts = []
+    for verdict in (BETTER, WORSE):
+        if found := by_verdict.get(verdict):
+            names = ", ".join(f"{_name(row)} ({_signed(row.mean)})" for row in found)
+            parts.append(f"{verdict.capitalize()} than plain: {names}.")
+    if found := by_verdict.get(NOT_RESOLVED):
+        least = max((row.detectable for row in found if not math.isnan(row.detectable)), default=math.nan)
+        which = "None of the others" if parts else "No variant"
+        word = "is told apart from plain" if len(found) > 1 or not parts else "is resolved"
+        parts.append(f"{which} {word}: a true difference under about {least:.2g} would be missed by so many seeds.")
+    if found := by_verdict.get(NOISE_ONLY):
+        parts.append(
+            f"{len(found)} of {len(comparison.differences)} comparisons have fewer than 5 usable seeds, or differences "
+            "that are the same at every seed: their numbers are an estimate of the noise only."
+        )
+    return " ".join(parts) or "There is no result yet."
+
+
+def _name(row: Difference) -> str:
+    return f"{row.variant} at {row.recipe}" if row.recipe else row.variant
+
+
+def _row(row: Difference, resolve: float | None) -> tuple[str, ...]:
+    p = "" if math.isnan(row.p) or row.variant == AGAIN else f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001"
+    return (
+        *(row.variant, row.recipe, f"{row.seeds}", _signed(row.mean)),
+        "" if math.isnan(row.low) else f"{_signed(row.low)} to {_signed(row.high)}",
+        *(p, row.verdict, _remedy(row, resolve)),
+        "" if row.test_noise is None else f"±{row.test_noise:.2f}",
+    )
+
+
+def _remedy(row: Difference, resolve: float | None) -> str:
+    """How many seeds find the difference of interest, or which difference so many seeds find."""
+    if row.verdict not in (NOT_RESOLVED, NOISE_ONLY) or row.variant == AGAIN or not row.sd > 0:
+        return ""
+    if resolve is not None:
+        return f"{'over 100,000' if row.needed is None else row.needed} seeds for {resolve:g}"
+    return f"{row.seeds} seeds find {row.detectable:.2g}"
+
+
+def _cost_row(comparison: Comparison, variant: str, recipe: str) -> tuple[str, ...]:
+    cells, plain = comparison.of(variant, recipe), comparison.costs(PLAIN)
+    values = [cell.value for cell in cells if cell.value is not None]
+    costs = comparison.costs(variant, recipe)
+    mean = sum(values) / len(values) if values else math.nan
+    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
+    failed = len(cells) - len(values)
+    return (
+        *(variant, recipe),
+        f"{mean:.2f}" + (f" ({spread:.2f})" if len(values) > 1 else "") if values else "",
+        *_cost_words(costs, plain),
+        f"{failed} of {len(cells)}" if failed else "",
+    )
+
+
+def _cost_words(costs: Costs | None, plain: Costs | None) -> tuple[str, str, str]:
+    if costs is None:
+        return "", "", ""
+    base = costs if plain is None else plain
+    parameters = f"{costs.parameters:,}"
+    if costs.parameters != base.parameters:
+        parameters += f" ({costs.parameters - base.parameters:+,})"
+    kept = "" if costs.kept_bytes is None else f"{costs.kept_bytes / 2**20:.2f} MiB"
+    if costs.kept_bytes is not None and base.kept_bytes:
+        kept += f" ({_TIMES}{costs.kept_bytes / base.kept_bytes:.2f})"
+    seconds = "" if costs.seconds is None else f"{1e3 * costs.seconds:.2f} ms"
+    if costs.seconds is not None and base.seconds:
+        seconds += f" ({_TIMES}{costs.seconds / base.seconds:.2f})"
+    return parameters, kept, seconds
+
+
+def _signed(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)

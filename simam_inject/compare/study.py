@@ -1,0 +1,343 @@
+"""The queue of a study: cells in Optuna's storage, shared by workers that may come and die at any moment.
+
+One cell is one trial. A trial that completed holds a value, one that failed holds what went wrong: both are results.
+A pruned trial is none: a duplicate, a stray one, or a cell given back by a worker that stopped or died, which stands
+in the queue again as a new trial. Where two trials hold the same cell, the earlier one that is not pruned owns it, so
+whatever two workers do at the same time, a cell has one result.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simam_inject.compare.records import Cell, Comparison, Costs, Variant
+from simam_inject.errors import CompareError
+
+if TYPE_CHECKING:
+    import optuna
+
+HEARTBEAT, STALE = 10.0, 90.0
+"""Seconds between two heartbeats of a worker, and of silence after which `retry_stale` takes it for dead."""
+_CLAIM = 3.0
+"""Seconds in which a worker surely wrote its name to the cell that it took; one killed in between never does."""
+NAME = "compare"
+_STARTED = time.time()
+"""Tells this process from an earlier one that had its number."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A cell that this worker holds."""
+
+    trial: optuna.Trial
+    variant: str
+    recipe: str
+    seed: int
+
+    @property
+    def key(self) -> str:
+        """Its name in the queue."""
+        return _key(self.variant, self.recipe, self.seed)
+
+
+def load_optuna() -> Any:
+    """The optuna module, or a message that names what to install."""
+    try:
+        import optuna
+        import scipy  # noqa: F401
+    except ImportError as error:
+        raise CompareError(
+            f"{error.name} is not installed, which compare needs: pip install 'simam_inject[compare]'"
+        ) from None
+    return optuna
+
+
+def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
+    """Memory for None, a journal file for a path, a database for a URL; an Optuna storage as it is."""
+    optuna = load_optuna()
+    if storage is None:
+        return optuna.storages.InMemoryStorage()
+    if isinstance(storage, optuna.storages.BaseStorage):
+        return storage
+    if isinstance(storage, str) and "://" in storage:
+        try:
+            return optuna.storages.RDBStorage(storage)
+        except Exception as error:
+            lines = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+            raise CompareError(f"{storage.rpartition('@')[-1]} cannot be opened: {lines[0]}") from None
+    from simam_inject.compare.journal import Journal
+
+    path = Path(storage)
+    if must_exist and not path.is_file():
+        raise CompareError(f"there is no study at {path}")
+    if not path.parent.is_dir():
+        raise CompareError(f"there is no folder {path.parent} for the study {path.name}")
+    try:
+        return optuna.storages.JournalStorage(Journal(str(path)))
+    except (ValueError, KeyError, UnicodeDecodeError):
+        raise CompareError(f"{path} is no study: it is not a journal that compare wrote") from None
+
+
+class Study:
+    """The cells of one comparison in a storage."""
+
+    def __init__(
+        self, storage: Any, settings: dict[str, Any], name: str = NAME, *, resolve: float | None = None
+    ) -> None:
+        """Open the study of these settings, or begin it.
+
+        Raises:
+            CompareError: The storage holds a study of that name with other settings, or cannot be opened.
+        """
+        self._optuna = load_optuna()
+        self.worker = f"{platform.node()}:{os.getpid()}:{_STARTED:.3f}"
+        with _quiet(self._optuna):
+            self._study: optuna.Study = self._optuna.create_study(
+                storage=open_storage(storage),
+                study_name=name,
+                sampler=self._optuna.samplers.RandomSampler(),
+                direction="maximize",
+                load_if_exists=True,
+            )
+        if "settings" in self._study.user_attrs:
+            _check_same(self._study.user_attrs["settings"], settings, name)
+        else:
+            self._study.set_user_attr("made_with", made_with())
+            self._study.set_user_attr("settings", settings)
+        if resolve is not None:
+            self._study.set_user_attr("resolve", resolve)
+
+    def enqueue(self, variants: tuple[Variant, ...], seeds: int) -> None:
+        """Put every cell that is missing into the queue, one seed after the other so that a stopped study is balanced.
+
+        A study keeps the largest number of seeds that it was asked for, and how often that was raised.
+        """
+        planned = list(self._study.user_attrs.get("planned", []))
+        if not planned or seeds > planned[-1]:
+            # Raising the number before any result is there is no second look.
+            planned = [*(planned if self._trials("COMPLETE", "FAIL") else []), seeds]
+            self._study.set_user_attr("planned", planned)
+        self._study.set_user_attr("cells", planned[-1] * len(variants))
+        there = {trial.user_attrs.get("cell") for trial in self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")}
+        for seed in range(planned[-1]):
+            for variant in variants:
+                if _key(variant.name, variant.recipe, seed) not in there:
+                    self._put(variant.name, variant.recipe, seed)
+
+    def _put(self, variant: str, recipe: str, seed: int) -> None:
+        attributes = {"cell": _key(variant, recipe, seed), "variant": variant, "recipe": recipe, "seed": seed}
+        self._study.enqueue_trial({}, user_attrs=attributes)
+
+    def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
+        wanted = tuple(self._optuna.trial.TrialState[state] for state in states)
+        found: list[optuna.trial.FrozenTrial] = self._study.get_trials(deepcopy=False, states=wanted)
+        return found
+
+    def take(self) -> Ticket | None:
+        """The next waiting cell, now held by this worker; None if none waits."""
+        while self._trials("WAITING"):
+            try:
+                trial = self._study.ask()
+                attributes = trial.user_attrs
+                key = attributes.get("cell")
+                # Another worker emptied the queue an instant before (a stray trial), or two queued the same cell.
+                if self._has_owner(key, trial.number):
+                    self._retire(trial.number)
+                    continue
+                trial.set_user_attr("worker", self.worker)
+            except self._optuna.exceptions.UpdateFinishedTrialError:
+                continue
+            return Ticket(trial, attributes["variant"], attributes["recipe"], attributes["seed"])
+        return None
+
+    def _has_owner(self, key: str | None, number: int) -> bool:
+        """An earlier trial holds the cell; of a stray trial, which has none, nothing is missing."""
+        trials = self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")
+        return key is None or any(t.user_attrs.get("cell") == key and t.number < number for t in trials)
+
+    def finish(self, ticket: Ticket, cell: Cell) -> bool:
+        """Store the result; False if the cell was given to another worker meanwhile, which makes it no result."""
+        state = self._optuna.trial.TrialState
+        try:
+            ticket.trial.set_user_attr("outcome", json.dumps(asdict(cell)))
+            if cell.value is None:
+                self._study.tell(ticket.trial, state=state.FAIL)
+            else:
+                self._study.tell(ticket.trial, cell.value)
+        except (self._optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            return False
+        return True
+
+    def release(self, ticket: Ticket) -> None:
+        """Give a cell back that was not finished."""
+        if self._retire(ticket.trial.number) and not self._has_owner(ticket.key, sys.maxsize):
+            self._put(ticket.variant, ticket.recipe, ticket.seed)
+
+    def _retire(self, number: int) -> bool:
+        """Take a running trial out of the study; False if another worker did, or it ended."""
+        try:
+            self._study.tell(number, state=self._optuna.trial.TrialState.PRUNED)
+        except (self._optuna.exceptions.UpdateFinishedTrialError, ValueError):
+            return False
+        return True
+
+    def free_dead(self, *, retry_stale: bool = False) -> int:
+        """Queue the cells of dead workers again; how many.
+
+        Args:
+            retry_stale: Also those of workers elsewhere that gave no sign of life for `STALE` seconds. Without it only
+                those of processes of this machine that are gone.
+        """
+        freed = 0
+        if any(_owner(trial) is None for trial in self._trials("RUNNING")):
+            time.sleep(
+                _CLAIM
+            )  # a worker writes its name right after it took a cell; one that was killed in between never
+        for trial in self._trials("RUNNING"):
+            owner = _owner(trial)
+            silent = retry_stale and self._silence(owner) > STALE
+            if not (owner is None or silent or self._is_gone(owner)):
+                continue
+            if self._retire(trial.number) and not self._has_owner(trial.user_attrs.get("cell"), sys.maxsize):
+                self._put(trial.user_attrs["variant"], trial.user_attrs["recipe"], trial.user_attrs["seed"])
+                freed += 1
+        return freed
+
+    def _silence(self, worker: str | None) -> float:
+        return time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0))
+
+    def _is_gone(self, worker: str) -> bool:
+        """It is a process of this machine that does not run any more."""
+        if worker == self.worker or not worker.startswith(f"{platform.node()}:"):
+            return False
+        pid = int(worker.split(":")[1])
+        if pid == os.getpid():
+            return True
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @contextmanager
+    def heartbeat(self) -> Iterator[None]:
+        """Write a sign of life every few seconds while the body runs."""
+        over = threading.Event()
+        self._study.set_user_attr(f"heartbeat {self.worker}", time.time())
+
+        def beat() -> None:
+            while not over.wait(HEARTBEAT):
+                with suppress(Exception):  # of a full disk or a lost server, the next result says so aloud
+                    self._study.set_user_attr(f"heartbeat {self.worker}", time.time())
+
+        thread = threading.Thread(target=beat, daemon=True, name="simam_inject heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+    def counts(self) -> tuple[int, int]:
+        """Cells that have a result, and all."""
+        return len(self._trials("COMPLETE", "FAIL")), int(self._study.user_attrs.get("cells", 0))
+
+    def comparison(self) -> Comparison:
+        """What the finished cells say."""
+        return read_comparison(self._study)
+
+
+def read_comparison(study: optuna.Study) -> Comparison:
+    """The comparison that an Optuna study of ours holds."""
+    attributes = study.user_attrs
+    cells: dict[str, Cell] = {}
+    for trial in study.get_trials(deepcopy=False):
+        outcome = trial.user_attrs.get("outcome")
+        if outcome is not None and trial.state.name in ("COMPLETE", "FAIL"):
+            data = json.loads(outcome)
+            data["curve"] = tuple((epoch, value) for epoch, value in data["curve"])
+            data["costs"] = None if data["costs"] is None else Costs(**data["costs"])
+            cells.setdefault(trial.user_attrs["cell"], Cell(**data))
+    return Comparison(
+        cells=tuple(cells.values()),
+        settings=dict(attributes.get("settings", {})),
+        made_with=dict(attributes.get("made_with", {})),
+        total=int(attributes.get("cells", len(cells))),
+        looks=max(1, len(attributes.get("planned", []))),
+        resolve=attributes.get("resolve"),
+    )
+
+
+def load_comparison(storage: Any, name: str = NAME) -> Comparison:
+    """Read a study without changing it.
+
+    Raises:
+        CompareError: There is no such study.
+    """
+    optuna = load_optuna()
+    opened = open_storage(storage, must_exist=True)
+    try:
+        with _quiet(optuna):
+            return read_comparison(optuna.load_study(study_name=name, storage=opened))
+    except KeyError:
+        names = ", ".join(optuna.get_all_study_names(opened)) or "none"
+        raise CompareError(f"the storage holds no study named {name!r}; it holds: {names}") from None
+
+
+def _owner(trial: optuna.trial.FrozenTrial) -> str | None:
+    """The worker that holds a running trial."""
+    return trial.user_attrs.get("worker")
+
+
+def _key(variant: str, recipe: str, seed: int) -> str:
+    return json.dumps([variant, recipe, seed])
+
+
+def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None:
+    asked = json.loads(json.dumps(asked))
+    other = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+    if other:
+        lines = [f"  {key}: {there.get(key)!r} in the study, {asked.get(key)!r} here" for key in other]
+        raise CompareError(
+            "\n".join([f"the storage holds the study {name!r} with other settings; nothing was changed", *lines])
+            + "\ngive this one another file or name, or the settings of the study"
+        )
+
+
+def made_with() -> dict[str, str]:
+    """The command and the versions, for the report."""
+    import importlib.metadata as metadata
+
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    program = Path(sys.argv[0]).name or "python"
+    program = "simam-inject" if program == "__main__.py" else program
+    return {"command": shlex.join([program, *sys.argv[1:]]), **found}
+
+
+@contextmanager
+def _quiet(optuna: Any) -> Iterator[None]:
+    """Optuna announces each study on stderr."""
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,281 @@
+"""A trainer of image classifiers: the one of `simam-inject compare` and of examples/train_classifier.py.
+
+SGD with Nesterov's momentum, a linear rise and half a cosine, label smoothing, an average of the weights, bfloat16,
+channels last, torch.compile. Everything that is random follows from the seed and the epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from simam_inject.compare.records import Report
+from simam_inject.compare.variants import seed_everything
+from simam_inject.errors import CompareError
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_SPLIT = 5
+"""Of a folder without train/ and val/, every fifth image of a class is for validation."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """How to train."""
+
+    epochs: int = 90
+    batch: int = 64
+    """Images per process."""
+    size: int = 224
+    """Side of the images."""
+    rate: float = 0.1
+    """Learning rate for 256 images a step; scaled to the real number."""
+    warmup: float = 5
+    """Epochs of rising rate."""
+    decay: float = 1e-4
+    """Weight decay; norms and biases have none."""
+    smoothing: float = 0.1
+    ema: float = 0.0
+    """Decay of the average of the weights, per step; 0 for none: the last weights count."""
+    clip: float = 5.0
+    """Largest norm of the gradient."""
+    steps: int | None = None
+    """At most so many steps an epoch."""
+    workers: int = 0
+    """Loading processes per training process."""
+    augment: bool = True
+    """Random crops and mirrors; without, images are only resized, and kept in memory."""
+    amp: bool = False
+    compile: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Images:
+    """Training and validation images with their classes."""
+
+    train: Dataset[Any]
+    val: Dataset[Any]
+    classes: tuple[str, ...]
+
+
+def make_transforms(size: int, *, augment: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Those of training and of validation images."""
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]
+    if not augment:
+        whole = v2.Compose([v2.Resize((size, size), antialias=True), *finish])
+        return whole, whole
+    varied = v2.Compose([v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(), *finish])
+    return varied, v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size), *finish])
+
+
+def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Images:
+    """Images of `train/CLASS/` and `val/CLASS/`, or of `CLASS/` alone, which is split class by class.
+
+    Raises:
+        CompareError: There is no such folder, no image, one class only, or train/ and val/ differ in their classes.
+    """
+    root, (varied, plain) = Path(folder), make_transforms(size, augment=augment)
+    parts = [(root / part).is_dir() for part in ("train", "val")]
+    if (any(parts) and not all(parts)) or not root.is_dir():
+        missing = root / "val" if parts[0] else root / "train"
+        raise CompareError(f"there is no folder {missing}; give a folder with train/ and val/, or one of classes")
+    try:
+        train = datasets.ImageFolder(root / "train" if all(parts) else root, varied)
+        val = datasets.ImageFolder(root / "val" if all(parts) else root, plain)
+    except FileNotFoundError as error:
+        raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None
+    if train.classes != val.classes:
+        raise CompareError(f"{folder}: train/ and val/ have different classes")
+    if len(train.classes) < 2:
+        raise CompareError(f"{folder} has one class only, {train.classes[0]}; a classifier needs two")
+    if all(parts):
+        return _kept(Images(train, val, tuple(train.classes)), augment)
+    chosen = _every_fifth(train.targets)
+    rest = sorted(set(range(len(train))) - set(chosen))
+    return _kept(Images(Subset(train, rest), Subset(val, chosen), tuple(train.classes)), augment)
+
+
+def _every_fifth(targets: list[int]) -> list[int]:
+    seen: dict[int, int] = {}
+    chosen = []
+    for index, target in enumerate(targets):
+        seen[target] = seen.get(target, 0) + 1
+        if seen[target] % _SPLIT == 0:
+            chosen.append(index)
+    if not chosen:
+        raise CompareError(f"no class has {_SPLIT} images, of which one would be for validation")
+    return chosen
+
+
+def _kept(images: Images, augment: bool) -> Images:
+    """Images that are the same every time are read once."""
+    if augment:
+        return images
+    return Images(_read(images.train), _read(images.val), images.classes)
+
+
+def _read(part: Dataset[Any]) -> TensorDataset:
+    pixels, labels = zip(*(part[index] for index in range(count(part))), strict=True)
+    return TensorDataset(torch.stack(pixels), torch.tensor(labels))
+
+
+def count(images: Dataset[Any]) -> int:
+    """How many there are."""
+    if not isinstance(images, Sized):
+        raise CompareError("a data set without a length cannot be shared out by seed")
+    return len(images)
+
+
+def make_loaders(
+    images: Images, training: Training, seed: int, *, rank: int = 0, processes: int = 1
+) -> tuple[DataLoader[Any], DataLoader[Any]]:
+    """Each process reads its own part of both; of the validation set every image exactly once."""
+    step = training.batch * processes
+    if count(images.train) < step:
+        raise CompareError(f"{count(images.train)} training images are fewer than one step of {step}")
+    shared: dict[str, Any] = {
+        "num_workers": training.workers,
+        "pin_memory": torch.cuda.is_available(),
+        "persistent_workers": training.workers > 0,
+    }
+    sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
+    part = Subset(images.val, range(rank, count(images.val), processes))
+    return (
+        DataLoader(images.train, training.batch, sampler=sampler, drop_last=True, **shared),
+        DataLoader(part, training.batch, **shared),
+    )
+
+
+class Trainer:
+    """The state of one run, and one epoch of it."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        loader: DataLoader[Any],
+        training: Training,
+        device: torch.device,
+        seed: int = 0,
+        *,
+        wrapped: nn.Module | None = None,
+        processes: int = 1,
+    ) -> None:
+        """Take over a network that is on the device already.
+
+        Args:
+            network: Trained in place.
+            loader: Of the training images, by `make_loaders`.
+            training: How long and how.
+            device: Where the network is.
+            seed: Of everything that is random but the order of the images.
+            wrapped: What is run in the network's stead, such as its `DistributedDataParallel`.
+            processes: How many train together.
+        """
+        self.network, self.loader, self.training, self.device, self.seed = network, loader, training, device, seed
+        self.ema = self._average() if training.ema else None
+        self.steps = min(len(loader), training.steps or len(loader))
+        rate = training.rate * training.batch * processes / 256
+        self.optimizer = torch.optim.SGD(self._groups(), rate, momentum=0.9, nesterov=True)
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
+        self.criterion = nn.CrossEntropyLoss(label_smoothing=training.smoothing)
+        self.epoch = 0
+        runnable: Any = network if wrapped is None else wrapped
+        self.runnable = torch.compile(runnable) if training.compile else runnable
+
+    def _average(self) -> AveragedModel:
+        average: Any = get_ema_multi_avg_fn(self.training.ema)  # type: ignore[no-untyped-call]
+        return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
+
+    def _groups(self) -> list[dict[str, Any]]:
+        matrices = [parameter for parameter in self.network.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in self.network.parameters() if parameter.ndim <= 1]
+        return [{"params": matrices, "weight_decay": self.training.decay}, {"params": others, "weight_decay": 0.0}]
+
+    def _rate_at(self, step: int) -> float:
+        """Share of the full rate: a linear rise, then half a cosine."""
+        warmup, total = self.training.warmup * self.steps, max(self.training.epochs * self.steps, 1)
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
+
+    @property
+    def result(self) -> nn.Module:
+        """The network to keep: the average where there is one."""
+        return self.network if self.ema is None else self.ema.module
+
+    def train(self, on_step: Callable[[int, Tensor], None] = lambda _step, _loss: None) -> Tensor:
+        """Train one epoch; the mean loss, which may be NaN."""
+        seed_everything(self.seed + 1000 * self.epoch)  # by epoch, so that a resumed run is the same run
+        self.loader.sampler.set_epoch(self.epoch)  # type: ignore[attr-defined]
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        for step, (images, labels) in zip(range(self.steps), self.loader, strict=False):
+            loss = self._step(images, labels)
+            total += loss
+            on_step(step, loss)
+        self.epoch += 1
+        return total / self.steps
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        images, labels = self._placed(images, labels)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
+            loss: Tensor = self.criterion(self.runnable(images), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+        return loss.detach()
+
+    def _placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch on the device, channels last."""
+        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        return images, labels.to(self.device, non_blocking=True)
+
+    @torch.inference_mode()
+    def validate(self, network: nn.Module, loader: DataLoader[Any]) -> tuple[Tensor, Tensor]:
+        """Loss summed over the images of this process, and which of them were right."""
+        network.eval()
+        total = torch.zeros((), device=self.device, dtype=torch.float64)
+        right = []
+        for batch in loader:
+            images, labels = self._placed(*batch)
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
+                logits = network(images)
+            total += nn.functional.cross_entropy(logits.float(), labels, reduction="sum")
+            right.append(logits.argmax(1) == labels)
+        return total, torch.cat(right)
+
+
+def fit(network: nn.Module, images: Images, training: Training, device: str, seed: int, report: Report) -> float:
+    """Train in this process; percent of right answers at the end, by the last weights or their average.
+
+    Args:
+        network: Trained in place.
+        images: As `open_folder` gives them.
+        training: How long and how.
+        device: Where, e.g. `cuda`.
+        seed: Of the data order and of everything else that is random.
+        report: Is given the validation accuracy after each epoch, and the right answers of the last.
+    """
+    loader, val_loader = make_loaders(images, training, seed)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    trainer = Trainer(network, loader, training, torch.device(device), seed)
+    while trainer.epoch < training.epochs:
+        if not math.isfinite(trainer.train()):
+            return math.nan
+        _, answers = trainer.validate(trainer.result, val_loader)
+        report(trainer.epoch, 100 * answers.double().mean().item())
+    report.samples(answers.tolist())
+    return report.curve[-1][1]

@@ -1,0 +1,125 @@
+"""Files: weights that go in, files that come out, and what `check` and `show` say about them."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from simam_inject import injected
+from simam_inject.persist import load
+from simam_inject.zoo import build
+
+NET = "nets.py:Net"
+SMALL = ("--input-size", "3x32x32")
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The models that commands build."""
+    made = []
+    monkeypatch.setattr("simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1])
+    return made
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ".pt"])
+def test_weights_are_loaded(suffix, run, folder, built):
+    state = {name: torch.full_like(value, 0.5) for name, value in build(NET).model.state_dict().items()}
+    file = folder / f"w{suffix}"
+    if suffix == ".safetensors":
+        save_file(state, file)
+    else:
+        torch.save({"epoch": 3, "state_dict": {f"module.{name}": value for name, value in state.items()}}, file)
+    result = run(NET, "--weights", f"w{suffix}", "--after", "block", *SMALL, "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    assert f"weights of w{suffix}" in result.stdout
+    assert built[0].model.stem.weight.eq(0.5).all()
+
+
+def test_weights_of_another_model_name_what_differs(run, folder):
+    state = build("nets.py:make_wide", num_classes=7).model.state_dict()
+    torch.save(state, folder / "seven.pth")
+    result = run(NET, "--weights", "seven.pth", "--after", "block", *SMALL)
+    assert result.exit_code == 2
+    assert "head.weight is 7x8 in the file and 5x8 in the model" in result.stderr
+    assert "--num-classes N" in result.stderr
+    state.pop("stem.weight")
+    torch.save(state | {"extra": torch.zeros(1)}, folder / "other.pth")
+    told = run(NET, "--weights", "other.pth", "--after", "block", *SMALL).stderr
+    assert "missing in the file: stem.weight" in told
+    assert "not in the model: extra" in told
+
+
+@pytest.mark.parametrize("thing", [build, ["a", "list"], {"a": 1}])
+def test_a_file_of_something_else_is_one_message(thing, run, folder):
+    torch.save(thing, folder / "w.pth")
+    result = run(NET, "--weights", "w.pth", "--after", "block", *SMALL)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: w.pth holds ")
+
+
+def test_output_is_what_load_puts_into_a_fresh_model(run, folder):
+    result = run(NET, "--after", "block", *SMALL, "--json", "--output", "x.safetensors")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["output"] == "x.safetensors"
+    fresh = load(folder / "x.safetensors", build(NET).model)
+    assert [site.path for site in injected(fresh)] == ["blocks.0", "blocks.1"]
+
+
+def test_a_saved_file_is_shown_and_checked_and_read_as_weights(run, folder):
+    run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
+    shown = json.loads(run("show", "x.safetensors", "--json").stdout)
+    assert [site["path"] for site in shown["sites"]] == ["blocks.0", "blocks.1"]
+    assert "torch" in shown["versions"]
+    lines = [line.split() for line in run("show", "x.safetensors").stdout.splitlines()]
+    assert ["blocks.0", "after", "8x16x16", "2", "output"] in lines
+    plain = run("check", "x.safetensors")
+    assert plain.exit_code == 0
+    assert "add --model MODEL" in plain.stdout
+    checked = run("check", "x.safetensors", "--model", NET)
+    assert (checked.exit_code, "verified: 7 checks" in checked.stdout) == (0, True)
+    again = run(NET, "--weights", "x.safetensors", "--after", "block", *SMALL)
+    assert "0 sites inserted with e_lambda 0.0001, 2 already there, 0 skipped" in again.stdout
+    assert "\nverified: " in again.stdout
+    assert run("check", "x.safetensors", "--model", "nets.py:make_wide").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("x.safetensors", b"hello", "x.safetensors: "),
+        ("x.pth", b"hello", "known are .pt of ultralytics and .safetensors"),
+        ("x.onnx", b"hello", "simam_inject.export.prove"),
+        ("none.pt", None, "there is no file 'none.pt'"),
+    ],
+)
+def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, folder):
+    if content is not None:
+        (folder / name).write_bytes(content)
+    result = run("check", name)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert sentence in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_dynamic_exports_take_other_sizes(run, folder):
+    result = run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic")
+    assert result.exit_code == 0, result.stderr
+    assert "holds 2 sites" in result.stdout
+    program = torch.export.load(folder / "x.pt2").module()
+    assert program(torch.rand(3, 3, 48, 40)).shape == (3, 5)
+
+
+def test_calibration_reports_every_site(run, folder, built):
+    from PIL import Image
+
+    images = folder / "images"
+    images.mkdir()
+    for index in range(3):
+        Image.effect_noise((40, 30), 60 + index).convert("RGB").save(images / f"{index}.png")
+    result = run(NET, "--after", "block", *SMALL, "--calibrate", "images", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["calibration"]
+    assert all(site.gain > 1.0 for site in injected(built[0].model))
+    (folder / "empty").mkdir()
+    assert "there is no image in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr

@@ -1,0 +1,141 @@
+"""The report: what it says in words, that both forms say the same, and that one file is enough."""
+
+import random
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from simam_inject.compare.records import Cell, Comparison, Costs
+from simam_inject.compare.report import answer, describe
+
+EFFECTS = {"simam": 0.1, "se": 2.5, "eca": -2.5}
+
+
+def cells(seeds, effects=EFFECTS, recipe="paper"):
+    """A study with effects that are known."""
+    for seed in range(seeds):
+        base = 60 + random.Random(seed).gauss(0, 1.5)
+        for variant, effect in {"plain": 0.0, "plain again": 0.0, **effects}.items():
+            noise = 0.0 if variant == "plain" else random.Random(f"{variant}{seed}").gauss(0, 0.8)
+            value = base + effect + noise
+            yield Cell(
+                *(variant, "" if variant.startswith("plain") else recipe, seed, value),
+                curve=((1, value - 9), (2, value)),
+                costs=Costs(1000 + 40 * (variant == "se"), 2**20, 0.001),
+            )
+
+
+def study(seeds=10, **more):
+    return Comparison(
+        tuple(cells(seeds)), {"model": "resnet20", "epochs": 3}, {"command": "simam-inject compare"}, **more
+    )
+
+
+class Page(HTMLParser):
+    """What refers to something outside the file, and the text that is shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.outside, self.text, self._hidden = [], [], False
+
+    def handle_starttag(self, tag, attributes):
+        self._hidden = tag == "style"
+        self.outside += [f"{tag} {name}" for name, value in attributes if name in ("src", "href") and value[0] != "#"]
+        self.outside += [tag] if tag in ("script", "link", "iframe", "img") else []
+
+    def handle_data(self, data):
+        if not self._hidden:
+            self.text.append(data.strip())
+
+
+@pytest.fixture(scope="module")
+def page():
+    return study().to_html()
+
+
+def test_the_answer_in_words():
+    words = answer(study()).replace("\N{MINUS SIGN}", "-")
+    found = r"Better than plain: se at paper \(\+\d\.\d\d\)\. Worse than plain: eca at paper \(-\d\.\d\d\)\. "
+    assert re.match(found, words)
+    assert re.search(r"None of the others .* a true difference under about [\d.]+ would be missed", words)
+
+
+def test_too_few_seeds_in_words():
+    assert answer(study(4)).startswith("3 of 3 comparisons have fewer than 5 usable seeds")
+    assert {row.verdict for row in study(4).differences} == {"noise estimate only"}
+    assert "better" not in study(4).to_markdown().replace("Better", "")
+
+
+def test_nothing_resolved_in_words():
+    quiet = Comparison(tuple(cells(8, {"simam": 0.0})), {})
+    assert answer(quiet).startswith("No variant is told apart from plain: a true difference under about ")
+    assert answer(Comparison((), {})) == "There is no result yet."
+
+
+def test_seeds_for_the_difference_that_was_named():
+    (simam, *_) = study(10, resolve=0.5).differences
+    assert f"{simam.needed} seeds for 0.5" in study(10, resolve=0.5).to_markdown()
+    assert simam.needed > 10
+
+
+def test_one_file_that_needs_nothing_beside_it(page):
+    parsed = Page()
+    parsed.feed(page)
+    assert parsed.outside == []
+    assert not re.search(r"url\((?!#)|@import", page)
+    svgs = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(svgs) == 3
+    for svg in svgs:
+        ET.fromstring(svg)
+
+
+def test_both_forms_say_the_same(page):
+    parsed = Page()
+    parsed.feed(page)
+    markdown, data = study().to_markdown(), describe(study())
+    for cell in [cell for row in (*data["rows"], *data["costs"]) for cell in row if cell]:
+        assert cell in parsed.text
+        assert f"| {cell} |" in markdown
+    assert "simam-inject compare" in parsed.text
+
+
+def test_figures_show_every_variant_and_the_noise_floor(page):
+    forest, pairs, curves = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    for name in ("plain again", "simam · paper", "se · paper", "eca · paper"):
+        assert name in forest
+        assert name in pairs
+    assert "#e4e4e4" in forest  # the band
+    assert pairs.count("<use ") >= 4 * 10
+    assert all(name in curves for name in ("plain", "simam", "epoch"))
+
+
+def test_the_same_study_gives_the_same_file(page):
+    assert page == study().to_html()
+
+
+def test_an_error_message_cannot_write_html():
+    broken = Cell("se", "paper", 11, None, error="ValueError: <script>alert(1)</script>")
+    page = replace(study(), cells=(*cells(10), broken)).to_html()
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_an_unfinished_study_says_so():
+    page = study(6, total=100).to_html()
+    assert "unfinished: 30 of 100 runs" in page
+
+
+def test_a_noise_floor_that_is_off_zero_is_told():
+    moved = [replace(cell, value=cell.value + 3 * (cell.variant == "plain again")) for cell in cells(10)]
+    (note,) = Comparison(tuple(moved), {}).notes
+    assert note.startswith("plain again differs from plain by +")
+    assert "one study of twenty" in note
+
+
+def test_a_study_without_any_pair_still_has_a_report():
+    lonely = [cell for cell in cells(1) if cell.variant != "plain"]
+    assert "<svg" in Comparison(tuple(lonely), {}).to_html()
+    assert "<svg" in Comparison((), {}).to_html()

@@ -1,0 +1,306 @@
+"""The queue: cells are neither lost nor counted twice, whoever dies; and what is in the way is said."""
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import optuna
+import pytest
+
+from simam_inject.compare import compare, load_comparison, study
+from simam_inject.compare.records import Cell, Report, Variant
+from simam_inject.compare.study import Study
+from simam_inject.errors import CompareError
+from tests.compare import worker
+from tests.compare.networks import make_model, noisy
+
+ROOT = Path(__file__).parents[2]
+PLAIN, SIMAM = Variant("plain"), Variant("simam", "paper")
+POSTGRESQL = os.environ.get("SIMAM_INJECT_POSTGRESQL")
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "study.journal"
+
+
+def cell(ticket, value=1.0):
+    return Cell(ticket.variant, ticket.recipe, ticket.seed, value)
+
+
+def keys(comparison):
+    return Counter((*cell.key, cell.seed) for cell in comparison.cells)
+
+
+def test_cells_come_seed_by_seed_and_each_once(file):
+    queue = Study(file, {"epochs": 3})
+    queue.enqueue((PLAIN, SIMAM), 3)
+    taken = []
+    while ticket := queue.take():
+        taken.append((ticket.seed, ticket.variant))
+        queue.finish(ticket, cell(ticket))
+    assert taken == [(seed, name) for seed in range(3) for name in ("plain", "simam")]
+    assert queue.counts() == (6, 6)
+
+
+def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file):
+    first, second = Study(file, {}), Study(file, {})
+    first.enqueue((PLAIN,), 2)
+    second._put("plain", "", 0)  # what a race leaves behind
+    second._put("plain", "", 1)
+    tickets = [queue.take() for queue in (first, second, first, second)]
+    assert [ticket and ticket.seed for ticket in tickets] == [0, 1, None, None]
+    for ticket in tickets[:2]:
+        first.finish(ticket, cell(ticket))
+    assert set(keys(first.comparison()).values()) == {1}
+
+
+def test_a_stray_trial_is_no_cell(file):
+    queue = Study(file, {})
+    queue.enqueue((PLAIN,), 1)
+    queue._study.enqueue_trial({})  # as `ask` on an empty queue makes one
+    assert queue.take().seed == 0
+    assert queue.take() is None
+    assert queue.counts()[1] == 1
+
+
+def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypatch):
+    slow, other = Study(file, {}), Study(file, {})
+    slow.enqueue((PLAIN,), 1)
+    held = slow.take()
+    held.trial.set_user_attr("worker", "another-machine:77:0")
+    other._study.set_user_attr("heartbeat another-machine:77:0", time.time())
+    assert other.free_dead() == 0
+    assert other.free_dead(retry_stale=True) == 0  # it was heard of a moment ago
+    monkeypatch.setattr(study, "STALE", -1.0)
+    assert other.free_dead(retry_stale=True) == 1
+    again = other.take()
+    assert other.finish(again, cell(again, 2.0))
+    assert not slow.finish(held, cell(held, 1.0))
+    assert [one.value for one in other.comparison().cells] == [2.0]
+
+
+def test_a_worker_that_was_killed_before_it_wrote_its_name_loses_its_cell(file, monkeypatch):
+    monkeypatch.setattr(study, "_CLAIM", 0.1)
+    queue = Study(file, {})
+    queue.enqueue((PLAIN,), 1)
+    queue._study.ask()
+    assert queue.take() is None
+    assert queue.free_dead() == 1
+    assert queue.take().seed == 0
+
+
+def test_a_heartbeat_keeps_a_cell(file, monkeypatch):
+    monkeypatch.setattr(study, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(study, "STALE", 0.4)
+    queue, other = Study(file, {}), Study(file, {})
+    queue.enqueue((PLAIN,), 1)
+    with queue.heartbeat():
+        queue.take()
+        time.sleep(0.6)
+        assert other.free_dead(retry_stale=True) == 0
+    time.sleep(0.6)
+    assert other.free_dead(retry_stale=True) == 1
+
+
+def test_a_cell_of_a_process_of_this_machine_that_is_gone_is_free_at_once(file):
+    queue = Study(file, {})
+    queue.enqueue((PLAIN,), 1)
+    child = subprocess.Popen(["true"])
+    child.wait()
+    queue.take().trial.set_user_attr("worker", f"{queue.worker.split(':')[0]}:{child.pid}:0")
+    assert queue.free_dead() == 1
+    assert queue.take().seed == 0
+
+
+def test_a_stopped_run_goes_back_and_the_same_call_goes_on(engine, file):
+    runs = []
+
+    def train(model, seed, report):
+        runs.append(seed)
+        if len(runs) == 4:
+            raise KeyboardInterrupt
+        return noisy(model, seed, report)
+
+    with pytest.raises(KeyboardInterrupt):
+        compare(make_model, ["0"], train, seeds=2, storage=file)
+    assert len(load_comparison(file).cells) == 3
+    comparison = compare(make_model, ["0"], train, seeds=2, storage=file)
+    assert len(comparison.cells) == comparison.total == 6
+    assert len(runs) == 7
+    assert set(keys(comparison).values()) == {1}
+
+
+def test_other_settings_are_refused_by_name_and_nothing_changes(engine, file):
+    compare(make_model, ["0"], noisy, seeds=1, storage=file, settings={"epochs": 3})
+    before = file.read_bytes()
+    with pytest.raises(CompareError, match="other settings; nothing was changed\n  epochs: 3 in the study, 4 here"):
+        compare(make_model, ["0"], noisy, seeds=1, storage=file, settings={"epochs": 4})
+    assert load_comparison(file).cells[0].value is not None
+    assert file.read_bytes().startswith(before)
+    other = compare(make_model, ["0"], noisy, seeds=1, storage=file, settings={"epochs": 4}, name="longer")
+    assert len(other.cells) == 3
+
+
+def test_seeds_that_are_added_after_a_look_are_counted(engine, file):
+    once = compare(make_model, ["0"], noisy, seeds=5, storage=file)
+    same = compare(make_model, ["0"], noisy, seeds=5, storage=file)
+    more = compare(make_model, ["0"], noisy, seeds=7, storage=file)
+    assert (once.looks, same.looks, more.looks) == (1, 1, 2)
+    assert len(more.cells) == 21
+    assert any("multiplied by 2" in note for note in more.notes)
+
+
+def test_a_budget_ends_it_balanced_and_unfinished(engine, file):
+    def train(model, seed, report):
+        time.sleep(0.1)
+        return noisy(model, seed, report)
+
+    comparison = compare(make_model, ["0"], train, seeds=50, storage=file, budget=0.8)
+    assert 2 <= len(comparison.cells) < 12
+    assert comparison.total == 150
+    assert max(Counter(cell.seed for cell in comparison.cells)) <= 3
+    assert any(note.startswith("unfinished: ") for note in comparison.notes)
+
+
+def test_a_line_that_a_killed_worker_left_half_written_costs_nothing(file):
+    queue = Study(file, {})
+    queue.enqueue((PLAIN,), 2)
+    with file.open("ab") as journal:
+        journal.write(b'{"op_code":8,"wor')
+    ticket = queue.take()
+    assert queue.finish(ticket, cell(ticket))
+    assert all(json.loads(line) for line in file.read_bytes().splitlines())
+    assert len(load_comparison(file).cells) == 1
+
+
+@contextmanager
+def full_disk(path):
+    """Files of this process may not grow much more: what a full disk is to a program."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 1500, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_loses_nothing(engine, file):
+    compare(make_model, ["0"], noisy, seeds=1, storage=file)
+    message = "the study cannot be written: File too large; every finished run is kept. Make room"
+    with full_disk(file), pytest.raises(CompareError, match=message):
+        compare(make_model, ["0"], noisy, seeds=20, storage=file)
+    assert len(load_comparison(file).cells) == 3
+    comparison = compare(make_model, ["0"], noisy, seeds=20, storage=file)
+    assert set(keys(comparison).values()) == {1}
+    assert len(comparison.cells) == 60
+
+
+def test_a_disk_that_fills_up_during_a_run(engine, file):
+    def train(model, seed, report):
+        if seed == 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return noisy(model, seed, report)
+
+    with pytest.raises(CompareError, match="No space left on device; every finished run is kept"):
+        compare(make_model, ["0"], train, seeds=2, storage=file)
+    assert len(compare(make_model, ["0"], noisy, seeds=2, storage=file).cells) == 6
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda folder: folder / "none.journal", "there is no study at"),
+        (lambda folder: "sqlite:////nowhere/study.db", "cannot be opened"),
+    ],
+)
+def test_a_study_that_is_not_there(tmp_path, make, message):
+    with pytest.raises(CompareError, match=message):
+        load_comparison(make(tmp_path))
+
+
+def test_a_file_that_is_no_study(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello\nworld\n", encoding="utf-8")
+    with pytest.raises(CompareError, match="is no study"):
+        load_comparison(tmp_path / "notes.txt")
+    optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "empty.journal")))
+    with pytest.raises(CompareError, match="holds no study named 'compare'; it holds: none"):
+        load_comparison(tmp_path / "empty.journal")
+
+
+class Started:
+    """A worker in a fresh interpreter, as a database needs it: connections do not survive a fork."""
+
+    def __init__(self, storage, seeds):
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "tests.compare.worker", storage, str(seeds)]
+        self.process = subprocess.Popen(command, env=environment, cwd=ROOT)
+        self.kill = self.process.kill
+
+    def join(self):
+        return self.process.wait(timeout=600)
+
+
+class Forked:
+    """A worker that has imported everything already."""
+
+    def __init__(self, storage, seeds):
+        self.process = multiprocessing.get_context("fork").Process(target=worker.work, args=(storage, seeds))
+        self.process.start()
+        self.kill = self.process.kill
+
+    def join(self):
+        self.process.join(timeout=600)
+        return self.process.exitcode
+
+
+def kill_workers(storage, make_worker, *, kills, seeds):
+    """Three workers; one drawn at random is killed and replaced, again and again. This process ends the work."""
+    chance, storage = random.Random(7), str(storage)
+
+    def count():
+        try:
+            return len(load_comparison(storage).cells)
+        except CompareError:
+            return 0
+
+    workers = [make_worker(storage, seeds) for _ in range(3)]
+    for moment in sorted(chance.sample(range(1, 4 * seeds), kills)):
+        while count() < moment:
+            time.sleep(0.05)
+        victim = chance.randrange(3)
+        workers[victim].kill()
+        assert workers[victim].join() == -9
+        workers[victim] = make_worker(storage, seeds)
+    killed = count()
+    assert [worker.join() for worker in workers] == [0, 0, 0]
+    comparison = compare(make_model, ["0"], noisy, ["se", "eca"], seeds, storage)
+    assert killed < len(comparison.cells) == comparison.total == 5 * seeds
+    assert set(keys(comparison).values()) == {1}
+    assert [cell.value for cell in comparison.of("se", "0")] == [noisy(None, seed, Report()) for seed in range(seeds)]
+
+
+def test_three_workers_one_killed(engine, file):
+    kill_workers(file, Forked, kills=1, seeds=12)
+
+
+@pytest.mark.long
+def test_three_workers_one_killed_ten_times(engine, file):
+    kill_workers(file, Forked, kills=10, seeds=60)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(POSTGRESQL is None, reason="SIMAM_INJECT_POSTGRESQL has no URL; docs/compare.md has the command")
+def test_three_workers_on_postgresql_one_killed_ten_times(engine):
+    with suppress(KeyError):
+        optuna.delete_study(study_name="compare", storage=POSTGRESQL)
+    kill_workers(POSTGRESQL, Started, kills=10, seeds=30)

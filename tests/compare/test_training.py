@@ -1,0 +1,209 @@
+"""The trainer and its image folders, and `simam-inject compare` from end to end on stripes drawn here."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner
+
+from simam_inject.cli import comparing
+from simam_inject.compare import Report, load_comparison
+from simam_inject.compare.setups import set_up_classifier
+from simam_inject.compare.training import Training, count, fit, open_folder
+from simam_inject.errors import CompareError
+
+SHORT = Training(epochs=3, batch=8, size=16, rate=2.0, warmup=0, augment=False)
+
+
+def draw(folder, counts):
+    """Stripes that lie and stripes that stand, in noise."""
+    noise = np.random.default_rng(0)
+    for name in ("lying", "standing"):
+        (folder / name).mkdir(parents=True)
+        for index in range(counts):
+            wave = np.sin(np.arange(16) * noise.uniform(0.8, 1.2) + noise.uniform(0, 6))
+            plane = np.broadcast_to(wave if name == "standing" else wave[:, None], (16, 16))
+            pixels = 128 + 80 * plane[..., None] + noise.normal(0, 15, (16, 16, 3))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index:02d}.png")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    draw(folder / "train", 32)
+    draw(folder / "val", 12)
+    (folder / "net.py").write_text(
+        "from torch import nn\n"
+        "def net(num_classes=2):\n"
+        "    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(14), nn.Flatten(),\n"
+        "                         nn.Linear(8, num_classes))\n",
+        encoding="utf-8",
+    )
+    return folder
+
+
+def make(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(14), nn.Flatten(), nn.Linear(8, 2))
+    )
+
+
+@pytest.mark.parametrize("training", [SHORT, Training(epochs=3, batch=8, size=16, rate=2.0, warmup=0, ema=0.5)])
+def test_it_learns_reports_and_says_which_images_were_right(images, training):
+    report = Report()
+    value = fit(make(), open_folder(images, 16, augment=training.augment), training, "cpu", 0, report)
+    assert value >= 80
+    assert report.curve[-1] == (3, value)
+    assert 100 * report.correct.mean() == pytest.approx(value)
+    assert len(report.correct) == 24
+
+
+def test_the_same_seed_is_the_same_run_and_another_is_not(images):
+    data = open_folder(images, 16, augment=False)
+    short = Training(epochs=1, batch=8, size=16, rate=0.05, augment=False)
+    ends = []
+    for seed in (3, 3, 4):
+        network = make()
+        fit(network, data, short, "cpu", seed, Report())
+        ends.append(network[0].weight.detach().clone())
+    assert torch.equal(ends[0], ends[1])
+    assert not torch.equal(ends[0], ends[2])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(images):
+    report = Report()
+    value = fit(
+        make(), open_folder(images, 16), Training(epochs=2, batch=8, size=16, rate=1e38, warmup=0), "cpu", 0, report
+    )
+    assert np.isnan(value)
+
+
+def test_a_folder_of_classes_is_split(images):
+    data = open_folder(images / "train", 16, augment=False)
+    assert (count(data.train), count(data.val), data.classes) == (52, 12, ("lying", "standing"))
+    again = open_folder(images / "train", 16, augment=False)
+    assert torch.equal(data.val.tensors[0], again.val.tensors[0])
+    assert not any(torch.equal(image, other) for image in data.val.tensors[0] for other in data.train.tensors[0])
+
+
+def lonely(folder):
+    draw(folder / "train", 1)
+    draw(folder / "val", 1)
+    for part in ("train", "val"):
+        (folder / part / "lying" / "00.png").unlink()
+        (folder / part / "lying").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: None, "holds no images"),
+        (lambda folder: folder.rmdir(), "there is no folder .*train; give a folder with train/ and val/"),
+        (lambda folder: draw(folder / "train", 1), "there is no folder .*val"),
+        (lonely, "has one class only, standing"),
+        (lambda folder: draw(folder, 3), "no class has 5 images"),
+    ],
+)
+def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    prepare(folder)
+    with pytest.raises(CompareError, match=message):
+        open_folder(folder, 16)
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        (lambda folder: folder / "none.pt", "cannot be read as weights"),
+        (lambda folder: torch.save([1], folder / "list.pt") or folder / "list.pt", "holds list, not a state_dict"),
+        (lambda folder: torch.save({"a": torch.ones(1)}, folder / "a.pt") or folder / "a.pt", "does not fit"),
+    ],
+)
+def test_weights_that_do_not_fit(images, tmp_path, weights, message):
+    with pytest.raises(CompareError, match=message):
+        set_up_classifier(f"{images}/net.py:net", images, SHORT, "cpu", weights=str(weights(tmp_path)))
+
+
+def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
+    trained = make(5)
+    torch.save(trained.state_dict(), tmp_path / "net.pt")
+    setup = set_up_classifier(f"{images}/net.py:net", images, SHORT, "cpu", weights=str(tmp_path / "net.pt"))
+    assert torch.equal(setup.make_model()[0].weight, trained[0].weight)
+    assert len(setup.batches) == 8
+
+
+@pytest.fixture
+def command(images, tmp_path, monkeypatch, engine):
+    monkeypatch.chdir(tmp_path)
+
+    def run(*more, model=f"{images}/net.py:net", data=images):
+        short = ("--size", "16", "--no-augment", "--epochs", "2", "--batch", "8", "--rate", "1")
+        given = [model, "--data", str(data), "--recipe", "0", "--seeds", "1", *short, *more]
+        return CliRunner().invoke(comparing.compare_app, given)
+
+    return run
+
+
+def test_the_command_from_end_to_end(command, tmp_path):
+    done = command("--against", "se", "--e-lambda", "1e-4,0.1", "--resolve", "0.5")
+    assert done.exit_code == 0, done.output
+    assert "| simam 0.1 | 0 | 1 |" in done.stdout
+    assert "5 of 5 runs" in done.stderr
+    comparison = load_comparison(tmp_path / "compare.journal")
+    assert [cell.variant for cell in comparison.cells] == ["plain", "plain again", "simam 0.0001", "simam 0.1", "se"]
+    assert all(cell.samples == 24 and cell.costs.seconds for cell in comparison.cells)
+    assert comparison.resolve == 0.5
+    done = CliRunner().invoke(
+        comparing.compare_app, ["report", "compare.journal", "--html", "r.html", "--markdown", "r.md"]
+    )
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 3
+    assert "| plain again |" in (tmp_path / "r.md").read_text(encoding="utf-8")
+
+
+def test_a_budget_and_another_command_on_the_same_study(command):
+    done = command("--budget", "0s")
+    assert done.exit_code == 0, done.output
+    assert "0 of 3 runs are done; the same command goes on" in done.stderr
+    done = command("--epochs", "3")
+    assert done.exit_code == 2
+    assert "epochs: 2 in the study, 3 here" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--budget", "soon"), "write a time, e.g. 2h, 30m or 90s"),
+        (("--against", "sse"), "no attention named 'sse'"),
+        (("--device", "cuda"), "no CUDA device is available here"),
+    ],
+)
+def test_slips(command, more, message):
+    if "cuda" in more and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    done = command(*more)
+    assert done.exit_code == 2
+    assert message in " ".join(done.output.split())
+
+
+def test_no_data_and_no_study(command, tmp_path):
+    assert "there is no folder" in command(data=tmp_path / "nowhere").stderr
+    done = CliRunner().invoke(comparing.compare_app, ["report", "none.journal"])
+    assert done.exit_code == 2
+    assert "there is no study at none.journal" in done.stderr
+
+
+def test_times():
+    assert [comparing.parse_time(text) for text in ("2h", "30m", "90s", "45", "")] == [7200, 1800, 90, 45, None]
+
+
+def test_help_imports_no_torch():
+    import subprocess
+
+    code = "import sys, simam_inject.cli.comparing; assert 'torch' not in sys.modules and 'optuna' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
