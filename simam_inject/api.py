@@ -6,9 +6,8 @@ recipe -> dataflow -> matching -> planning -> editing -> verification
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from os import PathLike
 from typing import Any, TypeVar
 
 from torch import nn
@@ -26,12 +25,11 @@ from simam_inject.matching import match
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
-from simam_inject.recipe import Recipe, load_recipe
+from simam_inject.recipe import Recipe, RecipeLike, load_recipe
 from simam_inject.subjects import check_subject
 from simam_inject.verification import bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-RecipeLike = Recipe | Mapping[str, Any] | str | PathLike[str]
 
 
 def inject(
@@ -81,7 +79,7 @@ def inject(
         warnings.warn(f"nothing to inject: all {count} sites have SimAM already", stacklevel=2)
         return model
     if not planned.insertions:
-        raise NoMatchError(_no_effect(planned))
+        raise NoMatchError(no_effect(planned))
     network = network_of(model)
     before = _contents(network)
     marks = tensor_marks(network)
@@ -278,7 +276,7 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
     _remember(model)
 
 
-def _no_effect(planned: Plan) -> str:
+def no_effect(planned: Plan) -> str:
     """Why a recipe has no effect at all."""
     name = planned.recipe.name or "the recipe"
     refused = [skip for skip in planned.skips if skip.hit and skip.reason != PRESENT]
