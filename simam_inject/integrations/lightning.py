@@ -21,12 +21,13 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from torch import nn
 
 from simam_inject import adapters
-from simam_inject.api import RecipeLike, inject, injected
+from simam_inject.api import inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import RecipeError
 from simam_inject.integrations.wrapping import wrap
 from simam_inject.persist.record import Record
+from simam_inject.recipe import RecipeLike
 
 __all__ = ["SimAMCallback"]
 
