@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,10 @@ def __getattr__(name: str) -> Any:
     # `simam_inject.plan` and its like stay what they are, whatever modules of these names are imported later.
     globals()[name] = value
     return value
+
+
+if "torch" in sys.modules:  # a restricted torch.load needs to know the classes that an injected model holds
+    importlib.import_module("simam_inject.editing.presence")
 
 
 def __dir__() -> list[str]:
