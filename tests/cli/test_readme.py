@@ -27,7 +27,7 @@ def test_python_runs(capsys):
     code = "\n".join(blocks("python"))
     names = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (our own text)
-    assert len(names["injected"](names["model"])) == 16
+    assert len(names["injected"](names["model"])) == 8
     printed = capsys.readouterr().out
     assert "layer4.2" in printed
     assert "layer1.0.conv2" in printed
