@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.editing.checking import SiteRecord as SiteRecord
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
 
 
@@ -79,7 +79,7 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None, holder: str | No
 
 def record_of(insertion: Insertion, witness: str | None, expression: dict[str, Any] | None) -> SiteRecord:
     """The site as the hook that runs it keeps it."""
-    return SiteRecord(
+    return SiteRecord(  # type: ignore[no-any-return, typeddict-item]  # pydantic's configuration is no key
         child=insertion.module.rpartition(".")[2],
         edit=write_edit(insertion.edit),
         path=insertion.path,

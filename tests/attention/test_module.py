@@ -184,12 +184,13 @@ def test_it_follows_the_model_in_dtype_and_device():
 @pytest.mark.parametrize("inside", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_autocast_changes_nothing(dtype, inside):
-    x = torch.randn(2, 3, 5, 5).to(dtype).requires_grad_()
-    with torch.autocast("cpu", inside):
-        y = simam(x)
-    y.sum().backward()
-    assert y.dtype == x.grad.dtype == dtype
-    assert torch.equal(y, simam(x))
+    for numbers in ({}, {"gain": 1.3}, {"strength": 0.3, "gain": 1.3}, {"strength": 0.0}):
+        x = torch.randn(2, 3, 5, 5).to(dtype).requires_grad_()
+        with torch.autocast("cpu", inside):
+            y = simam(x, **numbers)
+        y.sum().backward()
+        assert y.dtype == x.grad.dtype == dtype
+        assert torch.equal(y, simam(x, **numbers))
 
 
 def test_nothing_heavy_is_imported_for_a_cpu():

@@ -140,7 +140,6 @@ MESSAGES = [
     ("resnet", "{path: 'layer1|layer2', after: output}", ["globs, not regular expressions"]),
     ("resnet", "{block: Bottleneck, after: output, path: layr1}", ["\npath: 'layr1' matches nothing", "mean layer1"]),
     ("plain", "{structure: main, after: output}", ["no block of this model is main"]),
-    ("alone", "{structure: residual, before: residual}", ["The model itself does", "write block: Lone"]),
     ("hidden", "{structure: main, after: output}", ["no block of this model is main", "body.0 could not be seen"]),
     ("hidden", "{block: Detect, after: output}", ["no block named 'Detect'", "body.0 could not be seen"]),
     ("hidden", "{path: zzz.9, after: output}", ["no value at 'zzz.9'", "body.0 could not be seen"]),
