@@ -67,8 +67,8 @@ class Tripwire:
                     f"SimAM lost: the trainer's {name} lacks {len(missing)} of {len(self.sites)} sites, first "
                     f"{missing[0]['path']}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
                 )
-        if RANK in (-1, 0):
-            strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
+        strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
+        if RANK in (-1, 0) and strengths:
             shown = " to ".join(f"{strength:g}" for strength in dict.fromkeys((strengths[0], strengths[-1])))
             LOGGER.info(f"SimAM: {len(self.sites)} sites live, strength {shown}, recipe {self.recipe}")
 
