@@ -44,7 +44,7 @@ def is_plain_at_0(half):
 
 
 def test_two_processes_agree_and_equal_one(tmp_path):
-    context = multiprocessing.get_context("fork")  # so that nothing is imported twice
+    context = multiprocessing.get_context("spawn")
     queue = context.Queue()
     workers = [context.Process(target=work, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
     for worker in workers:
