@@ -18,8 +18,9 @@ from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import Attended, attach, attended_in, detach
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.editing.presence import presence_of
-from simam_inject.editing.records import SiteRecord, record_of
+from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import match
 from simam_inject.planning.plan import Plan
@@ -55,8 +56,8 @@ def inject(
         e_lambda: lambda of every rule, whatever the recipe says.
         exclude: globs on dotted paths that every rule leaves out, beside its own.
         strength: from 0 (each SimAM is the identity) to 1; see `set_strength` and `Ramp`.
-        attention: makes another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be put at the
-            same sites. Its parameters appear in the `state_dict` under the site's name.
+        attention: makes another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be put at
+            the same sites. Its parameters appear in the `state_dict` under the site's name.
 
     Raises:
         RecipeError: the recipe, `exclude` or `strength` is not valid.
@@ -195,10 +196,10 @@ def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None
     for rule in data["rules"]:
         own = rule.get("exclude", [])
         excluded = [*([own] if isinstance(own, str) else own), *([exclude] if isinstance(exclude, str) else exclude)]
-        rule = {**rule, "exclude": excluded} if excluded else dict(rule)
+        changed = {**rule, "exclude": excluded} if excluded else dict(rule)
         if e_lambda is not None:
-            rule.pop("e_lambda", None)
-        rules.append(rule)
+            changed.pop("e_lambda", None)
+        rules.append(changed)
     return Recipe.from_dict({**data, "rules": rules, **({} if e_lambda is None else {"e_lambda": e_lambda})})
 
 

@@ -135,7 +135,7 @@ class _Checks:
         return twin
 
     def _small_pair(self, shapes: Shapes) -> tuple[Example, str, _Pair | None]:
-        """Live and oracle at another image size and batch, smaller where the model takes it; else at the example's size."""
+        """Live and oracle at another image size and batch, smaller where the model takes it; else at the example's."""
         for candidate in (self.example.shrunk(), self.example.with_size()):
             if candidate is not None:
                 more = candidate.with_batch(1) or candidate
