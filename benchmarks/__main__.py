@@ -15,7 +15,11 @@ COMMANDS = {
         "16 attentions on the activations of a ResNet-50, against the whole network",
     ),
     "model": ("benchmarks.model", True, "a whole ResNet-50, plain, with SimAM, with other attentions"),
-    "all": ("benchmarks.everything", True, "the four above, quick, into benchmarks/results"),
+    "all": (
+        "benchmarks.everything",
+        True,
+        "the four above, into benchmarks/results; on a GPU the kernels' tests first",
+    ),
     "inject": ("benchmarks.inject", False, "the tool itself: plan, rewrite, verify, start-up"),
 }
 

@@ -3,9 +3,9 @@
 import platform
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
-import timm
 import torch
 
 from benchmarks.process import is_pooled
@@ -22,8 +22,8 @@ def environment(device: torch.device) -> dict[str, str]:
         "malloc": "pooled" if is_pooled() else "default",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "triton": _triton(),
-        "timm": timm.__version__,
+        "triton": _version("triton"),
+        "timm": _version("timm"),
         "commit": _commit(),
         "command": "python -m benchmarks " + " ".join(sys.argv[1:]),
     }
@@ -43,12 +43,11 @@ def _processor() -> str:
     return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _triton() -> str:
+def _version(package: str) -> str:
     try:
-        import triton
-    except ImportError:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
         return "none"
-    return str(triton.__version__)
 
 
 def _commit() -> str:

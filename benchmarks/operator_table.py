@@ -1,6 +1,10 @@
-"""`micro` and `train`: the operator on single maps, against the popular form, a clone, and both compiled."""
+"""`micro` and `train`: the operator on single maps, against the popular form, a clone, and both compiled.
+
+`mixed` is the operator with a strength of 0.5 and a gain of 1.3.
+"""
 
 import argparse
+import functools
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -12,13 +16,14 @@ from benchmarks.cases import Case, cases
 from benchmarks.measuring import Rotation, Times, geometric_mean, measure, shown
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import pass_gate
-from simam_inject import SimAM
+from simam_inject import SimAM, simam
 from simam_inject.bench.memory import bytes_kept
 
 E_LAMBDA = 1e-4
 RATIOS = {
     "simam / popular": ("simam", "popular"),
     "simam / clone": ("simam", "clone"),
+    "mixed / simam": ("mixed", "simam"),
     "compiled / popular": ("simam compiled", "popular"),
     "compiled / popular compiled": ("simam compiled", "popular compiled"),
 }
@@ -33,10 +38,11 @@ def run_case(case: Case, device: torch.device, *, is_training: bool) -> dict[str
     torch._dynamo.reset()
     x = case.make(device, is_training)
     operators: dict[str, Operator] = {"popular": PopularSimAM(E_LAMBDA), "simam": SimAM(E_LAMBDA)}
+    mixed = functools.partial(simam, e_lambda=E_LAMBDA, strength=0.5, gain=1.3)
     if case.is_compiled:
         operators |= {f"{name} compiled": torch.compile(one, dynamic=False) for name, one in operators.items()}
     pass_gate({name: one for name, one in operators.items() if name.startswith("simam")}, x, E_LAMBDA)
-    operators["clone"] = torch.clone
+    operators |= {"clone": torch.clone, "mixed": mixed}
     grad = torch.randn_like(x)
     variants = {name: _runner(one, Rotation(x), grad if is_training else None) for name, one in operators.items()}
     if device.type == "cuda" and x.nbytes < SMALL_BYTES and not is_training:
@@ -92,7 +98,7 @@ def _kept(operators: dict[str, Operator], x: Tensor) -> dict[str, float]:
     return {
         name: bytes_kept(nn.Module(), lambda one=one: one(x)) / x.nbytes
         for name, one in operators.items()
-        if name != "clone"
+        if name not in ("clone", "mixed")
     }
 
 

@@ -1,21 +1,31 @@
 """Libraries whose models live inside an object of their own, or need more than hooks to stay injected.
 
-Each adapter is one file or folder of `integrations`, loaded by name when a model of its library is met; it registers itself.
+Each adapter is one file or folder of `integrations`, loaded by name when a model of its library is met; it registers
+itself. A network that an adapter keeps injected carries a mark, whose unpickling loads the integration: a checkpoint
+works in a process that imports only its library.
 """
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
+import torch
 from torch import nn
 
+from simam_inject.errors import FileError
+
+_LIGHTNING = "simam_inject.integrations.lightning"
 _INTEGRATIONS = {
+    "lightning.pytorch.core.module": _LIGHTNING,
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
 """Module in which a class of the library is defined -> module that registers the adapter."""
+
+_MARK = "simam_integration"
 
 
 class Adapter(Protocol):
@@ -40,6 +50,27 @@ class Adapter(Protocol):
 _adapters: dict[str, Adapter] = {}
 
 
+class IntegrationMark:
+    """Stands on a network as an attribute; unpickling it loads the integration that it names."""
+
+    def __init__(self, integration: str) -> None:
+        self.integration = integration
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        name = state.get("integration")
+        if name not in _INTEGRATIONS.values():  # a file names nothing else to import
+            raise FileError(f"the file asks for the integration {name!r:.80}, which this package does not have")
+        self.integration = str(name)
+        importlib.import_module(self.integration)
+
+
+def mark(network: nn.Module, integration: str | None) -> None:
+    """Let unpickling the network load an integration; None takes the mark away."""
+    network.__dict__.pop(_MARK, None)
+    if integration is not None:
+        network.__dict__[_MARK] = IntegrationMark(integration)
+
+
 def register(integration: str, adapter: Adapter) -> None:
     """Make an adapter known; called by the integration when it is imported."""
     _adapters[integration] = adapter
@@ -47,6 +78,8 @@ def register(integration: str, adapter: Adapter) -> None:
 
 def adapter_of(model: nn.Module) -> Adapter | None:
     """The adapter for this object, its integration loaded if need be; None for a plain network."""
+    if "lightning.pytorch.core.module" in sys.modules and _LIGHTNING not in _adapters:
+        importlib.import_module(_LIGHTNING)  # whatever is injected may be a part of a LightningModule
     for base in type(model).__mro__:
         name = _INTEGRATIONS.get(base.__module__)
         if name is not None:
@@ -62,6 +95,13 @@ def network_of(model: nn.Module) -> nn.Module:
     return model if adapter is None else adapter.network(model)
 
 
+def remember(model: nn.Module) -> None:
+    """Let the adapter of a library note what is in the network now; see `Adapter.remember`."""
+    adapter = adapter_of(model)
+    if adapter is not None:
+        adapter.remember(model)
+
+
 def refresh(model: nn.Module) -> None:
     """Let the library's own object drop the copies that it made of its network."""
     adapter = adapter_of(model)
@@ -69,3 +109,11 @@ def refresh(model: nn.Module) -> None:
         adapter.refresh(model)
 
 
+def deployed_forms(model: nn.Module) -> Iterator[nn.Module]:
+    """The network as its library may export it, copies; nothing for a plain network, which is exported as it is."""
+    adapter = adapter_of(model)
+    if adapter is not None:
+        yield from adapter.deployed(model)
+
+
+torch.serialization.add_safe_globals([IntegrationMark])

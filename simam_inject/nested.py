@@ -37,7 +37,9 @@ def entries_of(value: Any) -> list[tuple[Key, Any]] | None:
     return None
 
 
-def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> Iterator[tuple[tuple[Key, ...], torch.Tensor]]:
+def tensors_in(
+    value: Any, keys: tuple[Key, ...] = (), depth: int = 0
+) -> Iterator[tuple[tuple[Key, ...], torch.Tensor]]:
     """Every tensor of a nested structure with the keys that lead to it; a bare tensor has none."""
     if isinstance(value, torch.Tensor):
         yield keys, value

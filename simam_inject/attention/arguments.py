@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
+from collections.abc import Callable
 from typing import SupportsFloat, cast
 
 import torch
@@ -24,24 +25,48 @@ class ArgumentError(InjectError, ValueError):
     """An argument of `simam` or `SimAM` that has no meaning: a number out of range, a rank, a layout, a dtype."""
 
 
-def check_e_lambda(e_lambda: object) -> float:
-    """Return `e_lambda` as a float.
+def check_e_lambda(value: object) -> float:
+    """Return `value` as a float.
 
     Raises:
-        ArgumentError: it is not a real number (bool and str included), not finite, or not above zero.
+        ArgumentError: it is not a finite real number above zero; bool and str are none.
     """
-    if type(e_lambda) is float and 0.0 < e_lambda < math.inf:
-        return e_lambda
-    if isinstance(e_lambda, bool) or not isinstance(e_lambda, numbers.Real):
-        raise ArgumentError(
-            f"e_lambda must be a number above 0, e.g. 1e-4 or 0.1; found {e_lambda!r} ({type(e_lambda).__name__})"
-        )
-    number = _number(e_lambda)
-    if not 0.0 < number < math.inf:
-        raise ArgumentError(
-            f"e_lambda must be finite and above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet); found "
-            f"{e_lambda!r:.40}"
-        )
+    meaning = "e_lambda must be a finite number above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet)"
+    return _check(value, lambda number: 0.0 < number < math.inf, meaning)
+
+
+def check_strength(value: object) -> float:
+    """Return `value` as a float.
+
+    Raises:
+        ArgumentError: it is not a number from 0 to 1.
+    """
+    meaning = "strength must be a number from 0 (the identity) to 1 (SimAM)"
+    return _check(value, lambda number: 0.0 <= number <= 1.0, meaning)
+
+
+def check_gain(value: object) -> float:
+    """Return `value` as a float.
+
+    Raises:
+        ArgumentError: it is not a finite number above 0.
+    """
+    return _check(
+        value, lambda number: 0.0 < number < math.inf, "gain must be a finite number above 0, e.g. 1.0 or 1.3"
+    )
+
+
+def _check(value: object, is_valid: Callable[[float], bool], meaning: str) -> float:
+    if type(value) is float and is_valid(value):
+        return value
+    number = math.nan
+    if not isinstance(value, bool) and isinstance(value, numbers.Real):
+        try:
+            number = float(cast(SupportsFloat, value))
+        except OverflowError:  # an int beyond the floats
+            number = math.inf
+    if not is_valid(number):
+        raise ArgumentError(f"{meaning}; found {value!r:.40} ({type(value).__name__})")
     return number
 
 
@@ -66,44 +91,6 @@ def check_channel_dim(channel_dim: object) -> int:
     return channel_dim
 
 
-def check_strength(strength: object) -> float:
-    """Return `strength` as a float.
-
-    Raises:
-        ArgumentError: it is not a number from 0 to 1.
-    """
-    if type(strength) is float and 0.0 <= strength <= 1.0:
-        return strength
-    number = _number(strength)
-    if not 0.0 <= number <= 1.0:
-        raise ArgumentError(f"strength must be a number from 0 (the identity) to 1 (SimAM); found {strength!r:.40}")
-    return number
-
-
-def check_gain(gain: object) -> float:
-    """Return `gain` as a float.
-
-    Raises:
-        ArgumentError: it is not a finite number above 0.
-    """
-    if type(gain) is float and 0.0 < gain < math.inf:
-        return gain
-    number = _number(gain)
-    if not 0.0 < number < math.inf:
-        raise ArgumentError(f"gain must be a finite number above 0, e.g. 1.0 or 1.3; found {gain!r:.40}")
-    return number
-
-
-def _number(value: object) -> float:
-    """Return a real number as a float; NaN for what is none, which no range holds."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return math.nan
-    try:
-        return float(cast(SupportsFloat, value))
-    except OverflowError:
-        return math.inf
-
-
 def check_input(x: object) -> Tensor:
     """Return `x`, if it has a spatial mean.
 
@@ -114,21 +101,18 @@ def check_input(x: object) -> Tensor:
     if not isinstance(x, Tensor):
         raise ArgumentError(f"simam attends a torch.Tensor; found {type(x).__name__}")
     if x.is_nested:
-        raise ArgumentError("simam attends one dense map; found a nested tensor: attend its parts, x.unbind()")
+        raise ArgumentError("simam attends one dense map; found a nested tensor; attend its parts, x.unbind()")
     if x.layout != torch.strided:
-        raise ArgumentError(f"simam attends dense maps; found layout {x.layout}: convert it first, with x.to_dense()")
-    if x.is_quantized:
+        raise ArgumentError(f"simam attends dense maps; found layout {x.layout}; convert it first, with x.to_dense()")
+    if x.dtype not in DTYPES:
+        remedy = "dequantize()" if x.is_quantized else "float()"
         raise ArgumentError(
-            f"simam attends real floating-point maps; found {x.dtype}: convert it first, with x.dequantize()"
+            f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
+            + ("" if x.dtype.is_complex else f"; convert it first, e.g. with x.{remedy}")
         )
     if x.dim() not in RANKS:
         raise ArgumentError(
             "simam attends a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
             f"found shape {tuple(x.shape)}" + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == 2 else "")
-        )
-    if x.dtype not in DTYPES:
-        raise ArgumentError(
-            f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
-            + ("" if x.dtype.is_complex else "; convert it first, e.g. with x.float()")
         )
     return x

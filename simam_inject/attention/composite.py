@@ -3,15 +3,17 @@
 Per sample and channel, over the n positions of a map x:
 
     mu = mean(x)    d = x - mu    v = sum(d^2) / (n - 1)
-    a  = 1 / (4 (v + lambda))     s = sigmoid(a d^2 + 1/2)     y = x (keep + scale s)
+    a  = 1 / (4 (v + lambda))     s = sigmoid(a d^2 + 1/2)     y = x (1 - strength + strength gain s)
 
 and, for the gradient g of y and with h = g x s (1 - s):
 
-    dx = g (keep + scale s) + 2 a scale [ h d - sum(h d) / n - (4 a / (n - 1)) sum(h d^2) d ]
+    dx = g (1 - strength + strength gain s)
+         + 2 a strength gain [ h d - sum(h d) / n - (4 a / (n - 1)) sum(h d^2) d ]
 
-keep = 1 - strength and scale = strength * gain, which are 0 and 1 for the plain operator. n - 1 reads max(n - 1, 1)
-throughout, so a 1x1 map has the gate sigmoid(1/2) and not NaN. Everything is computed in float32 (float64 for float64)
-and rounded once, to the dtype of x: autocast finds nothing to change.
+n - 1 reads max(n - 1, 1) throughout, so a 1x1 map has the gate sigmoid(1/2) and not NaN. Everything is computed in
+float32 (float64 for float64) and rounded once, to the dtype of x: autocast finds nothing to change.
+
+`forward` and `backward` are for maps of shape (N, C, spatial), as those of `cpu` and `kernels` are.
 
 Source: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
 ICML 2021, PMLR 139:11863-11874; written from the formula.
@@ -65,14 +67,14 @@ def less_one(n: Any) -> Any:
     return (n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1, 1)
 
 
-def two_pass(x: Tensor, e_lambda: float, dims: Dims, keep: float = 0.0, scale: float = 1.0) -> Tensor:
-    """The form for exporters and function transforms: 13 elementary operations, 15 where keep and scale are not 0 and 1.
+def two_pass(x: Tensor, e_lambda: float, dims: Dims, strength: float = 1.0, gain: float = 1.0) -> Tensor:
+    """The form for exporters and function transforms: 13 elementary operations, two more for strength or gain.
 
     Half precision adds two casts. For a fixed size no shape is computed in the graph; for a dynamic one n follows the
     input.
     """
     wide = widen(x)
-    return narrow(wide * _weight(two_pass_gate(wide, e_lambda, dims), keep, scale), x.dtype)
+    return narrow(wide * _weight(two_pass_gate(wide, e_lambda, dims), strength, gain), x.dtype)
 
 
 def two_pass_gate(wide: Tensor, e_lambda: float, dims: Dims) -> Tensor:
@@ -81,15 +83,50 @@ def two_pass_gate(wide: Tensor, e_lambda: float, dims: Dims) -> Tensor:
     small = (wide - wide.mean(dims, keepdim=True)) * EXPORT_SCALE
     energy = (small * small).mean(dims, keepdim=True) * (4 * n / less_one(n)) + 4 * e_lambda * EXPORT_SCALE**2
     normal = small / energy.sqrt()
-    return (normal * normal + 0.5).sigmoid()
+    return torch.sigmoid(normal * normal + 0.5)
 
 
-def statistics(wide: Tensor, e_lambda: float, dims: Dims) -> tuple[Tensor, Tensor]:
+def is_compiled() -> bool:
+    """Whether `torch.compile` traces this, and not an exporter.
+
+    The flag is read itself: up to torch 2.11 `torch.compiler.is_exporting()` is true while `torch.compile` traces, too.
+    """
+    return torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
+
+
+def forward(
+    x: Tensor, e_lambda: float, strength: float, gain: float, saves: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Return y and, with `saves`, mu and a: the form for compilers, and for devices that have no other."""
+    wide = widen(x)
+    mean, a = statistics(wide, e_lambda)
+    y = narrow(wide * _weight(_gate(wide - mean, a), strength, gain), x.dtype)
+    return (y, mean, a) if saves else (y, None, None)
+
+
+def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
+    """Return dx from the gradient of y and from what `forward` was given and returned, in closed form.
+
+    To differentiate it again, hand it `mean` and `a` as functions of x.
+    """
+    wide, wide_grad, dims = widen(x), widen(grad), spatial_dims(x.dim(), 1)
+    n = positions(x, dims)
+    deviation = wide - mean
+    s = _gate(deviation, a)
+    h = wide_grad * wide * s * (1 - s)
+    first = (h * deviation).sum(dims, keepdim=True)
+    second = (h * deviation * deviation).sum(dims, keepdim=True)
+    inner = h * deviation - first / n - (4 * a / less_one(n)) * second * deviation
+    return narrow(wide_grad * _weight(s, strength, gain) + (2 * a * strength * gain) * inner, x.dtype)
+
+
+def statistics(wide: Tensor, e_lambda: float) -> tuple[Tensor, Tensor]:
     """Return mu and a of every plane.
 
     On a GPU by one `var_mean`, of which Inductor makes one reduction: one read of memory. On a CPU the second read is
     from cache, and two plain sums are faster than Welford's update (by a quarter compiled, threefold in eager mode).
     """
+    dims = spatial_dims(wide.dim(), 1)
     n = positions(wide, dims)
     if wide.device.type == "cpu":
         mean = wide.mean(dims, keepdim=True)
@@ -100,62 +137,18 @@ def statistics(wide: Tensor, e_lambda: float, dims: Dims) -> tuple[Tensor, Tenso
     return mean, 0.25 / (variance * (n / less_one(n)) + e_lambda)
 
 
-def attend(x: Tensor, e_lambda: float, dims: Dims, keep: float = 0.0, scale: float = 1.0) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, mu and a: the form for compilers."""
-    wide = widen(x)
-    mean, a = statistics(wide, e_lambda, dims)
-    return narrow(wide * _weight(_gate(wide - mean, a), keep, scale), x.dtype), mean, a
-
-
-def attend_backward(
-    x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, dims: Dims, keep: float, scale: float
-) -> Tensor:
-    """Return dx from the gradient of y and from what `attend` was given and returned, in closed form.
-
-    To differentiate it again, hand it `mean` and `a` as functions of x.
-    """
-    wide, wide_grad = widen(x), widen(grad)
-    n = positions(x, dims)
-    deviation = wide - mean
-    s = _gate(deviation, a)
-    h = wide_grad * wide * s * (1 - s)
-    first = (h * deviation).sum(dims, keepdim=True)
-    second = (h * deviation * deviation).sum(dims, keepdim=True)
-    inner = h * deviation - first / n - (4 * a / less_one(n)) * second * deviation
-    return narrow(wide_grad * _weight(s, keep, scale) + (2 * a * scale) * inner, x.dtype)
-
-
 def _gate(deviation: Tensor, a: Tensor) -> Tensor:
     return torch.sigmoid(deviation * deviation * a + 0.5)
 
 
-def _weight(s: Tensor, keep: float, scale: float) -> Tensor:
-    """Return keep + scale s.
+def _weight(s: Tensor, strength: float, gain: float) -> Tensor:
+    """Return (1 - strength) + strength * gain * s.
 
-    A compiler fuses it, and is not asked what the numbers are: a branch on them would compile each value of a ramp anew.
+    A compiler fuses it, and is not asked what the numbers are: a branch would compile each value of a ramp anew. So,
+    with torch 2.11, would a number that is only ever multiplied with another number.
     """
-    is_compiled = torch.compiler.is_compiling() and not torch.compiler.is_exporting()
-    if not is_compiled and keep == 0.0 and scale == 1.0:
+    if is_compiled():
+        return s * strength * gain + (1.0 - strength)
+    if strength == gain == 1.0:
         return s
-    return s * scale + keep
-
-
-class Attention(torch.autograd.Function):
-    """`attend` and `attend_backward`: keeps x and two numbers per plane. Compilers trace it; it is never opaque."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, e_lambda: float, dims: Dims, keep: float, scale: float) -> Tensor:
-        """Attend `x`."""
-        y, mean, a = attend(x, e_lambda, dims, keep, scale)
-        ctx.save_for_backward(x, mean, a)
-        ctx.numbers = e_lambda, dims, keep, scale
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
-        """Return the gradient of x. Under `create_graph` the kept statistics are constants: compute them again."""
-        x, mean, a = ctx.saved_tensors
-        e_lambda, dims, keep, scale = ctx.numbers
-        if torch.is_grad_enabled():
-            mean, a = statistics(widen(x), e_lambda, dims)
-        return attend_backward(x, grad, mean, a, dims, keep, scale), None, None, None, None
+    return s * (strength * gain) + (1.0 - strength)

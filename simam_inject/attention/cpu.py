@@ -1,7 +1,8 @@
 """SimAM on a CPU, eagerly: a few in-place passes over pieces of the batch small enough to stay in cache.
 
 The cost is the exponential (about 1.1 of 1.9 ns an element). The rest is made to run in cache and without temporaries,
-which is what the plain form loses its time on. The formulas and the meaning of `keep` and `scale` are in `composite`.
+which is what the plain form loses its time on. The formulas are in `composite`; here keep = 1 - strength and
+scale = strength * gain, so that y = x (keep + scale s).
 """
 
 from __future__ import annotations
@@ -17,40 +18,45 @@ FORWARD_PIECE = 1 << 19
 BACKWARD_PIECE = 1 << 18
 """Elements of one piece. A backward works on about five float32 tensors of that size, a forward on two: both near 4 MB.
 Smaller pieces stay closer to the core, but lose more to the 1 to 2 microseconds that every operation costs."""
+LARGE, LARGE_HALF = 2 * BACKWARD_PIECE, 8 * BACKWARD_PIECE
+"""Elements of a sample or plane above which its backward walks in pieces: its temporaries would take five times its
+size. In half precision the walk can cost a quarter more time, so it starts later."""
 
 NO_REDUCTION = 0
 """Of `aten::mse_loss`, which so is (x - mu)^2 in one pass instead of two. The public binding has no `out`."""
 
 
 def forward(
-    x: Tensor, e_lambda: float, keep: float, scale: float, saves: bool
+    x: Tensor, e_lambda: float, strength: float, gain: float, saves: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Attend `x` of shape (N, C, spatial); with `saves`, also return mu and a, each of shape (N, C, 1, ...).
 
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
     y = torch.empty_like(x)
+    keep, scale = 1.0 - strength, strength * gain
     if not saves:
         for part, out in _pieces(FORWARD_PIECE, x, y):
-            _attend(part, out, e_lambda, keep, scale)
+            _attend(part, out, None, None, e_lambda, keep, scale)
         return y, None, None
     mean = x.new_empty((*x.shape[:2], *(1 for _ in x.shape[2:])), dtype=statistics_dtype(x.dtype))
     a = torch.empty_like(mean)
     for part, out, part_mean, part_a in _pieces(FORWARD_PIECE, x, y, mean, a):
-        _attend(part, out, e_lambda, keep, scale, part_mean, part_a)
+        _attend(part, out, part_mean, part_a, e_lambda, keep, scale)
     return y, mean, a
 
 
-def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, keep: float, scale: float) -> Tensor:
+def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
     """Return the gradient of x from that of y and from what `forward` saved.
 
     Beside the result it needs room for a few pieces, however large a sample is.
     """
     result = torch.empty_like(x)
-    if grad.stride() != x.stride():  # one copy is cheaper than a dozen passes over two layouts
-        grad = torch.empty_like(x).copy_(grad)
-    for piece in _pieces(BACKWARD_PIECE, x, grad, result, mean, a):
-        _attend_backward(*piece, keep, scale)
+    keep, scale = 1.0 - strength, strength * gain
+    large = LARGE if x.dtype == mean.dtype else LARGE_HALF
+    for part, part_grad, out, part_mean, part_a in _pieces(BACKWARD_PIECE, x, grad, result, mean, a):
+        run = _walk_backward if part.numel() > large else _attend_backward
+        run(part, part_grad, out, part_mean, part_a, keep, scale)
     return result
 
 
@@ -88,7 +94,7 @@ def _product(one: Tensor, other: Tensor, scale: float, out: Tensor | None) -> Te
 
 
 def _attend(
-    x: Tensor, y: Tensor, e_lambda: float, keep: float, scale: float, mean: Tensor | None = None, a: Tensor | None = None
+    x: Tensor, y: Tensor, mean: Tensor | None, a: Tensor | None, e_lambda: float, keep: float, scale: float
 ) -> None:
     dims = _spatial(x)
     wide = widen(x)
@@ -96,9 +102,11 @@ def _attend(
     torch.ops.aten.mse_loss.out(wide, torch.mean(wide, dims, keepdim=True, out=mean), NO_REDUCTION, out=buffer)
     energy = buffer.sum(dims, keepdim=True)
     slope = torch.mul(energy, 4 / less_one(positions(x, dims)), out=a).add_(4 * e_lambda).reciprocal_()
-    _product(buffer.mul_(slope).add_(0.5).sigmoid_(), wide, scale, buffer)
-    if keep != 0.0:
-        buffer.add_(wide, alpha=keep)
+    gate = buffer.mul_(slope).add_(0.5).sigmoid_()
+    if keep == 0.0:
+        _product(gate, wide, scale, buffer)
+    else:
+        torch.add(gate.new_full((), keep), gate, alpha=scale, out=gate).mul_(wide)
     if buffer is not y:
         y.copy_(buffer)
 
@@ -108,39 +116,65 @@ def _attend_backward(
 ) -> None:
     """Write dx = g (keep + scale s) + 2 r [ h z - sum(h z) / n - (4 / (n - 1)) sum(h z^2) z ].
 
-    Here r = sqrt(a), z = r d and h has the factor `scale`: two passes fewer than the closed form of `composite`. A
-    sample too large for one piece is walked along twice, first for the sums.
+    Here r = sqrt(a), z = r d and h has the factor `scale`: two passes fewer than the closed form of `composite`.
     """
     dims = _spatial(x)
     n = positions(x, dims)
     root = a.sqrt()
-    outermost = max(dims, key=x.stride)
-    segments = [(x, grad, result)]
-    if x.numel() > 2 * BACKWARD_PIECE:
-        segments = list(_cut(outermost, BACKWARD_PIECE, x, grad, result))
-    first = torch.zeros_like(mean)
-    second = torch.zeros_like(mean)
-    for segment in segments:
-        terms = _terms(*segment, mean, root, scale)
-        _, z, product = terms
+    dx, z, product = _terms(x, grad, result, mean, root, scale)
+    first = product.sum(dims, keepdim=True)
+    second = (product * z).sum(dims, keepdim=True)
+    product.addcmul_(z, second.mul_(-4 / less_one(n))).sub_(first.div_(n))
+    dx.addcmul_(product, root, value=2)
+    if keep != 0.0:
+        dx.add_(grad, alpha=keep)
+    if dx is not result:
+        result.copy_(dx)
+
+
+def _walk_backward(x: Tensor, grad: Tensor, result: Tensor, mean: Tensor, a: Tensor, keep: float, scale: float) -> None:
+    """Write the same for a sample or plane too large for one piece, in two walks along its outermost dimension.
+
+    What does not wait for the sums is left in `result` by the first walk. Half precision would be rounded there, so the
+    second walk computes it again.
+    """
+    dims = _spatial(x)
+    n = positions(x, dims)
+    root = a.sqrt()
+    is_wide = result.dtype == mean.dtype
+    segments = list(_cut(max(dims, key=x.stride), BACKWARD_PIECE, x, grad, result))
+    first, second = torch.zeros_like(mean), torch.zeros_like(mean)
+    for part, part_grad, out in segments:
+        dx, z, product = _terms(part, part_grad, out, mean, root, scale)
         first += product.sum(dims, keepdim=True)
         second += (product * z).sum(dims, keepdim=True)
-    first.div_(n)
-    second.mul_(-4 / less_one(n))
-    for segment in segments:
-        dx, z, product = terms if len(segments) == 1 else _terms(*segment, mean, root, scale)
-        dx.addcmul_(product.addcmul_(z, second).sub_(first), root, value=2)
+        if is_wide:
+            dx.addcmul_(product, root, value=2)
+        del dx, z, product  # before the next segment needs their like
+    first.mul_(root).mul_(-2 / n)
+    second.mul_(a if is_wide else root).mul_(-8 / less_one(n))
+    for part, part_grad, out in segments:
+        if is_wide:
+            dx, z = out, part - mean
+        else:
+            dx, z, product = _terms(part, part_grad, out, mean, root, scale)
+            dx.addcmul_(product, root, value=2)
+            del product
+        dx.addcmul_(z, second).add_(first)
         if keep != 0.0:
-            dx.add_(segment[1], alpha=keep)
-        if dx is not segment[2]:
-            segment[2].copy_(dx)
+            dx.add_(part_grad, alpha=keep)
+        if not is_wide:
+            out.copy_(dx)
+        del dx, z
 
 
 def _terms(
     x: Tensor, grad: Tensor, result: Tensor, mean: Tensor, root: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return g s and h z, both with the factor `scale`, and z; the first in `result` where its dtype allows."""
-    wide, wide_grad = widen(x), widen(grad)
+    """Return g s, z and h z, first and last with the factor `scale`; the first is in `result` if its dtype allows."""
+    wide = widen(x)
+    # One copy is cheaper than several passes over two layouts.
+    wide_grad = widen(grad) if grad.stride() == x.stride() else torch.empty_like(wide).copy_(grad)
     z = (wide - mean).mul_(root)
     s = torch.addcmul(z.new_full((), 0.5), z, z).sigmoid_()
     gated = _product(wide_grad, s, scale, result if result.dtype == wide.dtype else None)

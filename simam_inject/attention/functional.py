@@ -1,8 +1,8 @@
 """`simam`: one formula, and the choice of how to run it.
 
     where the call happens                        what runs
-    eager                                         `eager`: an in-place loop on a CPU, Triton kernels on a GPU
-    under `torch.compile`                         `composite.attend` and its closed-form backward
+    eager                                         `cpu`, an in-place loop, or `kernels`, in Triton on a GPU
+    under `torch.compile`                         `composite.forward` and `composite.backward`, its closed form
     torch.export, ONNX, torch.jit.trace           `composite.two_pass`
     torch.func, forward-mode AD, dispatch modes   `composite.two_pass`
     torch.fx.symbolic_trace                       nothing: recorded as one call of `simam`
@@ -13,14 +13,12 @@ neighbours, which is worth more than any kernel of its own.
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from simam_inject.attention import composite, eager
+from simam_inject.attention import composite, dispatch
 from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_gain, check_input, check_strength
 
 SMALLEST, LARGEST = 1e-30, 1e30
@@ -44,10 +42,10 @@ def simam(
             the two is checked, since a check of a changing value would compile the graph again.
 
     Returns:
-        A new tensor of the shape, dtype and memory format of `x`; at strength 0 a copy of `x`, never `x` itself, and its
-        gradient is the incoming one. Statistics are float32 for float16 and bfloat16, so large maps do not overflow. A
-        map of one position has the gate sigmoid(0.5). Where a square leaves the range of the statistics, from |x| of
-        about 1e18 in float32 and bfloat16, the result is NaN.
+        A new tensor of the shape, dtype and memory format of `x`, at strength 0 a copy of it, whose gradient is the
+        incoming one. Statistics are float32 for float16 and bfloat16, so large maps do not overflow. A map of one
+        position has the gate sigmoid(0.5). Where a square leaves the range of the statistics, from |x| of about 1e18
+        in float32 and bfloat16, the result is NaN.
 
     Gradients: of any order in eager mode, under `torch.func` and batched. Compiled, of the first order only: the
         default backend raises on a second, and `backend="eager"` takes the first gradient for a constant. Differentiate
@@ -74,20 +72,15 @@ def simam(
         result: Tensor = handle_torch_function(simam, (x,), x, e_lambda, channel_dim=channel_dim, **numbers)
         return result
     e_lambda, dims = _checked(x, e_lambda, channel_dim)
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        keep, scale = 1.0 - strength, strength * gain  # may be symbols: nothing here may depend on their value
-        if torch.is_grad_enabled() and x.requires_grad:
-            return cast(Tensor, composite.Attention.apply(x, e_lambda, dims, keep, scale))
-        return composite.attend(x, e_lambda, dims, keep, scale)[0]
-    strength, gain = check_strength(strength), check_gain(gain)
-    if strength == 0.0:
-        return x.clone()
-    keep, scale = 1.0 - strength, strength * gain
-    if torch.compiler.is_exporting() or not _is_plain_eager(x):
-        return composite.two_pass(x, e_lambda, dims, keep, scale)
+    if not composite.is_compiled():  # compiled, the two may be symbols, and nothing may depend on their value
+        strength, gain = check_strength(strength), check_gain(gain)
+        if strength == 0.0:
+            return x.clone()
+        if torch.compiler.is_compiling() or not _is_plain_eager(x):
+            return composite.two_pass(x, e_lambda, dims, strength, gain)
     if channel_dim == -1:
-        return eager.simam(x.movedim(-1, 1), e_lambda, keep, scale).movedim(1, -1)
-    return eager.simam(x, e_lambda, keep, scale)
+        return dispatch.attend(x.movedim(-1, 1), e_lambda, strength, gain).movedim(1, -1)
+    return dispatch.attend(x, e_lambda, strength, gain)
 
 
 def gate(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:

@@ -7,7 +7,7 @@ channels do: only the shape of the tile differs, and the compiler orders the thr
 its planes twice, for the sums and to apply, and the second read mostly comes from L2.
 
 Sums are float32, and there are no atomics: results do not depend on the order in which programs run. The formulas are
-those of `composite`.
+those of `composite`; here keep = 1 - strength and scale = strength * gain, so that y = x (keep + scale s).
 
 Tested under Triton's interpreter, and compiled for sm_90 without a device. **Not timed on a GPU yet**: tile sizes, the
 number of warps and the limits between the two kinds are from theory.
@@ -51,13 +51,14 @@ def fits(x: Tensor) -> bool:
 
 
 def forward(
-    x: Tensor, e_lambda: float, keep: float, scale: float, saves: bool
+    x: Tensor, e_lambda: float, strength: float, gain: float, saves: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Attend `x` of shape (N, C, spatial), for which `fits` holds; with `saves`, also return mu and a.
 
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
     y, mean, a = torch.empty_like(x), None, None
+    numbers = e_lambda, 1.0 - strength, strength * gain
     if saves:
         mean = x.new_empty((*x.shape[:2], *(1 for _ in x.shape[2:])), dtype=torch.float32)
         a = torch.empty_like(mean)
@@ -65,19 +66,20 @@ def forward(
         tensors = (x, y, y if mean is None else mean, y if a is None else a)
         strides, grid, tile = _launch(FORWARD_ROOM, x, y)
         with _current_device(x):
-            _forward[grid](*tensors, *strides, *_sizes(x)[1:], e_lambda, keep, scale, saves=saves, **tile)
+            _forward[grid](*tensors, *strides, *_sizes(x)[1:], *numbers, saves=saves, **tile)
     return y, mean, a
 
 
-def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, keep: float, scale: float) -> Tensor:
+def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
     """Return the gradient of x from that of y and from what `forward` saved."""
     result = torch.empty_like(x)
     if x.numel() > 0:
         if collapse(grad, spatial_order(x)) is None:
             grad = torch.empty_like(x).copy_(grad)
+        numbers = 1.0 - strength, strength * gain
         strides, grid, tile = _launch(BACKWARD_ROOM, x, grad, result)
         with _current_device(x):
-            _backward[grid](x, grad, result, mean, a, *strides, *_sizes(x)[1:], keep, scale, **tile)
+            _backward[grid](x, grad, result, mean, a, *strides, *_sizes(x)[1:], *numbers, **tile)
     return result
 
 

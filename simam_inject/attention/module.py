@@ -55,8 +55,8 @@ class SimAM(nn.Module):
 
     def __init__(self, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> None:
         super().__init__()
-        warn_of_channel_count(e_lambda)
         self.e_lambda = check_e_lambda(e_lambda)
+        warn_of_channel_count(e_lambda)
         self.channel_dim = check_channel_dim(channel_dim)
         self.strength = 1.0
         self.gain = 1.0

@@ -1,4 +1,4 @@
-"""How a tensor is cut into tiles for the Triton kernels: pure arithmetic on shapes and strides, tested without a GPU."""
+"""How a tensor is cut into tiles for the Triton kernels: arithmetic on shapes and strides, tested without a GPU."""
 
 from __future__ import annotations
 

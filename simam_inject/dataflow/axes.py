@@ -10,25 +10,46 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from simam_inject.dataflow.values import Layout, Value
 from simam_inject.nested import map_nested
 
-if TYPE_CHECKING:
-    from simam_inject.dataflow.recorder import Value
-
-Layout = frozenset[int]
-"""Dimensions that hold channels: {1} for N, C, spatial; two while a channel shuffle has split them; none if unknown."""
 Shape = tuple[int, ...]
 NOWHERE: Layout = frozenset()
 
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("linear", "rms_norm", "embedding", "multi_head_attention_forward")
 _MOVES = frozenset(
-    "view reshape flatten unflatten squeeze unsqueeze permute transpose swapaxes swapdims movedim moveaxis t mt "
-    "expand chunk split narrow getitem select unbind tensor_split rearrange view_as reshape_as".split()
+    [
+        "view",
+        "reshape",
+        "flatten",
+        "unflatten",
+        "squeeze",
+        "unsqueeze",
+        "permute",
+        "transpose",
+        "swapaxes",
+        "swapdims",
+        "movedim",
+        "moveaxis",
+        "t",
+        "mt",
+        "expand",
+        "chunk",
+        "split",
+        "narrow",
+        "getitem",
+        "select",
+        "unbind",
+        "tensor_split",
+        "rearrange",
+        "view_as",
+        "reshape_as",
+    ]
 )
 
 
@@ -79,8 +100,10 @@ def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     return isinstance(shape, int) or len(shape) == 1
 
 
-def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, shape: Shape) -> Layout:
-    """Layout after an operation that only moves elements: do the same to an index of the memory, and look where it went.
+def _moved(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, shape: Shape
+) -> Layout:
+    """Layout after an operation that only moves elements: do the same to a probe, and look where its strides went.
 
     The channel dimension of a contiguous tensor has a stride of its own, by which it is found again in the result.
     """
@@ -103,6 +126,11 @@ def _moved(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
         target = next(tensor for tensor in results if tuple(tensor.shape) == shape)
     except (RuntimeError, TypeError, StopIteration, ValueError, IndexError, NotImplementedError):
         return _recognised(source, shape)
+    return _found_again(source, probe, target)
+
+
+def _found_again(source: Value, probe: torch.Tensor, target: torch.Tensor) -> Layout:
+    """Dimensions of the moved probe whose strides are those of the channels, or of a part of them."""
     found = set()
     for dim in source.layout:
         stride, length = probe.stride(dim), source.shape[dim]
@@ -149,7 +177,9 @@ class Axes:
     obstacle: str | None = None
 
 
-def find_axes(shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool) -> Axes:
+def find_axes(  # noqa: C901 - each branch is one sentence about one kind of tensor
+    shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool
+) -> Axes:
     """Batch, channels and spatial dimensions of a value of rank 3 to 5.
 
     Args:
@@ -166,7 +196,8 @@ def find_axes(shape: Shape, layout: Layout, other_batch: Shape | None, other_siz
             return Axes(obstacle=f"does not depend on the batch: its shape is {shape} for any number of samples")
         if grown != [0]:
             return Axes(
-                obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: its shape is {shape}"
+                obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: "
+                f"its shape is {shape}"
             )
     candidates = set(range(1, rank))
     resized: set[int] = set()
@@ -185,7 +216,9 @@ def find_axes(shape: Shape, layout: Layout, other_batch: Shape | None, other_siz
         if not candidates:
             return Axes(obstacle=f"has no dimension of fixed size that could hold channels: its shape is {shape}")
         if len(known) != 1 or len(layout) > 1:
-            return Axes(obstacle=f"has its channels in several dimensions, or in none that is known: its shape is {shape}")
+            return Axes(
+                obstacle=f"has its channels in several dimensions, or in none that is known: its shape is {shape}"
+            )
         (channel,) = known
         if channel == 0 and other_batch is not None:
             return Axes(obstacle=f"has its channels in no dimension that is known: its shape is {shape}")

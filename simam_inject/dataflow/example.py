@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.nested import map_nested, tensors_in
 from simam_inject.errors import ModelError
+from simam_inject.nested import map_nested, tensors_in
 
 DEFAULT_SIZE = (3, 224, 224)
 
@@ -79,7 +79,9 @@ class Example:
 
         if self.args and isinstance(self.args[0], list):  # torchvision's detectors: a list of images
             images = self.args[0]
-            return Example(([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs)
+            return Example(
+                ([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs
+            )
         return Example(*map_nested(grow, (self.args, self.kwargs)))
 
     @property
@@ -90,7 +92,7 @@ class Example:
         return None if first is None else first.shape[0]
 
     def shrunk(self) -> Example | None:
-        """The same example with images of half the size or more, in multiples of 64; None where they are small already."""
+        """The same example with images of half the size, in multiples of 64; None where they are small already."""
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
         if first is None or (self.args and isinstance(self.args[0], list)) or min(first.shape[2:]) < 128:
             return None
@@ -138,7 +140,9 @@ class Example:
 def _noisy(tensor: torch.Tensor, seed: int) -> torch.Tensor:
     if not tensor.is_floating_point() or tensor.is_meta:
         return tensor
-    noise = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(seed + 1), device="cpu", dtype=torch.float32)
+    noise = torch.rand(
+        tensor.shape, generator=torch.Generator().manual_seed(seed + 1), device="cpu", dtype=torch.float32
+    )
     return (tensor.detach() + noise.to(tensor.device, tensor.dtype)).detach()
 
 

@@ -1,4 +1,4 @@
-"""From recordings to `Site` facts: one for every value of every scope, and one for every module that returns something."""
+"""From recordings to `Site` facts: one for every value of every scope, one for every module that returns something."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import fx, nn
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import TRANSPARENT, conv_facts, module_kind
-from simam_inject.nested import Key
-from simam_inject.dataflow.recorder import Frame, Recording, Value, keyed
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.structure import covers, find_structure
 from simam_inject.dataflow.twin import modules_with_python_forward
+from simam_inject.dataflow.values import Frame, Recording, Value, keyed
+from simam_inject.nested import Key
 
 _NOT_BASES = frozenset({"Module", "object"})
 UNUSED = "its output is never used"
@@ -80,14 +80,18 @@ class Surveyor:
 
     def _opaque(self) -> dict[str, str]:
         reason = "it is a torch.jit.ScriptModule, whose operations cannot be recorded"
-        return {path: reason for path, module in self.model.named_modules() if isinstance(module, torch.jit.ScriptModule)}
+        return {
+            path: reason for path, module in self.model.named_modules() if isinstance(module, torch.jit.ScriptModule)
+        }
 
     def _enter_node(self, path: str, node: fx.Node) -> None:
         kind = node.meta.get("kind", node.meta["entry_of"].meta["kind"] if "entry_of" in node.meta else "")
-        frame: Frame | None = node.meta.get("frame") or (node.meta["entry_of"].meta.get("frame") if "entry_of" in node.meta else None)
-        is_entry = "entry_of" in node.meta or "value" not in node.meta and False
+        frame: Frame | None = node.meta.get("frame") or (
+            node.meta["entry_of"].meta.get("frame") if "entry_of" in node.meta else None
+        )
+        is_entry = "entry_of" in node.meta or ("value" not in node.meta and False)
         module = self.base.modules[frame.path] if frame is not None else None
-        facts: dict[str, Any] = {}
+        facts: dict[str, Any] = dict(node.meta.get("facts", {}))
         if module is not None and not is_entry:
             facts |= _module_facts(module)
         if module is not None and is_entry:
@@ -104,7 +108,13 @@ class Surveyor:
         if kind != "input" and "obstacle" not in facts and not node.users:
             facts["obstacle"] = UNUSED
         self.sites[path] = Site(
-            path=path, scope=node.meta["scope"], kind=kind, operands=operands, reads=tuple(reads), runs=self.base.runs[path], **facts
+            path=path,
+            scope=node.meta["scope"],
+            kind=kind,
+            operands=operands,
+            reads=tuple(reads),
+            runs=self.base.runs[path],
+            **facts,
         )
 
     def _operands(self, node: fx.Node) -> tuple[str, ...]:
@@ -123,7 +133,11 @@ class Surveyor:
     def _inputs(self, node: fx.Node) -> list[Value]:
         if "entry_of" in node.meta:
             return self._inputs(node.meta["entry_of"])
-        return [source.meta["value"] for source in node.all_input_nodes if "value" in source.meta and source.op != "get_attr"]
+        return [
+            source.meta["value"]
+            for source in node.all_input_nodes
+            if "value" in source.meta and source.op != "get_attr"
+        ]
 
     def _enter_module(self, path: str, module: nn.Module) -> None:
         """A module that no graph calls: the root, one that was never called, or one inside a scripted module."""
@@ -139,7 +153,13 @@ class Surveyor:
             reads = tuple(dict.fromkeys(origin for _, one in frame.outputs for origin in _origins(one)))
             self._enter_entries(path, frame, scope)
         self.sites[path] = Site(
-            path=path, scope=scope, kind="block" if is_block else module_kind(module), reads=reads, runs=calls, **facts, **_module_facts(module)
+            path=path,
+            scope=scope,
+            kind="block" if is_block else module_kind(module),
+            reads=reads,
+            runs=calls,
+            **facts,
+            **_module_facts(module),
         )
 
     def _enter_entries(self, path: str, frame: Frame, scope: str) -> None:
@@ -147,7 +167,10 @@ class Surveyor:
             if keys:
                 at = keyed(path, keys)
                 facts = self._facts(at, value, ())
-                self.sites.setdefault(at, Site(path=at, scope=scope, kind="block", reads=_origins(value), runs=self.base.runs[at], **facts))
+                self.sites.setdefault(
+                    at,
+                    Site(path=at, scope=scope, kind="block", reads=_origins(value), runs=self.base.runs[at], **facts),
+                )
 
     def _facts(self, path: str, value: Value | None, values: Any) -> dict[str, Any]:
         """Shape facts of a value and, where SimAM cannot be applied to it, the obstacle."""
@@ -155,7 +178,7 @@ class Surveyor:
             inside: list[tuple[tuple[Key, ...], Value]] = [(keys, one) for keys, one in values if keys]
             maps = tuple(keyed(path, keys) for keys, one in inside if len(keys) == 1 and 3 <= len(one.shape) <= 5)
             count = "one tensor" if len(inside) == 1 else f"{len(inside)} tensors"
-            return {"maps": maps, "obstacle": f"returns {count} in a list, tuple or dict; name one of them, e.g. {path}:0"
+            return {"maps": maps, "obstacle": f"returns {count} in a list, tuple or dict; name one, e.g. {maps[0]}"
                     if maps else f"returns {count} in a list, tuple or dict, not a feature map"}  # fmt: skip
         shape, dtype = value.shape, str(value.dtype).removeprefix("torch.")
         facts: dict[str, Any] = {"shape": shape, "dtype": dtype}
@@ -164,7 +187,11 @@ class Surveyor:
         if not 3 <= len(shape) <= 5:
             return facts | {"obstacle": f"is not a feature map: its shape is {shape}"}
         axes = find_axes(
-            shape, value.layout, self._other(self.batch, path), self._other(self.size, path), fixed_size=self.size is None
+            shape,
+            value.layout,
+            self._other(self.batch, path),
+            self._other(self.size, path),
+            fixed_size=self.size is None,
         )
         if axes.obstacle is not None:
             return facts | {"obstacle": axes.obstacle}
@@ -221,7 +248,11 @@ def _input_length(recording: Recording, example: Example) -> int:
     for path, module in recording.modules.items():
         if recording.calls[path] and module_kind(module).startswith("conv"):
             frame = min(
-                (recording.first_calls[p] for p, m in recording.modules.items() if recording.calls[p] and module_kind(m).startswith("conv")),
+                (
+                    recording.first_calls[p]
+                    for p, m in recording.modules.items()
+                    if recording.calls[p] and module_kind(m).startswith("conv")
+                ),
                 key=lambda frame: frame.start,
             )
             if frame.inputs and len(frame.inputs[0].shape) > 2:

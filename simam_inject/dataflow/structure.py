@@ -4,9 +4,9 @@
   convolutions and matrix products than the other (the skip).
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head. Walking down from the root: a module is a block if
-  it returns one feature map, is not a plain container, holds at least two convolutions (or one and two matrix products), and its
-  maps span at most two reductions; a block that returns the very tensor of a block inside it is a stage, and its parts
-  are looked at instead.
+  it returns one feature map, is not a plain container, holds at least two convolutions (or one and two matrix
+  products), and its maps span at most two reductions; a block that returns the very tensor of a block inside it is a
+  stage, and its parts are looked at instead.
 * A **decoder block** is the smallest module that joins (`cat`, `add`) an upsampled map with an earlier one, and the
   main block that reads the join.
 """
@@ -20,8 +20,8 @@ from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
 
 from simam_inject.dataflow.kinds import UPSAMPLING
-from simam_inject.dataflow.recorder import Frame, Recording, join
 from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.values import Frame, Recording, join
 
 _WEIGHTED = (_ConvNd, nn.Linear)
 _SQUASHING = frozenset({"sigmoid", "hardsigmoid", "softmax", "tanh", "hard_sigmoid", "clamp", "relu6"})
@@ -100,8 +100,10 @@ def _enter_gate(found: Structure, node: fx.Node) -> None:
     shapes = [operand.meta["value"].shape for operand in operands]
     above = [_ancestors(operand) for operand in operands]
     for index in (0, 1):
-        smaller = len(shapes[index]) == len(shapes[1 - index]) and shapes[index] != shapes[1 - index] and all(
-            a <= b for a, b in zip(shapes[index], shapes[1 - index], strict=True)
+        smaller = (
+            len(shapes[index]) == len(shapes[1 - index])
+            and shapes[index] != shapes[1 - index]
+            and all(a <= b for a, b in zip(shapes[index], shapes[1 - index], strict=True))
         )
         squashed = _ends_squashed(operands[index])
         if smaller or squashed:
@@ -126,6 +128,8 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     waiting = [node]
     while waiting:
         step = waiting.pop()
+        if step.op == "placeholder" and "value" not in step.meta:  # a list of maps is no common value of theirs
+            continue
         if step not in found and step.op != "get_attr":
             found.add(step)
             waiting.extend(step.all_input_nodes)
@@ -252,7 +256,15 @@ def _comes_from_upsampling(recording: Recording, node: fx.Node, depth: int) -> b
     kind = node.meta.get("kind", "")
     if kind in UPSAMPLING or (kind == "block" and _upsamples(recording, node)):
         return True
-    passing = kind.startswith("conv") or kind in ("batch_norm", "relu", "pad", "identity", "dropout", "getitem", "group_norm")
+    passing = kind.startswith("conv") or kind in (
+        "batch_norm",
+        "relu",
+        "pad",
+        "identity",
+        "dropout",
+        "getitem",
+        "group_norm",
+    )
     inputs = node.all_input_nodes
     return depth < 4 and passing and bool(inputs) and _comes_from_upsampling(recording, inputs[0], depth + 1)
 

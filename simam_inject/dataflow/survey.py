@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.recorder import Recorder, Recording
+from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
 from simam_inject.dataflow.twin import Convert, same_surroundings, set_mode, to_clone, to_meta, twin_of
+from simam_inject.dataflow.values import Recording
 from simam_inject.errors import ModelError
 
 SAMPLES_ADDED = 2
@@ -70,7 +71,7 @@ def _refuse_while_tracing() -> None:
     import torch.fx._symbolic_trace as symbolic
 
     tracing = (
-        torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        torch._C._get_tracing_state() is not None
         or torch.compiler.is_compiling()
         or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
     )

@@ -164,7 +164,7 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
     """Restore random states, and the global containers that the model's methods name, after forwards of a twin."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     containers = [(thing, copy.copy(thing)) for thing in _global_containers(model)]
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         try:
@@ -173,8 +173,10 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
             for thing, saved in containers:
-                if len(thing) != len(saved) or any(a is not b for a, b in zip(thing, saved, strict=True)) or (
-                    isinstance(thing, dict) and any(thing[key] is not saved[key] for key in saved)
+                if (
+                    len(thing) != len(saved)
+                    or any(a is not b for a, b in zip(thing, saved, strict=True))
+                    or (isinstance(thing, dict) and any(thing[key] is not saved[key] for key in saved))
                 ):
                     thing.clear()
                     (thing.update if isinstance(thing, (dict, set)) else thing.extend)(saved)
@@ -205,7 +207,7 @@ def inspect_function(value: Any) -> types.FunctionType | None:
 
 
 def _collect(function: types.FunctionType, found: dict[int, Any], seen: set[int], depth: int) -> None:
-    if id(function.__code__) in seen or depth > 3 or function.__module__ is None or function.__module__.startswith("torch."):
+    if id(function.__code__) in seen or depth > 3 or str(function.__module__).startswith("torch."):
         return
     seen.add(id(function.__code__))
     cells = []

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from simam_inject.attention import SimAM
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.editing.hooks import (
     InputHook,
     OutputHook,
@@ -23,7 +24,7 @@ from simam_inject.editing.hooks import (
     remove_hooks,
 )
 from simam_inject.editing.presence import Presence, presence_of, set_presence
-from simam_inject.editing.records import SiteRecord, insertion_of
+from simam_inject.editing.records import insertion_of
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
 from simam_inject.planning.records import Insertion
@@ -116,11 +117,15 @@ def _put_in(
         try:
             module = model.get_submodule(path)
         except AttributeError:
-            raise ModelError(f"the model has no module {path!r}, which should hold the SimAM at {site['path']}") from None
+            raise ModelError(
+                f"the model has no module {path!r}, which should hold the SimAM at {site['path']}"
+            ) from None
         if site["child"] in module._modules or hasattr(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
-        module._modules[site["child"]] = _attention(module, model, site, settings[place] if settings else (1.0, 1.0), factory)
+        module._modules[site["child"]] = _attention(
+            module, model, site, settings[place] if settings else (1.0, 1.0), factory
+        )
         kind = site["edit"]["kind"]
         if kind == "rewritten":
             kind += f" {(site['expression'] or {}).get('method')}"
@@ -148,7 +153,9 @@ def _attention(
         attention = factory(site["shape"][site["channel_dim"]])
         tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
         if not isinstance(attention, nn.Module):
-            raise ModelError(f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}")
+            raise ModelError(
+                f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}"
+            )
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
     attention.train(holder.training)
@@ -167,7 +174,10 @@ def _add_hook(module: nn.Module, kind: str, sites: list[SiteRecord]) -> Any:
         return entry
     method = str((sites[0]["expression"] or {})["method"])
     if method in module.__dict__:
-        raise ModelError(f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, and cannot be rewritten")
+        raise ModelError(
+            f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, "
+            "and cannot be rewritten"
+        )
     module.__dict__[method] = RewrittenMethod(module, method, sites)
     return module.__dict__[method]
 

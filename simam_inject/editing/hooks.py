@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.records import SiteRecord
-from simam_inject.errors import ModelError
+from simam_inject.editing.checking import SiteRecord, checked_sites
+from simam_inject.errors import FileError, ModelError
 from simam_inject.nested import entry_at, replace_entry
 
 OUTPUT_HOOK, INPUT_HOOK = "simam_output", "simam_input"
@@ -52,12 +52,17 @@ class OutputHook:
         self.has_bias = has_bias
         """Whether a convolution had a bias: folding a norm into it gives it one."""
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what a copy or a file holds."""
+        has_bias = state.get("has_bias")
+        if not isinstance(has_bias, (bool, type(None))):
+            raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
+        self.__init__(checked_sites(state.get("sites"), "output"), has_bias)  # type: ignore[misc]
+
+    def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Attend the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
-            raise ModelError(
-                f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}"
-            )
+            raise ModelError(f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}")
         for site in self.sites:
             key = site["edit"]["key"]
             if key is None:
@@ -74,6 +79,13 @@ class InputHook:
         self.sites = sites
         self.names = names
         """Parameters of the module's forward, so that an argument is found however it is passed."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what a copy or a file holds."""
+        names = state.get("names")
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise FileError("a hook of SimAM is not valid: names is not a list of str")
+        self.__init__(checked_sites(state.get("sites"), "input"), list(names))  # type: ignore[misc]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Attend the argument; registered, with keyword arguments, on the module that holds the SimAM."""
@@ -118,7 +130,7 @@ def input_hook(module: nn.Module) -> InputHook | None:
 def add_output_hook(module: nn.Module, hook: OutputHook) -> None:
     """Register the hook before all others, so that they see the attended map."""
     module._forward_hooks[OUTPUT_HOOK] = hook  # type: ignore[index]
-    module._forward_hooks.move_to_end(OUTPUT_HOOK, last=False)  # type: ignore[arg-type]
+    module._forward_hooks.move_to_end(OUTPUT_HOOK, last=False)  # type: ignore[attr-defined]
 
 
 def add_input_hook(module: nn.Module, hook: InputHook) -> None:

@@ -1,38 +1,13 @@
-"""What the hooks of a model know about a site: plain data, the same in memory, in pickles and in files."""
+"""Between the record that hooks, pickles and files hold of a site, and the insertion that a user sees."""
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
 from torch import nn
 
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
-
-
-class SiteRecord(TypedDict):
-    """One attended site. Plain values only."""
-
-    child: str
-    """Name of the SimAM among the children of the module that holds it."""
-    edit: dict[str, Any]
-    """`{"kind": "output", "module": ..., "key": ...}` and its like."""
-    path: str
-    position: str
-    reader: str | None
-    rule: int
-    e_lambda: float
-    shape: list[int]
-    channel_dim: int
-    axes: str
-    axes_measured: bool
-    dtype: str
-    reduction: int | None
-    runs: int
-    note: str
-    witness: str | None
-    """Path of the norm that alone reads the site."""
-    expression: dict[str, Any] | None
-    """For a rewritten forward: method, digest and span of the wrapped expression."""
 
 
 def holder_of(edit: Edit) -> str:

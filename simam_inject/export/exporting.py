@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from simam_inject.discovery.naming import join
-from simam_inject.export.forms import Form, form_name, form_of
+from simam_inject.adapters import adapter_of, network_of
+from simam_inject.attention import SimAM
+from simam_inject.dataflow.example import Example, example_of
+from simam_inject.editing.attach import attended_in, without_attention
 from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, first_line, tolerance_for
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import other_examples, parse_dynamic, widened
-from simam_inject.integrations import deployed_forms, network_of
-from simam_inject.persist.wrappers import unwrapped
-from simam_inject.rewriting.rewriter import edits_in, stock
+from simam_inject.persist.tables import unwrapped
 from simam_inject.subjects import check_subject
-from simam_inject.tracing.inputs import Example, example_of
+
+SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".torchscript": "torchscript"}
+_FORMS = {"onnx": "onnx_file", "pt2": "program", "torchscript": "script"}
+"""Form -> the file of this package with its `write` and `read`."""
 
 
 def export(
@@ -29,8 +34,8 @@ def export(
     dynamic: bool | str = False,
     tolerance: float | None = None,
 ) -> ExportReport:
-    """Write the injected model to a file that other runtimes run, prove it, and return the proof. Copies and changes
-    nothing in the model: it is exported in eval mode and is afterwards as it was.
+    """Write the injected model to a file that other runtimes run, prove it, and return the proof. The model is not
+    changed: a copy of it is exported in eval mode.
 
     Args:
         model: an injected `nn.Module` or ultralytics `YOLO`; DDP, DataParallel and `torch.compile` wrappers are looked
@@ -45,8 +50,8 @@ def export(
             precision.
 
     Raises:
-        ExportError: no SimAM in the model, a SimAM bypassed, an unknown suffix, a folder in the place of the file, a
-            model or size that the exporter cannot express.
+        ExportError: no SimAM in the model, one bypassed or at strength 0, an unknown suffix, a folder in the place of
+            the file, a model or size that the exporter cannot express.
         LostSiteError: the file lacks a site, has another lambda, or computes something else. No file was written.
         ModelError: the model cannot be run on the example, or is sharded, scripted or compiled in place.
 
@@ -60,7 +65,7 @@ def export(
         8
     """
     target = Path(path)
-    form, varying = form_of(target), parse_dynamic(dynamic)
+    form, varying = _form_of(target), parse_dynamic(dynamic)
     if not target.parent.is_dir():
         raise ExportError(f"there is no folder {str(target.parent)!r}")
     if target.is_dir():
@@ -69,8 +74,8 @@ def export(
     example = widened(example_of(network, example_inputs), varying)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as folder:
         written = Path(folder) / target.name
-        with as_exported(network):
-            _write(network, form, example, varying, written)
+        with as_exported(network) as twin:
+            _write(twin, form, example, varying, written)
         report = _prove(network, form, written, target, example, varying, tolerance, complete=True)
         written.replace(target)
     return report
@@ -94,10 +99,10 @@ def prove(
     source = Path(path)
     if not source.is_file():
         raise ExportError(f"there is no file {str(source)!r}")
-    form, varying = form_of(source), parse_dynamic(dynamic)
-    network = _network(model)
+    form, varying = _form_of(source), parse_dynamic(dynamic)
+    network, adapter = _network(model), adapter_of(model)
     example = widened(example_of(network, example_inputs), varying)
-    for candidate in (network, *deployed_forms(network)):
+    for candidate in (network, *(adapter.deployed(model) if adapter is not None else ())):
         try:
             return _prove(candidate, form, source, source, example, varying, tolerance, complete=False)
         except LostSiteError as error:
@@ -105,42 +110,63 @@ def prove(
     raise lost
 
 
+def _form_of(path: Path) -> Any:
+    """The module that writes and reads the format of a suffix, imported when it is first asked for."""
+    if path.suffix not in SUFFIXES:
+        raise ExportError(f"{path.name!r} names no export format; the suffix must be one of {', '.join(SUFFIXES)}")
+    try:
+        return importlib.import_module(f"simam_inject.export.{_FORMS[SUFFIXES[path.suffix]]}")
+    except ImportError as error:
+        raise ExportError(
+            f"ONNX needs the package {error.name!r}; install it with: pip install 'simam_inject[export]'"
+        ) from None
+
+
 def _network(model: nn.Module) -> nn.Module:
     network = network_of(unwrapped(model))
     check_subject(network)
-    sites = list(edits_in(network))
-    if not sites:
+    attentions = [
+        (entry.insertion.module, entry.attention)
+        for entry in attended_in(network)
+        if isinstance(entry.attention, SimAM)
+    ]
+    if not attentions:
         raise ExportError("there is no SimAM in this model; inject(model, recipe) puts it there")
-    asleep = [join(scope, edit.child) for scope, holder, edit in sites if getattr(holder, edit.child).bypassed]
-    if asleep:
-        raise ExportError(f"{asleep[0]} is bypassed, and an export would lose it; leave bypass() first")
+    for name, attention in attentions:
+        if attention.bypassed:
+            raise ExportError(f"{name} is bypassed, and an export would lose it; leave bypass() first")
+        if attention.strength == 0:
+            raise ExportError(f"{name} has strength 0, and an export would lose it; set_strength(model, 1.0) first")
+    weak = [attention.strength for _, attention in attentions if attention.strength < 1]
+    if weak:
+        warnings.warn(
+            f"{len(weak)} of {len(attentions)} SimAM have a strength below 1 (the least is {min(weak):g}), as in the "
+            "middle of a ramp; the file keeps it",
+            stacklevel=3,
+        )
     return network
 
 
-def _write(model: nn.Module, form: Form, example: Example, varying: tuple[str, ...], path: Path) -> None:
+def _write(twin: nn.Module, form: Any, example: Example, varying: tuple[str, ...], path: Path) -> None:
     try:
-        form.write(model, example, varying, path)
+        form.write(twin, example, varying, path)
     except ExportError:
         raise
     except Exception as error:  # an exporter raises anything at all
-        blame = _blame(model, form, example, varying, path)
+        try:
+            with without_attention(twin):
+                form.write(twin, example, varying, path)
+        except Exception:
+            advice = "; try dynamic='batch' or fixed sizes" if varying else "; another suffix may do"
+            blame = f" with or without SimAM{advice}"
+        else:
+            blame = " with SimAM in it, though it can without"
         raise ExportError(f"the exporter cannot express this model{blame}. It says: {first_line(error)}") from error
-
-
-def _blame(model: nn.Module, form: Form, example: Example, varying: tuple[str, ...], path: Path) -> str:
-    """Whether the model without SimAM can be exported, and what to try next."""
-    try:
-        with stock(model):
-            form.write(model, example, varying, path)
-    except Exception:
-        advice = "; try dynamic='batch' or fixed sizes" if varying else "; another suffix may do"
-        return f" with or without SimAM{advice}"
-    return " with SimAM in it, though it can without"
 
 
 def _prove(
     model: nn.Module,
-    form: Form,
+    form: Any,
     path: Path,
     target: Path,
     example: Example,
@@ -150,21 +176,19 @@ def _prove(
     complete: bool,
 ) -> ExportReport:
     artefact = form.read(path)
-    with as_exported(model):
-        sites = count_sites(artefact, expected_sites(model, example))
-        comparisons = [compare(model, artefact, example, sites, tolerance, complete=complete)]
-        if varying:
-            other = _runnable(model, other_examples(example, varying))
-            comparisons.append(compare(model, artefact, other, sites, tolerance, complete=complete))
-    allowed = tolerance_for(example, tolerance)
-    return ExportReport(target, form_name(target), sites, tuple(comparisons), allowed, varying)
+    with as_exported(model) as twin:
+        sites = count_sites(artefact, expected_sites(twin, example))
+        examples = [example, _runnable(twin, other_examples(example, varying))] if varying else [example]
+        comparisons = tuple(compare(twin, artefact, given, tolerance, complete=complete) for given in examples)
+    return ExportReport(target, SUFFIXES[target.suffix], sites, comparisons, tolerance_for(example, tolerance), varying)
 
 
 def _runnable(model: nn.Module, examples: list[Example]) -> Example:
     """The first that the model takes."""
+    reason = ""
     for example in examples:
         try:
-            example.given_to(model)
+            example.run(model)
         except Exception as error:
             reason = first_line(error)
         else:

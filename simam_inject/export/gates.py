@@ -10,7 +10,6 @@ which no other layer computes, and lambda can be read back. A sigmoid that the f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from simam_inject.attention.composite import EXPORT_SCALE
@@ -40,23 +39,14 @@ class Graph:
     """Scalar constants by the name of their value."""
     results: tuple[str, ...]
     producers: dict[str, Operation] = field(init=False)
-    readers: dict[str, list[Operation]] = field(init=False)
 
     def __post_init__(self) -> None:
         producers = {name: operation for operation in self.operations for name in operation.outputs}
-        readers: dict[str, list[Operation]] = {}
-        for operation in self.operations:
-            for name in operation.inputs:
-                readers.setdefault(name, []).append(operation)
         object.__setattr__(self, "producers", producers)
-        object.__setattr__(self, "readers", readers)
 
     def source(self, name: str) -> Operation | None:
         """The operation that computes the value, casts looked through."""
-        operation = self.producers.get(name)
-        while operation is not None and operation.kind in _PASSING:
-            operation = self.producers.get(operation.inputs[0])
-        return operation
+        return self.producers.get(self.origin(name))
 
     def origin(self, name: str) -> str:
         """The value before any casts."""
@@ -86,15 +76,14 @@ class Graph:
 def find_gates(graph: Graph) -> tuple[Gate, ...]:
     """Every SimAM in the graph, in its order."""
     reaching = graph.reaching()
-    gates = []
+    gates: list[Gate] = []
     for operation in graph.operations:
         if operation.kind != "sigmoid":
             continue
         module = _attention_of(operation.scope)
         is_gate, e_lambda = _read(graph, operation)
         if is_gate or module:
-            is_live = any(name in reaching for name in _products(graph, operation.outputs[0]))
-            gates.append(Gate(module, e_lambda, is_live))
+            gates.append(Gate(module, e_lambda, operation.outputs[0] in reaching))
     return tuple(gates)
 
 
@@ -144,12 +133,3 @@ def _square_root(graph: Graph, name: str) -> str | None:
     if operation.kind == "pow" and graph.constant(operation.inputs[1]) == 2:
         return operation.inputs[0]
     return None
-
-
-def _products(graph: Graph, gate: str) -> Iterator[str]:
-    """What the gate is multiplied into, casts looked through."""
-    for reader in graph.readers.get(gate, []):
-        if reader.kind in _PASSING:
-            yield from _products(graph, reader.outputs[0])
-        elif reader.kind == "mul":
-            yield from reader.outputs

@@ -14,10 +14,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Graph, Operation
 from simam_inject.export.records import ExportError
 from simam_inject.export.shapes import dynamic_shapes
-from simam_inject.tracing.inputs import Example
 
 _KINDS = {
     "Add": "add",
@@ -110,6 +110,6 @@ def scope_of(node: onnx.NodeProto) -> str:
             return ""
         return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
     path = ""
-    for part in node.name.split("/")[1:-1]:  # /layer1/layer1.0/simam_conv2/Sigmoid
+    for part in node.name.split("/")[1:-1]:  # /layer1/layer1.0.conv2.simam/Sigmoid
         path = part if part.startswith(f"{path}.") or not path else f"{path}.{part}"
     return path

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Graph, Operation
 from simam_inject.export.records import ExportError
 from simam_inject.export.shapes import dynamic_shapes
-from simam_inject.tracing.inputs import Example
-from simam_inject.verification.outputs import tensors_in
+from simam_inject.verification.outputs import tensors_of
 
 _KINDS = {
     "aten.add.Tensor": "add",
@@ -53,7 +53,7 @@ class _ProgramArtefact:
         self.module = program.module()
 
     def run(self, example: Example) -> list[Tensor]:
-        return list(tensors_in(example.given_to(self.module)))
+        return list(tensors_of(example.run(self.module)))
 
 
 def graph_of(program: ExportedProgram) -> Graph:

@@ -21,7 +21,7 @@ class Gate:
     """One SimAM as it stands in an exported graph."""
 
     module: str
-    """Path of the module it was exported from (`layer1.0.simam_conv2`); "" where the file does not say."""
+    """Path of the module it was exported from (`layer1.0.conv2.simam`); "" where the file does not say."""
     e_lambda: float | None
     """Read off the graph's constants; None where the graph computes SimAM in another form than this package writes."""
     is_live: bool

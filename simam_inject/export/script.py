@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Graph, Operation
 from simam_inject.export.records import ExportError
-from simam_inject.tracing.inputs import Example
-from simam_inject.verification.outputs import tensors_in
+from simam_inject.verification.outputs import tensors_of
 
 _KINDS = {
     "aten::add": "add",
@@ -54,7 +54,7 @@ class _ScriptArtefact:
         self.module = module
 
     def run(self, example: Example) -> list[Tensor]:
-        return list(tensors_in(example.given_to(self.module)))
+        return list(tensors_of(example.run(self.module)))
 
 
 @contextmanager

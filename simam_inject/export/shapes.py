@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.export import Dim
 
+from simam_inject.dataflow.example import Example
 from simam_inject.export.records import ExportError
-from simam_inject.tracing.inputs import Example
-from simam_inject.tracing.values import map_structure
+from simam_inject.nested import map_nested
 
 CHOICES = ("batch", "size")
 _AXES = ("batch", "channels", "height", "width", "depth")
@@ -54,12 +54,21 @@ def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...],
         return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes}
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
-    return {name: map_structure(describe, value) for name, value in arguments.items()}
+    return {name: map_nested(describe, value) for name, value in arguments.items()}
 
 
 def widened(example: Example, dynamic: tuple[str, ...]) -> Example:
     """The example with a batch of at least two where the batch may vary: `torch.export` takes a one for a constant."""
-    return example.repeated(2) if "batch" in dynamic else example
+    maps = [tensor for tensor in example.tensors if is_map(tensor)]
+    if "batch" not in dynamic or not maps or maps[0].shape[0] > 1:
+        return example
+    batch = maps[0].shape[0]
+
+    def repeat(leaf: Any) -> Any:
+        has_batch = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch and is_map(leaf)
+        return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if has_batch else leaf
+
+    return Example(*map_nested(repeat, (example.args, example.kwargs)))
 
 
 def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
@@ -82,4 +91,4 @@ def _resized(example: Example, more: int, grow: Callable[[int], int]) -> Example
             return (torch.rand(shape, generator=noise) * wide.max().item()).to(leaf)
         return (torch.randn(shape, generator=noise) * wide.std().item()).to(leaf)
 
-    return Example(*map_structure(resize, (example.args, example.kwargs)))
+    return Example(*map_nested(resize, (example.args, example.kwargs)))

@@ -26,10 +26,10 @@ from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 from torch import nn
 
+from simam_inject.adapters import network_of
+from simam_inject.api import injected
 from simam_inject.errors import FileError, ModelError
-from simam_inject.integrations import network_of
 from simam_inject.persist import load, save
-from simam_inject.surgery import injected
 
 _ARCHITECTURE = re.compile(r"(timm|torchvision|ultralytics):[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Names that a downloaded configuration may build: of libraries, never of files or Python modules."""

@@ -1,16 +1,13 @@
 """timm: models with SimAM by name, and SimAM as one of timm's attention layers.
 
-Once this module is imported,
-
+    register("resnet50", "paper")                           the name `resnet50_simam_paper`, for
     timm.create_model("resnet50_simam_paper")               resnet50 with the shipped recipe `paper`
     timm.create_model("resnet50_simam_paper.a1_in1k", pretrained=True)
                                                             the weights of resnet50.a1_in1k, then the recipe
-    timm.layers.create_attn("simam", channels)              the layer, for those who build blocks
+    timm.layers.create_attn(SimamAttn, channels)            the layer, wherever timm takes an attention layer
 
 A variant is an architecture of its own: a tag, as in `resnet50.simam_paper`, chooses among published weights in timm,
-and its `train.py` resolves it before the model is built, so that a recipe there would be lost. Any model and any
-shipped recipe make a name; hyphens become underscores (`convnext_atto_simam_every_conv`). Variants enter the registry
-when they are first asked for, and `list_models` is not flooded. Recipes of your own: `register`.
+and its `train.py` resolves it before the model is built, so that a recipe there would be lost.
 
 For a script that does not import this package, e.g. timm's own:
 
@@ -20,12 +17,9 @@ For a script that does not import this package, e.g. timm's own:
 
 from __future__ import annotations
 
-import functools
 import re
 import runpy
 import sys
-import warnings
-from collections.abc import Callable
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -33,15 +27,12 @@ from typing import Any
 import timm
 import timm.layers
 from timm.models import DefaultCfg, PretrainedCfg, generate_default_cfgs, get_pretrained_cfg, register_model
-from timm.models import _registry as registry
 from torch import nn
 
+from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.persist import watch
-from simam_inject.recipe import Recipe, load_recipe
-from simam_inject.recipe.shelf import shipped_recipes
-from simam_inject.surgery import inject
+from simam_inject.recipe import Recipe, RecipeLike, load_recipe, shipped_recipes
 
 __all__ = ["SimamAttn", "register"]
 
@@ -73,7 +64,7 @@ class SimamAttn(SimAM):
         super().__init__(e_lambda)
 
 
-def register(architecture: str, recipe: Any, name: str | None = None) -> str:
+def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> str:
     """Add a model of timm with SimAM to timm's registry.
 
     Args:
@@ -141,69 +132,26 @@ def _word(text: str) -> str:
     return re.sub(r"\W+", "_", text).strip("_")
 
 
-class _Entrypoints(dict[str, Callable[..., nn.Module]]):
-    """timm's table of models, in which a variant of a shipped recipe is entered when it is first asked for."""
-
-    def __contains__(self, name: object) -> bool:
-        return super().__contains__(name) or self._enter_variant(name)
-
-    def __missing__(self, name: str) -> Callable[..., nn.Module]:
-        if self._enter_variant(name):
-            return self[name]
-        raise KeyError(name)
-
-    def _enter_variant(self, name: object) -> bool:
-        if not isinstance(name, str) or name in default_cfgs:  # the latter while it is being entered
-            return False
-        architecture, separator, word = name.rpartition(SEPARATOR)
-        if not separator or architecture not in self:
-            return False
-        recipes = {_word(shipped): shipped for shipped in shipped_recipes()}
-        if word not in recipes:
-            near = get_close_matches(word, recipes, 1)
-            advice = f"; did you mean {architecture}{SEPARATOR}{near[0]}?" if near else ""
-            warnings.warn(
-                f"{name}: no shipped recipe is called {word}, only {', '.join(recipes)}{advice}", stacklevel=4
-            )
-            return False
-        _enter(name, architecture, load_recipe(recipes[word]))
-        return True
-
-
-def _offer_models() -> None:
-    """Put our table in the place of timm's; `timm.models._registry` has kept it in this name since timm 0.4."""
-    if not isinstance(registry._model_entrypoints, _Entrypoints):
-        registry._model_entrypoints = _Entrypoints(registry._model_entrypoints)
-
-
-def _offer_attention() -> None:
-    """Let `get_attn`, wherever timm has imported it, know `simam`; `create_attn` asks it."""
-    plain: Callable[[Any], Any] = vars(timm.layers)["get_attn"]
-    if hasattr(plain, "_simam_plain"):
-        return
-
-    @functools.wraps(plain)
-    def get_attn(attn_type: Any) -> Any:
-        return SimamAttn if isinstance(attn_type, str) and attn_type.lower() == "simam" else plain(attn_type)
-
-    get_attn._simam_plain = plain  # type: ignore[attr-defined]
-    for name, module in list(sys.modules.items()):
-        if name.partition(".")[0] == "timm" and vars(module).get("get_attn") is plain:
-            module.get_attn = get_attn  # type: ignore[attr-defined]
-
-
-_offer_models()
-_offer_attention()
+def _shipped(word: str) -> str:
+    """The shipped recipe that a part of a model's name means; the word itself if there is none."""
+    return next((name for name in shipped_recipes() if _word(name) == word), word)
 
 
 def run_script(arguments: list[str]) -> None:
-    """Run a Python script, its name first in `arguments`, in a process that knows the models of this module."""
+    """Run a Python script, its name first in `arguments`, in a process that has the variants that the arguments name.
+
+    Raises:
+        ModelError, RecipeError: there is no such architecture or shipped recipe.
+    """
     if not arguments:
         raise SystemExit("usage: python -m simam_inject.integrations.timm SCRIPT.py [its arguments]")
     script = arguments[0]
+    for word in arguments[1:]:
+        architecture, separator, recipe = word.rpartition("=")[2].partition(".")[0].rpartition(SEPARATOR)
+        if separator:
+            register(architecture, _shipped(recipe))
     sys.argv = arguments
     sys.path.insert(0, str(Path(script).resolve().parent))
-    watch()
     runpy.run_path(script, run_name="__main__")
 
 

@@ -46,8 +46,8 @@ def _is_selected(site: Site, rule: Rule) -> bool:
 
     A wildcard selects neither leaf modules by class nor inputs by path: both are meant only where they are written out.
     """
-    if rule.selects == "structure":  # the model itself is no block
-        return site.path != "" and not set(rule.structures).isdisjoint(site.structure)
+    if rule.selects == "structure":
+        return not set(rule.structures).isdisjoint(site.structure)
     if rule.selects == "path":
         return any(
             glob.matches(site.path) and (site.kind != "input" or glob.text == site.path or not glob.is_wild)
@@ -93,7 +93,8 @@ def _enter_inputs(search: Search, owner: Site, _: Whole) -> None:
     for operand in dict.fromkeys(owner.operands):
         search.add_operand(owner, operand, owner.path)
     if not owner.operands:
-        search.miss(owner.path, search.unseen(parent_of(owner.path)) or "is given no value of the model")
+        hidden = owner.scope in search.anatomy.opaque
+        search.miss(owner.path, "what it is given could not be seen" if hidden else "is given no value of the model")
 
 
 def _enter_branches(search: Search, owners: Sequence[Site]) -> None:
@@ -108,8 +109,7 @@ def _enter_branches(search: Search, owners: Sequence[Site]) -> None:
         if not branches[owner.path] and owner.kind == "block":
             below = [scope for scope in branches if branches[scope] and f"{scope}.".startswith(f"{owner.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
-            missing = f"no branch joins a skip in its own forward{nearest}"
-            search.miss(owner.path, search.unseen(owner.path) or missing)
+            search.miss_block(owner.path, f"no branch joins a skip in its own forward{nearest}", nested=False)
 
 
 def _search_child(search: Search, target: Child, inside: Inside) -> None:
@@ -124,7 +124,7 @@ def _search_child(search: Search, target: Child, inside: Inside) -> None:
             _enter_calls(search, target, path, child, sites, each=target.name.is_wild)
         missing = kinds is None and not found[path]
         if missing and (search.rule.selects != "path" or not any(found.values())):
-            search.miss(path, search.unseen(path) or _explain_children(name, below))
+            search.miss_block(path, _explain_children(name, below))
 
 
 def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> dict[str, list[Site]]:
@@ -156,7 +156,7 @@ def _as_kinds(target: Child, inside: Inside) -> Kinds | None:
 def _enter_calls(search: Search, target: Child, owner: str, name: str, sites: Sequence[Site], *, each: bool) -> None:
     """Enter those calls of one child, or operations of one kind, that the rule means; `each` without a number."""
     if not sites:
-        search.miss(owner, search.unseen(owner) or f"has no child and no operation named {name}")
+        search.miss_block(owner, f"has no child and no operation named {name}")
     elif target.call is None and len(sites) > 1 and not each:
         choices = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
         search.miss(sites[0].path, f"{name} is called {write_times(len(sites))}; write {choices}")
@@ -196,8 +196,7 @@ def _search_operation(search: Search, target: Operation, owners: Sequence[Site])
         if not meant and is_block and search.rule.selects != "path":
             computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that is known"
             wanted = join_names(kinds.text for kinds in target.kinds)
-            missing = f"has no operation {wanted}; it computes {computed}"
-            search.miss(owner.path, search.unseen(owner.path) or missing)
+            search.miss_block(owner.path, f"has no operation {wanted}; it computes {computed}")
 
 
 def _enter_operations(search: Search, target: Operation, owner: Site, sites: Sequence[Site]) -> None:

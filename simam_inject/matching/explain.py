@@ -43,7 +43,8 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if not near:
         return f"{head}: {why_nothing(selected, anatomy)}"
     lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
-    if not any("could not be seen" in line for line in lines):
+    met_none = near[0].depth == 0 or selected.selects == "pattern"
+    if met_none and not any("could not be seen" in line for line in lines):
         lines = [f"  {sentence}" for sentence in _unseen(anatomy)] + lines
     idle = explain_idle("path", selected.paths, every_path(anatomy)) if selected.selects != "path" else None
     return "\n".join([f"{head}. The nearest misses:", *lines, *([idle] if idle else [])])
@@ -54,9 +55,6 @@ def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
     unseen = "".join(f" {sentence}" for sentence in _unseen(anatomy))
     if rule.selects == "structure":
         reasons = " and ".join(_STRUCTURES[word] for word in rule.structures)
-        root = anatomy.site_by_path.get("")
-        if root is not None and not set(rule.structures).isdisjoint(root.structure):
-            unseen = f" The model itself does, but it is no block; write block: {root.class_name}."
         return f"no block of this model is {' or '.join(rule.structures)}: {reasons}.{unseen}"
     if rule.selects == "block":
         return _explain_classes(rule, anatomy, unseen)

@@ -57,8 +57,8 @@ def _only_reader(search: Search, chain: list[Site], link: Link) -> Site | None:
     elif last.readers:
         found = f"by {last.readers[0]}{f' ({reader.kind})' if reader else ''}; the pattern wants {link}"
     else:
-        unseen = search.unseen(last.scope)
-        found = f"by no operation{f' that could be seen: {unseen}' if unseen else ''}; the pattern wants {link}"
+        hidden = " that could be seen" if search.anatomy.opaque else ""
+        found = f"by no operation{hidden}; the pattern wants {link}"
     search.miss(start.path, f"{last.path} is read {found}", len(chain))
     return None
 

@@ -54,7 +54,12 @@ class Search:
         elif named.kind == "input":
             self.miss(named.path, "is what the block is given and reads nothing itself; write after instead of before")
         elif not named.operands:
-            self.miss(named.path, self.unseen(named.path) or "reads no value of the model")
+            self.miss(
+                named.path,
+                "what it reads could not be seen"
+                if named.scope in self.anatomy.opaque
+                else "reads no value of the model",
+            )
         else:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
             self.miss(named.path, f"reads {values}; before needs a reader of one")
@@ -71,14 +76,21 @@ class Search:
         """Enter a near miss; `depth` says how many conditions it met."""
         self.misses.append(Miss(path, self.index, reason, depth))
 
-    def unseen(self, block: str) -> str | None:
-        """Why what a block computes is not known, where it is not."""
-        inside = f"{block}." if block else ""
-        for path, reason in self.anatomy.opaque.items():
-            if path == block or path.startswith(inside):
-                where = "its inside" if path == block else f"the inside of {path}"
-                return f"{where} could not be seen: {reason}"
-        return None
+    def miss_block(self, block: str, reason: str, *, nested: bool = True) -> None:
+        """Enter a block that lacks something, unless its inside could not be seen: then that is the reason.
+
+        Args:
+            block: path of the block.
+            reason: what it lacks, as far as it was seen.
+            nested: what it lacks could be inside a block of it.
+        """
+        own = self.anatomy.opaque.get(block)
+        inner = [path for path in self.anatomy.opaque if path.startswith(f"{block}." if block else "")]
+        if own is not None:
+            reason = f"its inside could not be seen: {own}"
+        elif nested and inner:
+            reason += f"; the inside of {inner[0]} could not be seen: {self.anatomy.opaque[inner[0]]}"
+        self.miss(block, reason)
 
 
 def check_facts(site: Site, facts: Iterable[tuple[str, Bounds]], wants: str) -> str | None:

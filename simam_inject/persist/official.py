@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.errors import FileError
+from simam_inject.api import eject, plan
+from simam_inject.errors import FileError, NoMatchError
 from simam_inject.persist.loading import copy_all
 from simam_inject.persist.official_keys import Mapped, map_keys
 from simam_inject.persist.tables import state_of
 from simam_inject.recipe import Recipe, load_recipe
-from simam_inject.surgery import eject, plan
 
 _FAMILIES = ("torchvision.models.resnet", "torchvision.models.mobilenetv2")
 _HOLDERS = ("state_dict", "model")
@@ -43,8 +43,8 @@ class OfficialReport:
 
     def __str__(self) -> str:
         count = {how: sum(entry.how == how for entry in self.mapped) for how in ("exact", "unwrapped", "in order")}
-        told = ", ".join(f"{number} {how}" for how, number in count.items() if number)
-        lines = [f"{len(self.mapped)} tensors ({told}), {len(self.sites)} SimAM sites"]
+        counts = ", ".join(f"{number} {how}" for how, number in count.items() if number)
+        lines = [f"{len(self.mapped)} tensors ({counts}), {len(self.sites)} SimAM sites"]
         lines += [f"  {entry.source} -> {entry.target}  {entry.how}" for entry in self.mapped]
         lines += [f"  {key}  kept: not in the file" for key in self.kept]
         lines += [f"  {key}  ignored: no weights" for key in self.ignored]
@@ -80,12 +80,16 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         mapped = map_keys({name: tuple(tensor.shape) for name, tensor in weights.items()}, ours)
     except FileError as error:
         raise FileError(f"{file}: {error}") from error.__cause__
-    planned = plan(model, Recipe.from_dict(load_recipe("paper").to_dict() | {"e_lambda": e_lambda}))
+    others = f"{file}: the model has SimAM at other sites than the authors; simam_inject.eject(model) first"
+    try:
+        planned = plan(model, Recipe.from_dict(load_recipe("paper").to_dict() | {"e_lambda": e_lambda}))
+    except NoMatchError as error:
+        raise FileError(others) from error
     present = {site.path: site.e_lambda for site in planned.present}
     paths = [*(site.path for site in planned.insertions), *(skip.path for skip in planned.skips if skip.hit)]
     wanted = dict.fromkeys(paths, e_lambda)
     if present and present != wanted:
-        raise FileError(f"{file}: the model has SimAM at other sites than the authors; simam_inject.eject(model) first")
+        raise FileError(others)
     if planned.insertions:
         planned.apply()
     try:

@@ -56,7 +56,7 @@ def map_keys(theirs: Shapes, ours: Shapes) -> tuple[Mapped, ...]:
         there, here = their_blocks.get(name, {}), our_blocks.get(name, {})
         pairs = _by_name(there, here) or _in_order(there, here)
         if pairs is None:
-            problems.append(_told(name, there, here))
+            problems.append(_block_difference(name, there, here))
             continue
         for source, target, how in pairs:
             leaves = [leaf for leaf in there[source] if leaf in here[target]]
@@ -122,7 +122,7 @@ def _in_order(there: _Block, here: _Block) -> list[tuple[str, str, str]] | None:
     return [(source, target, "in order") for source, target in pairs]
 
 
-def _told(block: str, there: _Block, here: _Block) -> str:
+def _block_difference(block: str, there: _Block, here: _Block) -> str:
     theirs, ours = _flat(there), _flat(here)
     only_theirs = [key for key in theirs if ours.get(key) != theirs[key]]
     only_ours = [key for key in ours if theirs.get(key) != ours[key]]

@@ -1,4 +1,4 @@
-"""Tables of names and shapes: of a model, of a file, and what differs between the two."""
+"""Names and shapes of a model's and of a file's tensors, and what differs between the two."""
 
 from __future__ import annotations
 
@@ -26,6 +26,18 @@ class Entry:
 Table = Mapping[str, Entry]
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and `torch.compile`, whose prefixes have no place in a file."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            inner = model.module
+        else:
+            inner = getattr(model, "_orig_mod", None) if type(model).__name__ == "OptimizedModule" else None
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
 def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
     """The `state_dict` as plain tensors, in its order.
 
@@ -39,9 +51,9 @@ def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
         if value.is_meta:
             raise FileError(f"{name} is on the meta device and has no numbers")
         if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
-            told = type(value).__name__ if value.layout is torch.strided else str(value.layout)
+            kind = type(value).__name__ if value.layout is torch.strided else str(value.layout)
             raise FileError(
-                f"{name} is no plain tensor ({told}): gather, dequantise or densify it first; for sharded models see "
+                f"{name} is no plain tensor ({kind}): gather, dequantise or densify it first; for sharded models see "
                 "torch.distributed.checkpoint"
             )
         state[name] = value
@@ -51,12 +63,8 @@ def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
 def table_of(state: Mapping[str, torch.Tensor]) -> dict[str, Entry]:
     """Names, shapes and dtypes of a state."""
     return {
-        name: Entry(
-            tuple(tensor.shape),
-            tensor.is_floating_point() or tensor.is_complex(),
-            str(tensor.dtype).removeprefix("torch."),
-        )
-        for name, tensor in state.items()
+        name: Entry(tuple(t.shape), t.is_floating_point() or t.is_complex(), str(t.dtype).removeprefix("torch."))
+        for name, t in state.items()
     }
 
 
@@ -77,37 +85,32 @@ class Difference:
     shapes: tuple[str, ...]
     """One sentence for each tensor whose shape or kind differs."""
 
-    def lines(self) -> list[str]:
-        """What differs, in a few lines."""
-        told = (
+    def __str__(self) -> str:
+        parts = (
             ("in the model, not in the file", self.missing),
             ("in the file, not in the model", self.unexpected),
             ("of another shape", self.shapes),
         )
-        return [f"  {len(found)} {words}: {_shortened(found)}" for words, found in told if found]
+        return "\n".join(f"  {len(found)} {words}: {_shortened(found)}" for words, found in parts if found)
 
 
 def difference(file: Table, model: Table) -> Difference:
     """Compare two tables."""
     shapes = []
-    for name in model:
-        if name not in file:
-            continue
+    for name in (name for name in model if name in file):
         ours, theirs = model[name], file[name]
         if ours.shape != theirs.shape:
-            shapes.append(f"{name} (file {_told(theirs.shape)}, model {_told(ours.shape)})")
+            shapes.append(f"{name} (file {_size(theirs)}, model {_size(ours)})")
         elif ours.is_floating != theirs.is_floating:
             shapes.append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
     missing = tuple(name for name in model if name not in file)
-    unexpected = tuple(name for name in file if name not in model)
-    return Difference(missing, unexpected, tuple(shapes))
+    return Difference(missing, tuple(name for name in file if name not in model), tuple(shapes))
 
 
 def _shortened(names: Iterable[str]) -> str:
     names = list(names)
-    more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    return ", ".join(names[:_SHOWN]) + (f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
-def _told(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape)) or "scalar"
+def _size(entry: Entry) -> str:
+    return "x".join(map(str, entry.shape)) or "scalar"

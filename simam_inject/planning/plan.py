@@ -87,7 +87,8 @@ class Plan:
         tail = f"<tr><td colspan=6>... and {more} more</td></tr>" if more > 0 else ""
         hits = sum(skip.hit for skip in self.skips)
         return (
-            f"<b>{len(self.insertions)} insertions, {hits} skipped</b><table><tr><th>site</th><th>position</th><th>size</th>"
+            f"<b>{len(self.insertions)} insertions, {hits} skipped</b>"
+            "<table><tr><th>site</th><th>position</th><th>size</th>"
             f"<th>axes</th><th>edit</th><th>lambda</th></tr>{rows}{tail}</table>"
         )
 

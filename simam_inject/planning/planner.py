@@ -138,7 +138,11 @@ def _repetition(
             return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; eject first to change it"
         if there is not None:
             return PRESENT
-        return "has a SimAM in this plan already" if path == hit.path else f"is the value of {path}, which has a SimAM already"
+        return (
+            "has a SimAM in this plan already"
+            if path == hit.path
+            else f"is the value of {path}, which has a SimAM already"
+        )
     return None
 
 

@@ -69,8 +69,8 @@ class Oracle:
         def attend(entry: Attended, x: Tensor) -> Tensor:
             site, attention = entry.site, entry.attention
             if not isinstance(attention, SimAM):  # another attention module, put in by a factory
-                twin = copy.deepcopy(attention)
-                assert twin is not None
+                assert attention is not None
+                twin = copy.deepcopy(attention).to(x.dtype).train(stock.training)
                 return twin(x.movedim(-1, 1)).movedim(1, -1) if site["channel_dim"] == -1 else twin(x)  # type: ignore[no-any-return]
             spatial = self.spatial.get(site["path"])
             if spatial is None:
@@ -90,8 +90,8 @@ class Oracle:
                 named = entry.site["path"].partition(":")[0]
                 if edit["kind"] == "output":
                     # The path names the module, unless the value is one that the holder computes inside.
-                    module = modules.get(named) if entry.site["runs"] == 1 else None
-                    module = module or modules[entry.path]
+                    is_named = named in modules and (edit["key"] is not None) == (":" in entry.site["path"])
+                    module = modules[named] if is_named and entry.site["runs"] == 1 else modules[entry.path]
                     handles.append(module.register_forward_hook(_after(entry, function), prepend=True))
                 else:
                     handle = modules[entry.path].register_forward_pre_hook(_before(entry, function), with_kwargs=True)

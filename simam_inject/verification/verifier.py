@@ -6,59 +6,28 @@ where the model allows it: live equals the oracle, in eval and in train mode, va
 
 from __future__ import annotations
 
-import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, copied
-from simam_inject.dataflow.twin import same_surroundings, set_mode, to_clone, twin_of
+from simam_inject.dataflow.twin import same_surroundings, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, detach
 from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
 from simam_inject.verification.oracle import Oracle, Shapes, formula
 from simam_inject.verification.outputs import all_finite, difference, relative_distance, tensors_of
+from simam_inject.verification.runs import Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
 
-SEED = 0x51A4_0001
-"""A seed that no forward would set by itself."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest distance between live and oracle outputs, relative to the oracle's largest value."""
-Marks = tuple[tuple[str, int, int | None], ...]
 _KEYS = "state_dict keys and parameters unchanged"
-
-
-def tensor_marks(model: nn.Module) -> Marks:
-    """Name, identity and version of every parameter and buffer: another if somebody writes into it."""
-    tensors = (*model.named_parameters(), *model.named_buffers())
-    return tuple((name, id(t), None if t.is_inference() else t._version) for name, t in tensors)
-
-
-@contextmanager
-def bypassed(model: nn.Module) -> Iterator[None]:
-    """Every SimAM of the model is the identity inside, and as it was afterwards."""
-    modules = [entry.attention for entry in attended_in(model)]
-    before = [(module, module.bypassed) for module in modules if isinstance(module, SimAM)]
-    others = [_as_identity(module) for module in modules if module is not None and not isinstance(module, SimAM)]
-    try:
-        for module, _ in before:
-            module.bypassed = True
-        yield
-    finally:
-        for module, was_bypassed in before:
-            module.bypassed = was_bypassed
-        for handle in others:
-            handle.remove()
-
-
-def _as_identity(module: nn.Module) -> Any:
-    return module.register_forward_hook(lambda _module, args, _output: args[0])
 
 
 def check_model(
@@ -76,7 +45,7 @@ def check_model(
         return Verification((planned,))
     with same_surroundings(model):
         checks = _Checks(model, sites, example)
-        return Verification((planned, _same_tensors(model, sites, before, has_parameters), *checks.run()))
+        return Verification((planned, _same_tensors(model, sites, before, has_parameters), *checks.all()))
 
 
 def _as_planned(model: nn.Module, sites: list[Attended]) -> Check:
@@ -94,7 +63,9 @@ def _as_planned(model: nn.Module, sites: list[Attended]) -> Check:
             return Check(name, False, f"{site['path']} is bypassed")
         found, wanted = (attention.e_lambda, attention.channel_dim), (site["e_lambda"], site["channel_dim"])
         if found != wanted:
-            return Check(name, False, f"{site['path']} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}")
+            return Check(
+                name, False, f"{site['path']} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}"
+            )
     expected = sum(len(hook.sites) for _, hook in presence.holders)
     if expected != len(sites):
         return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
@@ -116,12 +87,15 @@ def _same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None,
     return Check(_KEYS, True, f"{len(keys)} keys")
 
 
-@dataclass(slots=True)
-class _Run:
-    """What one forward gave."""
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """The same forward of the injected model, and of the original with the formula in plain hooks."""
 
-    output: Any
-    gradients: dict[str, torch.Tensor] | None = None
+    live: Run
+    oracle: Run
+    tolerance: float
+    wrong: tuple[str, ...]
+    """Sites whose SimAM did not compute the formula."""
 
 
 class _Checks:
@@ -132,20 +106,18 @@ class _Checks:
         self.oracle = Oracle(sites)
         self.wrong: list[str] = []
         """Sites whose SimAM did not compute the formula."""
-        self.ran: dict[str, Counter[tuple[int, ...]]] = {}
+        self.failure = ""
+        """Why the last pair did not run."""
 
-    def run(self) -> list[Check]:
-        small, is_resized = self._small_example()
-        eval_shapes: Shapes = {}
-        small_shapes: Shapes = {}
-        with self.oracle.noting_shapes(stock := self._stock(to_clone), eval_shapes):
-            plain = self._forward(stock, self.example, training=False)
+    def all(self) -> list[Check]:
+        """Every check that runs the model."""
+        shapes: Shapes = {}
+        with self.oracle.noting_shapes(stock := self._stock(to_clone), shapes):
+            plain = run(stock, self.example, training=False)
         checks = [self._bypassed(plain), self._live(plain)]
-        live_small, oracle_small, plain_small, tolerance = self._pair(small, False, small_shapes if is_resized else None, eval_shapes)
-        size = "another input size" if is_resized else "the example's size"
-        checks.append(self._against(f"equal to the formula in hooks on the original, at {size}", live_small, oracle_small, plain_small, tolerance))
-        checks += self._training(small)
-        return checks
+        small, size, pair = self._small_pair(shapes)
+        checks.append(self._against(f"equal to the formula in hooks on the original, at {size}", pair))
+        return [*checks, *self._training(small)]
 
     # Twins and runs
 
@@ -155,68 +127,47 @@ class _Checks:
         return twin
 
     def _injected(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-        """A twin with every SimAM at full strength, which compares what each gives with the formula."""
+        """A twin with every SimAM at full strength."""
         twin = twin_of(self.model, convert)
         for entry in attended_in(twin):
             if isinstance(entry.attention, SimAM):
                 entry.attention.strength = 1.0
         return twin
 
-    def _forward(self, model: nn.Module, example: Example, *, training: bool, convert: Any = copied, gradients: bool = False) -> _Run:
-        """One forward from the same random state as every other."""
-        set_mode(model, training)
-        for seed in (torch.manual_seed, random.seed, np.random.seed):
-            seed(SEED)
-        args, kwargs = example.fresh(convert)
-        with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-            output = model(*args, **kwargs)
-            return _Run(output, _gradients(model, output) if gradients else None)
-
-    def _small_example(self) -> tuple[Example, bool]:
-        """Another image size and batch, smaller where the model takes it."""
+    def _small_pair(self, shapes: Shapes) -> tuple[Example, str, _Pair | None]:
+        """Live and oracle at another image size and batch, smaller where the model takes it; else at the example's."""
         for candidate in (self.example.shrunk(), self.example.with_size()):
-            if candidate is None:
-                continue
-            more = candidate.with_batch(1) or candidate
-            try:
-                self._forward(self._stock(to_clone), more, training=False)
-                live = self._injected(to_clone)
-                self._forward(live, more, training=False)
-            except Exception:  # the model takes one size only
-                continue
-            return more, True
-        return self.example.with_batch(1) or self.example, False
+            if candidate is not None:
+                more = candidate.with_batch(1) or candidate
+                pair = self._pair(more, training=False, others=shapes)
+                if pair is not None:
+                    return more, "another input size", pair
+        more = self.example.with_batch(1) or self.example
+        return more, "the example's size", self._pair(more, training=False)
 
-    def _pair(
-        self, example: Example, training: bool, shapes: Shapes | None, others: Shapes
-    ) -> tuple[_Run | None, _Run | None, _Run | None, float]:
-        """Live, oracle and stock forwards in float64, in float32 where the model has a dtype of its own."""
-        error: Exception | None = None
-        for dtype in (torch.float64, torch.float32):
-            convert = _to_dtype(dtype) if dtype is torch.float64 else to_clone
-            given = _to_dtype(dtype) if dtype is torch.float64 else copied
+    def _pair(self, example: Example, *, training: bool, others: Shapes | None = None) -> _Pair | None:
+        """Live and oracle forwards in float64, or in the model's own dtype; None where the model does not run so."""
+        for dtype in (torch.float64, None):
+            convert = to_clone if dtype is None else to_dtype(dtype)
+            given = copied if dtype is None else to_dtype(dtype)
             try:
-                noted: Shapes = {}
-                stock = self._stock(convert)
-                with self.oracle.noting_shapes(stock, noted):
-                    plain = self._forward(stock, example, training=training, convert=given)
-                if shapes is not None:
-                    shapes.update(noted)
-                    self.oracle.find_axes(others, noted)
-                gradients = training
                 stock, live = self._stock(convert), self._injected(convert)
+                if others is not None:
+                    noted: Shapes = {}
+                    with self.oracle.noting_shapes(stock, noted):
+                        run(stock, example, training=training, convert=given)
+                    self.oracle.find_axes(others, noted)
                 with self.oracle.attending(stock):
-                    expected = self._forward(stock, example, training=training, convert=given, gradients=gradients)
+                    expected = run(stock, example, training=training, convert=given, gradients=training)
                 self.wrong = []
                 with self._watching_formula(live):
-                    found = self._forward(live, example, training=training, convert=given, gradients=gradients)
-            except Exception as failure:
-                error = failure
+                    found = run(live, example, training=training, convert=given, gradients=training)
+            except Exception as error:
+                self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 continue
-            tolerance = TOLERANCE[dtype] if _dtype_of(found.output) is torch.float64 else TOLERANCE[torch.float32]
-            return found, expected, plain, tolerance
-        self.wrong = [f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"]
-        return None, None, None, 0.0
+            wide = dtype_of(found.output) is torch.float64
+            return _Pair(found, expected, TOLERANCE[torch.float64 if wide else torch.float32], tuple(self.wrong))
+        return None
 
     @contextmanager
     def _watching_formula(self, live: nn.Module) -> Iterator[None]:
@@ -244,7 +195,9 @@ class _Checks:
             if spatial is None:
                 spatial = tuple(range(2, x.dim())) if site["channel_dim"] == 1 else tuple(range(1, x.dim() - 1))
             wanted = formula(x, site["e_lambda"], spatial, 1.0, attention.gain)
-            error = float((output.detach().double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp_min(1e-12))
+            error = float(
+                (output.detach().double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp_min(1e-12)
+            )
             if not error <= _LOCAL.get(x.dtype, 2e-2):
                 self.wrong.append(f"{site['path']} differs from the formula by {error:.2g} of its largest value")
 
@@ -252,13 +205,13 @@ class _Checks:
 
     # Checks
 
-    def _bypassed(self, plain: _Run) -> Check:
+    def _bypassed(self, plain: Run) -> Check:
         twin = twin_of(self.model, to_clone)
         with bypassed(twin):
-            found = self._forward(twin, self.example, training=False)
+            found = run(twin, self.example, training=False)
         return _equal("bypassed: equal to the original in eval mode", found.output, plain.output)
 
-    def _live(self, plain: _Run) -> Check:
+    def _live(self, plain: Run) -> Check:
         name = "every SimAM ran, on the planned shape, with a finite result"
         live = self._injected(to_clone)
         entries = list(attended_in(live))
@@ -269,7 +222,7 @@ class _Checks:
             if entry.attention is not None:
                 handles.append(entry.attention.register_forward_hook(_noting(shapes[place])))
             handles.append(entry.holder.register_forward_pre_hook(_counting(holders, place)))
-        output = self._forward(live, self.example, training=False).output
+        output = run(live, self.example, training=False).output
         for handle in handles:
             handle.remove()
         idle = [entry.site["path"] for place, entry in enumerate(entries) if not holders[place]]
@@ -284,26 +237,29 @@ class _Checks:
         left_out = f"; the example does not reach {', '.join(idle[:3])}" if idle else ""
         return Check(name, True, f"{len(entries) - len(idle)} of {len(entries)}{left_out}")
 
-    def _against(self, name: str, live: _Run | None, oracle: _Run | None, plain: _Run | None, tolerance: float) -> Check:
-        if live is None or oracle is None or plain is None:
-            return Check(name, None, self.wrong[0] if self.wrong else "the model does not run there")
-        if self.wrong:
-            return Check(name, False, self.wrong[0])
-        if not list(tensors_of(oracle.output)):
-            return Check(name, None, f"the output, a {type(oracle.output).__name__}, holds no tensors to compare")
-        found = relative_distance(live.output, oracle.output)
+    def _against(self, name: str, pair: _Pair | None) -> Check:
+        if pair is None:
+            return Check(name, None, f"the model does not run there: {self.failure:.150}")
+        if pair.wrong:
+            return Check(name, False, pair.wrong[0])
+        if not list(tensors_of(pair.oracle.output)):
+            return Check(name, None, f"the output, a {type(pair.oracle.output).__name__}, holds no tensors to compare")
+        found = relative_distance(pair.live.output, pair.oracle.output)
         if isinstance(found, str):
-            return Check(name, None if _has_choices(oracle.output) else False, found)
-        if not found <= tolerance:
+            return Check(name, None if _has_choices(pair.oracle.output) else False, found)
+        if not found <= pair.tolerance:
             return Check(name, False, f"differs by {found:.2g} of the largest value")
         return Check(name, True, f"{len(self.oracle.sites)} of {len(self.sites)} sites, within {found:.1g}")
 
     def _training(self, small: Example) -> list[Check]:
-        name, live_name = "bypassed: equal to the original in train mode", "equal to the formula in train mode, gradients included"
+        name, live_name = (
+            "bypassed: equal to the original in train mode",
+            "equal to the formula in train mode, gradients included",
+        )
         failure = ""
         for example in (small, self.example.with_batch(1) or self.example, self.example):
             try:
-                plain = self._forward(self._stock(to_clone), example, training=True)
+                plain = run(self._stock(to_clone), example, training=True)
                 break
             except Exception as error:  # batch norm on one value, a detector without targets
                 failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -312,12 +268,12 @@ class _Checks:
             return [Check(name, None, reason), Check(live_name, None, reason)]
         twin = twin_of(self.model, to_clone)
         with bypassed(twin):
-            found = self._forward(twin, example, training=True)
+            found = run(twin, example, training=True)
         checks = [_equal(name, found.output, plain.output)]
-        live, oracle, stock, tolerance = self._pair(example, True, None, {})
-        check = self._against(live_name, live, oracle, stock, tolerance)
-        if check.ok and live is not None and oracle is not None:
-            check = _same_gradients(live_name, live, oracle, tolerance)
+        pair = self._pair(example, training=True)
+        check = self._against(live_name, pair)
+        if check.ok and pair is not None:
+            check = _same_gradients(live_name, pair)
         return [*checks, check]
 
 
@@ -360,42 +316,15 @@ def _equal(name: str, ours: Any, theirs: Any) -> Check:
     return Check(name, found is None, found or "bit for bit")
 
 
-def _same_gradients(name: str, live: _Run, oracle: _Run, tolerance: float) -> Check:
-    if live.gradients is None or oracle.gradients is None:
+def _same_gradients(name: str, pair: _Pair) -> Check:
+    if pair.live.gradients is None or pair.oracle.gradients is None:
         return Check(name, True, "values; the output has no gradient")
-    for key, wanted in oracle.gradients.items():
-        found = live.gradients.get(key)
+    for key, wanted in pair.oracle.gradients.items():
+        found = pair.live.gradients.get(key)
         scale = float(wanted.abs().max())
-        if found is None or float((found - wanted).abs().max()) > max(tolerance * 100, 1e-5) * max(scale, 1e-9):
-            return Check(name, False, f"the gradient of {key} is another than the oracle's: it does not pass through a SimAM")
-    return Check(name, True, f"{len(oracle.gradients)} gradients")
-
-
-def _gradients(model: nn.Module, output: Any) -> dict[str, torch.Tensor] | None:
-    """Gradients of all parameters for a fixed weighting of the output."""
-    losses = []
-    for tensor in tensors_of(output):
-        if tensor.is_floating_point() and tensor.requires_grad:
-            weights = torch.linspace(0.5, 1.5, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-            losses.append((tensor.flatten() * weights).mean())
-    names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not losses or not names:
-        return None
-    total = torch.stack([loss.double() for loss in losses]).sum()
-    found = torch.autograd.grad(total, [parameter for _, parameter in names], allow_unused=True)
-    return {name: grad for (name, _), grad in zip(names, found, strict=True) if grad is not None}
-
-
-def _to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    def convert(tensor: torch.Tensor) -> torch.Tensor:
-        twin = tensor.detach().clone()
-        return twin.to(dtype) if twin.is_floating_point() else twin
-
-    return convert
-
-
-def _dtype_of(output: Any) -> torch.dtype | None:
-    return next((tensor.dtype for tensor in tensors_of(output) if tensor.is_floating_point()), None)
+        if found is None or float((found - wanted).abs().max()) > max(pair.tolerance * 100, 1e-5) * max(scale, 1e-9):
+            return Check(name, False, f"the gradient of {key} differs: it does not pass through a SimAM")
+    return Check(name, True, f"{len(pair.oracle.gradients)} gradients")
 
 
 def _has_choices(output: Any) -> bool:

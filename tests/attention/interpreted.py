@@ -6,24 +6,25 @@ Not collected by itself: the interpreter has to be chosen before Triton is impor
 import pytest
 import torch
 
-from simam_inject.attention import eager, simam
-from simam_inject.attention import kernels, tiling
+from simam_inject.attention import dispatch, kernels, simam, tiling
 from tests.attention.test_values import STRIDED, laid_out
-from tests.attention.truth import TOLERANCE, assert_true
+from tests.attention.truth import TOLERANCE, assert_true, plain_formula
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 LIMIT = TOLERANCE | {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 """The interpreter truncates to bfloat16, where a GPU rounds."""
+HALVES = [torch.float16, torch.bfloat16]
+LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+SMALL_TILES = {"PROGRAMS": 1, "SMALL_TILE": 32, "WIDEST": 4, "NARROWEST": 2}
 
 
 @pytest.fixture(autouse=True)
 def _kernels_everywhere(monkeypatch):
-    monkeypatch.setattr(eager, "CPU", eager.Implementation(kernels.forward, kernels.backward))
+    monkeypatch.setattr(dispatch, "cpu", kernels)
 
 
 @pytest.fixture
-def kinds(monkeypatch):
+def tilings(monkeypatch):
     """The tilings that were chosen."""
     chosen = []
 
@@ -31,52 +32,73 @@ def kinds(monkeypatch):
         chosen.append(tiling.choose(*arguments))
         return chosen[-1]
 
-    monkeypatch.setattr(launch, "choose", choose)
+    monkeypatch.setattr(kernels, "choose", choose)
     return chosen
 
 
-def check(x, e_lambda=0.01):
+def check(x, e_lambda=0.01, **numbers):
     assert kernels.fits(x)
-    return assert_true(lambda t: simam(t, e_lambda), x.to(DEVICE), e_lambda, tolerance=LIMIT[x.dtype])
+    return assert_true(
+        lambda t: simam(t, e_lambda, **numbers), x.to(DEVICE), e_lambda, tolerance=LIMIT[x.dtype], **numbers
+    )
 
 
-HALVES = [torch.float16, torch.bfloat16]
-SHAPES = [(2, 3, 1, 1), (2, 5, 1, 3), (2, 33, 7, 7), (1, 3, 13, 17), (1, 70, 6, 6), (1, 3, 4, 5, 6)]
-WHOLE = [(shape, torch.float32) for shape in SHAPES] + [(shape, dtype) for shape in SHAPES[2:4] for dtype in HALVES]
-LARGE = [((1, 3, 13, 17), torch.float32), ((1, 5, 5, 9), torch.float32), *(((1, 5, 7, 9), dtype) for dtype in HALVES)]
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("shape", "dtype"), WHOLE, ids=str)
-def test_whole_planes(shape, dtype, layout, kinds):
+@LAYOUTS
+@pytest.mark.parametrize("numbers", [{}, {"strength": 0.3, "gain": 1.7}], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((2, 3, 1, 1), torch.float32),
+        ((2, 33, 7, 7), torch.float32),
+        ((2, 33, 7, 7), torch.bfloat16),
+        ((1, 3, 9, 17), torch.float16),
+        ((1, 3, 4, 5, 6), torch.float32),
+        pytest.param((2, 5, 1, 3), torch.float32, marks=pytest.mark.long),
+        pytest.param((1, 70, 6, 6), torch.float32, marks=pytest.mark.long),
+        pytest.param((2, 33, 7, 7), torch.float16, marks=pytest.mark.long),
+        pytest.param((1, 3, 13, 17), torch.bfloat16, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_whole_planes(shape, dtype, layout, numbers, tilings):
     x = laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout)
-    y, dx = check(x)
+    y, dx = check(x, **numbers)
     assert y.stride() == dx.stride() == x.stride()
-    assert all(kind.is_whole for kind in kinds)
+    assert [tiling.is_whole for tiling in tilings] == [True] * 3
 
 
-@pytest.mark.parametrize("programs", [1, 40], ids=["looped", "split"])
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize(("shape", "dtype"), LARGE, ids=str)
-def test_planes_too_large_for_the_chip(shape, dtype, layout, programs, kinds, monkeypatch):
-    small = {"PROGRAMS": programs, "SMALL_TILE": 32, "WIDEST": 4, "NARROWEST": 2, "ALIGNED": 1}
-    for name, value in small.items():
+@LAYOUTS
+@pytest.mark.parametrize("numbers", [{}, {"strength": 0.3, "gain": 1.7}], ids=["plain", "mixed"])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((1, 5, 7, 9), torch.float32),
+        ((1, 5, 7, 9), torch.bfloat16),
+        pytest.param((1, 5, 7, 9), torch.float16, marks=pytest.mark.long),
+        pytest.param((1, 3, 13, 17), torch.float32, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_planes_too_large_for_the_chip(shape, dtype, layout, numbers, tilings, monkeypatch):
+    for name, value in SMALL_TILES.items():
         monkeypatch.setattr(tiling, name, value)
-    monkeypatch.setattr(launch, "FORWARD_ROOM", 32)
-    monkeypatch.setattr(launch, "BACKWARD_ROOM", 16)
-    check(laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout))
-    assert not any(kind.is_whole for kind in kinds)
-    assert all((kind.parts > 1) == (programs > 1) for kind in kinds)
+    monkeypatch.setattr(kernels, "FORWARD_ROOM", 32)
+    monkeypatch.setattr(kernels, "BACKWARD_ROOM", 16)
+    check(laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout), **numbers)
+    assert [tiling.is_whole for tiling in tilings] == [False] * 3
 
 
-@pytest.mark.parametrize(("shape", "layout"), [((1, 1, 129, 128), "contiguous"), ((1, 17, 46, 45), "channels_last")])
-def test_real_large_planes_are_split(shape, layout, kinds):
+@pytest.mark.parametrize(
+    ("shape", "layout"),
+    [((1, 1, 129, 128), "contiguous"), pytest.param((1, 17, 46, 45), "channels_last", marks=pytest.mark.long)],
+)
+def test_real_large_planes_are_walked_along(shape, layout, tilings):
     check(laid_out(torch.randn(shape), layout))
-    assert all(kind.parts > 1 for kind in kinds)
+    assert [tiling.is_whole for tiling in tilings] == [False] * 3
 
 
 @pytest.mark.parametrize("std", [1e-3, 300.0])
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
 def test_spreads(std, dtype):
     check((torch.randn(1, 2, 20, 20) * std).to(dtype), 1e-4)
 
@@ -111,13 +133,11 @@ def test_a_gradient_in_another_layout():
 
 def test_a_second_derivative_leaves_the_kernels():
     x = torch.randn(1, 2, 4, 4, device=DEVICE, requires_grad=True)
-    first = torch.autograd.grad(simam(x, 0.1).pow(2).sum(), x, create_graph=True)[0]
-    second = torch.autograd.grad(first.pow(2).sum(), x)[0]
+
+    def second(y, x):
+        first = torch.autograd.grad(y.pow(2).sum(), x, create_graph=True)[0]
+        return torch.autograd.grad(first.pow(2).sum(), x)[0].cpu().double()
+
     wide = x.detach().cpu().double().requires_grad_()
-    y = wide * torch.sigmoid(
-        (wide - wide.mean((2, 3), keepdim=True)) ** 2 / (4 * (wide.var((2, 3), keepdim=True) + 0.1)) + 0.5
-    )
-    first = torch.autograd.grad(y.pow(2).sum(), wide, create_graph=True)[0]
-    torch.testing.assert_close(
-        second.cpu().double(), torch.autograd.grad(first.pow(2).sum(), wide)[0], rtol=1e-4, atol=1e-5
-    )
+    expected = second(plain_formula(wide, 0.1, 0.3, 1.7), wide)
+    torch.testing.assert_close(second(simam(x, 0.1, strength=0.3, gain=1.7), x), expected, rtol=1e-4, atol=1e-5)

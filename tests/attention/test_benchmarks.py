@@ -1,16 +1,18 @@
 """The benchmarks: they refuse wrong and noisy results, and their tables hold what was measured."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import measuring, micro, operator_table, options, resnet, train
+from benchmarks import everything, measuring, micro, operator_table, options, resnet, train
 from benchmarks.cases import Case, cases
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import WrongResultError, pass_gate
@@ -39,7 +41,7 @@ def test_a_table_has_a_row_for_each_map_and_says_what_made_it(command, tmp_path,
     assert figures["environment"]["torch"] == torch.__version__
     for row in figures["rows"]:
         seconds = row["seconds"]
-        assert set(seconds) == {"popular", "simam", "clone"}
+        assert set(seconds) == {"popular", "simam", "clone", "mixed"}
         assert all(0 < times["low"] <= times["median"] <= times["high"] for times in seconds.values())
         if command is train:
             assert row["kept"]["popular"] > 3.5 > 1.2 > row["kept"]["simam"]
@@ -86,6 +88,21 @@ def test_attentions_sit_where_they_are_said_to():
     assert twin.layer2[0].conv2[1].num_features == 128
     assert resnet.attended(model, "bn3", nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
     assert isinstance(model.layer2[0].conv2, nn.Conv2d)
+
+
+def test_one_call_does_all_and_reports_what_it_could_not(tmp_path, monkeypatch, capsys):
+    names = [name for name, _ in everything.steps("cuda", tmp_path)]
+    assert names == ["tests", "micro", "train", "additive", "model"]
+    good, bad, slow = ([sys.executable, "-c", code] for code in ("", "raise SystemExit(3)", "input()"))
+    monkeypatch.setattr(everything, "steps", lambda *_: [("good", good), ("bad", bad)])
+    assert everything.main(["--output", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == ["good: done", "bad: failed with status 3"]
+    read, write = os.pipe()
+    monkeypatch.setattr(everything.subprocess, "run", functools.partial(subprocess.run, stdin=read))
+    assert everything.run(slow, time.monotonic() + 1.5) == "stopped: the time was up"
+    assert everything.run(good, time.monotonic()) == "not started: the time was up"
+    os.close(write)
+    os.close(read)
 
 
 def test_the_command_line(capsys):

@@ -93,21 +93,46 @@ def test_a_torchscript_trace_takes_other_sizes(dtype, tmp_path):
             assert distance(module(x), truth(x, x)[0]) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("form", ["two_pass", "attend"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("std", [1.0, 100.0])
-def test_every_composite_is_true(form, dtype, std):
+def test_every_composite_is_true(dtype, std):
     x = (torch.randn(2, 3, 40, 40) * std).to(dtype)
-    y = getattr(composite, form)(x, 1e-4, (2, 3))
-    assert distance(y if form == "two_pass" else y[0], truth(x, x)[0]) < TOLERANCE[dtype]
+    for y in (composite.two_pass(x, 1e-4, (2, 3)), composite.forward(x, 1e-4, 1.0, 1.0, False)[0]):
+        assert distance(y, truth(x, x)[0]) < TOLERANCE[dtype]
 
 
 def test_the_composite_of_other_devices_is_true():
     """`var_mean`, which a CPU does not use, gives the same statistics."""
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     variance, mean = torch.var_mean(x, (2, 3), keepdim=True)
-    expected = composite.statistics(x, 0.1, (2, 3))
+    expected = composite.statistics(x, 0.1)
     torch.testing.assert_close(expected, (mean, 1 / (4 * (variance + 0.1))))
-    fake = composite.statistics(x.to("meta"), 0.1, (2, 3))
+    fake = composite.statistics(x.to("meta"), 0.1)
     assert [part.shape for part in fake] == [part.shape for part in expected]
     assert simam(x.to("meta")).shape == x.shape
+
+
+def mixed(strength, gain):
+    module = SimAM(0.1)
+    module.strength, module.gain = strength, gain
+    return module
+
+
+def test_strength_and_gain_are_exported(tmp_path):
+    module, x = mixed(0.3, 1.7), torch.randn(2, 3, 7, 7)
+    expected = truth(x, x, 0.1, strength=0.3, gain=1.7)[0]
+    _, session = onnx_of(module, x, tmp_path / "mixed.onnx")
+    traced = torch.jit.trace(module, x)
+    programs = [torch.export.export(module, (x,), strict=strict).module() for strict in (False, True)]
+    for y in (run(session, x), traced(x), *(program(x) for program in programs)):
+        assert distance(y, expected) < 1e-6
+    names = [node.target for node in torch.export.export(module, (x,)).graph.nodes if node.op == "call_function"]
+    assert len(names) == 15
+
+
+def test_strength_0_exports_to_the_identity():
+    x = torch.randn(2, 3, 7, 7)
+    for strict in (False, True):
+        program = torch.export.export(mixed(0.0, 1.7), (x,), strict=strict)
+        assert torch.equal(program.module()(x), x)
+        assert sum(node.op == "call_function" for node in program.graph.nodes) == 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from simam_inject.attention import eager, simam
+from simam_inject.attention import composite, dispatch, simam
 
 triton = pytest.importorskip("triton")
 
@@ -19,77 +19,69 @@ from simam_inject.attention import kernels, tiling  # noqa: E402  # needs triton
 HERE = Path(__file__).parent
 
 
-def run_interpreted(**environment):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(HERE / "interpreted.py")]
+def run_interpreted(*selection, **environment):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *selection]
+    command.append(str(HERE / "interpreted.py"))
     result = subprocess.run(
         command, cwd=HERE.parents[1], env=os.environ | environment, capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", result.stdout)[1]) > 50
+    assert int(re.search(r"(\d+) passed", result.stdout)[1]) >= 20
 
 
 def test_kernels_are_true_under_the_interpreter():
     run_interpreted(TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
 
 
+@pytest.mark.long
+def test_more_shapes_are_true_under_the_interpreter():
+    run_interpreted("-m", "long", TRITON_INTERPRET="1", CUDA_VISIBLE_DEVICES="")
+
+
 @pytest.mark.gpu
 def test_kernels_are_true_on_a_gpu():
-    run_interpreted()
+    run_interpreted("-m", "long or not long")
 
 
-STATISTICS = {"mean_ptr", "a_ptr", "energy_ptr", "part_mean_ptr", "part_energy_ptr", "first_ptr", "second_ptr"}
-CONSTANTS = {"keep": True, "part_span": 8}
 CONTIGUOUS, CHANNELS_LAST = (64 * 4096, 4096, 1), (64 * 4096, 1, 64)
 
 
-def compiled(kernel, strides, planes, span):
+def compiled(kernel, strides, constants):
     """PTX of `kernel` for an H100, for bfloat16 tensors of these strides. No device is needed."""
-    signature, constants, attributes = {}, {}, {}
+    signature, given, attributes = {}, {}, {}
     for index, name in enumerate(kernel.arg_names):
         if name.endswith("_ptr"):
-            signature[name] = "*fp32" if name in STATISTICS else "*bf16"
+            signature[name] = "*fp32" if name in {"mean_ptr", "a_ptr"} else "*bf16"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif name.endswith("_strides"):
             signature[name] = tuple("constexpr" if stride == 1 else "i32" for stride in strides)
             for place, stride in enumerate(strides):
                 if stride == 1:
-                    constants[(index, place)] = 1
+                    given[(index, place)] = 1
                 else:
                     attributes[(index, place)] = [["tt.divisibility", 16]]
-        elif name in {"planes", "span", *CONSTANTS}:
+        elif name in constants:
             signature[name] = "constexpr"
-            constants[(index,)] = (CONSTANTS | {"planes": planes, "span": span})[name]
-        elif name == "e_lambda":
+            given[(index,)] = constants[name]
+        elif name in {"e_lambda", "keep", "scale"}:
             signature[name] = "fp32"
         else:
             signature[name] = "i32"
             attributes[(index,)] = [["tt.divisibility", 16]]
-    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    source = triton.compiler.ASTSource(kernel, signature, given, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    warps = tiling.Tiling(planes, span, True, 1).warps
+    warps = tiling.Tiling(constants["planes"], constants["span"], True, 1).warps
     return triton.compile(source, target=target, options={"num_warps": warps}).asm["ptx"]
 
 
+@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "walked"])
 @pytest.mark.parametrize(("strides", "planes", "span"), [(CONTIGUOUS, 1, 4096), (CHANNELS_LAST, 32, 64)])
-@pytest.mark.parametrize(
-    "kernel",
-    [
-        whole.forward,
-        whole.backward,
-        looped.forward,
-        looped.backward,
-        split.sum_forward,
-        split.apply_forward,
-        split.sum_backward,
-        split.apply_backward,
-    ],
-    ids=lambda kernel: f"{kernel.fn.__module__.rsplit('.', 1)[1]}.{kernel.fn.__name__}",
-)
-def test_kernels_compile_with_wide_loads_and_no_spills(kernel, strides, planes, span, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kernel", [kernels._forward, kernels._backward], ids=["forward", "backward"])
+def test_kernels_compile_with_wide_loads_and_no_spills(kernel, strides, planes, span, is_whole, tmp_path, monkeypatch):
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this triton cannot compile for NVIDIA")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    code = compiled(kernel, strides, planes, span)
+    code = compiled(kernel, strides, {"saves": True, "is_whole": is_whole, "planes": planes, "span": span})
     loads = re.findall(r"ld\.global\S*", code)
     assert any(".v4.b32" in load for load in loads)
     assert not any(load.endswith(".b16") for load in loads)
@@ -97,33 +89,28 @@ def test_kernels_compile_with_wide_loads_and_no_spills(kernel, strides, planes, 
 
 
 @pytest.mark.parametrize(
-    ("strides", "sizes", "room", "kind"),
+    ("strides", "sizes", "room", "is_whole"),
     [
-        ((64 * 3136, 3136, 1), (256, 64, 3136), 16384, "whole"),
-        ((64 * 3136, 3136, 1), (256, 64, 3136), 8192, "whole"),
-        ((2048 * 49, 49, 1), (256, 2048, 49), 16384, "whole"),
-        ((64 * 25600, 25600, 1), (1, 64, 25600), 16384, "split"),
-        ((64 * 25600, 25600, 1), (32, 64, 25600), 16384, "looped"),
-        ((64 * 3136, 1, 64), (256, 64, 3136), 16384, "looped"),
-        ((64 * 3136, 1, 64), (8, 64, 3136), 16384, "split"),
-        ((512 * 196, 1, 512), (256, 512, 196), 16384, "whole"),
-        ((3, 1, 3), (1, 3, 1), 8192, "whole"),
-        ((10**9, 10**9, 1), (1, 1, 10**9), 8192, "split"),
+        ((64 * 3136, 3136, 1), (256, 64, 3136), 16384, True),
+        ((64 * 3136, 3136, 1), (256, 64, 3136), 8192, True),
+        ((2048 * 49, 49, 1), (256, 2048, 49), 16384, True),
+        ((64 * 25600, 25600, 1), (1, 64, 25600), 16384, False),
+        ((64 * 3136, 1, 64), (256, 64, 3136), 16384, False),
+        ((512 * 196, 1, 512), (256, 512, 196), 16384, True),
+        ((3, 1, 3), (1, 3, 1), 8192, True),
+        ((10**9, 10**9, 1), (1, 1, 10**9), 8192, False),
     ],
 )
-def test_tilings(strides, sizes, room, kind):
+def test_tilings(strides, sizes, room, is_whole):
     samples, channels, positions = sizes
     cut = tiling.choose(strides, samples, channels, positions, room)
-    assert kind == ("whole" if cut.is_whole else "split" if cut.parts > 1 else "looped")
+    assert cut.is_whole is is_whole
     assert cut.planes & (cut.planes - 1) == cut.span & (cut.span - 1) == 0
     assert cut.programs == samples * -(-channels // cut.planes)
     assert cut.planes * cut.span <= room
     assert 4 <= cut.warps <= 16
-    if cut.is_whole:
+    if is_whole:
         assert cut.span >= positions
-    if cut.parts > 1:
-        assert (cut.parts - 1) * cut.segment < positions <= cut.parts * cut.segment
-        assert cut.segment % tiling.ALIGNED == 0
 
 
 @pytest.mark.parametrize(
@@ -170,9 +157,9 @@ class FakeGpu:
 
 @pytest.fixture
 def _no_memory_of_devices():
-    eager.kernels_on.cache_clear()
+    dispatch.kernels_on.cache_clear()
     yield
-    eager.kernels_on.cache_clear()
+    dispatch.kernels_on.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_memory_of_devices")
@@ -182,20 +169,20 @@ def test_a_gpu_that_cannot_launch_gets_the_composite_and_one_warning(monkeypatch
         torch, "zeros", lambda *sizes, device: (_ for _ in ()).throw(RuntimeError("no C compiler\nat all"))
     )
     with pytest.warns(UserWarning, match=r"without its Triton kernels on cuda:0.*RuntimeError: no C compiler$"):
-        assert eager.implementation_for(FakeGpu()) is eager.COMPOSITE
+        assert dispatch.implementation_for(FakeGpu()) is composite
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert eager.implementation_for(FakeGpu()) is eager.COMPOSITE
+        assert dispatch.implementation_for(FakeGpu()) is composite
 
 
 @pytest.mark.usefixtures("_no_memory_of_devices")
 def test_an_old_gpu_gets_the_composite(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    assert eager.implementation_for(FakeGpu()) is eager.COMPOSITE
+    assert dispatch.implementation_for(FakeGpu()) is composite
 
 
-def test_the_composite_way_is_a_way(monkeypatch):
+def test_the_composite_serves_every_other_device(monkeypatch):
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
-    expected = simam(x), torch.autograd.grad(simam(x).sum(), x)[0]
-    monkeypatch.setattr(eager, "CPU", eager.COMPOSITE)
-    torch.testing.assert_close((simam(x), torch.autograd.grad(simam(x).sum(), x)[0]), expected)
+    expected = simam(x, gain=1.3), torch.autograd.grad(simam(x, gain=1.3).sum(), x)[0]
+    monkeypatch.setattr(dispatch, "cpu", composite)
+    torch.testing.assert_close((simam(x, gain=1.3), torch.autograd.grad(simam(x, gain=1.3).sum(), x)[0]), expected)

@@ -14,24 +14,41 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject.attention import ArgumentError, SimAM, simam
+from simam_inject.attention import ArgumentError, SimAM, gate, simam
 from simam_inject.errors import InjectError
 
+ONES = torch.ones(1, 1, 2, 2)
+OF_NO_KIND = [True, False, "1e-4", None, [1e-4], torch.tensor(1e-4), 1j, math.nan, math.inf, -math.inf, 10**400, -1]
 
-@pytest.mark.parametrize("bad", [0, 0.0, -1, -1e-4, math.nan, math.inf, -math.inf])
-@pytest.mark.parametrize("build", [SimAM, lambda value: simam(torch.ones(1, 1, 2, 2), value)])
+
+@pytest.mark.parametrize("bad", [*OF_NO_KIND, 0, 0.0, -1e-4], ids=str)
+@pytest.mark.parametrize("build", [SimAM, lambda value: simam(ONES, value), lambda value: gate(ONES, value)])
 def test_e_lambda_out_of_range_is_refused_with_the_usual_values(build, bad):
     with pytest.raises(
-        ArgumentError, match=r"e_lambda must be finite and above 0, e\.g\. 1e-4 .* or 0\.1 .*found " + str(bad)
-    ):
+        ArgumentError, match=r"^e_lambda must be a finite number above 0, e\.g\. 1e-4 .* 0\.1 "
+    ) as caught:
         build(bad)
+    assert repr(bad)[:20] in str(caught.value)
 
 
-@pytest.mark.parametrize("bad", [True, False, "1e-4", None, [1e-4], torch.tensor(1e-4), 1j])
-@pytest.mark.parametrize("build", [SimAM, lambda value: simam(torch.ones(1, 1, 2, 2), value)])
-def test_e_lambda_of_another_kind_is_refused(build, bad):
-    with pytest.raises(ArgumentError, match=r"e_lambda must be a number above 0.*found .*" + type(bad).__name__):
-        build(bad)
+def run_with(name, value):
+    module = SimAM()
+    setattr(module, name, value)
+    module(ONES)
+
+
+@pytest.mark.parametrize("bad", [*OF_NO_KIND, -1e-9, 1.0000001], ids=str)
+def test_strength_is_from_0_to_1(bad):
+    for call in (lambda: simam(ONES, strength=bad), lambda: run_with("strength", bad)):
+        with pytest.raises(ArgumentError, match=r"^strength must be a number from 0 .* to 1 \(SimAM\); found"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [*OF_NO_KIND, 0, 0.0], ids=str)
+def test_gain_is_finite_and_above_0(bad):
+    for call in (lambda: simam(ONES, gain=bad), lambda: run_with("gain", bad)):
+        with pytest.raises(ArgumentError, match=r"^gain must be a finite number above 0, .*; found"):
+            call()
 
 
 @pytest.mark.parametrize("good", [1e-4, 1, np.float32(0.5), np.float64(0.5), Fraction(1, 10)])
@@ -71,15 +88,40 @@ def test_channel_dim_is_one_or_minus_one(bad):
         (torch.ones(1, 1, 2, 2, dtype=torch.bool), r"found torch.bool"),
         (torch.ones(1, 1, 2, 2).to(torch.float8_e4m3fn), r"found torch.float8_e4m3fn; convert it first"),
         (torch.ones(1, 1, 2, 2, dtype=torch.complex64), r"found torch.complex64$"),
+        (torch.ones(1, 1, 2, 2, dtype=torch.int8), r"found torch.int8; convert it first, e.g. with x.float\(\)"),
         (np.ones((1, 1, 2, 2)), r"attends a torch.Tensor; found ndarray"),
         (None, r"found NoneType"),
     ],
 )
 def test_what_is_no_feature_map_is_refused(bad, says):
-    with pytest.raises(ArgumentError, match=says) as caught:
-        simam(bad)
-    assert isinstance(caught.value, InjectError)
-    assert isinstance(caught.value, ValueError)
+    refuse(bad, says)
+
+
+def refuse(bad, says):
+    for call in (simam, SimAM(), gate, lambda x: simam(x, strength=0.0)):
+        with pytest.raises(ArgumentError, match=says) as caught:
+            call(bad)
+        assert isinstance(caught.value, InjectError)
+        assert isinstance(caught.value, ValueError)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:.*nested tensors:UserWarning")
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (
+            lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.quint8),
+            r"found torch.quint8; .* with x.dequantize\(\)",
+        ),
+        (ONES.to_sparse, r"dense maps; found layout torch.sparse_coo; convert it first, with x.to_dense\(\)"),
+        (ONES.to_mkldnn, r"dense maps; found layout torch._mkldnn; .* x.to_dense\(\)"),
+        (lambda: torch.nested.nested_tensor([ONES[0]]), r"found a nested tensor"),
+        (lambda: torch.nested.nested_tensor([ONES[0]], layout=torch.jagged), r"found a nested tensor"),
+    ],
+)
+def test_what_is_not_dense_is_refused(make, says):
+    refuse(make(), says)
 
 
 def test_arguments_after_e_lambda_are_keywords():
@@ -98,6 +140,9 @@ def test_the_module_owns_nothing_and_says_what_it_is():
     module = SimAM(0.1, channel_dim=-1)
     module.bypassed = True
     assert repr(module) == "SimAM(e_lambda=0.1, channel_dim=-1, bypassed)"
+    module.strength, module.gain = 0.25, 1.3
+    assert repr(module) == "SimAM(e_lambda=0.1, channel_dim=-1, strength=0.25, gain=1.3, bypassed)"
+    assert not module.state_dict()
 
 
 def test_bypassed_it_returns_the_very_input():
@@ -119,13 +164,12 @@ def copies(module):
         file.seek(0)
         yield "torch.load", torch.load(file, weights_only=False)
         file.seek(0)
-        torch.serialization.add_safe_globals([SimAM])  # the context manager would take away what the engine added
         yield "torch.load, weights only", torch.load(file, weights_only=True)
 
 
 def test_copies_keep_everything():
     module = SimAM(0.3, channel_dim=-1)
-    module.bypassed = True
+    module.strength, module.gain, module.bypassed = 0.25, 1.3, True
     for way, twin in copies(module):
         assert type(twin) is SimAM, way
         assert repr(twin) == repr(module), way
@@ -140,12 +184,13 @@ def test_it_follows_the_model_in_dtype_and_device():
 @pytest.mark.parametrize("inside", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_autocast_changes_nothing(dtype, inside):
-    x = torch.randn(2, 3, 5, 5).to(dtype).requires_grad_()
-    with torch.autocast("cpu", inside):
-        y = simam(x)
-    y.sum().backward()
-    assert y.dtype == x.grad.dtype == dtype
-    assert torch.equal(y, simam(x))
+    for numbers in ({}, {"gain": 1.3}, {"strength": 0.3, "gain": 1.3}, {"strength": 0.0}):
+        x = torch.randn(2, 3, 5, 5).to(dtype).requires_grad_()
+        with torch.autocast("cpu", inside):
+            y = simam(x, **numbers)
+        y.sum().backward()
+        assert y.dtype == x.grad.dtype == dtype
+        assert torch.equal(y, simam(x, **numbers))
 
 
 def test_nothing_heavy_is_imported_for_a_cpu():
@@ -155,9 +200,44 @@ from simam_inject.attention import simam
 simam(torch.ones(1, 1, 2, 2))
 print([name for name in sys.modules if name == "triton" or name.startswith("simam_inject.attention.kernels")])
 """
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    assert run_fresh(code) == "[]\n"
 
 
-def test_a_lambda_too_large_for_a_float_is_refused():
-    with pytest.raises(ArgumentError, match="e_lambda must be finite and above 0"):
-        simam(torch.ones(1, 1, 2, 2), 10**400)
+def run_fresh(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
+def test_a_default_device_set_before_the_import_changes_nothing():
+    code = """
+import torch
+torch.set_default_device("meta")
+from simam_inject.attention import gate, simam
+for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for shape in [(2, 3, 4, 4), (1, 1, 740, 740)]:
+        for numbers in ({}, {"gain": 1.3}, {"strength": 0.5}, {"strength": 0.0}):
+            x = torch.full(shape, 2.0, dtype=dtype, device="cpu").requires_grad_()
+            y = simam(x, **numbers)
+            y.backward(torch.ones(shape, dtype=dtype, device="cpu"))
+            print(y.device, x.grad.device, gate(x).device, x.grad.isfinite().all().item())
+"""
+    assert set(run_fresh(code).splitlines()) == {"cpu cpu cpu True"}
+
+
+def test_a_file_of_a_module_loads_safely_in_another_process(tmp_path):
+    module = SimAM(0.3)
+    module.strength, module.gain = 0.25, 1.3
+    torch.save(nn.Sequential(module)[0], tmp_path / "module.pt")
+    code = f"""
+import torch, simam_inject.attention
+print(torch.load({str(tmp_path / "module.pt")!r}, weights_only=True))
+"""
+    assert run_fresh(code).strip() == repr(module)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize(
+    "model", [SimAM(), nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(SimAM()))], ids=["alone", "net"]
+)
+def test_scripting_says_that_tracing_is_the_way(model):
+    with pytest.raises(ArgumentError, match=r"cannot be scripted: use torch\.jit\.trace\(model, example\)$"):
+        torch.jit.script(model)

@@ -126,6 +126,27 @@ def test_counting_modes_do_not_disturb():
     assert distance(x.grad, truth(x, torch.ones_like(x))[1]) < 1e-6
 
 
+MIX = {"strength": 0.3, "gain": 1.7}
+
+
+def test_strength_and_gain_under_transforms():
+    x = torch.randn(2, 3, 4, 4, dtype=torch.float64)
+    y, dx = truth(x, torch.ones_like(x), 0.1, **MIX)
+    module = SimAM(0.1)
+    module.strength, module.gain = MIX["strength"], MIX["gain"]
+    assert distance(torch.vmap(module)(x[None])[0], y) < 1e-12
+    assert distance(torch.func.grad(lambda t: module(t).sum())(x), dx) < 1e-12
+    assert torch.autograd.gradcheck(module, x[:1].requires_grad_(), check_forward_ad=True)
+    traced = torch.fx.symbolic_trace(nn.Sequential(module))
+    assert distance(traced(x), y) < 1e-12
+    calls = [node.kwargs for node in traced.graph.nodes if node.target is simam]
+    assert calls == [{"channel_dim": 1, **MIX}]
+    jacobian = torch.autograd.functional.jacobian(module, x[:1].detach(), vectorize=True)
+    assert distance(jacobian, torch.func.jacrev(module)(x[:1].detach())) < 1e-12
+    module.strength = 0.0
+    assert torch.equal(torch.vmap(module)(x), x)
+
+
 class Tagged(torch.Tensor):
     """A tensor subclass with the usual behaviour."""
 

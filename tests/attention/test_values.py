@@ -1,11 +1,14 @@
 """Eager SimAM on a CPU against float64 truth: sizes, layouts, dtypes, spreads, strides; and its derivatives."""
 
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from simam_inject.attention import SimAM, simam
-from simam_inject.attention import cpu
-from tests.attention.truth import assert_true, distance, truth
+from simam_inject.attention import SimAM, cpu, gate, simam
+from tests.attention.truth import TOLERANCE, assert_true, distance, plain_formula, truth
 
 HALVES = [torch.float16, torch.bfloat16]
 DTYPES = [torch.float64, torch.float32, *HALVES]
@@ -41,7 +44,7 @@ def test_value_and_gradient_are_true(shape, dtype, layout):
 @pytest.mark.parametrize("shape", [(2, 7, 5, 3), (2, 9, 4), (1, 3, 4, 5, 2), (2, 1, 1, 3)], ids=str)
 def test_channels_may_come_last(shape, dtype):
     x = torch.randn(shape).to(dtype)
-    y, _ = assert_true(SimAM(0.01, channel_dim=-1), x, 0.01, -1)
+    y, _ = assert_true(SimAM(0.01, channel_dim=-1), x, 0.01, channel_dim=-1)
     assert y.stride() == x.stride()
     assert torch.equal(y, simam(x.movedim(-1, 1), 0.01).movedim(1, -1))
 
@@ -139,12 +142,75 @@ def test_a_hessian_is_right_in_float32():
         (second,) = torch.autograd.grad(first.pow(2).sum(), t)
         return second
 
-    def plain(t):
-        d = t - t.mean((2, 3), keepdim=True)
-        v = d.pow(2).sum((2, 3), keepdim=True) / 8
-        return t * torch.sigmoid(d.pow(2) / (4 * (v + 1e-4)) + 0.5)
+    assert distance(penalty(simam, x), penalty(plain_formula, x.double())) < 1e-5
 
-    assert distance(penalty(simam, x), penalty(plain, x.double())) < 1e-5
+
+MIXES = [(1.0, 1.3), (0.5, 1.0), (0.3, 1.7), (1e-3, 0.2)]
+
+
+@pytest.mark.parametrize(("strength", "gain"), MIXES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(2, 5, 7, 7), (1, 2, 1, 1), (2, 3, 9)], ids=str)
+def test_strength_and_gain(shape, dtype, layout, strength, gain):
+    x = laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout)
+    numbers = {"strength": strength, "gain": gain}
+    y, _ = assert_true(lambda t: simam(t, 0.01, **numbers), x, 0.01, **numbers)
+    assert distance(y, simam(x, 0.01)) > 0.02
+    module = SimAM(0.01)
+    module.strength, module.gain = strength, gain
+    assert torch.equal(module(x), y)
+    last = simam(x.movedim(1, -1), 0.01, channel_dim=-1, **numbers).movedim(-1, 1)
+    assert distance(last, y) < 1e-6 if dtype.itemsize > 2 else torch.equal(last, y)
+
+
+@pytest.mark.parametrize(("strength", "gain"), MIXES)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "last"])
+def test_derivatives_with_strength_and_gain(layout, strength, gain):
+    x = laid_out(torch.randn(2, 2, 3, 4, dtype=torch.float64), layout).requires_grad_()
+    operator = SimAM(0.05, channel_dim=-1 if layout == "last" else 1)
+    operator.strength, operator.gain = strength, gain
+    assert torch.autograd.gradcheck(operator, x)
+    assert torch.autograd.gradgradcheck(operator, x)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("view", ["plain", "channels", "expanded map", "transposed"])
+def test_strength_0_is_a_copy(view, dtype):
+    base = torch.randn(3, 6, 9, 10).to(dtype)
+    base[0, 0, 0, :3] = torch.tensor([float("inf"), float("nan"), 60000.0])
+    x = STRIDED[view](base) if view != "plain" else base
+    x.requires_grad_()
+    y = simam(x, strength=0.0, gain=2.0)
+    grad = torch.randn_like(y)
+    assert y is not x
+    assert torch.equal(y.nan_to_num(7), x.nan_to_num(7))
+    assert y.stride() == simam(x).stride()
+    assert torch.equal(torch.autograd.grad(y, x, grad)[0], grad)
+    before = x.detach().clone()
+    simam(x.detach(), strength=0.0).zero_()
+    assert torch.equal(x.nan_to_num(7), before.nan_to_num(7))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strength_1_and_gain_1_are_the_plain_operator(dtype):
+    x = torch.randn(2, 3, 8, 8).to(dtype).requires_grad_()
+    pairs = [(y, *torch.autograd.grad(y.sum(), x)) for y in (simam(x), simam(x, strength=1, gain=1.0))]
+    assert all(torch.equal(one, other) for one, other in zip(*pairs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("channel_dim", [1, -1])
+def test_the_gate_alone(dtype, channel_dim):
+    x = torch.randn(2, 3, 5, 4).to(dtype)
+    found = gate(x, 0.1, channel_dim=channel_dim)
+    wide = x.double()
+    assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert found.shape == x.shape
+    expected = plain_formula(wide, 0.1, channel_dim=channel_dim) / wide.where(wide != 0, 1)
+    assert distance(found.where(wide != 0, 0), expected) < 1e-6
+    assert (found > 0.622).all()
+    assert (found < 1).all()
 
 
 @pytest.mark.parametrize("shape", [(8, 64, 28, 28), (4, 256, 14, 14), (8, 512, 7, 7)], ids=str)
@@ -153,6 +219,67 @@ def test_a_hessian_is_right_in_float32():
 def test_backward_keeps_one_copy_and_two_numbers_per_plane(shape, dtype, layout):
     x = laid_out(torch.randn(shape).to(dtype), layout).requires_grad_()
     assert bytes_kept(simam, x) <= 1.10 * x.nbytes
+
+
+class Peak(TorchDispatchMode):
+    """Counts the bytes of the memory that operations make, and the most that was alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.alive, self.most, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        inputs = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if is_tensor(tensor)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in filter(is_tensor, tree_leaves(result)):
+            storage = tensor.untyped_storage()
+            if storage._cdata not in inputs | self.known:
+                self.known.add(storage._cdata)
+                self.alive += storage.nbytes()
+                self.most = max(self.most, self.alive)
+                weakref.finalize(storage, self._forget, storage._cdata, storage.nbytes())
+        return result
+
+    def _forget(self, key, nbytes):
+        self.known.discard(key)
+        self.alive -= nbytes
+
+
+def is_tensor(value):
+    return isinstance(value, torch.Tensor)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 112, 112), (1, 24, 256, 256), (1, 2, 900, 900)], ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    "grad_of",
+    [
+        torch.randn_like,
+        lambda x: torch.ones(1).expand_as(x),
+        lambda x: torch.randn(x.shape).transpose(2, 3).contiguous().transpose(2, 3),
+    ],
+    ids=["alike", "expanded", "transposed"],
+)
+def test_a_backward_of_one_large_sample_needs_little_beside_its_result(shape, layout, grad_of):
+    x = laid_out(torch.randn(shape), layout).requires_grad_()
+    grad = grad_of(x)
+    y = simam(x, strength=0.9)
+    with Peak() as peak:
+        (dx,) = torch.autograd.grad(y, x, grad)
+    assert x.nbytes <= peak.most <= 2.5 * x.nbytes
+    assert distance(dx, truth(x, grad, strength=0.9)[1]) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_large_samples_of_half_precision_are_walked_along_too(dtype, layout):
+    x = laid_out(torch.randn(1, 40, 256, 256).to(dtype), layout).requires_grad_()
+    grad = torch.randn_like(x)
+    y = simam(x, strength=0.9)
+    with Peak() as peak:
+        (dx,) = torch.autograd.grad(y, x, grad)
+    assert x.nbytes <= peak.most <= 2.5 * x.nbytes
+    assert distance(dx, truth(x, grad, strength=0.9)[1]) < TOLERANCE[dtype]
 
 
 def bytes_kept(operator, x):

@@ -207,15 +207,20 @@ MISTAKES = [
     ("weights.pt --after block", "name the model and add --weights weights.pt"),
     ("sites weights.safetensors", "name the model and add --weights weights.safetensors"),
     ("sites net.onnx", "is an exported graph"),
-    ("sites nets.py", "It defines Block, Net, Broken, make_wrapped,"),
+    ("sites nets.py", "It defines Net, Broken, make_wrapped,"),
     ("nets.py --after block", "Write nets.py:make_noisy."),
     ("sites none.py", "there is no file none.py"),
 ]
 
 
-def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+def python(*arguments: str, more=None, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "COLUMNS": "200",
+        **(more or {}),
+    }
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
 
 
@@ -247,15 +252,22 @@ def test_help_imports_nothing_heavy():
     assert "--after" in result.stdout
 
 
+def test_recipes_are_completed():
+    code = "from simam_inject.cli.app import main; main()"
+    line = {"COMP_WORDS": "simam-inject resnet50 --recipe yolo-s", "COMP_CWORD": "3"}
+    found = python("-c", code, more={"_SIMAM_INJECT_COMPLETE": "complete_bash", **line})
+    assert found.stdout.split() == ["yolo-sppf"], found.stderr
+
+
 def test_names_that_options_repeat_are_those_of_the_modules():
     from simam_inject.bench import PEERS
     from simam_inject.bench.run import DTYPES
     from simam_inject.cli import options
-    from simam_inject.export.forms import form_name
+    from simam_inject.export.exporting import SUFFIXES
 
     assert tuple(PEERS) == options.PEERS
     assert tuple(DTYPES) == options.DTYPES
-    assert all(form_name(options.Path(f"x{suffix}")) for suffix in options.EXPORTS)
+    assert tuple(SUFFIXES) == options.EXPORTS
 
 
 MODEL_FILE = """
@@ -277,7 +289,7 @@ def test_a_model_file_with_simam_rows_becomes_a_recipe(run, folder):
     assert "note: row 1 (SimAM): 1024" in result.stderr
     written = folder / "recipe.yaml"
     assert run("recipes", "from-yaml", str(folder / "forked.yaml"), "--output", str(written)).exit_code == 0
-    assert [str(glob) for glob in load_recipe(written).rules[0].path] == ["model.0"]
+    assert load_recipe(written).to_dict()["rules"][0]["path"] == "model.0"
 
 
 def test_a_model_file_that_is_none_is_one_message(run, folder):

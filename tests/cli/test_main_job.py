@@ -129,11 +129,12 @@ def test_mistakes_are_one_message_in_json_too(arguments, exit_code, sentence, ru
 
 
 @pytest.mark.parametrize("options", [("--dry-run",), ()])
-def test_a_recipe_of_optional_rules_that_takes_nothing_says_why(options, run):
-    result = run(NET, "--recipe", "yolo-neck", *SMALL, *options)
+def test_a_recipe_of_optional_rules_that_takes_nothing_says_why(options, run, folder):
+    (folder / "mine.yaml").write_text("rules: [{block: C2f, after: output, optional: true}]")
+    result = run(NET, "--recipe", "mine.yaml", *SMALL, *options)
     assert result.exit_code == 1
-    assert result.stderr.startswith("error: yolo-neck matched no site in this model")
-    assert run("explain", NET, "--recipe", "yolo-neck", *SMALL).exit_code == 1
+    assert result.stderr.startswith("error: mine matched no site in this model")
+    assert run("explain", NET, "--recipe", "mine.yaml", *SMALL).exit_code == 1
 
 
 def test_an_integer_lambda_warns_in_one_line(run):
@@ -153,7 +154,9 @@ def test_a_failed_verification_is_1_and_saves_nothing(run, folder, monkeypatch):
 
 def test_the_strength_reaches_every_simam(run, monkeypatch):
     made = []
-    monkeypatch.setattr("simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1])
+    monkeypatch.setattr(
+        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
+    )
     result = run(NET, "--after", "block", *SMALL, "--strength", "0.25")
     assert result.exit_code == 0, result.stderr
     assert {site.strength for site in injected(made[0].model)} == {0.25}
@@ -162,7 +165,9 @@ def test_the_strength_reaches_every_simam(run, monkeypatch):
 
 def test_seed_and_number_of_classes_make_the_model(run, folder, monkeypatch):
     made = []
-    monkeypatch.setattr("simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1])
+    monkeypatch.setattr(
+        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
+    )
     for seed in ("1", "2", "1"):
         run("nets.py:make_wide", "--after", "block", *SMALL, "--dry-run", "--seed", seed, "--num-classes", "7")
     one, other, again = [built.model.head.weight for built in made]

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from simam_inject import bypass
 from simam_inject.cli.app import app
 from simam_inject.cli.options import EXPORTS
-from simam_inject.export.forms import SUFFIXES
+from simam_inject.export.exporting import SUFFIXES
 
 NET = "timm:test_resnet"
 PLACE = ("--after", "basicblock", "--input-size", "3x64x64")

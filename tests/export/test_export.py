@@ -6,7 +6,7 @@ import torch
 
 from simam_inject import inject, injected
 from simam_inject.export import export
-from tests.export.networks import Network, Pyramid, attended, image
+from tests.export.networks import Network, Pyramid, attended, doubling, image
 
 SUFFIXES = [".onnx", ".pt2", ".torchscript"]
 QUIET = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -35,6 +35,38 @@ def test_a_fixed_file_is_the_model(suffix, tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(run_file(report.path, x), model(x), rtol=1e-5, atol=1e-6)
     assert [path.name for path in tmp_path.iterdir()] == [f"net{suffix}"]
+
+
+@QUIET
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_forward_with_simam_inside_is_exported(suffix, tmp_path):
+    model = doubling().eval()
+    assert "forward" in model.__dict__
+    report = export(model, tmp_path / f"net{suffix}", example_inputs=image(), dynamic=suffix == ".pt2")
+    assert [(site.module, site.found_by) for site in report.sites] == [("simam_mul", "name")]
+    assert report.is_decisive
+    with torch.no_grad():
+        torch.testing.assert_close(
+            run_file(report.path, image(2 if suffix == ".pt2" else 1)),
+            model(image(2 if suffix == ".pt2" else 1)),
+            rtol=1e-5,
+            atol=1e-5,
+        )
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_gain_and_a_strength_below_one_are_in_the_file(suffix, tmp_path):
+    model = attended().eval()
+    whole = model(image())
+    for site in injected(model):
+        attention = model.get_submodule(site.module)
+        attention.strength, attention.gain = 0.5, 1.4
+    with pytest.warns(UserWarning, match="2 of 2 SimAM have a strength below 1"):
+        report = export(model, tmp_path / f"net{suffix}", example_inputs=image())
+    assert report.live == 2
+    with torch.no_grad():
+        torch.testing.assert_close(run_file(report.path, image()), model(image()), rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(whole, model(image()), rtol=1e-3)
 
 
 @QUIET
@@ -97,7 +129,7 @@ def test_the_example_is_as_it_was(suffix, tmp_path):
 
 def test_a_block_output_wrapped_at_its_boundary_is_in_the_file(tmp_path):
     report = export(attended("after basicblock"), tmp_path / "net.pt2", example_inputs=image())
-    assert [site.module for site in report.sites] == ["blocks.0.simam_output", "blocks.1.simam_output"]
+    assert [site.module for site in report.sites] == ["blocks.0.simam", "blocks.1.simam"]
     assert report.live == 2
 
 

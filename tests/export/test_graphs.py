@@ -17,7 +17,7 @@ from tests.export.networks import attended, image
 
 
 def attention_nodes(path):
-    return [node for node in onnx.load(str(path)).graph.node if "simam_" in scope_of(node)]
+    return [node for node in onnx.load(str(path)).graph.node if scope_of(node).endswith(".simam")]
 
 
 def test_a_site_of_fixed_size_is_short_and_computes_no_shape(tmp_path):

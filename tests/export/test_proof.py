@@ -16,10 +16,10 @@ SUFFIXES = [".pt2", ".torchscript"]
 
 def write(model, path):
     """An export that nobody checks."""
-    from simam_inject.export.forms import form_of
-    from simam_inject.tracing.inputs import Example
+    from simam_inject.dataflow.example import Example
+    from simam_inject.export.exporting import _form_of
 
-    form_of(path).write(model.eval(), Example((image(),), {}), (), path)
+    _form_of(path).write(model.eval(), Example((image(),), {}), (), path)
     return path
 
 
@@ -35,7 +35,7 @@ def test_a_file_of_the_plain_model_is_refused(suffix, tmp_path):
 def test_a_file_that_lost_one_site_is_refused(suffix, tmp_path):
     model = attended()
     less = copy.deepcopy(model)
-    less.blocks[1].simam_conv2.bypassed = True
+    less.blocks[1].conv2.simam.bypassed = True
     path = write(less, tmp_path / f"less{suffix}")
     with pytest.raises(LostSiteError, match=r"lost 1 of 2 SimAM sites: blocks\.1\.conv2\. Its graph holds 1 live of 2"):
         prove(path, model, example_inputs=image())

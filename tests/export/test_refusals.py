@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from simam_inject import bypass, inject
-from simam_inject.errors import InjectError, ModelError
+from simam_inject.errors import InjectError
 from simam_inject.export import ExportError, export, prove
 from tests.export.networks import Network, attended, image
 
@@ -36,8 +36,16 @@ def test_a_model_without_attention(tmp_path):
 
 def test_a_bypassed_site(tmp_path):
     model = attended()
-    with bypass(model), pytest.raises(ExportError, match=r"blocks\.0\.simam_conv2 is bypassed"):
+    with bypass(model), pytest.raises(ExportError, match=r"blocks\.0\.conv2\.simam is bypassed"):
         export(model, tmp_path / "net.pt2")
+
+
+def test_a_site_of_strength_zero(tmp_path):
+    model = attended()
+    model.blocks[1].conv2.simam.strength = 0.0
+    with pytest.raises(ExportError, match=r"blocks\.1\.conv2\.simam has strength 0, and an export would lose it"):
+        export(model, tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_choice_of_dynamic_sizes(tmp_path):
@@ -45,11 +53,10 @@ def test_a_bad_choice_of_dynamic_sizes(tmp_path):
         export(attended(), tmp_path / "net.pt2", dynamic="height")
 
 
-def test_a_model_compiled_in_place(tmp_path):
+def test_a_model_compiled_in_place_is_exported_from_its_python(tmp_path):
     model = attended()
     model.compile()
-    with pytest.raises(ModelError, match="compiled in place"):
-        export(model, tmp_path / "net.pt2")
+    assert export(model, tmp_path / "net.torchscript", example_inputs=image()).live == 2
 
 
 class Bored(Network):

@@ -265,7 +265,10 @@ TABLE = [
     ("resnet", "{structure: main, after: output, pick: {last: 1, per: reduction}}", ["layer1.1", "layer2.1"]),
     ("yolo", "{structure: main, after: output}", ["model.1"]),
     ("yolo", "{structure: residual, before: residual}", ["model.1.m.0.cv2 -> model.1.m.0.add"]),
-    ("alone", "{structure: residual, before: residual}", []),
+    # the model itself counts
+    ("alone", "{structure: residual, before: residual}", ["norm -> add"]),
+    ("around", "{structure: residual, before: residual}", ["block.conv -> block.add", "block -> add"]),
+    ("around", "{block: Wrapper, before: residual}", ["block -> add"]),
     ("alone", "{block: Lone, before: residual}", ["norm -> add"]),
     # which: of each block's operations; in a structure rule neither those on the skip nor those in a gate
     ("zorp", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", ["body.0.wide"]),

@@ -29,7 +29,36 @@ class Net(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
+class Mixed(nn.Module):
+    """Its product is what no module returns or alone reads, so SimAM stands inside its forward."""
+
+    def __init__(self, channels=4):
+        super().__init__()
+        self.conv = nn.Conv2d(3, channels, 3, padding=1)
+        self.tail = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x):
+        y = self.mix(self.conv(x))
+        return self.tail(y) + y.mean()
+
+    def mix(self, x):
+        return x * 2.0
+
+    def overwrite(self, path):
+        """What a file must not be able to run."""
+        return self.mix(path) * Mixed.calls.append(path)
+
+    calls = []  # noqa: RUF012 (one list for the class: what ran)
+
+
+INSIDE = {"rules": [{"block": "Mixed", "after": "mul"}]}
+
 RECIPE = {"name": "two", "e_lambda": 0.02, "rules": [{"block": "Block", "after": "conv2"}]}
+
+
+def mixed(seed=0):
+    torch.manual_seed(seed)
+    return Mixed().eval()
 
 
 def net(seed=0, **options):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from simam_inject import inject, injected
 from simam_inject.errors import FileError
 from simam_inject.persist import load, save
-from simam_inject.persist.manifest import KEY
+from simam_inject.persist.record import KEY
 from tests.persist.networks import EXAMPLE, RECIPE, net
 
 
@@ -102,11 +102,11 @@ def test_renamed_tensors(file, refused):
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (0, "in format 0 by an older simam_inject; this one reads format 1"),
-        (2, "in format 2 by a newer simam_inject; this one reads format 1"),
-        (None, "names the format None"),
-        (True, "names the format True"),
-        ("1", "names the format '1'"),
+        (1, "in format 1 by an older simam_inject; this one reads format 2"),
+        (3, "in format 3 by a newer simam_inject; this one reads format 2"),
+        (None, "format: "),
+        (True, "format: "),
+        ("2", "format: "),
     ],
 )
 def test_other_formats(version, words, file, refused):
@@ -115,69 +115,82 @@ def test_other_formats(version, words, file, refused):
 
 
 def test_another_recipe_version(file, refused):
-    rewrite(file, lambda data: data["recipes"][0]["recipe"].update(version=7))
+    rewrite(file, lambda data: data["recipes"][0].update(version=7))
     refused("holds a recipe that this package cannot read: version: found 7")
 
 
-def test_another_specification_version(file, refused):
-    rewrite(file, lambda data: data["sites"][0]["specification"].update(version=7))
-    refused("SimAM specification has version 7; this package reads version 1")
+def twice(data):
+    """List the first site again."""
+    data["sites"].append(data["sites"][0])
+    data["settings"].append([1.0, 1.0])
+
+
+def without(name):
+    """Leave out the last entry of a field."""
+    return lambda data: data.update({name: data[name][:-1]})
 
 
 def edit(**changes):
-    return lambda data: data["sites"][0]["specification"]["edits"][0].update(changes)
+    """Change the edit of the first site."""
+    return lambda data: data["sites"][0]["edit"].update(changes)
+
+
+def site(**changes):
+    """Change the first site."""
+    return lambda data: data["sites"][0].update(changes)
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: "{", "is no JSON"),
-        (lambda data: "[" * 100_000, "is no JSON"),
-        (lambda data: "[1]", "is not a JSON object"),
-        (lambda data: data.pop("sites") and None, "no list of sites"),
-        (lambda data: data.update(sites={"a": 1}), "no list of sites"),
-        (lambda data: data["sites"].append({"module": 1, "specification": {}}), "no list of sites"),
-        (lambda data: data["sites"].append(data["sites"][0]), "lists one module twice"),
-        (lambda data: data.update(recipes=[{}]), "no list of recipes"),
-        (lambda data: data["recipes"][0].update(module="nowhere"), "recipe for 'nowhere', which is no module of Net"),
-        (lambda data: data.update(versions={"torch": 2}), "no table of versions"),
-        (lambda data: data.update(layout=None), "no hash of names and shapes"),
-        (lambda data: data["sites"][0].update(module="nowhere"), "Net has no module 'nowhere'"),
-        (lambda data: data["sites"][0].update(module="stem"), "SimAM cannot be put back into stem"),
-        (edit(value="os.system('x')"), r"os\.system\('x'\) is not computed"),  # a name among names, never source
-        (edit(value="a\nb"), "invalid value"),
-        (edit(value="conv9"), "SimAM cannot be put back into blocks.0"),
-        (edit(child="__class__"), "invalid child"),
-        (edit(child="simam_x\n"), "invalid child"),
-        (edit(e_lambda=float("nan")), "invalid e_lambda"),
-        (edit(e_lambda=-1.0), "invalid e_lambda"),
-        (edit(channel_dim=[1]), "invalid channel_dim"),
-        (edit(channel_dim=True), "invalid channel_dim"),
-        (edit(channel_dim=1.0), "invalid channel_dim"),
-        (edit(extra=1), "is not a site"),
-        (lambda data: data["sites"][0]["specification"].update(arguments=None), "SimAM cannot be put back"),
-        (lambda data: data["sites"][0]["specification"].update(arguments={"tensor": [[1], [1], "load"]}), "put back"),
+        (lambda data: "{", "is not JSON"),
+        (lambda data: "[" * 100_000, "is not JSON"),
+        (lambda data: "[1]", "is a list, not a table"),
+        (lambda data: data.pop("sites") and None, "sites: Field required"),
+        (lambda data: data.update(sites={"a": 1}), "sites: "),
+        (lambda data: data["sites"].append({"module": 1}), "sites.2"),
+        (twice, "one SimAM twice"),
+        (without("settings"), "no strength and gain for every site"),
+        (lambda data: data.update(settings=[[2.0, 1.0]] * 2), "settings.0.0: "),
+        (lambda data: data.update(settings=[[1.0, -1.0]] * 2), "settings.0.1: "),
+        (lambda data: data.update(settings=[[1.0, float("nan")]] * 2), "settings.0.1: "),
+        (lambda data: data.update(recipes=[{}]), "holds a recipe that this package cannot read"),
+        (lambda data: data.update(versions={"torch": 2}), "versions.torch: "),
+        (lambda data: data.update(layout=None), "layout: "),
+        (lambda data: data.update(code="x"), "code: Extra inputs"),
+        (lambda data: data.update(example={"args": ["tensor hub 1"], "kwargs": {}}), "example inputs is not valid"),
+        (lambda data: data.update(example={"args": ["tensor float32 99999999 99999999"], "kwargs": {}}), "not valid"),
+        (edit(module="nowhere"), "Net has no module 'nowhere'"),
+        (edit(module="blocks"), "Sequential, which cannot hold a SimAM"),
+        (edit(module="blocks.0.conv1.weight"), "Net has no module"),
+        (edit(module="__class__"), "Net has no module"),
+        (edit(module="a\nb"), "sites.0.edit.output.module|sites.0.edit.module"),
+        (edit(kind="call"), "sites.0.edit"),
+        (edit(key=[1]), "sites.0.edit"),
+        (edit(kind="input", argument="x); import os"), "sites.0.edit"),
+        (edit(extra=1), "sites.0.edit"),
+        (site(child="__class__"), "sites.0.child: .* is not the name of a SimAM"),
+        (site(child="simam_x\n"), "sites.0.child"),
+        (site(child="forward"), "sites.0.child"),
+        (site(path=5), "sites.0.path"),
+        (site(path="a" * 2000), "sites.0.path"),
+        (site(position="inside"), "sites.0.position"),
+        (site(e_lambda=float("nan")), "sites.0.e_lambda"),
+        (site(e_lambda=-1.0), "sites.0.e_lambda"),
+        (site(e_lambda="0.1"), "sites.0.e_lambda"),
+        (site(channel_dim=[1]), "sites.0.channel_dim"),
+        (site(channel_dim=0), "sites.0.channel_dim"),
+        (site(shape=[1, 2]), "sites.0.shape"),
+        (site(shape=[1, 2, -3]), "sites.0.shape"),
+        (site(extra=1), "sites.0.extra"),
+        (site(expression={"method": "forward", "digest": "0" * 16, "span": [0, 0, 0, 0]}), "is not attended by output"),
+        (site(expression={"method": "os.system", "digest": "0" * 16, "span": [0, 0, 0, 0]}), "sites.0.expression"),
         (
-            lambda data: data["sites"][0]["specification"].update(
-                arguments={"tuple": [{"tuple": [{"tensor": [[2**62, 2**62], [2**62, 1], "float32"]}]}, {"dict": []}]}
+            lambda data: data["sites"][0].update(
+                edit={"kind": "rewritten", "module": "blocks.0", "value": "add"},
+                expression={"method": "__setattr__", "digest": "0" * 16, "span": [0, 0, 0, 0]},
             ),
-            "SimAM cannot be put back",
-        ),
-        (
-            lambda data: data["sites"][0]["specification"].update(
-                arguments={"tuple": [{"tuple": [{"tensor": [[2**30], [1], "float64"]}]}, {"dict": []}]}
-            ),
-            "its recorded inputs take 8589934592 bytes",
-        ),
-        (
-            lambda data: data["sites"][0]["specification"]["edits"].append(
-                data["sites"][0]["specification"]["edits"][0]
-            ),
-            "puts SimAM into blocks.0 .* twice",
-        ),
-        (
-            lambda data: data["sites"][0]["specification"].update(fingerprints={"forward": "0" * 64}),
-            "forward computes something else here",
+            "Block.__setattr__ is not run by forward",
         ),
     ],
 )

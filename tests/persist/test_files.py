@@ -14,9 +14,8 @@ from torch import nn
 from simam_inject import eject, inject, injected, verify
 from simam_inject.errors import FileError
 from simam_inject.persist import load, read, save
-from simam_inject.persist.manifest import KEY
-from simam_inject.rewriting.provenance import recipes_in
-from tests.persist.networks import EXAMPLE, RECIPE, net
+from simam_inject.persist.record import KEY
+from tests.persist.networks import EXAMPLE, INSIDE, RECIPE, mixed, net
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
 
@@ -31,6 +30,11 @@ def file(model, tmp_path):
     return save(model, tmp_path / "x.safetensors")
 
 
+def recipes_of(model, folder):
+    """What a file of the model says."""
+    return [recipe["name"] for recipe in read(save(model, folder / "recipes.safetensors")).recipes]
+
+
 def state(model):
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
@@ -39,7 +43,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_plain_model_gets_the_sites_and_the_weights(model, file):
+def test_a_plain_model_gets_the_sites_and_the_weights(model, file, tmp_path):
     other = net(1)
     assert load(file, other) is other
     assert injected(other) == injected(model)
@@ -47,7 +51,8 @@ def test_a_plain_model_gets_the_sites_and_the_weights(model, file):
     assert verify(other, example_inputs=EXAMPLE).ok
     eject(other)
     assert not injected(other)
-    assert not recipes_in(other)
+    assert recipes_of(other, tmp_path) == []
+    assert not torch.allclose(other(X), model(X), rtol=1e-2)
 
 
 def test_a_model_with_the_same_sites_gets_the_weights(model, file):
@@ -79,8 +84,7 @@ def test_plain_weights_load_strictly_into_an_injected_model(model):
 
 def test_the_metadata_tell_recipe_sites_and_versions(file):
     manifest = read(file)
-    ((path, recipe),) = manifest.recipes
-    assert path == ""
+    (recipe,) = manifest.recipes
     assert recipe["name"] == "two"
     assert recipe["e_lambda"] == 0.02
     assert [site.path for site in manifest.insertions] == ["blocks.0.conv2", "blocks.1.conv2"]
@@ -93,7 +97,7 @@ def test_the_metadata_tell_recipe_sites_and_versions(file):
 def test_two_recipes_are_both_remembered(model, tmp_path):
     inject(model, "after Block", example_inputs=EXAMPLE, verify=False)
     other = load(save(model, tmp_path / "x.safetensors"), net(1))
-    assert [recipe["name"] for _, recipe in recipes_in(other)] == ["two", "after Block"]
+    assert recipes_of(other, tmp_path) == ["two", "after Block"]
     assert injected(other) == injected(model)
     assert torch.equal(other(X), model(X))
 
@@ -102,8 +106,69 @@ def test_a_part_that_was_injected_is_found_in_the_whole(tmp_path):
     model = net(0)
     inject(model.blocks, "after Block", example_inputs=torch.zeros(1, 4, 8, 8), verify=False)
     file = save(model, tmp_path / "x.safetensors")
-    assert [path for path, _ in read(file).recipes] == ["blocks"]
+    assert [site.path for site in read(file).insertions] == ["blocks.0", "blocks.1"]
     assert torch.equal(load(file, net(1))(X), model(X))
+
+
+def test_a_part_of_a_network_that_was_injected_is_saved_by_itself(model, tmp_path):
+    features = torch.rand(1, 4, 8, 8)
+    file = save(model.blocks, tmp_path / "x.safetensors")
+    assert [(site.path, site.module) for site in read(file).insertions] == [
+        ("0.conv2", "0.conv2.simam"),
+        ("1.conv2", "1.conv2.simam"),
+    ]
+    assert torch.equal(load(file, net(1).blocks)(features), model.blocks(features))
+    assert not torch.allclose(eject(copy.deepcopy(model)).blocks(features), model.blocks(features), rtol=1e-2)
+
+
+def test_strength_gain_and_lambda_are_those_of_the_modules(model, tmp_path):
+    first, second = (model.get_submodule(site.module) for site in injected(model))
+    first.strength, first.gain, second.strength, second.e_lambda = 0.25, 1.5, 0.0, 0.3
+    other = load(save(model, tmp_path / "x.safetensors"), net(1))
+    assert [(site.strength, site.gain, site.e_lambda) for site in injected(other)] == [
+        (0.25, 1.5, 0.02),
+        (0.0, 1.0, 0.3),
+    ]
+    assert torch.equal(other(X), model(X))
+    first.strength = 1.0
+    assert not torch.allclose(other(X), model(X), rtol=1e-3)
+
+
+def test_a_model_with_the_same_sites_gets_strength_and_gain(model, tmp_path):
+    model.blocks[0].conv2.simam.gain = 1.25
+    other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
+    load(save(model, tmp_path / "x.safetensors"), other)
+    assert injected(other) == injected(model)
+
+
+def test_attention_other_than_simam_is_not_saved(tmp_path):
+    model = inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda c: nn.Conv2d(c, c, 1))
+    with pytest.raises(FileError, match=r"attention at blocks.0.conv2 is a Conv2d, and files hold SimAM only"):
+        save(model, tmp_path / "x.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_expression_of_a_forward_and_an_argument_are_put_back(tmp_path):
+    rules = [{"block": "Block", "before": "residual"}, {"block": "Block", "before": "bn2"}]
+    model = inject(net(0), {"rules": rules}, example_inputs=EXAMPLE)
+    other = load(save(model, tmp_path / "x.safetensors"), net(1))
+    assert injected(other) == injected(model)
+    assert len(injected(model)) == 4
+    assert torch.equal(other(X), model(X))
+    assert not torch.allclose(net(0)(X), model(X), rtol=1e-2)
+    assert verify(other).ok, "the example's shapes are in the file"
+
+
+def test_loading_runs_nothing_of_the_model(model, file, monkeypatch):
+    from tests.persist.networks import Block, Net
+
+    def fail(*_):
+        raise AssertionError("a forward ran")
+
+    monkeypatch.setattr(Block, "forward", fail)
+    monkeypatch.setattr(Net, "forward", fail)
+    monkeypatch.setattr(nn.Conv2d, "forward", fail)
+    assert len(injected(load(file, net(1)))) == 2
 
 
 def test_a_model_without_simam_has_a_file_without_sites(tmp_path):
@@ -117,15 +182,13 @@ def test_a_model_without_simam_has_a_file_without_sites(tmp_path):
 
 def test_copies_and_pickles_keep_the_recipe(model, tmp_path):
     file = save(copy.deepcopy(model), tmp_path / "x.safetensors")
-    assert [recipe["name"] for _, recipe in read(file).recipes] == ["two"]
+    assert [recipe["name"] for recipe in read(file).recipes] == ["two"]
 
 
-def test_a_refused_injection_is_not_remembered(model):
-    before = recipes_in(model)
-    inject_again = pytest.warns(UserWarning, match="nothing to inject")
-    with inject_again:
+def test_an_injection_that_changes_nothing_is_not_remembered(model, tmp_path):
+    with pytest.warns(UserWarning, match="nothing to inject"):
         inject(model, RECIPE, example_inputs=EXAMPLE)
-    assert recipes_in(model) == before
+    assert recipes_of(model, tmp_path) == ["two"]
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile], ids=["DataParallel", "compile"])
@@ -199,13 +262,22 @@ def test_other_sites_are_refused(file):
     assert (injected(other), same(state(other), before[0])) == (before[1], True)
 
 
-def test_a_block_that_computes_something_else_is_refused(file, monkeypatch):
-    from tests.persist.networks import Block
+def test_a_forward_that_holds_simam_is_put_back(tmp_path):
+    model = inject(mixed(0), INSIDE, example_inputs=EXAMPLE)
+    assert type(injected(model)[0].edit).__name__ == "Rewritten"
+    other = load(save(model, tmp_path / "x.safetensors"), mixed(1))
+    assert injected(other) == injected(model)
+    assert torch.equal(other(X), model(X))
+    assert not torch.allclose(mixed(0)(X), model(X), rtol=1e-2)
 
-    other = net(1)
+
+def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path):
+    file = save(inject(mixed(0), INSIDE, example_inputs=EXAMPLE, verify=False), tmp_path / "x.safetensors")
+    digest = read(file).sites[0]["expression"]["digest"]
+    file.write_bytes(file.read_bytes().replace(digest.encode(), b"0" * 16))
+    other = mixed(1)
     before = state(other)
-    monkeypatch.setattr(Block, "forward", lambda self, x: self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
-    with pytest.raises(FileError, match="forward computes something else here than when the file was written"):
+    with pytest.raises(FileError, match=r"Mixed.mix is another version than the one SimAM was planned for"):
         load(file, other)
     assert not injected(other)
     assert same(state(other), before)
@@ -292,7 +364,7 @@ def test_links_and_permissions_stay(model, file, tmp_path):
 def test_the_text_of_the_metadata_is_json(file):
     with safe_open(file, framework="pt") as opened:
         data = json.loads(opened.metadata()[KEY])
-    assert sorted(data) == ["format", "layout", "recipes", "sites", "versions"]
+    assert sorted(data) == ["example", "format", "layout", "recipes", "settings", "sites", "versions"]
 
 
 def test_foreign_weights_with_the_same_metadata_are_refused(file):

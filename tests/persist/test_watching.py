@@ -5,27 +5,27 @@ import warnings
 
 import pytest
 import torch
-from torch import nn
 
 from simam_inject import eject, inject
 from simam_inject.persist import LostRecipeWarning, unwatch, watch
 from tests.persist.networks import EXAMPLE, RECIPE, net
 
 
+def attended(seed, **rule):
+    rules = [{**RECIPE["rules"][0], **rule}]
+    return inject(net(seed), {**RECIPE, "rules": rules}, example_inputs=EXAMPLE, verify=False)
+
+
 @pytest.fixture
 def weights(tmp_path):
     """As they come out of a file of `torch.save`."""
-    torch.save(inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False).state_dict(), tmp_path / "x.pt")
+    torch.save(attended(0).state_dict(), tmp_path / "x.pt")
     return torch.load(tmp_path / "x.pt", weights_only=True)
 
 
-@pytest.fixture
-def watching():
-    plain = nn.Module.load_state_dict
-    watch()
-    yield
-    unwatch()
-    assert nn.Module.load_state_dict is plain
+def watched(model):
+    watch(model)
+    return model
 
 
 def silently(model, weights):
@@ -34,69 +34,49 @@ def silently(model, weights):
         model.load_state_dict(weights)
 
 
-def test_a_watched_model_warns_once(weights):
-    model = net(1)
+def test_a_watched_model_warns(weights):
+    model = watched(net(1))
     watch(model)
-    watch(model)
-    with pytest.warns(LostRecipeWarning, match=r"2 places that this Net lacks \(blocks.0.simam_conv2, ") as caught:
+    with pytest.warns(LostRecipeWarning, match=r"2 places that this Net lacks \(blocks.0.conv2.simam, ") as caught:
         model.load_state_dict(weights)
     assert len(caught) == 1
     assert caught[0].filename == __file__
-    silently(model, weights)
     assert torch.equal(model.stem.weight, weights["stem.weight"])
 
 
-def test_an_unwatched_model_says_nothing(weights):
+def test_an_unwatched_model_does_not(weights):
     silently(net(1), weights)
-    model = net(1)
-    watch(model)
+    model = watched(net(1))
     unwatch(model)
     assert not model._load_state_dict_pre_hooks
     silently(model, weights)
 
 
-def test_a_whole_process_is_watched(weights, watching):
-    watch()
-    with pytest.warns(LostRecipeWarning, match="2 places") as caught:
-        net(1).load_state_dict(weights)
-    assert caught[0].filename == __file__
-    with pytest.warns(LostRecipeWarning, match="2 places"):
-        net(2).load_state_dict(weights, strict=False)
+def test_an_injected_model_does_not(weights):
+    silently(watched(attended(1)), weights)
 
 
-def test_an_injected_model_is_content(weights, watching):
-    silently(inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False), weights)
+def test_a_part_of_the_sites_is_missed(weights):
+    with pytest.warns(LostRecipeWarning, match=r"1 places that this Net lacks \(blocks.1.conv2.simam\)"):
+        watched(attended(1, pick="first")).load_state_dict(weights)
 
 
-def test_a_part_of_the_sites_is_missed(weights, watching):
-    model = inject(
-        net(1),
-        {**RECIPE, "rules": [{"block": "Block", "after": "conv2", "pick": "first"}]},
-        example_inputs=EXAMPLE,
-        verify=False,
-    )
-    with pytest.warns(LostRecipeWarning, match=r"1 places that this Net lacks \(blocks.1.simam_conv2\)"):
-        model.load_state_dict(weights)
+def test_plain_weights_are_no_loss():
+    silently(watched(net(1)), net(0).state_dict())
+    silently(watched(attended(1)), net(0).state_dict())
 
 
-def test_plain_weights_are_nobodys_loss(watching):
-    silently(net(1), net(0).state_dict())
-    silently(inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False), net(0).state_dict())
+def test_a_dict_without_the_table_says_nothing(weights):
+    silently(watched(net(1)), dict(weights))
 
 
-def test_a_dict_without_the_table_cannot_be_told(weights, watching):
-    silently(net(1), dict(weights))
-
-
-def test_an_ejected_model_warns(weights, watching):
-    model = eject(inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False))
+def test_an_ejected_model_warns(weights):
     with pytest.warns(LostRecipeWarning):
-        model.load_state_dict(weights)
+        watched(eject(attended(1))).load_state_dict(weights)
 
 
 def test_a_watched_model_can_be_copied_and_injected(weights):
-    model = net(1)
-    watch(model)
+    model = watched(net(1))
     twin = copy.deepcopy(model)
     with pytest.warns(LostRecipeWarning):
         twin.load_state_dict(weights)

@@ -232,7 +232,7 @@ def test_structures_that_contain_themselves():
 def test_objects_that_are_no_data():
     class Angry:
         def __repr__(self):
-            raise RuntimeError("nobody may ask")
+            raise RuntimeError("must not be called")
 
         __str__ = __repr__
 

@@ -118,7 +118,7 @@ def test_a_row_that_some_read_is_before_those(tmp_path):
     assert "0.1" in found.notes[1]
 
 
-def test_a_row_that_nobody_reads_is_dead(tmp_path):
+def test_a_row_that_no_other_reads_is_left_out(tmp_path):
     found = imported(tmp_path, DEAD)
     assert rules(found) == [{"path": "model.2", "after": "output"}]
     assert [note.split(":")[0] for note in found.notes] == ["row 15 (SimAM)"]

@@ -1,4 +1,4 @@
-"""YAML that nobody vouches for: what it may say, and how each trick ends in one RecipeError, quickly."""
+"""YAML from anywhere: what it may say, and how each trick ends in one RecipeError, quickly."""
 
 import time
 from contextlib import nullcontext

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,25 @@ ROOT = Path(__file__).resolve().parents[2]
 @dataclass(frozen=True)
 class Workshop:
     folder: Path
+    done: dict[str, dict] = field(default_factory=dict)
+    """Stage -> its result, or its traceback."""
 
-    def run(self, stage: str, **environment: str) -> dict:
-        """Run a stage of `stages.py`; its assertions are the test's."""
-        output = self.call(str(ROOT / "tests" / "yolo" / "stages.py"), stage, str(self.folder), **environment)
-        (line,) = [line for line in output.splitlines() if line.startswith("RESULT ")]
-        return json.loads(line.removeprefix("RESULT "))
+    def run(self, *stages: str, **environment: str) -> dict:
+        """Run stages of `stages.py` in one process, if they have not been; returns what the first of them found.
+
+        The assertions of a stage are the test's.
+        """
+        if stages[0] not in self.done:
+            script = str(ROOT / "tests" / "yolo" / "stages.py")
+            output = self.call(script, ",".join(stages), str(self.folder), **environment)
+            for line in output.splitlines():
+                if line.startswith("STAGE "):
+                    found = json.loads(line.removeprefix("STAGE "))
+                    self.done[found.pop("stage")] = found
+        found = self.done[stages[0]]
+        if "error" in found:
+            pytest.fail(found["error"], pytrace=False)
+        return found["result"]
 
     def call(self, *arguments: str, code: int = 0, **environment: str) -> str:
         """Run Python with the repository importable; returns what it printed, both streams."""
@@ -42,15 +55,9 @@ class Workshop:
 
 @pytest.fixture(scope="session")
 def workshop(tmp_path_factory) -> Workshop:
+    """With a stock and an injected checkpoint, a finished training and one that died."""
     folder = tmp_path_factory.mktemp("yolo")
     draw_set(folder / "set")
     shop = Workshop(folder)
-    shop.run("build")
+    shop.run("build", "train", "interrupt", "parity")
     return shop
-
-
-@pytest.fixture(scope="session")
-def trained(workshop) -> Workshop:
-    """The same with a finished training in it."""
-    workshop.run("train")
-    return workshop

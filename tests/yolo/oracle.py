@@ -20,7 +20,7 @@ RECIPE = {
     "rules": [
         {"path": ["model.2", "model.4", "model.21"], "after": "output"},
         {"path": "model.15", "after": "cv1"},  # inside a C2f, before the split
-        {"path": "model.1", "after": "bn"},  # inside a Conv, where folding may still happen
+        {"path": "model.1", "after": "bn"},  # inside a Conv, between norm and activation
         {"path": ["model.0", "model.3"], "after": "conv", "e_lambda": 0.001},  # between conv and norm: it may not
         {"path": "model.22.cv3.0.0", "after": "output"},  # in the part of the head that a new class count replaces
     ],
@@ -35,7 +35,7 @@ SITES = {
     "model.21": 0.05,
     "model.22.cv3.0.0": 0.05,
 }
-KEPT_NORMS = {"model.0.bn", "model.3.bn"}
+KEPT_NORMS = {"model.0.bn", "model.1.bn", "model.3.bn"}
 FACTOR = 1000
 
 

@@ -1,12 +1,13 @@
-"""The stages of a YOLO's life, each run in a process of its own: `python stages.py STAGE FOLDER`.
+"""The stages of a YOLO's life: `python stages.py STAGE,STAGE,... FOLDER`, one process for stages that may share one.
 
-After the first injection no stage imports the package: stock calls only.
+After the first injection no stage imports the package before its stock calls.
 """
 
 import json
 import re
 import shutil
 import sys
+import traceback
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,7 +19,7 @@ FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
 DATA = FOLDER / "set" / "data.yaml"
 BEST = FOLDER / "runs" / "first" / "weights" / "best.pt"
 COUNT = 8
-BY_ACCIDENT = {"model.22.cv3.0.0.simam_output"}  # in a branch that ultralytics' own load() takes over from the source
+BY_ACCIDENT = {"model.22.cv3.0.0.simam"}  # in a branch that ultralytics' own load() takes over from the source
 
 
 def common(name: str, **more) -> dict:
@@ -226,8 +227,43 @@ def export() -> dict:
     }
 
 
+RAMP = {"epochs": 2.0, "start": 0.2}
+STRENGTHS = [0.2, 0.4, 0.6, 0.8, 1.0, 1.0]
+"""Of each batch of three epochs, two batches each."""
+
+
+def _strengths(trainer) -> list[float]:
+    """Of the trainer's network and of its EMA, which must all be one."""
+    modules = [*trainer.model.modules(), *trainer.ema.ema.modules()]
+    return sorted({round(module.strength, 6) for module in modules if type(module).__name__ == "SimAM"})
+
+
 def interrupt() -> dict:
-    """A training that dies after its first epoch."""
+    """A training with a ramp of the strength, that dies after its first epoch."""
+    from simam_inject import inject
+    from simam_inject.integrations.ultralytics import ramp
+    from tests.yolo.oracle import RECIPE
+
+    class Crash(Exception):
+        pass
+
+    def crash(trainer) -> None:
+        raise Crash
+
+    yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False, strength=0.0)
+    with pytest.warns(UserWarning, match="a ramp without gains"):
+        ramp(yolo, **RAMP)
+    seen = []
+    yolo.add_callback("on_train_batch_end", lambda trainer: seen.append(_strengths(trainer)))
+    yolo.add_callback("on_model_save", crash)
+    with pytest.raises(Crash):
+        yolo.train(**common("resumed", epochs=3))
+    assert seen == [[value] for value in STRENGTHS[:2]], seen
+    return {}
+
+
+def interrupt_again() -> dict:
+    """Another, which the command line resumes."""
 
     class Crash(Exception):
         pass
@@ -237,11 +273,9 @@ def interrupt() -> dict:
 
     yolo = load(FOLDER / "injected.pt")
     yolo.add_callback("on_model_save", crash)
-    try:
-        yolo.train(**common("resumed", epochs=2))
-    except Crash:
-        return {}
-    raise AssertionError("it did not save")
+    with pytest.raises(Crash):
+        yolo.train(**common("cli", epochs=2))
+    return {}
 
 
 def resume() -> dict:
@@ -249,14 +283,40 @@ def resume() -> dict:
     from tests.yolo.oracle import check_pair, live_sites
 
     yolo = load(FOLDER / "runs" / "resumed" / "weights" / "last.pt")
-    seen = []
+    seen, strengths = [], []
     yolo.add_callback(
         "on_train_epoch_end",
         lambda trainer: seen.append((trainer.epoch, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)))),
     )
+    yolo.add_callback("on_train_batch_end", lambda trainer: strengths.append(_strengths(trainer)))
     yolo.train(resume=True)
-    assert seen == [(1, COUNT, COUNT)], seen
+    assert seen == [(1, COUNT, COUNT), (2, COUNT, COUNT)], seen
+    assert strengths == [[value] for value in STRENGTHS[2:]], strengths
+    assert {strength for strength, _ in yolo.model.yaml["simam"]["settings"]} == {1.0}
     return check_pair(yolo.model(images()), yolo.model, images())
+
+
+def network() -> dict:
+    """The network inside the object is injected, not the object: it is trained all the same."""
+    from ultralytics import YOLO
+
+    from simam_inject import inject, injected
+    from tests.yolo.oracle import RECIPE, counting, live_sites
+
+    for name, yolo in (("pt", load(FOLDER / "base.pt")), ("yaml", YOLO("yolov8n.yaml"))):
+        inject(yolo.model, RECIPE, example_inputs=images()[:1], verify=False, strength=0.75)
+        yolo.model.model[2].simam.gain = 1.25
+        seen = []
+        yolo.add_callback("on_train_end", lambda trainer, seen=seen: seen.append(len(live_sites(trainer.ema.ema))))
+        with counting() as counter:
+            yolo.add_callback("on_train_start", counter.restart)
+            yolo.train(**common(f"network-{name}", epochs=1))
+        assert seen == [COUNT], (name, seen)
+        assert counter.attentions == COUNT * counter.networks > 0
+        settings = {site.path: (site.strength, site.gain) for site in injected(yolo)}
+        assert settings.pop("model.2") == (0.75, 1.25)
+        assert set(settings.values()) == {(0.75, 1.0)}
+    return {}
 
 
 def check_cli() -> dict:
@@ -405,46 +465,32 @@ def _train_to_the_end_or_not(yolo, name: str) -> tuple[str, int]:
     return "", len(batches)
 
 
-def _silence(yolo) -> None:
-    """Take the tripwire out."""
-    yolo.callbacks["on_pretrain_routine_end"] = []
-
-
 def without_hooks() -> dict:
     """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
     from simam_inject import inject
-    from simam_inject.integrations.ultralytics import hooks
+    from simam_inject.integrations import wrapping
+    from simam_inject.integrations.ultralytics import networks, training
     from tests.yolo.oracle import RECIPE, live_sites
 
     def injected_yolo():
         return inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False)
 
     yolo, unwatched = injected_yolo(), injected_yolo()
-    hooks.uninstall()
-    message, batches = _train_to_the_end_or_not(yolo, "unhooked")
-    assert batches == 0
-    assert re.match(rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites", message), (
-        message
-    )
-    _silence(unwatched)
-    message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
-    assert not message
-    assert batches > 0
-    assert live_sites(unwatched.model) <= BY_ACCIDENT
-    assert "simam" in unwatched.model.yaml
-    return {}
-
-
-def without_arming() -> dict:
-    """Guard off: loading an injected module does not make its library ready, so training from the file loses it."""
-    from simam_inject.rewriting import restoring
-    from tests.yolo.oracle import live_sites
-
-    restoring._ADAPTERS.clear()
-    yolo = load(FOLDER / "injected.pt")
-    assert len(live_sites(yolo.model)) == COUNT
-    assert not _train_to_the_end_or_not(yolo, "unarmed")[0]
-    assert live_sites(yolo.model) <= BY_ACCIDENT
+    networks.uninstall()
+    try:
+        message, batches = _train_to_the_end_or_not(yolo, "unhooked")
+        assert batches == 0
+        lost = rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites"
+        assert re.match(lost, message), message
+        wrapping.unwrap(training.Model)
+        message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
+        assert not message
+        assert batches > 0
+        assert live_sites(unwatched.model) <= BY_ACCIDENT
+        assert "simam" in unwatched.model.yaml
+    finally:
+        networks.install()
+        training.install()
     return {}
 
 
@@ -453,14 +499,30 @@ def without_switches() -> dict:
     from ultralytics import YOLO
 
     from simam_inject import inject
+    from simam_inject.integrations.ultralytics import training
     from tests.yolo.oracle import RECIPE
 
     yolo = inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=images()[:1], verify=False)
-    yolo.ckpt = {}
-    yolo.overrides.pop("pretrained", None)
-    message, batches = _train_to_the_end_or_not(yolo, "switchless")
+    question, training._rebuilds_from_name = training._rebuilds_from_name, lambda: False
+    try:
+        message, batches = _train_to_the_end_or_not(yolo, "switchless")
+    finally:
+        training._rebuilds_from_name = question
     assert batches == 0
     assert message.startswith("VerificationError: SimAM lost"), message
+    return {}
+
+
+def without_arming() -> dict:
+    """Guard off: loading an injected network does not make its library ready, so training from the file loses it."""
+    from simam_inject.adapters import IntegrationMark
+    from tests.yolo.oracle import live_sites
+
+    IntegrationMark.__setstate__ = lambda self, state: self.__dict__.update(state)
+    yolo = load(FOLDER / "injected.pt")
+    assert len(live_sites(yolo.model)) == COUNT
+    assert not _train_to_the_end_or_not(yolo, "unarmed")[0]
+    assert live_sites(yolo.model) <= BY_ACCIDENT
     return {}
 
 
@@ -482,5 +544,9 @@ def safe_without_package() -> dict:
 
 
 if __name__ == "__main__":
-    stage = globals()[sys.argv[1]]
-    print("RESULT", json.dumps(stage()))
+    for name in sys.argv[1].split(","):
+        try:
+            found = {"result": globals()[name]()}
+        except BaseException:
+            found = {"error": traceback.format_exc()}
+        print("STAGE", json.dumps({"stage": name, **found}), flush=True)

@@ -1,6 +1,7 @@
 """Each guard is needed: with the guard off, the loss happens."""
 
 import copy
+import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,11 +12,12 @@ from ultralytics import YOLO
 from ultralytics.nn import tasks
 
 from simam_inject import bypass, eject, inject, injected, plan, verify
-from simam_inject.errors import FileError, InjectError, ModelError, VerificationError
-from simam_inject.integrations.ultralytics import fusing, hooks, training, versions
-from simam_inject.integrations.ultralytics.record import Record, has_record, read
-from simam_inject.rewriting.provenance import recipes_of
-from simam_inject.rewriting.records import Specification
+from simam_inject.editing.presence import presence_of
+from simam_inject.errors import FileError, ModelError, VerificationError
+from simam_inject.integrations import ultralytics as adapter
+from simam_inject.integrations.ultralytics import fusing, networks, ramp, training
+from simam_inject.integrations.ultralytics.record import has_record, read, recorded, write
+from simam_inject.persist.record import Record
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, live_sites
 
 SMALL = {
@@ -43,8 +45,7 @@ def image():
 
 
 def injected_small(recipe, image) -> nn.Module:
-    network = build()
-    inject(network, recipe, example_inputs=image[:1])
+    network = inject(build(), recipe, example_inputs=image[:1], verify=False)
     give_statistics(network, image)
     return network
 
@@ -68,17 +69,17 @@ def test_fusion_keeps_a_site_that_folding_would_lose(recipe, image):
 
 
 @pytest.mark.parametrize("recipe", [INSIDE_REPCONV, INSIDE_REPVGG], ids=["RepConv", "RepVGGDW"])
-def test_without_the_shield_merging_branches_loses_a_site_silently(recipe, image, monkeypatch):
+def test_without_the_shield_a_merged_branch_is_missed_by_the_presence_check(recipe, image, monkeypatch):
     network = injected_small(recipe, image)
     monkeypatch.setattr(fusing, "must_stay", lambda module: False)
-    near, far = fused_difference(network, image)
-    assert near > far / 1000
+    with pytest.raises(ModelError, match=r"SimAM at model\.[12]\.conv1 was lost"):
+        fused_difference(network, image)
 
 
-def test_without_the_shield_a_folded_conv_refuses_to_run(image, monkeypatch):
+def test_without_the_shield_a_norm_folded_across_a_site_is_an_error(image, monkeypatch):
     network = injected_small(BETWEEN, image)
     monkeypatch.setattr(fusing, "must_stay", lambda module: False)
-    with pytest.raises(InjectError, match="forward_fuse cannot run with SimAM in it"):
+    with pytest.raises(ModelError, match="was folded"):
         fused_difference(network, image)
 
 
@@ -86,7 +87,7 @@ def test_a_shielded_block_runs_and_has_its_class_back_afterwards(image):
     network = injected_small(BETWEEN, image)
     own, expected = type(network.model[0]), network.model[0](image)
     with fusing.shielded(network):
-        assert not isinstance(network.model[0], own.__mro__[1])
+        assert not isinstance(network.model[0], own)
         assert torch.equal(network.model[0](image), expected)
         with fusing.shielded(network):  # fuse() asks is_fused()
             assert torch.equal(network.model[0](image), expected)
@@ -109,7 +110,7 @@ def wide():
     return tasks.DetectionModel("yolov8n.yaml", verbose=False)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def record(wide):
     network = copy.deepcopy(wide)
     inject(network, RECIPE, example_inputs=torch.rand(1, 3, 64, 64), verify=False)
@@ -164,13 +165,13 @@ def test_a_network_without_a_record_is_untouched(wide):
     torch.manual_seed(1)
     ours = tasks.DetectionModel("yolov8n.yaml", verbose=False)
     after = torch.rand(3)
-    hooks.uninstall()
+    networks.uninstall()
     try:
         torch.manual_seed(1)
         theirs = tasks.DetectionModel("yolov8n.yaml", verbose=False)
         assert torch.equal(after, torch.rand(3))
     finally:
-        hooks.install()
+        networks.install()
     assert ours.yaml == theirs.yaml
     assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
@@ -178,7 +179,7 @@ def test_a_network_without_a_record_is_untouched(wide):
 
 def test_installing_twice_wraps_once():
     wrapped = tasks.BaseModel.fuse
-    hooks.install()
+    networks.install()
     assert tasks.BaseModel.fuse is wrapped
     assert not hasattr(wrapped.__wrapped__, "__wrapped__")
 
@@ -195,14 +196,12 @@ def test_a_subclass_of_a_network_comes_out_injected(record):
 
 def test_a_rebuilt_network_knows_the_recipe_its_sites_came_from(record):
     rebuilt = build(record)
-    assert recipes_of(rebuilt) == (record["simam"]["recipe"],)
+    assert presence_of(rebuilt).recipes == record["simam"]["recipes"]
     eject(rebuilt)
-    assert recipes_of(rebuilt) == ()
+    assert presence_of(rebuilt) is None
 
 
-@pytest.mark.parametrize(
-    "words", ["yolo-neck", "after c2f", {"version": 1, "rules": [{"block": "C2f", "after": "output"}]}]
-)
+@pytest.mark.parametrize("words", ["yolo-neck", {"version": 1, "rules": [{"block": "C2f", "after": "output"}]}])
 def test_a_yaml_file_may_hold_a_recipe_in_the_users_words(wide, words):
     network = tasks.DetectionModel({**copy.deepcopy(wide.yaml), "simam": words}, verbose=False)
     assert {site.path for site in injected(network)} >= {"model.15", "model.18", "model.21"}
@@ -212,9 +211,9 @@ def test_a_yaml_file_may_hold_a_recipe_in_the_users_words(wide, words):
 HOSTILE = [
     ("/etc/passwd", "names a file"),
     (7, "is a int"),
-    ({"version": 2, "recipe": {}, "sites": []}, "no record of version 1"),
-    ({"version": 1, "recipe": {}, "sites": []}, "no list of sites"),
-    ({"version": 1, "recipe": {}, "sites": ["x"]}, "is not a site"),
+    ({"format": 3, "recipes": [], "sites": [], "settings": []}, "a newer simam_inject"),
+    ({"format": 2, "recipes": [7], "sites": [], "settings": []}, r"model.yaml\['simam'\] is not valid: recipes.0"),
+    ({"format": 2, "recipes": [], "sites": ["x"], "settings": []}, r"is not valid: sites.0"),
 ]
 
 
@@ -227,34 +226,48 @@ def test_a_foreign_record_is_refused(found, message):
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("path", "model.0; import os"),
-        ("path", "__import__('os')"),
+        ("child", "simam(x) or open('ran', 'w')"),
+        ("child", "conv"),
         ("position", "around"),
-        ("reader", "a b"),
+        ("reader", 7),
         ("e_lambda", float("nan")),
         ("e_lambda", -1.0),
         ("e_lambda", "1"),
         ("rule", True),
-        ("scope", None),
+        ("edit", {"kind": "call", "module": "model.0"}),
+        ("expression", {"method": "forward", "digest": "x", "span": [0, 0, 0, 0]}),
     ],
 )
 def test_a_hostile_recorded_site_is_refused(record, key, value):
     table = copy.deepcopy(record)
     table["simam"]["sites"][0][key] = value
-    with pytest.raises(FileError, match=f"invalid {key}"):
+    with pytest.raises(FileError, match=rf"sites\.0\.{key}|plain data"):
         tasks.DetectionModel(table, verbose=False)
 
 
-def test_a_recorded_site_that_is_not_there_is_told(record):
+@pytest.mark.parametrize("setting", [[1.5, 1.0], [1.0, float("inf")], [1.0], "x"])
+def test_a_hostile_setting_is_refused(record, setting):
     table = copy.deepcopy(record)
-    table["simam"]["sites"][0]["path"] = "model.0.cnov"
-    with pytest.raises(ModelError, match=r"has no site 'model\.0\.cnov'"):
+    table["simam"]["settings"][0] = setting
+    with pytest.raises(FileError, match="settings"):
         tasks.DetectionModel(table, verbose=False)
+
+
+def test_a_recorded_site_whose_module_is_not_there_is_an_error(record):
+    table = copy.deepcopy(record)
+    table["simam"]["sites"][0]["edit"]["module"] = "model.0.cnov"
+    with pytest.raises(FileError, match=r"has no module 'model\.0\.cnov'"):
+        tasks.DetectionModel(table, verbose=False)
+
+
+@pytest.fixture(scope="module")
+def one_yolo():
+    return inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=torch.rand(1, 3, 64, 64), verify=False)
 
 
 @pytest.fixture
-def yolo():
-    return inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+def yolo(one_yolo):
+    return copy.deepcopy(one_yolo)
 
 
 def test_what_the_library_sets_on_modules_after_loading_is_no_reason_to_refuse(yolo):
@@ -281,6 +294,7 @@ def test_every_public_function_takes_the_yolo_object(yolo):
 def test_eject_leaves_no_trace_on_the_yolo_object(yolo):
     eject(yolo)
     stock = YOLO("yolov8n.yaml")
+    assert yolo.model.__dict__.keys() == stock.model.__dict__.keys()
     assert yolo.model.yaml == stock.model.yaml
     assert yolo.ckpt == stock.ckpt
     assert yolo.overrides == stock.overrides
@@ -290,8 +304,8 @@ def test_eject_leaves_no_trace_on_the_yolo_object(yolo):
 
 def test_a_second_injection_is_recorded_with_the_first(yolo):
     inject(yolo, "after sppf", example_inputs=torch.rand(1, 3, 64, 64), verify=False)
-    assert {site.path for site in read(yolo.model).sites} == {*SITES, "model.9"}
-    assert sum(isinstance(call, training.Tripwire) for call in yolo.callbacks["on_pretrain_routine_end"]) == 1
+    assert {site["path"] for site in read(yolo.model).sites} == {*SITES, "model.9"}
+    assert len(read(yolo.model).recipes) == 2
 
 
 def test_a_yolo_object_that_holds_a_file_is_refused(tmp_path):
@@ -308,7 +322,7 @@ class Trainer:
 
 
 def test_the_tripwire_looks_at_model_and_ema_through_wrappers(yolo):
-    tripwire = next(c for c in yolo.callbacks["on_pretrain_routine_end"] if isinstance(c, training.Tripwire))
+    tripwire = training.Tripwire(read(yolo.model).sites, "everywhere")
     stock = copy.deepcopy(yolo.model)
     eject(stock)
     tripwire(Trainer(nn.ModuleList([stock, yolo.model]), yolo.model))  # a student beside its teacher
@@ -326,13 +340,13 @@ def test_a_checkpoint_with_a_record_and_without_its_sites_warns_on_load(tmp_path
     yolo.save(file)
     with pytest.warns(UserWarning, match=r"records SimAM at 8 sites and lacks 8 of them, first model\.0\.conv"):
         YOLO(file)
-    hooks.uninstall()
+    networks.uninstall()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             YOLO(file)  # without the guard: nothing
     finally:
-        hooks.install()
+        networks.install()
 
 
 def test_an_intact_checkpoint_loads_without_a_warning(tmp_path, yolo):
@@ -347,30 +361,87 @@ RESTRICTED = [False, True] if hasattr(tasks, "_SafeLoad") else [False]
 
 
 @pytest.mark.parametrize("restricted", RESTRICTED)
-def test_a_hostile_site_in_a_checkpoint_is_refused_and_nothing_runs(tmp_path, yolo, monkeypatch, restricted):
-    written = Specification.to_dict
-
-    def to_dict(self) -> dict:
-        data = written(self)
-        data["edits"][0]["child"] = f"simam(x) or open({str(tmp_path / 'ran')!r}, 'w')"
-        return data
-
-    monkeypatch.setattr(Specification, "to_dict", to_dict)
-    yolo.save(str(tmp_path / "hostile.pt"))
-    with pytest.raises(FileError, match="invalid child"):
+def test_a_checkpoint_cannot_name_another_module_to_import(tmp_path, yolo, restricted):
+    yolo.model.simam_integration.integration = "antigravity"
+    torch.save({"model": yolo.model}, tmp_path / "hostile.pt")
+    with pytest.raises(FileError, match="asks for the integration 'antigravity'"):
         tasks.torch_safe_load(str(tmp_path / "hostile.pt"), safe_only=restricted)
-    assert not (tmp_path / "ran").exists()
+    assert "antigravity" not in sys.modules
+
+
+def test_settings_are_recorded_and_rebuilt(image):
+    network = inject(build(), BETWEEN, example_inputs=image[:1], verify=False, strength=0.25)
+    network.model[3].conv.simam.gain = 1.5
+    write(network)
+    again = build(network.yaml)
+    assert [(site.strength, site.gain) for site in injected(again)] == [(0.25, 1.0), (0.25, 1.5)]
+
+
+def test_settings_are_those_of_the_network_after_load(image):
+    """Modules that `load` takes from the source bring the source's settings."""
+    source = inject(build(), BETWEEN, example_inputs=image[:1], verify=False)
+    network = inject(build(), BETWEEN, example_inputs=image[:1], verify=False, strength=0.25)
+    network.load(source, verbose=False)
+    assert {site.strength for site in injected(network)} == {0.25}
+
+
+def test_peers_of_simam_are_not_trained_as_simam(image):
+    yolo = YOLO("yolov8n.yaml")
+    inject(
+        yolo,
+        "after c2f",
+        example_inputs=image[:1],
+        verify=False,
+        attention=lambda channels: nn.Conv2d(channels, channels, 1),
+    )
+    assert not has_record(yolo.model)
+    with pytest.raises(FileError, match="is a Conv2d, and files hold SimAM only"):
+        yolo.train(data="none.yaml")
+
+
+def test_a_head_that_drops_a_branch_drops_its_sites(image):
+    yolo = YOLO("yolov10n.yaml")
+    branches = ["model.23.cv3.0.0", "model.23.one2one_cv3.0.0"]
+    inject(
+        yolo, {"version": 1, "rules": [{"path": branches, "after": "output"}]}, example_inputs=image[:1], verify=False
+    )
+    fused = copy.deepcopy(yolo.model).eval().fuse(verbose=False)
+    fused(image)
+    (left,) = injected(fused)
+    assert left.path in branches
+    assert len(recorded(fused).sites) == 2
+    assert len(injected(build(fused.yaml))) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"epochs": 0}, "epochs above 0"),
+        ({"start": 1.5}, "a start from 0 to 1"),
+        ({"epochs": float("nan")}, "epochs above 0"),
+    ],
+)
+def test_a_ramp_takes_sensible_numbers(yolo, arguments, message):
+    with pytest.raises(ModelError, match=message):
+        ramp(yolo, **arguments)
+
+
+def test_a_ramp_needs_an_injected_yolo_object(yolo):
+    with pytest.raises(ModelError, match="takes the YOLO object"):
+        ramp(yolo.model)
+    with pytest.raises(ModelError, match="there is no SimAM"):
+        ramp(eject(yolo))
 
 
 @pytest.mark.parametrize("version", ["8.3.199", "8.2.103", "8.4.191", "9.0.0"])
 def test_an_untested_release_warns(version):
     with pytest.warns(UserWarning, match=f"ultralytics {version} is outside the range"):
-        versions.warn_if_untested(version)
+        adapter.warn_if_untested(version)
 
 
 @pytest.mark.parametrize("version", ["8.3.200", "8.4.0", "8.4.190"])
 def test_a_tested_release_does_not(version):
-    versions.warn_if_untested(version)
+    adapter.warn_if_untested(version)
 
 
 def test_workers_are_not_started_from_a_file_without_the_sites(tmp_path, yolo):
@@ -398,13 +469,13 @@ def test_a_multi_gpu_launch_asks_first(yolo):
 
 
 def test_without_the_hooks_training_loses_everything_and_the_tripwire_says_so(workshop):
-    workshop.run("without_hooks")
-
-
-def test_without_arming_on_load_training_from_a_file_loses_everything(workshop):
-    workshop.run("without_arming")
+    workshop.run("without_hooks", *(["without_switches"] if training._rebuilds_from_name() else []))
 
 
 @pytest.mark.skipif(not training._rebuilds_from_name(), reason="this release builds from model.yaml anyway")
 def test_without_the_switches_a_yaml_built_net_trips_the_wire(workshop):
     workshop.run("without_switches")
+
+
+def test_without_arming_on_load_training_from_a_file_loses_everything(workshop):
+    workshop.run("without_arming")

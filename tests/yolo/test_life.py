@@ -15,6 +15,8 @@ from ultralytics.utils import dist
 
 from tests.yolo.conftest import ROOT
 
+COMMAND = "from ultralytics.cfg import entrypoint; entrypoint()"
+IN_A_FRESH_PROCESS = ("reload", "val", "predict", "export")
 restricted_loading = pytest.mark.skipif(
     not hasattr(tasks, "_SafeLoad"), reason="ULTRALYTICS_SAFE_LOAD came after ultralytics 8.4.0"
 )
@@ -33,8 +35,9 @@ needs_scipy = pytest.mark.skipif(
 )
 
 
-def test_training_from_a_checkpoint_keeps_every_site_in_model_and_ema(trained):
-    assert trained.run("reload").keys() == {"best", "last"}
+def test_training_from_a_checkpoint_keeps_every_site_in_model_and_ema(workshop):
+    workshop.run("train")
+    assert workshop.run(*IN_A_FRESH_PROCESS).keys() == {"best", "last"}
 
 
 def test_initial_weights_from_yaml_are_those_of_a_plain_run(workshop):
@@ -43,27 +46,35 @@ def test_initial_weights_from_yaml_are_those_of_a_plain_run(workshop):
 
 @pytest.mark.parametrize("stage", ["val", "predict", "export"])
 def test_fused_and_exported_forms_compute_what_the_unfused_network_does(workshop, stage):
+    workshop.run(*IN_A_FRESH_PROCESS)
     workshop.run(stage)
 
 
-def test_a_training_that_died_is_resumed_with_its_sites(workshop):
+def test_a_training_that_died_is_resumed_with_its_sites_and_its_ramp(workshop):
     workshop.run("interrupt")
     workshop.run("resume")
 
 
+def test_the_network_inside_a_yolo_object_may_be_injected(workshop):
+    workshop.run("network")
+
+
 def test_the_command_line_trains_a_saved_injected_net(workshop):
-    runs = workshop.folder / "runs"
-    workshop.call(
-        "-c",
-        "from ultralytics.cfg import entrypoint; entrypoint()",
-        *(
-            "detect",
-            "train",
-            f"model={workshop.folder / 'injected.pt'}",
-            f"data={workshop.folder / 'set' / 'data.yaml'}",
-        ),
-        *("epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=False", f"project={runs}", "name=cli"),
-    )
+    model, data = f"model={workshop.folder / 'injected.pt'}", f"data={workshop.folder / 'set' / 'data.yaml'}"
+    project = f"project={workshop.folder / 'runs'}"
+    options = ("epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=False", project, "name=cli")
+    printed = workshop.call("-c", COMMAND, "detect", "train", model, data, *options, YOLO_VERBOSE="true")
+    assert "SimAM: 8 sites live, strength 1, recipe everywhere" in printed
+    workshop.run("check_cli")
+
+
+@pytest.mark.long
+def test_the_command_line_resumes_an_injected_net(workshop):
+    workshop.run("interrupt_again")
+    last = workshop.folder / "runs" / "cli" / "weights" / "last.pt"
+    printed = workshop.call("-c", COMMAND, "train", "resume", f"model={last}", YOLO_VERBOSE="true")
+    assert "SimAM: 8 sites live, strength 1, recipe everywhere" in printed
+    workshop.done.pop("check_cli", None)
     workshop.run("check_cli")
 
 

@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.api import bypass
+from simam_inject.dataflow.example import Example, example_of
+from simam_inject.editing.attach import attended_in
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import FileError, InjectError
-from simam_inject.integrations.ultralytics.presence import key_of
-from simam_inject.integrations.ultralytics.record import Record, has_record, read
-from simam_inject.planning.records import Insertion
+from simam_inject.integrations.ultralytics.record import Key, key_of, names_of, recorded
+from simam_inject.nested import tensors_in
+from simam_inject.persist.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +84,15 @@ def check_checkpoint(path: Path) -> Checkup:
         FileError: there is no such file, or ultralytics cannot load it.
     """
     network = _load(path)
-    record = read(network) if has_record(network) else None
-    planned = record.sites if isinstance(record, Record) else ()
-    image = _image(network)
+    record = recorded(network)
+    planned = record.sites if record else ()
+    image = example_of(network).tensors[0]
     runs, fused = _runs(network, image), copy.deepcopy(network).fuse(verbose=False)
     sites = _compare_sites(planned, network, runs, _runs(fused, image))
     file = path.with_suffix(".onnx")
     exports = (_check_export(file, fused, image),) if file.is_file() and any(site.present for site in sites) else ()
-    recipe = record.recipe.get("name", "") or "recorded" if isinstance(record, Record) else ""
     faults = (*_faults(record, sites), *(f"{export.path.name}: {export.fault}" for export in exports if export.fault))
-    return Checkup(path, type(network).__name__, str(recipe), sites, exports, faults)
+    return Checkup(path, type(network).__name__, names_of(record) if record else "", sites, exports, faults)
 
 
 def _load(path: Path) -> Any:
@@ -109,23 +112,15 @@ def _load(path: Path) -> Any:
         raise FileError(f"ultralytics cannot load {path}: {type(error).__name__}: {error}") from error
 
 
-def _image(network: Any) -> torch.Tensor:
-    from simam_inject.tracing.inputs import example_of
-
-    return example_of(network).tensors[0]
-
-
-def _runs(network: nn.Module, image: torch.Tensor) -> Counter[tuple[Any, ...]]:
-    """How often each site runs in one forward, by its key."""
-    from simam_inject.rewriting.rewriter import edits_in, insertion_of
-
-    counts: Counter[tuple[Any, ...]] = Counter()
+def _runs(network: nn.Module, image: torch.Tensor) -> Counter[Key]:
+    """How often each site runs in one forward."""
+    counts: Counter[Key] = Counter()
     handles = []
-    for path, holder, edit in edits_in(network):
-        key = key_of(insertion_of(path, edit))
-        counts[key] = 0
-        attention = getattr(holder, edit.child)
-        handles.append(attention.register_forward_hook(lambda *_, key=key: counts.update([key])))
+    for entry in attended_in(network):
+        if entry.attention is not None:
+            key = key_of(entry.site)
+            counts[key] = 0
+            handles.append(entry.attention.register_forward_hook(lambda *_, key=key: counts.update([key])))
     try:
         with torch.no_grad():
             network(image)
@@ -136,22 +131,20 @@ def _runs(network: nn.Module, image: torch.Tensor) -> Counter[tuple[Any, ...]]:
 
 
 def _compare_sites(
-    planned: Iterable[Insertion], network: nn.Module, runs: Counter[Any], fused: Counter[Any]
+    planned: Iterable[SiteRecord], network: nn.Module, runs: Counter[Key], fused: Counter[Key]
 ) -> tuple[CheckedSite, ...]:
-    from simam_inject.surgery import injected
-
     wanted = {key_of(site): site for site in planned}
-    found = {key_of(site): site for site in injected(network)}
+    found = {key_of(entry.site): entry.site for entry in attended_in(network) if entry.attention is not None}
     return tuple(
-        CheckedSite(site.path, site.e_lambda, key in wanted, key in found, runs[key], fused[key])
+        CheckedSite(site["path"], site["e_lambda"], key in wanted, key in found, runs[key], fused[key])
         for key, site in (wanted | found).items()
     )
 
 
-def _faults(record: Any, sites: tuple[CheckedSite, ...]) -> list[str]:
+def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     if not sites:
-        told = "there is no record of it in its yaml" if record is None else "its record names no sites"
-        return [f"the network has no SimAM, and {told}: it was never injected, or lost everything"]
+        why = "its record names no sites" if record else "there is no record of it in its yaml"
+        return [f"the network has no SimAM, and {why}: it was never injected, or lost everything"]
     faults = []
     for name, missing in (
         ("not recorded in model.yaml, so training from this file would lose", [s for s in sites if not s.planned]),
@@ -174,8 +167,6 @@ def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> Checke
     except ImportError as error:
         fault = f"not looked into, since {error.name} is not installed (pip install 'simam_inject[export]')"
         return CheckedExport(file, 0, 0, None, None, fault)
-    from simam_inject.tracing.inputs import Example
-
     artefact = read_onnx(file)
     size = [length if isinstance(length, int) else given for length, given in _sizes(artefact, image)]
     image = torch.rand(size, generator=torch.Generator().manual_seed(0))
@@ -204,13 +195,10 @@ def _sizes(artefact: Any, image: torch.Tensor) -> list[tuple[Any, int]]:
 def _differences(artefact: Any, network: nn.Module, image: torch.Tensor) -> tuple[float | None, float | None]:
     """How far the file is from the network, and the network without SimAM."""
     from simam_inject.export.proving import relative_difference
-    from simam_inject.surgery import bypass
-    from simam_inject.tracing.inputs import Example
-    from simam_inject.verification.outputs import tensors_in
 
-    ours = [next(tensors_in(network(image)))]
+    ours = [_first(network(image))]
     with bypass(network):
-        plain = [next(tensors_in(network(image)))]
+        plain = [_first(network(image))]
     try:
         theirs = artefact.run(Example((image,), {}))[:1]
     except Exception:  # half precision, several inputs: the graph is all there is to go by
@@ -218,3 +206,7 @@ def _differences(artefact: Any, network: nn.Module, image: torch.Tensor) -> tupl
     if [tensor.shape for tensor in theirs] != [tensor.shape for tensor in ours]:
         return None, None
     return relative_difference(theirs, ours), relative_difference(plain, ours)
+
+
+def _first(output: Any) -> torch.Tensor:
+    return next(tensor for _, tensor in tensors_in(output))

@@ -14,9 +14,12 @@ from typing import Any
 
 from torch import nn
 from ultralytics.nn.modules.block import RepVGGDW
-from ultralytics.nn.modules.conv import Conv, Conv2, ConvTranspose, RepConv
+from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
+from ultralytics.nn.modules.head import Detect
 
-from simam_inject.rewriting.classes import is_injected, refused_methods, specification_of
+from simam_inject.editing.hooks import input_hook, output_hook
+from simam_inject.editing.presence import Presence, presence_of, set_presence
+from simam_inject.editing.rewrite import rewritten_methods
 
 _lock = threading.RLock()
 _twins: dict[type[nn.Module], type[nn.Module]] = {}
@@ -37,16 +40,34 @@ def shielded(network: nn.Module) -> Iterator[None]:
 
 
 def must_stay(module: nn.Module) -> bool:
-    """Folding this block would lose a SimAM, or fold across one."""
-    if isinstance(module, (RepConv, RepVGGDW, Conv2)):  # they merge parallel branches into one convolution
-        return any(_holds_inner_site(part, inside=part is not module) for part in module.modules())
-    if isinstance(module, (Conv, ConvTranspose)):
-        return "forward_fuse" in refused_methods(module) or any(is_injected(child) for child in module.children())
+    """Folding this block would lose a SimAM, or fold across one: a site stands inside, before its activation."""
+    if not isinstance(module, (Conv, ConvTranspose, RepConv, RepVGGDW)):
+        return False
+    inner = [part for name, child in module.named_children() if name != "act" for part in child.modules()]
+    return bool(rewritten_methods(module)) or any(
+        output_hook(part) or input_hook(part) or rewritten_methods(part) for part in inner
+    )
+
+
+def prune_presence(network: nn.Module) -> None:
+    """Let the presence check forget the sites in branches of a head that `fuse()` deleted: only training needs them."""
+    presence = presence_of(network)
+    if presence is None:
+        return
+    holders = [(".".join(path), hook) for path, hook in presence.holders if not _is_dropped(network, path)]
+    witnesses = [(".".join(path), site) for path, site in presence.witnesses if not _is_dropped(network, path)]
+    if len(holders) < len(presence.holders):
+        set_presence(network, Presence(holders, witnesses, presence.recipes, presence.example))
+
+
+def _is_dropped(network: nn.Module, path: tuple[str, ...]) -> bool:
+    module: Any = network
+    for name in path:
+        inner = module._modules.get(name)
+        if inner is None:
+            return isinstance(module, Detect)
+        module = inner
     return False
-
-
-def _holds_inner_site(module: nn.Module, *, inside: bool) -> bool:
-    return is_injected(module) and (inside or any(edit.value for edit in specification_of(module).edits))
 
 
 def _twin(own: type[nn.Module]) -> type[nn.Module]:

@@ -1,49 +1,24 @@
-"""The record of an injection in `model.yaml["simam"]`: JSON types only, and checked before anything is done with them.
+"""The record of an injection in `model.yaml["simam"]`: what `simam_inject.persist.record.Record` reads.
 
-    {"version": 1, "recipe": {...}, "sites": [{"path": "model.2", "position": "after", "reader": None, ...}, ...]}
+    {"format": 2, "recipes": [...], "sites": [{"path": "model.2", ...}, ...], "settings": [[1.0, 1.0], ...], ...}
 
 A YAML file of the user's own may have a recipe, the name of a shipped one or a selector in its place.
 """
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
+from torch import nn
+
+from simam_inject.editing.attach import attended_in
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import FileError
-from simam_inject.planning.records import Insertion
+from simam_inject.persist.record import Record
 
-KEY = "simam"
-_PATH = re.compile(r"[A-Za-z0-9_.\[\]]{1,300}")
-_MAX_SITES = 100_000
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """What was asked for, and where it went."""
-
-    recipe: dict[str, Any]
-    """The resolved recipe of the last injection, as JSON types."""
-    sites: tuple[Insertion, ...]
-    """Everything that is in the network."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
-        sites = [
-            {
-                "path": site.path,
-                "position": site.position,
-                "reader": site.reader,
-                "e_lambda": float(site.e_lambda),
-                "rule": site.rule,
-                "scope": site.scope,
-            }
-            for site in self.sites
-        ]
-        return {"version": 1, "recipe": self.recipe, "sites": sites}
+KEY, RAMP = "simam", "simam_ramp"
+"""Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with."""
 
 
 def has_record(network: Any) -> bool:
@@ -58,58 +33,86 @@ def read(network: Any) -> Record | str | Mapping[str, Any]:
     Raises:
         FileError: it is neither.
     """
-    found = network.yaml[KEY]
+    found, name = network.yaml[KEY], f"model.yaml[{KEY!r}]"
     if isinstance(found, str):
         if found.endswith((".yaml", ".yml")) or "/" in found or "\\" in found:
-            raise FileError(f"model.yaml[{KEY!r}] names a file, {found!r}; write the recipe itself, or a shipped name")
+            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or a shipped name")
         return found
     if not isinstance(found, Mapping):
-        raise FileError(f"model.yaml[{KEY!r}] is a {type(found).__name__}; allowed is a recipe or its name")
-    if "sites" not in found:
-        return found
-    sites, recipe = found["sites"], found.get("recipe")
-    if found.get("version") != 1 or not isinstance(recipe, Mapping):
-        raise FileError(f"model.yaml[{KEY!r}] is no record of version 1: its version is {found.get('version')!r}")
-    if not isinstance(sites, list) or not 0 < len(sites) <= _MAX_SITES:
-        raise FileError(f"model.yaml[{KEY!r}] has no list of sites")
-    return Record(dict(recipe), tuple(_site(item) for item in sites))
+        raise FileError(f"{name} is a {type(found).__name__}; allowed is a recipe or its name")
+    return Record.read(found, name) if "sites" in found else found
 
 
-def write(network: Any, record: Record) -> None:
-    """Record an injection. The yaml gets replaced, since trainers hand one dict to several networks."""
-    network.yaml = {**network.yaml, KEY: record.to_dict()}
+def recorded(network: Any) -> Record | None:
+    """The record in a network's yaml, if there is one and it lists sites."""
+    found = read(network) if has_record(network) else None
+    return found if isinstance(found, Record) else None
+
+
+def write(network: Any) -> Record:
+    """Record what is in a network now, and the recorded sites of branches that `fuse()` took out of it.
+
+    The yaml gets replaced, since trainers hand one dict to several networks.
+
+    Raises:
+        FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
+    """
+    now, before = Record.of(network), recorded(network)
+    if before is not None:
+        there, modules = {key_of(site) for site in now["sites"]}, dict(network.named_modules())
+        for site, setting in zip(before.sites, before.settings, strict=True):
+            if key_of(site) not in there and site["edit"]["module"] not in modules:
+                now["sites"].append(site)
+                now["settings"].append(list(setting))
+    network.yaml = {**network.yaml, KEY: now}
+    return Record.read(now)
 
 
 def erase(network: Any) -> None:
     """Take the record out again."""
-    if has_record(network):
-        network.yaml = {key: value for key, value in network.yaml.items() if key != KEY}
+    if has_record(network) or RAMP in getattr(network, "yaml", {}):
+        network.yaml = {key: value for key, value in network.yaml.items() if key not in (KEY, RAMP)}
 
 
-def _site(data: Any) -> Insertion:
-    if not isinstance(data, Mapping):
-        raise FileError(f"a recorded SimAM site is not a site: {data!r:.120}")
-    checks = {
-        "path": _is_path(data.get("path")),
-        "position": data.get("position") in ("after", "before"),
-        "reader": data.get("reader") is None or _is_path(data["reader"]),
-        "e_lambda": type(data.get("e_lambda")) is float and math.isfinite(data["e_lambda"]) and data["e_lambda"] > 0,
-        "rule": type(data.get("rule")) is int,
-        "scope": data.get("scope") == "" or _is_path(data.get("scope")),
-    }
-    wrong = [name for name, is_right in checks.items() if not is_right]
-    if wrong:
-        raise FileError(f"a recorded SimAM site has an invalid {wrong[0]}: {data.get(wrong[0])!r:.120}")
-    return Insertion(
-        path=data["path"],
-        position=data["position"],
-        shape=(),
-        e_lambda=data["e_lambda"],
-        rule=data["rule"],
-        reader=data["reader"],
-        scope=data["scope"],
-    )
+def write_ramp(network: Any, epochs: float, start: float) -> None:
+    """Record a ramp."""
+    network.yaml = {**network.yaml, RAMP: {"epochs": epochs, "start": start}}
 
 
-def _is_path(text: Any) -> bool:
-    return isinstance(text, str) and _PATH.fullmatch(text) is not None
+def take_ramp(network: Any) -> tuple[float, float] | None:
+    """Epochs and first strength of the recorded ramp, which is taken out of the record.
+
+    Raises:
+        FileError: it is no ramp.
+    """
+    if RAMP not in network.yaml:
+        return None
+    network.yaml = dict(network.yaml)
+    found = network.yaml.pop(RAMP)
+    epochs, start = (found.get("epochs"), found.get("start")) if isinstance(found, Mapping) else (None, None)
+    if type(epochs) is not float or type(start) is not float or not epochs > 0 or not 0.0 <= start <= 1.0:
+        raise FileError(f"model.yaml[{RAMP!r}] is no ramp: {found!r:.120}")
+    return epochs, start
+
+
+Key = tuple[str, tuple[tuple[str, Any], ...], float]
+
+
+def key_of(site: SiteRecord) -> Key:
+    """What two records have in common if they are of the same site; shapes depend on the example."""
+    return site["child"], tuple(sorted(site["edit"].items())), site["e_lambda"]
+
+
+def missing_sites(network: nn.Module, wanted: Iterable[SiteRecord]) -> list[SiteRecord]:
+    """The sites that the network should have and has not.
+
+    A site whose module is gone does not count: `fuse()` drops the branch of a head that only training needs.
+    """
+    there = {key_of(entry.site) for entry in attended_in(network) if entry.attention is not None}
+    modules = dict(network.named_modules())
+    return [site for site in wanted if key_of(site) not in there and site["edit"]["module"] in modules]
+
+
+def names_of(record: Record) -> str:
+    """Names of the recipes, for people."""
+    return ", ".join(str(recipe.get("name") or "unnamed") for recipe in record.recipes)

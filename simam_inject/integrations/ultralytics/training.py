@@ -1,35 +1,51 @@
-"""Training with stock calls: what a `YOLO` object is told, so that its trainer's network is injected."""
+"""Stock calls: `Model.train` builds an injected network, and `Model.predict` runs the network as it is now."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
+from ultralytics.engine import trainer as engine_trainer
 from ultralytics.engine.model import Model
 from ultralytics.nn import tasks
-from ultralytics.utils import dist
+from ultralytics.utils import LOGGER, RANK, dist
 
+from simam_inject.editing.attach import attended_in
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import ModelError, VerificationError
-from simam_inject.integrations.ultralytics.presence import missing_sites
-from simam_inject.integrations.ultralytics.record import Record, has_record, read
-from simam_inject.planning.records import Insertion
+from simam_inject.integrations.ultralytics.ramping import RAMP, StrengthRamp
+from simam_inject.integrations.ultralytics.record import missing_sites, names_of, recorded, take_ramp, write
+from simam_inject.integrations.wrapping import wrap
 
 _EVENT = "on_pretrain_routine_end"  # the first with both the trainer's model and its EMA, the last before a batch
-_SWITCHED = "_simam_switched"
+_stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
+"""Network -> an object that is another one whenever the network computes something else than before."""
+_STAMP = "_simam_stamp"
+
+
+def install() -> None:
+    """Wrap the names, once for the process."""
+    wrap(Model, "train", _training)
+    wrap(Model, "predict", _predicting)
+    if not hands_network_to_workers():
+        wrap(engine_trainer, "generate_ddp_command", _launching)
 
 
 @dataclass(frozen=True, slots=True)
 class Tripwire:
     """Callback that stops a training whose networks lack a site. A class, so that a DDP worker can unpickle it."""
 
-    sites: tuple[Insertion, ...]
+    sites: tuple[SiteRecord, ...]
+    recipe: str
 
     def __call__(self, trainer: Any) -> None:
-        """Check the trainer's model, and the EMA, which alone is validated and saved.
+        """Check the trainer's model, and the EMA, which alone is validated and saved; say that SimAM is live.
 
         Raises:
             VerificationError: a site is missing.
@@ -42,8 +58,12 @@ class Tripwire:
             if missing:
                 raise VerificationError(
                     f"SimAM lost: the trainer's {name} lacks {len(missing)} of {len(self.sites)} sites, first "
-                    f"{missing[0].path}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
+                    f"{missing[0]['path']}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
                 )
+        if RANK in (-1, 0):
+            strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
+            shown = " to ".join(f"{strength:g}" for strength in dict.fromkeys((strengths[0], strengths[-1])))
+            LOGGER.info(f"SimAM: {len(self.sites)} sites live, strength {shown}, recipe {self.recipe}")
 
 
 def _networks(model: nn.Module) -> Iterator[nn.Module]:
@@ -52,31 +72,72 @@ def _networks(model: nn.Module) -> Iterator[nn.Module]:
     yield from found or [model]
 
 
-def keep_through_training(model: Any, record: Record) -> None:
-    """Make `model.train()` train an injected network or raise."""
-    _unhook(model)
-    model.callbacks[_EVENT].append(Tripwire(record.sites))
+def _training(original: Callable[..., Any]) -> Callable[..., Any]:
+    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(self.model, nn.Module) or not (recorded(self.model) or any(attended_in(self.model))):
+            return original(self, *args, **kwargs)
+        resumed = bool(kwargs.get("resume", self.overrides.get("resume")))
+        with _kept_injected(self, resumed=resumed):
+            return original(self, *args, **kwargs)
+
+    return train
+
+
+@contextmanager
+def _kept_injected(model: Any, *, resumed: bool) -> Iterator[None]:
+    """Inside, `Model.train` trains an injected network or raises."""
+    record, recorded_ramp = write(model.model), take_ramp(model.model)
+    ramp = model.__dict__.pop(RAMP, None)
+    if resumed and ramp is None and recorded_ramp is not None:
+        ramp = StrengthRamp(*recorded_ramp)
+    callbacks: list[tuple[str, Any]] = [(_EVENT, Tripwire(tuple(record.sites), names_of(record)))]
+    callbacks += ramp.callbacks() if ramp is not None else []
+    for event, call in callbacks:
+        model.callbacks[event].insert(0, call)
+    switch: dict[str, Any] = {"model": model.model}
     if not model.ckpt and _rebuilds_from_name():
         # ultralytics' own switches (they are what `load` and `reset_weights` set): build from `model.yaml`, with fresh
         # weights. Either alone is wrong: the file name has no record; the weights of the class count in memory would
         # be moved to that of the data set, and its initialisation would differ from an uninjected run.
-        model.ckpt = {"model": model.model}
+        model.ckpt = switch
         model.overrides["pretrained"] = False
-        model.__dict__[_SWITCHED] = True
+    try:
+        yield
+    finally:
+        for event, call in callbacks:
+            model.callbacks[event] = [other for other in model.callbacks[event] if other is not call]
+        if model.ckpt is switch:  # stopped before the end, which loads best.pt
+            model.ckpt = {}
+            model.overrides.pop("pretrained", None)
 
 
-def train_as_stock(model: Any) -> None:
-    """Undo `keep_through_training`."""
-    _unhook(model)
-    if model.__dict__.pop(_SWITCHED, False) and set(model.ckpt or ()) == {"model"}:
-        model.ckpt = {}
-        if model.overrides.get("pretrained") is False:
-            del model.overrides["pretrained"]
+def _predicting(original: Callable[..., Any]) -> Callable[..., Any]:
+    def predict(self: Any, *args: Any, **kwargs: Any) -> Any:
+        stamp = _stamps.get(self.model) if isinstance(self.model, nn.Module) else None
+        if self.__dict__.get(_STAMP) is not stamp:  # the predictor holds a fused copy of the network as it was
+            self.predictor = None
+            self.__dict__[_STAMP] = stamp
+        return original(self, *args, **kwargs)
+
+    return predict
+
+
+def stamp(network: nn.Module) -> None:
+    """Note that a network computes something else than before."""
+    _stamps[network] = object()
 
 
 def hands_network_to_workers() -> bool:
     """Do the workers of a multi-GPU training get the network itself? Up to 8.4.120 they load a file by its name."""
     return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames
+
+
+def _launching(original: Callable[..., Any]) -> Callable[..., Any]:
+    def launch(trainer: Any, *args: Any, **kwargs: Any) -> Any:
+        check_launch(trainer)
+        return original(trainer, *args, **kwargs)
+
+    return launch
 
 
 def check_launch(trainer: Any) -> None:
@@ -85,10 +146,10 @@ def check_launch(trainer: Any) -> None:
     Raises:
         ModelError: they would train another network than the one in memory.
     """
-    record = read(trainer.model) if isinstance(trainer.model, nn.Module) and has_record(trainer.model) else None
-    file = str(trainer.args.model)
-    if not isinstance(record, Record):
+    record = recorded(trainer.model) if isinstance(trainer.model, nn.Module) else None
+    if record is None:
         return
+    file = str(trainer.args.model)
     if file.endswith(".pt") and Path(file).is_file():
         checkpoint, _ = tasks.torch_safe_load(file)
         stored = checkpoint.get("ema") or checkpoint.get("model")
@@ -98,10 +159,6 @@ def check_launch(trainer: Any) -> None:
         f"the workers of a multi-GPU training start from {file} in this release of ultralytics, and it lacks SimAM. "
         "Save the injected model first: model.save('x.pt'); YOLO('x.pt').train(device=[0, 1], ...)"
     )
-
-
-def _unhook(model: Any) -> None:
-    model.callbacks[_EVENT] = [call for call in model.callbacks[_EVENT] if not isinstance(call, Tripwire)]
 
 
 def _rebuilds_from_name() -> bool:

@@ -1,0 +1,197 @@
+"""Lightning: SimAM by a callback, and checkpoints that keep it.
+
+    trainer = Trainer(callbacks=[SimAMCallback("paper", ramp_steps=2000)])
+    trainer.fit(Net())
+    Net.load_from_checkpoint("best.ckpt")        # injected, at the strength that it was saved with
+
+A module that was given to `inject` directly is kept as well: once this file is imported, which `inject` and unpickling
+do, every checkpoint of an injected module holds the record of its sites, and a module that is loaded from such a
+checkpoint comes out injected. A process that imports neither cannot read the checkpoint, so no site is lost silently.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core import saving
+from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from torch import nn
+
+from simam_inject import adapters
+from simam_inject.api import inject, injected
+from simam_inject.attention import SimAM
+from simam_inject.editing.attach import attended_in
+from simam_inject.errors import RecipeError
+from simam_inject.integrations.wrapping import wrap
+from simam_inject.persist.record import Record
+from simam_inject.recipe import RecipeLike
+
+__all__ = ["SimAMCallback"]
+
+KEY = "simam_inject"
+"""Where a checkpoint holds the record."""
+
+
+class SimAMCallback(Callback):
+    """Injects the module in `setup`, before the optimizers are made. A module that has SimAM already keeps its own.
+
+    Args:
+        recipe: whatever `inject` takes.
+        example_inputs: for one forward of the module; None uses its `example_input_array`.
+        ramp_steps: raise the strength from `start` to 1 over this many optimizer steps; 0 leaves it at 1. The strength
+            follows `trainer.global_step`, so a resumed training goes on where it was. Copies that another callback
+            keeps, such as `WeightAveraging`'s, follow.
+        start: strength of the first step, from 0 to 1.
+        verify: see `inject`.
+
+    Raises:
+        RecipeError: `ramp_steps` or `start` is out of range.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[SimAMCallback("paper", ramp_steps=2000)], logger=False)
+    """
+
+    def __init__(
+        self,
+        recipe: RecipeLike,
+        *,
+        example_inputs: Any = None,
+        ramp_steps: int = 0,
+        start: float = 0.0,
+        verify: bool = True,
+    ) -> None:
+        if ramp_steps < 0 or not 0.0 <= start <= 1.0:
+            raise RecipeError(
+                f"ramp_steps is a number of steps and start lies from 0 to 1; got ramp_steps={ramp_steps!r}, "
+                f"start={start!r}"
+            )
+        self.recipe = recipe
+        self.example_inputs = example_inputs
+        self.ramp_steps = ramp_steps
+        self.start = start
+        self.verify = verify
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+        """Inject."""
+        if injected(pl_module):
+            return
+        example = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
+        strength = self.start if self.ramp_steps else 1.0
+        inject(pl_module, self.recipe, example_inputs=example, verify=self.verify, strength=strength)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
+        """Say so if the ramp has no gains to go with."""
+        if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
+            warnings.warn(
+                "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+                stacklevel=2,
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
+        """Set the strength of this step."""
+        if not self.ramp_steps:
+            return
+        strength = self.start + (1.0 - self.start) * min(1.0, trainer.global_step / self.ramp_steps)
+        for module in (pl_module, *_kept_copies(trainer)):
+            for part in module.modules():
+                if isinstance(part, SimAM):
+                    part.strength = strength
+
+    def state_dict(self) -> dict[str, Any]:
+        """Not empty, so that Lightning warns where a training is resumed without this callback."""
+        return {"ramp_steps": self.ramp_steps, "start": self.start}
+
+
+def _kept_copies(trainer: Any) -> Iterator[nn.Module]:
+    for callback in trainer.callbacks:
+        yield from (value for value in vars(callback).values() if isinstance(value, nn.Module))
+
+
+class LightningAdapter:
+    """See `simam_inject.adapters.Adapter`. What keeps a module is done when checkpoints are written and read."""
+
+    def network(self, model: nn.Module) -> nn.Module:
+        """The module itself."""
+        return model
+
+    def remember(self, model: nn.Module) -> None:
+        """Mark the module, so that unpickling it loads this file."""
+        adapters.mark(model, __name__)
+
+    def forget(self, model: nn.Module) -> None:
+        """Take the mark away."""
+        adapters.mark(model, None)
+
+    def refresh(self, model: nn.Module) -> None:
+        """Nothing to do: Lightning makes no copies."""
+
+    def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
+        """No other forms."""
+        yield from ()
+
+
+def _dumping(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def dump_checkpoint(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        checkpoint = original(self, *args, **kwargs)
+        module = self.trainer.lightning_module
+        there = [entry.attention for entry in attended_in(module)]
+        if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
+            checkpoint[KEY] = {"record": Record.of(module), "integration": adapters.IntegrationMark(__name__)}
+        return checkpoint
+
+    return dump_checkpoint
+
+
+def _restoring(original: Callable[..., None]) -> Callable[..., None]:
+    def restore_model(self: Any) -> None:
+        original(self)
+        _put_back(self.trainer.lightning_module, self._loaded_checkpoint)
+
+    return restore_model
+
+
+def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
+    def load_state(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        module = original(cls, checkpoint, *args, **kwargs)
+        if isinstance(module, nn.Module):
+            _put_back(module, checkpoint)
+        return module
+
+    return load_state
+
+
+def _put_back(module: nn.Module, checkpoint: Any) -> None:
+    """Give a module the sites and settings of its checkpoint.
+
+    Raises:
+        FileError: the record is not valid, or the module has not the parts that it names.
+    """
+    found = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
+    if not isinstance(found, dict):
+        return
+    record = Record.read(found.get("record"), f"checkpoint[{KEY!r}]")
+    if not any(attended_in(module)):
+        record.attach_to(module)
+        adapters.remember(module)
+    elif _places(Record.of(module)["sites"]) == _places(record.sites):
+        record.set_strengths(module)
+    else:
+        warnings.warn(
+            "the module has SimAM at other sites than its checkpoint, and keeps them; eject(module) before loading "
+            "gives it those of the checkpoint",
+            stacklevel=4,
+        )
+
+
+def _places(sites: list[Any]) -> set[tuple[str, str, float]]:
+    return {(site["edit"]["module"], site["child"], site["e_lambda"]) for site in sites}
+
+
+wrap(saving, "_load_state", _loading)
+wrap(_CheckpointConnector, "dump_checkpoint", _dumping)
+wrap(_CheckpointConnector, "restore_model", _restoring)
+adapters.register(__name__, LightningAdapter())

@@ -1,0 +1,128 @@
+"""Photographs for a network, and maps of it laid over them: what `simam-inject maps` draws."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from simam_inject.errors import FileError, InjectError
+
+GREY = 114
+"""What ultralytics fills the borders of a letterbox with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Photograph:
+    """A photograph, and what a network gets to see of it."""
+
+    name: str
+    pixels: Tensor
+    """C x height x width, from 0 to 1."""
+    input: Tensor
+    """1 x C x height x width, as the network takes it."""
+    box: tuple[int, int, int, int]
+    """Top, left, height and width of the photograph in the input; the rest is border."""
+
+    def undo(self, values: Tensor) -> Tensor:
+        """A map of the network, h x w over the whole input, as height x width over the photograph, border cut off."""
+        height, width = self.input.shape[2:]
+        top, left, inner_height, inner_width = self.box
+        whole = interpolate(values[None, None].float(), (height, width), mode="bilinear", align_corners=False)
+        inner = whole[:, :, top : top + inner_height, left : left + inner_width]
+        return interpolate(inner, tuple(self.pixels.shape[1:]), mode="bilinear", align_corners=False)[0, 0]
+
+
+def photograph(
+    path: Path, size: tuple[int, int, int], *, normalization: Any = None, letterbox: bool = False
+) -> Photograph:
+    """Read a photograph, and bring it to the input size of a network.
+
+    Args:
+        path: a file that Pillow can read.
+        size: channels (1 or 3), height and width of the input.
+        normalization: mean and deviation of each channel, or None.
+        letterbox: keep the proportions, in the middle, with grey borders, as ultralytics does; else stretch.
+
+    Raises:
+        FileError: it cannot be read as an image.
+    """
+    channels, height, width = size
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+    except (OSError, ImportError) as error:  # ultralytics replaces Image.open by one that wants more plugins
+        raise FileError(f"{path} cannot be read as an image: {error}") from None
+    top = left = 0
+    inner_height, inner_width = height, width
+    if letterbox:
+        scale = min(height / image.height, width / image.width)
+        inner_height, inner_width = round(image.height * scale), round(image.width * scale)
+        top, left = round((height - inner_height) / 2 - 0.1), round((width - inner_width) / 2 - 0.1)
+    framed = Image.new(image.mode, (width, height), GREY if channels == 1 else (GREY,) * 3)
+    framed.paste(image.resize((inner_width, inner_height), Image.Resampling.BILINEAR), (left, top))
+    tensor = _tensor(framed)
+    if normalization is not None:
+        mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
+        tensor = (tensor - mean) / deviation
+    return Photograph(path.name, _tensor(image), tensor[None], (top, left, inner_height, inner_width))
+
+
+def _tensor(image: Image.Image) -> Tensor:
+    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return data.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255
+
+
+def check_matplotlib() -> None:
+    """Fail early where nothing can be drawn.
+
+    Raises:
+        InjectError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib.figure  # noqa: F401
+    except ImportError:
+        raise InjectError('drawing maps needs matplotlib: pip install "simam_inject[maps]"') from None
+
+
+def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str, path: Path) -> None:
+    """Write a picture: one row for each photograph, with each of its maps laid over it, and a colour bar for each.
+
+    Args:
+        rows: photographs, each with its maps (h x w over the whole input) by title; the same titles in each row.
+        unit: what a map's values are.
+        path: the file; its suffix says the format, which matplotlib has to know. No display is needed.
+
+    Raises:
+        FileError: the file cannot be written.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = 1 + len(rows[0][1])
+    heights = [max(0.5, min(2.0, shot.pixels.shape[1] / shot.pixels.shape[2])) for shot, _ in rows]
+    figure = Figure(figsize=(3.4 * columns, sum(3 * height + 0.7 for height in heights)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
+    for axes, (shot, maps) in zip(grid, rows, strict=True):
+        for axis in axes:
+            axis.set_axis_off()
+        grey = shot.pixels.mean(0).numpy()
+        axes[0].imshow(shot.pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+        axes[0].set_title(shot.name, fontsize=9)
+        for axis, (title, values) in zip(axes[1:], maps.items(), strict=True):
+            least, most = values.min().item(), values.max().item()
+            axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
+            drawn = axis.imshow(shot.undo(values).numpy(), cmap="turbo", alpha=0.6, vmin=least, vmax=most)
+            axis.set_title(f"{title}\n{unit} {least:.3g} to {most:.3g}", fontsize=9)
+            figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
+    try:
+        figure.savefig(path, dpi=100)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} cannot be written: {error}") from None

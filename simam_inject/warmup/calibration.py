@@ -1,0 +1,312 @@
+"""`calibrate`: gains by least squares, then statistics of norms, from a few batches and without labels.
+
+The gain of a site is the number that brings its attended map y = x * gate nearest to the map x that was there before:
+c = sum(x y) / sum(y y), over everything seen so far. It is fitted in the order in which the sites run. Inside the
+forward of one batch a site fits its gain, and hands on c * y at once, so every later site measures a map that is
+corrected already. With one batch this is exact. With several, a later batch refines the gains; what an early batch saw
+of the later sites was corrected with the gains of that moment. That hardly matters, since a gate depends on the shape
+of a map's distribution and hardly on its scale.
+
+Statistics of norms are pooled in the same way, over all samples, in a second pass: mean and unbiased variance of what a
+norm reads, with everything in eval mode, each norm using what has been pooled so far. No mode or momentum is touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from simam_inject.adapters import network_of
+from simam_inject.attention import SimAM
+from simam_inject.errors import ModelError
+from simam_inject.subjects import check_subject
+from simam_inject.warmup.batches import evaluating, readable_twice, run_batches
+from simam_inject.warmup.strength import remember, simams_of
+
+
+@dataclass(frozen=True, slots=True)
+class SiteFit:
+    """What was fitted at one site."""
+
+    path: str
+    gain: float
+    error_before: float
+    """Size of y - x relative to x at gain 1, as root mean square: 0 is no change, 0.3 is usual for a cold SimAM."""
+    error_after: float
+    """The same with the gain."""
+
+    @property
+    def kept(self) -> float:
+        """Share of the signal's energy that is kept: 1 - error_after^2."""
+        return 1.0 - self.error_after**2
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """What `calibrate` has done. As text, a table."""
+
+    sites: tuple[SiteFit, ...]
+    """In the order in which they ran; empty without `gains`."""
+    norms: int
+    """How many norms got new statistics."""
+    frozen: int
+    """How many were left as they are because they are frozen."""
+    note: str = ""
+    """Why no norm got new statistics, where they were asked for."""
+
+    def __str__(self) -> str:
+        width = max([4, *(len(site.path) for site in self.sites)])
+        lines = [f"{'site':{width}}   gain  error before  after"] if self.sites else []
+        lines += [f"{s.path:{width}}  {s.gain:5.3f}  {s.error_before:12.3f}  {s.error_after:5.3f}" for s in self.sites]
+        frozen = f", {self.frozen} frozen and left" if self.frozen else ""
+        lines.append(f"norms: {self.norms} estimated again{frozen}" + f" ({self.note})" * bool(self.note))
+        return "\n".join(lines)
+
+
+def calibrate(
+    model: nn.Module, batches: Any, *, gains: bool = True, norms: bool = True, frozen_norms: bool = False
+) -> Calibration:
+    """Fit SimAM to a trained network: a gain for each site, then new statistics for the norms. In place; no labels.
+
+    Runs in eval mode and without gradients, and leaves modes as found. On any error gains and statistics are as before.
+    Where `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same
+    numbers.
+
+    Args:
+        model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
+        batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts, or one tensor. A thousand images
+            are plenty: `itertools.islice(loader, 8)`. They are put where the model is, in its dtype; images of bytes
+            are divided by 255.
+        gains: fit the gains. Measured at strength 1, whatever the strength is now.
+        norms: estimate the running statistics of norms again, at the strength that the model has. At strength 0 they
+            fit already, and are left.
+        frozen_norms: frozen norms too: `FrozenBatchNorm2d`, and those in eval mode whose parameters do not train or
+            whose model is in train mode.
+
+    Returns:
+        The gains with their errors; `print` shows a table.
+
+    Raises:
+        ModelError: there is no SimAM in the model, it is wrapped or compiled, no batch could be run, a site did not run
+            or got values that are not finite, or there is nothing to do.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from simam_inject import inject
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> found = calibrate(model, torch.rand(4, 3, 64, 64))
+        >>> len(found.sites), found.norms
+        (8, 20)
+    """
+    network = network_of(model)
+    try:
+        check_subject(network)
+    except ModelError as error:
+        reason = str(error).partition(": ")[0]
+        order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
+        raise ModelError(f"{reason}; calibrate before that. The order: {order}") from None
+    sites = simams_of(network)
+    targets, frozen = _norms_of(network, frozen_norms) if norms else ([], 0)
+    note = "" if targets or not norms else "the model has none with running statistics that is not frozen"
+    if targets and all(attention.strength == 0.0 for _, attention in sites):
+        targets, note = [], "at strength 0 they fit already"
+    if not gains and not targets:
+        raise ModelError(f"there is nothing to calibrate: {note or 'neither gains nor norms are asked for'}")
+    source = readable_twice(batches, passes=bool(gains) + bool(targets))
+    with evaluating(network), torch.no_grad(), _restored_on_error(network, sites):
+        fits = _fit_gains(network, sites, source) if gains else ()
+        renewed = _fit_norms(network, targets, source) if targets else 0
+    remember(model)
+    return Calibration(fits, renewed, frozen, note)
+
+
+class _Site:
+    """Sums over everything that one SimAM has read (x) and returned (y): x x, x y, y y."""
+
+    def __init__(self, path: str, attention: SimAM, order: list[_Site]) -> None:
+        self.path, self.attention, self.order = path, attention, order
+        self.sums: Tensor | None = None
+
+    def __call__(self, attention: SimAM, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+        """Forward hook: add to the sums and return what the fitted SimAM would."""
+        x = args[0]
+        if attention.bypassed:
+            return y
+        a, b = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, y))
+        sums = torch.stack([(a * a).sum(), (a * b).sum(), (b * b).sum()]).cpu().double()
+        if not bool(sums.isfinite().all()):
+            raise ModelError(f"the map at {self.path} has values that are not finite (NaN or infinity)")
+        if self.sums is None:
+            self.order.append(self)
+            self.sums = torch.zeros_like(sums)
+        self.sums += sums
+        return y * _gain(self.sums)
+
+    def fit(self, sums: Tensor) -> SiteFit:
+        """The gain and the errors before and after."""
+        xx, xy, yy = sums.tolist()
+        if not xx or not yy:
+            return SiteFit(self.path, 1.0, 0.0, 0.0)
+        before, after = max(xx - 2 * xy + yy, 0.0) / xx, max(xx - xy * xy / yy, 0.0) / xx
+        return SiteFit(self.path, _gain(sums), before**0.5, after**0.5)
+
+
+def _gain(sums: Tensor) -> float:
+    _, xy, yy = sums.tolist()
+    return xy / yy if yy else 1.0  # a map of zeros, as of a dead layer, says nothing
+
+
+def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Iterable[Any]) -> tuple[SiteFit, ...]:
+    strengths = [attention.strength for _, attention in sites]
+    order: list[_Site] = []
+    fitters = [_Site(path, attention, order) for path, attention in sites]
+    for fitter in fitters:
+        fitter.attention.strength = fitter.attention.gain = 1.0
+    handles = [fitter.attention.register_forward_hook(fitter) for fitter in fitters]
+    try:
+        with _together(network):
+            for _ in run_batches(network, source, "fitting gains"):
+                pass
+            _check_all_ran(fitters)
+    finally:
+        for handle in handles:
+            handle.remove()
+    sums = _reduced(torch.stack([fitter.sums for fitter in fitters if fitter.sums is not None]), network)
+    fits = {id(fitter): fitter.fit(row) for fitter, row in zip(fitters, sums, strict=True)}
+    for fitter, strength in zip(fitters, strengths, strict=True):
+        fitter.attention.strength, fitter.attention.gain = strength, fits[id(fitter)].gain
+    return tuple(fits[id(fitter)] for fitter in order)
+
+
+def _check_all_ran(fitters: list[_Site]) -> None:
+    idle = [fitter.path for fitter in fitters if fitter.sums is None]
+    if idle:
+        shown = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
+        raise ModelError(
+            f"SimAM at {shown} did not run in eval mode on these batches, so it cannot be calibrated; leave the site "
+            "out: inject(model, recipe, exclude=[...])"
+        )
+
+
+class _Norm:
+    """Pools mean and variance of what one norm reads, and writes them into it before it runs."""
+
+    def __init__(self, path: str, norm: Any) -> None:
+        self.path, self.norm = path, norm
+        self.count = 0
+        self.mean = torch.zeros(norm.running_mean.shape, dtype=torch.float64)
+        self.squares = torch.zeros_like(self.mean)
+
+    def __call__(self, _norm: Any, args: tuple[Tensor, ...]) -> None:
+        """Forward pre-hook."""
+        x = args[0].detach()
+        dims = [dim for dim in range(x.dim()) if dim != 1]
+        variance, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
+        if not bool((variance + mean).isfinite().all()):
+            raise ModelError(f"what the norm {self.path} reads has values that are not finite (NaN or infinity)")
+        count = x.numel() // x.shape[1]
+        delta = mean.cpu().double() - self.mean
+        total = self.count + count
+        self.mean += delta * (count / total)
+        self.squares += variance.cpu().double() * count + delta.square() * (self.count * count / total)
+        self.count = total
+        self.write()
+
+    def reduce(self, network: nn.Module) -> None:
+        """Pool over all processes."""
+        sums = torch.cat([self.mean * self.count, self.squares + self.mean.square() * self.count])
+        sums = _reduced(torch.cat([sums, sums.new_tensor([self.count])]), network)
+        self.count = round(sums[-1].item())
+        if self.count:
+            self.mean, squares = (sums[:-1] / self.count).chunk(2)
+            self.squares = (squares - self.mean.square()).clamp_(min=0) * self.count
+            self.write()
+
+    def write(self) -> None:
+        """Set the running statistics of the norm."""
+        self.norm.running_mean.copy_(self.mean)
+        self.norm.running_var.copy_(self.squares / max(self.count - 1, 1))
+
+
+def _fit_norms(network: nn.Module, targets: list[tuple[str, nn.Module]], source: Iterable[Any]) -> int:
+    poolers = [_Norm(path, norm) for path, norm in targets]
+    handles = [pooler.norm.register_forward_pre_hook(pooler) for pooler in poolers]
+    try:
+        with _together(network):
+            for _ in run_batches(network, source, "estimating norms"):
+                pass
+    finally:
+        for handle in handles:
+            handle.remove()
+    if _processes() > 1:
+        for pooler in poolers:
+            pooler.reduce(network)
+    return sum(pooler.count > 0 for pooler in poolers)
+
+
+def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[list[tuple[str, nn.Module]], int]:
+    """Norms with running statistics that are to get new ones, and how many frozen ones are not."""
+    found = [
+        (path, module)
+        for path, module in network.named_modules()
+        if isinstance(getattr(module, "running_mean", None), Tensor)
+        and isinstance(getattr(module, "running_var", None), Tensor)
+        and not isinstance(module, nn.modules.instancenorm._InstanceNorm)  # averages over samples, not over the batch
+    ]
+    taken = [(path, module) for path, module in found if frozen_too or not _is_frozen(network, module)]
+    return taken, len(found) - len(taken)
+
+
+def _is_frozen(network: nn.Module, norm: nn.Module) -> bool:
+    if not isinstance(norm, nn.modules.batchnorm._NormBase):
+        return True  # FrozenBatchNorm2d and its like never update theirs
+    parameters = list(norm.parameters(recurse=False))
+    fixed = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    return not norm.training and (network.training or fixed)
+
+
+@contextmanager
+def _restored_on_error(network: nn.Module, sites: list[tuple[str, SimAM]]) -> Iterator[None]:
+    numbers = [(attention, attention.strength, attention.gain) for _, attention in sites]
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
+    try:
+        yield
+    except BaseException:
+        for attention, strength, gain in numbers:
+            attention.strength, attention.gain = strength, gain
+        for buffer, before in buffers:
+            buffer.copy_(before)
+        raise
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _reduced(sums: Tensor, network: nn.Module) -> Tensor:
+    """The sum over all processes."""
+    if _processes() == 1:
+        return sums
+    there = sums.to(next((parameter.device for parameter in network.parameters()), sums.device))
+    dist.all_reduce(there)
+    return there.cpu()
+
+
+@contextmanager
+def _together(network: nn.Module) -> Iterator[None]:
+    """Fails in all processes if it fails in one, so that none waits for sums that never come."""
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    if _reduced(torch.tensor([failure is not None], dtype=torch.int32), network).item() and failure is None:
+        failure = ModelError("calibration failed in another process")
+    if failure is not None:
+        raise failure

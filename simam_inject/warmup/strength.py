@@ -1,0 +1,152 @@
+"""`set_strength` and `Ramp`: how much SimAM has to say, from 0 (the network as it was) to 1."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+
+from simam_inject.adapters import adapter_of, network_of
+from simam_inject.attention import ArgumentError, SimAM
+from simam_inject.attention.arguments import check_strength
+from simam_inject.editing.attach import attended_in
+from simam_inject.errors import ModelError
+
+
+def set_strength(model: nn.Module, value: float) -> None:
+    """Set the strength of every SimAM in a model, in place: x * ((1 - strength) + strength * gain * gate).
+
+    Works at any time, also on a model that is compiled or wrapped in `DistributedDataParallel`. A copy of the model (an
+    EMA, `deepcopy`) has a strength of its own: set it there too.
+
+    Args:
+        model: a model with SimAM in it, or an ultralytics `YOLO`.
+        value: from 0, where the outputs are those of the network without SimAM, bit for bit, to 1.
+
+    Raises:
+        ArgumentError: the value is not a number from 0 to 1.
+        ModelError: there is no SimAM in the model.
+
+    Example:
+        >>> import torchvision
+        >>> from simam_inject import inject
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> set_strength(model, 0.5)
+        >>> model.layer1[0].conv2.simam
+        SimAM(e_lambda=0.0001, strength=0.5)
+    """
+    strength = check_strength(value)
+    for _, attention in simams_of(model):
+        attention.strength = strength
+    remember(model)
+
+
+def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
+    """Path of the site and SimAM of everything that is in a model, in module order.
+
+    Raises:
+        ModelError: there is no SimAM in the model.
+    """
+    entries = list(attended_in(network_of(model)))
+    found = [(entry.insertion.path, entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
+    if not found:
+        other = next((type(entry.attention).__name__ for entry in entries if entry.attention is not None), None)
+        if other is not None:
+            raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain; SimAM has")
+        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+    return found
+
+
+def remember(model: nn.Module) -> None:
+    """Tell the library's own object, if the model is one, that SimAM is set to other numbers."""
+    adapter = adapter_of(model)
+    if adapter is not None:
+        adapter.remember(model)
+        adapter.refresh(model)
+
+
+class Ramp:
+    """Raises the strength of a model's SimAMs in equal steps to 1, while the model is fine-tuned.
+
+    Fit the gains first (`calibrate`): at strength 0 nothing is lost, and with gains little on the way. Without them the
+    running statistics of the norms lag behind a signal that shrinks from step to step, and evaluation gets worse in the
+    middle of the ramp than it would be without one.
+
+    Args:
+        model: a model with SimAM in it.
+        *more: its copies, such as `AveragedModel(model)`, which follow.
+        steps: number of calls of `step` until the strength is 1; a fifth of the training is a good length.
+        start: the strength before the first step, which is set at once.
+
+    Raises:
+        ArgumentError: `steps` is not a whole number above 0, or `start` not a number from 0 to 1.
+        ModelError: there is no SimAM in one of the models.
+
+    Example:
+        >>> import torchvision
+        >>> from simam_inject import inject
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> model.layer1[0].conv2.simam.gain = 1.3  # calibrate(model, loader) fits it
+        >>> ramp = Ramp(model, steps=4)
+        >>> [ramp.step() for _ in range(5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+
+    def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
+        self._models = (model, *more)
+        self._steps, self._start, self._done = _checked_steps(steps), check_strength(start), 0
+        for one in self._models:
+            if all(attention.gain == 1.0 for _, attention in simams_of(one)):
+                warnings.warn(
+                    "a ramp of the strength without gains makes the statistics of norms lag behind, which costs more "
+                    "accuracy on the way than it saves; calibrate(model, batches) fits them (before copies are made)",
+                    stacklevel=2,
+                )
+                break
+        self._set()
+
+    @property
+    def strength(self) -> float:
+        """The strength now."""
+        if self._done >= self._steps:
+            return 1.0
+        return self._start + (1.0 - self._start) * self._done / self._steps
+
+    @property
+    def finished(self) -> bool:
+        """The strength is 1; further steps change nothing."""
+        return self._done >= self._steps
+
+    def step(self) -> float:
+        """Go one step, and return the strength. To be called after each step of the optimizer."""
+        if not self.finished:
+            self._done += 1
+            self._set()
+        return self.strength
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the ramp is, as plain numbers."""
+        return {"steps": self._steps, "start": self._start, "done": self._done}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another ramp was: its length and start count from here on, and the models get its strength.
+
+        Raises:
+            ArgumentError: this is not the state of a ramp.
+        """
+        done = state.get("done")
+        if set(state) != {"steps", "start", "done"} or type(done) is not int or done < 0:
+            raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
+        self._steps, self._start, self._done = _checked_steps(state["steps"]), check_strength(state["start"]), done
+        self._set()
+
+    def _set(self) -> None:
+        for model in self._models:
+            set_strength(model, self.strength)
+
+
+def _checked_steps(steps: object) -> int:
+    if type(steps) is not int or steps < 1:
+        raise ArgumentError(f"steps must be a whole number above 0: the length of the ramp; found {steps!r:.40}")
+    return steps

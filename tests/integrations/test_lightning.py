@@ -1,0 +1,178 @@
+"""A LightningModule keeps its attention through fit, checkpoint, resume and load_from_checkpoint."""
+
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning.pytorch")
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+
+from simam_inject import eject, inject, injected
+from simam_inject.errors import FileError, RecipeError
+from simam_inject.integrations.lightning import KEY, SimAMCallback
+from tests.integrations.lightning_net import RECIPE, SITES, Net
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+ROOT = Path(__file__).resolve().parents[2]
+IMAGE = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(3))
+
+
+def trainer(folder, *callbacks, epochs=1, **options) -> Trainer:
+    return Trainer(
+        default_root_dir=folder, max_epochs=epochs, callbacks=list(callbacks), logger=False, accelerator="cpu",
+        enable_progress_bar=False, enable_model_summary=False, **options,
+    )  # fmt: skip
+
+
+def saved(folder, module, *callbacks, **options) -> str:
+    """Fit, and the checkpoint of it."""
+    here = trainer(folder, *callbacks, enable_checkpointing=False, **options)
+    here.fit(module)
+    here.save_checkpoint(folder / "last.ckpt")
+    return str(folder / "last.ckpt")
+
+
+def attend(x, e_lambda=1e-4):
+    """SimAM as the paper writes it."""
+    squares = (x - x.mean((2, 3), keepdim=True)).double() ** 2
+    variance = squares.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
+    return x * torch.sigmoid(squares / (4 * (variance + e_lambda)) + 0.5).to(x.dtype)
+
+
+@torch.no_grad()
+def check_output(module, strength=1.0):
+    """Close to hooks on a stock module of the same weights, and far from that module without them."""
+    stock = Net()
+    stock.load_state_dict(module.state_dict())
+    stock.eval(), module.eval()
+    plain = stock(IMAGE)
+    for path in SITES:
+        stock.get_submodule(path).register_forward_hook(
+            lambda _m, _a, out: (1 - strength) * out + strength * attend(out)
+        )
+    expected, found = stock(IMAGE), module(IMAGE)
+    near, far = (found - expected).abs().max(), (plain - expected).abs().max()
+    assert far > 1000 * near, (near, far)
+
+
+def test_the_callback_injects_and_a_loaded_checkpoint_is_injected(tmp_path):
+    module = Net()
+    file = saved(tmp_path, module, SimAMCallback(RECIPE))
+    assert {site.path for site in injected(module)} == set(SITES)
+    again = Net.load_from_checkpoint(file)
+    assert injected(again) == injected(module)
+    check_output(again)
+    assert list(again.state_dict()) == list(Net().state_dict())
+
+
+@pytest.mark.parametrize("path", ["", "net"], ids=["module", "part"])
+def test_a_module_that_was_injected_directly_is_kept_too(tmp_path, path):
+    module = Net()
+    inject(module.get_submodule(path), RECIPE, example_inputs=IMAGE, verify=False, strength=0.5)
+    again = Net.load_from_checkpoint(saved(tmp_path, module))
+    assert len(injected(again)) == len(SITES)
+    check_output(again, strength=0.5)
+
+
+@pytest.mark.parametrize("flag", ["", "import simam_inject.integrations.lightning"])
+def test_a_process_without_the_package_restores_or_refuses(tmp_path, flag):
+    file = saved(tmp_path, inject(Net(), RECIPE, example_inputs=IMAGE, verify=False))
+    code = f"""
+{flag}
+from tests.integrations.lightning_net import Net
+for weights_only in (True, False):
+    try:
+        net = Net.load_from_checkpoint({file!r}, weights_only=weights_only)
+        print("FOUND", sum(type(part).__name__ == "SimAM" for part in net.modules()))
+    except Exception as error:
+        print("FOUND", "IntegrationMark" in str(error))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = [line for line in done.stdout.splitlines() if line.startswith("FOUND")]
+    assert found == (["FOUND 2", "FOUND 2"] if flag else ["FOUND True", "FOUND 2"])
+
+
+def test_the_ramp_follows_the_steps_through_a_resumed_training(tmp_path):
+    seen = []
+
+    class Look(WeightAveraging):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            super().on_train_batch_end(trainer, pl_module, *args)
+            parts = [*pl_module.modules(), *self._average_model.modules()]
+            strengths = {part.strength for part in parts if type(part).__name__ == "SimAM"}
+            assert len(strengths) == 1
+            seen.append(*strengths)
+
+    file = saved(tmp_path, Net(), SimAMCallback(RECIPE, ramp_steps=8, start=0.2), Look())
+    assert seen == pytest.approx([0.2, 0.3, 0.4, 0.5])
+    assert {site.strength for site in injected(Net.load_from_checkpoint(file))} == {0.5}
+    module = Net()
+    trainer(tmp_path, SimAMCallback(RECIPE, ramp_steps=8, start=0.2), Look(), epochs=3).fit(module, ckpt_path=file)
+    assert seen == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0])
+    check_output(module)
+
+
+def test_a_training_that_is_resumed_without_the_callback_has_its_sites(tmp_path):
+    file = saved(tmp_path, Net(), SimAMCallback(RECIPE))
+    module = Net()
+    with pytest.warns(UserWarning, match="SimAMCallback"):  # Lightning's own
+        trainer(tmp_path, epochs=2, enable_checkpointing=False).fit(module, ckpt_path=file)
+    check_output(module)
+
+
+def test_other_sites_than_the_checkpoints_warn(tmp_path):
+    class Own(Net):
+        def __init__(self, width: int = 8) -> None:
+            super().__init__(width)
+            rule = {"path": "net.stem", "after": "output"}
+            inject(self, {"version": 1, "rules": [rule]}, verify=False, example_inputs=IMAGE)
+
+    file = saved(tmp_path, inject(Net(), RECIPE, example_inputs=IMAGE, verify=False))
+    with pytest.warns(UserWarning, match="at other sites than its checkpoint"):
+        module = Own.load_from_checkpoint(file)
+    assert [site.path for site in injected(module)] == ["net.stem"]
+
+
+def test_a_module_without_attention_is_left_alone(tmp_path):
+    module = Net()
+    file = saved(tmp_path, module)
+    assert KEY not in torch.load(file, weights_only=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert not injected(Net.load_from_checkpoint(file))
+    saved(tmp_path, eject(inject(Net(), RECIPE, example_inputs=IMAGE, verify=False)))
+    assert KEY not in torch.load(file, weights_only=False)
+
+
+def test_peers_are_saved_by_their_weights(tmp_path):
+    module = inject(Net(), RECIPE, example_inputs=IMAGE, verify=False, attention=lambda c: nn.Conv2d(c, c, 1))
+    file = saved(tmp_path, module)
+    with pytest.raises(RuntimeError, match="Unexpected key"):
+        Net.load_from_checkpoint(file)
+
+
+def test_the_best_checkpoint_of_a_fit_is_injected(tmp_path):
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="best")
+    trainer(tmp_path, SimAMCallback(RECIPE, example_inputs=IMAGE), keep).fit(Net())
+    check_output(Net.load_from_checkpoint(keep.best_model_path))
+
+
+def test_a_hostile_record_is_refused(tmp_path):
+    file = saved(tmp_path, inject(Net(), RECIPE, example_inputs=IMAGE, verify=False))
+    checkpoint = torch.load(file, weights_only=False)
+    checkpoint[KEY]["record"]["sites"][0]["child"] = "forward"
+    torch.save(checkpoint, file)
+    with pytest.raises(FileError, match="is not the name of a SimAM"):
+        Net.load_from_checkpoint(file)
+
+
+@pytest.mark.parametrize("options", [{"ramp_steps": -1}, {"start": 2.0}])
+def test_numbers_out_of_range(options):
+    with pytest.raises(RecipeError, match="ramp_steps is a number of steps"):
+        SimAMCallback(RECIPE, **options)

@@ -1,0 +1,118 @@
+"""`attention_maps`: the gate of the formula at each site, and nothing else changed."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from simam_inject import inject
+from simam_inject.attention import ArgumentError
+from simam_inject.errors import ModelError
+from simam_inject.maps import attention_maps, difference_maps
+from simam_inject.warmup import set_strength
+from tests.warmup.networks import PATHS, attended, gate, images, plain
+
+
+def test_the_mean_gate_of_a_picture_made_by_hand():
+    model = nn.Sequential(nn.Conv2d(1, 2, 1, bias=False), nn.ReLU())
+    model[0].weight.data = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
+    recipe = {"rules": [{"path": "0", "after": "output"}], "e_lambda": 0.25}
+    inject(model, recipe, example_inputs=torch.rand(1, 1, 2, 2), verify=False)
+    picture = torch.tensor([[0.0, 0.0], [0.0, 4.0]])[None, None]
+
+    def by_hand(value, values):
+        mean = sum(values) / 4
+        variance = sum((v - mean) ** 2 for v in values) / 3
+        return 1 / (1 + math.exp(-((value - mean) ** 2 / (4 * (variance + 0.25)) + 0.5)))
+
+    one, three = [0, 0, 0, 4], [0, 0, 0, 12]
+    found = attention_maps(model, picture)["0"]
+    assert found.shape == (1, 1, 2, 2)
+    expected = [(by_hand(a, one) + by_hand(b, three)) / 2 for a, b in zip(one, three, strict=True)]
+    assert found.flatten().tolist() == pytest.approx(expected, rel=1e-5)
+    assert expected[3] > expected[0] + 0.1
+    single = attention_maps(model, picture, channel=1)["0"].flatten().tolist()
+    assert single == pytest.approx([by_hand(b, three) for b in three], rel=1e-5)
+
+
+def test_maps_are_by_path_in_the_order_of_execution_and_the_model_is_left():
+    model, x = attended().train(), images(3)
+    set_strength(model, 0.3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found = attention_maps(model, x)
+    assert list(found) == list(PATHS)
+    assert model.training
+    assert not any(module._forward_pre_hooks for name, module in model.named_modules() if name.endswith("simam"))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    seen = []
+    handle = model.blocks[0].first.simam.register_forward_pre_hook(lambda _, args: seen.append(args[0].double()))
+    model.eval()(x)
+    handle.remove()
+    expected = gate(seen[0]).mean(1, keepdim=True)
+    torch.testing.assert_close(found[PATHS[0]].double(), expected, rtol=1e-5, atol=1e-6)
+    assert expected.std() > 0.01
+
+
+def test_channels_last():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 4, 4)
+            self.norm = nn.LayerNorm(8)
+            self.out = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.out(self.norm(self.stem(x).permute(0, 2, 3, 1)))
+
+    recipe = {"rules": [{"path": "norm", "after": "output"}], "e_lambda": 1e-3}
+    x = images(2)
+    model = inject(Block(), recipe, example_inputs=x, verify=False)
+    with torch.no_grad():
+        plain_norm = nn.functional.layer_norm(model.stem(x).permute(0, 2, 3, 1), (8,))
+    expected = gate(plain_norm.movedim(-1, 1)).mean(1, keepdim=True)
+    torch.testing.assert_close(attention_maps(model, x)["norm"], expected)
+
+
+def test_a_shared_site_has_a_map_for_each_run():
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = Head()
+
+        def forward(self, x):
+            return [self.head(x), self.head(x[..., ::2, ::2])]
+
+    model = Pyramid()
+    inject(model, "after Head.conv", example_inputs=images(1), verify=False)
+    found = attention_maps(model, images(1))
+    assert [tuple(value.shape[2:]) for value in found.values()] == [(16, 16), (8, 8)]
+    assert list(found) == ["head.conv", "head.conv (run 2)"]
+
+
+def test_difference_maps_are_zero_at_strength_0_and_right_at_the_first_site():
+    model, x = attended(), images(2)
+    found = difference_maps(model, x)
+    with torch.no_grad():
+        stock = plain()
+        value = stock.blocks[0].first(stock.norm(stock.stem(x)).relu())
+    expected = (value * gate(value) - value).abs().mean(1, keepdim=True) / value.abs().mean((1, 2, 3), keepdim=True)
+    torch.testing.assert_close(found[PATHS[0]], expected, rtol=1e-4, atol=1e-5)
+    set_strength(model, 0.0)
+    assert all(not value.any() for value in difference_maps(model, x).values())
+
+
+def test_mistakes():
+    with pytest.raises(ArgumentError, match="has channels 0 to 7; found 8"):
+        attention_maps(attended(), images(1), channel=8)
+    with pytest.raises(ModelError, match="no SimAM in this model"):
+        attention_maps(plain(), images(1))

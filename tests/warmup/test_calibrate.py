@@ -1,0 +1,322 @@
+"""`calibrate`: the gains of the formula, the statistics of the data, and a model left as it was on any mistake."""
+
+import copy
+import itertools
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.ops.misc import FrozenBatchNorm2d
+
+from simam_inject import inject, injected
+from simam_inject.errors import ModelError
+from simam_inject.warmup import calibrate, set_strength
+from tests.warmup.networks import NORMS, PATHS, Network, attended, fit_by_hand, images, plain
+
+
+def gains_of(model):
+    return {site.path: site.gain for site in injected(model)}
+
+
+def state_of(model):
+    numbers = {site.path: (site.gain, site.strength) for site in injected(model)}
+    return copy.deepcopy(model.state_dict()), numbers, [module.training for module in model.modules()]
+
+
+def assert_same_state(model, before):
+    tensors, numbers, modes = state_of(model)
+    assert numbers == before[1]
+    assert modes == before[2]
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, before[0][name], rtol=0, atol=0, equal_nan=True)
+
+
+def distance(one, other):
+    return ((one - other).norm() / other.norm()).item()
+
+
+def test_gains_are_the_least_squares_ones_in_the_order_of_execution():
+    x = images()
+    gains, output = fit_by_hand(plain(), x)
+    model = attended()
+    found = calibrate(model, x, norms=False)
+    assert [site.path for site in found.sites] == list(PATHS)
+    assert [site.gain for site in found.sites] == pytest.approx(gains, rel=1e-5)
+    assert min(gains) > 1.1
+    assert gains_of(model) == {site.path: site.gain for site in found.sites}
+    assert distance(model(x), output.float()) < 1e-4
+    # Measured on uncorrected inputs, the last gain would be another.
+    assert list(gains_of(model)) != list(PATHS)
+
+
+def test_errors_are_the_share_of_the_signal_before_and_after():
+    model, x = attended(), images()
+    seen = []
+    handle = model.blocks[0].first.simam.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    first = calibrate(model, x, norms=False).sites[0]
+    handle.remove()
+    value = seen[0].double()
+    attention = copy.deepcopy(model.blocks[0].first.simam)
+    assert first.error_after == pytest.approx(distance(attention(value), value), rel=1e-4)
+    attention.gain = 1.0
+    assert first.error_before == pytest.approx(distance(attention(value), value), rel=1e-4)
+    assert 0 < first.error_after < 0.7 * first.error_before
+    assert first.kept == pytest.approx(1 - first.error_after**2)
+
+
+def test_the_network_comes_back_to_what_it_was():
+    x = images(32, seed=11)
+    before = plain()(x)
+    model = attended()
+    cold = distance(model(x), before)
+    calibrate(model, x, norms=False)
+    with_gains = distance(model(x), before)
+    calibrate(model, x)
+    assert cold > 0.1
+    assert with_gains < 0.6 * cold
+    assert distance(model(x), before) < 0.6 * cold
+
+
+def test_several_batches_give_the_gains_of_one():
+    x = images(32)
+    whole, parts = attended(), attended()
+    calibrate(whole, x, norms=False)
+    calibrate(parts, x.split(4), norms=False)
+    assert gains_of(parts) == pytest.approx(gains_of(whole), rel=0.02)
+    assert gains_of(parts)[PATHS[0]] == pytest.approx(gains_of(whole)[PATHS[0]], rel=1e-5)  # nothing before it
+
+
+def test_norms_get_the_statistics_of_what_they_read():
+    x = images(20)
+    model = attended()
+    found = calibrate(model, x.split(8), gains=False)  # 8, 8 and 4: samples count, not batches
+    assert found.norms == len(NORMS)
+    assert found.sites == ()
+    with torch.no_grad():
+        first = model.stem(x).transpose(0, 1).flatten(1).double()
+    torch.testing.assert_close(model.norm.running_mean.double(), first.mean(1), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(model.norm.running_var.double(), first.var(1), rtol=1e-4, atol=1e-6)
+    # On one batch every norm fits the very network that runs afterwards.
+    calibrate(model, x, gains=False)
+    for path in NORMS:
+        norm = model.get_submodule(path)
+        seen = []
+        handle = norm.register_forward_pre_hook(lambda _, args, seen=seen: seen.append(args[0]))
+        model(x)
+        handle.remove()
+        value = seen[0].transpose(0, 1).flatten(1)
+        torch.testing.assert_close(norm.running_mean, value.mean(1), rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(norm.running_var, value.var(1), rtol=1e-3, atol=1e-5)
+
+
+def test_frozen_norms_stay_unless_asked():
+    model = attended().train()
+    for path in NORMS[1:3]:
+        model.get_submodule(path).eval()
+    model.blocks[1].norm_first = FrozenBatchNorm2d(8)
+    before = copy.deepcopy(model.state_dict())
+    found = calibrate(model, images())
+    assert (found.norms, found.frozen) == (2, 3)
+    assert "2 estimated again, 3 frozen and left" in str(found)
+    for path in NORMS:
+        changed = not torch.equal(model.state_dict()[f"{path}.running_mean"], before[f"{path}.running_mean"])
+        assert changed == (path in (NORMS[0], NORMS[4])), path
+    assert calibrate(model, images(), frozen_norms=True).norms == len(NORMS)
+    assert model.blocks[1].norm_first.running_mean.abs().max() > 0
+
+
+def test_norms_that_do_not_train_are_frozen_in_eval_mode_and_not_in_train_mode():
+    model = attended()
+    model.norm.requires_grad_(False)
+    assert calibrate(model, images()).frozen == 1
+    assert calibrate(model.train(), images()).frozen == 0
+
+
+def test_modes_momenta_and_random_numbers_are_left():
+    model = attended().train()
+    model.blocks.eval()
+    modes = [module.training for module in model.modules()]
+    momenta = [model.get_submodule(path).momentum for path in NORMS]
+    random = torch.get_rng_state()
+    calibrate(model, images())
+    assert [module.training for module in model.modules()] == modes
+    assert [model.get_submodule(path).momentum for path in NORMS] == momenta
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_gains_do_not_depend_on_the_strength_and_norms_are_left_at_0():
+    x = images()
+    usual, silent = attended(), attended()
+    calibrate(usual, x)
+    set_strength(silent, 0.0)
+    output = silent(x)
+    found = calibrate(silent, x)
+    assert gains_of(silent) == gains_of(usual)
+    assert found.norms == 0
+    assert "strength 0" in str(found)
+    assert torch.equal(silent(x), output)
+    assert torch.equal(output, plain()(x))
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda x, y: x,
+        lambda x, y: [x],
+        lambda x, y: [(x, y)],
+        lambda x, y: [[x, y]],
+        lambda x, y: iter([x]),
+        lambda x, y: ((part, None) for part in [x]),
+        lambda x, y: [{"x": x, "label": y}],
+        lambda x, y: [{"img": x, "cls": y}],
+        lambda x, y: DataLoader(TensorDataset(x, y), batch_size=len(x)),
+        lambda x, y: itertools.islice(DataLoader(TensorDataset(x.repeat(2, 1, 1, 1), y.repeat(2)), len(x)), 1),
+        lambda x, y: x.double(),
+    ],
+)
+def test_batches_of_every_form(batches):
+    x = images()
+    expected, model = attended(), attended()
+    calibrate(expected, x)
+    calibrate(model, batches(x, torch.arange(len(x))))
+    assert gains_of(model) == gains_of(expected)
+    torch.testing.assert_close(model.norm.running_var, expected.norm.running_var, rtol=0, atol=0)
+
+
+def test_images_of_bytes_are_brought_to_1():
+    x = (images().clamp(0, 1) * 255).to(torch.uint8)
+    model, expected = attended(), attended()
+    calibrate(model, x)
+    calibrate(expected, x / 255)
+    assert gains_of(model) == gains_of(expected)
+
+
+def test_half_precision_gives_nearly_the_same_gains():
+    model, half = attended(), attended().bfloat16()
+    calibrate(model, images(), norms=False)
+    calibrate(half, images(), norms=False)
+    assert gains_of(half) == pytest.approx(gains_of(model), rel=0.02)
+    assert min(gains_of(half).values()) > 1.1
+
+
+def test_a_site_that_runs_twice_has_one_gain_for_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, 8, 1)
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+
+        def forward(self, x):
+            return self.conv(self.conv(self.stem(x))).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = Twice()
+    inject(model, "after Twice.stem", example_inputs=images(), verify=False)
+    sites = calibrate(model, images(), norms=False).sites
+    assert len(sites) == 1
+
+
+MISTAKES = {
+    "empty loader": (list, "the loader is empty"),
+    "no iterable": (lambda: 3, "batches is a int; give a DataLoader"),
+    "another shape": (lambda: [images(), torch.rand(4, 5, 16, 16)], r"cannot run on batch 1, \(4, 5, 16, 16\) float32"),
+    "labels": (lambda: [(torch.arange(16), images())], r"batch 0, \(16,\) int64; these may be labels"),
+    "NaN": (lambda: [images(), images() * torch.nan], "the map at blocks.0.first has values that are not finite"),
+    "paths": (lambda: ["a.jpg"], "batch 0 is a str"),
+    "dict": (lambda: [{"cls": torch.zeros(3)}], "batch 0 is a dict of"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+@pytest.mark.parametrize("gains", [True, False])
+def test_a_mistake_has_one_message_and_the_model_is_as_before(mistake, gains):
+    batches, message = MISTAKES[mistake]
+    model = attended()
+    calibrate(model, images(4))
+    before = state_of(model)
+    message = message if gains else message.replace("the map at blocks.0.first", "what the norm norm reads")
+    with pytest.raises(ModelError, match=message) as found:
+        calibrate(model, batches(), gains=gains)
+    assert len(str(found.value)) < 300
+    assert_same_state(model, before)
+
+
+def test_a_failing_loader_leaves_the_model_as_before():
+    def broken():
+        yield images()
+        raise OSError("disk gone")
+
+    model = attended()
+    before = state_of(model)
+    with pytest.raises(OSError, match="disk gone"):
+        calibrate(model, broken())
+    assert_same_state(model, before)
+
+
+def test_a_site_that_never_ran():
+    class Auxiliary(Network):
+        is_deployed = False
+
+        def forward(self, x):
+            y = super().forward(x)
+            return y if self.is_deployed else (y, self.aux(x))
+
+    torch.manual_seed(0)
+    model = Auxiliary()
+    model.aux = nn.Conv2d(3, 4, 3)
+    rules = [{"path": "aux", "after": "output"}, {"path": "stem", "after": "output"}]
+    inject(model, {"rules": rules}, example_inputs=images(2), verify=False)
+    model.is_deployed = True
+    before = state_of(model)
+    with pytest.raises(ModelError, match=r"SimAM at aux did not run in eval mode.*exclude="):
+        calibrate(model, images())
+    assert_same_state(model, before)
+
+
+def test_a_network_without_norms():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.Flatten())
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=images(2), verify=False)
+    found = calibrate(model, images())
+    assert found.norms == 0
+    assert "none with running statistics" in str(found)
+    with pytest.raises(ModelError, match="nothing to calibrate: the model has none with running statistics"):
+        calibrate(model, images(), gains=False)
+    with pytest.raises(ModelError, match="neither gains nor norms"):
+        calibrate(model, images(), gains=False, norms=False)
+
+
+def test_wrapped_compiled_and_plain_models_are_refused_with_the_order():
+    order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
+    with pytest.raises(ModelError, match=rf"\(torch.compile\); calibrate before that. The order: {order}"):
+        calibrate(torch.compile(attended()), images())
+    with pytest.raises(ModelError, match=r"wrapped already \(DataParallel\)"):
+        calibrate(nn.DataParallel(attended()), images())
+    with pytest.raises(ModelError, match="no SimAM in this model; inject"):
+        calibrate(plain(), images())
+
+
+def test_other_attention_modules_have_no_gain():
+    peer = {"attention": lambda channels: nn.Sigmoid()}
+    model = inject(plain(), "after Block.first", example_inputs=images(2), verify=False, **peer)
+    with pytest.raises(ModelError, match="hold Sigmoid, which has no strength and no gain"):
+        calibrate(model, images())
+
+
+def test_the_table():
+    text = str(calibrate(attended(), images()))
+    row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3}\n"
+    assert re.fullmatch(rf"site +gain +error before +after\n({row}){{4}}norms: 5 estimated again", text)
+
+
+def test_the_progress_bar_is_shown_in_a_terminal_only(monkeypatch, capsys):
+    calibrate(attended(), images())
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    calibrate(attended(), images())
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "fitting gains" in err
+    assert "100%" in err

@@ -1,0 +1,52 @@
+"""Two processes, each with its own half of the data: both get what one process gets of the whole."""
+
+import multiprocessing
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from simam_inject import injected
+from simam_inject.errors import ModelError
+from simam_inject.warmup import calibrate
+from tests.warmup.networks import PATHS, attended, images
+
+
+def work(rank, place, queue):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=2)
+    try:
+        model, half = attended(), images(16)[rank::2]
+        found = calibrate(model, half.split(8 if rank else 4))
+        try:
+            calibrate(model, [] if rank else [half])
+            message = ""
+        except ModelError as error:
+            message = str(error)
+        norm = model.norm
+        queue.put((rank, [s.gain for s in found.sites], norm.running_mean.tolist(), norm.running_var.tolist(), message))
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_agree_and_equal_one(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=work, args=(rank, tmp_path / "store", queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    results = sorted(queue.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(30)
+        assert worker.exitcode == 0
+    (_, *first, message), (_, *second, other) = results
+    assert first == second
+    assert message == "calibration failed in another process"
+    assert other == "there is no batch to calibrate on: the loader is empty"
+    whole = attended()
+    calibrate(whole, images(16))
+    expected = {site.path: site.gain for site in injected(whole)}
+    assert first[0] == pytest.approx([expected[path] for path in PATHS], rel=0.02)
+    assert first[0][0] == pytest.approx(expected[PATHS[0]], rel=1e-5)
+    assert first[1] == pytest.approx(whole.norm.running_mean.tolist(), rel=1e-4, abs=1e-6)
+    assert first[2] == pytest.approx(whole.norm.running_var.tolist(), rel=1e-4)

@@ -1,0 +1,154 @@
+"""`set_strength` and `Ramp`: exact at 0, equal steps to 1, resumable, copies follow."""
+
+import copy
+import json
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from simam_inject import injected
+from simam_inject.attention import ArgumentError
+from simam_inject.errors import ModelError
+from simam_inject.warmup import Ramp, calibrate, set_strength
+from tests.warmup.networks import attended, images, plain
+
+
+def strengths(model):
+    return {site.strength for site in injected(model.module if isinstance(model, AveragedModel) else model)}
+
+
+def calibrated():
+    model = attended()
+    calibrate(model, images(), norms=False)
+    return model
+
+
+def backward(model, x):
+    output = model(x)
+    model.zero_grad()
+    output.square().sum().backward()
+    return output, [parameter.grad.clone() for parameter in model.parameters()], list(model.buffers())
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_at_strength_0_outputs_gradients_and_statistics_are_those_of_the_plain_model(training):
+    x = images()
+    model, stock = calibrated().train(training), plain().train(training)
+    live = backward(copy.deepcopy(model), x)[0]
+    set_strength(model, 0.0)
+    for one, other in zip(backward(model, x), backward(stock, x), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+    assert (live - model(x)).abs().max() > 1e-3
+
+
+def test_half_strength_is_half_way_at_each_site():
+    model = calibrated()
+    simam, x = model.blocks[0].first.simam, torch.randn(2, 8, 6, 6)
+    full = simam(x)
+    set_strength(model, 0.5)
+    torch.testing.assert_close(simam(x), (x + full) / 2)
+    assert strengths(model) == {0.5}
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "half", None, True])
+def test_a_strength_out_of_range_is_refused_and_nothing_is_set(value):
+    model = attended()
+    with pytest.raises(ArgumentError, match="strength must be a number from 0"):
+        set_strength(model, value)
+    with pytest.raises(ArgumentError, match="strength must be a number from 0"):
+        Ramp(model, steps=3, start=value)
+    assert strengths(model) == {1.0}
+
+
+def test_a_model_without_simam_is_refused():
+    with pytest.raises(ModelError, match="no SimAM in this model"):
+        set_strength(plain(), 0.5)
+    with pytest.raises(ModelError, match="no SimAM in this model"):
+        Ramp(calibrated(), plain(), steps=3)
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "3"])
+def test_steps_are_a_whole_number_above_0(steps):
+    with pytest.raises(ArgumentError, match="steps must be a whole number above 0"):
+        Ramp(calibrated(), steps=steps)
+
+
+def test_a_ramp_goes_up_in_equal_steps_and_stays():
+    model = calibrated()
+    ramp = Ramp(model, steps=4, start=0.2)
+    assert strengths(model) == {0.2}
+    seen = [ramp.step() for _ in range(6)]
+    assert seen == pytest.approx([0.4, 0.6, 0.8, 1.0, 1.0, 1.0])
+    assert strengths(model) == {1.0}
+    assert ramp.finished
+
+
+def test_copies_follow():
+    model = calibrated()
+    average, twin = AveragedModel(model), copy.deepcopy(model)
+    ramp = Ramp(model, average, twin, steps=2)
+    ramp.step()
+    assert strengths(model) == strengths(average) == strengths(twin) == {0.5}
+
+
+def test_wrapped_and_compiled_models_are_set_through():
+    model = calibrated()
+    Ramp(nn.DataParallel(model), steps=4).step()
+    assert strengths(model) == {0.25}
+    set_strength(torch.compile(model, backend="eager"), 0.75)
+    assert strengths(model) == {0.75}
+
+
+def train(model, ramp, optimizer, steps):
+    for step in range(steps):
+        loss = model.train()(images(8, seed=step)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ramp.step()
+
+
+def run_of(model, steps, state=None):
+    ramp, optimizer = Ramp(model, steps=6), torch.optim.SGD(model.parameters(), 0.01)
+    if state is not None:
+        ramp.load_state_dict(state)
+    train(model, ramp, optimizer, steps)
+    return ramp
+
+
+def test_a_resumed_ramp_goes_on_where_it_was(tmp_path):
+    whole = calibrated()
+    ramp = run_of(whole, 3)
+    state = json.loads(json.dumps(ramp.state_dict()))
+    resumed = pickle.loads(pickle.dumps(whole))
+    assert strengths(resumed) == {0.5}
+    other = run_of(resumed, 2, state)
+    train(whole, ramp, torch.optim.SGD(whole.parameters(), 0.01), 2)
+    assert other.strength == ramp.strength == pytest.approx(5 / 6)
+    for one, both in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        torch.testing.assert_close(one, both, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("state", [{}, {"steps": 3, "start": 0.0, "done": -1}, {"steps": 0, "start": 0.0, "done": 0}])
+def test_another_state_is_refused(state):
+    model = calibrated()
+    ramp = Ramp(model, steps=4)
+    ramp.step()
+    with pytest.raises(ArgumentError):
+        ramp.load_state_dict(state)
+    assert ramp.strength == 0.25
+    assert strengths(model) == {0.25}
+
+
+def test_a_ramp_without_gains_warns_and_one_with_gains_does_not():
+    with pytest.warns(UserWarning, match=r"without gains.*calibrate\(model, batches\)"):
+        Ramp(attended(), steps=3)
+    with pytest.warns(UserWarning, match="before copies are made"):
+        Ramp(calibrated(), AveragedModel(attended()), steps=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Ramp(calibrated(), steps=3)
