@@ -83,7 +83,7 @@ def _enter_join(found: Structure, recording: Recording, scope: str, node: fx.Nod
         return
     own = [above[index] - above[1 - index] for index in (0, 1)]
     weights = [sum(_weight(recording, step) for step in steps) for steps in own]
-    upsampled = [any(_upsamples(recording, step) for step in steps) for steps in own]
+    upsampled = [any(_upsamples(recording, step) and not _keeps_size(step) for step in steps) for steps in own]
     if weights[0] == weights[1] or upsampled[0] != upsampled[1] or min(weights) > _MOST_ON_SKIP:
         return
     branch = 0 if weights[0] > weights[1] else 1
@@ -162,6 +162,12 @@ def _upsamples(recording: Recording, node: fx.Node) -> bool:
     return frame is not None and frame.graph is not None and any(_upsamples(recording, n) for n in frame.graph.nodes)
 
 
+def _keeps_size(node: fx.Node) -> bool:
+    """A module that returns a map of the size that it is given: attention over a smaller map, enlarged again."""
+    given = [source.meta["value"].shape[2:] for source in node.all_input_nodes if "value" in source.meta]
+    return node.meta.get("kind") == "block" and "value" in node.meta and node.meta["value"].shape[2:] in given
+
+
 class _Blocks:
     """The walk down that finds the main blocks."""
 
@@ -170,7 +176,7 @@ class _Blocks:
         self.sites = sites
         self.products: dict[str, tuple[int, int]] = {}
         self.reductions: dict[str, set[tuple[int, int]]] = {}
-        """Of the maps in each module: number of spatial dimensions and reduction. Lists of tokens have one dimension."""
+        """Of the maps in each module: number of spatial dimensions and reduction. Tables of attention are no maps."""
         for site in sites.values():
             is_map = site.obstacle is None and site.spatial is not None and max(site.spatial) > 1
             for above in _above(site.path if site.kind == "block" else site.scope):
@@ -180,7 +186,7 @@ class _Blocks:
                 elif site.kind in ("linear", "matmul", "scaled_dot_product_attention", "multi_head_attention_forward"):
                     linears += 1
                 self.products[above] = convs, linears
-                if is_map and site.spatial and site.reduction is not None and site.kind != "input":
+                if is_map and site.spatial and site.reduction is not None and _makes_maps(site.kind):
                     self.reductions.setdefault(above, set()).add((len(site.spatial), site.reduction))
 
     def find(self) -> set[str]:
@@ -249,6 +255,11 @@ class _Blocks:
         return found
 
 
+def _makes_maps(kind: str) -> bool:
+    """A kind of operation whose result has a size in space: what attention computes has numbers of tokens."""
+    return kind == "block" or kind.startswith("conv") or "pool" in kind or kind in UPSAMPLING
+
+
 def _above(path: str) -> list[str]:
     """The path, every module above it, and the root."""
     found = [path]
@@ -269,6 +280,8 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
             sources = [source for source in node.all_input_nodes if "value" in source.meta]
             fresh = [_comes_from_upsampling(recording, source, 0) for source in sources]
             if len(sources) < 2 or not any(fresh) or all(fresh):
+                continue
+            if node.meta.get("kind") == "add" and any(map(_keeps_size, sources)):
                 continue
             block = _returning_block(recording, frame) if path else None
             if block is not None:
