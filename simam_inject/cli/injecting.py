@@ -153,7 +153,7 @@ def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:
 
 def no_effect(plan: Plan) -> str:
     """The sentence that `inject` raises for a plan that takes no site."""
-    from simam_inject.api import no_effect as no_effect
+    from simam_inject.api import no_effect
 
     return no_effect(plan)
 

@@ -10,7 +10,6 @@ operations are calls. Nothing is traced: the forward runs as Python, and sees te
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from simam_inject.dataflow.axes import input_layout, layout_after
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.graphs import add_input, add_node, known_node
 from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
+from simam_inject.dataflow.naming import Names
 from simam_inject.dataflow.tensors import NOT_READS, is_method, source_position, storage_of, version_of, with_aliases
 from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.dataflow.values import NEVER, Frame, Layout, Read, Recording, Value, join, keyed
@@ -47,8 +47,7 @@ class Recorder(TorchFunctionMode):
         self.device = device
         self.path_of = {id(module): path for path, module in modules_with_python_forward(model)}
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        self.relative: dict[int, dict[int, str]] = {}
-        self.parameters: dict[type, tuple[str, ...]] = {}
+        self.names = Names(self.path_of)
         self._start(with_graphs=True)
 
     def _start(self, *, with_graphs: bool) -> None:
@@ -276,7 +275,7 @@ class Recorder(TorchFunctionMode):
                 self.recording.first_calls[path] = frame
             if not is_scope:
                 return
-            names = self._parameter_names(module)
+            names = self.names.parameters(type(module))
             children = frozenset(module._modules)
             frame.taken = children | frozenset(names)
             if self.with_graphs and is_first and (parent is None or parent.graph is not None):
@@ -346,7 +345,7 @@ class Recorder(TorchFunctionMode):
 
     def _enter_call(self, parent: Frame, frame: Frame) -> None:
         """The call as a leaf of its caller's graph."""
-        name = self._name_inside(parent, frame.module)
+        name = self.names.inside(parent, frame.module)
         if frame.is_scope:
             path = frame.path
             self._finish_block(frame)
@@ -374,23 +373,3 @@ class Recorder(TorchFunctionMode):
                 recording.order.append(at)
         if recording.runs[frame.path] == 1:
             recording.order.append(frame.path)
-
-    def _name_inside(self, parent: Frame, module: nn.Module) -> str:
-        """The module's path inside its caller; its full path where the caller does not hold it."""
-        path = self.path_of[id(module)]
-        if not parent.path or path.startswith(parent.path + "."):
-            return path[len(parent.path) + 1 :] if parent.path else path
-        names = self.relative.get(id(parent.module))
-        if names is None:
-            names = self.relative[id(parent.module)] = {id(m): name for name, m in parent.module.named_modules()}
-        return names.get(id(module), path)
-
-    def _parameter_names(self, module: nn.Module) -> tuple[str, ...]:
-        kind = type(module)
-        if kind not in self.parameters:
-            try:
-                names = list(inspect.signature(kind.forward).parameters)[1:]
-            except (TypeError, ValueError):
-                names = ["input"]
-            self.parameters[kind] = tuple(names)
-        return self.parameters[kind]

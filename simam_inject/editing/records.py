@@ -79,7 +79,7 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None, holder: str | No
 
 def record_of(insertion: Insertion, witness: str | None, expression: dict[str, Any] | None) -> SiteRecord:
     """The site as the hook that runs it keeps it."""
-    return SiteRecord(  # type: ignore[no-any-return, typeddict-item]  # pydantic's configuration is no key
+    return SiteRecord(
         child=insertion.module.rpartition(".")[2],
         edit=write_edit(insertion.edit),
         path=insertion.path,

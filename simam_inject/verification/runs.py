@@ -80,8 +80,10 @@ def gradients_of(model: nn.Module, output: Any) -> dict[str, torch.Tensor] | Non
     if not losses or not names:
         return None
     total = torch.stack([loss.double() for loss in losses]).sum()
-    found = torch.autograd.grad(total, [parameter for _, parameter in names], allow_unused=True)
-    return {name: grad for (name, _), grad in zip(names, found, strict=True) if isinstance(grad, torch.Tensor)}
+    found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+        total, [parameter for _, parameter in names], allow_unused=True
+    )
+    return {name: grad for (name, _), grad in zip(names, found, strict=True) if grad is not None}
 
 
 def to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
