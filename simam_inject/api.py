@@ -23,7 +23,7 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import match
-from simam_inject.planning.plan import Plan
+from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.recipe import Recipe, RecipeLike, load_recipe
@@ -124,8 +124,15 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
 
 
 def injected(model: nn.Module) -> tuple[Insertion, ...]:
-    """What is in the model now, in module order; empty for a model without SimAM."""
-    return tuple(entry.insertion for entry in attended_in(network_of(model)))
+    """What is in the model now, in module order; empty for a model without SimAM.
+
+    Example:
+        >>> import torchvision
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> injected(model)[0].module
+        'layer1.0.conv2.simam'
+    """
+    return Insertions(entry.insertion for entry in attended_in(network_of(model)))
 
 
 def eject(model: ModelT) -> ModelT:

@@ -1,20 +1,21 @@
 """The structure of a network, from its dataflow alone: residual joins, skips, channel gates, main and decoder blocks.
 
 * A **residual join** is an `add` whose two operands come from a common value, one of them (the branch) through more
-  convolutions and matrix products than the other (the skip).
+  convolutions and matrix products than the other (the skip), which goes through two at the most.
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head. Walking down from the root: a module is a block if
   it returns one feature map, is not a plain container, holds at least two convolutions (or one and two matrix
   products), and its maps span at most two reductions; a block that returns the very tensor of a block inside it is a
   stage, and its parts are looked at instead.
 * A **decoder block** is the smallest module that joins (`cat`, `add`) an upsampled map with an earlier one, and the
-  main block that reads the join.
+  main block that reads the join; so is a block of the same class beside it that upsamples without such a join.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from os.path import commonprefix
 
 from torch import fx, nn
 from torch.nn.modules.conv import _ConvNd
@@ -24,6 +25,8 @@ from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.values import Frame, Recording, join
 
 _WEIGHTED = (_ConvNd, nn.Linear)
+_MOST_ON_SKIP = 2
+"""A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
 _SQUASHING = frozenset({"sigmoid", "hardsigmoid", "softmax", "tanh", "hard_sigmoid", "clamp", "relu6"})
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -80,17 +83,23 @@ def _enter_join(found: Structure, recording: Recording, scope: str, node: fx.Nod
         return
     own = [above[index] - above[1 - index] for index in (0, 1)]
     weights = [sum(_weight(recording, step) for step in steps) for steps in own]
-    upsampled = [any(_upsamples(recording, step) for step in steps) for steps in own]
-    if weights[0] == weights[1] or upsampled[0] != upsampled[1]:
+    upsampled = [any(_upsamples(recording, step) and not _keeps_size(step) for step in steps) for steps in own]
+    if weights[0] == weights[1] or upsampled[0] != upsampled[1] or min(weights) > _MOST_ON_SKIP:
         return
     branch = 0 if weights[0] > weights[1] else 1
-    if any(step.meta.get("kind") in ("mul", "sub") for step in own[1 - branch]):  # a gate between two values, no skip
+    if any(_is_no_step_of_a_skip(step) for step in own[1 - branch]):
         return
     if "path" not in operands[branch].meta:
         return
     found.joins[operands[branch].meta["path"]] = node.meta["path"]
     found.residual.add(scope)
     found.on_skip.update(step.meta["path"] for step in own[1 - branch] if step.meta.get("path"))
+
+
+def _is_no_step_of_a_skip(node: fx.Node) -> bool:
+    """A product or difference of two maps, or numbers made on the way (the grid of a detector's anchors)."""
+    is_made = node.op in ("call_function", "call_method") and not node.all_input_nodes
+    return is_made or node.meta.get("kind") in ("mul", "sub")
 
 
 def _enter_gate(found: Structure, node: fx.Node) -> None:
@@ -153,6 +162,12 @@ def _upsamples(recording: Recording, node: fx.Node) -> bool:
     return frame is not None and frame.graph is not None and any(_upsamples(recording, n) for n in frame.graph.nodes)
 
 
+def _keeps_size(node: fx.Node) -> bool:
+    """A module that returns a map of the size that it is given: attention over a smaller map, enlarged again."""
+    given = [source.meta["value"].shape[2:] for source in node.all_input_nodes if "value" in source.meta]
+    return node.meta.get("kind") == "block" and "value" in node.meta and node.meta["value"].shape[2:] in given
+
+
 class _Blocks:
     """The walk down that finds the main blocks."""
 
@@ -160,7 +175,8 @@ class _Blocks:
         self.recording = recording
         self.sites = sites
         self.products: dict[str, tuple[int, int]] = {}
-        self.reductions: dict[str, set[int]] = {}
+        self.reductions: dict[str, set[tuple[int, int]]] = {}
+        """Of the maps in each module: number of spatial dimensions and reduction. Tables of attention are no maps."""
         for site in sites.values():
             is_map = site.obstacle is None and site.spatial is not None and max(site.spatial) > 1
             for above in _above(site.path if site.kind == "block" else site.scope):
@@ -170,8 +186,8 @@ class _Blocks:
                 elif site.kind in ("linear", "matmul", "scaled_dot_product_attention", "multi_head_attention_forward"):
                     linears += 1
                 self.products[above] = convs, linears
-                if is_map and site.reduction is not None and site.kind != "input":
-                    self.reductions.setdefault(above, set()).add(site.reduction)
+                if is_map and site.spatial and site.reduction is not None and _makes_maps(site.kind):
+                    self.reductions.setdefault(above, set()).add((len(site.spatial), site.reduction))
 
     def find(self) -> set[str]:
         root = self.recording.graphs.get("")
@@ -190,7 +206,7 @@ class _Blocks:
         convs, linears = self.products.get(path, (0, 0))
         if convs < 2 and not (convs >= 1 and linears >= 2):
             return False
-        return len(self.reductions.get(path, ())) <= 2
+        return sum(rank == len(site.spatial) for rank, _ in self.reductions.get(path, ())) <= 2
 
     def _inside(self, path: str) -> list[str]:
         """Main blocks among what a module calls, in order of execution."""
@@ -217,10 +233,31 @@ class _Blocks:
         return any(self._is_block(one) for one in inner)
 
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
-        """Leave out what stands before the first class that is repeated, and behind the last."""
+        """Leave out what stands before the first class that is repeated, and behind the last.
+
+        Neither stem nor head is what lies in the same container as all blocks of that class, or a last stage of one
+        block of its own class, which shrinks the map further.
+        """
         kinds = [type(self.recording.modules[path]) for path in blocks]
         repeated = [index for index, kind in enumerate(kinds) if kinds.count(kind) > 1]
-        return set(blocks[repeated[0] : repeated[-1] + 1] if repeated else blocks)
+        if not repeated:
+            return set(blocks)
+        first, last = repeated[0], repeated[-1]
+        found = set(blocks[first : last + 1])
+        for kind, beyond in ((kinds[first], blocks[:first]), (kinds[last], blocks[last + 1 :])):
+            alike = [path.split(".")[:-1] for path, other in zip(blocks, kinds, strict=True) if other is kind]
+            container = commonprefix(alike)  # noqa: RUF071 - of lists of names, not of characters
+            found |= {path for path in beyond if container and path.split(".")[: len(container)] == container}
+        for path, previous in zip(blocks[last + 1 :], blocks[last:], strict=False):
+            if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):
+                break
+            found.add(path)
+        return found
+
+
+def _makes_maps(kind: str) -> bool:
+    """A kind of operation whose result has a size in space: what attention computes has numbers of tokens."""
+    return kind == "block" or kind.startswith("conv") or "pool" in kind or kind in UPSAMPLING
 
 
 def _above(path: str) -> list[str]:
@@ -244,11 +281,20 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
             fresh = [_comes_from_upsampling(recording, source, 0) for source in sources]
             if len(sources) < 2 or not any(fresh) or all(fresh):
                 continue
+            if node.meta.get("kind") == "add" and any(map(_keeps_size, sources)):
+                continue
             block = _returning_block(recording, frame) if path else None
             if block is not None:
                 found.add(block)
             found |= _readers_among(node, main, 0)
-    return {path for path in found if not covers(found - {path}, path)}
+    found = {path for path in found if not covers(found - {path}, path)}
+    alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
+    for path, frame in recording.graphs.items():  # the last one often has no skip to join
+        assert frame.graph is not None
+        is_alike = path and (path.rpartition(".")[0], type(recording.modules[path])) in alike
+        if is_alike and any(node.meta.get("kind") in UPSAMPLING for node in frame.graph.nodes):
+            found.add(path)
+    return found
 
 
 def _comes_from_upsampling(recording: Recording, node: fx.Node, depth: int) -> bool:

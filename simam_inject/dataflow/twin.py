@@ -125,7 +125,7 @@ class _Copier:
         with torch.no_grad():
             twin = self.convert(tensor)
         if isinstance(tensor, nn.Parameter) and type(twin) is torch.Tensor:
-            wants = tensor.requires_grad and (twin.is_floating_point() or twin.is_complex())
+            wants = tensor.requires_grad and not twin.is_inference() and (twin.is_floating_point() or twin.is_complex())
             twin = nn.Parameter(twin, requires_grad=wants)
         return twin
 

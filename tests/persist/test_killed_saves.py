@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its children")
-@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [12, pytest.param(100, marks=pytest.mark.long)])
 def test_kills_at_random_moments(kills, tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "tests.persist.killed_saves", str(tmp_path), str(kills), "0"],
@@ -26,6 +26,6 @@ def test_kills_at_random_moments(kills, tmp_path):
     found = json.loads(done.stdout)
     assert found["whole"] == kills
     assert found["states"] == [0, 1]
-    assert found["interrupted"] >= 2, "too few kills fell into a save to prove anything"
+    assert found["interrupted"] >= kills // 12, "too few kills fell into a save to prove anything"
     assert "x.safetensors" in found["left"]
     assert all(name.endswith(".part") for name in found["left"] if name != "x.safetensors")
