@@ -46,7 +46,7 @@ def draw_forest(comparison: Comparison) -> str:
         if not math.isnan(row.low):
             axes.plot([row.low, row.high], [place, place], color=colour, lw=2)
         axes.plot([row.mean], [place], "o", color=colour, ms=5)
-    axes.set_xlabel("difference to plain (grey: plain against itself)")
+    axes.set_xlabel("difference to plain")
     return _svg(figure)
 
 
