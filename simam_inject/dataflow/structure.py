@@ -154,10 +154,16 @@ def _weight(recording: Recording, node: fx.Node) -> int:
     return int(kind.startswith("conv") or kind == "linear")
 
 
+def _enlarges(node: fx.Node) -> bool:
+    """An upsampling of a map: a single pixel that is spread out, as in ASPP, is a mean."""
+    given = [source.meta["value"].shape[2:] for source in node.all_input_nodes if "value" in source.meta]
+    return node.meta.get("kind") in UPSAMPLING and (not given or max(given[0], default=1) > 1)
+
+
 def _upsamples(recording: Recording, node: fx.Node) -> bool:
     kind = node.meta.get("kind", "")
     if kind != "block":
-        return kind in UPSAMPLING
+        return _enlarges(node)
     frame = recording.graphs.get(node.meta["frame"].path)
     return frame is not None and frame.graph is not None and any(_upsamples(recording, n) for n in frame.graph.nodes)
 
@@ -179,6 +185,8 @@ class _Blocks:
         """Of the maps in each module: number of spatial dimensions and reduction."""
         self.given: dict[str, set[tuple[int, int]]] = {}
         """The same of the maps that each module is given."""
+        self.classes: set[type[nn.Module]] = set()
+        """Classes of blocks that were found: another one of them is a block although it returns what its last part does."""
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
         for site in sites.values():
@@ -203,6 +211,8 @@ class _Blocks:
         if not blocks:
             self.units = residual
             blocks = self._inside("")
+        self.classes = {type(self.recording.modules[path]) for path in blocks}
+        blocks = self._inside("")
         return self._between_stem_and_head(blocks)
 
     def _is_block(self, path: str) -> bool:
@@ -243,8 +253,10 @@ class _Blocks:
         if frame is None or len(frame.outputs) != 1:
             return False
         result = frame.outputs[0][1]
-        inner = [call.path for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
-        return any(self._is_block(one) for one in inner)
+        inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
+        inner = [call for call in inner if self._is_block(call.path)]
+        own = type(self.recording.modules[path])
+        return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
         """Leave out what stands before the first class that is repeated, and behind the last.
@@ -308,7 +320,7 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
     for path, frame in recording.graphs.items():  # the last one often has no skip to join
         assert frame.graph is not None
         if path and (path.rpartition(".")[0], type(recording.modules[path])) in alike:
-            if any(node.meta.get("kind") in UPSAMPLING for node in frame.graph.nodes):
+            if any(map(_enlarges, frame.graph.nodes)):
                 found.add(path)
     return found
 
@@ -319,7 +331,7 @@ def _comes_from_upsampling(recording: Recording, node: fx.Node, depth: int, is_a
     In a sum, a module that returns a map of the size that it is given is a branch, and no decoder.
     """
     kind = node.meta.get("kind", "")
-    if kind in UPSAMPLING:
+    if _enlarges(node):
         return True
     if kind == "block" and _upsamples(recording, node) and not (is_add and _keeps_size(node)):
         return True
