@@ -63,7 +63,7 @@ def run(options: Options, more: InjectOptions) -> None:
     elif not options.quiet:
         show(_render(options, more, outcome))
     if not outcome.has_effect:
-        show_error(_no_effect(outcome.plan))
+        show_error(no_effect(outcome.plan))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -151,9 +151,9 @@ def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:
     return None
 
 
-def _no_effect(plan: Plan) -> str:
+def no_effect(plan: Plan) -> str:
     """The sentence that `inject` raises for a plan that takes no site."""
-    from simam_inject.api import _no_effect as no_effect
+    from simam_inject.api import no_effect
 
     return no_effect(plan)
 
@@ -161,10 +161,11 @@ def _no_effect(plan: Plan) -> str:
 def _render(options: Options, more: InjectOptions, outcome: Outcome) -> Any:
     from simam_inject.reporting import render_plan
 
+    strength = "" if options.strength == 1.0 else f", strength {options.strength:g}"
     return render_plan(
         outcome.plan,
         outcome.verification,
-        heading=f"{options.model}, {outcome.recipe.name or 'recipe'} ({outcome.prepared.built.note})",
+        heading=f"{options.model}, {outcome.recipe.name or 'recipe'}{strength} ({outcome.prepared.built.note})",
         applied=outcome.verification is not None,
         why=more.why,
         verbose=options.verbose,

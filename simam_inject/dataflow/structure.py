@@ -4,9 +4,9 @@
   convolutions and matrix products than the other (the skip), which goes through two at the most.
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head. Walking down from the root: a module is a block if
-  it returns one feature map, is not a plain container, holds at least two convolutions (or one and two matrix products), and its
-  maps span at most two reductions; a block that returns the very tensor of a block inside it is a stage, and its parts
-  are looked at instead.
+  it returns one feature map, is not a plain container, holds at least two convolutions (or one and two matrix
+  products), and its maps span at most two reductions; a block that returns the very tensor of a block inside it is a
+  stage, and its parts are looked at instead.
 * A **decoder block** is the smallest module that joins (`cat`, `add`) an upsampled map with an earlier one, and the
   main block that reads the join; so is a block of the same class beside it that upsamples without such a join.
 """
@@ -272,11 +272,16 @@ class _Blocks:
         found = set(blocks[first : last + 1])
         for kind, beyond in ((kinds[first], blocks[:first]), (kinds[last], blocks[last + 1 :])):
             alike = [path.split(".")[:-1] for path, other in zip(blocks, kinds, strict=True) if other is kind]
+<<<<<<< HEAD
             container, depths = commonprefix(alike), set(map(len, alike))
             for path in beyond:
                 above = path.split(".")[:-1]
                 if container and above[: len(container)] == container and len(above) in depths:
                     found.add(path)
+=======
+            container = commonprefix(alike)  # noqa: RUF071 - of lists of names, not of characters
+            found |= {path for path in beyond if container and path.split(".")[: len(container)] == container}
+>>>>>>> second-edition
         for path, previous in zip(blocks[last + 1 :], blocks[last:], strict=False):
             if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):
                 break
@@ -319,9 +324,15 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
     alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
     for path, frame in recording.graphs.items():  # the last one often has no skip to join
         assert frame.graph is not None
+<<<<<<< HEAD
         if path and (path.rpartition(".")[0], type(recording.modules[path])) in alike:
             if any(map(_enlarges, frame.graph.nodes)):
                 found.add(path)
+=======
+        is_alike = path and (path.rpartition(".")[0], type(recording.modules[path])) in alike
+        if is_alike and any(node.meta.get("kind") in UPSAMPLING for node in frame.graph.nodes):
+            found.add(path)
+>>>>>>> second-edition
     return found
 
 

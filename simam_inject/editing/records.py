@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.editing.checking import SiteRecord as SiteRecord
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
 
 

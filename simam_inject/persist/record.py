@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import nn
@@ -85,11 +85,11 @@ class Record(BaseModel):
             attention = entry.attention
             if not isinstance(attention, SimAM):
                 raise FileError(
-                    f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM only; "
-                    "save model.state_dict(), and keep the recipe and the factory"
+                    f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM "
+                    "only; save model.state_dict(), and keep the recipe and the factory"
                 )
             site = _as_seen_from_root(entry.site, entry.path)
-            sites.append(SiteRecord(**{**site, "e_lambda": float(attention.e_lambda)}))  # type: ignore[typeddict-item]
+            sites.append({**site, "e_lambda": float(attention.e_lambda)})
             settings.append((float(attention.strength), float(attention.gain)))
         found = [presence_of(module) for module in network.modules()]
         recipes = [recipe for presence in found if presence is not None for recipe in presence.recipes]
@@ -119,7 +119,7 @@ class Record(BaseModel):
         found = []
         for site, (strength, gain) in zip(self.sites, self.settings, strict=True):
             attention = nn.Module()
-            attention.strength, attention.gain = strength, gain  # type: ignore[assignment]
+            attention.strength, attention.gain = cast(Any, strength), cast(Any, gain)
             found.append(insertion_of(site, attention))
         return tuple(found)
 
@@ -132,7 +132,9 @@ class Record(BaseModel):
         modules = {path for path, _ in network.named_modules(remove_duplicate=False)}
         for site in self.sites:
             if site["edit"]["module"] not in modules:
-                raise FileError(f"{type(network).__name__} has no module {site['edit']['module']!r}, which is to hold SimAM")
+                raise FileError(
+                    f"{type(network).__name__} has no module {site['edit']['module']!r}, which is to hold SimAM"
+                )
 
     def attach_to(self, network: nn.Module) -> None:
         """Make these the sites of a network, instead of those that it has; all or nothing. Traces and runs nothing.
@@ -152,8 +154,8 @@ class Record(BaseModel):
     def set_strengths(self, network: nn.Module) -> None:
         """Give each SimAM of a network, which holds the very sites of this record, its strength and gain."""
         for site, (strength, gain) in zip(self.sites, self.settings, strict=True):
-            attention = network.get_submodule(site["edit"]["module"])._modules[site["child"]]
-            attention.strength, attention.gain = strength, gain  # type: ignore[assignment, union-attr]
+            attention: Any = network.get_submodule(site["edit"]["module"])._modules[site["child"]]
+            attention.strength, attention.gain = strength, gain
 
 
 class Manifest(Record):
@@ -176,13 +178,16 @@ def _as_seen_from_root(site: SiteRecord, holder: str) -> SiteRecord:
     at = site["edit"]["module"]
     if at == holder:
         return site
-    moved: dict[str, Any] = {**site, "edit": {**site["edit"], "module": holder}, "witness": None}
+    moved = {**site, "edit": {**site["edit"], "module": holder}, "witness": None}
     if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
         prefix = f"{holder.removesuffix(at).removesuffix('.')}."
-        for name in ("path", "reader", "witness"):
-            moved[name] = prefix + site[name] if site[name] is not None else None  # type: ignore[literal-required]
+        moved |= {name: None if path is None else prefix + path for name, path in _paths(site, "witness").items()}
     elif not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
         prefix = f"{at.removesuffix(holder).removesuffix('.')}."
-        for name in ("path", "reader"):
-            moved[name] = site[name].removeprefix(prefix) if site[name] is not None else None  # type: ignore[literal-required]
-    return SiteRecord(**moved)  # type: ignore[typeddict-item]
+        moved |= {name: None if path is None else path.removeprefix(prefix) for name, path in _paths(site).items()}
+    return cast(SiteRecord, moved)
+
+
+def _paths(site: SiteRecord, *more: str) -> dict[str, str | None]:
+    """The fields of a site that are paths of the network."""
+    return {name: cast(dict[str, Any], site)[name] for name in ("path", "reader", *more)}

@@ -100,7 +100,9 @@ def _hits_of_one_module(flow: Dataflow, hits: tuple[Hit, ...]) -> dict[str, str]
         if len(calls) < 2 or not all(call in by_path and by_path[call].e_lambda == hit.e_lambda for call in calls):
             continue
         sites = [flow.anatomy.site_by_path[call] for call in calls]
-        if any(why_not_attendable(site) or (site.axes, site.dtype) != (sites[0].axes, sites[0].dtype) for site in sites):
+        if any(
+            why_not_attendable(site) or (site.axes, site.dtype) != (sites[0].axes, sites[0].dtype) for site in sites
+        ):
             continue
         runs = flow.recording.calls[path]
         edits = [resolve(flow, replace(site, runs=runs), by_path[site.path].reader) for site in sites]

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from simam_inject.discovery.layouts import channel_dim, reshaped
 from torch import nn
 
 from simam_inject import plan
 from simam_inject.api import survey
+
 
 class Shuffle(nn.Module):
     def __init__(self):

@@ -6,12 +6,12 @@ import random
 import numpy as np
 import pytest
 import torch
+from simam_inject.rewriting import rewriter
+from simam_inject.rewriting.provenance import recipes_in
 from torch import nn
 
 from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
 from simam_inject.errors import ModelError, NoMatchError
-from simam_inject.rewriting import rewriter
-from simam_inject.rewriting.provenance import recipes_in
 from tests.engine.blocks import Block, Net, conv
 from tests.engine.oracle import hooked, same_bits, snapshot
 

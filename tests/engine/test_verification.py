@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
+from simam_inject.rewriting import graphs
 from torch import nn
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
 from simam_inject import operation as facade
 from simam_inject.errors import ModelError, VerificationError
-from simam_inject.rewriting import graphs
 from tests.engine.blocks import Block, Net, conv
 from tests.engine.oracle import same_bits, snapshot
 
