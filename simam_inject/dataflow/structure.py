@@ -272,16 +272,12 @@ class _Blocks:
         found = set(blocks[first : last + 1])
         for kind, beyond in ((kinds[first], blocks[:first]), (kinds[last], blocks[last + 1 :])):
             alike = [path.split(".")[:-1] for path, other in zip(blocks, kinds, strict=True) if other is kind]
-<<<<<<< HEAD
-            container, depths = commonprefix(alike), set(map(len, alike))
+            container = commonprefix(alike)  # noqa: RUF071 - of lists of names, not of characters
+            depths = set(map(len, alike))
             for path in beyond:
                 above = path.split(".")[:-1]
                 if container and above[: len(container)] == container and len(above) in depths:
                     found.add(path)
-=======
-            container = commonprefix(alike)  # noqa: RUF071 - of lists of names, not of characters
-            found |= {path for path in beyond if container and path.split(".")[: len(container)] == container}
->>>>>>> second-edition
         for path, previous in zip(blocks[last + 1 :], blocks[last:], strict=False):
             if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):
                 break
@@ -324,15 +320,9 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
     alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
     for path, frame in recording.graphs.items():  # the last one often has no skip to join
         assert frame.graph is not None
-<<<<<<< HEAD
-        if path and (path.rpartition(".")[0], type(recording.modules[path])) in alike:
-            if any(map(_enlarges, frame.graph.nodes)):
-                found.add(path)
-=======
         is_alike = path and (path.rpartition(".")[0], type(recording.modules[path])) in alike
-        if is_alike and any(node.meta.get("kind") in UPSAMPLING for node in frame.graph.nodes):
+        if is_alike and any(map(_enlarges, frame.graph.nodes)):
             found.add(path)
->>>>>>> second-edition
     return found
 
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from simam_inject.discovery.layouts import channel_dim, reshaped
 from torch import nn
 
 from simam_inject import plan
