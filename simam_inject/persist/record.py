@@ -88,8 +88,7 @@ class Record(BaseModel):
                     f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM only; "
                     "save model.state_dict(), and keep the recipe and the factory"
                 )
-            site = _as_seen_from_root(entry.site, entry.path)
-            sites.append(SiteRecord(**{**site, "e_lambda": float(attention.e_lambda)}))  # type: ignore[typeddict-item]
+            sites.append(SiteRecord(**{**entry.site, "e_lambda": float(attention.e_lambda)}))  # type: ignore[typeddict-item]
             settings.append((float(attention.strength), float(attention.gain)))
         found = [presence_of(module) for module in network.modules()]
         recipes = [recipe for presence in found if presence is not None for recipe in presence.recipes]
@@ -169,20 +168,3 @@ def cast_json(data: dict[str, Any]) -> dict[str, Any]:
     """The same in the types of JSON: tuples become lists."""
     result: dict[str, Any] = json.loads(json.dumps(data))
     return result
-
-
-def _as_seen_from_root(site: SiteRecord, holder: str) -> SiteRecord:
-    """The record with the paths of the network that the holder is in now, where another one was injected."""
-    at = site["edit"]["module"]
-    if at == holder:
-        return site
-    moved: dict[str, Any] = {**site, "edit": {**site["edit"], "module": holder}, "witness": None}
-    if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
-        prefix = f"{holder.removesuffix(at).removesuffix('.')}."
-        for name in ("path", "reader", "witness"):
-            moved[name] = prefix + site[name] if site[name] is not None else None  # type: ignore[literal-required]
-    elif not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
-        prefix = f"{at.removesuffix(holder).removesuffix('.')}."
-        for name in ("path", "reader"):
-            moved[name] = site[name].removeprefix(prefix) if site[name] is not None else None  # type: ignore[literal-required]
-    return SiteRecord(**moved)  # type: ignore[typeddict-item]
