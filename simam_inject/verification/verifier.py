@@ -22,7 +22,7 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
 from simam_inject.verification.oracle import Oracle, Shapes, formula
 from simam_inject.verification.outputs import all_finite, difference, relative_distance, tensors_of
-from simam_inject.verification.runs import Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
+from simam_inject.verification.runs import SEED, Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest distance between live and oracle outputs, relative to the oracle's largest value."""
@@ -65,10 +65,23 @@ def _as_planned(model: nn.Module, sites: list[Attended]) -> Check:
             return Check(
                 name, False, f"{site['path']} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}"
             )
+        wish = _lambdas(presence.recipes, site["rule"])
+        if wish and site["e_lambda"] not in wish:
+            return Check(name, False, f"{site['path']} has e_lambda {site['e_lambda']:g}; its recipe says {wish[0]:g}")
     expected = sum(len(hook.sites) for _, hook in presence.holders)
     if expected != len(sites):
         return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
     return Check(name, True, f"{len(sites)} of {len(sites)}")
+
+
+def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
+    """Lambda of the rule of this index in each recipe."""
+    found = []
+    for recipe in recipes:
+        rules = recipe.get("rules", ())
+        if 0 <= rule < len(rules):
+            found.append(float(rules[rule].get("e_lambda", recipe.get("e_lambda", SimAM().e_lambda))))
+    return found
 
 
 def _same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None, has_parameters: bool) -> Check:
@@ -94,7 +107,9 @@ class _Checks:
         self.oracle = Oracle(sites)
         self.wrong: list[str] = []
         """Sites whose SimAM did not compute the formula."""
-        self.ran: dict[str, Counter[tuple[int, ...]]] = {}
+        self.ran: Counter[str] = Counter()
+        """How often each SimAM ran in the last live forward."""
+        self.names: dict[str, Counter[str]] = {}
 
     def all(self) -> list[Check]:
         small, is_resized = self._small_example()
@@ -102,6 +117,7 @@ class _Checks:
         small_shapes: Shapes = {}
         with self.oracle.noting_shapes(stock := self._stock(to_clone), eval_shapes):
             plain = run(stock, self.example, training=False)
+        self.names = self.oracle.names
         checks = [self._bypassed(plain), self._live(plain)]
         live_small, oracle_small, plain_small, tolerance = self._pair(
             small, False, small_shapes if is_resized else None, eval_shapes
@@ -159,9 +175,11 @@ class _Checks:
             given = to_dtype(dtype) if dtype is torch.float64 else copied
             try:
                 noted: Shapes = {}
+                self.oracle.unnamed = set()
                 stock = self._stock(convert)
                 with self.oracle.noting_shapes(stock, noted):
                     plain = run(stock, example, training=training, convert=given)
+                self.oracle.leave_out_unnamed(self.names)
                 if shapes is not None:
                     shapes.update(noted)
                     self.oracle.find_axes(others, noted)
@@ -169,7 +187,7 @@ class _Checks:
                 stock, live = self._stock(convert), self._injected(convert)
                 with self.oracle.attending(stock):
                     expected = run(stock, example, training=training, convert=given, gradients=gradients)
-                self.wrong = []
+                self.wrong, self.ran = [], Counter()
                 with self._watching_formula(live):
                     found = run(live, example, training=training, convert=given, gradients=gradients)
             except Exception as failure:
@@ -188,7 +206,7 @@ class _Checks:
             if not isinstance(entry.attention, SimAM):
                 continue
             handles.append(entry.attention.register_forward_hook(self._watcher(entry)))
-            if entry.site["edit"]["kind"] == "rewritten":
+            if entry.site["path"] in self.oracle.unnamed and entry.site["edit"]["kind"] == "rewritten":
                 handles.append(entry.attention.register_forward_hook(lambda _module, args, _output: args[0]))
         try:
             yield
@@ -201,6 +219,7 @@ class _Checks:
         assert isinstance(attention, SimAM)
 
         def watch(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            self.ran[site["path"]] += 1
             x = args[0].detach()
             spatial = self.oracle.spatial.get(site["path"])
             if spatial is None:
@@ -260,7 +279,7 @@ class _Checks:
             return Check(name, None if _has_choices(oracle.output) else False, found)
         if not found <= tolerance:
             return Check(name, False, f"differs by {found:.2g} of the largest value")
-        return Check(name, True, f"{len(self.oracle.sites)} of {len(self.sites)} sites, within {found:.1g}")
+        return Check(name, True, f"within {found:.1g} of the largest value")
 
     def _training(self, small: Example) -> list[Check]:
         name, live_name = (
@@ -284,10 +303,24 @@ class _Checks:
         live, oracle, stock, tolerance = self._pair(example, True, None, {})
         check = self._against(live_name, live, oracle, stock, tolerance)
         if check.ok and live is not None and oracle is not None:
-            check = _same_gradients(live_name, live, oracle, tolerance)
+            check = self._idle(live_name, example) or _same_gradients(live_name, live, oracle, tolerance)
         return [*checks, check]
 
+    def _idle(self, name: str, example: Example) -> Check | None:
+        """A SimAM inside a forward that computes other values in train mode, and among them not this one."""
+        inside = {entry.site["path"] for entry in self.sites if entry.site["edit"]["kind"] == "rewritten"}
+        for seed in range(_CHANCES):
+            idle = {path for path in self.oracle.unnamed if path in inside and not self.ran[path]}
+            if not idle:
+                return None
+            live = self._injected(to_clone)
+            with self._watching_formula(live):
+                run(live, example, training=True, seed=SEED + 1 + seed)
+        return Check(name, False, f"{min(idle)} never ran: in train mode its forward computes something else")
 
+
+_CHANCES = 8
+"""Forwards that a SimAM has to run in one of: a branch may be dropped at random."""
 _LOCAL = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 
