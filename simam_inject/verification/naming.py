@@ -27,7 +27,7 @@ class NamedValues(Recorder):
 
     def __init__(self, model: nn.Module, functions: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
         super().__init__(model)
-        self.functions: dict[str, dict[Key | None, Callable[[Tensor], Tensor]]] = {}
+        self.functions: dict[str | None, dict[Key | None, Callable[[Tensor], Tensor]]] = {}
         for at, function in functions.items():
             path, _, key = at.partition(":")
             found: Key | None = int(key) if key.isdigit() else key or None
@@ -65,9 +65,6 @@ class NamedValues(Recorder):
         super()._enter_values(path, *args, **kwargs)
 
     def _changed(self, result: Any) -> Any:
-        for key, function in self.functions.get(self._named or "", {}).items():
-            if key is None:
-                result = function(result)
-            else:
-                result = replace_entry(result, key, function(entry_at(result, key)))
+        for key, function in self.functions.get(self._named, {}).items():
+            result = function(result) if key is None else replace_entry(result, key, function(entry_at(result, key)))
         return result
