@@ -20,8 +20,9 @@ from simam_inject.dataflow.twin import same_surroundings, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, detach
 from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
+from simam_inject.verification.comparing import equal, has_choices, same_gradients
 from simam_inject.verification.oracle import Oracle, Shapes, formula
-from simam_inject.verification.outputs import all_finite, difference, relative_distance, tensors_of
+from simam_inject.verification.outputs import all_finite, relative_distance, tensors_of
 from simam_inject.verification.runs import SEED, Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -239,7 +240,7 @@ class _Checks:
         twin = twin_of(self.model, to_clone)
         with bypassed(twin):
             found = run(twin, self.example, training=False)
-        return _equal("bypassed: equal to the original in eval mode", found.output, plain.output)
+        return equal("bypassed: equal to the original in eval mode", found.output, plain.output)
 
     def _live(self, plain: Run) -> Check:
         name = "every SimAM ran, on the planned shape, with a finite result"
@@ -276,7 +277,7 @@ class _Checks:
             return Check(name, None, f"the output, a {type(oracle.output).__name__}, holds no tensors to compare")
         found = relative_distance(live.output, oracle.output)
         if isinstance(found, str):
-            return Check(name, None if _has_choices(oracle.output) else False, found)
+            return Check(name, None if has_choices(oracle.output) else False, found)
         if not found <= tolerance:
             return Check(name, False, f"differs by {found:.2g} of the largest value")
         return Check(name, True, f"within {found:.1g} of the largest value")
@@ -299,11 +300,11 @@ class _Checks:
         twin = twin_of(self.model, to_clone)
         with bypassed(twin):
             found = run(twin, example, training=True)
-        checks = [_equal(name, found.output, plain.output)]
+        checks = [equal(name, found.output, plain.output)]
         live, oracle, stock, tolerance = self._pair(example, True, None, {})
         check = self._against(live_name, live, oracle, stock, tolerance)
         if check.ok and live is not None and oracle is not None:
-            check = self._idle(live_name, example) or _same_gradients(live_name, live, oracle, tolerance)
+            check = self._idle(live_name, example) or same_gradients(live_name, live, oracle, tolerance)
         return [*checks, check]
 
     def _idle(self, name: str, example: Example) -> Check | None:
@@ -350,29 +351,3 @@ def _why_not_live(entry: Attended, shapes: list[tuple[int, ...]], calls: int) ->
     if site["shape"][site["channel_dim"]] not in channels or len(shapes[0]) != len(site["shape"]):
         return f"{site['path']} ran on {shapes[0]}, planned {tuple(site['shape'])}"
     return None
-
-
-def _equal(name: str, ours: Any, theirs: Any) -> Check:
-    """Equal bit for bit, or how they differ; not run where there is nothing to compare."""
-    found = difference(ours, theirs)
-    if found is None and not any(True for _ in tensors_of(theirs)):
-        return Check(name, None, f"the output, a {type(theirs).__name__}, holds no tensors to compare")
-    return Check(name, found is None, found or "bit for bit")
-
-
-def _same_gradients(name: str, live: Run, oracle: Run, tolerance: float) -> Check:
-    if live.gradients is None or oracle.gradients is None:
-        return Check(name, True, "values; the output has no gradient")
-    for key, wanted in oracle.gradients.items():
-        found = live.gradients.get(key)
-        scale = float(wanted.abs().max())
-        if found is None or float((found - wanted).abs().max()) > max(tolerance * 100, 1e-5) * max(scale, 1e-9):
-            return Check(
-                name, False, f"the gradient of {key} is another than the oracle's: it does not pass through a SimAM"
-            )
-    return Check(name, True, f"{len(oracle.gradients)} gradients")
-
-
-def _has_choices(output: Any) -> bool:
-    """The output depends on comparisons (boxes that were kept), which rounding can turn over."""
-    return any(not tensor.is_floating_point() for tensor in tensors_of(output))
