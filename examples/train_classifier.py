@@ -6,6 +6,9 @@
 `--data` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `cifar10:DIR` for a dataset of torchvision. The
 order that matters: build, inject, convert to SyncBatchNorm, EMA copy, DistributedDataParallel, torch.compile.
 
+A trained network starts warm: `--pretrained` or `--weights FILE` with `--warm-start` fits a gain for each SimAM, prints
+the accuracy without SimAM, with it and with the gains, and raises the strength from 0 over a fifth of the training.
+
 In OUT: `log.csv` (one row an epoch), `last.pt` (everything that `--resume` needs; state dicts only) and
 `best.safetensors` (weights and recipe of the best EMA model; `simam_inject.persist.load` puts both back).
 """
@@ -20,6 +23,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +48,8 @@ from simam_inject.compare.training import (
 )
 from simam_inject.errors import CompareError
 from simam_inject.persist import save
-from simam_inject.zoo import build
+from simam_inject.warmup import Ramp, calibrate, set_strength
+from simam_inject.zoo import build, load_weights
 
 TORCHVISION = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}
 LOG_FIELDS = ("epoch", "rate", "train_loss", "val_loss", "top1", "ema_top1", "images_per_second")
@@ -60,6 +65,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--recipe", help="a shipped recipe, a YAML file or a selector; without it the plain baseline is trained")
     add("--out", type=Path, default=Path("runs/classifier"), help="folder of the log, checkpoints and weights")
     add("--pretrained", action="store_true", help="start from the library's weights")
+    add("--weights", type=Path, metavar="FILE", help="start from these: .safetensors, or a state_dict in .pth")
+    add("--warm-start", action="store_true", help="fit gains to the weights, and raise the strength of SimAM from 0")
     add("--epochs", type=int, default=90)
     add("--batch", type=int, default=64, help="images per process")
     add("--size", type=int, default=224, help="side of the training images")
@@ -79,7 +86,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--resume", action="store_true", help="go on from OUT/last.pt if it is there")
     add("--download", action="store_true", help="fetch the torchvision dataset if it is not there")
     add("--export", metavar="FILE", help="export the EMA model at the end: net.onnx, net.pt2 or net.torchscript")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.warm_start and not options.recipe:
+        parser.error("--warm-start needs a --recipe")
+    return options
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +154,8 @@ def open_images(options: argparse.Namespace, process: Process) -> Images:
 
 def make_network(options: argparse.Namespace, process: Process, classes: int) -> nn.Module:
     torch.manual_seed(options.seed)
-    network: nn.Module = build(options.model, pretrained=options.pretrained, num_classes=classes).model
+    built = build(options.model, pretrained=options.pretrained, num_classes=classes)
+    network: nn.Module = (load_weights(built, options.weights) if options.weights else built).model
     if options.recipe:
         example = torch.zeros(1, 3, options.size, options.size)
         skips = plan(network, options.recipe, example_inputs=example).skips if process.is_first else ()
@@ -157,22 +168,53 @@ def make_network(options: argparse.Namespace, process: Process, classes: int) ->
     return network.to(process.device, memory_format=torch.channels_last)
 
 
+def warm_start(
+    network: nn.Module, loader: DataLoader[Any], val_loader: DataLoader[Any], process: Process, console: Console
+) -> None:
+    """Fit the gains on a thousand images, and print the accuracy on the way. Leaves the strength at 0."""
+    set_strength(network, 0.0)
+    plain = accuracy(network, val_loader, process)
+    set_strength(network, 1.0)
+    cold = accuracy(network, val_loader, process)
+    found = calibrate(network, islice(loader, max(1, 1024 // (loader.batch_size or 1))), norms=False)
+    console.print(str(found), highlight=False)
+    warm = accuracy(network, val_loader, process)
+    console.print(f"top1 without SimAM {plain:.6f}  with SimAM {cold:.6f}  with its gains {warm:.6f}")
+    set_strength(network, 0.0)
+
+
+@torch.inference_mode()
+def accuracy(network: nn.Module, loader: DataLoader[Any], process: Process) -> float:
+    network.eval()
+    counts = torch.zeros(2, device=process.device)
+    for images, labels in loader:
+        right = network(images.to(process.device)).argmax(1) == labels.to(process.device)
+        counts += torch.stack([right.sum(), torch.ones_like(right).sum()])
+    correct, seen = process.sum(counts).tolist()
+    return correct / seen
+
+
 class Run:
     """A trainer with what is kept of it in files."""
 
     def __init__(self, options: argparse.Namespace, process: Process, trainer: Trainer) -> None:
         self.options, self.process, self.trainer, self.best = options, process, trainer, -1.0
-        self.parts = {
+        self.parts: dict[str, Any] = {
             "network": trainer.network,
             "ema": trainer.ema,
             "optimizer": trainer.optimizer,
             "schedule": trainer.schedule,
         }
+        self.ramp = None
+        if options.warm_start:
+            steps = max(1, options.epochs * trainer.steps // 5)
+            self.ramp = self.parts["ramp"] = Ramp(trainer.network, trainer.ema, steps=steps)
 
     def state(self) -> dict[str, Any]:
         names = {"model": self.options.model, "recipe": self.options.recipe}
         parts = {name: part.state_dict() for name, part in self.parts.items()}
-        return {**names, "epoch": self.trainer.epoch, "best": self.best, **parts}
+        gains = [site.gain for site in injected(self.trainer.network)]
+        return {**names, "epoch": self.trainer.epoch, "best": self.best, "gains": gains, **parts}
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in ("model", "recipe"):
@@ -180,6 +222,9 @@ class Run:
                 raise SystemExit(f"last.pt has {name} {state[name]!r}, this command {getattr(self.options, name)!r}")
         for name, part in self.parts.items():
             part.load_state_dict(state[name])
+        for network in (self.trainer.network, self.trainer.ema.module):
+            for site, gain in zip(injected(network), state["gains"], strict=True):
+                network.get_submodule(site.module).gain = gain
         self.trainer.epoch, self.best = state["epoch"], state["best"]
 
 
@@ -219,6 +264,8 @@ def train(options: argparse.Namespace, process: Process) -> None:
     network = make_network(options, process, len(images.classes))
     sites, classes = len(injected(network)), len(images.classes)
     console.print(f"{options.model}: {sites} SimAM sites, {classes} classes, {count(images.train)} images")
+    if options.warm_start:
+        warm_start(network, loader, val_loader, process, console)  # before the network is copied, wrapped or compiled
     trainer = Trainer(
         *(network, loader, training, process.device, options.seed + process.rank),
         wrapped=process.wrap(network),
@@ -257,6 +304,8 @@ def run_epoch(state: Run, val_loader: DataLoader[Any], progress: Progress, conso
         if step % 10 == 0:  # reading it waits for the GPU
             progress.update(task, loss=f"loss {loss.item():.3f}")
         progress.advance(task)
+        if state.ramp is not None:
+            state.ramp.step()
 
     start = time.perf_counter()
     train_loss = process.sum(trainer.train(show)).item() / process.count

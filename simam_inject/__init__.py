@@ -3,34 +3,46 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simam_inject.attention import SimAM as SimAM
-    from simam_inject.attention import simam as simam
-    from simam_inject.errors import InjectError as InjectError
     from simam_inject.api import bypass as bypass
     from simam_inject.api import eject as eject
     from simam_inject.api import inject as inject
     from simam_inject.api import injected as injected
     from simam_inject.api import plan as plan
     from simam_inject.api import verify as verify
+    from simam_inject.attention import SimAM as SimAM
+    from simam_inject.attention import simam as simam
+    from simam_inject.errors import InjectError as InjectError
+    from simam_inject.maps import attention_maps as attention_maps
     from simam_inject.planning.plan import Plan as Plan
     from simam_inject.recipe import Recipe as Recipe
     from simam_inject.recipe import Rule as Rule
+    from simam_inject.warmup import Ramp as Ramp
+    from simam_inject.warmup import calibrate as calibrate
+    from simam_inject.warmup import set_strength as set_strength
+
+    __version__: str
 
 # Imported on first use: `simam-inject --help` must not wait for torch.
 _HOMES = {
     "InjectError": "errors",
     "Plan": "planning.plan",
+    "Ramp": "warmup",
     "Recipe": "recipe",
     "Rule": "recipe",
     "SimAM": "attention",
+    "attention_maps": "maps",
     "bypass": "api",
+    "calibrate": "warmup",
     "eject": "api",
     "inject": "api",
     "injected": "api",
     "plan": "api",
+    "set_strength": "warmup",
     "simam": "attention",
     "verify": "api",
 }
@@ -38,26 +50,41 @@ _HOMES = {
 __all__ = [
     "InjectError",
     "Plan",
+    "Ramp",
     "Recipe",
     "Rule",
     "SimAM",
+    "attention_maps",
     "bypass",
+    "calibrate",
     "eject",
     "inject",
     "injected",
     "plan",
+    "set_strength",
     "simam",
     "verify",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name == "__version__":
+        try:
+            value: Any = metadata.version("simam_inject")
+        except metadata.PackageNotFoundError:  # a source tree that was not installed
+            value = "0+unknown"
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    # `simam_inject.plan` and its like stay what they are, whatever modules of these names are imported later.
     globals()[name] = value
     return value
 
 
+if "torch" in sys.modules:  # a restricted torch.load needs to know the classes that an injected model holds
+    importlib.import_module("simam_inject.editing.presence")
+
+
 def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+    return sorted({*__all__, "__version__", "__doc__", "__name__", "__file__", "__path__"})

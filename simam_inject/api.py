@@ -6,9 +6,8 @@ recipe -> dataflow -> matching -> planning -> editing -> verification
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from os import PathLike
 from typing import Any, TypeVar
 
 from torch import nn
@@ -19,19 +18,19 @@ from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import Attended, attach, attended_in, detach
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.editing.presence import presence_of
-from simam_inject.editing.records import SiteRecord, record_of
+from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import match
-from simam_inject.planning.plan import Plan
+from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
-from simam_inject.recipe import Recipe, load_recipe
+from simam_inject.recipe import Recipe, RecipeLike, load_recipe
 from simam_inject.subjects import check_subject
 from simam_inject.verification import bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-RecipeLike = Recipe | Mapping[str, Any] | str | PathLike[str]
 
 
 def inject(
@@ -57,8 +56,8 @@ def inject(
         e_lambda: lambda of every rule, whatever the recipe says.
         exclude: globs on dotted paths that every rule leaves out, beside its own.
         strength: from 0 (each SimAM is the identity) to 1; see `set_strength` and `Ramp`.
-        attention: makes another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be put at the
-            same sites. Its parameters appear in the `state_dict` under the site's name.
+        attention: makes another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be put at
+            the same sites. Its parameters appear in the `state_dict` under the site's name.
 
     Raises:
         RecipeError: the recipe, `exclude` or `strength` is not valid.
@@ -81,7 +80,7 @@ def inject(
         warnings.warn(f"nothing to inject: all {count} sites have SimAM already", stacklevel=2)
         return model
     if not planned.insertions:
-        raise NoMatchError(_no_effect(planned))
+        raise NoMatchError(no_effect(planned))
     network = network_of(model)
     before = _contents(network)
     marks = tensor_marks(network)
@@ -125,8 +124,15 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
 
 
 def injected(model: nn.Module) -> tuple[Insertion, ...]:
-    """What is in the model now, in module order; empty for a model without SimAM."""
-    return tuple(entry.insertion for entry in attended_in(network_of(model)))
+    """What is in the model now, in module order; empty for a model without SimAM.
+
+    Example:
+        >>> import torchvision
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> injected(model)[0].module
+        'layer1.0.conv2.simam'
+    """
+    return Insertions(entry.insertion for entry in attended_in(network_of(model)))
 
 
 def eject(model: ModelT) -> ModelT:
@@ -197,10 +203,10 @@ def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None
     for rule in data["rules"]:
         own = rule.get("exclude", [])
         excluded = [*([own] if isinstance(own, str) else own), *([exclude] if isinstance(exclude, str) else exclude)]
-        rule = {**rule, "exclude": excluded} if excluded else dict(rule)
+        changed = {**rule, "exclude": excluded} if excluded else dict(rule)
         if e_lambda is not None:
-            rule.pop("e_lambda", None)
-        rules.append(rule)
+            changed.pop("e_lambda", None)
+        rules.append(changed)
     return Recipe.from_dict({**data, "rules": rules, **({} if e_lambda is None else {"e_lambda": e_lambda})})
 
 
@@ -279,7 +285,7 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
     _remember(model)
 
 
-def _no_effect(planned: Plan) -> str:
+def no_effect(planned: Plan) -> str:
     """Why a recipe has no effect at all."""
     name = planned.recipe.name or "the recipe"
     refused = [skip for skip in planned.skips if skip.hit and skip.reason != PRESENT]

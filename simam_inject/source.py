@@ -87,7 +87,7 @@ def locate(tree: ast.Module, span: tuple[int, int, int, int]) -> ast.expr | ast.
 
 
 def run_by_forward(kind: type) -> list[str]:
-    """Names of the methods of a class that its forward may run: those whose names it mentions, directly or indirectly."""
+    """Names of the methods of a class that its forward may run: those that it mentions, directly or indirectly."""
     names = ["forward"]
     for name in names:
         static = [n for n in _names_in(_plain_code(inspect.getattr_static(kind, name, None))) if n not in names]

@@ -15,7 +15,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from benchmarks.coverage import second_ring
 from benchmarks.coverage.records import Entry
-from simam_inject.integrations import network_of
+from simam_inject.adapters import network_of
 from simam_inject.zoo import ZooModel, build
 from simam_inject.zoo.names import list_timm, list_torchvision
 

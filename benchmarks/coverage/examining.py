@@ -108,16 +108,17 @@ def _attendable(name: str, model: nn.Module, sizes: tuple[Inputs | None, ...]) -
 
 def _counted(planned: Plan, model: nn.Module) -> dict[str, Any]:
     modules = dict(model.named_modules())
-    by_means = Counter(insertion.means for insertion in planned.insertions)
+    by_edit = Counter(type(insertion.edit).__name__ for insertion in planned.insertions)
     opaque = planned.anatomy.opaque
     return {
         "planned": len(planned.insertions),
-        "forward": by_means["forward"],
-        "boundary": by_means["boundary"],
+        "output": by_edit["Output"],
+        "input": by_edit["Input"],
+        "expression": by_edit["Rewritten"],
+        "inferred": sum(not insertion.axes_measured for insertion in planned.insertions),
         "notes": dict(Counter(_general(i.note) for i in planned.insertions if i.note)),
         "skipped": dict(Counter(_general(skip.reason) for skip in planned.skips if skip.hit)),
         "opaque": {type(modules[path]).__name__: reason for path, reason in opaque.items()},
-        "traced": sum(site.runs > 0 for site in planned.anatomy.blocks()) - len(opaque),
     }
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.tracing.inputs import Example, declared_size
-from simam_inject.tracing.snapshot import mode, same_buffers
+from simam_inject.dataflow.example import Example, declared_size
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.zoo import ZooModel
 
 SIDES = (64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
@@ -109,10 +109,11 @@ def _detection(height: int, width: int) -> Inputs:
 
 
 def _trains(model: nn.Module, inputs: Inputs) -> bool:
-    """Does one forward in train mode work, on a batch of two where there is a batch? Statistics are put back."""
-    example = Example(inputs.args, {}).repeated(2)
-    with same_buffers(model), mode(model, training=True):
-        return _runs(model, Inputs(example.args))
+    """Does one forward of a copy in train mode work, on a batch of two where there is a batch?"""
+    example = Example(inputs.args, {})
+    twin = twin_of(model, to_clone)
+    set_mode(twin, training=True)
+    return _runs(twin, Inputs((example.with_batch(1) or example).args))
 
 
 def _runs(model: nn.Module, inputs: Inputs) -> bool:

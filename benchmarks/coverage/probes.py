@@ -16,12 +16,10 @@ from torch import nn
 from benchmarks.coverage.examples import Inputs
 from benchmarks.coverage.records import Finding
 from simam_inject import SimAM, eject, verify
-from simam_inject.discovery.naming import join
-from simam_inject.rewriting.rewriter import edits_in, stock
-from simam_inject.tracing.inputs import Example
-from simam_inject.tracing.recording import record
-from simam_inject.tracing.snapshot import mode, same_buffers, unchanged
-from simam_inject.verification.outputs import difference, tensors_in
+from simam_inject.dataflow.example import Example, copied
+from simam_inject.dataflow.twin import set_mode, to_clone, to_meta, twin_of
+from simam_inject.editing.attach import attended_in, without_attention
+from simam_inject.verification.outputs import difference, tensors_of
 
 SEED = 0
 MAX_PERTURBED = 24
@@ -82,7 +80,7 @@ def _verified(model: nn.Module, inputs: Inputs, prefix: str) -> Iterator[Finding
     try:
         found = verify(model, example_inputs=inputs.args)
     except Exception as error:
-        yield Finding(f"{prefix}verify", False, _told(error))
+        yield Finding(f"{prefix}verify", False, _sentence(error))
         return
     for check in found.checks:
         yield Finding(prefix + check.name, check.ok, check.detail)
@@ -93,13 +91,13 @@ def _attempt(name: str, check: Callable[[], str | tuple[None, str] | None]) -> F
     try:
         found = check()
     except Exception as error:
-        return Finding(name, False, _told(error))
+        return Finding(name, False, _sentence(error))
     if isinstance(found, tuple):
         return Finding(name, None, found[1])
     return Finding(name, found is None, found or "")
 
 
-def _told(error: Exception) -> str:
+def _sentence(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
 
 
@@ -129,27 +127,45 @@ def _ejected(model: nn.Module, classes: dict[str, type], plain: Any, inputs: Inp
 
 
 def _ran(model: nn.Module, inputs: Inputs) -> str | None:
-    wanted = {id(module): path for path, module in attentions_of(model).items()}
-    waiting = [record(model, Example(inputs.args, {}))]
-    while waiting:
-        call = waiting.pop()
-        wanted.pop(id(call.module), None)
-        waiting.extend(call.children)
-    return f"{next(iter(wanted.values()))} never ran" if wanted else None
+    """One forward of a copy on meta tensors, or on real ones where the model looks at values."""
+    try:
+        return _never_ran(model, inputs, to_meta)
+    except Exception:
+        return _never_ran(model, inputs, to_clone)
+
+
+def _never_ran(model: nn.Module, inputs: Inputs, convert: Callable[[torch.Tensor], torch.Tensor]) -> str | None:
+    twin = twin_of(model, convert)
+    set_mode(twin, training=False)
+    ran: set[str] = set()
+
+    def note(path: str) -> Callable[..., None]:
+        return lambda *_: ran.add(path)
+
+    for path, module in attentions_of(twin).items():
+        module.register_forward_hook(note(path))
+    args, kwargs = Example(inputs.args, {}).fresh(convert if convert is to_meta else copied)
+    with torch.no_grad():
+        twin(*args, **kwargs)
+    idle = attentions_of(twin).keys() - ran
+    return f"{min(idle)} never ran" if idle else None
 
 
 def _liveness(model: nn.Module, inputs: Inputs) -> str | tuple[None, str] | None:
     """The gradient of the output by a factor on each SimAM is not zero; where it is, a perturbation must show."""
+    model = twin_of(model, to_clone)
     modules = attentions_of(model)
     dead = [path for path, gradient in _gradients(model, modules, inputs).items() if not gradient]
     unmoved = [path for path in dead[:MAX_PERTURBED] if not _moves(model, modules[path], inputs)]
     if unmoved:
+        set_mode(model, training=True)  # a box that no threshold lets through has a loss
         try:
-            with mode(model, training=True), same_buffers(model):  # a box that no threshold lets through has a loss
-                unmoved = [path for path in unmoved if not _moves(model, modules[path], inputs)]
+            unmoved = [path for path in unmoved if not _moves(model, modules[path], inputs)]
         except Exception as error:
-            told = f"{len(unmoved)} of {len(modules)} do not in eval mode, e.g. {unmoved[0]}; train mode does not run"
-            return None, f"{told} ({_told(error)})"
+            count = f"{len(unmoved)} of {len(modules)} do not in eval mode, e.g. {unmoved[0]}"
+            return None, f"{count}; train mode does not run ({_sentence(error)})"
+        finally:
+            set_mode(model, training=False)
     idle = [path for path in unmoved if _is_idle(model, path, inputs)]
     unmoved = [path for path in unmoved if path not in idle]
     if unmoved:
@@ -167,9 +183,9 @@ def _liveness(model: nn.Module, inputs: Inputs) -> str | tuple[None, str] | None
 def _gradients(model: nn.Module, modules: dict[str, SimAM], inputs: Inputs) -> dict[str, float]:
     factors = {path: torch.ones((), requires_grad=True) for path in modules}
     try:
-        with unchanged(model), same_buffers(model), _scaled(modules, factors):
+        with _scaled(modules, factors):
             torch.manual_seed(SEED)
-            outputs = [t for t in tensors_in(model(*inputs.args)) if t.is_floating_point() and t.requires_grad]
+            outputs = [t for t in tensors_of(model(*inputs.args)) if t.is_floating_point() and t.requires_grad]
             noise = torch.Generator().manual_seed(SEED)
             loss = sum((t * torch.rand(t.shape, generator=noise)).sum() for t in outputs)
             found = torch.autograd.grad(loss, list(factors.values()), allow_unused=True)
@@ -208,15 +224,23 @@ def _is_idle(model: nn.Module, attention: str, inputs: Inputs) -> bool:
 
     It is known of what a module returns; a result of a function is taken to matter.
     """
-    path, edit = next((path, edit) for path, _, edit in edits_in(model) if join(path, edit.child) == attention)
-    name, _, index = edit.value.partition("[")
-    with stock(model):
-        module = dict(model.named_modules()).get(join(path, name))
-        call = int(index.rstrip("]") or 1) - 1 if edit.value and edit.runs == 1 else None
+    entry = next(entry for entry in attended_in(model) if modules_path(entry) == attention)
+    name, _, index = str(entry.site["path"]).partition("[")
+    with without_attention(model):
+        module = dict(model.named_modules()).get(name)
+        call = int(index.rstrip("]") or 1) - 1 if index else None
         if module is None or _moves(model, module, inputs, call):
             return False
-        with mode(model, training=True), same_buffers(model):
+        set_mode(model, training=True)
+        try:
             return not _trains_at_all(model, inputs) or not _moves(model, module, inputs, call)
+        finally:
+            set_mode(model, training=False)
+
+
+def modules_path(entry: Any) -> str:
+    """Dotted path of the SimAM of a site."""
+    return f"{entry.path}.{entry.site['child']}" if entry.path else str(entry.site["child"])
 
 
 def _trains_at_all(model: nn.Module, inputs: Inputs) -> bool:

@@ -46,18 +46,20 @@ class Outcome:
 
     recipe: str
     planned: int = 0
-    forward: int = 0
-    """Insertions made in a rewritten forward."""
-    boundary: int = 0
-    """Insertions made by wrapping the module that returns the value."""
+    output: int = 0
+    """Insertions by a hook on the module that returns the value."""
+    input: int = 0
+    """Insertions by a hook on the module that reads it."""
+    expression: int = 0
+    """Insertions around one expression of a forward."""
+    inferred: int = 0
+    """Insertions whose axes were inferred, not measured."""
     notes: dict[str, int] = field(default_factory=dict)
-    """Why an insertion is a boundary, generalised -> how often."""
+    """Notes on insertions, generalised -> how often."""
     skipped: dict[str, int] = field(default_factory=dict)
     """Reason, generalised -> how often."""
     opaque: dict[str, str] = field(default_factory=dict)
-    """Class of a block that has no graph -> reason."""
-    traced: int = 0
-    """Blocks that have one."""
+    """Class of a block whose inside was not recorded -> reason."""
     passed: int = 0
     """Checks that passed."""
     findings: tuple[Finding, ...] = ()

@@ -21,7 +21,7 @@ Three recipes are put into every model and taken out again: `every-conv` (after 
 * **planned**: planned at the size that the library declares, injected, the forward run on meta tensors with every SimAM
   seen to run, keys compared, ejected, classes compared. Every model in scope.
 * **numeric**: moreover, at a small size and at a second one, not square: bypassed equal bit for bit to the original in
-  eval and in train mode, equal bit for bit to forward hooks wherever a site is what a module returns, finite, every
+  eval and in train mode, equal to hooks on the original that compute the formula in float64, finite, every
   SimAM shown to change the output (by gradient, else by perturbation), deepcopy and pickle equal, strict loading both
   ways, ejected equal bit for bit. The smallest model of each distinct set of block classes and of each family.
 
@@ -97,16 +97,19 @@ def _libraries(entries: dict[str, Entry], rows: dict[str, Row]) -> Iterator[str]
 
 def _recipes(rows: dict[str, Row]) -> Iterator[str]:
     yield "## Insertions\n"
-    yield "| Recipe | models with sites | sites | in a rewritten forward | at a boundary | checks passed | failed |"
-    yield "|---|---:|---:|---:|---:|---:|---:|"
+    edits = "at an output | at an input | around an expression | axes inferred"
+    yield f"| Recipe | models with sites | sites | {edits} | checks passed | failed |"
+    yield "|---|---:|---:|---:|---:|---:|---:|---:|---:|"
     names = dict.fromkeys(outcome.recipe for row in rows.values() for outcome in row.outcomes)
     for name in names:
         found = [outcome for row in rows.values() for outcome in row.outcomes if outcome.recipe == name]
         counts = (
             sum(outcome.planned > 0 for outcome in found),
             sum(outcome.planned for outcome in found),
-            sum(outcome.forward for outcome in found),
-            sum(outcome.boundary for outcome in found),
+            sum(outcome.output for outcome in found),
+            sum(outcome.input for outcome in found),
+            sum(outcome.expression for outcome in found),
+            sum(outcome.inferred for outcome in found),
             sum(outcome.passed for outcome in found),
             sum(len(outcome.failures) for outcome in found),
         )
@@ -136,7 +139,7 @@ def _reasons(rows: dict[str, Row]) -> Iterator[str]:
             skipped.update(outcome.skipped)
             unchecked.update(f"{f.name}: {_short(f.detail)}" for f in outcome.findings if f.ok is None)
         opaque.update(dict.fromkeys((item for outcome in row.outcomes for item in outcome.opaque.items()), 1))
-    yield "## Blocks that are not rewritten inside\n\nTheir children and what they return still are attended.\n"
+    yield "## Blocks whose inside cannot be recorded\n\nSimAM can be applied to their output.\n"
     yield "| Block class | models | reason |\n|---|---:|---|"
     for (name, reason), count in sorted(opaque.items(), key=lambda item: (-item[1], item[0])):
         yield f"| `{name}` | {count} | {_short(reason)} |"

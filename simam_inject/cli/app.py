@@ -14,6 +14,7 @@ from simam_inject.cli.options import (
     ModelOptions,
     Options,
     PageOptions,
+    complete_recipe,
     with_options,
 )
 from simam_inject.cli.routing import MAIN_JOB, MainJobGroup
@@ -145,7 +146,9 @@ def recipes(context: typer.Context) -> None:
 
 
 @recipes_app.command("show")
-def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME", show_default=False)]) -> None:
+def show_recipe(
+    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, autocompletion=complete_recipe)],
+) -> None:
     """Print a shipped recipe as YAML."""
     from simam_inject.cli.shelf import show_recipe
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def bench_recipe(options: Options, more: BenchOptions) -> None:
     """Measure, and report as a table, as JSON, and as a chart where one is asked for."""
-    with working(steps=4 + 2 * more.rounds, as_json=options.as_json, quiet=options.quiet) as step:
+    with working(steps=3 + 2 * more.rounds, as_json=options.as_json, quiet=options.quiet) as step:
         check_model_name(options.model)
         recipe = compose_recipe(options)
         prepared = prepare(options, step)

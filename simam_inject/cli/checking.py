@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from simam_inject.integrations.ultralytics.checking import CheckedSite, Checkup
     from simam_inject.persist import Manifest
-    from simam_inject.planning.records import Insertion, Verification
+    from simam_inject.planning.records import Verification
 
 _EXPORTS = (".onnx", ".pt2", ".torchscript")
 
@@ -106,12 +106,12 @@ def _render_saved(
     from rich.text import Text
 
     from simam_inject.reporting.formats import format_count
-    from simam_inject.reporting.plans import verification_lines
+    from simam_inject.reporting.plans import sites_table, verification_lines
 
     names = ", ".join(str(recipe.get("name") or "recipe") for recipe in _recipes(manifest)) or "no recipe"
     parts: list[RenderableType] = [Text(f"{path} ({names})", "bold")]
     if manifest.insertions:
-        parts.append(_sites_table(manifest.insertions))
+        parts.append(sites_table(manifest.insertions))
     parts.append(
         Text(
             f"{format_count(len(manifest.insertions), 'site')}; names and shapes of its tensors are as they were saved"
@@ -127,12 +127,6 @@ def _render_saved(
     elif not in_full and manifest.insertions:
         parts.append(Text("to verify it in its model: add --model MODEL"))
     return Group(*parts)
-
-
-def _sites_table(insertions: tuple[Insertion, ...]) -> RenderableType:
-    from simam_inject.reporting.plans import sites_table
-
-    return sites_table(insertions)
 
 
 def _check_checkpoint(file: Path, step: Step) -> tuple[dict[str, Any], RenderableType, bool]:

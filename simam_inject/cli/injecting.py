@@ -63,7 +63,7 @@ def run(options: Options, more: InjectOptions) -> None:
     elif not options.quiet:
         show(_render(options, more, outcome))
     if not outcome.has_effect:
-        show_error(_no_effect(outcome.plan))
+        show_error(no_effect(outcome.plan))
     raise typer.Exit(outcome.exit_code)
 
 
@@ -151,9 +151,9 @@ def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:
     return None
 
 
-def _no_effect(plan: Plan) -> str:
+def no_effect(plan: Plan) -> str:
     """The sentence that `inject` raises for a plan that takes no site."""
-    from simam_inject.api import _no_effect as no_effect
+    from simam_inject.api import no_effect
 
     return no_effect(plan)
 

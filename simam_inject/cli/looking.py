@@ -106,7 +106,7 @@ def _planned(options: Options, step: Step) -> tuple[Prepared, Recipe, Plan]:
     step("running it once and planning")
     plan = make_plan(prepared, recipe, options)
     if not plan.insertions and not plan.is_done:
-        from simam_inject.api import _no_effect as no_effect
+        from simam_inject.api import no_effect
 
         raise NoMatchError(no_effect(plan))
     return prepared, recipe, plan

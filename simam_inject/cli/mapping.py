@@ -53,9 +53,9 @@ class MapOptions:
     difference: Annotated[
         bool, _option(RESULT, "--difference", "Draw how far SimAM moves the map at each site, not the gate")
     ] = False
-    output: Annotated[
-        Path, _option(RESULT, "--output", "The picture", metavar="FILE", parser=_parse_picture)
-    ] = Path("maps.png")
+    output: Annotated[Path, _option(RESULT, "--output", "The picture", metavar="FILE", parser=_parse_picture)] = Path(
+        "maps.png"
+    )
 
 
 @with_options

@@ -17,7 +17,7 @@ import typer
 PLACE, MODEL, RESULT = "Where SimAM goes", "The model", "What comes out"
 CONDITIONS = "How to measure"
 EXPORTS = (".onnx", ".pt2", ".torchscript")
-"""Suffixes of files that other runtimes run; `simam_inject.export.forms` has the formats, and imports torch."""
+"""Suffixes of files that other runtimes run; those of `simam_inject.export.exporting`, which imports torch."""
 PEERS = ("se", "eca", "cbam", "gc")
 """Names of `simam_inject.bench.variants.PEERS`, which imports torch."""
 DTYPES = ("fp32", "bf16", "fp16")
@@ -33,11 +33,7 @@ class Size(tuple[int, ...]):
 
 
 def parse_size(text: str) -> Size:
-    """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes.
-
-    Raises:
-        typer.BadParameter: It has another form.
-    """
+    """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes."""
     parts = text.lower().split("x")
     if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
         raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
@@ -45,11 +41,7 @@ def parse_size(text: str) -> Size:
 
 
 def parse_number(text: str) -> int | float:
-    """A number as it was written: an integer stays one, since an integer lambda is probably a channel count.
-
-    Raises:
-        typer.BadParameter: It is no number.
-    """
+    """A number as it was written: an integer stays one, since an integer lambda is probably a channel count."""
     try:
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
     except ValueError:
@@ -57,38 +49,24 @@ def parse_number(text: str) -> int | float:
 
 
 def parse_output(text: str) -> Path:
-    """A file that can be written and whose suffix says a format that this program knows.
-
-    Raises:
-        typer.BadParameter: It cannot, or does not.
-    """
-    path = Path(text)
+    """A file that can be written and whose suffix says a format that this program knows."""
+    path = parse_page(text)
     if path.suffix not in (".safetensors", ".pt", *EXPORTS):
         raise typer.BadParameter(
             f"found {text!r}; the file must end in .safetensors, {', '.join(EXPORTS)}, or in .pt for a YOLO"
         )
-    if not path.parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {str(path.parent)!r}")
     return path
 
 
 def parse_page(text: str) -> Path:
-    """A file in a folder that exists.
-
-    Raises:
-        typer.BadParameter: There is no such folder.
-    """
+    """A file in a folder that exists."""
     if not Path(text).parent.is_dir():
         raise typer.BadParameter(f"there is no folder {str(Path(text).parent)!r}")
     return Path(text)
 
 
 def parse_existing(text: str) -> Path:
-    """A file or folder that exists.
-
-    Raises:
-        typer.BadParameter: It does not.
-    """
+    """A file or folder that exists."""
     if not Path(text).exists():
         raise typer.BadParameter(f"there is no file or folder {text!r}")
     return Path(text)
@@ -97,6 +75,13 @@ def parse_existing(text: str) -> Path:
 def split_names(text: str) -> tuple[str, ...]:
     """`a, b` -> (a, b)."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the shell's completion."""
+    from simam_inject.recipe import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
 def _check_peers(text: str) -> str:
@@ -187,7 +172,10 @@ class Options(ModelOptions):
         _option(PLACE, "--before", "BLOCK.CHILD or BLOCK.residual; may be repeated", metavar="X"),
     ] = None
     recipe: Annotated[
-        str | None, _option(PLACE, "--recipe", "A shipped recipe or a YAML file", metavar="NAME|FILE")
+        str | None,
+        _option(
+            PLACE, "--recipe", "A shipped recipe or a YAML file", metavar="NAME|FILE", autocompletion=complete_recipe
+        ),
     ] = None
     exclude: Annotated[
         list[str] | None,

@@ -28,8 +28,9 @@ METHOD = (
     "A difference is the mean over the seeds of a run minus plain's run of the same seed: same first weights, same "
     "order of the data, same number of epochs. The interval is a t interval for that difference alone. p is that of "
     "a t test, corrected by Holm over all comparisons here, and the verdict follows p. Plain again is plain from the "
-    "same weights with another order of the data: its true difference is zero, and what it shows is noise. To "
-    "resolve it: seeds for 80 % power. Test set: how far another test set of the same size would move the difference."
+    "same weights with another order of the data: its true difference is zero, and what it shows is noise. What "
+    "resolves it: seeds for 80 % power. Test set: how far another test set of the same size, of independent samples, "
+    "would move the difference."
 )
 
 
@@ -99,16 +100,22 @@ def answer(comparison: Comparison) -> str:
             names = ", ".join(f"{_name(row)} ({_signed(row.mean)})" for row in found)
             parts.append(f"{verdict.capitalize()} than plain: {names}.")
     if found := by_verdict.get(NOT_RESOLVED):
-        least = max((row.detectable for row in found if not math.isnan(row.detectable)), default=math.nan)
         which = "None of the others" if parts else "No variant"
-        word = "is told apart from plain" if len(found) > 1 or not parts else "is resolved"
-        parts.append(f"{which} {word}: a true difference under about {least:.2g} would be missed by so many seeds.")
+        parts.append(f"{which} is told apart from plain: so many seeds would miss {_missed(found)}.")
     if found := by_verdict.get(NOISE_ONLY):
         parts.append(
             f"{len(found)} of {len(comparison.differences)} comparisons have fewer than 5 usable seeds, or differences "
             "that are the same at every seed: their numbers are an estimate of the noise only."
         )
     return " ".join(parts) or "There is no result yet."
+
+
+def _missed(rows: list[Difference]) -> str:
+    sizes = sorted(f"{row.detectable:.2g}" for row in rows if not math.isnan(row.detectable))
+    if not sizes:
+        return "anything"
+    low, high = min(sizes, key=float), max(sizes, key=float)
+    return f"a true difference below {low}" + (f" to {high}, by the variant" if low != high else "")
 
 
 def _name(row: Difference) -> str:

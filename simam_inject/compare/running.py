@@ -87,7 +87,7 @@ def compare(
     try:
         study = Study(storage, written, name, resolve=resolve)
         study.free_dead(retry_stale=retry_stale)
-        study.enqueue(variants, seeds)
+        study.extend(variants, seeds)
         with study.heartbeat():
             _work(study, experiment, budget, progress)
         return study.comparison()

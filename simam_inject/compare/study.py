@@ -1,8 +1,8 @@
 """The queue of a study: cells in Optuna's storage, shared by workers that may come and die at any moment.
 
 One cell is one trial. A trial that completed holds a value, one that failed holds what went wrong: both are results.
-A pruned trial is none: a duplicate, a stray one, or a cell given back by a worker that stopped or died, which stands
-in the queue again as a new trial. Where two trials hold the same cell, the earlier one that is not pruned owns it, so
+A pruned trial is none: a duplicate, a stray one, or a cell of a worker that stopped or died, which is queued again as a
+new trial. Where two trials hold the same cell, the earlier one that is not pruned owns it, so
 whatever two workers do at the same time, a cell has one result.
 """
 
@@ -44,11 +44,6 @@ class Ticket:
     variant: str
     recipe: str
     seed: int
-
-    @property
-    def key(self) -> str:
-        """Its name in the queue."""
-        return _key(self.variant, self.recipe, self.seed)
 
 
 def load_optuna() -> Any:
@@ -118,26 +113,32 @@ class Study:
         if resolve is not None:
             self._study.set_user_attr("resolve", resolve)
 
-    def enqueue(self, variants: tuple[Variant, ...], seeds: int) -> None:
-        """Put every cell that is missing into the queue, one seed after the other so that a stopped study is balanced.
+    def extend(self, variants: tuple[Variant, ...], seeds: int) -> None:
+        """Make these the variants, and give each so many seeds, or as many as an earlier call asked for.
 
-        A study keeps the largest number of seeds that it was asked for, and how often that was raised.
+        How often the number was raised after results were there is kept: it is the number of looks.
         """
+        self._variants = variants
         planned = list(self._study.user_attrs.get("planned", []))
         if not planned or seeds > planned[-1]:
-            # Raising the number before any result is there is no second look.
             planned = [*(planned if self._trials("COMPLETE", "FAIL") else []), seeds]
             self._study.set_user_attr("planned", planned)
         self._study.set_user_attr("cells", planned[-1] * len(variants))
-        there = {trial.user_attrs.get("cell") for trial in self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")}
-        for seed in range(planned[-1]):
-            for variant in variants:
-                if _key(variant.name, variant.recipe, seed) not in there:
-                    self._put(variant.name, variant.recipe, seed)
 
-    def _put(self, variant: str, recipe: str, seed: int) -> None:
-        attributes = {"cell": _key(variant, recipe, seed), "variant": variant, "recipe": recipe, "seed": seed}
-        self._study.enqueue_trial({}, user_attrs=attributes)
+    def _refill(self) -> bool:
+        """Queue the cells that are missing of the first seed that lacks some; False if none does.
+
+        Seed by seed, so that a study that is stopped is balanced.
+        """
+        there = {t.user_attrs.get("cell") for t in self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")}
+        for seed in range(self._study.user_attrs["planned"][-1]):
+            cells = ({"variant": one.name, "recipe": one.recipe, "seed": seed} for one in self._variants)
+            missing = [cell for cell in cells if _key(**cell) not in there]
+            for cell in missing:
+                self._study.enqueue_trial({}, user_attrs={"cell": _key(**cell), **cell})
+            if missing:
+                return True
+        return False
 
     def _trials(self, *states: str) -> list[optuna.trial.FrozenTrial]:
         wanted = tuple(self._optuna.trial.TrialState[state] for state in states)
@@ -145,8 +146,8 @@ class Study:
         return found
 
     def take(self) -> Ticket | None:
-        """The next waiting cell, now held by this worker; None if none waits."""
-        while self._trials("WAITING"):
+        """The next cell, now held by this worker; None if every cell has a result or a worker."""
+        while self._trials("WAITING") or self._refill():
             try:
                 trial = self._study.ask()
                 attributes = trial.user_attrs
@@ -181,8 +182,7 @@ class Study:
 
     def release(self, ticket: Ticket) -> None:
         """Give a cell back that was not finished."""
-        if self._retire(ticket.trial.number) and not self._has_owner(ticket.key, sys.maxsize):
-            self._put(ticket.variant, ticket.recipe, ticket.seed)
+        self._retire(ticket.trial.number)
 
     def _retire(self, number: int) -> bool:
         """Take a running trial out of the study; False if another worker did, or it ended."""
@@ -193,26 +193,21 @@ class Study:
         return True
 
     def free_dead(self, *, retry_stale: bool = False) -> int:
-        """Queue the cells of dead workers again; how many.
+        """Take the cells of dead workers from them; how many.
 
         Args:
             retry_stale: Also those of workers elsewhere that gave no sign of life for `STALE` seconds. Without it only
                 those of processes of this machine that are gone.
         """
-        freed = 0
         if any(_owner(trial) is None for trial in self._trials("RUNNING")):
-            time.sleep(
-                _CLAIM
-            )  # a worker writes its name right after it took a cell; one that was killed in between never
+            time.sleep(_CLAIM)
+        dead = []
         for trial in self._trials("RUNNING"):
             owner = _owner(trial)
             silent = retry_stale and self._silence(owner) > STALE
-            if not (owner is None or silent or self._is_gone(owner)):
-                continue
-            if self._retire(trial.number) and not self._has_owner(trial.user_attrs.get("cell"), sys.maxsize):
-                self._put(trial.user_attrs["variant"], trial.user_attrs["recipe"], trial.user_attrs["seed"])
-                freed += 1
-        return freed
+            if owner is None or silent or self._is_gone(owner):
+                dead.append(trial)
+        return sum(self._retire(trial.number) and "cell" in trial.user_attrs for trial in dead)
 
     def _silence(self, worker: str | None) -> float:
         return time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0))

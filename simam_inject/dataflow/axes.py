@@ -103,7 +103,7 @@ def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 def _moved(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, shape: Shape
 ) -> Layout:
-    """Layout after an operation that only moves elements: do the same to an index of the memory, and look where it went.
+    """Layout after an operation that only moves elements: do the same to a probe, and look where its strides went.
 
     The channel dimension of a contiguous tensor has a stride of its own, by which it is found again in the result.
     """
@@ -126,6 +126,11 @@ def _moved(
         target = next(tensor for tensor in results if tuple(tensor.shape) == shape)
     except (RuntimeError, TypeError, StopIteration, ValueError, IndexError, NotImplementedError):
         return _recognised(source, shape)
+    return _found_again(source, probe, target)
+
+
+def _found_again(source: Value, probe: torch.Tensor, target: torch.Tensor) -> Layout:
+    """Dimensions of the moved probe whose strides are those of the channels, or of a part of them."""
     found = set()
     for dim in source.layout:
         stride, length = probe.stride(dim), source.shape[dim]
@@ -172,7 +177,7 @@ class Axes:
     obstacle: str | None = None
 
 
-def find_axes(
+def find_axes(  # noqa: C901 - each branch is one sentence about one kind of tensor
     shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool
 ) -> Axes:
     """Batch, channels and spatial dimensions of a value of rank 3 to 5.
@@ -191,7 +196,8 @@ def find_axes(
             return Axes(obstacle=f"does not depend on the batch: its shape is {shape} for any number of samples")
         if grown != [0]:
             return Axes(
-                obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: its shape is {shape}"
+                obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: "
+                f"its shape is {shape}"
             )
     elif layout == {0}:
         return Axes(obstacle=_NO_BATCH.format(shape))

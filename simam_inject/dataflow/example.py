@@ -98,7 +98,7 @@ class Example:
         return None if first is None else first.shape[0]
 
     def shrunk(self) -> Example | None:
-        """The same example with images of half the size or more, in multiples of 64; None where they are small already."""
+        """The same example with images of half the size, in multiples of 64; None where they are small already."""
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
         if first is None or self._is_list_of_images or min(first.shape[2:]) < 128:
             return None

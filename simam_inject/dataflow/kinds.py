@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
@@ -119,7 +119,7 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
 def function_facts(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same facts of a convolution that is called as a function; {} for anything else."""
     weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
-    if not kind.startswith("conv") or kind.startswith("conv_transpose") or not hasattr(weight, "shape"):
+    if not kind.startswith("conv") or kind.startswith("conv_transpose") or not isinstance(weight, Tensor):
         return {}
     rank = weight.dim() - 2
     facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:])}

@@ -10,10 +10,7 @@ operations are calls. Nothing is traced: the forward runs as Python, and sees te
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import sys
-import types
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,74 +20,17 @@ import torch
 from torch import fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 from torch.utils._device import _device_constructors
 
 from simam_inject.dataflow.axes import input_layout, layout_after
 from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.graphs import add_input, add_node, known_node
 from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
+from simam_inject.dataflow.naming import Names
+from simam_inject.dataflow.tensors import NOT_READS, is_method, source_position, storage_of, version_of, with_aliases
 from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.dataflow.values import NEVER, Frame, Layout, Read, Recording, Value, join, keyed
-from simam_inject.nested import Key, is_named_tuple, map_nested, tensors_in
-
-_NOT_READS = frozenset(
-    [
-        "shape",
-        "dtype",
-        "device",
-        "ndim",
-        "layout",
-        "is_cuda",
-        "is_cpu",
-        "is_meta",
-        "is_sparse",
-        "is_quantized",
-        "is_leaf",
-        "requires_grad",
-        "grad_fn",
-        "grad",
-        "names",
-        "size",
-        "dim",
-        "stride",
-        "numel",
-        "nelement",
-        "ndimension",
-        "is_floating_point",
-        "is_complex",
-        "is_contiguous",
-        "element_size",
-        "get_device",
-        "len",
-        "storage_offset",
-        "data_ptr",
-        "untyped_storage",
-        "storage",
-        "type",
-        "is_signed",
-        "is_inference",
-        "is_nested",
-        "is_mps",
-        "is_xla",
-        "itemsize",
-        "nbytes",
-        "format",
-        "repr",
-        "str",
-        "hash",
-        "version",
-        "retain_grad",
-        "register_hook",
-        "has_names",
-        "is_mkldnn",
-        "is_shared",
-        "is_pinned",
-        "requires_grad_",
-        "sym_size",
-        "output_nr",
-    ]
-)
-"""Attributes and methods that do not look at a tensor's content."""
+from simam_inject.nested import Key, map_nested, tensors_in
 
 
 class Recorder(TorchFunctionMode):
@@ -107,8 +47,7 @@ class Recorder(TorchFunctionMode):
         self.device = device
         self.path_of = {id(module): path for path, module in modules_with_python_forward(model)}
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        self.relative: dict[int, dict[int, str]] = {}
-        self.parameters: dict[type, tuple[str, ...]] = {}
+        self.names = Names(self.path_of)
         self._start(with_graphs=True)
 
     def _start(self, *, with_graphs: bool) -> None:
@@ -156,10 +95,11 @@ class Recorder(TorchFunctionMode):
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def new_value(self, tensor: torch.Tensor, layout: Layout) -> Value:
-        storage = _storage(tensor)
+        """Enter a tensor that the forward has just made."""
+        storage = storage_of(tensor)
         if storage and storage not in self.recording.by_storage:
             # As long as a weak reference is held, torch does not give the address to another storage.
-            self.storages.append(StorageWeakRef(tensor.untyped_storage()))
+            self.storages.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
         value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, self.tick)
         self.known[id(tensor)] = weakref.ref(tensor), value
         if storage:
@@ -185,10 +125,10 @@ class Recorder(TorchFunctionMode):
         name: str = getattr(func, "__name__", "")
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
-        if name.strip("_") in _NOT_READS or self.frame is None:
+        if name.strip("_") in NOT_READS or self.frame is None:
             return func(*args, **kwargs)
         tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
-        versions = [_version(tensor) for tensor in tensors]
+        versions = [version_of(tensor) for tensor in tensors]
         if name == "batch_norm" and args[0].is_meta and not self.model.training:
             # What torch's own meta kernel finds in a hundred times the time.
             given = args[0]
@@ -214,13 +154,13 @@ class Recorder(TorchFunctionMode):
         inputs = [self.outside_value(tensor) for tensor in tensors if id(tensor) not in self.states]
         for tensor, version in zip(tensors, versions, strict=True):
             if version is not None and tensor._version != version:
-                self.recording.writes.setdefault(_storage(tensor), []).append(tick)
+                self.recording.writes.setdefault(storage_of(tensor), []).append(tick)
         if isinstance(result, torch.Tensor):
             outputs: list[tuple[tuple[Key, ...], torch.Tensor]] = [((), result)]
         else:
             outputs = list(tensors_in(result))
         if any(any(tensor is given for given in tensors) for _, tensor in outputs):
-            result = _with_aliases(result, tensors)
+            result = with_aliases(result, tensors)
             outputs = list(tensors_in(result))
         values = []
         for keys, tensor in outputs:
@@ -252,11 +192,11 @@ class Recorder(TorchFunctionMode):
         path = join(frame.path, self._count(frame, name))
         self._enter_values(path, values, kind, tuple(inputs))
         if frame.graph is not None:
-            target, op = (func, "call_function") if not _is_method(func) else (func.__name__, "call_method")
-            node = self._node(frame, op, target, args, kwargs, values, path)
+            target, op = (func, "call_function") if not is_method(func) else (func.__name__, "call_method")
+            node = self._node(frame, op, target, (args, kwargs), values, path)
             node.meta |= {
                 "kind": kind,
-                "source": _source_position(frame.module),
+                "source": source_position(frame.module),
                 "facts": function_facts(kind, args, kwargs),
             }
         return path
@@ -287,44 +227,26 @@ class Recorder(TorchFunctionMode):
         frame: Frame,
         op: str,
         target: Any,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        given: tuple[Any, Any],
         values: list[tuple[tuple[Key, ...], Value]],
         path: str,
     ) -> fx.Node:
-        graph = frame.graph
-        assert graph is not None
-
         def node_of(leaf: Any) -> Any:
-            return self._node_of(frame, leaf) if isinstance(leaf, torch.Tensor) else leaf
+            if not isinstance(leaf, torch.Tensor):
+                return leaf
+            return None if id(leaf) in self.states else known_node(frame, self.outside_value(leaf))
 
-        node = graph.create_node(op, target, tuple(map_nested(node_of, args)), dict(map_nested(node_of, kwargs)))
-        node.meta["path"] = path
-        node.meta["scope"] = frame.path
-        node.meta["values"] = values
-        self.recording.nodes.setdefault(path, node)
-        for keys, value in values:
-            entry = node
-            for key in keys:
-                entry = graph.call_function(_get_entry, (entry, key))
-            if keys:
-                entry.meta |= {"path": keyed(path, keys), "scope": frame.path, "entry_of": node}
-                self.recording.nodes.setdefault(keyed(path, keys), entry)
-            entry.meta["value"] = value
-            frame.nodes[id(value)] = entry
-        return node
-
-    def _node_of(self, frame: Frame, tensor: torch.Tensor) -> fx.Node | None:
-        assert frame.graph is not None
-        if id(tensor) in self.states:
-            return None
-        value = self.outside_value(tensor)
-        node = frame.nodes.get(id(value))
-        if node is None:  # held in an attribute, a global or a closure
-            node = frame.graph.create_node("get_attr", "outside")
-            node.meta["value"] = value
-            frame.nodes[id(value)] = node
-        return node
+        args, kwargs = given
+        return add_node(
+            self.recording,
+            frame,
+            op,
+            target,
+            tuple(map_nested(node_of, args)),
+            dict(map_nested(node_of, kwargs)),
+            values,
+            path,
+        )
 
     # Module calls
 
@@ -353,7 +275,7 @@ class Recorder(TorchFunctionMode):
                 self.recording.first_calls[path] = frame
             if not is_scope:
                 return
-            names = self._parameter_names(module)
+            names = self.names.parameters(type(module))
             children = frozenset(module._modules)
             frame.taken = children | frozenset(names)
             if self.with_graphs and is_first and (parent is None or parent.graph is not None):
@@ -369,13 +291,10 @@ class Recorder(TorchFunctionMode):
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        for position, argument in [*enumerate(args), *kwargs.items()]:
-            if isinstance(position, str):
-                name = position
-            else:
-                name = names[position] if position < len(names) else (names[-1] if names else "args")
-            while name in children:
-                name += "_input"
+        extra = names[-1] if names else "args"
+        named = [(names[place] if place < len(names) else extra, argument) for place, argument in enumerate(args)]
+        for parameter, argument in [*named, *kwargs.items()]:
+            name = parameter + "_input" * (parameter in children)
             values = [(keys, self.outside_value(t)) for keys, t in tensors_in(argument) if id(t) not in self.states]
             if not values:
                 continue
@@ -386,22 +305,10 @@ class Recorder(TorchFunctionMode):
                 if at not in self.recording.values:
                     self.recording.values[at] = value
                     self.recording.order.append(at)
-            if frame.graph is None:
-                continue
-            node = frame.graph.placeholder(name)
-            node.meta |= {"path": path, "scope": frame.path, "kind": "input", "values": values}
-            self.recording.nodes.setdefault(path, node)
-            for keys, value in values:
-                entry = node
-                for key in keys:
-                    entry = frame.graph.call_function(_get_entry, (entry, key))
-                if keys:
-                    entry.meta |= {"path": keyed(path, keys), "scope": frame.path, "kind": "input"}
-                    self.recording.nodes.setdefault(keyed(path, keys), entry)
-                entry.meta["value"] = value
-                frame.nodes.setdefault(id(value), entry)
+            if frame.graph is not None:
+                add_input(self.recording, frame, name, path, values)
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    def leave(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:
         """After a module's forward, before any of its own hooks."""
         with torch._C.DisableTorchFunction():
             frame = self.frame
@@ -414,7 +321,7 @@ class Recorder(TorchFunctionMode):
             given = [tensor for _, tensor in tensors_in(frame.given)]
             returned = [tensor for _, tensor in tensors_in(output)]
             if any(tensor is one for tensor in returned for one in given):
-                output = _with_aliases(output, given)
+                output = with_aliases(output, given)
             sources = {id(tensor): self.value_of(tensor) for tensor in given}
             for (keys, tensor), before in zip(tensors_in(output), returned, strict=True):
                 value = self.value_of(tensor)
@@ -438,7 +345,7 @@ class Recorder(TorchFunctionMode):
 
     def _enter_call(self, parent: Frame, frame: Frame) -> None:
         """The call as a leaf of its caller's graph."""
-        name = self._name_inside(parent, frame.module)
+        name = self.names.inside(parent, frame.module)
         if frame.is_scope:
             path = frame.path
             self._finish_block(frame)
@@ -451,9 +358,9 @@ class Recorder(TorchFunctionMode):
                 value.reads.append(Read(frame.start, path))
         frame.name = path
         if parent.graph is not None:
-            node = self._node(parent, "call_module", name, *frame.given, frame.outputs, path)
+            node = self._node(parent, "call_module", name, frame.given, frame.outputs, path)
             kind = "block" if frame.is_scope else module_kind(frame.module)
-            node.meta |= {"kind": kind, "frame": frame, "source": _source_position(parent.module)}
+            node.meta |= {"kind": kind, "frame": frame, "source": source_position(parent.module)}
 
     def _finish_block(self, frame: Frame) -> None:
         recording = self.recording
@@ -467,73 +374,3 @@ class Recorder(TorchFunctionMode):
                 recording.order.append(at)
         if recording.runs[frame.path] == 1:
             recording.order.append(frame.path)
-
-    def _name_inside(self, parent: Frame, module: nn.Module) -> str:
-        """The module's path inside its caller; its full path where the caller does not hold it."""
-        path = self.path_of[id(module)]
-        if not parent.path or path.startswith(parent.path + "."):
-            return path[len(parent.path) + 1 :] if parent.path else path
-        names = self.relative.get(id(parent.module))
-        if names is None:
-            names = self.relative[id(parent.module)] = {id(m): name for name, m in parent.module.named_modules()}
-        return names.get(id(module), path)
-
-    def _parameter_names(self, module: nn.Module) -> tuple[str, ...]:
-        kind = type(module)
-        if kind not in self.parameters:
-            try:
-                names = list(inspect.signature(kind.forward).parameters)[1:]
-            except (TypeError, ValueError):
-                names = ["input"]
-            self.parameters[kind] = tuple(names)
-        return self.parameters[kind]
-
-
-def _get_entry(container: Any, key: Key) -> Any:
-    """An entry of a list, tuple or dict that a graph holds."""
-    return getattr(container, key) if isinstance(key, str) and is_named_tuple(container) else container[key]
-
-
-def _is_method(func: Callable[..., Any]) -> bool:
-    return isinstance(func, (types.MethodDescriptorType, types.WrapperDescriptorType)) or (
-        getattr(func, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase."))
-    )
-
-
-def _version(tensor: torch.Tensor) -> int | None:
-    return None if tensor.is_inference() else tensor._version
-
-
-def _storage(tensor: torch.Tensor) -> int:
-    """Identity of the memory behind a tensor; 0 where it has none of the usual kind."""
-    try:
-        return int(tensor.untyped_storage()._cdata)
-    except (RuntimeError, NotImplementedError):
-        return 0
-
-
-def _with_aliases(result: Any, given: list[torch.Tensor]) -> Any:
-    """The result with another tensor object in the place of every tensor that was an argument."""
-    identities = {id(tensor) for tensor in given}
-
-    def alias(leaf: Any) -> Any:
-        if isinstance(leaf, torch.Tensor) and id(leaf) in identities:
-            try:
-                return leaf.view_as(leaf)
-            except (RuntimeError, NotImplementedError):  # sparse, nested
-                return leaf
-        return leaf
-
-    return pytree.tree_map(alias, result)
-
-
-def _source_position(module: nn.Module) -> tuple[types.CodeType, int] | None:
-    """Code and instruction of the method of this very module that runs the operation; None for any other place."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        name = frame.f_globals.get("__name__", "")
-        if name != __name__ and not name.startswith("torch."):
-            owner = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
-            return (frame.f_code, frame.f_lasti) if owner is module else None
-        frame = frame.f_back  # type: ignore[assignment]
-    return None

@@ -1,4 +1,4 @@
-"""The facts that one recorded forward gives, and that every later stage reads. Records only: no torch, no logic beyond lookups.
+"""The facts that one recorded forward gives, and that every later stage reads. Records only: no torch.
 
 A `Site` is one value of the model: what a child module returns, what an operation computes, what a block returns, or
 what a block is given. Its `path` names that value:

@@ -1,4 +1,4 @@
-"""From recordings to `Site` facts: one for every value of every scope, and one for every module that returns something."""
+"""From recordings to `Site` facts: one for every value of every scope, one for every module that returns something."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class Surveyor:
             inside: list[tuple[tuple[Key, ...], Value]] = [(keys, one) for keys, one in values if keys]
             maps = tuple(keyed(path, keys) for keys, one in inside if len(keys) == 1 and 3 <= len(one.shape) <= 5)
             count = "one tensor" if len(inside) == 1 else f"{len(inside)} tensors"
-            return {"maps": maps, "obstacle": f"returns {count} in a list, tuple or dict; name one of them, e.g. {path}:0"
+            return {"maps": maps, "obstacle": f"returns {count} in a list, tuple or dict; name one, e.g. {maps[0]}"
                     if maps else f"returns {count} in a list, tuple or dict, not a feature map"}  # fmt: skip
         shape, dtype = value.shape, str(value.dtype).removeprefix("torch.")
         facts: dict[str, Any] = {"shape": shape, "dtype": dtype}

@@ -4,9 +4,9 @@
   convolutions and matrix products than the other (the skip).
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head. Walking down from the root: a module is a block if
-  it returns one feature map, is not a plain container, holds at least two convolutions (or one and two matrix products), and its
-  maps span at most two reductions; a block that returns the very tensor of a block inside it is a stage, and its parts
-  are looked at instead.
+  it returns one feature map, is not a plain container, holds at least two convolutions (or one and two matrix
+  products), and its maps span at most two reductions; a block that returns the very tensor of a block inside it is a
+  stage, and its parts are looked at instead.
 * A **decoder block** is the smallest module that joins (`cat`, `add`) an upsampled map with an earlier one, and the
   main block that reads the join.
 """

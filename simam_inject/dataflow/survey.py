@@ -80,7 +80,7 @@ def _refuse_while_tracing() -> None:
     import torch.fx._symbolic_trace as symbolic
 
     tracing = (
-        torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        torch._C._get_tracing_state() is not None
         or torch.compiler.is_compiling()
         or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
     )

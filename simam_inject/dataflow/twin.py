@@ -144,7 +144,7 @@ class _Copier:
         with torch.no_grad():
             twin = self.convert(tensor)
         if isinstance(tensor, nn.Parameter) and type(twin) is torch.Tensor:
-            wants = tensor.requires_grad and (twin.is_floating_point() or twin.is_complex())
+            wants = tensor.requires_grad and not twin.is_inference() and (twin.is_floating_point() or twin.is_complex())
             twin = nn.Parameter(twin, requires_grad=wants)
         return twin
 
@@ -199,7 +199,7 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
     """Restore random states, and the global containers that the model's methods name, after forwards of a twin."""
     python_state, numpy_state = random.getstate(), np.random.get_state()
     containers = [(thing, copy.copy(thing)) for thing in _global_containers(model)]
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         try:
@@ -242,12 +242,7 @@ def inspect_function(value: Any) -> types.FunctionType | None:
 
 
 def _collect(function: types.FunctionType, found: dict[int, Any], seen: set[int], depth: int) -> None:
-    if (
-        id(function.__code__) in seen
-        or depth > 3
-        or function.__module__ is None
-        or function.__module__.startswith("torch.")
-    ):
+    if id(function.__code__) in seen or depth > 3 or str(function.__module__).startswith("torch."):
         return
     seen.add(id(function.__code__))
     cells = []

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from simam_inject.attention import SimAM
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.editing.hooks import (
     InputHook,
     OutputHook,
@@ -24,7 +25,7 @@ from simam_inject.editing.hooks import (
     remove_hooks,
 )
 from simam_inject.editing.presence import Presence, presence_of, set_presence
-from simam_inject.editing.records import SiteRecord, insertion_of, seen_from
+from simam_inject.editing.records import insertion_of, seen_from
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
 from simam_inject.planning.records import Insertion
@@ -176,7 +177,8 @@ def _add_hook(module: nn.Module, kind: str, sites: list[SiteRecord]) -> Any:
     method = str((sites[0]["expression"] or {})["method"])
     if method in module.__dict__:
         raise ModelError(
-            f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, and cannot be rewritten"
+            f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, "
+            "and cannot be rewritten"
         )
     module.__dict__[method] = RewrittenMethod(module, method, sites)
     return module.__dict__[method]

@@ -6,11 +6,13 @@ The same record stands in the hooks of a model, in its pickles, in safetensors f
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict  # `typing.TypedDict` carries what pydantic needs from Python 3.12 on only
 
+from simam_inject.attention.arguments import check_channel_dim
 from simam_inject.errors import FileError
 
 T = TypeVar("T")
@@ -39,54 +41,66 @@ Count = Annotated[int, Field(ge=0, le=2**40)]
 _Key = Annotated[int, Field(ge=-1000, le=1000)] | Path | None
 
 
+@with_config(STRICT)
 class _OutputEdit(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     kind: Literal["output"]
     module: Path
     key: _Key
 
 
+@with_config(STRICT)
 class _InputEdit(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     kind: Literal["input"]
     module: Path
     argument: Annotated[int, Field(ge=0, le=1000)] | Name
     key: _Key
 
 
+@with_config(STRICT)
 class _RewrittenEdit(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     kind: Literal["rewritten"]
     module: Path
     value: Path
 
 
+@with_config(STRICT)
 class _Expression(TypedDict):
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     method: Name
     digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     span: Annotated[list[Count] | tuple[Count, ...], Field(min_length=4, max_length=4)]
 
 
-_EDIT: TypeAdapter[Any] = TypeAdapter(Annotated[_OutputEdit | _InputEdit | _RewrittenEdit, Field(discriminator="kind")])
-_EXPRESSION: TypeAdapter[Any] = TypeAdapter(_Expression)
+@cache
+def adapter(kind: Any) -> TypeAdapter[Any]:
+    """The checks for a type, made at the first question: they take longer to build than this file to import."""
+    return TypeAdapter(kind)
 
 
+def _edit(edit: dict[str, Any]) -> Any:
+    return adapter(Annotated[_OutputEdit | _InputEdit | _RewrittenEdit, Field(discriminator="kind")]).validate_python(
+        edit
+    )
+
+
+def _expression(data: dict[str, Any] | None) -> Any:
+    return None if data is None else adapter(_Expression).validate_python(data)
+
+
+@with_config(STRICT)
 class SiteRecord(TypedDict):
     """One attended site. Plain values only."""
 
-    __pydantic_config__ = STRICT  # type: ignore[misc]
     child: Annotated[str, Field(max_length=300), AfterValidator(_child)]
     """Name of the SimAM among the children of the module that holds it."""
-    edit: Annotated[dict[str, Any], AfterValidator(lambda edit: _EDIT.validate_python(edit))]
+    edit: Annotated[dict[str, Any], AfterValidator(_edit)]
     """`{"kind": "output", "module": ..., "key": ...}` and its like."""
     path: Path
-    position: Literal["after", "before"]
+    position: Annotated[str, Field(pattern=r"^(after|before)$")]
     reader: Path | None
     rule: Annotated[int, Field(ge=-1, le=10**6)]
     e_lambda: Annotated[float, Field(gt=0)]
     shape: Annotated[list[Count], Field(min_length=3, max_length=5)]
-    channel_dim: Literal[1, -1]
+    channel_dim: Annotated[int, AfterValidator(check_channel_dim)]
     axes: Annotated[str, Field(max_length=10)]
     axes_measured: bool
     dtype: Annotated[str, Field(max_length=20, pattern=r"^\w*$")]
@@ -95,24 +109,18 @@ class SiteRecord(TypedDict):
     note: Path
     witness: Path | None
     """Path of the norm that alone reads the site."""
-    expression: Annotated[
-        dict[str, Any] | None, AfterValidator(lambda data: None if data is None else _EXPRESSION.validate_python(data))
-    ]
+    expression: Annotated[dict[str, Any] | None, AfterValidator(_expression)]
     """For a rewritten forward: method, digest and span of the wrapped expression."""
 
 
-_SITES: TypeAdapter[list[SiteRecord]] = TypeAdapter(list[SiteRecord])
-_RECIPES: TypeAdapter[list[dict[str, JsonValue]]] = TypeAdapter(list[dict[str, JsonValue]])
-
-
-def checked(adapter: TypeAdapter[T], value: object, what: str) -> T:
+def checked(checks: TypeAdapter[T], value: object, what: str) -> T:
     """The value as the adapter reads it: a copy, so that nothing can be added afterwards.
 
     Raises:
         FileError: it is not valid; the message says where and why.
     """
     try:
-        return adapter.validate_python(value, strict=True)
+        return checks.validate_python(value, strict=True)
     except ValidationError as error:
         raise FileError(f"{what} is not valid: {first_problem(error)}") from None
 
@@ -131,7 +139,7 @@ def checked_sites(value: object, *kinds: str) -> list[SiteRecord]:
     Raises:
         FileError: it is not a list of site records.
     """
-    sites = checked(_SITES, value, "a record of SimAM sites")
+    sites: list[SiteRecord] = checked(adapter(list[SiteRecord]), value, "a record of SimAM sites")
     for site in sites:
         kind = site["edit"]["kind"]
         if (kind == "rewritten") != (site["expression"] is not None) or (kinds and kind not in kinds):
@@ -145,7 +153,7 @@ def checked_recipes(value: object) -> list[dict[str, Any]]:
     Raises:
         FileError: it is not a list of dicts of plain values.
     """
-    return checked(_RECIPES, value, "a record of SimAM recipes")
+    return checked(adapter(list[dict[str, JsonValue]]), value, "a record of SimAM recipes")
 
 
 def checked_example(value: object) -> dict[str, Any] | None:

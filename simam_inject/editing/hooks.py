@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.checking import checked_sites
-from simam_inject.editing.records import SiteRecord
+from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.nested import entry_at, replace_entry
 
@@ -60,7 +59,7 @@ class OutputHook:
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
         self.__init__(checked_sites(state.get("sites"), "output"), has_bias)  # type: ignore[misc]
 
-    def __call__(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Attend the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
             raise ModelError(f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}")
@@ -131,7 +130,7 @@ def input_hook(module: nn.Module) -> InputHook | None:
 def add_output_hook(module: nn.Module, hook: OutputHook) -> None:
     """Register the hook before all others, so that they see the attended map."""
     module._forward_hooks[OUTPUT_HOOK] = hook  # type: ignore[index]
-    module._forward_hooks.move_to_end(OUTPUT_HOOK, last=False)  # type: ignore[arg-type]
+    module._forward_hooks.move_to_end(OUTPUT_HOOK, last=False)  # type: ignore[attr-defined]
 
 
 def add_input_hook(module: nn.Module, hook: InputHook) -> None:

@@ -14,7 +14,7 @@ import torch
 from pydantic import InstanceOf, TypeAdapter
 from torch import nn
 
-from simam_inject.editing.checking import checked, checked_example, checked_recipes
+from simam_inject.editing.checking import SiteRecord, checked, checked_example, checked_recipes
 from simam_inject.editing.hooks import (
     ADVICE,
     INPUT_HOOK,
@@ -24,7 +24,6 @@ from simam_inject.editing.hooks import (
     add_input_hook,
     add_output_hook,
 )
-from simam_inject.editing.records import SiteRecord
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
 
@@ -41,7 +40,7 @@ _WITNESSES = TypeAdapter(list[tuple[tuple[str, ...], str]])
 
 
 class Presence:
-    """Forward pre-hook of the root. Holds paths, hooks (which are data) and witnesses, and what an injection was made of.
+    """Forward pre-hook of the root: paths, hooks (which are data), witnesses, and what an injection was made of.
 
     Attributes:
         holders: path of each holder with what stands on it.
@@ -69,7 +68,7 @@ class Presence:
         self.recipes = checked_recipes(state.get("recipes"))
         self.example = checked_example(state.get("example"))
 
-    def __call__(self, root: nn.Module, args: Any) -> None:
+    def __call__(self, root: nn.Module, _args: Any) -> None:
         """Check every edit.
 
         Raises:
@@ -79,7 +78,7 @@ class Presence:
         for place, (path, hook) in enumerate(self.holders):
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
-                path, module = self._follow(root, place, hook)
+                module = self._follow(root, place, hook)
             if isinstance(hook, RewrittenMethod):
                 if module.__dict__.get(hook.method) is not hook or hook.owner is not module:
                     _rebind(module, hook)
@@ -91,15 +90,17 @@ class Presence:
             module = _module_at(root, path)
             if module is None or not is_norm(module):
                 raise ModelError(
-                    f"the norm {'.'.join(path)} was folded across the SimAM at {site_path}, so the output would be another; {ADVICE}"
+                    f"the norm {'.'.join(path)} was folded across the SimAM at {site_path}, so the output would be "
+                    f"another; {ADVICE}"
                 )
         if mended:
             warnings.warn(
-                f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, and were put back",
+                f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
+                "and were put back",
                 stacklevel=2,
             )
 
-    def _follow(self, root: nn.Module, place: int, hook: _Hook) -> tuple[tuple[str, ...], nn.Module]:
+    def _follow(self, root: nn.Module, place: int, hook: _Hook) -> Any:
         """Where a holder stands now that was moved inside its container; its path is written down anew."""
         for path, module in root.named_modules():
             if any(one is hook for one in _hooks_on(module)) and _holds(module, hook):
@@ -109,7 +110,7 @@ class Presence:
                 self.witnesses = [
                     (witness, site) for witness, site in self.witnesses if witness[: len(old) - 1] != old[:-1]
                 ]
-                return parts, module
+                return module
         path = ".".join(self.holders[place][0])
         raise ModelError(_lost(hook.sites[0], f"{path or 'the model'} was replaced, removed, or lost its SimAM"))
 
@@ -175,7 +176,7 @@ def set_presence(model: nn.Module, presence: Presence | None) -> None:
         del model._forward_pre_hooks[key]
     if presence is not None:
         model._forward_pre_hooks[PRESENCE] = presence  # type: ignore[index]
-        model._forward_pre_hooks.move_to_end(PRESENCE, last=False)  # type: ignore[arg-type]
+        model._forward_pre_hooks.move_to_end(PRESENCE, last=False)  # type: ignore[attr-defined]
 
 
 torch.serialization.add_safe_globals([Presence])

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from simam_inject.editing.checking import SiteRecord as SiteRecord
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
 
 
@@ -49,16 +49,19 @@ def seen_from(site: SiteRecord, holder: str) -> SiteRecord:
     at = site["edit"]["module"]
     moved: dict[str, Any] = {**site, "edit": {**site["edit"], "module": holder}, "witness": None}
     if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
-        prefix = f"{holder.removesuffix(at).removesuffix('.')}."
-        for name in ("path", "reader", "witness"):
-            path = site[name]  # type: ignore[literal-required]
-            moved[name] = None if path is None else (prefix + path).removesuffix(".")
+        prefix = holder.removesuffix(at).removesuffix(".")
+        moved |= {name: None if path is None else f"{prefix}.{path}".removesuffix(".")
+                  for name, path in _paths(site, "witness").items()}  # fmt: skip
     elif not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
-        prefix = f"{at.removesuffix(holder).removesuffix('.')}."
-        for name in ("path", "reader"):
-            path = site[name]  # type: ignore[literal-required]
-            moved[name] = None if path is None else "" if path == prefix[:-1] else path.removeprefix(prefix)
-    return SiteRecord(**moved)  # type: ignore[typeddict-item]
+        prefix = at.removesuffix(holder).removesuffix(".")
+        moved |= {name: None if path is None else path.removeprefix(prefix).removeprefix(".")
+                  for name, path in _paths(site).items()}  # fmt: skip
+    return cast(SiteRecord, moved)
+
+
+def _paths(site: SiteRecord, *more: str) -> dict[str, str | None]:
+    """The fields of a site that are paths of the network."""
+    return {name: cast(dict[str, Any], site)[name] for name in ("path", "reader", *more)}
 
 
 def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:

@@ -1,13 +1,14 @@
 """The fenced rest: one expression of a forward is wrapped in SimAM, where no module returns or alone reads the value.
 
-The method's own source is compiled again with `self.simam(expression)` in the place of `expression`, and bound on the one
-instance. Nothing is traced and nothing is frozen: every branch, flag, size, global and side effect is Python's, as before.
+The method's own source is compiled again with a call of SimAM around the expression, and bound on the one instance.
+Nothing is traced and nothing is frozen: every branch, flag, size, global and side effect is Python's, as before.
 Copies and files hold which expression of which version of the source it is; the code always comes from the class.
 """
 
 from __future__ import annotations
 
 import ast
+import copy
 import inspect
 import types
 from collections.abc import Callable
@@ -16,21 +17,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.editing.checking import checked_sites
+from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.editing.hooks import ADVICE, attend
-from simam_inject.editing.records import SiteRecord
 from simam_inject.errors import FileError, ModelError
 from simam_inject.source import locate, method_source, run_by_forward
 
 
 class RewrittenMethod:
-    """A method of one module with SimAM around some of its expressions; stands on the instance under the method's name."""
+    """A method of one module with SimAM around some of its expressions; an attribute of the instance under its name."""
 
     def __init__(self, owner: nn.Module, method: str, sites: list[SiteRecord]) -> None:
         self.owner = owner
         self.method = method
         self.sites = sites
-        self.function: Callable[..., Any] = compile_method(owner, method, sites)
+        self.function = compile_method(owner, method, sites)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -45,32 +45,37 @@ class RewrittenMethod:
     @property
     def __code__(self) -> types.CodeType:
         """As of a plain method: `torch.export` names sizes after it."""
-        return self._compiled().__code__
+        return self.function.__code__
 
     @property
     def __signature__(self) -> inspect.Signature:
         """As of a plain method, without `self`."""
-        return inspect.signature(types.MethodType(self._compiled(), self.owner))
+        return inspect.signature(types.MethodType(self.function, self.owner))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenMethod:
+        twin = object.__new__(RewrittenMethod)
+        memo[id(self)] = twin
+        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), copy.deepcopy(self.sites, memo)
+        twin.method, twin.function = self.method, self.function
+        return twin
 
     def __getstate__(self) -> dict[str, Any]:
         return {"owner": self.owner, "method": self.method, "sites": self.sites}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds. The owner may not be complete yet: its code is compiled when it first runs."""
+        """Check what a file holds, and compile the code of the class anew. The owner may not be complete yet.
+
+        Raises:
+            FileError: a field is not valid, or the class has another version of the method.
+        """
         owner, method, sites = state.get("owner"), state.get("method"), checked_sites(state.get("sites"), "rewritten")
         methods = {(site["expression"] or {})["method"] for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
-        self.owner, self.method, self.sites = owner, method, sites
-        self.function = self._compiled_on_first_call
-
-    def _compiled(self) -> types.FunctionType:
-        if not isinstance(self.function, types.FunctionType):
-            self.function = compile_method(self.owner, self.method, self.sites)
-        return self.function
-
-    def _compiled_on_first_call(self, *args: Any, **kwargs: Any) -> Any:
-        return self._compiled()(*args, **kwargs)
+        try:
+            self.__init__(owner, method, sites)  # type: ignore[misc]
+        except ModelError as error:
+            raise FileError(f"SimAM cannot be put back: {error}") from None
 
 
 def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:
@@ -93,14 +98,14 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
         if expression.get("digest") != source.digest:
             raise ModelError(f"{where} is another version than the one SimAM was planned for; inject the model again")
         try:
-            wrapped[id(locate(tree, tuple(expression["span"])))] = site  # type: ignore[arg-type]
+            wrapped[id(locate(tree, tuple(expression["span"])))] = site
         except LookupError as error:
             raise ModelError(f"{where} has {error}; inject the model again") from None
     function = tree.body[0]
     assert isinstance(function, ast.FunctionDef)
     _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(tree)
     ast.increment_lineno(tree, original.__code__.co_firstlineno - 1)
-    return _compile(tree, function, original, list(wrapped.values()))
+    return _compile(function, original, list(wrapped.values()))
 
 
 class _Wrapper(ast.NodeTransformer):
@@ -119,6 +124,7 @@ class _Wrapper(ast.NodeTransformer):
             value = self._call(identity, ast.Name(name, ast.Load()))
             after = ast.Assign([ast.Name(name, ast.Store())], value)
             return [result, ast.fix_missing_locations(ast.copy_location(after, node))]
+        assert isinstance(result, ast.expr)
         call = self._call(identity, result)
         return ast.fix_missing_locations(ast.copy_location(call, node))
 
@@ -126,9 +132,7 @@ class _Wrapper(ast.NodeTransformer):
         return ast.Call(ast.Name(self.names[identity], ast.Load()), [ast.Name(self.owner, ast.Load()), value], [])
 
 
-def _compile(
-    tree: ast.Module, function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]
-) -> types.FunctionType:
+def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
     free = original.__code__.co_freevars
     attentions = [f"_simam_{place}" for place in range(len(sites))]
@@ -139,8 +143,8 @@ def _compile(
         body=[function, ast.Return(ast.Name(function.name, ast.Load()))],
         decorator_list=[],
     )
-    if "type_params" in ast.FunctionDef._fields:
-        outer.type_params = []
+    if "type_params" in ast.FunctionDef._fields:  # from Python 3.12 on
+        setattr(outer, "type_params", [])  # noqa: B010 - not known to type checkers of 3.11
     arguments = function.args  # defaults and annotations were evaluated when the class was made
     arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
     arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]

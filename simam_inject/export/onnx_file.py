@@ -14,10 +14,10 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Graph, Operation
 from simam_inject.export.records import ExportError
 from simam_inject.export.shapes import dynamic_shapes
-from simam_inject.dataflow.example import Example
 
 _KINDS = {
     "Add": "add",

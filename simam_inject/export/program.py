@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 
+from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Graph, Operation
 from simam_inject.export.records import ExportError
 from simam_inject.export.shapes import dynamic_shapes
-from simam_inject.dataflow.example import Example
 from simam_inject.verification.outputs import tensors_of
 
 _KINDS = {

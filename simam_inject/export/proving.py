@@ -22,8 +22,8 @@ from simam_inject.dataflow.twin import same_surroundings, set_mode, to_clone, tw
 from simam_inject.editing.attach import attended_in
 from simam_inject.export.gates import Graph, find_gates
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, Gate, LostSiteError
+from simam_inject.verification import bypassed
 from simam_inject.verification.outputs import tensors_of
-from simam_inject.verification.verifier import bypassed
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
@@ -47,11 +47,11 @@ def as_exported(model: nn.Module) -> Iterator[nn.Module]:
 
     Inside, no gradients are kept, and a GPU computes in full float32 (TensorFloat-32 differs by 1e-3).
     """
-    with same_surroundings(model), torch.no_grad():
-        with torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False):
-            twin = twin_of(model, to_clone)
-            set_mode(twin, False)
-            yield twin
+    exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    with same_surroundings(model), torch.no_grad(), exact:
+        twin = twin_of(model, to_clone)
+        set_mode(twin, False)
+        yield twin
 
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:
@@ -138,7 +138,8 @@ def compare(
     allowed = tolerance_for(example, tolerance)
     if not difference <= allowed:  # NaN too
         raise LostSiteError(
-            f"the file's output differs from eager on an input of {shown}: {difference:.3g} relative, {allowed:g} allowed"
+            f"the file's output differs from eager on an input of {shown}: {difference:.3g} relative, "
+            f"{allowed:g} allowed"
         )
     return Comparison(shapes, difference, effect, left_out)
 

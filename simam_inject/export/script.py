@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Graph, Operation
 from simam_inject.export.records import ExportError
-from simam_inject.dataflow.example import Example
 from simam_inject.verification.outputs import tensors_of
 
 _KINDS = {

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from simam_inject.export.records import ExportError
 from simam_inject.dataflow.example import Example
+from simam_inject.export.records import ExportError
 from simam_inject.nested import map_nested
 
 CHOICES = ("batch", "size")

@@ -21,13 +21,13 @@ from lightning.pytorch.trainer.connectors.checkpoint_connector import _Checkpoin
 from torch import nn
 
 from simam_inject import adapters
-from simam_inject.api import RecipeLike, inject, injected
+from simam_inject.api import inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.presence import presence_of
-from simam_inject.errors import ModelError, RecipeError
-from simam_inject.integrations.record import Record, apply_record, key_of, record_of
+from simam_inject.errors import RecipeError
 from simam_inject.integrations.wrapping import wrap
+from simam_inject.persist.record import Record
+from simam_inject.recipe import RecipeLike
 
 __all__ = ["SimAMCallback"]
 
@@ -137,9 +137,10 @@ class LightningAdapter:
 def _dumping(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
     def dump_checkpoint(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
         checkpoint = original(self, *args, **kwargs)
-        records = {path: record_of(root).to_dict() for path, root in _roots(self.trainer.lightning_module)}
-        if records:
-            checkpoint[KEY] = {"records": records, "integration": adapters.IntegrationMark(__name__)}
+        module = self.trainer.lightning_module
+        there = [entry.attention for entry in attended_in(module)]
+        if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
+            checkpoint[KEY] = {"record": Record.of(module), "integration": adapters.IntegrationMark(__name__)}
         return checkpoint
 
     return dump_checkpoint
@@ -163,47 +164,31 @@ def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
     return load_state
 
 
-def _roots(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What was given to `inject`: the module or parts of it. Peers of SimAM are left out; their weights name them."""
-    for path, part in module.named_modules():
-        if presence_of(part) and all(isinstance(entry.attention, SimAM) for entry in attended_in(part)):
-            yield path, part
-
-
 def _put_back(module: nn.Module, checkpoint: Any) -> None:
     """Give a module the sites and settings of its checkpoint.
 
     Raises:
-        FileError: the record is not valid.
-        ModelError: the module has not the parts that the record names.
+        FileError: the record is not valid, or the module has not the parts that it names.
     """
     found = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
-    records = found.get("records") if isinstance(found, dict) else None
-    for path, data in records.items() if isinstance(records, dict) else ():
-        record = Record.from_dict(data)
-        parts = dict(module.named_modules())
-        if path not in parts:
-            raise ModelError(f"the checkpoint has SimAM in {path!r:.120}, and the module has no such part")
-        _restore(parts[path], record)
-
-
-def _restore(root: nn.Module, record: Record) -> None:
-    there = list(attended_in(root))
-    if not there:
-        apply_record(root, record)
-        adapters.remember(root)
+    if not isinstance(found, dict):
         return
-    settings = {key_of(site): setting for site, setting in zip(record.sites, record.settings, strict=True)}
-    if {key_of(entry.site) for entry in there} != settings.keys():
+    record = Record.read(found.get("record"), f"checkpoint[{KEY!r}]")
+    if not any(attended_in(module)):
+        record.attach_to(module)
+        adapters.remember(module)
+    elif _places(Record.of(module)["sites"]) == _places(record.sites):
+        record.set_strengths(module)
+    else:
         warnings.warn(
-            f"the module has SimAM at {len(there)} sites and its checkpoint at {len(settings)}, not the same ones: it "
-            "keeps its own. eject(module) before loading gives it those of the checkpoint",
-            stacklevel=5,
+            "the module has SimAM at other sites than its checkpoint, and keeps them; eject(module) before loading "
+            "gives it those of the checkpoint",
+            stacklevel=4,
         )
-        return
-    for entry in there:
-        if isinstance(entry.attention, SimAM):
-            entry.attention.strength, entry.attention.gain = settings[key_of(entry.site)]
+
+
+def _places(sites: list[Any]) -> set[tuple[str, str, float]]:
+    return {(site["edit"]["module"], site["child"], site["e_lambda"]) for site in sites}
 
 
 wrap(saving, "_load_state", _loading)

@@ -29,11 +29,10 @@ import timm.layers
 from timm.models import DefaultCfg, PretrainedCfg, generate_default_cfgs, get_pretrained_cfg, register_model
 from torch import nn
 
-from simam_inject.api import RecipeLike, inject
+from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.recipe import Recipe, load_recipe
-from simam_inject.recipe import shipped_recipes
+from simam_inject.recipe import Recipe, RecipeLike, load_recipe, shipped_recipes
 
 __all__ = ["SimamAttn", "register"]
 

@@ -31,8 +31,8 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
     """Put SimAM where the file says, copy the file's weights, return the same model. In place, all or nothing.
 
-    Nothing of the file is unpickled or executed, and nothing of the model is run. A model that has the file's very sites
-    already gets the weights, strengths and gains.
+    Nothing of the file is unpickled or executed, and nothing of the model is run. A model that has the file's
+    very sites already gets the weights, strengths and gains.
 
     Args:
         path: what `save` wrote.
@@ -51,7 +51,9 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         network = network_of(unwrapped(model))
         found = difference(table, table_of(state_of(network)))
         if found.shapes or (strict and (found.missing or found.unexpected)):
-            raise FileError(f"it was made for another model than this {type(network).__name__}:\n{found}{_age(manifest)}")
+            raise FileError(
+                f"it was made for another model than this {type(network).__name__}:\n{found}{_age(manifest)}"
+            )
         is_there = _has_sites(network, manifest)
         tensors = {name: tensor for name, tensor in _read_tensors(file).items() if name not in found.unexpected}
         if manifest.sites and not is_there:

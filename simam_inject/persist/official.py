@@ -22,7 +22,6 @@ from simam_inject.persist.official_keys import Mapped, map_keys
 from simam_inject.persist.tables import state_of
 from simam_inject.recipe import Recipe, load_recipe
 
-
 _FAMILIES = ("torchvision.models.resnet", "torchvision.models.mobilenetv2")
 _HOLDERS = ("state_dict", "model")
 """Entries of a training checkpoint that hold the weights."""

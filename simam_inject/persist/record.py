@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import nn
@@ -85,10 +85,10 @@ class Record(BaseModel):
             attention = entry.attention
             if not isinstance(attention, SimAM):
                 raise FileError(
-                    f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM only; "
-                    "save model.state_dict(), and keep the recipe and the factory"
+                    f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM "
+                    "only; save model.state_dict(), and keep the recipe and the factory"
                 )
-            sites.append(SiteRecord(**{**entry.site, "e_lambda": float(attention.e_lambda)}))  # type: ignore[typeddict-item]
+            sites.append({**entry.site, "e_lambda": float(attention.e_lambda)})
             settings.append((float(attention.strength), float(attention.gain)))
         found = [presence_of(module) for module in network.modules()]
         recipes = [recipe for presence in found if presence is not None for recipe in presence.recipes]
@@ -118,7 +118,7 @@ class Record(BaseModel):
         found = []
         for site, (strength, gain) in zip(self.sites, self.settings, strict=True):
             attention = nn.Module()
-            attention.strength, attention.gain = strength, gain  # type: ignore[assignment]
+            attention.strength, attention.gain = cast(Any, strength), cast(Any, gain)
             found.append(insertion_of(site, attention))
         return tuple(found)
 
@@ -131,7 +131,9 @@ class Record(BaseModel):
         modules = {path for path, _ in network.named_modules(remove_duplicate=False)}
         for site in self.sites:
             if site["edit"]["module"] not in modules:
-                raise FileError(f"{type(network).__name__} has no module {site['edit']['module']!r}, which is to hold SimAM")
+                raise FileError(
+                    f"{type(network).__name__} has no module {site['edit']['module']!r}, which is to hold SimAM"
+                )
 
     def attach_to(self, network: nn.Module) -> None:
         """Make these the sites of a network, instead of those that it has; all or nothing. Traces and runs nothing.
@@ -151,8 +153,8 @@ class Record(BaseModel):
     def set_strengths(self, network: nn.Module) -> None:
         """Give each SimAM of a network, which holds the very sites of this record, its strength and gain."""
         for site, (strength, gain) in zip(self.sites, self.settings, strict=True):
-            attention = network.get_submodule(site["edit"]["module"])._modules[site["child"]]
-            attention.strength, attention.gain = strength, gain  # type: ignore[assignment, union-attr]
+            attention: Any = network.get_submodule(site["edit"]["module"])._modules[site["child"]]
+            attention.strength, attention.gain = strength, gain
 
 
 class Manifest(Record):

@@ -72,7 +72,7 @@ def _write_in_one_step(path: Path, tensors: Mapping[str, torch.Tensor], metadata
             os.fsync(file.fileno())
         if target.exists():
             shutil.copymode(target, unfinished)
-        os.replace(unfinished, target)
+        unfinished.replace(target)
     except (SafetensorError, OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
         raise FileError(f"cannot write {path}: {reason}; what was there before is untouched") from error

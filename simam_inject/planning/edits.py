@@ -41,10 +41,7 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     value = flow.value(site.path)
     if value is None:
         return "its value is not known from the example forward"
-    if reader is None:
-        found = _for_all(flow, site, value)
-    else:
-        found = _for_one(flow, site, value, reader)
+    found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
     if isinstance(found, str):
         return found
     return Resolved(found.edit, _witness(flow, value, found.edit), found.expression, _note(flow, found.edit))
@@ -76,7 +73,10 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
     ticks = [read.tick for read in value.reads if read.path == reader]
     if ticks and not _is_read_by_others(value, min(ticks), max(ticks), flow):
         return _for_all(flow, site, value)
-    return f"{reader} is an operation, and it is not the only one that reads the value: name a module, or use after{_nearest(flow, site)}"
+    return (
+        f"{reader} is an operation, and not the only one that reads the value: name a module, or use after"
+        f"{_nearest(flow, site)}"
+    )
 
 
 def _is_read_by_others(value: Value, start: int, end: int, flow: Dataflow) -> bool:
@@ -87,7 +87,7 @@ def _is_read_by_others(value: Value, start: int, end: int, flow: Dataflow) -> bo
 
 
 def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
-    """The module that holds the SimAM behind its output: the one that is named, else the nearest block that returns it."""
+    """The module whose output is attended: the one that is named, else the nearest block that returns the value."""
     named = site.path.partition(":")[0]
     returns = [(frame, keys) for frame, keys in value.returns if frame.end]
     exact = [entry for entry in returns if entry[0].path == named]
@@ -116,7 +116,8 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
     if value.made < frame.start:
         return f"{name} returns a tensor that it did not compute"
     if flow.recording.calls[frame.path] != site.runs:
-        return f"{name} runs {flow.recording.calls[frame.path]} times in one forward, and computes this value {site.runs} time(s)"
+        calls = flow.recording.calls[frame.path]
+        return f"{name} runs {calls} times in one forward, and computes this value {site.runs} time(s)"
     if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.reads):
         return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
     if [entry for entry in frame.outputs if entry[1] is value][1:]:
@@ -189,7 +190,8 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
     if sum(one is frame for one, _, _ in value.arguments) > 1:
         return f"{frame.path} is given it more than once in one call"
     if flow.recording.calls[frame.path] != site.runs:
-        return f"{frame.path} runs {flow.recording.calls[frame.path]} times in one forward, and this value is computed {site.runs} time(s)"
+        calls = flow.recording.calls[frame.path]
+        return f"{frame.path} runs {calls} times in one forward, and this value is computed {site.runs} time(s)"
     if value in [one for _, one in frame.outputs]:
         return f"{frame.path} returns it"
     writes = [write for write in flow.recording.writes.get(value.storage, ()) if write >= frame.start]
@@ -252,7 +254,10 @@ def _note(flow: Dataflow, edit: Edit) -> str:
         module = flow.recording.modules[path]
         fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)
         if fold is not None and not isinstance(module, _CONTAINERS):
-            return f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} survives it"
+            return (
+                f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
+                "survives it"
+            )
         path = path.rpartition(".")[0]
     return ""
 

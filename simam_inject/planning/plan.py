@@ -78,18 +78,34 @@ class Plan:
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td>{escape(one.path or '(model)')}</td><td>{escape(_where(one))}</td><td>{_size(one)}</td>"
-            f"<td>{one.axes}</td><td>{type(one.edit).__name__}</td><td>{one.e_lambda:g}</td></tr>"
-            for one in self.insertions[:_SHOWN]
-        )
-        more = len(self.insertions) - _SHOWN
-        tail = f"<tr><td colspan=6>... and {more} more</td></tr>" if more > 0 else ""
         hits = sum(skip.hit for skip in self.skips)
-        return (
-            f"<b>{len(self.insertions)} insertions, {hits} skipped</b><table><tr><th>site</th><th>position</th><th>size</th>"
-            f"<th>axes</th><th>edit</th><th>lambda</th></tr>{rows}{tail}</table>"
+        return f"<b>{len(self.insertions)} insertions, {hits} skipped</b>{_table(self.insertions)}"
+
+
+class Insertions(tuple[Insertion, ...]):
+    """The sites of a model: a tuple that shows itself briefly, in a terminal and in a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "\n".join(
+            [f"{len(self)} SimAM sites", *(f"  {line}" for line in _shorten([_line(one) for one in self]))]
         )
+
+    def _repr_html_(self) -> str:
+        return f"<b>{len(self)} SimAM sites</b>{_table(self)}"
+
+
+def _table(insertions: tuple[Insertion, ...]) -> str:
+    rows = "".join(
+        f"<tr><td>{escape(one.path or '(model)')}</td><td>{escape(_where(one))}</td><td>{_size(one)}</td>"
+        f"<td>{one.axes}</td><td>{type(one.edit).__name__}</td><td>{one.e_lambda:g}</td></tr>"
+        for one in insertions[:_SHOWN]
+    )
+    more = len(insertions) - _SHOWN
+    tail = f"<tr><td colspan=6>... and {more} more</td></tr>" if more > 0 else ""
+    names = "".join(f"<th>{name}</th>" for name in ("site", "position", "size", "axes", "edit", "lambda"))
+    return f"<table><tr>{names}</tr>{rows}{tail}</table>"
 
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING
 from xml.sax.saxutils import escape
 
 from rich import box
@@ -12,39 +12,13 @@ from rich.text import Text
 
 from simam_inject.reporting.formats import UNKNOWN, format_bytes
 
-
-class _Quartiles(Protocol):
-    @property
-    def median(self) -> float: ...
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-    @property
-    def is_noisy(self) -> bool: ...
-
-
-class BenchRow(Protocol):
-    """One variant in one mode, as `simam_inject.bench.run.Row` is."""
-
-    @property
-    def mode(self) -> str: ...  # noqa: D102
-    @property
-    def variant(self) -> str: ...  # noqa: D102
-    @property
-    def seconds(self) -> _Quartiles: ...  # noqa: D102
-    @property
-    def ratio(self) -> _Quartiles: ...  # noqa: D102
-    @property
-    def images_per_second(self) -> float: ...  # noqa: D102
-    @property
-    def kept_bytes(self) -> int | None: ...  # noqa: D102
-    @property
-    def peak_bytes(self) -> int | None: ...  # noqa: D102
+if TYPE_CHECKING:
+    from simam_inject.bench.run import Row
+    from simam_inject.bench.timing import Quartiles
 
 
 def render_bench(
-    rows: tuple[BenchRow, ...], *, heading: str, notes: tuple[str, ...], not_run: tuple[tuple[str, str], ...] = ()
+    rows: tuple[Row, ...], *, heading: str, notes: tuple[str, ...], not_run: tuple[tuple[str, str], ...] = ()
 ) -> Group:
     """The table: one line per variant and mode. A ratio too spread out to be quoted says so instead of a number."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
@@ -69,13 +43,13 @@ def render_bench(
     return Group(Text(heading), table, *(Text(note) for note in notes), *refusals)
 
 
-def _ratio(ratio: _Quartiles) -> str:
+def _ratio(ratio: Quartiles) -> str:
     if ratio.low == ratio.high:
         return f"{ratio.median:.3f}"
     return "too noisy" if ratio.is_noisy else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
 
 
-def bench_chart(rows: tuple[BenchRow, ...], *, heading: str) -> str:
+def bench_chart(rows: tuple[Row, ...], *, heading: str) -> str:
     """An SVG bar chart of the ratios to the plain model, with their quartiles as whiskers."""
     height, left, width = 26, 210, 420
     largest = max((row.ratio.high for row in rows), default=1.0)

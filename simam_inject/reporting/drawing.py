@@ -55,10 +55,17 @@ def draw(anatomy: Anatomy, insertions: Iterable[Insertion]) -> tuple[Drawing, ..
 
 
 def _scope(anatomy: Anatomy, insertion: Insertion, members: dict[str, list[Site]]) -> str:
-    """The block to draw: the one whose output is attended, else the one that computes the value."""
+    """The block to draw: the one around the value, or the block itself whose output is attended.
+
+    A block inside a larger one that has no structure of its own (`cv2` of a `C2f`) is drawn from outside.
+    """
     site = anatomy.site_by_path[insertion.path]
     is_output = site.kind == "block" and insertion.reader is None and ":" not in site.path
-    return site.path if is_output and site.path in members and site.class_name not in CONTAINERS else site.scope
+    if not is_output or site.path not in members or site.class_name in CONTAINERS:
+        return site.scope
+    around = anatomy.site_by_path.get(site.scope)
+    is_inner = bool(site.scope) and around is not None and around.class_name not in CONTAINERS
+    return site.scope if is_inner and not site.structure else site.path
 
 
 def _whole(path: str) -> str:

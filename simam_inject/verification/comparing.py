@@ -1,12 +1,24 @@
-"""Verdicts on the outputs and gradients of two runs."""
+"""Verdicts on two runs: outputs equal bit for bit, gradients near each other."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from simam_inject.planning.records import Check
 from simam_inject.verification.outputs import difference, tensors_of
 from simam_inject.verification.runs import Run
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """The same forward of the injected model, and of the original with the formula in plain hooks."""
+
+    live: Run
+    oracle: Run
+    tolerance: float
+    wrong: tuple[str, ...]
+    """Sites whose SimAM did not compute the formula."""
 
 
 def equal(name: str, ours: Any, theirs: Any) -> Check:
@@ -17,18 +29,16 @@ def equal(name: str, ours: Any, theirs: Any) -> Check:
     return Check(name, found is None, found or "bit for bit")
 
 
-def same_gradients(name: str, live: Run, oracle: Run, tolerance: float) -> Check:
+def same_gradients(name: str, pair: Pair) -> Check:
     """Gradients of all parameters are near the oracle's."""
-    if live.gradients is None or oracle.gradients is None:
+    if pair.live.gradients is None or pair.oracle.gradients is None:
         return Check(name, True, "values; the output has no gradient")
-    for key, wanted in oracle.gradients.items():
-        found = live.gradients.get(key)
+    for key, wanted in pair.oracle.gradients.items():
+        found = pair.live.gradients.get(key)
         scale = float(wanted.abs().max())
-        if found is None or float((found - wanted).abs().max()) > max(tolerance * 100, 1e-5) * max(scale, 1e-9):
-            return Check(
-                name, False, f"the gradient of {key} is another than the oracle's: it does not pass through a SimAM"
-            )
-    return Check(name, True, f"{len(oracle.gradients)} gradients")
+        if found is None or float((found - wanted).abs().max()) > max(pair.tolerance * 100, 1e-5) * max(scale, 1e-9):
+            return Check(name, False, f"the gradient of {key} differs: it does not pass through a SimAM")
+    return Check(name, True, f"{len(pair.oracle.gradients)} gradients")
 
 
 def has_choices(output: Any) -> bool:

@@ -76,8 +76,8 @@ class Oracle:
         def attend(entry: Attended, x: Tensor) -> Tensor:
             site, attention = entry.site, entry.attention
             if not isinstance(attention, SimAM):  # another attention module, put in by a factory
-                twin = copy.deepcopy(attention)
-                assert twin is not None
+                assert attention is not None
+                twin = copy.deepcopy(attention).to(x.dtype).train(stock.training)
                 return twin(x.movedim(-1, 1)).movedim(1, -1) if site["channel_dim"] == -1 else twin(x)  # type: ignore[no-any-return]
             spatial = self.spatial.get(site["path"])
             if spatial is None:

@@ -83,19 +83,20 @@ def all_finite(output: Any) -> bool:
 
 
 def relative_distance(one: Any, other: Any) -> float | str:
-    """Largest difference of two outputs, relative to the largest value of `other`; a sentence if they do not compare."""
+    """Largest difference of two outputs relative to the largest value of `other`; a sentence if they do not compare."""
     ours, theirs = list(tensors_of(one)), list(tensors_of(other))
     if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
         return "the outputs have other shapes"
     distance = 0.0
-    for a, b in zip(ours, theirs, strict=True):
-        if not b.is_floating_point() or not b.numel():
+    for found, wanted in zip(ours, theirs, strict=True):
+        if not wanted.is_floating_point() or not wanted.numel():
             continue
-        a, b = _dense(a.detach()).double(), _dense(b.detach()).double()
+        a, b = _dense(found.detach()).double(), _dense(wanted.detach()).double()
         finite = b.isfinite()
         if not torch.equal(finite, a.isfinite()):
             return "has NaN or infinity at other places"
-        a, b = a.where(finite, a.new_zeros(())), b.where(finite, b.new_zeros(()))
-        scale = float(b.abs().max())
-        distance = max(distance, float((a - b).abs().max()) / scale if scale else float((a - b).abs().max()))
+        zero = b.new_zeros(())
+        scale = float(b.where(finite, zero).abs().max())
+        difference_here = float((a - b).where(finite, zero).abs().max())
+        distance = max(distance, difference_here / scale if scale else difference_here)
     return distance

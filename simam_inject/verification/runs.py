@@ -88,11 +88,15 @@ def gradients_of(model: nn.Module, output: Any) -> dict[str, torch.Tensor] | Non
     if not losses or not names:
         return None
     total = torch.stack([loss.double() for loss in losses]).sum()
-    found = torch.autograd.grad(total, [parameter for _, parameter in names], allow_unused=True)
+    found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
+        total, [parameter for _, parameter in names], allow_unused=True
+    )
     return {name: grad for (name, _), grad in zip(names, found, strict=True) if grad is not None}
 
 
 def to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Make twins of tensors in this dtype; integers stay what they are."""
+
     def convert(tensor: torch.Tensor) -> torch.Tensor:
         twin = tensor.detach().clone()
         return twin.to(dtype) if twin.is_floating_point() else twin
@@ -101,4 +105,5 @@ def to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def dtype_of(output: Any) -> torch.dtype | None:
+    """The dtype of the first floating point tensor of an output."""
     return next((tensor.dtype for tensor in tensors_of(output) if tensor.is_floating_point()), None)

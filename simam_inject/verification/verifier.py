@@ -20,7 +20,7 @@ from simam_inject.dataflow.twin import same_surroundings, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, detach
 from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
-from simam_inject.verification.comparing import equal, has_choices, same_gradients
+from simam_inject.verification.comparing import Pair, equal, has_choices, same_gradients
 from simam_inject.verification.oracle import Oracle, Shapes, formula
 from simam_inject.verification.outputs import all_finite, relative_distance, tensors_of
 from simam_inject.verification.runs import SEED, Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
@@ -111,30 +111,20 @@ class _Checks:
         self.ran: Counter[str] = Counter()
         """How often each SimAM ran in the last live forward."""
         self.names: dict[str, Counter[str]] = {}
+        """Names of the values in the first forward of the original; see `Oracle.names`."""
+        self.failure = ""
+        """Why the last pair did not run."""
 
     def all(self) -> list[Check]:
-        small, is_resized = self._small_example()
-        eval_shapes: Shapes = {}
-        small_shapes: Shapes = {}
-        with self.oracle.noting_shapes(stock := self._stock(to_clone), eval_shapes):
+        """Every check that runs the model."""
+        shapes: Shapes = {}
+        with self.oracle.noting_shapes(stock := self._stock(to_clone), shapes):
             plain = run(stock, self.example, training=False)
         self.names = self.oracle.names
         checks = [self._bypassed(plain), self._live(plain)]
-        live_small, oracle_small, plain_small, tolerance = self._pair(
-            small, False, small_shapes if is_resized else None, eval_shapes
-        )
-        size = "another input size" if is_resized else "the example's size"
-        checks.append(
-            self._against(
-                f"equal to the formula in hooks on the original, at {size}",
-                live_small,
-                oracle_small,
-                plain_small,
-                tolerance,
-            )
-        )
-        checks += self._training(small)
-        return checks
+        small, size, pair = self._small_pair(shapes)
+        checks.append(self._against(f"equal to the formula in hooks on the original, at {size}", pair))
+        return [*checks, *self._training(small)]
 
     # Twins and runs
 
@@ -144,60 +134,50 @@ class _Checks:
         return twin
 
     def _injected(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-        """A twin with every SimAM at full strength, which compares what each gives with the formula."""
+        """A twin with every SimAM at full strength."""
         twin = twin_of(self.model, convert)
         for entry in attended_in(twin):
             if isinstance(entry.attention, SimAM):
                 entry.attention.strength = 1.0
         return twin
 
-    def _small_example(self) -> tuple[Example, bool]:
-        """Another image size and batch, smaller where the model takes it."""
+    def _small_pair(self, shapes: Shapes) -> tuple[Example, str, Pair | None]:
+        """Live and oracle at another image size and batch, smaller where the model takes it; else at the example's."""
         for candidate in (self.example.shrunk(), self.example.with_size()):
-            if candidate is None:
-                continue
-            more = candidate.with_batch(1) or candidate
-            try:
-                run(self._stock(to_clone), more, training=False)
-                live = self._injected(to_clone)
-                run(live, more, training=False)
-            except Exception:  # the model takes one size only
-                continue
-            return more, True
-        return self.example.with_batch(1) or self.example, False
+            if candidate is not None:
+                more = candidate.with_batch(1) or candidate
+                pair = self._pair(more, training=False, others=shapes)
+                if pair is not None:
+                    return more, "another input size", pair
+        more = self.example.with_batch(1) or self.example
+        return more, "the example's size", self._pair(more, training=False)
 
-    def _pair(
-        self, example: Example, training: bool, shapes: Shapes | None, others: Shapes
-    ) -> tuple[Run | None, Run | None, Run | None, float]:
-        """Live, oracle and stock forwards in float64, in float32 where the model has a dtype of its own."""
-        error: Exception | None = None
-        for dtype in (torch.float64, torch.float32):
-            convert = to_dtype(dtype) if dtype is torch.float64 else to_clone
-            given = to_dtype(dtype) if dtype is torch.float64 else copied
+    def _pair(self, example: Example, *, training: bool, others: Shapes | None = None) -> Pair | None:
+        """Live and oracle forwards in float64, or in the model's own dtype; None where the model does not run so."""
+        for dtype in (torch.float64, None):
+            convert = to_clone if dtype is None else to_dtype(dtype)
+            given = copied if dtype is None else to_dtype(dtype)
             try:
-                noted: Shapes = {}
-                self.oracle.unnamed = set()
-                stock = self._stock(convert)
-                with self.oracle.noting_shapes(stock, noted):
-                    plain = run(stock, example, training=training, convert=given)
-                self.oracle.leave_out_unnamed(self.names)
-                if shapes is not None:
-                    shapes.update(noted)
-                    self.oracle.find_axes(others, noted)
-                gradients = training
                 stock, live = self._stock(convert), self._injected(convert)
+                if not training:
+                    self.oracle.unnamed = set()
+                if others is not None:
+                    noted: Shapes = {}
+                    with self.oracle.noting_shapes(stock, noted):
+                        run(stock, example, training=training, convert=given)
+                    self.oracle.find_axes(others, noted)
+                    self.oracle.leave_out_unnamed(self.names)
                 with self.oracle.attending(stock):
-                    expected = run(stock, example, training=training, convert=given, gradients=gradients)
+                    expected = run(stock, example, training=training, convert=given, gradients=training)
                 self.wrong, self.ran = [], Counter()
                 with self._watching_formula(live):
-                    found = run(live, example, training=training, convert=given, gradients=gradients)
-            except Exception as failure:
-                error = failure
+                    found = run(live, example, training=training, convert=given, gradients=training)
+            except Exception as error:
+                self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 continue
-            tolerance = TOLERANCE[dtype] if dtype_of(found.output) is torch.float64 else TOLERANCE[torch.float32]
-            return found, expected, plain, tolerance
-        self.wrong = [f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"]
-        return None, None, None, 0.0
+            wide = dtype_of(found.output) is torch.float64
+            return Pair(found, expected, TOLERANCE[torch.float64 if wide else torch.float32], tuple(self.wrong))
+        return None
 
     @contextmanager
     def _watching_formula(self, live: nn.Module) -> Iterator[None]:
@@ -268,17 +248,17 @@ class _Checks:
         left_out = f"; the example does not reach {', '.join(idle[:3])}" if idle else ""
         return Check(name, True, f"{len(entries) - len(idle)} of {len(entries)}{left_out}")
 
-    def _against(self, name: str, live: Run | None, oracle: Run | None, plain: Run | None, tolerance: float) -> Check:
-        if live is None or oracle is None or plain is None:
-            return Check(name, None, self.wrong[0] if self.wrong else "the model does not run there")
-        if self.wrong:
-            return Check(name, False, self.wrong[0])
-        if not list(tensors_of(oracle.output)):
-            return Check(name, None, f"the output, a {type(oracle.output).__name__}, holds no tensors to compare")
-        found = relative_distance(live.output, oracle.output)
+    def _against(self, name: str, pair: Pair | None) -> Check:
+        if pair is None:
+            return Check(name, None, f"the model does not run there: {self.failure:.150}")
+        if pair.wrong:
+            return Check(name, False, pair.wrong[0])
+        if not list(tensors_of(pair.oracle.output)):
+            return Check(name, None, f"the output, a {type(pair.oracle.output).__name__}, holds no tensors to compare")
+        found = relative_distance(pair.live.output, pair.oracle.output)
         if isinstance(found, str):
-            return Check(name, None if has_choices(oracle.output) else False, found)
-        if not found <= tolerance:
+            return Check(name, None if has_choices(pair.oracle.output) else False, found)
+        if not found <= pair.tolerance:
             return Check(name, False, f"differs by {found:.2g} of the largest value")
         return Check(name, True, f"within {found:.1g} of the largest value")
 
@@ -290,7 +270,9 @@ class _Checks:
         failure = ""
         for example in (small, self.example.with_batch(1) or self.example, self.example):
             try:
-                plain = run(self._stock(to_clone), example, training=True)
+                with self.oracle.noting_shapes(stock := self._stock(to_clone), {}):
+                    plain = run(stock, example, training=True)
+                self.oracle.leave_out_unnamed(self.names)
                 break
             except Exception as error:  # batch norm on one value, a detector without targets
                 failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -301,10 +283,10 @@ class _Checks:
         with bypassed(twin):
             found = run(twin, example, training=True)
         checks = [equal(name, found.output, plain.output)]
-        live, oracle, stock, tolerance = self._pair(example, True, None, {})
-        check = self._against(live_name, live, oracle, stock, tolerance)
-        if check.ok and live is not None and oracle is not None:
-            check = self._idle(live_name, example) or same_gradients(live_name, live, oracle, tolerance)
+        pair = self._pair(example, training=True)
+        check = self._against(live_name, pair)
+        if check.ok and pair is not None:
+            check = self._idle(live_name, example) or same_gradients(live_name, pair)
         return [*checks, check]
 
     def _idle(self, name: str, example: Example) -> Check | None:

@@ -134,10 +134,13 @@ def _load_checkpoint(built: ZooModel, file: Path) -> ZooModel:
         raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models.")
     from ultralytics import YOLO
 
+    from simam_inject.api import injected
+
     with fetching(str(file), pretrained=True):
-        state = YOLO(str(file)).model.state_dict()
-    _copy(built, file, state)
-    return built
+        loaded = YOLO(str(file))
+    _copy(built, file, loaded.model.state_dict())
+    sites = len(injected(loaded))
+    return replace(built, note=f"{built.note}, not its {sites} SimAM sites: name it as the model") if sites else built
 
 
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:

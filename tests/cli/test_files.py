@@ -18,7 +18,9 @@ SMALL = ("--input-size", "3x32x32")
 def built(monkeypatch):
     """The models that commands build."""
     made = []
-    monkeypatch.setattr("simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1])
+    monkeypatch.setattr(
+        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
+    )
     return made
 
 

@@ -213,9 +213,14 @@ MISTAKES = [
 ]
 
 
-def python(*arguments: str, **options) -> subprocess.CompletedProcess:
+def python(*arguments: str, more=None, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, *arguments]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "COLUMNS": "200"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "COLUMNS": "200",
+        **(more or {}),
+    }
     return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **options)
 
 
@@ -247,15 +252,22 @@ def test_help_imports_nothing_heavy():
     assert "--after" in result.stdout
 
 
+def test_recipes_are_completed():
+    code = "from simam_inject.cli.app import main; main()"
+    line = {"COMP_WORDS": "simam-inject resnet50 --recipe yolo-s", "COMP_CWORD": "3"}
+    found = python("-c", code, more={"_SIMAM_INJECT_COMPLETE": "complete_bash", **line})
+    assert found.stdout.split() == ["yolo-sppf"], found.stderr
+
+
 def test_names_that_options_repeat_are_those_of_the_modules():
     from simam_inject.bench import PEERS
     from simam_inject.bench.run import DTYPES
     from simam_inject.cli import options
-    from simam_inject.export.forms import form_name
+    from simam_inject.export.exporting import SUFFIXES
 
     assert tuple(PEERS) == options.PEERS
     assert tuple(DTYPES) == options.DTYPES
-    assert all(form_name(options.Path(f"x{suffix}")) for suffix in options.EXPORTS)
+    assert tuple(SUFFIXES) == options.EXPORTS
 
 
 MODEL_FILE = """

@@ -154,7 +154,9 @@ def test_a_failed_verification_is_1_and_saves_nothing(run, folder, monkeypatch):
 
 def test_the_strength_reaches_every_simam(run, monkeypatch):
     made = []
-    monkeypatch.setattr("simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1])
+    monkeypatch.setattr(
+        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
+    )
     result = run(NET, "--after", "block", *SMALL, "--strength", "0.25")
     assert result.exit_code == 0, result.stderr
     assert {site.strength for site in injected(made[0].model)} == {0.25}
@@ -163,7 +165,9 @@ def test_the_strength_reaches_every_simam(run, monkeypatch):
 
 def test_seed_and_number_of_classes_make_the_model(run, folder, monkeypatch):
     made = []
-    monkeypatch.setattr("simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1])
+    monkeypatch.setattr(
+        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
+    )
     for seed in ("1", "2", "1"):
         run("nets.py:make_wide", "--after", "block", *SMALL, "--dry-run", "--seed", seed, "--num-classes", "7")
     one, other, again = [built.model.head.weight for built in made]

@@ -7,7 +7,6 @@ import os
 import random
 import resource
 import subprocess
-import sys
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -20,7 +19,6 @@ from simam_inject.compare import compare, load_comparison, study
 from simam_inject.compare.records import Cell, Report, Variant
 from simam_inject.compare.study import Study
 from simam_inject.errors import CompareError
-from tests.compare import worker
 from tests.compare.networks import make_model, noisy
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +41,7 @@ def keys(comparison):
 
 def test_cells_come_seed_by_seed_and_each_once(file):
     queue = Study(file, {"epochs": 3})
-    queue.enqueue((PLAIN, SIMAM), 3)
+    queue.extend((PLAIN, SIMAM), 3)
     taken = []
     while ticket := queue.take():
         taken.append((ticket.seed, ticket.variant))
@@ -52,13 +50,17 @@ def test_cells_come_seed_by_seed_and_each_once(file):
     assert queue.counts() == (6, 6)
 
 
-def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file):
+def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file, monkeypatch):
     first, second = Study(file, {}), Study(file, {})
-    first.enqueue((PLAIN,), 2)
-    second._put("plain", "", 0)  # what a race leaves behind
-    second._put("plain", "", 1)
+    for queue in (first, second):
+        queue.extend((PLAIN, SIMAM), 1)
+    first._refill()
+    with monkeypatch.context() as patch:  # the second looked before the first had queued anything
+        patch.setattr(second, "_trials", lambda *states: [])
+        second._refill()
+    assert len(first._trials("WAITING")) == 4
     tickets = [queue.take() for queue in (first, second, first, second)]
-    assert [ticket and ticket.seed for ticket in tickets] == [0, 1, None, None]
+    assert [ticket and ticket.variant for ticket in tickets] == ["plain", "simam", None, None]
     for ticket in tickets[:2]:
         first.finish(ticket, cell(ticket))
     assert set(keys(first.comparison()).values()) == {1}
@@ -66,8 +68,8 @@ def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file):
 
 def test_a_stray_trial_is_no_cell(file):
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 1)
-    queue._study.enqueue_trial({})  # as `ask` on an empty queue makes one
+    queue.extend((PLAIN,), 1)
+    queue._study.ask()  # a stray one, on an empty queue
     assert queue.take().seed == 0
     assert queue.take() is None
     assert queue.counts()[1] == 1
@@ -75,7 +77,8 @@ def test_a_stray_trial_is_no_cell(file):
 
 def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypatch):
     slow, other = Study(file, {}), Study(file, {})
-    slow.enqueue((PLAIN,), 1)
+    for queue in (slow, other):
+        queue.extend((PLAIN,), 1)
     held = slow.take()
     held.trial.set_user_attr("worker", "another-machine:77:0")
     other._study.set_user_attr("heartbeat another-machine:77:0", time.time())
@@ -92,7 +95,8 @@ def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypa
 def test_a_worker_that_was_killed_before_it_wrote_its_name_loses_its_cell(file, monkeypatch):
     monkeypatch.setattr(study, "_CLAIM", 0.1)
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 1)
+    queue.extend((PLAIN,), 1)
+    queue._refill()
     queue._study.ask()
     assert queue.take() is None
     assert queue.free_dead() == 1
@@ -103,7 +107,7 @@ def test_a_heartbeat_keeps_a_cell(file, monkeypatch):
     monkeypatch.setattr(study, "HEARTBEAT", 0.05)
     monkeypatch.setattr(study, "STALE", 0.4)
     queue, other = Study(file, {}), Study(file, {})
-    queue.enqueue((PLAIN,), 1)
+    queue.extend((PLAIN,), 1)
     with queue.heartbeat():
         queue.take()
         time.sleep(0.6)
@@ -114,7 +118,7 @@ def test_a_heartbeat_keeps_a_cell(file, monkeypatch):
 
 def test_a_cell_of_a_process_of_this_machine_that_is_gone_is_free_at_once(file):
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 1)
+    queue.extend((PLAIN,), 1)
     child = subprocess.Popen(["true"])
     child.wait()
     queue.take().trial.set_user_attr("worker", f"{queue.worker.split(':')[0]}:{child.pid}:0")
@@ -174,7 +178,7 @@ def test_a_budget_ends_it_balanced_and_unfinished(engine, file):
 
 def test_a_line_that_a_killed_worker_left_half_written_costs_nothing(file):
     queue = Study(file, {})
-    queue.enqueue((PLAIN,), 2)
+    queue.extend((PLAIN,), 2)
     with file.open("ab") as journal:
         journal.write(b'{"op_code":8,"wor')
     ticket = queue.take()
@@ -237,24 +241,19 @@ def test_a_file_that_is_no_study(tmp_path):
         load_comparison(tmp_path / "empty.journal")
 
 
-class Started:
-    """A worker in a fresh interpreter, as a database needs it: connections do not survive a fork."""
+def work(storage, seeds):
+    def train(model, seed, report):
+        time.sleep(0.05)
+        return noisy(model, seed, report)
+
+    compare(make_model, ["0"], train, ["se", "eca"], seeds, storage)
+
+
+class Worker:
+    """A worker in a process of its own, that has imported everything already."""
 
     def __init__(self, storage, seeds):
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "tests.compare.worker", storage, str(seeds)]
-        self.process = subprocess.Popen(command, env=environment, cwd=ROOT)
-        self.kill = self.process.kill
-
-    def join(self):
-        return self.process.wait(timeout=600)
-
-
-class Forked:
-    """A worker that has imported everything already."""
-
-    def __init__(self, storage, seeds):
-        self.process = multiprocessing.get_context("fork").Process(target=worker.work, args=(storage, seeds))
+        self.process = multiprocessing.get_context("fork").Process(target=work, args=(storage, seeds))
         self.process.start()
         self.kill = self.process.kill
 
@@ -263,7 +262,7 @@ class Forked:
         return self.process.exitcode
 
 
-def kill_workers(storage, make_worker, *, kills, seeds):
+def kill_workers(storage, *, kills, seeds):
     """Three workers; one drawn at random is killed and replaced, again and again. This process ends the work."""
     chance, storage = random.Random(7), str(storage)
 
@@ -273,14 +272,14 @@ def kill_workers(storage, make_worker, *, kills, seeds):
         except CompareError:
             return 0
 
-    workers = [make_worker(storage, seeds) for _ in range(3)]
+    workers = [Worker(storage, seeds) for _ in range(3)]
     for moment in sorted(chance.sample(range(1, 4 * seeds), kills)):
         while count() < moment:
             time.sleep(0.05)
         victim = chance.randrange(3)
         workers[victim].kill()
         assert workers[victim].join() == -9
-        workers[victim] = make_worker(storage, seeds)
+        workers[victim] = Worker(storage, seeds)
     killed = count()
     assert [worker.join() for worker in workers] == [0, 0, 0]
     comparison = compare(make_model, ["0"], noisy, ["se", "eca"], seeds, storage)
@@ -290,12 +289,12 @@ def kill_workers(storage, make_worker, *, kills, seeds):
 
 
 def test_three_workers_one_killed(engine, file):
-    kill_workers(file, Forked, kills=1, seeds=12)
+    kill_workers(file, kills=1, seeds=12)
 
 
 @pytest.mark.long
 def test_three_workers_one_killed_ten_times(engine, file):
-    kill_workers(file, Forked, kills=10, seeds=60)
+    kill_workers(file, kills=10, seeds=60)
 
 
 @pytest.mark.long
@@ -303,4 +302,4 @@ def test_three_workers_one_killed_ten_times(engine, file):
 def test_three_workers_on_postgresql_one_killed_ten_times(engine):
     with suppress(KeyError):
         optuna.delete_study(study_name="compare", storage=POSTGRESQL)
-    kill_workers(POSTGRESQL, Started, kills=10, seeds=30)
+    kill_workers(POSTGRESQL, kills=10, seeds=40)

@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 
@@ -154,3 +155,44 @@ def test_two_processes_learn(images, tmp_path):
     rows = log_of(tmp_path)
     assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
     assert max(float(row["ema_top1"]) for row in rows) >= 0.75
+
+
+def test_a_trained_network_starts_warm_and_resumes_in_the_middle_of_the_ramp(trainer, images, tmp_path, capsys):
+    """Weights in, gains fitted, accuracies printed, strength raised over a fifth of 6 epochs of 8 steps."""
+    plain = [word for word in arguments(images, tmp_path / "plain", epochs=6) if word not in ("--recipe", RECIPE)]
+    train(trainer, *plain)
+    weights = ("--weights", str(tmp_path / "plain" / "best.safetensors"), "--warm-start")
+    capsys.readouterr()
+    train(trainer, *arguments(images, tmp_path / "warm", *weights, epochs=10))
+    words = capsys.readouterr().out
+    assert re.search(r"gain +error before", words)
+    accuracies = re.search(r"top1 without SimAM (\S+)  with SimAM (\S+)  with its gains (\S+)", words)
+    best = max(float(row["ema_top1"]) for row in log_of(tmp_path / "plain"))
+    assert float(accuracies[1]) == pytest.approx(best, abs=1e-6)
+    whole = state_of(tmp_path / "warm")
+    assert whole["ramp"] == {"steps": 16, "start": 0.0, "done": 16}
+    assert all(gain > 1.05 for gain in whole["gains"])
+    found = injected(load(tmp_path / "warm" / "best.safetensors", build(MODEL, num_classes=2).model))
+    assert [site.gain for site in found] == whole["gains"]
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(trainer, patch, epochs=1)
+        with pytest.raises(KeyboardInterrupt):
+            train(trainer, *arguments(images, tmp_path / "cut", *weights, epochs=10))
+    assert state_of(tmp_path / "cut")["ramp"]["done"] == 8
+    train(trainer, *arguments(images, tmp_path / "cut", *weights, "--resume", epochs=10))
+    resumed = state_of(tmp_path / "cut")
+    assert resumed["gains"] == whole["gains"]
+    for name, tensor in whole["network"].items():
+        assert torch.equal(tensor, resumed["network"][name]), name
+
+
+def stop_after(trainer, patch, epochs):
+    """The run is killed when the next epoch begins."""
+    run_epoch = trainer.run_epoch
+
+    def run(state, *more):
+        if state.trainer.epoch == epochs:
+            raise KeyboardInterrupt
+        run_epoch(state, *more)
+
+    patch.setattr(trainer, "run_epoch", run)

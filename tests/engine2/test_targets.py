@@ -105,8 +105,12 @@ class Stacked(nn.Module):
         return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
-WRAPPERS = {PadConv: ("conv2", "conv2.conv"), StandardConv: ("conv2", "conv2.conv"), SequentialConv: ("conv2", "conv2.1"),
-            SeparableConv: ("conv2.depthwise",)}  # fmt: skip
+WRAPPERS = {
+    PadConv: ("conv2", "conv2.conv"),
+    StandardConv: ("conv2", "conv2.conv"),
+    SequentialConv: ("conv2", "conv2.1"),
+    SeparableConv: ("conv2.depthwise",),
+}
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
@@ -126,7 +130,8 @@ def test_a_wrapped_convolution_is_attended_once(block, kind):
 @pytest.mark.parametrize("kind", WRAPPERS)
 def test_a_condition_on_the_kernel_asks_real_convolutions(kind):
     stock = build(Stacked, lambda: Wrapping(kind), 1)
-    planned = plan(stock, rule(block="Wrapping", after={"op": "conv2d", "kernel": ">1"}), example_inputs=image(2, 3, 8, 8))
+    spatial = rule(block="Wrapping", after={"op": "conv2d", "kernel": ">1"})
+    planned = plan(stock, spatial, example_inputs=image(2, 3, 8, 8))
     assert len(planned.insertions) == 2
     planned = plan(stock, rule(path="*", after={"op": "conv"}), example_inputs=image(2, 3, 8, 8))
     assert len(planned.insertions) == sum(isinstance(module, nn.Conv2d) for module in stock.modules())
@@ -160,7 +165,7 @@ class MadeNorm(MadeAct):
     def forward(self, x):
         out = self.c(x)
         out += x
-        return nn.InstanceNorm2d(6)(out)
+        return nn.InstanceNorm2d(6)(out).relu()
 
 
 class MadePool(MadeAct):
@@ -408,7 +413,7 @@ def test_blocks_are_found_by_structure(block, recipe):
     x = image(2, 3, 8, 8)
     place = BY_STRUCTURE[block][recipe]
     places = [f"blocks.{index}.{place}".rstrip(".") for index in range(3)]
-    aliases = {"blocks.0.body": "blocks.0.body.2", "blocks.1.body": "blocks.1.body.2", "blocks.2.body": "blocks.2.body.2"}
+    aliases = {f"blocks.{index}.body": f"blocks.{index}.body.2" for index in range(3)}
     model = inject(copy.deepcopy(stock), recipe, example_inputs=x, e_lambda=E_LAMBDA)
     assert [aliases.get(insertion.path, insertion.path) for insertion in injected(model)] == places
     hold(model, stock, places, x)
@@ -418,7 +423,8 @@ def test_blocks_are_found_by_structure(block, recipe):
 @pytest.mark.parametrize("recipe", ["paper", "residual", "block-output", "stage-end"])
 def test_other_class_names_take_the_same_sites(block, recipe):
     named, other = build(Stacked, block), renamed(build(Stacked, block), {})
-    assert {type(module).__name__ for module in other.modules() if list(module.children())} <= {"Zq0", "Zq1", "Sequential"}
+    parents = {type(module).__name__ for module in other.modules() if list(module.children())}
+    assert parents <= {"Zq0", "Zq1", "Sequential"}
     found = []
     for model in (named, other):
         try:

@@ -28,7 +28,7 @@ def test_the_suffixes_are_those_of_the_export():
 def test_an_exported_file_is_reported_with_its_proof(run, tmp_path):
     result = run(NET, *PLACE, "--output", "net.pt2")
     assert result.exit_code == 0, result.output
-    assert "net.pt2 holds 3 live sites and is " in result.stdout
+    assert "net.pt2 holds 3 sites; output " in result.stdout
     assert torch.export.load(tmp_path / "net.pt2").module()(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 
 

@@ -30,8 +30,9 @@ def whole(model, backend="eager", **options):
     return torch.compile(model, fullgraph=True, backend=backend, **options)
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("recipe", [*RECIPES, None])
+@pytest.mark.parametrize(
+    ("recipe", "training"), [(RECIPES[0], True), (None, True), *((recipe, False) for recipe in RECIPES[1:])]
+)
 def test_no_graph_break_and_equal_to_eager(recipe, training):
     model = (doubling() if recipe is None else attended(recipe)).train(training)
     twin = copy.deepcopy(model)
@@ -135,14 +136,15 @@ def test_functional_call_and_vmap():
     assert distance(run(halved, image()), run(eject(halved), image())) > 1e-4
 
 
-@pytest.mark.parametrize("build", [attended, doubling])
+@pytest.mark.parametrize("build", [attended, lambda: nn.Sequential(doubling())])
 def test_symbolic_trace_by_somebody_else(build):
+    """`torch.fx` reads the forward of a root from its class: one that holds SimAM is traced inside another module."""
     model = build().eval()
-    if build is doubling:
-        model.forward.__signature__  # noqa: B018 (torch.fx reads it)
-    traced = torch.fx.symbolic_trace(copy.deepcopy(model), concrete_args={"scale": None} if build is doubling else None)
+    traced = torch.fx.symbolic_trace(copy.deepcopy(model))
     assert distance(run(traced, image()), run(model, image())) < 1e-6
-    assert distance(run(traced, image()), run(eject(model), image())) > 1e-3
+    for module in model.modules():
+        eject(module)
+    assert distance(run(traced, image()), run(model, image())) > 1e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -150,7 +152,9 @@ def test_another_dtype_afterwards(dtype):
     model = attended().eval()
     found = run(copy.deepcopy(model).to(dtype), image().to(dtype))
     assert found.dtype == dtype
-    assert distance(found, run(model, image())) < {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-4}[dtype]
+    assert (
+        distance(found, run(model, image())) < {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-4}[dtype]
+    )
 
 
 def test_autocast_and_channels_last():

@@ -23,7 +23,6 @@ from itertools import product
 from pathlib import Path
 
 import torch
-from torch import nn
 
 HERE = Path(__file__).parent
 SITES = HERE / "sites.txt"
@@ -67,9 +66,8 @@ def build(key):
         if library == "torchvision":
             import torchvision
 
-            options = {} if "rcnn" not in name and "ssd" not in name and "f" != name[0] else {"weights_backbone": None}
-            if name.startswith(("fcn", "deeplab", "lraspp", "retinanet")):
-                options = {"weights_backbone": None}
+            composed = "rcnn" in name or name.startswith(("ssd", "fcos", "fcn", "deeplab", "lraspp", "retinanet"))
+            options = {"weights_backbone": None} if composed else {}
             return torchvision.models.get_model(name, weights=None, **options).eval()
         if library == "timm":
             import timm
@@ -100,7 +98,8 @@ def example(key, model):
     if name.startswith("raft"):
         return image(1, 3, 128, 128), image(1, 3, 128, 128)
     if name.startswith(("r3d", "s3d", "swin3d", "mvit")):
-        return (image(1, 3, 16, 224 if name.startswith(("s3d", "swin3d", "mvit")) else 112, 224 if name[0] != "r" else 112),)
+        side = 112 if name.startswith("r3d") else 224
+        return (image(1, 3, 16, side, side),)
     side = 299 if "inception" in name else 224
     return (image(1, 3, side, side),)
 
@@ -240,7 +239,9 @@ def read_outputs():
 
 def close(one, other, tolerance=1e-6):
     """Equal up to a share of the output's spread, which its third number is."""
-    return len(one) == len(other) and all(abs(a - b) <= tolerance * (abs(other[2]) + abs(b)) for a, b in zip(one, other))
+    if len(one) != len(other):
+        return False
+    return all(abs(a - b) <= tolerance * (abs(other[2]) + abs(b)) for a, b in zip(one, other, strict=True))
 
 
 def differences(golden, sites):
@@ -293,7 +294,8 @@ def write_sites(keys):
     order = {key: index for index, key in enumerate(families())}
     for key, recipe, sites in planned(keys):
         lines[key, recipe] = line_of(key, recipe, sites)
-        SITES.write_text("".join(f"{lines[at]}\n" for at in sorted(lines, key=lambda at: order[at[0]])), encoding="utf-8")
+        ordered = sorted(lines, key=lambda at: order[at[0]])
+        SITES.write_text("".join(f"{lines[at]}\n" for at in ordered), encoding="utf-8")
     return 0
 
 

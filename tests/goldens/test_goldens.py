@@ -7,7 +7,8 @@ import torch
 
 from tests.goldens import freeze
 
-QUICK = ("torchvision:resnet18", "timm:convnext_atto", "timm:res2net50_14w_8s", "timm:starnet_s050", "torchvision:r3d_18")
+QUICK = ("torchvision:resnet18", "timm:convnext_atto", "timm:res2net50_14w_8s", "timm:starnet_s050",
+         "torchvision:r3d_18")  # fmt: skip
 GOLDEN = freeze.read_sites()
 OUTPUTS = freeze.read_outputs()
 

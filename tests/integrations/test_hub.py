@@ -11,8 +11,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from simam_inject import inject, injected
+from simam_inject.adapters import network_of
 from simam_inject.errors import FileError, ModelError
-from simam_inject.integrations import hub, network_of
+from simam_inject.integrations import hub
 from simam_inject.zoo import build
 
 X = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))

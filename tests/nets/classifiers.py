@@ -571,7 +571,8 @@ class Attend(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.n1, self.qkv, self.proj = nn.LayerNorm(channels), nn.Linear(channels, 3 * channels), nn.Linear(channels, channels)
+        self.n1, self.qkv = nn.LayerNorm(channels), nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
         self.n2, self.f1, self.f2 = nn.LayerNorm(channels), nn.Linear(channels, 16), nn.Linear(16, channels)
 
     def forward(self, x):

@@ -61,8 +61,8 @@ class Aim(nn.Module):
     def forward(self, maps):
         found = []
         for level, x in enumerate(maps):
-            x = self.towers[level](self.stems[level](x))
-            found.append(torch.cat([self.boxes[level](x), self.kinds[level](x)], 1).flatten(2))
+            y = self.towers[level](self.stems[level](x))
+            found.append(torch.cat([self.boxes[level](y), self.kinds[level](y)], 1).flatten(2))
         return torch.cat(found, 2)
 
 

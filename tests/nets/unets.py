@@ -85,8 +85,9 @@ class Stair(nn.Module):
     def __init__(self, before, after, stride=1):
         super().__init__()
         self.path = nn.Sequential(
-            nn.BatchNorm2d(before), nn.ReLU(), c3(before, after, stride), nn.BatchNorm2d(after), nn.ReLU(), c3(after, after)
-        )
+            nn.BatchNorm2d(before), nn.ReLU(), c3(before, after, stride),
+            nn.BatchNorm2d(after), nn.ReLU(), c3(after, after),
+        )  # fmt: skip
         self.side = nn.Sequential(c3(before, after, stride), nn.BatchNorm2d(after))
 
     def forward(self, x):
@@ -217,7 +218,8 @@ class Linearly(nn.Module):
 
     def __init__(self, channels, heads=2, width=4):
         super().__init__()
-        self.heads, self.to_qkv, self.to_out = heads, c1(channels, 3 * heads * width, bias=False), c1(heads * width, channels)
+        self.heads, self.to_qkv = heads, c1(channels, 3 * heads * width, bias=False)
+        self.to_out = c1(heads * width, channels)
 
     def forward(self, x):
         n, _, h, w = x.shape
@@ -314,7 +316,7 @@ class Span(nn.Module):
         super().__init__()
         self.point = Kwik(before, after, 1)
         self.holes = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(before, after, 3, padding=rate, dilation=rate, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+            nn.Sequential(nn.Conv2d(before, after, 3, padding=rate, dilation=rate), nn.BatchNorm2d(after), nn.ReLU())
             for rate in (2, 4)
         )
         self.pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), c1(before, after), nn.ReLU())

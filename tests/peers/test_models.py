@@ -17,7 +17,7 @@ from tests.peers.models import PLACES, image, injected_of, stock_of
 TIMM = [key for key in PLACES if key.startswith("timm:")]
 everywhere = pytest.mark.parametrize("key", PLACES)
 in_timm = pytest.mark.parametrize("key", TIMM)
-NEAR = 1e-4
+NEAR = 3e-5
 """In float32, of a whole network: rounding of another order of operations stays well below, attention well above."""
 
 
@@ -62,7 +62,7 @@ def test_model_backward(key):
     missing = [name for name, parameter in model.named_parameters() if parameter.grad is None]
     assert missing == [name for name, parameter in stock.named_parameters() if parameter.grad is None]
     assert all(torch.isfinite(parameter.grad).all() for parameter in model.parameters() if parameter.grad is not None)
-    assert sum(parameter.numel() for parameter in model.parameters()) == sum(each.numel() for each in stock.parameters())
+    assert [each.shape for each in model.parameters()] == [each.shape for each in stock.parameters()]
 
 
 @in_timm
@@ -252,8 +252,8 @@ def test_torchvision_detection_in_both_modes():
     import torchvision
 
     torch.manual_seed(3)
-    stock = torchvision.models.detection.ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=3)
-    stock.eval()
+    build = torchvision.models.detection.ssdlite320_mobilenet_v3_large
+    stock = build(weights=None, weights_backbone=None, num_classes=3).eval()
     images = [torch.rand(3, 80, 64, generator=torch.Generator().manual_seed(1)), torch.rand(3, 64, 96)]
     model = inject(copy.deepcopy(stock), "mobile", example_inputs=(images,), e_lambda=0.03, verify=False)
     with bypass(model):

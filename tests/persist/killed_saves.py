@@ -43,7 +43,7 @@ def main(folder, count, seed):
     duration = time.perf_counter() - began
     generator = random.Random(seed)
     target = net(0, channels=CHANNELS, blocks=6)
-    found, interrupted, littered = [], 0, 0
+    found, interrupted = [], 0
     for _ in range(count):
         child = os.fork()
         if not child:
@@ -52,8 +52,7 @@ def main(folder, count, seed):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         leftovers = [entry for entry in folder.iterdir() if entry != file]
-        interrupted += bool(leftovers)
-        littered = max(littered, len(leftovers))
+        interrupted = len(leftovers)
         load(file, target)
         state = target.state_dict()
         found.append(
@@ -66,7 +65,6 @@ def main(folder, count, seed):
                 "whole": len(found),
                 "states": sorted(set(found)),
                 "interrupted": interrupted,
-                "most_leftovers": littered,
                 "left": [entry.name for entry in folder.iterdir()],
             }
         )

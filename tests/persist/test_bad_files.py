@@ -119,6 +119,17 @@ def test_another_recipe_version(file, refused):
     refused("holds a recipe that this package cannot read: version: found 7")
 
 
+def twice(data):
+    """List the first site again."""
+    data["sites"].append(data["sites"][0])
+    data["settings"].append([1.0, 1.0])
+
+
+def without(name):
+    """Leave out the last entry of a field."""
+    return lambda data: data.update({name: data[name][:-1]})
+
+
 def edit(**changes):
     """Change the edit of the first site."""
     return lambda data: data["sites"][0]["edit"].update(changes)
@@ -138,8 +149,8 @@ def site(**changes):
         (lambda data: data.pop("sites") and None, "sites: Field required"),
         (lambda data: data.update(sites={"a": 1}), "sites: "),
         (lambda data: data["sites"].append({"module": 1}), "sites.2"),
-        (lambda data: (data["sites"].append(data["sites"][0]), data["settings"].append([1.0, 1.0])) and None, "one SimAM twice"),
-        (lambda data: data["settings"].pop() and None, "no strength and gain for every site"),
+        (twice, "one SimAM twice"),
+        (without("settings"), "no strength and gain for every site"),
         (lambda data: data.update(settings=[[2.0, 1.0]] * 2), "settings.0.0: "),
         (lambda data: data.update(settings=[[1.0, -1.0]] * 2), "settings.0.1: "),
         (lambda data: data.update(settings=[[1.0, float("nan")]] * 2), "settings.0.1: "),

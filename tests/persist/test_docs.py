@@ -8,7 +8,7 @@ import pytest
 
 from simam_inject.persist import LostRecipeWarning
 
-TEXT = (Path(__file__).parents[2] / "docs" / "files.md").read_text()
+TEXT = (Path(__file__).parents[2] / "docs" / "files.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.usefixtures("project")

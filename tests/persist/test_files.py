@@ -125,7 +125,10 @@ def test_strength_gain_and_lambda_are_those_of_the_modules(model, tmp_path):
     first, second = (model.get_submodule(site.module) for site in injected(model))
     first.strength, first.gain, second.strength, second.e_lambda = 0.25, 1.5, 0.0, 0.3
     other = load(save(model, tmp_path / "x.safetensors"), net(1))
-    assert [(site.strength, site.gain, site.e_lambda) for site in injected(other)] == [(0.25, 1.5, 0.02), (0.0, 1.0, 0.3)]
+    assert [(site.strength, site.gain, site.e_lambda) for site in injected(other)] == [
+        (0.25, 1.5, 0.02),
+        (0.0, 1.0, 0.3),
+    ]
     assert torch.equal(other(X), model(X))
     first.strength = 1.0
     assert not torch.allclose(other(X), model(X), rtol=1e-3)
@@ -166,6 +169,7 @@ def test_loading_runs_nothing_of_the_model(model, file, monkeypatch):
     monkeypatch.setattr(Net, "forward", fail)
     monkeypatch.setattr(nn.Conv2d, "forward", fail)
     assert len(injected(load(file, net(1)))) == 2
+
 
 def test_a_model_without_simam_has_a_file_without_sites(tmp_path):
     file = save(net(0), tmp_path / "x.safetensors")

@@ -36,10 +36,12 @@ save_file({"y": (found[0] if isinstance(found, tuple) else found).contiguous()},
 @pytest.mark.parametrize(
     ("name", "recipe", "count"),
     [
-        ("torchvision:resnet50", "paper", 16),
-        ("timm:convnext_atto", "after convnextblock.conv_dw", 12),
-        ("timm:efficientnet_b0", "after invertedresidual.conv_dw", 15),
-        ("ultralytics:yolov8n", "after c2f", 8),
+        ("torchvision:resnet18", "paper", 8),
+        pytest.param("torchvision:resnet50", "paper", 16, marks=pytest.mark.long),
+        pytest.param("timm:convnext_atto", "after convnextblock.conv_dw", 12, marks=pytest.mark.long),
+        pytest.param("timm:efficientnet_b0", "after invertedresidual.conv_dw", 15, marks=pytest.mark.long),
+        pytest.param("timm:nfnet_f0", "residual", None, marks=pytest.mark.long),
+        pytest.param("ultralytics:yolov8n", "after c2f", 8, marks=pytest.mark.long),
     ],
 )
 def test_bit_equal_in_a_fresh_process(name, recipe, count, tmp_path):
@@ -55,7 +57,7 @@ def test_bit_equal_in_a_fresh_process(name, recipe, count, tmp_path):
         found = network(x)
     expected = found[0] if isinstance(found, tuple) else found
     save(model, tmp_path / "x.safetensors")
-    assert len(injected(model)) == count
+    assert len(injected(model)) == (count or len(injected(model))) > 0
     assert read(tmp_path / "x.safetensors").insertions == injected(model)
     save_file({"x": x}, tmp_path / "in.safetensors")
     done = subprocess.run(

@@ -122,30 +122,42 @@ class Change:
     def apply(self, model):
         """False: it cannot be done here, since it would take an attended module away."""
         unit = model.units[self.unit % len(model.units)]
-        if self.kind == "act":
-            if "simam" in dict(unit.act.named_children()):
-                return False
-            unit.act = ACTS[self.value]()
-        elif self.kind == "append":
-            unit.more.append(ACTS[self.value]())
-        elif self.kind == "clear":
-            unit.more = nn.ModuleList()
-        elif self.kind == "training":
-            model.train(self.value)
-        elif self.kind == "part":
-            unit.train(self.value)
-        elif self.kind == "weights":
-            with torch.no_grad():
-                unit.one.weight.mul_(self.value)
-        elif self.kind == "frozen":
-            unit.requires_grad_(not self.value)
-        elif self.kind == "global":
-            SETTINGS["power"] = self.value
-        elif self.kind == "method":
-            unit.choices = dict(zip(unit.choices, reversed([*unit.choices.values()]), strict=True))
-        else:
+        if self.kind == "act" and "simam" in dict(unit.act.named_children()):
+            return False
+        special = getattr(self, f"_{self.kind}", None)
+        if special is None:
             setattr(unit, self.kind, self.value)
+        else:
+            special(model, unit)
         return True
+
+    def _act(self, model, unit):
+        unit.act = ACTS[self.value]()
+
+    def _append(self, model, unit):
+        unit.more.append(ACTS[self.value]())
+
+    def _clear(self, model, unit):
+        unit.more = nn.ModuleList()
+
+    def _training(self, model, unit):
+        model.train(self.value)
+
+    def _part(self, model, unit):
+        unit.train(self.value)
+
+    def _weights(self, model, unit):
+        with torch.no_grad():
+            unit.one.weight.mul_(self.value)
+
+    def _frozen(self, model, unit):
+        unit.requires_grad_(not self.value)
+
+    def _global(self, model, unit):
+        SETTINGS["power"] = self.value
+
+    def _method(self, model, unit):
+        unit.choices = dict(zip(unit.choices, reversed([*unit.choices.values()]), strict=True))
 
 
 def _changes(kind, *values):

@@ -112,7 +112,9 @@ def test_nothing_run_is_not_called_verified():
 
 
 def test_what_was_there_before_is_counted():
-    plan = make_plan(INSERTIONS[1:], present=INSERTIONS[:1], skips=(Skip("layer1.0", "has SimAM already", 0, hit=True),))
+    plan = make_plan(
+        INSERTIONS[1:], present=INSERTIONS[:1], skips=(Skip("layer1.0", "has SimAM already", 0, hit=True),)
+    )
     lines = render(plan, width=120)
     assert ["layer1.0", "after", "256x56x56", "4", "0.0001", "output"] in [line.split() for line in lines]
     assert any(line.startswith("2 sites inserted, 1 already there, 0 skipped; parameters +0; 8.1 MB") for line in lines)
@@ -162,7 +164,11 @@ def test_dict_is_json_and_whole():
     data = plan_to_dict(make_plan(skips=SKIPS), PASSED)
     assert json.loads(json.dumps(data)) == data
     second = data["insertions"][1]
-    assert (second["path"], second["reader"], second["shape"]) == ("layer1.0.relu[2]", "layer1.0.conv3", [1, 64, 56, 56])
+    assert (second["path"], second["reader"], second["shape"]) == (
+        "layer1.0.relu[2]",
+        "layer1.0.conv3",
+        [1, 64, 56, 56],
+    )
     assert second["edit"] == {"kind": "input", "module": "layer1.0.conv3", "argument": 0, "key": None}
     assert second["bytes_moved"] == 2 * 4 * 64 * 56 * 56
     assert [skip["hit"] for skip in data["skips"]] == [True, True, False]

@@ -262,6 +262,22 @@ def interrupt() -> dict:
     return {}
 
 
+def interrupt_again() -> dict:
+    """Another, which the command line resumes."""
+
+    class Crash(Exception):
+        pass
+
+    def crash(trainer) -> None:
+        raise Crash
+
+    yolo = load(FOLDER / "injected.pt")
+    yolo.add_callback("on_model_save", crash)
+    with pytest.raises(Crash):
+        yolo.train(**common("cli", epochs=2))
+    return {}
+
+
 def resume() -> dict:
     """Its continuation, from last.pt."""
     from tests.yolo.oracle import check_pair, live_sites
@@ -276,7 +292,7 @@ def resume() -> dict:
     yolo.train(resume=True)
     assert seen == [(1, COUNT, COUNT), (2, COUNT, COUNT)], seen
     assert strengths == [[value] for value in STRENGTHS[2:]], strengths
-    assert {site["strength"] for site in yolo.model.yaml["simam"]["sites"]} == {1.0}
+    assert {strength for strength, _ in yolo.model.yaml["simam"]["settings"]} == {1.0}
     return check_pair(yolo.model(images()), yolo.model, images())
 
 

@@ -15,9 +15,9 @@ from simam_inject import bypass, eject, inject, injected, plan, verify
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
-from simam_inject.integrations.record import Record
 from simam_inject.integrations.ultralytics import fusing, networks, ramp, training
-from simam_inject.integrations.ultralytics.record import has_record, read, recorded
+from simam_inject.integrations.ultralytics.record import has_record, read, recorded, write
+from simam_inject.persist.record import Record
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, live_sites
 
 SMALL = {
@@ -211,10 +211,9 @@ def test_a_yaml_file_may_hold_a_recipe_in_the_users_words(wide, words):
 HOSTILE = [
     ("/etc/passwd", "names a file"),
     (7, "is a int"),
-    ({"version": 3, "recipes": [], "sites": []}, "record of version 3"),
-    ({"version": 2, "recipes": [], "sites": []}, "no list of sites"),
-    ({"version": 2, "recipes": [7], "sites": [{}]}, "is not valid"),
-    ({"version": 2, "recipes": [], "sites": ["x"]}, "is not a site"),
+    ({"format": 3, "recipes": [], "sites": [], "settings": []}, "a newer simam_inject"),
+    ({"format": 2, "recipes": [7], "sites": [], "settings": []}, r"model.yaml\['simam'\] is not valid: recipes.0"),
+    ({"format": 2, "recipes": [], "sites": ["x"], "settings": []}, r"is not valid: sites.0"),
 ]
 
 
@@ -237,21 +236,27 @@ def test_a_foreign_record_is_refused(found, message):
         ("rule", True),
         ("edit", {"kind": "call", "module": "model.0"}),
         ("expression", {"method": "forward", "digest": "x", "span": [0, 0, 0, 0]}),
-        ("strength", 1.5),
-        ("gain", float("inf")),
     ],
 )
 def test_a_hostile_recorded_site_is_refused(record, key, value):
     table = copy.deepcopy(record)
     table["simam"]["sites"][0][key] = value
-    with pytest.raises(FileError, match=key):
+    with pytest.raises(FileError, match=rf"sites\.0\.{key}|plain data"):
+        tasks.DetectionModel(table, verbose=False)
+
+
+@pytest.mark.parametrize("setting", [[1.5, 1.0], [1.0, float("inf")], [1.0], "x"])
+def test_a_hostile_setting_is_refused(record, setting):
+    table = copy.deepcopy(record)
+    table["simam"]["settings"][0] = setting
+    with pytest.raises(FileError, match="settings"):
         tasks.DetectionModel(table, verbose=False)
 
 
 def test_a_recorded_site_whose_module_is_not_there_is_an_error(record):
     table = copy.deepcopy(record)
     table["simam"]["sites"][0]["edit"]["module"] = "model.0.cnov"
-    with pytest.raises(ModelError, match=r"has no module 'model\.0\.cnov'"):
+    with pytest.raises(FileError, match=r"has no module 'model\.0\.cnov'"):
         tasks.DetectionModel(table, verbose=False)
 
 
@@ -367,7 +372,7 @@ def test_a_checkpoint_cannot_name_another_module_to_import(tmp_path, yolo, restr
 def test_settings_are_recorded_and_rebuilt(image):
     network = inject(build(), BETWEEN, example_inputs=image[:1], verify=False, strength=0.25)
     network.model[3].conv.simam.gain = 1.5
-    training.update_record(network)
+    write(network)
     again = build(network.yaml)
     assert [(site.strength, site.gain) for site in injected(again)] == [(0.25, 1.0), (0.25, 1.5)]
 
@@ -390,7 +395,7 @@ def test_peers_of_simam_are_not_trained_as_simam(image):
         attention=lambda channels: nn.Conv2d(channels, channels, 1),
     )
     assert not has_record(yolo.model)
-    with pytest.raises(ModelError, match="holds a Conv2d; networks are built anew from a record"):
+    with pytest.raises(FileError, match="is a Conv2d, and files hold SimAM only"):
         yolo.train(data="none.yaml")
 
 

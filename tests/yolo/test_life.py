@@ -15,6 +15,7 @@ from ultralytics.utils import dist
 
 from tests.yolo.conftest import ROOT
 
+COMMAND = "from ultralytics.cfg import entrypoint; entrypoint()"
 IN_A_FRESH_PROCESS = ("reload", "val", "predict", "export")
 restricted_loading = pytest.mark.skipif(
     not hasattr(tasks, "_SafeLoad"), reason="ULTRALYTICS_SAFE_LOAD came after ultralytics 8.4.0"
@@ -59,20 +60,21 @@ def test_the_network_inside_a_yolo_object_may_be_injected(workshop):
 
 
 def test_the_command_line_trains_a_saved_injected_net(workshop):
-    runs = workshop.folder / "runs"
-    told = workshop.call(
-        "-c",
-        "from ultralytics.cfg import entrypoint; entrypoint()",
-        *(
-            "detect",
-            "train",
-            f"model={workshop.folder / 'injected.pt'}",
-            f"data={workshop.folder / 'set' / 'data.yaml'}",
-        ),
-        *("epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=False", f"project={runs}", "name=cli"),
-        YOLO_VERBOSE="true",
-    )
-    assert "SimAM: 8 sites live, strength 1, recipe everywhere" in told
+    model, data = f"model={workshop.folder / 'injected.pt'}", f"data={workshop.folder / 'set' / 'data.yaml'}"
+    project = f"project={workshop.folder / 'runs'}"
+    options = ("epochs=1", "imgsz=64", "batch=4", "workers=0", "device=cpu", "plots=False", project, "name=cli")
+    printed = workshop.call("-c", COMMAND, "detect", "train", model, data, *options, YOLO_VERBOSE="true")
+    assert "SimAM: 8 sites live, strength 1, recipe everywhere" in printed
+    workshop.run("check_cli")
+
+
+@pytest.mark.long
+def test_the_command_line_resumes_an_injected_net(workshop):
+    workshop.run("interrupt_again")
+    last = workshop.folder / "runs" / "cli" / "weights" / "last.pt"
+    printed = workshop.call("-c", COMMAND, "train", "resume", f"model={last}", YOLO_VERBOSE="true")
+    assert "SimAM: 8 sites live, strength 1, recipe everywhere" in printed
+    workshop.done.pop("check_cli", None)
     workshop.run("check_cli")
 
 

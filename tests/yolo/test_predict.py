@@ -45,19 +45,26 @@ def simam_runs(yolo) -> int:
 
 
 def test_predict_after_inject_runs_every_site(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE)
+    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
     assert simam_runs(yolo) >= SITES
 
 
+def test_predict_after_inject_of_the_inner_network_runs_every_site(yolo):
+    inject(yolo.model, RECIPE, example_inputs=EXAMPLE, verify=False)
+    assert simam_runs(yolo) >= SITES
+    eject(yolo.model)
+    assert simam_runs(yolo) == 0
+
+
 def test_predict_after_eject_runs_none(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE)
+    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
     predict(yolo)
     eject(yolo)
     assert simam_runs(yolo) == 0
 
 
 def test_predict_inside_bypass_runs_none_and_afterwards_all(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE)
+    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
     predict(yolo)
     with bypass(yolo):
         assert simam_runs(yolo) == 0
@@ -69,7 +76,7 @@ def test_predict_after_load_runs_the_sites_and_weights_of_the_file(yolo, tmp_pat
     source = YOLO("yolov8n.yaml")
     save(inject(source, RECIPE, example_inputs=EXAMPLE), tmp_path / "x.safetensors")
     if injected_before:
-        inject(yolo, RECIPE, example_inputs=EXAMPLE)
+        inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
         predict(yolo)
     load(tmp_path / "x.safetensors", yolo)
     assert simam_runs(yolo) >= SITES

@@ -79,7 +79,9 @@ def test_a_file_without_a_factory_lists_what_is_in_it(folder):
     with pytest.raises(ModelError) as caught:
         build("nets/own_nets.py")
     listed = "make_net, make_late, make_yolo, make_text, make_nothing, fail, ready"
-    assert str(caught.value) == f"nets/own_nets.py: which model? It defines Net, {listed}. Write nets/own_nets.py:ready."
+    assert (
+        str(caught.value) == f"nets/own_nets.py: which model? It defines Net, {listed}. Write nets/own_nets.py:ready."
+    )
     assert not marker.exists()
     with pytest.raises(ModelError, match="defines no function, class or model"):
         build("nets/parts.py")

@@ -29,7 +29,6 @@ from simam_inject import adapters
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
-from simam_inject.integrations.record import record_of
 from simam_inject.integrations.ultralytics import networks, training
 from simam_inject.integrations.ultralytics.ramping import ramp
 from simam_inject.integrations.ultralytics.record import erase, write
@@ -60,7 +59,7 @@ class UltralyticsAdapter:
         """Write sites and settings into the network's yaml, and mark it, so that unpickling loads this package."""
         inner = self.network(model)
         if all(isinstance(entry.attention, SimAM) for entry in attended_in(inner)):
-            write(inner, record_of(inner))
+            write(inner)
         else:  # peers of SimAM cannot be rebuilt; `train` says so
             erase(inner)
         adapters.mark(inner, __name__)

@@ -18,11 +18,11 @@ from torch import nn
 from simam_inject.api import bypass
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.records import SiteRecord
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import FileError, InjectError
-from simam_inject.integrations.record import Key, Record, key_of
-from simam_inject.integrations.ultralytics.record import recorded
+from simam_inject.integrations.ultralytics.record import Key, key_of, names_of, recorded
 from simam_inject.nested import tensors_in
+from simam_inject.persist.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ def check_checkpoint(path: Path) -> Checkup:
     file = path.with_suffix(".onnx")
     exports = (_check_export(file, fused, image),) if file.is_file() and any(site.present for site in sites) else ()
     faults = (*_faults(record, sites), *(f"{export.path.name}: {export.fault}" for export in exports if export.fault))
-    return Checkup(path, type(network).__name__, record.recipe_name if record else "", sites, exports, faults)
+    return Checkup(path, type(network).__name__, names_of(record) if record else "", sites, exports, faults)
 
 
 def _load(path: Path) -> Any:

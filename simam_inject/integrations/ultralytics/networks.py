@@ -10,6 +10,7 @@ Networks without a record and without SimAM are handed on to the library as they
 
 from __future__ import annotations
 
+import operator
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -20,12 +21,13 @@ from ultralytics.nn import tasks
 
 from simam_inject.adapters import remember
 from simam_inject.api import inject
+from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.presence import presence_of
-from simam_inject.integrations.record import Record, apply_record, missing_sites, record_of
 from simam_inject.integrations.ultralytics.fusing import prune_presence, shielded
-from simam_inject.integrations.ultralytics.record import has_record, read, recorded
+from simam_inject.integrations.ultralytics.record import has_record, missing_sites, read, recorded
 from simam_inject.integrations.wrapping import unwrap, wrap
+from simam_inject.persist.record import Record
 
 _construction = threading.local()
 
@@ -64,8 +66,8 @@ def _building(original: Callable[..., None]) -> Callable[..., None]:
             under_way.pop()
         if not is_inner and has_record(self):
             found = read(self)
-            if isinstance(found, Record):
-                apply_record(self, found)
+            if isinstance(found, Record):  # no random number is drawn: the initial weights are an uninjected network's
+                found.attach_to(self)
                 remember(self)
             else:
                 inject(self, found, verify=False)
@@ -75,17 +77,15 @@ def _building(original: Callable[..., None]) -> Callable[..., None]:
 
 def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
     def load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        record, before = record_of(self), _attention(self)
+        before = [entry.attention for entry in attended_in(self)]
+        record = Record.read(Record.of(self)) if all(isinstance(part, SimAM) for part in before) else None
         result = original(self, *args, **kwargs)
-        if _attention(self) != before:  # modules of the source took the place of its own, with its sites or without any
-            apply_record(self, record)
+        after = [entry.attention for entry in attended_in(self)]
+        if record is not None and not (len(before) == len(after) and all(map(operator.is_, before, after))):
+            record.attach_to(self)  # modules of the source took the place of its own, with its sites or without any
         return result
 
     return load
-
-
-def _attention(network: nn.Module) -> list[tuple[str, int]]:
-    return [(entry.path, id(entry.attention)) for entry in attended_in(network)]
 
 
 def _fusing(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.integrations.ultralytics.record import recorded, write
+from simam_inject.integrations.ultralytics.record import recorded, write, write_ramp
 
 RAMP = "_simam_ramp"
 """Attribute of a YOLO object: the ramp of its next training."""
@@ -88,11 +87,9 @@ class StrengthRamp:
         """Write strength and ramp into the yaml of what is saved after the epoch."""
         for network in _networks(trainer):
             for part in network.modules():
-                record = recorded(part)
-                if record is not None:
-                    strength = self._strength(trainer.epoch + 1)
-                    settings = tuple((strength, gain) for _, gain in record.settings)
-                    write(part, replace(record, settings=settings, ramp={"epochs": self.epochs, "start": self.start}))
+                if recorded(part):
+                    write(part)
+                    write_ramp(part, self.epochs, self.start)
 
     def _set(self, trainer: Any, epoch: float) -> None:
         for network in _networks(trainer):

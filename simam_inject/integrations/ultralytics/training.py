@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,11 +17,10 @@ from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.records import SiteRecord
+from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import ModelError, VerificationError
-from simam_inject.integrations.record import Record, key_of, missing_sites, record_of
 from simam_inject.integrations.ultralytics.ramping import RAMP, StrengthRamp
-from simam_inject.integrations.ultralytics.record import recorded, write
+from simam_inject.integrations.ultralytics.record import missing_sites, names_of, recorded, take_ramp, write
 from simam_inject.integrations.wrapping import wrap
 
 _EVENT = "on_pretrain_routine_end"  # the first with both the trainer's model and its EMA, the last before a batch
@@ -87,11 +86,11 @@ def _training(original: Callable[..., Any]) -> Callable[..., Any]:
 @contextmanager
 def _kept_injected(model: Any, *, resumed: bool) -> Iterator[None]:
     """Inside, `Model.train` trains an injected network or raises."""
-    record = update_record(model.model)
+    record, recorded_ramp = write(model.model), take_ramp(model.model)
     ramp = model.__dict__.pop(RAMP, None)
-    if resumed and record.ramp is not None and ramp is None:
-        ramp = StrengthRamp(**record.ramp)
-    callbacks: list[tuple[str, Any]] = [(_EVENT, Tripwire(record.sites, record.recipe_name))]
+    if resumed and ramp is None and recorded_ramp is not None:
+        ramp = StrengthRamp(*recorded_ramp)
+    callbacks: list[tuple[str, Any]] = [(_EVENT, Tripwire(tuple(record.sites), names_of(record)))]
     callbacks += ramp.callbacks() if ramp is not None else []
     for event, call in callbacks:
         model.callbacks[event].insert(0, call)
@@ -110,25 +109,6 @@ def _kept_injected(model: Any, *, resumed: bool) -> Iterator[None]:
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
             model.overrides.pop("pretrained", None)
-
-
-def update_record(network: nn.Module) -> Record:
-    """Write what is in the network now, settings included, beside the recorded sites that `fuse()` took out of it."""
-    now, before = record_of(network), recorded(network)
-    if before is None:
-        write(network, now)
-        return now
-    there = {key_of(site) for site in now.sites}
-    gone = [place for place, site in enumerate(before.sites) if key_of(site) not in there]
-    merged = replace(
-        now,
-        sites=(*now.sites, *(before.sites[place] for place in gone)),
-        settings=(*now.settings, *(before.settings[place] for place in gone)),
-        recipes=now.recipes or before.recipes,
-        example=now.example or before.example,
-    )
-    write(network, merged)
-    return replace(merged, ramp=before.ramp)
 
 
 def _predicting(original: Callable[..., Any]) -> Callable[..., Any]:
