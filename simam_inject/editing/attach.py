@@ -89,10 +89,13 @@ def attach(
         ModelError: a holder is missing, or cannot hold a SimAM.
     """
     before = _take_out(model)
+    added: list[tuple[nn.Module, str]] = []
     try:
-        _put_in(model, sites, recipes, example, settings, factory)
+        _put_in(model, sites, recipes, example, settings, factory, added)
     except BaseException:
         _take_out(model)
+        for module, child in added:
+            module._modules.pop(child, None)
         before()
         raise
     finally:
@@ -112,6 +115,7 @@ def _put_in(
     example: dict[str, Any] | None,
     settings: Sequence[tuple[float, float]] | None,
     factory: Factory | None,
+    added: list[tuple[nn.Module, str]],
 ) -> None:
     holders: dict[tuple[str, str], list[SiteRecord]] = {}
     for place, site in enumerate(sites):
@@ -125,6 +129,7 @@ def _put_in(
         if site["child"] in module._modules or hasattr(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
+        added.append((module, site["child"]))
         module._modules[site["child"]] = _attention(
             module, model, site, settings[place] if settings else (1.0, 1.0), factory
         )
