@@ -253,7 +253,9 @@ class InPlaceFunction(Block):
 @pytest.mark.parametrize("block", [InPlaceModule, InPlaceFunction])
 def test_before_a_reader_that_writes_what_others_read(block):
     target = "act" if block is InPlaceModule else {"op": "relu"}
-    with pytest.raises(NoMatchError, match="in-place operation writes into it while others still read it|not the only one that reads"):
+    with pytest.raises(
+        NoMatchError, match=r"in-place operation writes into it while others|not the only one that reads"
+    ):
         plan(block(), {"rules": [{"block": block.__name__, "before": target}]}, example_inputs=X)
 
 

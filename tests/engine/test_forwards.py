@@ -110,9 +110,7 @@ class Around(nn.Module):
         return self.act(self.block(x))
 
 
-@pytest.mark.parametrize(
-    "block", [ListsTable, ListsChildren, ListsThroughHelper, ListsAndAdds, DictBlock, ListBlock]
-)
+@pytest.mark.parametrize("block", [ListsTable, ListsChildren, ListsThroughHelper, ListsAndAdds, DictBlock, ListBlock])
 def test_a_block_that_lists_its_children_is_attended_once(block):
     plain, ours = pair(lambda: Around(block), f"after {block.__name__}")
     hold(plain, ours, ["block"])
@@ -123,7 +121,7 @@ def test_a_block_that_lists_its_children_is_attended_once(block):
 
 @pytest.mark.parametrize("block", [ListsAndAdds, DictBlock, ListBlock])
 def test_a_block_that_lists_its_children_and_is_the_model(block):
-    with pytest.raises(NoMatchError, match="whose children all run|goes through its children by itself"):
+    with pytest.raises(NoMatchError, match=r"whose children all run|goes through its children by itself"):
         inject(made(block), f"after {block.__name__}", example_inputs=X)
 
 

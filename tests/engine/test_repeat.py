@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
-from simam_inject.errors import ModelError, NoMatchError
+from simam_inject import SimAM, eject, inject, injected, plan, simam, verify
 from simam_inject.editing import attach
+from simam_inject.errors import ModelError, NoMatchError
 from tests.engine.blocks import Block, Net, conv
 from tests.engine.oracle import hooked, same_bits, snapshot
 
@@ -65,9 +65,7 @@ def test_another_lambda_is_refused_and_not_ignored():
     before = snapshot(model)
     told = "1.inner.a: has SimAM already, with e_lambda 0.0001 instead of 0.5; eject first to change it"
     for action in (inject, plan):
-        with pytest.raises(
-            NoMatchError, match=r"rules\[0\] \(block block, after a\) matched 2 sites, but SimAM cannot be applied to any"
-        ) as caught:
+        with pytest.raises(NoMatchError, match=r"rules\[0\] \(block block, after a\) matched 2 sites, but") as caught:
             action(model, recipe, example_inputs=X)
         assert told in str(caught.value)
     assert snapshot(model) == before
