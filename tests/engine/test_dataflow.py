@@ -193,7 +193,8 @@ def test_all_sites_of_a_block_at_once(block, args, sites):
     plain = block().eval()
     rules = {str(rule(block, site)): rule(block, site) for site in sites if not site.startswith(("relu[", "add["))}
     ours = inject(copy.deepcopy(plain), {"rules": list(rules.values())}, example_inputs=args)
-    assert len(injected(ours)) == len(sites)
+    # One hook stands for all calls of a shared module.
+    assert sum(insertion.runs for insertion in injected(ours)) == len(sites)
     expected = plain(*copy.deepcopy(args), at=lambda _name, value: attend(value))
     assert same_bits(ours(*copy.deepcopy(args)), expected)
 
