@@ -88,7 +88,7 @@ def test_fusing_an_attended_pair_is_refused_at_the_first_forward(recipe, fuse):
     """Whether SimAM stood between the two, or behind the norm that is now an identity."""
     model = attend(network(), recipe)
     fused = fuse(model.train(fuse is fuse_modules_qat), ACROSS)
-    with pytest.raises(ModelError, match="blocks.0") as caught:
+    with pytest.raises(ModelError, match=r"blocks\.0") as caught:
         fused(image(2))
     assert ADVICE in str(caught.value)
     model.eval()(image())  # both work on a copy
