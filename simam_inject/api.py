@@ -276,11 +276,12 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
     """Undo `apply`."""
     there, settings, presence = before
     network = network_of(model)
-    if presence is None:
+    if not there:
         eject(model)
         return
     sites: list[SiteRecord] = [entry.site for entry in there]
-    attach(network, sites, recipes=presence.recipes, example=presence.example, settings=settings)
+    recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
+    attach(network, sites, recipes=recipes, example=example, settings=settings)
     _remember(model)
 
 

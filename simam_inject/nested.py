@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
@@ -57,7 +58,7 @@ def tensors_in(
 def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply `function` to the leaves of nested lists, tuples and dicts, and rebuild the containers.
 
-    Objects of other classes are leaves.
+    A dataclass that holds tensors is copied; objects of other classes are leaves.
     """
     kind = type(value)
     if kind in (list, tuple):
@@ -66,6 +67,10 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
         return kind((key, map_nested(function, item)) for key, item in value.items())
     if is_named_tuple(value):
         return kind(*(map_nested(function, item) for item in value))
+    if is_dataclass(kind) and not isinstance(value, Mapping) and any(True for _ in tensors_in(value)):
+        for field in fields(value):
+            value = replace_entry(value, field.name, map_nested(function, getattr(value, field.name, None)))
+        return value
     return function(value)
 
 
@@ -82,13 +87,11 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
         items[key] = entry
         return type(value)(items) if type(value) in (list, tuple) else items
     if isinstance(value, Mapping):
-        copy = value.copy() if hasattr(value, "copy") else dict(value)
-        copy[key] = entry
-        return copy
+        twin = value.copy() if hasattr(value, "copy") else dict(value)
+        twin[key] = entry
+        return twin
     if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
-        import copy as copies
-
-        twin = copies.copy(value)
+        twin = copy.copy(value)
         object.__setattr__(twin, key, entry)
         return twin
     raise KeyError(key)

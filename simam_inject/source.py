@@ -86,6 +86,29 @@ def locate(tree: ast.Module, span: tuple[int, int, int, int]) -> ast.expr | ast.
     raise LookupError(f"no expression at {span}")
 
 
+def run_by_forward(kind: type) -> list[str]:
+    """Names of the methods of a class that its forward may run: those that it mentions, directly or indirectly."""
+    names = ["forward"]
+    for name in names:
+        static = [n for n in _names_in(_plain_code(inspect.getattr_static(kind, name, None))) if n not in names]
+        names += [n for n in static if isinstance(inspect.getattr_static(kind, n, None), types.FunctionType)]
+    return names
+
+
+def mentioned_by_forward(kind: type) -> set[str]:
+    """Every name in the code of `forward` and of the methods that it may run, those of `nn.Module` aside."""
+    methods = [inspect.getattr_static(kind, name, None) for name in run_by_forward(kind)]
+    own = [method for method in methods if getattr(method, "__module__", None) != nn.Module.__module__]
+    return {name for method in own for name in _names_in(_plain_code(method))}
+
+
+def _names_in(code: types.CodeType | None) -> list[str]:
+    if code is None:
+        return []
+    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names_in(const)]
+    return [*dict.fromkeys([*code.co_names, *inner])]
+
+
 def _span(node: ast.expr | ast.AugAssign) -> tuple[int, int, int, int]:
     # Columns of the ast count bytes, as those of code objects do.
     return (node.lineno - 1, node.col_offset, (node.end_lineno or 0) - 1, node.end_col_offset or 0)

@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.compare.records import Cell, Comparison, Costs, Variant
+from simam_inject.compare.comparison import Comparison
+from simam_inject.compare.records import Cell, Costs, Variant
 from simam_inject.errors import CompareError
 
 if TYPE_CHECKING:

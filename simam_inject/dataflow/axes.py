@@ -199,6 +199,8 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
                 obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: "
                 f"its shape is {shape}"
             )
+    elif layout == {0}:
+        return Axes(obstacle=_NO_BATCH.format(shape))
     candidates = set(range(1, rank))
     resized: set[int] = set()
     if other_size is not None and len(other_size) == rank:
@@ -223,7 +225,7 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
         if channel == 0 and other_batch is not None:
             return Axes(obstacle=f"has its channels in no dimension that is known: its shape is {shape}")
     if channel == 0:
-        return Axes(obstacle=f"has no batch dimension: its shape is {shape}; give an example with a batch")
+        return Axes(obstacle=_NO_BATCH.format(shape))
     if channel not in (1, rank - 1):
         return Axes(obstacle=f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}")
     channel_dim = 1 if channel == 1 else -1
@@ -232,5 +234,6 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
     return Axes(channel_dim, name, measured and other_batch is not None)
 
 
+_NO_BATCH = "has no batch dimension: its shape is {}; give an example with a batch"
 _SAMPLES_ADDED = 2
 """How many samples `with_batch` adds for the experiment."""

@@ -77,7 +77,7 @@ class Example:
                 return torch.cat([leaf, *[_noisy(leaf[:1], seed) for seed in range(count)]])
             return leaf
 
-        if self.args and isinstance(self.args[0], list):  # torchvision's detectors: a list of images
+        if self._is_list_of_images:
             images = self.args[0]
             return Example(
                 ([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs
@@ -85,16 +85,22 @@ class Example:
         return Example(*map_nested(grow, (self.args, self.kwargs)))
 
     @property
+    def _is_list_of_images(self) -> bool:
+        """As torchvision's detectors take it: one tensor C, H, W per sample."""
+        images = self.args[0] if self.args and isinstance(self.args[0], list) else []
+        return bool(images) and all(isinstance(image, torch.Tensor) and image.dim() == 3 for image in images)
+
+    @property
     def _batch(self) -> int | None:
-        if self.args and isinstance(self.args[0], list):
-            return len(self.args[0]) if all(isinstance(image, torch.Tensor) for image in self.args[0]) else None
+        if self._is_list_of_images:
+            return len(self.args[0])
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
         return None if first is None else first.shape[0]
 
     def shrunk(self) -> Example | None:
         """The same example with images of half the size, in multiples of 64; None where they are small already."""
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
-        if first is None or (self.args and isinstance(self.args[0], list)) or min(first.shape[2:]) < 128:
+        if first is None or self._is_list_of_images or min(first.shape[2:]) < 128:
             return None
         lengths = {length: max(64, length // 2 // 64 * 64) for length in first.shape[2:]}
 
@@ -115,7 +121,7 @@ class Example:
                 from the third on.
         """
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
-        if first is None or (self.args and isinstance(self.args[0], list)):  # a detector resizes its images itself
+        if first is None or self._is_list_of_images:  # a detector resizes its images itself
             return None
         dims = range(1, first.dim() - 1) if keeps_last else range(2, first.dim())
         lengths = {first.shape[dim] for dim in dims}

@@ -359,7 +359,8 @@ class Recorder(TorchFunctionMode):
         frame.name = path
         if parent.graph is not None:
             node = self._node(parent, "call_module", name, frame.given, frame.outputs, path)
-            node.meta |= {"kind": "block" if frame.is_scope else module_kind(frame.module), "frame": frame}
+            kind = "block" if frame.is_scope else module_kind(frame.module)
+            node.meta |= {"kind": kind, "frame": frame, "source": source_position(parent.module)}
 
     def _finish_block(self, frame: Frame) -> None:
         recording = self.recording

@@ -79,9 +79,10 @@ class Surveyor:
         return Dataflow(Anatomy(tuple(sites), shapes, self._opaque()), self.base, self.example)
 
     def _opaque(self) -> dict[str, str]:
-        reason = "it is a torch.jit.ScriptModule, whose operations cannot be recorded"
         return {
-            path: reason for path, module in self.model.named_modules() if isinstance(module, torch.jit.ScriptModule)
+            path: f"it {_SCRIPTED}"
+            for path, module in self.model.named_modules()
+            if isinstance(module, torch.jit.ScriptModule)
         }
 
     def _enter_node(self, path: str, node: fx.Node) -> None:
@@ -145,7 +146,8 @@ class Surveyor:
         scope = path.rpartition(".")[0]
         calls = self.base.calls[path]
         is_block = any(True for _ in module.children())
-        facts: dict[str, Any] = {"obstacle": "never ran in the example forward"}
+        obstacle = _SCRIPTED if isinstance(module, torch.jit.ScriptModule) else "never ran in the example forward"
+        facts: dict[str, Any] = {"obstacle": obstacle}
         reads: tuple[str, ...] = ()
         if calls:
             frame = self.base.first_calls[path]
@@ -217,6 +219,9 @@ class Surveyor:
         for path, site in self.sites.items():
             if readers[path]:
                 self.sites[path] = replace(site, readers=tuple(readers[path]))
+
+
+_SCRIPTED = "is a torch.jit.ScriptModule, whose operations cannot be recorded"
 
 
 def _origins(value: Value) -> tuple[str, ...]:

@@ -63,8 +63,17 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
     with recorder.watching():
         base = recorder.record(example, convert)
         batch = attempt(example.with_batch(SAMPLES_ADDED if convert is to_meta else 1))
+        if batch is not None and not _differ(base, batch):  # the example's samples are counted in another way
+            batch = None
         size = attempt(example.with_size()) or attempt(example.with_size(keeps_last=True))
     return Surveyor(twin, example, base, batch, size).survey()
+
+
+def _differ(one: Recording, other: Recording) -> bool:
+    """Some value has another shape."""
+    return any(
+        value.shape != other.values[path].shape for path, value in one.values.items() if path in other.values
+    )
 
 
 def _refuse_while_tracing() -> None:

@@ -74,7 +74,7 @@ class _Copier:
 
     def value(self, value: Any) -> Any:
         if isinstance(value, _ATOMS) and not isinstance(value, torch.Tensor):
-            return value
+            return self._function(value) if isinstance(value, types.FunctionType) else value
         if id(value) not in self.twins:
             twin = self._copy(value)
             self.twins[id(value)] = twin
@@ -106,6 +106,25 @@ class _Copier:
         except Exception:  # a lock, a generator, an open file: shared
             return value
 
+    def _function(self, function: types.FunctionType) -> types.FunctionType:
+        """The function over the twins of what it closes over; itself where that cannot belong to the model."""
+        if id(function) in self.twins or not _closes_over_state(function, set()):
+            return self.twins.get(id(function), function)  # type: ignore[no-any-return]
+        cells = tuple(types.CellType() for _ in function.__closure__ or ())
+        twin = types.FunctionType(
+            function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
+        )
+        twin.__kwdefaults__ = function.__kwdefaults__
+        twin.__dict__.update(function.__dict__)
+        self.twins[id(function)] = twin  # before its cells: it may close over itself
+        self.alive.append(function)
+        for cell, original in zip(cells, function.__closure__ or (), strict=True):
+            try:
+                cell.cell_contents = self.value(original.cell_contents)
+            except ValueError:  # not filled yet
+                continue
+        return twin
+
     def _container(self, value: Any) -> Any:
         if isinstance(value, defaultdict):
             twin: Any = defaultdict(value.default_factory)
@@ -128,6 +147,22 @@ class _Copier:
             wants = tensor.requires_grad and not twin.is_inference() and (twin.is_floating_point() or twin.is_complex())
             twin = nn.Parameter(twin, requires_grad=wants)
         return twin
+
+
+def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
+    """What it closes over could belong to the model, or could be written to by a forward."""
+    seen.add(id(function))
+    for cell in function.__closure__ or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+        content = content.__self__ if isinstance(content, types.MethodType) else content
+        if isinstance(content, (nn.Module, torch.Tensor, list, dict, set, deque)):
+            return True
+        if isinstance(content, types.FunctionType) and id(content) not in seen and _closes_over_state(content, seen):
+            return True
+    return False
 
 
 def _names(slots: Any) -> tuple[str, ...]:

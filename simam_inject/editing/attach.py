@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from simam_inject.editing.hooks import (
     remove_hooks,
 )
 from simam_inject.editing.presence import Presence, presence_of, set_presence
-from simam_inject.editing.records import insertion_of
+from simam_inject.editing.records import insertion_of, seen_from
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
 from simam_inject.planning.records import Insertion
@@ -41,6 +42,7 @@ class Attended:
     path: str
     """Path of the holder now."""
     site: SiteRecord
+    """With paths as this model sees them."""
 
     @property
     def attention(self) -> nn.Module | None:
@@ -50,7 +52,7 @@ class Attended:
     @property
     def insertion(self) -> Insertion:
         """The record of `injected`."""
-        return insertion_of(self.site, self.attention, self.path)
+        return insertion_of(self.site, self.attention)
 
 
 def attended_in(model: nn.Module) -> Iterator[Attended]:
@@ -61,7 +63,7 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
         hooks: list[Any] = [output_hook(module), input_hook(module), *rewritten_methods(module)]
         for hook in hooks:
             for site in hook.sites if hook is not None else ():
-                yield Attended(module, path, site)
+                yield Attended(module, path, site if site["edit"]["module"] == path else seen_from(site, path))
 
 
 def attach(
@@ -87,10 +89,13 @@ def attach(
         ModelError: a holder is missing, or cannot hold a SimAM.
     """
     before = _take_out(model)
+    added: list[tuple[nn.Module, str]] = []
     try:
-        _put_in(model, sites, recipes, example, settings, factory)
+        _put_in(model, sites, recipes, example, settings, factory, added)
     except BaseException:
         _take_out(model)
+        for module, child in added:
+            module._modules.pop(child, None)
         before()
         raise
     finally:
@@ -110,6 +115,7 @@ def _put_in(
     example: dict[str, Any] | None,
     settings: Sequence[tuple[float, float]] | None,
     factory: Factory | None,
+    added: list[tuple[nn.Module, str]],
 ) -> None:
     holders: dict[tuple[str, str], list[SiteRecord]] = {}
     for place, site in enumerate(sites):
@@ -123,6 +129,7 @@ def _put_in(
         if site["child"] in module._modules or hasattr(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
+        added.append((module, site["child"]))
         module._modules[site["child"]] = _attention(
             module, model, site, settings[place] if settings else (1.0, 1.0), factory
         )
@@ -192,12 +199,13 @@ def _parameter_names(module: nn.Module) -> list[str]:
 def _take_out(model: nn.Module) -> Callable[[], None]:
     """Take all out; returns a function that puts it back, the very same modules and hooks."""
     undo: list[Callable[[], None]] = []
-    presence = presence_of(model)
-    set_presence(model, None)
-    undo.append(lambda: set_presence(model, presence))
-    for _, module in list(model.named_modules()):
+    for module in list(model.modules()):
         if isinstance(module, torch.jit.ScriptModule):
             continue
+        presence = presence_of(module)  # the model's, and that of a part that was injected by itself
+        if presence is not None:
+            set_presence(module, None)
+            undo.append(partial(set_presence, module, presence))
         output, given, methods = output_hook(module), input_hook(module), rewritten_methods(module)
         if output is None and given is None and not methods:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -40,31 +40,47 @@ def read_edit(data: dict[str, Any]) -> Edit:
     raise ValueError(f"not an edit: {data!r:.80}")
 
 
-def insertion_of(site: SiteRecord, attention: nn.Module | None, holder: str | None = None) -> Insertion:
+def seen_from(site: SiteRecord, holder: str) -> SiteRecord:
+    """The record with paths as another root sees them: a part of the network that was injected, or a whole around it.
+
+    Args:
+        holder: path of the holder from that root.
+    """
+    at = site["edit"]["module"]
+    moved: dict[str, Any] = {**site, "edit": {**site["edit"], "module": holder}, "witness": None}
+    if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
+        prefix = holder.removesuffix(at).removesuffix(".")
+        moved |= {name: None if path is None else f"{prefix}.{path}".removesuffix(".")
+                  for name, path in _paths(site, "witness").items()}  # fmt: skip
+    elif not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
+        prefix = at.removesuffix(holder).removesuffix(".")
+        moved |= {name: None if path is None else path.removeprefix(prefix).removeprefix(".")
+                  for name, path in _paths(site).items()}  # fmt: skip
+    return cast(SiteRecord, moved)
+
+
+def _paths(site: SiteRecord, *more: str) -> dict[str, str | None]:
+    """The fields of a site that are paths of the network."""
+    return {name: cast(dict[str, Any], site)[name] for name in ("path", "reader", *more)}
+
+
+def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:
     """The site as the plan and `injected` show it.
 
     Args:
         attention: the module at the site, for what is set on it now.
-        holder: where the holder stands now, if it was moved into another network.
     """
     edit = read_edit(site["edit"])
-    path, reader, at = site["path"], site["reader"], holder_of(edit)
-    if holder is not None and holder != at and at.endswith(holder):  # a part of the network that was injected
-        gone = len(at) - len(holder)
-        prefix = at[:gone]
-        path = path.removeprefix(prefix)
-        reader = reader.removeprefix(prefix) if reader is not None else None
-        edit = read_edit({**site["edit"], "module": holder})
-        at = holder
+    at = holder_of(edit)
     return Insertion(
-        path=path,
+        path=site["path"],
         position=site["position"],
         shape=tuple(site["shape"]),
         e_lambda=site["e_lambda"],
         rule=site["rule"],
         edit=edit,
         module=f"{at}.{site['child']}" if at else site["child"],
-        reader=reader,
+        reader=site["reader"],
         channel_dim=site["channel_dim"],
         axes=site["axes"],
         axes_measured=site["axes_measured"],

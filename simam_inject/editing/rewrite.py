@@ -20,7 +20,7 @@ from torch import nn
 from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.editing.hooks import ADVICE, attend
 from simam_inject.errors import FileError, ModelError
-from simam_inject.source import locate, method_source
+from simam_inject.source import locate, method_source, run_by_forward
 
 
 class RewrittenMethod:
@@ -76,29 +76,6 @@ class RewrittenMethod:
             self.__init__(owner, method, sites)  # type: ignore[misc]
         except ModelError as error:
             raise FileError(f"SimAM cannot be put back: {error}") from None
-
-
-def run_by_forward(kind: type) -> list[str]:
-    """Names of the methods of a class that its forward may run: those whose names it mentions, directly or indirectly.
-
-    Only these are rewritten: whatever a file says, no other method of a class runs.
-    """
-    names = ["forward"]
-    for name in names:
-        mentioned = _names_in(getattr(inspect.getattr_static(kind, name, None), "__code__", None))
-        names += [
-            n
-            for n in mentioned
-            if n not in names and isinstance(inspect.getattr_static(kind, n, None), types.FunctionType)
-        ]
-    return names
-
-
-def _names_in(code: types.CodeType | None) -> list[str]:
-    if code is None:
-        return []
-    inner = [name for const in code.co_consts if isinstance(const, types.CodeType) for name in _names_in(const)]
-    return [*dict.fromkeys([*code.co_names, *inner])]
 
 
 def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:

@@ -88,8 +88,7 @@ class Record(BaseModel):
                     f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM "
                     "only; save model.state_dict(), and keep the recipe and the factory"
                 )
-            site = _as_seen_from_root(entry.site, entry.path)
-            sites.append({**site, "e_lambda": float(attention.e_lambda)})
+            sites.append({**entry.site, "e_lambda": float(attention.e_lambda)})
             settings.append((float(attention.strength), float(attention.gain)))
         found = [presence_of(module) for module in network.modules()]
         recipes = [recipe for presence in found if presence is not None for recipe in presence.recipes]
@@ -171,23 +170,3 @@ def cast_json(data: dict[str, Any]) -> dict[str, Any]:
     """The same in the types of JSON: tuples become lists."""
     result: dict[str, Any] = json.loads(json.dumps(data))
     return result
-
-
-def _as_seen_from_root(site: SiteRecord, holder: str) -> SiteRecord:
-    """The record with the paths of the network that the holder is in now, where another one was injected."""
-    at = site["edit"]["module"]
-    if at == holder:
-        return site
-    moved = {**site, "edit": {**site["edit"], "module": holder}, "witness": None}
-    if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
-        prefix = f"{holder.removesuffix(at).removesuffix('.')}."
-        moved |= {name: None if path is None else prefix + path for name, path in _paths(site, "witness").items()}
-    elif not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
-        prefix = f"{at.removesuffix(holder).removesuffix('.')}."
-        moved |= {name: None if path is None else path.removeprefix(prefix) for name, path in _paths(site).items()}
-    return cast(SiteRecord, moved)
-
-
-def _paths(site: SiteRecord, *more: str) -> dict[str, str | None]:
-    """The fields of a site that are paths of the network."""
-    return {name: cast(dict[str, Any], site)[name] for name in ("path", "reader", *more)}

@@ -16,7 +16,7 @@ from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
-from simam_inject.source import Expression, find_expression
+from simam_inject.source import Expression, find_expression, mentioned_by_forward
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
@@ -139,9 +139,8 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
 
 
 def lists_its_children(module: nn.Module) -> bool:
-    """The module's own forward asks for its children as a list."""
-    code = getattr(type(module).forward, "__code__", None)
-    return code is not None and not _LISTS_CHILDREN.isdisjoint(code.co_names)
+    """The module's own forward, or a method that it runs, asks for its children as a list."""
+    return not _LISTS_CHILDREN.isdisjoint(mentioned_by_forward(type(module)))
 
 
 def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
@@ -208,13 +207,13 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     node = flow.recording.nodes.get(site.path)
-    if node is None or node.op not in ("call_function", "call_method") or "source" not in node.meta:
+    if node is None or "source" not in node.meta or "value" not in node.meta:
         return "it is not the result of one operation"
     source = node.meta["source"]
     if source is None:
         return "the operation that computes it does not stand in a method of the module"
     same = [other for other in node.graph.nodes if other.meta.get("source") == source]
-    if len(same) > 1:
+    if len(same) > 1 or site.runs > flow.recording.calls[site.scope]:
         return "it is computed in a loop, or together with other operations"
     owner = flow.recording.modules[site.scope]
     if isinstance(owner, _CONTAINERS) or lists_its_children(owner):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended
 from simam_inject.nested import entry_at, replace_entry
+from simam_inject.verification.naming import NamedValues
 
 Shapes = dict[str, list[tuple[int, ...]]]
 """Shapes that a site had in one forward, by path."""
@@ -34,8 +37,12 @@ class Oracle:
     """Hooks on a stock network that do what a model's SimAMs should do."""
 
     def __init__(self, sites: list[Attended]) -> None:
-        self.sites = [entry for entry in sites if entry.site["edit"]["kind"] != "rewritten"]
+        self.sites = sites
         self.spatial: dict[str, tuple[int, ...]] = {}
+        self.unnamed: set[str] = set()
+        """Sites inside a forward that computes other values in this mode, so that names do not tell which is meant."""
+        self.names: dict[str, Counter[str]] = {}
+        """How many values of each name the modules with sites inside computed in the last forward, by path."""
 
     def find_axes(self, one: Shapes, other: Shapes) -> None:
         """Spatial dimensions of each site, from its shapes in forwards of two image sizes and batches.
@@ -80,10 +87,23 @@ class Oracle:
         with self._hooked(stock, attend):
             yield
 
+    def _scopes(self) -> set[str]:
+        return {_scope(entry) for entry in self.sites if _is_named(entry)}
+
+    def leave_out_unnamed(self, names: dict[str, Counter[str]]) -> None:
+        """Leave out the sites of modules that computed other values in the last forward than in the one of `names`."""
+        changed = {scope for scope in self._scopes() if self.names.get(scope) != names.get(scope)}
+        self.unnamed = {entry.site["path"] for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
+
     @contextmanager
     def _hooked(self, stock: nn.Module, function: Any) -> Iterator[None]:
         modules = dict(stock.named_modules())
         handles = []
+        inside = {}
+        for entry in self.sites:
+            if _is_named(entry) and entry.site["path"] not in self.unnamed:
+                inside[entry.site["path"]] = partial(function, entry)
+        recorder = NamedValues(stock, inside)
         try:
             for entry in self.sites:
                 edit = entry.site["edit"]
@@ -93,13 +113,26 @@ class Oracle:
                     is_named = named in modules and (edit["key"] is not None) == (":" in entry.site["path"])
                     module = modules[named] if is_named and entry.site["runs"] == 1 else modules[entry.path]
                     handles.append(module.register_forward_hook(_after(entry, function), prepend=True))
-                else:
+                elif edit["kind"] == "input" and entry.site["path"] not in inside:
                     handle = modules[entry.path].register_forward_pre_hook(_before(entry, function), with_kwargs=True)
                     handles.append(handle)
-            yield
+            with recorder.attending() if inside else nullcontext():
+                yield
         finally:
+            self.names = {scope: recorder.names_in(scope) for scope in self._scopes()}
             for handle in handles:
                 handle.remove()
+
+
+def _is_named(entry: Attended) -> bool:
+    """The value is found by its name; other sites by the module that returns or reads it."""
+    kind, position = entry.site["edit"]["kind"], entry.site["position"]
+    return kind == "rewritten" or (kind == "input" and position == "after")
+
+
+def _scope(entry: Attended) -> str:
+    """Path of the module whose forward computes a value that is found by its name."""
+    return entry.path if entry.site["edit"]["kind"] == "rewritten" else entry.site["path"].rpartition(".")[0]
 
 
 def _after(entry: Attended, function: Any) -> Any:

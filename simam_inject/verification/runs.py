@@ -58,11 +58,19 @@ class Run:
     gradients: dict[str, torch.Tensor] | None = None
 
 
-def run(model: nn.Module, example: Example, *, training: bool, convert: Any = copied, gradients: bool = False) -> Run:
-    """One forward from the same random state as every other."""
+def run(
+    model: nn.Module,
+    example: Example,
+    *,
+    training: bool,
+    convert: Any = copied,
+    gradients: bool = False,
+    seed: int = SEED,
+) -> Run:
+    """One forward, by default from the same random state as every other."""
     set_mode(model, training)
-    for seed in (torch.manual_seed, random.seed, np.random.seed):
-        seed(SEED)
+    for set_seed in (torch.manual_seed, random.seed, np.random.seed):
+        set_seed(seed)
     args, kwargs = example.fresh(convert)
     with torch.inference_mode(False), torch.set_grad_enabled(gradients):
         output = model(*args, **kwargs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,9 +20,10 @@ from simam_inject.dataflow.twin import same_surroundings, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, detach
 from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
+from simam_inject.verification.comparing import Pair, equal, has_choices, same_gradients
 from simam_inject.verification.oracle import Oracle, Shapes, formula
-from simam_inject.verification.outputs import all_finite, difference, relative_distance, tensors_of
-from simam_inject.verification.runs import Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
+from simam_inject.verification.outputs import all_finite, relative_distance, tensors_of
+from simam_inject.verification.runs import SEED, Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest distance between live and oracle outputs, relative to the oracle's largest value."""
@@ -66,10 +66,23 @@ def _as_planned(model: nn.Module, sites: list[Attended]) -> Check:
             return Check(
                 name, False, f"{site['path']} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}"
             )
+        wish = _lambdas(presence.recipes, site["rule"])
+        if wish and site["e_lambda"] not in wish:
+            return Check(name, False, f"{site['path']} has e_lambda {site['e_lambda']:g}; its recipe says {wish[0]:g}")
     expected = sum(len(hook.sites) for _, hook in presence.holders)
     if expected != len(sites):
         return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
     return Check(name, True, f"{len(sites)} of {len(sites)}")
+
+
+def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
+    """Lambda of the rule of this index in each recipe."""
+    found = []
+    for recipe in recipes:
+        rules = recipe.get("rules", ())
+        if 0 <= rule < len(rules):
+            found.append(float(rules[rule].get("e_lambda", recipe.get("e_lambda", SimAM().e_lambda))))
+    return found
 
 
 def _same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None, has_parameters: bool) -> Check:
@@ -87,17 +100,6 @@ def _same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None,
     return Check(_KEYS, True, f"{len(keys)} keys")
 
 
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """The same forward of the injected model, and of the original with the formula in plain hooks."""
-
-    live: Run
-    oracle: Run
-    tolerance: float
-    wrong: tuple[str, ...]
-    """Sites whose SimAM did not compute the formula."""
-
-
 class _Checks:
     def __init__(self, model: nn.Module, sites: list[Attended], example: Example) -> None:
         self.model = model
@@ -106,6 +108,10 @@ class _Checks:
         self.oracle = Oracle(sites)
         self.wrong: list[str] = []
         """Sites whose SimAM did not compute the formula."""
+        self.ran: Counter[str] = Counter()
+        """How often each SimAM ran in the last live forward."""
+        self.names: dict[str, Counter[str]] = {}
+        """Names of the values in the first forward of the original; see `Oracle.names`."""
         self.failure = ""
         """Why the last pair did not run."""
 
@@ -114,6 +120,7 @@ class _Checks:
         shapes: Shapes = {}
         with self.oracle.noting_shapes(stock := self._stock(to_clone), shapes):
             plain = run(stock, self.example, training=False)
+        self.names = self.oracle.names
         checks = [self._bypassed(plain), self._live(plain)]
         small, size, pair = self._small_pair(shapes)
         checks.append(self._against(f"equal to the formula in hooks on the original, at {size}", pair))
@@ -134,7 +141,7 @@ class _Checks:
                 entry.attention.strength = 1.0
         return twin
 
-    def _small_pair(self, shapes: Shapes) -> tuple[Example, str, _Pair | None]:
+    def _small_pair(self, shapes: Shapes) -> tuple[Example, str, Pair | None]:
         """Live and oracle at another image size and batch, smaller where the model takes it; else at the example's."""
         for candidate in (self.example.shrunk(), self.example.with_size()):
             if candidate is not None:
@@ -145,28 +152,31 @@ class _Checks:
         more = self.example.with_batch(1) or self.example
         return more, "the example's size", self._pair(more, training=False)
 
-    def _pair(self, example: Example, *, training: bool, others: Shapes | None = None) -> _Pair | None:
+    def _pair(self, example: Example, *, training: bool, others: Shapes | None = None) -> Pair | None:
         """Live and oracle forwards in float64, or in the model's own dtype; None where the model does not run so."""
         for dtype in (torch.float64, None):
             convert = to_clone if dtype is None else to_dtype(dtype)
             given = copied if dtype is None else to_dtype(dtype)
             try:
                 stock, live = self._stock(convert), self._injected(convert)
+                if not training:
+                    self.oracle.unnamed = set()
                 if others is not None:
                     noted: Shapes = {}
                     with self.oracle.noting_shapes(stock, noted):
                         run(stock, example, training=training, convert=given)
                     self.oracle.find_axes(others, noted)
+                    self.oracle.leave_out_unnamed(self.names)
                 with self.oracle.attending(stock):
                     expected = run(stock, example, training=training, convert=given, gradients=training)
-                self.wrong = []
+                self.wrong, self.ran = [], Counter()
                 with self._watching_formula(live):
                     found = run(live, example, training=training, convert=given, gradients=training)
             except Exception as error:
                 self.failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
                 continue
             wide = dtype_of(found.output) is torch.float64
-            return _Pair(found, expected, TOLERANCE[torch.float64 if wide else torch.float32], tuple(self.wrong))
+            return Pair(found, expected, TOLERANCE[torch.float64 if wide else torch.float32], tuple(self.wrong))
         return None
 
     @contextmanager
@@ -177,7 +187,7 @@ class _Checks:
             if not isinstance(entry.attention, SimAM):
                 continue
             handles.append(entry.attention.register_forward_hook(self._watcher(entry)))
-            if entry.site["edit"]["kind"] == "rewritten":
+            if entry.site["path"] in self.oracle.unnamed and entry.site["edit"]["kind"] == "rewritten":
                 handles.append(entry.attention.register_forward_hook(lambda _module, args, _output: args[0]))
         try:
             yield
@@ -190,6 +200,7 @@ class _Checks:
         assert isinstance(attention, SimAM)
 
         def watch(_module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> None:
+            self.ran[site["path"]] += 1
             x = args[0].detach()
             spatial = self.oracle.spatial.get(site["path"])
             if spatial is None:
@@ -209,7 +220,7 @@ class _Checks:
         twin = twin_of(self.model, to_clone)
         with bypassed(twin):
             found = run(twin, self.example, training=False)
-        return _equal("bypassed: equal to the original in eval mode", found.output, plain.output)
+        return equal("bypassed: equal to the original in eval mode", found.output, plain.output)
 
     def _live(self, plain: Run) -> Check:
         name = "every SimAM ran, on the planned shape, with a finite result"
@@ -237,7 +248,7 @@ class _Checks:
         left_out = f"; the example does not reach {', '.join(idle[:3])}" if idle else ""
         return Check(name, True, f"{len(entries) - len(idle)} of {len(entries)}{left_out}")
 
-    def _against(self, name: str, pair: _Pair | None) -> Check:
+    def _against(self, name: str, pair: Pair | None) -> Check:
         if pair is None:
             return Check(name, None, f"the model does not run there: {self.failure:.150}")
         if pair.wrong:
@@ -246,10 +257,10 @@ class _Checks:
             return Check(name, None, f"the output, a {type(pair.oracle.output).__name__}, holds no tensors to compare")
         found = relative_distance(pair.live.output, pair.oracle.output)
         if isinstance(found, str):
-            return Check(name, None if _has_choices(pair.oracle.output) else False, found)
+            return Check(name, None if has_choices(pair.oracle.output) else False, found)
         if not found <= pair.tolerance:
             return Check(name, False, f"differs by {found:.2g} of the largest value")
-        return Check(name, True, f"{len(self.oracle.sites)} of {len(self.sites)} sites, within {found:.1g}")
+        return Check(name, True, f"within {found:.1g} of the largest value")
 
     def _training(self, small: Example) -> list[Check]:
         name, live_name = (
@@ -259,7 +270,9 @@ class _Checks:
         failure = ""
         for example in (small, self.example.with_batch(1) or self.example, self.example):
             try:
-                plain = run(self._stock(to_clone), example, training=True)
+                with self.oracle.noting_shapes(stock := self._stock(to_clone), {}):
+                    plain = run(stock, example, training=True)
+                self.oracle.leave_out_unnamed(self.names)
                 break
             except Exception as error:  # batch norm on one value, a detector without targets
                 failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
@@ -269,14 +282,28 @@ class _Checks:
         twin = twin_of(self.model, to_clone)
         with bypassed(twin):
             found = run(twin, example, training=True)
-        checks = [_equal(name, found.output, plain.output)]
+        checks = [equal(name, found.output, plain.output)]
         pair = self._pair(example, training=True)
         check = self._against(live_name, pair)
         if check.ok and pair is not None:
-            check = _same_gradients(live_name, pair)
+            check = self._idle(live_name, example) or same_gradients(live_name, pair)
         return [*checks, check]
 
+    def _idle(self, name: str, example: Example) -> Check | None:
+        """A SimAM inside a forward that computes other values in train mode, and among them not this one."""
+        inside = {entry.site["path"] for entry in self.sites if entry.site["edit"]["kind"] == "rewritten"}
+        for seed in range(_CHANCES):
+            idle = {path for path in self.oracle.unnamed if path in inside and not self.ran[path]}
+            if not idle:
+                return None
+            live = self._injected(to_clone)
+            with self._watching_formula(live):
+                run(live, example, training=True, seed=SEED + 1 + seed)
+        return Check(name, False, f"{min(idle)} never ran: in train mode its forward computes something else")
 
+
+_CHANCES = 8
+"""Forwards that a SimAM has to run in one of: a branch may be dropped at random."""
 _LOCAL = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 2e-2}
 
 
@@ -306,27 +333,3 @@ def _why_not_live(entry: Attended, shapes: list[tuple[int, ...]], calls: int) ->
     if site["shape"][site["channel_dim"]] not in channels or len(shapes[0]) != len(site["shape"]):
         return f"{site['path']} ran on {shapes[0]}, planned {tuple(site['shape'])}"
     return None
-
-
-def _equal(name: str, ours: Any, theirs: Any) -> Check:
-    """Equal bit for bit, or how they differ; not run where there is nothing to compare."""
-    found = difference(ours, theirs)
-    if found is None and not any(True for _ in tensors_of(theirs)):
-        return Check(name, None, f"the output, a {type(theirs).__name__}, holds no tensors to compare")
-    return Check(name, found is None, found or "bit for bit")
-
-
-def _same_gradients(name: str, pair: _Pair) -> Check:
-    if pair.live.gradients is None or pair.oracle.gradients is None:
-        return Check(name, True, "values; the output has no gradient")
-    for key, wanted in pair.oracle.gradients.items():
-        found = pair.live.gradients.get(key)
-        scale = float(wanted.abs().max())
-        if found is None or float((found - wanted).abs().max()) > max(pair.tolerance * 100, 1e-5) * max(scale, 1e-9):
-            return Check(name, False, f"the gradient of {key} differs: it does not pass through a SimAM")
-    return Check(name, True, f"{len(pair.oracle.gradients)} gradients")
-
-
-def _has_choices(output: Any) -> bool:
-    """The output depends on comparisons (boxes that were kept), which rounding can turn over."""
-    return any(not tensor.is_floating_point() for tensor in tensors_of(output))

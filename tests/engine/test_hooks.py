@@ -1,11 +1,11 @@
-"""The user's own hooks: a boundary attends what forward returns, before them; an edit of the caller, after them."""
+"""The user's own hooks: they see the attended map, and what they leave of the arguments is what is attended."""
 
 import copy
 import pickle
 
 import torch
 
-from simam_inject import eject, inject, injected, simam, verify
+from simam_inject import eject, inject, simam, verify
 from tests.engine.blocks import Block, HasOptional, Net
 from tests.engine.oracle import same_bits
 
@@ -21,28 +21,32 @@ def network(block=None):
     return Net(Block() if block is None else block).eval()
 
 
-def test_a_boundary_attends_before_the_hooks_of_its_module():
+def test_the_hooks_of_a_block_see_the_attended_map():
     model = network()
     with torch.no_grad():
         plain = model(X)
     model.block.register_forward_hook(double)
     inject(model, "after block", example_inputs=X)
-    assert injected(model)[0].means == "boundary"
     assert verify(model, example_inputs=X).ok
     with torch.no_grad():
         assert torch.equal(model(X), 2 * simam(plain))
 
 
-def test_an_edit_of_the_caller_attends_after_the_hooks_of_the_child():
+def test_the_hooks_of_a_child_see_the_attended_map():
     model = network()
     model.block.a.register_forward_hook(double)
-    inject(model, "after block.a", example_inputs=X)
-    assert injected(model)[0].means == "forward"
-    assert verify(model, example_inputs=X).ok
     with torch.no_grad():
-        block = model.block
-        inner = block.a(model.stem(X))
-        assert torch.equal(model(X), block.b(simam(inner)))
+        stock = copy.deepcopy(model)
+        stock.block.a._forward_hooks.clear()
+        expected = stock.block.b(2 * simam(stock.block.a(stock.stem(X))))
+    inject(model, "after block.a", example_inputs=X)
+    model.block.a.register_forward_hook(lambda _module, _args, output: output + 1)
+    with torch.no_grad():
+        found = model(X)
+        model.block.a._forward_hooks.popitem()
+        assert same_bits(model(X), expected)
+    assert not same_bits(found, expected)
+    assert verify(model, example_inputs=X).ok
 
 
 def add_skip(_module, args):

@@ -22,12 +22,12 @@ def model():
 def test_optional_rules_without_any_effect():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     assert plan(model, RECIPE).insertions == ()
-    with pytest.raises(NoMatchError, match="maybe takes no site in this model: all its rules are optional"):
+    with pytest.raises(NoMatchError, match="maybe matched no site in this model: all its rules are optional"):
         inject(model, RECIPE)
 
 
 def test_what_another_recipe_left_is_no_effect_of_this_one(model):
-    with pytest.raises(NoMatchError, match=r"takes no site(.|\n)*no block named 'Nope'"):
+    with pytest.raises(NoMatchError, match=r"matched no site(.|\n)*no block named 'Nope'"):
         inject(model, {"rules": [NOWHERE]}, example_inputs=X)
     assert len(injected(model)) == 1
 

@@ -1,195 +1,308 @@
-"""Verification notices sabotage, and says in which respect."""
+"""Verification passes a right model and catches each planted fault, whatever kind of edit holds the SimAM."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from simam_inject.rewriting import graphs
 from torch import nn
 
-from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
-from simam_inject import operation as facade
+from simam_inject import SimAM, bypass, eject, inject, injected, verify
+from simam_inject.editing import hooks, rewrite
 from simam_inject.errors import ModelError, VerificationError
-from tests.engine.blocks import Block, Net, conv
+from simam_inject.planning import planner
+from simam_inject.planning.edits import Resolved
+from simam_inject.planning.records import Input, Output, Rewritten
 from tests.engine.oracle import same_bits, snapshot
 
-X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
+X = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(2))
 
 
-class Joined(Block):
+def conv(before=4):
+    return nn.Conv2d(before, 4, 3, padding=1)
+
+
+class Block(nn.Module):
+    """`a` is what a module returns, `mul` what one module reads, `add` an operation that others read too."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c, self.skip = conv(), conv(), conv(), conv()
+
     def forward(self, x):
-        return torch.relu(self.b(self.a(x)) + x)
+        y = self.b(self.a(x) * 2.0) + self.skip(x)
+        return self.c(y) * y.sigmoid() - x
 
 
-def network(recipe="after joined.a"):
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.block = conv(3), Block()
+
+    def forward(self, x):
+        return self.block(self.stem(x))
+
+
+EDITS = {"a": Output("block.a"), "mul[1]": Input("block.b", 0), "add": Rewritten("block", "add")}
+INPUT = "equal to the formula in hooks on the original, at another input size"
+TRAIN = "equal to the formula in train mode, gradients included"
+LIVE = "every SimAM ran, on the planned shape, with a finite result"
+PLANNED = "every SimAM is the one planned"
+
+
+def build(site="a", **options):
     torch.manual_seed(1)
-    return inject(Net(Joined()).eval(), recipe, example_inputs=X)
+    return inject(Net().eval(), f"after block.{site}", example_inputs=X, **options)
 
 
-def failures(model):
-    return {check.name: check.detail for check in verify(model, example_inputs=X).checks if check.ok is False}
+def failures(model, **options):
+    return {check.name: check.detail for check in verify(model, **options).checks if check.ok is False}
 
 
-def test_what_a_sound_model_is_told():
-    found = verify(network(), example_inputs=X)
-    assert found.ok
+@pytest.fixture(params=EDITS)
+def model(request):
+    """Injected, right, and verified."""
+    made = build(request.param)
+    assert injected(made)[0].edit == EDITS[request.param]
+    return made
+
+
+def patch_attend(monkeypatch, attend):
+    for module in (hooks, rewrite):
+        monkeypatch.setattr(module, "attend", attend)
+
+
+def test_a_right_model(model):
+    found = verify(model)
     assert [(check.name, check.ok) for check in found.checks] == [
-        ("every SimAM is the one planned", True),
+        (PLANNED, True),
         ("state_dict keys and parameters unchanged", True),
         ("bypassed: equal to the original in eval mode", True),
+        (LIVE, True),
+        (INPUT, True),
         ("bypassed: equal to the original in train mode", True),
-        ("every SimAM ran, on the planned shape", True),
-        ("finite output", True),
-        ("equal to forward hooks on the original", True),
+        (TRAIN, True),
     ]
 
 
-@pytest.mark.parametrize("recipe", ["after joined.a", {"rules": [{"block": "joined", "after": {"op": "add"}}]}])
-@pytest.mark.parametrize(
-    ("sabotage", "told"),
-    [
-        (lambda block, name: block._modules.update({name: nn.Identity()}), "Identity in the place of SimAM"),
-        (lambda block, name: block._modules.pop(name), "in the place of SimAM"),
-        (lambda block, name: setattr(getattr(block, name), "bypassed", True), "is bypassed"),
-        (lambda block, name: setattr(getattr(block, name), "e_lambda", 5.0), "e_lambda 5"),
-        (lambda block, name: setattr(getattr(block, name), "channel_dim", -1), "channel_dim -1"),
-    ],
-    ids=["identity", "removed", "bypassed", "e_lambda", "channel_dim"],
-)
-def test_another_module_in_the_place_of_simam(recipe, sabotage, told):
-    model = network(recipe)
-    (name,) = [name for name, child in model.block.named_children() if isinstance(child, SimAM)]
-    sabotage(model.block, name)
-    assert told in failures(model)["every SimAM is the one planned"]
+# The planted faults
 
 
-def test_a_lost_site():
-    model = network()
-    object.__setattr__(model.block, "__class__", Joined)  # the stock forward again, the SimAM child still there
-    found = failures(model)
-    assert found["every SimAM ran, on the planned shape"] == "block.a never ran"
+def test_simam_missing_in_train_mode(model, monkeypatch):
+    real = hooks.attend
+    patch_attend(monkeypatch, lambda module, site, x: x if module.training else real(module, site, x))
+    assert set(failures(model)) == {TRAIN}
 
 
-def test_an_attention_at_another_place(monkeypatch):
-    model = network()
-    real = graphs.find_places
+def test_detach_before_it(model, monkeypatch):
+    real = hooks.attend
+    patch_attend(monkeypatch, lambda module, site, x: real(module, site, x.detach()))
+    assert "does not pass through a SimAM" in failures(model)[TRAIN]
 
-    def elsewhere(graph, edits, reference, role):
-        (place,) = real(graph, edits, reference, role)
-        other = next(node for node in graph.nodes if node.target == "b")
-        return (graphs.Place(place.edit, other, tuple(other.users)),)
 
-    monkeypatch.setattr(graphs, "find_places", elsewhere)
-    eject(model)
-    before = snapshot(model)
-    with pytest.raises(VerificationError, match=r"the model is as it was.*equal to forward hooks"):
-        inject(model, "after joined.a", example_inputs=X)
-    assert snapshot(model) == before
-    monkeypatch.undo()
-    assert inject(model, "after joined.a", example_inputs=X) is model
+def put_elsewhere(monkeypatch, edit, **also):
+    """Plan another edit than the one for the value, and keep its name."""
+    monkeypatch.setattr(planner, "resolve", lambda *_: Resolved(edit, **also))
 
 
 @pytest.mark.parametrize(
-    "damage",
+    ("site", "edit"),
     [
-        lambda model: model.stem.weight.detach().mul_(1.001),
-        lambda model: setattr(model.stem, "weight", nn.Parameter(model.stem.weight.detach().clone())),
-        lambda model: model.block.extra.add_(1),
+        ("a", Output("block.b")),
+        ("a", Output("block.skip")),  # on the skip instead of the branch
+        ("mul[1]", Input("block.c", 0)),
+        ("mul[1]", Input("block.skip", 0)),
     ],
-    ids=["in place", "replaced", "buffer"],
+    ids=str,
 )
-def test_a_changed_weight(monkeypatch, damage):
-    torch.manual_seed(1)
-    model = Net(Joined()).eval()
-    model.block.register_buffer("extra", torch.zeros(1))
-    real = facade.operate
+def test_a_site_on_the_wrong_value(monkeypatch, site, edit):
+    put_elsewhere(monkeypatch, edit)
+    with pytest.raises(VerificationError, match=r"the model is as it was.*formula"):
+        build(site)
 
-    def operate_and_damage(operations):
-        real(operations)
-        damage(model)
 
-    monkeypatch.setattr(facade, "operate", operate_and_damage)
+def test_another_expression_of_the_forward(monkeypatch):
+    real = planner.resolve
+
+    def wrong(flow, site, reader):
+        other = flow.anatomy.site_by_path["block.sigmoid"]
+        return replace(real(flow, site, reader), expression=real(flow, other, reader).expression)
+
+    monkeypatch.setattr(planner, "resolve", wrong)
+    with pytest.raises(VerificationError, match=r"the model is as it was.*formula"):
+        build("add")
+
+
+def test_the_forward_of_the_class_put_back():
+    model = build("add")
+    del model.block.__dict__["forward"]
+    assert failures(model) == {PLANNED: "0 of 1 sites are in the model"}
+    with pytest.raises(ModelError, match=r"SimAM at block\.add was lost"):
+        model(X)
+
+
+@pytest.mark.parametrize("site", ["a", "mul[1]"])
+def test_a_forward_that_passes_the_attended_module_by(site):
+    model = build(site)
+    block = model.block
+    block.forward = lambda x: block.c(x) * 2
+    assert "never ran" in failures(model)[LIVE]
+
+
+def test_all_hooks_taken_away(model):
+    model._forward_pre_hooks.clear()
+    for module in model.modules():
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+        module.__dict__.pop("forward", None)
+    with pytest.raises(ModelError, match="no SimAM in this model"):
+        verify(model)
+
+
+def test_a_wrong_lambda_in_operator_and_record_alike(monkeypatch):
+    real = planner.Insertion
+
+    def wrong(*args, **kwargs):
+        return replace(real(*args, **kwargs), e_lambda=0.5)
+
+    monkeypatch.setattr(planner, "Insertion", wrong)
+    with pytest.raises(VerificationError, match=r"block\.a has e_lambda 0\.5; its recipe says 0\.0001"):
+        build("a")
+
+
+def test_a_wrong_formula_in_the_operator(model, monkeypatch):
+    monkeypatch.setattr(SimAM, "forward", lambda self, x: x if self.bypassed else x * torch.sigmoid(x))
+    assert "formula" in failures(model)[INPUT]
+
+
+def test_right_at_the_size_of_the_example_alone(model, monkeypatch):
+    real = SimAM.forward
+    monkeypatch.setattr(SimAM, "forward", lambda self, x: real(self, x) if x.shape[-1] == 16 else x)
+    assert INPUT in failures(model)
+
+
+def test_wrong_axes_in_operator_and_record_alike(monkeypatch):
+    real = planner.Insertion
+    monkeypatch.setattr(planner, "Insertion", lambda *args, **kwargs: real(*args, **{**kwargs, "channel_dim": -1}))
+    with pytest.raises(VerificationError):
+        build("a")
+
+
+# Sabotage of one module, and what verification leaves alone
+
+
+def test_a_site_inside_a_forward_that_train_mode_runs_otherwise():
+    class Otherwise(Block):
+        def forward(self, x):
+            y = self.a(x)
+            if self.training:
+                return self.c(y * 2.0) + y
+            y = y + x
+            return self.b(y) * y
+
+    with pytest.raises(VerificationError, match="add never ran: in train mode its forward computes something else"):
+        inject(Otherwise(), "after otherwise.add", example_inputs=torch.rand(2, 4, 8, 8))
+
+
+def test_a_site_inside_a_forward_that_computes_more_in_train_mode():
+    class Noisy(Block):
+        def forward(self, x):
+            if self.training:
+                x = x + torch.randn_like(x) * 0.1
+            y = self.a(x)
+            y = y + x
+            return self.b(y) * y
+
+    model = inject(Noisy(), "after noisy.add", example_inputs=torch.rand(2, 4, 8, 8))
+    assert verify(model).ok
+
+
+SABOTAGE = {
+    "bypassed": (lambda attention: setattr(attention, "bypassed", True), "is bypassed"),
+    "e_lambda": (lambda attention: setattr(attention, "e_lambda", 5.0), "e_lambda 5"),
+    "channel_dim": (lambda attention: setattr(attention, "channel_dim", -1), "channel_dim -1"),
+}
+
+
+@pytest.mark.parametrize("sabotage", SABOTAGE)
+def test_another_setting_than_the_planned_one(sabotage):
+    model = build()
+    change, words = SABOTAGE[sabotage]
+    change(model.get_submodule(injected(model)[0].module))
+    assert words in failures(model)[PLANNED]
+
+
+def test_a_simam_that_was_removed():
+    model = build()
+    del model.block.a.simam
+    assert failures(model)[PLANNED] == "block.a has lost its module simam"
+
+
+def test_a_result_that_is_not_finite(monkeypatch):
+    model = build()
+    monkeypatch.setattr(SimAM, "forward", lambda self, x: x if self.bypassed else x * float("nan"))
+    assert "NaN or infinity" in failures(model)[LIVE]
+
+
+def test_a_weight_that_was_written_to(monkeypatch):
+    model = Net().eval()
+    monkeypatch.setattr("simam_inject.api._remember", lambda network: network.stem.weight.detach().mul_(1.001))
     with pytest.raises(VerificationError, match="replaced or written to"):
-        inject(model, "after joined.a", example_inputs=X)
+        inject(model, "after block.a", example_inputs=X)
     assert injected(model) == ()
 
 
-def test_a_rewrite_that_makes_nan_is_noticed(monkeypatch):
-    model = network()
-    monkeypatch.setattr(SimAM, "forward", lambda self, x: x if self.bypassed else x * float("nan"))
-    assert failures(model)["finite output"] == "NaN or infinity with SimAM on"
-
-
-def test_a_rewrite_that_changes_train_mode_only_is_noticed(monkeypatch):
-    model = network()
-    monkeypatch.setattr(SimAM, "forward", lambda self, x: x + 1 if self.training else x)
-    assert "bypassed: equal to the original in train mode" in failures(model)
-
-
 def test_a_verification_that_raises_leaves_the_model_as_it_was(monkeypatch):
-    torch.manual_seed(1)
-    model = Net(Joined())
+    model = Net()
     before = snapshot(model)
     monkeypatch.setattr(SimAM, "forward", lambda self, x: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        inject(model, "after joined.a", example_inputs=X)
+        inject(model, "after block.a", example_inputs=X)
     assert snapshot(model) == before
 
 
-def test_verify_inside_bypass_says_so():
-    model = network()
+def test_inside_bypass():
+    model = build()
     with bypass(model):
-        assert "bypassed" in failures(model)["every SimAM is the one planned"]
-    assert verify(model, example_inputs=X).ok
+        assert "bypassed" in failures(model)[PLANNED]
+    assert verify(model).ok
 
 
-def test_verify_needs_a_simam():
+def test_a_model_without_simam():
     with pytest.raises(ModelError, match="there is no SimAM in this model"):
-        verify(Net(Block()), example_inputs=X)
+        verify(Net(), example_inputs=X)
 
 
-def test_verify_changes_nothing():
-    model = network()
+def test_it_changes_nothing():
+    model = build()
     model.train()
     model.stem.eval()
     model(X).sum().backward()
     before = snapshot(model)
-    assert verify(model, example_inputs=X).ok
+    assert verify(model).ok
     assert snapshot(model) == before
+
+
+def test_a_copy_is_independent():
+    model = build()
+    other = copy.deepcopy(model)
+    other.block.a.simam.e_lambda = 7.0
+    assert verify(model).ok
+    assert not verify(other).ok
+    with torch.no_grad():
+        assert not same_bits(model(X), other(X))
+        assert same_bits(eject(model)(X), eject(other)(X))
 
 
 class NeedsTargets(Block):
     def forward(self, x, targets=None):
         if self.training and targets is None:
             raise ValueError("targets should not be none in train mode")
-        return self.b(self.a(x))
+        return super().forward(x)
 
 
 def test_a_check_that_cannot_run_says_why():
-    model = inject(NeedsTargets(), "after needstargets", example_inputs=torch.rand(1, 4, 8, 8))
-    (check,) = [
-        check for check in verify(model, example_inputs=torch.rand(1, 4, 8, 8)).checks if "train mode" in check.name
-    ]
-    assert check.ok is None
-    assert "targets should not be none" in check.detail
-
-
-def test_a_model_with_infinite_output_is_told_apart():
-    model = nn.Sequential(conv(3, 4), nn.Conv2d(4, 4, 1)).eval()
-    with torch.no_grad():
-        model[1].weight.fill_(float("inf"))
-    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X)
-    checks = {check.name: check for check in verify(model, example_inputs=X).checks}
-    assert checks["finite output"].ok is None
-
-
-def test_verification_of_a_copy_is_independent():
-    model = network()
-    other = copy.deepcopy(model)
-    other.block.simam_a.e_lambda = 7.0
-    assert verify(model, example_inputs=X).ok
-    assert not verify(other, example_inputs=X).ok
-    with pytest.raises(InjectError):
-        inject(model, "after joined.nothing", example_inputs=X)
-    with torch.no_grad():
-        assert not same_bits(model(X), other(X))
+    model = inject(NeedsTargets(), "after needstargets.a", example_inputs=torch.rand(2, 4, 8, 8))
+    skipped = [check for check in verify(model).checks if check.ok is None]
+    assert [check.name for check in skipped] == ["bypassed: equal to the original in train mode", TRAIN]
+    assert all("targets should not be none" in check.detail for check in skipped)

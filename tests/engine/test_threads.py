@@ -259,7 +259,7 @@ def test_a_process_forked_meanwhile_works(deed):
         f"""
         import torch
         from simam_inject import inject, plan, verify
-        from tests.engine2 import test_threads as t
+        from tests.engine import test_threads as t
         torch.set_num_threads(1)
         model = t.build(t.Pausing)
         t.nn.Conv2d(3, 2, 3)(torch.ones(1, 3, 5, 5))
@@ -375,7 +375,7 @@ def test_a_pickle_from_another_process_loads_and_is_attended(tmp_path):
     call(
         f"""
         import torch
-        from tests.engine2.test_threads import distance, expected_output, run
+        from tests.engine.test_threads import distance, expected_output, run
         model = torch.load({str(file)!r}, weights_only=False)
         assert distance(run(model), expected_output()) < 1e-8
         """
@@ -395,7 +395,7 @@ def defaults(change):
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
-        from tests.engine2.test_threads import RECIPE, build, distance, expected_output, image, run
+        from tests.engine.test_threads import RECIPE, build, distance, expected_output, image, run
         model = inject(build(), RECIPE, example_inputs=image())
         assert distance(run(model), expected_output()) < 1e-8
         x = image().requires_grad_()

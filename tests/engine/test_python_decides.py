@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from simam_inject import InjectError, bypass, eject, inject, injected, plan
-from tests.engine2.python_modules import CASES, CONTEXT, B, conv, image
+from tests.engine.python_modules import CASES, CONTEXT, B, conv, image
 from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits, tensors
 
 MOVES = ("insert", "delete")
