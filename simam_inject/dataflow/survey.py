@@ -71,9 +71,7 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
 
 def _differ(one: Recording, other: Recording) -> bool:
     """Some value has another shape."""
-    return any(
-        value.shape != other.values[path].shape for path, value in one.values.items() if path in other.values
-    )
+    return any(value.shape != other.values[path].shape for path, value in one.values.items() if path in other.values)
 
 
 def _refuse_while_tracing() -> None:

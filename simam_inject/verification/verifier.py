@@ -163,8 +163,9 @@ class _Checks:
                     self.oracle.unnamed = set()
                 if others is not None:
                     noted: Shapes = {}
-                    with self.oracle.noting_shapes(stock, noted):
-                        run(stock, example, training=training, convert=given)
+                    noting = self._stock(convert)  # a forward may count its calls: each twin runs once
+                    with self.oracle.noting_shapes(noting, noted):
+                        run(noting, example, training=training, convert=given)
                     self.oracle.find_axes(others, noted)
                     self.oracle.leave_out_unnamed(self.names)
                 with self.oracle.attending(stock):
