@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
-from simam_inject import InjectError, inject, injected, plan, verify
+from simam_inject import inject, injected, plan, verify
 from tests.oracle import E_LAMBDA, assert_right, hooked, same_bits
 
 EVERY_CONV = {"e_lambda": E_LAMBDA, "rules": [{"path": "*", "after": {"op": "conv"}}]}
