@@ -106,7 +106,8 @@ class Surveyor:
         if kind == "block":
             returned = [value for _, value in node.meta.get("values", ())] or ([value] if value else [])
             reads = dict.fromkeys(origin for one in returned for origin in _origins(one))
-        if kind != "input" and "obstacle" not in facts and not node.users:
+        is_used = node.users or (value is not None and (value.reads or value in self.base.results))
+        if kind != "input" and "obstacle" not in facts and not is_used:  # a forward may hand it on in a caller's list
             facts["obstacle"] = UNUSED
         self.sites[path] = Site(
             path=path,

@@ -186,7 +186,7 @@ class _Blocks:
         self.given: dict[str, set[tuple[int, int]]] = {}
         """The same of the maps that each module is given."""
         self.classes: set[type[nn.Module]] = set()
-        """Classes of blocks that were found: another of them is a block although it returns what its last part does."""
+        """Classes of blocks that were found: another is a block although it returns what its last part does."""
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
         for site in sites.values():

@@ -163,9 +163,9 @@ class _Checks:
                     self.oracle.unnamed = set()
                 if others is not None:
                     noted: Shapes = {}
-                    first = self._stock(convert)  # not the one below: a forward may count its calls
-                    with self.oracle.noting_shapes(first, noted):
-                        run(first, example, training=training, convert=given)
+                    noting = self._stock(convert)  # a forward may count its calls: each twin runs once
+                    with self.oracle.noting_shapes(noting, noted):
+                        run(noting, example, training=training, convert=given)
                     self.oracle.find_axes(others, noted)
                     self.oracle.leave_out_unnamed(self.names)
                 with self.oracle.attending(stock):
