@@ -163,8 +163,8 @@ class _Checks:
                     self.oracle.unnamed = set()
                 if others is not None:
                     noted: Shapes = {}
-                    with self.oracle.noting_shapes(stock, noted):
-                        run(stock, example, training=training, convert=given)
+                    with self.oracle.noting_shapes(sized := self._stock(convert), noted):
+                        run(sized, example, training=training, convert=given)
                     self.oracle.find_axes(others, noted)
                     self.oracle.leave_out_unnamed(self.names)
                 with self.oracle.attending(stock):
