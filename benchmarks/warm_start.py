@@ -329,6 +329,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
                 mean = [statistics.mean(values) for values in zip(*runs, strict=True)]
                 steps = [result["every"] * index for index in range(len(mean))]
                 axis.plot(steps, mean, color=colors[name], ls="--" if name == "plain" else "-", label=name)
+            best = max(statistics.mean(run[-1] for run in runs) for runs in found[norms].values())
+            axis.set_ylim(best - 14, best + 2)  # a cold start begins far below
             axis.set_title(f"{placement}, norms {norms}", fontsize=10)
             axis.grid(alpha=0.3)
         row[0].set_ylabel("accuracy on unseen fonts, %")

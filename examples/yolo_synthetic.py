@@ -104,10 +104,13 @@ def train(data: Path, recipe: str | None, seed: int, options: argparse.Namespace
     from ultralytics import YOLO
 
     from simam_inject import inject, injected
+    from simam_inject.integrations.ultralytics import ramp
 
     model = YOLO("yolov8n.yaml")
     if recipe is not None:
         inject(model, recipe)
+        if options.ramp:
+            ramp(model, epochs=options.ramp)
     curve: list[float] = []
 
     def note(trainer: Any) -> None:
@@ -133,6 +136,7 @@ def main() -> None:
     parser.add_argument("--imgsz", type=int, default=160)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--recipe", default="yolo-neck")
+    parser.add_argument("--ramp", type=float, default=0.0, help="epochs in which the strength of SimAM rises to 1")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--folder", type=Path, default=None, help="where the set and the runs go (default: temporary)")
     options = parser.parse_args()

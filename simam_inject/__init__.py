@@ -82,7 +82,9 @@ def __getattr__(name: str) -> Any:
     return value
 
 
-if "torch" in sys.modules:  # a restricted torch.load needs to know the classes that an injected model holds
+if (
+    sys.modules.get("torch") is not None
+):  # a restricted torch.load needs to know the classes that an injected model holds
     importlib.import_module("simam_inject.editing.presence")
 
 

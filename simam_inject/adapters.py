@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -20,6 +21,7 @@ from simam_inject.errors import FileError
 _LIGHTNING = "simam_inject.integrations.lightning"
 _INTEGRATIONS = {
     "lightning.pytorch.core.module": _LIGHTNING,
+    "pytorch_lightning.core.module": _LIGHTNING,
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
@@ -48,6 +50,7 @@ class Adapter(Protocol):
 
 
 _adapters: dict[str, Adapter] = {}
+_failed: set[str] = set()
 
 
 class IntegrationMark:
@@ -78,8 +81,7 @@ def register(integration: str, adapter: Adapter) -> None:
 
 def adapter_of(model: nn.Module) -> Adapter | None:
     """The adapter for this object, its integration loaded if need be; None for a plain network."""
-    if "lightning.pytorch.core.module" in sys.modules and _LIGHTNING not in _adapters:
-        importlib.import_module(_LIGHTNING)  # whatever is injected may be a part of a LightningModule
+    _load_beside()
     for base in type(model).__mro__:
         name = _INTEGRATIONS.get(base.__module__)
         if name is not None:
@@ -87,6 +89,17 @@ def adapter_of(model: nn.Module) -> Adapter | None:
                 importlib.import_module(name)
             return _adapters.get(name)
     return None
+
+
+def _load_beside() -> None:
+    """Load the integration of Lightning where it is in use: whatever is injected may be a part of a LightningModule."""
+    in_use = [name for name, integration in _INTEGRATIONS.items() if integration == _LIGHTNING and name in sys.modules]
+    if in_use and _LIGHTNING not in _adapters and _LIGHTNING not in _failed:
+        try:
+            importlib.import_module(_LIGHTNING)
+        except (ImportError, AttributeError, KeyError) as error:  # a release that names its functions otherwise
+            _failed.add(_LIGHTNING)
+            warnings.warn(f"checkpoints of this release of Lightning will not hold SimAM: {error!r}", stacklevel=4)
 
 
 def network_of(model: nn.Module) -> nn.Module:

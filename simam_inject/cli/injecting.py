@@ -161,10 +161,11 @@ def no_effect(plan: Plan) -> str:
 def _render(options: Options, more: InjectOptions, outcome: Outcome) -> Any:
     from simam_inject.reporting import render_plan
 
+    strength = "" if options.strength == 1.0 else f", strength {options.strength:g}"
     return render_plan(
         outcome.plan,
         outcome.verification,
-        heading=f"{options.model}, {outcome.recipe.name or 'recipe'} ({outcome.prepared.built.note})",
+        heading=f"{options.model}, {outcome.recipe.name or 'recipe'}{strength} ({outcome.prepared.built.note})",
         applied=outcome.verification is not None,
         why=more.why,
         verbose=options.verbose,

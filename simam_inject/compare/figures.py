@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from simam_inject.compare.records import AGAIN, PLAIN, Cell, Comparison
+from simam_inject.compare.records import AGAIN, PLAIN, Cell, Results
 from simam_inject.compare.statistics import BETTER, WORSE, Difference
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _DASHES = ("-", "--", "-", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)
 _STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "simam_inject", "font.family": "sans-serif", "font.size": 10}
 
 
-def rows_of(comparison: Comparison) -> list[Difference]:
+def rows_of(comparison: Results) -> list[Difference]:
     """The A/A arm first, then every variant, recipe by recipe."""
     floor = [comparison.noise_floor] if comparison.noise_floor is not None else []
     return [*floor, *comparison.differences]
@@ -35,7 +35,7 @@ def label(difference: Difference) -> str:
     return f"{difference.variant} · {difference.recipe}" if difference.recipe else difference.variant
 
 
-def draw_forest(comparison: Comparison) -> str:
+def draw_forest(comparison: Results) -> str:
     """Mean and 95 % interval of each difference to plain; the band is the interval of plain against itself."""
     rows, floor = rows_of(comparison), comparison.noise_floor
     figure, axes = _rows_figure(rows)
@@ -46,11 +46,11 @@ def draw_forest(comparison: Comparison) -> str:
         if not math.isnan(row.low):
             axes.plot([row.low, row.high], [place, place], color=colour, lw=2)
         axes.plot([row.mean], [place], "o", color=colour, ms=5)
-    axes.set_xlabel("difference to plain (grey: plain against itself)")
+    axes.set_xlabel("difference to plain")
     return _svg(figure)
 
 
-def draw_pairs(comparison: Comparison) -> str:
+def draw_pairs(comparison: Results) -> str:
     """One dot a seed: this variant's run minus plain's of the same seed; the bar is the mean."""
     rows = rows_of(comparison)
     plain = {cell.seed: cell.value for cell in comparison.of(PLAIN)}
@@ -65,7 +65,7 @@ def draw_pairs(comparison: Comparison) -> str:
     return _svg(figure)
 
 
-def draw_curves(comparison: Comparison) -> list[tuple[str, str]]:
+def draw_curves(comparison: Results) -> list[tuple[str, str]]:
     """Mean over the seeds after each epoch, one figure a recipe; empty where no curve was reported."""
     figures = []
     recipes = list(dict.fromkeys(row.recipe for row in comparison.differences)) or [""]

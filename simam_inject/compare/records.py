@@ -6,7 +6,6 @@ import base64
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -107,14 +106,8 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """All cells of a study and what they say.
-
-    Example:
-        >>> comparison = compare(make_model, ["paper"], train, against=["se"])  # doctest: +SKIP
-        >>> for difference in comparison.differences:  # doctest: +SKIP
-        ...     print(difference.variant, difference.recipe, difference.mean, difference.verdict)
-    """
+class Results:
+    """All cells of a study and what they say."""
 
     cells: tuple[Cell, ...]
     settings: dict[str, Any]
@@ -123,7 +116,7 @@ class Comparison:
     """Cells of the whole study; more than `cells` while it is unfinished."""
     looks: int = 1
     resolve: float | None = None
-    """The difference whose needed seeds are told."""
+    """The difference whose needed seeds are reported."""
     differences: tuple[Difference, ...] = field(init=False)
     """Each variant and recipe against plain."""
     noise_floor: Difference | None = field(init=False)
@@ -175,28 +168,6 @@ class Comparison:
         """What a reader must know before believing the numbers."""
         return tuple(_notes(self))
 
-    def to_markdown(self) -> str:
-        """The report as Markdown: tables, without figures."""
-        from simam_inject.compare.report import render_markdown
-
-        return render_markdown(self)
-
-    def to_html(self) -> str:
-        """The report as one HTML file with its figures inside."""
-        from simam_inject.compare.report import render_html
-
-        return render_html(self)
-
-    def save(self, html: str | Path | None = None, markdown: str | Path | None = None) -> None:
-        """Write the report to files."""
-        if html is not None:
-            Path(html).write_text(self.to_html(), encoding="utf-8")
-        if markdown is not None:
-            Path(markdown).write_text(self.to_markdown(), encoding="utf-8")
-
-    def __str__(self) -> str:
-        return self.to_markdown()
-
 
 def falls(cell: Cell) -> bool:
     """The learning curve ends below its start: perhaps a loss was returned, of which lower is better."""
@@ -206,29 +177,29 @@ def falls(cell: Cell) -> bool:
 SIGN = "the values of plain fall while it trains; higher must be better, so return the negative of a loss"
 
 
-def _notes(comparison: Comparison) -> Iterable[str]:
-    plain = comparison.of(PLAIN)
-    if len(comparison.cells) < comparison.total:
+def _notes(results: Results) -> Iterable[str]:
+    plain = results.of(PLAIN)
+    if len(results.cells) < results.total:
         yield (
-            f"unfinished: {len(comparison.cells)} of {comparison.total} runs; the verdicts hold only if the moment to "
+            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts hold only if the moment to "
             "stop was not chosen by looking at them"
         )
-    if comparison.looks > 1:
-        yield f"seeds were added after a first result, so every p is multiplied by {comparison.looks}"
+    if results.looks > 1:
+        yield f"seeds were added after a first result, so every p is multiplied by {results.looks}"
     if len(plain) > 1 and 2 * sum(map(falls, plain)) > len(plain):
         yield SIGN
     values = {cell.value for cell in plain if cell.value is not None}
     if len(plain) > 1 and len(values) == 1:
         yield "plain gave the same value at every seed: its runs ignore the seed, or the metric is at its end"
     weights: dict[int, set[str]] = {}
-    for cell in comparison.cells:
+    for cell in results.cells:
         weights.setdefault(cell.seed, set()).update({cell.weights} - {""})
     if any(len(found) > 1 for found in weights.values()):
         yield (
             "the variants of one seed did not start from the same weights: make_model draws them in another way, or "
             "the workers differ. The pairs are noisier than they need be"
         )
-    floor = comparison.noise_floor
+    floor = results.noise_floor
     if floor is not None and not math.isnan(floor.p) and floor.p < statistics.LEVEL:
         yield (
             f"plain again differs from plain by {floor.mean:+.2f} (p {floor.p:.3f}), though nothing but the data order "

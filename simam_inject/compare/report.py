@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.compare import figures
-from simam_inject.compare.records import AGAIN, PLAIN, Comparison, Costs
+from simam_inject.compare.records import AGAIN, PLAIN, Costs, Results
 from simam_inject.compare.statistics import BETTER, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
 from simam_inject.errors import CompareError
 
@@ -34,7 +34,7 @@ METHOD = (
 )
 
 
-def render_markdown(comparison: Comparison) -> str:
+def render_markdown(comparison: Results) -> str:
     """Tables and notes, without figures."""
     data = describe(comparison)
     lines = [f"# {data['title']}", "", data["answer"], ""]
@@ -48,7 +48,7 @@ def render_markdown(comparison: Comparison) -> str:
     return "\n".join(lines) + "\n"
 
 
-def render_html(comparison: Comparison) -> str:
+def render_html(comparison: Results) -> str:
     """One page with the figures inside."""
     try:
         import jinja2
@@ -70,7 +70,7 @@ def render_html(comparison: Comparison) -> str:
     )
 
 
-def describe(comparison: Comparison) -> dict[str, Any]:
+def describe(comparison: Results) -> dict[str, Any]:
     """Everything that both forms say, as text."""
     model = comparison.settings.get("model")
     rows = figures.rows_of(comparison)
@@ -89,7 +89,7 @@ def describe(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def answer(comparison: Comparison) -> str:
+def answer(comparison: Results) -> str:
     """The result in a sentence or two."""
     by_verdict: dict[str, list[Difference]] = {}
     for row in comparison.differences:
@@ -141,7 +141,7 @@ def _remedy(row: Difference, resolve: float | None) -> str:
     return f"{row.seeds} seeds find {row.detectable:.2g}"
 
 
-def _cost_row(comparison: Comparison, variant: str, recipe: str) -> tuple[str, ...]:
+def _cost_row(comparison: Results, variant: str, recipe: str) -> tuple[str, ...]:
     cells, plain = comparison.of(variant, recipe), comparison.costs(PLAIN)
     values = [cell.value for cell in cells if cell.value is not None]
     costs = comparison.costs(variant, recipe)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from simam_inject.compare.records import PLAIN, SIGN, Cell, Comparison, Progress, Train, falls
+from simam_inject.compare.comparison import Comparison
+from simam_inject.compare.records import PLAIN, SIGN, Cell, Progress, Train, falls
 from simam_inject.compare.study import NAME, Study, load_optuna
 from simam_inject.compare.variants import Experiment, list_variants, name_recipes, run_cell
 from simam_inject.errors import CompareError

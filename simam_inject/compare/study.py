@@ -21,7 +21,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.compare.records import Cell, Comparison, Costs, Variant
+from simam_inject.compare.comparison import Comparison
+from simam_inject.compare.records import Cell, Costs, Variant
 from simam_inject.errors import CompareError
 
 if TYPE_CHECKING:
@@ -132,10 +133,10 @@ class Study:
         """
         there = {t.user_attrs.get("cell") for t in self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")}
         for seed in range(self._study.user_attrs["planned"][-1]):
-            cells = ({"variant": one.name, "recipe": one.recipe, "seed": seed} for one in self._variants)
-            missing = [cell for cell in cells if _key(**cell) not in there]
-            for cell in missing:
-                self._study.enqueue_trial({}, user_attrs={"cell": _key(**cell), **cell})
+            missing = [one for one in self._variants if _key(one.name, one.recipe, seed) not in there]
+            for one in missing:
+                cell = {"variant": one.name, "recipe": one.recipe, "seed": seed}
+                self._study.enqueue_trial({}, user_attrs={"cell": _key(one.name, one.recipe, seed), **cell})
             if missing:
                 return True
         return False

@@ -11,13 +11,12 @@ checkpoint comes out injected. A process that imports neither cannot read the ch
 
 from __future__ import annotations
 
+import importlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.core import saving
-from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from torch import nn
 
 from simam_inject import adapters
@@ -28,6 +27,17 @@ from simam_inject.errors import RecipeError
 from simam_inject.integrations.wrapping import wrap
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
+
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+"""The library has two names; either may be installed, or both."""
+_loaded = [name for name in _PACKAGES if f"{name}.core.module" in sys.modules]
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+elif _loaded == ["pytorch_lightning"]:
+    from pytorch_lightning import Callback, LightningModule, Trainer
+else:
+    from lightning.pytorch import Callback, LightningModule, Trainer
 
 __all__ = ["SimAMCallback"]
 
@@ -191,7 +201,9 @@ def _places(sites: list[Any]) -> set[tuple[str, str, float]]:
     return {(site["edit"]["module"], site["child"], site["e_lambda"]) for site in sites}
 
 
-wrap(saving, "_load_state", _loading)
-wrap(_CheckpointConnector, "dump_checkpoint", _dumping)
-wrap(_CheckpointConnector, "restore_model", _restoring)
+for _package in _loaded or _PACKAGES[:1]:
+    _connector = importlib.import_module(f"{_package}.trainer.connectors.checkpoint_connector")
+    wrap(importlib.import_module(f"{_package}.core.saving"), "_load_state", _loading)
+    wrap(_connector._CheckpointConnector, "dump_checkpoint", _dumping)
+    wrap(_connector._CheckpointConnector, "restore_model", _restoring)
 adapters.register(__name__, LightningAdapter())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
@@ -61,22 +61,63 @@ def settle(flow: Dataflow, hits: tuple[Hit, ...], present: tuple[Insertion, ...]
     anatomy = flow.anatomy
     decision = Decision()
     taken = {(_origin(anatomy, there.path), there.reader): there.path for there in present}
+    for there in present:
+        calls = _calls(flow, there.path) if there.edit == Output(there.path) else []
+        taken |= {(_origin(anatomy, call), None): there.path for call in calls if len(calls) > 1}
     names = {there.module for there in present}
+    together = _hits_of_one_module(flow, hits)
     for hit in hits:
         site = anatomy.site_by_path[hit.path]
         reason = why_not_attendable(site) or _repetition(anatomy, hit, taken, present)
         if reason is None:
+            module = together.get(hit.path)
+            if module is not None:
+                site = replace(site, runs=flow.recording.calls[module])
             resolved = resolve(flow, site, hit.reader)
             if isinstance(resolved, Resolved):
+                if module is not None:
+                    taken |= {(_origin(anatomy, call), None): hit.path for call in _calls(flow, module)}
                 taken[_origin(anatomy, hit.path), hit.reader] = hit.path
                 decision.planned.append(_place(flow, site, hit, resolved, names))
                 decision.fulfilled.add(hit.rule)
                 continue
             reason = f"SimAM cannot be applied: {resolved}"
-        elif reason == PRESENT:
+        elif reason == PRESENT or hit.path in together:
             decision.fulfilled.add(hit.rule)
         decision.skips.append(Skip(hit.path, reason, hit.rule, hit=True))
     return decision
+
+
+def _hits_of_one_module(flow: Dataflow, hits: tuple[Hit, ...]) -> dict[str, str]:
+    """Hits that one hook attends together, with their module: every call of a module that one forward calls repeatedly.
+
+    A head that is shared by the levels of a pyramid is called once for each: `head`, `head[2]`, `head[3]`.
+    """
+    found: dict[str, str] = {}
+    by_path = {hit.path: hit for hit in reversed(hits)}
+    for path, hit in by_path.items():
+        calls = _calls(flow, path)
+        if len(calls) < 2 or not all(call in by_path and by_path[call].e_lambda == hit.e_lambda for call in calls):
+            continue
+        sites = [flow.anatomy.site_by_path[call] for call in calls]
+        if any(
+            why_not_attendable(site) or (site.axes, site.dtype) != (sites[0].axes, sites[0].dtype) for site in sites
+        ):
+            continue
+        runs = flow.recording.calls[path]
+        edits = [resolve(flow, replace(site, runs=runs), by_path[site.path].reader) for site in sites]
+        is_one = all(isinstance(one, Resolved) and one.edit == Output(path) for one in edits)
+        if is_one and sum(site.runs for site in sites) == runs:
+            found |= dict.fromkeys(calls, path)
+    return found
+
+
+def _calls(flow: Dataflow, module: str) -> list[str]:
+    """Paths of what a module returns in each of its calls, in one forward of its caller."""
+    found = [module] if module in flow.recording.modules and module in flow.anatomy.site_by_path else []
+    while found and (path := f"{module}[{len(found) + 1}]") in flow.anatomy.site_by_path:
+        found.append(path)
+    return found
 
 
 def _place(flow: Dataflow, site: Site, hit: Hit, resolved: Resolved, names: set[str]) -> Planned:
@@ -133,16 +174,16 @@ def _repetition(
     for (other, reader), path in taken.items():
         if other != origin or (hit.reader is not None and reader is not None and hit.reader != reader):
             continue
-        there = next((there for there in present if there.path == path and there.reader == reader), None)
+        there = next((there for there in present if there.path == path and reader in (None, there.reader)), None)
         if there is not None and there.e_lambda != hit.e_lambda:
             return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; eject first to change it"
         if there is not None:
             return PRESENT
-        return (
-            "has a SimAM in this plan already"
-            if path == hit.path
-            else f"is the value of {path}, which has a SimAM already"
-        )
+        if path == hit.path:
+            return "has a SimAM in this plan already"
+        if hit.path.rpartition("[")[0] == path:
+            return f"is attended by the hook of {path}"
+        return f"is the value of {path}, which has a SimAM already"
     return None
 
 

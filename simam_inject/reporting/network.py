@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -46,6 +47,8 @@ def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> tuple[Box, ..
         for site in anatomy.sites
         if site.runs and max(site.spatial or (1,)) > 1 and site.path and ":" not in site.path
     ]
+    dims = Counter(len(site.spatial or ()) for site in mapped).most_common(1)[0][0] if mapped else 0
+    mapped = [site for site in mapped if len(site.spatial or ()) == dims]  # no lists of boxes beside images
     main = {site.path for site in mapped if {"main", "decoder"} & set(site.structure)}
     parents_of_main = {parent for path in main for parent in _parents(path)}
     others = {

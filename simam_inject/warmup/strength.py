@@ -34,7 +34,7 @@ def set_strength(model: nn.Module, value: float) -> None:
         >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
         >>> set_strength(model, 0.5)
         >>> model.layer1[0].conv2.simam
-        SimAM(e_lambda=0.0001, strength=0.5)
+        SimAM(e_lambda=0.1, strength=0.5)
     """
     strength = check_strength(value)
     for _, attention in simams_of(model):

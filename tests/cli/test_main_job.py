@@ -160,6 +160,7 @@ def test_the_strength_reaches_every_simam(run, monkeypatch):
     result = run(NET, "--after", "block", *SMALL, "--strength", "0.25")
     assert result.exit_code == 0, result.stderr
     assert {site.strength for site in injected(made[0].model)} == {0.25}
+    assert "nets.py:Net, after block, strength 0.25 (" in result.stdout
     assert "strength=0.25" in result.stdout
 
 

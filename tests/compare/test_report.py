@@ -8,7 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from simam_inject.compare.records import Cell, Comparison, Costs
+from simam_inject.compare.comparison import Comparison
+from simam_inject.compare.records import Cell, Costs
 from simam_inject.compare.report import answer, describe
 
 EFFECTS = {"simam": 0.1, "se": 2.5, "eca": -2.5}

@@ -1,39 +1,11 @@
-"""Where the channels are, through reshapes and permutations, as pure arithmetic and in a traced model."""
+"""Where the channels are, through reshapes, permutations and blocks that check what they are given."""
 
 import pytest
 import torch
 from torch import nn
 
 from simam_inject import plan
-from simam_inject.discovery.layouts import channel_dim, reshaped
-
-SECOND = {1}
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "layout", "expected"),
-    [
-        pytest.param((1, 64, 7, 7), (1, 2, 32, 7, 7), SECOND, {1, 2}, id="channel shuffle, split"),
-        pytest.param((1, 32, 2, 7, 7), (1, 64, 7, 7), {1, 2}, {1}, id="channel shuffle, merge"),
-        pytest.param((1, 64, 7, 7), (1, 64, 49), SECOND, {1}, id="flatten the map"),
-        pytest.param((1, 64, 8, 8), (1, 16, 2, 2, 8, 8), SECOND, {1, 2, 3}, id="depth to space, split"),
-        pytest.param((1, 16, 8, 2, 8, 2), (1, 16, 16, 16), {1, 3, 5}, {1}, id="depth to space, merge"),
-        pytest.param((1, 16, 2, 2, 8, 8), (1, 64, 8, 8), {1}, {1}, id="space to depth"),
-        pytest.param((1, 8, 8, 96), (1, 2, 4, 2, 4, 96), {3}, {5}, id="windows"),
-        pytest.param((1, 2, 2, 4, 4, 96), (4, 4, 4, 96), {5}, {3}, id="windows as a batch"),
-        pytest.param((1, 49, 384), (1, 49, 6, 64), {2}, {2, 3}, id="heads"),
-        pytest.param((1, 64, 1, 1), (1, 64), SECOND, {1}, id="flatten a vector"),
-        pytest.param((2, 1, 7, 7), (2, 1, 49), SECOND, {1}, id="a single channel"),
-        pytest.param((2, 49, 1, 8), (2, 7, 7, 8), {3}, {3}, id="tokens to a map"),
-    ],
-)
-def test_reshape_keeps_track_of_the_channels(before, after, layout, expected):
-    assert reshaped(before, after, frozenset(layout)) == expected
-
-
-@pytest.mark.parametrize(("layout", "rank", "expected"), [({1}, 4, 1), ({3}, 4, -1), ({2}, 4, 0), ({1, 2}, 5, 0)])
-def test_only_the_second_and_the_last_dimension_can_be_attended_along(layout, rank, expected):
-    assert channel_dim(frozenset(layout), rank) == expected
+from simam_inject.api import survey
 
 
 class Shuffle(nn.Module):
@@ -59,12 +31,12 @@ class LastAndBack(nn.Module):
 
 
 def test_a_channel_shuffle_gives_channels_second():
-    planned = plan(Shuffle(), {"version": 1, "rules": [{"block": "Shuffle", "after": "output"}]})
+    planned = plan(Shuffle(), {"rules": [{"block": "Shuffle", "after": "output"}]})
     assert [(i.path, i.channel_dim) for i in planned.insertions] == [("", 1)]
 
 
 def test_channels_last_is_seen_through_chunk_and_back():
-    sites = plan(LastAndBack(), "after lastandback.conv", example_inputs=torch.rand(1, 3, 9, 9)).anatomy.site_by_path
+    sites = survey(LastAndBack(), example_inputs=torch.rand(1, 3, 9, 9)).site_by_path
     assert {path: sites[path].channel_dim for path in ("conv", "norm", "mul", "movedim")} == {
         "conv": 1,
         "norm": -1,
@@ -84,7 +56,7 @@ class TokenBlock(nn.Module):
 
 
 class OpaqueTokens(nn.Module):
-    """Decides on a shape, as MobileViT's blocks do: nobody says what its child is given."""
+    """Decides on a shape, as MobileViT's blocks do: what its child is given follows from the forward."""
 
     def __init__(self):
         super().__init__()
@@ -99,7 +71,7 @@ class OpaqueTokens(nn.Module):
 
 
 def test_tokens_of_an_opaque_block_have_channels_last():
-    planned = plan(OpaqueTokens(), {"version": 1, "rules": [{"block": "TokenBlock", "after": "output"}]})
+    planned = plan(OpaqueTokens(), {"rules": [{"block": "TokenBlock", "after": "output"}]})
     assert [(i.path, i.channel_dim) for i in planned.insertions] == [("blocks.0", -1), ("blocks.1", -1)]
 
 
@@ -125,7 +97,7 @@ class OpaqueDecoder(OpaqueTokens):
 
 
 def test_what_multihead_attention_returns_has_channels_last():
-    planned = plan(OpaqueDecoder(), {"version": 1, "rules": [{"block": "Decoder", "before": "residual"}]})
+    planned = plan(OpaqueDecoder(), {"rules": [{"block": "Decoder", "before": "residual"}]})
     assert {i.path: i.channel_dim for i in planned.insertions} == {"blocks.0.dropout": -1, "blocks.1.dropout": -1}
 
 
@@ -148,7 +120,7 @@ class OpaqueAdding(OpaqueTokens):
 
 
 def test_an_input_is_read_as_what_is_computed_from_it():
-    planned = plan(OpaqueAdding(), {"version": 1, "rules": [{"path": "blocks.0", "after": {"op": "relu"}}]})
+    planned = plan(OpaqueAdding(), {"rules": [{"path": "blocks.0", "after": {"op": "relu"}}]})
     assert [i.channel_dim for i in planned.insertions] == [-1]
 
 
@@ -183,5 +155,5 @@ class OpaqueStem(PatchEmbedding):
 )
 def test_what_opaque_blocks_return_is_known_from_what_was_written_last_in_them(network, path):
     model = nn.Sequential(network(), nn.Identity())
-    planned = plan(model, {"version": 1, "rules": [{"path": path, "after": "output"}]})
+    planned = plan(model, {"rules": [{"path": path, "after": "output"}]})
     assert [(i.path, i.channel_dim) for i in planned.insertions] == [(path, -1)]

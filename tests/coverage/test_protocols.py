@@ -1,22 +1,31 @@
-"""Ways in which blocks call each other that the sweep found, each as a small model."""
+"""Ways in which blocks call each other, each as a small model that is held against hooks on the stock one."""
 
 import copy
 import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
-from simam_inject import InjectError, inject, injected, verify
-from simam_inject.verification.outputs import difference
+from simam_inject import InjectError, inject, injected, plan, verify
+from tests.oracle import E_LAMBDA, assert_right, hooked, same_bits
 
-EVERY_CONV = {"version": 1, "rules": [{"path": "*", "after": {"op": "conv"}}]}
+EVERY_CONV = {"e_lambda": E_LAMBDA, "rules": [{"path": "*", "after": {"op": "conv"}}]}
 
 
-def forward(model, x):
-    torch.manual_seed(0)
+def image(*shape, seed=0):
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def run(model, x):
     with torch.no_grad():
         return model(x)
+
+
+def build(network):
+    torch.manual_seed(0)
+    return network().double().eval()
 
 
 class Tokens(nn.Module):
@@ -44,10 +53,15 @@ class TokenNet(nn.Module):
         return tokens.transpose(1, 2).reshape(x.shape[0], -1, h, w)
 
 
-def test_a_size_that_a_caller_passes_is_not_baked_in():
-    model = inject(TokenNet(), EVERY_CONV, example_inputs=torch.rand(1, 3, 8, 8))
-    assert [insertion.means for insertion in injected(model)] == ["forward", "forward"]
-    assert verify(model, example_inputs=torch.rand(2, 3, 10, 6)).ok
+def test_a_size_that_a_caller_passes_may_change():
+    stock = build(TokenNet)
+    model = inject(copy.deepcopy(stock), EVERY_CONV, example_inputs=image(1, 3, 8, 8))
+    assert [insertion.path for insertion in injected(model)] == ["stem", "block.dw"]
+    x = image(2, 3, 10, 6)
+    with hooked(stock, ["stem", "block.dw"]):
+        expected = run(stock, x)
+    assert_right(run(model, x), expected, run(stock, x))
+    assert verify(model, example_inputs=x).ok
 
 
 class Choosing(nn.Module):
@@ -69,10 +83,14 @@ class ChoosingNet(nn.Module):
         return self.block(x, self.mode)
 
 
-def test_a_number_that_decides_is_a_constant_and_checked():
-    model = inject(ChoosingNet(), "after choosing.conv", example_inputs=torch.rand(1, 3, 8, 8))
-    with pytest.raises(InjectError, match="argument mode differs"):
-        model.block(torch.rand(1, 3, 8, 8), 1)
+def test_a_number_that_decides_may_change():
+    stock, x = build(ChoosingNet), image(1, 3, 8, 8)
+    model = inject(copy.deepcopy(stock), "after choosing.conv", example_inputs=x, e_lambda=E_LAMBDA)
+    with hooked(stock, ["block.conv"]):
+        expected = run(stock, x)
+    assert_right(run(model, x), expected, run(stock, x))
+    model.mode = 1
+    assert same_bits(run(model, x), x)
 
 
 class Extending(nn.Module):
@@ -100,11 +118,14 @@ class ExtendingNet(nn.Module):
 
 
 def test_a_block_that_fills_its_callers_list_keeps_doing_so():
-    plain = ExtendingNet().eval()
-    model = inject(copy.deepcopy(plain), EVERY_CONV, example_inputs=torch.rand(1, 3, 16, 16))
-    assert [insertion.means for insertion in injected(model)] == ["boundary", "boundary"]
-    assert "changes a list that it is given" in injected(model)[0].note
-    assert list(forward(model, torch.rand(1, 3, 16, 16))) == ["first", "next"]
+    stock, x = build(ExtendingNet), image(1, 3, 16, 16)
+    model = inject(copy.deepcopy(stock), EVERY_CONV, example_inputs=x)
+    assert [insertion.path for insertion in injected(model)] == ["blocks.0.conv", "blocks.1.conv"]
+    with hooked(stock, ["blocks.0.conv", "blocks.1.conv"]):
+        expected = run(stock, x)
+    found, plain = run(model, x), run(stock, x)
+    assert list(found) == list(plain) == ["first", "next"]
+    assert_right(found, expected, plain)
 
 
 class Undecided(nn.Module):
@@ -122,14 +143,80 @@ class WeightNormNet(nn.Sequential):
         super().__init__(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)), nn.ReLU())
 
 
-def test_a_model_that_needs_real_numbers_can_be_pickled():
-    x = torch.rand(1, 3, 8, 8)
-    model = inject(UndecidedNet(), "after undecidednet.0", example_inputs=x)
-    assert difference(forward(pickle.loads(pickle.dumps(model)), x), forward(model, x)) is None
+@pytest.mark.parametrize(("network", "path"), [(UndecidedNet, "0"), (WeightNormNet, "0")])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_model_has_its_simam(network, path, copied):
+    if network is WeightNormNet and copied is not copy.deepcopy:
+        pytest.skip("torch does not pickle parametrized modules")
+    stock, x = build(network), image(1, 3, 8, 8)
+    rule = {"path": path, "after": "output"}
+    model = inject(copy.deepcopy(stock), {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=x)
+    with hooked(stock, [path]):
+        expected = run(stock, x)
+    twin = copied(model)
+    assert len(injected(twin)) == 1
+    assert_right(run(twin, x), expected, run(stock, x))
 
 
-def test_a_parametrized_model_can_be_copied():
-    x = torch.rand(1, 3, 8, 8)
-    model = inject(WeightNormNet(), {"version": 1, "rules": [{"path": "0", "after": "output"}]}, example_inputs=x)
-    assert difference(forward(copy.deepcopy(model), x), forward(model, x)) is None
-    assert len(injected(copy.deepcopy(model))) == 1
+class Levels(nn.Module):
+    """A head for all maps of a pyramid, which it calls one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, maps):
+        return [self.conv(x).relu() for x in maps]
+
+
+class Pyramid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = Levels()
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head([x, F.max_pool2d(x, 2), F.max_pool2d(x, 4)])
+
+
+class Twice(nn.Module):
+    """One module on two branches, as `drop_path` is in many transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(3, 3, 3, padding=1)
+        self.two = nn.Conv2d(3, 3, 3, padding=1)
+        self.drop = nn.Dropout2d(0.5)
+
+    def forward(self, x):
+        x = x + self.drop(self.one(x))
+        return x + self.drop(self.two(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "rule", "place"),
+    [
+        (Pyramid, {"path": "head", "after": {"op": "conv"}}, "head.conv"),
+        (Twice, {"block": "Twice", "before": "residual"}, "drop"),
+    ],
+)
+def test_one_hook_attends_every_call_of_a_module(network, rule, place):
+    recipe = {"e_lambda": E_LAMBDA, "rules": [rule]}
+    x, stock = image(1, 3, 16, 16), network().double().eval()
+    found = plan(stock, recipe, example_inputs=x)
+    (only,) = found.insertions
+    assert (only.path, only.edit.module) == (place, place)
+    assert only.runs == len(found.skips) + 1
+    assert {skip.reason for skip in found.skips} == {f"is attended by the hook of {place}"}
+    model = inject(copy.deepcopy(stock), recipe, example_inputs=x)
+    with hooked(stock, [place]):
+        expected = run(stock, x)
+    assert_right(run(model, x), expected, run(stock, x))
+    assert {skip.reason for skip in plan(model, recipe, example_inputs=x).skips} == {"has SimAM already"}
+
+
+def test_one_call_of_several_cannot_be_attended_by_a_hook():
+    rule = {"block": "Twice", "after": {"op": "dropout", "which": "last"}}
+    with pytest.raises(InjectError, match=r"drop runs 2 times in one forward"):
+        plan(build(Twice), {"rules": [rule]}, example_inputs=image(1, 3, 16, 16))

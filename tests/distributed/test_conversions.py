@@ -1,4 +1,4 @@
-"""SyncBatchNorm and torch.ao's fuse and prepare, before and after injection: what works, what says that it cannot."""
+"""SyncBatchNorm, moving averages and torch.ao, before and after injection: what works, and what raises."""
 
 import copy
 
@@ -20,13 +20,14 @@ from torch.nn.utils import parametrize
 from torch.optim.swa_utils import AveragedModel
 
 from simam_inject import eject, inject, injected, simam
-from simam_inject.errors import InjectError, ModelError, NoMatchError
+from simam_inject.errors import ModelError, NoMatchError
 from tests.export.networks import BasicBlock, Network, image
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torch.ao", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 RECIPE = "after basicblock.conv2"
 SITES = ["blocks.0.conv2", "blocks.1.conv2"]
+ADVICE = r"before such a change and inject after it"
 ACROSS = [["blocks.0.conv2", "blocks.0.bn2"]]
 BESIDE = [["blocks.0.conv1", "blocks.0.bn1"], ["blocks.1.conv1", "blocks.1.bn1"]]
 
@@ -79,14 +80,18 @@ def test_fuse_then_inject():
     assert paths(model) == SITES
 
 
-@pytest.mark.parametrize("fuse", [fuse_modules, fuse_modules_qat])
-def test_fusing_across_attention_is_refused_at_the_first_forward(fuse):
-    model = attend(network())
+@pytest.mark.parametrize(
+    ("recipe", "fuse"),
+    [(RECIPE, fuse_modules), ("after basicblock.bn2", fuse_modules), ("after basicblock.bn2", fuse_modules_qat)],
+)
+def test_fusing_an_attended_pair_is_refused_at_the_first_forward(recipe, fuse):
+    """Whether SimAM stood between the two, or behind the norm that is now an identity."""
+    model = attend(network(), recipe)
     fused = fuse(model.train(fuse is fuse_modules_qat), ACROSS)
-    with pytest.raises(InjectError, match=r"BasicBlock: bn2 was folded into conv2, but SimAM stands between") as caught:
+    with pytest.raises(ModelError, match="blocks.0") as caught:
         fused(image(2))
-    assert "Fold before inject, leave this pair out, or put SimAM after bn2" in str(caught.value)
-    model.eval()(image())  # fuse_modules works on a copy
+    assert ADVICE in str(caught.value)
+    model.eval()(image())  # both work on a copy
 
 
 def test_fusing_beside_attention_is_exact():
@@ -97,19 +102,27 @@ def test_fusing_beside_attention_is_exact():
         torch.testing.assert_close(fused(image()), model(image()), rtol=1e-5, atol=1e-6)
 
 
-def test_fusing_below_an_attended_norm_is_exact():
-    model = attend(network(), "after basicblock.bn2")
-    fused = fuse_modules(model, ACROSS)
-    with torch.no_grad():
-        torch.testing.assert_close(fused(image()), model(image()), rtol=1e-5, atol=1e-6)
+def test_fusing_for_quantization_aware_training_keeps_both_and_attention_between_them():
+    model = attend(network()).train()
+    fused, plain = fuse_modules_qat(model, ACROSS), network().train()
+    assert torch.equal(fused(image(2)), model(image(2)))
+    assert not torch.allclose(model(image(2)), plain(image(2)), rtol=1e-2)
 
 
-def test_fx_fusion_sees_attention_between_and_leaves_the_pair_alone():
-    model = attend(network())
-    fused = quantize_fx.fuse_fx(copy.deepcopy(model))
-    with torch.no_grad():
-        torch.testing.assert_close(fused(image()), model(image()), rtol=1e-5, atol=1e-6)
-    assert isinstance(fused.get_submodule("blocks.0").bn2, nn.BatchNorm2d)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        RECIPE,
+        pytest.param(
+            "after basicblock.bn2",
+            marks=pytest.mark.xfail(reason="torch.fx drops a norm that it folds with its hooks, unseen", strict=True),
+        ),
+    ],
+)
+def test_fusing_in_a_graph_is_refused_at_the_first_forward(recipe):
+    fused = quantize_fx.fuse_fx(attend(network(), recipe))
+    with pytest.raises(ModelError, match=ADVICE):
+        fused(image())
 
 
 @pytest.mark.parametrize("first", ["inject", "prepare"])
@@ -121,8 +134,8 @@ def test_eager_quantization_prepares_in_either_order(first):
     assert paths(prepared) == SITES
 
 
-def test_an_eagerly_quantized_map_is_refused_by_its_name():
-    """SimAM computes statistics in float; eager quantization hands it int8 without asking."""
+def test_an_eagerly_quantized_model_is_refused_at_the_first_forward():
+    """`convert` replaces the convolutions, and with them the modules that hold SimAM."""
 
     class Quantized(nn.Sequential):
         pass
@@ -132,29 +145,22 @@ def test_an_eagerly_quantized_map_is_refused_by_its_name():
     model.qconfig = get_default_qconfig("x86")
     attend(model)
     prepared = prepare(model)
-    with pytest.raises(InjectError, match=r"floating-point maps .* found torch\.quint8"):
+    with pytest.raises(ModelError, match=ADVICE):
         convert(prepared)(image())
 
 
-def test_graph_quantization_keeps_attention_in_float():
-    model = attend(network())
-    prepared = quantize_fx.prepare_fx(copy.deepcopy(model), get_default_qconfig_mapping("x86"), (image(),))
-    with torch.no_grad():
+def test_graph_quantization_is_refused_at_the_first_forward():
+    """It folds norms, and SimAM stands before one."""
+    prepared = quantize_fx.prepare_fx(attend(network()), get_default_qconfig_mapping("x86"), (image(),))
+    with pytest.raises(ModelError, match=ADVICE):
         prepared(image())
-        quantized = quantize_fx.convert_fx(prepared)
-        result, wanted = quantized(image()), model(image())
-    plain = network()
-    assert (result - wanted).abs().max() < 0.1 * wanted.abs().max()
-    assert (result - wanted).abs().max() < 0.2 * (plain(image()) - wanted).abs().max()
 
 
-def test_inject_then_prepare_for_quantization_aware_training():
+def test_preparing_for_quantization_aware_training_after_injection_is_refused():
     model = attend(network()).train()
     model.qconfig = get_default_qat_qconfig("x86")
-    prepared = prepare_qat(model)
-    prepared(image(2)).sum().backward()
-    assert paths(prepared) == SITES
-    assert all(parameter.grad is not None for parameter in prepared.parameters())
+    with pytest.raises(ModelError, match=ADVICE):
+        prepare_qat(model)(image(2))
 
 
 def test_prepare_for_quantization_aware_training_then_inject():
@@ -205,21 +211,23 @@ def test_a_moving_average_holds_the_sites_either_way():
         assert list(average.module.state_dict()) == list(network().state_dict())
 
 
-def test_a_class_that_was_swapped_again_is_not_ejected():
+def test_a_block_whose_class_is_swapped_keeps_its_attention():
     class Scaled(BasicBlock):
         def __init__(self, channels):
             super().__init__(channels)
-            self.scale = nn.Parameter(torch.ones(channels, 1, 1))
+            self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.7))
 
         def forward(self, x):
             return self.scale * super().forward(x)
 
-    model = nn.Sequential(nn.Conv2d(3, 8, 1), Scaled(8))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Scaled(8)).eval()
+    plain = model(image())
     attend(model, "after scaled.conv2")
-    parametrize.register_parametrization(model[1], "scale", nn.Softplus())
-    with pytest.raises(ModelError, match=r"class of a Scaled was changed again .* ParametrizedScaled"):
-        eject(model)
-    assert len(injected(model)) == 1
-    parametrize.remove_parametrizations(model[1], "scale")
+    attended = model(image())
+    parametrize.register_parametrization(model[1], "scale", nn.Identity())
+    assert type(model[1]).__name__ == "ParametrizedScaled"
+    assert torch.equal(model(image()), attended)
+    assert not torch.allclose(attended, plain, rtol=1e-2)
     eject(model)
-    assert injected(model) == ()
+    assert torch.equal(model(image()), plain)

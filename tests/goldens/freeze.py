@@ -4,7 +4,8 @@
     python -m tests.goldens.freeze --check 'timm:res*'  # some models
     python -m tests.goldens.freeze --write              # replace the lists
 
-It uses nothing but `plan`, `inject` and the libraries' own ways of building a model, so that any engine can be asked.
+The model is recorded once and asked for every recipe. Differences between the first edition's engine and this one are
+argued in `differences.md`.
 One line of `sites.txt` is `MODEL RECIPE COUNT: SITES`; a site before a reader is `path>reader`, `~` in the reader
 standing for the path's own scope, and `{a,b}.c` stands for `a.c` and `b.c`.
 """
@@ -114,14 +115,25 @@ def site_of(insertion):
     return f"{insertion.path}>{reader}"
 
 
-def take(model, recipe, inputs):
-    """Sites that the recipe takes, or the name of the error."""
-    from simam_inject import InjectError, plan
+def take_all(key, model, inputs):
+    """Recipe -> sites that it takes, or the name of the error."""
+    from simam_inject import InjectError
+    from simam_inject.dataflow.example import example_of
+    from simam_inject.dataflow.survey import survey_model
+    from simam_inject.editing.attach import detach
+    from simam_inject.matching import match
+    from simam_inject.planning.planner import decide
+    from simam_inject.recipe import load_recipe
 
-    try:
-        return sorted(site_of(insertion) for insertion in plan(model, recipe, example_inputs=inputs).insertions)
-    except InjectError as error:
-        return [] if type(error).__name__ == "NoMatchError" else [f"!{type(error).__name__}"]
+    flow, found = survey_model(model, example_of(model, inputs), detach), {}
+    for name in recipes_for(key):
+        recipe = load_recipe(name)
+        try:
+            planned = decide(recipe, flow, match(recipe, flow.anatomy)).planned
+            found[name] = sorted(site_of(one.insertion) for one in planned)
+        except InjectError as error:
+            found[name] = [] if type(error).__name__ == "NoMatchError" else [f"!{type(error).__name__}"]
+    return found
 
 
 def squeeze(paths):
@@ -279,9 +291,7 @@ def planned(keys):
         except Exception as error:
             print(f"{key}: cannot be built: {type(error).__name__}: {str(error)[:200]}", file=sys.stderr)
             continue
-        inputs = example(key, model)
-        for recipe in recipes_for(key):
-            sites = take(model, recipe, inputs)
+        for recipe, sites in take_all(key, model, example(key, model)).items():
             if sites or not recipe.startswith("yolo-"):
                 yield key, recipe, sites
         print(f"{key}: {time.perf_counter() - start:.1f} s", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""The sites and outputs of the first engine, planned and computed again. All of them: `pytest -m zoo tests/goldens`."""
+"""Sites and outputs, planned and computed again. All of them: `pytest -m zoo tests/goldens`. See differences.md."""
 
 import warnings
 
@@ -22,10 +22,9 @@ def _quiet():
 
 def check(key):
     model = freeze.build(key)
-    inputs = freeze.example(key, model)
     found = {}
-    for recipe in freeze.recipes_for(key):
-        lines = freeze.differences(GOLDEN.get((key, recipe), []), freeze.take(model, recipe, inputs))
+    for recipe, sites in freeze.take_all(key, model, freeze.example(key, model)).items():
+        lines = freeze.differences(GOLDEN.get((key, recipe), []), sites)
         if lines:
             found[recipe] = lines
     assert not found

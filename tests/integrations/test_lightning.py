@@ -80,6 +80,30 @@ def test_a_module_that_was_injected_directly_is_kept_too(tmp_path, path):
     check_output(again, strength=0.5)
 
 
+def test_the_other_name_of_the_library(tmp_path):
+    """`pytorch_lightning` is a package of its own, with classes of its own."""
+    pytest.importorskip("pytorch_lightning")
+    code = f"""
+import sys, types
+import pytorch_lightning
+sys.modules["lightning"] = None  # only the other one is installed
+sys.modules["lightning.pytorch"] = types.SimpleNamespace(LightningModule=pytorch_lightning.LightningModule)
+from tests.integrations.lightning_net import RECIPE, Net
+del sys.modules["lightning.pytorch"]
+import simam_inject.integrations.lightning as integration
+from simam_inject import injected
+assert issubclass(integration.SimAMCallback, pytorch_lightning.Callback)
+net = Net()
+options = dict(max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+trainer = pytorch_lightning.Trainer(callbacks=[integration.SimAMCallback(RECIPE, verify=False)], **options)
+trainer.fit(net)
+trainer.save_checkpoint({str(tmp_path / "x.ckpt")!r})
+print("FOUND", len(injected(Net.load_from_checkpoint({str(tmp_path / "x.ckpt")!r}))))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "FOUND 2" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("flag", ["", "import simam_inject.integrations.lightning"])
 def test_a_process_without_the_package_restores_or_refuses(tmp_path, flag):
     file = saved(tmp_path, inject(Net(), RECIPE, example_inputs=IMAGE, verify=False))

@@ -89,8 +89,19 @@ def test_a_picture_and_its_numbers(run, project):
 
 def test_folders_sites_channels_and_formats(run):
     code, out, err = run(
-        "net.py:small", "folder", "folder/1.png", "--after", "Block.conv", "--input-size", "3x32x32", "--site", "one.*",
-        "--channel", "2", "--output", "all.svg",
+        "net.py:small",
+        "folder",
+        "folder/1.png",
+        "--after",
+        "Block.conv",
+        "--input-size",
+        "3x32x32",
+        "--site",
+        "one.*",
+        "--channel",
+        "2",
+        "--output",
+        "all.svg",
     )
     assert code == 0, err
     assert out.splitlines() == ["all.svg: 4 images, one.0.conv, one.1.conv"]

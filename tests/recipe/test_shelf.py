@@ -13,15 +13,6 @@ COUNTS = {"resnet18": 8, "resnet34": 16, "resnet50": 16, "resnet101": 33, "resne
 SLOW = ("resnet34", "resnet101", "resnet50", "resnext50_32x4d")
 
 
-OPEN = {
-    ("residual", "yolov8n"): "anchors plus offsets in Detect are taken for a skip and a branch",
-    ("unet", "Unet"): "the last decoder block upsamples without a skip",
-    ("paper", "timm:mobilenetv2_100"): "a first block of a class of its own is taken for the stem",
-    ("block-output", "yolov9t"): "a first block of a class of its own is taken for the stem",
-}
-"""What the dataflow does not see yet, and the golden list holds as it should be."""
-
-
 def marked(entries, name_of, quick):
     return [pytest.param(*entry, marks=() if name_of(entry) in quick else pytest.mark.zoo) for entry in entries]
 
@@ -33,9 +24,7 @@ def test_every_shipped_recipe_is_tested_on_at_least_three_architectures():
 
 
 @pytest.mark.parametrize(("recipe", "name"), marked(PAIRS, lambda pair: pair[1], QUICK))
-def test_the_sites_are_those_of_the_golden_list(recipe, name, request):
-    if (recipe, name) in OPEN:
-        request.applymarker(pytest.mark.xfail(reason=OPEN[recipe, name], strict=True))
+def test_the_sites_are_those_of_the_golden_list(recipe, name):
     assert line(recipe, name) == golden()[recipe, name]
 
 

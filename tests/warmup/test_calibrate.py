@@ -202,6 +202,23 @@ def test_half_precision_gives_nearly_the_same_gains():
     assert min(gains_of(half).values()) > 1.1
 
 
+def test_lists_of_images_as_detectors_take_them():
+    class Detector(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.network = plain()
+
+        def forward(self, images, targets=None):
+            assert targets is None
+            return self.network(torch.stack(images))
+
+    x = images(4)
+    model = inject(Detector(), "after Block.first", example_inputs=[*x], verify=False)
+    found = calibrate(model, [([*x], [{"boxes": None}] * 4)], norms=False)
+    expected = inject(plain(), "after Block.first", example_inputs=x, verify=False)
+    assert [site.gain for site in found.sites] == [site.gain for site in calibrate(expected, x, norms=False).sites]
+
+
 def test_a_site_that_runs_twice_has_one_gain_for_both():
     class Twice(nn.Module):
         def __init__(self):

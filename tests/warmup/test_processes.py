@@ -5,11 +5,12 @@ import multiprocessing
 import pytest
 import torch
 import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from simam_inject import injected
 from simam_inject.errors import ModelError
-from simam_inject.warmup import calibrate
-from tests.warmup.networks import PATHS, attended, images
+from simam_inject.warmup import calibrate, set_strength
+from tests.warmup.networks import PATHS, attended, images, plain
 
 
 def work(rank, place, queue):
@@ -24,9 +25,22 @@ def work(rank, place, queue):
         except ModelError as error:
             message = str(error)
         norm = model.norm
-        queue.put((rank, [s.gain for s in found.sites], norm.running_mean.tolist(), norm.running_var.tolist(), message))
+        statistics = norm.running_mean.tolist(), norm.running_var.tolist()
+        queue.put((rank, [site.gain for site in found.sites], *statistics, message, is_plain_at_0(half)))
     finally:
         dist.destroy_process_group()
+
+
+def is_plain_at_0(half):
+    """Wrapped, at strength 0: outputs and gradients of the plain network, and not those at strength 1."""
+    models = [DistributedDataParallel(one.train()) for one in (attended(), plain(), attended())]
+    set_strength(models[0], 0.0)
+    outputs = [model(half) for model in models]
+    for output in outputs:
+        output.square().sum().backward()
+    gradients = [[parameter.grad for parameter in model.parameters()] for model in models]
+    same = all(torch.equal(one, other) for one, other in zip(gradients[0], gradients[1], strict=True))
+    return same and torch.equal(outputs[0], outputs[1]) and not torch.equal(outputs[0], outputs[2])
 
 
 def test_two_processes_agree_and_equal_one(tmp_path):
@@ -39,7 +53,9 @@ def test_two_processes_agree_and_equal_one(tmp_path):
     for worker in workers:
         worker.join(30)
         assert worker.exitcode == 0
-    (_, *first, message), (_, *second, other) = results
+    (_, *first, message, plain_here), (_, *second, other, plain_there) = results
+    assert plain_here
+    assert plain_there
     assert first == second
     assert message == "calibration failed in another process"
     assert other == "there is no batch to calibrate on: the loader is empty"

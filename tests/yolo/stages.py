@@ -107,7 +107,7 @@ def parity() -> dict:
     from simam_inject import inject
     from tests.yolo.oracle import RECIPE, live_sites
 
-    class Enough(Exception):
+    class EnoughError(Exception):
         pass
 
     found = {}
@@ -119,10 +119,10 @@ def parity() -> dict:
         def look(trainer, name=name) -> None:
             state = {key: value.clone() for key, value in trainer.model.state_dict().items()}
             found[name] = state, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)), torch.rand(3)
-            raise Enough
+            raise EnoughError
 
         yolo.add_callback("on_pretrain_routine_end", look)
-        with suppress(Enough):
+        with suppress(EnoughError):
             yolo.train(**common("parity"))
     (plain, none, _, drawn), (state, model, ema, drawn_again) = found["plain"], found["injected"]
     assert (none, model, ema) == (0, COUNT, COUNT)
@@ -244,11 +244,11 @@ def interrupt() -> dict:
     from simam_inject.integrations.ultralytics import ramp
     from tests.yolo.oracle import RECIPE
 
-    class Crash(Exception):
+    class CrashError(Exception):
         pass
 
     def crash(trainer) -> None:
-        raise Crash
+        raise CrashError
 
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False, strength=0.0)
     with pytest.warns(UserWarning, match="a ramp without gains"):
@@ -256,7 +256,7 @@ def interrupt() -> dict:
     seen = []
     yolo.add_callback("on_train_batch_end", lambda trainer: seen.append(_strengths(trainer)))
     yolo.add_callback("on_model_save", crash)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         yolo.train(**common("resumed", epochs=3))
     assert seen == [[value] for value in STRENGTHS[:2]], seen
     return {}
@@ -265,15 +265,15 @@ def interrupt() -> dict:
 def interrupt_again() -> dict:
     """Another, which the command line resumes."""
 
-    class Crash(Exception):
+    class CrashError(Exception):
         pass
 
     def crash(trainer) -> None:
-        raise Crash
+        raise CrashError
 
     yolo = load(FOLDER / "injected.pt")
     yolo.add_callback("on_model_save", crash)
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         yolo.train(**common("cli", epochs=2))
     return {}
 
@@ -424,14 +424,14 @@ def ddp_file() -> dict:
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1])
     kept = {}
 
-    class Launched(Exception):
+    class LaunchedError(Exception):
         pass
 
     def keep(trainer) -> None:
         from ultralytics.utils.dist import generate_ddp_file
 
         kept["file"] = generate_ddp_file(trainer)
-        raise Launched
+        raise LaunchedError
 
     from ultralytics.engine.trainer import BaseTrainer
 
@@ -442,7 +442,7 @@ def ddp_file() -> dict:
         keep(self)
 
     BaseTrainer.train = launch
-    with suppress(Launched):
+    with suppress(LaunchedError):
         yolo.train(**common("worker", epochs=1))
     BaseTrainer.train = original
     done = subprocess.run([sys.executable, kept["file"]], capture_output=True, text=True, check=False)

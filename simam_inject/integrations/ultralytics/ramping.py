@@ -10,7 +10,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.integrations.ultralytics.record import recorded, write, write_ramp
+from simam_inject.integrations.ultralytics.record import networks_in, recorded, write, write_ramp
 
 RAMP = "_simam_ramp"
 """Attribute of a YOLO object: the ramp of its next training."""
@@ -86,7 +86,7 @@ class StrengthRamp:
     def record(self, trainer: Any) -> None:
         """Write strength and ramp into the yaml of what is saved after the epoch."""
         for network in _networks(trainer):
-            for part in network.modules():
+            for part in networks_in(network):
                 if recorded(part):
                     write(part)
                     write_ramp(part, self.epochs, self.start)

@@ -21,6 +21,11 @@ KEY, RAMP = "simam", "simam_ramp"
 """Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with."""
 
 
+def networks_in(model: nn.Module) -> list[nn.Module]:
+    """Every network that may be the injected one: it may be wrapped (DDP, compile), or a student beside its teacher."""
+    return [part for part in model.modules() if isinstance(part.__dict__.get("yaml"), Mapping)]
+
+
 def has_record(network: Any) -> bool:
     """True if the network's yaml asks for SimAM, in whatever form."""
     table = getattr(network, "yaml", None)

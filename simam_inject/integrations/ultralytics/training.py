@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,14 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.integrations.ultralytics.ramping import RAMP, StrengthRamp
-from simam_inject.integrations.ultralytics.record import missing_sites, names_of, recorded, take_ramp, write
+from simam_inject.integrations.ultralytics.record import (
+    missing_sites,
+    names_of,
+    networks_in,
+    recorded,
+    take_ramp,
+    write,
+)
 from simam_inject.integrations.wrapping import wrap
 
 _EVENT = "on_pretrain_routine_end"  # the first with both the trainer's model and its EMA, the last before a batch
@@ -54,22 +61,16 @@ class Tripwire:
         for name, model in (("model", trainer.model), ("EMA", ema)):
             if not isinstance(model, nn.Module):
                 continue
-            missing = min((missing_sites(network, self.sites) for network in _networks(model)), key=len)
+            missing = min((missing_sites(network, self.sites) for network in networks_in(model) or [model]), key=len)
             if missing:
                 raise VerificationError(
                     f"SimAM lost: the trainer's {name} lacks {len(missing)} of {len(self.sites)} sites, first "
                     f"{missing[0]['path']}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
                 )
-        if RANK in (-1, 0):
-            strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
+        strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
+        if RANK in (-1, 0) and strengths:
             shown = " to ".join(f"{strength:g}" for strength in dict.fromkeys((strengths[0], strengths[-1])))
             LOGGER.info(f"SimAM: {len(self.sites)} sites live, strength {shown}, recipe {self.recipe}")
-
-
-def _networks(model: nn.Module) -> Iterator[nn.Module]:
-    """Every network that may be the injected one: it may be wrapped (DDP, compile) or a student beside its teacher."""
-    found = [part for part in model.modules() if isinstance(getattr(part, "yaml", None), Mapping)]
-    yield from found or [model]
 
 
 def _training(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,44 @@
+"""A YOLO by ultralytics' own trainer: takes half a minute, so it is marked."""
+
+import pytest
+import torch
+
+from simam_inject.compare import compare
+from simam_inject.compare.setups import set_up
+from simam_inject.compare.training import Training
+from simam_inject.errors import CompareError
+from tests.yolo.drawing import draw_set
+
+SHORT = Training(epochs=2, batch=4, size=64)
+
+
+@pytest.mark.long
+def test_a_yolo_from_scratch_and_from_weights(tmp_path, monkeypatch):
+    from ultralytics import YOLO
+
+    monkeypatch.chdir(tmp_path)
+    data = str(draw_set(tmp_path / "set"))
+    YOLO("yolov8n.yaml").save("start.pt")
+    for weights in (None, "start.pt"):
+        setup = set_up("ultralytics:yolov8n", data, SHORT, "cpu", weights=weights)
+        trained = []
+
+        def train(model, seed, report, run=setup.train, trained=trained):
+            before = model.model[0].bn.running_mean.clone()
+            value = run(model, seed, report)
+            trained.append({type(module).__name__ for module in model.modules()} & {"SimAM", "EcaModule"})
+            assert not torch.equal(before, model.model[0].bn.running_mean)
+            return value
+
+        comparison = compare(setup.make_model, ["yolo-bottleneck"], train, ["eca"], 1, settings=setup.settings)
+        assert [cell.error for cell in comparison.cells] == [""] * 4
+        assert trained == [set(), set(), {"SimAM"}, {"EcaModule"}]
+        assert all([epoch for epoch, _ in cell.curve] == [1, 2] for cell in comparison.cells)
+        assert len({cell.weights for cell in comparison.cells}) == 1
+
+
+def test_a_yolo_without_data_or_with_the_wrong_option(tmp_path):
+    with pytest.raises(CompareError, match="is no data set that ultralytics can read"):
+        set_up("ultralytics:yolov8n", str(tmp_path / "none.yaml"), SHORT, "cpu")
+    with pytest.raises(CompareError, match="give a YOLO's trained weights as --weights"):
+        set_up("ultralytics:yolov8n", "coco8.yaml", SHORT, "cpu", pretrained=True)
