@@ -6,8 +6,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from simam_inject.rewriting import rewriter
-from simam_inject.rewriting.provenance import recipes_in
 from torch import nn
 
 from simam_inject import SimAM, eject, inject, injected, plan, simam, verify
