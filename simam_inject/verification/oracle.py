@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -96,8 +96,13 @@ class Oracle:
         self.unnamed = {entry.site["path"] for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
 
     @contextmanager
-    def _hooked(self, stock: nn.Module, function: Any) -> Iterator[None]:
+    def _hooked(self, stock: nn.Module, attend: Callable[[Attended, Tensor], Tensor]) -> Iterator[None]:
         modules = dict(stock.named_modules())
+
+        def function(entry: Attended, x: Tensor) -> Tensor:
+            with torch._C.DisableTorchFunction():  # the formula's own operations have no names
+                return attend(entry, x)
+
         handles = []
         inside = {}
         for entry in self.sites:

@@ -58,7 +58,6 @@ NETWORKS = (
     Network("torchvision", "resnet18", {"block": "basicblock", "after": "conv2"}, r"layer\d\.\d+\.conv2", 8),
     Network("torchvision", "resnet18", {"block": "basicblock", "after": "output"}, r"layer\d\.\d+", 8),
     Network("torchvision", "resnet50", {"block": "bottleneck", "after": "conv2"}, r"layer\d\.\d+\.conv2", 16),
-    Network("torchvision", "resnet50", {"block": "bottleneck", "after": "output"}, r"layer\d\.\d+", 16),
     Network("torchvision", "resnext50_32x4d", {"block": "bottleneck", "after": "conv2"}, r"layer\d\.\d+\.conv2", 16),
     Network(
         "torchvision",

@@ -71,9 +71,8 @@ def test_e_lambda_out_of_range(model, e_lambda):
 
 def test_inputs_the_model_does_not_accept(model):
     wrong = torch.zeros(1, 5, 8, 8)
-    refuses(
-        ModelError, r"Net cannot be run on the example input \(1x5x8x8\)", model, "after block.a", example_inputs=wrong
-    )
+    told = r"Net cannot be run on the example input \(1x5x8x8\)"
+    refuses(ModelError, told, model, "after block.a", example_inputs=wrong)
     refuses(ModelError, "cannot be run on the example input", model, "after block.a", example_inputs={"image": X})
     refuses(ModelError, "example_inputs is a str", model, "after block.a", example_inputs="3x8x8")
 

@@ -7,6 +7,8 @@ from simam_inject import SimAM, bypass, eject, inject, injected, simam, verify
 from tests.engine.networks import E_LAMBDA, NETWORKS, image, twin
 from tests.engine.oracle import distance, hooked, same_bits, tensors
 
+LARGE = ("resnet50", "resnext50_32x4d", "resnetv2_50", "densenet121")
+
 
 class Pair:
     """One network twice, with the same weights: plain, and injected."""
@@ -123,6 +125,8 @@ def gradients(model, x):
 
 
 def test_verify_agrees(pair):
+    if pair.network.name in LARGE:
+        pytest.skip("seconds of arithmetic that show nothing new")
     found = verify(pair.injected, example_inputs=image())
     assert found.ok
     assert [check.name for check in found.checks if check.ok is None] == []

@@ -529,8 +529,8 @@ def hold_memory_flat(count):
     assert after[1] <= before[1], f"{after[1] - before[1]} classes more"
 
 
-def test_thirty_models_come_and_go():
-    hold_memory_flat(30)
+def test_twelve_models_come_and_go():
+    hold_memory_flat(12)
 
 
 @pytest.mark.long

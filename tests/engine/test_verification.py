@@ -85,6 +85,15 @@ def test_a_right_model(model):
     ]
 
 
+def test_sites_of_every_kind_at_once():
+    """The oracle counts the forward's own operations, and not those of its formula."""
+    torch.manual_seed(1)
+    rules = [{"block": "block", "after": site} for site in ("a", "b", "skip", "mul[1]", "add", "output")]
+    model = inject(Net().eval(), {"rules": rules}, example_inputs=X)
+    assert {type(insertion.edit) for insertion in injected(model)} == {Output, Input, Rewritten}
+    assert verify(model).ok
+
+
 # The planted faults
 
 
