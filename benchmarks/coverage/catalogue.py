@@ -13,14 +13,15 @@ import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from benchmarks.coverage import second_ring
+from benchmarks.coverage import public_styles, second_ring
 from benchmarks.coverage.records import Entry
 from simam_inject.adapters import network_of
 from simam_inject.zoo import ZooModel, build
 from simam_inject.zoo.names import list_timm, list_torchvision
 
 SECOND_RING = "second-ring"
-LIBRARIES = ("torchvision", "timm", "ultralytics", SECOND_RING)
+PUBLIC_STYLES = "public-styles"
+LIBRARIES = ("torchvision", "timm", "ultralytics", SECOND_RING, PUBLIC_STYLES)
 
 
 def import_libraries() -> None:
@@ -45,6 +46,8 @@ def list_names(library: str) -> tuple[str, ...]:
         return list_timm()
     if library == SECOND_RING:
         return tuple(second_ring.MODELS)
+    if library == PUBLIC_STYLES:
+        return public_styles.list_nets()
     import ultralytics
 
     folder = Path(ultralytics.__file__).parent / "cfg" / "models"
@@ -56,7 +59,8 @@ def build_model(library: str, name: str) -> tuple[nn.Module, ZooModel]:
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.manual_seed(0)
-        built = second_ring.build(name) if library == SECOND_RING else build(f"{library}:{name}")
+        ring = {SECOND_RING: second_ring, PUBLIC_STYLES: public_styles}.get(library)
+        built = build(f"{library}:{name}") if ring is None else ring.build(name)
         return network_of(built.model).eval(), built
 
 
@@ -97,7 +101,7 @@ def makes_map(module: nn.Module) -> bool:
 
 def family_of(library: str, name: str) -> str:
     """The module that defines the model; for ultralytics the folder of its YAML; of the second ring the package."""
-    if library == SECOND_RING:
+    if library in (SECOND_RING, PUBLIC_STYLES):
         return name.partition("-")[0]
     if library == "torchvision":
         from torchvision import models
