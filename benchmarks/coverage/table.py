@@ -29,9 +29,9 @@ In scope is all of torchvision, every model YAML of ultralytics, and of timm wha
 patches overlap (kernel > stride): the others, such as a ViT whose only convolution cuts patches, have no spatial conv
 map beyond the patch stem. `public-styles` are the networks of `tests/nets`, written in the styles of public
 repositories with class names that no list can know. The second ring are models of segmentation_models_pytorch,
-transformers and monai (the extra `zoo`), which the engine was not written against. Detectors keep boxes of any score and resize to 128 instead of 800,
-since random weights score nothing; parameters that start at zero get small values, since a branch multiplied by zero
-hides what is in it.
+transformers and monai (the extra `zoo`), which the engine was not written against. Detectors keep boxes of any score
+and resize to 128 instead of 800, since random weights score nothing; parameters that start at zero get small values,
+since a branch multiplied by zero hides what is in it.
 """
 
 

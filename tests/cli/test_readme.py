@@ -61,3 +61,10 @@ def test_commands_run(arguments, run, folder):
 def test_the_two_commands_are_where_ci_looks_for_them():
     found = re.findall(r"^pip install .*$", README, flags=re.MULTILINE)
     assert found == ["pip install . && simam-inject resnet50 --after bottleneck", 'pip install -e ".[test]" && pytest']
+
+
+def test_coverage_is_what_the_table_says():
+    table = (ROOT / "docs" / "coverage.md").read_text()
+    (row,) = re.findall(r"^\| public-styles \|(.*)\|$", table, flags=re.MULTILINE)
+    *_, in_scope, done, _numeric, failed = (cell.strip() for cell in row.split("|"))
+    assert f"{int(done) - int(failed)} of {in_scope} networks written in the styles" in " ".join(README.split())

@@ -525,7 +525,7 @@ def hold_memory_flat(count):
     before = alive()
     come_and_go(count)
     after = alive()
-    assert before[0] == after[0] == 0
+    assert after[0] <= before[0], f"{after[0] - before[0]} SimAMs more"  # other tests may hold some
     assert after[1] <= before[1], f"{after[1] - before[1]} classes more"
 
 
