@@ -19,6 +19,9 @@ os.environ.update(
     YOLO_VERBOSE="false",
 )
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "ATEN_CPU_CAPABILITY" in os.environ:  # Inductor caches headers that fit one capability only
+    folder = os.path.join(tempfile.gettempdir(), f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}")  # noqa: PTH118
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
 torch.set_num_threads(1)
 
 
