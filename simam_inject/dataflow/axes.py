@@ -19,6 +19,8 @@ from simam_inject.nested import map_nested
 
 Shape = tuple[int, ...]
 NOWHERE: Layout = frozenset()
+SAMPLES_ADDED = 1
+"""How many samples the experiment with a larger batch adds: where a first dimension grows by more, it holds windows."""
 
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("linear", "rms_norm", "embedding", "multi_head_attention_forward")
@@ -208,7 +210,7 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
         if 0 in resized:
             return Axes(obstacle=f"its first dimension holds windows or positions, not samples: its shape is {shape}")
         candidates -= resized
-    elif fixed_size and other_batch is not None and other_batch[0] - shape[0] > _SAMPLES_ADDED:
+    elif fixed_size and other_batch is not None and other_batch[0] - shape[0] > SAMPLES_ADDED:
         return Axes(obstacle=f"its first dimension holds windows or groups, not samples: its shape is {shape}")
     measured = bool(resized) and len(candidates) == 1
     if measured:
@@ -235,5 +237,3 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
 
 
 _NO_BATCH = "has no batch dimension: its shape is {}; give an example with a batch"
-_SAMPLES_ADDED = 2
-"""How many samples `with_batch` adds for the experiment."""

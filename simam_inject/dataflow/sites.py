@@ -15,7 +15,6 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import TRANSPARENT, conv_facts, module_kind
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.structure import covers, find_structure
-from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.dataflow.values import Frame, Recording, Value, keyed
 from simam_inject.nested import Key
 
@@ -271,6 +270,3 @@ def _reduction(base: int, spatial: tuple[int, ...]) -> int | None:
     if not spatial or not spatial[-1] or not base:
         return None
     return int(2 ** max(0, round(math.log2(base / spatial[-1]))))
-
-
-__all__ = ["UNUSED", "Dataflow", "Surveyor", "modules_with_python_forward"]

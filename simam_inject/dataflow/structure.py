@@ -22,7 +22,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.records import Site
-from simam_inject.dataflow.values import Frame, Recording, join
+from simam_inject.dataflow.values import Frame, Recording
 
 _WEIGHTED = (_ConvNd, nn.Linear)
 _MOST_ON_SKIP = 2
@@ -368,6 +368,3 @@ def _readers_among(node: fx.Node, main: set[str], depth: int) -> set[str]:
         elif depth < 2 and user.meta.get("kind") in ("relu", "identity", "getitem", "dropout"):
             found |= _readers_among(user, main, depth + 1)
     return found
-
-
-__all__ = ["CONTAINERS", "Structure", "covers", "find_structure", "join"]

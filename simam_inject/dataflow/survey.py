@@ -7,14 +7,13 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
 from simam_inject.dataflow.twin import Convert, same_surroundings, set_mode, to_clone, to_meta, twin_of
 from simam_inject.dataflow.values import Recording
 from simam_inject.errors import ModelError
-
-SAMPLES_ADDED = 2
 
 
 def survey_model(model: nn.Module, example: Example, strip: Callable[[nn.Module], object]) -> Dataflow:
@@ -62,7 +61,7 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
 
     with recorder.watching():
         base = recorder.record(example, convert)
-        batch = attempt(example.with_batch(SAMPLES_ADDED if convert is to_meta else 1))
+        batch = attempt(example.with_batch(SAMPLES_ADDED))
         if batch is not None and not _differ(base, batch):  # the example's samples are counted in another way
             batch = None
         size = attempt(example.with_size()) or attempt(example.with_size(keeps_last=True))

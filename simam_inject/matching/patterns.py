@@ -1,6 +1,6 @@
 """Candidates of `pattern` rules: chains of operations along the dataflow, whatever block each of them is in.
 
-`a > b` holds when `b` reads what `a` computes and nobody else does, so that an attention between them has one reader.
+`a > b` holds when `b` reads what `a` computes and nothing else does, so that an attention between them has one reader.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Operations with conditions, one by one or in a chain: `{op: conv2d, kernel: 3}`, `conv2d[k=3] > *norm > act`.
 
-A chain follows the dataflow, across block borders: `a > b` holds when `b` reads what `a` computes and nobody else does.
+A chain follows the dataflow across block borders: `a > b` holds when `b` reads what `a` computes and nothing else does.
 """
 
 from __future__ import annotations

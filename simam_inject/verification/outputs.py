@@ -52,9 +52,9 @@ def difference(one: Any, other: Any) -> str | None:
             return f"output {index} is {tuple(a.shape)} {a.dtype} instead of {tuple(b.shape)} {b.dtype}"
         if a.layout != b.layout:
             return f"output {index} is {a.layout} instead of {b.layout}"
-        told = _unequal(_dense(a), _dense(b))
-        if told is not None:
-            return f"output {index} {told}"
+        found = _unequal(_dense(a), _dense(b))
+        if found is not None:
+            return f"output {index} {found}"
     return None
 
 
