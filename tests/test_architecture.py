@@ -24,7 +24,7 @@ ALLOWED = {
     "subjects": ("errors",),
     "attention": ("errors",),
     "recipe": ("errors", "kinds"),
-    "dataflow": ("errors", "nested"),
+    "dataflow": ("errors", "kinds", "nested"),
     "matching": ("dataflow.records", "errors", "kinds", "recipe"),
     "planning": ("dataflow", "errors", "matching", "nested", "recipe", "source"),
     "editing": ("attention", "errors", "nested", "planning.records", "source"),

@@ -12,6 +12,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
+from simam_inject.kinds import kind_of
+
+_kind_of = lru_cache(maxsize=4096)(kind_of)
+
 _MODULE_KINDS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
     (nn.ConvTranspose1d, "conv_transpose1d"),
     (nn.ConvTranspose2d, "conv_transpose2d"),
@@ -31,37 +35,6 @@ _MODULE_KINDS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], 
     (nn.ReLU6, "relu6"),
     (nn.PReLU, "prelu"),
 )
-_NAMES = {
-    "swish": "silu",
-    "concat": "cat",
-    "concatenate": "cat",
-    "upsample": "interpolate",
-    "iadd": "add",
-    "radd": "add",
-    "isub": "sub",
-    "rsub": "sub",
-    "imul": "mul",
-    "rmul": "mul",
-    "multiply": "mul",
-    "truediv": "div",
-    "itruediv": "div",
-    "rtruediv": "div",
-    "rdiv": "div",
-    "batch_norm2d": "batch_norm",
-    "frozen_batch_norm": "batch_norm",
-    "group_norm1": "group_norm",
-    "hard_swish": "hardswish",
-    "hard_sigmoid": "hardsigmoid",
-    "leaky_re_lu": "leaky_relu",
-    "gelutanh": "gelu",
-    "gelu_tanh": "gelu",
-    "quick_gelu": "gelu",
-    "hard_mish": "mish",
-    "batch_norm_act": "batch_norm",
-    "frozen_batch_norm_act": "batch_norm",
-    "log_sigmoid": "logsigmoid",
-    "zero_pad": "pad",
-}
 TRANSPARENT = frozenset({"identity", "dropout", "drop_path", "getitem", "contiguous", "clone", "dropblock"})
 """Kinds that a chain of operations looks through: in eval mode they pass their input on."""
 UPSAMPLING = frozenset({"interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "pixel_shuffle"})
@@ -72,7 +45,7 @@ def module_kind(module: nn.Module) -> str:
     for classes, kind in _MODULE_KINDS:
         if isinstance(module, classes):
             return kind
-    return kind_from_name(type(module).__name__)
+    return _kind_of(type(module).__name__)
 
 
 def function_kind(function: Callable[..., Any]) -> str:
@@ -80,19 +53,7 @@ def function_kind(function: Callable[..., Any]) -> str:
     name: str = getattr(function, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", name)
-    return kind_from_name(name)
-
-
-@lru_cache(maxsize=4096)
-def kind_from_name(name: str) -> str:
-    """`BatchNorm2d`, `batch_norm` and `__iadd__` as the kinds they are; any other name in snake case."""
-    name = name.strip("_")
-    snake = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-    snake = {"re_lu": "relu", "re_lu6": "relu6", "si_lu": "silu", "ge_lu": "gelu", "p_relu": "prelu"}.get(snake, snake)
-    snake = re.sub(r"_?([123])d$", r"\1d", snake.removesuffix("_with_indices"))
-    if not snake.startswith(("conv", "deform_conv")):
-        snake = re.sub(r"([a-z])[123]d$", r"\1", snake)
-    return _NAMES.get(snake, snake)
+    return _kind_of(name)
 
 
 def conv_facts(module: nn.Module) -> dict[str, Any]:
