@@ -25,7 +25,7 @@ _INTEGRATIONS = {
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
-"""Module in which a class of the library is defined -> module that registers the adapter."""
+"""Maps the module that defines a class of the library to the module that registers its adapter."""
 
 _MARK = "simam_integration"
 
@@ -99,7 +99,7 @@ def _load_beside() -> None:
             importlib.import_module(_LIGHTNING)
         except (ImportError, AttributeError, KeyError) as error:  # a release that names its functions otherwise
             _failed.add(_LIGHTNING)
-            warnings.warn(f"checkpoints of this release of Lightning will not hold SimAM: {error!r}", stacklevel=4)
+            warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
 
 
 def network_of(model: nn.Module) -> nn.Module:

@@ -77,7 +77,7 @@ def inject(
     planned = _plan(model, resolved, example_inputs, strength, attention)
     if planned.is_done:
         count = sum(skip.reason == PRESENT for skip in planned.skips)
-        warnings.warn(f"nothing to inject: all {count} sites have SimAM already", stacklevel=2)
+        warnings.warn(f"nothing to inject: all {count} sites already have SimAM", stacklevel=2)
         return model
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
@@ -95,7 +95,7 @@ def inject(
     if not found.ok:
         _go_back(model, before)
         failed = "; ".join(f"{check.name}: {check.detail}" for check in found.checks if check.ok is False)
-        raise VerificationError(f"verification failed, the model is as it was. {failed}")
+        raise VerificationError(f"verification failed, and the model was restored. {failed}")
     return model
 
 
@@ -176,12 +176,12 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
         example_inputs: as for `inject`; None uses inputs of the shapes that `inject` was given.
 
     Raises:
-        ModelError: there is no SimAM in the model, or it raises on the example.
+        ModelError: the model has no SimAM, or it raises on the example.
     """
     network = network_of(model)
     presence = presence_of(network)
     if presence is None:
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ModelError("this model has no SimAM; add it with inject(model, recipe)")
     if example_inputs is None and presence.example is not None:
         example = example_like(network, presence.example)
     else:
@@ -229,7 +229,7 @@ def _plan(
             injected(network) != planned.present
             or {path: id(module) for path, module in _own_modules(network)} != modules
         ):
-            raise ModelError("the model has changed since it was planned; plan again")
+            raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
         _remember(model)
@@ -251,7 +251,9 @@ def _apply(
     there = list(attended_in(network))
     presence = presence_of(network)
     if there and attention is not None:
-        raise ModelError("the model has attention already; eject it before other modules are put in")
+        raise ModelError(
+            "the model already has attention at its sites; call eject(model) before injecting other modules"
+        )
     sites = [entry.site for entry in there]
     settings = [(entry.insertion.strength, entry.insertion.gain) for entry in there]
     for one in planned.planned:
@@ -289,11 +291,11 @@ def no_effect(planned: Plan) -> str:
     """Why a recipe has no effect at all."""
     name = planned.recipe.name or "the recipe"
     refused = [skip for skip in planned.skips if skip.hit and skip.reason != PRESENT]
-    head = f"{name} matched no site in this model: all its rules are optional, and none finds what it names"
+    head = f"{name} matched no site in this model: all its rules are optional, and none of them matches"
     if refused:
-        head = f"{name} changes nothing in this model: all the sites that it matched are skipped"
+        head = f"{name} has no effect on this model: all the sites that it matched are skipped"
     near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or planned.skips)[:3]]
-    return "\n".join([f"{head}. Among what was left out:", *near] if near else [head])
+    return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
 
 __all__ = ["Example", "adjusted", "bypass", "eject", "inject", "injected", "plan", "survey", "verify"]

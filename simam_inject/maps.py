@@ -31,7 +31,7 @@ def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -
         that runs several times in one forward, the second run is `path (run 2)`, and so on.
 
     Raises:
-        ModelError: there is no SimAM in the model.
+        ModelError: the model has no SimAM.
         ArgumentError: a map has no such channel.
 
     Example:

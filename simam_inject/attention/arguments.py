@@ -31,7 +31,9 @@ def check_e_lambda(value: object) -> float:
     Raises:
         ArgumentError: it is not a finite real number above zero; bool and str are none.
     """
-    meaning = "e_lambda must be a finite number above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet)"
+    meaning = (
+        "e_lambda must be a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)"
+    )
     return _check(value, lambda number: 0.0 < number < math.inf, meaning)
 
 
@@ -99,20 +101,24 @@ def check_input(x: object) -> Tensor:
             float8 has no arithmetic.
     """
     if not isinstance(x, Tensor):
-        raise ArgumentError(f"simam attends a torch.Tensor; found {type(x).__name__}")
+        raise ArgumentError(f"simam expects a torch.Tensor; found {type(x).__name__}")
     if x.is_nested:
-        raise ArgumentError("simam attends one dense map; found a nested tensor; attend its parts, x.unbind()")
+        raise ArgumentError(
+            "simam expects one dense feature map; found a nested tensor; apply it to each entry of x.unbind()"
+        )
     if x.layout != torch.strided:
-        raise ArgumentError(f"simam attends dense maps; found layout {x.layout}; convert it first, with x.to_dense()")
+        raise ArgumentError(
+            f"simam expects a dense feature map; found layout {x.layout}; convert it first, with x.to_dense()"
+        )
     if x.dtype not in DTYPES:
         remedy = "dequantize()" if x.is_quantized else "float()"
         raise ArgumentError(
-            f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
+            f"simam expects a real floating-point feature map (float16, bfloat16, float32, float64); found {x.dtype}"
             + ("" if x.dtype.is_complex else f"; convert it first, e.g. with x.{remedy}")
         )
     if x.dim() not in RANKS:
         raise ArgumentError(
-            "simam attends a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
+            "simam expects a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
             f"found shape {tuple(x.shape)}" + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == 2 else "")
         )
     return x

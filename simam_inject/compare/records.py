@@ -174,34 +174,34 @@ def falls(cell: Cell) -> bool:
     return len(cell.curve) > 2 and cell.curve[-1][1] < cell.curve[0][1]
 
 
-SIGN = "the values of plain fall while it trains; higher must be better, so return the negative of a loss"
+SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
 def _notes(results: Results) -> Iterable[str]:
     plain = results.of(PLAIN)
     if len(results.cells) < results.total:
         yield (
-            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts hold only if the moment to "
-            "stop was not chosen by looking at them"
+            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts are valid only if the "
+            "decision to stop did not depend on them"
         )
     if results.looks > 1:
-        yield f"seeds were added after a first result, so every p is multiplied by {results.looks}"
+        yield f"seeds were added after a first result, so every p value is multiplied by {results.looks}"
     if len(plain) > 1 and 2 * sum(map(falls, plain)) > len(plain):
         yield SIGN
     values = {cell.value for cell in plain if cell.value is not None}
     if len(plain) > 1 and len(values) == 1:
-        yield "plain gave the same value at every seed: its runs ignore the seed, or the metric is at its end"
+        yield "plain gave the same value at every seed: the runs ignore the seed, or the metric is saturated"
     weights: dict[int, set[str]] = {}
     for cell in results.cells:
         weights.setdefault(cell.seed, set()).update({cell.weights} - {""})
     if any(len(found) > 1 for found in weights.values()):
         yield (
-            "the variants of one seed did not start from the same weights: make_model draws them in another way, or "
-            "the workers differ. The pairs are noisier than they need be"
+            "the variants of one seed did not start from the same weights: make_model ignores the seed, or the "
+            "workers differ. The differences are noisier than necessary"
         )
     floor = results.noise_floor
     if floor is not None and not math.isnan(floor.p) and floor.p < statistics.LEVEL:
         yield (
             f"plain again differs from plain by {floor.mean:+.2f} (p {floor.p:.3f}), though nothing but the data order "
-            "differs: chance does this in one study of twenty. Read small differences with care"
+            "differs: this happens by chance in one study out of twenty. Interpret small differences with care"
         )

@@ -132,7 +132,7 @@ def _count_classes(data: str, task: str) -> int:
     try:
         found = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     except Exception as error:
-        raise CompareError(f"{data} is no data set that ultralytics can read: {str(error).strip()}") from None
+        raise CompareError(f"{data} is not a data set that ultralytics can read: {str(error).strip()}") from None
     return int(found["nc"])
 
 
@@ -142,6 +142,6 @@ def set_up(model: str, data: str, training: Training, device: str, **options: An
         raise CompareError("no CUDA device is available here; --device cpu")
     is_yolo = build(model).source == "ultralytics"
     if is_yolo and options.pop("pretrained", False):
-        raise CompareError("give a YOLO's trained weights as --weights yolov8n.pt")
+        raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
     make = functools.partial(set_up_yolo if is_yolo else set_up_classifier, model, data, training, device)
     return make(**options)

@@ -57,7 +57,7 @@ def list_variants(recipes: Sequence[str], against: Sequence[str], e_lambdas: Seq
     """Plain, plain again, and for each recipe SimAM (at each lambda) and the peers."""
     unknown = [name for name in against if name not in PEERS]
     if unknown:
-        raise CompareError(f"there is no attention named {unknown[0]!r} to compare with; known are {', '.join(PEERS)}")
+        raise CompareError(f"unknown attention {unknown[0]!r}; choose from {', '.join(PEERS)}")
     lambdas: Sequence[float | None] = list(dict.fromkeys(e_lambdas)) or [None]
     attentions = [*((SIMAM, value) for value in lambdas), *((name, None) for name in dict.fromkeys(against))]
     sited = [Variant(attention, recipe, value) for recipe in recipes for attention, value in attentions]

@@ -37,7 +37,7 @@ class Site:
     channel_dim: int = 1
     """1 for N, C, spatial; -1 for N, spatial, C."""
     axes: str = ""
-    """The dimensions in words: `NCHW`, `NHWC`, `NLC`, `NCDHW`, ...; empty where the value is no feature map."""
+    """The dimensions in words: `NCHW`, `NHWC`, `NLC`, `NCDHW`, ...; empty where the value is not a feature map."""
     axes_measured: bool = False
     """The axes were found by running other batch and image sizes; otherwise they were inferred from the operations."""
     reduction: int | None = None

@@ -82,4 +82,4 @@ def _refuse_while_tracing() -> None:
         or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
     )
     if tracing:
-        raise ModelError("a forward is being traced; inject, plan and verify work on a model that is not being traced")
+        raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")

@@ -124,7 +124,7 @@ def _put_in(
             module = model.get_submodule(path)
         except AttributeError:
             raise ModelError(
-                f"the model has no module {path!r}, which should hold the SimAM at {site['path']}"
+                f"the model has no module {path!r}, which should have the SimAM at {site['path']}"
             ) from None
         if site["child"] in module._modules or hasattr(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
@@ -147,7 +147,7 @@ def _put_in(
 
 def _check_class(module: nn.Module, site: SiteRecord) -> None:
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)):
-        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot hold a SimAM")
+        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot have a SimAM as a child")
 
 
 def _attention(
@@ -161,7 +161,7 @@ def _attention(
         tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
         if not isinstance(attention, nn.Module):
             raise ModelError(
-                f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}"
+                f"attention must return an nn.Module for a number of channels; it returned a {type(attention).__name__}"
             )
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)

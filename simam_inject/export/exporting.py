@@ -67,7 +67,7 @@ def export(
     target = Path(path)
     form, varying = _form_of(target), parse_dynamic(dynamic)
     if not target.parent.is_dir():
-        raise ExportError(f"there is no folder {str(target.parent)!r}")
+        raise ExportError(f"no such folder: {str(target.parent)!r}")
     if target.is_dir():
         raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
     network = _network(model)
@@ -98,7 +98,7 @@ def prove(
     """
     source = Path(path)
     if not source.is_file():
-        raise ExportError(f"there is no file {str(source)!r}")
+        raise ExportError(f"no such file: {str(source)!r}")
     form, varying = _form_of(source), parse_dynamic(dynamic)
     network, adapter = _network(model), adapter_of(model)
     example = widened(example_of(network, example_inputs), varying)
@@ -131,7 +131,7 @@ def _network(model: nn.Module) -> nn.Module:
         if isinstance(entry.attention, SimAM)
     ]
     if not attentions:
-        raise ExportError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ExportError("this model has no SimAM; add it with inject(model, recipe)")
     for name, attention in attentions:
         if attention.bypassed:
             raise ExportError(f"{name} is bypassed, and an export would lose it; leave bypass() first")

@@ -179,7 +179,9 @@ def _same_lambda(gate: Gate, site: ExportedSite) -> bool:
 
 def _loss(lost: list[ExportedSite], expected: tuple[ExportedSite, ...], gates: tuple[Gate, ...]) -> str:
     dead = {gate.module for gate in gates if not gate.is_live}
-    shown = [site.path + (" (computed, but nothing reads it)" if site.module in dead else "") for site in lost[:5]]
+    shown = [
+        site.path + (" (computed, but its output is never used)" if site.module in dead else "") for site in lost[:5]
+    ]
     more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
     live, wanted = sum(gate.is_live for gate in gates), sum(site.runs for site in expected)
     return (

@@ -203,7 +203,7 @@ def _enter_operations(search: Search, target: Operation, owner: Site, sites: Seq
     """Enter the operations of one block that meet the conditions: all, or the first or last of those that ran."""
     meeting: list[Site] = []
     for site in sites:
-        reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} wants")
+        reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} requires")
         if reason is not None:
             search.miss(site.path, reason)
         else:

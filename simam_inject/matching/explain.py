@@ -85,7 +85,7 @@ def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
         message = None if rule.optional else explain_idle(f"rules[{index}].exclude", rule.excluded, paths)
         if message is not None:
             unseen = "".join(f" {sentence}" for sentence in _unseen(anatomy))
-            return f"{message}{unseen} (A rule for many models says optional: true.)"
+            return f"{message}{unseen} (In a recipe for many models, mark the rule with optional: true.)"
     return None
 
 

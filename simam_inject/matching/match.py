@@ -99,7 +99,7 @@ def _complies(search: Search, candidate: Candidate) -> bool:
             return False
     for met, (name, bounds) in enumerate(rule.conditions):
         if name in OPERATION_FACTS:
-            reason = check_facts(named, ((name, bounds),), f"where.{name} wants")
+            reason = check_facts(named, ((name, bounds),), f"where.{name} requires")
             if reason is not None and named.kind == "block":
                 reason += f"; write {rule.position}: {{op: conv2d, {name}: {bounds}}} for an operation inside"
         else:
@@ -108,7 +108,7 @@ def _complies(search: Search, candidate: Candidate) -> bool:
                 f"is not known: {attended.obstacle or 'it has no shape'}" if fact is None else f"is {write_fact(fact)}"
             )
             fails = fact is None or not bounds.admits(fact)
-            reason = f"{name} {found}; where.{name} wants {bounds}" if fails else None
+            reason = f"{name} {found}; where.{name} requires {bounds}" if fails else None
         if reason is not None:
             search.miss(named.path, reason, 3 + met)
             return False

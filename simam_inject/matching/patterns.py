@@ -36,7 +36,7 @@ def _follow(search: Search, pattern: Chain, start: Site) -> list[Site]:
             if following is None:
                 return []
             site = following
-        reason = check_facts(site, link.facts, f"the pattern's {link} wants")
+        reason = check_facts(site, link.facts, f"the pattern's {link} requires")
         if reason is not None:
             search.miss(start.path, reason if site is start else f"{site.path}: {reason}", len(chain))
             return []
@@ -55,10 +55,10 @@ def _only_reader(search: Search, chain: list[Site], link: Link) -> Site | None:
             f"by {len(last.readers)} operations ({write_paths(last.readers)}); in a pattern each value has one reader"
         )
     elif last.readers:
-        found = f"by {last.readers[0]}{f' ({reader.kind})' if reader else ''}; the pattern wants {link}"
+        found = f"by {last.readers[0]}{f' ({reader.kind})' if reader else ''}; the pattern requires {link}"
     else:
         hidden = " that could be seen" if search.anatomy.opaque else ""
-        found = f"by no operation{hidden}; the pattern wants {link}"
+        found = f"by no operation{hidden}; the pattern requires {link}"
     search.miss(start.path, f"{last.path} is read {found}", len(chain))
     return None
 

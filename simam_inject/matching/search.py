@@ -68,7 +68,7 @@ class Search:
         """Enter the value at path `operand`, to be attended for `named` alone."""
         attended = self.anatomy.site_by_path.get(operand)
         if attended is None:
-            self.miss(named.path, f"reads {operand}, which is no feature map")
+            self.miss(named.path, f"reads {operand}, which is not a feature map")
         else:
             self.candidates.append(Candidate(named, attended, named.path, parent_of(block)))
 

@@ -114,8 +114,8 @@ def _read(file: Path) -> tuple[Manifest, Table]:
     table, texts = _read_header(file)
     if KEY not in texts:
         raise FileError(
-            "it was not written by simam_inject.persist.save: it says nothing of SimAM. For weights of a model without "
-            "SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
+            "it was not written by simam_inject.persist.save and has no record of SimAM. For weights of a model "
+            "without SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
         )
     try:
         data = json.loads(texts[KEY])

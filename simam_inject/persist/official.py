@@ -126,5 +126,5 @@ def _weights(content: Any) -> tuple[dict[str, torch.Tensor], tuple[str, ...]]:
         name for name, value in weights.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)
     ]
     if wrong or not weights:
-        raise FileError(f"it holds no table of tensors{f' ({wrong[0]!r} is none)' if wrong else ''}")
+        raise FileError(f"it is not a state_dict of tensors{f' ({wrong[0]!r} is not a tensor)' if wrong else ''}")
     return dict(weights), ignored

@@ -53,8 +53,8 @@ def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
         if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
             kind = type(value).__name__ if value.layout is torch.strided else str(value.layout)
             raise FileError(
-                f"{name} is no plain tensor ({kind}): gather, dequantise or densify it first; for sharded models see "
-                "torch.distributed.checkpoint"
+                f"{name} is not a plain tensor ({kind}): gather, dequantise or densify it first; for sharded models "
+                "see torch.distributed.checkpoint"
             )
         state[name] = value
     return state

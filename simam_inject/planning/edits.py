@@ -132,7 +132,7 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
     if isinstance(module, _CONTAINERS):
         return f"{name} is a {type(module).__name__}, whose children all run"
     if lists_its_children(module):
-        return f"{name} goes through its children by itself, and a SimAM among them would run as one"
+        return f"{name} iterates over its children, and would run the SimAM as one of them"
     if len(keys) > 1:
         return f"it lies {len(keys)} levels deep in what {name} takes or returns"
     return None
@@ -217,7 +217,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
         return "it is computed in a loop, or together with other operations"
     owner = flow.recording.modules[site.scope]
     if isinstance(owner, _CONTAINERS) or lists_its_children(owner):
-        return f"{site.scope or 'the model'} goes through its children by itself"
+        return f"{site.scope or 'the model'} iterates over its children"
     expression = find_expression(owner, *source)
     if isinstance(expression, str):
         return expression

@@ -78,7 +78,7 @@ class Pick(Grammar):
         modes = [name for name in ("first", "last", "every") if getattr(self, name) is not None]
         if len(modes) > 1 or (not modes and self.per != "model"):
             found = " and ".join(modes) or "none"
-            raise ValueError(f"found {found} of first, last, every; exactly one of them says how many")
+            raise ValueError(f"found {found} of first, last, every; exactly one of them is required")
         return self
 
     @property
@@ -235,9 +235,11 @@ class Rule(Grammar):
                 "path: 'layer3.*'"
             )
         if self.after is not None and self.before is not None:
-            raise ValueError("has both 'after' and 'before'; exactly one says where")
+            raise ValueError("has both 'after' and 'before'; exactly one is required")
         if self.pattern is None and self.after is None and self.before is None:
-            raise ValueError("does not say where; write after: output, after: conv2, before: bn2 or before: residual")
+            raise ValueError(
+                "has neither 'after' nor 'before'; write after: output, after: conv2, before: bn2 or before: residual"
+            )
         return self
 
     @model_validator(mode="after")
@@ -255,5 +257,5 @@ class Rule(Grammar):
         if isinstance(target, Operation):
             twice = {name for name, _ in target.conditions()} & {name for name, _ in self.conditions}
             if twice:
-                raise KeyedError("where", f"{min(twice)} is also in {self.position}: {target}; say it once")
+                raise KeyedError("where", f"{min(twice)} is also in {self.position}: {target}; keep one of them")
         return self

@@ -50,7 +50,7 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
             f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
         )
     if own is not None and pretrained:
-        raise ModelError(f"{name}: there are no published weights for a model file of your own.")
+        raise ModelError(f"{name}: a model file of your own has no published weights.")
     if own is not None:
         _check_model_file(own)
     elif not is_file:
@@ -88,7 +88,7 @@ def _require_known(stem: str, *, from_checkpoint: bool) -> None:
     if f"{stem}.pt" not in published:
         near = find_nearest(f"{stem}.pt", published)
         advice = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"there is no file {stem}.pt, and ultralytics publishes no checkpoint of that name.{advice}")
+        raise ModelError(f"no such file: {stem}.pt, and ultralytics publishes no checkpoint of that name.{advice}")
 
 
 def _load(checkpoint: Path) -> Any:

@@ -151,9 +151,9 @@ def test_runs_that_do_not_depend_on_the_seed_are_told(engine):
         ({"recipes": []}, "recipes must be a list with at least one"),
         ({"recipes": "paper"}, "recipes must be a list"),
         ({"recipes": ["0", "0"]}, "two recipes are called '0'"),
-        ({"against": ["sse"]}, "there is no attention named 'sse' to compare with; known are se, eca, cbam, gc"),
-        ({"seeds": 0}, "at least 1 is needed, and 5 for a verdict"),
-        ({"storage": "nowhere/study.journal"}, "there is no folder nowhere"),
+        ({"against": ["sse"]}, "unknown attention 'sse'; choose from se, eca, cbam, gc"),
+        ({"seeds": 0}, "at least 1 is required, and 5 for a verdict"),
+        ({"storage": "nowhere/study.journal"}, "no such folder: nowhere"),
     ],
 )
 def test_arguments_that_are_not_fit(given, message):

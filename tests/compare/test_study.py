@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_during_a_run(engine, file):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "none.journal", "there is no study at"),
+        (lambda folder: folder / "none.journal", "no such study"),
         (lambda folder: "sqlite:////nowhere/study.db", "cannot be opened"),
     ],
 )
@@ -234,7 +234,7 @@ def test_a_study_that_is_not_there(tmp_path, make, message):
 
 def test_a_file_that_is_no_study(tmp_path):
     (tmp_path / "notes.txt").write_text("hello\nworld\n", encoding="utf-8")
-    with pytest.raises(CompareError, match="is no study"):
+    with pytest.raises(CompareError, match="is not a study"):
         load_comparison(tmp_path / "notes.txt")
     optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "empty.journal")))
     with pytest.raises(CompareError, match="holds no study named 'compare'; it holds: none"):

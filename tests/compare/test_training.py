@@ -102,8 +102,8 @@ def lonely(folder):
     ("prepare", "message"),
     [
         (lambda folder: None, "holds no images"),
-        (lambda folder: folder.rmdir(), "there is no folder .*train; give a folder with train/ and val/"),
-        (lambda folder: draw(folder / "train", 1), "there is no folder .*val"),
+        (lambda folder: folder.rmdir(), "no such folder: .*train; give a folder with train/ and val/"),
+        (lambda folder: draw(folder / "train", 1), "no such folder: .*val"),
         (lonely, "has one class only, standing"),
         (lambda folder: draw(folder, 3), "no class has 5 images"),
     ],
@@ -192,10 +192,10 @@ def test_slips(command, more, message):
 
 
 def test_no_data_and_no_study(command, tmp_path):
-    assert "there is no folder" in command(data=tmp_path / "nowhere").stderr
+    assert "no such folder" in command(data=tmp_path / "nowhere").stderr
     done = CliRunner().invoke(comparing.compare_app, ["report", "none.journal"])
     assert done.exit_code == 2
-    assert "there is no study at none.journal" in done.stderr
+    assert "no such study: none.journal" in done.stderr
 
 
 def test_times():

@@ -113,7 +113,7 @@ def test_another_recipe_does_not_resume(trainer, images, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--data", "nowhere"], "there is no folder nowhere/train"),
+        (["--data", "nowhere"], "no such folder: nowhere/train"),
         (["--batch", "64"], "32 training images are fewer than one step of 64"),
     ],
 )

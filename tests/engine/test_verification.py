@@ -278,7 +278,7 @@ def test_inside_bypass():
 
 
 def test_a_model_without_simam():
-    with pytest.raises(ModelError, match="there is no SimAM in this model"):
+    with pytest.raises(ModelError, match="this model has no SimAM"):
         verify(Net(), example_inputs=X)
 
 

@@ -16,7 +16,7 @@ def test_an_unknown_suffix(name, tmp_path):
 
 
 def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ExportError, match="there is no folder"):
+    with pytest.raises(ExportError, match="no such folder"):
         export(attended(), tmp_path / "missing" / "net.pt2")
 
 
@@ -103,7 +103,7 @@ def test_a_file_that_is_no_export(suffix, tmp_path):
 
 
 def test_a_file_that_is_not_there(tmp_path):
-    with pytest.raises(ExportError, match="there is no file"):
+    with pytest.raises(ExportError, match="no such file"):
         prove(tmp_path / "net.onnx", attended())
 
 

@@ -28,7 +28,7 @@ REASONS = [
     ("mobile", "{block: SqueezeExcitation, after: 'conv2d[3]'}", "features.1.conv.se.fc1", ["twice", "no conv2d[3]"]),
     ("resnet", "{block: Bottleneck, after: max_pool}", "layer1.0", ["no child and no operation named max_pool"]),
     ("resnet", "{block: Bottleneck, after: {op: conv1d}}", "layer1.0", ["no operation conv1d", "batch_norm, conv2d"]),
-    ("resnet", "{block: Bottleneck, after: {op: conv, kernel: 3}}", "layer1.0.conv1", ["kernel is 1x1", "wants 3"]),
+    ("resnet", "{block: Bottleneck, after: {op: conv, kernel: 3}}", "layer1.0.conv1", ["kernel is 1x1", "requires 3"]),
     ("mobile", "{path: '*', after: {op: conv, groups: depthwise}}", "features.0.conv.2", ["groups is 1", "depthwise"]),
     ("resnet", "{block: Bottleneck, before: add}", "layer1.1.add", ["2 values (layer1.1.bn3, layer1.1.x)", "one"]),
     ("resnet", "{block: Bottleneck, before: x}", "layer1.0.x", ["is given", "write after"]),
@@ -37,8 +37,13 @@ REASONS = [
     ("yolo", "{block: Bottleneck, before: residual}", "model.1.m.1", ["no branch joins a skip in its own forward"]),
     ("resnet", "{block: Bottleneck, after: output, path: [a, 'layer2.*']}", "layer1.0", ["not in path: a or layer2.*"]),
     ("resnet", "{block: Bottleneck, after: output, exclude: [x, layer1]}", "layer1.0", ["excluded by layer1"]),
-    ("resnet", "{block: Bottleneck, after: conv2, where: {channels: '>64'}}", "layer1.0.conv2", ["is 64", "wants >64"]),
-    ("resnet", "{block: Bottleneck, after: conv2, where: {spatial: 8}}", "layer1.0.conv2", ["is 16x16", "wants 8"]),
+    (
+        "resnet",
+        "{block: Bottleneck, after: conv2, where: {channels: '>64'}}",
+        "layer1.0.conv2",
+        ["is 64", "requires >64"],
+    ),
+    ("resnet", "{block: Bottleneck, after: conv2, where: {spatial: 8}}", "layer1.0.conv2", ["is 16x16", "requires 8"]),
     ("resnet", "{block: Bottleneck, after: conv2, where: {reduction: [8, 16]}}", "layer1.0.conv2", ["4", "8 or 16"]),
     (
         "resnet",
@@ -68,15 +73,20 @@ REASONS = [
         ["does not count it", "1x1 map"],
     ),
     ("convnext", "{path: '*', after: {op: conv2d}, pick: last}", "aux", ["does not count it", "never ran"]),
-    ("resnet", "{pattern: 'conv2d[k=3,s=2] > norm'}", "layer1.0.conv2", ["stride is 1x1", "conv2d[k=3,s=2] wants 2"]),
-    ("resnet", "{pattern: 'conv2d > norm > conv2d'}", "layer1.0.conv2", ["layer1.0.relu[2] (relu)", "wants conv2d"]),
+    (
+        "resnet",
+        "{pattern: 'conv2d[k=3,s=2] > norm'}",
+        "layer1.0.conv2",
+        ["stride is 1x1", "conv2d[k=3,s=2] requires 2"],
+    ),
+    ("resnet", "{pattern: 'conv2d > norm > conv2d'}", "layer1.0.conv2", ["layer1.0.relu[2] (relu)", "requires conv2d"]),
     (
         "resnet",
         "{pattern: 'relu > conv2d'}",
         "layer1.0.relu[3]",
         ["2 operations (layer1.1.conv1, layer1.1.add)", "one"],
     ),
-    ("plain", "{pattern: 'conv2d > relu'}", "conv_c", ["conv_c is read by no operation", "wants relu"]),
+    ("plain", "{pattern: 'conv2d > relu'}", "conv_c", ["conv_c is read by no operation", "requires relu"]),
     (
         "resnet",
         "{pattern: 'relu > conv2d > norm[k=3]'}",
@@ -101,7 +111,7 @@ REASONS = [
     ("hidden", "{block: Looping, after: {op: linear}}", "body", ["no operation linear", "body.0 could not be seen"]),
     ("hidden", "{block: Looping, after: cat}", "body", ["no operation named cat", "body.0 could not be seen"]),
     ("hidden", "{block: Looping, before: residual}", "body", ["no branch joins a skip in its own forward"]),
-    ("hidden", "{pattern: 'conv2d > norm'}", "body.0.conv", ["no operation that could be seen", "wants norm"]),
+    ("hidden", "{pattern: 'conv2d > norm'}", "body.0.conv", ["no operation that could be seen", "requires norm"]),
 ]
 
 

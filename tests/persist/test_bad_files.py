@@ -161,7 +161,7 @@ def site(**changes):
         (lambda data: data.update(example={"args": ["tensor hub 1"], "kwargs": {}}), "example inputs is not valid"),
         (lambda data: data.update(example={"args": ["tensor float32 99999999 99999999"], "kwargs": {}}), "not valid"),
         (edit(module="nowhere"), "Net has no module 'nowhere'"),
-        (edit(module="blocks"), "Sequential, which cannot hold a SimAM"),
+        (edit(module="blocks"), "Sequential, which cannot have a SimAM as a child"),
         (edit(module="blocks.0.conv1.weight"), "Net has no module"),
         (edit(module="__class__"), "Net has no module"),
         (edit(module="a\nb"), "sites.0.edit.output.module|sites.0.edit.module"),

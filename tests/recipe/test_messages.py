@@ -57,7 +57,7 @@ MESSAGES = [
     (rule("path: '" + "{a,b}" * 7 + "', after: b"), "rules[1].path", ["more than 64 alternatives"]),
     (rule("path: " + "a" * 201 + ", after: b"), "rules[1].path", ["201 characters", "at most 200"]),
     # place
-    (rule("block: A"), "rules[1]", ["does not say where", "after: output"]),
+    (rule("block: A"), "rules[1]", ["has neither 'after' nor 'before'", "after: output"]),
     (rule("block: A, after: b, before: c"), "rules[1]", ["both 'after' and 'before'"]),
     (rule("block: A, before: output"), "rules[1].before", ["write after: output"]),
     (rule("block: A, after: input"), "rules[1].after", ["write before: input"]),

@@ -71,10 +71,10 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
         ("ultralytics:resnet50", "ultralytics has no model 'resnet50'."),
         (
             "yolov8nn.pt",
-            "there is no file yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
+            "no such file: yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
         ),
         ("", "The model has no name."),
-        ("net.py", "there is no file net.py."),
+        ("net.py", "no such file: net.py."),
         ("mine.yaml", "ultralytics has no model 'mine'."),
     ],
 )

@@ -99,10 +99,10 @@ def _load(path: Path) -> Any:
     from ultralytics import YOLO
 
     if not path.is_file():
-        raise FileError(f"there is no file {str(path)!r}")
+        raise FileError(f"no such file: {str(path)!r}")
     if path.suffix != ".pt":
         raise FileError(
-            f"{path} is no checkpoint: give the .pt file; an .onnx of the same name beside it is checked too"
+            f"{path} is not a checkpoint: give the .pt file; an .onnx of the same name beside it is checked too"
         )
     try:
         return YOLO(str(path)).model.float().eval()
@@ -143,7 +143,7 @@ def _compare_sites(
 
 def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     if not sites:
-        why = "its record names no sites" if record else "there is no record of it in its yaml"
+        why = "its record names no sites" if record else "its yaml has no record of it"
         return [f"the network has no SimAM, and {why}: it was never injected, or lost everything"]
     faults = []
     for name, missing in (

@@ -250,7 +250,7 @@ class _Reading:
         if self._path(layer) in others:
             raise RecipeError(
                 f"{self.rows[reader].place}: reads row {layer} both plain and through a SimAM; "
-                "no recipe can tell the two apart"
+                "no recipe can distinguish the two"
             )
         e_lambda = self.attentions[attention]
         return Rule(path=self._path(reader), before="input", exclude=tuple(others), e_lambda=e_lambda)

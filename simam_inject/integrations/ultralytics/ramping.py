@@ -42,7 +42,7 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
         raise ModelError(f"ramp takes the YOLO object whose train() is called next, not a {type(model).__name__}")
     attention = list(_attention_in(network))
     if not attention:
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ModelError("this model has no SimAM; add it with inject(model, recipe)")
     if all(module.gain == 1.0 for module in attention):
         warnings.warn(
             "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",

@@ -96,7 +96,7 @@ def take_ramp(network: Any) -> tuple[float, float] | None:
     found = network.yaml.pop(RAMP)
     epochs, start = (found.get("epochs"), found.get("start")) if isinstance(found, Mapping) else (None, None)
     if type(epochs) is not float or type(start) is not float or not epochs > 0 or not 0.0 <= start <= 1.0:
-        raise FileError(f"model.yaml[{RAMP!r}] is no ramp: {found!r:.120}")
+        raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}")
     return epochs, start
 
 
