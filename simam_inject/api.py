@@ -1,4 +1,4 @@
-"""The public functions: inject, plan, injected, eject, bypass, verify. The one file that knows all stages.
+"""The public functions: inject, plan, injected, eject, bypass, verify. The only file that uses all stages.
 
 recipe -> dataflow -> matching -> planning -> editing -> verification
 """
@@ -44,7 +44,9 @@ def inject(
     strength: float = 1.0,
     attention: Callable[[int], nn.Module] | None = None,
 ) -> ModelT:
-    """Put SimAM where the recipe says. Changes the model in place, all or nothing, and returns the same object.
+    """Apply SimAM at the sites that a recipe selects.
+
+    Modifies the model in place and returns it. If an error is raised, the model is unchanged.
 
     Args:
         model: any `nn.Module`, or an ultralytics `YOLO`.
@@ -52,18 +54,18 @@ def inject(
             ("after bottleneck.conv2").
         example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
             that the model declares, else 1 x 3 x 224 x 224.
-        verify: check afterwards that nothing else changed and every SimAM is live; see `verify`.
-        e_lambda: lambda of every rule, whatever the recipe says.
-        exclude: globs on dotted paths that every rule leaves out, beside its own.
+        verify: check afterwards that only the selected sites changed and that every SimAM is live; see `verify`.
+        e_lambda: lambda of every rule; overrides the recipe.
+        exclude: globs on dotted paths; excluded from every rule, in addition to the rule's own `exclude`.
         strength: from 0 (each SimAM is the identity) to 1; see `set_strength` and `Ramp`.
-        attention: makes another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be put at
+        attention: returns another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be used at
             the same sites. Its parameters appear in the `state_dict` under the site's name.
 
     Raises:
-        RecipeError: the recipe, `exclude` or `strength` is not valid.
-        ModelError: the model cannot be run on the example, or not be edited as it is.
+        RecipeError: the recipe, `exclude` or `strength` is invalid.
+        ModelError: the model cannot be run on the example inputs, or cannot be modified.
         NoMatchError: a rule matches no site.
-        VerificationError: a check failed; the model is as it was.
+        VerificationError: a check failed; the model is unchanged.
 
     Example:
         >>> import torchvision
@@ -72,7 +74,7 @@ def inject(
         8
     """
     if not 0.0 <= strength <= 1.0:
-        raise RecipeError(f"strength is {strength!r}; it lies between 0 (the identity) and 1 (SimAM)")
+        raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
     planned = _plan(model, resolved, example_inputs, strength, attention)
     if planned.is_done:
@@ -100,9 +102,11 @@ def inject(
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
-    """Work out what `inject` would do, and touch nothing: modes, buffers, random state and gradients stay as found.
+    """Return what `inject` would do, without changing the model.
 
-    Args and Raises: as for `inject`, verification aside.
+    Modes, buffers, gradients and the random state are preserved.
+
+    See `inject` for the arguments and errors.
 
     Example:
         >>> import torchvision
@@ -114,9 +118,9 @@ def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) ->
 
 
 def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
-    """Everything that a rule can name in the model, as if nothing had been injected. Touches nothing.
+    """Return every site that a rule can name in the model, ignoring SimAM that was injected. Does not change the model.
 
-    Args and Raises: as for `plan`, recipes aside.
+    See `plan` for the arguments and errors.
     """
     network = network_of(model)
     check_subject(network)
@@ -124,7 +128,7 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
 
 
 def injected(model: nn.Module) -> tuple[Insertion, ...]:
-    """What is in the model now, in module order; empty for a model without SimAM.
+    """Return the SimAM sites of a model, in module order; empty for a model without SimAM.
 
     Example:
         >>> import torchvision
@@ -136,7 +140,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 
 
 def eject(model: ModelT) -> ModelT:
-    """Take every SimAM out again: the original modules and hooks, bit for bit. In place; returns the same object."""
+    """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
     detach(network_of(model))
     adapter = adapter_of(model)
     if adapter is not None:
@@ -146,7 +150,7 @@ def eject(model: ModelT) -> ModelT:
 
 @contextmanager
 def bypass(model: ModelT) -> Iterator[ModelT]:
-    """Inside, every SimAM returns its input unchanged; afterwards each is as it was.
+    """Context manager in which every SimAM returns its input unchanged.
 
     Example:
         >>> import torch, torchvision
@@ -166,17 +170,19 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
-    """Check an injected model against itself without SimAM. Changes nothing; can be asked at any time.
+    """Check that an injected model computes what it should, without changing it.
 
-    The checks: bypassed, it equals the original bit for bit in eval and in train mode; live, it equals forward hooks on
-    the original that compute the formula in float64, and each SimAM runs in both modes; state_dict keys and parameters
-    are the same; gradients reach through each site. A check that the model does not allow has `ok=None` and says why.
+    With SimAM bypassed, the outputs equal those of the original model bit for bit, in eval and in train mode. With
+    SimAM, they equal those of the original model with forward hooks that compute the formula in float64, and every
+    SimAM runs in both modes. `state_dict` keys and parameters are unchanged, and gradients pass through each site. A
+    check that cannot be run on this model has `ok=None` and a reason.
 
     Args:
+        model: a model with SimAM.
         example_inputs: as for `inject`; None uses inputs of the shapes that `inject` was given.
 
     Raises:
-        ModelError: the model has no SimAM, or it raises on the example.
+        ModelError: the model has no SimAM, or raises on the example inputs.
     """
     network = network_of(model)
     presence = presence_of(network)
@@ -191,10 +197,10 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
 
 
 def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
-    """The recipe with more left out of every rule, and one lambda for all.
+    """Return the recipe with additional exclusions for every rule, and one lambda for all rules.
 
     Raises:
-        RecipeError: a glob or the lambda is not valid.
+        RecipeError: a glob or the lambda is invalid.
     """
     if not exclude and e_lambda is None:
         return recipe
@@ -240,7 +246,7 @@ def _plan(
 
 
 def _own_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules but the attention that was put in."""
+    """All modules except the injected attention."""
     attention = {id(part) for entry in attended_in(network) if entry.attention for part in entry.attention.modules()}
     return [(path, module) for path, module in network.named_modules() if id(module) not in attention]
 

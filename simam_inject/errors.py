@@ -14,7 +14,7 @@ class ModelError(InjectError):
 
 
 class NoMatchError(InjectError):
-    """A rule that takes no site, or excludes what is not there. The message shows what is nearest, with reasons."""
+    """A rule that matches no site, or excludes what is not there. The message shows what is nearest, with reasons."""
 
 
 class VerificationError(InjectError):

@@ -88,7 +88,7 @@ def check_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise InjectError('drawing maps needs matplotlib: pip install "simam_inject[maps]"') from None
+        raise InjectError('drawing attention maps requires matplotlib: pip install "simam_inject[maps]"') from None
 
 
 def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str, path: Path) -> None:

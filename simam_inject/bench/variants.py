@@ -26,7 +26,7 @@ def peer_factory(name: str) -> Callable[[int], nn.Module]:
     """What makes the attention of that name for a number of channels.
 
     Raises:
-        ModelError: there is none of that name.
+        ModelError: the name is unknown.
     """
     if name not in PEERS:
         raise ModelError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")

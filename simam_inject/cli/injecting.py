@@ -154,7 +154,7 @@ def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:
 
 
 def no_effect(plan: Plan) -> str:
-    """The sentence that `inject` raises for a plan that takes no site."""
+    """The sentence that `inject` raises for a plan that matches no site."""
     from simam_inject.api import no_effect
 
     return no_effect(plan)

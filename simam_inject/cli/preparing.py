@@ -129,7 +129,7 @@ def make_plan(prepared: Prepared, recipe: Recipe, options: Options) -> Plan:
     """The plan for the model.
 
     Raises:
-        NoMatchError: A rule takes no site, or a glob of `--exclude` matches nothing.
+        NoMatchError: A rule matches no site, or a glob of `--exclude` matches nothing.
         ModelError: The model cannot be run on the example.
     """
     from simam_inject.api import plan, survey

@@ -27,21 +27,21 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
     """
     attention = module._modules.get(site["child"])
     if attention is None:
-        raise ModelError(f"SimAM at {site['path']} is gone: its module {site['child']!r} was removed; {ADVICE}")
+        raise ModelError(f"SimAM at {site['path']} is missing: its module {site['child']!r} was removed; {ADVICE}")
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         if x.dim() != len(site["shape"]):
             raise ModelError(
                 f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), and got a "
-                f"tensor of shape {tuple(x.shape)}; give inputs with a batch dimension, or inject with such an example"
+                f"tensor of shape {tuple(x.shape)}; use inputs with a batch dimension, or inject with such an example"
             )
     elif x is None or isinstance(x, (list, tuple, dict)):
-        raise ModelError(f"SimAM at {site['path']} was planned for a tensor, and got a {type(x).__name__}; {ADVICE}")
+        raise ModelError(f"SimAM at {site['path']} was planned for a tensor, but got a {type(x).__name__}; {ADVICE}")
     if site["channel_dim"] == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
         return attention(x.movedim(-1, 1)).movedim(1, -1)
     return attention(x)
 
 
-ADVICE = "eject(model) before such a change and inject after it"
+ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
 
 class OutputHook:
@@ -107,14 +107,16 @@ class InputHook:
             return positional, position
         if name in keywords:
             return keywords, name
-        raise ModelError(f"SimAM at {site['path']} attends argument {argument!r}, which this call does not pass")
+        raise ModelError(f"SimAM at {site['path']} is applied to argument {argument!r}, which this call does not pass")
 
 
 def _entry(site: SiteRecord, container: Any, key: int | str) -> Any:
     try:
         return entry_at(container, key)
     except KeyError:
-        raise ModelError(f"SimAM at {site['path']} attends entry {key!r}, which this call does not have") from None
+        raise ModelError(
+            f"SimAM at {site['path']} is applied to entry {key!r}, which is missing in this call"
+        ) from None
 
 
 def output_hook(module: nn.Module) -> OutputHook | None:

@@ -160,7 +160,7 @@ def _rebind(module: nn.Module, hook: RewrittenMethod) -> None:
     """A shallow copy of a module (as DataParallel makes) shares the method, which has to run on the copy."""
     bound = module.__dict__.get(hook.method)
     if not isinstance(bound, RewrittenMethod):
-        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was set to another function"))
+        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was replaced by another function"))
     if bound.owner is not module:
         module.__dict__[hook.method] = RewrittenMethod(module, hook.method, hook.sites)
 

@@ -75,7 +75,7 @@ class RewrittenMethod:
         try:
             self.__init__(owner, method, sites)  # type: ignore[misc]
         except ModelError as error:
-            raise FileError(f"SimAM cannot be put back: {error}") from None
+            raise FileError(f"SimAM cannot be restored: {error}") from None
 
 
 def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:
@@ -88,15 +88,15 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
     source = method_source(original)
     where = f"{type(owner).__name__}.{method}"
     if not method.startswith("forward") and method not in run_by_forward(type(owner)):
-        raise ModelError(f"{where} is not run by forward, so SimAM cannot be put inside it; {ADVICE}")
+        raise ModelError(f"{where} is not run by forward, so SimAM cannot be added inside it; {ADVICE}")
     if source is None or not isinstance(original, types.FunctionType):
-        raise ModelError(f"the source of {where} is not available, so SimAM cannot be put inside it; {ADVICE}")
+        raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
     wrapped: dict[int, SiteRecord] = {}
     tree = ast.parse(source.text)
     for site in sites:
         expression = site["expression"] or {}
         if expression.get("digest") != source.digest:
-            raise ModelError(f"{where} is another version than the one SimAM was planned for; inject the model again")
+            raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
         try:
             wrapped[id(locate(tree, tuple(expression["span"])))] = site
         except LookupError as error:

@@ -113,7 +113,9 @@ def prove(
 def _form_of(path: Path) -> Any:
     """The module that writes and reads the format of a suffix, imported when it is first asked for."""
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"{path.name!r} names no export format; the suffix must be one of {', '.join(SUFFIXES)}")
+        raise ExportError(
+            f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(SUFFIXES)}"
+        )
     try:
         return importlib.import_module(f"simam_inject.export.{_FORMS[SUFFIXES[path.suffix]]}")
     except ImportError as error:
@@ -134,9 +136,11 @@ def _network(model: nn.Module) -> nn.Module:
         raise ExportError("this model has no SimAM; add it with inject(model, recipe)")
     for name, attention in attentions:
         if attention.bypassed:
-            raise ExportError(f"{name} is bypassed, and an export would lose it; leave bypass() first")
+            raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")
         if attention.strength == 0:
-            raise ExportError(f"{name} has strength 0, and an export would lose it; set_strength(model, 1.0) first")
+            raise ExportError(
+                f"{name} has strength 0 and would be missing in the export; call set_strength(model, 1.0) first"
+            )
     weak = [attention.strength for _, attention in attentions if attention.strength < 1]
     if weak:
         warnings.warn(
@@ -157,11 +161,11 @@ def _write(twin: nn.Module, form: Any, example: Example, varying: tuple[str, ...
             with without_attention(twin):
                 form.write(twin, example, varying, path)
         except Exception:
-            advice = "; try dynamic='batch' or fixed sizes" if varying else "; another suffix may do"
+            advice = "; try dynamic='batch' or fixed sizes" if varying else "; another format may work"
             blame = f" with or without SimAM{advice}"
         else:
             blame = " with SimAM in it, though it can without"
-        raise ExportError(f"the exporter cannot express this model{blame}. It says: {first_line(error)}") from error
+        raise ExportError(f"the exporter cannot express this model{blame}: {first_line(error)}") from error
 
 
 def _prove(
@@ -193,4 +197,4 @@ def _runnable(model: nn.Module, examples: list[Example]) -> Example:
             reason = first_line(error)
         else:
             return example
-    raise ExportError(f"the model itself takes no other size than the example's ({reason}); use dynamic='batch'")
+    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")

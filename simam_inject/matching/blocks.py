@@ -85,8 +85,8 @@ def _enter_output(search: Search, owner: Site, target: Whole) -> None:
     if site is not None:
         search.add(site, owner.path)
     else:
-        maps = f"the maps {write_paths(owner.maps)}" if owner.maps else "no list, tuple or dict of maps"
-        search.miss(owner.path, f"returns {maps}; there is no {target}")
+        maps = f"the maps {write_paths(owner.maps)}" if owner.maps else "no list, tuple or dict of feature maps"
+        search.miss(owner.path, f"returns {maps}; it has no {target}")
 
 
 def _enter_inputs(search: Search, owner: Site, _: Whole) -> None:
@@ -94,7 +94,7 @@ def _enter_inputs(search: Search, owner: Site, _: Whole) -> None:
         search.add_operand(owner, operand, owner.path)
     if not owner.operands:
         hidden = owner.scope in search.anatomy.opaque
-        search.miss(owner.path, "what it is given could not be seen" if hidden else "is given no value of the model")
+        search.miss(owner.path, "its input could not be recorded" if hidden else "has no input that the model computes")
 
 
 def _enter_branches(search: Search, owners: Sequence[Site]) -> None:
@@ -109,7 +109,9 @@ def _enter_branches(search: Search, owners: Sequence[Site]) -> None:
         if not branches[owner.path] and owner.kind == "block":
             below = [scope for scope in branches if branches[scope] and f"{scope}.".startswith(f"{owner.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
-            search.miss_block(owner.path, f"no branch joins a skip in its own forward{nearest}", nested=False)
+            search.miss_block(
+                owner.path, f"no branch joins a skip connection in its own forward{nearest}", nested=False
+            )
 
 
 def _search_child(search: Search, target: Child, inside: Inside) -> None:
@@ -171,7 +173,7 @@ def _enter_calls(search: Search, target: Child, owner: str, name: str, sites: Se
 def _explain_children(name: str, below: Sequence[tuple[str, Site]]) -> str:
     names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
     if not names:
-        return f"has no child {name}; nothing is known of what it computes"
+        return f"has no child {name}; what it computes could not be recorded"
     return f"has no child {name}; it has {write_paths(names)}{did_you_mean(name, [inner for inner, _ in below])}"
 
 
@@ -179,7 +181,7 @@ def _counts(search: Search, site: Site) -> bool:
     """In a structure rule only operations on the main path count; the others are entered as misses."""
     if search.rule.selects != "structure" or not (site.on_skip or site.in_gate):
         return True
-    what = "lies on the skip" if site.on_skip else "only scales another map"
+    what = "is on the skip connection" if site.on_skip else "only scales another feature map"
     search.miss(site.path, f"{what}; a structure rule counts operations on the main path")
     return False
 
@@ -194,7 +196,9 @@ def _search_operation(search: Search, target: Operation, owners: Sequence[Site])
         meant = [site for site in sites if any(kinds.matches(site.kind) for kinds in target.kinds)]
         _enter_operations(search, target, owner, [site for site in meant if _counts(search, site)])
         if not meant and is_block and search.rule.selects != "path":
-            computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that is known"
+            computed = (
+                write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that could be recorded"
+            )
             wanted = join_names(kinds.text for kinds in target.kinds)
             search.miss_block(owner.path, f"has no operation {wanted}; it computes {computed}")
 

@@ -1,4 +1,4 @@
-"""The message for a rule that takes no site: the nearest misses with their reasons, or what its names may mean."""
+"""The message for a rule that matches no site: the nearest misses with their reasons, or what its names may mean."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NEAREST = 3
 _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
 _STRUCTURES = {
-    "main": "none that returns one map has two convolutions within two map sizes",
-    "residual": "none joins a branch with a skip in its own forward",
-    "decoder": "none returns one map that it makes of an upsampled map joined with an earlier one",
+    "main": "no module that returns one feature map has two convolutions within two map sizes",
+    "residual": "no module joins a branch with a skip connection in its own forward",
+    "decoder": "no module joins an upsampled feature map with an earlier one",
 }
 
 
 def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Iterable[Miss]) -> str:
-    """Say why a rule takes no site.
+    """Say why a rule matches no site.
 
     Args:
         recipe: the recipe.
@@ -34,17 +34,17 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
         misses: what matching left out; those of other rules are ignored.
 
     Returns:
-        The message of a `NoMatchError`: the rule; modules whose inside could not be seen; then either the nearest
+        The message of a `NoMatchError`: the rule; modules whose inside could not be recorded; then either the nearest
         block classes or paths with their counts, or the three nearest misses with their reasons.
     """
     selected = recipe.rules[rule]
-    head = f"rules[{rule}] ({selected.selector}) takes no site"
+    head = f"rules[{rule}] ({selected.selector}) matches no site"
     near = nearest_misses(miss for miss in misses if miss.rule == rule)
     if not near:
         return f"{head}: {why_nothing(selected, anatomy)}"
     lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
     met_none = near[0].depth == 0 or selected.selects == "pattern"
-    if met_none and not any("could not be seen" in line for line in lines):
+    if met_none and not any(" could not be recorded" in line for line in lines):
         lines = [f"  {sentence}" for sentence in _unseen(anatomy)] + lines
     idle = explain_idle("path", selected.paths, every_path(anatomy)) if selected.selects != "path" else None
     return "\n".join([f"{head}. The nearest misses:", *lines, *([idle] if idle else [])])
@@ -103,9 +103,9 @@ def every_path(anatomy: Anatomy) -> frozenset[str]:
 
 
 def _unseen(anatomy: Anatomy) -> list[str]:
-    """Sentences on the modules whose inside could not be seen."""
+    """Sentences on the modules whose inside could not be recorded."""
     entries = [
-        f"The inside of {write_path(path)} could not be seen: {reason}." for path, reason in anatomy.opaque.items()
+        f"The inside of {write_path(path)} could not be recorded: {reason}." for path, reason in anatomy.opaque.items()
     ]
     more = [f"The same holds for {len(entries) - NEAREST} more."] if len(entries) > NEAREST else []
     return entries[:NEAREST] + more

@@ -52,17 +52,17 @@ class Search:
         elif len(named.operands) == 1:
             self.add_operand(named, named.operands[0], block)
         elif named.kind == "input":
-            self.miss(named.path, "is what the block is given and reads nothing itself; write after instead of before")
+            self.miss(named.path, "is given to the block, which reads nothing itself; write after instead of before")
         elif not named.operands:
             self.miss(
                 named.path,
-                "what it reads could not be seen"
+                "what it reads could not be recorded"
                 if named.scope in self.anatomy.opaque
-                else "reads no value of the model",
+                else "reads no value that the model computes",
             )
         else:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
-            self.miss(named.path, f"reads {values}; before needs a reader of one")
+            self.miss(named.path, f"reads {values}; before needs an operation that reads one")
 
     def add_operand(self, named: Site, operand: str, block: str) -> None:
         """Enter the value at path `operand`, to be attended for `named` alone."""
@@ -77,7 +77,7 @@ class Search:
         self.misses.append(Miss(path, self.index, reason, depth))
 
     def miss_block(self, block: str, reason: str, *, nested: bool = True) -> None:
-        """Enter a block that lacks something, unless its inside could not be seen: then that is the reason.
+        """Enter a block that lacks something, unless its inside could not be recorded: then that is the reason.
 
         Args:
             block: path of the block.
@@ -87,9 +87,9 @@ class Search:
         own = self.anatomy.opaque.get(block)
         inner = [path for path in self.anatomy.opaque if path.startswith(f"{block}." if block else "")]
         if own is not None:
-            reason = f"its inside could not be seen: {own}"
+            reason = f"its inside could not be recorded: {own}"
         elif nested and inner:
-            reason += f"; the inside of {inner[0]} could not be seen: {self.anatomy.opaque[inner[0]]}"
+            reason += f"; the inside of {inner[0]} could not be recorded: {self.anatomy.opaque[inner[0]]}"
         self.miss(block, reason)
 
 

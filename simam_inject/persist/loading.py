@@ -51,9 +51,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         network = network_of(unwrapped(model))
         found = difference(table, table_of(state_of(network)))
         if found.shapes or (strict and (found.missing or found.unexpected)):
-            raise FileError(
-                f"it was made for another model than this {type(network).__name__}:\n{found}{_age(manifest)}"
-            )
+            raise FileError(f"it does not fit this {type(network).__name__}:\n{found}{_age(manifest)}")
         is_there = _has_sites(network, manifest)
         tensors = {name: tensor for name, tensor in _read_tensors(file).items() if name not in found.unexpected}
         if manifest.sites and not is_there:
@@ -182,7 +180,7 @@ def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
     ]
     more = [f"  ... and {len(lines) - 5} more"] if len(lines) > 5 else []
     raise FileError(
-        "the model has other SimAM sites than the file; simam_inject.eject(model) takes them out:\n"
+        "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"
         + "\n".join([*lines[:5], *more])
     )
 

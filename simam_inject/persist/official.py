@@ -46,8 +46,8 @@ class OfficialReport:
         counts = ", ".join(f"{number} {how}" for how, number in count.items() if number)
         lines = [f"{len(self.mapped)} tensors ({counts}), {len(self.sites)} SimAM sites"]
         lines += [f"  {entry.source} -> {entry.target}  {entry.how}" for entry in self.mapped]
-        lines += [f"  {key}  kept: not in the file" for key in self.kept]
-        lines += [f"  {key}  ignored: no weights" for key in self.ignored]
+        lines += [f"  {key}  unchanged: not in the file" for key in self.kept]
+        lines += [f"  {key}  ignored: not weights" for key in self.ignored]
         return "\n".join(lines)
 
 
@@ -71,7 +71,7 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
     file = Path(path)
     if type(model).__module__ not in _FAMILIES:
         raise FileError(
-            f"{file}: official checkpoints fit torchvision's ResNet, ResNeXt and MobileNetV2, not a "
+            f"{file}: official checkpoints are for torchvision's ResNet, ResNeXt and MobileNetV2, not for "
             f"{type(model).__module__}.{type(model).__name__}"
         )
     try:
@@ -80,7 +80,7 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         mapped = map_keys({name: tuple(tensor.shape) for name, tensor in weights.items()}, ours)
     except FileError as error:
         raise FileError(f"{file}: {error}") from error.__cause__
-    others = f"{file}: the model has SimAM at other sites than the authors; simam_inject.eject(model) first"
+    others = f"{file}: the model has SimAM at other sites than the authors' model; call simam_inject.eject(model) first"
     try:
         planned = plan(model, Recipe.from_dict(load_recipe("paper").to_dict() | {"e_lambda": e_lambda}))
     except NoMatchError as error:

@@ -70,7 +70,7 @@ class Record(BaseModel):
             raise ValueError("it has no strength and gain for every site")
         modules = [(site["edit"]["module"], site["child"]) for site in self.sites]
         if len(set(modules)) < len(modules):
-            raise ValueError("it lists one SimAM twice")
+            raise ValueError("it lists the same SimAM twice")
         return self
 
     @classmethod
@@ -132,7 +132,7 @@ class Record(BaseModel):
         for site in self.sites:
             if site["edit"]["module"] not in modules:
                 raise FileError(
-                    f"{type(network).__name__} has no module {site['edit']['module']!r}, which is to hold SimAM"
+                    f"{type(network).__name__} has no module {site['edit']['module']!r}, which should have SimAM"
                 )
 
     def attach_to(self, network: nn.Module) -> None:
@@ -148,7 +148,7 @@ class Record(BaseModel):
         try:
             attach(network, self.sites, recipes=self.recipes, example=self.example, settings=self.settings)
         except ModelError as error:
-            raise FileError(f"SimAM cannot be put back: {error}") from None
+            raise FileError(f"SimAM cannot be restored: {error}") from None
 
     def set_strengths(self, network: nn.Module) -> None:
         """Give each SimAM of a network, which holds the very sites of this record, its strength and gain."""

@@ -75,7 +75,7 @@ def _write_in_one_step(path: Path, tensors: Mapping[str, torch.Tensor], metadata
         unfinished.replace(target)
     except (SafetensorError, OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise FileError(f"cannot write {path}: {reason}; what was there before is untouched") from error
+        raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)

@@ -47,9 +47,9 @@ def state_of(network: nn.Module) -> dict[str, torch.Tensor]:
     state = {}
     for name, value in network.state_dict().items():
         if not isinstance(value, torch.Tensor):
-            raise FileError(f"{name} is a {type(value).__name__}: a safetensors file holds tensors only")
+            raise FileError(f"{name} is a {type(value).__name__}: a safetensors file stores tensors only")
         if value.is_meta:
-            raise FileError(f"{name} is on the meta device and has no numbers")
+            raise FileError(f"{name} is on the meta device and has no data")
         if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
             kind = type(value).__name__ if value.layout is torch.strided else str(value.layout)
             raise FileError(

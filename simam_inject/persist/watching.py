@@ -58,7 +58,7 @@ def _check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: An
         more = f" and {len(lost) - _SHOWN} more" if len(lost) > _SHOWN else ""
         warnings.warn(
             f"these weights were trained with SimAM at {len(lost)} places that this {type(module).__name__} lacks "
-            f"({', '.join(lost[:_SHOWN])}{more}): it loads them and computes something else. Call "
+            f"({', '.join(lost[:_SHOWN])}{more}): it will compute something else. Call "
             "simam_inject.inject(model, recipe) with their recipe, or use simam_inject.persist.save and load",
             LostRecipeWarning,
             stacklevel=6,

@@ -49,7 +49,7 @@ class Plan:
         Raises:
             ModelError: the model has changed since it was planned, or a module cannot hold its insertions.
         """
-        assert self._apply is not None, "a plan made by hand has no model"
+        assert self._apply is not None, "this plan has no model"
         return self._apply(self)
 
     def to_dict(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRESENT = "has SimAM already"
+PRESENT = "already has SimAM"
 """Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
 
 

@@ -65,7 +65,7 @@ def parse_bounds(value: object, *, depthwise: bool = False) -> Bounds:
     if not isinstance(value, list | tuple):
         return Bounds(*_parse_entry(value, depthwise=depthwise))
     if not 1 <= len(value) <= 64:
-        raise ValueError(f"found a list of {len(value)} entries; allowed are 1 to 64")
+        raise ValueError(f"found a list of {len(value)} entries; expected 1 to 64")
     entries = [_parse_entry(entry, depthwise=depthwise) for entry in value]
     return Bounds(tuple(source for source, _ in entries), tuple(choice for _, (choice,) in entries))
 
@@ -80,7 +80,7 @@ def _parse_entry(value: object, *, depthwise: bool) -> tuple[int | str, tuple[tu
         if all(tests):
             return value.strip(), (tuple(_comparison(test) for test in tests if test),)
     raise ValueError(
-        f"found {describe(value)}; allowed is a whole number, a comparison such as '>=64' or '>=8, <=32', a size such "
+        f"found {describe(value)}; expected a whole number, a comparison such as '>=64' or '>=8, <=32', a size such "
         f"as '1x7', {'depthwise, ' * depthwise}or a list of these"
     )
 
@@ -95,5 +95,5 @@ def _comparison(test: re.Match[str]) -> Comparison:
 
 def _check_number(number: int) -> int:
     if not 0 <= number <= MAX_NUMBER:
-        raise ValueError(f"found a number out of range; allowed are 0 to {MAX_NUMBER}")
+        raise ValueError(f"found a number out of range; expected 0 to {MAX_NUMBER}")
     return number

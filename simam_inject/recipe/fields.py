@@ -35,7 +35,7 @@ def _check_each(check: Callable[[Any], Any], most: int) -> BeforeValidator:
     def check_entries(value: object) -> Any:
         entries = entries_of(value)
         if not 1 <= len(entries) <= most:
-            raise ValueError(f"found a list of {len(entries)} entries; allowed are 1 to {most}")
+            raise ValueError(f"found a list of {len(entries)} entries; expected 1 to {most}")
         checked = tuple(check(entry) for entry in entries)
         return checked if len(checked) != 1 else checked[0]
 
@@ -45,7 +45,7 @@ def _check_each(check: Callable[[Any], Any], most: int) -> BeforeValidator:
 def _check_structure(value: object) -> str:
     if not isinstance(value, str) or value not in STRUCTURES:
         near = did_you_mean(value, STRUCTURES) if isinstance(value, str) else ""
-        raise ValueError(f"found {describe(value)}; allowed is {join_names(STRUCTURES)}, or a list of these{near}")
+        raise ValueError(f"found {describe(value)}; expected {join_names(STRUCTURES)}, or a list of these{near}")
     return value
 
 

@@ -1,6 +1,6 @@
 """The base of the recipe's models: frozen, closed, and every mistake one `RecipeError`.
 
-The message starts with the path of the offending key: `rules[1].where.channels: found 'big'; allowed is ...`.
+The message starts with the path of the offending key: `rules[1].where.channels: found 'big'; expected ...`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simam_inject.recipe.wording import describe, did_you_mean
 Location = tuple[int | str, ...]
 _NAMES = {
     "a valid tuple": "a list",
-    "a valid string": "a text",
+    "a valid string": "a string",
     "a valid boolean": "true or false",
     "a valid number": "a number",
     "a valid integer": "a whole number",
@@ -61,13 +61,13 @@ class Grammar(BaseModel):
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
-            raise ValueError(f"found {describe(data)}; allowed is a mapping with the keys {fields}")
+            raise ValueError(f"found {describe(data)}; expected a mapping with the keys {fields}")
         for key in data:
             if not isinstance(key, str) or key not in cls.model_fields:
                 name = key if isinstance(key, str) else describe(key)
                 home = f"; {name!r} belongs {cls.homes[name]}" if name in cls.homes else ""
                 near = home or did_you_mean(name, cls.model_fields)
-                raise KeyedError(name, f"unknown key; allowed are {fields}{near}")
+                raise KeyedError(name, f"unknown key; expected one of {fields}{near}")
         return {key: value for key, value in data.items() if value is not None}
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def _explain(problem: Any) -> tuple[Location, str]:
     if kind == "literal_error":
         written, allowed = problem["input"], context["expected"]
         near = did_you_mean(written, re.findall(r"'(\w+)'", allowed)) if isinstance(written, str) else ""
-        return location, f"found {found}; allowed is {allowed}{near}"
+        return location, f"found {found}; expected {allowed}{near}"
     if kind == "too_long":
         length, most = context["actual_length"], context["max_length"]
         return location, f"found a list of {length} entries; at most {most} are allowed"

@@ -53,7 +53,7 @@ def load_recipe(source: RecipeLike) -> Recipe:
         return _load_file(Path(source))
     if not isinstance(source, str):
         raise RecipeError(
-            f"recipe: found {describe(source)}; allowed is a Recipe, a mapping, the name of a shipped recipe, a path "
+            f"recipe: found {describe(source)}; expected a Recipe, a mapping, the name of a shipped recipe, a path "
             "to a YAML file, or a selector such as 'after bottleneck.conv2'"
         )
     if found := _SELECTOR.fullmatch(source):

@@ -72,9 +72,9 @@ def parse_glob(text: object) -> Glob:
         ValueError: not a text, empty, too long, unbalanced braces, or too many alternatives.
     """
     if not isinstance(text, str):
-        raise ValueError(f"found {describe(text)}; a glob is a text such as 'layer[34].*'")
+        raise ValueError(f"found {describe(text)}; a glob is a string such as 'layer[34].*'")
     if not text.strip():
-        raise ValueError("found an empty text; a glob is a text such as 'layer[34].*' or '*'")
+        raise ValueError("found an empty string; a glob is a string such as 'layer[34].*' or '*'")
     if len(text) > MAX_LENGTH:
         raise ValueError(f"found a glob of {len(text)} characters; at most {MAX_LENGTH} are allowed")
     _compile(text.strip())
@@ -88,9 +88,9 @@ def _compile(text: str) -> re.Pattern[str]:
     while any(_BRACES.search(part) for part in texts):
         texts = [choice for part in texts for choice in _expand(part)]
         if len(texts) > MAX_ALTERNATIVES:
-            raise ValueError(f"{text!r} stands for more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
+            raise ValueError(f"{text!r} expands to more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
     if any("{" in part or "}" in part for part in texts):
-        raise ValueError(f"{text!r} has a brace without its partner; alternatives are written {{a,b}}")
+        raise ValueError(f"{text!r} has an unbalanced brace; alternatives are written {{a,b}}")
     return re.compile("|".join(map(fnmatch.translate, texts)))
 
 
@@ -124,7 +124,9 @@ def parse_kinds(text: object) -> Kinds:
     Raises:
         ValueError: not a text, not a name or glob, or a name that is almost, but not quite, a known one.
     """
-    names = f"operations are named like conv2d, batch_norm, relu, add, cat, *norm, or by family: {', '.join(FAMILIES)}"
+    names = (
+        f"expected an operation such as conv2d, batch_norm, relu, add, cat, *norm, or by family: {', '.join(FAMILIES)}"
+    )
     name = text.strip() if isinstance(text, str) else ""
     if name.lower() == "depthwise":
         raise ValueError("depthwise is a condition, not an operation; write conv2d with groups=depthwise")

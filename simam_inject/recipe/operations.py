@@ -50,7 +50,7 @@ class Operation(Conditions):
     dilation: Numbers | None = Field(default=None, description="Dilation of a convolution or pooling.")
     groups: Groups | None = Field(default=None, description="Groups of a convolution, or `depthwise`.")
     which: Literal["all", "first", "last"] = Field(
-        default="all", description="Which of each block's, in the order of computation."
+        default="all", description="Which of the operations in each block, in execution order."
     )
 
     @property
@@ -142,7 +142,7 @@ def _parse_link(text: str) -> Link:
     facts = [_FACT.fullmatch(entry) for entry in (found["facts"] or "").split(",")] if found and found["facts"] else []
     if found is None or not all(facts):
         raise ValueError(
-            f"found {describe(text)} as a member of the chain; members are written like conv2d, *norm or "
+            f"found {describe(text)} as a member of the chain; expected one such as conv2d, *norm or "
             "conv2d[k=3, s>=2, groups=depthwise], with '>' between them"
         )
     keys = [(_SHORT.get(fact["key"], fact["key"]), fact["bounds"].lstrip("= ")) for fact in facts if fact]

@@ -33,11 +33,11 @@ class Recipe(Grammar):
 
     homes: ClassVar[Mapping[str, str]] = dict.fromkeys(Rule.model_fields | Where.model_fields, "in an entry of 'rules'")
     version: Literal[1] = Field(default=1, description="Version of the recipe language.")
-    name: Text = Field(default="", description="What reports call the recipe.")
-    description: Text = Field(default="", description="What it is for, and where it comes from.")
-    extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules follow the own ones.")
-    e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="The lambda of every rule that has none.")
-    rules: RulesField = Field(default=(), description="In order; the first that takes a site owns it.")
+    name: Text = Field(default="", description="Name used in reports.")
+    description: Text = Field(default="", description="Purpose and source.")
+    extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules are appended.")
+    e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="Lambda of every rule without its own.")
+    rules: RulesField = Field(default=(), description="In order; a site belongs to the first rule that matches it.")
 
     @classmethod
     def from_dict(cls, data: object) -> Self:
@@ -48,9 +48,9 @@ class Recipe(Grammar):
         """
         if not isinstance(data, Mapping):
             keys = ", ".join(cls.model_fields)
-            raise RecipeError(f"recipe: found {describe(data)}; allowed is a mapping with the keys {keys}")
+            raise RecipeError(f"recipe: found {describe(data)}; expected a mapping with the keys {keys}")
         if any(not isinstance(key, str) for key in data):
-            raise RecipeError("recipe: found a key that is not a text")
+            raise RecipeError("recipe: found a key that is not a string")
         return cls(**data)
 
     def to_dict(self) -> dict[str, Any]:

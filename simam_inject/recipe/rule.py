@@ -36,8 +36,10 @@ class Where(Conditions):
     """Conditions on the facts of a site; all of them hold."""
 
     root: ClassVar[str] = "where"
-    channels: Numbers | None = Field(default=None, description="Channels of the attended map.")
-    spatial: Numbers | None = Field(default=None, description="Sizes of the attended map; each of them complies.")
+    channels: Numbers | None = Field(default=None, description="Channels of the feature map.")
+    spatial: Numbers | None = Field(
+        default=None, description="Spatial sizes of the feature map; all must satisfy the condition."
+    )
     reduction: Numbers | None = Field(default=None, description="Input size / map size: 1, 2, 4, 8, 16, 32.")
     stage: Numbers | None = Field(
         default=None, description="log2(reduction) - 1: ResNet's layer1 to layer4 return 1 to 4."
@@ -52,11 +54,11 @@ class Pick(Grammar):
     """A choice among the sites that a rule found."""
 
     root: ClassVar[str] = "pick"
-    first: Count | None = Field(default=None, description="The first so many.")
-    last: Count | None = Field(default=None, description="The last so many.")
-    every: Count | None = Field(default=None, description="Every so many: of 2 the first, third, fifth ...")
+    first: Count | None = Field(default=None, description="Take the first n.")
+    last: Count | None = Field(default=None, description="Take the last n.")
+    every: Count | None = Field(default=None, description="Take every n-th: with 2 the first, third, fifth ...")
     per: Literal["model", "stage", "reduction", "parent"] = Field(
-        default="model", description="Counted in each of these."
+        default="model", description="Count separately for each of these."
     )
 
     @model_validator(mode="before")
@@ -69,8 +71,7 @@ class Pick(Grammar):
             return data
         near = did_you_mean(data, ("all", "first", "last")) if isinstance(data, str) else ""
         raise ValueError(
-            f"found {describe(data)}; allowed is all, first, last, or a mapping such as "
-            f"{{last: 1, per: reduction}}{near}"
+            f"found {describe(data)}; expected all, first, last, or a mapping such as {{last: 1, per: reduction}}{near}"
         )
 
     @model_validator(mode="after")
@@ -99,9 +100,9 @@ class Pick(Grammar):
 
 Target = Whole | Child | Operation
 _MISPLACED: dict[tuple[str, str | None], str] = {
-    ("before", "output"): "nothing reads a block's output inside the block; write after: output",
-    ("after", "input"): "what a block is given is attended for the block alone; write before: input",
-    ("after", "residual"): "the branch is attended before it joins the skip; write before: residual",
+    ("before", "output"): "a block's output is not read inside the block; write after: output",
+    ("after", "input"): "the input of a block can only be changed for the block itself; write before: input",
+    ("after", "residual"): "SimAM is applied to the branch before it joins the skip connection; write before: residual",
 }
 
 
@@ -110,7 +111,7 @@ def _check_target(value: object) -> str | Operation:
         return value
     if isinstance(value, Mapping):
         if "op" not in value:
-            raise KeyedError("op", "is missing; it names the operation, e.g. {op: conv2d, kernel: 3}")
+            raise KeyedError("op", "is missing; it is the kind of the operation, e.g. {op: conv2d, kernel: 3}")
         return Operation.model_validate(value)
     if isinstance(value, str) and value.strip():
         return str(parse_place(value))
@@ -118,7 +119,7 @@ def _check_target(value: object) -> str | Operation:
     if isinstance(value, int | float) and not isinstance(value, bool):
         hint = f"; the name of a child is written in quotes: '{describe(value)}'"
     raise ValueError(
-        f"found {describe(value)}; allowed is 'output', 'input', 'residual', the name of a child such as conv2 "
+        f"found {describe(value)}; expected 'output', 'input', 'residual', the name of a child such as conv2 "
         f"or relu[2], or an operation such as {{op: conv2d, kernel: 3}}{hint}"
     )
 
@@ -149,19 +150,19 @@ class Rule(Grammar):
         "lambda": "to e_lambda",
         "class": "to 'block'",
     }
-    structure: Structures = Field(default=(), description="Block(s) by what they are: residual, main, decoder.")
+    structure: Structures = Field(default=(), description="Block(s) by structure: residual, main, decoder.")
     block: Globs = Field(default=(), description="Class name(s) of the block: globs, any case; subclasses count.")
     pattern: Pattern | None = Field(
         default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'."
     )
     path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; on its own, a selection.")
-    exclude: Globs = Field(default=(), description="Glob(s) on the dotted path that are left out.")
+    exclude: Globs = Field(default=(), description="Glob(s) on the dotted path to exclude.")
     after: TargetField = Field(default=None, description="output, a child (conv2, relu[2]), or {op: conv2d, ...}.")
     before: TargetField = Field(default=None, description="input, residual, a child (bn2), or {op: batch_norm, ...}.")
     where: WhereField = Field(default=None, description="Conditions on the facts of a site.")
     pick: PickField = Field(default=Pick(), description="all, first, last, or {first | last | every: n, per: ...}.")
-    e_lambda: Lambda | None = Field(default=None, description="The lambda of this rule; without it the recipe's.")
-    optional: bool = Field(default=False, strict=True, description="The rule may take no site.")
+    e_lambda: Lambda | None = Field(default=None, description="Lambda of this rule; default: that of the recipe.")
+    optional: bool = Field(default=False, strict=True, description="The rule may match no site.")
 
     @property
     def blocks(self) -> tuple[Glob, ...]:
@@ -227,11 +228,11 @@ class Rule(Grammar):
         given = [name for name in ("structure", "block", "pattern") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(
-                f"has both {given[0]!r} and {given[1]!r}; exactly one selects (a 'path' beside it narrows)"
+                f"has both {given[0]!r} and {given[1]!r}; exactly one may select (a 'path' beside it narrows)"
             )
         if not given and not self.path:
             raise ValueError(
-                "selects nothing; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
+                "has no selector; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
                 "path: 'layer3.*'"
             )
         if self.after is not None and self.before is not None:

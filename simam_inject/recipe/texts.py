@@ -44,7 +44,7 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _error(f"found *{event.anchor:.40}, an alias, and recipes have none", event.start_mark)
+            raise _error(f"found *{event.anchor:.40}, an alias; recipes do not support aliases", event.start_mark)
         if self.depth == MAX_DEPTH:
             raise _error(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
         self.depth += 1
@@ -63,7 +63,7 @@ def read_yaml(data: bytes | str) -> Any:
     try:
         node = yaml.compose(text, Loader=_Loader)
         if node is None:
-            raise RecipeError("recipe: the text is empty; a recipe is a mapping with 'rules'")
+            raise RecipeError("recipe: empty; a recipe is a mapping with 'rules'")
         return _read_node(node)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -92,7 +92,7 @@ def _decode(data: bytes | str) -> str:
     try:
         encoded = data.encode() if isinstance(data, str) else data
         if len(encoded) > MAX_BYTES:
-            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB; a recipe is a page of text")
+            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB, the maximum size of a recipe")
         return encoded.decode("utf-8-sig")
     except UnicodeError as error:
         reason = getattr(error, "reason", "")
@@ -105,7 +105,7 @@ def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
 
 def _read_node(node: yaml.Node) -> Any:
     if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2] not in ("str", "seq", "map"):
-        raise _error(f"found the tag {describe(node.tag)}, and recipes have none", node.start_mark)
+        raise _error(f"found the tag {describe(node.tag)}; recipes do not support tags", node.start_mark)
     if isinstance(node, yaml.ScalarNode):
         return _read_scalar(node.value) if node.style is None else node.value
     if isinstance(node, yaml.SequenceNode):
@@ -113,9 +113,9 @@ def _read_node(node: yaml.Node) -> Any:
     mapping: dict[str, Any] = {}
     for key, value in node.value:
         if not isinstance(key, yaml.ScalarNode):
-            raise _error("found a key that is not a text", key.start_mark)
+            raise _error("found a key that is not a string", key.start_mark)
         if key.value in mapping:
-            raise _error(f"the key {describe(key.value)} is there twice; keep one", key.start_mark)
+            raise _error(f"duplicate key {describe(key.value)}", key.start_mark)
         mapping[key.value] = _read_node(value)
     return mapping
 
@@ -148,7 +148,7 @@ def find_shelf() -> Traversable:
     for folder in (files("simam_inject") / "recipes", Path(__file__).resolve().parents[2] / "recipes"):
         if (folder / f"paper{_SUFFIX}").is_file():
             return folder
-    raise RecipeError("recipe: the shipped recipes are missing from this installation; install simam_inject again")
+    raise RecipeError("recipe: the shipped recipes are missing from this installation; reinstall simam_inject")
 
 
 def shipped_recipes() -> tuple[str, ...]:
@@ -170,5 +170,5 @@ def read_shipped(name: object, place: str = "recipe") -> str:
     names = shipped_recipes()
     if not isinstance(name, str) or name not in names:
         near = did_you_mean(name, names) if isinstance(name, str) else ""
-        raise RecipeError(f"{place}: no shipped recipe is named {describe(name)}; there are {', '.join(names)}{near}")
+        raise RecipeError(f"{place}: no shipped recipe is named {describe(name)}; available: {', '.join(names)}{near}")
     return (find_shelf() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")

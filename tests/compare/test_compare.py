@@ -120,7 +120,7 @@ def test_a_run_that_goes_wrong_is_a_result(engine, how, error):
 def test_a_recipe_that_takes_nothing_is_shown(engine):
     comparison = compare(make_model, ["0", "nothing.here"], noisy, seeds=5)
     lost = [cell for cell in comparison.cells if cell.recipe == "nothing.here"]
-    assert {cell.error for cell in lost} == {"recipe 'nothing.here' takes no site"}
+    assert {cell.error for cell in lost} == {"recipe 'nothing.here' matches no site"}
     assert [row.failed for row in comparison.differences] == [0, 5]
     assert "takes no site" in comparison.to_markdown()
 

@@ -30,7 +30,7 @@ def test_a_folder_in_the_place_of_the_file(suffix, tmp_path):
 
 
 def test_a_model_without_attention(tmp_path):
-    with pytest.raises(ExportError, match=r"no SimAM in this model; inject\(model, recipe\)"):
+    with pytest.raises(ExportError, match=r"this model has no SimAM; add it with inject\(model, recipe\)"):
         export(Network(), tmp_path / "net.pt2")
 
 
@@ -43,13 +43,13 @@ def test_a_bypassed_site(tmp_path):
 def test_a_site_of_strength_zero(tmp_path):
     model = attended()
     model.blocks[1].conv2.simam.strength = 0.0
-    with pytest.raises(ExportError, match=r"blocks\.1\.conv2\.simam has strength 0, and an export would lose it"):
+    with pytest.raises(ExportError, match=r"blocks\.1\.conv2\.simam has strength 0 and would be missing in the export"):
         export(model, tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_bad_choice_of_dynamic_sizes(tmp_path):
-    with pytest.raises(ExportError, match="allowed are True"):
+    with pytest.raises(ExportError, match="must be True"):
         export(attended(), tmp_path / "net.pt2", dynamic="height")
 
 

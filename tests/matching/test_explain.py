@@ -32,9 +32,14 @@ REASONS = [
     ("mobile", "{path: '*', after: {op: conv, groups: depthwise}}", "features.0.conv.2", ["groups is 1", "depthwise"]),
     ("resnet", "{block: Bottleneck, before: add}", "layer1.1.add", ["2 values (layer1.1.bn3, layer1.1.x)", "one"]),
     ("resnet", "{block: Bottleneck, before: x}", "layer1.0.x", ["is given", "write after"]),
-    ("plain", "{path: conv_a, before: {op: conv2d}}", "conv_a", ["reads x", "no feature map"]),
+    ("plain", "{path: conv_a, before: {op: conv2d}}", "conv_a", ["reads x", "not a feature map"]),
     ("resnet", "{block: Sequential, before: residual}", "layer1", ["no branch joins", "layer1.0, layer1.1"]),
-    ("yolo", "{block: Bottleneck, before: residual}", "model.1.m.1", ["no branch joins a skip in its own forward"]),
+    (
+        "yolo",
+        "{block: Bottleneck, before: residual}",
+        "model.1.m.1",
+        ["no branch joins a skip connection in its own forward"],
+    ),
     ("resnet", "{block: Bottleneck, after: output, path: [a, 'layer2.*']}", "layer1.0", ["not in path: a or layer2.*"]),
     ("resnet", "{block: Bottleneck, after: output, exclude: [x, layer1]}", "layer1.0", ["excluded by layer1"]),
     (
@@ -95,22 +100,37 @@ REASONS = [
     ),
     ("plain", "{pattern: 'conv1d > relu'}", "", ["no conv1d", "conv2d (3), mul (1), relu (1), sigmoid (1)"]),
     # structure
-    ("zorp", "{structure: main, after: {op: conv}}", "body.0.side", ["lies on the skip"]),
-    ("zorp", "{structure: main, after: {op: conv}}", "body.0.squeeze", ["only scales another map"]),
+    ("zorp", "{structure: main, after: {op: conv}}", "body.0.side", ["is on the skip connection"]),
+    ("zorp", "{structure: main, after: {op: conv}}", "body.0.squeeze", ["only scales another feature map"]),
     ("zorp", "{structure: main, after: {op: conv, which: last}}", "body.0.wide", ["not the last one in body.0"]),
     ("zorp", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", "body.1.only", ["kernel is 1x1"]),
     ("zorp", "{structure: main, before: residual}", "body.1", ["no branch joins a skip"]),
     # several maps
     ("pyramid", "{block: Pyramid, after: 'output:1'}", "neck", ["neck:0, neck:p4", "no output:1"]),
     ("pyramid", "{block: Smooth, after: 'output:0'}", "neck.smooth", ["no list", "no output:0"]),
-    # what could not be seen is said, and nothing else is made of it
-    ("hidden", "{block: Unit, before: residual}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Unit, after: cat}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Unit, after: conv9}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Unit, after: {op: linear}}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Looping, after: {op: linear}}", "body", ["no operation linear", "body.0 could not be seen"]),
-    ("hidden", "{block: Looping, after: cat}", "body", ["no operation named cat", "body.0 could not be seen"]),
-    ("hidden", "{block: Looping, before: residual}", "body", ["no branch joins a skip in its own forward"]),
+    # what could not be recorded is said, and nothing else is made of it
+    (
+        "hidden",
+        "{block: Unit, before: residual}",
+        "body.0",
+        ["its inside could not be recorded", "branches on a value"],
+    ),
+    ("hidden", "{block: Unit, after: cat}", "body.0", ["its inside could not be recorded", "branches on a value"]),
+    ("hidden", "{block: Unit, after: conv9}", "body.0", ["its inside could not be recorded", "branches on a value"]),
+    (
+        "hidden",
+        "{block: Unit, after: {op: linear}}",
+        "body.0",
+        ["its inside could not be recorded", "branches on a value"],
+    ),
+    (
+        "hidden",
+        "{block: Looping, after: {op: linear}}",
+        "body",
+        ["no operation linear", "body.0 could not be recorded"],
+    ),
+    ("hidden", "{block: Looping, after: cat}", "body", ["no operation named cat", "body.0 could not be recorded"]),
+    ("hidden", "{block: Looping, before: residual}", "body", ["no branch joins a skip connection in its own forward"]),
     ("hidden", "{pattern: 'conv2d > norm'}", "body.0.conv", ["no operation that could be seen", "requires norm"]),
 ]
 
@@ -120,7 +140,9 @@ def test_the_reason_names_what_was_found_and_what_is_wanted(network, rule, path,
     found = match(recipe_of(rule), NETWORKS[network])
     (reason,) = [miss.reason for miss in found.misses if miss.path == path]
     assert not [fact for fact in facts if fact not in reason], reason
-    assert not ("its inside could not be seen" in reason and "no " in reason.partition(":")[0]), "the true reason alone"
+    assert not ("its inside could not be recorded" in reason and "no " in reason.partition(":")[0]), (
+        "the true reason alone"
+    )
 
 
 MESSAGES = [
@@ -150,10 +172,10 @@ MESSAGES = [
     ("resnet", "{path: 'layer1|layer2', after: output}", ["globs, not regular expressions"]),
     ("resnet", "{block: Bottleneck, after: output, path: layr1}", ["\npath: 'layr1' matches nothing", "mean layer1"]),
     ("plain", "{structure: main, after: output}", ["no block of this model is main"]),
-    ("hidden", "{structure: main, after: output}", ["no block of this model is main", "body.0 could not be seen"]),
-    ("hidden", "{block: Detect, after: output}", ["no block named 'Detect'", "body.0 could not be seen"]),
-    ("hidden", "{path: zzz.9, after: output}", ["no value at 'zzz.9'", "body.0 could not be seen"]),
-    ("hidden", "{pattern: 'linear > relu'}", ["could not be seen", "computes no linear"]),
+    ("hidden", "{structure: main, after: output}", ["no block of this model is main", "body.0 could not be recorded"]),
+    ("hidden", "{block: Detect, after: output}", ["no block named 'Detect'", "body.0 could not be recorded"]),
+    ("hidden", "{path: zzz.9, after: output}", ["no value at 'zzz.9'", "body.0 could not be recorded"]),
+    ("hidden", "{pattern: 'linear > relu'}", [" could not be recorded", "computes no linear"]),
 ]
 
 
@@ -163,7 +185,7 @@ def test_a_rule_without_a_hit_says_what_is_near(network, rule, facts):
     found = match(recipe, anatomy)
     message = unmatched_message(recipe, 0, anatomy, found.misses)
     assert not found.hits
-    assert message.startswith(f"rules[0] ({recipe.rules[0].selector}) takes no site")
+    assert message.startswith(f"rules[0] ({recipe.rules[0].selector}) matches no site")
     assert not [fact for fact in facts if fact not in message], message
 
 

@@ -324,9 +324,7 @@ def test_a_full_disk_leaves_the_old_file(model, file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        FileError, match=r"cannot write .*: No space left on device; what was there before is untouched"
-    ):
+    with pytest.raises(FileError, match=r"cannot write .*: No space left on device; the previous file is unchanged"):
         save(net_now, file)
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]

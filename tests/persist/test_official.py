@@ -54,7 +54,7 @@ def test_the_report_names_every_key(tmp_path):
     lines = report.splitlines()
     assert lines[0] == "122 tensors (114 exact, 8 unwrapped), 8 SimAM sites"
     assert "  module.layer1.0.conv2.0.weight -> layer1.0.conv2.weight  unwrapped" in lines
-    assert "  epoch  ignored: no weights" in lines
+    assert "  epoch  ignored: not weights" in lines
     assert len(lines) == 1 + 122 + 4
 
 

@@ -149,7 +149,7 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
         (
             "nets/own_nets.py:make_wide",
             {},
-            "nets/own_nets.py:make_wide: the factory needs the arguments depth, width, and factories are called without arguments.",
+            "nets/own_nets.py:make_wide: the factory needs the arguments depth, width, and factories are called",
         ),
         ("nets/own_nets.py:Net", {"pretrained": True}, "nets/own_nets.py:Net: the factory takes no pretrained."),
         (

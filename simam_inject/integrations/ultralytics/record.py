@@ -41,10 +41,10 @@ def read(network: Any) -> Record | str | Mapping[str, Any]:
     found, name = network.yaml[KEY], f"model.yaml[{KEY!r}]"
     if isinstance(found, str):
         if found.endswith((".yaml", ".yml")) or "/" in found or "\\" in found:
-            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or a shipped name")
+            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or the name of a shipped recipe")
         return found
     if not isinstance(found, Mapping):
-        raise FileError(f"{name} is a {type(found).__name__}; allowed is a recipe or its name")
+        raise FileError(f"{name} is a {type(found).__name__}; expected a recipe or its name")
     return Record.read(found, name) if "sites" in found else found
 
 
