@@ -133,7 +133,7 @@ def _network(model: nn.Module) -> nn.Module:
         if isinstance(entry.attention, SimAM)
     ]
     if not attentions:
-        raise ExportError("this model has no SimAM; add it with inject(model, recipe)")
+        raise ExportError("there is no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions:
         if attention.bypassed:
             raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")

@@ -30,7 +30,7 @@ def test_a_folder_in_the_place_of_the_file(suffix, tmp_path):
 
 
 def test_a_model_without_attention(tmp_path):
-    with pytest.raises(ExportError, match=r"this model has no SimAM; add it with inject\(model, recipe\)"):
+    with pytest.raises(ExportError, match=r"no SimAM in this model; inject\(model, recipe\)"):
         export(Network(), tmp_path / "net.pt2")
 
 

@@ -145,7 +145,7 @@ def test_only_names_of_libraries_are_written(name, tmp_path):
         ('{"architecture": "ultralytics:evil.pt"}', r"its architecture is 'ultralytics:evil\.pt'"),
         ('{"architecture": ["timm:resnet18"]}', "its architecture is "),
         ("[]", "its architecture is None"),
-        ("{", "it is no JSON"),
+        ("{", "it is not valid JSON"),
         ('{"architecture": "timm:resnet18", "num_classes": "3"}', "its num_classes is '3', not a number"),
     ],
 )

@@ -31,7 +31,7 @@ REASONS = [
     ("resnet", "{block: Bottleneck, after: {op: conv, kernel: 3}}", "layer1.0.conv1", ["kernel is 1x1", "requires 3"]),
     ("mobile", "{path: '*', after: {op: conv, groups: depthwise}}", "features.0.conv.2", ["groups is 1", "depthwise"]),
     ("resnet", "{block: Bottleneck, before: add}", "layer1.1.add", ["2 values (layer1.1.bn3, layer1.1.x)", "one"]),
-    ("resnet", "{block: Bottleneck, before: x}", "layer1.0.x", ["is given", "write after"]),
+    ("resnet", "{block: Bottleneck, before: x}", "layer1.0.x", ["given to the block", "write after"]),
     ("plain", "{path: conv_a, before: {op: conv2d}}", "conv_a", ["reads x", "not a feature map"]),
     ("resnet", "{block: Sequential, before: residual}", "layer1", ["no branch joins", "layer1.0, layer1.1"]),
     (

@@ -149,7 +149,7 @@ def site(**changes):
         (lambda data: data.pop("sites") and None, "sites: Field required"),
         (lambda data: data.update(sites={"a": 1}), "sites: "),
         (lambda data: data["sites"].append({"module": 1}), "sites.2"),
-        (twice, "one SimAM twice"),
+        (twice, "the same SimAM twice"),
         (without("settings"), "no strength and gain for every site"),
         (lambda data: data.update(settings=[[2.0, 1.0]] * 2), "settings.0.0: "),
         (lambda data: data.update(settings=[[1.0, -1.0]] * 2), "settings.0.1: "),

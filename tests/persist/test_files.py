@@ -277,7 +277,7 @@ def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path):
     file.write_bytes(file.read_bytes().replace(digest.encode(), b"0" * 16))
     other = mixed(1)
     before = state(other)
-    with pytest.raises(FileError, match=r"Mixed.mix is another version than the one SimAM was planned for"):
+    with pytest.raises(FileError, match=r"Mixed.mix differs from the version that SimAM was planned for"):
         load(file, other)
     assert not injected(other)
     assert same(state(other), before)

@@ -130,7 +130,7 @@ def test_other_sites_in_the_model(file, refused):
 
 def test_another_family(file, refused):
     refused(
-        "fit torchvision's ResNet, ResNeXt and MobileNetV2, not a tests.persist.authors.ResNet",
+        "for torchvision's ResNet, ResNeXt and MobileNetV2, not for tests.persist.authors.ResNet",
         file,
         ResNet(Basic, (2, 2, 2, 2)),
     )
@@ -151,4 +151,4 @@ def test_no_checkpoint(tmp_path, refused):
     refused("it cannot be read: No such file", tmp_path / "nothing.pth", resnet18())
     for content in ([1, 2], {}, {"state_dict": {"a": 1}}, {"a": torch.zeros(1), "b": 2}):
         torch.save(content, tmp_path / "y.pth")
-        refused("it holds (a list|no table of tensors)", tmp_path / "y.pth", resnet18())
+        refused("it (holds a list|is not a state_dict of tensors)", tmp_path / "y.pth", resnet18())

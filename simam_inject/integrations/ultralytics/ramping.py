@@ -44,7 +44,7 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
         raise ModelError(f"ramp expects the YOLO object whose train() is called next, found a {type(model).__name__}")
     attention = list(_attention_in(network))
     if not attention:
-        raise ModelError("this model has no SimAM; add it with inject(model, recipe)")
+        raise ModelError("there is no SimAM in this model; inject(model, recipe) adds it")
     if all(module.gain == 1.0 for module in attention):
         warnings.warn(
             "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
