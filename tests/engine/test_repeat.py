@@ -63,7 +63,7 @@ def test_another_lambda_is_refused_and_not_ignored():
     model = inject(network(), "after block.a", example_inputs=X)
     recipe = {"e_lambda": 0.5, "rules": [{"block": "block", "after": "a"}]}
     before = snapshot(model)
-    told = "1.inner.a: has SimAM already, with e_lambda 0.0001 instead of 0.5; eject first to change it"
+    told = "1.inner.a: already has SimAM, with e_lambda 0.0001 instead of 0.5; call eject(model) first"
     for action in (inject, plan):
         with pytest.raises(NoMatchError, match=r"rules\[0\] \(block block, after a\) matched 2 sites, but") as caught:
             action(model, recipe, example_inputs=X)

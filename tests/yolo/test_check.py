@@ -94,5 +94,5 @@ def test_a_saved_injected_yolo_passes_the_check(workshop):
 def test_a_checkpoint_is_for_a_yolo_only(workshop):
     printed = workshop.call("-m", "simam_inject", "resnet18", "--after", "basicblock", "--output", "y.pt", code=2)
     assert "resnet18" in printed
-    assert "a .pt is a checkpoint of ultralytics" in " ".join(printed.split())
+    assert ".pt is the checkpoint format of ultralytics" in " ".join(printed.split())
     assert not (workshop.folder / "y.pt").exists()
