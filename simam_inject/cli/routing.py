@@ -14,9 +14,9 @@ MAIN_JOB = "inject"
 FIRST_COMMANDS = """\
 Add SimAM attention to a convolutional network. Start with:
 
-  simam-inject sites resnet50                      list the blocks and layers of a model
-  simam-inject resnet50 --after bottleneck         add SimAM after them, and verify
-  simam-inject resnet50 --recipe paper --dry-run   preview a recipe that comes with the package
+  simam-inject sites resnet50                      list blocks and layers
+  simam-inject resnet50 --after bottleneck         add SimAM, and verify
+  simam-inject resnet50 --recipe paper --dry-run   preview a shipped recipe
   simam-inject recipes                             the shipped recipes
 
 All options and commands: simam-inject --help"""
