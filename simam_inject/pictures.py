@@ -120,7 +120,7 @@ def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str
             least, most = values.min().item(), values.max().item()
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
             drawn = axis.imshow(shot.undo(values).numpy(), cmap="turbo", alpha=0.6, vmin=least, vmax=most)
-            axis.set_title(f"{title}\n{unit} {least:.3g} to {most:.3g}", fontsize=9)
+            axis.set_title(f"{title}\n{unit} {least:.3f} to {most:.3f}", fontsize=9)
             figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
     try:
         figure.savefig(path, dpi=100)

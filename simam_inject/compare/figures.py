@@ -61,7 +61,7 @@ def draw_pairs(comparison: Results) -> str:
         shifts = place + 0.22 * np.sin(2.4 * np.arange(len(pairs)))
         axes.plot(pairs, shifts, "o", color=_colour(row), ms=3.5, alpha=0.65, mew=0)
         axes.plot([row.mean, row.mean], [place - 0.36, place + 0.36], color=_colour(row), lw=2)
-    axes.set_xlabel("difference to plain, one dot a seed")
+    axes.set_xlabel("difference to plain, one dot per seed")
     return _svg(figure)
 
 
