@@ -57,7 +57,9 @@ def photograph(
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-    except (OSError, ImportError) as error:  # ultralytics replaces Image.open by one that wants more plugins
+    except ImportError:  # ultralytics replaces Image.open by one that needs a plugin for unknown formats
+        raise FileError(f"{path} cannot be read as an image: unknown format") from None
+    except OSError as error:
         raise FileError(f"{path} cannot be read as an image: {error}") from None
     top = left = 0
     inner_height, inner_width = height, width

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from inspect import isroutine
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -18,7 +20,7 @@ _WRAPPERS = {
 
 
 def check_subject(model: object) -> None:
-    """Refuse what cannot be injected, with the reason and the way out.
+    """Raise an error for a model that cannot be injected.
 
     Raises:
         ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
@@ -28,14 +30,14 @@ def check_subject(model: object) -> None:
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:
-            raise ModelError(f"this model is wrapped already ({label}): inject first, then wrap the same model")
+            raise ModelError(f"this model is already wrapped ({label}): inject first, then wrap the same model")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
             "torch.jit.trace it"
         )
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
-        raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
+        raise ModelError("this model is already sharded (fully_shard): inject first, then shard")
     lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
     if lazy is not None:
         raise ModelError(f"{lazy} of this model has no shape yet (a lazy module): run one forward first, then inject")
@@ -54,4 +56,6 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def _describe(thing: object) -> str:
     if isinstance(thing, type):
         return f"the class {thing.__name__}; give an instance of it"
-    return f"{thing!r}" if isinstance(thing, str) else f"a {type(thing).__name__}"
+    if isroutine(thing):
+        return f"the function {thing.__name__}; give the model that it returns"
+    return f"{thing!r}" if isinstance(thing, str) else f"an object of type {type(thing).__name__}"

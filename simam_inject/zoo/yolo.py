@@ -71,9 +71,14 @@ def _check_model_file(path: Path) -> None:
     except Exception as error:
         raise ModelError(f"{path} cannot be read as YAML: {describe_exception(error)}.") from None
     if isinstance(data, dict) and "backbone" in data:
+        if "simam" in str([data["backbone"], data.get("head")]).lower():
+            raise ModelError(
+                f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
+                f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+            )
         return
     if isinstance(data, dict) and "rules" in data:
-        raise ModelError(f"{path} is a recipe, not a model: name the model and add --recipe {path}.")
+        raise ModelError(f"{path} is a recipe, not a model: give the model and add --recipe {path}.")
     raise ModelError(f"{path} is not a model file of ultralytics: it has no backbone.")
 
 

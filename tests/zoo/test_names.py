@@ -145,7 +145,8 @@ def test_a_model_file_of_ones_own(project):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: name the model and add --recipe"),
+        ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: give the model and add --recipe"),
+        (MODEL_FILE.replace("C2f", "SimAM"), "mine.yaml contains SimAM, which ultralytics does not have: convert"),
         ("a: 1", "mine.yaml is not a model file of ultralytics: it has no backbone."),
         ("{", "mine.yaml cannot be read as YAML: "),
     ],
