@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from inspect import isroutine
+import inspect
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from simam_inject.errors import ModelError
@@ -38,6 +38,10 @@ def check_subject(model: object) -> None:
         )
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
         raise ModelError("this model is already sharded (fully_shard): inject first, then shard")
+    if not runs_hooks(model):
+        raise ModelError(
+            f"{type(model).__name__} overrides __call__, so hooks on it do not run: rename the method to forward"
+        )
     lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
     if lazy is not None:
         raise ModelError(f"{lazy} of this model has no shape yet (a lazy module): run one forward first, then inject")
@@ -49,6 +53,17 @@ def check_subject(model: object) -> None:
         )
 
 
+def runs_hooks(module: nn.Module) -> bool:
+    """Calling the module goes through `nn.Module.__call__`, which runs its hooks."""
+    return type(module).__call__ is nn.Module.__call__ or isinstance(module, fx.GraphModule)
+
+
+def is_taken(module: nn.Module, name: str) -> bool:
+    """The module has an attribute of this name; `__getattr__` is not asked, which may answer to any."""
+    own = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
+    return name in own or inspect.getattr_static(type(module), name, None) is not None
+
+
 def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
@@ -56,6 +71,6 @@ def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
 def _describe(thing: object) -> str:
     if isinstance(thing, type):
         return f"the class {thing.__name__}; give an instance of it"
-    if isroutine(thing):
+    if inspect.isroutine(thing):
         return f"the function {thing.__name__}; give the model that it returns"
     return f"{thing!r}" if isinstance(thing, str) else f"an object of type {type(thing).__name__}"
