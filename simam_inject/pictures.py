@@ -1,4 +1,4 @@
-"""Photographs for a network, and maps of it laid over them: what `simam-inject maps` draws."""
+"""Photographs as inputs of a network, and heat maps over them, for `simam-inject maps`."""
 
 from __future__ import annotations
 

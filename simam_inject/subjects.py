@@ -1,4 +1,4 @@
-"""What can be operated on: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
+"""Which models can be injected: an `nn.Module` that is not wrapped, compiled or scripted, with real tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operator accepts, and the sentence a user reads when it does not.
+"""Checks of the operator's arguments, with their error messages.
 
 Everything here looks at metadata only (rank, dtype, a Python number), so a compiled or exported graph holds none of it.
 """
@@ -22,14 +22,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ArgumentError(InjectError, ValueError):
-    """An argument of `simam` or `SimAM` that has no meaning: a number out of range, a rank, a layout, a dtype."""
+    """An invalid argument of `simam` or `SimAM`: a number out of range, or an unsupported rank, layout or dtype."""
 
 
 def check_e_lambda(value: object) -> float:
     """Return `value` as a float.
 
     Raises:
-        ArgumentError: it is not a finite real number above zero; bool and str are none.
+        ArgumentError: it is not a finite real number above zero; bool and str are not accepted.
     """
     meaning = (
         "e_lambda must be a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)"
@@ -77,7 +77,7 @@ def warn_of_channel_count(e_lambda: object) -> None:
     if isinstance(e_lambda, numbers.Integral) and int(e_lambda) > 1:
         warnings.warn(
             f"SimAM(e_lambda={e_lambda!r}): this is probably a channel count, and makes the gate a constant. SimAM "
-            "needs no channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is meant.",
+            "does not take a channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is intended.",
             stacklevel=3,
         )
 

@@ -1,4 +1,4 @@
-"""Which implementation attends an (N, C, spatial) map, and its gradient: x and two numbers per plane are kept for it.
+"""Selects the implementation for an (N, C, spatial) map and its gradient, which needs x and two numbers per plane.
 
 A CPU runs `cpu`, a loop over cache-sized pieces. A GPU runs `kernels`, in Triton. All else runs `composite`: compiled
 graphs, float64 and odd strides on a GPU, a machine without Triton, other devices.

@@ -1,4 +1,4 @@
-"""Record a model, as if nothing had been injected: three forwards of a twin, and the facts that follow from them."""
+"""Record a model without its SimAM: three forwards of a twin, and the sites that follow from them."""
 
 from __future__ import annotations
 

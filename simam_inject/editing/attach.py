@@ -1,4 +1,4 @@
-"""Put SimAM into a model, and take it out again: the only room that changes a model. All or nothing."""
+"""Add SimAM to a model and remove it again: the only package that changes a model."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def attach(
     factory: Factory | None = None,
     keep: bool = False,
 ) -> None:
-    """Make these the sites of a model, instead of those that it has; on any failure it is as it was.
+    """Replace the sites of a model by these. If an error is raised, the model is unchanged.
 
     Args:
         model: the root; changed in place.
@@ -107,7 +107,7 @@ def attach(
 
 
 def detach(model: nn.Module) -> None:
-    """Take every SimAM, every hook and the presence check out of a model."""
+    """Remove every SimAM, every hook and the presence check from a model."""
     _take_out(model)
     _forget_compiled_code()
 
@@ -258,7 +258,7 @@ def _restorer(
 
 @contextmanager
 def without_attention(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the model has no SimAM at all; afterwards the very same ones."""
+    """Context manager in which the model has no SimAM; restores the same ones afterwards."""
     put_back = _take_out(model)
     try:
         yield model

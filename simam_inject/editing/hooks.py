@@ -20,7 +20,7 @@ OUTPUT_HOOK, INPUT_HOOK = "simam_output", "simam_input"
 
 
 def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
-    """What the SimAM at a site returns for a value.
+    """Apply the SimAM at a site to a value.
 
     Raises:
         ModelError: the SimAM is gone, or the value is not a map of the planned number of dimensions.
@@ -51,7 +51,7 @@ ADVICE = "call eject(model) before such a change and inject(model, recipe) after
 
 
 class OutputHook:
-    """Forward hook that attends what a module returns, or entries of it."""
+    """Forward hook that applies SimAM to the output of a module, or to entries of it."""
 
     def __init__(self, sites: list[SiteRecord], has_bias: bool | None = None) -> None:
         self.sites = sites
@@ -66,7 +66,7 @@ class OutputHook:
         self.__init__(checked_sites(state.get("sites"), "output"), has_bias)  # type: ignore[misc]
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        """Attend the output; registered on the module that holds the SimAM."""
+        """Apply SimAM to the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
             raise ModelError(f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}")
         for site in self.sites:
@@ -79,7 +79,7 @@ class OutputHook:
 
 
 class InputHook:
-    """Forward pre-hook that attends what one module reads."""
+    """Forward pre-hook that applies SimAM to an input of a module."""
 
     def __init__(self, sites: list[SiteRecord], names: list[str]) -> None:
         self.sites = sites
@@ -94,7 +94,7 @@ class InputHook:
         self.__init__(checked_sites(state.get("sites"), "input"), list(names))  # type: ignore[misc]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Attend the argument; registered, with keyword arguments, on the module that holds the SimAM."""
+        """Apply SimAM to the argument; registered, with keyword arguments, on the module that holds the SimAM."""
         positional, keywords = list(args), dict(kwargs)
         for site in self.sites:
             holder, place = self._find(site, positional, keywords)
@@ -136,19 +136,19 @@ def input_hook(module: nn.Module) -> InputHook | None:
 
 
 def add_output_hook(module: nn.Module, hook: OutputHook) -> None:
-    """Register the hook before all others, so that they see the attended map."""
+    """Register the hook before all others, so that they see the output of SimAM."""
     module._forward_hooks[OUTPUT_HOOK] = hook  # type: ignore[index]
     module._forward_hooks.move_to_end(OUTPUT_HOOK, last=False)  # type: ignore[attr-defined]
 
 
 def add_input_hook(module: nn.Module, hook: InputHook) -> None:
-    """Register the pre-hook behind all others: it attends what they leave."""
+    """Register the pre-hook after all others: it applies SimAM to their result."""
     module._forward_pre_hooks[INPUT_HOOK] = hook  # type: ignore[index]
     module._forward_pre_hooks_with_kwargs[INPUT_HOOK] = True  # type: ignore[index]
 
 
 def remove_hooks(module: nn.Module) -> None:
-    """Take the hooks of this package off a module, under whatever key they stand."""
+    """Remove the hooks of this package from a module, under any key."""
     for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, OutputHook)]:
         del module._forward_hooks[key]
         module._forward_hooks_with_kwargs.pop(key, None)

@@ -1,4 +1,4 @@
-"""The pre-hook on the root that notices a lost edit: no SimAM disappears without an error.
+"""The pre-hook of the root that raises if an edit was lost.
 
 Other tools replace modules (`SyncBatchNorm.convert_sync_batchnorm`), fold norms (`fuse_modules`), fold branches
 (`reparameterize`) or clear hooks. Before every forward the root looks whether each holder still has its SimAM and its
@@ -214,7 +214,7 @@ def _lost(site: SiteRecord, why: str) -> str:
 
 
 def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
-    """Put back a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
+    """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
     if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
         return False
     if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled

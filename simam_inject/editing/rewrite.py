@@ -1,4 +1,4 @@
-"""The fenced rest: one expression of a forward is wrapped in SimAM, where no module returns or alone reads the value.
+"""Wrap one expression of a forward in SimAM, where no module returns the value or is its only reader.
 
 The method's own source is compiled again with a call of SimAM around the expression, and bound on the one instance.
 Nothing is traced and nothing is frozen: every branch, flag, size, global and side effect is Python's, as before.

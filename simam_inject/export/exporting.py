@@ -1,4 +1,4 @@
-"""`export` and `prove`: a file appears only after it was opened, counted and run."""
+"""`export` and `prove`: a file is written only after its graph and outputs were checked."""
 
 from __future__ import annotations
 

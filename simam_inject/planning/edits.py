@@ -1,4 +1,4 @@
-"""From a value to the lightest exact edit: the output of a module, the input of one, or one expression of a forward.
+"""Find the least invasive exact edit: the output of a module, the input of one, or one expression of a forward.
 
 A hook needs a module that returns the value (or that alone reads it), and that runs once for each time the value is
 computed. Where the value is one that a forward computes inside, the source has to show that the module always returns

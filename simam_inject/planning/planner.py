@@ -1,4 +1,4 @@
-"""From hits to a plan: which SimAM goes where and by which edit, what is skipped, and why. Nothing is touched."""
+"""From hits to a plan: which SimAM is added where and by which edit, and what is skipped with which reason."""
 
 from __future__ import annotations
 

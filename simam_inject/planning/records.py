@@ -1,4 +1,4 @@
-"""What a plan says: where SimAM goes and by which edit, what was skipped and why; and what a verification found."""
+"""Records of a plan and of a verification."""
 
 from __future__ import annotations
 

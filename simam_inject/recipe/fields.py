@@ -53,7 +53,7 @@ def _warn_of_channels(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool) and value > 1:
         warnings.warn(
             f"e_lambda: {describe(value)} is probably a channel count, and makes the gate a constant. SimAM needs no "
-            "channel count: leave e_lambda out, or write a number with a point if the value is meant.",
+            "channel count: leave e_lambda out, or write a decimal point if the value is intended.",
             stacklevel=2,
         )
         return float(value) if value < 2**1000 else math.inf

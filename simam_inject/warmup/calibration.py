@@ -49,7 +49,7 @@ class SiteFit:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What `calibrate` has done. As text, a table."""
+    """The result of `calibrate`. `str` gives a table."""
 
     sites: tuple[SiteFit, ...]
     """In the order in which they ran; empty without `gains`."""
@@ -72,9 +72,9 @@ class Calibration:
 def calibrate(
     model: nn.Module, batches: Any, *, gains: bool = True, norms: bool = True, frozen_norms: bool = False
 ) -> Calibration:
-    """Fit SimAM to a trained network: a gain for each site, then new statistics for the norms. In place; no labels.
+    """Fit SimAM to a trained network, in place and without labels: a gain for each site, then new norm statistics.
 
-    Runs in eval mode and without gradients, and leaves modes as found. On any error gains and statistics are as before.
+    Runs in eval mode and without gradients, and preserves modes. If an error is raised, nothing is changed.
     Where `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same
     numbers.
 

@@ -1,4 +1,4 @@
-"""`set_strength` and `Ramp`: how much SimAM has to say, from 0 (the network as it was) to 1."""
+"""`set_strength` and `Ramp`: the strength of SimAM, from 0 (the original network) to 1."""
 
 from __future__ import annotations
 
