@@ -3,9 +3,7 @@
 from simam_inject.matching.explain import every_path as every_path
 from simam_inject.matching.explain import explain_idle as explain_idle
 from simam_inject.matching.explain import idle_exclude as idle_exclude
-from simam_inject.matching.explain import nearest_misses as nearest_misses
 from simam_inject.matching.explain import unmatched_message as unmatched_message
-from simam_inject.matching.explain import why_nothing as why_nothing
 from simam_inject.matching.match import match as match
 from simam_inject.matching.match import why_not_attendable as why_not_attendable
 from simam_inject.matching.records import Hit as Hit
@@ -20,8 +18,6 @@ __all__ = [
     "explain_idle",
     "idle_exclude",
     "match",
-    "nearest_misses",
     "unmatched_message",
     "why_not_attendable",
-    "why_nothing",
 ]
