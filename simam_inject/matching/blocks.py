@@ -17,7 +17,7 @@ from simam_inject.dataflow.records import Site
 from simam_inject.kinds import NOT_OPERATIONS, find_kind
 from simam_inject.matching.search import Search, check_facts, parent_of, write_path, write_paths
 from simam_inject.recipe.grammar import entries_of
-from simam_inject.recipe.names import Child, Kind, Whole, parse_kind
+from simam_inject.recipe.names import Child, Whole
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import did_you_mean, join_names
@@ -30,21 +30,18 @@ def search_blocks(search: Search) -> None:
     """Enter what a `structure` or `block` rule, or a rule with `path` alone, names in the model."""
     target = search.rule.target
     owners = [site for site in search.anatomy.sites if _is_selected(site, search.rule)]
-    if isinstance(target, Child):
-        _search_child(search, target, _look_inside(search, owners))
-    elif isinstance(target, Operation):
-        _search_operation(search, target, owners)
+    if isinstance(target, Operation):
+        _search_operations(search, target, owners)
+    elif isinstance(target, Child):
+        _search_children(search, target, owners)
     elif target.word == "residual":
         _search_branches(search, owners)
     else:
         for owner in owners:
-            if target.word == "output":
-                _enter_output(search, owner, target)
-            elif owner.operands:
-                for operand in dict.fromkeys(owner.operands):
-                    search.add_operand(owner, operand, owner.path)
+            if target.word == "input":
+                search.add_operands(owner, owner.operands, owner.path)
             else:
-                search.miss_operands(owner)
+                _enter_output(search, owner, target)
 
 
 def _is_selected(site: Site, rule: Rule) -> bool:
@@ -97,31 +94,34 @@ def _search_branches(search: Search, owners: Sequence[Site]) -> None:
             branches[join.scope].append((join, site))
     for owner in owners:
         for join, branch in branches.get(owner.path, ()):
-            search.add_operand(join, branch.path, owner.path)
+            search.add_operands(join, [branch.path], owner.path)
         if owner.path not in branches and owner.kind == "block":
             below = [scope for scope in branches if f"{scope}.".startswith(f"{owner.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
             search.miss_block(owner.path, f"no branch joins a skip in its own forward{nearest}", nested=False)
 
 
-def _search_child(search: Search, target: Child, inside: Inside) -> None:
+def _search_children(search: Search, target: Child, owners: Sequence[Site]) -> None:
     """A name means the children of that name; where no selected block has one, the operations of that kind."""
-    found = {block: _find_calls(target, below) for block, below in inside.items()}
-    kind = None if any(found.values()) else _as_kind(target, inside)
-    if kind is not None:
-        operations = {block: [site for _, site in below if kind.names(site.kind)] for block, below in inside.items()}
-        found = {block: {kind: sites} for block, sites in operations.items() if sites}
-    each = kind is not None or target.name.is_wild
+    inside = _look_inside(search, owners)
+    calls = {block: _find_calls(target, below) for block, below in inside.items()}
+    computed = {site.kind for below in inside.values() for _, site in below} - NOT_OPERATIONS
+    is_kind = not target.name.is_wild and (find_kind(target.name) or target.name in computed)
+    if is_kind and not any(calls.values()):
+        _search_operations(search, Operation(op=target.name), owners, target.call)
+        return
     for block, below in inside.items():
-        for name, sites in found.get(block, {}).items():
-            counted = sites if kind is None else [site for site in sites if _counts(search, site)]
-            _enter_calls(search, target, block, name, counted, each=each)
-        if not found.get(block) and (search.rule.selects != "path" or not any(found.values())):
-            search.miss_block(block, _explain_lack(target, below))
+        for name, sites in calls[block].items():
+            _enter_calls(search, target, block, name, sites)
+        if not calls[block] and (search.rule.selects != "path" or not any(calls.values())):
+            names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
+            there = f"it has {write_paths(names)}" if names else "nothing is known of what it computes"
+            near = did_you_mean(target.name, [inner for inner, _ in below])
+            search.miss_block(block, f"has no child {target.name}; {there}{near}")
 
 
-def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> dict[str, list[Site]]:
-    """Sites with the child's name, by name without call index."""
+def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> Mapping[str, Sequence[Site]]:
+    """Sites with the child's name, by name without call index, in the order of the calls."""
     calls: defaultdict[str, list[Site]] = defaultdict(list)
     for inner, site in below:
         name = inner[: inner.rindex("[")] if inner.endswith("]") else inner
@@ -130,72 +130,52 @@ def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> dict[str, l
     return calls
 
 
-def _as_kind(target: Child, inside: Inside) -> Kind | None:
-    """The name read as a kind of operation, if it is one or the selected blocks compute it."""
-    computed = {site.kind for below in inside.values() for _, site in below} - NOT_OPERATIONS
-    is_kind = not target.name.is_wild and (find_kind(target.name) or target.name in computed)
-    return parse_kind(target.name) if is_kind else None
+def _enter_calls(search: Search, target: Child, block: str, name: str, sites: Sequence[Site]) -> None:
+    """Enter those calls of one child that the rule means."""
+    is_any = target.call == 0 or target.name.is_wild or len(sites) == 1
+    chosen = sites[target.call - 1 : target.call] if target.call else sites if is_any else []
+    for site in chosen:
+        search.add(site, block)
+    if not chosen:
+        calls = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
+        search.miss(sites[0].path, f"is called as {calls} in {write_path(block)}; the rule names {target}")
 
 
-def _enter_calls(search: Search, target: Child, owner: str, name: str, sites: Sequence[Site], *, each: bool) -> None:
-    """Enter those calls of one child, or operations of one kind, that the rule means; `each` without a number."""
-    times = "once" if len(sites) == 1 else f"{len(sites)} times"
-    there = f"{name} is called {times} in {write_path(owner)}"
-    if target.call is None and len(sites) > 1 and not each:
-        choices = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
-        search.miss(sites[0].path, f"{there}; write {choices}")
-    elif target.call and sites and target.call > len(sites):
-        search.miss(sites[0].path, f"{there}; there is no {name}[{target.call}]")
-    else:
-        for site in sites[target.call - 1 : target.call] if target.call else sites:
-            search.add(site, owner)
-
-
-def _explain_lack(target: Child, below: Sequence[tuple[str, Site]]) -> str:
-    names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
-    there = f"it has {write_paths(names)}" if names else "nothing is known of what it computes"
-    near = did_you_mean(target.name, [inner for inner, _ in below])
-    return f"has no child and no operation named {target.name}; {there}{near}"
-
-
-def _counts(search: Search, site: Site) -> bool:
-    """In a structure rule only operations on the main path count; the others are entered as misses."""
-    if search.rule.selects != "structure" or not (site.on_skip or site.in_gate):
-        return True
-    what = "lies on the skip" if site.on_skip else "only scales another map"
-    search.miss(site.path, f"{what}; a structure rule counts operations on the main path")
-    return False
-
-
-def _search_operation(search: Search, target: Operation, owners: Sequence[Site]) -> None:
+def _search_operations(search: Search, target: Operation, owners: Sequence[Site], call: int | None = None) -> None:
+    """Enter the operations of each block, at any depth; `call` is the number of one of them, from 1."""
     inside = _look_inside(search, owners)
     for owner in owners:
-        is_block = owner.path in inside
-        if not is_block and target.which != "all":
-            continue
-        sites = [site for _, site in inside[owner.path]] if is_block else [owner]
+        below = inside.get(owner.path)
+        alone = [owner] if target.which == "all" and not call else []
+        sites = alone if below is None else [site for _, site in below]
         meant = [site for site in sites if target.is_one(site.kind)]
-        _enter_operations(search, target, owner, [site for site in meant if _counts(search, site)])
-        if not meant and is_block and search.rule.selects != "path":
+        _enter_operations(search, target, owner, meant, call)
+        if not meant and below is not None and search.rule.selects != "path":
             computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that is known"
-            search.miss_block(
-                owner.path, f"has no operation {join_names(entries_of(target.op))}; it computes {computed}"
-            )
+            wanted = join_names(entries_of(target.op))
+            search.miss_block(owner.path, f"has no operation {wanted}; it computes {computed}")
 
 
-def _enter_operations(search: Search, target: Operation, owner: Site, sites: Sequence[Site]) -> None:
-    """Enter the operations of one block that meet the conditions: all, or the first or last of those that ran."""
-    meeting: list[Site] = []
-    for site in sites:
-        reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} wants")
-        if reason is None:
-            meeting.append(site)
-        else:
-            search.miss(site.path, reason)
-    ran = [site for site in meeting if site.runs]
-    chosen = {"all": meeting, "first": ran[:1], "last": ran[-1:]}[target.which]
-    for site in meeting:
+def _enter_operations(search: Search, target: Operation, owner: Site, sites: Sequence[Site], call: int | None) -> None:
+    """Enter the operations of one block that meet the conditions: all, or one of those that ran."""
+    counted = [site for site in sites if _counts(search, target, site)]
+    ran = [site for site in counted if site.runs]
+    chosen = {"all": counted, "first": ran[:1], "last": ran[-1:]}[target.which]
+    chosen = counted[call - 1 : call] if call else chosen
+    for site in counted:
         if site in chosen:
             search.add(site, owner.path)
         else:
-            search.miss(site.path, f"is not the {target.which} one in {write_path(owner.path)}")
+            search.miss(site.path, f"is not {search.rule.target} in {write_path(owner.path)}")
+
+
+def _counts(search: Search, target: Operation, site: Site) -> bool:
+    """The operation meets the conditions, and in a structure rule lies on the main path; if not, it becomes a miss."""
+    if search.rule.selects == "structure" and (site.on_skip or site.in_gate):
+        what = "lies on the skip" if site.on_skip else "only scales another map"
+        search.miss(site.path, f"{what}; a structure rule counts operations on the main path")
+        return False
+    reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} wants")
+    if reason is not None:
+        search.miss(site.path, reason)
+    return reason is None

@@ -42,7 +42,11 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     """
     selected = recipe.rules[rule]
     head = f"rules[{rule}] ({selected.selector}) takes no site"
-    near = _nearest_misses(miss for miss in misses if miss.rule == rule)
+    by_reason: dict[str, Miss] = {}
+    for miss in sorted(misses, key=lambda miss: -miss.depth):
+        if miss.rule == rule:
+            by_reason.setdefault(miss.reason, miss)
+    near = list(by_reason.values())[:NEAREST]
     if [(miss.path, miss.depth) for miss in near] == [("", 0)]:
         return f"{head}: {near[0].reason}"
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
@@ -95,17 +99,6 @@ def explain_idle(place: str, globs: Iterable[Glob], paths: frozenset[str]) -> st
 def every_path(anatomy: Anatomy) -> frozenset[str]:
     """Paths of all values and of all modules that contain one."""
     return frozenset(part for path in anatomy.site_by_path for part in lineage(path))
-
-
-def _nearest_misses(misses: Iterable[Miss]) -> list[Miss]:
-    """The misses that met most conditions first; one of each reason is chosen before a second of any."""
-    seen: Counter[str] = Counter()
-    rounds: list[tuple[int, Miss]] = []
-    for miss in sorted(misses, key=lambda miss: -miss.depth):
-        rounds.append((seen[miss.reason], miss))
-        seen[miss.reason] += 1
-    chosen = [miss for _, miss in sorted(rounds, key=lambda entry: entry[0])[:NEAREST]]
-    return sorted(chosen, key=lambda miss: -miss.depth)
 
 
 def _unseen(anatomy: Anatomy) -> list[str]:

@@ -20,7 +20,7 @@ from simam_inject.matching.blocks import search_blocks
 from simam_inject.matching.explain import explain_nothing
 from simam_inject.matching.patterns import search_pattern
 from simam_inject.matching.records import Hit, Matches, Miss
-from simam_inject.matching.search import Candidate, Search, check_facts, parent_of, write_fact, write_path
+from simam_inject.matching.search import Candidate, Search, check_facts, parent_of, write_fact, write_path, write_paths
 from simam_inject.recipe.grammar import entries_of
 from simam_inject.recipe.operations import Conditions
 from simam_inject.recipe.recipe import Recipe
@@ -151,31 +151,23 @@ def _only_reader(candidate: Candidate) -> str | None:
 def _pick(search: Search, candidates: Sequence[Candidate], order: dict[str, int]) -> list[Candidate]:
     """The rule's choice in each group; only values that can be attended count."""
     pick = search.rule.choice
-    groups: defaultdict[str, list[Candidate]] = defaultdict(list)
+    groups: defaultdict[object, list[Candidate]] = defaultdict(list)
     for site in sorted(candidates, key=lambda site: order[site.attended.path]):
-        group = _group(site, pick.per)
+        parent = parent_of(site.block)
+        facts = {"model": "", "parent": parent, "stage": site.attended.stage, "reduction": site.attended.reduction}
+        group = facts[pick.per]
         problem = why_not_attendable(site.attended) or (f"its {pick.per} is not known" if group is None else None)
-        if group is None or problem is not None:
+        if problem is not None:
             search.miss(site.named.path, f"pick {pick} does not count it: {problem}", PICKED)
         else:
             groups[group].append(site)
     taken: list[Candidate] = []
-    for group, sites in groups.items():
+    for sites in groups.values():
         chosen = pick.choose(sites)
-        ends = dict.fromkeys((chosen[0].attended.path, chosen[-1].attended.path))
         for site in sites:
             if site not in chosen:
-                reason = f"pick {pick} takes {' to '.join(map(write_path, ends))}{group}"
-                search.miss(site.named.path, reason, PICKED)
+                search.miss(
+                    site.named.path, f"pick {pick} takes {write_paths(c.attended.path for c in chosen)}", PICKED
+                )
         taken += chosen
     return taken
-
-
-def _group(site: Candidate, per: str) -> str | None:
-    """Name of the group that a candidate is counted in, as a message ends; None if it is not known."""
-    if per == "model":
-        return ""
-    if per == "parent":
-        return f" in {write_path(parent_of(site.block))}"
-    fact = site.attended.stage if per == "stage" else site.attended.reduction
-    return None if fact is None else f" at {per} {fact}"

@@ -60,6 +60,6 @@ def _enter(search: Search, chain: list[Site], member: int) -> None:
     for path in named.operands:
         site = search.anatomy.site_by_path.get(path)
         if path == previous or (site is not None and previous in site.reads):
-            search.add_operand(named, path, named.path)
+            search.add_operands(named, [path], named.path)
             return
     search.miss(named.path, f"how it reads {previous} is not known")

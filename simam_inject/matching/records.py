@@ -37,7 +37,3 @@ class Matches:
 
     hits: tuple[Hit, ...]
     misses: tuple[Miss, ...]
-
-    def hits_of(self, rule: int) -> tuple[Hit, ...]:
-        """The hits of one rule."""
-        return tuple(hit for hit in self.hits if hit.rule == rule)

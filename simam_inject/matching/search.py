@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
@@ -44,32 +44,27 @@ class Search:
         if self.rule.position == "after":
             for site in [self.anatomy.site_by_path[path] for path in named.maps] or [named]:
                 self.candidates.append(Candidate(site, site, None, block))
-        elif len(named.operands) == 1:
-            self.add_operand(named, named.operands[0], block)
-        elif named.kind == "input":
-            self.miss(named.path, "is what the block is given and reads nothing itself; write after instead of before")
-        elif named.operands:
+        elif len(named.operands) > 1:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
             self.miss(named.path, f"reads {values}; before needs a reader of one")
         else:
-            self.miss_operands(named)
+            self.add_operands(named, named.operands, block)
 
-    def add_operand(self, named: Site, operand: str, block: str) -> None:
-        """Enter the value at path `operand`, to be attended for `named` alone."""
-        attended = self.anatomy.site_by_path.get(operand)
-        if attended is None:
-            self.miss(named.path, f"reads {operand}, which is no feature map")
-        else:
-            self.candidates.append(Candidate(named, attended, named.path, block))
+    def add_operands(self, named: Site, operands: Sequence[str], block: str) -> None:
+        """Enter values that a site reads, to be attended for that site alone."""
+        for operand in dict.fromkeys(operands):
+            attended = self.anatomy.site_by_path.get(operand)
+            if attended is None:
+                self.miss(named.path, f"reads {operand}, which is no feature map")
+            else:
+                self.candidates.append(Candidate(named, attended, named.path, block))
+        if not operands:
+            hidden = named.scope in self.anatomy.opaque
+            self.miss(named.path, "what it reads could not be seen" if hidden else "reads no value of the model")
 
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
         """Enter a near miss; `depth` says how many conditions it met."""
         self.misses.append(Miss(path, self.index, reason, depth))
-
-    def miss_operands(self, named: Site) -> None:
-        """Enter a site that reads nothing."""
-        hidden = named.scope in self.anatomy.opaque
-        self.miss(named.path, "what it reads could not be seen" if hidden else "reads no value of the model")
 
     def miss_block(self, block: str, reason: str, *, nested: bool = True) -> None:
         """Enter a block that lacks something, unless its inside could not be seen: then that is the reason.
