@@ -65,9 +65,9 @@ def explain_nothing(rule: Rule, anatomy: Anatomy) -> str:
         sentence = f"no block of this model is {join_names(words)}: {reasons}."
     elif rule.selects == "block":
         sentence = _explain_classes(rule, anatomy)
-    elif rule.chain is not None:
+    elif rule.chain:
         kinds = [site.kind for site in anatomy.sites if site.kind not in NOT_OPERATIONS]
-        sentence = f"this model computes no {rule.chain.links[0].kind}; its operations are {write_counts(kinds)}."
+        sentence = f"this model computes no {rule.chain[0].kind}; its operations are {write_counts(kinds)}."
     else:
         globs = entries_of(rule.path)
         hints = dict.fromkeys(_hint_path(glob, every_path(anatomy)) for glob in globs)

@@ -75,10 +75,7 @@ def why_not_attendable(site: Site) -> str | None:
 
 def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Candidate]:
     """One rule's way from candidates to what it takes; the search collects the misses."""
-    if search.rule.chain is not None:
-        search_pattern(search, search.rule.chain)
-    else:
-        search_blocks(search)
+    (search_pattern if search.rule.chain else search_blocks)(search)
     if not search.candidates and not search.misses:
         search.miss("", explain_nothing(search.rule, search.anatomy))
     named = {(site.attended.path, site.reader): site for site in reversed(search.candidates)}

@@ -5,24 +5,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from simam_inject.dataflow.records import Site
 from simam_inject.matching.search import Search, check_facts, write_paths
-from simam_inject.recipe.operations import Chain, Link
+from simam_inject.recipe.operations import Link, find_member
 
 
-def search_pattern(search: Search, chain: Chain) -> None:
+def search_pattern(search: Search) -> None:
     """Enter what a `pattern` rule names in the model: a member of each chain that it finds."""
-    member = chain.find_member(search.rule.target)
+    chain = search.rule.chain
+    member = find_member(chain, search.rule.target)
     for start in search.anatomy.sites:
-        sites = _follow(search, chain, start) if chain.links[0].kind.names(start.kind) else []
+        sites = _follow(search, chain, start) if chain[0].kind.names(start.kind) else []
         if sites:
             _enter(search, sites, member)
 
 
-def _follow(search: Search, chain: Chain, start: Site) -> list[Site]:
+def _follow(search: Search, chain: Sequence[Link], start: Site) -> list[Site]:
     """The sites of the chain that begins at one, or nothing; then the search has the reason."""
     sites: list[Site] = []
-    for link in chain.links:
+    for link in chain:
         site = _only_reader(search, sites, link) if sites else start
         if site is None:
             return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     AfterValidator,
@@ -112,6 +112,16 @@ class Grammar(BaseModel):
                 name = key if isinstance(key, str) else describe(key)
                 raise KeyedError(name, f"unknown key; allowed are {fields}{home}")
         return {key: value for key, value in data.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Read JSON types, the inverse of `to_dict`.
+
+        Raises:
+            RecipeError: the message starts with the path of the offending key.
+        """
+        with explaining(cls.__name__.lower()):
+            return cls.model_validate(data)
 
     def to_dict(self) -> dict[str, Any]:
         """What was set, as JSON types; defaults are left out."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Literal
 
 from simam_inject.kinds import FAMILIES, KINDS, NOT_OPERATIONS, find_kind
@@ -75,23 +77,23 @@ def parse_glob(text: str) -> Glob:
 
 @lru_cache(maxsize=1024)
 def _compile(text: str) -> re.Pattern[str]:
-    """One pattern for all texts that the braces stand for; the innermost pairs are expanded first."""
-    texts = [text]
-    while any(map(_BRACES.search, texts)):
-        texts = [choice for part in texts for choice in _expand(part)]
-        if len(texts) > MAX_ALTERNATIVES:
-            raise ValueError(f"{text!r} stands for more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
+    """One pattern for all texts that the braces stand for."""
+    texts = list(islice(_expand(text), MAX_ALTERNATIVES + 1))
+    if len(texts) > MAX_ALTERNATIVES:
+        raise ValueError(f"{text!r} stands for more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
     if any("{" in part or "}" in part for part in texts):
         raise ValueError(f"{text!r} has a brace without its partner; alternatives are written {{a,b}}")
     return re.compile("|".join(map(fnmatch.translate, texts)))
 
 
-def _expand(text: str) -> list[str]:
-    """The texts that the first innermost pair of braces stands for."""
+def _expand(text: str) -> Iterator[str]:
+    """The texts that the braces stand for; the first innermost pair is expanded first."""
     found = _BRACES.search(text)
     if found is None:
-        return [text]
-    return [text[: found.start()] + choice + text[found.end() :] for choice in found[1].split(",")]
+        yield text
+        return
+    for choice in found[1].split(","):
+        yield from _expand(text[: found.start()] + choice + text[found.end() :])
 
 
 class Kind(str):

@@ -128,48 +128,17 @@ class Link:
         return self.text
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain of operations. Make it with `parse_chain`."""
-
-    links: tuple[Link, ...]
-
-    def __str__(self) -> str:
-        return " > ".join(map(str, self.links))
-
-    def find_member(self, target: Whole | Child | Operation) -> int:
-        """Index of the link that a target names; the output is the last.
-
-        Raises:
-            ValueError: no link has that name, or several do and no call index says which.
-        """
-        if target == Whole("output"):
-            return len(self.links) - 1
-        wanted = target.name if isinstance(target, Child) else str(target)
-        found = [index for index, link in enumerate(self.links) if link.is_named(wanted)]
-        if not found or not isinstance(target, Child):
-            near = did_you_mean(wanted, {link.name for link in self.links})
-            raise ValueError(f"{str(target)!r} is not a member of the chain ({self}){near}")
-        call = 1 if target.call is None and len(found) == 1 else target.call
-        if not call or call > len(found):
-            choices = join_names(f"{wanted}[{number}]" for number in range(1, len(found) + 1))
-            raise ValueError(f"{str(target)!r} is not one member of the chain ({self}); write {choices}")
-        return found[call - 1]
-
-
 @lru_cache(maxsize=256)
-def parse_chain(text: str) -> Chain:
+def parse_chain(text: str) -> tuple[Link, ...]:
     """Read what stands at `pattern`.
 
     Raises:
         ValueError: too long, or a member that is not valid.
     """
-    if len(text) > MAX_LENGTH:
-        raise ValueError(f"found a pattern of {len(text)} characters; at most {MAX_LENGTH} are allowed")
     parts = re.split(r">(?![^\[]*\])", text)
-    if len(parts) > MAX_LINKS:
-        raise ValueError(f"found a pattern of {len(parts)} members; at most {MAX_LINKS} are allowed")
-    return Chain(tuple(_parse_link(part.strip()) for part in parts))
+    if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
+        raise ValueError(f"found {len(parts)} members; allowed are {MAX_LINKS}, and {MAX_LENGTH} characters")
+    return tuple(_parse_link(part.strip()) for part in parts)
 
 
 def _parse_link(text: str) -> Link:
@@ -184,3 +153,23 @@ def _parse_link(text: str) -> Link:
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"{describe(text)} gives a condition twice")
     return Link(text, found["name"], parse_kind(found["name"]), Conditions.model_validate(dict(pairs)))
+
+
+def find_member(chain: Sequence[Link], target: Whole | Child | Operation) -> int:
+    """Index of the member of a chain that a target names; the output is the last.
+
+    Raises:
+        ValueError: no member has that name, or several do and no number says which.
+    """
+    if target == Whole("output"):
+        return len(chain) - 1
+    wanted = target.name if isinstance(target, Child) else str(target)
+    found = [index for index, link in enumerate(chain) if link.is_named(wanted)]
+    if not found or not isinstance(target, Child):
+        near = did_you_mean(wanted, {link.name for link in chain})
+        raise ValueError(f"{str(target)!r} is not a member of the chain{near}")
+    call = 1 if target.call is None and len(found) == 1 else target.call
+    if not call or call > len(found):
+        choices = join_names(f"{wanted}[{number}]" for number in range(1, len(found) + 1))
+        raise ValueError(f"{str(target)!r} is not one member of the chain; write {choices}")
+    return found[call - 1]

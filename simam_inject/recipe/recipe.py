@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.grammar import Grammar, Text, explaining
+from simam_inject.recipe.grammar import Grammar, Text
 from simam_inject.recipe.rule import Lambda, Rule, Where
 from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
@@ -61,16 +61,6 @@ class Recipe(Grammar):
     extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules follow the own ones.")
     e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="The lambda of every rule that has none.")
     rules: Rules = Field(default=(), description="In order; the first that takes a site owns it.")
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Read a recipe from JSON types, the inverse of `to_dict`.
-
-        Raises:
-            RecipeError: the message starts with the path of the offending key.
-        """
-        with explaining("recipe"):
-            return cls.model_validate(data)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON types; defaults are left out, the version is not."""
@@ -132,29 +122,23 @@ def load_recipe(source: RecipeLike) -> Recipe:
     return load_shipped(source) if source in shipped_recipes() else _load_named_file(source)
 
 
-def selector(position: str, text: str, e_lambda: float | None = None) -> Rule:
+def selector(position: str, text: str) -> Rule:
     """The rule that `--after TEXT` or `--before TEXT` stands for.
 
     Args:
         position: `after` or `before`.
         text: a block class, or a block class, a dot and a child: `bottleneck`, `bottleneck.conv2`,
             `bottleneck.relu[2]`.
-        e_lambda: lambda of the rule; None for the recipe's.
 
     Raises:
         RecipeError: the text is not of this form.
     """
     written = describe(f"{position} {text}")
-    if position not in _WHOLE:
-        raise RecipeError(f"selector: found {describe(position)}; a selector starts with 'after' or 'before'")
     parts = _PARTS.fullmatch(text.strip())
-    if parts is None:
-        raise RecipeError(
-            f"selector: found {written}; write {position} BLOCK.CHILD, e.g. '{position} bottleneck.conv2'"
-        )
-    place: Any = {position: parts[2] or _WHOLE[position]}
+    if position not in _WHOLE or parts is None:
+        raise RecipeError(f"selector: found {written}; allowed is after or before, then BLOCK or BLOCK.CHILD")
     try:
-        return Rule(block=parts[1], e_lambda=e_lambda, **place)
+        return Rule.from_dict({"block": parts[1], position: parts[2] or _WHOLE[position]})
     except RecipeError as error:
         raise RecipeError(f"{error} (in the selector {written})") from None
 

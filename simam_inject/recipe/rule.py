@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.recipe.grammar import Grammar, Name, allow, entries_of, one_or_many, word_or_mapping
+from simam_inject.recipe.grammar import Grammar, Name, Text, allow, entries_of, one_or_many, word_or_mapping
 from simam_inject.recipe.names import Child, Whole, parse_glob, parse_place
-from simam_inject.recipe.operations import Chain, Conditions, Numbers, Operation, parse_chain
+from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_member, parse_chain
 from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
@@ -109,17 +109,9 @@ def _warn_of_channels(value: object) -> object:
     return value
 
 
-def _check_pattern(text: str) -> str:
-    parse_chain(text)
-    return text
-
-
-def _check_place(text: str) -> str:
-    return str(parse_place(text))
-
-
 Lambda = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True), BeforeValidator(_warn_of_channels)]
 if TYPE_CHECKING:
+    Pattern = str
     Globs = str | Sequence[str]
     Structures = Structure | Sequence[Structure]
     TargetField = str | Operation | Mapping[str, Any]
@@ -130,9 +122,12 @@ else:
         "'output', 'input', 'residual', an operation such as {op: conv2d, kernel: 3}, or the name of a child, numbers "
         "in quotes: '0', 'conv2', 'relu[2]', '{conv1,conv2}' for several"
     )
+    Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
     Globs = one_or_many("Globs", Annotated[Name, AfterValidator(parse_glob)], 100)
     Structures = one_or_many("Structures", Structure, 3)
-    TargetField = word_or_mapping(Annotated[Name, allow(_PLACES), AfterValidator(_check_place)], Operation)
+    TargetField = word_or_mapping(
+        Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)], Operation
+    )
     WhereField = Where
     _Word = Annotated[
         Literal["all", "first", "last"],
@@ -154,12 +149,10 @@ class Rule(Grammar):
         **dict.fromkeys(Where.model_fields, "under 'where'"),
         **dict.fromkeys(Pick.model_fields, "under 'pick'"),
         **dict.fromkeys(("op", "which"), "under 'after' or 'before': {op: ...}"),
-        "lambda": "to e_lambda",
-        "class": "to 'block'",
     }
     structure: Structures = Field(default=(), description="Block(s) by what they are: residual, main, decoder.")
     block: Globs = Field(default=(), description="Class name(s) of the block: globs, any case; subclasses count.")
-    pattern: Annotated[str, Field(strict=True), AfterValidator(_check_pattern)] | None = Field(
+    pattern: Pattern | None = Field(
         default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'."
     )
     path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; on its own, a selection.")
@@ -184,19 +177,8 @@ class Rule(Grammar):
         if isinstance(target, Whole) and (info.field_name, target.word) in _MISPLACED:
             raise ValueError(_MISPLACED[str(info.field_name), target.word])
         if info.data.get("pattern") is not None:
-            parse_chain(info.data["pattern"]).find_member(target)
+            find_member(parse_chain(info.data["pattern"]), target)
         return written
-
-    @field_validator("where")
-    @classmethod
-    def _check_where(cls, where: Where, info: ValidationInfo) -> Where:
-        for position in ("after", "before"):
-            operation = info.data.get(position)
-            facts = dict(operation.conditions()) if isinstance(operation, Operation) else {}
-            for name, _ in where.conditions():
-                if name in facts:
-                    raise ValueError(f"{name} is also in {position}: {operation}; say it once")
-        return where
 
     @model_validator(mode="after")
     def _check_selection(self) -> Self:
@@ -222,9 +204,9 @@ class Rule(Grammar):
         return "structure" if self.structure else "block" if self.block else "pattern" if self.pattern else "path"
 
     @property
-    def chain(self) -> Chain | None:
-        """The pattern."""
-        return None if self.pattern is None else parse_chain(self.pattern)
+    def chain(self) -> tuple[Link, ...]:
+        """The members of the pattern."""
+        return () if self.pattern is None else parse_chain(self.pattern)
 
     @property
     def position(self) -> Literal["after", "before"]:
