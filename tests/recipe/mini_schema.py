@@ -3,14 +3,9 @@
 import re
 
 TYPES = {
-    "object": dict,
-    "array": list,
-    "string": str,
-    "integer": int,
-    "number": (int, float),
-    "boolean": bool,
+    "object": dict, "array": list, "string": str, "integer": int, "number": (int, float), "boolean": bool,
     "null": type(None),
-}
+}  # fmt: skip
 
 
 def problems(value, schema, root, place="recipe"):

@@ -87,20 +87,12 @@ MESSAGES = [
     (rule("pattern: 'conv2d[k=big]'"), "rules[1].pattern.kernel", ["found 'big'"]),
     (rule("pattern: 'conv2d > relu', after: bn"), "rules[1].after", ["'bn' is not a member"]),
     (rule("pattern: 'conv2d > relu', before: rlu"), "rules[1].before", ["not a member", "mean 'relu'?"]),
-    (
-        rule("pattern: 'relu > conv > relu', after: relu"),
-        "rules[1].after",
-        ["not one member", "relu[1] or relu[2]"],
-    ),
+    (rule("pattern: 'relu > conv > relu', after: relu"), "rules[1].after", ["not one member", "relu[1] or relu[2]"]),
     (rule("pattern: 'relu > conv', after: 'relu[2]'"), "rules[1].after", ["'relu[2]' is not", "write relu[1]"]),
     (rule("pattern: 'relu > conv', before: residual"), "rules[1].before", ["'residual' is not a member"]),
     # where
     (rule("block: A, after: b, where: {chanels: 3}"), "rules[1].where.chanels", ["unknown key", "mean 'channels'?"]),
-    (
-        rule("block: A, after: b, where: 3"),
-        "rules[1].where",
-        ["found 3", "channels, spatial, reduction, stage"],
-    ),
+    (rule("block: A, after: b, where: 3"), "rules[1].where", ["found 3", "channels, spatial, reduction, stage"]),
     (rule("block: A, after: b, where: {channels: big}"), "rules[1].where.channels", ["found 'big'", "'>=64'"]),
     (rule("block: A, after: b, where: {channels: 3.5}"), "rules[1].where.channels", ["found 3.5"]),
     (rule("block: A, after: b, where: {channels: -3}"), "rules[1].where.channels", ["found -3", "from 0"]),
