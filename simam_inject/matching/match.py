@@ -82,7 +82,8 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Can
     narrowed = [site for site in named.values() if _complies(search, site)]
     free: list[Candidate] = []
     own: Owners = defaultdict(list)
-    for site in sorted(narrowed, key=lambda site: (site.attended.path.count("."), site.attended.path != "")):
+    outermost_first = sorted(narrowed, key=lambda site: (site.attended.path.count("."), site.attended.path != ""))
+    for site in outermost_first:
         value = _value(site.attended, search.anatomy)
         conflict = _conflict(site, search.index, [*owners[value], *own[value]])
         if conflict is not None:
@@ -150,9 +151,8 @@ def _pick(search: Search, candidates: Sequence[Candidate], order: dict[str, int]
     pick = search.rule.choice
     groups: defaultdict[object, list[Candidate]] = defaultdict(list)
     for site in sorted(candidates, key=lambda site: order[site.attended.path]):
-        parent = parent_of(site.block)
-        facts = {"model": "", "parent": parent, "stage": site.attended.stage, "reduction": site.attended.reduction}
-        group = facts[pick.per]
+        # Of the whole model no site has a fact, and all are one group.
+        group = parent_of(site.block) if pick.per == "parent" else getattr(site.attended, pick.per, "")
         problem = why_not_attendable(site.attended) or (f"its {pick.per} is not known" if group is None else None)
         if problem is not None:
             search.miss(site.named.path, f"pick {pick} does not count it: {problem}", PICKED)
@@ -161,10 +161,9 @@ def _pick(search: Search, candidates: Sequence[Candidate], order: dict[str, int]
     taken: list[Candidate] = []
     for sites in groups.values():
         chosen = pick.choose(sites)
+        reason = f"pick {pick} takes {write_paths(site.attended.path for site in chosen)}"
         for site in sites:
             if site not in chosen:
-                search.miss(
-                    site.named.path, f"pick {pick} takes {write_paths(c.attended.path for c in chosen)}", PICKED
-                )
+                search.miss(site.named.path, reason, PICKED)
         taken += chosen
     return taken

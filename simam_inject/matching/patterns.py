@@ -56,13 +56,13 @@ def _only_reader(search: Search, sites: list[Site], link: Link) -> Site | None:
 def _enter(search: Search, chain: list[Site], member: int) -> None:
     """Enter the member that the rule names; for `before`, the operand through which it reads the member ahead of it."""
     named = chain[member]
-    if search.rule.position == "after" or member == 0 or len(named.operands) < 2:
+    operands: list[str] = []
+    if search.rule.position == "before" and member > 0:
+        previous, sites = chain[member - 1].path, search.anatomy.site_by_path
+        operands = [
+            path for path in named.operands if path == previous or (path in sites and previous in sites[path].reads)
+        ]
+    if operands:
+        search.add_operands(named, operands[:1], named.path)
+    else:
         search.add(named, named.path)
-        return
-    previous = chain[member - 1].path
-    for path in named.operands:
-        site = search.anatomy.site_by_path.get(path)
-        if path == previous or (site is not None and previous in site.reads):
-            search.add_operands(named, [path], named.path)
-            return
-    search.miss(named.path, f"how it reads {previous} is not known")

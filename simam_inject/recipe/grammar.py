@@ -106,11 +106,10 @@ class Grammar(BaseModel):
             raise ValueError(f"found {describe(data)}; allowed is a mapping with the keys {fields}")
         for key in data:
             if key not in cls.model_fields:
-                home = (
-                    f"; {key!r} belongs {cls.homes[key]}" if key in cls.homes else did_you_mean(key, cls.model_fields)
-                )
+                near = did_you_mean(key, cls.model_fields)
+                hint = f"; {key!r} belongs {cls.homes[key]}" if key in cls.homes else near
                 name = key if isinstance(key, str) else describe(key)
-                raise KeyedError(name, f"unknown key; allowed are {fields}{home}")
+                raise KeyedError(name, f"unknown key; allowed are {fields}{hint}")
         return {key: value for key, value in data.items() if value is not None}
 
     @classmethod

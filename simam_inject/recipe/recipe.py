@@ -1,13 +1,4 @@
-"""A recipe: an ordered list of rules, of which the first that takes a site owns it; and all that names one.
-
-Selectors:
-    after bottleneck                what the block returns
-    after bottleneck.conv2          what its child conv2 returns
-    after bottleneck.relu[2]        what its child relu returns at its second call
-    before detect                   what the block is given, for the block alone
-    before basicblock.bn2           what its child bn2 reads, for bn2 alone
-    before basicblock.residual      the branch just before it joins the skip
-"""
+"""A recipe: an ordered list of rules, of which the first that takes a site owns it; and whatever names one."""
 
 from __future__ import annotations
 
@@ -127,8 +118,8 @@ def selector(position: str, text: str) -> Rule:
 
     Args:
         position: `after` or `before`.
-        text: a block class, or a block class, a dot and a child: `bottleneck`, `bottleneck.conv2`,
-            `bottleneck.relu[2]`.
+        text: a block class, or a block class, a dot and what may stand at `after` or `before`: `bottleneck`,
+            `bottleneck.conv2`, `bottleneck.relu[2]`, `basicblock.residual`.
 
     Raises:
         RecipeError: the text is not of this form.
