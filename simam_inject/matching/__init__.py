@@ -8,12 +8,12 @@ from simam_inject.matching.match import match as match
 from simam_inject.matching.match import why_not_attendable as why_not_attendable
 from simam_inject.matching.records import Hit as Hit
 from simam_inject.matching.records import Matches as Matches
-from simam_inject.matching.records import Miss as Miss
+from simam_inject.matching.records import Skip as Skip
 
 __all__ = [
     "Hit",
     "Matches",
-    "Miss",
+    "Skip",
     "every_path",
     "explain_idle",
     "idle_exclude",

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.kinds import NOT_OPERATIONS
-from simam_inject.matching.records import Miss
+from simam_inject.matching.records import Skip
 from simam_inject.matching.search import write_counts, write_path
 from simam_inject.recipe.grammar import entries_of
 from simam_inject.recipe.names import Child, Glob, lineage
@@ -27,7 +27,7 @@ _STRUCTURES = {
 }
 
 
-def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Iterable[Miss]) -> str:
+def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Iterable[Skip]) -> str:
     """Say why a rule takes no site.
 
     Args:
@@ -42,7 +42,7 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     """
     selected = recipe.rules[rule]
     head = f"rules[{rule}] ({selected.selector}) takes no site"
-    by_reason: dict[str, Miss] = {}
+    by_reason: dict[str, Skip] = {}
     for miss in sorted(misses, key=lambda miss: -miss.depth):
         if miss.rule == rule:
             by_reason.setdefault(miss.reason, miss)

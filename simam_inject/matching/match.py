@@ -19,7 +19,7 @@ from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.blocks import search_blocks
 from simam_inject.matching.explain import explain_nothing
 from simam_inject.matching.patterns import search_pattern
-from simam_inject.matching.records import Hit, Matches, Miss
+from simam_inject.matching.records import Hit, Matches, Skip
 from simam_inject.matching.search import Candidate, Search, check_facts, parent_of, write_fact, write_path, write_paths
 from simam_inject.recipe.grammar import entries_of
 from simam_inject.recipe.operations import Conditions
@@ -46,7 +46,7 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
     order = {site.path: place for place, site in enumerate(anatomy.sites)}
     owners: Owners = defaultdict(list)
     hits: list[Hit] = []
-    misses: list[Miss] = []
+    misses: list[Skip] = []
     for index, rule in enumerate(recipe.rules):
         search = Search(rule, index, anatomy)
         taken = _take(search, owners, order)

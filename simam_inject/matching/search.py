@@ -1,4 +1,4 @@
-"""What one rule finds: candidates, and for each near one a `Miss` with the reason why it is none."""
+"""What one rule finds: candidates, and for each near one a `Skip` with the reason why it is none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
-from simam_inject.matching.records import Miss
+from simam_inject.matching.records import Skip
 from simam_inject.recipe.grammar import entries_of
 from simam_inject.recipe.operations import Numbers, admits
 from simam_inject.recipe.rule import Rule
@@ -37,7 +37,7 @@ class Search:
     index: int
     anatomy: Anatomy
     candidates: list[Candidate] = field(default_factory=list)
-    misses: list[Miss] = field(default_factory=list)
+    misses: list[Skip] = field(default_factory=list)
 
     def add(self, named: Site, block: str) -> None:
         """Enter what a rule names: for `after` the value, or each map that it holds; for `before` what it reads."""
@@ -64,7 +64,7 @@ class Search:
 
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
         """Enter a near miss; `depth` says how many conditions it met."""
-        self.misses.append(Miss(path, self.index, reason, depth))
+        self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))
 
     def miss_block(self, block: str, reason: str, *, nested: bool = True) -> None:
         """Enter a block that lacks something, unless its inside could not be seen: then that is the reason.
