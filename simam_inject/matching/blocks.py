@@ -96,7 +96,7 @@ def _search_branches(search: Search, owners: Sequence[Site]) -> None:
         for join, branch in branches.get(owner.path, ()):
             search.add_operands(join, [branch.path], owner.path)
         if owner.path not in branches and owner.kind == "block":
-            below = [scope for scope in branches if f"{scope}.".startswith(f"{owner.path}.")]
+            below = [scope for scope in branches if not owner.path or scope.startswith(f"{owner.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
             search.miss_block(owner.path, f"no branch joins a skip in its own forward{nearest}", nested=False)
 

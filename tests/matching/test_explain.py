@@ -34,6 +34,7 @@ REASONS = [
     ("resnet", "{block: Bottleneck, before: x}", "layer1.0.x", ["reads no value"]),
     ("plain", "{path: conv_a, before: {op: conv2d}}", "conv_a", ["reads x", "no feature map"]),
     ("resnet", "{block: Sequential, before: residual}", "layer1", ["no branch joins", "layer1.0, layer1.1"]),
+    ("wrapped", "{block: Net, before: residual}", "", ["no branch joins", "there are some in block"]),
     ("yolo", "{block: Bottleneck, before: residual}", "model.1.m.1", ["no branch joins a skip in its own forward"]),
     ("resnet", "{block: Bottleneck, after: output, path: [a, 'layer2.*']}", "layer1.0", ["not in path: a or layer2.*"]),
     ("resnet", "{block: Bottleneck, after: output, exclude: [x, layer1]}", "layer1.0", ["excluded by layer1"]),
