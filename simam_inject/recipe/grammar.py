@@ -165,5 +165,5 @@ def _explain(problem: Any, whole: str) -> str:
 
 def _write_location(location: Sequence[int | str]) -> str:
     """`rules[1].where.channels`."""
-    keys = (describe(part) if isinstance(part, str) and not part.isidentifier() else part for part in location)
+    keys = (describe(part) if isinstance(part, str) and not re.fullmatch(r"\w+", part) else part for part in location)
     return "".join(f"[{key}]" if isinstance(key, int) else f".{key:.64}" for key in keys).lstrip(".")

@@ -24,6 +24,7 @@ MESSAGES = [
     ("{rule: [], e_lambda: 0.1}", "rule", ["unknown key", "mean 'rules'?"]),
     ("{block: A, after: conv2}", "block", ["unknown key", "belongs in an entry of 'rules'"]),
     ("{'-': 3}", "'-'", ["unknown key"]),
+    ("{'A·': 3}", "'A·'", ["unknown key"]),
     ("{extends: 3}", "extends", ["no shipped recipe is named 3", "paper"]),
     # e_lambda
     ("{e_lambda: -1, rules: [{block: A, after: b}]}", "e_lambda", ["found -1", "greater than 0"]),
