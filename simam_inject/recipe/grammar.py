@@ -164,6 +164,9 @@ def _explain(problem: Any, whole: str) -> str:
 
 
 def _write_location(location: Sequence[int | str]) -> str:
-    """`rules[1].where.channels`."""
-    keys = (describe(part) if isinstance(part, str) and not re.fullmatch(r"\w+", part) else part for part in location)
-    return "".join(f"[{key}]" if isinstance(key, int) else f".{key:.64}" for key in keys).lstrip(".")
+    """`rules[1].where.channels`; a key that is no plain word stands in quotes."""
+    keys = [
+        f"[{key}]" if isinstance(key, int) else f".{key:.64}" if re.fullmatch(r"\w+", key) else f".{describe(key)}"
+        for key in location
+    ]
+    return "".join(keys).lstrip(".")
