@@ -12,6 +12,7 @@ from simam_inject.matching import Hit, Matches, Skip, idle_exclude, unmatched_me
 from simam_inject.planning.edits import Resolved, resolve
 from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten
 from simam_inject.recipe import Recipe
+from simam_inject.subjects import is_taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +159,7 @@ def _free_name(flow: Dataflow, holder: str, name: str, names: set[str]) -> str:
     module = flow.recording.modules[holder]
     prefix = f"{holder}." if holder else ""
     free, count = name, 1
-    while hasattr(module, free) or f"{prefix}{free}" in names:
+    while is_taken(module, free) or f"{prefix}{free}" in names:
         count += 1
         free = f"{name}_{count}"
     return f"{prefix}{free}"
