@@ -27,8 +27,8 @@ from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.recipe import Recipe, RecipeLike, load_recipe
-from simam_inject.subjects import check_subject
 from simam_inject.verification import bypassed, check_model, tensor_marks
+from simam_inject.wrappers import check_injectable
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -119,7 +119,7 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
     Args and Raises: as for `plan`, recipes aside.
     """
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     return survey_model(network, example_of(network, example_inputs), detach).anatomy
 
 
@@ -218,7 +218,7 @@ def _plan(
     attention: Callable[[int], nn.Module] | None = None,
 ) -> Plan:
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), detach)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)

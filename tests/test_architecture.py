@@ -21,7 +21,7 @@ ALLOWED = {
     "kinds": (),
     "nested": (),
     "source": (),
-    "subjects": ("errors",),
+    "wrappers": ("errors",),
     "attention": ("errors",),
     "recipe": ("errors", "kinds"),
     "dataflow": ("errors", "kinds", "nested"),

@@ -117,15 +117,15 @@ def _put_in(
     factory: Factory | None,
     added: list[tuple[nn.Module, str]],
 ) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
     holders: dict[tuple[str, str], list[SiteRecord]] = {}
     for place, site in enumerate(sites):
         path = site["edit"]["module"]
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
+        if path not in modules:
             raise ModelError(
-                f"the model has no module {path!r}, which should hold the SimAM at {site['path']}"
-            ) from None
+                f"{type(model).__name__} has no module {path!r}, which should hold the SimAM at {site['path']}"
+            )
+        module = modules[path]
         if site["child"] in module._modules or hasattr(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
@@ -139,7 +139,7 @@ def _put_in(
         holders.setdefault((path, kind), []).append(site)
     placed: list[tuple[str, Any]] = []
     for (path, kind), here in holders.items():
-        placed.append((path, _add_hook(model.get_submodule(path), kind, here)))
+        placed.append((path, _add_hook(modules[path], kind, here)))
     if placed:
         witnesses = [(site["witness"], site["path"]) for site in sites if site["witness"]]
         set_presence(model, Presence(placed, witnesses, recipes, example))

@@ -18,8 +18,7 @@ from simam_inject.editing.attach import attended_in, without_attention
 from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, first_line, tolerance_for
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import other_examples, parse_dynamic, widened
-from simam_inject.persist.tables import unwrapped
-from simam_inject.subjects import check_subject
+from simam_inject.wrappers import check_injectable, unwrapped
 
 SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".torchscript": "torchscript"}
 _FORMS = {"onnx": "onnx_file", "pt2": "program", "torchscript": "script"}
@@ -124,7 +123,7 @@ def _form_of(path: Path) -> Any:
 
 def _network(model: nn.Module) -> nn.Module:
     network = network_of(unwrapped(model))
-    check_subject(network)
+    check_injectable(network)
     attentions = [
         (entry.insertion.module, entry.attention)
         for entry in attended_in(network)

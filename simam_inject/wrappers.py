@@ -1,4 +1,4 @@
-"""What can be operated on: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
+"""What can be injected: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ _WRAPPERS = {
 }
 
 
-def check_subject(model: object) -> None:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and `torch.compile`, whose prefixes have no place in a file."""
+    while True:
+        if type(model).__name__ == "OptimizedModule":
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def check_injectable(model: object) -> None:
     """Refuse what cannot be injected, with the reason and the way out.
 
     Raises:
@@ -36,19 +47,16 @@ def check_subject(model: object) -> None:
         )
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
         raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
-    lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
-    if lazy is not None:
-        raise ModelError(f"{lazy} of this model has no shape yet (a lazy module): run one forward first, then inject")
-    on_meta = next((name for name, tensor in _tensors(model) if tensor.is_meta), None)
-    if on_meta is not None:
-        raise ModelError(
-            f"this model is on the meta device ({on_meta}): give it real tensors first (model.to_empty(device=...)), "
-            "then inject"
-        )
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"{name} of this model has no shape yet (a lazy module): run one forward first, then inject"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"this model is on the meta device ({name}): give it real tensors first (model.to_empty(device=...)), "
+                "then inject"
+            )
 
 
 def _describe(thing: object) -> str:
