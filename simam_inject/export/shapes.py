@@ -33,11 +33,6 @@ def parse_dynamic(dynamic: bool | str) -> tuple[str, ...]:
     raise ExportError(f"dynamic is {dynamic!r}; allowed are True (batch and size), False, 'batch' and 'size'")
 
 
-def is_map(leaf: Any) -> bool:
-    """An input with a batch, channels and at least one spatial dimension."""
-    return isinstance(leaf, torch.Tensor) and 3 <= leaf.dim() <= 5
-
-
 def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...], *, named: bool = False) -> Any:
     """The `dynamic_shapes` of `torch.export.export`; None if all sizes are fixed.
 
@@ -48,7 +43,7 @@ def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...],
         return None
 
     def describe(leaf: Any) -> Any:
-        if not is_map(leaf):
+        if not _is_map(leaf):
             return None
         axes = ([0] if "batch" in dynamic else []) + (list(range(2, leaf.dim())) if "size" in dynamic else [])
         return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes}
@@ -59,36 +54,34 @@ def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...],
 
 def widened(example: Example, dynamic: tuple[str, ...]) -> Example:
     """The example with a batch of at least two where the batch may vary: `torch.export` takes a one for a constant."""
-    maps = [tensor for tensor in example.tensors if is_map(tensor)]
-    if "batch" not in dynamic or not maps or maps[0].shape[0] > 1:
+    first = next((tensor for tensor in example.tensors if _is_map(tensor)), None)
+    if "batch" not in dynamic or first is None or first.shape[0] > 1:
         return example
-    batch = maps[0].shape[0]
-
-    def repeat(leaf: Any) -> Any:
-        has_batch = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch and is_map(leaf)
-        return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if has_batch else leaf
-
-    return Example(*map_nested(repeat, (example.args, example.kwargs)))
+    return _resized(example, 1)
 
 
 def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
     """Inputs of other sizes, to be tried in turn: the first that the model itself takes proves that sizes vary."""
-    grown: list[Callable[[int], int]] = [lambda n: n + _STEP, lambda n: 2 * n] if "size" in dynamic else [lambda n: n]
-    more = 1 if "batch" in dynamic else 0
-    return [_resized(example, more, grow) for grow in grown] if dynamic else []
+    more = int("batch" in dynamic)
+    if "size" not in dynamic:
+        return [_resized(example, more)]
+    return [_resized(example, more, lambda length: length + _STEP), _resized(example, more, lambda length: 2 * length)]
 
 
-def _resized(example: Example, more: int, grow: Callable[[int], int]) -> Example:
-    noise = torch.Generator().manual_seed(2)
+def _is_map(leaf: Any) -> bool:
+    """An input with a batch, channels and at least one spatial dimension."""
+    return isinstance(leaf, torch.Tensor) and 3 <= leaf.dim() <= 5
+
+
+def _resized(example: Example, more: int, grow: Callable[[int], int] = int) -> Example:
+    """The example with more samples (mirrored copies of the first) and with maps enlarged by the nearest value."""
 
     def resize(leaf: Any) -> Any:
-        if not is_map(leaf) or not leaf.is_floating_point():
+        if not _is_map(leaf):
             return leaf
-        shape = (leaf.shape[0] + more, leaf.shape[1], *(grow(length) for length in leaf.shape[2:]))
-        # Noise of the example's own spread: what the network sees must stay of the kind it was given.
-        wide = leaf.float()
-        if wide.min() >= 0:
-            return (torch.rand(shape, generator=noise) * wide.max().item()).to(leaf)
-        return (torch.randn(shape, generator=noise) * wide.std().item()).to(leaf)
+        for dim in range(2, leaf.dim()):
+            length = leaf.shape[dim]
+            leaf = leaf.index_select(dim, torch.arange(grow(length), device=leaf.device) * length // grow(length))
+        return torch.cat([leaf, leaf[:more].flip(-1)])
 
     return Example(*map_nested(resize, (example.args, example.kwargs)))

@@ -18,7 +18,7 @@ from torch import nn
 
 from simam_inject import adapters
 from simam_inject.editing.attach import detach
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError, ModelError, shortened
 from simam_inject.persist.record import KEY, Manifest, Record
 from simam_inject.persist.saving import State, layout_of, state_of, versions_of
 from simam_inject.wrappers import check_injectable, unwrapped
@@ -172,12 +172,6 @@ def size_text(shape: tuple[int, ...]) -> str:
 
 def _listed(found: dict[str, list[str]]) -> str:
     return "\n".join(f"  {len(names)} {words}: {shortened(names)}" for words, names in found.items() if names)
-
-
-def shortened(lines: list[str], shown: int = 5, joint: str = ", ") -> str:
-    """The first of them, and how many more there are."""
-    more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []
-    return joint.join([*lines[:shown], *more])
 
 
 def _has_sites(network: nn.Module, manifest: Manifest) -> bool:

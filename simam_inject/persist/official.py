@@ -25,8 +25,8 @@ import torch
 from torch import nn
 
 from simam_inject.api import adjusted, eject, plan
-from simam_inject.errors import FileError, NoMatchError
-from simam_inject.persist.loading import copy_all, naming, shortened, size_text
+from simam_inject.errors import FileError, NoMatchError, describe_exception, shortened
+from simam_inject.persist.loading import copy_all, naming, size_text
 from simam_inject.persist.saving import State, state_of
 from simam_inject.recipe import load_recipe
 
@@ -122,10 +122,11 @@ def _read(file: Path) -> Any:
     except OSError as error:
         raise FileError(f"it cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged zip or pickle fails in as many ways as it has bytes
-        first = str(error).partition("\n")[0].rstrip(". ")
         if isinstance(error, pickle.UnpicklingError):
-            raise FileError(f"it holds more than tensors, which could run code, and is not read: {first}") from None
-        raise FileError(f"it is truncated, damaged, or no checkpoint ({type(error).__name__}: {first})") from None
+            reason = "it holds more than tensors, which could run code, and is not read"
+        else:
+            reason = "it is truncated, damaged, or no checkpoint"
+        raise FileError(f"{reason} ({describe_exception(error)})") from None
 
 
 def _weights(content: Any) -> tuple[State, tuple[str, ...]]:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from simam_inject.attention import SimAM
-from simam_inject.persist.loading import shortened
+from simam_inject.errors import shortened
 
 
 class LostRecipeWarning(UserWarning):
