@@ -26,6 +26,8 @@ from simam_inject.wrappers import check_injectable, unwrapped
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` and `pickle.dump` write; those of safetensors are the length of its header."""
 
+_UNFIT = "of another shape"
+
 
 def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
     """Put SimAM where the file says, copy the file's weights, return the same model. In place, all or nothing.
@@ -48,15 +50,10 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     with naming(file):
         manifest, tensors = _read(file)
         state = state_of(network)
-        left_out = {
-            "in the model, not in the file": [name for name in state if name not in tensors],
-            "in the file, not in the model": [name for name in tensors if name not in state],
-        }
-        unfit = _unfit(tensors, state)
-        if unfit or (strict and any(left_out.values())):
-            found = _listed({**left_out, "of another shape": unfit})
+        found = _differences(tensors, state)
+        if found[_UNFIT] or (strict and any(found.values())):
             raise FileError(
-                f"it was made for another model than this {type(network).__name__}:\n{found}{_age(manifest)}"
+                f"it was made for another model than this {type(network).__name__}:\n{_listed(found)}{_age(manifest)}"
             )
         is_there = _has_sites(network, manifest)
         if not is_there:
@@ -72,8 +69,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
             detach(network)
         raise
     manifest.set_strengths(network)
-    if any(left_out.values()):
-        warnings.warn(f"{file}: left out, as strict=False allows:\n{_listed(left_out)}", stacklevel=2)
+    if any(found.values()):
+        warnings.warn(f"{file}: left out, as strict=False allows:\n{_listed(found)}", stacklevel=2)
     if manifest.sites:
         adapters.remember(model)
     adapters.refresh(model)
@@ -149,15 +146,19 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     return f"it is truncated, damaged, or no safetensors file ({error})"
 
 
-def _unfit(file: State, model: State) -> list[str]:
-    """The tensors of the same name whose shape or kind differs, and how."""
-    found = []
+def _differences(file: State, model: State) -> dict[str, list[str]]:
+    """In which way -> the tensors that differ so."""
+    found = {
+        "in the model, not in the file": [name for name in model if name not in file],
+        "in the file, not in the model": [name for name in file if name not in model],
+        _UNFIT: [],
+    }
     for name in (name for name in model if name in file):
         ours, theirs = model[name], file[name]
         if ours.shape != theirs.shape:
-            found.append(f"{name} (file {size_text(theirs.shape)}, model {size_text(ours.shape)})")
+            found[_UNFIT].append(f"{name} (file {size_text(theirs.shape)}, model {size_text(ours.shape)})")
         elif _is_exact(ours) != _is_exact(theirs):
-            found.append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
+            found[_UNFIT].append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
     return found
 
 

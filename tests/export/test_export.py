@@ -3,6 +3,7 @@
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from simam_inject import inject, injected
 from simam_inject.export import export
@@ -94,8 +95,6 @@ def test_the_names_of_dynamic_sizes_stand_in_the_onnx_file(tmp_path):
 def test_keywords_a_dict_of_outputs_and_a_block_that_runs_twice(suffix, tmp_path):
     torch.manual_seed(0)
     example = {"x": image(), "scale": torch.tensor([2.0])}
-    from simam_inject import inject
-
     model = inject(Pyramid(), "after basicblock.conv2", example_inputs=example, verify=False)
     report = export(model, tmp_path / f"net{suffix}", example_inputs=example)
     assert [(site.path, site.runs) for site in report.sites] == [("blocks.0.conv2", 2), ("blocks.1.conv2", 1)]
@@ -135,10 +134,6 @@ def test_a_block_output_wrapped_at_its_boundary_is_in_the_file(tmp_path):
 
 
 def test_channels_last_maps_are_exported(tmp_path):
-    from torch import nn
-
-    from simam_inject import inject
-
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -162,8 +157,6 @@ def test_wrappers_are_looked_through(wrap, tmp_path):
 
 def test_network_of_the_default_size(tmp_path):
     torch.manual_seed(0)
-    from simam_inject import inject
-
     model = inject(Network(), "after basicblock.conv2", verify=False)
     report = export(model, tmp_path / "net.torchscript")
     assert report.comparisons[0].shapes == ((1, 3, 224, 224),)
