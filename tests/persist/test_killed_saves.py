@@ -1,4 +1,4 @@
-"""A killed save never leaves an unreadable file: saves are killed at random moments, and the file must be whole each time.
+"""A killed save never leaves an unreadable file: saves are killed at random moments, and each time the file is whole.
 
 `python -m tests.persist.test_killed_saves FOLDER COUNT` prints one JSON line. torch is imported once and the children
 are forked: a fresh process for each kill would spend its life importing.
