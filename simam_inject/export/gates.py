@@ -58,7 +58,7 @@ class Graph:
     def __init__(self, operations: Sequence[Operation], constants: dict[str, float], results: Sequence[str]) -> None:
         self.operations = operations
         self._producers = {name: operation for operation in operations for name in operation.outputs}
-        self._constants = constants
+        self.constants = constants
         self._results = results
 
     def origin(self, name: str) -> str:
@@ -68,40 +68,11 @@ class Graph:
         return name
 
     def inputs(self, name: str, kind: str) -> tuple[str, ...]:
-        """What the operation of this kind is given that computes the value.
-
-        Raises:
-            LookupError: another operation computes it.
-        """
+        """What the operation of this kind is given that computes the value; a LookupError if it is another."""
         operation = self._producers.get(self.origin(name))
         if operation is None or operation.kind != kind:
             raise LookupError(f"{name} is computed by no {kind}")
         return tuple(map(self.origin, operation.inputs))
-
-    def sum_with_constant(self, name: str) -> tuple[str, float]:
-        """The other term and the constant, of a value that is a sum with a constant.
-
-        Raises:
-            LookupError: it is none.
-        """
-        one, other, *_ = self.inputs(name, "add")
-        return (one, self._constants[other]) if other in self._constants else (other, self._constants[one])
-
-    def root_of_square(self, name: str) -> str:
-        """n, of a value that is n^2.
-
-        Raises:
-            LookupError: it is no square.
-        """
-        try:
-            one, other = self.inputs(name, "pow")[:2]
-            is_square = self._constants[other] == 2
-        except LookupError:
-            one, other = self.inputs(name, "mul")[:2]
-            is_square = one == other
-        if not is_square:
-            raise LookupError(f"{name} is no square")
-        return one
 
     def reaching(self) -> set[str]:
         """Every value that a result depends on."""
@@ -144,10 +115,28 @@ def find_gates(graph: Graph) -> tuple[Gate, ...]:
 def _read_lambda(graph: Graph, argument: str) -> float | None:
     """Lambda, if a sigmoid's argument is SimAM's."""
     try:
-        square, half = graph.sum_with_constant(argument)
-        _, root = graph.inputs(graph.root_of_square(square), "div")[:2]
+        square, half = _sum_with_constant(graph, argument)
+        _, root = graph.inputs(_root_of_square(graph, square), "div")[:2]
         (energy,) = graph.inputs(root, "sqrt")
-        _, floor = graph.sum_with_constant(energy)
+        _, floor = _sum_with_constant(graph, energy)
     except (LookupError, ValueError):  # another operation, or another number of operands
         return None
     return floor / (4 * EXPORT_SCALE**2) if abs(half - 0.5) < 1e-3 else None
+
+
+def _sum_with_constant(graph: Graph, name: str) -> tuple[str, float]:
+    """The other term, and the constant."""
+    one, other, *_ = graph.inputs(name, "add")
+    return (one, graph.constants[other]) if other in graph.constants else (other, graph.constants[one])
+
+
+def _root_of_square(graph: Graph, name: str) -> str:
+    """n, of a value that is computed as n * n or n ** 2."""
+    try:
+        one, other = graph.inputs(name, "mul")
+    except LookupError:
+        one, other = graph.inputs(name, "pow")
+        other = one if graph.constants[other] == 2 else other
+    if one != other:
+        raise LookupError(f"{name} is no square")
+    return one
