@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -41,31 +42,44 @@ def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...],
     """
     if not dynamic:
         return None
+    batch = _batch_of(example)
 
     def describe(leaf: Any) -> Any:
-        if not _is_map(leaf):
-            return None
-        axes = ([0] if "batch" in dynamic else []) + (list(range(2, leaf.dim())) if "size" in dynamic else [])
-        return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes}
+        axes = [0] if "batch" in dynamic and _has_batch(leaf, batch) else []
+        axes += range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else []
+        return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes} or None
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
     return {name: map_nested(describe, value) for name, value in arguments.items()}
 
 
 def widened(example: Example, dynamic: tuple[str, ...]) -> Example:
-    """The example with a batch of at least two where the batch may vary: `torch.export` takes a one for a constant."""
-    first = next((tensor for tensor in example.tensors if _is_map(tensor)), None)
-    if "batch" not in dynamic or first is None or first.shape[0] > 1:
+    """The example with a batch of at least two where the batch may vary: `torch.export` takes a one for a constant.
+
+    The batch becomes a size that no other input has, so that those which have it vary with it.
+    """
+    if "batch" not in dynamic or _batch_of(example) != 1:
         return example
-    return _resized(example, 1)
+    others = {tensor.shape[:1] for tensor in example.tensors if not _is_map(tensor)}
+    more = next(number for number in itertools.count(1) if (number + 1,) not in others)
+    return _changed(example, lambda leaf: _with_samples(leaf, more) if _is_map(leaf) and len(leaf) == 1 else leaf)
 
 
 def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
     """Inputs of other sizes, to be tried in turn: the first that the model itself takes proves that sizes vary."""
-    more = int("batch" in dynamic)
-    if "size" not in dynamic:
-        return [_resized(example, more)]
-    return [_resized(example, more, lambda length: length + _STEP), _resized(example, more, lambda length: 2 * length)]
+    batch = _batch_of(example)
+
+    def resized(grow: Callable[[int], int]) -> Example:
+        def resize(leaf: Any) -> Any:
+            for dim in range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else ():
+                length = leaf.shape[dim]
+                nearest = torch.arange(grow(length), device=leaf.device) * length // grow(length)
+                leaf = leaf.index_select(dim, nearest)
+            return _with_samples(leaf, 1) if "batch" in dynamic and _has_batch(leaf, batch) else leaf
+
+        return _changed(example, resize)
+
+    return [resized(lambda length: length + _STEP), resized(lambda length: 2 * length)]
 
 
 def _is_map(leaf: Any) -> bool:
@@ -73,15 +87,18 @@ def _is_map(leaf: Any) -> bool:
     return isinstance(leaf, torch.Tensor) and 3 <= leaf.dim() <= 5
 
 
-def _resized(example: Example, more: int, grow: Callable[[int], int] = int) -> Example:
-    """The example with more samples (mirrored copies of the first) and with maps enlarged by the nearest value."""
+def _batch_of(example: Example) -> int | None:
+    return next((len(tensor) for tensor in example.tensors if _is_map(tensor)), None)
 
-    def resize(leaf: Any) -> Any:
-        if not _is_map(leaf):
-            return leaf
-        for dim in range(2, leaf.dim()):
-            length = leaf.shape[dim]
-            leaf = leaf.index_select(dim, torch.arange(grow(length), device=leaf.device) * length // grow(length))
-        return torch.cat([leaf, leaf[:more].flip(-1)])
 
-    return Example(*map_nested(resize, (example.args, example.kwargs)))
+def _has_batch(leaf: Any, batch: int | None) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == batch
+
+
+def _with_samples(leaf: torch.Tensor, more: int) -> torch.Tensor:
+    """With mirrored copies of the first sample."""
+    return torch.cat([leaf, *[leaf[:1].flip(-1)] * more])
+
+
+def _changed(example: Example, change: Callable[[Any], Any]) -> Example:
+    return Example(*map_nested(change, (example.args, example.kwargs)))

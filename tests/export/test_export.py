@@ -84,6 +84,22 @@ def test_a_dynamic_file_takes_other_batches_and_sizes(suffix, tmp_path):
         torch.testing.assert_close(run_file(report.path, other), model(other), rtol=1e-5, atol=1e-6)
 
 
+class Timed(Network):
+    """Takes one number for each sample, as diffusion models do."""
+
+    def forward(self, x, times, size=None):
+        return super().forward(x * times.view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("batch", "times"), [(3, [(3,), (4,)]), (1, [(1,), (1,)])])
+def test_a_vector_with_the_length_of_the_batch_varies_with_it(batch, times, tmp_path):
+    example = (image(batch), torch.rand(batch), torch.tensor([32.0, 32.0]))
+    model = inject(Timed(), "after basicblock.conv2", example_inputs=example, verify=False)
+    report = export(model, tmp_path / "net.pt2", example_inputs=example, dynamic="batch")
+    assert [comparison.shapes[1] for comparison in report.comparisons] == times
+    assert {comparison.shapes[2] for comparison in report.comparisons} == {(2,)}
+
+
 def test_the_names_of_dynamic_sizes_stand_in_the_onnx_file(tmp_path):
     report = export(attended(), tmp_path / "net.onnx", example_inputs=image(), dynamic="batch")
     session = onnxruntime.InferenceSession(str(report.path))
