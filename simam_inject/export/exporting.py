@@ -173,9 +173,7 @@ def _write(twin: nn.Module, form: Any, example: Example, varying: tuple[str, ...
             with without_attention(twin), _quiet():
                 form.write(twin, example, varying, path)
         except Exception:
-            advice = {(): "another suffix may do", ("batch",): "try fixed sizes"}.get(
-                varying, "try dynamic='batch' or fixed sizes"
-            )
+            advice = "dynamic='batch' or fixed sizes may do" if "size" in varying else "another suffix may do"
             blame = f" with or without SimAM; {advice}"
         else:
             blame = " with SimAM in it, though it can without"
