@@ -23,7 +23,7 @@ from simam_inject.export.gates import Artefact
 from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, tolerance_for
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import other_examples, parse_dynamic, widened
-from simam_inject.wrappers import check_injectable, unwrapped
+from simam_inject.modules import check_injectable, unwrapped
 
 SUFFIXES = {".onnx": "onnx_file", ".pt2": "program", ".torchscript": "script"}
 """Suffix -> the file of this package with its `write` and `read`."""

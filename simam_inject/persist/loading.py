@@ -19,9 +19,9 @@ from torch import nn
 from simam_inject import adapters
 from simam_inject.editing.attach import detach
 from simam_inject.errors import FileError, ModelError, shortened
+from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
 from simam_inject.persist.saving import State, layout_of, state_of, versions_of
-from simam_inject.wrappers import check_injectable, unwrapped
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` and `pickle.dump` write; those of safetensors are the length of its header."""

@@ -18,8 +18,8 @@ from torch import nn
 
 from simam_inject.adapters import network_of
 from simam_inject.errors import FileError
+from simam_inject.modules import unwrapped
 from simam_inject.persist.record import KEY, Manifest
-from simam_inject.wrappers import unwrapped
 
 State = Mapping[str, torch.Tensor]
 
