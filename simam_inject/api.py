@@ -23,11 +23,11 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import match
+from simam_inject.modules import check_injectable
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.recipe import Recipe, RecipeLike, load_recipe
-from simam_inject.subjects import check_subject
 from simam_inject.verification import SAME_WAY, bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -141,7 +141,7 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
     Args and Raises: as for `plan`, recipes aside.
     """
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     return survey_model(network, example_of(network, example_inputs), detach).anatomy
 
 
@@ -242,7 +242,7 @@ def _plan(
     with_values: bool = False,
 ) -> Plan:
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)

@@ -239,7 +239,7 @@ def _rebind(module: nn.Module, hook: RewrittenMethod, *, is_root: bool) -> None:
     bound = module.__dict__.get(hook.method)
     if not isinstance(bound, RewrittenMethod):
         raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was set to another function"))
-    if bound.owner is not module and is_root:  # its forward was looked up before this check
+    if bound.owner is not module and is_root and hook.method == "forward":  # it was looked up before this check
         raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
     if bound.owner is not module:
         module.__dict__[hook.method] = RewrittenMethod(module, hook.method, hook.sites)

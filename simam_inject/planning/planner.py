@@ -9,10 +9,10 @@ from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import NoMatchError
 from simam_inject.matching import Hit, Matches, Skip, idle_exclude, unmatched_message, why_not_attendable
+from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
 from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten
 from simam_inject.recipe import Recipe
-from simam_inject.subjects import is_taken
 
 
 @dataclass(frozen=True, slots=True)
