@@ -23,11 +23,11 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import match
+from simam_inject.modules import check_injectable
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.recipe import Recipe, RecipeLike, load_recipe
-from simam_inject.subjects import check_subject
 from simam_inject.verification import SAME_WAY, bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -84,7 +84,10 @@ def inject(
         return _inject(model, _plan(model, resolved, example_inputs, strength, attention), verify, attention)
     except _OtherWay:  # its forward depends on values, which the first recording does not have
         planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
+    try:
         return _inject(model, planned, verify, attention)
+    except _OtherWay as error:
+        raise VerificationError(str(error)) from None
 
 
 class _OtherWay(VerificationError):
@@ -143,7 +146,7 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
     See `plan` for the arguments and errors.
     """
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     return survey_model(network, example_of(network, example_inputs), detach).anatomy
 
 
@@ -246,7 +249,7 @@ def _plan(
     with_values: bool = False,
 ) -> Plan:
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)

@@ -1,5 +1,8 @@
 """Exceptions for user errors, one subclass per stage."""
 
+import re
+from collections.abc import Sequence
+
 
 class InjectError(Exception):
     """Base class of all errors of this package. Messages have the location, what was found, and what is expected."""
@@ -14,7 +17,7 @@ class ModelError(InjectError):
 
 
 class NoMatchError(InjectError):
-    """A rule that matches no site, or an `exclude` that matches nothing. The message lists near misses with reasons."""
+    """A rule that matches no site, or excludes what is not there. The message shows what is nearest, with reasons."""
 
 
 class VerificationError(InjectError):
@@ -27,3 +30,16 @@ class FileError(InjectError):
 
 class CompareError(InjectError):
     """A comparison that cannot be started, continued or read. Finished runs of the study are preserved."""
+
+
+def describe_exception(error: BaseException) -> str:
+    """The class of somebody else's exception and the first line of its message, without decoration and full stop."""
+    first = str(error).strip().partition("\n")[0]
+    sentence = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
+    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
+
+
+def shortened(lines: Sequence[str], shown: int = 5, joint: str = ", ") -> str:
+    """The first of many things that a message lists, and how many more there are."""
+    more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []
+    return joint.join([*lines[:shown], *more])

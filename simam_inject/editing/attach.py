@@ -28,8 +28,8 @@ from simam_inject.editing.presence import Presence, presence_of, set_presence
 from simam_inject.editing.records import insertion_of, seen_from
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
+from simam_inject.modules import is_taken
 from simam_inject.planning.records import Insertion
-from simam_inject.subjects import is_taken
 
 Factory = Callable[[int], nn.Module]
 """Makes an attention module for a number of channels."""
@@ -122,15 +122,15 @@ def _put_in(
     there: dict[tuple[str, str], nn.Module | None],
     added: list[tuple[nn.Module, str]],
 ) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
     holders: dict[tuple[str, str], list[SiteRecord]] = {}
     for place, site in enumerate(sites):
         path = site["edit"]["module"]
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
+        if path not in modules:
             raise ModelError(
-                f"the model has no module {path!r}, which should have the SimAM at {site['path']}"
-            ) from None
+                f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site['path']}"
+            )
+        module = modules[path]
         if is_taken(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
@@ -144,7 +144,7 @@ def _put_in(
         holders.setdefault((path, kind), []).append(site)
     placed: list[tuple[str, Any]] = []
     for (path, kind), here in holders.items():
-        placed.append((path, _add_hook(model.get_submodule(path), kind, here)))
+        placed.append((path, _add_hook(modules[path], kind, here)))
     if placed:
         witnesses = [(site["witness"], site["path"]) for site in sites if site["witness"]]
         presence = Presence(placed, witnesses, recipes, example)

@@ -7,6 +7,7 @@ hook, and whether each *witness*, a norm that alone reads a site, is still a nor
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -73,8 +74,15 @@ class Presence:
             if any(path and site["path"] == ".".join(path[:-1]) for site in hook.sites):
                 self.behind[place] = _children_behind(root, path)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
+        """The copy watches the copies of the hooks; the records are the same."""
+        twin = memo[id(self)] = Presence([], [], self.recipes, self.example)
+        twin.holders = [(path, copy.deepcopy(hook, memo)) for path, hook in self.holders]
+        twin.witnesses, twin.behind = list(self.witnesses), dict(self.behind)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds. The hooks are checked by themselves, and may not be complete yet."""
+        """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
         self.holders = checked(_HOLDERS, state.get("holders"), "the list of SimAM holders")
         self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
         self.recipes = checked_recipes(state.get("recipes"))
@@ -96,7 +104,7 @@ class Presence:
                 container = ".".join(self.holders[place][0][:-1])
                 raise ModelError(
                     f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} is no longer applied "
-                    f"to its output; {ADVICE}"
+                    f"output any more; {ADVICE}"
                 )
             if isinstance(hook, RewrittenMethod):
                 if module.__dict__.get(hook.method) is not hook or hook.owner is not module:
@@ -231,7 +239,7 @@ def _rebind(module: nn.Module, hook: RewrittenMethod, *, is_root: bool) -> None:
     bound = module.__dict__.get(hook.method)
     if not isinstance(bound, RewrittenMethod):
         raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was replaced by another function"))
-    if bound.owner is not module and is_root:  # its forward was looked up before this check
+    if bound.owner is not module and is_root and hook.method == "forward":  # it was looked up before this check
         raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
     if bound.owner is not module:
         module.__dict__[hook.method] = RewrittenMethod(module, hook.method, hook.sites)

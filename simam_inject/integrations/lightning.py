@@ -151,7 +151,10 @@ def _dumping(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str,
         module = self.trainer.lightning_module
         there = [entry.attention for entry in attended_in(module)]
         if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
-            checkpoint[KEY] = {"record": Record.of(module), "integration": adapters.IntegrationMark(__name__)}
+            checkpoint[KEY] = {
+                "record": Record.of(module).model_dump(mode="json"),
+                "integration": adapters.IntegrationMark(__name__),
+            }
         return checkpoint
 
     return dump_checkpoint
@@ -188,7 +191,7 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
     if not any(attended_in(module)):
         record.attach_to(module)
         adapters.remember(module)
-    elif _places(Record.of(module)["sites"]) == _places(record.sites):
+    elif Record.of(module).lambdas == record.lambdas:
         record.set_strengths(module)
     else:
         warnings.warn(
@@ -196,10 +199,6 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
             "gives it those of the checkpoint",
             stacklevel=4,
         )
-
-
-def _places(sites: list[Any]) -> set[tuple[str, str, float]]:
-    return {(site["edit"]["module"], site["child"], site["e_lambda"]) for site in sites}
 
 
 for _package in _loaded or _PACKAGES[:1]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from simam_inject.adapters import network_of
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.subjects import check_subject
+from simam_inject.modules import check_injectable
 from simam_inject.warmup.batches import evaluating, readable_twice, run_batches
 from simam_inject.warmup.strength import remember, simams_of
 
@@ -106,7 +106,7 @@ def calibrate(
     """
     network = network_of(model)
     try:
-        check_subject(network)
+        check_injectable(network)
     except ModelError as error:
         reason = str(error).partition(": ")[0]
         order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"

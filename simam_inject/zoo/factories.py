@@ -19,9 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_exception
 
 
 def build_factory(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:

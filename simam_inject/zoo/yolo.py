@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_exception, describe_weights, fetching
+from simam_inject.zoo.weights import describe_weights, fetching
 
 _INSTALL = 'pip install "simam_inject[ultralytics]"'
 _YAML = (".yaml", ".yml")

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from simam_inject import bypass, inject
-from simam_inject.errors import InjectError
+from simam_inject import bypass
 from simam_inject.export import ExportError, export, prove
 from tests.export.networks import Network, attended, image
 
@@ -105,13 +104,3 @@ def test_a_file_that_is_no_export(suffix, tmp_path):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ExportError, match="no such file"):
         prove(tmp_path / "net.onnx", attended())
-
-
-def test_every_error_is_an_inject_error():
-    assert issubclass(ExportError, InjectError)
-
-
-def test_inject_after_export_still_works(tmp_path):
-    model = attended()
-    export(model, tmp_path / "net.pt2", example_inputs=image())
-    inject(model, "after basicblock", example_inputs=image())

@@ -161,13 +161,13 @@ def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> Checke
     try:
         import onnxruntime  # noqa: F401
 
+        from simam_inject.export.exporting import read
         from simam_inject.export.gates import find_gates
-        from simam_inject.export.onnx_file import read as read_onnx
         from simam_inject.export.proving import count_sites, expected_sites
     except ImportError as error:
         fault = f"not checked, since {error.name} is not installed (pip install 'simam_inject[export]')"
         return CheckedExport(file, 0, 0, None, None, fault)
-    artefact = read_onnx(file)
+    artefact = read(file)
     size = [length if isinstance(length, int) else given for length, given in _sizes(artefact, image)]
     image = torch.rand(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -189,7 +189,7 @@ def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> Checke
 
 def _sizes(artefact: Any, image: torch.Tensor) -> list[tuple[Any, int]]:
     """Sizes that the file asks for, beside those to use where it leaves them open."""
-    return list(zip(artefact.session.get_inputs()[0].shape, image.shape, strict=True))
+    return list(zip(artefact.size, image.shape, strict=True))
 
 
 def _differences(artefact: Any, network: nn.Module, image: torch.Tensor) -> tuple[float | None, float | None]:

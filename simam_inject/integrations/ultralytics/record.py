@@ -62,7 +62,7 @@ def write(network: Any) -> Record:
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
-    now, before = Record.of(network), recorded(network)
+    now, before = Record.of(network).model_dump(mode="json"), recorded(network)
     if before is not None:
         there, modules = {key_of(site) for site in now["sites"]}, dict(network.named_modules())
         for site, setting in zip(before.sites, before.settings, strict=True):

@@ -1,4 +1,4 @@
-"""Which models can be injected: an `nn.Module` that is not wrapped, compiled or scripted, with real tensors."""
+"""What can be injected: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
 
 from __future__ import annotations
 
@@ -19,8 +19,19 @@ _WRAPPERS = {
 }
 
 
-def check_subject(model: object) -> None:
-    """Raise an error for a model that cannot be injected.
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and `torch.compile`, whose prefixes have no place in a file."""
+    while True:
+        if type(model).__name__ == "OptimizedModule":
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def check_injectable(model: object) -> None:
+    """Refuse what cannot be injected, with the reason and the way out.
 
     Raises:
         ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
@@ -30,27 +41,28 @@ def check_subject(model: object) -> None:
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:
-            raise ModelError(f"this model is already wrapped ({label}): inject first, then wrap the same model")
+            raise ModelError(f"this model is wrapped already ({label}): inject first, then wrap the same model")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
             "torch.jit.trace it"
         )
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
-        raise ModelError("this model is already sharded (fully_shard): inject first, then shard")
+        raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
     if not runs_hooks(model):
         raise ModelError(
-            f"{type(model).__name__} overrides __call__, so hooks on it do not run: rename the method to forward"
+            f"{type(model).__name__} has a __call__ of its own, so that hooks on it do not run: rename it forward"
         )
-    lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
-    if lazy is not None:
-        raise ModelError(f"{lazy} of this model has no shape yet (a lazy module): run one forward first, then inject")
-    on_meta = next((name for name, tensor in _tensors(model) if tensor.is_meta), None)
-    if on_meta is not None:
-        raise ModelError(
-            f"this model is on the meta device ({on_meta}): give it real tensors first (model.to_empty(device=...)), "
-            "then inject"
-        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"{name} of this model has no shape yet (a lazy module): run one forward first, then inject"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"this model is on the meta device ({name}): give it real tensors first (model.to_empty(device=...)), "
+                "then inject"
+            )
 
 
 def runs_hooks(module: nn.Module) -> bool:
@@ -64,13 +76,7 @@ def is_taken(module: nn.Module, name: str) -> bool:
     return name in own or inspect.getattr_static(type(module), name, None) is not None
 
 
-def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
-
-
 def _describe(thing: object) -> str:
     if isinstance(thing, type):
         return f"the class {thing.__name__}; give an instance of it"
-    if inspect.isroutine(thing):
-        return f"the function {thing.__name__}; give the model that it returns"
-    return f"{thing!r}" if isinstance(thing, str) else f"an object of type {type(thing).__name__}"
+    return f"{thing!r}" if isinstance(thing, str) else f"a {type(thing).__name__}"
