@@ -6,7 +6,7 @@ Not collected by itself: the interpreter has to be chosen before Triton is impor
 import pytest
 import torch
 
-from simam_inject.attention import dispatch, kernels, simam, tiling
+from simam_inject.attention import functional, kernels, simam
 from tests.attention.test_values import STRIDED, laid_out
 from tests.attention.truth import TOLERANCE, assert_true, plain_formula
 
@@ -15,24 +15,26 @@ LIMIT = TOLERANCE | {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 """The interpreter truncates to bfloat16, where a GPU rounds."""
 HALVES = [torch.float16, torch.bfloat16]
 LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-SMALL_TILES = {"PROGRAMS": 1, "SMALL_TILE": 32, "WIDEST": 4, "NARROWEST": 2}
+SMALL_TILES = {"PROGRAMS": 1, "SMALL_TILE": 32, "WIDEST": 4, "NARROWEST": 2, "FORWARD_ROOM": 32, "BACKWARD_ROOM": 16}
 
 
 @pytest.fixture(autouse=True)
 def _kernels_everywhere(monkeypatch):
-    monkeypatch.setattr(dispatch, "cpu", kernels)
+    monkeypatch.setattr(functional, "cpu", kernels)
 
 
 @pytest.fixture
-def tilings(monkeypatch):
-    """The tilings that were chosen."""
+def are_whole(monkeypatch):
+    """Whether planes stay on chip, for each kernel that was launched."""
     chosen = []
 
-    def choose(*arguments):
-        chosen.append(tiling.choose(*arguments))
-        return chosen[-1]
+    def record(*arguments):
+        result = choose(*arguments)
+        chosen.append(result[1]["is_whole"])
+        return result
 
-    monkeypatch.setattr(kernels, "choose", choose)
+    choose = kernels.choose
+    monkeypatch.setattr(kernels, "choose", record)
     return chosen
 
 
@@ -60,11 +62,11 @@ def check(x, e_lambda=0.01, **numbers):
     ],
     ids=str,
 )
-def test_whole_planes(shape, dtype, layout, numbers, tilings):
+def test_whole_planes(shape, dtype, layout, numbers, are_whole):
     x = laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout)
     y, dx = check(x, **numbers)
     assert y.stride() == dx.stride() == x.stride()
-    assert [tiling.is_whole for tiling in tilings] == [True] * 3
+    assert are_whole == [True] * 3
 
 
 @LAYOUTS
@@ -79,22 +81,20 @@ def test_whole_planes(shape, dtype, layout, numbers, tilings):
     ],
     ids=str,
 )
-def test_planes_too_large_for_the_chip(shape, dtype, layout, numbers, tilings, monkeypatch):
+def test_planes_too_large_for_the_chip(shape, dtype, layout, numbers, are_whole, monkeypatch):
     for name, value in SMALL_TILES.items():
-        monkeypatch.setattr(tiling, name, value)
-    monkeypatch.setattr(kernels, "FORWARD_ROOM", 32)
-    monkeypatch.setattr(kernels, "BACKWARD_ROOM", 16)
+        monkeypatch.setattr(kernels, name, value)
     check(laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout), **numbers)
-    assert [tiling.is_whole for tiling in tilings] == [False] * 3
+    assert are_whole == [False] * 3
 
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
     [((1, 1, 129, 128), "contiguous"), pytest.param((1, 17, 46, 45), "channels_last", marks=pytest.mark.long)],
 )
-def test_real_large_planes_are_walked_along(shape, layout, tilings):
+def test_real_large_planes_are_walked_along(shape, layout, are_whole):
     check(laid_out(torch.randn(shape), layout))
-    assert [tiling.is_whole for tiling in tilings] == [False] * 3
+    assert are_whole == [False] * 3
 
 
 @pytest.mark.parametrize("std", [1e-3, 300.0])
