@@ -18,7 +18,7 @@ from simam_inject.cli.routing import MAIN_JOB, MainJobGroup
 from simam_inject.cli.working import show_error, working
 
 if TYPE_CHECKING:
-    from simam_inject.compare.comparison import Comparison
+    from simam_inject.compare import Comparison
     from simam_inject.compare.records import Progress
 
 STUDY, TRAINING = "The study", "The training"

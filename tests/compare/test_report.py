@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from simam_inject.compare.comparison import Comparison
+from simam_inject.compare.report import Comparison
 from simam_inject.compare.records import Cell, Costs
 from simam_inject.compare.report import answer, describe
 
