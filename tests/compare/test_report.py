@@ -8,9 +8,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from simam_inject.compare.report import Comparison
 from simam_inject.compare.records import Cell, Costs
-from simam_inject.compare.report import answer, describe
+from simam_inject.compare.report import Comparison, answer, describe
 
 EFFECTS = {"simam": 0.1, "se": 2.5, "eca": -2.5}
 
