@@ -89,8 +89,7 @@ def compare(
             amp=amp,
             compile=compiled,
         )
-        more = {} if yolo else {"pretrained": pretrained}
-        setup = set_up(model, data, training, device, weights=weights, **more)
+        setup = set_up(model, data, training, device, pretrained=pretrained, weights=weights)
 
         def work(progress: Callable[[Progress], None], *, retry: bool) -> Comparison:
             return run(

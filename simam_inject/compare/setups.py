@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -20,6 +19,8 @@ from simam_inject.errors import CompareError
 from simam_inject.zoo import build, load_weights
 
 _WARM_BATCHES = 8
+_QUIET = {"plots": False, "save": False, "exist_ok": True}
+"""Settings of ultralytics under which a run leaves nothing behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,22 +85,10 @@ def set_up_yolo(model: str, data: str, training: Training, device: str, *, weigh
 
     def train(made: nn.Module, seed: int, report: Report) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            overrides = {
-                "model": model,
-                "data": data,
-                "device": device,
-                "seed": seed,
-                "project": folder,
-                "epochs": training.epochs,
-                "batch": training.batch,
-                "imgsz": training.size,
-                "amp": training.amp,
-                "workers": training.workers,
-                "plots": False,
-                "save": False,
-                "exist_ok": True,
-                "patience": training.epochs + 1,  # the same number of epochs for all: no early end
-            }
+            overrides = {"model": model, "data": data, "device": device, "seed": seed, "project": folder, **_QUIET}
+            overrides |= {"epochs": training.epochs, "patience": training.epochs + 1}  # no early end
+            overrides |= {"batch": training.batch, "imgsz": training.size}
+            overrides |= {"amp": training.amp, "workers": training.workers}
             trainer = yolo.task_map[task]["trainer"](overrides=overrides)
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
@@ -131,12 +120,14 @@ def _count_classes(data: str, task: str) -> int:
     return int(found["nc"])
 
 
-def set_up(model: str, data: str, training: Training, device: str, **options: Any) -> Setup:
+def set_up(
+    model: str, data: str, training: Training, device: str, *, pretrained: bool = False, weights: str | None = None
+) -> Setup:
     """The one or the other, by the model's library."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CompareError("no CUDA device is available here; --device cpu")
-    is_yolo = build(model).source == "ultralytics"
-    if is_yolo and options.pop("pretrained", False):
+    if build(model).source != "ultralytics":
+        return set_up_classifier(model, data, training, device, pretrained=pretrained, weights=weights)
+    if pretrained:
         raise CompareError("give a YOLO's trained weights as --weights yolov8n.pt")
-    make = functools.partial(set_up_yolo if is_yolo else set_up_classifier, model, data, training, device)
-    return make(**options)
+    return set_up_yolo(model, data, training, device, weights=weights)

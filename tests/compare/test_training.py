@@ -191,6 +191,12 @@ def test_slips(command, more, message):
     assert message in " ".join(done.output.split())
 
 
+def test_a_yolo_that_is_to_be_pretrained_is_refused(command):
+    done = command("--pretrained", model="ultralytics:yolov8n", data="coco8.yaml")
+    assert done.exit_code == 2
+    assert "give a YOLO's trained weights as --weights" in done.stderr
+
+
 def test_no_data_and_no_study(command, tmp_path):
     assert "there is no folder" in command(data=tmp_path / "nowhere").stderr
     done = CliRunner().invoke(comparing.compare_app, ["report", "none.journal"])
