@@ -73,8 +73,7 @@ class Comparison(Results):
             head=_HEAD,
             cost_head=_COST_HEAD,
             method=METHOD,
-            forest=figures.draw_forest(self),
-            pairs=figures.draw_pairs(self),
+            differences=figures.draw_differences(self),
             curves=figures.draw_curves(self),
         )
 

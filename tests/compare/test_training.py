@@ -162,7 +162,7 @@ def test_the_command_from_end_to_end(command, tmp_path):
         comparing.compare_app, ["report", "compare.journal", "--html", "r.html", "--markdown", "r.md"]
     )
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 3
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 2
     assert "| plain again |" in (tmp_path / "r.md").read_text(encoding="utf-8")
 
 
