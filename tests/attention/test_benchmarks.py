@@ -88,6 +88,8 @@ def test_attentions_sit_where_they_are_said_to():
     assert twin.layer2[0].conv2[1].num_features == 128
     assert resnet.attended(model, "bn3", nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
     assert isinstance(model.layer2[0].conv2, nn.Conv2d)
+    for _, _, make in resnet.attentions():
+        assert make(8)(torch.ones(1, 8, 4, 4)).shape == (1, 8, 4, 4)
 
 
 def test_one_call_does_all_and_reports_what_it_could_not(tmp_path, monkeypatch, capsys):
