@@ -127,44 +127,40 @@ def _attend_backward(piece: list[Tensor], walk: int | None, keep: float, scale: 
         segments = list(_cut(max(dims, key=x.stride), walk, segments[0]))
     first, second = torch.zeros_like(mean), torch.zeros_like(mean)
     for part, part_grad, out in segments:
-        dx, z = _terms(part, part_grad, out, mean, root, scale, (first, second))
+        dx, z, product = _terms(part, part_grad, out, mean, root, scale)
+        first += product.sum(dims, keepdim=True)
+        second += (product * z).sum(dims, keepdim=True)
         if walk:
-            del dx, z  # before the next segment needs their like
-    first.mul_(root).mul_(-2 / n)
-    second.mul_(root).mul_(-8 / less_one)
+            if dx is out:
+                dx.addcmul_(product, root, value=2)
+            del dx, z, product  # before the next segment needs their like
+    first.mul_(-1 / n)
+    second.mul_(-4 / less_one)
     for part, part_grad, out in segments:
         if walk and out.dtype == mean.dtype:
-            dx, z = out, (part - mean).mul_(root)
-        elif walk:
-            dx, z = _terms(part, part_grad, out, mean, root, scale)
-        dx.addcmul_(z, second).add_(first)
+            z = part - mean
+            dx, product = out, torch.addcmul(first, z, second * root, out=z)
+        else:
+            if walk:
+                dx, z, product = _terms(part, part_grad, out, mean, root, scale)
+            product.addcmul_(z, second).add_(first)
+        dx.addcmul_(product, root, value=2)
         if keep != 0.0:
             dx.add_(part_grad, alpha=keep)
         if dx is not out:
             out.copy_(dx)
-        del dx, z
+        del dx, z, product
 
 
 def _terms(
-    x: Tensor,
-    grad: Tensor,
-    result: Tensor,
-    mean: Tensor,
-    root: Tensor,
-    scale: float,
-    sums: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return g scale s + 2 r h z, in `result` if its dtype allows, and z; add those of h z and h z^2 to `sums`."""
+    x: Tensor, grad: Tensor, result: Tensor, mean: Tensor, root: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return g s, z and h z, first and last with the factor `scale`; the first is in `result` if its dtype allows."""
     wide = widen(x)
     # One copy is cheaper than several passes over two layouts.
     wide_grad = widen(grad) if grad.stride() == x.stride() else torch.empty_like(wide).copy_(grad)
     z = (wide - mean).mul_(root)
     s = torch.addcmul(z.new_full((), 0.5), z, z).sigmoid_()
-    dx = _product(wide_grad, s, scale, result if result.dtype == wide.dtype else wide_grad)
-    product = torch.addcmul(dx, dx, s, value=-1, out=s).mul_(wide).mul_(z)  # g s (1 - s) x z
-    del wide, wide_grad, s
-    if sums is not None:
-        dims = _spatial(x)
-        sums[0].add_(product.sum(dims, keepdim=True))
-        sums[1].add_((product * z).sum(dims, keepdim=True))
-    return dx.addcmul_(product, root, value=2), z
+    gated = _product(wide_grad, s, scale, result if result.dtype == wide.dtype else wide_grad)
+    product = torch.addcmul(gated, gated, s, value=-1, out=s).mul_(wide).mul_(z)  # g s (1 - s) x z
+    return gated, z, product
