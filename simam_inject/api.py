@@ -28,7 +28,7 @@ from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.recipe import Recipe, RecipeLike, load_recipe
 from simam_inject.subjects import check_subject
-from simam_inject.verification import bypassed, check_model, tensor_marks
+from simam_inject.verification import SAME_WAY, bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -71,13 +71,27 @@ def inject(
         >>> len(injected(model))
         8
     """
-    if not 0.0 <= strength <= 1.0:
+    given: Any = strength
+    if not isinstance(given, (int, float)) or not 0.0 <= given <= 1.0:
         raise RecipeError(f"strength is {strength!r}; it lies between 0 (the identity) and 1 (SimAM)")
+    if attention is not None and not callable(attention):
+        raise ModelError(f"attention is a {type(attention).__name__}; give a function that makes a module of channels")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
-    planned = _plan(model, resolved, example_inputs, strength, attention)
+    try:
+        return _inject(model, _plan(model, resolved, example_inputs, strength, attention), verify, attention)
+    except _OtherWay:  # it looks at what a recording without values does not have, and goes on without an error
+        planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
+        return _inject(model, planned, verify, attention)
+
+
+class _OtherWay(VerificationError):
+    """The model's forward runs other modules than its recording did."""
+
+
+def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int], nn.Module] | None) -> ModelT:
     if planned.is_done:
         count = sum(skip.reason == PRESENT for skip in planned.skips)
-        warnings.warn(f"nothing to inject: all {count} sites have SimAM already", stacklevel=2)
+        warnings.warn(f"nothing to inject: all {count} sites have SimAM already", stacklevel=3)
         return model
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
@@ -87,15 +101,20 @@ def inject(
     planned.apply()
     if not verify:
         return model
+    recording = planned.flow.recording
     try:
-        found = check_model(network, planned.flow.example, marks, has_parameters=attention is not None)
+        found = check_model(
+            network, planned.flow.example, marks, has_parameters=attention is not None, recorded=set(+recording.calls)
+        )
     except BaseException:
         _go_back(model, before)
         raise
     if not found.ok:
         _go_back(model, before)
-        failed = "; ".join(f"{check.name}: {check.detail}" for check in found.checks if check.ok is False)
-        raise VerificationError(f"verification failed, the model is as it was. {failed}")
+        failed = [check for check in found.checks if check.ok is False]
+        error = _OtherWay if failed[0].name == SAME_WAY else VerificationError
+        details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        raise error(f"verification failed, the model is as it was. {details}")
     return model
 
 
@@ -216,11 +235,13 @@ def _plan(
     example_inputs: Any,
     strength: float = 1.0,
     attention: Callable[[int], nn.Module] | None = None,
+    *,
+    with_values: bool = False,
 ) -> Plan:
     network = network_of(model)
     check_subject(network)
     present = injected(network)
-    flow = survey_model(network, example_of(network, example_inputs), detach)
+    flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
     modules = {path: id(module) for path, module in _own_modules(network)}
 
@@ -258,7 +279,8 @@ def _apply(
         sites.append(record_of(one.insertion, one.witness, one.expression))
         settings.append((float(strength), 1.0))
     recipes = [*(presence.recipes if presence is not None else []), planned.recipe.to_dict()]
-    attach(network, sites, recipes=recipes, example=shapes_of(flow.example), settings=settings, factory=attention)
+    example = shapes_of(flow.example)
+    attach(network, sites, recipes=recipes, example=example, settings=settings, factory=attention, keep=True)
 
 
 def _remember(model: nn.Module) -> None:
@@ -281,7 +303,7 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
         return
     sites: list[SiteRecord] = [entry.site for entry in there]
     recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings)
+    attach(network, sites, recipes=recipes, example=example, settings=settings, keep=True)
     _remember(model)
 
 

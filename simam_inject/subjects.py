@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.nn.parameter import is_lazy
 
 from simam_inject.errors import ModelError
@@ -36,6 +38,10 @@ def check_subject(model: object) -> None:
         )
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
         raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
+    if not runs_hooks(model):
+        raise ModelError(
+            f"{type(model).__name__} has a __call__ of its own, so that hooks on it do not run: rename it forward"
+        )
     lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
     if lazy is not None:
         raise ModelError(f"{lazy} of this model has no shape yet (a lazy module): run one forward first, then inject")
@@ -45,6 +51,17 @@ def check_subject(model: object) -> None:
             f"this model is on the meta device ({on_meta}): give it real tensors first (model.to_empty(device=...)), "
             "then inject"
         )
+
+
+def runs_hooks(module: nn.Module) -> bool:
+    """Calling the module goes through `nn.Module.__call__`, which runs its hooks."""
+    return type(module).__call__ is nn.Module.__call__ or isinstance(module, fx.GraphModule)
+
+
+def is_taken(module: nn.Module, name: str) -> bool:
+    """The module has an attribute of this name; `__getattr__` is not asked, which may answer to any."""
+    own = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
+    return name in own or inspect.getattr_static(type(module), name, None) is not None
 
 
 def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:

@@ -22,7 +22,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from simam_inject.dataflow.axes import input_layout, layout_after
+from simam_inject.dataflow.axes import NOWHERE, layout_after
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.graphs import add_input, add_node, known_node
 from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
@@ -72,8 +72,16 @@ class Recorder(TorchFunctionMode):
         self._start(with_graphs=with_graphs)
         args, kwargs = example.fresh(convert)
         with torch.inference_mode(False), torch.no_grad(), self:
-            self.model(*args, **kwargs)
+            result = self.model(*args, **kwargs)
+        del args, kwargs, result
+        # What is alive now stands in a list or an attribute, for whoever reads it after the forward.
+        held = [value for tensor, value in self.known.values() if tensor() is not None and value.made != NEVER]
+        self.recording.results += [value for value in held if value not in self.recording.results]
         return self.recording
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        """Itself: a forward that copies one of its modules copies the hooks on it."""
+        return self
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -110,7 +118,7 @@ class Recorder(TorchFunctionMode):
         """A tensor that was there before: a parameter, a buffer, a cached table."""
         value = self.value_of(tensor)
         if value is None:
-            value = self.new_value(tensor, input_layout(tensor.dim()))
+            value = self.new_value(tensor, NOWHERE)
             value.made = NEVER
         return value
 
@@ -318,7 +326,8 @@ class Recorder(TorchFunctionMode):
                 return output
             self.tick = frame.end = next(self.ticks)
             parent = self.frame = frame.parent
-            given = [tensor for _, tensor in tensors_in(frame.given)]
+            arguments, frame.given = frame.given, ((), {})
+            given = [tensor for _, tensor in tensors_in(arguments)]
             returned = [tensor for _, tensor in tensors_in(output)]
             if any(tensor is one for tensor in returned for one in given):
                 output = with_aliases(output, given)
@@ -327,7 +336,7 @@ class Recorder(TorchFunctionMode):
                 value = self.value_of(tensor)
                 if value is None:
                     source = sources.get(id(before))
-                    value = self.new_value(tensor, source.layout if source else input_layout(tensor.dim()))
+                    value = self.new_value(tensor, source.layout if source else NOWHERE)
                     if source is not None and frame.is_scope:
                         value.kind, value.inputs = "alias", (source,)
                 value.returns.append((frame, keys))
@@ -340,10 +349,10 @@ class Recorder(TorchFunctionMode):
                 self.recording.results = [value for _, value in frame.outputs]
                 self._finish_block(frame)
             else:
-                self._enter_call(parent, frame)
+                self._enter_call(parent, frame, arguments)
             return output
 
-    def _enter_call(self, parent: Frame, frame: Frame) -> None:
+    def _enter_call(self, parent: Frame, frame: Frame, arguments: tuple[Any, Any]) -> None:
         """The call as a leaf of its caller's graph."""
         name = self.names.inside(parent, frame.module)
         if frame.is_scope:
@@ -358,7 +367,7 @@ class Recorder(TorchFunctionMode):
                 value.reads.append(Read(frame.start, path))
         frame.name = path
         if parent.graph is not None:
-            node = self._node(parent, "call_module", name, frame.given, frame.outputs, path)
+            node = self._node(parent, "call_module", name, arguments, frame.outputs, path)
             kind = "block" if frame.is_scope else module_kind(frame.module)
             node.meta |= {"kind": kind, "frame": frame, "source": source_position(parent.module)}
 

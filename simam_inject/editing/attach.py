@@ -29,6 +29,7 @@ from simam_inject.editing.records import insertion_of, seen_from
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
 from simam_inject.planning.records import Insertion
+from simam_inject.subjects import is_taken
 
 Factory = Callable[[int], nn.Module]
 """Makes an attention module for a number of channels."""
@@ -74,6 +75,7 @@ def attach(
     example: dict[str, Any] | None = None,
     settings: Sequence[tuple[float, float]] | None = None,
     factory: Factory | None = None,
+    keep: bool = False,
 ) -> None:
     """Make these the sites of a model, instead of those that it has; on any failure it is as it was.
 
@@ -84,14 +86,16 @@ def attach(
         example: shapes of the example's arguments, kept for `verify`.
         settings: strength and gain of each site; 1 and 1 without.
         factory: makes another attention module than SimAM.
+        keep: where a SimAM stands already it stays, with its attributes and hooks.
 
     Raises:
         ModelError: a holder is missing, or cannot hold a SimAM.
     """
+    there = {(entry.path, entry.site["child"]): entry.attention for entry in attended_in(model)} if keep else {}
     before = _take_out(model)
     added: list[tuple[nn.Module, str]] = []
     try:
-        _put_in(model, sites, recipes, example, settings, factory, added)
+        _put_in(model, sites, recipes, example, settings, factory, there, added)
     except BaseException:
         _take_out(model)
         for module, child in added:
@@ -115,6 +119,7 @@ def _put_in(
     example: dict[str, Any] | None,
     settings: Sequence[tuple[float, float]] | None,
     factory: Factory | None,
+    there: dict[tuple[str, str], nn.Module | None],
     added: list[tuple[nn.Module, str]],
 ) -> None:
     holders: dict[tuple[str, str], list[SiteRecord]] = {}
@@ -126,13 +131,13 @@ def _put_in(
             raise ModelError(
                 f"the model has no module {path!r}, which should hold the SimAM at {site['path']}"
             ) from None
-        if site["child"] in module._modules or hasattr(module, site["child"]):
+        if is_taken(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
         added.append((module, site["child"]))
-        module._modules[site["child"]] = _attention(
-            module, model, site, settings[place] if settings else (1.0, 1.0), factory
-        )
+        setting = settings[place] if settings else (1.0, 1.0)
+        found = there.get((path, site["child"]))
+        module._modules[site["child"]] = found or _attention(module, model, site, setting, factory)
         kind = site["edit"]["kind"]
         if kind == "rewritten":
             kind += f" {(site['expression'] or {}).get('method')}"
@@ -142,7 +147,9 @@ def _put_in(
         placed.append((path, _add_hook(model.get_submodule(path), kind, here)))
     if placed:
         witnesses = [(site["witness"], site["path"]) for site in sites if site["witness"]]
-        set_presence(model, Presence(placed, witnesses, recipes, example))
+        presence = Presence(placed, witnesses, recipes, example)
+        presence.note_containers(model)
+        set_presence(model, presence)
 
 
 def _check_class(module: nn.Module, site: SiteRecord) -> None:
@@ -191,7 +198,7 @@ def _add_hook(module: nn.Module, kind: str, sites: list[SiteRecord]) -> Any:
 
 def _parameter_names(module: nn.Module) -> list[str]:
     try:
-        return list(inspect.signature(type(module).forward).parameters)[1:]
+        return list(inspect.signature(module.forward).parameters)
     except (TypeError, ValueError):
         return []
 
@@ -199,6 +206,8 @@ def _parameter_names(module: nn.Module) -> list[str]:
 def _take_out(model: nn.Module) -> Callable[[], None]:
     """Take all out; returns a function that puts it back, the very same modules and hooks."""
     undo: list[Callable[[], None]] = []
+    lost: dict[int, set[str]] = {}
+    """Names of SimAMs whose hooks another tool has dropped, by `id` of their module."""
     for module in list(model.modules()):
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -206,16 +215,14 @@ def _take_out(model: nn.Module) -> Callable[[], None]:
         if presence is not None:
             set_presence(module, None)
             undo.append(partial(set_presence, module, presence))
+            for holder, name in presence.children(module):
+                lost.setdefault(id(holder), set()).add(name)
         output, given, methods = output_hook(module), input_hook(module), rewritten_methods(module)
-        if output is None and given is None and not methods:
+        names = {site["child"] for hook in (output, given, *methods) if hook is not None for site in hook.sites}
+        names |= lost.get(id(module), set())
+        children = {name: module._modules[name] for name in names if name in module._modules}
+        if output is None and given is None and not methods and not children:
             continue
-        children = {
-            site["child"]: module._modules[site["child"]]
-            for hook in (output, given, *methods)
-            if hook is not None
-            for site in hook.sites
-            if site["child"] in module._modules
-        }
         remove_hooks(module)
         for method in methods:
             del module.__dict__[method.method]

@@ -34,6 +34,12 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
                 f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), and got a "
                 f"tensor of shape {tuple(x.shape)}; give inputs with a batch dimension, or inject with such an example"
             )
+        channels = site["shape"][site["channel_dim"]]
+        if x.shape[site["channel_dim"]] != channels and channels in x.shape[1:]:
+            raise ModelError(
+                f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, and got a tensor of "
+                f"shape {tuple(x.shape)}, whose channels are elsewhere; {ADVICE}"
+            )
     elif x is None or isinstance(x, (list, tuple, dict)):
         raise ModelError(f"SimAM at {site['path']} was planned for a tensor, and got a {type(x).__name__}; {ADVICE}")
     if site["channel_dim"] == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial

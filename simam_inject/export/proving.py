@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from simam_inject.attention import SimAM
 from simam_inject.attention.functional import LARGEST, SMALLEST
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.twin import same_surroundings, set_mode, to_clone, twin_of
+from simam_inject.dataflow.surroundings import same_surroundings
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
 from simam_inject.export.gates import Graph, find_gates
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, Gate, LostSiteError

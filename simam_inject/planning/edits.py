@@ -1,14 +1,15 @@
 """From a value to the lightest exact edit: the output of a module, the input of one, or one expression of a forward.
 
-A hook is exact whatever the forward's Python does. It needs a module that returns the value (or that alone reads it),
-and that runs once for each time the value is computed.
+A hook needs a module that returns the value (or that alone reads it), and that runs once for each time the value is
+computed. Where the value is one that a forward computes inside, the source has to show that the module always returns
+or reads it, whatever flags, sizes and modes decide; otherwise the expression itself is wrapped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import fx, nn
 
 from simam_inject.dataflow.kinds import module_kind
 from simam_inject.dataflow.records import Site
@@ -16,7 +17,7 @@ from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
-from simam_inject.source import Expression, find_expression, mentioned_by_forward
+from simam_inject.source import Expression, always_passes, always_returns, find_expression, mentioned_by_forward
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
@@ -44,20 +45,57 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
     if isinstance(found, str):
         return found
-    return Resolved(found.edit, _witness(flow, value, found.edit), found.expression, _note(flow, found.edit))
+    note = "; ".join(filter(None, [found.note, _note(flow, found.edit)]))
+    return Resolved(found.edit, _witness(flow, value, found.edit), found.expression, note)
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     output = _output(flow, site, value)
-    if isinstance(output, Output):
+    if isinstance(output, Output) and _is_always(flow, site, output):
         return Resolved(output)
     given = _input(flow, site, value, None)
-    if isinstance(given, Input):
+    if isinstance(given, Input) and _is_always(flow, site, given):
         return Resolved(given)
     rewritten = _rewritten(flow, site, value)
     if isinstance(rewritten, Resolved):
         return rewritten
+    for edit in (output, given):
+        if not isinstance(edit, str):
+            does = "returns" if isinstance(edit, Output) else "alone reads"
+            note = f"{edit.module or 'the model'} {does} this value in the example; whether it always does is not known"
+            return Resolved(edit, note=note)
     return f"{output or given or 'no module returns it or alone reads it'}; {rewritten}{_nearest(flow, site)}"
+
+
+def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
+    """The hook meets the value of the site whatever the forward's Python decides: flags, modes and sizes change."""
+    named = site.path.partition(":")[0]
+    owner = flow.recording.modules.get(site.scope)
+    if site.kind == "input" or (isinstance(edit, Output) and edit.module == named.partition("[")[0]):
+        return True
+    if isinstance(flow.recording.modules.get(named), _CONTAINERS) or isinstance(owner, _CONTAINERS):
+        return True
+    expression = _expression(flow, site.path)
+    if owner is None or expression is None:
+        return False
+    if isinstance(edit, Output):
+        return edit.module == site.scope and always_returns(type(owner), expression)
+    call = _expression(flow, edit.module)
+    return (
+        call is not None
+        and edit.module.rpartition(".")[0] == site.scope
+        and always_passes(type(owner), expression, call)
+    )
+
+
+def _expression(flow: Dataflow, path: str) -> Expression | None:
+    """Where in the source of its scope's forward the value at a path is computed."""
+    node = flow.recording.nodes.get(path)
+    source = None if node is None else node.meta.get("source")
+    if node is None or source is None:
+        return None
+    found = find_expression(flow.recording.modules[node.meta["scope"]], *source)
+    return None if isinstance(found, str) else found
 
 
 def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
@@ -131,6 +169,8 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
     name = frame.path or "the model"
     if isinstance(module, _CONTAINERS):
         return f"{name} is a {type(module).__name__}, whose children all run"
+    if isinstance(module, fx.GraphModule) and not frame.path:
+        return "the model is a torch.fx.GraphModule, whose copies lose its hooks"
     if lists_its_children(module):
         return f"{name} goes through its children by itself, and a SimAM among them would run as one"
     if len(keys) > 1:

@@ -12,6 +12,7 @@ from simam_inject.matching import Hit, Matches, idle_exclude, unmatched_message,
 from simam_inject.planning.edits import Resolved, resolve
 from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten, Skip
 from simam_inject.recipe import Recipe
+from simam_inject.subjects import is_taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +162,7 @@ def _free_name(flow: Dataflow, holder: str, name: str, names: set[str]) -> str:
     module = flow.recording.modules[holder]
     prefix = f"{holder}." if holder else ""
     free, count = name, 1
-    while hasattr(module, free) or f"{prefix}{free}" in names:
+    while is_taken(module, free) or f"{prefix}{free}" in names:
         count += 1
         free = f"{name}_{count}"
     return f"{prefix}{free}"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -33,17 +35,30 @@ def tensor_marks(model: nn.Module) -> Marks:
 def bypassed(model: nn.Module) -> Iterator[None]:
     """Every SimAM of the model is the identity inside, and as it was afterwards."""
     modules = [entry.attention for entry in attended_in(model)]
-    before = [(module, module.bypassed) for module in modules if isinstance(module, SimAM)]
+    attentions = [module for module in modules if isinstance(module, SimAM)]
     others = [_as_identity(module) for module in modules if module is not None and not isinstance(module, SimAM)]
-    try:
-        for module, _ in before:
+    with _LOCK:
+        for module in attentions:
+            count, before = _BYPASSES.get(module, (0, module.bypassed))
+            _BYPASSES[module] = count + 1, before
             module.bypassed = True
+    try:
         yield
     finally:
-        for module, was_bypassed in before:
-            module.bypassed = was_bypassed
+        with _LOCK:
+            for module in attentions:
+                count, before = _BYPASSES.pop(module)
+                if count > 1:
+                    _BYPASSES[module] = count - 1, before
+                else:
+                    module.bypassed = before
         for handle in others:
             handle.remove()
+
+
+_BYPASSES: WeakKeyDictionary[SimAM, tuple[int, bool]] = WeakKeyDictionary()
+"""How many `bypassed` a SimAM is inside of, in all threads, and whether it was bypassed before the first."""
+_LOCK = threading.Lock()
 
 
 def _as_identity(module: nn.Module) -> Any:

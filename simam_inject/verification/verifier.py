@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, copied
-from simam_inject.dataflow.twin import same_surroundings, to_clone, twin_of
+from simam_inject.dataflow.surroundings import same_surroundings
+from simam_inject.dataflow.survey import cannot_run
+from simam_inject.dataflow.twin import modules_with_python_forward, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, detach
 from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
@@ -27,24 +30,31 @@ from simam_inject.verification.runs import SEED, Marks, Run, bypassed, dtype_of,
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest distance between live and oracle outputs, relative to the oracle's largest value."""
+SAME_WAY = "the example forward runs the modules that were recorded"
 _KEYS = "state_dict keys and parameters unchanged"
 
 
 def check_model(
-    model: nn.Module, example: Example, before: Marks | None = None, *, has_parameters: bool = False
+    model: nn.Module,
+    example: Example,
+    before: Marks | None = None,
+    *,
+    has_parameters: bool = False,
+    recorded: set[str] | None = None,
 ) -> Verification:
     """Run every check on an injected model, which is left as found.
 
     Args:
         before: `tensor_marks` from before the injection, where they are known.
         has_parameters: the attention has parameters of its own (see `inject`'s `attention`).
+        recorded: paths of the modules that ran when the model was planned on this example.
     """
     sites = list(attended_in(model))
     planned = _as_planned(model, sites)
     if planned.ok is False:
         return Verification((planned,))
     with same_surroundings(model):
-        checks = _Checks(model, sites, example)
+        checks = _Checks(model, sites, example, recorded)
         return Verification((planned, _same_tensors(model, sites, before, has_parameters), *checks.all()))
 
 
@@ -101,8 +111,9 @@ def _same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None,
 
 
 class _Checks:
-    def __init__(self, model: nn.Module, sites: list[Attended], example: Example) -> None:
+    def __init__(self, model: nn.Module, sites: list[Attended], example: Example, recorded: set[str] | None) -> None:
         self.model = model
+        self.recorded = recorded
         self.sites = sites
         self.example = example
         self.oracle = Oracle(sites)
@@ -118,8 +129,19 @@ class _Checks:
     def all(self) -> list[Check]:
         """Every check that runs the model."""
         shapes: Shapes = {}
-        with self.oracle.noting_shapes(stock := self._stock(to_clone), shapes):
-            plain = run(stock, self.example, training=False)
+        stock = self._stock(to_clone)
+        ran: set[str] = set()
+        for path, module in modules_with_python_forward(stock):
+            module.register_forward_pre_hook(partial(_enter, ran, path))
+        try:
+            with self.oracle.noting_shapes(stock, shapes):
+                plain = run(stock, self.example, training=False)
+        except Exception as error:
+            raise cannot_run(self.model, self.example, error) from error
+        if self.recorded is not None and ran != self.recorded:
+            first = min(ran ^ self.recorded)
+            does = ("runs", "did not") if first in ran else ("does not run", "did")
+            return [Check(SAME_WAY, False, f"{first} {does[0]}, and {does[1]} while the model was recorded")]
         self.names = self.oracle.names
         checks = [self._bypassed(plain), self._live(plain)]
         small, size, pair = self._small_pair(shapes)
@@ -207,10 +229,10 @@ class _Checks:
             if spatial is None:
                 spatial = tuple(range(2, x.dim())) if site["channel_dim"] == 1 else tuple(range(1, x.dim() - 1))
             wanted = formula(x, site["e_lambda"], spatial, 1.0, attention.gain)
-            error = float(
-                (output.detach().double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp_min(1e-12)
-            )
-            if not error <= _LOCAL.get(x.dtype, 2e-2):
+            error = relative_distance(output, wanted)
+            if isinstance(error, str):
+                self.wrong.append(f"{site['path']} {error} than the formula")
+            elif not error <= _LOCAL.get(x.dtype, 2e-2):
                 self.wrong.append(f"{site['path']} differs from the formula by {error:.2g} of its largest value")
 
         return watch
@@ -313,6 +335,10 @@ def _noting(shapes: list[tuple[int, ...]]) -> Callable[..., None]:
         shapes.append(tuple(output.shape))
 
     return note
+
+
+def _enter(ran: set[str], path: str, _module: nn.Module, _args: Any) -> None:
+    ran.add(path)
 
 
 def _counting(counts: Counter[int], place: int) -> Callable[..., None]:

@@ -57,7 +57,9 @@ def prune_presence(network: nn.Module) -> None:
     holders = [(".".join(path), hook) for path, hook in presence.holders if not _is_dropped(network, path)]
     witnesses = [(".".join(path), site) for path, site in presence.witnesses if not _is_dropped(network, path)]
     if len(holders) < len(presence.holders):
-        set_presence(network, Presence(holders, witnesses, presence.recipes, presence.example))
+        pruned = Presence(holders, witnesses, presence.recipes, presence.example)
+        pruned.note_containers(network)
+        set_presence(network, pruned)
 
 
 def _is_dropped(network: nn.Module, path: tuple[str, ...]) -> bool:
