@@ -52,42 +52,68 @@ CONTIGUOUS = laid((256, 64, 4096), (64 * 4096, 4096, 1))
 CHANNELS_LAST = laid((256, 64, 64), (64 * 64, 1, 64))
 
 
-def compiled(kernel, flat, room):
-    """`kernel` as PTX and as machine code of an H100, for bfloat16 maps like this one. No device is needed."""
+def compiled(kernel, flat, room, saves=True):
+    """`kernel` as PTX and as machine code of an H100, for bfloat16 maps like this one. No device is needed.
+
+    As at a launch, an integer of 1 is a constant, and one that 16 divides is known to be that.
+    """
     _, tile = kernels.choose(flat, room)
-    signature, given, attributes = {}, {}, {}
+    signature, constants, attributes = {}, {}, {}
+
+    def integer(value, *place):
+        if value == 1:
+            constants[place] = 1
+            return "constexpr"
+        if value % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32"
+
     for index, name in enumerate(kernel.arg_names):
-        if name.endswith("_ptr"):
+        if name in tile or (name in {"mean_ptr", "a_ptr"} and not saves):
+            signature[name] = "constexpr"
+            constants[(index,)] = tile.get(name)
+        elif name.endswith("_ptr"):
             signature[name] = "*fp32" if name in {"mean_ptr", "a_ptr"} else "*bf16"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif name.endswith("_strides"):
-            signature[name] = tuple("constexpr" if stride == 1 else "i32" for stride in flat.stride())
-            for place, stride in enumerate(flat.stride()):
-                if stride == 1:
-                    given[(index, place)] = 1
-                else:
-                    attributes[(index, place)] = [["tt.divisibility", 16]]
-        elif name in tile:
-            signature[name] = "constexpr"
-            given[(index,)] = tile[name]
-        elif name in {"e_lambda", "keep", "scale"}:
-            signature[name] = "fp32"
+            signature[name] = tuple(integer(stride, index, place) for place, stride in enumerate(flat.stride()))
+        elif name in {"channels", "positions"}:
+            signature[name] = integer(flat.shape[1 if name == "channels" else 2], index)
         else:
-            signature[name] = "i32"
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = triton.compiler.ASTSource(kernel, signature, given, attributes)
+            signature[name] = "fp32"
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
     return triton.compile(source, target=target, options={"num_warps": tile["num_warps"]}).asm
 
 
-@pytest.mark.parametrize("room", [16384, 512], ids=["whole", "walked"])
-@pytest.mark.parametrize("flat", [CONTIGUOUS, CHANNELS_LAST], ids=["contiguous", "channels last"])
-@pytest.mark.parametrize("kernel", [kernels._forward, kernels._backward], ids=["forward", "backward"])
-def test_kernels_compile_with_wide_loads_and_no_spills(kernel, flat, room, tmp_path, monkeypatch):
+@pytest.fixture
+def _compiler(tmp_path, monkeypatch):
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this triton cannot compile for NVIDIA")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    code = compiled(kernel, flat, room)
+
+
+KERNELS = pytest.mark.parametrize(
+    ("kernel", "saves"),
+    [(kernels._forward, False), (kernels._forward, True), (kernels._backward, True)],
+    ids=["inference", "forward", "backward"],
+)
+
+
+@KERNELS
+@pytest.mark.usefixtures("_compiler")
+@pytest.mark.parametrize("sizes", [(2, 1, 49), (2, 3, 1), (1, 1, 1)], ids=str)
+def test_kernels_compile_for_one_channel_and_one_position(kernel, saves, sizes):
+    flat = torch.empty(sizes, device="meta")
+    assert compiled(kernel, flat, 8192, saves)["cubin"]
+
+
+@pytest.mark.parametrize("room", [16384, 512], ids=["whole", "walked"])
+@pytest.mark.parametrize("flat", [CONTIGUOUS, CHANNELS_LAST], ids=["contiguous", "channels last"])
+@KERNELS
+@pytest.mark.usefixtures("_compiler")
+def test_kernels_compile_with_wide_loads_and_no_spills(kernel, saves, flat, room, tmp_path):
+    code = compiled(kernel, flat, room, saves)
     loads = re.findall(r"ld\.global\S*", code["ptx"])
     assert any(".v4.b32" in load for load in loads)
     assert not any(load.endswith(".b16") for load in loads)
