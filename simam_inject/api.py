@@ -77,8 +77,7 @@ def inject(
     if not isinstance(given, (int, float)) or not 0.0 <= given <= 1.0:
         raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
     if attention is not None and not callable(attention):
-        found = f"{attention!r:.80}"
-        raise ModelError(f"attention must be a function of the number of channels that returns a module; found {found}")
+        raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
     try:
         return _inject(model, _plan(model, resolved, example_inputs, strength, attention), verify, attention)
