@@ -156,4 +156,4 @@ def test_the_command_shows_a_table(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "x plain (quartiles)" in result.stdout
-    assert "1 site; for each batch the attention moves at least" in result.stdout
+    assert "1 site; per batch, the attention reads and writes at least" in result.stdout
