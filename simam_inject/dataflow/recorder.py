@@ -1,7 +1,7 @@
-"""Record one forward: who computes, returns and reads which tensor.
+"""Record one forward: which operation or module computes, returns and reads which tensor.
 
 A `TorchFunctionMode` (which belongs to one thread) sees every operation, and temporary hooks on a twin of the model see
-every module call. Tensors are told apart by identity, as Python variables are: where an operation or a module returns
+every module call. Tensors are identified by `id`: where an operation or a module returns
 one of its own inputs (in-place operations, `nn.Identity`), the forward gets another tensor object over the same memory.
 
 The result is one `torch.fx.Graph` for each module with children, which holds its first call: children are leaves,

@@ -1,4 +1,4 @@
-"""The pre-hook on the root that notices a lost edit: no SimAM disappears without an error.
+"""The pre-hook of the root that raises if an edit was lost.
 
 Other tools replace modules (`SyncBatchNorm.convert_sync_batchnorm`), fold norms (`fuse_modules`), fold branches
 (`reparameterize`) or clear hooks. Before every forward the root looks whether each holder still has its SimAM and its
@@ -103,7 +103,7 @@ class Presence:
             if place in self.behind and _children_behind(root, self.holders[place][0]) != self.behind[place]:
                 container = ".".join(self.holders[place][0][:-1])
                 raise ModelError(
-                    f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} does not attend its "
+                    f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} is no longer applied "
                     f"output any more; {ADVICE}"
                 )
             if isinstance(hook, RewrittenMethod):
@@ -222,7 +222,7 @@ def _lost(site: SiteRecord, why: str) -> str:
 
 
 def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
-    """Put back a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
+    """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
     if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
         return False
     if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled
@@ -238,7 +238,7 @@ def _rebind(module: nn.Module, hook: RewrittenMethod, *, is_root: bool) -> None:
     """A shallow copy of a module (as DataParallel makes) shares the method, which has to run on the copy."""
     bound = module.__dict__.get(hook.method)
     if not isinstance(bound, RewrittenMethod):
-        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was set to another function"))
+        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was replaced by another function"))
     if bound.owner is not module and is_root and hook.method == "forward":  # it was looked up before this check
         raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
     if bound.owner is not module:

@@ -1,4 +1,4 @@
-"""The checks. Every forward runs on a twin of the model, so the model, its buffers and its users notice nothing.
+"""The checks. Every forward runs on a twin, so the model and its buffers do not change.
 
 At the example's own size: bypassed equals stock, and each SimAM runs on the planned shape. At another size, in float64
 where the model allows it: live equals the oracle, in eval and in train mode, values and gradients.

@@ -73,8 +73,8 @@ def test_peers_stand_in_simams_places():
 @pytest.mark.parametrize(
     ("conditions", "against", "message"),
     [
-        (Conditions(), ("sae",), "there is no attention named 'sae' to compare with; known are se, eca, cbam, gc"),
-        (Conditions(dtype="fp8"), (), "there is no dtype named 'fp8'; known are fp32, bf16, fp16"),
+        (Conditions(), ("sae",), "unknown attention 'sae'; choose from se, eca, cbam, gc"),
+        (Conditions(dtype="fp8"), (), "unknown dtype 'fp8'; choose from fp32, bf16, fp16"),
     ],
 )
 def test_bad_conditions_are_one_message(conditions, against, message):
