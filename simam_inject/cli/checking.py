@@ -59,7 +59,9 @@ def _check_saved(file: Path, model: str | None, step: Step) -> Report:
 
     manifest = read(file)
     data = {**_as_dict(file, manifest), "verification": None}
-    more: list[RenderableType] = ["to verify it in its model: add --model MODEL"] if manifest.insertions else []
+    more: list[RenderableType] = (
+        ["to load it into its model and verify: add --model MODEL"] if manifest.insertions else []
+    )
     ok = bool(manifest.insertions)
     if model is not None and ok:
         from simam_inject.api import verify

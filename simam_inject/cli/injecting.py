@@ -157,7 +157,7 @@ def _next_steps(options: InjectOptions, planned: Planned, outcome: Outcome) -> I
     if output is None:
         yield "save: add --output FILE.safetensors"
     elif output.suffix == ".pt":
-        yield f"train: yolo train model={output} data=...; afterwards: simam-inject check best.pt"
+        yield f"train: yolo train model={output} data=..., then simam-inject check best.pt"
     elif proof := outcome.exported:
         yield f"{proof.path} has {proof.live} live sites; its output differs by {proof.difference:.1e} ({proof.form})"
     else:

@@ -94,7 +94,7 @@ class Options(ModelOptions):
     recipe: str | None = _place(
         "--recipe", "A shipped recipe or a YAML file", "NAME|FILE", autocompletion=complete_recipe
     )
-    exclude: list[str] | None = _place("--exclude", "Paths to leave out, e.g. 'layer1.*'; may be repeated", "GLOB")
+    exclude: list[str] | None = _place("--exclude", "Paths to exclude, e.g. 'layer1.*'; may be repeated", "GLOB")
     e_lambda: float | None = _place(
         "--e-lambda", "Lambda of every site, above 0; overrides the recipe", "F", parser=parse_number
     )
@@ -181,7 +181,7 @@ class CheckOptions(OutputOptions):
 class ShowOptions(OutputOptions):
     """Which file is shown."""
 
-    file: Path = argument("FILE.safetensors", "A file of ours")
+    file: Path = argument("FILE.safetensors", "A file written by simam_inject")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +196,7 @@ class ModelFileOptions:
     """Which model file, and where its recipe is written."""
 
     file: str = argument("FILE.yaml")
-    output: Path | None = _output("--output", "Write the recipe there", "FILE", parser=writable())
+    output: Path | None = _output("--output", "Output file", "FILE", parser=writable())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -233,7 +233,7 @@ class CompareOptions:
     ema: float = _train(
         "--ema", "Evaluate an exponential moving average of the weights with this decay", "F", default=0.0
     )
-    augment: bool = _train("--augment/--no-augment", "Random crops and mirrors", default=True)
+    augment: bool = _train("--augment/--no-augment", "Random crops and flips", default=True)
     amp: bool = _train("--amp/--no-amp", "Train with bfloat16 autocast", default=False)
     compile: bool = _train("--compile", "With torch.compile", default=False)
     loaders: int = _train("--loaders", "Data-loading processes per worker", "N", default=0)

@@ -17,7 +17,7 @@ def list_recipes(_options: None, _step: Step) -> Report:
     from simam_inject.recipe import load_recipe, shipped_recipes
     from simam_inject.reporting.formats import new_table
 
-    wrapped = [Column(name, overflow="fold") for name in ("what it is for", "rules")]
+    wrapped = [Column(name, overflow="fold") for name in ("description", "rules")]
     table = new_table(Column("recipe", no_wrap=True), *wrapped, Column("e_lambda", no_wrap=True))
     for recipe in map(load_recipe, shipped_recipes()):
         rules = "\n".join(rule.selector for rule in recipe.rules)

@@ -203,7 +203,7 @@ def _summary(plan: Plan, skips: Sequence[Skip], *, applied: bool, why: bool) -> 
     if near := len(skips) - skipped:
         shows = "" if why else f" (--why shows {'it' if near == 1 else 'them'})"
         counts.append(format_count(near, "near miss", "near misses") + shows)
-    moved = f"{format_bytes(bytes_per_image(plan))} moved per image (one read and one write of each map)"
+    moved = f"{format_bytes(bytes_per_image(plan))} memory traffic per image"
     return Text(", ".join(counts), style="bold").append(f"; parameters +0; {moved}", style="not bold")
 
 

@@ -1,4 +1,4 @@
-"""What can be named in a model: its block classes, what is inside them, and how to say it."""
+"""The sites of a model by block class, with what a rule can name inside, and suggested selectors."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def render_sites(anatomy: Anatomy, *, heading: str = "") -> RenderableType:
     classes = summarize(anatomy)
     parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
     parts += [_table(classes), *_obstacle_lines(classes), *_opaque_lines(anatomy)]
-    parts.append(Text("name a place with:", style="bold"))
+    parts.append(Text("select sites with:", style="bold"))
     parts.extend(Text(f"  {selector}") for selector in suggest(classes))
     return Group(*parts)
 
@@ -60,7 +60,7 @@ def _rows(classes: Sequence[Place]) -> Iterator[tuple[str, str, Place]]:
 
 
 def _table(classes: Sequence[Place]) -> Table:
-    rows = list(_rows(classes))
+    rows = [row for row in _rows(classes) if row[2].obstacle is None or row[2].kind == "block"]
     is_short = max((len(name) for name, _, _ in rows), default=0) <= WHOLE
     table = new_table(
         Column("block class, children", overflow="fold", no_wrap=is_short),
@@ -84,7 +84,7 @@ def _table(classes: Sequence[Place]) -> Table:
 
 
 def _obstacle_lines(classes: Sequence[Place]) -> Iterator[Text]:
-    """What cannot be attended, by reason."""
+    """What SimAM cannot be applied to, by reason; of these, only block classes have a row."""
     names: dict[str, list[str]] = {}
     for _, name, place in _rows(classes):
         if place.obstacle is not None:

@@ -19,7 +19,10 @@ def test_report_of_a_verified_injection(run):
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["blocks.0", "after", "8x16x16", "2", "output"] in lines
     assert ["blocks.1", "after", "8x16x16", "2", "output"] in lines
-    assert "2 sites inserted with e_lambda 0.0001, 0 skipped; parameters +0; 32.8 kB moved per image" in result.stdout
+    assert (
+        "2 sites inserted with e_lambda 0.0001, 0 skipped; parameters +0; 32.8 kB memory traffic per image"
+        in result.stdout
+    )
     assert [line for line in result.stdout.splitlines() if line.startswith("verified: ")] == ["verified: 7 checks"]
     assert "inject(model, 'after block', example_inputs=torch.rand(1, 3, 32, 32))" in result.stdout
     assert "weights as Net makes them" in result.stdout

@@ -112,7 +112,7 @@ def test_what_was_there_before_is_counted():
 
 
 def test_nothing_inserted_is_no_table():
-    assert render(make_plan(()))[0].startswith("0 sites inserted, 0 skipped; parameters +0; 0 B moved")
+    assert render(make_plan(()))[0].startswith("0 sites inserted, 0 skipped; parameters +0; 0 B memory traffic")
 
 
 def test_markup_in_a_path_is_only_text():
@@ -138,7 +138,7 @@ def test_a_long_plan_is_grouped_by_kind_of_block():
     expected = ["Block.body.*", "after", str(LONG), "32x16x16,", "64x8x8", "4,", "8", "output"]
     assert expected in [line.split() for line in lines]
     assert f"{LONG} sites by kind; --verbose shows each" in lines
-    assert len(render(many_blocks(), verbose=True)) == len(lines) - 2 + LONG
+    assert len(render(many_blocks(), width=80, verbose=True)) == len(lines) - 2 + LONG
 
 
 def test_bytes_are_per_image():
