@@ -247,6 +247,8 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     node = flow.recording.nodes.get(site.path)
+    if node is None and ":" in site.path:
+        return "it is one of several tensors that one operation returns"
     if node is None or "source" not in node.meta or "value" not in node.meta:
         return "it is not the result of one operation"
     source = node.meta["source"]
