@@ -247,10 +247,9 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     node = flow.recording.nodes.get(site.path)
-    if node is None and ":" in site.path:
-        return "it is one of several tensors that one operation returns"
     if node is None or "source" not in node.meta or "value" not in node.meta:
-        return "it is not the result of one operation"
+        is_entry = ":" in site.path
+        return "it is one of several tensors that one call returns" if is_entry else "no operation computes it"
     source = node.meta["source"]
     if source is None:
         return "the operation that computes it does not stand in a method of the module"

@@ -1,7 +1,7 @@
 """A site that is an operation follows its value, not the module that returned or read it in the example forward.
 
 Each case is the text of a block: `<<...>>` is the attended expression, and a line with `#@` stands in the oracle alone.
-The same text makes both classes, so that what is compared is where SimAM stands, whatever flags, sizes and modes decide.
+The same text makes both classes, so that only the place of SimAM is compared, whatever flags, sizes and modes decide.
 """
 
 import copy
@@ -57,7 +57,7 @@ def nets(tmp_path):
             path = tmp_path / f"block_{next(COUNT)}.py"
             path.write_text(HEAD.format(name="Block") + body)
             names = {"attend": attend, "__name__": path.stem}
-            exec(compile(path.read_text(), str(path), "exec"), names)
+            exec(compile(path.read_text(), str(path), "exec"), names)  # noqa: S102 - as a user's file is
             torch.manual_seed(4)
             made.append(Net(names["Block"]).double().eval())
         return made
@@ -363,5 +363,5 @@ def test_an_entry_of_an_operation_is_refused_with_a_true_reason(nets):
         a, b = torch.cat([self.c(x), x], 1).chunk(2, 1)
         return self.h(a) + a * b
 """)
-    with pytest.raises(NoMatchError, match=r"b\.chunk:0: .*it is one of several tensors that one operation returns"):
+    with pytest.raises(NoMatchError, match=r"b\.chunk:0: .*it is one of several tensors that one call returns"):
         inject(stock, recipe("chunk:0"), example_inputs=image())
