@@ -24,7 +24,7 @@ _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _FOREIGN = frozenset({"torch", "numpy", "logging", "threading", "typing", "collections", "re", "os", "sys", "builtins",
                       "abc", "functools", "enum", "simam_inject", "lightning", "pydantic"})  # fmt: skip
 """Libraries whose state no forward of a user's network is expected to change."""
-_DEPTH = 4
+_DEPTH = 8
 _MISSING = object()
 
 
@@ -57,13 +57,13 @@ class _Reachable:
             self.visit(kind, 0)
         for module in model.modules():
             for value in module.__dict__.values():
-                self._visit_functions(value)
+                self._visit_code(value)
 
-    def _visit_functions(self, value: Any) -> None:
-        """Functions that stand on a module, or in one of its tables of hooks."""
+    def _visit_code(self, value: Any) -> None:
+        """Functions that stand on a module, or in one of its tables of hooks; the classes of objects that do."""
         for item in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(item, (types.FunctionType, types.MethodType, partial, _lru_cache_wrapper)):
-                self.visit(item, 0)
+            is_code = isinstance(item, (types.FunctionType, types.MethodType, partial, _lru_cache_wrapper))
+            self.visit(item if is_code else type(item), 0)
 
     def visit(self, value: Any, depth: int) -> None:
         """Note one thing, and what can be reached from it."""
@@ -76,10 +76,12 @@ class _Reachable:
                 note(self, value, depth)
                 return
         if not _is_foreign(type(value)) and hasattr(value, "__dict__"):
+            self.visit(type(value), depth + 1)
             self._container(value.__dict__, depth + 1)
 
     def _wrapper(self, wrapper: Any, depth: int) -> None:
         self.visit(wrapper.__func__, depth)
+        self.visit(getattr(wrapper, "__self__", None), depth)  # of a bound method
 
     def _property(self, value: property, depth: int) -> None:
         for accessor in (value.fget, value.fset):
@@ -95,9 +97,11 @@ class _Reachable:
         self.visit(function.__wrapped__, depth)
 
     def _variable(self, variable: contextvars.ContextVar[Any], _depth: int) -> None:
-        before = variable.get(_MISSING)
-        if before is not _MISSING:
-            self.undo.append(partial(_set, variable, before))
+        try:
+            token = variable.set(variable.get())
+        except LookupError:  # it has no value, and no default
+            return
+        self.undo.append(lambda: variable.reset(token))
 
     def _function(self, function: types.FunctionType, depth: int) -> None:
         if _is_foreign(function):
@@ -178,10 +182,6 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
             yield from _names_in(const)
-
-
-def _set(variable: contextvars.ContextVar[Any], value: Any) -> None:
-    variable.set(value)
 
 
 def _put_back(names: dict[str, Any], name: str, value: Any) -> None:

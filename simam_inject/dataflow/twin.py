@@ -103,6 +103,8 @@ class _Copier:
             return value if twin is None else weakref.ref(twin)
         if kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or kind is object or hasattr(kind, "__del__"):
             return value
+        if _is_plain(kind):
+            return self._attributes(value)
         try:
             return copy.deepcopy(value, self.twins)
         except Exception:  # it holds a lock, a generator, an open file: these are shared, and the rest is not
@@ -180,6 +182,14 @@ def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
         if isinstance(content, types.FunctionType) and id(content) not in seen and _closes_over_state(content, seen):
             return True
     return False
+
+
+def _is_plain(kind: type) -> bool:
+    """Objects of the class consist of their attributes, and are copied as any object is."""
+    copies = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    is_usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in copies)
+    has_slots = any("__slots__" in vars(base) for base in kind.__mro__)
+    return is_usual and not has_slots and kind.__new__ is object.__new__
 
 
 def _names(slots: Any) -> tuple[str, ...]:
