@@ -103,7 +103,10 @@ class _Copier:
             return value if twin is None else weakref.ref(twin)
         if kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or kind is object or hasattr(kind, "__del__"):
             return value
-        if _is_plain(kind):
+        return self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        if _is_plain(type(value)):
             return self._attributes(value)
         try:
             return copy.deepcopy(value, self.twins)
@@ -189,7 +192,7 @@ def _is_plain(kind: type) -> bool:
     copies = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
     is_usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in copies)
     has_slots = any("__slots__" in vars(base) for base in kind.__mro__)
-    return is_usual and not has_slots and kind.__new__ is object.__new__
+    return is_usual and not has_slots and getattr(kind, "__new__", None) is getattr(object, "__new__", None)
 
 
 def _names(slots: Any) -> tuple[str, ...]:

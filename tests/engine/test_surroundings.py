@@ -1,6 +1,6 @@
 """Planning leaves no trace outside the model: globals, caches, class attributes, closures, what hooks and objects hold.
 
-`CACHES`: something that the first forward fills, with a tensor that the second one uses. `COUNTERS`: something that every
+`CACHES`: something that the first forward fills, with a tensor that the second one uses. `counters`: what every
 forward writes to. Both are as they were before `plan`, `inject` and `verify`, and the stock model runs afterwards.
 """
 
