@@ -26,6 +26,10 @@ _FOREIGN = frozenset({"torch", "numpy", "logging", "threading", "typing", "colle
 """Libraries whose state no forward of a user's network is expected to change."""
 _DEPTH = 8
 _MISSING = object()
+_ATOMS = (bool, int, float, complex, str, bytes, type(None))
+SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
+"""`id` of objects of numbers and names alone that globals or classes hold: a forward may compare by identity what its
+modules hold with them, so twins hold the very same ones."""
 
 
 @contextmanager
@@ -34,7 +38,9 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
+    token = SHARED.set(frozenset(reachable.shared))
     with ExitStack() as stack:
+        stack.callback(SHARED.reset, token)
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         try:
             yield
@@ -53,6 +59,7 @@ class _Reachable:
         self.seen = {id(module) for module in model.modules()}
         """What needs no look; the modules themselves have twins."""
         self.alive: list[Any] = []
+        self.shared: set[int] = set()
         for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
             self.visit(kind, 0)
         for module in model.modules():
@@ -78,6 +85,8 @@ class _Reachable:
         if not _is_foreign(type(value)) and hasattr(value, "__dict__"):
             self.visit(type(value), depth + 1)
             self._container(value.__dict__, depth + 1)
+            if all(isinstance(held, _ATOMS) for held in value.__dict__.values()):
+                self.shared.add(id(value))
 
     def _wrapper(self, wrapper: Any, depth: int) -> None:
         self.visit(wrapper.__func__, depth)

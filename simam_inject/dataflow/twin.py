@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.dataflow.surroundings import SHARED
+
 Convert = Callable[[torch.Tensor], torch.Tensor]
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType,
           types.ModuleType, torch.dtype, torch.device, torch.Size, range, slice)  # fmt: skip
@@ -101,7 +103,8 @@ class _Copier:
         if kind is weakref.ref:
             twin = self.twins.get(id(value()))
             return value if twin is None else weakref.ref(twin)
-        if kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or kind is object or hasattr(kind, "__del__"):
+        is_shared = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or id(value) in SHARED.get()
+        if is_shared or kind is object or hasattr(kind, "__del__"):
             return value
         return self._object(value)
 
