@@ -106,8 +106,9 @@ def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int
         found = check_model(
             network, planned.flow.example, marks, has_parameters=attention is not None, recorded=set(+recording.calls)
         )
-    except BaseException:
+    except BaseException as error:
         _go_back(model, before)
+        error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
     if not found.ok:
         _go_back(model, before)
