@@ -36,7 +36,7 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
             )
         channels, shape = site["shape"][site["channel_dim"]], x.shape
         is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
-        if not is_traced and shape[site["channel_dim"]] != channels and channels in shape[1:]:
+        if not is_traced and shape[site["channel_dim"]] != channels and channels in shape:
             raise ModelError(
                 f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, and got a tensor of "
                 f"shape {tuple(x.shape)}, whose channels are elsewhere; {ADVICE}"
