@@ -637,13 +637,6 @@ class Folded(Frames):
         return y.view(*x.shape[:2], *y.shape[1:]).amax(1)
 
 
-class Frames8(Frames):
-    """Of one size."""
-
-    def __init__(self):
-        super().__init__(pool=1)
-
-
 class Siamese(Frames):
     def forward(self, x, y):
         both = self.b(self.a(torch.cat([x, y])).relu())
@@ -655,7 +648,6 @@ class Siamese(Frames):
     [
         (Frames, [(2, 3, 3, 8, 8)], [(1, 4, 3, 8, 12)]),
         (Folded, [(2, 3, 3, 8, 8)], [(3, 2, 3, 12, 8)]),
-        (Frames8, [(2, 3, 3, 8, 8)], [(3, 2, 3, 8, 8)]),
         (Siamese, [(2, 3, 8, 8)] * 2, [(3, 3, 12, 8)] * 2),
     ],
 )
@@ -663,6 +655,11 @@ class Siamese(Frames):
 def test_maps_of_frames_and_views_are_feature_maps(factory, shapes, others, place):
     inputs, other = ([image(*shape, seed=seed) for seed, shape in enumerate(each)] for each in (shapes, others))
     hold(factory, {place: 1}, inputs, other)
+
+
+def test_frames_of_one_size_are_skipped_because_windows_look_the_same():
+    with pytest.raises(InjectError, match="grows by 3 for one sample more, so it holds windows, groups or frames"):
+        plan(build(lambda: Frames(pool=1)), after("a"), example_inputs=image(2, 3, 3, 8, 8))
 
 
 # The layout at a site changes later
