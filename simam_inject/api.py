@@ -113,9 +113,9 @@ def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int
     if not found.ok:
         _go_back(model, before)
         failed = [check for check in found.checks if check.ok is False]
-        error = _OtherWay if failed[0].name == SAME_WAY else VerificationError
+        kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
         details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-        raise error(f"verification failed, the model is as it was. {details}")
+        raise kind(f"verification failed, the model is as it was. {details}")
     return model
 
 

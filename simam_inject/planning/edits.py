@@ -169,8 +169,8 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
     name = frame.path or "the model"
     if isinstance(module, _CONTAINERS):
         return f"{name} is a {type(module).__name__}, whose children all run"
-    if isinstance(module, fx.GraphModule) and not frame.path:
-        return "the model is a torch.fx.GraphModule, whose copies lose its hooks"
+    if isinstance(module, fx.GraphModule):
+        return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks"
     if lists_its_children(module):
         return f"{name} goes through its children by itself, and a SimAM among them would run as one"
     if len(keys) > 1:
@@ -259,6 +259,8 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     owner = flow.recording.modules[site.scope]
     if isinstance(owner, _CONTAINERS) or lists_its_children(owner):
         return f"{site.scope or 'the model'} goes through its children by itself"
+    if isinstance(owner, fx.GraphModule):
+        return f"{site.scope or 'the model'} is a torch.fx.GraphModule, whose code is made anew in each copy"
     expression = find_expression(owner, *source)
     if isinstance(expression, str):
         return expression
