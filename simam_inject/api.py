@@ -138,9 +138,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 def eject(model: ModelT) -> ModelT:
     """Take every SimAM out again: the original modules and hooks, bit for bit. In place; returns the same object."""
     detach(network_of(model))
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.forget(model)
+    adapter_of(model).forget(model)
     return model
 
 
@@ -232,7 +230,7 @@ def _plan(
             raise ModelError("the model has changed since it was planned; plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
-        _remember(model)
+        adapter_of(model).remember(model)
         return model
 
     insertions = tuple(one.insertion for one in decision.planned)
@@ -261,12 +259,6 @@ def _apply(
     attach(network, sites, recipes=recipes, example=shapes_of(flow.example), settings=settings, factory=attention)
 
 
-def _remember(model: nn.Module) -> None:
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.remember(model)
-
-
 def _contents(network: nn.Module) -> tuple[list[Attended], list[tuple[float, float]], Any]:
     there = list(attended_in(network))
     return there, [(entry.insertion.strength, entry.insertion.gain) for entry in there], presence_of(network)
@@ -282,7 +274,7 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
     sites: list[SiteRecord] = [entry.site for entry in there]
     recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
     attach(network, sites, recipes=recipes, example=example, settings=settings)
-    _remember(model)
+    adapter_of(model).remember(model)
 
 
 def no_effect(planned: Plan) -> str:

@@ -100,9 +100,9 @@ def prove(
     if not source.is_file():
         raise ExportError(f"there is no file {str(source)!r}")
     form, varying = _form_of(source), parse_dynamic(dynamic)
-    network, adapter = _network(model), adapter_of(model)
+    network = _network(model)
     example = widened(example_of(network, example_inputs), varying)
-    for candidate in (network, *(adapter.deployed(model) if adapter is not None else ())):
+    for candidate in (network, *adapter_of(model).deployed(model)):
         try:
             return _prove(candidate, form, source, source, example, varying, tolerance, complete=False)
         except LostSiteError as error:

@@ -71,9 +71,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     manifest.set_strengths(network)
     if found.missing or found.unexpected:
         warnings.warn(f"{file}: left out, as strict=False allows:\n{found}", stacklevel=2)
-    adapter = adapter_of(model)
-    if adapter is not None and manifest.sites:
-        adapter.remember(model)
+    if manifest.sites:
+        adapter_of(model).remember(model)
     refresh(model)
     return model
 

@@ -39,7 +39,7 @@ def set_strength(model: nn.Module, value: float) -> None:
     strength = check_strength(value)
     for _, attention in simams_of(model):
         attention.strength = strength
-    remember(model)
+    adapter_of(model).remember(model)
 
 
 def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
@@ -56,14 +56,6 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
             raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain; SimAM has")
         raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
     return found
-
-
-def remember(model: nn.Module) -> None:
-    """Tell the library's own object, if the model is one, that SimAM is set to other numbers."""
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.remember(model)
-        adapter.refresh(model)
 
 
 class Ramp:

@@ -468,7 +468,7 @@ def _train_to_the_end_or_not(yolo, name: str) -> tuple[str, int]:
 def without_hooks() -> dict:
     """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
     from simam_inject import inject
-    from simam_inject.integrations import wrapping
+    from simam_inject.adapters import unwrap
     from simam_inject.integrations.ultralytics import networks, training
     from tests.yolo.oracle import RECIPE, live_sites
 
@@ -482,7 +482,7 @@ def without_hooks() -> dict:
         assert batches == 0
         lost = rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites"
         assert re.match(lost, message), message
-        wrapping.unwrap(training.Model)
+        unwrap(training.Model)
         message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
         assert not message
         assert batches > 0

@@ -15,7 +15,7 @@ from simam_inject import bypass, eject, inject, injected, plan, verify
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
-from simam_inject.integrations.ultralytics import fusing, networks, ramp, training
+from simam_inject.integrations.ultralytics import networks, ramp, training
 from simam_inject.integrations.ultralytics.record import has_record, read, recorded, write
 from simam_inject.persist.record import Record
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, live_sites
@@ -71,27 +71,31 @@ def test_fusion_keeps_a_site_that_folding_would_lose(recipe, image):
 @pytest.mark.parametrize("recipe", [INSIDE_REPCONV, INSIDE_REPVGG], ids=["RepConv", "RepVGGDW"])
 def test_without_the_shield_a_merged_branch_is_missed_by_the_presence_check(recipe, image, monkeypatch):
     network = injected_small(recipe, image)
-    monkeypatch.setattr(fusing, "must_stay", lambda module: False)
+    monkeypatch.setattr(networks, "must_stay", lambda module: False)
     with pytest.raises(ModelError, match=r"SimAM at model\.[12]\.conv1 was lost"):
         fused_difference(network, image)
 
 
 def test_without_the_shield_a_norm_folded_across_a_site_is_an_error(image, monkeypatch):
     network = injected_small(BETWEEN, image)
-    monkeypatch.setattr(fusing, "must_stay", lambda module: False)
+    monkeypatch.setattr(networks, "must_stay", lambda module: False)
     with pytest.raises(ModelError, match="was folded"):
         fused_difference(network, image)
 
 
-def test_a_shielded_block_runs_and_has_its_class_back_afterwards(image):
+def test_a_network_that_was_fused_lists_all_of_its_modules(image):
     network = injected_small(BETWEEN, image)
-    own, expected = type(network.model[0]), network.model[0](image)
-    with fusing.shielded(network):
-        assert not isinstance(network.model[0], own)
-        assert torch.equal(network.model[0](image), expected)
-        with fusing.shielded(network):  # fuse() asks is_fused()
-            assert torch.equal(network.model[0](image), expected)
-    assert type(network.model[0]) is own
+    kept, count = network.model[0], len(list(network.modules()))
+    with networks.shielded(network), networks.shielded(network):  # fuse() asks is_fused()
+        assert kept not in network.modules()
+        assert kept not in copy.deepcopy(network).modules()
+    assert kept in network.modules()
+    assert len(list(network.modules())) == count
+    assert (
+        network.__dict__.keys()
+        == copy.deepcopy(network).__dict__.keys()
+        == build().__dict__.keys() | {"simam_integration"}
+    )
 
 
 def test_two_threads_fuse_at_the_same_time(image):
@@ -322,7 +326,7 @@ class Trainer:
 
 
 def test_the_tripwire_looks_at_model_and_ema_through_wrappers(yolo):
-    tripwire = training.Tripwire(read(yolo.model).sites, "everywhere")
+    tripwire = training.Tripwire(read(yolo.model))
     stock = copy.deepcopy(yolo.model)
     eject(stock)
     tripwire(Trainer(nn.ModuleList([stock, yolo.model]), yolo.model))  # a student beside its teacher
