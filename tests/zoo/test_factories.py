@@ -78,10 +78,8 @@ def test_a_file_without_a_factory_lists_what_is_in_it(folder):
     (folder / "own_nets.py").write_text(f"{SOURCE}\nopen({str(marker)!r}, 'w')")
     with pytest.raises(ModelError) as caught:
         build("nets/own_nets.py")
-    listed = "make_net, make_late, make_yolo, make_text, make_nothing, fail, ready"
-    assert (
-        str(caught.value) == f"nets/own_nets.py: which model? It defines Net, {listed}. Write nets/own_nets.py:ready."
-    )
+    listed = "Net, ready, make_net, make_late, make_yolo, make_text, make_nothing, fail"
+    assert str(caught.value) == f"nets/own_nets.py: which model? It defines {listed}. Write nets/own_nets.py:fail."
     assert not marker.exists()
     with pytest.raises(ModelError, match="defines no function, class or model"):
         build("nets/parts.py")
@@ -149,9 +147,13 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
         (
             "nets/own_nets.py:make_wide",
             {},
-            "nets/own_nets.py:make_wide: the factory wants depth, width, and factories are called without arguments.",
+            "nets/own_nets.py:make_wide: the factory cannot be called without arguments: missing a",
         ),
-        ("nets/own_nets.py:Net", {"pretrained": True}, "nets/own_nets.py:Net: the factory takes no pretrained."),
+        (
+            "nets/own_nets.py:Net",
+            {"pretrained": True},
+            "nets/own_nets.py:Net: the factory cannot be called with pretrained: ",
+        ),
         (
             "nets/own_nets.py:ready",
             {"num_classes": 2},
