@@ -17,7 +17,7 @@ from benchmarks.measuring import Rotation, Times, geometric_mean, measure, shown
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import pass_gate
 from simam_inject import SimAM, simam
-from simam_inject.bench.memory import bytes_kept
+from simam_inject.bench.measuring import bytes_kept
 
 E_LAMBDA = 1e-4
 RATIOS = {

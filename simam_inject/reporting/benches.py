@@ -13,8 +13,8 @@ from rich.text import Text
 from simam_inject.reporting.formats import UNKNOWN, format_bytes
 
 if TYPE_CHECKING:
+    from simam_inject.bench.measuring import Quartiles
     from simam_inject.bench.run import Row
-    from simam_inject.bench.timing import Quartiles
 
 
 def render_bench(
