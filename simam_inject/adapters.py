@@ -136,11 +136,4 @@ def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     setattr(owner, name, wrapped)
 
 
-def unwrap(owner: Any) -> None:
-    """Give a class or module its own functions back."""
-    for name, value in list(vars(owner).items()):
-        if hasattr(value, _ORIGINAL):
-            setattr(owner, name, getattr(value, _ORIGINAL))
-
-
 torch.serialization.add_safe_globals([IntegrationMark])

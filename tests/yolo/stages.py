@@ -468,29 +468,24 @@ def _train_to_the_end_or_not(yolo, name: str) -> tuple[str, int]:
 def without_hooks() -> dict:
     """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
     from simam_inject import inject
-    from simam_inject.adapters import unwrap
-    from simam_inject.integrations.ultralytics import networks, training
-    from tests.yolo.oracle import RECIPE, live_sites
+    from simam_inject.integrations.ultralytics import training
+    from tests.yolo.oracle import RECIPE, library_as_it_is, live_sites
 
     def injected_yolo():
         return inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False)
 
     yolo, unwatched = injected_yolo(), injected_yolo()
-    networks.uninstall()
-    try:
+    with library_as_it_is():
         message, batches = _train_to_the_end_or_not(yolo, "unhooked")
         assert batches == 0
         lost = rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites"
         assert re.match(lost, message), message
-        unwrap(training.Model)
+    with library_as_it_is(training.Model):
         message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
         assert not message
         assert batches > 0
         assert live_sites(unwatched.model) <= BY_ACCIDENT
         assert "simam" in unwatched.model.yaml
-    finally:
-        networks.install()
-        training.install()
     return {}
 
 

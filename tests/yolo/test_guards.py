@@ -18,7 +18,7 @@ from simam_inject.integrations import ultralytics as adapter
 from simam_inject.integrations.ultralytics import networks, ramp, training
 from simam_inject.integrations.ultralytics.record import has_record, read, recorded, write
 from simam_inject.persist.record import Record
-from tests.yolo.oracle import RECIPE, SITES, give_statistics, live_sites
+from tests.yolo.oracle import RECIPE, SITES, give_statistics, library_as_it_is, live_sites
 
 SMALL = {
     "nc": 2,
@@ -169,13 +169,10 @@ def test_a_network_without_a_record_is_untouched(wide):
     torch.manual_seed(1)
     ours = tasks.DetectionModel("yolov8n.yaml", verbose=False)
     after = torch.rand(3)
-    networks.uninstall()
-    try:
+    with library_as_it_is():
         torch.manual_seed(1)
         theirs = tasks.DetectionModel("yolov8n.yaml", verbose=False)
         assert torch.equal(after, torch.rand(3))
-    finally:
-        networks.install()
     assert ours.yaml == theirs.yaml
     assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
@@ -344,13 +341,9 @@ def test_a_checkpoint_with_a_record_and_without_its_sites_warns_on_load(tmp_path
     yolo.save(file)
     with pytest.warns(UserWarning, match=r"records SimAM at 8 sites and lacks 8 of them, first model\.0\.conv"):
         YOLO(file)
-    networks.uninstall()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            YOLO(file)  # without the guard: nothing
-    finally:
-        networks.install()
+    with library_as_it_is(), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        YOLO(file)  # without the guard: nothing
 
 
 def test_an_intact_checkpoint_loads_without_a_warning(tmp_path, yolo):

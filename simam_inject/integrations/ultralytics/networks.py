@@ -22,7 +22,7 @@ from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
 from ultralytics.nn.modules.head import Detect
 
-from simam_inject.adapters import adapter_of, unwrap, wrap
+from simam_inject.adapters import adapter_of, wrap
 from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
@@ -35,25 +35,14 @@ from simam_inject.persist.record import Record
 
 def install() -> None:
     """Wrap the names, once for the process."""
-    for network_class in _subclasses(tasks.BaseModel):
+    classes = [kind for kind in vars(tasks).values() if isinstance(kind, type) and issubclass(kind, tasks.BaseModel)]
+    for network_class in classes:
         if "__init__" in vars(network_class):
             wrap(network_class, "__init__", _build)
     wrap(tasks.BaseModel, "load", _load)
     wrap(tasks.BaseModel, "fuse", _fuse)
     wrap(tasks.BaseModel, "is_fused", _fuse)
     wrap(tasks, "torch_safe_load", _read_checkpoint)
-
-
-def uninstall() -> None:
-    """Give the names back."""
-    for owner in (tasks, tasks.BaseModel, *_subclasses(tasks.BaseModel)):
-        unwrap(owner)
-
-
-def _subclasses(base: Any) -> Iterator[Any]:
-    for child in base.__subclasses__():
-        yield child
-        yield from _subclasses(child)
 
 
 def _build(original: Callable[..., None], network: nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -67,24 +67,23 @@ class StrengthRamp:
     def callbacks(self) -> list[tuple[str, Callable[[Any], None]]]:
         """Events of a trainer with what to do."""
         return [
-            ("on_pretrain_routine_end", self.begin),
             ("on_train_epoch_start", self.begin_epoch),
             ("on_train_batch_start", self.begin_batch),
             ("on_train_epoch_end", self.record),
         ]
-
-    def begin(self, trainer: Any) -> None:
-        """Start at the first epoch's strength, for whatever looks at the network before the first batch."""
-        self._set(trainer, float(trainer.start_epoch))
 
     def begin_epoch(self, _: Any) -> None:
         """Count from the epoch's start, also where an epoch is done again."""
         self.batch = 0
 
     def begin_batch(self, trainer: Any) -> None:
-        """Set the strength of this batch."""
-        self._set(trainer, trainer.epoch + self.batch / len(trainer.train_loader))
+        """Set the strength of this batch, in whatever is trained and saved."""
+        epoch = trainer.epoch + self.batch / len(trainer.train_loader)
         self.batch += 1
+        for _, model in trained_models(trainer):
+            for module in model.modules():
+                if isinstance(module, SimAM):
+                    module.strength = self.start + (1.0 - self.start) * min(1.0, epoch / self.epochs)
 
     def record(self, trainer: Any) -> None:
         """Write strength and ramp into the yaml of what is saved after the epoch."""
@@ -92,12 +91,6 @@ class StrengthRamp:
             for network in filter(recorded, networks_in(model)):
                 write(network)
                 network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
-
-    def _set(self, trainer: Any, epoch: float) -> None:
-        for _, model in trained_models(trainer):
-            for module in model.modules():
-                if isinstance(module, SimAM):
-                    module.strength = self.start + (1.0 - self.start) * min(1.0, epoch / self.epochs)
 
 
 def trained_models(trainer: Any) -> list[tuple[str, nn.Module]]:
