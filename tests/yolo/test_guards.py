@@ -178,13 +178,6 @@ def test_a_network_without_a_record_is_untouched(wide):
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
 
 
-def test_installing_twice_wraps_once():
-    wrapped = tasks.BaseModel.fuse
-    networks.install()
-    assert tasks.BaseModel.fuse is wrapped
-    assert not hasattr(wrapped.__wrapped__, "__wrapped__")
-
-
 def test_a_subclass_of_a_network_comes_out_injected(record):
     class Mine(tasks.DetectionModel):
         def __init__(self, *args, **kwargs):
@@ -224,33 +217,11 @@ def test_a_foreign_record_is_refused(found, message):
         build({**SMALL, "simam": found})
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        ("child", "simam(x) or open('ran', 'w')"),
-        ("child", "conv"),
-        ("position", "around"),
-        ("reader", 7),
-        ("e_lambda", float("nan")),
-        ("e_lambda", -1.0),
-        ("e_lambda", "1"),
-        ("rule", True),
-        ("edit", {"kind": "call", "module": "model.0"}),
-        ("expression", {"method": "forward", "digest": "x", "span": [0, 0, 0, 0]}),
-    ],
-)
-def test_a_hostile_recorded_site_is_refused(record, key, value):
+def test_a_hostile_recorded_site_is_refused(record):
+    """One case: what a record may hold is tested with files, tests/persist/test_bad_files.py."""
     table = copy.deepcopy(record)
-    table["simam"]["sites"][0][key] = value
-    with pytest.raises(FileError, match=rf"sites\.0\.{key}|plain data"):
-        tasks.DetectionModel(table, verbose=False)
-
-
-@pytest.mark.parametrize("setting", [[1.5, 1.0], [1.0, float("inf")], [1.0], "x"])
-def test_a_hostile_setting_is_refused(record, setting):
-    table = copy.deepcopy(record)
-    table["simam"]["settings"][0] = setting
-    with pytest.raises(FileError, match="settings"):
+    table["simam"]["sites"][0]["child"] = "simam(x) or open('ran', 'w')"
+    with pytest.raises(FileError, match=r"sites\.0\.child"):
         tasks.DetectionModel(table, verbose=False)
 
 
@@ -423,6 +394,12 @@ def test_a_ramp_takes_sensible_numbers(yolo, arguments, message):
         ramp(yolo, **arguments)
 
 
+def test_a_hostile_recorded_ramp_is_refused(yolo):
+    yolo.model.yaml["simam_ramp"] = {"epochs": "3", "start": 0.0}
+    with pytest.raises(FileError, match="is no ramp"):
+        yolo.train(data="none.yaml")
+
+
 def test_a_ramp_needs_an_injected_yolo_object(yolo):
     with pytest.raises(ModelError, match="takes the YOLO object"):
         ramp(yolo.model)
@@ -434,11 +411,7 @@ def test_a_ramp_needs_an_injected_yolo_object(yolo):
 def test_an_untested_release_warns(version):
     with pytest.warns(UserWarning, match=f"ultralytics {version} is outside the range"):
         adapter.warn_if_untested(version)
-
-
-@pytest.mark.parametrize("version", ["8.3.200", "8.4.0", "8.4.190"])
-def test_a_tested_release_does_not(version):
-    adapter.warn_if_untested(version)
+    adapter.warn_if_untested("8.4.0")  # does not
 
 
 def test_workers_are_not_started_from_a_file_without_the_sites(tmp_path, yolo):
