@@ -114,7 +114,7 @@ class SimAMCallback(Callback):
         return {"ramp_steps": self.ramp_steps, "start": self.start}
 
 
-def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, *args: Any, **kwargs: Any) -> Any:
+def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /, *args: Any, **kwargs: Any) -> Any:
     checkpoint = original(connector, *args, **kwargs)
     module = connector.trainer.lightning_module
     there = [entry.attention for entry in attended_in(module)]
@@ -128,7 +128,9 @@ def _restore_model(original: Callable[..., None], connector: Any) -> None:
     _put_back(connector.trainer.lightning_module, connector._loaded_checkpoint)
 
 
-def _load_state(original: Callable[..., Any], kind: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+def _load_state(
+    original: Callable[..., Any], kind: type, checkpoint: dict[str, Any], /, *args: Any, **kwargs: Any
+) -> Any:
     loaded = original(kind, checkpoint, *args, **kwargs)
     if isinstance(loaded, nn.Module):  # or a LightningDataModule
         _put_back(loaded, checkpoint)

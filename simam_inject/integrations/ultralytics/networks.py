@@ -45,7 +45,7 @@ def install() -> None:
     wrap(tasks, "torch_safe_load", _read_checkpoint)
 
 
-def _build(original: Callable[..., None], network: nn.Module, *args: Any, **kwargs: Any) -> None:
+def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **kwargs: Any) -> None:
     original(network, *args, **kwargs)
     if not has_record(network) or any(attended_in(network)):  # a base class's `__init__` has put them in
         return
@@ -57,7 +57,7 @@ def _build(original: Callable[..., None], network: nn.Module, *args: Any, **kwar
         inject(network, found, verify=False)
 
 
-def _load(original: Callable[..., Any], network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _load(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     before = [entry.attention for entry in attended_in(network)]
     record = Record.read(Record.of(network)) if all(isinstance(part, SimAM) for part in before) else None
     result = original(network, *args, **kwargs)
@@ -67,7 +67,7 @@ def _load(original: Callable[..., Any], network: nn.Module, *args: Any, **kwargs
     return result
 
 
-def _fuse(original: Callable[..., Any], network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     if presence_of(network) is None:
         return original(network, *args, **kwargs)
     with shielded(network):
@@ -127,7 +127,7 @@ def _is_dropped(network: nn.Module, path: tuple[str, ...]) -> bool:
     return False
 
 
-def _read_checkpoint(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     checkpoint, file = original(*args, **kwargs)
     network = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
     record = recorded(network)

@@ -61,7 +61,7 @@ class Tripwire:
             LOGGER.info(f"SimAM: {count} sites live, strength {shown}, recipe {names_of(self.record)}")
 
 
-def _train(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
     with _kept_injected(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume")))):
@@ -104,7 +104,7 @@ def _rebuilds_from_name() -> bool:
     return "pretrained" in inspect.unwrap(Model.train).__code__.co_varnames
 
 
-def _predict(original: Callable[..., Any], model: Any, *args: Any, **kwargs: Any) -> Any:
+def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     stamped = _stamps.get(model.model) if isinstance(model.model, nn.Module) else None
     if vars(model).get(_STAMP) is not stamped:  # the predictor holds a fused copy of the network as it was
         model.predictor = None
@@ -122,7 +122,7 @@ def hands_network_to_workers() -> bool:
     return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames
 
 
-def _launch(original: Callable[..., Any], trainer: Any, *args: Any, **kwargs: Any) -> Any:
+def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
     check_launch(trainer)
     return original(trainer, *args, **kwargs)
 
