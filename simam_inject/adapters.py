@@ -114,6 +114,11 @@ def network_of(model: nn.Module) -> nn.Module:
     return adapter_of(model).network(model)
 
 
+def remember(model: nn.Module) -> None:
+    """Let the library's own object keep what is in its network now; see `Adapter.remember`."""
+    adapter_of(model).remember(model)
+
+
 def refresh(model: nn.Module) -> None:
     """Let the library's own object drop the copies that it made of its network."""
     adapter_of(model).refresh(model)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh
+from simam_inject.adapters import adapter_of, network_of, refresh, remember
 from simam_inject.dataflow.example import Example, example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
@@ -230,7 +230,7 @@ def _plan(
             raise ModelError("the model has changed since it was planned; plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
-        adapter_of(model).remember(model)
+        remember(model)
         return model
 
     insertions = tuple(one.insertion for one in decision.planned)
@@ -274,7 +274,7 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
     sites: list[SiteRecord] = [entry.site for entry in there]
     recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
     attach(network, sites, recipes=recipes, example=example, settings=settings)
-    adapter_of(model).remember(model)
+    remember(model)
 
 
 def no_effect(planned: Plan) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from simam_inject.adapters import Adapter, IntegrationMark, adapter_of, register, wrap
+from simam_inject.adapters import Adapter, IntegrationMark, register, remember, wrap
 from simam_inject.api import inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
@@ -149,7 +149,7 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
     record, there = Record.read(found.get("record"), f"checkpoint[{KEY!r}]"), injected(module)
     if not there:
         record.attach_to(module)
-        adapter_of(module).remember(module)
+        remember(module)
     elif _places(there) == _places(record.insertions):
         record.set_strengths(module)
     else:

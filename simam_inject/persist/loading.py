@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh
+from simam_inject.adapters import network_of, refresh, remember
 from simam_inject.editing.attach import detach
 from simam_inject.errors import FileError, ModelError
 from simam_inject.persist.record import KEY, Manifest, Record
@@ -72,7 +72,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     if found.missing or found.unexpected:
         warnings.warn(f"{file}: left out, as strict=False allows:\n{found}", stacklevel=2)
     if manifest.sites:
-        adapter_of(model).remember(model)
+        remember(model)
     refresh(model)
     return model
 

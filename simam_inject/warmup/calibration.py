@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from simam_inject.adapters import adapter_of, network_of
+from simam_inject.adapters import network_of, remember
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
 from simam_inject.subjects import check_subject
@@ -122,7 +122,7 @@ def calibrate(
     with evaluating(network), torch.no_grad(), _restored_on_error(network, sites):
         fits = _fit_gains(network, sites, source) if gains else ()
         renewed = _fit_norms(network, targets, source) if targets else 0
-    adapter_of(model).remember(model)
+    remember(model)
     return Calibration(fits, renewed, frozen, note)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of
+from simam_inject.adapters import network_of, remember
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_strength
 from simam_inject.editing.attach import attended_in
@@ -39,7 +39,7 @@ def set_strength(model: nn.Module, value: float) -> None:
     strength = check_strength(value)
     for _, attention in simams_of(model):
         attention.strength = strength
-    adapter_of(model).remember(model)
+    remember(model)
 
 
 def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:

@@ -22,7 +22,7 @@ from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
 from ultralytics.nn.modules.head import Detect
 
-from simam_inject.adapters import adapter_of, wrap
+from simam_inject.adapters import remember, wrap
 from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
@@ -52,7 +52,7 @@ def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **k
     found = read(network)
     if isinstance(found, Record):  # no random number is drawn: the initial weights are an uninjected network's
         found.attach_to(network)
-        adapter_of(network).remember(network)
+        remember(network)
     else:
         inject(network, found, verify=False)
 
