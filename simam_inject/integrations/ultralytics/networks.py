@@ -11,6 +11,7 @@ Networks without a record and without SimAM are handed on to the library as they
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -31,6 +32,9 @@ from simam_inject.editing.presence import Presence, presence_of, set_presence
 from simam_inject.editing.rewrite import rewritten_methods
 from simam_inject.integrations.ultralytics.record import has_record, missing_sites, read, recorded
 from simam_inject.persist.record import Record
+
+_lock = threading.RLock()
+"""One network is fused at a time: threads may share it."""
 
 
 def install() -> None:
@@ -70,7 +74,7 @@ def _load(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwa
 def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     if presence_of(network) is None:
         return original(network, *args, **kwargs)
-    with shielded(network):
+    with _lock, shielded(network):
         result = original(network, *args, **kwargs)
     prune_presence(network)
     return result
