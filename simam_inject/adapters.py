@@ -1,4 +1,4 @@
-"""Libraries whose models live inside an object of their own, or need more than hooks to stay injected.
+"""Adapters for libraries that wrap their models in another object, or need more than hooks to stay injected.
 
 Each adapter is one file or folder of `integrations`, loaded by name when a model of its library is met; it registers
 itself. A network that an adapter keeps injected carries a mark, whose unpickling loads the integration: a checkpoint
@@ -26,7 +26,7 @@ _INTEGRATIONS = {
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
-"""Module in which a class of the library is defined -> module that registers the adapter."""
+"""Maps the module that defines a class of the library to the module that registers its adapter."""
 _MARK = "simam_integration"
 _ORIGINAL = "_simam_original"
 
@@ -55,7 +55,7 @@ class Adapter:
         self.network(model).__dict__.pop(_MARK, None)
 
     def refresh(self, model: nn.Module) -> None:
-        """Called when the network computes something else than before: drop what the library copied from it."""
+        """Called when the network has changed: drop copies that the library made of it."""
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
         """Copies of the network in the forms that the library exports, where they are others than the network's."""
@@ -63,7 +63,7 @@ class Adapter:
 
 
 class IntegrationMark:
-    """Stands on a network as an attribute; unpickling it loads the integration that it names."""
+    """Attribute of a network; unpickling it loads the integration that it names."""
 
     def __init__(self, integration: str) -> None:
         self.integration = integration
@@ -106,7 +106,7 @@ def _load_lightning() -> None:
         importlib.import_module(_LIGHTNING)
     except (ImportError, AttributeError, KeyError) as error:  # a release that names its functions otherwise
         register(_LIGHTNING, _PLAIN)
-        warnings.warn(f"checkpoints of this release of Lightning will not hold SimAM: {error!r}", stacklevel=4)
+        warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
 
 
 def network_of(model: nn.Module) -> nn.Module:

@@ -19,15 +19,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 ALLOWED = {
     "errors": (),
     "kinds": (),
-    "nested": (),
+    "nested": ("errors",),
     "source": (),
-    "subjects": ("errors",),
+    "modules": ("errors",),
     "attention": ("errors",),
     "recipe": ("errors", "kinds"),
     "dataflow": ("errors", "kinds", "nested"),
     "matching": ("dataflow.records", "errors", "kinds", "recipe"),
-    "planning": ("dataflow", "errors", "matching", "nested", "recipe", "source"),
-    "editing": ("attention", "errors", "nested", "planning.records", "source"),
+    "planning": ("dataflow", "errors", "matching", "modules", "nested", "recipe", "source"),
+    "editing": ("attention", "errors", "modules", "nested", "planning.records", "source"),
     "verification": ("attention", "dataflow", "editing", "errors", "nested", "planning.records"),
     "adapters": ("errors",),
 }
@@ -282,4 +282,4 @@ def test_the_public_names():
 
 def test_every_file_says_what_it_is_and_stays_readable():
     assert not [path for path in FILES if not ast.get_docstring(parse(path))]
-    assert not [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 380]
+    assert not [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 350]

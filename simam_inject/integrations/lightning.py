@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -25,7 +25,6 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import RecipeError
 from simam_inject.persist.record import Record
-from simam_inject.planning.records import Insertion
 from simam_inject.recipe import RecipeLike
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -76,7 +75,7 @@ class SimAMCallback(Callback):
     ) -> None:
         if ramp_steps < 0 or not 0.0 <= start <= 1.0:
             raise RecipeError(
-                f"ramp_steps is a number of steps and start lies from 0 to 1; got ramp_steps={ramp_steps!r}, "
+                f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
                 f"start={start!r}"
             )
         self.recipe, self.example_inputs, self.verify = recipe, example_inputs, verify
@@ -94,7 +93,8 @@ class SimAMCallback(Callback):
         """Say so if the ramp has no gains to go with."""
         if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
             warnings.warn(
-                "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+                "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
+                "call calibrate(model, ...) first",
                 stacklevel=2,
             )
 
@@ -119,7 +119,10 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
     module = connector.trainer.lightning_module
     there = [entry.attention for entry in attended_in(module)]
     if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
-        checkpoint[KEY] = {"record": Record.of(module), "integration": IntegrationMark(__name__)}
+        checkpoint[KEY] = {
+            "record": Record.of(module).model_dump(mode="json"),
+            "integration": IntegrationMark(__name__),
+        }
     return checkpoint
 
 
@@ -146,11 +149,11 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
     found = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(found, dict):
         return
-    record, there = Record.read(found.get("record"), f"checkpoint[{KEY!r}]"), injected(module)
-    if not there:
+    record = Record.read(found.get("record"), f"checkpoint[{KEY!r}]")
+    if not injected(module):
         record.attach_to(module)
         remember(module)
-    elif _places(there) == _places(record.insertions):
+    elif Record.of(module).lambdas == record.lambdas:
         record.set_strengths(module)
     else:
         warnings.warn(
@@ -158,10 +161,6 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
             "gives it those of the checkpoint",
             stacklevel=5,
         )
-
-
-def _places(sites: Iterable[Insertion]) -> set[tuple[str, float]]:
-    return {(site.module, site.e_lambda) for site in sites}
 
 
 for _package in _loaded or _PACKAGES[:1]:

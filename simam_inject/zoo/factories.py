@@ -19,8 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from simam_inject.errors import ModelError
-from simam_inject.zoo.records import ZooModel, describe_exception
+from simam_inject.errors import ModelError, describe_exception
+from simam_inject.zoo.records import ZooModel
 
 
 def build_factory(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -50,7 +50,7 @@ def which_factory(name: str) -> ModelError:
     """The error for a file without a factory: what it defines, read from its source without running it."""
     file = Path(name)
     if not file.is_file():
-        return ModelError(f"there is no file {name}.")
+        return ModelError(f"no such file: {name}.")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
@@ -93,13 +93,13 @@ def _importable(*folders: Path) -> Iterator[None]:
 def _import_source(name: str, source: str) -> ModuleType:
     is_file = source.endswith(".py")
     if is_file and not Path(source).is_file():
-        raise ModelError(f"{name}: there is no file {source}.")
+        raise ModelError(f"{name}: no such file: {source}.")
     try:
         return _import_file(Path(source)) if is_file else import_module(source)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (source == missing or source.startswith(f"{missing}.")):
-            raise ModelError(f"{name}: there is no module {missing!r} here or in this environment.") from error
+            raise ModelError(f"{name}: no module named {missing!r} here or in this environment.") from error
         raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
@@ -57,10 +56,3 @@ def fetching(name: str, *, pretrained: bool) -> Iterator[None]:
         raise ModelError(
             f"{name}: cannot load the pretrained weights: {sentence}. Without `pretrained` the weights are random."
         ) from error
-
-
-def describe_exception(error: BaseException) -> str:
-    """The class of an exception and the first line of its message, without decoration and full stop."""
-    first = str(error).strip().partition("\n")[0]
-    sentence = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
-    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
-from simam_inject.zoo.records import ZooModel, describe_exception, fetching
+from simam_inject.errors import ModelError, describe_exception
+from simam_inject.zoo.records import ZooModel, fetching
 
 _NESTED = ("state_dict", "model_state_dict", "model", "model_state", "net", "weights")
 """Keys under which training programs store the `state_dict`."""

@@ -10,9 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
-from simam_inject.zoo.records import ZooModel, describe_exception, describe_weights, fetching
+from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 _INSTALL = 'pip install "simam_inject[ultralytics]"'
 _YAML = (".yaml", ".yml")
@@ -41,7 +41,7 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         )
     own, stem = name.endswith(_YAML) and Path(name).is_file(), re.sub(r"\.(pt|ya?ml)$", "", name)
     if own and pretrained:
-        raise ModelError(f"{name}: there are no published weights for a model file of your own.")
+        raise ModelError(f"{name}: a model file of your own has no published weights.")
     if name.endswith(".pt") or pretrained:
         if num_classes is not None:
             raise ModelError(
@@ -71,9 +71,14 @@ def _check_model_file(path: Path) -> None:
     except Exception as error:
         raise ModelError(f"{path} cannot be read as YAML: {describe_exception(error)}.") from None
     if isinstance(data, dict) and "backbone" in data:
+        if "simam" in str([data["backbone"], data.get("head")]).lower():
+            raise ModelError(
+                f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
+                f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+            )
         return
     if isinstance(data, dict) and "rules" in data:
-        raise ModelError(f"{path} is a recipe, not a model: name the model and add --recipe {path}.")
+        raise ModelError(f"{path} is a recipe, not a model: give the model and add --recipe {path}.")
     raise ModelError(f"{path} is not a model file of ultralytics: it has no backbone.")
 
 
@@ -86,9 +91,7 @@ def _load(name: str, checkpoint: str) -> ZooModel:
     if not is_file and checkpoint not in published:
         near = find_nearest(checkpoint, (asset for asset in published if asset.endswith(".pt")))
         advice = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(
-            f"there is no file {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}"
-        )
+        raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
     with fetching(f"ultralytics:{name}", pretrained=not is_file):
         model = YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
     note = f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)

@@ -113,9 +113,9 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("nets/nope.py:make", {}, "there is no file nets/nope.py."),
-        ("nope.nets:make", {}, "there is no module 'nope' here or in this environment."),
-        ("nets.nope:make", {}, "there is no module 'nets.nope' here or in this environment."),
+        ("nets/nope.py:make", {}, "no such file: nets/nope.py."),
+        ("nope.nets:make", {}, "no module named 'nope' here or in this environment."),
+        ("nets.nope:make", {}, "no module named 'nets.nope' here or in this environment."),
         ("nets/broken.py:make", {}, "nets/broken.py cannot be imported: ModuleNotFoundError: No module named 'not_"),
         ("nets/wrong.py:f", {}, "nets/wrong.py cannot be imported: SyntaxError: invalid syntax"),
         ("nets/own_nets.py:make_nett", {}, "nets/own_nets.py has no 'make_nett'. Did you mean make_net"),

@@ -87,6 +87,8 @@ class UltralyticsAdapter(Adapter):
             if end2end is not None:
                 twin.end2end = end2end
             yield twin.fuse(verbose=False)
+            twin.model[-1].export = True  # in older releases some heads return something else to an exporter
+            yield twin
 
 
 def warn_if_untested(version: str = ultralytics.__version__) -> None:

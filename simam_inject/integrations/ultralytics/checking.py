@@ -98,10 +98,10 @@ def _load(path: Path) -> Any:
     from ultralytics import YOLO
 
     if not path.is_file():
-        raise FileError(f"there is no file {str(path)!r}")
+        raise FileError(f"no such file: {str(path)!r}")
     if path.suffix != ".pt":
         raise FileError(
-            f"{path} is no checkpoint: give the .pt file; an .onnx of the same name beside it is checked too"
+            f"{path} is not a checkpoint: give the .pt file; an .onnx of the same name beside it is checked too"
         )
     try:
         return YOLO(str(path)).model.float().eval()
@@ -133,13 +133,13 @@ def _compare_sites(
 
 def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     if not sites:
-        why = "its record names no sites" if record else "there is no record of it in its yaml"
-        return [f"the network has no SimAM, and {why}: it was never injected, or lost everything"]
+        why = "its record lists no sites" if record else "its yaml has no record of it"
+        return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
     faults = []
     for name, missing in (
         ("not recorded in model.yaml, so training from this file would lose", [s for s in sites if not s.planned]),
         ("recorded and missing from the network", [s for s in sites if not s.present]),
-        ("present and never run", [s for s in sites if s.present and not s.runs]),
+        ("present but never run", [s for s in sites if s.present and not s.runs]),
     ):
         if missing:
             shown = ", ".join(site.path for site in missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -152,13 +152,13 @@ def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> Checke
     try:
         import onnxruntime  # noqa: F401
 
-        from simam_inject.export.onnx_file import read as read_onnx
+        from simam_inject.export.exporting import read
     except ImportError as error:
-        fault = f"not looked into, since {error.name} is not installed (pip install 'simam_inject[export]')"
+        fault = f"not checked, since {error.name} is not installed (pip install 'simam_inject[export]')"
         return CheckedExport(file, 0, 0, None, None, fault)
-    artefact = read_onnx(file)
-    wanted_size = artefact.session.get_inputs()[0].shape  # names where a length is open
-    size = [length if isinstance(length, int) else ours for length, ours in zip(wanted_size, image.shape, strict=True)]
+    artefact = read(file)
+    sizes = zip(artefact.size, image.shape, strict=True)  # names where a length is open
+    size = [length if isinstance(length, int) else ours for length, ours in sizes]
     example = Example((torch.rand(size, generator=torch.Generator().manual_seed(0)),), {})
     expected = tuple(site for site in expected_sites(network, example) if site.runs)
     wanted = sum(site.runs for site in expected)

@@ -19,7 +19,7 @@ import yaml
 
 from simam_inject.errors import RecipeError
 from simam_inject.recipe import Recipe, Rule
-from simam_inject.recipe.fields import DEFAULT_E_LAMBDA
+from simam_inject.recipe.recipe import DEFAULT_E_LAMBDA
 from simam_inject.recipe.texts import read_file, read_yaml
 from simam_inject.recipe.wording import describe, join_names
 
@@ -102,7 +102,7 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         rules = reading.rules()
         if not rules:
             is_dead = any(row.is_simam for row in reading.rows)
-            problem = "no SimAM of this file is read by any row" if is_dead else "no row contains a SimAM"
+            problem = "no row reads the output of a SimAM row" if is_dead else "no row contains SimAM"
             raise RecipeError(
                 "\n  note: ".join([f"backbone: {problem}, so there is nothing to import", *reading.notes])
             )
@@ -183,7 +183,7 @@ class _Reading:
         for layer in self._attended_layers():
             row = self.rows[layer]
             if row.contains_simam and not row.is_bottleneck:
-                self.notes.append(f"{row}: a SimAM row follows it and attends it again; the recipe has one")
+                self.notes.append(f"{row}: a SimAM row follows it and would apply SimAM twice; the recipe has one")
                 continue
             readers = [(reader, e_lambda) for reader, base, e_lambda in self._reads() if base == layer]
             common, *more = {e_lambda for _, e_lambda in readers}
@@ -213,12 +213,12 @@ class _Reading:
         for row in attentions:
             layer, source = self.origins[row.number][0], row.sources[0]
             if row.number not in read:
-                self.notes.append(f"{row}: no row reads it; the recipe leaves it out")
+                self.notes.append(f"{row}: its output is never used; the recipe omits it")
                 continue
             if layer < 0:
-                raise RecipeError(f"{row.place}: attends the input image, no layer of the stock model")
+                raise RecipeError(f"{row.place}: is applied to the input image, not to a layer of the stock model")
             if source != layer:
-                self.notes.append(f"{row}: attends what row {source}, a SimAM too, attends; the recipe has one")
+                self.notes.append(f"{row}: is applied to row {source}, also a SimAM; the recipe has one")
             layers[layer] = None
         return list(layers)
 
@@ -239,7 +239,7 @@ class _Reading:
             raise RecipeError(f"{row.place}: is the output, and other rows read row {layer} plain; no recipe says that")
         if layer in others or -1 in others:
             found = "the input image too" if -1 in others else f"row {layer} both plain and through a SimAM"
-            raise RecipeError(f"{row.place}: reads {found}; no recipe can tell the two apart")
+            raise RecipeError(f"{row.place}: reads {found}; no recipe can distinguish the two")
         exclude = tuple(map(self._path, others))
         return Rule(path=self._path(reader), before="input", exclude=exclude, e_lambda=e_lambda)
 

@@ -63,7 +63,7 @@ def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **k
 
 def _load(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     before = [entry.attention for entry in attended_in(network)]
-    record = Record.read(Record.of(network)) if all(isinstance(part, SimAM) for part in before) else None
+    record = Record.of(network) if all(isinstance(part, SimAM) for part in before) else None
     result = original(network, *args, **kwargs)
     after = [entry.attention for entry in attended_in(network)]
     if record is not None and list(map(id, before)) != list(map(id, after)):
@@ -118,15 +118,18 @@ def prune_presence(network: nn.Module) -> None:
     holders = [(".".join(path), hook) for path, hook in presence.holders if not _is_dropped(network, path)]
     witnesses = [(".".join(path), site) for path, site in presence.witnesses if not _is_dropped(network, path)]
     if len(holders) < len(presence.holders):
-        set_presence(network, Presence(holders, witnesses, presence.recipes, presence.example))
+        pruned = Presence(holders, witnesses, presence.recipes, presence.example)
+        pruned.note_containers(network)
+        set_presence(network, pruned)
 
 
 def _is_dropped(network: nn.Module, path: tuple[str, ...]) -> bool:
-    module: Any = network
+    """The module is gone from inside a head. Releases put None or `Identity` in the place of a branch."""
+    module, in_head = network, False
     for name in path:
-        inner = module._modules.get(name)
+        inner, in_head = module._modules.get(name), in_head or isinstance(module, Detect)
         if inner is None:
-            return isinstance(module, Detect)
+            return in_head
         module = inner
     return False
 
@@ -139,7 +142,7 @@ def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any)
     if record and missing:
         warnings.warn(
             f"{file} records SimAM at {len(record.sites)} sites and lacks {len(missing)} of them, first "
-            f"{missing[0].path}: it runs without. inject(YOLO(...), recipe) puts them back.",
+            f"{missing[0].path}: it runs without them. Call inject(YOLO(...), recipe) to restore them.",
             stacklevel=4,
         )
     return checkpoint, file

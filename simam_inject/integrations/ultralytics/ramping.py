@@ -38,11 +38,12 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
     """
     planned = StrengthRamp(epochs, start)
     if not isinstance(getattr(model, "model", None), nn.Module) or not hasattr(model, "callbacks"):
-        raise ModelError(f"ramp takes the YOLO object whose train() is called next, not a {type(model).__name__}")
+        raise ModelError(f"ramp expects the YOLO object whose train() is called next, found a {type(model).__name__}")
     sites = simams_of(model)
     if all(attention.gain == 1.0 for _, attention in sites):
         warnings.warn(
-            "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+            "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
+            "call calibrate(model, ...) first",
             stacklevel=2,
         )
     for _, attention in sites:
@@ -60,7 +61,7 @@ class StrengthRamp:
     def __init__(self, epochs: float, start: float) -> None:
         if not epochs > 0 or not 0.0 <= start <= 1.0:
             raise ModelError(
-                f"ramp takes epochs above 0 and a start from 0 to 1; got epochs={epochs!r:.40}, start={start!r:.40}"
+                f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r:.40}, start={start!r:.40}"
             )
         self.epochs, self.start, self.batch = float(epochs), float(start), 0
 
@@ -109,4 +110,4 @@ def take_ramp(model: Any) -> tuple[StrengthRamp | None, StrengthRamp | None]:
     try:
         return given, None if found is None else StrengthRamp(**found)
     except (TypeError, ValueError, ModelError) as error:
-        raise FileError(f"model.yaml[{RAMP!r}] is no ramp: {found!r:.120}") from error
+        raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}") from error

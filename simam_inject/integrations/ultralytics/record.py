@@ -41,10 +41,10 @@ def read(network: Any) -> Record | str | Mapping[str, Any]:
     found, name = network.yaml[KEY], f"model.yaml[{KEY!r}]"
     if isinstance(found, str):
         if found.endswith((".yaml", ".yml")) or "/" in found or "\\" in found:
-            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or a shipped name")
+            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or the name of a shipped recipe")
         return found
     if not isinstance(found, Mapping):
-        raise FileError(f"{name} is a {type(found).__name__}; allowed is a recipe or its name")
+        raise FileError(f"{name} is a {type(found).__name__}; expected a recipe or its name")
     return Record.read(found, name) if "sites" in found else found
 
 
@@ -62,7 +62,8 @@ def write(network: Any) -> Record:
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
-    now, before, modules = Record.of(network), recorded(network), dict(network.named_modules())
+    now, before = Record.of(network).model_dump(mode="json"), recorded(network)
+    modules = dict(network.named_modules())
     for site, setting in zip(before.sites, before.settings, strict=True) if before else ():
         if site["edit"]["module"] not in modules:
             now["sites"].append(site)
