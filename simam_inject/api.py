@@ -111,15 +111,16 @@ def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int
         found = check_model(
             network, planned.flow.example, marks, has_parameters=attention is not None, recorded=set(+recording.calls)
         )
-    except BaseException:
+    except BaseException as error:
         _go_back(model, before)
+        error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
     if not found.ok:
         _go_back(model, before)
         failed = [check for check in found.checks if check.ok is False]
-        error = _OtherWay if failed[0].name == SAME_WAY else VerificationError
+        kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
         details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-        raise error(f"verification failed, and the model was restored. {details}")
+        raise kind(f"verification failed, and the model was restored. {details}")
     return model
 
 

@@ -174,8 +174,8 @@ def _notes(results: Results) -> Iterator[str]:
     plain, floor = results.of(PLAIN), results.noise_floor
     if len(results.cells) < results.total:
         yield (
-            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts hold only if the moment to "
-            "stop was not chosen by looking at them"
+            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts are valid only if the "
+            "decision to stop did not depend on them"
         )
     if results.looks > 1:
         yield f"seeds were added after a first result, so every p value is multiplied by {results.looks}"
@@ -186,8 +186,8 @@ def _notes(results: Results) -> Iterator[str]:
     starts = {(cell.seed, cell.weights) for cell in results.cells if cell.weights}
     if len(starts) > len({seed for seed, _ in starts}):
         yield (
-            "the variants of one seed did not start from the same weights: make_model draws them in another way, or "
-            "the workers differ. The pairs are noisier than they need be"
+            "the variants of one seed did not start from the same weights: make_model ignores the seed, or the "
+            "workers differ. The differences are noisier than necessary"
         )
     if floor is not None and floor.p < statistics.LEVEL:
         yield (

@@ -289,7 +289,7 @@ def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None
     asked = json.loads(json.dumps(asked))
     other = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
     if other:
-        lines = [f"  {key}: {there.get(key)!r} in the study, {asked.get(key)!r} now" for key in other]
+        lines = [f"  {key}: {there.get(key)!r} in the study, {asked.get(key)!r} here" for key in other]
         raise CompareError(
             "\n".join([f"the storage has a study {name!r} with other settings; nothing was changed", *lines])
             + "\nuse another file or name, or the settings of that study"

@@ -221,10 +221,12 @@ class Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a module's forward, behind all of its own pre-hooks."""
+        path = self.path_of.get(id(module))
+        if path is None:  # a copy that the forward has made: its operations are those of its caller
+            return
         with torch._C.DisableTorchFunction():
             self.tick = next(self.ticks)
             parent = self.frame
-            path = self.path_of[id(module)]
             is_scope = parent is None or any(child is not None for child in module._modules.values())
             frame = self.frame = Frame(path, module, parent, self.tick, is_scope)
             given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]

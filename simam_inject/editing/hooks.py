@@ -34,8 +34,9 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
                 f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), and got a "
                 f"tensor of shape {tuple(x.shape)}; use inputs with a batch dimension, or inject with such an example"
             )
-        channels = site["shape"][site["channel_dim"]]
-        if x.shape[site["channel_dim"]] != channels and channels in x.shape[1:]:
+        channels, shape = site["shape"][site["channel_dim"]], x.shape
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
+        if not is_traced and shape[site["channel_dim"]] != channels and channels in shape:
             raise ModelError(
                 f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, but got a tensor of "
                 f"shape {tuple(x.shape)}, whose channels are in another dimension; {ADVICE}"

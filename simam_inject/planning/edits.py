@@ -169,8 +169,8 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
     name = frame.path or "the model"
     if isinstance(module, _CONTAINERS):
         return f"{name} is a {type(module).__name__}, which runs all of its children"
-    if isinstance(module, fx.GraphModule) and not frame.path:
-        return "the model is a torch.fx.GraphModule, whose copies lose its hooks"
+    if isinstance(module, fx.GraphModule):
+        return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks"
     if lists_its_children(module):
         return f"{name} iterates over its children, and would run the SimAM as one of them"
     if len(keys) > 1:
@@ -248,7 +248,8 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     node = flow.recording.nodes.get(site.path)
     if node is None or "source" not in node.meta or "value" not in node.meta:
-        return "it is not the result of one operation"
+        is_entry = ":" in site.path
+        return "it is one of several tensors that one call returns" if is_entry else "no operation computes it"
     source = node.meta["source"]
     if source is None:
         return "the operation that computes it is not in a method of the module"
@@ -258,6 +259,8 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     owner = flow.recording.modules[site.scope]
     if isinstance(owner, _CONTAINERS) or lists_its_children(owner):
         return f"{site.scope or 'the model'} iterates over its children"
+    if isinstance(owner, fx.GraphModule):
+        return f"{site.scope or 'the model'} is a torch.fx.GraphModule, whose code is made anew in each copy"
     expression = find_expression(owner, *source)
     if isinstance(expression, str):
         return expression

@@ -194,7 +194,7 @@ def test_slips(command, more, message):
 def test_a_yolo_that_is_to_be_pretrained_is_refused(command):
     done = command("--pretrained", model="ultralytics:yolov8n", data="coco8.yaml")
     assert done.exit_code == 2
-    assert "give a YOLO's trained weights as --weights" in done.stderr
+    assert "give trained weights of a YOLO as --weights" in done.stderr
 
 
 def test_no_data_and_no_study(command, tmp_path):
