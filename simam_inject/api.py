@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh
+from simam_inject.adapters import adapter_of, network_of, refresh, remember
 from simam_inject.dataflow.example import Example, example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
@@ -168,9 +168,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 def eject(model: ModelT) -> ModelT:
     """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
     detach(network_of(model))
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.forget(model)
+    adapter_of(model).forget(model)
     return model
 
 
@@ -246,7 +244,7 @@ def _plan(
             raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
-        _remember(model)
+        remember(model)
         return model
 
     insertions = tuple(one.insertion for one in decision.planned)
@@ -278,12 +276,6 @@ def _apply(
     attach(network, sites, recipes=recipes, example=example, settings=settings, factory=attention, keep=True)
 
 
-def _remember(model: nn.Module) -> None:
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.remember(model)
-
-
 def _contents(network: nn.Module) -> tuple[list[Attended], list[tuple[float, float]], Any]:
     there = list(attended_in(network))
     return there, [(entry.insertion.strength, entry.insertion.gain) for entry in there], presence_of(network)
@@ -299,7 +291,7 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
     sites: list[SiteRecord] = [entry.site for entry in there]
     recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
     attach(network, sites, recipes=recipes, example=example, settings=settings, keep=True)
-    _remember(model)
+    remember(model)
 
 
 def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:

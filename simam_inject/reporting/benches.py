@@ -11,8 +11,8 @@ from rich.text import Text
 from simam_inject.reporting.formats import UNKNOWN, format_bytes, format_count, new_table, read_template
 
 if TYPE_CHECKING:
+    from simam_inject.bench.measuring import Quartiles
     from simam_inject.bench.run import Bench
-    from simam_inject.bench.timing import Quartiles
 
 _COLOURS = {"plain": "#999999", "SimAM": "#2a7f62"}
 _WIDTH = 420.0

@@ -173,7 +173,7 @@ def test_a_budget_and_another_command_on_the_same_study(command):
     assert "0 of 3 runs are done; the same command continues" in done.stderr
     done = command("--epochs", "3")
     assert done.exit_code == 2
-    assert "epochs: 2 in the study, 3 now" in done.stderr
+    assert "epochs: 2 in the study, 3 here" in done.stderr
 
 
 @pytest.mark.parametrize(
