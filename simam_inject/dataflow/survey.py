@@ -73,6 +73,8 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
 
     with recorder.watching():
         base = recorder.record(example, convert)
+        if convert is to_meta and recorder.asks_for_values:
+            raise ModelError("the forward depends on values, and catches the error that there are none")
         batch = attempt(example.with_batch(SAMPLES_ADDED))
         if batch is not None and not _differ(base, batch):  # the example's samples are counted in another way
             batch = None
