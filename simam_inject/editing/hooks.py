@@ -35,7 +35,8 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
                 f"tensor of shape {tuple(x.shape)}; give inputs with a batch dimension, or inject with such an example"
             )
         channels = site["shape"][site["channel_dim"]]
-        if x.shape[site["channel_dim"]] != channels and channels in x.shape[1:]:
+        is_traced = torch._C._get_tracing_state() is not None  # sizes are tensors then, and comparing them warns
+        if not is_traced and x.shape[site["channel_dim"]] != channels and channels in x.shape[1:]:
             raise ModelError(
                 f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, and got a tensor of "
                 f"shape {tuple(x.shape)}, whose channels are elsewhere; {ADVICE}"
