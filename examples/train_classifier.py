@@ -41,7 +41,6 @@ from simam_inject.compare.training import (
     Images,
     Trainer,
     Training,
-    count,
     make_loaders,
     make_transforms,
     open_folder,
@@ -263,7 +262,7 @@ def train(options: argparse.Namespace, process: Process) -> None:
     loader, val_loader = make_loaders(images, training, options.seed, rank=process.rank, processes=process.count)
     network = make_network(options, process, len(images.classes))
     sites, classes = len(injected(network)), len(images.classes)
-    console.print(f"{options.model}: {sites} SimAM sites, {classes} classes, {count(images.train)} images")
+    console.print(f"{options.model}: {sites} SimAM sites, {classes} classes, {len(images.train)} images")
     if options.warm_start:
         warm_start(network, loader, val_loader, process, console)  # before the network is copied, wrapped or compiled
     trainer = Trainer(

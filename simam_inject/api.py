@@ -81,7 +81,10 @@ def inject(
         return _inject(model, _plan(model, resolved, example_inputs, strength, attention), verify, attention)
     except _OtherWay:  # it looks at what a recording without values does not have, and goes on without an error
         planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
+    try:
         return _inject(model, planned, verify, attention)
+    except _OtherWay as error:
+        raise VerificationError(str(error)) from None
 
 
 class _OtherWay(VerificationError):

@@ -18,7 +18,7 @@ from simam_inject.cli.routing import MAIN_JOB, MainJobGroup
 from simam_inject.cli.working import show_error, working
 
 if TYPE_CHECKING:
-    from simam_inject.compare.comparison import Comparison
+    from simam_inject.compare import Comparison
     from simam_inject.compare.records import Progress
 
 STUDY, TRAINING = "The study", "The training"
@@ -89,8 +89,7 @@ def compare(
             amp=amp,
             compile=compiled,
         )
-        more = {} if yolo else {"pretrained": pretrained}
-        setup = set_up(model, data, training, device, weights=weights, **more)
+        setup = set_up(model, data, training, device, pretrained=pretrained, weights=weights)
 
         def work(progress: Callable[[Progress], None], *, retry: bool) -> Comparison:
             return run(

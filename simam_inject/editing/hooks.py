@@ -59,8 +59,13 @@ class OutputHook:
         self.has_bias = has_bias
         """Whether a convolution had a bias: folding a norm into it gives it one."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OutputHook:
+        """Another hook over the same records, which nobody changes."""
+        twin = memo[id(self)] = OutputHook(self.sites, self.has_bias)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds."""
+        """Check what a file holds."""
         has_bias = state.get("has_bias")
         if not isinstance(has_bias, (bool, type(None))):
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
@@ -87,8 +92,13 @@ class InputHook:
         self.names = names
         """Parameters of the module's forward, so that an argument is found however it is passed."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> InputHook:
+        """Another hook over the same records, which nobody changes."""
+        twin = memo[id(self)] = InputHook(self.sites, self.names)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds."""
+        """Check what a file holds."""
         names = state.get("names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FileError("a hook of SimAM is not valid: names is not a list of str")

@@ -7,6 +7,7 @@ hook, and whether each *witness*, a norm that alone reads a site, is still a nor
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -73,8 +74,15 @@ class Presence:
             if any(path and site["path"] == ".".join(path[:-1]) for site in hook.sites):
                 self.behind[place] = _children_behind(root, path)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
+        """The copy watches the copies of the hooks; the records are the same."""
+        twin = memo[id(self)] = Presence([], [], self.recipes, self.example)
+        twin.holders = [(path, copy.deepcopy(hook, memo)) for path, hook in self.holders]
+        twin.witnesses, twin.behind = list(self.witnesses), dict(self.behind)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds. The hooks are checked by themselves, and may not be complete yet."""
+        """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
         self.holders = checked(_HOLDERS, state.get("holders"), "the list of SimAM holders")
         self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
         self.recipes = checked_recipes(state.get("recipes"))

@@ -59,7 +59,7 @@ class RewrittenMethod:
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenMethod:
         twin = object.__new__(RewrittenMethod)
         memo[id(self)] = twin
-        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), copy.deepcopy(self.sites, memo)
+        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), self.sites
         twin.method, twin.function, twin.original = self.method, self.function, self.original
         return twin
 

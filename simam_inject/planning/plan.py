@@ -12,8 +12,9 @@ from torch import nn
 
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
+from simam_inject.matching import Skip
 from simam_inject.planning.planner import Planned
-from simam_inject.planning.records import PRESENT, Insertion, Skip
+from simam_inject.planning.records import PRESENT, Insertion
 from simam_inject.recipe import Recipe
 
 _SHOWN = 12

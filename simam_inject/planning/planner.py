@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import NoMatchError
-from simam_inject.matching import Hit, Matches, idle_exclude, unmatched_message, why_not_attendable, why_nothing
+from simam_inject.matching import Hit, Matches, Skip, idle_exclude, unmatched_message, why_not_attendable
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
-from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten, Skip
+from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten
 from simam_inject.recipe import Recipe
 
 
@@ -45,13 +45,10 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: tuple[Inse
     """
     anatomy = flow.anatomy
     decision = settle(flow, matches.hits, present)
-    decision.skips[:0] = [Skip(miss.path, miss.reason, miss.rule, hit=False) for miss in matches.misses]
-    explained = {skip.rule for skip in decision.skips}
+    decision.skips[:0] = matches.misses
     for index, rule in enumerate(recipe.rules):
         if index not in decision.fulfilled and not rule.optional:
             raise NoMatchError(_nothing(recipe, index, anatomy, matches, decision.skips))
-        if index not in decision.fulfilled | explained:
-            decision.skips.append(Skip("", why_nothing(rule, anatomy), index, hit=False))
     if idle := idle_exclude(recipe, anatomy):
         raise NoMatchError(idle)
     return decision

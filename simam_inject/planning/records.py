@@ -84,17 +84,6 @@ class Insertion:
 
 
 @dataclass(frozen=True, slots=True)
-class Skip:
-    """A site that a rule named, or nearly named, and that gets no SimAM."""
-
-    path: str
-    reason: str
-    rule: int
-    hit: bool
-    """True: the rule took it and it was skipped all the same (a 1x1 map). False: a near miss."""
-
-
-@dataclass(frozen=True, slots=True)
 class Check:
     """One thing that verification looked at."""
 

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from simam_inject.cli import comparing
 from simam_inject.compare import Report, load_comparison
 from simam_inject.compare.setups import set_up_classifier
-from simam_inject.compare.training import Training, count, fit, open_folder
-from simam_inject.errors import CompareError
+from simam_inject.compare.training import Training, fit, open_folder
+from simam_inject.errors import CompareError, InjectError
 
 SHORT = Training(epochs=3, batch=8, size=16, rate=2.0, warmup=0, augment=False)
 
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(images):
 
 def test_a_folder_of_classes_is_split(images):
     data = open_folder(images / "train", 16, augment=False)
-    assert (count(data.train), count(data.val), data.classes) == (52, 12, ("lying", "standing"))
+    assert (len(data.train), len(data.val), data.classes) == (52, 12, ("lying", "standing"))
     again = open_folder(images / "train", 16, augment=False)
     assert torch.equal(data.val.tensors[0], again.val.tensors[0])
     assert not any(torch.equal(image, other) for image in data.val.tensors[0] for other in data.train.tensors[0])
@@ -119,13 +119,13 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (lambda folder: folder / "none.pt", "cannot be read as weights"),
-        (lambda folder: torch.save([1], folder / "list.pt") or folder / "list.pt", "holds list, not a state_dict"),
+        (lambda folder: folder / "none.pt", "cannot be read"),
+        (lambda folder: torch.save([1], folder / "list.pt") or folder / "list.pt", "holds a list, not a state_dict"),
         (lambda folder: torch.save({"a": torch.ones(1)}, folder / "a.pt") or folder / "a.pt", "does not fit"),
     ],
 )
 def test_weights_that_do_not_fit(images, tmp_path, weights, message):
-    with pytest.raises(CompareError, match=message):
+    with pytest.raises(InjectError, match=message):
         set_up_classifier(f"{images}/net.py:net", images, SHORT, "cpu", weights=str(weights(tmp_path)))
 
 
@@ -162,7 +162,7 @@ def test_the_command_from_end_to_end(command, tmp_path):
         comparing.compare_app, ["report", "compare.journal", "--html", "r.html", "--markdown", "r.md"]
     )
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 3
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 2
     assert "| plain again |" in (tmp_path / "r.md").read_text(encoding="utf-8")
 
 
@@ -189,6 +189,12 @@ def test_slips(command, more, message):
     done = command(*more)
     assert done.exit_code == 2
     assert message in " ".join(done.output.split())
+
+
+def test_a_yolo_that_is_to_be_pretrained_is_refused(command):
+    done = command("--pretrained", model="ultralytics:yolov8n", data="coco8.yaml")
+    assert done.exit_code == 2
+    assert "give a YOLO's trained weights as --weights" in done.stderr
 
 
 def test_no_data_and_no_study(command, tmp_path):

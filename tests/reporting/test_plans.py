@@ -8,8 +8,9 @@ from rich.console import Console
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
+from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Skip, Verification
+from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Verification
 from simam_inject.recipe import load_recipe
 from simam_inject.reporting import plan_to_dict, render_plan
 from simam_inject.reporting.formats import format_bytes, format_count, format_map, format_reductions, format_span

@@ -19,7 +19,7 @@ import yaml
 
 from simam_inject.errors import RecipeError
 from simam_inject.recipe import Recipe, Rule
-from simam_inject.recipe.fields import DEFAULT_E_LAMBDA
+from simam_inject.recipe.recipe import DEFAULT_E_LAMBDA
 from simam_inject.recipe.texts import read_file, read_yaml
 from simam_inject.recipe.wording import describe, join_names
 
