@@ -79,7 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loading processes per training process")
     add("--seed", type=int, default=0)
     on_gpu = torch.cuda.is_available()
-    add("--amp", action=argparse.BooleanOptionalAction, default=on_gpu, help="bfloat16 where it is safe")
+    add("--amp", action=argparse.BooleanOptionalAction, default=on_gpu, help="Train with bfloat16 autocast")
     add("--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="torch.compile")
     add("--sync-bn", action=argparse.BooleanOptionalAction, default=False, help="statistics over all GPUs")
     add("--resume", action="store_true", help="go on from OUT/last.pt if it is there")

@@ -1,4 +1,4 @@
-"""Tensors inside the nested lists, tuples and dicts that modules take and return."""
+"""Tensors inside nested lists, tuples and dicts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where in the source of a forward an operation stands: the expression whose value it computes."""
+"""The position of an operation in the source of a forward: the expression whose value it computes."""
 
 from __future__ import annotations
 
@@ -114,8 +114,10 @@ def always_passes(kind: type, expression: Expression, call: Expression) -> bool:
     reader = locate(source, call.span)
     if not isinstance(reader, ast.Call) or not isinstance(reader.func, ast.Attribute):
         return False
-    name = reader.func.attr  # of the child
-    if sum(isinstance(n, ast.Attribute) and n.attr == name for n in ast.walk(source)) > 1:
+    child = reader.func.attr
+    if sum(isinstance(n, ast.Attribute) and n.attr == child for n in ast.walk(source)) > 1:
+        return False
+    if child in _mentioned_elsewhere(kind, expression.method) or "getattr" in mentioned_by_forward(kind):
         return False
     arguments = [*reader.args, *(keyword.value for keyword in reader.keywords)]
     return node in arguments or any(_is_from(source, argument, node) for argument in arguments)
@@ -150,11 +152,27 @@ def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | 
             target = statement.target
         else:
             continue
-        if not isinstance(target, ast.Name):
+        if not isinstance(target, ast.Name) or _is_shared(function, target.id):
             return False
         after = [n for later in function.body[place + 1 :] for n in ast.walk(later) if isinstance(n, ast.Name)]
         return [n for n in after if n.id == target.id] == [name]
     return False
+
+
+def _is_shared(function: ast.FunctionDef, name: str) -> bool:
+    """Functions inside this one use the variable, at any time, or it belongs to another scope."""
+    nodes = list(ast.walk(function))
+    inner = [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and n != function]
+    used = {n.id for one in inner for n in ast.walk(one) if isinstance(n, ast.Name)}
+    return name in used or any(name in n.names for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal)))
+
+
+def _mentioned_elsewhere(kind: type, method: str) -> set[str]:
+    """Every name in the code of the class's methods, this one and `__init__` aside."""
+    own = [base for base in kind.__mro__ if base not in (nn.Module, object)]
+    methods = [value for base in own for name, value in vars(base).items() if name not in (method, "__init__")]
+    functions = [getattr(value, "fget", value) for value in methods]
+    return {name for each in functions if callable(each) for name in _names_in(_plain_code(inspect.unwrap(each)))}
 
 
 def run_by_forward(kind: type) -> list[str]:

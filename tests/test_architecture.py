@@ -5,6 +5,7 @@ editing alone changes a model, the command line alone prints, and nothing patche
 """
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -283,3 +284,11 @@ def test_the_public_names():
 def test_every_file_says_what_it_is_and_stays_readable():
     assert not [path for path in FILES if not ast.get_docstring(parse(path))]
     assert not [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 350]
+
+
+def test_the_picture_of_the_packages_is_the_one_that_the_imports_give():
+    """`python docs/draw_architecture.py` draws it anew."""
+    spec = importlib.util.spec_from_file_location("draw_architecture", ROOT.parent / "docs" / "draw_architecture.py")
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.FILE.read_text(encoding="utf-8") == drawing.draw()

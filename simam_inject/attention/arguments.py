@@ -1,4 +1,4 @@
-"""What the operator accepts, and the sentence a user reads when it does not.
+"""Checks of the operator's arguments, with their error messages.
 
 Everything here looks at metadata only (rank, dtype, a Python number), so a compiled or exported graph holds none of it.
 """
@@ -19,12 +19,14 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ArgumentError(InjectError, ValueError):
-    """An argument of `simam` or `SimAM` that has no meaning: a number out of range, a rank, a layout, a dtype."""
+    """An invalid argument of `simam` or `SimAM`: a number out of range, or an unsupported rank, layout or dtype."""
 
 
 def check_e_lambda(value: object) -> float:
     """Return `value` as a float, or raise `ArgumentError` unless it is a finite real number above 0."""
-    meaning = "e_lambda must be a finite number above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet)"
+    meaning = (
+        "e_lambda must be a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)"
+    )
     return _check(value, 0.0 < (number := _number(value)) < math.inf, number, meaning)
 
 
@@ -63,7 +65,7 @@ def warn_of_channel_count(e_lambda: object) -> None:
     if isinstance(e_lambda, numbers.Integral) and int(e_lambda) > 1:
         warnings.warn(
             f"SimAM(e_lambda={e_lambda!r}): this is probably a channel count, and makes the gate a constant. SimAM "
-            "needs no channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is meant.",
+            "needs no channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is intended.",
             stacklevel=3,
         )
 
@@ -78,20 +80,24 @@ def check_channel_dim(channel_dim: object) -> int:
 def check_input(x: object) -> Tensor:
     """Return `x`, or raise `ArgumentError` unless it is a dense tensor of rank 3 to 5 and of one of `DTYPES`."""
     if not isinstance(x, Tensor):
-        raise ArgumentError(f"simam attends a torch.Tensor; found {type(x).__name__}")
+        raise ArgumentError(f"simam expects a torch.Tensor; found {type(x).__name__}")
     if x.is_nested:
-        raise ArgumentError("simam attends one dense map; found a nested tensor; attend its parts, x.unbind()")
+        raise ArgumentError(
+            "simam expects one dense feature map; found a nested tensor; apply it to each entry of x.unbind()"
+        )
     if x.layout != torch.strided:
-        raise ArgumentError(f"simam attends dense maps; found layout {x.layout}; convert it first, with x.to_dense()")
+        raise ArgumentError(
+            f"simam expects a dense feature map; found layout {x.layout}; convert it first, with x.to_dense()"
+        )
     if x.dtype not in DTYPES:
         remedy = "dequantize()" if x.is_quantized else "float()"
         raise ArgumentError(
-            f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
+            f"simam expects a real floating-point feature map (float16, bfloat16, float32, float64); found {x.dtype}"
             + ("" if x.dtype.is_complex else f"; convert it first, e.g. with x.{remedy}")
         )
     if not 3 <= x.dim() <= 5:
         raise ArgumentError(
-            "simam attends a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
+            "simam expects a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
             f"found shape {tuple(x.shape)}" + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == 2 else "")
         )
     return x

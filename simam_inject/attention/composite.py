@@ -1,4 +1,4 @@
-"""SimAM's algebra in plain, out-of-place tensor operations: what compilers, exporters and transforms get to see.
+"""SimAM in plain, out-of-place tensor operations, for compilers, exporters and transforms.
 
 Per sample and channel, over the n positions of a map x:
 

@@ -55,15 +55,15 @@ def simam(
     Returns:
         A new tensor of the shape, dtype and memory format of `x`, at strength 0 a copy of it, whose gradient is the
         incoming one. Statistics are float32 for float16 and bfloat16, so large maps do not overflow. A map of one
-        position has the gate sigmoid(0.5). Where a square leaves the range of the statistics, from |x| of about 1e18
+        position has the gate sigmoid(0.5). Where a square exceeds the range of the statistics, from |x| of about 1e18
         in float32 and bfloat16, the result is NaN.
 
     Gradients: of any order in eager mode, under `torch.func` and batched. Compiled, of the first order only: the
-        default backend raises on a second, and `backend="eager"` takes the first gradient for a constant. Differentiate
+        default backend raises on a second, and `backend="eager"` treats the first gradient as a constant. Differentiate
         twice outside `torch.compile`.
 
     Raises:
-        ArgumentError: `x` is no dense real floating-point tensor of rank 3 to 5, or an argument is out of range.
+        ArgumentError: `x` is not a dense real floating-point tensor of rank 3 to 5, or an argument is out of range.
 
     Shape:
         (N, C, L), (N, C, H, W) or (N, C, D, H, W), or with C last; same as the input.

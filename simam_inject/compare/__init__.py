@@ -1,4 +1,4 @@
-"""Does attention help this network, where, and which one: paired runs, honest statistics, a report."""
+"""Compare attention modules in a network: paired runs, statistics, and a report."""
 
 from simam_inject.compare.records import Cell, Report
 from simam_inject.compare.report import Comparison

@@ -17,7 +17,7 @@ PLAIN, AGAIN = "plain", "plain again"
 SIMAM = "simam"
 AGAIN_OFFSET = 1_000_000
 """The A/A arm trains from the weights of seed s on the data order of seed s + this."""
-SIGN = "the values of plain fall while it trains; higher must be better, so return the negative of a loss"
+SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,23 +174,23 @@ def _notes(results: Results) -> Iterator[str]:
     plain, floor = results.of(PLAIN), results.noise_floor
     if len(results.cells) < results.total:
         yield (
-            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts hold only if the moment to "
-            "stop was not chosen by looking at them"
+            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts are valid only if the "
+            "decision to stop did not depend on them"
         )
     if results.looks > 1:
-        yield f"seeds were added after a first result, so every p is multiplied by {results.looks}"
+        yield f"seeds were added after a first result, so every p value is multiplied by {results.looks}"
     if len(plain) > 1 and 2 * sum(cell.falls for cell in plain) > len(plain):
         yield SIGN
     if len(plain) > 1 and len({cell.value for cell in plain} - {None}) == 1:
-        yield "plain gave the same value at every seed: its runs ignore the seed, or the metric is at its end"
+        yield "plain gave the same value at every seed: the runs ignore the seed, or the metric is saturated"
     starts = {(cell.seed, cell.weights) for cell in results.cells if cell.weights}
     if len(starts) > len({seed for seed, _ in starts}):
         yield (
-            "the variants of one seed did not start from the same weights: make_model draws them in another way, or "
-            "the workers differ. The pairs are noisier than they need be"
+            "the variants of one seed did not start from the same weights: make_model ignores the seed, or the "
+            "workers differ. The differences are noisier than necessary"
         )
     if floor is not None and floor.p < statistics.LEVEL:
         yield (
             f"plain again differs from plain by {floor.mean:+.2f} (p {floor.p:.3f}), though nothing but the data order "
-            "differs: chance does this in one study of twenty. Read small differences with care"
+            "differs: this happens by chance in one study out of twenty. Interpret small differences with care"
         )

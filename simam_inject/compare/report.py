@@ -15,16 +15,16 @@ from simam_inject.errors import CompareError
 
 _HEAD = (
     *("variant", "recipe", "seeds", "difference", "95 % interval", "p (Holm)"),
-    *("verdict", "what resolves it", "test set"),
+    *("verdict", "80 % power", "test set"),
 )
-_COST_HEAD = ("variant", "recipe", "mean (sd)", "parameters", "kept for backward", "time of a forward", "failed")
+_COST_HEAD = ("variant", "recipe", "mean (sd)", "parameters", "saved for backward", "forward time", "failed")
 METHOD = (
-    "A difference is the mean over the seeds of a run minus plain's run of the same seed: same first weights, same "
-    "order of the data, same number of epochs. The interval is a t interval for that difference alone. p is that of "
-    "a t test, corrected by Holm over all comparisons here, and the verdict follows p. Plain again is plain from the "
-    "same weights with another order of the data: its true difference is zero, and what it shows is noise. What "
-    "resolves it: seeds for 80 % power. Test set: how far another test set of the same size, of independent samples, "
-    "would move the difference."
+    "Difference: mean over the seeds of the variant's result minus the result of plain for the same seed; both start "
+    "from the same weights and see the data in the same order for the same number of epochs. The interval is a t "
+    "interval for that difference alone. p is from a paired t test with Holm's correction over all comparisons in this "
+    "table; the verdict follows p. Plain again is plain with another data order: its true difference is zero, so it "
+    "shows the noise. 80 % power: how many seeds detect which difference. Test set: half of the 95 % interval of the "
+    "difference over test sets of this size, with independent samples."
 )
 
 
@@ -45,7 +45,7 @@ class Comparison(Results):
         lines += [f"* {note}" for note in data["notes"]] + [""] * bool(data["notes"])
         lines += [_table(_HEAD, data["rows"]), "", _table(_COST_HEAD, data["costs"]), ""]
         if data["failures"]:
-            lines += ["Runs that gave no value:", ""]
+            lines += ["Failed runs:", ""]
             lines += [f"* {where}: {' '.join(error.split())}" for where, error in data["failures"]] + [""]
         lines += [METHOD, ""]
         lines += [f"    {key}: {value}" for key, value in data["made_with"]]
@@ -116,21 +116,23 @@ def answer(comparison: Results) -> str:
             parts.append(f"{verdict.capitalize()} than plain: {names}.")
     if found := by_verdict.get(NOT_RESOLVED):
         which = "None of the others" if parts else "No variant"
-        parts.append(f"{which} is told apart from plain: so many seeds would miss {_missed(found)}.")
+        parts.append(
+            f"{which} differs significantly from plain; with this many seeds, {_missed(found)} may go undetected."
+        )
     if found := by_verdict.get(NOISE_ONLY):
         parts.append(
             f"{len(found)} of {len(comparison.differences)} comparisons have fewer than 5 usable seeds, or differences "
             "that are the same at every seed: their numbers are an estimate of the noise only."
         )
-    return " ".join(parts) or "There is no result yet."
+    return " ".join(parts) or "No results yet."
 
 
 def _missed(rows: list[Difference]) -> str:
     sizes = sorted(f"{row.detectable:.2g}" for row in rows if not math.isnan(row.detectable))
     if not sizes:
-        return "anything"
+        return "any difference"
     low, high = min(sizes, key=float), max(sizes, key=float)
-    return f"a true difference below {low}" + (f" to {high}, by the variant" if low != high else "")
+    return f"true differences below {low}" + (f" to {high} (depending on the variant)" if low != high else "")
 
 
 def _name(row: Difference) -> str:
@@ -152,8 +154,8 @@ def _remedy(row: Difference, resolve: float | None) -> str:
     if row.verdict not in (NOT_RESOLVED, NOISE_ONLY) or row.variant == AGAIN or not row.sd > 0:
         return ""
     if resolve is not None:
-        return f"{'over 100,000' if row.needed is None else row.needed} seeds for {resolve:g}"
-    return f"{row.seeds} seeds find {row.detectable:.2g}"
+        return f"{'over 100,000' if row.needed is None else row.needed} seeds detect {resolve:g}"
+    return f"{row.seeds} seeds detect {row.detectable:.2g}"
 
 
 def _cost_row(comparison: Results, variant: str, recipe: str) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ def compare(
     """
     optuna = load_optuna()
     if seeds < 1:
-        raise CompareError(f"seeds is {seeds}; at least 1 is needed, and 5 for a verdict")
+        raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     named = name_recipes(recipes)
     variants = list_variants(tuple(named), against, e_lambdas)
     experiment = Experiment(make_model, train, named, variants, example_inputs, batches)
@@ -95,8 +95,8 @@ def compare(
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         reason = getattr(error, "strerror", None) or str(error.__cause__ or error)
         raise CompareError(
-            f"the study cannot be written: {reason}; every finished run is kept. Make room, or mend what is in the "
-            "way, and give the same command again"
+            f"the study cannot be written: {reason}; every finished run is saved. Free some space or fix the "
+            "cause, and run the same command again"
         ) from error
 
 

@@ -116,7 +116,7 @@ def _count_classes(data: str, task: str) -> int:
     try:
         found = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     except Exception as error:
-        raise CompareError(f"{data} is no data set that ultralytics can read: {str(error).strip()}") from None
+        raise CompareError(f"{data} is not a data set that ultralytics can read: {str(error).strip()}") from None
     return int(found["nc"])
 
 
@@ -129,5 +129,5 @@ def set_up(
     if build(model).source != "ultralytics":
         return set_up_classifier(model, data, training, device, pretrained=pretrained, weights=weights)
     if pretrained:
-        raise CompareError("give a YOLO's trained weights as --weights yolov8n.pt")
+        raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
     return set_up_yolo(model, data, training, device, weights=weights)

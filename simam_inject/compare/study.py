@@ -69,13 +69,13 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
 
     path = Path(storage)
     if must_exist and not path.is_file():
-        raise CompareError(f"there is no study at {path}")
+        raise CompareError(f"no such study: {path}")
     if not path.parent.is_dir():
-        raise CompareError(f"there is no folder {path.parent} for the study {path.name}")
+        raise CompareError(f"no such folder: {path.parent}, for the study {path.name}")
     try:
         return optuna.storages.JournalStorage(Journal(str(path)))
     except (ValueError, KeyError):
-        raise CompareError(f"{path} is no study: it is not a journal that compare wrote") from None
+        raise CompareError(f"{path} is not a study: compare did not write this file") from None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,7 +282,7 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
             return read_comparison(optuna.load_study(study_name=name, storage=opened))
     except KeyError:
         names = ", ".join(optuna.get_all_study_names(opened)) or "none"
-        raise CompareError(f"the storage holds no study named {name!r}; it holds: {names}") from None
+        raise CompareError(f"the storage has no study named {name!r}; it has: {names}") from None
 
 
 def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None:
@@ -291,8 +291,8 @@ def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None
     if other:
         lines = [f"  {key}: {there.get(key)!r} in the study, {asked.get(key)!r} here" for key in other]
         raise CompareError(
-            "\n".join([f"the storage holds the study {name!r} with other settings; nothing was changed", *lines])
-            + "\ngive this one another file or name, or the settings of the study"
+            "\n".join([f"the storage has a study {name!r} with other settings; nothing was changed", *lines])
+            + "\nuse another file or name, or the settings of that study"
         )
 
 

@@ -38,7 +38,7 @@ class Training:
     size: int = 224
     """Side of the images."""
     rate: float = 0.1
-    """Learning rate for 256 images a step; scaled to the real number."""
+    """Learning rate for a batch of 256 images; scaled to the real number."""
     warmup: float = 5
     """Epochs of rising rate."""
     decay: float = 1e-4
@@ -87,7 +87,7 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     parts = [(root / part).is_dir() for part in ("train", "val")]
     if (any(parts) and not all(parts)) or not root.is_dir():
         missing = root / "val" if parts[0] else root / "train"
-        raise CompareError(f"there is no folder {missing}; give a folder with train/ and val/, or one of classes")
+        raise CompareError(f"no such folder: {missing}; give a folder with train/ and val/, or one of classes")
     try:
         train = datasets.ImageFolder(root / "train" if all(parts) else root, varied)
         val = datasets.ImageFolder(root / "val" if all(parts) else root, plain)
@@ -96,7 +96,7 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     if train.classes != val.classes:
         raise CompareError(f"{folder}: train/ and val/ have different classes")
     if len(train.classes) < 2:
-        raise CompareError(f"{folder} has one class only, {train.classes[0]}; a classifier needs two")
+        raise CompareError(f"{folder} has only one class, {train.classes[0]}; a classifier needs two")
     classes: tuple[str, ...] = tuple(train.classes)
     if not all(parts):
         chosen = _every_fifth(train.targets)
@@ -112,7 +112,9 @@ def _every_fifth(targets: list[int]) -> list[int]:
         places.setdefault(target, []).append(index)
     chosen = [index for found in places.values() for index in found[_SPLIT - 1 :: _SPLIT]]
     if not chosen:
-        raise CompareError(f"no class has {_SPLIT} images, of which one would be for validation")
+        raise CompareError(
+            f"every class has fewer than {_SPLIT} images, too few to hold out one in {_SPLIT} for validation"
+        )
     return sorted(chosen)
 
 
@@ -127,7 +129,7 @@ def make_loaders(
     """Each process reads its own part of both; of the validation set every image exactly once."""
     step = training.batch * processes
     if len(images.train) < step:
-        raise CompareError(f"{len(images.train)} training images are fewer than one step of {step}")
+        raise CompareError(f"{len(images.train)} training images are fewer than one batch of {step}")
     shared: dict[str, Any] = {
         "num_workers": training.workers,
         "pin_memory": torch.cuda.is_available(),

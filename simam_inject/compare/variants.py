@@ -57,7 +57,7 @@ def list_variants(recipes: Sequence[str], against: Sequence[str], e_lambdas: Seq
     """Plain, plain again, and for each recipe SimAM (at each lambda) and the peers."""
     for name in against:
         if name not in PEERS:
-            raise CompareError(f"there is no attention named {name!r} to compare with; known are {', '.join(PEERS)}")
+            raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
     lambdas: Sequence[float | None] = list(dict.fromkeys(e_lambdas)) or [None]
     attentions = [*((SIMAM, value) for value in lambdas), *((name, None) for name in dict.fromkeys(against))]
     sited = [Variant(attention, recipe, value) for recipe in recipes for attention, value in attentions]

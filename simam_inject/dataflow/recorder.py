@@ -1,7 +1,7 @@
-"""Record one forward: who computes, returns and reads which tensor.
+"""Record one forward: which operation or module computes, returns and reads which tensor.
 
 A `TorchFunctionMode` (which belongs to one thread) sees every operation, and temporary hooks on a twin of the model see
-every module call. Tensors are told apart by identity, as Python variables are: where an operation or a module returns
+every module call. Tensors are identified by `id`: where an operation or a module returns
 one of its own inputs (in-place operations, `nn.Identity`), the forward gets another tensor object over the same memory.
 
 The result is one `torch.fx.Graph` for each module with children, which holds its first call: children are leaves,
@@ -221,10 +221,12 @@ class Recorder(TorchFunctionMode):
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a module's forward, behind all of its own pre-hooks."""
+        path = self.path_of.get(id(module))
+        if path is None:  # a copy that the forward has made: its operations are those of its caller
+            return
         with torch._C.DisableTorchFunction():
             self.tick = next(self.ticks)
             parent = self.frame
-            path = self.path_of[id(module)]
             is_scope = parent is None or any(child is not None for child in module._modules.values())
             frame = self.frame = Frame(path, module, parent, self.tick, is_scope)
             given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]

@@ -191,7 +191,7 @@ class Surveyor:
         shape, dtype = value.shape, str(value.dtype).removeprefix("torch.")
         facts: dict[str, Any] = {"shape": shape, "dtype": dtype}
         if not value.dtype.is_floating_point:
-            return facts | {"obstacle": f"holds {dtype}, not floating point numbers"}
+            return facts | {"obstacle": f"contains {dtype}, not floating-point numbers"}
         if not 3 <= len(shape) <= 5:
             return facts | {"obstacle": f"is not a feature map: its shape is {shape}"}
         axes = find_axes(

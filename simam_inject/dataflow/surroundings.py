@@ -24,8 +24,12 @@ _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
 _FOREIGN = frozenset({"torch", "numpy", "logging", "threading", "typing", "collections", "re", "os", "sys", "builtins",
                       "abc", "functools", "enum", "simam_inject", "lightning", "pydantic"})  # fmt: skip
 """Libraries whose state no forward of a user's network is expected to change."""
-_DEPTH = 4
+_DEPTH = 8
 _MISSING = object()
+_ATOMS = (bool, int, float, complex, str, bytes, type(None))
+SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
+"""`id` of objects of numbers and names alone that globals or classes hold: a forward may compare by identity what its
+modules hold with them, so twins hold the very same ones."""
 
 
 @contextmanager
@@ -34,7 +38,9 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
     python_state, numpy_state = random.getstate(), np.random.get_state()
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
+    token = SHARED.set(frozenset(reachable.shared))
     with ExitStack() as stack:
+        stack.callback(SHARED.reset, token)
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         try:
             yield
@@ -53,17 +59,18 @@ class _Reachable:
         self.seen = {id(module) for module in model.modules()}
         """What needs no look; the modules themselves have twins."""
         self.alive: list[Any] = []
+        self.shared: set[int] = set()
         for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
             self.visit(kind, 0)
         for module in model.modules():
             for value in module.__dict__.values():
-                self._visit_functions(value)
+                self._visit_code(value)
 
-    def _visit_functions(self, value: Any) -> None:
-        """Functions that stand on a module, or in one of its tables of hooks."""
+    def _visit_code(self, value: Any) -> None:
+        """Functions that stand on a module, or in one of its tables of hooks; the classes of objects that do."""
         for item in value.values() if isinstance(value, dict) else (value,):
-            if isinstance(item, (types.FunctionType, types.MethodType, partial, _lru_cache_wrapper)):
-                self.visit(item, 0)
+            is_code = isinstance(item, (types.FunctionType, types.MethodType, partial, _lru_cache_wrapper))
+            self.visit(item if is_code else type(item), 0)
 
     def visit(self, value: Any, depth: int) -> None:
         """Note one thing, and what can be reached from it."""
@@ -76,10 +83,14 @@ class _Reachable:
                 note(self, value, depth)
                 return
         if not _is_foreign(type(value)) and hasattr(value, "__dict__"):
+            self.visit(type(value), depth + 1)
             self._container(value.__dict__, depth + 1)
+            if all(isinstance(held, _ATOMS) for held in value.__dict__.values()):
+                self.shared.add(id(value))
 
     def _wrapper(self, wrapper: Any, depth: int) -> None:
         self.visit(wrapper.__func__, depth)
+        self.visit(getattr(wrapper, "__self__", None), depth)  # of a bound method
 
     def _property(self, value: property, depth: int) -> None:
         for accessor in (value.fget, value.fset):
@@ -95,9 +106,11 @@ class _Reachable:
         self.visit(function.__wrapped__, depth)
 
     def _variable(self, variable: contextvars.ContextVar[Any], _depth: int) -> None:
-        before = variable.get(_MISSING)
-        if before is not _MISSING:
-            self.undo.append(partial(_set, variable, before))
+        try:
+            token = variable.set(variable.get())
+        except LookupError:  # it has no value, and no default
+            return
+        self.undo.append(lambda: variable.reset(token))
 
     def _function(self, function: types.FunctionType, depth: int) -> None:
         if _is_foreign(function):
@@ -178,10 +191,6 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
             yield from _names_in(const)
-
-
-def _set(variable: contextvars.ContextVar[Any], value: Any) -> None:
-    variable.set(value)
 
 
 def _put_back(names: dict[str, Any], name: str, value: Any) -> None:

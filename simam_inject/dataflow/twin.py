@@ -1,4 +1,4 @@
-"""A twin of a model: the same modules over tensors of its own, so that a forward leaves no trace in the original.
+"""A twin of a model: the same modules with other tensors, so that a forward does not affect the original.
 
 Whatever a forward writes to (buffers, lists, counters, caches on the module) is the twin's. On the meta device a twin
 costs neither memory nor arithmetic.
@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from simam_inject.dataflow.surroundings import SHARED
 
 Convert = Callable[[torch.Tensor], torch.Tensor]
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType,
@@ -101,8 +103,14 @@ class _Copier:
         if kind is weakref.ref:
             twin = self.twins.get(id(value()))
             return value if twin is None else weakref.ref(twin)
-        if kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or kind is object or hasattr(kind, "__del__"):
+        is_shared = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or id(value) in SHARED.get()
+        if is_shared or kind is object or hasattr(kind, "__del__"):
             return value
+        return self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        if _is_plain(type(value)):
+            return self._attributes(value)
         try:
             return copy.deepcopy(value, self.twins)
         except Exception:  # it holds a lock, a generator, an open file: these are shared, and the rest is not
@@ -180,6 +188,14 @@ def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
         if isinstance(content, types.FunctionType) and id(content) not in seen and _closes_over_state(content, seen):
             return True
     return False
+
+
+def _is_plain(kind: type) -> bool:
+    """Objects of the class consist of their attributes, and are copied as any object is."""
+    copies = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    is_usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in copies)
+    has_slots = any("__slots__" in vars(base) for base in kind.__mro__)
+    return is_usual and not has_slots and getattr(kind, "__new__", None) is getattr(object, "__new__", None)
 
 
 def _names(slots: Any) -> tuple[str, ...]:

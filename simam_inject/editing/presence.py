@@ -1,4 +1,4 @@
-"""The pre-hook on the root that notices a lost edit: no SimAM disappears without an error.
+"""The pre-hook of the root that raises if an edit was lost.
 
 Other tools replace modules (`SyncBatchNorm.convert_sync_batchnorm`), fold norms (`fuse_modules`), fold branches
 (`reparameterize`) or clear hooks. Before every forward the root looks whether each holder still has its SimAM and its
@@ -103,7 +103,7 @@ class Presence:
             if place in self.behind and _children_behind(root, self.holders[place][0]) != self.behind[place]:
                 container = ".".join(self.holders[place][0][:-1])
                 raise ModelError(
-                    f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} does not attend its "
+                    f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} is no longer applied "
                     f"output any more; {ADVICE}"
                 )
             if isinstance(hook, RewrittenMethod):
@@ -114,8 +114,7 @@ class Presence:
                 if getattr(module, table).get(key) is not hook and _mend(module, hook):
                     mended.append(hook.sites[0]["path"])
         for path, site_path in self.witnesses:
-            module = _module_at(root, path)
-            if module is None or not is_norm(module):
+            if not _is_norm_at(root, path):
                 raise ModelError(
                     f"the norm {'.'.join(path)} was removed or replaced, so it may have been folded across the SimAM "
                     f"at {site_path}; {ADVICE}"
@@ -151,7 +150,7 @@ class Presence:
                 self.holders[place] = parts, hook
                 own = {site["path"] for site in hook.sites}
                 self.witnesses = [
-                    (_moved_along(old, parts, witness) if site in own else witness, site)
+                    (_moved_along(root, old, parts, witness) if site in own else witness, site)
                     for witness, site in self.witnesses
                 ]
                 return module
@@ -180,18 +179,24 @@ def _is_wrapped(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
     return any(new[:start] == old[:start] and new[len(new) - len(old) + start :] == old[start:] for start in starts)
 
 
-def _moved_along(old: tuple[str, ...], new: tuple[str, ...], path: tuple[str, ...]) -> tuple[str, ...]:
+def _moved_along(root: nn.Module, old: tuple[str, ...], new: tuple[str, ...], path: tuple[str, ...]) -> tuple[str, ...]:
     """Where a norm stands now, if it went the way of the module that it follows."""
-    pairs = enumerate(zip(old, new, strict=False))
-    start = next((place for place, (before, now) in pairs if before != now), len(old))
-    if path[:start] != old[:start] or len(path) <= start or start == len(old):
-        return path
-    if len(new) > len(old):  # wrapped
-        added = new[start : start + len(new) - len(old)]
-        return (*path[:start], *added, *path[start:]) if path[start] == old[start] else path
-    if path[start].isdigit() and old[start].isdigit():
-        return (*path[:start], str(int(path[start]) + int(new[start]) - int(old[start])), *path[start + 1 :])
-    return path
+    found = [path]
+    for start in range(len(old)):
+        if new[:start] != old[:start] or path[:start] != old[:start] or len(path) <= start:
+            break
+        added = len(new) - len(old)
+        if added > 0 and new[added + start :] == old[start:]:  # wrapped
+            found.append((*path[:start], *new[start : start + added], *path[start:]))
+        elif not added and new[start] != old[start] and all(n[start].isdigit() for n in (old, new, path)):
+            moved = int(path[start]) + int(new[start]) - int(old[start])
+            found.append((*path[:start], str(moved), *path[start + 1 :]))
+    return next((place for place in reversed(found) if _is_norm_at(root, place)), path)
+
+
+def _is_norm_at(root: nn.Module, path: tuple[str, ...]) -> bool:
+    module = _module_at(root, path)
+    return module is not None and is_norm(module)
 
 
 def _children_behind(root: nn.Module, path: tuple[str, ...]) -> int:
@@ -222,7 +227,7 @@ def _lost(site: SiteRecord, why: str) -> str:
 
 
 def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
-    """Put back a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
+    """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
     if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
         return False
     if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled
@@ -238,7 +243,7 @@ def _rebind(module: nn.Module, hook: RewrittenMethod, *, is_root: bool) -> None:
     """A shallow copy of a module (as DataParallel makes) shares the method, which has to run on the copy."""
     bound = module.__dict__.get(hook.method)
     if not isinstance(bound, RewrittenMethod):
-        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was set to another function"))
+        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was replaced by another function"))
     if bound.owner is not module and is_root and hook.method == "forward":  # it was looked up before this check
         raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
     if bound.owner is not module:

@@ -1,4 +1,4 @@
-"""Files for other runtimes, each proven to hold every site: ONNX, torch.export, TorchScript."""
+"""Export to ONNX, torch.export and TorchScript, with a check that every site is in the file."""
 
 from simam_inject.export.exporting import export, prove
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError

@@ -1,4 +1,4 @@
-"""`export` and `prove`: a file appears only after it was opened, counted and run."""
+"""`export` and `prove`: a file is written only after its graph and outputs were checked."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def export(
     target = Path(path)
     form, varying = _form_of(target), parse_dynamic(dynamic)
     if not target.parent.is_dir():
-        raise ExportError(f"there is no folder {str(target.parent)!r}")
+        raise ExportError(f"no such folder: {str(target.parent)!r}")
     if target.is_dir():
         raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
     network = _network(model)
@@ -101,7 +101,7 @@ def prove(
     """
     source = Path(path)
     if not source.is_file():
-        raise ExportError(f"there is no file {str(source)!r}")
+        raise ExportError(f"no such file: {str(source)!r}")
     network, varying = _network(model), parse_dynamic(dynamic)
     example = widened(example_of(network, example_inputs), varying)
     for candidate in (network, *deployed_forms(model)):
@@ -130,7 +130,9 @@ def read(path: Path) -> Artefact:
 def _form_of(path: Path) -> Any:
     """The module that writes and reads the format of a suffix, imported when it is first asked for."""
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"{path.name!r} names no export format; the suffix must be one of {', '.join(SUFFIXES)}")
+        raise ExportError(
+            f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(SUFFIXES)}"
+        )
     try:
         return importlib.import_module(f"simam_inject.export.{SUFFIXES[path.suffix]}")
     except ImportError as error:
@@ -146,12 +148,14 @@ def _network(model: nn.Module) -> nn.Module:
         entry.insertion.module: entry.attention for entry in attended_in(network) if isinstance(entry.attention, SimAM)
     }
     if not attentions:
-        raise ExportError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ExportError("there is no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions.items():
         if attention.bypassed:
-            raise ExportError(f"{name} is bypassed, and an export would lose it; leave bypass() first")
+            raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")
         if attention.strength == 0:
-            raise ExportError(f"{name} has strength 0, and an export would lose it; set_strength(model, 1.0) first")
+            raise ExportError(
+                f"{name} has strength 0 and would be missing in the export; call set_strength(model, 1.0) first"
+            )
     weak = [attention.strength for attention in attentions.values() if attention.strength < 1]
     if weak:
         warnings.warn(
@@ -178,7 +182,7 @@ def _write(twin: nn.Module, form: Any, example: Example, varying: tuple[str, ...
         else:
             blame = " with SimAM in it, though it can without"
         said = describe_exception(error)
-        raise ExportError(f"the exporter cannot express this model{blame}. It says: {said}") from error
+        raise ExportError(f"the exporter cannot express this model{blame}: {said}") from error
 
 
 @contextmanager
@@ -217,4 +221,4 @@ def _runnable(model: nn.Module, examples: list[Example]) -> Example:
             reason = describe_exception(error)
         else:
             return example
-    raise ExportError(f"the model itself takes no other size than the example's ({reason}); use dynamic='batch'")
+    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")

@@ -87,7 +87,9 @@ def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple
             lost.append(site)
     if lost:
         dead = {gate.module for gate in gates if not gate.is_live}
-        paths = [site.path + (" (computed, but nothing reads it)" if site.module in dead else "") for site in lost]
+        paths = [
+            site.path + (" (computed, but its output is never used)" if site.module in dead else "") for site in lost
+        ]
         live, wanted = sum(gate.is_live for gate in gates), sum(site.runs for site in expected)
         raise LostSiteError(
             f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(paths)}. "

@@ -20,7 +20,9 @@ def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Pa
     args, kwargs = example.fresh()
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     if bound.kwargs:
-        raise ExportError(f"a trace takes positional arguments only, and {next(iter(bound.kwargs))!r} is none")
+        raise ExportError(
+            f"a trace takes positional arguments only; {next(iter(bound.kwargs))!r} is a keyword argument"
+        )
     traced = torch.jit.trace(model, bound.args, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
     torch.jit.save(traced, str(path))
 

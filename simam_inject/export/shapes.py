@@ -31,7 +31,7 @@ def parse_dynamic(dynamic: bool | str) -> tuple[str, ...]:
         return CHOICES if dynamic else ()
     if dynamic in CHOICES:
         return (dynamic,)
-    raise ExportError(f"dynamic is {dynamic!r}; allowed are True (batch and size), False, 'batch' and 'size'")
+    raise ExportError(f"dynamic must be True (batch and size), False, 'batch' or 'size'; found {dynamic!r}")
 
 
 def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...], *, named: bool = False) -> Any:

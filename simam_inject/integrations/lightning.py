@@ -76,7 +76,7 @@ class SimAMCallback(Callback):
     ) -> None:
         if ramp_steps < 0 or not 0.0 <= start <= 1.0:
             raise RecipeError(
-                f"ramp_steps is a number of steps and start lies from 0 to 1; got ramp_steps={ramp_steps!r}, "
+                f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
                 f"start={start!r}"
             )
         self.recipe = recipe
@@ -97,7 +97,8 @@ class SimAMCallback(Callback):
         """Say so if the ramp has no gains to go with."""
         if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
             warnings.warn(
-                "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+                "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
+                "call calibrate(model, ...) first",
                 stacklevel=2,
             )
 

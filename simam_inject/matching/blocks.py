@@ -82,7 +82,7 @@ def _enter_output(search: Search, owner: Site, target: Whole) -> None:
     if site is not None:
         search.add(site, owner.path)
     else:
-        maps = f"the maps {write_paths(owner.maps)}" if owner.maps else "no list, tuple or dict of maps"
+        maps = f"the maps {write_paths(owner.maps)}" if owner.maps else "no list, tuple or dict of feature maps"
         search.miss(owner.path, f"returns {maps}; there is no {target}")
 
 
@@ -98,7 +98,9 @@ def _search_branches(search: Search, owners: Sequence[Site]) -> None:
         if owner.path not in branches and owner.kind == "block":
             below = [scope for scope in branches if not owner.path or scope.startswith(f"{owner.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
-            search.miss_block(owner.path, f"no branch joins a skip in its own forward{nearest}", nested=False)
+            search.miss_block(
+                owner.path, f"no branch joins a skip connection in its own forward{nearest}", nested=False
+            )
 
 
 def _search_children(search: Search, target: Child, owners: Sequence[Site]) -> None:
@@ -115,7 +117,7 @@ def _search_children(search: Search, target: Child, owners: Sequence[Site]) -> N
             _enter_calls(search, target, block, name, sites)
         if not calls[block] and (search.rule.selects != "path" or not any(calls.values())):
             names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
-            there = f"it has {write_paths(names)}" if names else "nothing is known of what it computes"
+            there = f"it has {write_paths(names)}" if names else "what it computes could not be recorded"
             near = did_you_mean(target.name, [inner for inner, _ in below])
             search.miss_block(block, f"has no child {target.name}; {there}{near}")
 
@@ -151,7 +153,9 @@ def _search_operations(search: Search, target: Operation, owners: Sequence[Site]
         meant = [site for site in sites if target.is_one(site.kind)]
         _enter_operations(search, target, owner, meant, call)
         if not meant and below is not None and search.rule.selects != "path":
-            computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that is known"
+            computed = (
+                write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that could be recorded"
+            )
             wanted = join_names(entries_of(target.op))
             search.miss_block(owner.path, f"has no operation {wanted}; it computes {computed}")
 
@@ -172,10 +176,10 @@ def _enter_operations(search: Search, target: Operation, owner: Site, sites: Seq
 def _counts(search: Search, target: Operation, site: Site) -> bool:
     """The operation meets the conditions, and in a structure rule lies on the main path; if not, it becomes a miss."""
     if search.rule.selects == "structure" and (site.on_skip or site.in_gate):
-        what = "lies on the skip" if site.on_skip else "only scales another map"
+        what = "is on the skip connection" if site.on_skip else "only scales another feature map"
         search.miss(site.path, f"{what}; a structure rule counts operations on the main path")
         return False
-    reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} wants")
+    reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} requires")
     if reason is not None:
         search.miss(site.path, reason)
     return reason is None

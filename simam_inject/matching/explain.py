@@ -21,14 +21,14 @@ _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
 _NAME = re.compile(r"\w+")
 _STRUCTURES = {
-    "main": "none that returns one map has two convolutions within two map sizes",
-    "residual": "none joins a branch with a skip in its own forward",
-    "decoder": "none returns one map that it makes of an upsampled map joined with an earlier one",
+    "main": "no module that returns one feature map has two convolutions within two map sizes",
+    "residual": "no module joins a branch with a skip connection in its own forward",
+    "decoder": "no module joins an upsampled feature map with an earlier one",
 }
 
 
 def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Iterable[Skip]) -> str:
-    """Say why a rule takes no site.
+    """Say why a rule matches no site.
 
     Args:
         recipe: the recipe.
@@ -38,10 +38,10 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
 
     Returns:
         The message of a `NoMatchError`: the rule; the nearest misses with their reasons, or one sentence where nothing
-        of the model came near; modules whose inside could not be seen.
+        of the model came near; modules whose inside could not be recorded.
     """
     selected = recipe.rules[rule]
-    head = f"rules[{rule}] ({selected.selector}) takes no site"
+    head = f"rules[{rule}] ({selected.selector}) matches no site"
     by_reason: dict[str, Skip] = {}
     for miss in sorted(misses, key=lambda miss: -miss.depth):
         if miss.rule == rule:
@@ -51,7 +51,7 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
         return f"{head}: {near[0].reason}"
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
     met_none = near[0].depth == 0 or selected.selects == "pattern"
-    if met_none and not any("could not be seen" in line for line in lines):
+    if met_none and not any(" could not be recorded" in line for line in lines):
         lines += [f"  {sentence}" for sentence in _unseen(anatomy)]
     idle = explain_idle("path", entries_of(selected.path), every_path(anatomy)) if selected.selects != "path" else None
     return "\n".join([*lines, *([idle] if idle else [])])
@@ -84,7 +84,9 @@ def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
     for index, rule in enumerate(recipe.rules):
         message = None if rule.optional else explain_idle(f"rules[{index}].exclude", entries_of(rule.exclude), paths)
         if message is not None:
-            return " ".join([message, *_unseen(anatomy), "(A rule for many models says optional: true.)"])
+            return " ".join(
+                [message, *_unseen(anatomy), "(In a recipe for many models, mark the rule with optional: true.)"]
+            )
     return None
 
 
@@ -102,9 +104,9 @@ def every_path(anatomy: Anatomy) -> frozenset[str]:
 
 
 def _unseen(anatomy: Anatomy) -> list[str]:
-    """Sentences on the modules whose inside could not be seen."""
+    """Sentences on the modules whose inside could not be recorded."""
     entries = [
-        f"The inside of {write_path(path)} could not be seen: {reason}." for path, reason in anatomy.opaque.items()
+        f"The inside of {write_path(path)} could not be recorded: {reason}." for path, reason in anatomy.opaque.items()
     ]
     more = [f"The same holds for {len(entries) - NEAREST} more."] if len(entries) > NEAREST else []
     return entries[:NEAREST] + more

@@ -67,7 +67,7 @@ def why_not_attendable(site: Site) -> str | None:
     if site.runs < 1:
         return "never ran in the example forward"
     if site.spatial is None:
-        return "its shape is not known"
+        return "its shape is unknown"
     if all(length <= 1 for length in site.spatial):
         return f"is a {write_fact(site.spatial)} map: its gate would be the constant sigmoid(0.5)"
     return None
@@ -110,7 +110,7 @@ def _complies(search: Search, candidate: Candidate) -> bool:
             return False
     for met, (name, condition) in enumerate(rule.conditions):
         is_of_operation = name in Conditions.model_fields
-        reason = check_facts(named if is_of_operation else attended, [(name, condition)], f"where.{name} wants")
+        reason = check_facts(named if is_of_operation else attended, [(name, condition)], f"where.{name} requires")
         if reason is not None:
             if is_of_operation and named.kind == "block":
                 reason += f"; for an operation inside write {rule.position}: {{op: conv2d, {name}: ...}}"

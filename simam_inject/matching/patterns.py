@@ -29,7 +29,7 @@ def _follow(search: Search, chain: Sequence[Link], start: Site) -> list[Site]:
         site = _only_reader(search, sites, link) if sites else start
         if site is None:
             return []
-        reason = check_facts(site, link.facts.conditions(), f"the pattern's {link} wants")
+        reason = check_facts(site, link.facts.conditions(), f"the pattern's {link} requires")
         if reason is not None:
             search.miss(start.path, reason if site is start else f"{site.path}: {reason}", len(sites))
             return []
@@ -46,9 +46,9 @@ def _only_reader(search: Search, sites: list[Site], link: Link) -> Site | None:
     if len(last.readers) > 1:
         found = f"{len(last.readers)} operations ({write_paths(last.readers)}); in a pattern each value has one reader"
     elif reader is not None:
-        found = f"{reader.path} ({reader.kind}); the pattern wants {link}"
+        found = f"{reader.path} ({reader.kind}); the pattern requires {link}"
     else:
-        found = f"no operation{' that could be seen' if search.anatomy.opaque else ''}; the pattern wants {link}"
+        found = f"no operation{' that could be seen' if search.anatomy.opaque else ''}; the pattern requires {link}"
     search.miss(sites[0].path, f"{last.path} is read by {found}", len(sites))
     return None
 

@@ -46,7 +46,7 @@ class Search:
                 self.candidates.append(Candidate(site, site, None, block))
         elif len(named.operands) > 1:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
-            self.miss(named.path, f"reads {values}; before needs a reader of one")
+            self.miss(named.path, f"reads {values}; before needs an operation that reads one")
         else:
             self.add_operands(named, named.operands, block)
 
@@ -55,19 +55,22 @@ class Search:
         for operand in dict.fromkeys(operands):
             attended = self.anatomy.site_by_path.get(operand)
             if attended is None:
-                self.miss(named.path, f"reads {operand}, which is no feature map")
+                self.miss(named.path, f"reads {operand}, which is not a feature map")
             else:
                 self.candidates.append(Candidate(named, attended, named.path, block))
         if not operands:
             hidden = named.scope in self.anatomy.opaque
-            self.miss(named.path, "what it reads could not be seen" if hidden else "reads no value of the model")
+            self.miss(
+                named.path,
+                "what it reads could not be recorded" if hidden else "reads no value that the model computes",
+            )
 
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
         """Enter a near miss; `depth` says how many conditions it met."""
         self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))
 
     def miss_block(self, block: str, reason: str, *, nested: bool = True) -> None:
-        """Enter a block that lacks something, unless its inside could not be seen: then that is the reason.
+        """Enter a block that lacks something, unless its inside could not be recorded: then that is the reason.
 
         Args:
             block: path of the block.
@@ -77,9 +80,9 @@ class Search:
         own = self.anatomy.opaque.get(block)
         inner = [path for path in self.anatomy.opaque if path.startswith(f"{block}." if block else "")]
         if own is not None:
-            reason = f"its inside could not be seen: {own}"
+            reason = f"its inside could not be recorded: {own}"
         elif nested and inner:
-            reason += f"; the inside of {inner[0]} could not be seen: {self.anatomy.opaque[inner[0]]}"
+            reason += f"; the inside of {inner[0]} could not be recorded: {self.anatomy.opaque[inner[0]]}"
         self.miss(block, reason)
 
 

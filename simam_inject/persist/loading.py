@@ -52,9 +52,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         state = state_of(network)
         found = _differences(tensors, state)
         if found[_UNFIT] or (strict and any(found.values())):
-            raise FileError(
-                f"it was made for another model than this {type(network).__name__}:\n{_listed(found)}{_age(manifest)}"
-            )
+            raise FileError(f"it does not fit this {type(network).__name__}:\n{_listed(found)}{_age(manifest)}")
         is_there = _has_sites(network, manifest)
         if not is_there:
             try:
@@ -119,8 +117,8 @@ def _read(file: Path) -> tuple[Manifest, State]:
         raise FileError(_why_unreadable(file, error)) from None
     if KEY not in texts:
         raise FileError(
-            "it was not written by simam_inject.persist.save: it says nothing of SimAM. For weights of a model without "
-            "SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
+            "it was not written by simam_inject.persist.save and has no record of SimAM. For weights of a model "
+            "without SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
         )
     try:
         data = json.loads(texts[KEY])
@@ -191,7 +189,7 @@ def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
     ]
     listed = shortened(lines, joint="\n")
     raise FileError(
-        f"the model has other SimAM sites than the file; simam_inject.eject(model) takes them out:\n{listed}"
+        f"the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n{listed}"
     )
 
 

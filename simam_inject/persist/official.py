@@ -65,8 +65,8 @@ class OfficialReport:
         counts = ", ".join(f"{number} {how}" for how, number in count.items() if number)
         lines = [f"{len(self.mapped)} tensors ({counts}), {len(self.sites)} SimAM sites"]
         lines += [f"  {entry.source} -> {entry.target}  {entry.how}" for entry in self.mapped]
-        lines += [f"  {key}  kept: not in the file" for key in self.kept]
-        lines += [f"  {key}  ignored: no weights" for key in self.ignored]
+        lines += [f"  {key}  unchanged: not in the file" for key in self.kept]
+        lines += [f"  {key}  ignored: not weights" for key in self.ignored]
         return "\n".join(lines)
 
 
@@ -90,13 +90,13 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
     with naming(Path(path)):
         if type(model).__module__ not in _FAMILIES:
             raise FileError(
-                "official checkpoints fit torchvision's ResNet, ResNeXt and MobileNetV2, not a "
+                "official checkpoints are for torchvision's ResNet, ResNeXt and MobileNetV2, not for "
                 f"{type(model).__module__}.{type(model).__name__}"
             )
         weights, ignored = _weights(_read(Path(path)))
         ours = state_of(model)
         mapped = _map_keys(weights, ours)
-        others = "the model has SimAM at other sites than the authors; simam_inject.eject(model) first"
+        others = "the model has SimAM at other sites than the authors' model; call simam_inject.eject(model) first"
         try:
             planned = plan(model, adjusted(load_recipe("paper"), e_lambda=e_lambda))
         except NoMatchError as error:
@@ -139,7 +139,7 @@ def _weights(content: Any) -> tuple[State, tuple[str, ...]]:
         name for name, value in weights.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)
     ]
     if wrong or not weights:
-        raise FileError(f"it holds no table of tensors{f' ({wrong[0]!r} is none)' if wrong else ''}")
+        raise FileError(f"it is not a state_dict of tensors{f' ({wrong[0]!r} is not a tensor)' if wrong else ''}")
     return weights, () if holder is None else tuple(str(name) for name in content if name != holder)
 
 

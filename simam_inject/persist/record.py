@@ -63,7 +63,7 @@ class Record(BaseModel):
         if len(self.settings) != len(self.sites):
             raise ValueError("it has no strength and gain for every site")
         if len({(site["edit"]["module"], site["child"]) for site in self.sites}) < len(self.sites):
-            raise ValueError("it lists one SimAM twice")
+            raise ValueError("it lists the same SimAM twice")
         return self
 
     @classmethod
@@ -129,7 +129,7 @@ class Record(BaseModel):
         try:
             attach(network, self.sites, recipes=self.recipes, example=self.example, settings=self.settings)
         except ModelError as error:
-            raise FileError(f"SimAM cannot be put back: {error}") from None
+            raise FileError(f"SimAM cannot be restored: {error}") from None
 
     def set_strengths(self, network: nn.Module) -> None:
         """Give each SimAM of a network, which has the same `lambdas`, its strength and gain."""

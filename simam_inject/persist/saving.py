@@ -72,14 +72,14 @@ def state_of(network: nn.Module) -> State:
     state = network.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
-            raise FileError(f"{name} is a {type(value).__name__}: a safetensors file holds tensors only")
+            raise FileError(f"{name} is a {type(value).__name__}: a safetensors file stores tensors only")
         if value.is_meta:
-            raise FileError(f"{name} is on the meta device and has no numbers")
+            raise FileError(f"{name} is on the meta device and has no data")
         if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
             kind = type(value).__name__ if value.layout is torch.strided else str(value.layout)
             raise FileError(
-                f"{name} is no plain tensor ({kind}): gather, dequantise or densify it first; for sharded models see "
-                "torch.distributed.checkpoint"
+                f"{name} is not a plain tensor ({kind}): gather, dequantise or densify it first; for sharded models "
+                "see torch.distributed.checkpoint"
             )
     return state
 
@@ -104,7 +104,7 @@ def _write_in_one_step(path: Path, tensors: dict[str, torch.Tensor], metadata: d
         unfinished.replace(target)
     except (SafetensorError, OSError, ValueError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
-        raise FileError(f"cannot write {path}: {reason}; what was there before is untouched") from error
+        raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
             unfinished.unlink(missing_ok=True)

@@ -44,7 +44,7 @@ def _check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: An
     if lost:
         warnings.warn(
             f"these weights were trained with SimAM at {len(lost)} places that this {type(module).__name__} lacks "
-            f"({shortened(lost, 3)}): it loads them and computes something else. Call "
+            f"({shortened(lost, 3)}): it will compute something else. Call "
             "simam_inject.inject(model, recipe) with their recipe, or use simam_inject.persist.save and load",
             LostRecipeWarning,
             stacklevel=6,

@@ -1,4 +1,4 @@
-"""From hits to a plan: which SimAM goes where and by which edit, what is skipped, and why. Nothing is touched."""
+"""From hits to a plan: which SimAM is added where and by which edit, and what is skipped with which reason."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: tuple[Inse
         present: what is in the model already; a value is not attended twice.
 
     Raises:
-        NoMatchError: a rule that is not optional takes no site that can be attended, or excludes what is not there.
+        NoMatchError: a rule that is not optional matches no site that can be attended, or excludes what is not there.
     """
     anatomy = flow.anatomy
     decision = settle(flow, matches.hits, present)
@@ -174,14 +174,14 @@ def _repetition(
             continue
         there = next((there for there in present if there.path == path and reader in (None, there.reader)), None)
         if there is not None and there.e_lambda != hit.e_lambda:
-            return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; eject first to change it"
+            return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
         if there is not None:
             return PRESENT
         if path == hit.path:
-            return "has a SimAM in this plan already"
+            return "already has a SimAM in this plan"
         if hit.path.rpartition("[")[0] == path:
-            return f"is attended by the hook of {path}"
-        return f"is the value of {path}, which has a SimAM already"
+            return f"is covered by the SimAM on {path}"
+        return f"is the same value as {path}, which already has a SimAM"
     return None
 
 

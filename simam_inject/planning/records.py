@@ -1,10 +1,10 @@
-"""What a plan says: where SimAM goes and by which edit, what was skipped and why; and what a verification found."""
+"""Records of a plan and of a verification."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRESENT = "has SimAM already"
+PRESENT = "already has SimAM"
 """Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
 
 

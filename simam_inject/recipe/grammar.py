@@ -34,12 +34,12 @@ _ONE, _MANY, _WORD, _MAPPING = "<one>", "<many>", "<word>", "<mapping>"
 """Tags of unions. pydantic writes them into the location of a problem; no key of a recipe looks like them."""
 _NAMES = {
     "a valid tuple": "a list",
-    "a valid string": "a text",
+    "a valid string": "a string",
     "a valid boolean": "true or false",
     "a valid number": "a number",
     "a valid integer": "a whole number",
 }
-"""What pydantic calls a JSON type, and what the readers of a YAML file do."""
+"""What pydantic calls a JSON type, and what YAML parsers do."""
 
 
 def allow(what: str) -> WrapValidator:
@@ -49,7 +49,7 @@ def allow(what: str) -> WrapValidator:
         try:
             return check_type(value)
         except ValidationError:
-            raise ValueError(f"found {describe(value)}; allowed is {what}") from None
+            raise ValueError(f"found {describe(value)}; expected {what}") from None
 
     return WrapValidator(check)
 
@@ -103,13 +103,13 @@ class Grammar(BaseModel):
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
-            raise ValueError(f"found {describe(data)}; allowed is a mapping with the keys {fields}")
+            raise ValueError(f"found {describe(data)}; expected a mapping with the keys {fields}")
         for key in data:
             if key not in cls.model_fields:
                 near = did_you_mean(key, cls.model_fields)
                 hint = f"; {key!r} belongs {cls.homes[key]}" if key in cls.homes else near
                 name = key if isinstance(key, str) else describe(key)
-                raise KeyedError(name, f"unknown key; allowed are {fields}{hint}")
+                raise KeyedError(name, f"unknown key; expected one of {fields}{hint}")
         return {key: value for key, value in data.items() if value is not None}
 
     @classmethod
@@ -151,10 +151,10 @@ def _explain(problem: Any, whole: str) -> str:
         sentence = "is missing"
     elif kind == "literal_error":
         near = did_you_mean(problem["input"], re.findall(r"'(\w+)'", context["expected"]))
-        sentence = f"found {found}; allowed is {context['expected']}{near}"
+        sentence = f"found {found}; expected {context['expected']}{near}"
     elif kind in ("too_short", "too_long"):
         limit = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
-        sentence = f"found a list of {context['actual_length']} entries; allowed are {limit}"
+        sentence = f"found a list of {context['actual_length']} entries; expected {limit}"
     else:
         message = re.sub("^(Input|String) should", "it should", problem["msg"])
         for name, word in _NAMES.items():

@@ -80,9 +80,9 @@ def _compile(text: str) -> re.Pattern[str]:
     """One pattern for all texts that the braces stand for."""
     texts = list(islice(_expand(text), MAX_ALTERNATIVES + 1))
     if len(texts) > MAX_ALTERNATIVES:
-        raise ValueError(f"{text!r} stands for more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
+        raise ValueError(f"{text!r} expands to more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
     if any("{" in part or "}" in part for part in texts):
-        raise ValueError(f"{text!r} has a brace without its partner; alternatives are written {{a,b}}")
+        raise ValueError(f"{text!r} has an unbalanced brace; alternatives are written {{a,b}}")
     return re.compile("|".join(map(fnmatch.translate, texts)))
 
 

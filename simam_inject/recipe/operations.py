@@ -96,7 +96,7 @@ class Operation(Conditions):
 
     op: Kinds = Field(description="Kind(s) of operation: conv2d, batch_norm, relu, add; or a family: conv, act.")
     which: Literal["all", "first", "last"] = Field(
-        default="all", description="Which of each block's, in the order of computation."
+        default="all", description="Which of the operations in each block, in execution order."
     )
 
     def is_one(self, kind: str) -> bool:
@@ -137,7 +137,9 @@ def parse_chain(text: str) -> tuple[Link, ...]:
     """
     parts = re.split(r">(?![^\[]*\])", text)
     if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
-        raise ValueError(f"found {len(parts)} members; allowed are {MAX_LINKS}, and {MAX_LENGTH} characters")
+        raise ValueError(
+            f"found {len(parts)} members; expected at most {MAX_LINKS}, and at most {MAX_LENGTH} characters"
+        )
     return tuple(_parse_link(part.strip()) for part in parts)
 
 
@@ -146,7 +148,7 @@ def _parse_link(text: str) -> Link:
     facts = [_FACT.fullmatch(entry) for entry in (found["facts"] or "").split(",")] if found and found["facts"] else []
     if found is None or not all(facts):
         raise ValueError(
-            f"found {describe(text)} as a member of the chain; members are written like conv2d, *norm or "
+            f"found {describe(text)} as an element of the chain; expected one such as conv2d, *norm or "
             "conv2d[k=3, s>=2, groups=depthwise], with '>' between them"
         )
     pairs = [(_SHORT.get(fact["key"], fact["key"]), fact["bounds"].lstrip("= ")) for fact in facts if fact]
@@ -167,9 +169,9 @@ def find_member(chain: Sequence[Link], target: Whole | Child | Operation) -> int
     found = [index for index, link in enumerate(chain) if link.is_named(wanted)]
     if not found or not isinstance(target, Child):
         near = did_you_mean(wanted, {link.name for link in chain})
-        raise ValueError(f"{str(target)!r} is not a member of the chain{near}")
+        raise ValueError(f"{str(target)!r} is not an element of the chain{near}")
     call = 1 if target.call is None and len(found) == 1 else target.call
     if not call or call > len(found):
         choices = join_names(f"{wanted}[{number}]" for number in range(1, len(found) + 1))
-        raise ValueError(f"{str(target)!r} is not one member of the chain; write {choices}")
+        raise ValueError(f"{str(target)!r} is ambiguous in the chain; write {choices}")
     return found[call - 1]

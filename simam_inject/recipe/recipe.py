@@ -29,7 +29,7 @@ else:
 
 
 class Recipe(Grammar):
-    """Where SimAM goes, whatever the model. A mistake raises `RecipeError`.
+    """Where SimAM is applied, for any model. A mistake raises `RecipeError`.
 
     `extends` names a shipped recipe; it is resolved at once: the record holds its own rules, then those of the base, so
     that its own rules take their sites first, and `extends` is None.
@@ -41,17 +41,17 @@ class Recipe(Grammar):
     model_config = ConfigDict(
         json_schema_extra={
             "$schema": "https://json-schema.org/draft/2020-12/schema",
-            "description": "Where SimAM goes, whatever the model.",
+            "description": "Where SimAM is applied, for any model.",
             "anyOf": [{"required": ["rules"]}, {"required": ["extends"]}],
         }
     )
     homes: ClassVar[Mapping[str, str]] = dict.fromkeys(Rule.model_fields | Where.model_fields, "in an entry of 'rules'")
     version: Literal[1] = Field(default=1, description="Version of the recipe language.")
-    name: Text = Field(default="", description="What reports call the recipe.")
-    description: Text = Field(default="", description="What it is for, and where it comes from.")
-    extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules follow the own ones.")
-    e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="The lambda of every rule that has none.")
-    rules: Rules = Field(default=(), description="In order; the first that takes a site owns it.")
+    name: Text = Field(default="", description="Name used in reports.")
+    description: Text = Field(default="", description="Purpose and source.")
+    extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules are appended.")
+    e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="Lambda of every rule without its own.")
+    rules: Rules = Field(default=(), description="In order; a site belongs to the first rule that matches it.")
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON types; defaults are left out, the version is not."""
@@ -104,7 +104,7 @@ def load_recipe(source: RecipeLike) -> Recipe:
         return _load_file(Path(source))
     if not isinstance(source, str):
         raise RecipeError(
-            f"recipe: found {describe(source)}; allowed is a Recipe, a mapping, the name of a shipped recipe, a path "
+            f"recipe: found {describe(source)}; expected a Recipe, a mapping, the name of a shipped recipe, a path "
             "to a YAML file, or a selector such as 'after bottleneck.conv2'"
         )
     if found := _SELECTOR.fullmatch(source):
@@ -127,7 +127,7 @@ def selector(position: str, text: str) -> Rule:
     written = describe(f"{position} {text}")
     parts = _PARTS.fullmatch(text.strip())
     if position not in _WHOLE or parts is None:
-        raise RecipeError(f"selector: found {written}; allowed is after or before, then BLOCK or BLOCK.CHILD")
+        raise RecipeError(f"selector: found {written}; expected after or before, then BLOCK or BLOCK.CHILD")
     try:
         return Rule.from_dict({"block": parts[1], position: parts[2] or _WHOLE[position]})
     except RecipeError as error:

@@ -32,13 +32,13 @@ T = TypeVar("T")
 Target = Whole | Child | Operation
 Structure = Literal["residual", "main", "decoder"]
 _MISPLACED = {
-    ("before", "output"): "nothing reads a block's output inside the block; write after: output",
-    ("after", "input"): "what a block is given is attended for the block alone; write before: input",
-    ("after", "residual"): "the branch is attended before it joins the skip; write before: residual",
+    ("before", "output"): "a block's output is not read inside the block; write after: output",
+    ("after", "input"): "the input of a block can only be changed for the block itself; write before: input",
+    ("after", "residual"): "SimAM is applied to the branch before it joins the skip connection; write before: residual",
 }
 _SELECTS = ("structure", "block", "pattern")
 _SCHEMA: dict[str, Any] = {
-    "description": "What is selected, where in it SimAM goes, and what is left out.",
+    "description": "Which blocks or values are selected, where SimAM is applied in them, and which sites are excluded.",
     "anyOf": [{"required": [key]} for key in (*_SELECTS, "path")],
     "allOf": [
         *({"not": {"required": list(pair)}} for pair in (*combinations(_SELECTS, 2), ("after", "before"))),
@@ -51,8 +51,10 @@ _SCHEMA: dict[str, Any] = {
 class Where(Conditions):
     """Conditions on the facts of a site; all of them hold."""
 
-    channels: Numbers | None = Field(default=None, description="Channels of the attended map.")
-    spatial: Numbers | None = Field(default=None, description="Sizes of the attended map; each of them complies.")
+    channels: Numbers | None = Field(default=None, description="Channels of the feature map.")
+    spatial: Numbers | None = Field(
+        default=None, description="Spatial sizes of the feature map; all must satisfy the condition."
+    )
     reduction: Numbers | None = Field(default=None, description="Input size / map size: 1, 2, 4, 8, 16, 32.")
     stage: Numbers | None = Field(
         default=None, description="log2(reduction) - 1: ResNet's layer1 to layer4 return 1 to 4."
@@ -68,11 +70,11 @@ class Pick(Grammar):
     model_config = ConfigDict(
         json_schema_extra={"oneOf": [{"required": [mode]} for mode in ("first", "last", "every")]}
     )
-    first: Count | None = Field(default=None, description="The first so many.")
-    last: Count | None = Field(default=None, description="The last so many.")
-    every: Count | None = Field(default=None, description="Every so many: of 2 the first, third, fifth ...")
+    first: Count | None = Field(default=None, description="Take the first n.")
+    last: Count | None = Field(default=None, description="Take the last n.")
+    every: Count | None = Field(default=None, description="Take every n-th: with 2 the first, third, fifth ...")
     per: Literal["model", "stage", "reduction", "parent"] = Field(
-        default="model", description="Counted in each of these."
+        default="model", description="Count separately for each of these."
     )
 
     @model_validator(mode="after")
@@ -80,7 +82,7 @@ class Pick(Grammar):
         modes = [name for name in ("first", "last", "every") if getattr(self, name) is not None]
         if len(modes) > 1 or (not modes and self.per != "model"):
             found = " and ".join(modes) or "none"
-            raise ValueError(f"found {found} of first, last, every; exactly one of them says how many")
+            raise ValueError(f"found {found} of first, last, every; exactly one of them is required")
         return self
 
     @property
@@ -103,7 +105,7 @@ def _warn_of_channels(value: object) -> object:
     if isinstance(value, int) and not isinstance(value, bool) and value > 1:
         warnings.warn(
             f"e_lambda: {describe(value)} is probably a channel count, and makes the gate a constant. SimAM needs no "
-            "channel count: leave e_lambda out, or write a number with a point if the value is meant.",
+            "channel count: leave e_lambda out, or write a decimal point if the value is intended.",
             stacklevel=2,
         )
     return value
@@ -150,13 +152,13 @@ class Rule(Grammar):
         **dict.fromkeys(Pick.model_fields, "under 'pick'"),
         **dict.fromkeys(("op", "which"), "under 'after' or 'before': {op: ...}"),
     }
-    structure: Structures = Field(default=(), description="Block(s) by what they are: residual, main, decoder.")
+    structure: Structures = Field(default=(), description="Block(s) by structure: residual, main, decoder.")
     block: Globs = Field(default=(), description="Class name(s) of the block: globs, any case; subclasses count.")
     pattern: Pattern | None = Field(
         default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'."
     )
-    path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; on its own, a selection.")
-    exclude: Globs = Field(default=(), description="Glob(s) on the dotted path that are left out.")
+    path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; alone, a selector.")
+    exclude: Globs = Field(default=(), description="Glob(s) on the dotted path to exclude.")
     after: TargetField | None = Field(
         default=None, description="output, a child (conv2, relu[2]), or {op: conv2d, ...}."
     )
@@ -165,8 +167,8 @@ class Rule(Grammar):
     )
     where: WhereField | None = Field(default=None, description="Conditions on the facts of a site.")
     pick: PickField = Field(default=Pick(), description="all, first, last, or {first | last | every: n, per: ...}.")
-    e_lambda: Lambda | None = Field(default=None, description="The lambda of this rule; without it the recipe's.")
-    optional: bool = Field(default=False, strict=True, description="The rule may take no site.")
+    e_lambda: Lambda | None = Field(default=None, description="Lambda of this rule; default: that of the recipe.")
+    optional: bool = Field(default=False, strict=True, description="The rule may match no site.")
 
     @field_validator("after", "before")
     @classmethod
@@ -185,17 +187,19 @@ class Rule(Grammar):
         given = [name for name in _SELECTS if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(
-                f"has both {given[0]!r} and {given[1]!r}; exactly one selects (a 'path' beside it narrows)"
+                f"has both {given[0]!r} and {given[1]!r}; exactly one may select (a 'path' beside it narrows)"
             )
         if not given and not self.path:
             raise ValueError(
-                "selects nothing; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
+                "has no selector; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
                 "path: 'layer3.*'"
             )
         if self.after is not None and self.before is not None:
-            raise ValueError("has both 'after' and 'before'; exactly one says where")
+            raise ValueError("has both 'after' and 'before'; exactly one is required")
         if self.pattern is None and self.after is None and self.before is None:
-            raise ValueError("does not say where; write after: output, after: conv2, before: bn2 or before: residual")
+            raise ValueError(
+                "has neither 'after' nor 'before'; write after: output, after: conv2, before: bn2 or before: residual"
+            )
         return self
 
     @property

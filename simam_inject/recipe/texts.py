@@ -41,9 +41,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _error(f"found *{event.anchor:.40}, an alias, and recipes have none", event)
+            raise _error(f"found *{event.anchor:.40}, an alias; recipes do not support aliases", event)
         if getattr(event, "tag", None) is not None:
-            raise _error(f"found the tag {describe(event.tag)}, and recipes have none", event)
+            raise _error(f"found the tag {describe(event.tag)}; recipes do not support tags", event)
         if self.depth == MAX_DEPTH:
             raise _error(f"nested more than {MAX_DEPTH} levels deep", event)
         self.depth += 1
@@ -55,9 +55,9 @@ class _Loader(yaml.SafeLoader):
         keys: set[str] = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise _error("found a key that is not a text", key)
+                raise _error("found a key that is not a string", key)
             if key.value in keys:
-                raise _error(f"the key {describe(key.value)} is there twice; keep one", key)
+                raise _error(f"duplicate key {describe(key.value)}", key)
             keys.add(key.value)
             key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
@@ -88,7 +88,7 @@ def read_yaml(data: bytes | str) -> Any:
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe: not valid YAML: {str(error).splitlines()[0]:.200}") from None
     if found is None:
-        raise RecipeError("recipe: the text is empty; a recipe is a mapping with 'rules'")
+        raise RecipeError("recipe: empty; a recipe is a mapping with 'rules'")
     return found
 
 
@@ -110,7 +110,7 @@ def _decode(data: bytes | str) -> str:
     try:
         encoded = data.encode() if isinstance(data, str) else data
         if len(encoded) > MAX_BYTES:
-            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB; a recipe is a page of text")
+            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB, the maximum size of a recipe")
         return encoded.decode("utf-8-sig")
     except UnicodeError as error:
         reason = getattr(error, "reason", "")
@@ -133,7 +133,7 @@ def _find_shelf() -> Traversable:
     for folder in (files("simam_inject") / "recipes", Path(__file__).resolve().parents[2] / "recipes"):
         if (folder / f"paper{_SUFFIX}").is_file():
             return folder
-    raise RecipeError("recipe: the shipped recipes are missing from this installation; install simam_inject again")
+    raise RecipeError("recipe: the shipped recipes are missing from this installation; reinstall simam_inject")
 
 
 def shipped_recipes() -> tuple[str, ...]:
@@ -155,5 +155,5 @@ def read_shipped(name: object, place: str = "recipe") -> str:
     names = shipped_recipes()
     if name not in names:
         near = did_you_mean(name, names)
-        raise RecipeError(f"{place}: no shipped recipe is named {describe(name)}; there are {', '.join(names)}{near}")
+        raise RecipeError(f"{place}: no shipped recipe is named {describe(name)}; available: {', '.join(names)}{near}")
     return (_find_shelf() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")

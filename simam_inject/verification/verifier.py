@@ -1,4 +1,4 @@
-"""The checks. Every forward runs on a twin of the model, so the model, its buffers and its users notice nothing.
+"""The checks. Every forward runs on a twin, so the model and its buffers do not change.
 
 At the example's own size: bypassed equals stock, and each SimAM runs on the planned shape. At another size, in float64
 where the model allows it: live equals the oracle, in eval and in train mode, values and gradients.
@@ -80,8 +80,9 @@ class _Checks:
         shapes: Shapes = {}
         stock = self._stock()
         ran: set[str] = set()
-        for path, module in modules_with_python_forward(stock):
-            module.register_forward_pre_hook(partial(_enter, ran, path))
+        paths = {id(module): path for path, module in modules_with_python_forward(stock)}
+        for _, module in modules_with_python_forward(stock):
+            module.register_forward_pre_hook(partial(_enter, ran, paths))
         try:
             with self.oracle.noting_shapes(stock, shapes):
                 plain = run(stock, self.example, training=False)
@@ -287,8 +288,9 @@ def _noting(shapes: list[tuple[int, ...]]) -> Callable[..., None]:
     return note
 
 
-def _enter(ran: set[str], path: str, _module: nn.Module, _args: Any) -> None:
-    ran.add(path)
+def _enter(ran: set[str], paths: dict[int, str], module: nn.Module, _args: Any) -> None:
+    if id(module) in paths:  # and no copy that a forward makes
+        ran.add(paths[id(module)])
 
 
 def _counting(counts: Counter[int], place: int) -> Callable[..., None]:

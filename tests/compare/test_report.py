@@ -60,10 +60,7 @@ def test_the_answer_in_words():
     words = answer(study()).replace("\N{MINUS SIGN}", "-")
     found = r"Better than plain: se at paper \(\+\d\.\d\d\)\. Worse than plain: eca at paper \(-\d\.\d\d\)\. "
     assert re.match(found, words)
-    assert re.search(
-        r"None of the others is told apart from plain: so many seeds would miss a true difference below [\d.]+\.$",
-        words,
-    )
+    assert re.search(r"None of the others differs .*; with this many seeds, true differences below [\d.]+ may", words)
 
 
 def test_too_few_seeds_in_words():
@@ -75,14 +72,14 @@ def test_too_few_seeds_in_words():
 def test_nothing_resolved_in_words():
     quiet = Comparison(tuple(cells(8, {"simam": 0.0})), {})
     assert answer(quiet).startswith(
-        "No variant is told apart from plain: so many seeds would miss a true difference below "
+        "No variant differs significantly from plain; with this many seeds, true differences below "
     )
-    assert answer(Comparison((), {})) == "There is no result yet."
+    assert answer(Comparison((), {})) == "No results yet."
 
 
 def test_seeds_for_the_difference_that_was_named():
     (simam, *_) = study(10, resolve=0.5).differences
-    assert f"{simam.needed} seeds for 0.5" in study(10, resolve=0.5).to_markdown()
+    assert f"{simam.needed} seeds detect 0.5" in study(10, resolve=0.5).to_markdown()
     assert simam.needed > 10
 
 
@@ -136,7 +133,7 @@ def test_a_noise_floor_that_is_off_zero_is_told():
     moved = [replace(cell, value=cell.value + 3 * (cell.variant == "plain again")) for cell in cells(10)]
     (note,) = Comparison(tuple(moved), {}).notes
     assert note.startswith("plain again differs from plain by +")
-    assert "one study of twenty" in note
+    assert "one study out of twenty" in note
 
 
 def test_a_study_without_any_pair_still_has_a_report():

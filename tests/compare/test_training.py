@@ -102,10 +102,10 @@ def lonely(folder):
     ("prepare", "message"),
     [
         (lambda folder: None, "holds no images"),
-        (lambda folder: folder.rmdir(), "there is no folder .*train; give a folder with train/ and val/"),
-        (lambda folder: draw(folder / "train", 1), "there is no folder .*val"),
-        (lonely, "has one class only, standing"),
-        (lambda folder: draw(folder, 3), "no class has 5 images"),
+        (lambda folder: folder.rmdir(), "no such folder: .*train; give a folder with train/ and val/"),
+        (lambda folder: draw(folder / "train", 1), "no such folder: .*val"),
+        (lonely, "has only one class, standing"),
+        (lambda folder: draw(folder, 3), "every class has fewer than 5 images"),
     ],
 )
 def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):
@@ -169,7 +169,7 @@ def test_the_command_from_end_to_end(command, tmp_path):
 def test_a_budget_and_another_command_on_the_same_study(command):
     done = command("--budget", "0s")
     assert done.exit_code == 0, done.output
-    assert "0 of 3 runs are done; the same command goes on" in done.stderr
+    assert "0 of 3 runs are done; the same command continues" in done.stderr
     done = command("--epochs", "3")
     assert done.exit_code == 2
     assert "epochs: 2 in the study, 3 here" in done.stderr
@@ -179,7 +179,7 @@ def test_a_budget_and_another_command_on_the_same_study(command):
     ("more", "message"),
     [
         (("--budget", "soon"), "write a time, e.g. 2h, 30m or 90s"),
-        (("--against", "sse"), "no attention named 'sse'"),
+        (("--against", "sse"), "unknown attention 'sse'"),
         (("--device", "cuda"), "no CUDA device is available here"),
     ],
 )
@@ -194,14 +194,14 @@ def test_slips(command, more, message):
 def test_a_yolo_that_is_to_be_pretrained_is_refused(command):
     done = command("--pretrained", model="ultralytics:yolov8n", data="coco8.yaml")
     assert done.exit_code == 2
-    assert "give a YOLO's trained weights as --weights" in done.stderr
+    assert "give trained weights of a YOLO as --weights" in done.stderr
 
 
 def test_no_data_and_no_study(command, tmp_path):
-    assert "there is no folder" in command(data=tmp_path / "nowhere").stderr
+    assert "no such folder" in command(data=tmp_path / "nowhere").stderr
     done = CliRunner().invoke(comparing.compare_app, ["report", "none.journal"])
     assert done.exit_code == 2
-    assert "there is no study at none.journal" in done.stderr
+    assert "no such study: none.journal" in done.stderr
 
 
 def test_times():

@@ -38,5 +38,5 @@ def test_a_yolo_from_scratch_and_from_weights(tmp_path, monkeypatch):
 
 
 def test_a_yolo_without_data(tmp_path):
-    with pytest.raises(CompareError, match="is no data set that ultralytics can read"):
+    with pytest.raises(CompareError, match="is not a data set that ultralytics can read"):
         set_up("ultralytics:yolov8n", str(tmp_path / "none.yaml"), SHORT, "cpu")

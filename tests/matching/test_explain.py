@@ -28,18 +28,28 @@ REASONS = [
     ("mobile", "{block: SqueezeExcitation, after: 'conv2d[3]'}", "features.1.conv.se.fc1", ["is not conv2d[3]"]),
     ("resnet", "{block: Bottleneck, after: max_pool}", "layer1.0", ["no operation max_pool", "add, batch_norm"]),
     ("resnet", "{block: Bottleneck, after: {op: conv1d}}", "layer1.0", ["no operation conv1d", "batch_norm, conv2d"]),
-    ("resnet", "{block: Bottleneck, after: {op: conv, kernel: 3}}", "layer1.0.conv1", ["kernel is 1x1", "wants 3"]),
+    ("resnet", "{block: Bottleneck, after: {op: conv, kernel: 3}}", "layer1.0.conv1", ["kernel is 1x1", "requires 3"]),
     ("mobile", "{path: '*', after: {op: conv, groups: depthwise}}", "features.0.conv.2", ["groups is 1", "depthwise"]),
     ("resnet", "{block: Bottleneck, before: add}", "layer1.1.add", ["2 values (layer1.1.bn3, layer1.1.x)", "one"]),
     ("resnet", "{block: Bottleneck, before: x}", "layer1.0.x", ["reads no value"]),
-    ("plain", "{path: conv_a, before: {op: conv2d}}", "conv_a", ["reads x", "no feature map"]),
+    ("plain", "{path: conv_a, before: {op: conv2d}}", "conv_a", ["reads x", "not a feature map"]),
     ("resnet", "{block: Sequential, before: residual}", "layer1", ["no branch joins", "layer1.0, layer1.1"]),
     ("wrapped", "{block: Net, before: residual}", "", ["no branch joins", "there are some in block"]),
-    ("yolo", "{block: Bottleneck, before: residual}", "model.1.m.1", ["no branch joins a skip in its own forward"]),
+    (
+        "yolo",
+        "{block: Bottleneck, before: residual}",
+        "model.1.m.1",
+        ["no branch joins a skip connection in its own forward"],
+    ),
     ("resnet", "{block: Bottleneck, after: output, path: [a, 'layer2.*']}", "layer1.0", ["not in path: a or layer2.*"]),
     ("resnet", "{block: Bottleneck, after: output, exclude: [x, layer1]}", "layer1.0", ["excluded by layer1"]),
-    ("resnet", "{block: Bottleneck, after: conv2, where: {channels: '>64'}}", "layer1.0.conv2", ["is 64", "wants >64"]),
-    ("resnet", "{block: Bottleneck, after: conv2, where: {spatial: 8}}", "layer1.0.conv2", ["is 16x16", "wants 8"]),
+    (
+        "resnet",
+        "{block: Bottleneck, after: conv2, where: {channels: '>64'}}",
+        "layer1.0.conv2",
+        ["is 64", "requires >64"],
+    ),
+    ("resnet", "{block: Bottleneck, after: conv2, where: {spatial: 8}}", "layer1.0.conv2", ["is 16x16", "requires 8"]),
     ("resnet", "{block: Bottleneck, after: conv2, where: {reduction: [8, 16]}}", "layer1.0.conv2", ["4", "8 or 16"]),
     (
         "resnet",
@@ -59,15 +69,20 @@ REASONS = [
         ["does not count it", "1x1 map"],
     ),
     ("convnext", "{path: '*', after: {op: conv2d}, pick: last}", "aux", ["does not count it", "never ran"]),
-    ("resnet", "{pattern: 'conv2d[k=3,s=2] > norm'}", "layer1.0.conv2", ["stride is 1x1", "conv2d[k=3,s=2] wants 2"]),
-    ("resnet", "{pattern: 'conv2d > norm > conv2d'}", "layer1.0.conv2", ["layer1.0.relu[2] (relu)", "wants conv2d"]),
+    (
+        "resnet",
+        "{pattern: 'conv2d[k=3,s=2] > norm'}",
+        "layer1.0.conv2",
+        ["stride is 1x1", "conv2d[k=3,s=2] requires 2"],
+    ),
+    ("resnet", "{pattern: 'conv2d > norm > conv2d'}", "layer1.0.conv2", ["layer1.0.relu[2] (relu)", "requires conv2d"]),
     (
         "resnet",
         "{pattern: 'relu > conv2d'}",
         "layer1.0.relu[3]",
         ["2 operations (layer1.1.conv1, layer1.1.add)", "one"],
     ),
-    ("plain", "{pattern: 'conv2d > relu'}", "conv_c", ["conv_c is read by no operation", "wants relu"]),
+    ("plain", "{pattern: 'conv2d > relu'}", "conv_c", ["conv_c is read by no operation", "requires relu"]),
     (
         "resnet",
         "{pattern: 'relu > conv2d > norm[k=3]'}",
@@ -76,23 +91,38 @@ REASONS = [
     ),
     ("plain", "{pattern: 'conv1d > relu'}", "", ["no conv1d", "conv2d (3), mul (1), relu (1), sigmoid (1)"]),
     # structure
-    ("zorp", "{structure: main, after: {op: conv}}", "body.0.side", ["lies on the skip"]),
-    ("zorp", "{structure: main, after: {op: conv}}", "body.0.squeeze", ["only scales another map"]),
+    ("zorp", "{structure: main, after: {op: conv}}", "body.0.side", ["is on the skip connection"]),
+    ("zorp", "{structure: main, after: {op: conv}}", "body.0.squeeze", ["only scales another feature map"]),
     ("zorp", "{structure: main, after: {op: conv, which: last}}", "body.0.wide", ["which: last} in body.0"]),
     ("zorp", "{structure: main, after: {op: conv, kernel: '!=1', which: last}}", "body.1.only", ["kernel is 1x1"]),
     ("zorp", "{structure: main, before: residual}", "body.1", ["no branch joins a skip"]),
     # several maps
     ("pyramid", "{block: Pyramid, after: 'output:1'}", "neck", ["neck:0, neck:p4", "no output:1"]),
     ("pyramid", "{block: Smooth, after: 'output:0'}", "neck.smooth", ["no list", "no output:0"]),
-    # what could not be seen is said, and nothing else is made of it
-    ("hidden", "{block: Unit, before: residual}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Unit, after: cat}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Unit, after: conv9}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Unit, after: {op: linear}}", "body.0", ["its inside could not be seen", "branches on a value"]),
-    ("hidden", "{block: Looping, after: {op: linear}}", "body", ["no operation linear", "body.0 could not be seen"]),
-    ("hidden", "{block: Looping, after: cat}", "body", ["no operation cat", "body.0 could not be seen"]),
-    ("hidden", "{block: Looping, before: residual}", "body", ["no branch joins a skip in its own forward"]),
-    ("hidden", "{pattern: 'conv2d > norm'}", "body.0.conv", ["no operation that could be seen", "wants norm"]),
+    # what could not be recorded is said, and nothing else is made of it
+    (
+        "hidden",
+        "{block: Unit, before: residual}",
+        "body.0",
+        ["its inside could not be recorded", "branches on a value"],
+    ),
+    ("hidden", "{block: Unit, after: cat}", "body.0", ["its inside could not be recorded", "branches on a value"]),
+    ("hidden", "{block: Unit, after: conv9}", "body.0", ["its inside could not be recorded", "branches on a value"]),
+    (
+        "hidden",
+        "{block: Unit, after: {op: linear}}",
+        "body.0",
+        ["its inside could not be recorded", "branches on a value"],
+    ),
+    (
+        "hidden",
+        "{block: Looping, after: {op: linear}}",
+        "body",
+        ["no operation linear", "body.0 could not be recorded"],
+    ),
+    ("hidden", "{block: Looping, after: cat}", "body", ["no operation cat", "body.0 could not be recorded"]),
+    ("hidden", "{block: Looping, before: residual}", "body", ["no branch joins a skip connection in its own forward"]),
+    ("hidden", "{pattern: 'conv2d > norm'}", "body.0.conv", ["no operation that could be seen", "requires norm"]),
 ]
 
 
@@ -101,7 +131,9 @@ def test_the_reason_names_what_was_found_and_what_is_wanted(network, rule, path,
     found = match(recipe_of(rule), NETWORKS[network])
     (reason,) = [miss.reason for miss in found.misses if miss.path == path]
     assert not [fact for fact in facts if fact not in reason], reason
-    assert not ("its inside could not be seen" in reason and "no " in reason.partition(":")[0]), "the true reason alone"
+    assert not ("its inside could not be recorded" in reason and "no " in reason.partition(":")[0]), (
+        "the true reason alone"
+    )
 
 
 MESSAGES = [
@@ -130,10 +162,10 @@ MESSAGES = [
     ("resnet", "{path: 'layer1|layer2', after: output}", ["globs, not regular expressions"]),
     ("resnet", "{block: Bottleneck, after: output, path: layr1}", ["\npath: 'layr1' matches", "mean 'layer1'?"]),
     ("plain", "{structure: main, after: output}", ["no block of this model is main"]),
-    ("hidden", "{structure: main, after: output}", ["no block of this model is main", "body.0 could not be seen"]),
-    ("hidden", "{block: Detect, after: output}", ["no block named 'Detect'", "body.0 could not be seen"]),
-    ("hidden", "{path: zzz.9, after: output}", ["no value at 'zzz.9'", "body.0 could not be seen"]),
-    ("hidden", "{pattern: 'linear > relu'}", ["could not be seen", "computes no linear"]),
+    ("hidden", "{structure: main, after: output}", ["no block of this model is main", "body.0 could not be recorded"]),
+    ("hidden", "{block: Detect, after: output}", ["no block named 'Detect'", "body.0 could not be recorded"]),
+    ("hidden", "{path: zzz.9, after: output}", ["no value at 'zzz.9'", "body.0 could not be recorded"]),
+    ("hidden", "{pattern: 'linear > relu'}", [" could not be recorded", "computes no linear"]),
 ]
 
 
@@ -143,7 +175,7 @@ def test_a_rule_without_a_hit_says_what_is_near(network, rule, facts):
     found = match(recipe, anatomy)
     message = unmatched_message(recipe, 0, anatomy, found.misses)
     assert not found.hits
-    assert message.startswith(f"rules[0] ({recipe.rules[0].selector}) takes no site")
+    assert message.startswith(f"rules[0] ({recipe.rules[0].selector}) matches no site")
     assert not [fact for fact in facts if fact not in message], message
 
 

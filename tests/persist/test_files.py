@@ -257,7 +257,7 @@ def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path):
     file.write_bytes(file.read_bytes().replace(digest.encode(), b"0" * 16))
     other = mixed(1)
     before = state(other)
-    with pytest.raises(FileError, match=r"Mixed.mix is another version than the one SimAM was planned for"):
+    with pytest.raises(FileError, match=r"Mixed.mix differs from the version that SimAM was planned for"):
         load(file, other)
     assert not injected(other)
     assert same(state(other), before)
@@ -304,9 +304,7 @@ def test_a_full_disk_leaves_the_old_file(model, file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        FileError, match=r"cannot write .*: No space left on device; what was there before is untouched"
-    ):
+    with pytest.raises(FileError, match=r"cannot write .*: No space left on device; the previous file is unchanged"):
         save(net_now, file)
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]

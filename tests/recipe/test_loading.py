@@ -143,7 +143,7 @@ def test_mistakes_in_a_file_name_the_file(tmp_path):
         load_recipe(path)
     path.write_text("- a", encoding="utf-8")
     with pytest.raises(
-        RecipeError, match=r"^recipe: found a list; allowed is a mapping with the keys version, .*mine.yaml\)$"
+        RecipeError, match=r"^recipe: found a list; expected a mapping with the keys version, .*mine.yaml\)$"
     ):
         load_recipe(path)
     with pytest.raises(RecipeError, match=r"^recipe: cannot read .*gone.yaml: No such file or directory$"):

@@ -20,7 +20,7 @@ MESSAGES = [
     ("{rules: {block: A}}", "rules", ["found a mapping", "list"]),
     ("{rules: [3]}", "rules[0]", ["found 3", "structure, block, pattern, path, exclude, after, before, where, pick"]),
     ("{version: 2, rules: [{block: A, after: b}]}", "version", ["found 2", "1"]),
-    ("{name: 3, rules: [{block: A, after: b}]}", "name", ["found 3", "text"]),
+    ("{name: 3, rules: [{block: A, after: b}]}", "name", ["found 3", "string"]),
     ("{rule: [], e_lambda: 0.1}", "rule", ["unknown key", "mean 'rules'?"]),
     ("{block: A, after: conv2}", "block", ["unknown key", "belongs in an entry of 'rules'"]),
     ("{'-': 3}", "'-'", ["unknown key"]),
@@ -37,7 +37,7 @@ MESSAGES = [
     ("{e_lambda: '0.1', rules: [{block: A, after: b}]}", "e_lambda", ["found '0.1'", "number"]),
     (rule("block: A, after: b, e_lambda: small"), "rules[1].e_lambda", ["found 'small'"]),
     # selection
-    (rule("after: b"), "rules[1]", ["selects nothing", "structure: main", "block: Bottleneck"]),
+    (rule("after: b"), "rules[1]", ["has no selector", "structure: main", "block: Bottleneck"]),
     (rule("block: A, pattern: 'conv2d > relu'"), "rules[1]", ["both 'block' and 'pattern'", "exactly one"]),
     (rule("block: A, structure: main, after: b"), "rules[1]", ["both 'structure' and 'block'", "exactly one"]),
     (
@@ -52,14 +52,14 @@ MESSAGES = [
     (rule("block: A, after: b, last: 1"), "rules[1].last", ["belongs under 'pick'"]),
     (rule("block: A, after: b, which: last"), "rules[1].which", ["belongs under 'after'"]),
     (rule("block: A, after: b, zzz: 1"), "rules[1].zzz", ["unknown key"]),
-    (rule("block: [A, 3], after: b"), "rules[1].block[1]", ["found 3", "text"]),
+    (rule("block: [A, 3], after: b"), "rules[1].block[1]", ["found 3", "string"]),
     (rule("block: '', after: b"), "rules[1].block", ["found ''", "at least 1"]),
-    (rule("path: '{a,b', after: b"), "rules[1].path", ["'{a,b'", "brace without its partner"]),
-    (rule("path: 'a}', after: b"), "rules[1].path", ["brace without its partner"]),
+    (rule("path: '{a,b', after: b"), "rules[1].path", ["'{a,b'", "unbalanced brace"]),
+    (rule("path: 'a}', after: b"), "rules[1].path", ["unbalanced brace"]),
     (rule("path: '" + "{a,b}" * 7 + "', after: b"), "rules[1].path", ["more than 64 alternatives"]),
     (rule("path: " + "a" * 201 + ", after: b"), "rules[1].path", ["201 characters", "at most 200"]),
     # place
-    (rule("block: A"), "rules[1]", ["does not say where", "after: output"]),
+    (rule("block: A"), "rules[1]", ["has neither 'after' nor 'before'", "after: output"]),
     (rule("block: A, after: b, before: c"), "rules[1]", ["both 'after' and 'before'"]),
     (rule("block: A, before: output"), "rules[1].before", ["write after: output"]),
     (rule("block: A, after: input"), "rules[1].after", ["write before: input"]),
@@ -78,7 +78,7 @@ MESSAGES = [
     (rule("block: A, before: {op: conv2d, groups: dw}"), "rules[1].before.groups", ["found 'dw'", "depthwise"]),
     (rule("block: A, after: {op: conv2d, which: lats}"), "rules[1].after.which", ["'lats'", "'first'", "mean 'last'?"]),
     # pattern
-    (rule("pattern: 3"), "rules[1].pattern", ["found 3", "text"]),
+    (rule("pattern: 3"), "rules[1].pattern", ["found 3", "string"]),
     (rule("pattern: 'conv2d >'"), "rules[1].pattern", ["found ''", "conv2d[k=3, s>=2, groups=depthwise]"]),
     (rule("pattern: 'conv2d[k=]'"), "rules[1].pattern", ["found 'conv2d[k=]'"]),
     (rule("pattern: 'conv2d[kernal=3]'"), "rules[1].pattern.kernal", ["unknown key", "mean 'kernel'?"]),
@@ -125,11 +125,11 @@ def test_the_message_says_where_what_and_what_is_allowed(text, path, facts):
 def test_the_python_constructors_raise_the_same_error():
     with pytest.raises(RecipeError, match=r"^blok: unknown key; .*; did you mean 'block'\?"):
         Rule(blok="A", after="b")
-    with pytest.raises(RecipeError, match=r"^rule: selects nothing"):
+    with pytest.raises(RecipeError, match=r"^rule: has no selector"):
         Rule(after="b")
     with pytest.raises(RecipeError, match=r"^kernel: found 'big'"):
         Where(kernel="big")
-    with pytest.raises(RecipeError, match=r"^rules\[0\]: found a value of type object; allowed is a mapping"):
+    with pytest.raises(RecipeError, match=r"^rules\[0\]: found a value of type object; expected a mapping"):
         Recipe(rules=[object()])
     with pytest.raises(InjectError):
         Recipe()
@@ -168,5 +168,5 @@ def test_a_selector_that_is_not_one_says_so(selected, path, facts):
 def test_a_name_that_is_no_recipe_says_what_there_is():
     with pytest.raises(RecipeError, match=r"^recipe: 'papr' .*block-output, convnext, .* did you mean 'paper'\?$"):
         load_recipe("papr")
-    with pytest.raises(RecipeError, match=r"^recipe: found a value of type object; allowed is a Recipe, a mapping"):
+    with pytest.raises(RecipeError, match=r"^recipe: found a value of type object; expected a Recipe, a mapping"):
         load_recipe(object())

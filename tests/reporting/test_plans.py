@@ -114,7 +114,7 @@ def test_nothing_run_is_not_called_verified():
 
 def test_what_was_there_before_is_counted():
     plan = make_plan(
-        INSERTIONS[1:], present=INSERTIONS[:1], skips=(Skip("layer1.0", "has SimAM already", 0, hit=True),)
+        INSERTIONS[1:], present=INSERTIONS[:1], skips=(Skip("layer1.0", "already has SimAM", 0, hit=True),)
     )
     lines = render(plan, width=120)
     assert ["layer1.0", "after", "256x56x56", "4", "0.0001", "output"] in [line.split() for line in lines]

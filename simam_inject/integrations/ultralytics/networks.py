@@ -109,7 +109,7 @@ def _reporting(original: Callable[..., Any]) -> Callable[..., Any]:
         if record and missing:
             warnings.warn(
                 f"{file} records SimAM at {len(record.sites)} sites and lacks {len(missing)} of them, first "
-                f"{missing[0]['path']}: it runs without. inject(YOLO(...), recipe) puts them back.",
+                f"{missing[0]['path']}: it runs without them. Call inject(YOLO(...), recipe) to restore them.",
                 stacklevel=3,
             )
         return checkpoint, file
