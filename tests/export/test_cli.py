@@ -1,6 +1,7 @@
 """`--output net.onnx`: the file, its proof in the report, and exit code 1 for a file that lost a site."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -22,11 +23,11 @@ def run(tmp_path, monkeypatch):
 def test_an_exported_file_is_reported_with_its_proof(run, tmp_path):
     result = run(NET, *PLACE, "--output", "net.pt2")
     assert result.exit_code == 0, result.output
-    assert "net.pt2 holds 3 sites; output " in result.stdout
+    assert re.search(r"net\.pt2 .*3 (live )?sites", result.stdout)
     assert torch.export.load(tmp_path / "net.pt2").module()(torch.zeros(1, 3, 64, 64)).shape == (1, 1000)
 
 
-def test_an_exported_file_is_told_in_json(run, tmp_path):
+def test_an_exported_file_stands_in_the_json(run, tmp_path):
     result = run(NET, *PLACE, "--output", "net.torchscript", "--json")
     assert json.loads(result.stdout)["output"] == "net.torchscript"
     assert (tmp_path / "net.torchscript").is_file()
