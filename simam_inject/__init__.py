@@ -1,4 +1,4 @@
-"""SimAM in any CNN: declarative surgery that keeps every weight, and proves that nothing else changed."""
+"""SimAM attention for any CNN: apply it to an existing network by a recipe, keep its weights, verify the result."""
 
 from __future__ import annotations
 

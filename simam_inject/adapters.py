@@ -1,4 +1,4 @@
-"""Libraries whose models live inside an object of their own, or need more than hooks to stay injected.
+"""Adapters for libraries that wrap their models in another object, or need more than hooks to stay injected.
 
 Each adapter is one file or folder of `integrations`, loaded by name when a model of its library is met; it registers
 itself. A network that an adapter keeps injected carries a mark, whose unpickling loads the integration: a checkpoint
@@ -25,25 +25,25 @@ _INTEGRATIONS = {
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
-"""Module in which a class of the library is defined -> module that registers the adapter."""
+"""Maps the module that defines a class of the library to the module that registers its adapter."""
 
 _MARK = "simam_integration"
 
 
 class Adapter(Protocol):
-    """What an integration offers for a library's network, or for an object that holds one."""
+    """Protocol of an integration for a library's network, or for an object that contains one."""
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network inside the object; a network itself."""
+        """The network inside the object, or the network itself."""
 
     def remember(self, model: nn.Module) -> None:
-        """Called when SimAM was put in, or set to another strength or gain: keep it through what the library does."""
+        """Called after an injection or a change of strength or gain: make it persist in the library."""
 
     def forget(self, model: nn.Module) -> None:
-        """Called after eject: leave no trace of an injection."""
+        """Called after eject: remove everything that was stored."""
 
     def refresh(self, model: nn.Module) -> None:
-        """Called when the network computes something else than before: drop what the library copied from it."""
+        """Called when the network has changed: drop copies that the library made of it."""
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
         """Copies of the network in the forms that the library exports."""
@@ -54,7 +54,7 @@ _failed: set[str] = set()
 
 
 class IntegrationMark:
-    """Stands on a network as an attribute; unpickling it loads the integration that it names."""
+    """Attribute of a network; unpickling it loads the integration that it names."""
 
     def __init__(self, integration: str) -> None:
         self.integration = integration
@@ -68,7 +68,7 @@ class IntegrationMark:
 
 
 def mark(network: nn.Module, integration: str | None) -> None:
-    """Let unpickling the network load an integration; None takes the mark away."""
+    """Make unpickling the network load an integration; None removes the mark."""
     network.__dict__.pop(_MARK, None)
     if integration is not None:
         network.__dict__[_MARK] = IntegrationMark(integration)
@@ -99,7 +99,7 @@ def _load_beside() -> None:
             importlib.import_module(_LIGHTNING)
         except (ImportError, AttributeError, KeyError) as error:  # a release that names its functions otherwise
             _failed.add(_LIGHTNING)
-            warnings.warn(f"checkpoints of this release of Lightning will not hold SimAM: {error!r}", stacklevel=4)
+            warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
 
 
 def network_of(model: nn.Module) -> nn.Module:

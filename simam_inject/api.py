@@ -1,4 +1,4 @@
-"""The public functions: inject, plan, injected, eject, bypass, verify. The one file that knows all stages.
+"""The public functions: inject, plan, injected, eject, bypass, verify. The only file that uses all stages.
 
 recipe -> dataflow -> matching -> planning -> editing -> verification
 """
@@ -23,11 +23,11 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import match
+from simam_inject.modules import check_injectable
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.recipe import Recipe, RecipeLike, load_recipe
-from simam_inject.subjects import check_subject
 from simam_inject.verification import SAME_WAY, bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -44,7 +44,9 @@ def inject(
     strength: float = 1.0,
     attention: Callable[[int], nn.Module] | None = None,
 ) -> ModelT:
-    """Put SimAM where the recipe says. Changes the model in place, all or nothing, and returns the same object.
+    """Apply SimAM at the sites that a recipe selects.
+
+    Modifies the model in place and returns it. If an error is raised, the model is unchanged.
 
     Args:
         model: any `nn.Module`, or an ultralytics `YOLO`.
@@ -52,18 +54,18 @@ def inject(
             ("after bottleneck.conv2").
         example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
             that the model declares, else 1 x 3 x 224 x 224.
-        verify: check afterwards that nothing else changed and every SimAM is live; see `verify`.
-        e_lambda: lambda of every rule, whatever the recipe says.
-        exclude: globs on dotted paths that every rule leaves out, beside its own.
+        verify: check afterwards that only the selected sites changed and that every SimAM is live; see `verify`.
+        e_lambda: lambda of every rule; overrides the recipe.
+        exclude: globs on dotted paths; excluded from every rule, in addition to the rule's own `exclude`.
         strength: from 0 (each SimAM is the identity) to 1; see `set_strength` and `Ramp`.
-        attention: makes another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be put at
+        attention: returns another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be used at
             the same sites. Its parameters appear in the `state_dict` under the site's name.
 
     Raises:
-        RecipeError: the recipe, `exclude` or `strength` is not valid.
-        ModelError: the model cannot be run on the example, or not be edited as it is.
+        RecipeError: the recipe, `exclude` or `strength` is invalid.
+        ModelError: the model cannot be run on the example inputs, or cannot be modified.
         NoMatchError: a rule matches no site.
-        VerificationError: a check failed; the model is as it was.
+        VerificationError: a check failed; the model is unchanged.
 
     Example:
         >>> import torchvision
@@ -73,15 +75,18 @@ def inject(
     """
     given: Any = strength
     if not isinstance(given, (int, float)) or not 0.0 <= given <= 1.0:
-        raise RecipeError(f"strength is {strength!r}; it lies between 0 (the identity) and 1 (SimAM)")
+        raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
     if attention is not None and not callable(attention):
-        raise ModelError(f"attention is a {type(attention).__name__}; give a function that makes a module of channels")
+        raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
     try:
         return _inject(model, _plan(model, resolved, example_inputs, strength, attention), verify, attention)
-    except _OtherWay:  # it looks at what a recording without values does not have, and goes on without an error
+    except _OtherWay:  # its forward depends on values, which the first recording does not have
         planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
+    try:
         return _inject(model, planned, verify, attention)
+    except _OtherWay as error:
+        raise VerificationError(str(error)) from None
 
 
 class _OtherWay(VerificationError):
@@ -91,7 +96,7 @@ class _OtherWay(VerificationError):
 def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int], nn.Module] | None) -> ModelT:
     if planned.is_done:
         count = sum(skip.reason == PRESENT for skip in planned.skips)
-        warnings.warn(f"nothing to inject: all {count} sites have SimAM already", stacklevel=3)
+        warnings.warn(f"nothing to inject: all {count} sites already have SimAM", stacklevel=3)
         return model
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
@@ -115,14 +120,16 @@ def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int
         failed = [check for check in found.checks if check.ok is False]
         kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
         details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-        raise kind(f"verification failed, the model is as it was. {details}")
+        raise kind(f"verification failed, and the model was restored. {details}")
     return model
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
-    """Work out what `inject` would do, and touch nothing: modes, buffers, random state and gradients stay as found.
+    """Return what `inject` would do, without changing the model.
 
-    Args and Raises: as for `inject`, verification aside.
+    Modes, buffers, gradients and the random state are preserved.
+
+    See `inject` for the arguments and errors.
 
     Example:
         >>> import torchvision
@@ -134,17 +141,17 @@ def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) ->
 
 
 def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
-    """Everything that a rule can name in the model, as if nothing had been injected. Touches nothing.
+    """Return every site that a rule can name in the model, ignoring SimAM that was injected. Does not change the model.
 
-    Args and Raises: as for `plan`, recipes aside.
+    See `plan` for the arguments and errors.
     """
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     return survey_model(network, example_of(network, example_inputs), detach).anatomy
 
 
 def injected(model: nn.Module) -> tuple[Insertion, ...]:
-    """What is in the model now, in module order; empty for a model without SimAM.
+    """Return the SimAM sites of a model, in module order; empty for a model without SimAM.
 
     Example:
         >>> import torchvision
@@ -156,7 +163,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 
 
 def eject(model: ModelT) -> ModelT:
-    """Take every SimAM out again: the original modules and hooks, bit for bit. In place; returns the same object."""
+    """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
     detach(network_of(model))
     adapter = adapter_of(model)
     if adapter is not None:
@@ -166,7 +173,7 @@ def eject(model: ModelT) -> ModelT:
 
 @contextmanager
 def bypass(model: ModelT) -> Iterator[ModelT]:
-    """Inside, every SimAM returns its input unchanged; afterwards each is as it was.
+    """Context manager in which every SimAM returns its input unchanged.
 
     Example:
         >>> import torch, torchvision
@@ -186,22 +193,24 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
-    """Check an injected model against itself without SimAM. Changes nothing; can be asked at any time.
+    """Check that an injected model computes what it should, without changing it.
 
-    The checks: bypassed, it equals the original bit for bit in eval and in train mode; live, it equals forward hooks on
-    the original that compute the formula in float64, and each SimAM runs in both modes; state_dict keys and parameters
-    are the same; gradients reach through each site. A check that the model does not allow has `ok=None` and says why.
+    With SimAM bypassed, the outputs equal those of the original model bit for bit, in eval and in train mode. With
+    SimAM, they equal those of the original model with forward hooks that compute the formula in float64, and every
+    SimAM runs in both modes. `state_dict` keys and parameters are unchanged, and gradients pass through each site. A
+    check that cannot be run on this model has `ok=None` and a reason.
 
     Args:
+        model: a model with SimAM.
         example_inputs: as for `inject`; None uses inputs of the shapes that `inject` was given.
 
     Raises:
-        ModelError: there is no SimAM in the model, or it raises on the example.
+        ModelError: the model has no SimAM, or raises on the example inputs.
     """
     network = network_of(model)
     presence = presence_of(network)
     if presence is None:
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ModelError("there is no SimAM in this model; inject(model, recipe) adds it")
     if example_inputs is None and presence.example is not None:
         example = example_like(network, presence.example)
     else:
@@ -211,10 +220,10 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
 
 
 def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
-    """The recipe with more left out of every rule, and one lambda for all.
+    """Return the recipe with additional exclusions for every rule, and one lambda for all rules.
 
     Raises:
-        RecipeError: a glob or the lambda is not valid.
+        RecipeError: a glob or the lambda is invalid.
     """
     if not exclude and e_lambda is None:
         return recipe
@@ -240,7 +249,7 @@ def _plan(
     with_values: bool = False,
 ) -> Plan:
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
@@ -251,7 +260,7 @@ def _plan(
             injected(network) != planned.present
             or {path: id(module) for path, module in _own_modules(network)} != modules
         ):
-            raise ModelError("the model has changed since it was planned; plan again")
+            raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
         _remember(model)
@@ -262,7 +271,7 @@ def _plan(
 
 
 def _own_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules but the attention that was put in."""
+    """All modules except the injected attention."""
     attention = {id(part) for entry in attended_in(network) if entry.attention for part in entry.attention.modules()}
     return [(path, module) for path, module in network.named_modules() if id(module) not in attention]
 
@@ -273,7 +282,9 @@ def _apply(
     there = list(attended_in(network))
     presence = presence_of(network)
     if there and attention is not None:
-        raise ModelError("the model has attention already; eject it before other modules are put in")
+        raise ModelError(
+            "the model already has attention at its sites; call eject(model) before injecting other modules"
+        )
     sites = [entry.site for entry in there]
     settings = [(entry.insertion.strength, entry.insertion.gain) for entry in there]
     for one in planned.planned:
@@ -312,11 +323,11 @@ def no_effect(planned: Plan) -> str:
     """Why a recipe has no effect at all."""
     name = planned.recipe.name or "the recipe"
     refused = [skip for skip in planned.skips if skip.hit and skip.reason != PRESENT]
-    head = f"{name} matched no site in this model: all its rules are optional, and none finds what it names"
+    head = f"{name} matched no site in this model: all its rules are optional, and none of them matches"
     if refused:
-        head = f"{name} changes nothing in this model: all the sites that it matched are skipped"
+        head = f"{name} has no effect on this model: all the sites that it matched are skipped"
     near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or planned.skips)[:3]]
-    return "\n".join([f"{head}. Among what was left out:", *near] if near else [head])
+    return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
 
 __all__ = ["Example", "adjusted", "bypass", "eject", "inject", "injected", "plan", "survey", "verify"]

@@ -1,4 +1,4 @@
-"""Tensors inside the nested lists, tuples and dicts that modules take and return."""
+"""Tensors inside nested lists, tuples and dicts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from simam_inject.errors import ModelError
 
 Key = int | str
 """An entry of a list, tuple or dict."""
-
 
 _ATOMS = (str, int, float, type(None), torch.Size, torch.dtype)
 
@@ -47,12 +46,6 @@ def tensors_in(
     """Every tensor of a nested structure with the keys that lead to it; a bare tensor has none."""
     if isinstance(value, torch.Tensor):
         yield keys, value
-    elif type(value) in (tuple, list) and depth < 6:
-        for place, entry in enumerate(value):
-            if isinstance(entry, torch.Tensor):
-                yield (*keys, place), entry
-            elif not isinstance(entry, _ATOMS):
-                yield from tensors_in(entry, (*keys, place), depth + 1)
     elif depth < 6 and not isinstance(value, _ATOMS):
         for key, entry in entries_of(value) or ():
             yield from tensors_in(entry, (*keys, key), depth + 1)

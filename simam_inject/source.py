@@ -1,4 +1,4 @@
-"""Where in the source of a forward an operation stands: the expression whose value it computes."""
+"""The position of an operation in the source of a forward: the expression whose value it computes."""
 
 from __future__ import annotations
 

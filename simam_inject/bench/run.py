@@ -146,7 +146,7 @@ def _device(conditions: Conditions) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available here; measure on the CPU with --device cpu")
     if conditions.dtype not in DTYPES:
-        raise ModelError(f"there is no dtype named {conditions.dtype!r}; known are {', '.join(DTYPES)}")
+        raise ModelError(f"unknown dtype {conditions.dtype!r}; choose from {', '.join(DTYPES)}")
     return device
 
 

@@ -72,6 +72,6 @@ def _notes(measured: Bench) -> list[str]:
     machine = ", ".join(f"{key} {value}" for key, value in measured.machine.items())
     sites = format_count(measured.sites, "site")
     return [
-        f"{sites}; for each batch the attention moves at least {format_bytes(measured.floor_bytes)}",
+        f"{sites}; per batch, the attention reads and writes at least {format_bytes(measured.floor_bytes)}",
         f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process",
     ]

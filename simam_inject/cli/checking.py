@@ -60,13 +60,13 @@ def show_file(path: str, *, as_json: bool) -> None:
 
 def _refuse_other_files(file: Path) -> None:
     if not file.is_file():
-        raise FileError(f"there is no file {str(file)!r}")
+        raise FileError(f"no such file: {str(file)!r}")
     if file.suffix in _EXPORTS:
         raise FileError(
-            f"{file}: an exported file is checked against its model: simam_inject.export.prove({str(file)!r}, model)"
+            f"{file}: check an exported file against its model with simam_inject.export.prove({str(file)!r}, model)"
         )
     if file.suffix not in (".pt", ".safetensors"):
-        raise FileError(f"{file}: known are .pt of ultralytics and .safetensors of simam_inject.persist.save")
+        raise FileError(f"{file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save")
 
 
 def _check_saved(file: Path, model: str | None, step: Step) -> tuple[dict[str, Any], RenderableType, bool]:
@@ -112,11 +112,7 @@ def _render_saved(
     parts: list[RenderableType] = [Text(f"{path} ({names})", "bold")]
     if manifest.insertions:
         parts.append(sites_table(manifest.insertions))
-    parts.append(
-        Text(
-            f"{format_count(len(manifest.insertions), 'site')}; names and shapes of its tensors are as they were saved"
-        )
-    )
+    parts.append(Text(f"{format_count(len(manifest.insertions), 'site')}; tensor names and shapes are as saved"))
     parts.append(
         Text("written with " + ", ".join(f"{name} {version}" for name, version in dict(manifest.versions).items()))
     )
@@ -132,7 +128,7 @@ def _render_saved(
 def _check_checkpoint(file: Path, step: Step) -> tuple[dict[str, Any], RenderableType, bool]:
     step(f"loading {file}")
     if find_spec("ultralytics") is None:
-        raise ModelError("checkpoints of YOLO need ultralytics: pip install 'simam_inject[ultralytics]'")
+        raise ModelError("YOLO checkpoints need ultralytics: pip install 'simam_inject[ultralytics]'")
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 
     step("running it as trained, fused and exported")
@@ -165,7 +161,7 @@ def _render_checkup(checkup: Checkup) -> RenderableType:
         parts.append(Text(line))
     parts += [Text(f"wrong: {fault}", "red") for fault in checkup.faults]
     if any(not site.present for site in checkup.sites) or not checkup.sites:
-        parts.append(Text("to put SimAM in: inject(YOLO(...), recipe), then train; see docs/yolo.md"))
+        parts.append(Text("to add SimAM: inject(YOLO(...), recipe), then train; see docs/yolo.md"))
     return Group(*parts)
 
 

@@ -18,7 +18,7 @@ from simam_inject.cli.routing import MAIN_JOB, MainJobGroup
 from simam_inject.cli.working import show_error, working
 
 if TYPE_CHECKING:
-    from simam_inject.compare.comparison import Comparison
+    from simam_inject.compare import Comparison
     from simam_inject.compare.records import Progress
 
 STUDY, TRAINING = "The study", "The training"
@@ -32,7 +32,8 @@ compare_app = typer.Typer(
     rich_markup_mode="rich",
     help="Train MODEL plain, with SimAM and with other attentions, from the same weights, and test the differences. "
     "A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by "
-    "ultralytics' own trainer. The study can be stopped at any moment: the same command goes on, here or elsewhere.",
+    "ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or "
+    "on another machine.",
 )
 
 
@@ -46,26 +47,28 @@ def compare(
     data: Annotated[str, _option("--data", "Folder of images, or a data.yaml of ultralytics", metavar="FOLDER|YAML")],
     recipe: Annotated[list[str], _option("--recipe", "A shipped recipe or a YAML file; may be repeated")],
     against: options.Against = "",
-    e_lambda: Annotated[str, _option("--e-lambda", "SimAM once with each lambda", metavar="A,B")] = "",
+    e_lambda: Annotated[str, _option("--e-lambda", "Lambdas of SimAM; one variant for each", metavar="A,B")] = "",
     seeds: Annotated[int, _option("--seeds", "Runs of each variant; below 5 nothing is tested", min=1)] = 10,
     study: Annotated[str, _option("--study", "Journal file or database URL", metavar="FILE|URL")] = "compare.journal",
     name: Annotated[str, _option("--name", "Name of the study, where the storage holds several")] = "compare",
-    budget: Annotated[str, _option("--budget", "Begin no run after this time", metavar="2h|30m|90s")] = "",
-    resolve: Annotated[float | None, _option("--resolve", "Difference of interest: how many seeds find it?")] = None,
+    budget: Annotated[str, _option("--budget", "Start no run after this time", metavar="2h|30m|90s")] = "",
+    resolve: Annotated[float | None, _option("--resolve", "Report how many seeds detect this difference")] = None,
     workers: Annotated[int, _option("--workers", "Processes on this machine", min=1)] = 1,
-    retry_stale: Annotated[bool, _option("--retry-stale", "Run the cells of dead workers again")] = False,
+    retry_stale: Annotated[bool, _option("--retry-stale", "Repeat the runs of workers that died")] = False,
     weights: Annotated[str | None, _option("--weights", "Trained weights to start from", TRAINING)] = None,
     pretrained: options.Pretrained = False,
     device: Annotated[str, _option("--device", "cpu or cuda", TRAINING)] = "cpu",
     epochs: Annotated[int, _option("--epochs", "Epochs of every run", TRAINING, min=1)] = 20,
-    size: Annotated[int | None, _option("--size", "Side of the images; 224, or 640 for a YOLO", TRAINING)] = None,
-    batch: Annotated[int, _option("--batch", "Images a step", TRAINING, min=1)] = 64,
-    rate: Annotated[float, _option("--rate", "Learning rate for 256 images a step", TRAINING)] = 0.1,
-    ema: Annotated[float, _option("--ema", "Decay of an average of the weights that is judged", TRAINING)] = 0.0,
+    size: Annotated[int | None, _option("--size", "Image size; default 224, or 640 for a YOLO", TRAINING)] = None,
+    batch: Annotated[int, _option("--batch", "Batch size", TRAINING, min=1)] = 64,
+    rate: Annotated[float, _option("--rate", "Learning rate for a batch of 256 images", TRAINING)] = 0.1,
+    ema: Annotated[
+        float, _option("--ema", "Evaluate an exponential moving average of the weights with this decay", TRAINING)
+    ] = 0.0,
     augment: Annotated[bool, _option("--augment/--no-augment", "Random crops and mirrors", TRAINING)] = True,
-    amp: Annotated[bool, _option("--amp/--no-amp", "bfloat16 where it is safe", TRAINING)] = False,
+    amp: Annotated[bool, _option("--amp/--no-amp", "Train with bfloat16 autocast", TRAINING)] = False,
     compiled: Annotated[bool, _option("--compile", "With torch.compile", TRAINING)] = False,
-    loaders: Annotated[int, _option("--loaders", "Loading processes per worker", TRAINING)] = 0,
+    loaders: Annotated[int, _option("--loaders", "Data-loading processes per worker", TRAINING)] = 0,
 ) -> None:
     """Run the cells of the study that are not done, and print its report."""
     seconds = parse_time(budget)
@@ -89,8 +92,7 @@ def compare(
             amp=amp,
             compile=compiled,
         )
-        more = {} if yolo else {"pretrained": pretrained}
-        setup = set_up(model, data, training, device, weights=weights, **more)
+        setup = set_up(model, data, training, device, pretrained=pretrained, weights=weights)
 
         def work(progress: Callable[[Progress], None], *, retry: bool) -> Comparison:
             return run(
@@ -115,8 +117,8 @@ def compare(
     typer.echo(comparison.to_markdown())
     if len(comparison.cells) < comparison.total:
         _say(
-            f"{len(comparison.cells)} of {comparison.total} runs are done; the same command goes on, and with "
-            "--retry-stale it also takes the runs of workers that died elsewhere"
+            f"{len(comparison.cells)} of {comparison.total} runs are done; the same command continues the study; add "
+            "--retry-stale to repeat the runs of workers that died on other machines"
         )
 
 
@@ -175,7 +177,9 @@ def _work_together(work: Callable[..., Comparison], workers: int, study: str, *,
     except KeyboardInterrupt:
         for other in others:
             other.wait()
-        show_error(f"stopped; every finished run is kept in {study.rpartition('@')[-1]}, and the same command goes on")
+        show_error(
+            f"stopped; every finished run is saved in {study.rpartition('@')[-1]}; the same command continues the study"
+        )
         raise typer.Exit(_STOPPED) from None
 
 

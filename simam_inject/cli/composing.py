@@ -17,7 +17,7 @@ def compose_recipe(options: Options) -> Recipe:
     """
     base = load_recipe(options.recipe) if options.recipe else None
     if base is None and not options.selectors:
-        raise RecipeError("nothing says where SimAM goes: give --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
+        raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
     rules = [*(base.rules if base else ()), *(selector(position, text) for position, text in options.selectors)]
     names = [base.name or str(options.recipe)] if base else []
     data: dict[str, Any] = base.to_dict() if base else {}

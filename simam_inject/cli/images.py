@@ -25,7 +25,7 @@ def images_in(folder: Path, limit: int) -> list[Path]:
     """
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
     if not found:
-        raise ModelError(f"there is no image in {str(folder)!r}; known are {', '.join(sorted(_SUFFIXES))}")
+        raise ModelError(f"no image found in {str(folder)!r}; supported formats: {', '.join(sorted(_SUFFIXES))}")
     return found if len(found) <= limit else [found[index * len(found) // limit] for index in range(limit)]
 
 
@@ -41,7 +41,7 @@ def batches_of(prepared: Prepared, folder: Path, limit: int) -> Iterator[Any]:
     built = prepared.built
     if built.takes_list or len(built.input_shapes) > 1:
         raise ModelError(
-            f"{built.name} does not take batches of images of one size, and cannot be calibrated on a folder"
+            f"{built.name} does not take batches of images of one size, so it cannot be calibrated on a folder"
         )
     size = prepared.size or (
         built.input_shapes[0][1:] if built.input_shapes else declared_size(network_of(built.model))

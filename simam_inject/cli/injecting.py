@@ -70,16 +70,18 @@ def run(options: Options, more: InjectOptions) -> None:
 def _check_together(options: Options, more: InjectOptions) -> None:
     """Refuse options that do not go together, before anything is built."""
     if more.dry_run and more.output:
-        raise typer.BadParameter("a dry run makes nothing that could be saved", param_hint="--output")
+        raise typer.BadParameter("--dry-run changes nothing, so there is nothing to save", param_hint="--output")
     if more.dry_run and more.calibrate:
-        raise typer.BadParameter("a dry run changes nothing that could be calibrated", param_hint="--calibrate")
+        raise typer.BadParameter(
+            "--dry-run changes nothing, so there is nothing to calibrate", param_hint="--calibrate"
+        )
     suffix = "" if more.output is None else more.output.suffix
     if more.dynamic and suffix not in EXPORTS[:2]:
-        raise typer.BadParameter("only --output x.onnx and x.pt2 can have varying sizes", param_hint="--dynamic")
+        raise typer.BadParameter("--dynamic needs --output x.onnx or x.pt2", param_hint="--dynamic")
     if suffix == ".pt" and not _may_be_yolo(options.model):
         raise typer.BadParameter(
-            f"a .pt is a checkpoint of ultralytics, and {options.model} is another library's model; "
-            "write --output FILE.safetensors",
+            f".pt is the checkpoint format of ultralytics, and {options.model} is not an ultralytics model; "
+            "use --output FILE.safetensors",
             param_hint="--output",
         )
 
@@ -146,13 +148,13 @@ def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:
         built.model.save(str(path))
     else:
         raise ModelError(
-            f"{built.name} is not a YOLO object, and a .pt is its checkpoint; write --output FILE.safetensors"
+            f"{built.name} is not a YOLO object, so it has no .pt checkpoint; use --output FILE.safetensors"
         )
     return None
 
 
 def no_effect(plan: Plan) -> str:
-    """The sentence that `inject` raises for a plan that takes no site."""
+    """The sentence that `inject` raises for a plan that matches no site."""
     from simam_inject.api import no_effect
 
     return no_effect(plan)
@@ -193,26 +195,26 @@ def _as_dict(options: Options, more: InjectOptions, outcome: Outcome) -> dict[st
 def _next_steps(options: Options, more: InjectOptions, outcome: Outcome) -> Iterator[str]:
     size = f" --input-size {options.input_size}" if options.input_size else ""
     if not outcome.has_effect:
-        yield f"see what can be named: simam-inject sites {options.model}{size}"
+        yield f"list what can be named: simam-inject sites {options.model}{size}"
         return
     if outcome.verification is None:
-        yield "insert it: the same command without --dry-run"
+        yield "inject: the same command without --dry-run"
         return
     if not outcome.verification.ok:
-        yield "do not train this model; report the failure with the lines above and the name of the model"
+        yield "do not train this model; please report the lines above and the name of the model"
         return
     inputs = outcome.prepared.inputs_code
     arguments = [as_code(options, outcome.recipe), *([f"example_inputs={inputs}"] if inputs else [])]
     if options.strength != 1.0:
         arguments.append(f"strength={options.strength:g}")
-    yield f"in your code: from simam_inject import inject; inject(model, {', '.join(arguments)})"
+    yield f"in Python: from simam_inject import inject; inject(model, {', '.join(arguments)})"
     output = more.output
     if output is None:
-        yield "keep it: add --output FILE.safetensors"
+        yield "save: add --output FILE.safetensors"
     elif output.suffix == ".pt":
-        yield f"train it: yolo train model={output} data=...; afterwards: simam-inject check best.pt"
+        yield f"train: yolo train model={output} data=...; afterwards: simam-inject check best.pt"
     elif outcome.exported is not None:
         proof = outcome.exported
-        yield f"{proof.path} holds {proof.live} sites; output {proof.difference:.1e} from the model's ({proof.form})"
+        yield f"{proof.path} has {proof.live} live sites; its output differs by {proof.difference:.1e} ({proof.form})"
     else:
-        yield f"load it: from simam_inject.persist import load; load({str(output)!r}, model)"
+        yield f"load: from simam_inject.persist import load; load({str(output)!r}, model)"

@@ -1,4 +1,4 @@
-"""The commands that change nothing: what can be named in a model, where SimAM would go, a page about it."""
+"""The commands that change nothing: list the blocks and layers of a model, where SimAM would go, a page about it."""
 
 from __future__ import annotations
 

@@ -41,17 +41,20 @@ class MapOptions:
 
     images: Annotated[
         list[Path],
-        typer.Argument(metavar="IMAGE...", show_default=False, help="Images or folders of them", parser=parse_existing),
+        typer.Argument(
+            metavar="IMAGE...", show_default=False, help="Images, or folders of images", parser=parse_existing
+        ),
     ]
     site: Annotated[
         list[str] | None,
-        _option(PLACE, "--site", "Sites to draw, e.g. 'layer4.*'; else the last of each map size", metavar="GLOB"),
+        _option(PLACE, "--site", "Sites to draw, e.g. 'layer4.*'; default: the last of each map size", metavar="GLOB"),
     ] = None
     channel: Annotated[
-        int | None, _option(RESULT, "--channel", "One channel instead of the mean over all", metavar="N", min=0)
+        int | None,
+        _option(RESULT, "--channel", "Draw this channel instead of the mean over channels", metavar="N", min=0),
     ] = None
     difference: Annotated[
-        bool, _option(RESULT, "--difference", "Draw how far SimAM moves the map at each site, not the gate")
+        bool, _option(RESULT, "--difference", "Draw how much SimAM changes the feature map at each site")
     ] = False
     output: Annotated[Path, _option(RESULT, "--output", "The picture", metavar="FILE", parser=_parse_picture)] = Path(
         "maps.png"
@@ -99,7 +102,7 @@ def _rows(options: Options, more: MapOptions, step: Step) -> list[tuple[Photogra
         wanted = {path: values for path, values in found.items() if path.partition(" (run ")[0] in chosen}
         drawn = {path: values[0, 0] for path, values in wanted.items() if values.dim() == 4}
         if not drawn:
-            raise ModelError("none of these sites has a map with height and width")
+            raise ModelError("none of these sites has a two-dimensional feature map")
         rows.append((shot, drawn))
     return rows
 
@@ -116,7 +119,7 @@ def _attended(options: Options, step: Step) -> Prepared:
     if recipe is not None:
         make_plan(prepared, recipe, options).apply()
     elif not injected(prepared.built.model):
-        raise ModelError(f"{options.model} has no SimAM in it: add --recipe NAME or --after BLOCK")
+        raise ModelError(f"{options.model} has no SimAM: add --recipe NAME or --after BLOCK")
     return prepared
 
 
@@ -125,7 +128,7 @@ def _files(images: list[Path]) -> list[Path]:
 
     files = [file for path in images for file in (images_in(path, _MOST_IMAGES) if path.is_dir() else [path])]
     if len(files) > _MOST_IMAGES:
-        raise ModelError(f"{len(files)} images are too many for one picture; give at most {_MOST_IMAGES}")
+        raise ModelError(f"{len(files)} images do not fit into one picture; give at most {_MOST_IMAGES}")
     return files
 
 
@@ -152,5 +155,5 @@ def _size(prepared: Prepared) -> tuple[int, int, int]:
     shape = built.input_shapes[0][1:] if built.input_shapes else declared_size(network_of(built.model))
     size = prepared.size or shape
     if built.takes_list or len(size) != 3 or size[0] not in (1, 3):
-        raise ModelError(f"{built.name} does not take one batch of images of one size, so its maps cannot be drawn")
+        raise ModelError(f"{built.name} does not take a batch of images of one size, so its maps cannot be drawn")
     return size[0], size[1], size[2]

@@ -14,8 +14,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-PLACE, MODEL, RESULT = "Where SimAM goes", "The model", "What comes out"
-CONDITIONS = "How to measure"
+PLACE, MODEL, RESULT = "Placement", "The model", "Output"
+CONDITIONS = "Measurement"
 EXPORTS = (".onnx", ".pt2", ".torchscript")
 """Suffixes of files that other runtimes run; those of `simam_inject.export.exporting`, which imports torch."""
 PEERS = ("se", "eca", "cbam", "gc")
@@ -61,14 +61,14 @@ def parse_output(text: str) -> Path:
 def parse_page(text: str) -> Path:
     """A file in a folder that exists."""
     if not Path(text).parent.is_dir():
-        raise typer.BadParameter(f"there is no folder {str(Path(text).parent)!r}")
+        raise typer.BadParameter(f"no such folder: {str(Path(text).parent)!r}")
     return Path(text)
 
 
 def parse_existing(text: str) -> Path:
     """A file or folder that exists."""
     if not Path(text).exists():
-        raise typer.BadParameter(f"there is no file or folder {text!r}")
+        raise typer.BadParameter(f"no such file or folder: {text!r}")
     return Path(text)
 
 
@@ -87,19 +87,19 @@ def complete_recipe(incomplete: str) -> list[str]:
 def _check_peers(text: str) -> str:
     unknown = [name for name in split_names(text) if name not in PEERS]
     if unknown:
-        raise typer.BadParameter(f"there is no attention named {unknown[0]!r}; known are {', '.join(PEERS)}")
+        raise typer.BadParameter(f"unknown attention {unknown[0]!r}; choose from {', '.join(PEERS)}")
     return text
 
 
 def _check_dtype(text: str) -> str:
     if text not in DTYPES:
-        raise typer.BadParameter(f"found {text!r}; known are {', '.join(DTYPES)}")
+        raise typer.BadParameter(f"found {text!r}; choose from {', '.join(DTYPES)}")
     return text
 
 
 def _check_device(text: str) -> str:
     if text.partition(":")[0] not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"found {text!r}; known are cpu, cuda and cuda:N")
+        raise typer.BadParameter(f"found {text!r}; expected cpu, cuda or cuda:N")
     return text
 
 
@@ -116,13 +116,13 @@ ModelName = Annotated[
         "or MODULE:FACTORY",
     ),
 ]
-Pretrained = Annotated[bool, _option(MODEL, "--pretrained", "Load the library's published weights")]
+Pretrained = Annotated[bool, _option(MODEL, "--pretrained", "Load the library's pretrained weights")]
 Against = Annotated[
     str,
     _option(CONDITIONS, "--against", f"Other attentions: {','.join(PEERS)}", metavar="A,B", callback=_check_peers),
 ]
 AsJson = Annotated[bool, _option(RESULT, "--json", "Print only JSON")]
-Quiet = Annotated[bool, _option(RESULT, "--quiet", "Print only errors; the exit code says the rest")]
+Quiet = Annotated[bool, _option(RESULT, "--quiet", "Print only errors")]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +135,7 @@ class ModelOptions:
         _option(
             MODEL,
             "--weights",
-            "Load these weights: .safetensors, a state_dict in .pth or .pt, a YOLO checkpoint",
+            "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint",
             metavar="FILE",
             parser=parse_existing,
         ),
@@ -186,7 +186,7 @@ class Options(ModelOptions):
         _option(
             PLACE,
             "--e-lambda",
-            "Lambda of every site, above 0, whatever the recipe says",
+            "Lambda of every site, above 0; overrides the recipe",
             metavar="F",
             parser=parse_number,
         ),
@@ -208,14 +208,14 @@ class Options(ModelOptions):
 class InjectOptions:
     """What `inject` takes beside the options that other commands share."""
 
-    dry_run: Annotated[bool, _option(RESULT, "--dry-run", "Show the plan, change nothing")] = False
-    why: Annotated[bool, _option(RESULT, "--why", "Show near misses with their reasons")] = False
+    dry_run: Annotated[bool, _option(RESULT, "--dry-run", "Print the plan and change nothing")] = False
+    why: Annotated[bool, _option(RESULT, "--why", "Also list near misses with their reasons")] = False
     calibrate: Annotated[
         Path | None,
         _option(
             PLACE,
             "--calibrate",
-            "Adapt gains and norm statistics to the images in this folder",
+            "Fit gains and norm statistics to the images in this folder",
             metavar="FOLDER",
             parser=parse_existing,
         ),
@@ -225,19 +225,19 @@ class InjectOptions:
         _option(
             RESULT,
             "--output",
-            "Save weights and sites: x.safetensors, x.pt for YOLO; or export: x.onnx, x.pt2, x.torchscript",
+            "Save weights and sites to x.safetensors (YOLO: x.pt), or export to x.onnx, x.pt2 or x.torchscript",
             metavar="FILE",
             parser=parse_output,
         ),
     ] = None
-    dynamic: Annotated[bool, _option(RESULT, "--dynamic", "Let batch and image size vary in the exported file")] = False
+    dynamic: Annotated[bool, _option(RESULT, "--dynamic", "Export with dynamic batch and image size")] = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageOptions:
     """Where a page is written."""
 
-    html: Annotated[Path, _option(RESULT, "--html", "Write the page there", metavar="FILE.html", parser=parse_page)]
+    html: Annotated[Path, _option(RESULT, "--html", "Output file", metavar="FILE.html", parser=parse_page)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,7 +247,9 @@ class BenchOptions:
     device: Annotated[str, _option(CONDITIONS, "--device", "cpu or cuda", callback=_check_device)] = "cpu"
     batch: Annotated[int, _option(CONDITIONS, "--batch", "Images per batch", metavar="N", min=1)] = 1
     dtype: Annotated[str, _option(CONDITIONS, "--dtype", "fp32, bf16 or fp16", callback=_check_dtype)] = "fp32"
-    channels_last: Annotated[bool, _option(CONDITIONS, "--channels-last", "Memory format channels last")] = False
+    channels_last: Annotated[bool, _option(CONDITIONS, "--channels-last", "Use the channels_last memory format")] = (
+        False
+    )
     compiled: Annotated[bool, _option(CONDITIONS, "--compile", "With torch.compile")] = False
     against: Against = ""
     rounds: Annotated[int, _option(CONDITIONS, "--rounds", "Timed rounds", metavar="N", min=3)] = 15

@@ -64,11 +64,9 @@ def check_model_name(name: str) -> None:
     if not holds_weights:
         return
     if path.suffix in (".onnx", ".pt2", ".torchscript"):
-        raise ModelError(
-            f"{name} is an exported graph, which cannot be changed any more: name the model it was made from"
-        )
+        raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
     raise ModelError(
-        f"{name} holds weights, not a model: name the model and add --weights {name}, "
+        f"{name} contains weights, not a model: give the model and add --weights {name}, "
         f"e.g. simam-inject resnet50 --weights {name} --after bottleneck"
     )
 
@@ -131,7 +129,7 @@ def make_plan(prepared: Prepared, recipe: Recipe, options: Options) -> Plan:
     """The plan for the model.
 
     Raises:
-        NoMatchError: A rule takes no site, or a glob of `--exclude` matches nothing.
+        NoMatchError: A rule matches no site, or a glob of `--exclude` matches nothing.
         ModelError: The model cannot be run on the example.
     """
     from simam_inject.api import plan, survey

@@ -12,11 +12,11 @@ from typer.core import TyperGroup
 MAIN_JOB = "inject"
 """Name of the command that runs for a first word that is no subcommand."""
 FIRST_COMMANDS = """\
-Put the SimAM attention into a convolutional network. Four commands to start with:
+Add SimAM attention to a convolutional network. Start with:
 
-  simam-inject sites resnet50                      what can be named in a model
-  simam-inject resnet50 --after bottleneck         put SimAM there, and verify it
-  simam-inject resnet50 --recipe paper --dry-run   a shipped recipe; change nothing
+  simam-inject sites resnet50                      list blocks and layers
+  simam-inject resnet50 --after bottleneck         add SimAM, and verify
+  simam-inject resnet50 --recipe paper --dry-run   preview a shipped recipe
   simam-inject recipes                             the shipped recipes
 
 All options and commands: simam-inject --help"""

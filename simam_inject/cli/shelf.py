@@ -37,7 +37,7 @@ def list_recipes() -> None:
             Text(recipe.name, style="bold cyan"), Text(recipe.description), Text(rules), f"{recipe.e_lambda:g}"
         )
     show(table)
-    show("one of them in full: simam-inject recipes show NAME")
+    show("print one: simam-inject recipes show NAME")
 
 
 def _shorten(rule: Rule) -> str:

@@ -1,11 +1,11 @@
-"""Which dimension of a tensor is the batch, which hold channels, which are spatial: by experiment where possible.
+"""Which dimensions of a tensor are batch, channels and spatial: measured where possible.
 
-The forward is recorded again with a larger batch, and again with a larger image. What changes with the batch is the
-batch dimension, what changes with the image is spatial, and what stays is the channels. Where a network takes one size
-only, the layout that flows through its operations decides: a convolution writes N, C, spatial; permutations and
+The forward is recorded again with a larger batch, and again with a larger image. The dimension that changes with the
+batch is the batch dimension, those that change with the image are spatial, the rest are channels. Where a network takes
+one size only, the layout is propagated through its operations: a convolution writes N, C, spatial; permutations and
 reshapes move the channels; a linear layer or a layer norm over a tensor of unknown layout writes channels last. What
 does not come from these (the input, parameters, constants, operations that are not known) has no layout: SimAM is not
-applied to a guess. Names of classes decide nothing.
+applied to a guess. Class names are not used.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ def _recognised(source: Value, shape: Shape) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What is known of the dimensions of a feature map, or why it is none that SimAM can be applied to."""
+    """The axes of a feature map, or the reason why SimAM cannot be applied to it."""
 
     channel_dim: int = 1
     name: str = ""

@@ -151,7 +151,11 @@ class Surveyor:
         scope = path.rpartition(".")[0]
         calls = self.base.calls[path]
         is_block = any(True for _ in module.children())
-        obstacle = _SCRIPTED if isinstance(module, torch.jit.ScriptModule) else "never ran in the example forward"
+        obstacle = "never ran in the example forward"
+        if isinstance(module, torch.jit.ScriptModule):
+            obstacle = _SCRIPTED
+        elif type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
+            obstacle = f"the __call__ of {type(module).__name__} runs no hooks, so what it returns is not seen"
         facts: dict[str, Any] = {"obstacle": obstacle}
         reads: tuple[str, ...] = ()
         if calls:
@@ -191,7 +195,7 @@ class Surveyor:
         shape, dtype = value.shape, str(value.dtype).removeprefix("torch.")
         facts: dict[str, Any] = {"shape": shape, "dtype": dtype}
         if not value.dtype.is_floating_point:
-            return facts | {"obstacle": f"holds {dtype}, not floating point numbers"}
+            return facts | {"obstacle": f"contains {dtype}, not floating-point numbers"}
         if not 3 <= len(shape) <= 5:
             return facts | {"obstacle": f"is not a feature map: its shape is {shape}"}
         axes = find_axes(

@@ -1,4 +1,4 @@
-"""Record a model, as if nothing had been injected: three forwards of a twin, and the facts that follow from them."""
+"""Record a model without its SimAM: three forwards of a twin, and the sites that follow from them."""
 
 from __future__ import annotations
 
@@ -105,4 +105,4 @@ def _refuse_while_tracing() -> None:
         or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
     )
     if tracing:
-        raise ModelError("a forward is being traced; inject, plan and verify work on a model that is not being traced")
+        raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")

@@ -1,4 +1,4 @@
-"""A twin of a model: the same modules over tensors of its own, so that a forward leaves no trace in the original.
+"""A twin of a model: the same modules with other tensors, so that a forward does not affect the original.
 
 Whatever a forward writes to (buffers, lists, counters, caches on the module) is the twin's. On the meta device a twin
 costs neither memory nor arithmetic.

@@ -1,4 +1,4 @@
-"""Put SimAM into a model, and take it out again: the only room that changes a model. All or nothing."""
+"""Add SimAM to a model and remove it again: the only package that changes a model."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from simam_inject.editing.presence import Presence, presence_of, set_presence
 from simam_inject.editing.records import insertion_of, seen_from
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
+from simam_inject.modules import is_taken
 from simam_inject.planning.records import Insertion
-from simam_inject.subjects import is_taken
 
 Factory = Callable[[int], nn.Module]
 """Makes an attention module for a number of channels."""
@@ -77,7 +77,7 @@ def attach(
     factory: Factory | None = None,
     keep: bool = False,
 ) -> None:
-    """Make these the sites of a model, instead of those that it has; on any failure it is as it was.
+    """Replace the sites of a model by these. If an error is raised, the model is unchanged.
 
     Args:
         model: the root; changed in place.
@@ -107,7 +107,7 @@ def attach(
 
 
 def detach(model: nn.Module) -> None:
-    """Take every SimAM, every hook and the presence check out of a model."""
+    """Remove every SimAM, every hook and the presence check from a model."""
     _take_out(model)
     _forget_compiled_code()
 
@@ -122,15 +122,15 @@ def _put_in(
     there: dict[tuple[str, str], nn.Module | None],
     added: list[tuple[nn.Module, str]],
 ) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
     holders: dict[tuple[str, str], list[SiteRecord]] = {}
     for place, site in enumerate(sites):
         path = site["edit"]["module"]
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
+        if path not in modules:
             raise ModelError(
-                f"the model has no module {path!r}, which should hold the SimAM at {site['path']}"
-            ) from None
+                f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site['path']}"
+            )
+        module = modules[path]
         if is_taken(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
@@ -144,7 +144,7 @@ def _put_in(
         holders.setdefault((path, kind), []).append(site)
     placed: list[tuple[str, Any]] = []
     for (path, kind), here in holders.items():
-        placed.append((path, _add_hook(model.get_submodule(path), kind, here)))
+        placed.append((path, _add_hook(modules[path], kind, here)))
     if placed:
         witnesses = [(site["witness"], site["path"]) for site in sites if site["witness"]]
         presence = Presence(placed, witnesses, recipes, example)
@@ -154,7 +154,7 @@ def _put_in(
 
 def _check_class(module: nn.Module, site: SiteRecord) -> None:
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)):
-        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot hold a SimAM")
+        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot have a SimAM as a child")
 
 
 def _attention(
@@ -168,7 +168,7 @@ def _attention(
         tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
         if not isinstance(attention, nn.Module):
             raise ModelError(
-                f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}"
+                f"attention must return an nn.Module for a number of channels; it returned a {type(attention).__name__}"
             )
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
@@ -258,7 +258,7 @@ def _restorer(
 
 @contextmanager
 def without_attention(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the model has no SimAM at all; afterwards the very same ones."""
+    """Context manager in which the model has no SimAM; restores the same ones afterwards."""
     put_back = _take_out(model)
     try:
         yield model

@@ -1,4 +1,4 @@
-"""The pre-hook on the root that notices a lost edit: no SimAM disappears without an error.
+"""The pre-hook of the root that raises if an edit was lost.
 
 Other tools replace modules (`SyncBatchNorm.convert_sync_batchnorm`), fold norms (`fuse_modules`), fold branches
 (`reparameterize`) or clear hooks. Before every forward the root looks whether each holder still has its SimAM and its
@@ -7,6 +7,7 @@ hook, and whether each *witness*, a norm that alone reads a site, is still a nor
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -73,8 +74,15 @@ class Presence:
             if any(path and site["path"] == ".".join(path[:-1]) for site in hook.sites):
                 self.behind[place] = _children_behind(root, path)
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
+        """The copy watches the copies of the hooks; the records are the same."""
+        twin = memo[id(self)] = Presence([], [], self.recipes, self.example)
+        twin.holders = [(path, copy.deepcopy(hook, memo)) for path, hook in self.holders]
+        twin.witnesses, twin.behind = list(self.witnesses), dict(self.behind)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds. The hooks are checked by themselves, and may not be complete yet."""
+        """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
         self.holders = checked(_HOLDERS, state.get("holders"), "the list of SimAM holders")
         self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
         self.recipes = checked_recipes(state.get("recipes"))
@@ -95,7 +103,7 @@ class Presence:
             if place in self.behind and _children_behind(root, self.holders[place][0]) != self.behind[place]:
                 container = ".".join(self.holders[place][0][:-1])
                 raise ModelError(
-                    f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} does not attend its "
+                    f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} is no longer applied "
                     f"output any more; {ADVICE}"
                 )
             if isinstance(hook, RewrittenMethod):
@@ -107,9 +115,11 @@ class Presence:
                     mended.append(hook.sites[0]["path"])
         for path, site_path in self.witnesses:
             if not _is_norm_at(root, path):
+                norm = _module_at(root, path)
+                became = "was removed" if norm is None else f"was replaced by a {type(norm).__name__}"
                 raise ModelError(
-                    f"the norm {'.'.join(path)} was removed or replaced, so it may have been folded across the SimAM "
-                    f"at {site_path}; {ADVICE}"
+                    f"the norm {'.'.join(path)} {became}, so it may have been folded across the SimAM at {site_path}; "
+                    f"{ADVICE}"
                 )
         if mended:
             warnings.warn(
@@ -219,7 +229,7 @@ def _lost(site: SiteRecord, why: str) -> str:
 
 
 def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
-    """Put back a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
+    """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
     if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
         return False
     if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled
@@ -235,8 +245,8 @@ def _rebind(module: nn.Module, hook: RewrittenMethod, *, is_root: bool) -> None:
     """A shallow copy of a module (as DataParallel makes) shares the method, which has to run on the copy."""
     bound = module.__dict__.get(hook.method)
     if not isinstance(bound, RewrittenMethod):
-        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was set to another function"))
-    if bound.owner is not module and is_root:  # its forward was looked up before this check
+        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was replaced by another function"))
+    if bound.owner is not module and is_root and hook.method == "forward":  # it was looked up before this check
         raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
     if bound.owner is not module:
         module.__dict__[hook.method] = RewrittenMethod(module, hook.method, hook.sites)

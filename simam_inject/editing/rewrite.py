@@ -1,4 +1,4 @@
-"""The fenced rest: one expression of a forward is wrapped in SimAM, where no module returns or alone reads the value.
+"""Wrap one expression of a forward in SimAM, where no module returns the value or is its only reader.
 
 The method's own source is compiled again with a call of SimAM around the expression, and bound on the one instance.
 Nothing is traced and nothing is frozen: every branch, flag, size, global and side effect is Python's, as before.
@@ -43,7 +43,7 @@ class RewrittenMethod:
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
         if getattr(type(self.owner), self.method) is not self.original:
             name = f"{type(self.owner).__name__}.{self.method}"
-            raise ModelError(f"{name} was replaced after SimAM was put inside it; {ADVICE}")
+            raise ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
         return self.function(self.owner, *args, **kwargs)
 
     @property
@@ -59,7 +59,7 @@ class RewrittenMethod:
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenMethod:
         twin = object.__new__(RewrittenMethod)
         memo[id(self)] = twin
-        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), copy.deepcopy(self.sites, memo)
+        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), self.sites
         twin.method, twin.function, twin.original = self.method, self.function, self.original
         return twin
 
@@ -79,7 +79,7 @@ class RewrittenMethod:
         try:
             self.__init__(owner, method, sites)  # type: ignore[misc]
         except ModelError as error:
-            raise FileError(f"SimAM cannot be put back: {error}") from None
+            raise FileError(f"SimAM cannot be restored: {error}") from None
 
 
 def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:
@@ -92,15 +92,15 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
     source = method_source(original)
     where = f"{type(owner).__name__}.{method}"
     if not method.startswith("forward") and method not in run_by_forward(type(owner)):
-        raise ModelError(f"{where} is not run by forward, so SimAM cannot be put inside it; {ADVICE}")
+        raise ModelError(f"{where} is not run by forward, so SimAM cannot be added inside it; {ADVICE}")
     if source is None or not isinstance(original, types.FunctionType):
-        raise ModelError(f"the source of {where} is not available, so SimAM cannot be put inside it; {ADVICE}")
+        raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
     wrapped: dict[int, SiteRecord] = {}
     function = source.function
     for site in sites:
         expression = site["expression"] or {}
         if expression.get("digest") != source.digest:
-            raise ModelError(f"{where} is another version than the one SimAM was planned for; inject the model again")
+            raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
         try:
             wrapped[id(locate(function, tuple(expression["span"])))] = site
         except LookupError as error:

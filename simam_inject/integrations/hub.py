@@ -166,7 +166,7 @@ def _build(config_file: Path) -> nn.Module:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{config_file}: it is no JSON ({error})") from None
+        raise FileError(f"{config_file}: it is not valid JSON ({error})") from None
     architecture = config.get("architecture") if isinstance(config, dict) else None
     num_classes = config.get("num_classes") if isinstance(config, dict) else None
     if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture) or architecture.endswith(".pt"):
@@ -185,7 +185,7 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / filename).is_file():
-            raise FileError(f"{folder}: there is no {filename} in it")
+            raise FileError(f"{folder} has no file {filename}")
         return folder / filename
     download: Callable[..., str] = hf_hub_download
     try:
@@ -193,5 +193,6 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise FileError(
-            f"{name} is no folder here, and {filename} cannot be had from the Hub: {type(error).__name__}: {first}"
+            f"{name} is not a local folder, and {filename} cannot be downloaded from the Hub: "
+            f"{type(error).__name__}: {first}"
         ) from error

@@ -76,7 +76,7 @@ class SimAMCallback(Callback):
     ) -> None:
         if ramp_steps < 0 or not 0.0 <= start <= 1.0:
             raise RecipeError(
-                f"ramp_steps is a number of steps and start lies from 0 to 1; got ramp_steps={ramp_steps!r}, "
+                f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
                 f"start={start!r}"
             )
         self.recipe = recipe
@@ -97,7 +97,8 @@ class SimAMCallback(Callback):
         """Say so if the ramp has no gains to go with."""
         if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
             warnings.warn(
-                "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+                "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
+                "call calibrate(model, ...) first",
                 stacklevel=2,
             )
 
@@ -150,7 +151,10 @@ def _dumping(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str,
         module = self.trainer.lightning_module
         there = [entry.attention for entry in attended_in(module)]
         if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
-            checkpoint[KEY] = {"record": Record.of(module), "integration": adapters.IntegrationMark(__name__)}
+            checkpoint[KEY] = {
+                "record": Record.of(module).model_dump(mode="json"),
+                "integration": adapters.IntegrationMark(__name__),
+            }
         return checkpoint
 
     return dump_checkpoint
@@ -187,7 +191,7 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
     if not any(attended_in(module)):
         record.attach_to(module)
         adapters.remember(module)
-    elif _places(Record.of(module)["sites"]) == _places(record.sites):
+    elif Record.of(module).lambdas == record.lambdas:
         record.set_strengths(module)
     else:
         warnings.warn(
@@ -195,10 +199,6 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
             "gives it those of the checkpoint",
             stacklevel=4,
         )
-
-
-def _places(sites: list[Any]) -> set[tuple[str, str, float]]:
-    return {(site["edit"]["module"], site["child"], site["e_lambda"]) for site in sites}
 
 
 for _package in _loaded or _PACKAGES[:1]:

@@ -60,7 +60,7 @@ class SimamAttn(SimAM):
     def __init__(self, channels: int, e_lambda: float = 1e-4, **options: Any) -> None:  # noqa: ARG002
         unknown = sorted(options.keys() - _LAYER_OPTIONS)
         if unknown:
-            raise TypeError(f"SimamAttn has no option {unknown[0]!r}; it has channels and e_lambda")
+            raise TypeError(f"SimamAttn has no option {unknown[0]!r}; the options are channels and e_lambda")
         super().__init__(e_lambda)
 
 
@@ -83,13 +83,13 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
     if "." in architecture or not timm.is_model(architecture):
         near = get_close_matches(architecture.partition(".")[0], timm.list_models(), 3)
         advice = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"timm has no model {architecture!r}; a name without a tag is wanted{advice}")
+        raise ModelError(f"timm has no model {architecture!r}; give a name without a tag{advice}")
     if name is None:
         name = f"{architecture}{SEPARATOR}{_word(resolved.name)}"
     if not name.isidentifier():
-        raise ModelError(f"a model of timm cannot be named {name!r}: letters, digits and _ only; pass name=...")
+        raise ModelError(f"invalid name for a timm model: {name!r}: letters, digits and _ only; pass name=...")
     if name in timm.list_models():
-        raise ModelError(f"timm has a model {name!r} already; pass another name=...")
+        raise ModelError(f"timm already has a model {name!r}; pass another name=...")
     _enter(name, architecture, resolved)
     return name
 

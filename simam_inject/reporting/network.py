@@ -31,8 +31,8 @@ class Box:
 
     @property
     def length(self) -> int:
-        """Length of the longest side of its map."""
-        return max(self.site.spatial or (1,))
+        """Shorter side of its map. The longer one may be a list: YOLO's distribution of distances is 4 x 8400."""
+        return min(self.site.spatial or (1,))
 
     @property
     def width(self) -> float:

@@ -8,8 +8,9 @@ from html import escape
 
 import yaml
 
+from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Input, Insertion, Output, Rewritten, Skip, Verification
+from simam_inject.planning.records import Input, Insertion, Output, Rewritten, Verification
 from simam_inject.reporting.dicts import bytes_per_image
 from simam_inject.reporting.drawing import MARK, draw
 from simam_inject.reporting.formats import UNKNOWN, format_bytes, format_count, format_map

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from simam_inject.dataflow.records import Anatomy
+from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Check, Insertion, Skip, Verification
+from simam_inject.planning.records import Check, Insertion, Verification
 from simam_inject.reporting.anatomy import kind_of_place, local_name
 from simam_inject.reporting.dicts import bytes_per_image
 from simam_inject.reporting.formats import (

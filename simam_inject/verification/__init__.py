@@ -1,4 +1,4 @@
-"""Verification: nothing else changed, and every SimAM is live. Leaves the model as found."""
+"""Verification: only the planned sites changed, and every SimAM is live. Does not change the model."""
 
 from simam_inject.verification.runs import bypassed as bypassed
 from simam_inject.verification.runs import tensor_marks as tensor_marks

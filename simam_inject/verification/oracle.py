@@ -1,4 +1,4 @@
-"""What SimAM at the recorded sites should give, computed without the engine: plain hooks, the formula, its own axes."""
+"""The expected result of SimAM at the recorded sites, computed independently: hooks, formula and axes of its own."""
 
 from __future__ import annotations
 

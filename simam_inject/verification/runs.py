@@ -16,7 +16,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, copied
-from simam_inject.dataflow.twin import set_mode
+from simam_inject.dataflow.twin import set_mode, to_clone
 from simam_inject.editing.attach import attended_in
 from simam_inject.verification.outputs import tensors_of
 
@@ -117,6 +117,34 @@ def to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         return twin.to(dtype) if twin.is_floating_point() else twin
 
     return convert
+
+
+class Parameters:
+    """One copy of a model's parameters in each dtype, for all its twins; every twin has buffers of its own."""
+
+    def __init__(self) -> None:
+        self.copies: dict[tuple[int, torch.dtype | None], torch.Tensor] = {}
+        self.are_shared = True
+
+    def convert(self, dtype: torch.dtype | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Make the tensors of one twin, in a dtype or in their own."""
+        make = to_clone if dtype is None else to_dtype(dtype)
+
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
+            if not self.are_shared or not isinstance(tensor, nn.Parameter):
+                return make(tensor)
+            key = id(tensor), dtype
+            if key not in self.copies:
+                self.copies[key] = make(tensor)
+            return self.copies[key].detach()
+
+        return convert
+
+    def look_for_writes(self) -> None:
+        """Give every twin parameters of its own from now on, if a forward has written into them."""
+        if any(copy._version for copy in self.copies.values()):
+            self.are_shared = False
+            self.copies.clear()
 
 
 def dtype_of(output: Any) -> torch.dtype | None:

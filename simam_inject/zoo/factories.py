@@ -19,9 +19,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeGuard
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_exception
 
 
 def build_factory(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -48,7 +47,7 @@ def which_factory(name: str) -> ModelError:
     """The error for a file without a factory: what it defines, read from its source without running it."""
     file = Path(name)
     if not file.is_file():
-        return ModelError(f"there is no file {name}.")
+        return ModelError(f"no such file: {name}.")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
@@ -97,12 +96,12 @@ def _find_factory(name: str, source: str, factory_name: str) -> Any:
 
 def _import_source(name: str, source: str) -> ModuleType:
     if _is_file_name(source) and not Path(source).is_file():
-        raise ModelError(f"{name}: there is no file {source}.")
+        raise ModelError(f"{name}: no such file: {source}.")
     try:
         return _import_file(Path(source)) if _is_file_name(source) else import_module(source)
     except ModuleNotFoundError as error:
         if error.name and (source == error.name or source.startswith(f"{error.name}.")):
-            raise ModelError(f"{name}: there is no module {error.name!r} here or in this environment.") from error
+            raise ModelError(f"{name}: no module named {error.name!r} here or in this environment.") from error
         raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
     except Exception as error:
         raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
@@ -140,8 +139,8 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
     needed = _arguments(factory) - options.keys()
     if needed:
         raise ModelError(
-            f"{name}: the factory wants {', '.join(sorted(needed))}, and factories are called without arguments. "
-            "Write one that gives them: def make(): return ..."
+            f"{name}: the factory needs the arguments {', '.join(sorted(needed))}, and factories are called "
+            "without arguments. Write one that gives them: def make(): return ..."
         )
     try:
         return factory(**options)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.records import ZooModel
 
 RANDOM = "random weights"
@@ -41,13 +40,6 @@ def fetching(name: str, *, pretrained: bool) -> Iterator[None]:
         raise ModelError(
             f"{name}: cannot load the pretrained weights: {sentence}. Without `pretrained` the weights are random."
         ) from error
-
-
-def describe_exception(error: BaseException) -> str:
-    """The class of an exception and the first line of its message, without decoration and full stop."""
-    first = str(error).strip().partition("\n")[0]
-    sentence = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
-    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
 def load_weights(built: ZooModel, file: Path) -> ZooModel:

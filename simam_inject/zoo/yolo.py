@@ -10,10 +10,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_exception, describe_weights, fetching
+from simam_inject.zoo.weights import describe_weights, fetching
 
 _INSTALL = 'pip install "simam_inject[ultralytics]"'
 _YAML = (".yaml", ".yml")
@@ -50,7 +50,7 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
             f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
         )
     if own is not None and pretrained:
-        raise ModelError(f"{name}: there are no published weights for a model file of your own.")
+        raise ModelError(f"{name}: a model file of your own has no published weights.")
     if own is not None:
         _check_model_file(own)
     elif not is_file:
@@ -71,9 +71,14 @@ def _check_model_file(path: Path) -> None:
     except Exception as error:
         raise ModelError(f"{path} cannot be read as YAML: {describe_exception(error)}.") from None
     if isinstance(data, dict) and "backbone" in data:
+        if "simam" in str([data["backbone"], data.get("head")]).lower():
+            raise ModelError(
+                f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
+                f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+            )
         return
     if isinstance(data, dict) and "rules" in data:
-        raise ModelError(f"{path} is a recipe, not a model: name the model and add --recipe {path}.")
+        raise ModelError(f"{path} is a recipe, not a model: give the model and add --recipe {path}.")
     raise ModelError(f"{path} is not a model file of ultralytics: it has no backbone.")
 
 
@@ -88,7 +93,7 @@ def _require_known(stem: str, *, from_checkpoint: bool) -> None:
     if f"{stem}.pt" not in published:
         near = find_nearest(f"{stem}.pt", published)
         advice = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"there is no file {stem}.pt, and ultralytics publishes no checkpoint of that name.{advice}")
+        raise ModelError(f"no such file: {stem}.pt, and ultralytics publishes no checkpoint of that name.{advice}")
 
 
 def _load(checkpoint: Path) -> Any:

@@ -73,8 +73,8 @@ def test_peers_stand_in_simams_places():
 @pytest.mark.parametrize(
     ("conditions", "against", "message"),
     [
-        (Conditions(), ("sae",), "there is no attention named 'sae' to compare with; known are se, eca, cbam, gc"),
-        (Conditions(dtype="fp8"), (), "there is no dtype named 'fp8'; known are fp32, bf16, fp16"),
+        (Conditions(), ("sae",), "unknown attention 'sae'; choose from se, eca, cbam, gc"),
+        (Conditions(dtype="fp8"), (), "unknown dtype 'fp8'; choose from fp32, bf16, fp16"),
     ],
 )
 def test_bad_conditions_are_one_message(conditions, against, message):
@@ -156,4 +156,4 @@ def test_the_command_shows_a_table(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "x plain (quartiles)" in result.stdout
-    assert "1 site; for each batch the attention moves at least" in result.stdout
+    assert "1 site; per batch, the attention reads and writes at least" in result.stdout

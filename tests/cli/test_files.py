@@ -90,9 +90,9 @@ def test_a_saved_file_is_shown_and_checked_and_read_as_weights(run, folder):
     ("name", "content", "sentence"),
     [
         ("x.safetensors", b"hello", "x.safetensors: "),
-        ("x.pth", b"hello", "known are .pt of ultralytics and .safetensors"),
+        ("x.pth", b"hello", "expected a .pt of ultralytics or a .safetensors"),
         ("x.onnx", b"hello", "simam_inject.export.prove"),
-        ("none.pt", None, "there is no file 'none.pt'"),
+        ("none.pt", None, "no such file: 'none.pt'"),
     ],
 )
 def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, folder):
@@ -107,7 +107,7 @@ def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, fol
 def test_dynamic_exports_take_other_sizes(run, folder):
     result = run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic")
     assert result.exit_code == 0, result.stderr
-    assert "holds 2 sites" in result.stdout
+    assert "has 2 live sites" in result.stdout
     program = torch.export.load(folder / "x.pt2").module()
     assert program(torch.rand(3, 3, 48, 40)).shape == (3, 5)
 
@@ -124,4 +124,4 @@ def test_calibration_reports_every_site(run, folder, built):
     assert json.loads(result.stdout)["calibration"]
     assert all(site.gain > 1.0 for site in injected(built[0].model))
     (folder / "empty").mkdir()
-    assert "there is no image in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr
+    assert "no image found in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr

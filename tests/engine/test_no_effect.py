@@ -34,7 +34,7 @@ def test_what_another_recipe_left_is_no_effect_of_this_one(model):
 
 def test_an_optional_rule_that_wants_another_lambda(model):
     rule = {**THERE, "e_lambda": 0.1, "optional": True}
-    with pytest.raises(NoMatchError, match=r"changes nothing in this model(.|\n)*e_lambda 0.0001 instead of 0.1"):
+    with pytest.raises(NoMatchError, match=r"has no effect on this model(.|\n)*e_lambda 0.0001 instead of 0.1"):
         inject(model, {"rules": [rule]}, example_inputs=X)
 
 

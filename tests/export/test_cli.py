@@ -8,8 +8,6 @@ from typer.testing import CliRunner
 
 from simam_inject import bypass
 from simam_inject.cli.app import app
-from simam_inject.cli.options import EXPORTS
-from simam_inject.export.exporting import SUFFIXES
 
 NET = "timm:test_resnet"
 PLACE = ("--after", "basicblock", "--input-size", "3x64x64")
@@ -19,10 +17,6 @@ PLACE = ("--after", "basicblock", "--input-size", "3x64x64")
 def run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return lambda *words: CliRunner().invoke(app, list(words))
-
-
-def test_the_suffixes_are_those_of_the_export():
-    assert tuple(SUFFIXES) == EXPORTS
 
 
 def test_an_exported_file_is_reported_with_its_proof(run, tmp_path):

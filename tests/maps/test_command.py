@@ -119,14 +119,14 @@ def test_differences(run, project):
 @pytest.mark.parametrize(
     ("words", "code", "message"),
     [
-        (("net.py:small", "none.png", "--after", "Block.conv"), 2, "there is no file or folder 'none.png'"),
+        (("net.py:small", "none.png", "--after", "Block.conv"), 2, "no such file or folder: 'none.png'"),
         (("net.py:small", "net.py", "--after", "Block.conv"), 2, "net.py cannot be read as an image"),
-        (("net.py:small", "folder/0.png"), 2, "net.py:small has no SimAM in it: add --recipe NAME"),
+        (("net.py:small", "folder/0.png"), 2, "net.py:small has no SimAM: add --recipe NAME"),
         ((*USUAL, "--site", "three.*"), 1, "no site matches --site three.*; SimAM is at one.0.conv, one.1.conv"),
         ((*USUAL, "--channel", "8"), 2, "has channels 0 to 7; found 8"),
         ((*USUAL, "--output", "maps.txt"), 2, "must end in .png, .jpg, .pdf, .svg"),
-        ((*USUAL, "--output", "none/maps.png"), 2, "there is no folder 'none'"),
-        ((*USUAL, *["folder"] * 6), 2, "19 images are too many for one picture; give at most 16"),
+        ((*USUAL, "--output", "none/maps.png"), 2, "no such folder: 'none'"),
+        ((*USUAL, *["folder"] * 6), 2, "19 images do not fit into one picture; give at most 16"),
     ],
 )
 def test_mistakes(run, words, code, message, monkeypatch):

@@ -8,8 +8,9 @@ from rich.console import Console
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
+from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Skip, Verification
+from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Verification
 from simam_inject.recipe import load_recipe
 from simam_inject.reporting import plan_to_dict, render_plan
 from simam_inject.reporting.formats import format_bytes, format_count, format_map, format_reductions, format_span
@@ -113,7 +114,7 @@ def test_nothing_run_is_not_called_verified():
 
 def test_what_was_there_before_is_counted():
     plan = make_plan(
-        INSERTIONS[1:], present=INSERTIONS[:1], skips=(Skip("layer1.0", "has SimAM already", 0, hit=True),)
+        INSERTIONS[1:], present=INSERTIONS[:1], skips=(Skip("layer1.0", "already has SimAM", 0, hit=True),)
     )
     lines = render(plan, width=120)
     assert ["layer1.0", "after", "256x56x56", "4", "0.0001", "output"] in [line.split() for line in lines]

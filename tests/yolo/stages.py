@@ -251,7 +251,7 @@ def interrupt() -> dict:
         raise CrashError
 
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False, strength=0.0)
-    with pytest.warns(UserWarning, match="a ramp without gains"):
+    with pytest.warns(UserWarning, match="ramp without gains"):
         ramp(yolo, **RAMP)
     seen = []
     yolo.add_callback("on_train_batch_end", lambda trainer: seen.append(_strengths(trainer)))

@@ -427,9 +427,9 @@ def test_a_ramp_takes_sensible_numbers(yolo, arguments, message):
 
 
 def test_a_ramp_needs_an_injected_yolo_object(yolo):
-    with pytest.raises(ModelError, match="takes the YOLO object"):
+    with pytest.raises(ModelError, match="expects the YOLO object"):
         ramp(yolo.model)
-    with pytest.raises(ModelError, match="there is no SimAM"):
+    with pytest.raises(ModelError, match="no SimAM in this model"):
         ramp(eject(yolo))
 
 

@@ -115,9 +115,9 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("nets/nope.py:make", {}, "nets/nope.py:make: there is no file nets/nope.py."),
-        ("nope.nets:make", {}, "nope.nets:make: there is no module 'nope' here or in this environment."),
-        ("nets.nope:make", {}, "nets.nope:make: there is no module 'nets.nope' here or in this environment."),
+        ("nets/nope.py:make", {}, "nets/nope.py:make: no such file: nets/nope.py."),
+        ("nope.nets:make", {}, "nope.nets:make: no module named 'nope' here or in this environment."),
+        ("nets.nope:make", {}, "nets.nope:make: no module named 'nets.nope' here or in this environment."),
         (
             "nets/broken.py:make",
             {},
@@ -149,7 +149,7 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
         (
             "nets/own_nets.py:make_wide",
             {},
-            "nets/own_nets.py:make_wide: the factory wants depth, width, and factories are called without arguments.",
+            "nets/own_nets.py:make_wide: the factory needs the arguments depth, width, and factories are called",
         ),
         ("nets/own_nets.py:Net", {"pretrained": True}, "nets/own_nets.py:Net: the factory takes no pretrained."),
         (

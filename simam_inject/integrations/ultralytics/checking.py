@@ -99,10 +99,10 @@ def _load(path: Path) -> Any:
     from ultralytics import YOLO
 
     if not path.is_file():
-        raise FileError(f"there is no file {str(path)!r}")
+        raise FileError(f"no such file: {str(path)!r}")
     if path.suffix != ".pt":
         raise FileError(
-            f"{path} is no checkpoint: give the .pt file; an .onnx of the same name beside it is checked too"
+            f"{path} is not a checkpoint: give the .pt file; an .onnx of the same name beside it is checked too"
         )
     try:
         return YOLO(str(path)).model.float().eval()
@@ -143,13 +143,13 @@ def _compare_sites(
 
 def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     if not sites:
-        why = "its record names no sites" if record else "there is no record of it in its yaml"
-        return [f"the network has no SimAM, and {why}: it was never injected, or lost everything"]
+        why = "its record lists no sites" if record else "its yaml has no record of it"
+        return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
     faults = []
     for name, missing in (
         ("not recorded in model.yaml, so training from this file would lose", [s for s in sites if not s.planned]),
         ("recorded and missing from the network", [s for s in sites if not s.present]),
-        ("present and never run", [s for s in sites if s.present and not s.runs]),
+        ("present but never run", [s for s in sites if s.present and not s.runs]),
     ):
         if missing:
             shown = ", ".join(site.path for site in missing[:5]) + (", ..." if len(missing) > 5 else "")
@@ -161,13 +161,13 @@ def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> Checke
     try:
         import onnxruntime  # noqa: F401
 
+        from simam_inject.export.exporting import read
         from simam_inject.export.gates import find_gates
-        from simam_inject.export.onnx_file import read as read_onnx
         from simam_inject.export.proving import count_sites, expected_sites
     except ImportError as error:
-        fault = f"not looked into, since {error.name} is not installed (pip install 'simam_inject[export]')"
+        fault = f"not checked, since {error.name} is not installed (pip install 'simam_inject[export]')"
         return CheckedExport(file, 0, 0, None, None, fault)
-    artefact = read_onnx(file)
+    artefact = read(file)
     size = [length if isinstance(length, int) else given for length, given in _sizes(artefact, image)]
     image = torch.rand(size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -189,7 +189,7 @@ def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> Checke
 
 def _sizes(artefact: Any, image: torch.Tensor) -> list[tuple[Any, int]]:
     """Sizes that the file asks for, beside those to use where it leaves them open."""
-    return list(zip(artefact.session.get_inputs()[0].shape, image.shape, strict=True))
+    return list(zip(artefact.size, image.shape, strict=True))
 
 
 def _differences(artefact: Any, network: nn.Module, image: torch.Tensor) -> tuple[float | None, float | None]:

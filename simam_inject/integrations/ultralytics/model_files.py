@@ -19,7 +19,7 @@ import yaml
 
 from simam_inject.errors import RecipeError
 from simam_inject.recipe import Recipe, Rule
-from simam_inject.recipe.fields import DEFAULT_E_LAMBDA
+from simam_inject.recipe.recipe import DEFAULT_E_LAMBDA
 from simam_inject.recipe.texts import read_file, read_yaml
 from simam_inject.recipe.wording import describe, join_names
 
@@ -96,7 +96,9 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         reading = _Reading(read_rows(data))
         rules = reading.rules()
         if not rules:
-            problem = "no SimAM of this file is read by any row" if reading.attentions else "no row contains a SimAM"
+            problem = (
+                "no row reads the output of a SimAM row in this file" if reading.attentions else "no row contains SimAM"
+            )
             raise RecipeError(
                 "\n  note: ".join([f"backbone: {problem}, so there is nothing to import", *reading.notes])
             )
@@ -175,7 +177,7 @@ class _Reading:
         for layer in self._attended_layers():
             if self.rows[layer] in blocks and self.rows[layer] not in inside:
                 self.notes.append(
-                    f"{self.rows[layer]}: a SimAM row follows it and attends it again; the recipe has one"
+                    f"{self.rows[layer]}: a SimAM row follows it and would apply SimAM twice; the recipe has one"
                 )
                 continue
             plain, through = self._readers(layer)
@@ -200,16 +202,18 @@ class _Reading:
         layers: list[int] = []
         for number in self.attentions:
             if self._is_dead(number):
-                self.notes.append(f"{self.rows[number]}: no row reads it; the recipe leaves it out")
+                self.notes.append(f"{self.rows[number]}: its output is never used; the recipe omits it")
                 continue
             source = self.rows[number].sources[0]
             if source in self.attentions:
                 self.notes.append(
-                    f"{self.rows[number]}: attends what row {source}, a SimAM too, attends; the recipe has one"
+                    f"{self.rows[number]}: attends what row {source}, also a SimAM, is applied to; the recipe has one"
                 )
             base, _ = self._base(number)
             if base < 0:
-                raise RecipeError(f"{self.rows[number].place}: attends the input image, no layer of the stock model")
+                raise RecipeError(
+                    f"{self.rows[number].place}: is applied to the input image, which is not a layer of the stock model"
+                )
             if base not in layers:
                 layers.append(base)
         return layers
@@ -250,7 +254,7 @@ class _Reading:
         if self._path(layer) in others:
             raise RecipeError(
                 f"{self.rows[reader].place}: reads row {layer} both plain and through a SimAM; "
-                "no recipe can tell the two apart"
+                "no recipe can distinguish the two"
             )
         e_lambda = self.attentions[attention]
         return Rule(path=self._path(reader), before="input", exclude=tuple(others), e_lambda=e_lambda)

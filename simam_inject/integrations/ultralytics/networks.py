@@ -78,7 +78,7 @@ def _building(original: Callable[..., None]) -> Callable[..., None]:
 def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
     def load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         before = [entry.attention for entry in attended_in(self)]
-        record = Record.read(Record.of(self)) if all(isinstance(part, SimAM) for part in before) else None
+        record = Record.of(self) if all(isinstance(part, SimAM) for part in before) else None
         result = original(self, *args, **kwargs)
         after = [entry.attention for entry in attended_in(self)]
         if record is not None and not (len(before) == len(after) and all(map(operator.is_, before, after))):
@@ -109,7 +109,7 @@ def _reporting(original: Callable[..., Any]) -> Callable[..., Any]:
         if record and missing:
             warnings.warn(
                 f"{file} records SimAM at {len(record.sites)} sites and lacks {len(missing)} of them, first "
-                f"{missing[0]['path']}: it runs without. inject(YOLO(...), recipe) puts them back.",
+                f"{missing[0]['path']}: it runs without them. Call inject(YOLO(...), recipe) to restore them.",
                 stacklevel=3,
             )
         return checkpoint, file

@@ -36,16 +36,19 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
         >>> model.train(data="coco8.yaml", epochs=30)  # doctest: +SKIP
     """
     if not epochs > 0 or not 0.0 <= start <= 1.0:
-        raise ModelError(f"ramp takes epochs above 0 and a start from 0 to 1; got epochs={epochs!r}, start={start!r}")
+        raise ModelError(
+            f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r}, start={start!r}"
+        )
     network = getattr(model, "model", None)
     if not isinstance(network, nn.Module) or not hasattr(model, "callbacks"):
-        raise ModelError(f"ramp takes the YOLO object whose train() is called next, not a {type(model).__name__}")
+        raise ModelError(f"ramp expects the YOLO object whose train() is called next, found a {type(model).__name__}")
     attention = list(_attention_in(network))
     if not attention:
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ModelError("there is no SimAM in this model; inject(model, recipe) adds it")
     if all(module.gain == 1.0 for module in attention):
         warnings.warn(
-            "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+            "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
+            "call calibrate(model, ...) first",
             stacklevel=2,
         )
     for module in attention:

@@ -41,10 +41,10 @@ def read(network: Any) -> Record | str | Mapping[str, Any]:
     found, name = network.yaml[KEY], f"model.yaml[{KEY!r}]"
     if isinstance(found, str):
         if found.endswith((".yaml", ".yml")) or "/" in found or "\\" in found:
-            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or a shipped name")
+            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or the name of a shipped recipe")
         return found
     if not isinstance(found, Mapping):
-        raise FileError(f"{name} is a {type(found).__name__}; allowed is a recipe or its name")
+        raise FileError(f"{name} is a {type(found).__name__}; expected a recipe or its name")
     return Record.read(found, name) if "sites" in found else found
 
 
@@ -62,7 +62,7 @@ def write(network: Any) -> Record:
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
-    now, before = Record.of(network), recorded(network)
+    now, before = Record.of(network).model_dump(mode="json"), recorded(network)
     if before is not None:
         there, modules = {key_of(site) for site in now["sites"]}, dict(network.named_modules())
         for site, setting in zip(before.sites, before.settings, strict=True):
@@ -96,7 +96,7 @@ def take_ramp(network: Any) -> tuple[float, float] | None:
     found = network.yaml.pop(RAMP)
     epochs, start = (found.get("epochs"), found.get("start")) if isinstance(found, Mapping) else (None, None)
     if type(epochs) is not float or type(start) is not float or not epochs > 0 or not 0.0 <= start <= 1.0:
-        raise FileError(f"model.yaml[{RAMP!r}] is no ramp: {found!r:.120}")
+        raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}")
     return epochs, start
 
 

@@ -1,4 +1,4 @@
-"""What can be operated on: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
+"""What can be injected: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ _WRAPPERS = {
 }
 
 
-def check_subject(model: object) -> None:
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and `torch.compile`, whose prefixes have no place in a file."""
+    while True:
+        if type(model).__name__ == "OptimizedModule":
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def check_injectable(model: object) -> None:
     """Refuse what cannot be injected, with the reason and the way out.
 
     Raises:
@@ -42,15 +53,16 @@ def check_subject(model: object) -> None:
         raise ModelError(
             f"{type(model).__name__} has a __call__ of its own, so that hooks on it do not run: rename it forward"
         )
-    lazy = next((name for name, tensor in _tensors(model) if is_lazy(tensor)), None)
-    if lazy is not None:
-        raise ModelError(f"{lazy} of this model has no shape yet (a lazy module): run one forward first, then inject")
-    on_meta = next((name for name, tensor in _tensors(model) if tensor.is_meta), None)
-    if on_meta is not None:
-        raise ModelError(
-            f"this model is on the meta device ({on_meta}): give it real tensors first (model.to_empty(device=...)), "
-            "then inject"
-        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"{name} of this model has no shape yet (a lazy module): run one forward first, then inject"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"this model is on the meta device ({name}): give it real tensors first (model.to_empty(device=...)), "
+                "then inject"
+            )
 
 
 def runs_hooks(module: nn.Module) -> bool:
@@ -62,10 +74,6 @@ def is_taken(module: nn.Module, name: str) -> bool:
     """The module has an attribute of this name; `__getattr__` is not asked, which may answer to any."""
     own = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
     return name in own or inspect.getattr_static(type(module), name, None) is not None
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]
 
 
 def _describe(thing: object) -> str:
