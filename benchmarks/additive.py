@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.measuring import measure
 from benchmarks.options import parse, publish, tabulate
 from benchmarks.resnet import Setting, attentions, make_step, plain, settings, sites
-from simam_inject.bench.timing import Quartiles
+from simam_inject.bench.measuring import Quartiles
 
 NETWORK = "network"
 SAMPLE_SECONDS = 0.05

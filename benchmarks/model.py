@@ -16,7 +16,7 @@ from benchmarks.measuring import measure, shown
 from benchmarks.options import parse, publish, tabulate
 from benchmarks.resnet import RECIPE, Setting, attended, attentions, make_step, plain, settings
 from simam_inject import inject
-from simam_inject.bench.timing import Quartiles
+from simam_inject.bench.measuring import Quartiles
 
 PLAIN, TWIN = "plain", "plain again"
 ROUNDS = 11

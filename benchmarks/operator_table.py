@@ -18,7 +18,7 @@ from benchmarks.options import tabulate
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import pass_gate
 from simam_inject import SimAM, simam
-from simam_inject.bench.memory import bytes_kept
+from simam_inject.bench.measuring import bytes_kept
 
 E_LAMBDA = 1e-4
 RATIOS = {

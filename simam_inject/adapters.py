@@ -7,11 +7,12 @@ works in a process that imports only its library.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,31 +27,39 @@ _INTEGRATIONS = {
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
 """Maps the module that defines a class of the library to the module that registers its adapter."""
-
 _MARK = "simam_integration"
+_ORIGINAL = "_simam_original"
 
 
-class Adapter(Protocol):
-    """Protocol of an integration for a library's network, or for an object that contains one."""
+class Adapter:
+    """What is done for a library's network, or for an object that holds one; as it is, for one that needs nothing.
+
+    Args:
+        integration: module that unpickling an injected network loads; None for none.
+    """
+
+    def __init__(self, integration: str | None = None) -> None:
+        self.integration = integration
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network inside the object, or the network itself."""
+        """The network inside the object; a network itself."""
+        return model
 
     def remember(self, model: nn.Module) -> None:
-        """Called after an injection or a change of strength or gain: make it persist in the library."""
+        """Called when SimAM was put in, or set to another strength or gain: keep it through what the library does."""
+        if self.integration is not None:
+            self.network(model).__dict__[_MARK] = IntegrationMark(self.integration)
 
     def forget(self, model: nn.Module) -> None:
-        """Called after eject: remove everything that was stored."""
+        """Called after eject: leave no trace of an injection."""
+        self.network(model).__dict__.pop(_MARK, None)
 
     def refresh(self, model: nn.Module) -> None:
         """Called when the network has changed: drop copies that the library made of it."""
 
-    def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Copies of the network in the forms that the library exports."""
-
-
-_adapters: dict[str, Adapter] = {}
-_failed: set[str] = set()
+    def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
+        """Copies of the network in the forms that the library exports, where they are others than the network's."""
+        yield from ()
 
 
 class IntegrationMark:
@@ -67,11 +76,8 @@ class IntegrationMark:
         importlib.import_module(self.integration)
 
 
-def mark(network: nn.Module, integration: str | None) -> None:
-    """Make unpickling the network load an integration; None removes the mark."""
-    network.__dict__.pop(_MARK, None)
-    if integration is not None:
-        network.__dict__[_MARK] = IntegrationMark(integration)
+_PLAIN = Adapter()
+_adapters: dict[str, Adapter] = {}
 
 
 def register(integration: str, adapter: Adapter) -> None:
@@ -79,54 +85,60 @@ def register(integration: str, adapter: Adapter) -> None:
     _adapters[integration] = adapter
 
 
-def adapter_of(model: nn.Module) -> Adapter | None:
-    """The adapter for this object, its integration loaded if need be; None for a plain network."""
-    _load_beside()
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapter for this object, its integration loaded if need be."""
+    _load_lightning()
     for base in type(model).__mro__:
         name = _INTEGRATIONS.get(base.__module__)
         if name is not None:
             if name not in _adapters:
                 importlib.import_module(name)
-            return _adapters.get(name)
-    return None
+            return _adapters[name]
+    return _PLAIN
 
 
-def _load_beside() -> None:
-    """Load the integration of Lightning where it is in use: whatever is injected may be a part of a LightningModule."""
+def _load_lightning() -> None:
+    """Load that integration where Lightning is in use: whatever is injected may be a part of a LightningModule."""
     in_use = [name for name, integration in _INTEGRATIONS.items() if integration == _LIGHTNING and name in sys.modules]
-    if in_use and _LIGHTNING not in _adapters and _LIGHTNING not in _failed:
-        try:
-            importlib.import_module(_LIGHTNING)
-        except (ImportError, AttributeError, KeyError) as error:  # a release that names its functions otherwise
-            _failed.add(_LIGHTNING)
-            warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
+    if _LIGHTNING in _adapters or not in_use:
+        return
+    try:
+        importlib.import_module(_LIGHTNING)
+    except (ImportError, AttributeError, KeyError) as error:  # a release that names its functions otherwise
+        register(_LIGHTNING, _PLAIN)
+        warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
 
 
 def network_of(model: nn.Module) -> nn.Module:
     """The network inside a library's own object; the model itself if it is one."""
-    adapter = adapter_of(model)
-    return model if adapter is None else adapter.network(model)
+    return adapter_of(model).network(model)
 
 
 def remember(model: nn.Module) -> None:
-    """Let the adapter of a library note what is in the network now; see `Adapter.remember`."""
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.remember(model)
+    """Let the library's own object keep what is in its network now; see `Adapter.remember`."""
+    adapter_of(model).remember(model)
 
 
 def refresh(model: nn.Module) -> None:
     """Let the library's own object drop the copies that it made of its network."""
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.refresh(model)
+    adapter_of(model).refresh(model)
 
 
-def deployed_forms(model: nn.Module) -> Iterator[nn.Module]:
-    """The network as its library may export it, copies; nothing for a plain network, which is exported as it is."""
-    adapter = adapter_of(model)
-    if adapter is not None:
-        yield from adapter.deployed(model)
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Let calls of a function go to `around(function, *arguments)`, once for the process.
+
+    For a class or module of a library that has no point of extension where one is needed.
+    """
+    original = vars(owner)[name]
+    if hasattr(original, _ORIGINAL):
+        return
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(wrapped, _ORIGINAL, original)
+    setattr(owner, name, wrapped)
 
 
 torch.serialization.add_safe_globals([IntegrationMark])

@@ -19,8 +19,7 @@ import torch.optim.swa_utils
 from torch import nn
 
 from simam_inject import inject
-from simam_inject.bench.memory import bytes_kept
-from simam_inject.bench.timing import Quartiles, time_rounds
+from simam_inject.bench.measuring import Quartiles, bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
 from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Report, Train, Variant
 from simam_inject.errors import CompareError, InjectError

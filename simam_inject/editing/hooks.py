@@ -31,7 +31,7 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         if x.dim() != len(site["shape"]):
             raise ModelError(
-                f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), and got a "
+                f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), but got a "
                 f"tensor of shape {tuple(x.shape)}; use inputs with a batch dimension, or inject with such an example"
             )
         channels, shape = site["shape"][site["channel_dim"]], x.shape

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import tempfile
 import warnings
@@ -14,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.adapters import deployed_forms, network_of
+from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in, without_attention
@@ -104,7 +105,7 @@ def prove(
         raise ExportError(f"no such file: {str(source)!r}")
     network, varying = _network(model), parse_dynamic(dynamic)
     example = widened(example_of(network, example_inputs), varying)
-    for candidate in (network, *deployed_forms(model)):
+    for candidate in itertools.chain([network], adapter_of(model).deployed(model)):
         try:
             return _prove(candidate, source, example, varying, tolerance, complete=False)
         except LostSiteError as error:

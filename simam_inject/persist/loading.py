@@ -56,7 +56,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         is_there = _has_sites(network, manifest)
         if not is_there:
             try:
-                check_injectable(model)
+                check_injectable(adapters.network_of(model))
                 manifest.attach_to(network)
             except (ModelError, FileError) as error:
                 raise FileError(f"{error}{_age(manifest)}") from None

@@ -22,12 +22,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from simam_inject.adapters import network_of
+from simam_inject.adapters import network_of, remember
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
 from simam_inject.modules import check_injectable
 from simam_inject.warmup.batches import evaluating, readable_twice, run_batches
-from simam_inject.warmup.strength import remember, simams_of
+from simam_inject.warmup.strength import simams_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of
+from simam_inject.adapters import network_of, remember
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_strength
 from simam_inject.editing.attach import attended_in
@@ -56,14 +56,6 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
             raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain; SimAM has")
         raise ModelError("there is no SimAM in this model; inject(model, recipe) adds it")
     return found
-
-
-def remember(model: nn.Module) -> None:
-    """Tell the library's own object, if the model is one, that SimAM is set to other numbers."""
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.remember(model)
-        adapter.refresh(model)
 
 
 class Ramp:

@@ -17,7 +17,7 @@ from benchmarks.cases import Case, cases
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import WrongResultError, pass_gate
 from simam_inject import SimAM
-from simam_inject.bench.timing import Quartiles
+from simam_inject.bench.measuring import Quartiles
 
 ROOT = Path(__file__).parents[2]
 SMALL = [Case((2, 3, 6, 6), layout, dtype, False) for layout in ("nchw", "channels last") for dtype in (torch.float32,)]
