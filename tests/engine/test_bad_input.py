@@ -273,13 +273,13 @@ def test_a_child_whose_call_runs_no_hooks(kind):
 @pytest.mark.parametrize(
     ("options", "error", "told"),
     [
-        ({"strength": "a"}, RecipeError, "strength is 'a'; it lies between 0"),
-        ({"strength": None}, RecipeError, "strength is None; it lies between 0"),
-        ({"strength": 1.5}, RecipeError, "strength is 1.5; it lies between 0"),
-        ({"strength": float("nan")}, RecipeError, "strength is nan; it lies between 0"),
-        ({"attention": 3}, ModelError, "attention is a int; give a function"),
-        ({"attention": "se"}, ModelError, "attention is a str; give a function"),
-        ({"attention": SimAM()}, ModelError, "attention must make|attention is a|made a"),
+        ({"strength": "a"}, RecipeError, r"strength must be between 0 .*found 'a'"),
+        ({"strength": None}, RecipeError, r"strength must be between 0 .*found None"),
+        ({"strength": 1.5}, RecipeError, r"strength must be between 0 .*found 1.5"),
+        ({"strength": float("nan")}, RecipeError, r"strength must be between 0 .*found nan"),
+        ({"attention": 3}, ModelError, "attention must be a function.*found 3"),
+        ({"attention": "se"}, ModelError, "attention must be a function.*found 'se'"),
+        ({"attention": [3]}, ModelError, "attention"),
     ],
 )
 def test_options_of_another_kind(model, options, error, told):

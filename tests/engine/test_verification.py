@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from simam_inject import SimAM, bypass, eject, inject, injected, verify
 from simam_inject.editing import hooks, rewrite
@@ -376,8 +377,8 @@ def test_an_example_that_the_model_does_not_take(shape):
 
 
 def prune(model):
-    nn.utils.prune.l1_unstructured(model.block.b, "weight", 0.3)
-    nn.utils.prune.random_unstructured(model.block.a, "weight", 0.3)
+    l1_unstructured(model.block.b, "weight", 0.3)
+    l1_unstructured(model.block.a, "weight", 0.5)
 
 
 def scale_in_hook(model):
@@ -420,7 +421,7 @@ def test_operations_of_hooks_have_no_names_in_the_forward(name, site, order):
     inject(model, f"after several.{site}", example_inputs=X)
     if order == "later":
         HOOKS[name](model)
-    assert [insertion.path for insertion in injected(model)] == [f"block.{site}"]
+    assert [insertion.path for insertion in injected(model)] == [f"block.{site.removesuffix('[1]')}"]
     assert verify(model).ok
 
 
@@ -447,3 +448,35 @@ def test_what_the_user_bypassed_stays_bypassed():
     with bypass(model), bypass(model):
         pass
     assert model.block.a.simam.bypassed
+
+
+# Modules that compute in another way where there are hooks
+
+
+class OfTokens(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.c, self.l, self.t = nn.Conv2d(3, 8, 3, padding=1), layer, nn.Linear(8, 2)
+
+    def forward(self, x):
+        tokens = self.c(x).flatten(2).transpose(1, 2)
+        if isinstance(self.l, nn.MultiheadAttention):
+            return self.t(self.l(tokens, tokens, tokens, need_weights=False)[0])
+        return self.t(self.l(tokens))
+
+
+FAST = {
+    "attention": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+    "layer": lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+    "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensor")
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("rule", [{"path": "l", "before": "input"}, {"path": "c", "after": "output"}])
+def test_a_module_with_a_fast_path(name, rule):
+    torch.manual_seed(1)
+    model = inject(OfTokens(FAST[name]()).eval(), {"rules": [rule]}, example_inputs=X)
+    assert verify(model).ok
+    assert injected(model)
