@@ -193,7 +193,17 @@ class _Checks:
         twin = twin_of(self.model, self.parameters.convert())
         with bypassed(twin):
             found = run(twin, self.example, training=False)
-        return equal("bypassed: equal to the original in eval mode", found.output, plain.output)
+        return self._equal("bypassed: equal to the original in eval mode", found, plain, self.example, training=False)
+
+    def _equal(self, name: str, found: Run, plain: Run, example: Example, *, training: bool) -> Check:
+        """Equal bit for bit to the original, also to one without the hooks that look at its shapes.
+
+        `nn.MultiheadAttention` and its kin compute in another way, within rounding, where there are hooks.
+        """
+        check = equal(name, found.output, plain.output)
+        if check.ok is False:
+            check = equal(name, found.output, run(self._stock(), example, training=training).output)
+        return check
 
     def _live(self, plain: Run) -> Check:
         name = "every SimAM ran, on the planned shape, with a finite result"
@@ -256,7 +266,7 @@ class _Checks:
         twin = twin_of(self.model, self.parameters.convert())
         with bypassed(twin):
             found = run(twin, example, training=True)
-        checks = [equal(name, found.output, plain.output)]
+        checks = [self._equal(name, found, plain, example, training=True)]
         pair = self._pair(example, training=True)
         check = self._against(live_name, pair)
         if check.ok and pair is not None:
