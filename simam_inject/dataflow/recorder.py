@@ -1,11 +1,9 @@
 """Record one forward: which operation or module computes, returns and reads which tensor.
 
 A `TorchFunctionMode` (which belongs to one thread) sees every operation, and temporary hooks on a twin of the model see
-every module call. Tensors are identified by `id`: where an operation or a module returns
-one of its own inputs (in-place operations, `nn.Identity`), the forward gets another tensor object over the same memory.
-
-The result is one `torch.fx.Graph` for each module with children, which holds its first call: children are leaves,
-operations are calls. Nothing is traced: the forward runs as Python, and sees tensors.
+every module call. Tensors are identified by `id`: where an operation or a module returns one of its own inputs, the
+forward gets another tensor object over the same memory. The result is one `torch.fx.Graph` for each module with
+children, of its first call. Nothing is traced: the forward runs as Python.
 """
 
 from __future__ import annotations
@@ -57,8 +55,7 @@ class Recorder(TorchFunctionMode):
         self.ticks = itertools.count()
         self.tick = 0
         self.values = ValueTable(self.recording)
-        self.hooks: list[tuple[nn.Module, Frame | None]] = []
-        """Modules whose own hooks are running, with the frame of their caller."""
+        self.hooks: list[tuple[nn.Module, Frame | None]] = []  # modules whose own hooks run, with their callers
 
     def record(
         self, example: Example, convert: Callable[[torch.Tensor], torch.Tensor], *, with_graphs: bool = True
@@ -204,19 +201,13 @@ class Recorder(TorchFunctionMode):
     def _enter_values(
         self, path: str, values: list[tuple[tuple[Key, ...], Value]], kind: str, inputs: tuple[Value, ...]
     ) -> None:
-        recording = self.recording
         for keys, value in values:
             at = keyed(path, keys)
             if value.path is None:
                 value.path, value.kind, value.inputs = at, kind, inputs
-            recording.runs[at] += 1
-            if at not in recording.values:
-                recording.values[at] = value
-                recording.order.append(at)
+            self.recording.count(at, value)
         if not (len(values) == 1 and values[0][0] == ()):
-            recording.runs[path] += 1
-            if recording.runs[path] == 1:
-                recording.order.append(path)
+            self.recording.count(path)
 
     def _node(
         self,
@@ -290,11 +281,7 @@ class Recorder(TorchFunctionMode):
                 continue
             path = join(frame.path, self._count(frame, name))
             for keys, value in values:
-                at = keyed(path, keys)
-                self.recording.runs[at] += 1
-                if at not in self.recording.values:
-                    self.recording.values[at] = value
-                    self.recording.order.append(at)
+                self.recording.count(keyed(path, keys), value)
             if frame.graph is not None:
                 add_input(self.recording, frame, name, path, values)
 
@@ -356,14 +343,8 @@ class Recorder(TorchFunctionMode):
             node.meta |= {"kind": kind, "frame": frame, "source": source_position(parent.module)}
 
     def _finish_block(self, frame: Frame) -> None:
-        recording = self.recording
-        recording.runs[frame.path] += 1
         for keys, value in frame.outputs:
-            at = keyed(frame.path, keys)
             if keys:
-                recording.runs[at] += 1
-            recording.values.setdefault(at, value)
-            if keys and recording.runs[at] == 1:
-                recording.order.append(at)
-        if recording.runs[frame.path] == 1:
-            recording.order.append(frame.path)
+                self.recording.count(keyed(frame.path, keys), value)
+        whole = next((value for keys, value in frame.outputs if not keys), None)
+        self.recording.count(frame.path, whole)
