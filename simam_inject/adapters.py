@@ -10,7 +10,7 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +47,9 @@ class Adapter(Protocol):
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
         """Copies of the network in the forms that the library exports."""
+
+    def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:
+        """Batches of a data set that the library knows by a name or a file; None if it knows none for this object."""
 
 
 _adapters: dict[str, Adapter] = {}
@@ -127,6 +130,12 @@ def deployed_forms(model: nn.Module) -> Iterator[nn.Module]:
     adapter = adapter_of(model)
     if adapter is not None:
         yield from adapter.deployed(model)
+
+
+def batches_of(model: nn.Module, data: str) -> Iterable[Any] | None:
+    """Batches of a data set, by a name or a file that the model's library knows; None for a plain network."""
+    adapter = adapter_of(model)
+    return None if adapter is None else adapter.batches(model, data)
 
 
 torch.serialization.add_safe_globals([IntegrationMark])

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of, refresh
+from simam_inject.attention.arguments import ArgumentError, check_strength
 from simam_inject.dataflow.example import Example, example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
@@ -71,8 +72,10 @@ def inject(
         >>> len(injected(model))
         8
     """
-    if not 0.0 <= strength <= 1.0:
-        raise RecipeError(f"strength is {strength!r}; it lies between 0 (the identity) and 1 (SimAM)")
+    try:
+        strength = check_strength(strength)
+    except ArgumentError as error:
+        raise RecipeError(str(error)) from None
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
     planned = _plan(model, resolved, example_inputs, strength, attention)
     if planned.is_done:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import functional
+
+from simam_inject.adapters import network_of
+from simam_inject.dataflow.example import declared_size
 from simam_inject.errors import ModelError
+from simam_inject.zoo.records import Normalization
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from simam_inject.cli.preparing import Prepared
 
 _SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm"})
-_BATCH = 8
+_BATCH = 16
 
 
 def images_in(folder: Path, limit: int) -> list[Path]:
@@ -29,15 +36,14 @@ def images_in(folder: Path, limit: int) -> list[Path]:
     return found if len(found) <= limit else [found[index * len(found) // limit] for index in range(limit)]
 
 
-def batches_of(prepared: Prepared, folder: Path, limit: int) -> Iterator[Any]:
-    """Batches of at most 8 images, resized to the model's input size, with the normalization of its library.
+def batches_of(prepared: Prepared, folder: Path, limit: int) -> Iterable[Tensor]:
+    """Batches of at most 16 images, resized to the model's input size, with the normalization of its library.
+
+    In mixed order: of folders of classes each batch would else hold one class, whose statistics are not the set's.
 
     Raises:
         ModelError: The folder has no image, or the model does not take batches of images.
     """
-    from simam_inject.adapters import network_of
-    from simam_inject.dataflow.example import declared_size
-
     built = prepared.built
     if built.takes_list or len(built.input_shapes) > 1:
         raise ModelError(
@@ -49,22 +55,20 @@ def batches_of(prepared: Prepared, folder: Path, limit: int) -> Iterator[Any]:
     if len(size) != 3 or size[0] not in (1, 3):
         raise ModelError(f"{built.name} takes inputs of size {'x'.join(map(str, size))}, not images")
     paths = images_in(folder, limit)
-    return _load(paths, (size[0], size[1], size[2]), built.normalization)
+    random.Random(0).shuffle(paths)
+    return DataLoader(_Pictures(paths, tuple(size), built.normalization), _BATCH)
 
 
-def _load(
-    paths: list[Path], size: tuple[int, int, int], normalization: tuple[tuple[float, ...], tuple[float, ...]] | None
-) -> Iterator[Tensor]:
-    import torch
-    from PIL import Image
-    from torchvision.transforms import functional
+class _Pictures(Dataset[Tensor]):
+    def __init__(self, paths: list[Path], size: tuple[int, ...], normalization: Normalization | None) -> None:
+        self.paths, self.size, self.normalization = paths, size, normalization
 
-    channels, height, width = size
-    for start in range(0, len(paths), _BATCH):
-        images = []
-        for path in paths[start : start + _BATCH]:
-            with Image.open(path) as image:
-                resized = image.convert("L" if channels == 1 else "RGB").resize((width, height))
-            tensor = functional.to_tensor(resized)
-            images.append(tensor if normalization is None else functional.normalize(tensor, *normalization))
-        yield torch.stack(images)
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Tensor:
+        channels, height, width = self.size
+        with Image.open(self.paths[index]) as image:
+            resized = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+        pixels = functional.to_tensor(resized)
+        return pixels if self.normalization is None else functional.normalize(pixels, *self.normalization)

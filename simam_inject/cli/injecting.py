@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from simam_inject.export import ExportReport
     from simam_inject.planning.records import Verification
 
-_IMAGES = 64
-"""Images that `--calibrate` reads at the most, in batches of eight."""
+_IMAGES = 256
+"""Images that `--calibrate` reads at the most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +127,7 @@ def _calibrate(prepared: Prepared, folder: Path) -> Any:
     from simam_inject.cli.images import batches_of
     from simam_inject.warmup import calibrate
 
-    return calibrate(prepared.built.model, list(batches_of(prepared, folder, limit=_IMAGES)))
+    return calibrate(prepared.built.model, batches_of(prepared, folder, limit=_IMAGES))
 
 
 def _save(prepared: Prepared, more: InjectOptions) -> ExportReport | None:

@@ -1,6 +1,6 @@
 """Lightning: SimAM by a callback, and checkpoints that keep it.
 
-    trainer = Trainer(callbacks=[SimAMCallback("paper", ramp_steps=2000)])
+    trainer = Trainer(callbacks=[SimAMCallback("paper", ramp_steps=2000, calibrate_batches=8)])
     trainer.fit(Net())
     Net.load_from_checkpoint("best.ckpt")        # injected, at the strength that it was saved with
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -27,6 +28,7 @@ from simam_inject.errors import RecipeError
 from simam_inject.integrations.wrapping import wrap
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
+from simam_inject.warmup import calibrate
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -55,10 +57,12 @@ class SimAMCallback(Callback):
             follows `trainer.global_step`, so a resumed training goes on where it was. Copies that another callback
             keeps, such as `WeightAveraging`'s, follow.
         start: strength of the first step, from 0 to 1.
+        calibrate_batches: fit gains to a trained module on so many batches of the training data, before the first step;
+            see `calibrate`. 0 leaves the gains as they are. A training that is resumed has those of its checkpoint.
         verify: see `inject`.
 
     Raises:
-        RecipeError: `ramp_steps` or `start` is out of range.
+        RecipeError: `ramp_steps`, `start` or `calibrate_batches` is out of range.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -72,17 +76,19 @@ class SimAMCallback(Callback):
         example_inputs: Any = None,
         ramp_steps: int = 0,
         start: float = 0.0,
+        calibrate_batches: int = 0,
         verify: bool = True,
     ) -> None:
-        if ramp_steps < 0 or not 0.0 <= start <= 1.0:
+        if ramp_steps < 0 or calibrate_batches < 0 or not 0.0 <= start <= 1.0:
             raise RecipeError(
                 f"ramp_steps is a number of steps and start lies from 0 to 1; got ramp_steps={ramp_steps!r}, "
-                f"start={start!r}"
+                f"start={start!r}, calibrate_batches={calibrate_batches!r}"
             )
         self.recipe = recipe
         self.example_inputs = example_inputs
         self.ramp_steps = ramp_steps
         self.start = start
+        self.calibrate_batches = calibrate_batches
         self.verify = verify
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
@@ -93,8 +99,13 @@ class SimAMCallback(Callback):
         strength = self.start if self.ramp_steps else 1.0
         inject(pl_module, self.recipe, example_inputs=example, verify=self.verify, strength=strength)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Say so if the ramp has no gains to go with."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the gains, or say so if the ramp has none to go with."""
+        if self.calibrate_batches and not trainer.global_step:
+            calibrate(pl_module, islice(trainer.train_dataloader or (), self.calibrate_batches))
+        for kept in _kept_copies(trainer):  # made in `setup`, before gains were fitted or read from a checkpoint
+            for copied, part in zip(_attention_in(kept), _attention_in(pl_module), strict=False):
+                copied.gain = part.gain
         if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
             warnings.warn(
                 "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
@@ -107,13 +118,16 @@ class SimAMCallback(Callback):
             return
         strength = self.start + (1.0 - self.start) * min(1.0, trainer.global_step / self.ramp_steps)
         for module in (pl_module, *_kept_copies(trainer)):
-            for part in module.modules():
-                if isinstance(part, SimAM):
-                    part.strength = strength
+            for part in _attention_in(module):
+                part.strength = strength
 
     def state_dict(self) -> dict[str, Any]:
         """Not empty, so that Lightning warns where a training is resumed without this callback."""
         return {"ramp_steps": self.ramp_steps, "start": self.start}
+
+
+def _attention_in(module: nn.Module) -> Iterator[SimAM]:
+    yield from (part for part in module.modules() if isinstance(part, SimAM))
 
 
 def _kept_copies(trainer: Any) -> Iterator[nn.Module]:
@@ -142,6 +156,10 @@ class LightningAdapter:
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
         """No other forms."""
         yield from ()
+
+    def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:  # noqa: ARG002
+        """Lightning has no names for data sets."""
+        return None
 
 
 def _dumping(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from rich import box
@@ -226,4 +227,6 @@ def _check_line(check: Check, outcome: str, style: str) -> Text:
 
 
 def _calibration_lines(calibration: Any) -> Iterator[Text]:
-    yield from (Text(line) for line in str(calibration).splitlines())
+    lines = str(calibration).splitlines()
+    kept = ["     kept", *(f"{site.kept:9.1%}" for site in calibration.sites)] if calibration.sites else []
+    yield from (Text(line + share) for line, share in zip_longest(lines, kept, fillvalue=""))

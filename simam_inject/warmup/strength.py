@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of
+from simam_inject.adapters import network_of, remember
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_strength
 from simam_inject.editing.attach import attended_in
@@ -46,8 +46,10 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     """Path of the site and SimAM of everything that is in a model, in module order.
 
     Raises:
-        ModelError: there is no SimAM in the model.
+        ModelError: this is not a module, or there is no SimAM in it.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, found a {type(model).__name__}")
     entries = list(attended_in(network_of(model)))
     found = [(entry.insertion.path, entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
     if not found:
@@ -56,14 +58,6 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
             raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain; SimAM has")
         raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
     return found
-
-
-def remember(model: nn.Module) -> None:
-    """Tell the library's own object, if the model is one, that SimAM is set to other numbers."""
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.remember(model)
-        adapter.refresh(model)
 
 
 class Ramp:
@@ -135,8 +129,8 @@ class Ramp:
         Raises:
             ArgumentError: this is not the state of a ramp.
         """
-        done = state.get("done")
-        if set(state) != {"steps", "start", "done"} or type(done) is not int or done < 0:
+        done = state.get("done") if isinstance(state, dict) else None
+        if type(done) is not int or done < 0 or state.keys() != self.state_dict().keys():
             raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
         self._steps, self._start, self._done = _checked_steps(state["steps"]), check_strength(state["start"]), done
         self._set()

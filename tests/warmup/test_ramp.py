@@ -69,6 +69,8 @@ def test_a_model_without_simam_is_refused():
         set_strength(plain(), 0.5)
     with pytest.raises(ModelError, match="no SimAM in this model"):
         Ramp(calibrated(), plain(), steps=3)
+    with pytest.raises(ModelError, match=r"expected an nn.Module, found a OrderedDict"):
+        Ramp(calibrated(), calibrated().state_dict(), steps=3)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, "3"])
@@ -133,7 +135,9 @@ def test_a_resumed_ramp_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(one, both, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("state", [{}, {"steps": 3, "start": 0.0, "done": -1}, {"steps": 0, "start": 0.0, "done": 0}])
+@pytest.mark.parametrize(
+    "state", [None, {}, {"steps": 3, "start": 0.0, "done": -1}, {"steps": 0, "start": 0.0, "done": 0}]
+)
 def test_another_state_is_refused(state):
     model = calibrated()
     ramp = Ramp(model, steps=4)
