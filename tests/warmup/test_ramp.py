@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -95,6 +96,27 @@ def test_copies_follow():
     ramp = Ramp(model, average, twin, steps=2)
     ramp.step()
     assert strengths(model) == strengths(average) == strengths(twin) == {0.5}
+
+
+@pytest.mark.parametrize("make", [ModelEmaV2, ModelEmaV3, AveragedModel])
+def test_loops_of_timm_and_torchvision(make):
+    """Their EMA classes, and the three lines of docs/training.md around the optimizer's step."""
+    model = attended()
+    set_strength(model, 0.0)
+    calibrate(model, [(images(8), torch.zeros(8))])
+    ema, optimizer = make(model), torch.optim.SGD(model.parameters(), 0.01)
+    ramp = Ramp(model, ema, steps=4)
+    update = getattr(ema, "update_parameters", None) or ema.update
+    for step in range(3):
+        loss = model.train()(images(8, seed=step)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ramp.step()
+        update(model)
+    gains = {site.gain for site in injected(model)}
+    assert min(gains) > 1.1
+    assert {(site.strength, site.gain) for site in injected(ema.module)} == {(0.75, gain) for gain in gains}
 
 
 def test_wrapped_and_compiled_models_are_set_through():
