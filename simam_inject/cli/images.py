@@ -68,7 +68,10 @@ class _Pictures(Dataset[Tensor]):
 
     def __getitem__(self, index: int) -> Tensor:
         channels, height, width = self.size
-        with Image.open(self.paths[index]) as image:
-            resized = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+        try:
+            with Image.open(self.paths[index]) as image:
+                resized = image.convert("L" if channels == 1 else "RGB").resize((width, height))
+        except OSError as error:
+            raise ModelError(f"{self.paths[index]} cannot be read as an image") from error
         pixels = functional.to_tensor(resized)
         return pixels if self.normalization is None else functional.normalize(pixels, *self.normalization)

@@ -124,4 +124,8 @@ def test_calibration_reports_every_site(run, folder, built):
     assert json.loads(result.stdout)["calibration"]
     assert all(site.gain > 1.0 for site in injected(built[0].model))
     (folder / "empty").mkdir()
+    (images / "broken.png").write_bytes(b"no picture")
+    assert (
+        "broken.png cannot be read as an image" in run(NET, "--after", "block", *SMALL, "--calibrate", "images").stderr
+    )
     assert "there is no image in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr
