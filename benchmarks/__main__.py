@@ -20,7 +20,10 @@ COMMANDS = {
         True,
         "the four above, into benchmarks/results; on a GPU the kernels' tests first",
     ),
-    "inject": ("benchmarks.inject", False, "the tool itself: plan, rewrite, verify, start-up"),
+    "inject": ("benchmarks.inject", False, "the tool itself: plan, insert, verify, start-up"),
+    "growth": ("benchmarks.growth", False, "the tool itself on chains of 50 to 800 blocks"),
+    "tax": ("benchmarks.tax", True, "injected networks against the same networks written by hand"),
+    "peers": ("benchmarks.peers", True, "one network with SE, ECA, CBAM and GC: by this engine, by hand, by timm"),
 }
 
 

@@ -13,9 +13,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from benchmarks.measuring import measure
-from benchmarks.options import parse, publish
-from benchmarks.resnet import Setting, attentions, plain, settings, sites
-from simam_inject.bench.timing import Quartiles
+from benchmarks.options import parse, publish, tabulate
+from benchmarks.resnet import Setting, attentions, make_step, plain, settings, sites
+from simam_inject.bench.measuring import Quartiles
 
 NETWORK = "network"
 SAMPLE_SECONDS = 0.05
@@ -28,12 +28,12 @@ def main(argv: list[str]) -> int:
     rows = [run(setting, options.device, is_training=mode) for setting, mode in track(chosen, "timing")]
     names = list(rows[0]["overhead"])
     head = ["ResNet-50", "plain ms", *names]
-    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    cells = []
     for row in rows:
         shares = [_shown(row["overhead"][name]) for name in names]
-        table.append("| " + " | ".join([row["setting"], f"{row['seconds'] * 1e3:.0f}", *shares]) + " |")
+        cells.append([row["setting"], f"{row['seconds'] * 1e3:.0f}", *shares])
     notes = ["Added time in percent of the plain network: median [quartiles] of per-round ratios. Eager mode."]
-    publish(options, "ResNet-50, what 16 attentions add", table, notes, rows)
+    publish(options, "ResNet-50, what 16 attentions add", tabulate(head, cells), notes, rows)
     return 0
 
 
@@ -41,7 +41,7 @@ def run(setting: Setting, device: torch.device, *, is_training: bool) -> dict[st
     """Time the network and every set of 16 attentions in one interleaved run."""
     model = setting.place(plain(), device).train(is_training)
     image = setting.image(device)
-    step = _network_step(model, image, is_training=is_training)
+    step = make_step(model, image, is_training=is_training)
     variants: dict[str, Callable[[], object]] = {NETWORK: step}
     activations = {place: _activations(model, image, sites(place)) for place in ("conv2", "bn3")}
     for name, place, make in attentions():
@@ -57,24 +57,6 @@ def run(setting: Setting, device: torch.device, *, is_training: bool) -> dict[st
         "seconds": times.of(NETWORK).median,
         "overhead": {name: None if one is None else asdict(one) for name, one in overhead.items()},
     }
-
-
-def _network_step(model: nn.Module, image: Tensor, *, is_training: bool) -> Callable[[], object]:
-    if not is_training:
-
-        def infer() -> object:
-            with torch.no_grad():
-                return model(image)
-
-        return infer
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-
-    def train() -> None:
-        optimizer.zero_grad()
-        model(image).float().mean().backward()
-        optimizer.step()
-
-    return train
 
 
 def _modules_step(pairs: list[tuple[nn.Module, Tensor, Tensor]], *, is_training: bool) -> Callable[[], object]:

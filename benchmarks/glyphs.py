@@ -43,16 +43,23 @@ FONTS = {"train": 1, "val": 3}
 SIDE = 20
 
 
-def resnet8(num_classes: int = 26, width: int = 8) -> nn.Sequential:
-    """Three basic blocks, the second and the third at half the size of the one before."""
+def resnet8(num_classes: int = 26) -> nn.Sequential:
+    return small_resnet(1, num_classes)
 
-    def block(channels: int, made: int, stride: int) -> BasicBlock:
-        skip = nn.Sequential(nn.Conv2d(channels, made, 1, stride, bias=False), nn.BatchNorm2d(made))
-        return BasicBlock(channels, made, stride, skip if stride > 1 else None)
+
+def small_resnet(depth: int, num_classes: int = 26, *, channels: int = 3, width: int = 8) -> nn.Sequential:
+    """Three stages of `depth` basic blocks, the second and the third at half the size of the one before."""
+
+    def block(inputs: int, made: int, stride: int) -> BasicBlock:
+        skip = nn.Sequential(nn.Conv2d(inputs, made, 1, stride, bias=False), nn.BatchNorm2d(made))
+        return BasicBlock(inputs, made, stride, skip if stride > 1 else None)
+
+    def stage(inputs: int, made: int, stride: int) -> list[BasicBlock]:
+        return [block(inputs, made, stride), *(block(made, made, 1) for _ in range(depth - 1))]
 
     return nn.Sequential(
-        *(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
-        *(block(width, width, 1), block(width, 2 * width, 2), block(2 * width, 4 * width, 2)),
+        *(nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()),
+        *(*stage(width, width, 1), *stage(width, 2 * width, 2), *stage(2 * width, 4 * width, 2)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * width, num_classes)),
     )
 

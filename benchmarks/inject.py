@@ -9,8 +9,6 @@ the neighbours. The command line is timed as user and system time of a new proce
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import subprocess
@@ -18,6 +16,12 @@ import sys
 import time
 import warnings
 from pathlib import Path
+
+import torch
+
+from benchmarks.options import publish, tabulate
+from simam_inject import eject, plan, verify
+from simam_inject.zoo import build
 
 EVERY_CONV = {"rules": [{"path": "*", "after": {"op": "conv2d"}}]}
 NETWORKS = {
@@ -38,25 +42,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks inject", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="ResNet-50 and the start-up only")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
+    parser.set_defaults(device=torch.device("cpu"), markdown=None)
     options = parser.parse_args(argv)
     warnings.simplefilter("ignore")
-    names = ["resnet50"] if options.quick else list(NETWORKS)
-    rows = [_measure(name) for name in names]
+    torch.set_num_threads(1)
+    rows = [_measure(name) for name in (["resnet50"] if options.quick else NETWORKS)]
+    cells = [
+        [row["network"], f"{row['sites']}", *(f"{row[name]:.3f}" for name in row if name.endswith("_seconds"))]
+        for row in rows
+    ]
+    table = tabulate(["network", "sites", "plan s", "insert s", "verify s"], cells)
     commands = {" ".join(command): _command_seconds(*command) for command in COMMANDS}
-    report = {"environment": _environment(), "networks": rows, "command_seconds": commands}
-    print(_table(report))
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    notes = [f"`simam-inject {command}`: {seconds:.2f} s" for command, seconds in commands.items()]
+    publish(options, "The tool itself", table, notes, {"networks": rows, "command_seconds": commands})
     return 0
 
 
 def _measure(name: str) -> dict[str, object]:
-    import torch
-
-    from simam_inject import eject, plan, verify
-    from simam_inject.zoo import build
-
-    torch.set_num_threads(1)
     source, recipe = NETWORKS[name]
     model = build(source).model
     planning, inserting = [], []
@@ -94,27 +96,3 @@ def _command_seconds(*arguments: str) -> float:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     return statistics.median(spent)
-
-
-def _environment() -> dict[str, str]:
-    import timm
-    import torch
-
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "machine": platform.processor() or platform.machine(),
-    }
-
-
-def _table(report: dict[str, object]) -> str:
-    lines = ["| network | sites | plan s | insert s | verify s |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {row['network']} | {row['sites']} | {row['plan_seconds']:.3f} | {row['insert_seconds']:.3f} "
-        f"| {row['verify_seconds']:.2f} |"
-        for row in report["networks"]
-    ]
-    environment = ", ".join(f"{key} {value}" for key, value in report["environment"].items())
-    commands = [f"`simam-inject {command}`: {seconds:.2f} s" for command, seconds in report["command_seconds"].items()]
-    return "\n".join([*lines, "", *commands, f"({environment})"])

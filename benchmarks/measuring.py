@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from simam_inject.bench.timing import Quartiles, ratios, time_rounds
+from simam_inject.bench.measuring import Quartiles, ratios, time_rounds
 
 Variants = Mapping[str, Callable[[], object]]
 

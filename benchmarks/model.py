@@ -7,18 +7,16 @@ steadier.
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
 
 from benchmarks.measuring import measure, shown
-from benchmarks.options import parse, publish
-from benchmarks.resnet import RECIPE, Setting, attended, attentions, plain, settings
+from benchmarks.options import parse, publish, tabulate
+from benchmarks.resnet import RECIPE, Setting, attended, attentions, make_step, plain, settings
 from simam_inject import inject
-from simam_inject.bench.timing import Quartiles
+from simam_inject.bench.measuring import Quartiles
 
 PLAIN, TWIN = "plain", "plain again"
 ROUNDS = 11
@@ -35,12 +33,12 @@ def main(argv: list[str]) -> int:
         rows.append(run(setting, options.device, is_training=training, is_compiled=compiled))
     names = list(dict.fromkeys(name for row in rows for name in row["ratios"]))
     head = ["ResNet-50", "plain ms", *names]
-    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    cells = []
     for row in rows:
-        cells = [shown(Quartiles(**row["ratios"][name])) if name in row["ratios"] else "" for name in names]
-        table.append("| " + " | ".join([row["setting"], f"{row['seconds'] * 1e3:.0f}", *cells]) + " |")
+        ratios = [shown(Quartiles(**row["ratios"][name])) if name in row["ratios"] else "" for name in names]
+        cells.append([row["setting"], f"{row['seconds'] * 1e3:.0f}", *ratios])
     notes = ["Time against the plain network: median [quartiles] of per-round ratios."]
-    publish(options, "ResNet-50, end to end", table, notes, rows)
+    publish(options, "ResNet-50, end to end", tabulate(head, cells), notes, rows)
     return 0
 
 
@@ -54,7 +52,7 @@ def run(setting: Setting, device: torch.device, *, is_training: bool, is_compile
             variants[name] = setting.place(attended(model, place, make), device)
     if is_compiled:
         variants = {name: torch.compile(one.train(is_training)) for name, one in variants.items()}
-    steps = {name: _step(one.train(is_training), image, is_training=is_training) for name, one in variants.items()}
+    steps = {name: make_step(one.train(is_training), image, is_training=is_training) for name, one in variants.items()}
     times = measure(steps, device, ROUNDS)
     ratios = {name: times.ratio(name, PLAIN) for name in variants if name != PLAIN}
     mode = f"{'training step' if is_training else 'inference'}, {'compiled' if is_compiled else 'eager'}"
@@ -63,21 +61,3 @@ def run(setting: Setting, device: torch.device, *, is_training: bool, is_compile
         "seconds": times.of(PLAIN).median,
         "ratios": {name: asdict(one) for name, one in ratios.items() if one is not None},
     }
-
-
-def _step(model: nn.Module, image: Tensor, *, is_training: bool) -> Callable[[], object]:
-    if not is_training:
-
-        def infer() -> object:
-            with torch.no_grad():
-                return model(image)
-
-        return infer
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-
-    def train() -> None:
-        optimizer.zero_grad()
-        model(image).float().mean().backward()
-        optimizer.step()
-
-    return train

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from benchmarks.cases import Case, cases
 from benchmarks.measuring import Rotation, Times, geometric_mean, measure, shown
+from benchmarks.options import tabulate
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import pass_gate
 from simam_inject import SimAM, simam
-from simam_inject.bench.memory import bytes_kept
+from simam_inject.bench.measuring import bytes_kept
 
 E_LAMBDA = 1e-4
 RATIOS = {
@@ -108,14 +109,14 @@ def run(options: argparse.Namespace, *, is_training: bool) -> tuple[list[str], l
     rows = [run_case(case, options.device, is_training=is_training) for case in track(chosen, "timing")]
     columns = [name for name in rows[0]["ratios"] if any(row["ratios"][name] for row in rows)]
     head = ["map", "popular ms", *columns, *(["bytes kept / x"] if is_training else [])]
-    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines = []
     for row in rows:
         cells = [row["case"], f"{row['seconds']['popular']['median'] * 1e3:.2f}"]
         cells += [row["ratios"][name]["shown"] if row["ratios"][name] else "" for name in columns]
         if is_training:
             cells.append(", ".join(f"{name} {value:.2f}" for name, value in row["kept"].items()))
-        table.append("| " + " | ".join(cells) + " |")
-    return table, _summary(rows, columns), rows
+        lines.append(cells)
+    return tabulate(head, lines), _summary(rows, columns), rows
 
 
 def _summary(rows: list[dict[str, object]], columns: list[str]) -> list[str]:

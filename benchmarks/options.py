@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,11 @@ def parse(command: str, about: str | None, argv: Sequence[str]) -> argparse.Name
     torch.set_num_threads(1)
     torch.manual_seed(0)
     return options
+
+
+def tabulate(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
 
 
 def publish(options: argparse.Namespace, title: str, table: Sequence[str], notes: Sequence[str], rows: Any) -> None:

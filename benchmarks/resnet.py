@@ -10,7 +10,7 @@ from torchvision.models import resnet50
 
 from benchmarks.popular import PopularSimAM
 from simam_inject import SimAM
-from simam_inject.bench.variants import PEERS
+from simam_inject.bench.variants import PEERS, peer_factory
 
 RECIPE = "paper"
 USUAL = "bn3"
@@ -57,8 +57,8 @@ def attentions() -> Iterator[tuple[str, str, Callable[[int], nn.Module]]]:
     yield "SimAM", "conv2", lambda _: SimAM(0.1)
     yield "SimAM, popular form", "conv2", lambda _: PopularSimAM(0.1)
     for place in (USUAL, "conv2"):
-        for name, make in PEERS.items():
-            yield f"{name.upper()} after {place}", place, make
+        for name in PEERS:
+            yield f"{name.upper()} after {place}", place, peer_factory(name)
 
 
 def sites(place: str) -> list[str]:
@@ -74,3 +74,22 @@ def attended(model: nn.Module, place: str, make: Callable[[int], nn.Module]) -> 
         channels = child.out_channels if isinstance(child, nn.Conv2d) else child.num_features
         twin.set_submodule(path, nn.Sequential(child, make(channels)))
     return twin
+
+
+def make_step(model: nn.Module, image: Tensor, *, is_training: bool) -> Callable[[], object]:
+    """What is timed of a network: a forward, or a step of SGD."""
+    if not is_training:
+
+        def infer() -> object:
+            with torch.no_grad():
+                return model(image)
+
+        return infer
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
+
+    def train() -> None:
+        optimizer.zero_grad()
+        model(image).float().mean().backward()
+        optimizer.step()
+
+    return train

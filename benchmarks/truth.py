@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import torch
 
+from simam_inject.verification.oracle import formula
+
 LIMITS = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 """Of the relative L2 distance to float64."""
 
@@ -19,9 +21,7 @@ def pass_gate(variants: dict[str, Callable[[torch.Tensor], torch.Tensor]], x: to
         WrongResultError: a variant is further off than one rounding explains.
     """
     wide = x.detach().double().requires_grad_(x.requires_grad)
-    d = wide - wide.mean((2, 3), keepdim=True)
-    variance = d.pow(2).sum((2, 3), keepdim=True) / max(x.shape[2] * x.shape[3] - 1, 1)
-    y = wide * torch.sigmoid(d.pow(2) / (4 * (variance + e_lambda)) + 0.5)
+    y = formula(wide, e_lambda, (2, 3))
     grad = torch.randn_like(x)
     expected = [y.detach()]
     if x.requires_grad:

@@ -36,6 +36,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from benchmarks.glyphs import small_resnet
 from simam_inject import inject, injected
 from simam_inject.warmup import Ramp, calibrate, set_strength
 
@@ -63,40 +64,6 @@ MEAN_GATE = 0.674
 RATE = 0.003
 """Of fine-tuning; with frozen norms 0.02 makes even the plain networks diverge."""
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-
-
-class BasicBlock(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, width, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = None
-        if stride != 1 or inputs != width:
-            self.downsample = nn.Sequential(nn.Conv2d(inputs, width, 1, stride, bias=False), nn.BatchNorm2d(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        skip = x if self.downsample is None else self.downsample(x)
-        y = torch.relu(self.bn1(self.conv1(x)))
-        return torch.relu(self.bn2(self.conv2(y)) + skip)
-
-
-class ResNet14(nn.Module):
-    def __init__(self, width: int = 8) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-        blocks = []
-        inputs = width
-        for stage in range(3):
-            for index in range(2):
-                blocks.append(BasicBlock(inputs, width << stage, 2 if stage and not index else 1))
-                inputs = width << stage
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(inputs, 26)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 Data = tuple[Tensor, Tensor]
@@ -283,7 +250,7 @@ def measure_net(seed: int, train_data: Data, test_data: Data, options: argparse.
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore", "a ramp of the strength without gains")
     torch.manual_seed(seed)
-    net = ResNet14()
+    net = small_resnet(2, channels=1)
     steps = options.epochs * len(train_data[0]) // 128
     train(net, batches(train_data, 128, seed), steps, options.rate, options.decay)
     net.eval()

@@ -41,7 +41,6 @@ from simam_inject.compare.training import (
     Images,
     Trainer,
     Training,
-    count,
     make_loaders,
     make_transforms,
     open_folder,
@@ -80,7 +79,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loading processes per training process")
     add("--seed", type=int, default=0)
     on_gpu = torch.cuda.is_available()
-    add("--amp", action=argparse.BooleanOptionalAction, default=on_gpu, help="bfloat16 where it is safe")
+    add("--amp", action=argparse.BooleanOptionalAction, default=on_gpu, help="Train with bfloat16 autocast")
     add("--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="torch.compile")
     add("--sync-bn", action=argparse.BooleanOptionalAction, default=False, help="statistics over all GPUs")
     add("--resume", action="store_true", help="go on from OUT/last.pt if it is there")
@@ -263,7 +262,7 @@ def train(options: argparse.Namespace, process: Process) -> None:
     loader, val_loader = make_loaders(images, training, options.seed, rank=process.rank, processes=process.count)
     network = make_network(options, process, len(images.classes))
     sites, classes = len(injected(network)), len(images.classes)
-    console.print(f"{options.model}: {sites} SimAM sites, {classes} classes, {count(images.train)} images")
+    console.print(f"{options.model}: {sites} SimAM sites, {classes} classes, {len(images.train)} images")
     if options.warm_start:
         warm_start(network, loader, val_loader, process, console)  # before the network is copied, wrapped or compiled
     trainer = Trainer(

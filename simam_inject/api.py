@@ -1,4 +1,4 @@
-"""The public functions: inject, plan, injected, eject, bypass, verify. The one file that knows all stages.
+"""The public functions: inject, plan, injected, eject, bypass, verify. The only file that uses all stages.
 
 recipe -> dataflow -> matching -> planning -> editing -> verification
 """
@@ -12,8 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh
-from simam_inject.attention.arguments import ArgumentError, check_strength
+from simam_inject.adapters import adapter_of, network_of, refresh, remember
 from simam_inject.dataflow.example import Example, example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
@@ -23,13 +22,14 @@ from simam_inject.editing.checking import SiteRecord
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
-from simam_inject.matching import match
+from simam_inject.matching import every_path, explain_idle, match
+from simam_inject.modules import check_injectable
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
-from simam_inject.recipe import Recipe, RecipeLike, load_recipe
-from simam_inject.subjects import check_subject
-from simam_inject.verification import bypassed, check_model, tensor_marks
+from simam_inject.recipe import Recipe, RecipeLike, adjusted, load_recipe
+from simam_inject.recipe.names import Glob
+from simam_inject.verification import SAME_WAY, bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -45,7 +45,9 @@ def inject(
     strength: float = 1.0,
     attention: Callable[[int], nn.Module] | None = None,
 ) -> ModelT:
-    """Put SimAM where the recipe says. Changes the model in place, all or nothing, and returns the same object.
+    """Apply SimAM at the sites that a recipe selects.
+
+    Modifies the model in place and returns it. If an error is raised, the model is unchanged.
 
     Args:
         model: any `nn.Module`, or an ultralytics `YOLO`.
@@ -53,18 +55,18 @@ def inject(
             ("after bottleneck.conv2").
         example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
             that the model declares, else 1 x 3 x 224 x 224.
-        verify: check afterwards that nothing else changed and every SimAM is live; see `verify`.
-        e_lambda: lambda of every rule, whatever the recipe says.
-        exclude: globs on dotted paths that every rule leaves out, beside its own.
+        verify: check afterwards that only the selected sites changed and that every SimAM is live; see `verify`.
+        e_lambda: lambda of every rule; overrides the recipe.
+        exclude: globs on dotted paths; excluded from every rule, in addition to the rule's own `exclude`.
         strength: from 0 (each SimAM is the identity) to 1; see `set_strength` and `Ramp`.
-        attention: makes another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be put at
+        attention: returns another attention module for a number of channels, e.g. `timm.layers.SEModule`, to be used at
             the same sites. Its parameters appear in the `state_dict` under the site's name.
 
     Raises:
-        RecipeError: the recipe, `exclude` or `strength` is not valid.
-        ModelError: the model cannot be run on the example, or not be edited as it is.
-        NoMatchError: a rule matches no site.
-        VerificationError: a check failed; the model is as it was.
+        RecipeError: the recipe, `exclude` or `strength` is invalid.
+        ModelError: the model cannot be run on the example inputs, or cannot be modified.
+        NoMatchError: a rule, or a glob of `exclude`, matches nothing.
+        VerificationError: a check failed; the model is unchanged.
 
     Example:
         >>> import torchvision
@@ -72,15 +74,32 @@ def inject(
         >>> len(injected(model))
         8
     """
-    try:
-        strength = check_strength(strength)
-    except ArgumentError as error:
-        raise RecipeError(str(error)) from None
+    given: Any = strength
+    if not isinstance(given, (int, float)) or not 0.0 <= given <= 1.0:
+        raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
+    if attention is not None and not callable(attention):
+        raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
     planned = _plan(model, resolved, example_inputs, strength, attention)
+    check_exclude("exclude", exclude, planned.anatomy)
+    try:
+        return _inject(model, planned, verify, attention)
+    except _OtherWay:  # its forward depends on values, which the first recording does not have
+        planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
+    try:
+        return _inject(model, planned, verify, attention)
+    except _OtherWay as error:
+        raise VerificationError(str(error)) from None
+
+
+class _OtherWay(VerificationError):
+    """The model's forward runs other modules than its recording did."""
+
+
+def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int], nn.Module] | None) -> ModelT:
     if planned.is_done:
         count = sum(skip.reason == PRESENT for skip in planned.skips)
-        warnings.warn(f"nothing to inject: all {count} sites have SimAM already", stacklevel=2)
+        warnings.warn(f"nothing to inject: all {count} sites already have SimAM", stacklevel=3)
         return model
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
@@ -90,22 +109,30 @@ def inject(
     planned.apply()
     if not verify:
         return model
+    recording = planned.flow.recording
     try:
-        found = check_model(network, planned.flow.example, marks, has_parameters=attention is not None)
-    except BaseException:
+        found = check_model(
+            network, planned.flow.example, marks, has_parameters=attention is not None, recorded=set(+recording.calls)
+        )
+    except BaseException as error:
         _go_back(model, before)
+        error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
     if not found.ok:
         _go_back(model, before)
-        failed = "; ".join(f"{check.name}: {check.detail}" for check in found.checks if check.ok is False)
-        raise VerificationError(f"verification failed, the model is as it was. {failed}")
+        failed = [check for check in found.checks if check.ok is False]
+        kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
+        details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        raise kind(f"verification failed, and the model was restored. {details}")
     return model
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
-    """Work out what `inject` would do, and touch nothing: modes, buffers, random state and gradients stay as found.
+    """Return what `inject` would do, without changing the model.
 
-    Args and Raises: as for `inject`, verification aside.
+    Modes, buffers, gradients and the random state are preserved.
+
+    See `inject` for the arguments and errors.
 
     Example:
         >>> import torchvision
@@ -117,17 +144,17 @@ def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) ->
 
 
 def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
-    """Everything that a rule can name in the model, as if nothing had been injected. Touches nothing.
+    """Return every site that a rule can name in the model, ignoring SimAM that was injected. Does not change the model.
 
-    Args and Raises: as for `plan`, recipes aside.
+    See `plan` for the arguments and errors.
     """
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     return survey_model(network, example_of(network, example_inputs), detach).anatomy
 
 
 def injected(model: nn.Module) -> tuple[Insertion, ...]:
-    """What is in the model now, in module order; empty for a model without SimAM.
+    """Return the SimAM sites of a model, in module order; empty for a model without SimAM.
 
     Example:
         >>> import torchvision
@@ -139,17 +166,15 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 
 
 def eject(model: ModelT) -> ModelT:
-    """Take every SimAM out again: the original modules and hooks, bit for bit. In place; returns the same object."""
+    """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
     detach(network_of(model))
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.forget(model)
+    adapter_of(model).forget(model)
     return model
 
 
 @contextmanager
 def bypass(model: ModelT) -> Iterator[ModelT]:
-    """Inside, every SimAM returns its input unchanged; afterwards each is as it was.
+    """Context manager in which every SimAM returns its input unchanged.
 
     Example:
         >>> import torch, torchvision
@@ -169,22 +194,24 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
-    """Check an injected model against itself without SimAM. Changes nothing; can be asked at any time.
+    """Check that an injected model computes what it should, without changing it.
 
-    The checks: bypassed, it equals the original bit for bit in eval and in train mode; live, it equals forward hooks on
-    the original that compute the formula in float64, and each SimAM runs in both modes; state_dict keys and parameters
-    are the same; gradients reach through each site. A check that the model does not allow has `ok=None` and says why.
+    With SimAM bypassed, the outputs equal those of the original model bit for bit, in eval and in train mode. With
+    SimAM, they equal those of the original model with forward hooks that compute the formula in float64, and every
+    SimAM runs in both modes. `state_dict` keys and parameters are unchanged, and gradients pass through each site. A
+    check that cannot be run on this model has `ok=None` and a reason.
 
     Args:
+        model: a model with SimAM.
         example_inputs: as for `inject`; None uses inputs of the shapes that `inject` was given.
 
     Raises:
-        ModelError: there is no SimAM in the model, or it raises on the example.
+        ModelError: the model has no SimAM, or raises on the example inputs.
     """
     network = network_of(model)
     presence = presence_of(network)
     if presence is None:
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ModelError("there is no SimAM in this model; inject(model, recipe) adds it")
     if example_inputs is None and presence.example is not None:
         example = example_like(network, presence.example)
     else:
@@ -193,37 +220,19 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     return check_model(network, example, has_parameters=has_parameters)
 
 
-def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
-    """The recipe with more left out of every rule, and one lambda for all.
-
-    Raises:
-        RecipeError: a glob or the lambda is not valid.
-    """
-    if not exclude and e_lambda is None:
-        return recipe
-    data = recipe.to_dict()
-    rules = []
-    for rule in data["rules"]:
-        own = rule.get("exclude", [])
-        excluded = [*([own] if isinstance(own, str) else own), *([exclude] if isinstance(exclude, str) else exclude)]
-        changed = {**rule, "exclude": excluded} if excluded else dict(rule)
-        if e_lambda is not None:
-            changed.pop("e_lambda", None)
-        rules.append(changed)
-    return Recipe.from_dict({**data, "rules": rules, **({} if e_lambda is None else {"e_lambda": e_lambda})})
-
-
 def _plan(
     model: nn.Module,
     recipe: Recipe,
     example_inputs: Any,
     strength: float = 1.0,
     attention: Callable[[int], nn.Module] | None = None,
+    *,
+    with_values: bool = False,
 ) -> Plan:
     network = network_of(model)
-    check_subject(network)
+    check_injectable(network)
     present = injected(network)
-    flow = survey_model(network, example_of(network, example_inputs), detach)
+    flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
     modules = {path: id(module) for path, module in _own_modules(network)}
 
@@ -232,10 +241,10 @@ def _plan(
             injected(network) != planned.present
             or {path: id(module) for path, module in _own_modules(network)} != modules
         ):
-            raise ModelError("the model has changed since it was planned; plan again")
+            raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
-        _remember(model)
+        remember(model)
         return model
 
     insertions = tuple(one.insertion for one in decision.planned)
@@ -243,7 +252,7 @@ def _plan(
 
 
 def _own_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules but the attention that was put in."""
+    """All modules except the injected attention."""
     attention = {id(part) for entry in attended_in(network) if entry.attention for part in entry.attention.modules()}
     return [(path, module) for path, module in network.named_modules() if id(module) not in attention]
 
@@ -254,20 +263,17 @@ def _apply(
     there = list(attended_in(network))
     presence = presence_of(network)
     if there and attention is not None:
-        raise ModelError("the model has attention already; eject it before other modules are put in")
+        raise ModelError(
+            "the model already has attention at its sites; call eject(model) before injecting other modules"
+        )
     sites = [entry.site for entry in there]
     settings = [(entry.insertion.strength, entry.insertion.gain) for entry in there]
     for one in planned.planned:
         sites.append(record_of(one.insertion, one.witness, one.expression))
         settings.append((float(strength), 1.0))
     recipes = [*(presence.recipes if presence is not None else []), planned.recipe.to_dict()]
-    attach(network, sites, recipes=recipes, example=shapes_of(flow.example), settings=settings, factory=attention)
-
-
-def _remember(model: nn.Module) -> None:
-    adapter = adapter_of(model)
-    if adapter is not None:
-        adapter.remember(model)
+    example = shapes_of(flow.example)
+    attach(network, sites, recipes=recipes, example=example, settings=settings, factory=attention, keep=True)
 
 
 def _contents(network: nn.Module) -> tuple[list[Attended], list[tuple[float, float]], Any]:
@@ -284,19 +290,30 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
         return
     sites: list[SiteRecord] = [entry.site for entry in there]
     recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings)
-    _remember(model)
+    attach(network, sites, recipes=recipes, example=example, settings=settings, keep=True)
+    remember(model)
+
+
+def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
+    """Refuse a glob, given at `place`, that excludes nothing because it matches nothing in the model.
+
+    Raises:
+        NoMatchError: there is one.
+    """
+    globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude)]
+    if message := explain_idle(place, globs, every_path(anatomy)):
+        raise NoMatchError(message)
 
 
 def no_effect(planned: Plan) -> str:
     """Why a recipe has no effect at all."""
     name = planned.recipe.name or "the recipe"
     refused = [skip for skip in planned.skips if skip.hit and skip.reason != PRESENT]
-    head = f"{name} matched no site in this model: all its rules are optional, and none finds what it names"
+    head = f"{name} matched no site in this model: all its rules are optional, and none of them matches"
     if refused:
-        head = f"{name} changes nothing in this model: all the sites that it matched are skipped"
+        head = f"{name} has no effect on this model: all the sites that it matched are skipped"
     near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or planned.skips)[:3]]
-    return "\n".join([f"{head}. Among what was left out:", *near] if near else [head])
+    return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
 
-__all__ = ["Example", "adjusted", "bypass", "eject", "inject", "injected", "plan", "survey", "verify"]
+__all__ = ["Example", "bypass", "eject", "inject", "injected", "plan", "survey", "verify"]

@@ -1,4 +1,4 @@
-"""`attention_maps`: where the SimAMs of a model look, as maps of their gates."""
+"""`attention_maps`: the gates of the SimAMs of a model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from simam_inject.warmup.strength import simams_of
 
 
 def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -> dict[str, Tensor]:
-    """The gate of every SimAM for these inputs: how much each position is kept, from 0.62 to 1.
+    """Return the gate of every SimAM for these inputs, between 0.62 and 1.
 
-    Runs the model once, in eval mode and without gradients, and leaves it as found. Strength and gain do not enter: the
-    gate is what `simam` multiplies by at strength 1 and gain 1.
+    Runs the model once, in eval mode and without gradients, and does not change it. Strength and gain are not included:
+    the gate is what `simam` multiplies by at strength 1 and gain 1.
 
     Args:
         model: a model with SimAM in it, or an ultralytics `YOLO`.
@@ -31,7 +31,7 @@ def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -
         that runs several times in one forward, the second run is `path (run 2)`, and so on.
 
     Raises:
-        ModelError: there is no SimAM in the model.
+        ModelError: the model has no SimAM.
         ArgumentError: a map has no such channel.
 
     Example:

@@ -1,4 +1,4 @@
-"""Tensors inside the nested lists, tuples and dicts that modules take and return."""
+"""Tensors inside nested lists, tuples and dicts."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
+from torch import fx
+
+from simam_inject.errors import ModelError
 
 Key = int | str
 """An entry of a list, tuple or dict."""
-
 
 _ATOMS = (str, int, float, type(None), torch.Size, torch.dtype)
 
@@ -44,12 +46,6 @@ def tensors_in(
     """Every tensor of a nested structure with the keys that lead to it; a bare tensor has none."""
     if isinstance(value, torch.Tensor):
         yield keys, value
-    elif type(value) in (tuple, list) and depth < 6:
-        for place, entry in enumerate(value):
-            if isinstance(entry, torch.Tensor):
-                yield (*keys, place), entry
-            elif not isinstance(entry, _ATOMS):
-                yield from tensors_in(entry, (*keys, place), depth + 1)
     elif depth < 6 and not isinstance(value, _ATOMS):
         for key, entry in entries_of(value) or ():
             yield from tensors_in(entry, (*keys, key), depth + 1)
@@ -75,25 +71,27 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
 
 
 def replace_entry(value: Any, key: Key, entry: Any) -> Any:
-    """The same container with another entry at `key`; lists and dicts are copied, never written to.
+    """A copy of the container with another entry at `key`: of the same class, with the same attributes.
 
     Raises:
         KeyError: there is no such entry.
     """
     if is_named_tuple(value):
         return value._replace(**{key if isinstance(key, str) else type(value)._fields[key]: entry})
-    if isinstance(value, (list, tuple)) and isinstance(key, int):
-        items = list(value)
-        items[key] = entry
-        return type(value)(items) if type(value) in (list, tuple) else items
-    if isinstance(value, Mapping):
-        twin = value.copy() if hasattr(value, "copy") else dict(value)
+    if isinstance(value, tuple) and isinstance(key, int):
+        made = type(value)([*value[:key], entry, *value[key + 1 :]])
+        made.__dict__.update(value.__dict__) if hasattr(value, "__dict__") else None
+        return made
+    if isinstance(value, (list, Mapping)):
+        twin: Any = copy.copy(value)
         twin[key] = entry
         return twin
     if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
         twin = copy.copy(value)
         object.__setattr__(twin, key, entry)
         return twin
+    if isinstance(value, fx.Proxy):  # of a list or tuple: how many entries it has is not known
+        raise ModelError("torch.fx cannot trace a model with SimAM on one map of a list: trace it first, then inject")
     raise KeyError(key)
 
 
@@ -103,6 +101,9 @@ def entry_at(value: Any, key: Key) -> Any:
     Raises:
         KeyError: it is no container, or has no such entry.
     """
+    if isinstance(value, fx.Proxy):
+        entry: Any = value
+        return entry[key]
     for found, entry in entries_of(value) or ():
         if found == key:
             return entry

@@ -1,4 +1,4 @@
-"""Photographs for a network, and maps of it laid over them: what `simam-inject maps` draws."""
+"""Photographs as inputs of a network, and heat maps over them, for `simam-inject maps`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from simam_inject.errors import FileError, InjectError
+from simam_inject.errors import FileError
 
 GREY = 114
 """What ultralytics fills the borders of a letterbox with."""
@@ -57,7 +57,9 @@ def photograph(
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-    except (OSError, ImportError) as error:  # ultralytics replaces Image.open by one that wants more plugins
+    except ImportError:  # ultralytics replaces Image.open by one that needs a plugin for unknown formats
+        raise FileError(f"{path} cannot be read as an image: unknown format") from None
+    except OSError as error:
         raise FileError(f"{path} cannot be read as an image: {error}") from None
     top = left = 0
     inner_height, inner_width = height, width
@@ -77,18 +79,6 @@ def photograph(
 def _tensor(image: Image.Image) -> Tensor:
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return data.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255
-
-
-def check_matplotlib() -> None:
-    """Fail early where nothing can be drawn.
-
-    Raises:
-        InjectError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise InjectError('drawing maps needs matplotlib: pip install "simam_inject[maps]"') from None
 
 
 def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str, path: Path) -> None:
@@ -120,7 +110,7 @@ def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str
             least, most = values.min().item(), values.max().item()
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
             drawn = axis.imshow(shot.undo(values).numpy(), cmap="turbo", alpha=0.6, vmin=least, vmax=most)
-            axis.set_title(f"{title}\n{unit} {least:.3g} to {most:.3g}", fontsize=9)
+            axis.set_title(f"{title}\n{unit} {least:.3f} to {most:.3f}", fontsize=9)
             figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
     try:
         figure.savefig(path, dpi=100)

@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "ATEN_CPU_CAPABILITY" in os.environ:  # Inductor caches headers that fit one capability only
     folder = os.path.join(tempfile.gettempdir(), f"torchinductor-{os.environ['ATEN_CPU_CAPABILITY']}")  # noqa: PTH118
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", folder)
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 
 @pytest.fixture(autouse=True)

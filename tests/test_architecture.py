@@ -5,6 +5,7 @@ editing alone changes a model, the command line alone prints, and nothing patche
 """
 
 import ast
+import importlib.util
 import re
 import subprocess
 import sys
@@ -19,15 +20,15 @@ FILES = sorted(ROOT.rglob("*.py"))
 ALLOWED = {
     "errors": (),
     "kinds": (),
-    "nested": (),
+    "nested": ("errors",),
     "source": (),
-    "subjects": ("errors",),
+    "modules": ("errors",),
     "attention": ("errors",),
     "recipe": ("errors", "kinds"),
     "dataflow": ("errors", "kinds", "nested"),
     "matching": ("dataflow.records", "errors", "kinds", "recipe"),
-    "planning": ("dataflow", "errors", "matching", "nested", "recipe", "source"),
-    "editing": ("attention", "errors", "nested", "planning.records", "source"),
+    "planning": ("dataflow", "errors", "matching", "modules", "nested", "recipe", "source"),
+    "editing": ("attention", "errors", "modules", "nested", "planning.records", "source"),
     "verification": ("attention", "dataflow", "editing", "errors", "nested", "planning.records"),
     "adapters": ("errors",),
 }
@@ -282,4 +283,12 @@ def test_the_public_names():
 
 def test_every_file_says_what_it_is_and_stays_readable():
     assert not [path for path in FILES if not ast.get_docstring(parse(path))]
-    assert not [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 380]
+    assert not [path for path in FILES if len(path.read_text(encoding="utf-8").splitlines()) > 350]
+
+
+def test_the_picture_of_the_packages_is_the_one_that_the_imports_give():
+    """`python docs/draw_architecture.py` draws it anew."""
+    spec = importlib.util.spec_from_file_location("draw_architecture", ROOT.parent / "docs" / "draw_architecture.py")
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.FILE.read_text(encoding="utf-8") == drawing.draw()

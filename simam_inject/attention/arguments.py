@@ -1,4 +1,4 @@
-"""What the operator accepts, and the sentence a user reads when it does not.
+"""Checks of the operator's arguments, with their error messages.
 
 Everything here looks at metadata only (rank, dtype, a Python number), so a compiled or exported graph holds none of it.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from collections.abc import Callable
 from typing import SupportsFloat, cast
 
 import torch
@@ -16,56 +15,47 @@ from torch import Tensor
 
 from simam_inject.errors import InjectError
 
-RANKS = (3, 4, 5)
-CHANNEL_DIMS = (1, -1)
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class ArgumentError(InjectError, ValueError):
-    """An argument of `simam` or `SimAM` that has no meaning: a number out of range, a rank, a layout, a dtype."""
+    """An invalid argument of `simam` or `SimAM`: a number out of range, or an unsupported rank, layout or dtype."""
 
 
 def check_e_lambda(value: object) -> float:
-    """Return `value` as a float.
-
-    Raises:
-        ArgumentError: it is not a finite real number above zero; bool and str are none.
-    """
-    meaning = "e_lambda must be a finite number above 0, e.g. 1e-4 (the class default) or 0.1 (ImageNet)"
-    return _check(value, lambda number: 0.0 < number < math.inf, meaning)
+    """Return `value` as a float, or raise `ArgumentError` unless it is a finite real number above 0."""
+    meaning = (
+        "e_lambda must be a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)"
+    )
+    return _check(value, 0.0 < (number := _number(value)) < math.inf, number, meaning)
 
 
 def check_strength(value: object) -> float:
-    """Return `value` as a float.
-
-    Raises:
-        ArgumentError: it is not a number from 0 to 1.
-    """
+    """Return `value` as a float, or raise `ArgumentError` unless it is a real number from 0 to 1."""
     meaning = "strength must be a number from 0 (the identity) to 1 (SimAM)"
-    return _check(value, lambda number: 0.0 <= number <= 1.0, meaning)
+    return _check(value, 0.0 <= (number := _number(value)) <= 1.0, number, meaning)
 
 
 def check_gain(value: object) -> float:
-    """Return `value` as a float.
-
-    Raises:
-        ArgumentError: it is not a finite number above 0.
-    """
-    return _check(
-        value, lambda number: 0.0 < number < math.inf, "gain must be a finite number above 0, e.g. 1.0 or 1.3"
-    )
+    """Return `value` as a float, or raise `ArgumentError` unless it is a finite real number above 0."""
+    meaning = "gain must be a finite number above 0, e.g. 1.0 or 1.3"
+    return _check(value, 0.0 < (number := _number(value)) < math.inf, number, meaning)
 
 
-def _check(value: object, is_valid: Callable[[float], bool], meaning: str) -> float:
-    if type(value) is float and is_valid(value):
+def _number(value: object) -> float:
+    """Return `value` as a float; NaN, which no range includes, unless it is a real number. A bool does not count."""
+    if type(value) is float:
         return value
-    number = math.nan
-    if not isinstance(value, bool) and isinstance(value, numbers.Real):
-        try:
-            number = float(cast(SupportsFloat, value))
-        except OverflowError:  # an int beyond the floats
-            number = math.inf
-    if not is_valid(number):
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return math.nan
+    try:
+        return float(cast(SupportsFloat, value))
+    except OverflowError:  # an int beyond the floats
+        return math.inf
+
+
+def _check(value: object, is_valid: bool, number: float, meaning: str) -> float:
+    if not is_valid:
         raise ArgumentError(f"{meaning}; found {value!r:.40} ({type(value).__name__})")
     return number
 
@@ -75,44 +65,39 @@ def warn_of_channel_count(e_lambda: object) -> None:
     if isinstance(e_lambda, numbers.Integral) and int(e_lambda) > 1:
         warnings.warn(
             f"SimAM(e_lambda={e_lambda!r}): this is probably a channel count, and makes the gate a constant. SimAM "
-            "needs no channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is meant.",
+            "needs no channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is intended.",
             stacklevel=3,
         )
 
 
 def check_channel_dim(channel_dim: object) -> int:
-    """Return `channel_dim` as 1 (N, C, spatial) or -1 (N, spatial, C).
-
-    Raises:
-        ArgumentError: it is anything else.
-    """
-    if type(channel_dim) is not int or channel_dim not in CHANNEL_DIMS:
+    """Return `channel_dim`, or raise `ArgumentError` unless it is 1 (N, C, spatial) or -1 (N, spatial, C)."""
+    if type(channel_dim) is not int or channel_dim not in (1, -1):
         raise ArgumentError(f"channel_dim must be 1 (N, C, spatial) or -1 (N, spatial, C); found {channel_dim!r}")
     return channel_dim
 
 
 def check_input(x: object) -> Tensor:
-    """Return `x`, if it has a spatial mean.
-
-    Raises:
-        ArgumentError: `x` is not a tensor, not dense, not of rank 3 to 5, or of a dtype that is none of `DTYPES`:
-            float8 has no arithmetic.
-    """
+    """Return `x`, or raise `ArgumentError` unless it is a dense tensor of rank 3 to 5 and of one of `DTYPES`."""
     if not isinstance(x, Tensor):
-        raise ArgumentError(f"simam attends a torch.Tensor; found {type(x).__name__}")
+        raise ArgumentError(f"simam expects a torch.Tensor; found {type(x).__name__}")
     if x.is_nested:
-        raise ArgumentError("simam attends one dense map; found a nested tensor; attend its parts, x.unbind()")
+        raise ArgumentError(
+            "simam expects one dense feature map; found a nested tensor; apply it to each entry of x.unbind()"
+        )
     if x.layout != torch.strided:
-        raise ArgumentError(f"simam attends dense maps; found layout {x.layout}; convert it first, with x.to_dense()")
+        raise ArgumentError(
+            f"simam expects a dense feature map; found layout {x.layout}; convert it first, with x.to_dense()"
+        )
     if x.dtype not in DTYPES:
         remedy = "dequantize()" if x.is_quantized else "float()"
         raise ArgumentError(
-            f"simam attends real floating-point maps (float16, bfloat16, float32, float64); found {x.dtype}"
+            f"simam expects a real floating-point feature map (float16, bfloat16, float32, float64); found {x.dtype}"
             + ("" if x.dtype.is_complex else f"; convert it first, e.g. with x.{remedy}")
         )
-    if x.dim() not in RANKS:
+    if not 3 <= x.dim() <= 5:
         raise ArgumentError(
-            "simam attends a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
+            "simam expects a feature map of 3 to 5 dimensions (batch, channels and 1 to 3 spatial ones); "
             f"found shape {tuple(x.shape)}" + ("; add a batch dimension with x.unsqueeze(0)" if x.dim() == 2 else "")
         )
     return x

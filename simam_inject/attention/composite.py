@@ -1,4 +1,4 @@
-"""SimAM's algebra in plain, out-of-place tensor operations: what compilers, exporters and transforms get to see.
+"""SimAM in plain, out-of-place tensor operations, for compilers, exporters and transforms.
 
 Per sample and channel, over the n positions of a map x:
 
@@ -26,8 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Dims = tuple[int, ...]
-
 EXPORT_SCALE = 1 / 16
 """Deviations are shrunk by this before they are squared, for runtimes that run an exported float32 graph in float16:
 the squares then stay finite up to |d| = 4096, where plain ones overflow at 256."""
@@ -39,49 +37,43 @@ def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def widen(x: Tensor) -> Tensor:
-    """`x` in the dtype of its statistics. A cast to the dtype at hand would leave a node in an exported graph."""
-    dtype = statistics_dtype(x.dtype)
+    """`x` in the dtype of its statistics."""
+    return cast_to(statistics_dtype(x.dtype), x)
+
+
+def cast_to(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """`x` in `dtype`. A cast to the dtype at hand would leave a node in an exported graph."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
-def narrow(y: Tensor, dtype: torch.dtype) -> Tensor:
-    """`y` in `dtype`, likewise."""
-    return y if y.dtype == dtype else y.to(dtype)
-
-
-def spatial_dims(rank: int, channel_dim: int) -> Dims:
+def spatial_dims(rank: int, channel_dim: int = 1) -> tuple[int, ...]:
     """The dimensions of a map that SimAM averages over."""
     return tuple(range(2, rank)) if channel_dim == 1 else tuple(range(1, rank - 1))
 
 
-def positions(x: Tensor, dims: Dims) -> Any:
-    """How many positions a plane has: an int, a SymInt, or a 0-dim tensor while `torch.jit.trace` records."""
+def counts(x: Tensor, dims: tuple[int, ...]) -> tuple[Any, Any]:
+    """Return n and max(n - 1, 1): ints, SymInts, or 0-dim tensors while `torch.jit.trace` records."""
     n: Any = 1
     for dim in dims:  # math.prod cannot be traced over sizes
         n = n * x.shape[dim]
-    return n
+    return n, (n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1, 1)
 
 
-def less_one(n: Any) -> Any:
-    """max(n - 1, 1), for whatever `positions` returned."""
-    return (n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1, 1)
-
-
-def two_pass(x: Tensor, e_lambda: float, dims: Dims, strength: float = 1.0, gain: float = 1.0) -> Tensor:
+def two_pass(x: Tensor, e_lambda: float, dims: tuple[int, ...], strength: float = 1.0, gain: float = 1.0) -> Tensor:
     """The form for exporters and function transforms: 13 elementary operations, two more for strength or gain.
 
     Half precision adds two casts. For a fixed size no shape is computed in the graph; for a dynamic one n follows the
     input.
     """
     wide = widen(x)
-    return narrow(wide * _weight(two_pass_gate(wide, e_lambda, dims), strength, gain), x.dtype)
+    return cast_to(x.dtype, wide * _weight(two_pass_gate(wide, e_lambda, dims), strength, gain))
 
 
-def two_pass_gate(wide: Tensor, e_lambda: float, dims: Dims) -> Tensor:
+def two_pass_gate(wide: Tensor, e_lambda: float, dims: tuple[int, ...]) -> Tensor:
     """Return s by plain operations, differentiable any number of times."""
-    n = positions(wide, dims)
+    n, less_one = counts(wide, dims)
     small = (wide - wide.mean(dims, keepdim=True)) * EXPORT_SCALE
-    energy = (small * small).mean(dims, keepdim=True) * (4 * n / less_one(n)) + 4 * e_lambda * EXPORT_SCALE**2
+    energy = (small * small).mean(dims, keepdim=True) * (4 * n / less_one) + 4 * e_lambda * EXPORT_SCALE**2
     normal = small / energy.sqrt()
     return torch.sigmoid(normal * normal + 0.5)
 
@@ -100,7 +92,7 @@ def forward(
     """Return y and, with `saves`, mu and a: the form for compilers, and for devices that have no other."""
     wide = widen(x)
     mean, a = statistics(wide, e_lambda)
-    y = narrow(wide * _weight(_gate(wide - mean, a), strength, gain), x.dtype)
+    y = cast_to(x.dtype, wide * _weight(_gate(wide - mean, a), strength, gain))
     return (y, mean, a) if saves else (y, None, None)
 
 
@@ -109,15 +101,15 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
 
     To differentiate it again, hand it `mean` and `a` as functions of x.
     """
-    wide, wide_grad, dims = widen(x), widen(grad), spatial_dims(x.dim(), 1)
-    n = positions(x, dims)
+    wide, wide_grad, dims = widen(x), widen(grad), spatial_dims(x.dim())
+    n, less_one = counts(x, dims)
     deviation = wide - mean
     s = _gate(deviation, a)
     h = wide_grad * wide * s * (1 - s)
     first = (h * deviation).sum(dims, keepdim=True)
     second = (h * deviation * deviation).sum(dims, keepdim=True)
-    inner = h * deviation - first / n - (4 * a / less_one(n)) * second * deviation
-    return narrow(wide_grad * _weight(s, strength, gain) + (2 * a * strength * gain) * inner, x.dtype)
+    inner = h * deviation - first / n - (4 * a / less_one) * second * deviation
+    return cast_to(x.dtype, wide_grad * _weight(s, strength, gain) + (2 * a * strength * gain) * inner)
 
 
 def statistics(wide: Tensor, e_lambda: float) -> tuple[Tensor, Tensor]:
@@ -126,15 +118,15 @@ def statistics(wide: Tensor, e_lambda: float) -> tuple[Tensor, Tensor]:
     On a GPU by one `var_mean`, of which Inductor makes one reduction: one read of memory. On a CPU the second read is
     from cache, and two plain sums are faster than Welford's update (by a quarter compiled, threefold in eager mode).
     """
-    dims = spatial_dims(wide.dim(), 1)
-    n = positions(wide, dims)
+    dims = spatial_dims(wide.dim())
+    n, less_one = counts(wide, dims)
     if wide.device.type == "cpu":
         mean = wide.mean(dims, keepdim=True)
         deviation = wide - mean
         energy = (deviation * deviation).sum(dims, keepdim=True)
-        return mean, 1 / (energy * (4 / less_one(n)) + 4 * e_lambda)
+        return mean, 1 / (energy * (4 / less_one) + 4 * e_lambda)
     variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
-    return mean, 0.25 / (variance * (n / less_one(n)) + e_lambda)
+    return mean, 0.25 / (variance * (n / less_one) + e_lambda)
 
 
 def _gate(deviation: Tensor, a: Tensor) -> Tensor:

@@ -1,11 +1,15 @@
 """`simam`: one formula, and the choice of how to run it.
 
     where the call happens                        what runs
-    eager                                         `cpu`, an in-place loop, or `kernels`, in Triton on a GPU
+    eager, on a CPU                               `cpu`, an in-place loop over cache-sized pieces
+    eager, on a GPU                               `kernels`, in Triton
     under `torch.compile`                         `composite.forward` and `composite.backward`, its closed form
     torch.export, ONNX, torch.jit.trace           `composite.two_pass`
     torch.func, forward-mode AD, dispatch modes   `composite.two_pass`
     torch.fx.symbolic_trace                       nothing: recorded as one call of `simam`
+
+The closed form also serves other devices, a GPU without Triton, and float64 and odd strides on a GPU. For a backward,
+x and two numbers per plane are kept.
 
 No path is an opaque operator: on a GPU SimAM is bound by memory, and a compiler that sees into it fuses it with its
 neighbours, which is worth more than any kernel of its own.
@@ -13,16 +17,22 @@ neighbours, which is worth more than any kernel of its own.
 
 from __future__ import annotations
 
+import functools
+import warnings
+from typing import Any, cast
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from simam_inject.attention import composite, dispatch
+from simam_inject.attention import composite, cpu
 from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_gain, check_input, check_strength
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond these a float32 `a` would be infinite or zero, and a constant map NaN."""
+FIRST_CAPABILITY = (7, 0)
+"""Compute capability below which Triton does not run."""
 
 
 def simam(
@@ -44,15 +54,15 @@ def simam(
     Returns:
         A new tensor of the shape, dtype and memory format of `x`, at strength 0 a copy of it, whose gradient is the
         incoming one. Statistics are float32 for float16 and bfloat16, so large maps do not overflow. A map of one
-        position has the gate sigmoid(0.5). Where a square leaves the range of the statistics, from |x| of about 1e18
+        position has the gate sigmoid(0.5). Where a square exceeds the range of the statistics, from |x| of about 1e18
         in float32 and bfloat16, the result is NaN.
 
     Gradients: of any order in eager mode, under `torch.func` and batched. Compiled, of the first order only: the
-        default backend raises on a second, and `backend="eager"` takes the first gradient for a constant. Differentiate
+        default backend raises on a second, and `backend="eager"` treats the first gradient as a constant. Differentiate
         twice outside `torch.compile`.
 
     Raises:
-        ArgumentError: `x` is no dense real floating-point tensor of rank 3 to 5, or an argument is out of range.
+        ArgumentError: `x` is not a dense real floating-point tensor of rank 3 to 5, or an argument is out of range.
 
     Shape:
         (N, C, L), (N, C, H, W) or (N, C, D, H, W), or with C last; same as the input.
@@ -79,23 +89,15 @@ def simam(
         if torch.compiler.is_compiling() or not _is_plain_eager(x):
             return composite.two_pass(x, e_lambda, dims, strength, gain)
     if channel_dim == -1:
-        return dispatch.attend(x.movedim(-1, 1), e_lambda, strength, gain).movedim(1, -1)
-    return dispatch.attend(x, e_lambda, strength, gain)
+        return _attend(x.movedim(-1, 1), e_lambda, strength, gain).movedim(1, -1)
+    return _attend(x, e_lambda, strength, gain)
 
 
 def gate(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
     """Return the gate alone, in (0.62, 1): what `simam` multiplies `x` by at strength 1 and gain 1.
 
-    Args:
-        x: see `simam`.
-        e_lambda: see `simam`.
-        channel_dim: see `simam`.
-
-    Returns:
-        A tensor of the shape of `x`; float64 for float64, otherwise float32. Differentiable.
-
-    Raises:
-        ArgumentError: as `simam`.
+    Arguments, shapes and errors are those of `simam`; the result is float64 for float64, otherwise float32, and
+    differentiable.
 
     Example:
         >>> import torch
@@ -109,7 +111,7 @@ def gate(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
     return composite.two_pass_gate(composite.widen(x), e_lambda, dims)
 
 
-def _checked(x: object, e_lambda: object, channel_dim: object) -> tuple[float, composite.Dims]:
+def _checked(x: object, e_lambda: object, channel_dim: object) -> tuple[float, tuple[int, ...]]:
     """Return lambda within its range, and the spatial dimensions."""
     rank = check_input(x).dim()
     number = min(max(check_e_lambda(e_lambda), SMALLEST), LARGEST)
@@ -125,3 +127,78 @@ def _is_plain_eager(x: Tensor) -> bool:
         and forward_ad._current_level < 0
         and torch._C._get_tracing_state() is None
     )
+
+
+def _attend(x: Tensor, e_lambda: float, strength: float, gain: float) -> Tensor:
+    """Attend `x` of shape (N, C, spatial)."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return cast(Tensor, Attention.apply(x, e_lambda, strength, gain))
+    y: Tensor = implementation_for(x).forward(x, e_lambda, strength, gain, False)[0]
+    return y
+
+
+class Attention(torch.autograd.Function):
+    """Attention whose backward reads x, mu and a. Compilers trace it; it is never opaque."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, e_lambda: float, strength: float, gain: float) -> Any:
+        """Attend `x`."""
+        y, mean, a = implementation_for(x).forward(x, e_lambda, strength, gain, True)
+        ctx.save_for_backward(x, mean, a)
+        ctx.numbers = e_lambda, strength, gain
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        """Return the gradient of x.
+
+        Under `create_graph` the kept statistics would pass for constants: they are computed again, as functions of x.
+        Many gradients at once (`is_grads_batched`, a vectorized jacobian) write into no buffer of one.
+        """
+        x, mean, a = ctx.saved_tensors
+        e_lambda, strength, gain = ctx.numbers
+        implementation = implementation_for(x)
+        if torch.is_grad_enabled():
+            implementation = composite
+            mean, a = composite.statistics(composite.widen(x), e_lambda)
+        elif not torch.compiler.is_compiling() and _is_batched(grad):
+            implementation = composite
+        return implementation.backward(x, grad, mean, a, strength, gain), None, None, None
+
+
+def _is_batched(grad: Tensor) -> bool:
+    """Whether it is many gradients in one tensor; autograd's own batches are of an older kind than those of `vmap`."""
+    functorch = torch._C._functorch
+    return functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)
+
+
+def implementation_for(x: Tensor) -> Any:
+    """Return the module whose `forward` and `backward` fit the device, dtype and strides of `x`."""
+    if torch.compiler.is_compiling():
+        return composite
+    if x.device.type == "cpu":
+        return cpu
+    kernels = kernels_on(x.device) if x.device.type == "cuda" else None
+    return kernels if kernels is not None and kernels.fits(x) else composite
+
+
+@functools.cache
+def kernels_on(device: torch.device) -> Any:
+    """Return the module that launches Triton kernels on `device`, tried once; None, with a warning, if it cannot.
+
+    Triton may be missing, or lack the C compiler that it builds its launcher with.
+    """
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < FIRST_CAPABILITY:
+        return None
+    try:
+        from simam_inject.attention import kernels
+
+        kernels.forward(torch.zeros(1, 1, 1, 1, device=device), 1e-4, 1.0, 1.0, saves=False)
+    except Exception as error:  # whatever the reason, the composite gives the same result
+        warnings.warn(
+            f"simam runs without its Triton kernels on {device}, several times slower in eager mode: "
+            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            stacklevel=2,
+        )
+        return None
+    return kernels

@@ -20,7 +20,7 @@ number of warps and the limits between the two kinds are from theory.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from math import prod
 from typing import Any
 
@@ -29,25 +29,35 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from simam_inject.attention.tiling import (
-    BACKWARD_ROOM,
-    FORWARD_ROOM,
-    Strides,
-    choose,
-    collapse,
-    is_plain,
-    spatial_order,
-)
-
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+FORWARD_ROOM, BACKWARD_ROOM = 16384, 8192
+"""Elements of a tile that stay in registers. A backward holds two inputs."""
+SMALL_TILE = 2048
+"""Elements of a tile where nothing asks for more."""
+NARROWEST, WIDEST = 16, 64
+"""Channels of a channels-last tile. 16 of half precision are 32 bytes, the unit of memory traffic."""
+PROGRAMS = 264
+"""Wanted: two for each of the 132 processors of an H100 or H200. With fewer, channels-last tiles become narrower."""
+LONGEST = 2**31 - 1
+"""Offsets within one sample are 32 bits wide."""
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the kernels can attend `x` where it lies: not float64, not overlapping itself, of one spatial stride."""
-    if x.dtype not in DTYPES:
+    """Whether the kernels can attend `x` where it lies.
+
+    That is not float64, of one spatial stride, and no two elements share memory or are too far apart in one sample.
+    """
+    try:
+        flat = flatten(x, spatial_order(x))
+    except RuntimeError:  # several spatial strides
         return False
-    strides = collapse(x, spatial_order(x))
-    return strides is not None and is_plain(strides, *_sizes(x))
+    reach = 0
+    for stride, size in sorted(zip(flat.stride(), flat.shape, strict=True)):
+        if size > 1 and stride <= reach:
+            return False
+        reach += stride * (size - 1)
+    furthest = (flat.shape[1] - 1) * flat.stride(1) + (flat.shape[2] - 1) * flat.stride(2)
+    return x.dtype in DTYPES and furthest <= LONGEST
 
 
 def forward(
@@ -58,103 +68,118 @@ def forward(
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
     y, mean, a = torch.empty_like(x), None, None
-    numbers = e_lambda, 1.0 - strength, strength * gain
     if saves:
         mean = x.new_empty((*x.shape[:2], *(1 for _ in x.shape[2:])), dtype=torch.float32)
         a = torch.empty_like(mean)
-    if x.numel() > 0:
-        tensors = (x, y, y if mean is None else mean, y if a is None else a)
-        strides, grid, tile = _launch(FORWARD_ROOM, x, y)
-        with _current_device(x):
-            _forward[grid](*tensors, *strides, *_sizes(x)[1:], *numbers, saves=saves, **tile)
+    _launch(_forward, FORWARD_ROOM, [x, y], mean, a, e_lambda, 1.0 - strength, strength * gain)
     return y, mean, a
 
 
 def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
     """Return the gradient of x from that of y and from what `forward` saved."""
     result = torch.empty_like(x)
-    if x.numel() > 0:
-        if collapse(grad, spatial_order(x)) is None:
-            grad = torch.empty_like(x).copy_(grad)
-        numbers = 1.0 - strength, strength * gain
-        strides, grid, tile = _launch(BACKWARD_ROOM, x, grad, result)
-        with _current_device(x):
-            _backward[grid](x, grad, result, mean, a, *strides, *_sizes(x)[1:], *numbers, **tile)
+    if grad.stride() != result.stride():
+        grad = torch.empty_like(x).copy_(grad)
+    _launch(_backward, BACKWARD_ROOM, [x, grad, result], mean, a, 1.0 - strength, strength * gain)
     return result
 
 
-def _sizes(x: Tensor) -> tuple[int, int, int]:
-    """Return samples, channels, positions."""
-    return x.shape[0], x.shape[1], prod(x.shape[2:])
+def _launch(kernel: Any, room: int, maps: list[Tensor], *others: Tensor | float | None) -> None:
+    """Run a kernel over all planes of some maps of one shape, all but the first of one layout."""
+    if maps[0].numel() == 0:
+        return
+    flat = [flatten(one, spatial_order(maps[0])) for one in maps]
+    programs, tile = choose(flat[0], room)
+    # A CPU tensor comes with Triton's interpreter.
+    with torch.cuda.device(maps[0].device) if maps[0].is_cuda else nullcontext():
+        kernel[(programs,)](*flat, flat[0].stride(), flat[-1].stride(), *flat[0].shape[1:], *others, **tile)
 
 
-def _launch(room: int, x: Tensor, *more: Tensor) -> tuple[list[Strides], tuple[int], dict[str, Any]]:
-    """Return the strides of all tensors, the grid, and what is constant while a kernel is compiled."""
-    order = spatial_order(x)
-    strides = [collapse(tensor, order) for tensor in (x, *more)]
-    found = [one for one in strides if one is not None]
-    assert len(found) == len(strides), f"{tuple(x.shape)}, strides {x.stride()}: spatial dimensions {order} are not one"
-    tiling = choose(found[0], *_sizes(x), room)
-    tile = {"planes": tiling.planes, "span": tiling.span, "is_whole": tiling.is_whole, "num_warps": tiling.warps}
-    return found, (tiling.programs,), tile
+def spatial_order(x: Tensor) -> list[int]:
+    """Return the spatial dimensions, outermost in memory first. SimAM does not care for their order."""
+    strides = x.stride()
+    return sorted(range(2, x.dim()), key=lambda dim: (x.shape[dim] > 1, -strides[dim]))
 
 
-def _current_device(x: Tensor) -> AbstractContextManager[object]:
-    """Make the device of `x` the one that Triton launches on. A CPU tensor comes with Triton's interpreter."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+def flatten(x: Tensor, order: list[int]) -> Tensor:
+    """Return `x` as a view of (sample, channel, position); a RuntimeError says that there is none in this order."""
+    return x.permute(0, 1, *order).view(*x.shape[:2], prod(x.shape[2:]))
+
+
+def choose(flat: Tensor, room: int) -> tuple[int, dict[str, int]]:
+    """Return how many programs attend `flat`, of which each may keep `room` elements on chip, and their tile.
+
+    That is planes, all of one sample, by a span of positions: all of them, or one step of a walk. Both are powers of
+    two. A thread has 16 elements of it, 32 in the largest tile, fewer in the smallest.
+    """
+    samples, channels, positions = flat.shape
+    span = triton.next_power_of_2(positions)
+    if flat.stride(2) <= flat.stride(1):
+        narrowest, planes = 1, max(1, SMALL_TILE // span)
+    else:
+        narrowest, planes = NARROWEST, WIDEST
+        while planes > narrowest and samples * triton.cdiv(channels, planes) < PROGRAMS:
+            planes //= 2
+    planes = min(planes, triton.next_power_of_2(channels))
+    while planes > narrowest and planes * span > room:
+        planes //= 2
+    is_whole = planes * span <= room
+    span = span if is_whole else SMALL_TILE // planes
+    warps = min(16, max(4, planes * span // 512))
+    tile = {"is_whole": is_whole, "planes": planes, "span": span, "num_warps": warps}
+    return samples * triton.cdiv(channels, planes), tile
 
 
 @triton.jit
 def _forward(
     x_ptr,
     y_ptr,
-    mean_ptr,
-    a_ptr,
     x_strides,
     y_strides,
     channels,
     positions,
+    mean_ptr,
+    a_ptr,
     e_lambda,
     keep,
     scale,
-    saves: tl.constexpr,
     is_whole: tl.constexpr,
     planes: tl.constexpr,
     span: tl.constexpr,
 ):
-    """Write y and, with `saves`, mu and a."""
-    sample, channel, plane, exists = _own_planes(channels, planes)
-    position = tl.arange(0, span)
+    """Write y and, unless their pointers are None, mu and a."""
+    sample, channel, exists = _own_planes(channels, planes)
+    x_rows, y_rows = _rows(x_ptr, x_strides, sample, channel), _rows(y_ptr, y_strides, sample, channel)
+    lane = tl.arange(0, span)[None, :]
+    # Every lane keeps (count, mean, sum(d^2)) of what it has seen, by Welford's update; they are merged at the end.
+    energy = tl.zeros((planes, span), tl.float32)
     if is_whole:
-        inside = exists[:, None] & (position < positions)[None, :]
-        x = _read(x_ptr, _offsets(sample, channel, position, x_strides), inside)
-        mean = tl.sum(x, 1) / positions
-        deviation = tl.where(inside, x - mean[:, None], 0.0)
-        a = _slope(tl.sum(deviation * deviation, 1), e_lambda, positions)
-        _write(y_ptr, _offsets(sample, channel, position, y_strides), _attended(x, mean, a, keep, scale), inside)
+        inside = exists[:, None] & (lane < positions)
+        x = _read(x_rows, x_strides, lane, inside)
+        count, means = inside.to(tl.float32), x
     else:
-        # Every lane keeps (count, mean, sum(d^2)) of what it has seen, by Welford's update; they are merged at the end.
-        count = tl.zeros((planes, span), tl.float32)
-        means = tl.zeros((planes, span), tl.float32)
-        energy = tl.zeros((planes, span), tl.float32)
+        count, means = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
         for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + position < positions)[None, :]
-            x = _read(x_ptr, _offsets(sample, channel, begin + position, x_strides), inside)
+            inside = exists[:, None] & (begin + lane < positions)
+            x = _read(x_rows, x_strides, begin + lane, inside)
             count += inside.to(tl.float32)
             delta = tl.where(inside, x - means, 0.0)
             means += delta / tl.maximum(count, 1.0)
             energy += delta * (x - means)
-        mean = tl.sum(count * means, 1) / positions
-        shift = means - mean[:, None]
-        a = _slope(tl.sum(energy + count * shift * shift, 1), e_lambda, positions)
-        for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + position < positions)[None, :]
-            x = _read(x_ptr, _offsets(sample, channel, begin + position, x_strides), inside)
-            y = _attended(x, mean, a, keep, scale)
-            _write(y_ptr, _offsets(sample, channel, begin + position, y_strides), y, inside)
-    if saves:
-        tl.store(mean_ptr + plane, mean, mask=exists)
-        tl.store(a_ptr + plane, a, mask=exists)
+    mean = tl.sum(count * means, 1) / positions
+    shift = means - mean[:, None]
+    energy += count * shift * shift
+    a = 1.0 / (tl.sum(energy, 1) * (4.0 / tl.maximum(positions - 1, 1)) + 4.0 * e_lambda)
+    for begin in range(0, span if is_whole else positions, span):
+        if not is_whole:
+            inside = exists[:, None] & (begin + lane < positions)
+            x = _read(x_rows, x_strides, begin + lane, inside)
+        deviation = x - mean[:, None]
+        y = x * (keep + scale * tl.sigmoid(deviation * deviation * a[:, None] + 0.5))
+        _write(y_rows, y_strides, begin + lane, inside, y)
+    if mean_ptr is not None:
+        tl.store(mean_ptr + sample * channels + channel, mean, mask=exists)
+        tl.store(a_ptr + sample * channels + channel, a, mask=exists)
 
 
 @triton.jit
@@ -162,103 +187,81 @@ def _backward(
     x_ptr,
     grad_ptr,
     result_ptr,
-    mean_ptr,
-    a_ptr,
     x_strides,
-    grad_strides,
     result_strides,
     channels,
     positions,
+    mean_ptr,
+    a_ptr,
     keep,
     scale,
     is_whole: tl.constexpr,
     planes: tl.constexpr,
     span: tl.constexpr,
 ):
-    """Write dx."""
-    sample, channel, plane, exists = _own_planes(channels, planes)
-    position = tl.arange(0, span)
-    mean = tl.load(mean_ptr + plane, mask=exists, other=0.0)
-    a = tl.load(a_ptr + plane, mask=exists, other=0.0)
+    """Write dx. The gradient of y has the strides of the result."""
+    sample, channel, exists = _own_planes(channels, planes)
+    x_rows, grad_rows = _rows(x_ptr, x_strides, sample, channel), _rows(grad_ptr, result_strides, sample, channel)
+    mean = tl.load(mean_ptr + sample * channels + channel, mask=exists, other=0.0)[:, None]
+    a = tl.load(a_ptr + sample * channels + channel, mask=exists, other=0.0)[:, None]
+    lane = tl.arange(0, span)[None, :]
     if is_whole:
-        inside = exists[:, None] & (position < positions)[None, :]
-        x = _read(x_ptr, _offsets(sample, channel, position, x_strides), inside)
-        grad = _read(grad_ptr, _offsets(sample, channel, position, grad_strides), inside)
+        inside = exists[:, None] & (lane < positions)
+        x, grad = _read(x_rows, x_strides, lane, inside), _read(grad_rows, result_strides, lane, inside)
         deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
-        first, second = tl.sum(product, 1), tl.sum(product * deviation, 1)
-        result = _gradient(deviation, gated, product, first, second, a, positions)
-        _write(result_ptr, _offsets(sample, channel, position, result_strides), result, inside)
+        firsts, seconds = product, product * deviation
     else:
-        firsts = tl.zeros((planes, span), tl.float32)
-        seconds = tl.zeros((planes, span), tl.float32)
+        firsts, seconds = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
         for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + position < positions)[None, :]
-            x = _read(x_ptr, _offsets(sample, channel, begin + position, x_strides), inside)
-            grad = _read(grad_ptr, _offsets(sample, channel, begin + position, grad_strides), inside)
+            inside = exists[:, None] & (begin + lane < positions)
+            x = _read(x_rows, x_strides, begin + lane, inside)
+            grad = _read(grad_rows, result_strides, begin + lane, inside)
             deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
             firsts += product
             seconds += product * deviation
-        first, second = tl.sum(firsts, 1), tl.sum(seconds, 1)
-        for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + position < positions)[None, :]
-            x = _read(x_ptr, _offsets(sample, channel, begin + position, x_strides), inside)
-            grad = _read(grad_ptr, _offsets(sample, channel, begin + position, grad_strides), inside)
+    first = tl.sum(firsts, 1)[:, None] / positions
+    second = tl.sum(seconds, 1)[:, None] * a * (4.0 / tl.maximum(positions - 1, 1))
+    result_rows = _rows(result_ptr, result_strides, sample, channel)
+    for begin in range(0, span if is_whole else positions, span):
+        if not is_whole:
+            inside = exists[:, None] & (begin + lane < positions)
+            x = _read(x_rows, x_strides, begin + lane, inside)
+            grad = _read(grad_rows, result_strides, begin + lane, inside)
             deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
-            result = _gradient(deviation, gated, product, first, second, a, positions)
-            _write(result_ptr, _offsets(sample, channel, begin + position, result_strides), result, inside)
+        dx = gated + 2.0 * a * (product - first - second * deviation)
+        _write(result_rows, result_strides, begin + lane, inside, dx)
 
 
 @triton.jit
 def _own_planes(channels, planes: tl.constexpr):
-    """Return sample, channels, index among all planes, and which channels exist, for this program."""
+    """Return the sample of this program, its channels, and which of them exist."""
     blocks = tl.cdiv(channels, planes)
     program = tl.program_id(0)
-    sample = (program // blocks).to(tl.int64)
     channel = (program % blocks) * planes + tl.arange(0, planes)
-    return sample, channel, sample * channels + channel, channel < channels
+    return (program // blocks).to(tl.int64), channel, channel < channels
 
 
 @triton.jit
-def _offsets(sample, channel, position, strides):
-    """Return where a tile lies."""
-    return sample * strides[0] + channel[:, None] * strides[1] + position[None, :] * strides[2]
+def _rows(pointer, strides, sample, channel):
+    """Return where the planes begin."""
+    return pointer + sample * strides[0] + channel[:, None] * strides[1]
 
 
 @triton.jit
-def _read(pointer, where, inside):
+def _read(rows, strides, position, inside):
     """Return a tile in float32, zero outside."""
-    return tl.load(pointer + where, mask=inside, other=0.0).to(tl.float32)
+    return tl.load(rows + position * strides[2], mask=inside, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _write(pointer, where, value, inside):
+def _write(rows, strides, position, inside, value):
     """Round once and store."""
-    tl.store(pointer + where, value.to(pointer.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def _slope(energy, e_lambda, positions):
-    """Return a, from sum(d^2)."""
-    return 1.0 / (energy * (4.0 / tl.maximum(positions - 1, 1)) + 4.0 * e_lambda)
-
-
-@triton.jit
-def _attended(x, mean, a, keep, scale):
-    """Return y."""
-    deviation = x - mean[:, None]
-    return x * (keep + scale * tl.sigmoid(deviation * deviation * a[:, None] + 0.5))
+    tl.store(rows + position * strides[2], value.to(rows.dtype.element_ty), mask=inside)
 
 
 @triton.jit
 def _terms(x, grad, mean, a, keep, scale):
     """Return d, g (keep + scale s) and scale h d; the last two are zero outside, where x and g are."""
-    deviation = x - mean[:, None]
-    s = tl.sigmoid(deviation * deviation * a[:, None] + 0.5)
+    deviation = x - mean
+    s = tl.sigmoid(deviation * deviation * a + 0.5)
     return deviation, grad * (keep + scale * s), scale * grad * x * s * (1.0 - s) * deviation
-
-
-@triton.jit
-def _gradient(deviation, gated, product, first, second, a, positions):
-    """Return dx, from `_terms` and from first and second, the sums of the last term and of it times d."""
-    tilt = second * a * (4.0 / tl.maximum(positions - 1, 1))
-    return gated + 2.0 * a[:, None] * (product - (first / positions)[:, None] - tilt[:, None] * deviation)

@@ -14,8 +14,8 @@ from simam_inject.attention.functional import simam
 class SimAM(nn.Module):
     """Parameter-free attention: multiplies every position of a feature map by its importance, in (0.62, 1).
 
-    The gate is not centred on one: put into a trained network, SimAM scales a site by about 0.7 until a `gain` is set,
-    normalisation statistics are estimated anew or the network is fine-tuned.
+    The gate is not centred on one: in a trained network, SimAM scales features by about 0.7 until a `gain` is set,
+    normalization statistics are recomputed, or the network is fine-tuned.
 
     Args:
         e_lambda: the regulariser lambda, finite and above 0; see `simam`. An integer above 1 warns: it is probably a
@@ -27,7 +27,7 @@ class SimAM(nn.Module):
         channel_dim: as given.
         strength: from 0 (the identity) to 1 (SimAM, at first); see `simam`.
         gain: what the gate is multiplied by; 1 at first. See `simam`.
-        bypassed: while True, `forward` returns its very input. False at first.
+        bypassed: if True, `forward` returns its input. Default: False.
 
     All are plain attributes: they may be set at any time, are checked when the module runs, are copied and pickled with
     it, and never appear in a `state_dict`.
@@ -63,7 +63,7 @@ class SimAM(nn.Module):
         self.bypassed = False
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return `x` attended, or `x` itself while `bypassed`."""
+        """Return SimAM of `x`, or `x` itself while `bypassed`."""
         if self.bypassed:
             return x
         return simam(x, self.e_lambda, channel_dim=self.channel_dim, strength=self.strength, gain=self.gain)

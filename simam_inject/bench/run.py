@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,8 +14,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of
 from simam_inject.api import injected
-from simam_inject.bench.memory import bytes_kept, peak_bytes
-from simam_inject.bench.timing import Quartiles, ratios, time_rounds
+from simam_inject.bench.measuring import Quartiles, bytes_kept, peak_bytes, ratios, time_rounds
 from simam_inject.bench.variants import PLAIN, SIMAM, make_variants
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError
@@ -93,61 +93,62 @@ def bench(
     Raises:
         InjectError: the recipe, the model or a peer is not fit; no CUDA device where one is asked for.
     """
-    device = _device(conditions)
-    model = network_of(model)
-    example = example_of(model, example_inputs)
+    device = _checked_device(conditions)
+    network = network_of(model)
+    example = _batched(example_of(network, example_inputs), conditions.batch)
     step("inserting")
-    variants = make_variants(model, recipe, example_inputs, against)
+    variants = make_variants(network, recipe, example_inputs, against)
     sites = injected(variants[SIMAM])
-    batch = _on(_batched(example, conditions.batch), device, conditions)
+    batch = Example(*map_nested(lambda leaf: _moved(leaf, device, conditions), (example.args, example.kwargs)))
     ready = {name: _made_ready(variant, device, conditions) for name, variant in variants.items()}
     rows: list[Row] = []
     not_run: list[tuple[str, str]] = []
-    for mode, training in (("inference", False), ("training", True)):
-        runs = {name: _runner(variant, batch, training=training) for name, variant in ready.items()}
+    for mode, runner in (("inference", _inference), ("training", _training)):
+        runs = {name: partial(runner, variant, batch) for name, variant in ready.items()}
         try:
             for run in runs.values():
                 run()
         except Exception as error:
             not_run.append((mode, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"))
             continue
-        times = time_rounds(
-            runs,
-            rounds=conditions.rounds,
-            warmups=conditions.warmups,
-            device=device,
-            before_round=lambda mode=mode: step(f"timing {mode}"),  # type: ignore[misc]
-        )
-        relative = ratios(times, PLAIN)
-        for name, variant in ready.items():
-            seconds = Quartiles.of(times[name])
-            kept = bytes_kept(variant, _forward(variant, batch)) if training else None
-            peak = peak_bytes(runs[name], device)
-            speed = conditions.batch / seconds.median if seconds.median else 0.0
-            rows.append(Row(mode, name, seconds, relative[name], speed, kept, peak))
-    floor = conditions.batch * sum(_bytes(site, conditions) for site in sites)
+        kept = {name: _kept(variant, batch) if mode == "training" else None for name, variant in ready.items()}
+        rows += _time(mode, runs, kept, device, conditions, partial(step, f"timing {mode}"))
+    floor = conditions.batch * sum(_bytes_moved(site, conditions) for site in sites)
     return Bench(tuple(rows), len(sites), floor, conditions, _machine(device), tuple(not_run))
 
 
-def _batched(example: Example, size: int) -> Example:
-    """The example with a batch of this size.
+def _time(
+    mode: str,
+    runs: Mapping[str, Callable[[], None]],
+    kept: dict[str, int | None],
+    device: torch.device,
+    conditions: Conditions,
+    before_round: Callable[[], None],
+) -> Iterator[Row]:
+    times = time_rounds(
+        runs, rounds=conditions.rounds, warmups=conditions.warmups, device=device, before_round=before_round
+    )
+    relative = ratios(times, PLAIN)
+    for name, run in runs.items():
+        seconds = Quartiles.of(times[name])
+        speed = conditions.batch / seconds.median if seconds.median else 0.0
+        yield Row(mode, name, seconds, relative[name], speed, kept[name], peak_bytes(run, device))
 
-    Raises:
-        ModelError: it has no batch dimension that could be enlarged.
-    """
-    larger = example if size == 1 else example.with_batch(size - 1)
-    if larger is None:
-        raise ModelError("the example input has no batch dimension; measure with --batch 1")
-    return larger
 
-
-def _device(conditions: Conditions) -> torch.device:
+def _checked_device(conditions: Conditions) -> torch.device:
     device = torch.device(conditions.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available here; measure on the CPU with --device cpu")
     if conditions.dtype not in DTYPES:
-        raise ModelError(f"there is no dtype named {conditions.dtype!r}; known are {', '.join(DTYPES)}")
+        raise ModelError(f"unknown dtype {conditions.dtype!r}; choose from {', '.join(DTYPES)}")
     return device
+
+
+def _batched(example: Example, size: int) -> Example:
+    larger = example if size == 1 else example.with_batch(size - 1)
+    if larger is None:
+        raise ModelError("the example input has no batch dimension; measure with --batch 1")
+    return larger
 
 
 def _made_ready(model: nn.Module, device: torch.device, conditions: Conditions) -> nn.Module:
@@ -157,55 +158,33 @@ def _made_ready(model: nn.Module, device: torch.device, conditions: Conditions) 
     return torch.compile(model) if conditions.compile else model  # type: ignore[return-value]
 
 
-def _on(example: Example, device: torch.device, conditions: Conditions) -> Example:
-    def move(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
-            return leaf
-        moved = leaf.to(device, DTYPES[conditions.dtype]) if leaf.is_floating_point() else leaf.to(device)
-        return (
-            moved.contiguous(memory_format=torch.channels_last)
-            if conditions.channels_last and moved.dim() == 4
-            else moved
-        )
-
-    return Example(*map_nested(move, (example.args, example.kwargs)))
+def _moved(leaf: Any, device: torch.device, conditions: Conditions) -> Any:
+    if not isinstance(leaf, torch.Tensor):
+        return leaf
+    moved = leaf.to(device, DTYPES[conditions.dtype] if leaf.is_floating_point() else None)
+    return moved.to(memory_format=torch.channels_last) if conditions.channels_last and moved.dim() == 4 else moved
 
 
-def _forward(model: nn.Module, example: Example) -> Callable[[], object]:
-    return lambda: model(*example.args, **example.kwargs)
+@torch.inference_mode()
+def _inference(model: nn.Module, example: Example) -> None:
+    model.eval()(*example.args, **example.kwargs)
 
 
-def _runner(model: nn.Module, example: Example, *, training: bool) -> Callable[[], object]:
-    forward = _forward(model, example)
-
-    def infer() -> None:
-        model.eval()
-        with torch.inference_mode():
-            forward()
-
-    def train() -> None:
-        with _training(model):
-            outputs = [tensor for _, tensor in tensors_in(forward()) if tensor.requires_grad]
-            torch.stack([tensor.float().mean() for tensor in outputs]).sum().backward()  # type: ignore[no-untyped-call]
-
-    return train if training else infer
-
-
-@contextmanager
-def _training(model: nn.Module) -> Iterator[None]:
-    model.train()
+def _training(model: nn.Module, example: Example) -> None:
     try:
-        yield
+        outputs = [tensor for _, tensor in tensors_in(model.train()(*example.args, **example.kwargs))]
+        torch.stack([tensor.float().mean() for tensor in outputs if tensor.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     finally:
         model.zero_grad(set_to_none=True)
 
 
-def _bytes(site: Insertion, conditions: Conditions) -> int:
-    size = 4 if conditions.dtype == "fp32" else 2
-    elements = 1
-    for length in site.shape[1:]:
-        elements *= length
-    return 2 * size * elements * int(site.runs)
+def _kept(model: nn.Module, example: Example) -> int:
+    return bytes_kept(model, lambda: model.train()(*example.args, **example.kwargs))
+
+
+def _bytes_moved(site: Insertion, conditions: Conditions) -> int:
+    """By one read and one write of the maps of one image."""
+    return 2 * DTYPES[conditions.dtype].itemsize * math.prod(site.shape[1:]) * int(site.runs)
 
 
 def _machine(device: torch.device) -> dict[str, str]:

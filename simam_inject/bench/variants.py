@@ -26,10 +26,10 @@ def peer_factory(name: str) -> Callable[[int], nn.Module]:
     """What makes the attention of that name for a number of channels.
 
     Raises:
-        ModelError: there is none of that name.
+        ModelError: the name is unknown.
     """
     if name not in PEERS:
-        raise ModelError(f"there is no attention named {name!r} to compare with; known are {', '.join(PEERS)}")
+        raise ModelError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
     file, kind = PEERS[name]
     factory: Callable[[int], nn.Module] = getattr(import_module(f"timm.layers.{file}"), kind)
     return factory
@@ -46,7 +46,7 @@ def make_variants(model: nn.Module, recipe: Any, example: Any, against: tuple[st
     for name, factory in factories.items():
         flat = next((site for site in injected(variants[SIMAM]) if len(site.shape) != 4), None)
         if flat is not None:
-            raise ModelError(f"{name} needs two-dimensional maps; the shape of {flat.path} is {flat.shape}")
+            raise ModelError(f"{name} needs two-dimensional feature maps; the shape of {flat.path} is {flat.shape}")
         twin = copy.deepcopy(model)
         variants[name] = inject(twin, recipe, example_inputs=example, attention=factory, verify=False)
     return variants

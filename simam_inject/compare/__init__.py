@@ -1,7 +1,7 @@
-"""Does attention help this network, where, and which one: paired runs, honest statistics, a report."""
+"""Compare attention modules in a network: paired runs, statistics, and a report."""
 
-from simam_inject.compare.comparison import Comparison
 from simam_inject.compare.records import Cell, Report
+from simam_inject.compare.report import Comparison
 from simam_inject.compare.running import compare
 from simam_inject.compare.statistics import Difference
 from simam_inject.compare.study import load_comparison

@@ -1,4 +1,4 @@
-"""The figures of a report, as SVG: differences with the noise floor, differences of each seed, learning curves."""
+"""The figures of a report, as SVG: differences with the noise floor and every seed, and learning curves."""
 
 from __future__ import annotations
 
@@ -35,33 +35,26 @@ def label(difference: Difference) -> str:
     return f"{difference.variant} · {difference.recipe}" if difference.recipe else difference.variant
 
 
-def draw_forest(comparison: Results) -> str:
-    """Mean and 95 % interval of each difference to plain; the band is the interval of plain against itself."""
+def draw_differences(comparison: Results) -> str:
+    """Mean, 95 % interval and every seed of each difference to plain; the band is plain against itself."""
     rows, floor = rows_of(comparison), comparison.noise_floor
-    figure, axes = _rows_figure(rows)
+    plain = {cell.seed: cell.value for cell in comparison.of(PLAIN)}
+    figure, axes = _figure(0.9 + 0.36 * len(rows))
+    axes.axvline(0, color=_GREY, lw=1, zorder=1)
     if floor is not None and not math.isnan(floor.low):
         axes.axvspan(floor.low, floor.high, color=_BAND, zorder=0, lw=0)
     for place, row in enumerate(rows):
-        colour = _colour(row)
-        if not math.isnan(row.low):
-            axes.plot([row.low, row.high], [place, place], color=colour, lw=2)
-        axes.plot([row.mean], [place], "o", color=colour, ms=5)
-    axes.set_xlabel("difference to plain")
-    return _svg(figure)
-
-
-def draw_pairs(comparison: Results) -> str:
-    """One dot a seed: this variant's run minus plain's of the same seed; the bar is the mean."""
-    rows = rows_of(comparison)
-    plain = {cell.seed: cell.value for cell in comparison.of(PLAIN)}
-    figure, axes = _rows_figure(rows)
-    for place, row in enumerate(rows):
+        colour = _GREY if row.variant == AGAIN else _COLOURS.get(row.verdict, _INK)
         runs = ((cell.value, plain.get(cell.seed)) for cell in comparison.of(row.variant, row.recipe))
         pairs = [value - base for value, base in runs if value is not None and base is not None]
         shifts = place + 0.22 * np.sin(2.4 * np.arange(len(pairs)))
-        axes.plot(pairs, shifts, "o", color=_colour(row), ms=3.5, alpha=0.65, mew=0)
-        axes.plot([row.mean, row.mean], [place - 0.36, place + 0.36], color=_colour(row), lw=2)
-    axes.set_xlabel("difference to plain, one dot a seed")
+        axes.plot(pairs, shifts, "o", color=colour, ms=3, alpha=0.45, mew=0)
+        axes.plot([row.low, row.high], [place, place], color=colour, lw=2)
+        axes.plot([row.mean], [place], "o", color=colour, ms=6)
+    axes.set_yticks(range(len(rows)), [label(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("difference to plain")
     return _svg(figure)
 
 
@@ -92,19 +85,6 @@ def _mean_curve(cells: Sequence[Cell]) -> list[tuple[int, float]]:
     curves = [dict(cell.curve) for cell in cells if cell.curve and cell.value is not None]
     shared = sorted(set.intersection(*(set(curve) for curve in curves))) if curves else []
     return [(epoch, float(np.mean([curve[epoch] for curve in curves]))) for epoch in shared]
-
-
-def _colour(row: Difference) -> str:
-    return _GREY if row.variant == AGAIN else _COLOURS.get(row.verdict, _INK)
-
-
-def _rows_figure(rows: Sequence[Difference]) -> tuple[Figure, Any]:
-    figure, axes = _figure(0.9 + 0.28 * len(rows))
-    axes.axvline(0, color=_GREY, lw=1, zorder=1)
-    axes.set_yticks(range(len(rows)), [label(row) for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0)
-    return figure, axes
 
 
 def _figure(height: float) -> tuple[Figure, Any]:

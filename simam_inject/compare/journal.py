@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import mmap
 import os
 from typing import Any
 
@@ -23,28 +24,16 @@ class Journal(JournalFileBackend):
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs).encode()
         with open(self._file_path, "r+b", buffering=0) as file:  # noqa: PTH123
             fcntl.flock(file, fcntl.LOCK_EX)
-            end = _cut_half_line(file)
+            end = 0
+            if os.path.getsize(self._file_path):  # noqa: PTH202
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
+                    end = written.rfind(b"\n") + 1
+            file.truncate(end)
             try:
                 file.seek(end)
                 while text:
                     text = text[file.write(text) :]
                 os.fsync(file.fileno())
             except OSError:
-                os.ftruncate(file.fileno(), end)
+                file.truncate(end)
                 raise
-
-
-def _cut_half_line(file: Any) -> int:
-    """Cut off what stands behind the last line break; the length that is left."""
-    size = end = file.seek(0, os.SEEK_END)
-    while end:
-        start = max(0, end - 65536)
-        file.seek(start)
-        last = file.read(end - start).rfind(b"\n")
-        if last >= 0:
-            end = start + last + 1
-            break
-        end = start
-    if end < size:
-        file.truncate(end)
-    return int(end)

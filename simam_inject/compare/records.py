@@ -1,10 +1,9 @@
-"""What a study is made of: variants, cells (one run each), and the comparison that is read off them."""
+"""What a study is made of: variants, cells (one run each), and what is read off them."""
 
 from __future__ import annotations
 
 import base64
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
@@ -12,12 +11,13 @@ from typing import Any
 import numpy as np
 
 from simam_inject.compare import statistics
-from simam_inject.compare.statistics import Difference, Values
+from simam_inject.compare.statistics import Difference
 
 PLAIN, AGAIN = "plain", "plain again"
 SIMAM = "simam"
 AGAIN_OFFSET = 1_000_000
 """The A/A arm trains from the weights of seed s on the data order of seed s + this."""
+SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +70,11 @@ class Cell:
         """Variant and recipe."""
         return self.variant, self.recipe
 
+    @property
+    def falls(self) -> bool:
+        """The learning curve ends below its start: perhaps a loss was returned, of which lower is better."""
+        return len(self.curve) > 2 and self.curve[-1][1] < self.curve[0][1]
+
     def right(self) -> np.ndarray:
         """One boolean a test sample."""
         bits = np.frombuffer(base64.b64decode(self.correct), np.uint8)
@@ -81,7 +86,7 @@ class Report:
 
     def __init__(self) -> None:
         self.curve: list[tuple[int, float]] = []
-        self.correct: np.ndarray | None = None
+        self.correct = np.zeros(0, bool)
 
     def __call__(self, epoch: int, value: float) -> None:
         """Add a point to the learning curve."""
@@ -123,7 +128,8 @@ class Results:
     """The A/A arm: plain again, from the same weights with another data order. Its true difference is zero."""
 
     def __post_init__(self) -> None:
-        values = self._values()
+        keys = dict.fromkeys(cell.key for cell in self.cells)
+        values = {key: {cell.seed: cell.value for cell in self.of(*key)} for key in keys}
         plain, again = values.pop((PLAIN, ""), {}), values.pop((AGAIN, ""), None)
         differences = statistics.compare_to(plain, values, resolve=self.resolve, looks=self.looks)
         object.__setattr__(self, "differences", tuple(map(self._with_test_noise, differences)))
@@ -133,24 +139,19 @@ class Results:
             floor = self._with_test_noise(replace(floor, verdict=statistics.NOISE_ONLY))
         object.__setattr__(self, "noise_floor", floor)
 
-    def _values(self) -> dict[tuple[str, str], Values]:
-        values: dict[tuple[str, str], dict[int, float | None]] = {}
-        for cell in self.cells:
-            values.setdefault(cell.key, {})[cell.seed] = cell.value
-        return dict(values)
-
     def of(self, variant: str, recipe: str = "") -> tuple[Cell, ...]:
         """Cells of one variant, by seed."""
         return tuple(sorted((cell for cell in self.cells if cell.key == (variant, recipe)), key=lambda c: c.seed))
 
     def _with_test_noise(self, difference: Difference) -> Difference:
-        plain = {cell.seed: cell for cell in self.of(PLAIN) if cell.correct and cell.value is not None}
-        other = {c.seed: c for c in self.of(difference.variant, difference.recipe) if c.correct and c.value is not None}
+        plain, other = (
+            {cell.seed: cell for cell in self.of(*key) if cell.correct and cell.value is not None}
+            for key in ((PLAIN, ""), (difference.variant, difference.recipe))
+        )
         seeds = sorted(plain.keys() & other.keys())
         if not seeds:
             return difference
-        first = plain[seeds[0]]
-        unit = (first.value or 0.0) / max(float(first.right().mean()), 1e-9)
+        unit = (plain[seeds[0]].value or 0.0) / max(float(plain[seeds[0]].right().mean()), 1e-9)
         noise = statistics.sample_noise([plain[s].right() for s in seeds], [other[s].right() for s in seeds], unit)
         return replace(difference, test_noise=noise)
 
@@ -169,39 +170,27 @@ class Results:
         return tuple(_notes(self))
 
 
-def falls(cell: Cell) -> bool:
-    """The learning curve ends below its start: perhaps a loss was returned, of which lower is better."""
-    return len(cell.curve) > 2 and cell.curve[-1][1] < cell.curve[0][1]
-
-
-SIGN = "the values of plain fall while it trains; higher must be better, so return the negative of a loss"
-
-
-def _notes(results: Results) -> Iterable[str]:
-    plain = results.of(PLAIN)
+def _notes(results: Results) -> Iterator[str]:
+    plain, floor = results.of(PLAIN), results.noise_floor
     if len(results.cells) < results.total:
         yield (
-            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts hold only if the moment to "
-            "stop was not chosen by looking at them"
+            f"unfinished: {len(results.cells)} of {results.total} runs; the verdicts are valid only if the "
+            "decision to stop did not depend on them"
         )
     if results.looks > 1:
-        yield f"seeds were added after a first result, so every p is multiplied by {results.looks}"
-    if len(plain) > 1 and 2 * sum(map(falls, plain)) > len(plain):
+        yield f"seeds were added after a first result, so every p value is multiplied by {results.looks}"
+    if len(plain) > 1 and 2 * sum(cell.falls for cell in plain) > len(plain):
         yield SIGN
-    values = {cell.value for cell in plain if cell.value is not None}
-    if len(plain) > 1 and len(values) == 1:
-        yield "plain gave the same value at every seed: its runs ignore the seed, or the metric is at its end"
-    weights: dict[int, set[str]] = {}
-    for cell in results.cells:
-        weights.setdefault(cell.seed, set()).update({cell.weights} - {""})
-    if any(len(found) > 1 for found in weights.values()):
+    if len(plain) > 1 and len({cell.value for cell in plain} - {None}) == 1:
+        yield "plain gave the same value at every seed: the runs ignore the seed, or the metric is saturated"
+    starts = {(cell.seed, cell.weights) for cell in results.cells if cell.weights}
+    if len(starts) > len({seed for seed, _ in starts}):
         yield (
-            "the variants of one seed did not start from the same weights: make_model draws them in another way, or "
-            "the workers differ. The pairs are noisier than they need be"
+            "the variants of one seed did not start from the same weights: make_model ignores the seed, or the "
+            "workers differ. The differences are noisier than necessary"
         )
-    floor = results.noise_floor
-    if floor is not None and not math.isnan(floor.p) and floor.p < statistics.LEVEL:
+    if floor is not None and floor.p < statistics.LEVEL:
         yield (
             f"plain again differs from plain by {floor.mean:+.2f} (p {floor.p:.3f}), though nothing but the data order "
-            "differs: chance does this in one study of twenty. Read small differences with care"
+            "differs: this happens by chance in one study out of twenty. Interpret small differences with care"
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from simam_inject.compare import figures
@@ -12,62 +14,75 @@ from simam_inject.compare.statistics import BETTER, NOISE_ONLY, NOT_RESOLVED, WO
 from simam_inject.errors import CompareError
 
 _HEAD = (
-    "variant",
-    "recipe",
-    "seeds",
-    "difference",
-    "95 % interval",
-    "p (Holm)",
-    "verdict",
-    "what resolves it",
-    "test set",
+    *("variant", "recipe", "seeds", "difference", "95 % interval", "p (Holm)"),
+    *("verdict", "80 % power", "test set"),
 )
-_COST_HEAD = ("variant", "recipe", "mean (sd)", "parameters", "kept for backward", "time of a forward", "failed")
-_TIMES = "\N{MULTIPLICATION SIGN}"
+_COST_HEAD = ("variant", "recipe", "mean (sd)", "parameters", "saved for backward", "forward time", "failed")
 METHOD = (
-    "A difference is the mean over the seeds of a run minus plain's run of the same seed: same first weights, same "
-    "order of the data, same number of epochs. The interval is a t interval for that difference alone. p is that of "
-    "a t test, corrected by Holm over all comparisons here, and the verdict follows p. Plain again is plain from the "
-    "same weights with another order of the data: its true difference is zero, and what it shows is noise. What "
-    "resolves it: seeds for 80 % power. Test set: how far another test set of the same size, of independent samples, "
-    "would move the difference."
+    "Difference: mean over the seeds of the variant's result minus the result of plain for the same seed; both start "
+    "from the same weights and see the data in the same order for the same number of epochs. The interval is a t "
+    "interval for that difference alone. p is from a paired t test with Holm's correction over all comparisons in this "
+    "table; the verdict follows p. Plain again is plain with another data order: its true difference is zero, so it "
+    "shows the noise. 80 % power: how many seeds detect which difference. Test set: half of the 95 % interval of the "
+    "difference over test sets of this size, with independent samples."
 )
 
 
-def render_markdown(comparison: Results) -> str:
-    """Tables and notes, without figures."""
-    data = describe(comparison)
-    lines = [f"# {data['title']}", "", data["answer"], ""]
-    lines += [f"* {note}" for note in data["notes"]] + [""] * bool(data["notes"])
-    lines += [_table(_HEAD, data["rows"]), "", _table(_COST_HEAD, data["costs"]), ""]
-    if data["failures"]:
-        lines += ["Runs that gave no value:", ""]
-        lines += [f"* {where}: {' '.join(error.split())}" for where, error in data["failures"]] + [""]
-    lines += [METHOD, ""]
-    lines += [f"    {key}: {value}" for key, value in data["made_with"]]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True, slots=True)
+class Comparison(Results):
+    """All cells of a study, what they say, and the report about them.
 
+    Example:
+        >>> comparison = compare(make_model, ["paper"], train, against=["se"])  # doctest: +SKIP
+        >>> for difference in comparison.differences:  # doctest: +SKIP
+        ...     print(difference.variant, difference.recipe, difference.mean, difference.verdict)
+    """
 
-def render_html(comparison: Results) -> str:
-    """One page with the figures inside."""
-    try:
-        import jinja2
-        import matplotlib as mpl  # noqa: F401
-    except ImportError as error:
-        raise CompareError(
-            f"{error.name} is not installed, which the report needs: pip install 'simam_inject[compare]'"
-        ) from None
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    return template.render(
-        **describe(comparison),
-        head=_HEAD,
-        cost_head=_COST_HEAD,
-        method=METHOD,
-        forest=figures.draw_forest(comparison),
-        pairs=figures.draw_pairs(comparison),
-        curves=figures.draw_curves(comparison),
-    )
+    def to_markdown(self) -> str:
+        """The report as Markdown: tables and notes, without figures."""
+        data = describe(self)
+        lines = [f"# {data['title']}", "", data["answer"], ""]
+        lines += [f"* {note}" for note in data["notes"]] + [""] * bool(data["notes"])
+        lines += [_table(_HEAD, data["rows"]), "", _table(_COST_HEAD, data["costs"]), ""]
+        if data["failures"]:
+            lines += ["Failed runs:", ""]
+            lines += [f"* {where}: {' '.join(error.split())}" for where, error in data["failures"]] + [""]
+        lines += [METHOD, ""]
+        lines += [f"    {key}: {value}" for key, value in data["made_with"]]
+        return "\n".join(lines) + "\n"
+
+    __str__ = to_markdown
+
+    def to_html(self) -> str:
+        """The report as one HTML page with its figures inside.
+
+        Raises:
+            CompareError: jinja2 or matplotlib is not installed.
+        """
+        try:
+            import jinja2
+            import matplotlib as mpl  # noqa: F401
+        except ImportError as error:
+            raise CompareError(
+                f"{error.name} is not installed, which the report needs: pip install 'simam_inject[compare]'"
+            ) from None
+        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+        template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+        return template.render(
+            **describe(self),
+            head=_HEAD,
+            cost_head=_COST_HEAD,
+            method=METHOD,
+            differences=figures.draw_differences(self),
+            curves=figures.draw_curves(self),
+        )
+
+    def save(self, html: str | Path | None = None, markdown: str | Path | None = None) -> None:
+        """Write the report to files."""
+        if html is not None:
+            Path(html).write_text(self.to_html(), encoding="utf-8")
+        if markdown is not None:
+            Path(markdown).write_text(self.to_markdown(), encoding="utf-8")
 
 
 def describe(comparison: Results) -> dict[str, Any]:
@@ -101,21 +116,23 @@ def answer(comparison: Results) -> str:
             parts.append(f"{verdict.capitalize()} than plain: {names}.")
     if found := by_verdict.get(NOT_RESOLVED):
         which = "None of the others" if parts else "No variant"
-        parts.append(f"{which} is told apart from plain: so many seeds would miss {_missed(found)}.")
+        parts.append(
+            f"{which} differs significantly from plain; with this many seeds, {_missed(found)} may go undetected."
+        )
     if found := by_verdict.get(NOISE_ONLY):
         parts.append(
             f"{len(found)} of {len(comparison.differences)} comparisons have fewer than 5 usable seeds, or differences "
             "that are the same at every seed: their numbers are an estimate of the noise only."
         )
-    return " ".join(parts) or "There is no result yet."
+    return " ".join(parts) or "No results yet."
 
 
 def _missed(rows: list[Difference]) -> str:
     sizes = sorted(f"{row.detectable:.2g}" for row in rows if not math.isnan(row.detectable))
     if not sizes:
-        return "anything"
+        return "any difference"
     low, high = min(sizes, key=float), max(sizes, key=float)
-    return f"a true difference below {low}" + (f" to {high}, by the variant" if low != high else "")
+    return f"true differences below {low}" + (f" to {high} (depending on the variant)" if low != high else "")
 
 
 def _name(row: Difference) -> str:
@@ -137,39 +154,36 @@ def _remedy(row: Difference, resolve: float | None) -> str:
     if row.verdict not in (NOT_RESOLVED, NOISE_ONLY) or row.variant == AGAIN or not row.sd > 0:
         return ""
     if resolve is not None:
-        return f"{'over 100,000' if row.needed is None else row.needed} seeds for {resolve:g}"
-    return f"{row.seeds} seeds find {row.detectable:.2g}"
+        return f"{'over 100,000' if row.needed is None else row.needed} seeds detect {resolve:g}"
+    return f"{row.seeds} seeds detect {row.detectable:.2g}"
 
 
 def _cost_row(comparison: Results, variant: str, recipe: str) -> tuple[str, ...]:
-    cells, plain = comparison.of(variant, recipe), comparison.costs(PLAIN)
+    cells, costs = comparison.of(variant, recipe), comparison.costs(variant, recipe)
     values = [cell.value for cell in cells if cell.value is not None]
-    costs = comparison.costs(variant, recipe)
-    mean = sum(values) / len(values) if values else math.nan
-    spread = math.sqrt(sum((v - mean) ** 2 for v in values) / (len(values) - 1)) if len(values) > 1 else math.nan
     failed = len(cells) - len(values)
     return (
         *(variant, recipe),
-        f"{mean:.2f}" + (f" ({spread:.2f})" if len(values) > 1 else "") if values else "",
-        *_cost_words(costs, plain),
+        (f"{mean(values):.2f}" if values else "") + (f" ({stdev(values):.2f})" if len(values) > 1 else ""),
+        *(_cost_words(costs, comparison.costs(PLAIN) or costs) if costs else ("", "", "")),
         f"{failed} of {len(cells)}" if failed else "",
     )
 
 
-def _cost_words(costs: Costs | None, plain: Costs | None) -> tuple[str, str, str]:
-    if costs is None:
-        return "", "", ""
-    base = costs if plain is None else plain
-    parameters = f"{costs.parameters:,}"
-    if costs.parameters != base.parameters:
-        parameters += f" ({costs.parameters - base.parameters:+,})"
-    kept = "" if costs.kept_bytes is None else f"{costs.kept_bytes / 2**20:.2f} MiB"
-    if costs.kept_bytes is not None and base.kept_bytes:
-        kept += f" ({_TIMES}{costs.kept_bytes / base.kept_bytes:.2f})"
-    seconds = "" if costs.seconds is None else f"{1e3 * costs.seconds:.2f} ms"
-    if costs.seconds is not None and base.seconds:
-        seconds += f" ({_TIMES}{costs.seconds / base.seconds:.2f})"
-    return parameters, kept, seconds
+def _cost_words(costs: Costs, plain: Costs) -> tuple[str, str, str]:
+    added = costs.parameters - plain.parameters
+    return (
+        f"{costs.parameters:,}" + (f" ({added:+,})" if added else ""),
+        _with_factor(costs.kept_bytes, plain.kept_bytes, 2**-20, "MiB"),
+        _with_factor(costs.seconds, plain.seconds, 1e3, "ms"),
+    )
+
+
+def _with_factor(value: float | None, plain: float | None, scale: float, unit: str) -> str:
+    """A cost, and how many times that of plain it is."""
+    if value is None:
+        return ""
+    return f"{scale * value:.2f} {unit}" + (f" (\N{MULTIPLICATION SIGN}{value / plain:.2f})" if plain else "")
 
 
 def _signed(value: float) -> str:

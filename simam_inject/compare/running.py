@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from simam_inject.compare.comparison import Comparison
-from simam_inject.compare.records import PLAIN, SIGN, Cell, Progress, Train, falls
+from simam_inject.compare.records import PLAIN, SIGN, Progress, Train
+from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, load_optuna
 from simam_inject.compare.variants import Experiment, list_variants, name_recipes, run_cell
 from simam_inject.errors import CompareError
@@ -75,12 +75,12 @@ def compare(
     """
     optuna = load_optuna()
     if seeds < 1:
-        raise CompareError(f"seeds is {seeds}; at least 1 is needed, and 5 for a verdict")
+        raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     named = name_recipes(recipes)
     variants = list_variants(tuple(named), against, e_lambdas)
     experiment = Experiment(make_model, train, named, variants, example_inputs, batches)
     written = {
-        "recipes": {key: recipe if isinstance(recipe, str) else _plain(recipe) for key, recipe in named.items()},
+        "recipes": {key: _written(recipe) for key, recipe in named.items()},
         "variants": [[variant.name, variant.recipe] for variant in variants],
         "warm_start": batches is not None,
         **(settings or {}),
@@ -95,12 +95,14 @@ def compare(
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         reason = getattr(error, "strerror", None) or str(error.__cause__ or error)
         raise CompareError(
-            f"the study cannot be written: {reason}; every finished run is kept. Make room, or mend what is in the "
-            "way, and give the same command again"
+            f"the study cannot be written: {reason}; every finished run is saved. Free some space or fix the "
+            "cause, and run the same command again"
         ) from error
 
 
-def _plain(recipe: Any) -> Any:
+def _written(recipe: Any) -> Any:
+    if isinstance(recipe, str):
+        return recipe
     return recipe.to_dict() if hasattr(recipe, "to_dict") else repr(recipe)
 
 
@@ -108,7 +110,12 @@ def _work(study: Study, experiment: Experiment, budget: float | None, progress: 
     """Run cells until none waits, or the next would end after the budget."""
     by_name = {(variant.name, variant.recipe): variant for variant in experiment.variants}
     started, lengths = time.monotonic(), list[float]()
-    progress(_progress(study, lengths))
+
+    def show() -> None:
+        done, total = study.counts()
+        progress(Progress(done, total, median(lengths) * (total - done) if lengths else None))
+
+    show()
     while budget is None or time.monotonic() - started + median(lengths or [0.0]) < budget:
         ticket = study.take()
         if ticket is None:
@@ -122,15 +129,6 @@ def _work(study: Study, experiment: Experiment, budget: float | None, progress: 
             raise
         study.finish(ticket, cell)
         lengths.append(cell.seconds)
-        _warn_of_sign(cell)
-        progress(_progress(study, lengths))
-
-
-def _progress(study: Study, lengths: list[float]) -> Progress:
-    done, total = study.counts()
-    return Progress(done, total, median(lengths) * (total - done) if lengths else None)
-
-
-def _warn_of_sign(cell: Cell) -> None:
-    if cell.variant == PLAIN and falls(cell):
-        warnings.warn(SIGN, stacklevel=4)
+        if cell.variant == PLAIN and cell.falls:
+            warnings.warn(SIGN, stacklevel=3)
+        show()

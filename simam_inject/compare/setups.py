@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -16,9 +16,11 @@ from torch import nn
 from simam_inject.compare.records import Report, Train
 from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError
-from simam_inject.zoo import build
+from simam_inject.zoo import build, load_weights
 
 _WARM_BATCHES = 8
+_QUIET = {"plots": False, "save": False, "exist_ok": True}
+"""Settings of ultralytics under which a run leaves nothing behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,21 +44,18 @@ def set_up_classifier(
     """
     images = open_folder(data, training.size, augment=training.augment)
     loader, _ = make_loaders(images, training, seed=0)
-    state = None if weights is None else _read_weights(weights)
+    built = build(model, pretrained=pretrained, num_classes=len(images.classes))
+    state = load_weights(built, Path(weights)).model.state_dict() if weights else None
 
     def make_model() -> nn.Module:
         network: nn.Module = build(model, pretrained=pretrained, num_classes=len(images.classes)).model
         if state is not None:
-            try:
-                network.load_state_dict(state)
-            except RuntimeError as error:
-                raise CompareError(f"{weights} does not fit {model}: {error}") from None
+            network.load_state_dict(state)
         return network
 
     def train(network: nn.Module, seed: int, report: Report) -> float:
         return fit(network, images, training, device, seed, report)
 
-    make_model()  # a mistake in the model or its weights stops the study before it begins
     warm = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
     settings = {"model": model, "data": str(data), "pretrained": pretrained, "weights": weights, **asdict(training)}
     return Setup(make_model, train, _example(min(training.batch, 8), training.size), settings, warm)
@@ -64,20 +63,6 @@ def set_up_classifier(
 
 def _example(images: int, size: int) -> torch.Tensor:
     return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def _read_weights(path: str) -> dict[str, torch.Tensor]:
-    try:
-        if path.endswith(".safetensors"):
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CompareError(f"{path} cannot be read as weights: {str(error).splitlines()[0]}") from None
-    if not isinstance(state, dict):
-        raise CompareError(f"{path} holds {type(state).__name__}, not a state_dict")
-    return state
 
 
 def set_up_yolo(model: str, data: str, training: Training, device: str, *, weights: str | None = None) -> Setup:
@@ -100,11 +85,10 @@ def set_up_yolo(model: str, data: str, training: Training, device: str, *, weigh
 
     def train(made: nn.Module, seed: int, report: Report) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            overrides = {"model": model, "data": data, "epochs": training.epochs, "batch": training.batch}
-            overrides |= {"imgsz": training.size, "workers": training.workers, "device": device, "seed": seed}
-            # The same number of epochs for all: no early end.
-            overrides |= {"patience": training.epochs + 1, "project": folder, "amp": training.amp}
-            overrides |= {"plots": False, "save": False, "exist_ok": True}
+            overrides = {"model": model, "data": data, "device": device, "seed": seed, "project": folder, **_QUIET}
+            overrides |= {"epochs": training.epochs, "patience": training.epochs + 1}  # no early end
+            overrides |= {"batch": training.batch, "imgsz": training.size}
+            overrides |= {"amp": training.amp, "workers": training.workers}
             trainer = yolo.task_map[task]["trainer"](overrides=overrides)
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
@@ -132,16 +116,18 @@ def _count_classes(data: str, task: str) -> int:
     try:
         found = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
     except Exception as error:
-        raise CompareError(f"{data} is no data set that ultralytics can read: {str(error).strip()}") from None
+        raise CompareError(f"{data} is not a data set that ultralytics can read: {str(error).strip()}") from None
     return int(found["nc"])
 
 
-def set_up(model: str, data: str, training: Training, device: str, **options: Any) -> Setup:
+def set_up(
+    model: str, data: str, training: Training, device: str, *, pretrained: bool = False, weights: str | None = None
+) -> Setup:
     """The one or the other, by the model's library."""
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CompareError("no CUDA device is available here; --device cpu")
-    is_yolo = build(model).source == "ultralytics"
-    if is_yolo and options.pop("pretrained", False):
-        raise CompareError("give a YOLO's trained weights as --weights yolov8n.pt")
-    make = functools.partial(set_up_yolo if is_yolo else set_up_classifier, model, data, training, device)
-    return make(**options)
+    if build(model).source != "ultralytics":
+        return set_up_classifier(model, data, training, device, pretrained=pretrained, weights=weights)
+    if pretrained:
+        raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
+    return set_up_yolo(model, data, training, device, weights=weights)

@@ -13,6 +13,7 @@ in at most 5 % of cases. Holm, S. (1979), A simple sequentially rejective multip
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,22 +78,18 @@ def compare_to(
         >>> compare_to(plain, {("simam", "paper"): better})[0].verdict
         'better'
     """
-    paired = {key: _pairs(plain, values) for key, values in others.items()}
-    tested = {key: p for key, sample in paired.items() if not math.isnan(p := t_test(sample))}
-    adjusted = {key: min(1.0, p * looks) for key, p in zip(tested, holm(list(tested.values())), strict=True)}
-    plain_failed = sum(value is None for value in plain.values())
+    samples = {key: _pairs(plain, values) for key, values in others.items()}
+    summaries = {key: summarize(sample) for key, sample in samples.items()}
+    raw = {key: p for key, (*_, p) in summaries.items() if not math.isnan(p)}
+    adjusted = {key: min(1.0, p * looks) for key, p in zip(raw, holm(list(raw.values())), strict=True)}
+    plain_failed, family = _count_failed(plain), len(others) * looks
     result = []
-    for (variant, recipe), sample in paired.items():
-        failed = sum(value is None for value in others[variant, recipe].values())
-        mean, low, high = t_interval(sample)
-        p, sd = adjusted.get((variant, recipe), math.nan), _deviation(sample)
+    for key, (mean, low, high, sd, _) in summaries.items():
+        seeds, failed, p = len(samples[key]), _count_failed(others[key]), adjusted.get(key, math.nan)
         verdict = _verdict(p, mean, failed, plain_failed)
-        family = len(others) * looks
-        detectable = detectable_difference(len(sample), sd, family)
+        detectable = detectable_difference(seeds, sd, family)
         needed = None if resolve is None else seeds_needed(resolve, sd, family)
-        result.append(
-            Difference(variant, recipe, len(sample), mean, low, high, p, verdict, sd, failed, detectable, needed)
-        )
+        result.append(Difference(*key, seeds, mean, low, high, p, verdict, sd, failed, detectable, needed))
     return tuple(result)
 
 
@@ -100,6 +97,10 @@ def _pairs(plain: Values, other: Values) -> list[float]:
     """Differences of the seeds that both have a value for."""
     both = ((plain.get(seed), value) for seed, value in sorted(other.items()))
     return [value - base for base, value in both if base is not None and value is not None]
+
+
+def _count_failed(values: Values) -> int:
+    return sum(value is None for value in values.values())
 
 
 def _verdict(p: float, mean: float, failed: int, plain_failed: int) -> str:
@@ -110,35 +111,23 @@ def _verdict(p: float, mean: float, failed: int, plain_failed: int) -> str:
     return BETTER if mean > 0 else WORSE
 
 
-def _deviation(sample: Sequence[float]) -> float:
-    """Standard deviation; 0 where only rounding tells the values apart, NaN below two of them."""
-    if len(sample) < 2:
-        return math.nan
-    deviation = float(np.std(sample, ddof=1))
-    return 0.0 if deviation <= 1e-12 * max(1.0, abs(float(np.mean(sample)))) else deviation
+def summarize(sample: Sequence[float]) -> tuple[float, float, float, float, float]:
+    """Mean, low and high of its 95 % t interval, standard deviation, and the two-sided p of a mean of zero.
 
-
-def t_interval(sample: Sequence[float]) -> tuple[float, float, float]:
-    """Mean, and the 95 % t interval of the mean (NaN below 2 values)."""
+    NaN where there are too few values: two are needed, and `FEWEST_SEEDS` for p. Equal differences at every seed are no
+    luck: such runs do not depend on the seed, and are one run. Their standard deviation is 0, and they have no p.
+    """
     from scipy import stats
 
     mean = float(np.mean(sample)) if sample else math.nan
     if len(sample) < 2:
-        return mean, math.nan, math.nan
-    half = float(stats.t.ppf(1 - LEVEL / 2, len(sample) - 1)) * _deviation(sample) / math.sqrt(len(sample))
-    return mean, mean - half, mean + half
-
-
-def t_test(sample: Sequence[float]) -> float:
-    """Two-sided p of a mean of zero; NaN below `FEWEST_SEEDS` values, or where they do not vary at all."""
-    from scipy import stats
-
-    deviation = _deviation(sample)
-    # Equal differences at every seed are no luck: such runs do not depend on the seed, and are one run.
-    if len(sample) < FEWEST_SEEDS or deviation == 0:
-        return math.nan
-    ratio = abs(float(np.mean(sample))) / deviation * math.sqrt(len(sample))
-    return float(2 * stats.t.sf(ratio, len(sample) - 1))
+        return mean, math.nan, math.nan, math.nan, math.nan
+    sd = float(np.std(sample, ddof=1))
+    if sd <= 1e-12 * max(1.0, abs(mean)):  # only rounding tells them apart
+        return mean, mean, mean, 0.0, math.nan
+    test = stats.ttest_1samp(sample, 0)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return mean, float(low), float(high), sd, float(test.pvalue) if len(sample) >= FEWEST_SEEDS else math.nan
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -159,8 +148,6 @@ def power(seeds: int, difference: float, sd: float, family: int = 1) -> float:
     """Chance that so many seeds find a true difference, in the worst step of Holm over `family` comparisons."""
     from scipy import stats
 
-    if seeds < 2 or sd <= 0:
-        return 0.0
     critical = stats.t.ppf(1 - LEVEL / family / 2, seeds - 1)
     shift = abs(difference) / sd * math.sqrt(seeds)
     return float(stats.nct.sf(critical, seeds - 1, shift))
@@ -173,22 +160,16 @@ def seeds_needed(difference: float, sd: float, family: int = 1) -> int | None:
         >>> seeds_needed(1.0, 0.67)  # one comparison, paired differences that spread by 0.67
         6
     """
-    if math.isnan(sd) or sd <= 0 or difference == 0:
+    if not sd > 0:
         return None
-    low, high = FEWEST_SEEDS - 1, FEWEST_SEEDS
-    while power(high, difference, sd, family) < POWER:
-        low, high = high, high * 2
-        if high > _MOST_SEEDS:
-            return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power(middle, difference, sd, family) >= POWER else (middle, high)
-    return high
+    enough = range(FEWEST_SEEDS, _MOST_SEEDS)
+    index = bisect_left(enough, POWER, key=lambda seeds: power(seeds, difference, sd, family))
+    return enough[index] if index < len(enough) else None
 
 
 def detectable_difference(seeds: int, sd: float, family: int = 1) -> float:
     """The smallest true difference that so many seeds find with 80 % power; NaN where the spread is unknown."""
-    if seeds < 2 or math.isnan(sd) or sd <= 0:
+    if not sd > 0:
         return math.nan
     from scipy import optimize
 

@@ -18,11 +18,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.compare.comparison import Comparison
 from simam_inject.compare.records import Cell, Costs, Variant
+from simam_inject.compare.report import Comparison
 from simam_inject.errors import CompareError
 
 if TYPE_CHECKING:
@@ -35,16 +36,8 @@ _CLAIM = 3.0
 NAME = "compare"
 _STARTED = time.time()
 """Tells this process from an earlier one that had its number."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ticket:
-    """A cell that this worker holds."""
-
-    trial: optuna.Trial
-    variant: str
-    recipe: str
-    seed: int
+_PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
+_RESULTS, _OWNERS = ("COMPLETE", "FAIL"), ("WAITING", "RUNNING", "COMPLETE", "FAIL")
 
 
 def load_optuna() -> Any:
@@ -76,13 +69,23 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
 
     path = Path(storage)
     if must_exist and not path.is_file():
-        raise CompareError(f"there is no study at {path}")
+        raise CompareError(f"no such study: {path}")
     if not path.parent.is_dir():
-        raise CompareError(f"there is no folder {path.parent} for the study {path.name}")
+        raise CompareError(f"no such folder: {path.parent}, for the study {path.name}")
     try:
         return optuna.storages.JournalStorage(Journal(str(path)))
-    except (ValueError, KeyError, UnicodeDecodeError):
-        raise CompareError(f"{path} is no study: it is not a journal that compare wrote") from None
+    except (ValueError, KeyError):
+        raise CompareError(f"{path} is not a study: compare did not write this file") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A cell that this worker holds."""
+
+    trial: optuna.Trial
+    variant: str
+    recipe: str
+    seed: int
 
 
 class Study:
@@ -122,21 +125,37 @@ class Study:
         self._variants = variants
         planned = list(self._study.user_attrs.get("planned", []))
         if not planned or seeds > planned[-1]:
-            planned = [*(planned if self._trials("COMPLETE", "FAIL") else []), seeds]
+            planned = [*(planned if self._trials(*_RESULTS) else []), seeds]
             self._study.set_user_attr("planned", planned)
         self._study.set_user_attr("cells", planned[-1] * len(variants))
+
+    def take(self) -> Ticket | None:
+        """The next cell, now held by this worker; None if every cell has a result or a worker."""
+        while self._trials("WAITING") or self._refill():
+            try:
+                trial = self._study.ask()
+                key = trial.user_attrs.get("cell")
+                # Another worker emptied the queue an instant before (a stray trial), or two queued the same cell.
+                if key is None or any(_cell(t) == key and t.number < trial.number for t in self._trials(*_OWNERS)):
+                    self._end(trial.number, "PRUNED")
+                    continue
+                trial.set_user_attr("worker", self.worker)
+            except self._optuna.exceptions.UpdateFinishedTrialError:
+                continue
+            return Ticket(trial, *json.loads(key))
+        return None
 
     def _refill(self) -> bool:
         """Queue the cells that are missing of the first seed that lacks some; False if none does.
 
         Seed by seed, so that a study that is stopped is balanced.
         """
-        there = {t.user_attrs.get("cell") for t in self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")}
+        there = set(map(_cell, self._trials(*_OWNERS)))
         for seed in range(self._study.user_attrs["planned"][-1]):
-            missing = [one for one in self._variants if _key(one.name, one.recipe, seed) not in there]
-            for one in missing:
-                cell = {"variant": one.name, "recipe": one.recipe, "seed": seed}
-                self._study.enqueue_trial({}, user_attrs={"cell": _key(one.name, one.recipe, seed), **cell})
+            keys = [json.dumps([one.name, one.recipe, seed]) for one in self._variants]
+            missing = [key for key in keys if key not in there]
+            for key in missing:
+                self._study.enqueue_trial({}, user_attrs={"cell": key})
             if missing:
                 return True
         return False
@@ -146,49 +165,21 @@ class Study:
         found: list[optuna.trial.FrozenTrial] = self._study.get_trials(deepcopy=False, states=wanted)
         return found
 
-    def take(self) -> Ticket | None:
-        """The next cell, now held by this worker; None if every cell has a result or a worker."""
-        while self._trials("WAITING") or self._refill():
-            try:
-                trial = self._study.ask()
-                attributes = trial.user_attrs
-                key = attributes.get("cell")
-                # Another worker emptied the queue an instant before (a stray trial), or two queued the same cell.
-                if self._has_owner(key, trial.number):
-                    self._retire(trial.number)
-                    continue
-                trial.set_user_attr("worker", self.worker)
-            except self._optuna.exceptions.UpdateFinishedTrialError:
-                continue
-            return Ticket(trial, attributes["variant"], attributes["recipe"], attributes["seed"])
-        return None
-
-    def _has_owner(self, key: str | None, number: int) -> bool:
-        """An earlier trial holds the cell; of a stray trial, which has none, nothing is missing."""
-        trials = self._trials("WAITING", "RUNNING", "COMPLETE", "FAIL")
-        return key is None or any(t.user_attrs.get("cell") == key and t.number < number for t in trials)
-
     def finish(self, ticket: Ticket, cell: Cell) -> bool:
         """Store the result; False if the cell was given to another worker meanwhile, which makes it no result."""
-        state = self._optuna.trial.TrialState
-        try:
+        with suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             ticket.trial.set_user_attr("outcome", json.dumps(asdict(cell)))
-            if cell.value is None:
-                self._study.tell(ticket.trial, state=state.FAIL)
-            else:
-                self._study.tell(ticket.trial, cell.value)
-        except (self._optuna.exceptions.UpdateFinishedTrialError, ValueError):
-            return False
-        return True
+            return self._end(ticket.trial.number, "FAIL" if cell.value is None else "COMPLETE", cell.value)
+        return False
 
     def release(self, ticket: Ticket) -> None:
         """Give a cell back that was not finished."""
-        self._retire(ticket.trial.number)
+        self._end(ticket.trial.number, "PRUNED")
 
-    def _retire(self, number: int) -> bool:
-        """Take a running trial out of the study; False if another worker did, or it ended."""
+    def _end(self, number: int, state: str, value: float | None = None) -> bool:
+        """End a running trial; False if another worker did."""
         try:
-            self._study.tell(number, state=self._optuna.trial.TrialState.PRUNED)
+            self._study.tell(number, value, self._optuna.trial.TrialState[state])
         except (self._optuna.exceptions.UpdateFinishedTrialError, ValueError):
             return False
         return True
@@ -200,32 +191,28 @@ class Study:
             retry_stale: Also those of workers elsewhere that gave no sign of life for `STALE` seconds. Without it only
                 those of processes of this machine that are gone.
         """
-        if any(_owner(trial) is None for trial in self._trials("RUNNING")):
+        if any("worker" not in trial.user_attrs for trial in self._trials("RUNNING")):
             time.sleep(_CLAIM)
-        dead = []
+        freed = 0
         for trial in self._trials("RUNNING"):
-            owner = _owner(trial)
-            silent = retry_stale and self._silence(owner) > STALE
-            if owner is None or silent or self._is_gone(owner):
-                dead.append(trial)
-        return sum(self._retire(trial.number) and "cell" in trial.user_attrs for trial in dead)
-
-    def _silence(self, worker: str | None) -> float:
-        return time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0))
+            worker = trial.user_attrs.get("worker")
+            beat = float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0))
+            is_silent = retry_stale and time.time() - beat > STALE
+            if worker is None or is_silent or self._is_gone(worker):
+                freed += self._end(trial.number, "PRUNED") and _cell(trial) is not None
+        return freed
 
     def _is_gone(self, worker: str) -> bool:
         """It is a process of this machine that does not run any more."""
-        if worker == self.worker or not worker.startswith(f"{platform.node()}:"):
+        machine, pid, _ = worker.rsplit(":", 2)
+        if worker == self.worker or machine != platform.node():
             return False
-        pid = int(worker.split(":")[1])
-        if pid == os.getpid():
+        if int(pid) == os.getpid():
             return True
         try:
-            os.kill(pid, 0)
-        except ProcessLookupError:
-            return True
-        except OSError:
-            return False
+            os.kill(int(pid), 0)
+        except OSError as error:
+            return isinstance(error, ProcessLookupError)
         return False
 
     @contextmanager
@@ -249,11 +236,16 @@ class Study:
 
     def counts(self) -> tuple[int, int]:
         """Cells that have a result, and all."""
-        return len(self._trials("COMPLETE", "FAIL")), int(self._study.user_attrs.get("cells", 0))
+        return len(self._trials(*_RESULTS)), int(self._study.user_attrs.get("cells", 0))
 
     def comparison(self) -> Comparison:
         """What the finished cells say."""
         return read_comparison(self._study)
+
+
+def _cell(trial: optuna.trial.FrozenTrial) -> str | None:
+    """Variant, recipe and seed of a trial, as JSON; None for a stray trial."""
+    return trial.user_attrs.get("cell")
 
 
 def read_comparison(study: optuna.Study) -> Comparison:
@@ -262,7 +254,7 @@ def read_comparison(study: optuna.Study) -> Comparison:
     cells: dict[str, Cell] = {}
     for trial in study.get_trials(deepcopy=False):
         outcome = trial.user_attrs.get("outcome")
-        if outcome is not None and trial.state.name in ("COMPLETE", "FAIL"):
+        if outcome is not None and trial.state.name in _RESULTS:
             data = json.loads(outcome)
             data["curve"] = tuple((epoch, value) for epoch, value in data["curve"])
             data["costs"] = None if data["costs"] is None else Costs(**data["costs"])
@@ -290,16 +282,7 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
             return read_comparison(optuna.load_study(study_name=name, storage=opened))
     except KeyError:
         names = ", ".join(optuna.get_all_study_names(opened)) or "none"
-        raise CompareError(f"the storage holds no study named {name!r}; it holds: {names}") from None
-
-
-def _owner(trial: optuna.trial.FrozenTrial) -> str | None:
-    """The worker that holds a running trial."""
-    return trial.user_attrs.get("worker")
-
-
-def _key(variant: str, recipe: str, seed: int) -> str:
-    return json.dumps([variant, recipe, seed])
+        raise CompareError(f"the storage has no study named {name!r}; it has: {names}") from None
 
 
 def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None:
@@ -308,24 +291,20 @@ def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None
     if other:
         lines = [f"  {key}: {there.get(key)!r} in the study, {asked.get(key)!r} here" for key in other]
         raise CompareError(
-            "\n".join([f"the storage holds the study {name!r} with other settings; nothing was changed", *lines])
-            + "\ngive this one another file or name, or the settings of the study"
+            "\n".join([f"the storage has a study {name!r} with other settings; nothing was changed", *lines])
+            + "\nuse another file or name, or the settings of that study"
         )
 
 
 def made_with() -> dict[str, str]:
     """The command and the versions, for the report."""
-    import importlib.metadata as metadata
-
-    found = {"python": platform.python_version(), "machine": platform.machine()}
-    for package in ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     program = Path(sys.argv[0]).name or "python"
-    program = "simam-inject" if program == "__main__.py" else program
-    return {"command": shlex.join([program, *sys.argv[1:]]), **found}
+    command = shlex.join(["simam-inject" if program == "__main__.py" else program, *sys.argv[1:]])
+    found = {"command": command, "python": platform.python_version(), "machine": platform.machine()}
+    for package in _PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 @contextmanager

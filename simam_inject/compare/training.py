@@ -7,7 +7,7 @@ channels last, torch.compile. Everything that is random follows from the seed an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -38,7 +38,7 @@ class Training:
     size: int = 224
     """Side of the images."""
     rate: float = 0.1
-    """Learning rate for 256 images a step; scaled to the real number."""
+    """Learning rate for a batch of 256 images; scaled to the real number."""
     warmup: float = 5
     """Epochs of rising rate."""
     decay: float = 1e-4
@@ -60,10 +60,10 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Images:
-    """Training and validation images with their classes."""
+    """Training and validation images, two data sets that have a length, with their classes."""
 
-    train: Dataset[Any]
-    val: Dataset[Any]
+    train: Any
+    val: Any
     classes: tuple[str, ...]
 
 
@@ -87,7 +87,7 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     parts = [(root / part).is_dir() for part in ("train", "val")]
     if (any(parts) and not all(parts)) or not root.is_dir():
         missing = root / "val" if parts[0] else root / "train"
-        raise CompareError(f"there is no folder {missing}; give a folder with train/ and val/, or one of classes")
+        raise CompareError(f"no such folder: {missing}; give a folder with train/ and val/, or one of classes")
     try:
         train = datasets.ImageFolder(root / "train" if all(parts) else root, varied)
         val = datasets.ImageFolder(root / "val" if all(parts) else root, plain)
@@ -96,43 +96,31 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     if train.classes != val.classes:
         raise CompareError(f"{folder}: train/ and val/ have different classes")
     if len(train.classes) < 2:
-        raise CompareError(f"{folder} has one class only, {train.classes[0]}; a classifier needs two")
-    if all(parts):
-        return _kept(Images(train, val, tuple(train.classes)), augment)
-    chosen = _every_fifth(train.targets)
-    rest = sorted(set(range(len(train))) - set(chosen))
-    return _kept(Images(Subset(train, rest), Subset(val, chosen), tuple(train.classes)), augment)
+        raise CompareError(f"{folder} has only one class, {train.classes[0]}; a classifier needs two")
+    classes: tuple[str, ...] = tuple(train.classes)
+    if not all(parts):
+        chosen = _every_fifth(train.targets)
+        train, val = Subset(train, sorted(set(range(len(train))) - set(chosen))), Subset(val, chosen)
+    if augment:
+        return Images(train, val, classes)
+    return Images(_read(train), _read(val), classes)  # they are the same every time
 
 
 def _every_fifth(targets: list[int]) -> list[int]:
-    seen: dict[int, int] = {}
-    chosen = []
+    places: dict[int, list[int]] = {}
     for index, target in enumerate(targets):
-        seen[target] = seen.get(target, 0) + 1
-        if seen[target] % _SPLIT == 0:
-            chosen.append(index)
+        places.setdefault(target, []).append(index)
+    chosen = [index for found in places.values() for index in found[_SPLIT - 1 :: _SPLIT]]
     if not chosen:
-        raise CompareError(f"no class has {_SPLIT} images, of which one would be for validation")
-    return chosen
+        raise CompareError(
+            f"every class has fewer than {_SPLIT} images, too few to hold out one in {_SPLIT} for validation"
+        )
+    return sorted(chosen)
 
 
-def _kept(images: Images, augment: bool) -> Images:
-    """Images that are the same every time are read once."""
-    if augment:
-        return images
-    return Images(_read(images.train), _read(images.val), images.classes)
-
-
-def _read(part: Dataset[Any]) -> TensorDataset:
-    pixels, labels = zip(*(part[index] for index in range(count(part))), strict=True)
+def _read(part: Any) -> TensorDataset:
+    pixels, labels = zip(*(part[index] for index in range(len(part))), strict=True)
     return TensorDataset(torch.stack(pixels), torch.tensor(labels))
-
-
-def count(images: Dataset[Any]) -> int:
-    """How many there are."""
-    if not isinstance(images, Sized):
-        raise CompareError("a data set without a length cannot be shared out by seed")
-    return len(images)
 
 
 def make_loaders(
@@ -140,15 +128,15 @@ def make_loaders(
 ) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """Each process reads its own part of both; of the validation set every image exactly once."""
     step = training.batch * processes
-    if count(images.train) < step:
-        raise CompareError(f"{count(images.train)} training images are fewer than one step of {step}")
+    if len(images.train) < step:
+        raise CompareError(f"{len(images.train)} training images are fewer than one batch of {step}")
     shared: dict[str, Any] = {
         "num_workers": training.workers,
         "pin_memory": torch.cuda.is_available(),
         "persistent_workers": training.workers > 0,
     }
     sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
-    part = Subset(images.val, range(rank, count(images.val), processes))
+    part = Subset(images.val, range(rank, len(images.val), processes))
     return (
         DataLoader(images.train, training.batch, sampler=sampler, drop_last=True, **shared),
         DataLoader(part, training.batch, **shared),
@@ -181,24 +169,21 @@ class Trainer:
             processes: How many train together.
         """
         self.network, self.loader, self.training, self.device, self.seed = network, loader, training, device, seed
-        self.ema = self._average() if training.ema else None
+        self.ema = None
+        if training.ema:
+            average: Any = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
+            self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         self.steps = min(len(loader), training.steps or len(loader))
         rate = training.rate * training.batch * processes / 256
-        self.optimizer = torch.optim.SGD(self._groups(), rate, momentum=0.9, nesterov=True)
+        matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
+        others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
+        groups = [{"params": matrices, "weight_decay": training.decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=training.smoothing)
         self.epoch = 0
         runnable: Any = network if wrapped is None else wrapped
         self.runnable = torch.compile(runnable) if training.compile else runnable
-
-    def _average(self) -> AveragedModel:
-        average: Any = get_ema_multi_avg_fn(self.training.ema)  # type: ignore[no-untyped-call]
-        return AveragedModel(self.network, multi_avg_fn=average, use_buffers=True)
-
-    def _groups(self) -> list[dict[str, Any]]:
-        matrices = [parameter for parameter in self.network.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in self.network.parameters() if parameter.ndim <= 1]
-        return [{"params": matrices, "weight_decay": self.training.decay}, {"params": others, "weight_decay": 0.0}]
 
     def _rate_at(self, step: int) -> float:
         """Share of the full rate: a linear rise, then half a cosine."""

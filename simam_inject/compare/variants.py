@@ -19,8 +19,7 @@ import torch.optim.swa_utils
 from torch import nn
 
 from simam_inject import inject
-from simam_inject.bench.memory import bytes_kept
-from simam_inject.bench.timing import Quartiles, time_rounds
+from simam_inject.bench.measuring import Quartiles, bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
 from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Report, Train, Variant
 from simam_inject.errors import CompareError, InjectError
@@ -55,9 +54,9 @@ def name_recipes(recipes: Sequence[Any]) -> dict[str, Any]:
 
 def list_variants(recipes: Sequence[str], against: Sequence[str], e_lambdas: Sequence[float]) -> tuple[Variant, ...]:
     """Plain, plain again, and for each recipe SimAM (at each lambda) and the peers."""
-    unknown = [name for name in against if name not in PEERS]
-    if unknown:
-        raise CompareError(f"there is no attention named {unknown[0]!r} to compare with; known are {', '.join(PEERS)}")
+    for name in against:
+        if name not in PEERS:
+            raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
     lambdas: Sequence[float | None] = list(dict.fromkeys(e_lambdas)) or [None]
     attentions = [*((SIMAM, value) for value in lambdas), *((name, None) for name in dict.fromkeys(against))]
     sited = [Variant(attention, recipe, value) for recipe in recipes for attention, value in attentions]
@@ -81,33 +80,30 @@ def build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modul
     model = make(seed) if _takes_seed(make) else make()
     if not isinstance(model, nn.Module):
         raise CompareError(f"make_model returned {type(model).__name__}; it must return a new torch.nn.Module")
-    weights = _fingerprint(model)
-    if variant.recipe:
-        attach(model, variant, experiment.recipes[variant.recipe], experiment.example_inputs)
+    weights, recipe = _fingerprint(model), experiment.recipes.get(variant.recipe, "")
+    if variant.attention == SIMAM:
+        inject(model, recipe, example_inputs=experiment.example_inputs, e_lambda=variant.e_lambda)
+    elif variant.recipe:
+        # Verification runs forwards, which would move the batch norms that a peer may hold (CBAM's does).
+        peer = peer_factory(variant.attention)
+        inject(model, recipe, example_inputs=experiment.example_inputs, attention=peer, verify=False)
     if experiment.batches is not None:
         # The same for every arm, plain included: gains that are fitted for SimAM alone would favour it.
         torch.optim.swa_utils.update_bn(experiment.batches, model)
     return model, weights
 
 
-def attach(model: nn.Module, variant: Variant, recipe: Any, example_inputs: Any) -> None:
-    """Put the variant's attention at the sites of the recipe: one call of the engine, for SimAM and peers alike."""
-    if variant.attention == SIMAM:
-        inject(model, recipe, example_inputs=example_inputs, e_lambda=variant.e_lambda)
-    else:
-        # Verification runs forwards, which would move the batch norms that a peer may hold (CBAM's does).
-        inject(model, recipe, example_inputs=example_inputs, attention=peer_factory(variant.attention), verify=False)
-
-
 def _takes_seed(make_model: Callable[..., Any]) -> bool:
     """It has a parameter that must be given, or one called `seed`."""
     try:
-        parameters = inspect.signature(make_model).parameters
+        signature = inspect.signature(make_model)
     except (TypeError, ValueError):
         return False
-    required = (parameter for parameter in parameters.values() if parameter.default is parameter.empty)
-    given = {inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD}
-    return "seed" in parameters or any(parameter.kind in given for parameter in required)
+    try:
+        signature.bind()
+    except TypeError:
+        return True
+    return "seed" in signature.parameters
 
 
 def _fingerprint(model: nn.Module) -> str:
@@ -136,20 +132,17 @@ def run_cell(experiment: Experiment, variant: Variant, seed: int) -> Cell:
         if not math.isfinite(value):
             value, error = None, f"diverged: the training function returned {value}"
         costs = measure_costs(model, experiment.example_inputs)
-    except InjectError as refusal:
-        error = str(refusal)
     except Exception as failure:
         if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        error = f"{type(failure).__name__}: {failure}"
-    correct = report.correct if report.correct is not None else np.zeros(0, bool)
+        error = f"{failure}" if isinstance(failure, InjectError) else f"{type(failure).__name__}: {failure}"
     return Cell(
         *(variant.name, variant.recipe, seed),
         value=value,
         error=error.strip()[:2000],
         curve=tuple(report.curve),
-        correct=base64.b64encode(np.packbits(correct).tobytes()).decode(),
-        samples=len(correct),
+        correct=base64.b64encode(np.packbits(report.correct).tobytes()).decode(),
+        samples=len(report.correct),
         weights=weights,
         costs=costs,
         seconds=round(time.perf_counter() - started, 3),

@@ -1,13 +1,16 @@
-"""Which dimension of a tensor is the batch, which hold channels, which are spatial: by experiment where possible.
+"""Which dimensions of a tensor are batch, channels and spatial: measured where possible.
 
-The forward is recorded again with a larger batch, and again with a larger image. What changes with the batch is the
-batch dimension, what changes with the image is spatial, and what stays is the channels. Where a network takes one size
-only, the layout that flows through its operations decides: a convolution writes N, C, spatial; a linear layer and a
-layer norm write channels last; permutations and reshapes move them. Names of classes decide nothing.
+The forward is recorded again with a larger batch, and again with a larger image. The dimension that changes with the
+batch is the batch dimension, those that change with the image are spatial, the rest are channels. Where a network takes
+one size only, the layout is propagated through its operations: a convolution writes N, C, spatial; permutations and
+reshapes move the channels; a linear layer or a layer norm over a tensor of unknown layout writes channels last. What
+does not come from these (the input, parameters, constants, operations that are not known) has no layout: SimAM is not
+applied to a guess. Class names are not used.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +18,7 @@ from typing import Any
 import torch
 
 from simam_inject.dataflow.values import Layout, Value
+from simam_inject.kinds import FAMILIES
 from simam_inject.nested import map_nested
 
 Shape = tuple[int, ...]
@@ -23,7 +27,14 @@ SAMPLES_ADDED = 1
 """How many samples the experiment with a larger batch adds: where a first dimension grows by more, it holds windows."""
 
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
-_LAST = ("linear", "rms_norm", "embedding", "multi_head_attention_forward")
+_LAST = ("embedding", "multi_head_attention_forward", "gru", "lstm", "rnn_")
+_LAST_IF_UNKNOWN = ("linear", "rms_norm")
+_RESIZES = frozenset(
+    ["cat", "pad", "repeat", "repeat_interleave", "mean", "sum", "amax", "amin", "max", "min", "norm", "index_select"]
+)
+"""Operations that change the size of the channel dimension, and leave it where it is."""
+_REARRANGES = frozenset(["einsum", "tensordot", "rot90", "as_strided", "permute_copy", "transpose_copy", "view_copy"])
+"""Operations that can move channels without a trace in shapes."""
 _MOVES = frozenset(
     [
         "view",
@@ -39,7 +50,9 @@ _MOVES = frozenset(
         "movedim",
         "moveaxis",
         "t",
-        "mt",
+        "m_t",
+        "m_h",
+        "h",
         "expand",
         "chunk",
         "split",
@@ -53,11 +66,6 @@ _MOVES = frozenset(
         "reshape_as",
     ]
 )
-
-
-def input_layout(rank: int) -> Layout:
-    """The layout of what a network is given."""
-    return frozenset({1}) if rank > 1 else NOWHERE
 
 
 def layout_after(
@@ -77,14 +85,18 @@ def layout_after(
         result: one tensor that it computed.
     """
     rank = 0 if result is None else result.dim()
-    if kind.startswith("conv"):
+    if kind in FAMILIES["conv"]:
         return frozenset({rank - 1 - int(kind[-2])})  # 1, or 0 without a batch
     if kind.startswith(_SECOND) or (kind.endswith("pool") and rank > 2):
         return inputs[0].layout if inputs and inputs[0].layout == {0} else frozenset({1})
-    if kind.startswith(_LAST) or (kind == "layer_norm" and _normalizes_one(args, kwargs)):
+    if not rank:
+        return NOWHERE
+    if kind.startswith(_LAST):
         return frozenset({rank - 1})
-    if not inputs or result is None:
-        return input_layout(rank)
+    if kind.startswith(_LAST_IF_UNKNOWN) or (kind == "layer_norm" and _normalizes_one(args, kwargs)):
+        return inputs[0].layout if inputs and inputs[0].layout else frozenset({rank - 1})
+    if not inputs or result is None or kind in _REARRANGES:
+        return NOWHERE
     shape = tuple(result.shape)
     like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
     if kind in _MOVES and func is not None:
@@ -93,7 +105,10 @@ def layout_after(
         last = rank - 1
         return frozenset({dim for dim in inputs[0].layout if dim != last} | ({last} & inputs[1].layout))
     if len(like.shape) == rank:
-        return like.layout
+        is_kept = kind in _RESIZES or all(
+            shape[dim] in (like.shape[dim], 1) or like.shape[dim] == 1 for dim in like.layout
+        )
+        return like.layout if is_kept else NOWHERE
     return _recognised(like, shape)
 
 
@@ -151,26 +166,14 @@ def _found_again(source: Value, probe: torch.Tensor, target: torch.Tensor) -> La
 
 def _recognised(source: Value, shape: Shape) -> Layout:
     """Layout after an operation that nothing is known about: channels are where their number went."""
-    rank = len(shape)
-    if rank < 3 or not source.layout:
-        return input_layout(rank) if rank < 3 else NOWHERE
-    channels = 1
-    for dim in source.layout:
-        channels *= source.shape[dim]
-    if len(source.shape) == rank and all(shape[dim] == source.shape[dim] for dim in source.layout):
-        return source.layout
-    if shape[1] == channels and shape[-1] != channels:
-        return frozenset({1})
-    if shape[-1] == channels and shape[1] != channels:
-        return frozenset({rank - 1})
-    if source.layout == {len(source.shape) - 1}:
-        return frozenset({rank - 1})
-    return source.layout if max(source.layout) < rank else NOWHERE
+    channels = math.prod(source.shape[dim] for dim in source.layout)
+    places = [dim for dim in range(1, len(shape)) if shape[dim] == channels]
+    return frozenset(places) if source.layout and len(places) == 1 else NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """What is known of the dimensions of a feature map, or why it is none that SimAM can be applied to."""
+    """The axes of a feature map, or the reason why SimAM cannot be applied to it."""
 
     channel_dim: int = 1
     name: str = ""
@@ -211,7 +214,11 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
             return Axes(obstacle=f"its first dimension holds windows or positions, not samples: its shape is {shape}")
         candidates -= resized
     elif fixed_size and other_batch is not None and other_batch[0] - shape[0] > SAMPLES_ADDED:
-        return Axes(obstacle=f"its first dimension holds windows or groups, not samples: its shape is {shape}")
+        more = other_batch[0] - shape[0]
+        return Axes(
+            obstacle=f"its first dimension grows by {more} for one sample more, so it holds windows, groups or frames: "
+            f"its shape is {shape}"
+        )
     measured = bool(resized) and len(candidates) == 1
     if measured:
         (channel,) = candidates

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.dataflow.twin import copier
 from simam_inject.errors import ModelError
 from simam_inject.nested import map_nested, tensors_in
 
@@ -19,6 +19,10 @@ DEFAULT_SIZE = (3, 224, 224)
 def copied(tensor: torch.Tensor) -> torch.Tensor:
     """Another tensor with the same content, of no graph; a leaf that asks for gradients does again."""
     return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+
+SPATIAL = slice(2, None), slice(1, -1), slice(-2, None)
+"""Where the spatial dimensions of an input can be: N, C, spatial; N, spatial, C; or frames and views, N, T, C, H, W."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +43,10 @@ class Example:
         Args:
             convert: makes the tensor that the run gets; one that is passed twice is passed twice again.
         """
-        twins: dict[int, Any] = {}
+        copy_of = copier(convert)
 
         def renew(leaf: Any) -> Any:
-            if isinstance(leaf, nn.Module):
-                return leaf
-            if id(leaf) not in twins:
-                if isinstance(leaf, torch.Tensor):
-                    twins[id(leaf)] = convert(leaf)
-                else:
-                    try:
-                        twins[id(leaf)] = copy.deepcopy(leaf, twins)
-                    except Exception:  # a lock, an open file: the run gets the thing itself
-                        twins[id(leaf)] = leaf
-            return twins[id(leaf)]
+            return leaf if isinstance(leaf, nn.Module) else copy_of(leaf)
 
         args, kwargs = map_nested(renew, (self.args, self.kwargs))
         return args, kwargs
@@ -113,17 +107,16 @@ class Example:
 
         return Example(*map_nested(shrink, (self.args, self.kwargs)))
 
-    def with_size(self, keeps_last: bool = False) -> Example | None:
+    def with_size(self, spatial: slice = SPATIAL[0]) -> Example | None:
         """The same example at a larger spatial size; None where no argument has one.
 
         Args:
-            keeps_last: the dimensions between the first and the last are spatial (channels last), instead of all
-                from the third on.
+            spatial: which dimensions of an argument are spatial.
         """
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
         if first is None or self._is_list_of_images:  # a detector resizes its images itself
             return None
-        dims = range(1, first.dim() - 1) if keeps_last else range(2, first.dim())
+        dims = range(first.dim())[spatial]
         lengths = {first.shape[dim] for dim in dims}
 
         def enlarge(leaf: Any) -> Any:

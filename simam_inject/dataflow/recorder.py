@@ -1,7 +1,7 @@
-"""Record one forward: who computes, returns and reads which tensor.
+"""Record one forward: which operation or module computes, returns and reads which tensor.
 
 A `TorchFunctionMode` (which belongs to one thread) sees every operation, and temporary hooks on a twin of the model see
-every module call. Tensors are told apart by identity, as Python variables are: where an operation or a module returns
+every module call. Tensors are identified by `id`: where an operation or a module returns
 one of its own inputs (in-place operations, `nn.Identity`), the forward gets another tensor object over the same memory.
 
 The result is one `torch.fx.Graph` for each module with children, which holds its first call: children are leaves,
@@ -11,25 +11,24 @@ operations are calls. Nothing is traced: the forward runs as Python, and sees te
 from __future__ import annotations
 
 import itertools
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import fx, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from simam_inject.dataflow.axes import input_layout, layout_after
+from simam_inject.dataflow.axes import NOWHERE, layout_after
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.graphs import add_input, add_node, known_node
 from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
 from simam_inject.dataflow.naming import Names
+from simam_inject.dataflow.table import ValueTable
 from simam_inject.dataflow.tensors import NOT_READS, is_method, source_position, storage_of, version_of, with_aliases
 from simam_inject.dataflow.twin import modules_with_python_forward
-from simam_inject.dataflow.values import NEVER, Frame, Layout, Read, Recording, Value, join, keyed
+from simam_inject.dataflow.values import Frame, Read, Recording, Value, join, keyed
 from simam_inject.nested import Key, map_nested, tensors_in
 
 
@@ -56,8 +55,7 @@ class Recorder(TorchFunctionMode):
         self.frame: Frame | None = None
         self.ticks = itertools.count()
         self.tick = 0
-        self.known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
-        self.storages: list[StorageWeakRef] = []
+        self.values = ValueTable(self.recording)
 
     def record(
         self, example: Example, convert: Callable[[torch.Tensor], torch.Tensor], *, with_graphs: bool = True
@@ -72,8 +70,15 @@ class Recorder(TorchFunctionMode):
         self._start(with_graphs=with_graphs)
         args, kwargs = example.fresh(convert)
         with torch.inference_mode(False), torch.no_grad(), self:
-            self.model(*args, **kwargs)
+            result = self.model(*args, **kwargs)
+        del args, kwargs, result
+        # What is alive now stands in a list or an attribute, for whoever reads it after the forward.
+        self.recording.results += [value for value in self.values.alive() if value not in self.recording.results]
         return self.recording
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        """Itself: a forward that copies one of its modules copies the hooks on it."""
+        return self
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -86,33 +91,6 @@ class Recorder(TorchFunctionMode):
                 ):
                     stack.callback(handle.remove)
             yield
-
-    # Values
-
-    def value_of(self, tensor: torch.Tensor) -> Value | None:
-        """The value of a tensor that the forward has seen; None for anything else."""
-        entry = self.known.get(id(tensor))
-        return entry[1] if entry is not None and entry[0]() is tensor else None
-
-    def new_value(self, tensor: torch.Tensor, layout: Layout) -> Value:
-        """Enter a tensor that the forward has just made."""
-        storage = storage_of(tensor)
-        if storage and storage not in self.recording.by_storage:
-            # As long as a weak reference is held, torch does not give the address to another storage.
-            self.storages.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
-        value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, self.tick)
-        self.known[id(tensor)] = weakref.ref(tensor), value
-        if storage:
-            self.recording.by_storage.setdefault(storage, []).append(value)
-        return value
-
-    def outside_value(self, tensor: torch.Tensor) -> Value:
-        """A tensor that was there before: a parameter, a buffer, a cached table."""
-        value = self.value_of(tensor)
-        if value is None:
-            value = self.new_value(tensor, input_layout(tensor.dim()))
-            value.made = NEVER
-        return value
 
     # Operations
 
@@ -151,7 +129,7 @@ class Recorder(TorchFunctionMode):
         assert frame is not None
         self.tick = tick = next(self.ticks)
         kind = function_kind(func)
-        inputs = [self.outside_value(tensor) for tensor in tensors if id(tensor) not in self.states]
+        inputs = [self.values.outside(tensor) for tensor in tensors if id(tensor) not in self.states]
         for tensor, version in zip(tensors, versions, strict=True):
             if version is not None and tensor._version != version:
                 self.recording.writes.setdefault(storage_of(tensor), []).append(tick)
@@ -165,7 +143,7 @@ class Recorder(TorchFunctionMode):
         values = []
         for keys, tensor in outputs:
             layout = layout_after(kind, func, args, kwargs, inputs, tensor)
-            values.append((keys, self.new_value(tensor, layout)))
+            values.append((keys, self.values.add(tensor, layout, tick)))
         if frame.is_scope:
             path = self._name_operation(frame, kind, func, args, kwargs, values, inputs) if values else ""
             for value in inputs:
@@ -234,37 +212,30 @@ class Recorder(TorchFunctionMode):
         def node_of(leaf: Any) -> Any:
             if not isinstance(leaf, torch.Tensor):
                 return leaf
-            return None if id(leaf) in self.states else known_node(frame, self.outside_value(leaf))
+            return None if id(leaf) in self.states else known_node(frame, self.values.outside(leaf))
 
-        args, kwargs = given
-        return add_node(
-            self.recording,
-            frame,
-            op,
-            target,
-            tuple(map_nested(node_of, args)),
-            dict(map_nested(node_of, kwargs)),
-            values,
-            path,
-        )
+        args, kwargs = (map_nested(node_of, part) for part in given)
+        return add_node(self.recording, frame, op, target, tuple(args), dict(kwargs), values, path)
 
     # Module calls
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Before a module's forward, behind all of its own pre-hooks."""
+        path = self.path_of.get(id(module))
+        if path is None:  # a copy that the forward has made: its operations are those of its caller
+            return
         with torch._C.DisableTorchFunction():
             self.tick = next(self.ticks)
             parent = self.frame
-            path = self.path_of[id(module)]
             is_scope = parent is None or any(child is not None for child in module._modules.values())
             frame = self.frame = Frame(path, module, parent, self.tick, is_scope)
-            given = [(None, entry) for entry in enumerate(args)] + [(None, entry) for entry in kwargs.items()]
+            given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
             inputs = []
-            for _, (name, argument) in given:
+            for name, argument in given:
                 for keys, tensor in tensors_in(argument):
                     if id(tensor) in self.states:
                         continue
-                    value = self.outside_value(tensor)
+                    value = self.values.outside(tensor)
                     value.arguments.append((frame, name, keys))
                     inputs.append(value)
             frame.inputs = tuple(inputs)
@@ -295,7 +266,7 @@ class Recorder(TorchFunctionMode):
         named = [(names[place] if place < len(names) else extra, argument) for place, argument in enumerate(args)]
         for parameter, argument in [*named, *kwargs.items()]:
             name = parameter + "_input" * (parameter in children)
-            values = [(keys, self.outside_value(t)) for keys, t in tensors_in(argument) if id(t) not in self.states]
+            values = [(keys, self.values.outside(t)) for keys, t in tensors_in(argument) if id(t) not in self.states]
             if not values:
                 continue
             path = join(frame.path, self._count(frame, name))
@@ -318,16 +289,17 @@ class Recorder(TorchFunctionMode):
                 return output
             self.tick = frame.end = next(self.ticks)
             parent = self.frame = frame.parent
-            given = [tensor for _, tensor in tensors_in(frame.given)]
+            arguments, frame.given = frame.given, ((), {})
+            given = [tensor for _, tensor in tensors_in(arguments)]
             returned = [tensor for _, tensor in tensors_in(output)]
             if any(tensor is one for tensor in returned for one in given):
                 output = with_aliases(output, given)
-            sources = {id(tensor): self.value_of(tensor) for tensor in given}
+            sources = {id(tensor): self.values.find(tensor) for tensor in given}
             for (keys, tensor), before in zip(tensors_in(output), returned, strict=True):
-                value = self.value_of(tensor)
+                value = self.values.find(tensor)
                 if value is None:
                     source = sources.get(id(before))
-                    value = self.new_value(tensor, source.layout if source else input_layout(tensor.dim()))
+                    value = self.values.add(tensor, source.layout if source else NOWHERE, self.tick)
                     if source is not None and frame.is_scope:
                         value.kind, value.inputs = "alias", (source,)
                 value.returns.append((frame, keys))
@@ -340,10 +312,10 @@ class Recorder(TorchFunctionMode):
                 self.recording.results = [value for _, value in frame.outputs]
                 self._finish_block(frame)
             else:
-                self._enter_call(parent, frame)
+                self._enter_call(parent, frame, arguments)
             return output
 
-    def _enter_call(self, parent: Frame, frame: Frame) -> None:
+    def _enter_call(self, parent: Frame, frame: Frame, arguments: tuple[Any, Any]) -> None:
         """The call as a leaf of its caller's graph."""
         name = self.names.inside(parent, frame.module)
         if frame.is_scope:
@@ -358,7 +330,7 @@ class Recorder(TorchFunctionMode):
                 value.reads.append(Read(frame.start, path))
         frame.name = path
         if parent.graph is not None:
-            node = self._node(parent, "call_module", name, frame.given, frame.outputs, path)
+            node = self._node(parent, "call_module", name, arguments, frame.outputs, path)
             kind = "block" if frame.is_scope else module_kind(frame.module)
             node.meta |= {"kind": kind, "frame": frame, "source": source_position(parent.module)}
 

@@ -1,4 +1,4 @@
-"""The facts that one recorded forward gives, and that every later stage reads. Records only: no torch.
+"""Records of one recorded forward, which all later stages use. No torch.
 
 A `Site` is one value of the model: what a child module returns, what an operation computes, what a block returns, or
 what a block is given. Its `path` names that value:
@@ -37,7 +37,7 @@ class Site:
     channel_dim: int = 1
     """1 for N, C, spatial; -1 for N, spatial, C."""
     axes: str = ""
-    """The dimensions in words: `NCHW`, `NHWC`, `NLC`, `NCDHW`, ...; empty where the value is no feature map."""
+    """The dimensions in words: `NCHW`, `NHWC`, `NLC`, `NCDHW`, ...; empty where the value is not a feature map."""
     axes_measured: bool = False
     """The axes were found by running other batch and image sizes; otherwise they were inferred from the operations."""
     reduction: int | None = None
@@ -68,7 +68,7 @@ class Site:
     runs: int = 1
     """How often the example forward computed it; 0 means never."""
     obstacle: str | None = None
-    """Why the value cannot be attended whatever the recipe says; None if it can."""
+    """Why SimAM cannot be applied to the value, for any recipe; None if it can."""
 
     @property
     def channels(self) -> int | None:

@@ -89,7 +89,7 @@ class Surveyor:
         frame: Frame | None = node.meta.get("frame") or (
             node.meta["entry_of"].meta.get("frame") if "entry_of" in node.meta else None
         )
-        is_entry = "entry_of" in node.meta or ("value" not in node.meta and False)
+        is_entry = "entry_of" in node.meta
         module = self.base.modules[frame.path] if frame is not None else None
         facts: dict[str, Any] = dict(node.meta.get("facts", {}))
         if module is not None and not is_entry:
@@ -105,8 +105,7 @@ class Surveyor:
         if kind == "block":
             returned = [value for _, value in node.meta.get("values", ())] or ([value] if value else [])
             reads = dict.fromkeys(origin for one in returned for origin in _origins(one))
-        is_used = node.users or (value is not None and (value.reads or value in self.base.results))
-        if kind != "input" and "obstacle" not in facts and not is_used:  # a forward may hand it on in a caller's list
+        if kind != "input" and "obstacle" not in facts and value is not None and not self._is_used(value):
             facts["obstacle"] = UNUSED
         self.sites[path] = Site(
             path=path,
@@ -117,6 +116,13 @@ class Surveyor:
             runs=self.base.runs[path],
             **facts,
         )
+
+    def _is_used(self, value: Value) -> bool:
+        """Some operation reads it, or the model returns it; being an argument, or an entry of a list, is no use yet."""
+        if value.reads or value in self.base.results:
+            return True
+        aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.kind == "alias")
+        return any(self._is_used(alias) for alias in aliases if value in alias.inputs)
 
     def _operands(self, node: fx.Node) -> tuple[str, ...]:
         """Paths of the tensors that a node reads; for an entry of a list, those that the list was made from."""
@@ -185,7 +191,7 @@ class Surveyor:
         shape, dtype = value.shape, str(value.dtype).removeprefix("torch.")
         facts: dict[str, Any] = {"shape": shape, "dtype": dtype}
         if not value.dtype.is_floating_point:
-            return facts | {"obstacle": f"holds {dtype}, not floating point numbers"}
+            return facts | {"obstacle": f"contains {dtype}, not floating-point numbers"}
         if not 3 <= len(shape) <= 5:
             return facts | {"obstacle": f"is not a feature map: its shape is {shape}"}
         axes = find_axes(

@@ -1,48 +1,60 @@
-"""Record a model, as if nothing had been injected: three forwards of a twin, and the facts that follow from them."""
+"""Record a model without its SimAM: three forwards of a twin, and the sites that follow from them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
-from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.example import SPATIAL, Example
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
-from simam_inject.dataflow.twin import Convert, same_surroundings, set_mode, to_clone, to_meta, twin_of
+from simam_inject.dataflow.surroundings import same_surroundings
+from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_meta, twin_of
 from simam_inject.dataflow.values import Recording
 from simam_inject.errors import ModelError
 
 
-def survey_model(model: nn.Module, example: Example, strip: Callable[[nn.Module], object]) -> Dataflow:
+def survey_model(
+    model: nn.Module, example: Example, strip: Callable[[nn.Module], object], *, with_values: bool = False
+) -> Dataflow:
     """Record the model's forward in eval mode on twins; the model, the example and other threads notice nothing.
 
     Args:
         model: any network with real tensors.
         example: arguments of one forward.
         strip: takes SimAM out of a twin.
+        with_values: run with real tensors at once, instead of only where the forward raises without their values.
 
     Raises:
         ModelError: a forward is being traced in this thread, or the model cannot be run on the example.
     """
     _refuse_while_tracing()
-    with same_surroundings(model):
+    with same_surroundings(model), _without_compiling():
         try:
-            return _survey(model, example, strip, to_meta)
+            if not with_values:
+                return _survey(model, example, strip, to_meta)
         except Exception:  # it looks at values, or uses operations that have no meta form: run with real tensors
             pass
         try:
             return _survey(model, example, strip, to_clone)
         except Exception as error:
-            first = next(iter(str(error).splitlines()), "")
-            shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in example.tensors)
-            raise ModelError(
-                f"{type(model).__name__} cannot be run on the example input ({shapes or 'no tensors'}): "
-                f"{type(error).__name__}: {first:.200}. Give inputs that it takes, with example_inputs=... in Python "
-                "or --input-size on the command line"
-            ) from error
+            raise cannot_run(model, example, error) from error
+
+
+def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelError:
+    """The error for a model that raises on an example."""
+    first = next(iter(str(error).splitlines()), "")
+    shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in example.tensors)
+    return ModelError(
+        f"{type(model).__name__} cannot be run on the example input ({shapes or 'no tensors'}): "
+        f"{type(error).__name__}: {first:.200}. Give inputs that it takes, with example_inputs=... in Python or "
+        "--input-size on the command line"
+    )
 
 
 def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
@@ -64,13 +76,24 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
         batch = attempt(example.with_batch(SAMPLES_ADDED))
         if batch is not None and not _differ(base, batch):  # the example's samples are counted in another way
             batch = None
-        size = attempt(example.with_size()) or attempt(example.with_size(keeps_last=True))
+        sizes = (attempt(example.with_size(spatial)) for spatial in SPATIAL)
+        size = next((recording for recording in sizes if recording is not None), None)
     return Surveyor(twin, example, base, batch, size).survey()
 
 
 def _differ(one: Recording, other: Recording) -> bool:
     """Some value has another shape."""
     return any(value.shape != other.values[path].shape for path, value in one.values.items() if path in other.values)
+
+
+@contextmanager
+def _without_compiling() -> Iterator[None]:
+    """Parts that were compiled run as they are written: a recording is not to be compiled."""
+    if "torch._dynamo" not in sys.modules:
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 def _refuse_while_tracing() -> None:
@@ -82,4 +105,4 @@ def _refuse_while_tracing() -> None:
         or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
     )
     if tracing:
-        raise ModelError("a forward is being traced; inject, plan and verify work on a model that is not being traced")
+        raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")

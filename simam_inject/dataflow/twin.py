@@ -1,4 +1,4 @@
-"""A twin of a model: the same modules over tensors of its own, so that a forward leaves no trace in the original.
+"""A twin of a model: the same modules with other tensors, so that a forward does not affect the original.
 
 Whatever a forward writes to (buffers, lists, counters, caches on the module) is the twin's. On the meta device a twin
 costs neither memory nor arithmetic.
@@ -7,23 +7,24 @@ costs neither memory nor arithmetic.
 from __future__ import annotations
 
 import copy
-import random
 import types
+import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
+
+from simam_inject.dataflow.surroundings import SHARED
 
 Convert = Callable[[torch.Tensor], torch.Tensor]
 _ATOMS = (int, float, complex, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType,
           types.ModuleType, torch.dtype, torch.device, torch.Size, range, slice)  # fmt: skip
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
-"""Objects of these refer to trainers, data sets and files; a forward has no business to write to them."""
+"""Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
+compared by identity, and objects with a `__del__`: the end of a copy would close what the original uses."""
 
 
 _HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
@@ -99,25 +100,42 @@ class _Copier:
             self.alive.append(value)
             self._fill(value)
             return self.twins[id(value)]
-        if kind.__module__.partition(".")[0] in _SHARED_LIBRARIES:
+        if kind is weakref.ref:
+            twin = self.twins.get(id(value()))
+            return value if twin is None else weakref.ref(twin)
+        is_shared = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or id(value) in SHARED.get()
+        if is_shared or kind is object or hasattr(kind, "__del__"):
             return value
+        return self._object(value)
+
+    def _object(self, value: Any) -> Any:
+        if _is_plain(type(value)):
+            return self._attributes(value)
         try:
             return copy.deepcopy(value, self.twins)
-        except Exception:  # a lock, a generator, an open file: shared
+        except Exception:  # it holds a lock, a generator, an open file: these are shared, and the rest is not
+            return self._attributes(value)
+
+    def _attributes(self, value: Any) -> Any:
+        try:
+            twin = object.__new__(type(value)) if hasattr(value, "__dict__") else value
+        except TypeError:
             return value
+        self.twins[id(value)] = twin  # before its attributes: they may refer to it
+        if twin is not value:
+            twin.__dict__.update((name, self.value(item)) for name, item in value.__dict__.items())
+        return twin
 
     def _function(self, function: types.FunctionType) -> types.FunctionType:
         """The function over the twins of what it closes over; itself where that cannot belong to the model."""
         if id(function) in self.twins or not _closes_over_state(function, set()):
             return self.twins.get(id(function), function)  # type: ignore[no-any-return]
         cells = tuple(types.CellType() for _ in function.__closure__ or ())
-        twin = types.FunctionType(
-            function.__code__, function.__globals__, function.__name__, function.__defaults__, cells
-        )
-        twin.__kwdefaults__ = function.__kwdefaults__
+        twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
         twin.__dict__.update(function.__dict__)
         self.twins[id(function)] = twin  # before its cells: it may close over itself
         self.alive.append(function)
+        twin.__defaults__, twin.__kwdefaults__ = self.value(function.__defaults__), self.value(function.__kwdefaults__)
         for cell, original in zip(cells, function.__closure__ or (), strict=True):
             try:
                 cell.cell_contents = self.value(original.cell_contents)
@@ -146,18 +164,25 @@ class _Copier:
         if isinstance(tensor, nn.Parameter) and type(twin) is torch.Tensor:
             wants = tensor.requires_grad and not twin.is_inference() and (twin.is_floating_point() or twin.is_complex())
             twin = nn.Parameter(twin, requires_grad=wants)
+        if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:  # one with methods of its own
+            twin = torch.Tensor._make_subclass(type(tensor), twin.detach(), twin.requires_grad)
+        if tensor.__dict__:
+            self.twins[id(tensor)] = twin  # before its attributes: they may refer to it
+            twin.__dict__.update((name, self.value(item)) for name, item in tensor.__dict__.items())
         return twin
 
 
 def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
-    """What it closes over could belong to the model, or could be written to by a forward."""
+    """What it closes over, or has as a default, could belong to the model, or could be written to by a forward."""
     seen.add(id(function))
+    contents = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
     for cell in function.__closure__ or ():
         try:
-            content = cell.cell_contents
+            contents.append(cell.cell_contents)
         except ValueError:  # not filled yet
             continue
-        content = content.__self__ if isinstance(content, types.MethodType) else content
+    for held in contents:
+        content = held.__self__ if isinstance(held, types.MethodType) else held
         if isinstance(content, (nn.Module, torch.Tensor, list, dict, set, deque)):
             return True
         if isinstance(content, types.FunctionType) and id(content) not in seen and _closes_over_state(content, seen):
@@ -165,8 +190,21 @@ def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
     return False
 
 
+def _is_plain(kind: type) -> bool:
+    """Objects of the class consist of their attributes, and are copied as any object is."""
+    copies = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
+    is_usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in copies)
+    has_slots = any("__slots__" in vars(base) for base in kind.__mro__)
+    return is_usual and not has_slots and getattr(kind, "__new__", None) is getattr(object, "__new__", None)
+
+
 def _names(slots: Any) -> tuple[str, ...]:
     return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def copier(convert: Convert) -> Callable[[Any], Any]:
+    """A function that copies whatever is given, as a twin is made; what it meets twice is one thing in the copies."""
+    return _Copier(convert).value
 
 
 def twin_of(model: nn.Module, convert: Convert) -> nn.Module:
@@ -192,67 +230,3 @@ def set_mode(model: nn.Module, training: bool) -> None:
     """All modules in train or eval mode. `train()` is not called: some models override it."""
     for _, module in modules_with_python_forward(model):
         module.training = training
-
-
-@contextmanager
-def same_surroundings(model: nn.Module) -> Iterator[None]:
-    """Restore random states, and the global containers that the model's methods name, after forwards of a twin."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    containers = [(thing, copy.copy(thing)) for thing in _global_containers(model)]
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            for thing, saved in containers:
-                if (
-                    len(thing) != len(saved)
-                    or any(a is not b for a, b in zip(thing, saved, strict=True))
-                    or (isinstance(thing, dict) and any(thing[key] is not saved[key] for key in saved))
-                ):
-                    thing.clear()
-                    (thing.update if isinstance(thing, (dict, set)) else thing.extend)(saved)
-
-
-def _global_containers(model: nn.Module) -> list[Any]:
-    """Lists, dicts, sets and deques that the methods of the model's classes, or functions they name, find outside."""
-    found: dict[int, Any] = {}
-    seen: set[int] = set()
-    classes = {kind for module in model.modules() for kind in type(module).__mro__}
-    for kind in classes:
-        if kind.__module__.startswith("torch.") or kind in (object, nn.Module):
-            continue
-        for value in vars(kind).values():
-            if isinstance(value, (list, dict, set, deque)) and type(value) in (list, dict, set, deque):
-                found[id(value)] = value
-            function = inspect_function(value)
-            if function is not None:
-                _collect(function, found, seen, 0)
-    return list(found.values())
-
-
-def inspect_function(value: Any) -> types.FunctionType | None:
-    """The plain function behind a method, static method or decorated function; None if there is none."""
-    value = getattr(value, "__func__", value)
-    value = getattr(value, "fget", value) if isinstance(value, property) else value
-    return value if isinstance(value, types.FunctionType) else None
-
-
-def _collect(function: types.FunctionType, found: dict[int, Any], seen: set[int], depth: int) -> None:
-    if id(function.__code__) in seen or depth > 3 or str(function.__module__).startswith("torch."):
-        return
-    seen.add(id(function.__code__))
-    cells = []
-    for cell in function.__closure__ or ():
-        try:
-            cells.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            continue
-    for value in [*(function.__globals__.get(name) for name in function.__code__.co_names), *cells]:
-        if type(value) in (list, dict, set, deque, OrderedDict, defaultdict):
-            found[id(value)] = value
-        elif isinstance(value, types.FunctionType):
-            _collect(value, found, seen, depth + 1)

@@ -1,4 +1,4 @@
-"""Put SimAM into a model, and take it out again: the only room that changes a model. All or nothing."""
+"""Add SimAM to a model and remove it again: the only package that changes a model."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ from simam_inject.editing.presence import Presence, presence_of, set_presence
 from simam_inject.editing.records import insertion_of, seen_from
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
+from simam_inject.modules import is_taken
 from simam_inject.planning.records import Insertion
 
 Factory = Callable[[int], nn.Module]
@@ -74,8 +75,9 @@ def attach(
     example: dict[str, Any] | None = None,
     settings: Sequence[tuple[float, float]] | None = None,
     factory: Factory | None = None,
+    keep: bool = False,
 ) -> None:
-    """Make these the sites of a model, instead of those that it has; on any failure it is as it was.
+    """Replace the sites of a model by these. If an error is raised, the model is unchanged.
 
     Args:
         model: the root; changed in place.
@@ -84,14 +86,16 @@ def attach(
         example: shapes of the example's arguments, kept for `verify`.
         settings: strength and gain of each site; 1 and 1 without.
         factory: makes another attention module than SimAM.
+        keep: where a SimAM stands already it stays, with its attributes and hooks.
 
     Raises:
         ModelError: a holder is missing, or cannot hold a SimAM.
     """
+    there = {(entry.path, entry.site["child"]): entry.attention for entry in attended_in(model)} if keep else {}
     before = _take_out(model)
     added: list[tuple[nn.Module, str]] = []
     try:
-        _put_in(model, sites, recipes, example, settings, factory, added)
+        _put_in(model, sites, recipes, example, settings, factory, there, added)
     except BaseException:
         _take_out(model)
         for module, child in added:
@@ -103,7 +107,7 @@ def attach(
 
 
 def detach(model: nn.Module) -> None:
-    """Take every SimAM, every hook and the presence check out of a model."""
+    """Remove every SimAM, every hook and the presence check from a model."""
     _take_out(model)
     _forget_compiled_code()
 
@@ -115,39 +119,42 @@ def _put_in(
     example: dict[str, Any] | None,
     settings: Sequence[tuple[float, float]] | None,
     factory: Factory | None,
+    there: dict[tuple[str, str], nn.Module | None],
     added: list[tuple[nn.Module, str]],
 ) -> None:
+    modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
     holders: dict[tuple[str, str], list[SiteRecord]] = {}
     for place, site in enumerate(sites):
         path = site["edit"]["module"]
-        try:
-            module = model.get_submodule(path)
-        except AttributeError:
+        if path not in modules:
             raise ModelError(
-                f"the model has no module {path!r}, which should hold the SimAM at {site['path']}"
-            ) from None
-        if site["child"] in module._modules or hasattr(module, site["child"]):
+                f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site['path']}"
+            )
+        module = modules[path]
+        if is_taken(module, site["child"]):
             raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
         _check_class(module, site)
         added.append((module, site["child"]))
-        module._modules[site["child"]] = _attention(
-            module, model, site, settings[place] if settings else (1.0, 1.0), factory
-        )
+        setting = settings[place] if settings else (1.0, 1.0)
+        found = there.get((path, site["child"]))
+        module._modules[site["child"]] = found or _attention(module, model, site, setting, factory)
         kind = site["edit"]["kind"]
         if kind == "rewritten":
             kind += f" {(site['expression'] or {}).get('method')}"
         holders.setdefault((path, kind), []).append(site)
     placed: list[tuple[str, Any]] = []
     for (path, kind), here in holders.items():
-        placed.append((path, _add_hook(model.get_submodule(path), kind, here)))
+        placed.append((path, _add_hook(modules[path], kind, here)))
     if placed:
         witnesses = [(site["witness"], site["path"]) for site in sites if site["witness"]]
-        set_presence(model, Presence(placed, witnesses, recipes, example))
+        presence = Presence(placed, witnesses, recipes, example)
+        presence.note_containers(model)
+        set_presence(model, presence)
 
 
 def _check_class(module: nn.Module, site: SiteRecord) -> None:
     if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)):
-        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot hold a SimAM")
+        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot have a SimAM as a child")
 
 
 def _attention(
@@ -161,7 +168,7 @@ def _attention(
         tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
         if not isinstance(attention, nn.Module):
             raise ModelError(
-                f"attention must make an nn.Module of a number of channels; it made a {type(attention).__name__}"
+                f"attention must return an nn.Module for a number of channels; it returned a {type(attention).__name__}"
             )
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
@@ -191,7 +198,7 @@ def _add_hook(module: nn.Module, kind: str, sites: list[SiteRecord]) -> Any:
 
 def _parameter_names(module: nn.Module) -> list[str]:
     try:
-        return list(inspect.signature(type(module).forward).parameters)[1:]
+        return list(inspect.signature(module.forward).parameters)
     except (TypeError, ValueError):
         return []
 
@@ -199,6 +206,8 @@ def _parameter_names(module: nn.Module) -> list[str]:
 def _take_out(model: nn.Module) -> Callable[[], None]:
     """Take all out; returns a function that puts it back, the very same modules and hooks."""
     undo: list[Callable[[], None]] = []
+    lost: dict[int, set[str]] = {}
+    """Names of SimAMs whose hooks another tool has dropped, by `id` of their module."""
     for module in list(model.modules()):
         if isinstance(module, torch.jit.ScriptModule):
             continue
@@ -206,16 +215,14 @@ def _take_out(model: nn.Module) -> Callable[[], None]:
         if presence is not None:
             set_presence(module, None)
             undo.append(partial(set_presence, module, presence))
+            for holder, name in presence.children(module):
+                lost.setdefault(id(holder), set()).add(name)
         output, given, methods = output_hook(module), input_hook(module), rewritten_methods(module)
-        if output is None and given is None and not methods:
+        names = {site["child"] for hook in (output, given, *methods) if hook is not None for site in hook.sites}
+        names |= lost.get(id(module), set())
+        children = {name: module._modules[name] for name in names if name in module._modules}
+        if output is None and given is None and not methods and not children:
             continue
-        children = {
-            site["child"]: module._modules[site["child"]]
-            for hook in (output, given, *methods)
-            if hook is not None
-            for site in hook.sites
-            if site["child"] in module._modules
-        }
         remove_hooks(module)
         for method in methods:
             del module.__dict__[method.method]
@@ -251,7 +258,7 @@ def _restorer(
 
 @contextmanager
 def without_attention(model: nn.Module) -> Iterator[nn.Module]:
-    """Inside, the model has no SimAM at all; afterwards the very same ones."""
+    """Context manager in which the model has no SimAM; restores the same ones afterwards."""
     put_back = _take_out(model)
     try:
         yield model

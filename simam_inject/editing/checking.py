@@ -1,4 +1,4 @@
-"""The record of a site, and its checks: what a copy or a file holds may have been written by anybody, and is data only.
+"""The record of a site, and its validation: copies and files are untrusted, and contain data only.
 
 The same record stands in the hooks of a model, in its pickles, in safetensors files and in the YAML of a YOLO.
 """

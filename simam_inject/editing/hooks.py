@@ -20,47 +20,59 @@ OUTPUT_HOOK, INPUT_HOOK = "simam_output", "simam_input"
 
 
 def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
-    """What the SimAM at a site returns for a value.
+    """Apply the SimAM at a site to a value.
 
     Raises:
         ModelError: the SimAM is gone, or the value is not a map of the planned number of dimensions.
     """
     attention = module._modules.get(site["child"])
     if attention is None:
-        raise ModelError(f"SimAM at {site['path']} is gone: its module {site['child']!r} was removed; {ADVICE}")
+        raise ModelError(f"SimAM at {site['path']} is missing: its module {site['child']!r} was removed; {ADVICE}")
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         if x.dim() != len(site["shape"]):
             raise ModelError(
-                f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), and got a "
-                f"tensor of shape {tuple(x.shape)}; give inputs with a batch dimension, or inject with such an example"
+                f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), but got a "
+                f"tensor of shape {tuple(x.shape)}; use inputs with a batch dimension, or inject with such an example"
+            )
+        channels, shape = site["shape"][site["channel_dim"]], x.shape
+        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
+        if not is_traced and shape[site["channel_dim"]] != channels and channels in shape:
+            raise ModelError(
+                f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, but got a tensor of "
+                f"shape {tuple(x.shape)}, whose channels are in another dimension; {ADVICE}"
             )
     elif x is None or isinstance(x, (list, tuple, dict)):
-        raise ModelError(f"SimAM at {site['path']} was planned for a tensor, and got a {type(x).__name__}; {ADVICE}")
+        raise ModelError(f"SimAM at {site['path']} was planned for a tensor, but got a {type(x).__name__}; {ADVICE}")
     if site["channel_dim"] == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
         return attention(x.movedim(-1, 1)).movedim(1, -1)
     return attention(x)
 
 
-ADVICE = "eject(model) before such a change and inject after it"
+ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
 
 class OutputHook:
-    """Forward hook that attends what a module returns, or entries of it."""
+    """Forward hook that applies SimAM to the output of a module, or to entries of it."""
 
     def __init__(self, sites: list[SiteRecord], has_bias: bool | None = None) -> None:
         self.sites = sites
         self.has_bias = has_bias
         """Whether a convolution had a bias: folding a norm into it gives it one."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> OutputHook:
+        """Another hook over the same records, which nobody changes."""
+        twin = memo[id(self)] = OutputHook(self.sites, self.has_bias)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds."""
+        """Check what a file holds."""
         has_bias = state.get("has_bias")
         if not isinstance(has_bias, (bool, type(None))):
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
         self.__init__(checked_sites(state.get("sites"), "output"), has_bias)  # type: ignore[misc]
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
-        """Attend the output; registered on the module that holds the SimAM."""
+        """Apply SimAM to the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
             raise ModelError(f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}")
         for site in self.sites:
@@ -73,22 +85,27 @@ class OutputHook:
 
 
 class InputHook:
-    """Forward pre-hook that attends what one module reads."""
+    """Forward pre-hook that applies SimAM to an input of a module."""
 
     def __init__(self, sites: list[SiteRecord], names: list[str]) -> None:
         self.sites = sites
         self.names = names
         """Parameters of the module's forward, so that an argument is found however it is passed."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> InputHook:
+        """Another hook over the same records, which nobody changes."""
+        twin = memo[id(self)] = InputHook(self.sites, self.names)
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a copy or a file holds."""
+        """Check what a file holds."""
         names = state.get("names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FileError("a hook of SimAM is not valid: names is not a list of str")
         self.__init__(checked_sites(state.get("sites"), "input"), list(names))  # type: ignore[misc]
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Attend the argument; registered, with keyword arguments, on the module that holds the SimAM."""
+        """Apply SimAM to the argument; registered, with keyword arguments, on the module that holds the SimAM."""
         positional, keywords = list(args), dict(kwargs)
         for site in self.sites:
             holder, place = self._find(site, positional, keywords)
@@ -107,14 +124,16 @@ class InputHook:
             return positional, position
         if name in keywords:
             return keywords, name
-        raise ModelError(f"SimAM at {site['path']} attends argument {argument!r}, which this call does not pass")
+        raise ModelError(f"SimAM at {site['path']} is applied to argument {argument!r}, which this call does not pass")
 
 
 def _entry(site: SiteRecord, container: Any, key: int | str) -> Any:
     try:
         return entry_at(container, key)
     except KeyError:
-        raise ModelError(f"SimAM at {site['path']} attends entry {key!r}, which this call does not have") from None
+        raise ModelError(
+            f"SimAM at {site['path']} is applied to entry {key!r}, which is missing in this call"
+        ) from None
 
 
 def output_hook(module: nn.Module) -> OutputHook | None:
@@ -128,19 +147,19 @@ def input_hook(module: nn.Module) -> InputHook | None:
 
 
 def add_output_hook(module: nn.Module, hook: OutputHook) -> None:
-    """Register the hook before all others, so that they see the attended map."""
+    """Register the hook before all others, so that they see the output of SimAM."""
     module._forward_hooks[OUTPUT_HOOK] = hook  # type: ignore[index]
     module._forward_hooks.move_to_end(OUTPUT_HOOK, last=False)  # type: ignore[attr-defined]
 
 
 def add_input_hook(module: nn.Module, hook: InputHook) -> None:
-    """Register the pre-hook behind all others: it attends what they leave."""
+    """Register the pre-hook after all others: it applies SimAM to their result."""
     module._forward_pre_hooks[INPUT_HOOK] = hook  # type: ignore[index]
     module._forward_pre_hooks_with_kwargs[INPUT_HOOK] = True  # type: ignore[index]
 
 
 def remove_hooks(module: nn.Module) -> None:
-    """Take the hooks of this package off a module, under whatever key they stand."""
+    """Remove the hooks of this package from a module, under any key."""
     for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, OutputHook)]:
         del module._forward_hooks[key]
         module._forward_hooks_with_kwargs.pop(key, None)

@@ -1,4 +1,4 @@
-"""The fenced rest: one expression of a forward is wrapped in SimAM, where no module returns or alone reads the value.
+"""Wrap one expression of a forward in SimAM, where no module returns the value or is its only reader.
 
 The method's own source is compiled again with a call of SimAM around the expression, and bound on the one instance.
 Nothing is traced and nothing is frozen: every branch, flag, size, global and side effect is Python's, as before.
@@ -31,6 +31,7 @@ class RewrittenMethod:
         self.method = method
         self.sites = sites
         self.function = compile_method(owner, method, sites)
+        self.original = getattr(type(owner), method)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -40,6 +41,9 @@ class RewrittenMethod:
         """
         if self.owner.__dict__.get(self.method) is not self:
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
+        if getattr(type(self.owner), self.method) is not self.original:
+            name = f"{type(self.owner).__name__}.{self.method}"
+            raise ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
         return self.function(self.owner, *args, **kwargs)
 
     @property
@@ -55,8 +59,8 @@ class RewrittenMethod:
     def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenMethod:
         twin = object.__new__(RewrittenMethod)
         memo[id(self)] = twin
-        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), copy.deepcopy(self.sites, memo)
-        twin.method, twin.function = self.method, self.function
+        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), self.sites
+        twin.method, twin.function, twin.original = self.method, self.function, self.original
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
@@ -75,7 +79,7 @@ class RewrittenMethod:
         try:
             self.__init__(owner, method, sites)  # type: ignore[misc]
         except ModelError as error:
-            raise FileError(f"SimAM cannot be put back: {error}") from None
+            raise FileError(f"SimAM cannot be restored: {error}") from None
 
 
 def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:
@@ -88,23 +92,21 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
     source = method_source(original)
     where = f"{type(owner).__name__}.{method}"
     if not method.startswith("forward") and method not in run_by_forward(type(owner)):
-        raise ModelError(f"{where} is not run by forward, so SimAM cannot be put inside it; {ADVICE}")
+        raise ModelError(f"{where} is not run by forward, so SimAM cannot be added inside it; {ADVICE}")
     if source is None or not isinstance(original, types.FunctionType):
-        raise ModelError(f"the source of {where} is not available, so SimAM cannot be put inside it; {ADVICE}")
+        raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
     wrapped: dict[int, SiteRecord] = {}
-    tree = ast.parse(source.text)
+    function = source.function
     for site in sites:
         expression = site["expression"] or {}
         if expression.get("digest") != source.digest:
-            raise ModelError(f"{where} is another version than the one SimAM was planned for; inject the model again")
+            raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
         try:
-            wrapped[id(locate(tree, tuple(expression["span"])))] = site
+            wrapped[id(locate(function, tuple(expression["span"])))] = site
         except LookupError as error:
             raise ModelError(f"{where} has {error}; inject the model again") from None
-    function = tree.body[0]
-    assert isinstance(function, ast.FunctionDef)
-    _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(tree)
-    ast.increment_lineno(tree, original.__code__.co_firstlineno - 1)
+    _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(function)
+    ast.increment_lineno(function, original.__code__.co_firstlineno - 1)
     return _compile(function, original, list(wrapped.values()))
 
 
@@ -136,15 +138,20 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: lis
     """Compile the changed source with the globals, defaults and closure of the original."""
     free = original.__code__.co_freevars
     attentions = [f"_simam_{place}" for place in range(len(sites))]
+    # A class of the same name around it, for private names (`self.__scale` is `self._Block__scale`).
+    *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
+    kind = kind if kind.isidentifier() else "_"
+    around = ast.ClassDef(name=kind, bases=[], keywords=[], body=[function], decorator_list=[])
     # The variables of the closure are parameters of a function around it, so that the compiler makes cells of them.
     outer = ast.FunctionDef(
         name="_closure",
         args=ast.arguments([], [ast.arg(name) for name in [*free, *attentions]], None, [], [], None, []),
-        body=[function, ast.Return(ast.Name(function.name, ast.Load()))],
+        body=[around],
         decorator_list=[],
     )
     if "type_params" in ast.FunctionDef._fields:  # from Python 3.12 on
-        setattr(outer, "type_params", [])  # noqa: B010 - not known to type checkers of 3.11
+        for node in (outer, around):
+            setattr(node, "type_params", [])  # noqa: B010 - not known to type checkers of 3.11
     arguments = function.args  # defaults and annotations were evaluated when the class was made
     arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
     arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]
@@ -154,7 +161,7 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: lis
     module = ast.fix_missing_locations(ast.Module([outer], []))
     namespace: dict[str, Any] = {}
     exec(compile(module, original.__code__.co_filename, "exec"), {}, namespace)  # noqa: S102
-    code = _inner_code(namespace["_closure"].__code__, function.name)
+    code = _inner_code(_inner_code(namespace["_closure"].__code__, kind), function.name)
     cells = dict(zip(free, original.__closure__ or (), strict=True))
     cells |= {name: types.CellType(_attention(site)) for name, site in zip(attentions, sites, strict=True)}
     result = types.FunctionType(

@@ -1,11 +1,6 @@
-"""Files for other runtimes, each proven to hold every site: ONNX, torch.export, TorchScript."""
+"""Export to ONNX, torch.export and TorchScript, with a check that every site is in the file."""
 
-from simam_inject.export.exporting import export as export
-from simam_inject.export.exporting import prove as prove
-from simam_inject.export.records import Comparison as Comparison
-from simam_inject.export.records import ExportedSite as ExportedSite
-from simam_inject.export.records import ExportError as ExportError
-from simam_inject.export.records import ExportReport as ExportReport
-from simam_inject.export.records import LostSiteError as LostSiteError
+from simam_inject.export.exporting import export, prove
+from simam_inject.export.records import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError
 
 __all__ = ["Comparison", "ExportError", "ExportReport", "ExportedSite", "LostSiteError", "export", "prove"]

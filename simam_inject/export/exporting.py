@@ -1,11 +1,15 @@
-"""`export` and `prove`: a file appears only after it was opened, counted and run."""
+"""`export` and `prove`: a file is written only after its graph and outputs were checked."""
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +19,15 @@ from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in, without_attention
-from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, first_line, tolerance_for
+from simam_inject.errors import describe_exception
+from simam_inject.export.gates import Artefact
+from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, tolerance_for
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import other_examples, parse_dynamic, widened
-from simam_inject.persist.tables import unwrapped
-from simam_inject.subjects import check_subject
+from simam_inject.modules import check_injectable, unwrapped
 
-SUFFIXES = {".onnx": "onnx", ".pt2": "pt2", ".torchscript": "torchscript"}
-_FORMS = {"onnx": "onnx_file", "pt2": "program", "torchscript": "script"}
-"""Form -> the file of this package with its `write` and `read`."""
+SUFFIXES = {".onnx": "onnx_file", ".pt2": "program", ".torchscript": "script"}
+"""Suffix -> the file of this package with its `write` and `read`."""
 
 
 def export(
@@ -67,7 +71,7 @@ def export(
     target = Path(path)
     form, varying = _form_of(target), parse_dynamic(dynamic)
     if not target.parent.is_dir():
-        raise ExportError(f"there is no folder {str(target.parent)!r}")
+        raise ExportError(f"no such folder: {str(target.parent)!r}")
     if target.is_dir():
         raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
     network = _network(model)
@@ -76,9 +80,9 @@ def export(
         written = Path(folder) / target.name
         with as_exported(network) as twin:
             _write(twin, form, example, varying, written)
-        report = _prove(network, form, written, target, example, varying, tolerance, complete=True)
+        report = _prove(network, written, example, varying, tolerance, complete=True)
         written.replace(target)
-    return report
+    return replace(report, path=target)
 
 
 def prove(
@@ -98,24 +102,40 @@ def prove(
     """
     source = Path(path)
     if not source.is_file():
-        raise ExportError(f"there is no file {str(source)!r}")
-    form, varying = _form_of(source), parse_dynamic(dynamic)
-    network, adapter = _network(model), adapter_of(model)
+        raise ExportError(f"no such file: {str(source)!r}")
+    network, varying = _network(model), parse_dynamic(dynamic)
     example = widened(example_of(network, example_inputs), varying)
-    for candidate in (network, *(adapter.deployed(model) if adapter is not None else ())):
+    for candidate in itertools.chain([network], adapter_of(model).deployed(model)):
         try:
-            return _prove(candidate, form, source, source, example, varying, tolerance, complete=False)
+            return _prove(candidate, source, example, varying, tolerance, complete=False)
         except LostSiteError as error:
             lost = error
     raise lost
 
 
+def read(path: Path) -> Artefact:
+    """Open an exported file.
+
+    Raises:
+        ExportError: it is of no known format, or damaged.
+    """
+    form = _form_of(path)
+    try:
+        with _quiet():
+            artefact: Artefact = form.read(path)
+    except Exception as error:  # of zip, JSON, protobuf and the runtimes
+        raise ExportError(f"{path} cannot be opened as {path.suffix[1:]}: {error}") from None
+    return artefact
+
+
 def _form_of(path: Path) -> Any:
     """The module that writes and reads the format of a suffix, imported when it is first asked for."""
     if path.suffix not in SUFFIXES:
-        raise ExportError(f"{path.name!r} names no export format; the suffix must be one of {', '.join(SUFFIXES)}")
+        raise ExportError(
+            f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(SUFFIXES)}"
+        )
     try:
-        return importlib.import_module(f"simam_inject.export.{_FORMS[SUFFIXES[path.suffix]]}")
+        return importlib.import_module(f"simam_inject.export.{SUFFIXES[path.suffix]}")
     except ImportError as error:
         raise ExportError(
             f"ONNX needs the package {error.name!r}; install it with: pip install 'simam_inject[export]'"
@@ -124,20 +144,20 @@ def _form_of(path: Path) -> Any:
 
 def _network(model: nn.Module) -> nn.Module:
     network = network_of(unwrapped(model))
-    check_subject(network)
-    attentions = [
-        (entry.insertion.module, entry.attention)
-        for entry in attended_in(network)
-        if isinstance(entry.attention, SimAM)
-    ]
+    check_injectable(network)
+    attentions = {
+        entry.insertion.module: entry.attention for entry in attended_in(network) if isinstance(entry.attention, SimAM)
+    }
     if not attentions:
-        raise ExportError("there is no SimAM in this model; inject(model, recipe) puts it there")
-    for name, attention in attentions:
+        raise ExportError("there is no SimAM in this model; inject(model, recipe) adds it")
+    for name, attention in attentions.items():
         if attention.bypassed:
-            raise ExportError(f"{name} is bypassed, and an export would lose it; leave bypass() first")
+            raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")
         if attention.strength == 0:
-            raise ExportError(f"{name} has strength 0, and an export would lose it; set_strength(model, 1.0) first")
-    weak = [attention.strength for _, attention in attentions if attention.strength < 1]
+            raise ExportError(
+                f"{name} has strength 0 and would be missing in the export; call set_strength(model, 1.0) first"
+            )
+    weak = [attention.strength for attention in attentions.values() if attention.strength < 1]
     if weak:
         warnings.warn(
             f"{len(weak)} of {len(attentions)} SimAM have a strength below 1 (the least is {min(weak):g}), as in the "
@@ -149,38 +169,47 @@ def _network(model: nn.Module) -> nn.Module:
 
 def _write(twin: nn.Module, form: Any, example: Example, varying: tuple[str, ...], path: Path) -> None:
     try:
-        form.write(twin, example, varying, path)
+        with _quiet():
+            form.write(twin, example, varying, path)
     except ExportError:
         raise
     except Exception as error:  # an exporter raises anything at all
         try:
-            with without_attention(twin):
+            with without_attention(twin), _quiet():
                 form.write(twin, example, varying, path)
         except Exception:
-            advice = "; try dynamic='batch' or fixed sizes" if varying else "; another suffix may do"
-            blame = f" with or without SimAM{advice}"
+            advice = "dynamic='batch' or fixed sizes may do" if "size" in varying else "another suffix may do"
+            blame = f" with or without SimAM; {advice}"
         else:
             blame = " with SimAM in it, though it can without"
-        raise ExportError(f"the exporter cannot express this model{blame}. It says: {first_line(error)}") from error
+        said = describe_exception(error)
+        raise ExportError(f"the exporter cannot express this model{blame}: {said}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' deprecations and tracer warnings: no user can act on them, and the proof checks better."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _prove(
     model: nn.Module,
-    form: Any,
     path: Path,
-    target: Path,
     example: Example,
     varying: tuple[str, ...],
     tolerance: float | None,
     *,
     complete: bool,
 ) -> ExportReport:
-    artefact = form.read(path)
+    artefact = read(path)
+    allowed = tolerance_for(example) if tolerance is None else tolerance
     with as_exported(model) as twin:
         sites = count_sites(artefact, expected_sites(twin, example))
         examples = [example, _runnable(twin, other_examples(example, varying))] if varying else [example]
-        comparisons = tuple(compare(twin, artefact, given, tolerance, complete=complete) for given in examples)
-    return ExportReport(target, SUFFIXES[target.suffix], sites, comparisons, tolerance_for(example, tolerance), varying)
+        comparisons = tuple(compare(twin, artefact, given, allowed, complete=complete) for given in examples)
+    return ExportReport(path, path.suffix[1:], sites, comparisons, allowed, varying)
 
 
 def _runnable(model: nn.Module, examples: list[Example]) -> Example:
@@ -190,7 +219,7 @@ def _runnable(model: nn.Module, examples: list[Example]) -> Example:
         try:
             example.run(model)
         except Exception as error:
-            reason = first_line(error)
+            reason = describe_exception(error)
         else:
             return example
-    raise ExportError(f"the model itself takes no other size than the example's ({reason}); use dynamic='batch'")
+    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")

@@ -1,4 +1,4 @@
-"""Recognise SimAM in an exported graph, whatever the format, by what is computed.
+"""Recognise SimAM in an exported graph, whatever the format, by name and by what is computed.
 
 Each format is first turned into a `Graph`: operations with kinds, names of values, scalar constants. In it a gate is
 
@@ -10,12 +10,28 @@ which no other layer computes, and lambda can be read back. A sigmoid that the f
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from simam_inject.attention.composite import EXPORT_SCALE
-from simam_inject.export.records import Gate
+from simam_inject.dataflow.example import Example
 
-_PASSING = ("cast", "identity")
+_PASSING = ("cast", "identity", "to", "_to_copy")
+"""Kinds that hand their first input on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One SimAM as it stands in an exported graph."""
+
+    module: str
+    """Path of the module it was exported from (`layer1.0.conv2.simam`); "" where the file does not say."""
+    e_lambda: float | None
+    """Read off the graph's constants; None where the graph computes SimAM in another form than this package writes."""
+    is_live: bool
+    """Its product reaches a result of the graph."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,54 +39,63 @@ class Operation:
     """One operation. Values are names, unique in the graph."""
 
     kind: str
-    """add, cast, div, identity, mul, pow, sigmoid, sqrt; anything else is the format's own name."""
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
+    """add, div, mul, pow, sigmoid, sqrt, ...: the format's own name, without prefix and in lower case."""
+    inputs: Sequence[str]
+    outputs: Sequence[str]
     scope: str = ""
     """Path of the module whose forward it is from; "" if the file does not say."""
 
 
-@dataclass(frozen=True, slots=True)
 class Graph:
-    """An exported program, flattened."""
+    """An exported program, flattened, without casts.
 
-    operations: tuple[Operation, ...]
-    constants: dict[str, float]
-    """Scalar constants by the name of their value."""
-    results: tuple[str, ...]
-    producers: dict[str, Operation] = field(init=False)
+    Args:
+        operations: in the order of the file.
+        constants: scalar constants by the name of their value.
+        results: names of the values that are returned.
+    """
 
-    def __post_init__(self) -> None:
-        producers = {name: operation for operation in self.operations for name in operation.outputs}
-        object.__setattr__(self, "producers", producers)
-
-    def source(self, name: str) -> Operation | None:
-        """The operation that computes the value, casts looked through."""
-        return self.producers.get(self.origin(name))
+    def __init__(self, operations: Sequence[Operation], constants: dict[str, float], results: Sequence[str]) -> None:
+        self.operations = operations
+        self._producers = {name: operation for operation in operations for name in operation.outputs}
+        self.constants = constants
+        self._results = results
 
     def origin(self, name: str) -> str:
         """The value before any casts."""
-        operation = self.producers.get(name)
-        while operation is not None and operation.kind in _PASSING:
+        while (operation := self._producers.get(name)) is not None and operation.kind in _PASSING:
             name = operation.inputs[0]
-            operation = self.producers.get(name)
         return name
 
-    def constant(self, name: str) -> float | None:
-        """The scalar that the value is, or None."""
-        return self.constants.get(self.origin(name))
+    def inputs(self, name: str, kind: str) -> tuple[str, ...]:
+        """What the operation of this kind is given that computes the value; a LookupError if it is another."""
+        operation = self._producers.get(self.origin(name))
+        if operation is None or operation.kind != kind:
+            raise LookupError(f"{name} is computed by no {kind}")
+        return tuple(map(self.origin, operation.inputs))
 
     def reaching(self) -> set[str]:
         """Every value that a result depends on."""
         found: set[str] = set()
-        waiting = list(self.results)
+        waiting = list(self._results)
         while waiting:
             name = waiting.pop()
             if name not in found:
                 found.add(name)
-                if name in self.producers:
-                    waiting.extend(self.producers[name].inputs)
+                if name in self._producers:
+                    waiting.extend(self._producers[name].inputs)
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """An exported file, opened."""
+
+    graph: Graph
+    run: Callable[[Example], list[Tensor]]
+    """Every tensor that the exported program returns, on the CPU or where the program keeps its weights."""
+    size: tuple[int | str, ...] = ()
+    """Of the first input, with names for the lengths that are open; of ONNX files only."""
 
 
 def find_gates(graph: Graph) -> tuple[Gate, ...]:
@@ -78,58 +103,40 @@ def find_gates(graph: Graph) -> tuple[Gate, ...]:
     reaching = graph.reaching()
     gates: list[Gate] = []
     for operation in graph.operations:
-        if operation.kind != "sigmoid":
-            continue
-        module = _attention_of(operation.scope)
-        is_gate, e_lambda = _read(graph, operation)
-        if is_gate or module:
-            gates.append(Gate(module, e_lambda, operation.outputs[0] in reaching))
+        if operation.kind == "sigmoid":
+            e_lambda = _read_lambda(graph, operation.inputs[0])
+            last = operation.scope.rpartition(".")[2]
+            module = operation.scope if last == "simam" or last.startswith("simam_") else ""
+            if module or e_lambda is not None:
+                gates.append(Gate(module, e_lambda, operation.outputs[0] in reaching))
     return tuple(gates)
 
 
-def _attention_of(scope: str) -> str:
-    """The scope, if its last part is the name of a SimAM that injection made."""
-    last = scope.rpartition(".")[2]
-    return scope if last == "simam" or last.startswith("simam_") else ""
-
-
-def _read(graph: Graph, sigmoid: Operation) -> tuple[bool, float | None]:
-    """Whether the sigmoid's argument is SimAM's, and lambda."""
-    argument = graph.source(sigmoid.inputs[0])
-    square, half = _split(graph, argument, "add")
-    if square is None or half is None or abs(half - 0.5) > 1e-3:
-        return False, None
-    normal = _square_root(graph, square)
-    ratio = None if normal is None else graph.source(normal)
-    if ratio is None or ratio.kind != "div":
-        return False, None
-    root = graph.source(ratio.inputs[1])
-    energy = graph.source(root.inputs[0]) if root is not None and root.kind == "sqrt" else None
-    _, floor = _split(graph, energy, "add")
-    if floor is None:
-        return False, None
-    return True, floor / (4 * EXPORT_SCALE**2)
-
-
-def _split(graph: Graph, operation: Operation | None, kind: str) -> tuple[str | None, float | None]:
-    """The variable and the constant operand of a commutative operation of this kind."""
-    if operation is None or operation.kind != kind or len(operation.inputs) < 2:
-        return None, None
-    one, other = operation.inputs[:2]
-    if (value := graph.constant(other)) is not None:
-        return one, value
-    if (value := graph.constant(one)) is not None:
-        return other, value
-    return None, None
-
-
-def _square_root(graph: Graph, name: str) -> str | None:
-    """n, if the value is n^2."""
-    operation = graph.source(name)
-    if operation is None:
+def _read_lambda(graph: Graph, argument: str) -> float | None:
+    """Lambda, if a sigmoid's argument is SimAM's."""
+    try:
+        square, half = _sum_with_constant(graph, argument)
+        _, root = graph.inputs(_root_of_square(graph, square), "div")[:2]
+        (energy,) = graph.inputs(root, "sqrt")
+        _, floor = _sum_with_constant(graph, energy)
+    except (LookupError, ValueError):  # another operation, or another number of operands
         return None
-    if operation.kind == "mul" and graph.origin(operation.inputs[0]) == graph.origin(operation.inputs[1]):
-        return operation.inputs[0]
-    if operation.kind == "pow" and graph.constant(operation.inputs[1]) == 2:
-        return operation.inputs[0]
-    return None
+    return floor / (4 * EXPORT_SCALE**2) if abs(half - 0.5) < 1e-3 else None
+
+
+def _sum_with_constant(graph: Graph, name: str) -> tuple[str, float]:
+    """The other term, and the constant."""
+    one, other, *_ = graph.inputs(name, "add")
+    return (one, graph.constants[other]) if other in graph.constants else (other, graph.constants[one])
+
+
+def _root_of_square(graph: Graph, name: str) -> str:
+    """n, of a value that is computed as n * n or n ** 2."""
+    try:
+        one, other = graph.inputs(name, "mul")
+    except LookupError:
+        one, other = graph.inputs(name, "pow")
+        other = one if graph.constants[other] == 2 else other
+    if one != other:
+        raise LookupError(f"{name} is no square")
+    return one

@@ -6,11 +6,11 @@ graph that holds every site, each of them reaching the output, cannot agree with
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,27 +18,20 @@ from torch import Tensor, nn
 from simam_inject.attention import SimAM
 from simam_inject.attention.functional import LARGEST, SMALLEST
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.twin import same_surroundings, set_mode, to_clone, twin_of
+from simam_inject.dataflow.surroundings import same_surroundings
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
-from simam_inject.export.gates import Graph, find_gates
-from simam_inject.export.records import Comparison, ExportedSite, ExportError, Gate, LostSiteError
+from simam_inject.errors import describe_exception, shortened
+from simam_inject.export.gates import Artefact, Gate, find_gates
+from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
 from simam_inject.verification import bypassed
-from simam_inject.verification.outputs import tensors_of
+from simam_inject.verification.outputs import relative_distance, tensors_of
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
 _HALF_TOLERANCE = 1e-2
 _LAMBDA_PRECISION = 0.05
 """Relative; a lambda that was folded into a float16 constant is not exact."""
-
-
-class Artefact(Protocol):
-    """An exported file, opened."""
-
-    graph: Graph
-
-    def run(self, example: Example) -> list[Tensor]:
-        """Every tensor that the exported program returns, on the CPU or where the program keeps its weights."""
 
 
 @contextmanager
@@ -74,47 +67,59 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
 
 
 def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
-    """The expected sites with how each was found in the file's graph.
+    """The expected sites with how each was found in the file's graph: by name, else by the formula and its lambda.
 
     Raises:
         LostSiteError: one is not there, does not reach the output, or has another lambda.
     """
     gates = find_gates(artefact.graph)
-    known = {site.module for site in expected}
-    named = Counter(gate.module for gate in gates if gate.is_live and gate.module in known)
-    unnamed = [gate for gate in gates if gate.is_live and gate.module not in known and gate.e_lambda is not None]
+    known = {site.module: site for site in expected}
+    named = Counter(gate.module for gate in gates if gate.is_live)
+    unnamed = [gate for gate in gates if gate.is_live and gate.module not in known]
     found, lost = [], []
     for site in expected:
-        missing = site.runs - named[site.module]
-        taken = [gate for gate in unnamed if _same_lambda(gate, site)][: max(missing, 0)]
-        if len(taken) < missing:
-            lost.append(site)
-            continue
+        missing = max(site.runs - named[site.module], 0)
+        taken = [gate for gate in unnamed if _has_lambda(gate, site)][:missing]
         for gate in taken:
             unnamed.remove(gate)
         found.append(replace(site, found_by="structure") if taken else site)
+        if len(taken) < missing:
+            lost.append(site)
     if lost:
-        raise LostSiteError(_loss(lost, expected, gates))
-    by_module = {site.module: site for site in expected}
+        dead = {gate.module for gate in gates if not gate.is_live}
+        paths = [
+            site.path + (" (computed, but its output is never used)" if site.module in dead else "") for site in lost
+        ]
+        live, wanted = sum(gate.is_live for gate in gates), sum(site.runs for site in expected)
+        raise LostSiteError(
+            f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(paths)}. "
+            f"Its graph holds {live} live of {wanted}"
+        )
     for gate in gates:
-        at = by_module.get(gate.module)
-        if at is not None and gate.e_lambda is not None and not _same_lambda(gate, at):
+        at = known.get(gate.module)
+        if at is not None and gate.e_lambda is not None and not _has_lambda(gate, at):
             raise LostSiteError(f"{at.path} has lambda {gate.e_lambda:g} in the file and {at.e_lambda:g} in the model")
     return tuple(found)
 
 
+def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
+    wanted = min(max(site.e_lambda, SMALLEST), LARGEST)
+    return gate.e_lambda is not None and math.isclose(gate.e_lambda, wanted, rel_tol=_LAMBDA_PRECISION)
+
+
 def compare(
-    model: nn.Module, artefact: Artefact, example: Example, tolerance: float | None, *, complete: bool = True
+    model: nn.Module, artefact: Artefact, example: Example, tolerance: float, *, complete: bool = True
 ) -> Comparison:
     """Run both on the example.
 
     Args:
         model: in eval mode.
+        tolerance: largest difference that is allowed.
         complete: the file returns all that eager does. Otherwise it may leave out the last of it, as ultralytics leaves
             out what only a loss needs.
 
     Raises:
-        LostSiteError: they differ by more than the tolerance, or the file's output is not finite.
+        LostSiteError: they differ by more than the tolerance, or the file's output is not finite where eager's is.
     """
     ours = list(tensors_of(example.run(model)))
     with bypassed(model):
@@ -124,65 +129,34 @@ def compare(
     try:
         theirs = artefact.run(example)
     except Exception as error:
-        raise ExportError(f"the file does not run on an input of {shown}: {first_line(error)}") from None
+        raise ExportError(f"the file does not run on an input of {shown}: {describe_exception(error)}") from None
     left_out = len(ours) - len(theirs)
     if not theirs or left_out < 0 or (complete and left_out):
         raise LostSiteError(f"the file has {len(theirs)} outputs, the model {len(ours)}")
-    ours, plain = ours[: len(theirs)], plain[: len(theirs)]
-    for index, (their, our) in enumerate(zip(theirs, ours, strict=True)):
+    for index, (their, our) in enumerate(zip(theirs, ours, strict=False)):
         if their.shape != our.shape:
             raise LostSiteError(
                 f"output {index} of the file has the shape {tuple(their.shape)}, that of the model {tuple(our.shape)}"
             )
-    difference, effect = relative_difference(theirs, ours), relative_difference(plain, ours)
-    allowed = tolerance_for(example, tolerance)
-    if not difference <= allowed:  # NaN too
+    difference, effect = (relative_difference(found, ours[: len(theirs)]) for found in (theirs, plain[: len(theirs)]))
+    if not difference <= tolerance:  # NaN too
         raise LostSiteError(
             f"the file's output differs from eager on an input of {shown}: {difference:.3g} relative, "
-            f"{allowed:g} allowed"
+            f"{tolerance:g} allowed"
         )
     return Comparison(shapes, difference, effect, left_out)
 
 
-def tolerance_for(example: Example, tolerance: float | None) -> float:
-    """The tolerance given, else the default for the input's dtype."""
-    if tolerance is not None:
-        return tolerance
+def tolerance_for(example: Example) -> float:
+    """The default for the input's dtype."""
     kinds = [tensor.dtype for tensor in example.tensors if tensor.is_floating_point()]
     return max((TOLERANCES.get(kind, _HALF_TOLERANCE) for kind in kinds), default=TOLERANCES[torch.float32])
 
 
 def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """Largest |one - other| over largest |other|, the worst of all outputs, which have the same shapes in both."""
-    worst = 0.0
-    for a, b in zip(one, other, strict=True):
-        if not a.numel():
-            continue
-        wide, reference = a.double().cpu(), b.double().cpu()
-        difference = (wide - reference).abs().max().item() / (reference.abs().max().item() or 1.0)
-        if difference != difference:
-            return difference
-        worst = max(worst, difference)
-    return worst
+    """Largest |one - other| over largest |other|, the worst of all outputs, which have the same shapes in both.
 
-
-def first_line(error: BaseException) -> str:
-    """What a library said, short."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
-
-
-def _same_lambda(gate: Gate, site: ExportedSite) -> bool:
-    wanted = min(max(site.e_lambda, SMALLEST), LARGEST)
-    return gate.e_lambda is not None and abs(gate.e_lambda - wanted) <= _LAMBDA_PRECISION * wanted
-
-
-def _loss(lost: list[ExportedSite], expected: tuple[ExportedSite, ...], gates: tuple[Gate, ...]) -> str:
-    dead = {gate.module for gate in gates if not gate.is_live}
-    shown = [site.path + (" (computed, but nothing reads it)" if site.module in dead else "") for site in lost[:5]]
-    more = f" and {len(lost) - 5} more" if len(lost) > 5 else ""
-    live, wanted = sum(gate.is_live for gate in gates), sum(site.runs for site in expected)
-    return (
-        f"the file lost {len(lost)} of {len(expected)} SimAM sites: {', '.join(shown)}{more}. "
-        f"Its graph holds {live} live of {wanted}"
-    )
+    NaN where one of the two is not finite and the other is.
+    """
+    found = relative_distance(*([tensor.double().cpu() for tensor in tensors] for tensors in (one, other)))
+    return math.nan if isinstance(found, str) else found

@@ -17,18 +17,6 @@ class LostSiteError(ExportError, VerificationError):
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
-    """One SimAM as it stands in an exported graph."""
-
-    module: str
-    """Path of the module it was exported from (`layer1.0.conv2.simam`); "" where the file does not say."""
-    e_lambda: float | None
-    """Read off the graph's constants; None where the graph computes SimAM in another form than this package writes."""
-    is_live: bool
-    """Its product reaches a result of the graph."""
-
-
-@dataclass(frozen=True, slots=True)
 class ExportedSite:
     """One planned site and where it was found in the file."""
 
@@ -88,13 +76,3 @@ class ExportReport:
     def live(self) -> int:
         """How many sites are in the graph."""
         return sum(site.found_by != "idle" for site in self.sites)
-
-    def __str__(self) -> str:
-        lines = [f"{self.path} ({self.form}): {self.live} of {len(self.sites)} sites are live in its graph"]
-        lines += [
-            f"  {' '.join('x'.join(map(str, shape)) for shape in run.shapes)}  "
-            f"{run.difference:.1e} from eager (at most {self.tolerance:.0e}); without SimAM {run.effect:.1e}"
-            for run in self.comparisons
-        ]
-        lines += [f"  {site.path}  e_lambda={site.e_lambda:g}  found by {site.found_by}" for site in self.sites]
-        return "\n".join(lines)

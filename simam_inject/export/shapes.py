@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -30,12 +31,7 @@ def parse_dynamic(dynamic: bool | str) -> tuple[str, ...]:
         return CHOICES if dynamic else ()
     if dynamic in CHOICES:
         return (dynamic,)
-    raise ExportError(f"dynamic is {dynamic!r}; allowed are True (batch and size), False, 'batch' and 'size'")
-
-
-def is_map(leaf: Any) -> bool:
-    """An input with a batch, channels and at least one spatial dimension."""
-    return isinstance(leaf, torch.Tensor) and 3 <= leaf.dim() <= 5
+    raise ExportError(f"dynamic must be True (batch and size), False, 'batch' or 'size'; found {dynamic!r}")
 
 
 def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...], *, named: bool = False) -> Any:
@@ -46,49 +42,63 @@ def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...],
     """
     if not dynamic:
         return None
+    batch = _batch_of(example)
 
     def describe(leaf: Any) -> Any:
-        if not is_map(leaf):
-            return None
-        axes = ([0] if "batch" in dynamic else []) + (list(range(2, leaf.dim())) if "size" in dynamic else [])
-        return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes}
+        axes = [0] if "batch" in dynamic and _has_batch(leaf, batch) else []
+        axes += range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else []
+        return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes} or None
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
     return {name: map_nested(describe, value) for name, value in arguments.items()}
 
 
 def widened(example: Example, dynamic: tuple[str, ...]) -> Example:
-    """The example with a batch of at least two where the batch may vary: `torch.export` takes a one for a constant."""
-    maps = [tensor for tensor in example.tensors if is_map(tensor)]
-    if "batch" not in dynamic or not maps or maps[0].shape[0] > 1:
+    """The example with a batch of at least two where the batch may vary: `torch.export` takes a one for a constant.
+
+    The batch becomes a size that no other input has, so that those which have it vary with it.
+    """
+    if "batch" not in dynamic or _batch_of(example) != 1:
         return example
-    batch = maps[0].shape[0]
-
-    def repeat(leaf: Any) -> Any:
-        has_batch = isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch and is_map(leaf)
-        return leaf.repeat(2, *[1] * (leaf.dim() - 1)) if has_batch else leaf
-
-    return Example(*map_nested(repeat, (example.args, example.kwargs)))
+    others = {tensor.shape[:1] for tensor in example.tensors if not _is_map(tensor)}
+    more = next(number for number in itertools.count(1) if (number + 1,) not in others)
+    return _changed(example, lambda leaf: _with_samples(leaf, more) if _is_map(leaf) and len(leaf) == 1 else leaf)
 
 
 def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
     """Inputs of other sizes, to be tried in turn: the first that the model itself takes proves that sizes vary."""
-    grown: list[Callable[[int], int]] = [lambda n: n + _STEP, lambda n: 2 * n] if "size" in dynamic else [lambda n: n]
-    more = 1 if "batch" in dynamic else 0
-    return [_resized(example, more, grow) for grow in grown] if dynamic else []
+    batch = _batch_of(example)
+
+    def resized(grow: Callable[[int], int]) -> Example:
+        def resize(leaf: Any) -> Any:
+            for dim in range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else ():
+                length = leaf.shape[dim]
+                nearest = torch.arange(grow(length), device=leaf.device) * length // grow(length)
+                leaf = leaf.index_select(dim, nearest)
+            return _with_samples(leaf, 1) if "batch" in dynamic and _has_batch(leaf, batch) else leaf
+
+        return _changed(example, resize)
+
+    return [resized(lambda length: length + _STEP), resized(lambda length: 2 * length)]
 
 
-def _resized(example: Example, more: int, grow: Callable[[int], int]) -> Example:
-    noise = torch.Generator().manual_seed(2)
+def _is_map(leaf: Any) -> bool:
+    """An input with a batch, channels and at least one spatial dimension."""
+    return isinstance(leaf, torch.Tensor) and 3 <= leaf.dim() <= 5
 
-    def resize(leaf: Any) -> Any:
-        if not is_map(leaf) or not leaf.is_floating_point():
-            return leaf
-        shape = (leaf.shape[0] + more, leaf.shape[1], *(grow(length) for length in leaf.shape[2:]))
-        # Noise of the example's own spread: what the network sees must stay of the kind it was given.
-        wide = leaf.float()
-        if wide.min() >= 0:
-            return (torch.rand(shape, generator=noise) * wide.max().item()).to(leaf)
-        return (torch.randn(shape, generator=noise) * wide.std().item()).to(leaf)
 
-    return Example(*map_nested(resize, (example.args, example.kwargs)))
+def _batch_of(example: Example) -> int | None:
+    return next((len(tensor) for tensor in example.tensors if _is_map(tensor)), None)
+
+
+def _has_batch(leaf: Any, batch: int | None) -> bool:
+    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == batch
+
+
+def _with_samples(leaf: torch.Tensor, more: int) -> torch.Tensor:
+    """With mirrored copies of the first sample."""
+    return torch.cat([leaf, *[leaf[:1].flip(-1)] * more])
+
+
+def _changed(example: Example, change: Callable[[Any], Any]) -> Example:
+    return Example(*map_nested(change, (example.args, example.kwargs)))

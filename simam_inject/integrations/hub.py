@@ -33,6 +33,8 @@ from simam_inject.persist import load, save
 
 _ARCHITECTURE = re.compile(r"(timm|torchvision|ultralytics):[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Names that a downloaded configuration may build: of libraries, never of files or Python modules."""
+_DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
+"""What `ModelHubMixin` hands on beside the arguments of the class; the last two before huggingface_hub 1.0."""
 _CARD = """---
 {{ card_data }}
 ---
@@ -58,31 +60,11 @@ class SimamHubMixin(PyTorchModelHubMixin):
         save(self, save_directory / SAFETENSORS_SINGLE_FILE)
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        map_location: str = "cpu",
-        strict: bool = True,
-        **model_kwargs: Any,
-    ) -> Self:
-        file = _fetch(
-            model_id,
-            SAFETENSORS_SINGLE_FILE,
-            revision=revision,
-            cache_dir=cache_dir,
-            force_download=force_download,
-            local_files_only=local_files_only,
-            token=token,
-        )
-        model: Any = cls(**model_kwargs)
-        load(file, model, strict=strict).to(map_location).eval()
-        return cast(Self, model)
+    def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any) -> Self:
+        download = {name: options.pop(name) for name in _DOWNLOAD if name in options}
+        model: Any = cls(**options)
+        load(_fetch(model_id, SAFETENSORS_SINGLE_FILE, **download), model, strict=strict)
+        return cast(Self, model.to(map_location).eval())
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, num_classes: int | None = None) -> Path:
@@ -99,8 +81,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         ModelError: the architecture is no such name.
         FileError: the model cannot be saved; see `simam_inject.persist.save`.
     """
-    parcel = _Parcel(model, architecture, num_classes)
-    parcel.save_pretrained(folder, model_card_kwargs=parcel.facts(Path(folder).name))
+    _Parcel(model).save_pretrained(folder, **_described(model, architecture, num_classes, Path(folder).name))
     return Path(folder)
 
 
@@ -113,8 +94,8 @@ def push_to_hub(
         architecture, num_classes: as for `save_pretrained`.
         options: of `huggingface_hub.ModelHubMixin.push_to_hub`: `private`, `token`, `branch`, `commit_message`, ...
     """
-    parcel = _Parcel(model, architecture, num_classes)
-    return str(parcel.push_to_hub(repo_id, model_card_kwargs=parcel.facts(repo_id), **options))
+    described = _described(model, architecture, num_classes, repo_id)
+    return str(_Parcel(model).push_to_hub(repo_id, **described, **options))
 
 
 def from_pretrained(
@@ -143,21 +124,24 @@ def from_pretrained(
 class _Parcel(ModelHubMixin, library_name="simam_inject", model_card_template=_CARD):
     """A model of a library on its way to a folder; `ModelHubMixin` does the rest."""
 
-    def __init__(self, model: nn.Module, architecture: str, num_classes: int | None) -> None:
-        if not _ARCHITECTURE.fullmatch(architecture):
-            raise ModelError(
-                f"architecture is {architecture!r}; it must be timm:NAME, torchvision:NAME or ultralytics:NAME, so "
-                "that everybody can build it (for your own class, see SimamHubMixin)"
-            )
-        self.model, self.architecture = model, architecture
-        self._hub_mixin_config = {"architecture": architecture, "num_classes": num_classes}
-
-    def facts(self, name: str) -> dict[str, Any]:
-        """What the model card tells."""
-        return {"architecture": self.architecture, "sites": len(injected(self.model)), "name": name}
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
 
     def _save_pretrained(self, save_directory: Path) -> None:
         save(self.model, save_directory / SAFETENSORS_SINGLE_FILE)
+
+
+def _described(model: nn.Module, architecture: str, num_classes: int | None, name: str) -> dict[str, Any]:
+    """Configuration and model card."""
+    if not _ARCHITECTURE.fullmatch(architecture):
+        raise ModelError(
+            f"architecture is {architecture!r}; it must be timm:NAME, torchvision:NAME or ultralytics:NAME, so "
+            "that everybody can build it (for your own class, see SimamHubMixin)"
+        )
+    return {
+        "config": {"architecture": architecture, "num_classes": num_classes},
+        "model_card_kwargs": {"architecture": architecture, "sites": len(injected(model)), "name": name},
+    }
 
 
 def _build(config_file: Path) -> nn.Module:
@@ -166,9 +150,9 @@ def _build(config_file: Path) -> nn.Module:
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{config_file}: it is no JSON ({error})") from None
-    architecture = config.get("architecture") if isinstance(config, dict) else None
-    num_classes = config.get("num_classes") if isinstance(config, dict) else None
+        raise FileError(f"{config_file}: it is not valid JSON ({error})") from None
+    found = config if isinstance(config, dict) else {}
+    architecture, num_classes = found.get("architecture"), found.get("num_classes")
     if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture) or architecture.endswith(".pt"):
         raise FileError(
             f"{config_file}: its architecture is {architecture!r:.80}, not timm:NAME, torchvision:NAME or "
@@ -176,8 +160,7 @@ def _build(config_file: Path) -> nn.Module:
         )
     if num_classes is not None and type(num_classes) is not int:
         raise FileError(f"{config_file}: its num_classes is {num_classes!r:.80}, not a number")
-    model: nn.Module = build(architecture, num_classes=num_classes).model
-    return model
+    return cast(nn.Module, build(architecture, num_classes=num_classes).model)
 
 
 def _fetch(name: str, filename: str, **options: Any) -> Path:
@@ -185,7 +168,7 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     folder = Path(name)
     if folder.is_dir():
         if not (folder / filename).is_file():
-            raise FileError(f"{folder}: there is no {filename} in it")
+            raise FileError(f"{folder} has no file {filename}")
         return folder / filename
     download: Callable[..., str] = hf_hub_download
     try:
@@ -193,5 +176,6 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         first = str(error).strip().partition("\n")[0]
         raise FileError(
-            f"{name} is no folder here, and {filename} cannot be had from the Hub: {type(error).__name__}: {first}"
+            f"{name} is not a local folder, and {filename} cannot be downloaded from the Hub: "
+            f"{type(error).__name__}: {first}"
         ) from error

@@ -14,18 +14,17 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from simam_inject import adapters
+from simam_inject.adapters import Adapter, IntegrationMark, register, remember, wrap
 from simam_inject.api import inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import RecipeError
-from simam_inject.integrations.wrapping import wrap
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
 from simam_inject.warmup import calibrate
@@ -58,7 +57,7 @@ class SimAMCallback(Callback):
             keeps, such as `WeightAveraging`'s, follow.
         start: strength of the first step, from 0 to 1.
         calibrate_batches: fit gains to a trained module on so many batches of the training data, before the first step;
-            see `calibrate`. 0 leaves the gains as they are. A training that is resumed has those of its checkpoint.
+            see `calibrate`. 0 leaves the gains as they are. A resumed training has those of its checkpoint.
         verify: see `inject`.
 
     Raises:
@@ -81,15 +80,11 @@ class SimAMCallback(Callback):
     ) -> None:
         if ramp_steps < 0 or calibrate_batches < 0 or not 0.0 <= start <= 1.0:
             raise RecipeError(
-                f"ramp_steps is a number of steps and start lies from 0 to 1; got ramp_steps={ramp_steps!r}, "
+                f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
                 f"start={start!r}, calibrate_batches={calibrate_batches!r}"
             )
-        self.recipe = recipe
-        self.example_inputs = example_inputs
-        self.ramp_steps = ramp_steps
-        self.start = start
-        self.calibrate_batches = calibrate_batches
-        self.verify = verify
+        self.recipe, self.example_inputs, self.verify = recipe, example_inputs, verify
+        self.ramp_steps, self.start, self.calibrate_batches = ramp_steps, start, calibrate_batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Inject."""
@@ -100,7 +95,7 @@ class SimAMCallback(Callback):
         inject(pl_module, self.recipe, example_inputs=example, verify=self.verify, strength=strength)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the gains, or say so if the ramp has none to go with."""
+        """Fit the gains; warn if the ramp has none."""
         if self.calibrate_batches and not trainer.global_step:
             calibrate(pl_module, islice(trainer.train_dataloader or (), self.calibrate_batches))
         for kept in _kept_copies(trainer):  # made in `setup`, before gains were fitted or read from a checkpoint
@@ -108,12 +103,13 @@ class SimAMCallback(Callback):
                 copied.gain = part.gain
         if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
             warnings.warn(
-                "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+                "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
+                "call calibrate(model, ...) first",
                 stacklevel=2,
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Set the strength of this step."""
+        """Set the strength of this step, in the module and in the copies that other callbacks keep."""
         if not self.ramp_steps:
             return
         strength = self.start + (1.0 - self.start) * min(1.0, trainer.global_step / self.ramp_steps)
@@ -135,61 +131,30 @@ def _kept_copies(trainer: Any) -> Iterator[nn.Module]:
         yield from (value for value in vars(callback).values() if isinstance(value, nn.Module))
 
 
-class LightningAdapter:
-    """See `simam_inject.adapters.Adapter`. What keeps a module is done when checkpoints are written and read."""
-
-    def network(self, model: nn.Module) -> nn.Module:
-        """The module itself."""
-        return model
-
-    def remember(self, model: nn.Module) -> None:
-        """Mark the module, so that unpickling it loads this file."""
-        adapters.mark(model, __name__)
-
-    def forget(self, model: nn.Module) -> None:
-        """Take the mark away."""
-        adapters.mark(model, None)
-
-    def refresh(self, model: nn.Module) -> None:
-        """Nothing to do: Lightning makes no copies."""
-
-    def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
-        """No other forms."""
-        yield from ()
-
-    def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:  # noqa: ARG002
-        """Lightning has no names for data sets."""
-        return None
+def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /, *args: Any, **kwargs: Any) -> Any:
+    checkpoint = original(connector, *args, **kwargs)
+    module = connector.trainer.lightning_module
+    there = [entry.attention for entry in attended_in(module)]
+    if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
+        checkpoint[KEY] = {
+            "record": Record.of(module).model_dump(mode="json"),
+            "integration": IntegrationMark(__name__),
+        }
+    return checkpoint
 
 
-def _dumping(original: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    def dump_checkpoint(self: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        checkpoint = original(self, *args, **kwargs)
-        module = self.trainer.lightning_module
-        there = [entry.attention for entry in attended_in(module)]
-        if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
-            checkpoint[KEY] = {"record": Record.of(module), "integration": adapters.IntegrationMark(__name__)}
-        return checkpoint
-
-    return dump_checkpoint
+def _restore_model(original: Callable[..., None], connector: Any) -> None:
+    original(connector)
+    _put_back(connector.trainer.lightning_module, connector._loaded_checkpoint)
 
 
-def _restoring(original: Callable[..., None]) -> Callable[..., None]:
-    def restore_model(self: Any) -> None:
-        original(self)
-        _put_back(self.trainer.lightning_module, self._loaded_checkpoint)
-
-    return restore_model
-
-
-def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
-    def load_state(cls: type, checkpoint: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        module = original(cls, checkpoint, *args, **kwargs)
-        if isinstance(module, nn.Module):
-            _put_back(module, checkpoint)
-        return module
-
-    return load_state
+def _load_state(
+    original: Callable[..., Any], kind: type, checkpoint: dict[str, Any], /, *args: Any, **kwargs: Any
+) -> Any:
+    loaded = original(kind, checkpoint, *args, **kwargs)
+    if isinstance(loaded, nn.Module):  # or a LightningDataModule
+        _put_back(loaded, checkpoint)
+    return loaded
 
 
 def _put_back(module: nn.Module, checkpoint: Any) -> None:
@@ -202,26 +167,22 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
     if not isinstance(found, dict):
         return
     record = Record.read(found.get("record"), f"checkpoint[{KEY!r}]")
-    if not any(attended_in(module)):
+    if not injected(module):
         record.attach_to(module)
-        adapters.remember(module)
-    elif _places(Record.of(module)["sites"]) == _places(record.sites):
+        remember(module)
+    elif Record.of(module).lambdas == record.lambdas:
         record.set_strengths(module)
     else:
         warnings.warn(
             "the module has SimAM at other sites than its checkpoint, and keeps them; eject(module) before loading "
             "gives it those of the checkpoint",
-            stacklevel=4,
+            stacklevel=5,
         )
-
-
-def _places(sites: list[Any]) -> set[tuple[str, str, float]]:
-    return {(site["edit"]["module"], site["child"], site["e_lambda"]) for site in sites}
 
 
 for _package in _loaded or _PACKAGES[:1]:
     _connector = importlib.import_module(f"{_package}.trainer.connectors.checkpoint_connector")
-    wrap(importlib.import_module(f"{_package}.core.saving"), "_load_state", _loading)
-    wrap(_connector._CheckpointConnector, "dump_checkpoint", _dumping)
-    wrap(_connector._CheckpointConnector, "restore_model", _restoring)
-adapters.register(__name__, LightningAdapter())
+    wrap(importlib.import_module(f"{_package}.core.saving"), "_load_state", _load_state)
+    wrap(_connector._CheckpointConnector, "dump_checkpoint", _dump_checkpoint)
+    wrap(_connector._CheckpointConnector, "restore_model", _restore_model)
+register(__name__, Adapter(__name__))

@@ -20,13 +20,14 @@ from __future__ import annotations
 import re
 import runpy
 import sys
+from collections import deque
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import timm
 import timm.layers
-from timm.models import DefaultCfg, PretrainedCfg, generate_default_cfgs, get_pretrained_cfg, register_model
+from timm.models import DefaultCfg, get_pretrained_cfg, register_model
 from torch import nn
 
 from simam_inject.api import inject
@@ -60,7 +61,7 @@ class SimamAttn(SimAM):
     def __init__(self, channels: int, e_lambda: float = 1e-4, **options: Any) -> None:  # noqa: ARG002
         unknown = sorted(options.keys() - _LAYER_OPTIONS)
         if unknown:
-            raise TypeError(f"SimamAttn has no option {unknown[0]!r}; it has channels and e_lambda")
+            raise TypeError(f"SimamAttn has no option {unknown[0]!r}; the options are channels and e_lambda")
         super().__init__(e_lambda)
 
 
@@ -83,13 +84,13 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
     if "." in architecture or not timm.is_model(architecture):
         near = get_close_matches(architecture.partition(".")[0], timm.list_models(), 3)
         advice = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"timm has no model {architecture!r}; a name without a tag is wanted{advice}")
+        raise ModelError(f"timm has no model {architecture!r}; give a name without a tag{advice}")
     if name is None:
         name = f"{architecture}{SEPARATOR}{_word(resolved.name)}"
     if not name.isidentifier():
-        raise ModelError(f"a model of timm cannot be named {name!r}: letters, digits and _ only; pass name=...")
-    if name in timm.list_models():
-        raise ModelError(f"timm has a model {name!r} already; pass another name=...")
+        raise ModelError(f"invalid name for a timm model: {name!r}: letters, digits and _ only; pass name=...")
+    if timm.is_model(name):
+        raise ModelError(f"timm already has a model {name!r}; pass another name=...")
     _enter(name, architecture, resolved)
     return name
 
@@ -108,23 +109,20 @@ def _enter(name: str, architecture: str, recipe: Recipe) -> None:
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = __name__
     entrypoint.__doc__ = f"{architecture} with SimAM: {recipe.description or recipe.name}."
-    default_cfgs[name] = _published(architecture, name)
+    default_cfgs[name] = _published(architecture)
     register_model(entrypoint)
     globals()[name] = entrypoint  # register_model lists it in `__all__`
 
 
-def _published(architecture: str, name: str) -> DefaultCfg:
-    """The published weights of an architecture, under the name of a variant."""
+def _published(architecture: str) -> DefaultCfg:
+    """The published weights of an architecture, those of its default tag first."""
+    names = timm.list_models(architecture, include_tags=True)
+    found = [config for config in map(get_pretrained_cfg, names) if config is not None]
     default = get_pretrained_cfg(architecture)
-    tags = [timm.models.split_model_name_tag(full)[1] for full in timm.list_models(architecture, include_tags=True)]
-    configs: dict[str, dict[str, Any] | PretrainedCfg] = {}
-    for tag in tags:
-        config = get_pretrained_cfg(f"{architecture}.{tag}" if tag else architecture)
-        if config is not None:
-            is_default = default is not None and (default.tag or "") == tag
-            configs[f"{name}.{tag}*" if tag and is_default else f"{name}.{tag}" if tag else name] = config
-    published: DefaultCfg = generate_default_cfgs(configs).get(name, DefaultCfg())
-    return published
+    found.sort(key=lambda config: config != default)
+    return DefaultCfg(
+        tags=deque(config.tag or "" for config in found), cfgs={config.tag or "": config for config in found}
+    )
 
 
 def _word(text: str) -> str:

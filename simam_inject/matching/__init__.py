@@ -3,25 +3,21 @@
 from simam_inject.matching.explain import every_path as every_path
 from simam_inject.matching.explain import explain_idle as explain_idle
 from simam_inject.matching.explain import idle_exclude as idle_exclude
-from simam_inject.matching.explain import nearest_misses as nearest_misses
 from simam_inject.matching.explain import unmatched_message as unmatched_message
-from simam_inject.matching.explain import why_nothing as why_nothing
 from simam_inject.matching.match import match as match
 from simam_inject.matching.match import why_not_attendable as why_not_attendable
 from simam_inject.matching.records import Hit as Hit
 from simam_inject.matching.records import Matches as Matches
-from simam_inject.matching.records import Miss as Miss
+from simam_inject.matching.records import Skip as Skip
 
 __all__ = [
     "Hit",
     "Matches",
-    "Miss",
+    "Skip",
     "every_path",
     "explain_idle",
     "idle_exclude",
     "match",
-    "nearest_misses",
     "unmatched_message",
     "why_not_attendable",
-    "why_nothing",
 ]

@@ -1,31 +1,34 @@
-"""The message for a rule that takes no site: the nearest misses with their reasons, or what its names may mean."""
+"""Why a rule takes nothing: the nearest misses with their reasons, or what its names may mean."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from simam_inject.dataflow.records import Anatomy
-from simam_inject.matching.records import Miss
+from simam_inject.kinds import NOT_OPERATIONS
+from simam_inject.matching.records import Skip
 from simam_inject.matching.search import write_counts, write_path
+from simam_inject.recipe.grammar import entries_of
 from simam_inject.recipe.names import Child, Glob, lineage
 from simam_inject.recipe.recipe import Recipe
 from simam_inject.recipe.rule import Rule
-from simam_inject.recipe.wording import nearest
+from simam_inject.recipe.wording import join_names, nearest
 
 NEAREST = 3
 _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
+_NAME = re.compile(r"\w+")
 _STRUCTURES = {
-    "main": "none that returns one map has two convolutions within two map sizes",
-    "residual": "none joins a branch with a skip in its own forward",
-    "decoder": "none returns one map that it makes of an upsampled map joined with an earlier one",
+    "main": "no module that returns one feature map has two convolutions within two map sizes",
+    "residual": "no module joins a branch with a skip connection in its own forward",
+    "decoder": "no module joins an upsampled feature map with an earlier one",
 }
 
 
-def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Iterable[Miss]) -> str:
-    """Say why a rule takes no site.
+def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Iterable[Skip]) -> str:
+    """Say why a rule matches no site.
 
     Args:
         recipe: the recipe.
@@ -34,45 +37,42 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
         misses: what matching left out; those of other rules are ignored.
 
     Returns:
-        The message of a `NoMatchError`: the rule; modules whose inside could not be seen; then either the nearest
-        block classes or paths with their counts, or the three nearest misses with their reasons.
+        The message of a `NoMatchError`: the rule; the nearest misses with their reasons, or one sentence where nothing
+        of the model came near; modules whose inside could not be recorded.
     """
     selected = recipe.rules[rule]
-    head = f"rules[{rule}] ({selected.selector}) takes no site"
-    near = nearest_misses(miss for miss in misses if miss.rule == rule)
-    if not near:
-        return f"{head}: {why_nothing(selected, anatomy)}"
-    lines = [f"  {write_path(miss.path)}: {miss.reason}" for miss in near]
+    head = f"rules[{rule}] ({selected.selector}) matches no site"
+    by_reason: dict[str, Skip] = {}
+    for miss in sorted(misses, key=lambda miss: -miss.depth):
+        if miss.rule == rule:
+            by_reason.setdefault(miss.reason, miss)
+    near = list(by_reason.values())[:NEAREST]
+    if [(miss.path, miss.depth) for miss in near] == [("", 0)]:
+        return f"{head}: {near[0].reason}"
+    lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
     met_none = near[0].depth == 0 or selected.selects == "pattern"
-    if met_none and not any("could not be seen" in line for line in lines):
-        lines = [f"  {sentence}" for sentence in _unseen(anatomy)] + lines
-    idle = explain_idle("path", selected.paths, every_path(anatomy)) if selected.selects != "path" else None
-    return "\n".join([f"{head}. The nearest misses:", *lines, *([idle] if idle else [])])
+    if met_none and not any(" could not be recorded" in line for line in lines):
+        lines += [f"  {sentence}" for sentence in _unseen(anatomy)]
+    idle = explain_idle("path", entries_of(selected.path), every_path(anatomy)) if selected.selects != "path" else None
+    return "\n".join([*lines, *([idle] if idle else [])])
 
 
-def why_nothing(rule: Rule, anatomy: Anatomy) -> str:
-    """Why a rule did not even touch a site: nothing has the structure, the class or the path that it selects."""
-    unseen = "".join(f" {sentence}" for sentence in _unseen(anatomy))
+def explain_nothing(rule: Rule, anatomy: Anatomy) -> str:
+    """Why a rule came near no site: nothing has the structure, the class, the kind or the path that it selects."""
     if rule.selects == "structure":
-        reasons = " and ".join(_STRUCTURES[word] for word in rule.structures)
-        return f"no block of this model is {' or '.join(rule.structures)}: {reasons}.{unseen}"
-    if rule.selects == "block":
-        return _explain_classes(rule, anatomy, unseen)
-    wanted = " or ".join(repr(glob.text) for glob in rule.paths)
-    hints = dict.fromkeys(_hint_path(glob, every_path(anatomy)) for glob in rule.paths)
-    return f"this model has no value at {wanted}.{''.join(hints) or unseen}"
-
-
-def nearest_misses(misses: Iterable[Miss], count: int = NEAREST) -> tuple[Miss, ...]:
-    """The misses that met most conditions first; one of each reason is chosen before a second of any."""
-    ranked = sorted(misses, key=lambda miss: -miss.depth)
-    seen: Counter[str] = Counter()
-    rounds: list[tuple[int, Miss]] = []
-    for miss in ranked:
-        rounds.append((seen[miss.reason], miss))
-        seen[miss.reason] += 1
-    chosen = [miss for _, miss in sorted(rounds, key=lambda entry: entry[0])[:count]]
-    return tuple(sorted(chosen, key=lambda miss: -miss.depth))
+        words = entries_of(rule.structure)
+        reasons = " and ".join(_STRUCTURES[word] for word in words)
+        sentence = f"no block of this model is {join_names(words)}: {reasons}."
+    elif rule.selects == "block":
+        sentence = _explain_classes(rule, anatomy)
+    elif rule.chain:
+        kinds = [site.kind for site in anatomy.sites if site.kind not in NOT_OPERATIONS]
+        sentence = f"this model computes no {rule.chain[0].kind}; its operations are {write_counts(kinds)}."
+    else:
+        globs = entries_of(rule.path)
+        hints = dict.fromkeys(_hint_path(glob, every_path(anatomy)) for glob in globs)
+        sentence = f"this model has no value at {join_names(map(repr, globs))}.{''.join(hints)}"
+    return " ".join([sentence, *_unseen(anatomy)])
 
 
 def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
@@ -82,10 +82,11 @@ def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
     """
     paths = every_path(anatomy)
     for index, rule in enumerate(recipe.rules):
-        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", rule.excluded, paths)
+        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", entries_of(rule.exclude), paths)
         if message is not None:
-            unseen = "".join(f" {sentence}" for sentence in _unseen(anatomy))
-            return f"{message}{unseen} (A rule for many models says optional: true.)"
+            return " ".join(
+                [message, *_unseen(anatomy), "(In a recipe for many models, mark the rule with optional: true.)"]
+            )
     return None
 
 
@@ -93,7 +94,7 @@ def explain_idle(place: str, globs: Iterable[Glob], paths: frozenset[str]) -> st
     """The message for the first of the globs at `place` that matches none of the paths; None if all match."""
     for glob in globs:
         if not any(map(glob.matches, paths)):
-            return f"{place}: {glob.text!r} matches nothing in this model.{_hint_path(glob, paths)}"
+            return f"{place}: {str(glob)!r} matches nothing in this model.{_hint_path(glob, paths)}"
     return None
 
 
@@ -103,32 +104,30 @@ def every_path(anatomy: Anatomy) -> frozenset[str]:
 
 
 def _unseen(anatomy: Anatomy) -> list[str]:
-    """Sentences on the modules whose inside could not be seen."""
+    """Sentences on the modules whose inside could not be recorded."""
     entries = [
-        f"The inside of {write_path(path)} could not be seen: {reason}." for path, reason in anatomy.opaque.items()
+        f"The inside of {write_path(path)} could not be recorded: {reason}." for path, reason in anatomy.opaque.items()
     ]
     more = [f"The same holds for {len(entries) - NEAREST} more."] if len(entries) > NEAREST else []
     return entries[:NEAREST] + more
 
 
-def _explain_classes(rule: Rule, anatomy: Anatomy, unseen: str) -> str:
+def _explain_classes(rule: Rule, anatomy: Anatomy) -> str:
     blocks = [site.class_name for site in anatomy.blocks() if site.class_name is not None]
     leaves = [site.class_name for site in anatomy.sites if site.kind != "block" and site.class_name is not None]
-    wanted = " or ".join(repr(glob.text) for glob in rule.blocks)
-    hint = _hint_module(rule, anatomy)
-    if not blocks:
-        only = f", only {write_counts(leaves)}" if leaves else ""
-        return f"this model has no block named {wanted}; it has no blocks at all{only}.{hint}{unseen}"
-    counts = Counter(blocks) + Counter({name: count for name, count in Counter(leaves).items() if name not in blocks})
-    near = dict.fromkeys(name for glob in rule.blocks for name in nearest(glob.text, counts))
-    meant = f" Did you mean {' or '.join(f'{name} ({counts[name]})' for name in near)}?" if near else unseen
-    return f"this model has no block named {wanted}.{hint or meant} Its blocks: {write_counts(blocks)}."
+    counts = Counter(blocks) + Counter(name for name in leaves if name not in blocks)
+    globs = entries_of(rule.block)
+    near = dict.fromkeys(name for glob in globs for name in nearest(glob, counts))
+    meant = f" Did you mean {join_names(f'{name} ({counts[name]})' for name in near)}?" if near else ""
+    there = f"Its blocks: {write_counts(blocks)}" if blocks else f"It has no blocks at all, only {write_counts(leaves)}"
+    hint = _hint_module(rule, anatomy) or meant
+    return f"this model has no block named {join_names(map(repr, globs))}.{hint} {there}."
 
 
 def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
     """A sentence for a name at `block` that is the path of a module; empty for any other."""
-    for glob in rule.blocks:
-        whole = f"{glob}.{rule.target}" if isinstance(rule.target, Child) else glob.text
+    for glob in entries_of(rule.block):
+        whole = f"{glob}.{rule.target}" if isinstance(rule.target, Child) else glob
         if any(map(Glob(whole).matches, anatomy.site_by_path)):
             place = "output" if rule.position == "after" else "input"
             return f" {whole!r} is a module path: write path: {whole}, {rule.position}: {place}."
@@ -137,26 +136,15 @@ def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
 
 def _hint_path(glob: Glob, paths: frozenset[str]) -> str:
     """A sentence on how a glob that matches none of the paths may have been meant; empty where nothing is near."""
-    if _REGULAR.search(glob.text):
+    if _REGULAR.search(glob):
         return " Paths are globs, not regular expressions: * is any text, alternatives are {a,b}."
-    other_case = sorted(path for path in paths if glob.matches_any_case(path))
-    if other_case:
-        return f" Letter case counts; did you mean {other_case[0]}?"
-    inside = Glob(f"*.{glob.text}")
-    if any(map(inside.matches, paths)):
-        return f" Did you mean {inside.text!r}? A glob is matched against the whole path."
-    near = _mend_glob(glob, paths) if glob.is_wild else nearest(glob.text, paths)
-    return f" Did you mean {' or '.join(near)}?" if near else ""
-
-
-def _mend_glob(glob: Glob, paths: frozenset[str]) -> Sequence[str]:
-    """The glob with names that are no part of any path put right: `layr4.*` becomes `layer4.*`."""
-    if "{" in glob.text:  # a name may reach across the braces
-        return []
     names = {name for path in paths for name in path.split(".")}
     parts = [
-        part if Glob(part).is_wild or part in names else next(iter(nearest(part, names, count=1)), part)
-        for part in glob.text.split(".")
+        part if part in names or not _NAME.fullmatch(part) else next(iter(nearest(part, names, count=1)), part)
+        for part in glob.split(".")
     ]
-    mended = ".".join(parts)
-    return [repr(mended)] if any(map(Glob(mended).matches, paths)) else []
+    mended = ".".join(parts)  # `layr4.*` becomes `layer4.*`
+    for text in (mended, f"*.{glob}", f"*.{mended}"):
+        if any(map(Glob(text).matches, paths)):
+            return f" Did you mean {text!r}? A glob is matched against the whole path, letter case included."
+    return ""

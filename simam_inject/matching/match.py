@@ -5,24 +5,31 @@ For each rule, in order:
     narrow      path, exclude, where                        -> misses with what was found and what is wanted
     own         values that an earlier rule took stay its   -> misses
     pick        first, last, every, per group               -> misses
+
+A value is owned by whatever path it was taken: `layer1` (a Sequential), `layer1.2` (its last block) and
+`layer1.2.relu[3]` (that block's last operation) are one value, and two attentions on it would be one after the other.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.blocks import search_blocks
-from simam_inject.matching.ownership import Ownership
+from simam_inject.matching.explain import explain_nothing
 from simam_inject.matching.patterns import search_pattern
-from simam_inject.matching.records import Hit, Matches, Miss
-from simam_inject.matching.search import OPERATION_FACTS, Candidate, Search, check_facts, write_fact, write_path
+from simam_inject.matching.records import Hit, Matches, Skip
+from simam_inject.matching.search import Candidate, Search, check_facts, parent_of, write_fact, write_path, write_paths
+from simam_inject.recipe.grammar import entries_of
+from simam_inject.recipe.operations import Conditions
 from simam_inject.recipe.recipe import Recipe
 
 OWNED = 100
 PICKED = 101
 """Depths of the two last steps: a candidate that fails there met every condition."""
+Owners = defaultdict[str, list[tuple[int, Candidate]]]
+"""Value -> the candidates that attend it, each with the index of its rule."""
 
 
 def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
@@ -37,12 +44,12 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
         attended are hits all the same, unless `pick` counts: to skip them is the plan's business.
     """
     order = {site.path: place for place, site in enumerate(anatomy.sites)}
-    ownership = Ownership(anatomy)
+    owners: Owners = defaultdict(list)
     hits: list[Hit] = []
-    misses: list[Miss] = []
+    misses: list[Skip] = []
     for index, rule in enumerate(recipe.rules):
         search = Search(rule, index, anatomy)
-        taken = _take(search, ownership, order)
+        taken = _take(search, owners, order)
         e_lambda = recipe.e_lambda if rule.e_lambda is None else rule.e_lambda
         hits += [Hit(site.attended.path, rule.position, site.reader, index, e_lambda) for site in taken]
         # A value may fail as one thing and be taken as another, e.g. as the start and as the end of a chain.
@@ -60,89 +67,103 @@ def why_not_attendable(site: Site) -> str | None:
     if site.runs < 1:
         return "never ran in the example forward"
     if site.spatial is None:
-        return "its shape is not known"
+        return "its shape is unknown"
     if all(length <= 1 for length in site.spatial):
         return f"is a {write_fact(site.spatial)} map: its gate would be the constant sigmoid(0.5)"
     return None
 
 
-def _take(search: Search, ownership: Ownership, order: dict[str, int]) -> Sequence[Candidate]:
+def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Candidate]:
     """One rule's way from candidates to what it takes; the search collects the misses."""
-    (search_blocks if search.rule.selects != "pattern" else search_pattern)(search)
+    (search_pattern if search.rule.chain else search_blocks)(search)
+    if not search.candidates and not search.misses:
+        search.miss("", explain_nothing(search.rule, search.anatomy))
     named = {(site.attended.path, site.reader): site for site in reversed(search.candidates)}
     narrowed = [site for site in named.values() if _complies(search, site)]
-    outermost_first = sorted(narrowed, key=lambda site: (site.attended.path.count("."), site.attended.path != ""))
-    own = Ownership(search.anatomy)
     free: list[Candidate] = []
+    own: Owners = defaultdict(list)
+    outermost_first = sorted(narrowed, key=lambda site: (site.attended.path.count("."), site.attended.path != ""))
     for site in outermost_first:
-        conflict = ownership.conflict(site, search.index) or own.conflict(site, search.index)
+        value = _value(site.attended, search.anatomy)
+        conflict = _conflict(site, search.index, [*owners[value], *own[value]])
         if conflict is not None:
             search.miss(site.named.path, conflict, OWNED)
         else:
-            own.take(site, search.index)
+            own[value].append((search.index, site))
             free.append(site)
     taken = free if search.rule.choice.takes_all else _pick(search, free, order)
     for site in taken:
-        ownership.take(site, search.index)
+        owners[_value(site.attended, search.anatomy)].append((search.index, site))
     return taken
 
 
 def _complies(search: Search, candidate: Candidate) -> bool:
     """A candidate meets `path`, `exclude` and every condition of `where`; if not, it becomes a miss."""
     rule, named, attended = search.rule, candidate.named, candidate.attended
-    if rule.selects != "path" and rule.path and not any(glob.covers(named.path) for glob in rule.paths):
-        search.miss(named.path, f"its path is not in path: {' or '.join(map(str, rule.paths))}", 1)
+    paths = entries_of(rule.path)
+    if rule.selects != "path" and paths and not any(glob.covers(named.path) for glob in paths):
+        search.miss(named.path, f"its path is not in path: {' or '.join(paths)}", 1)
         return False
-    for glob in rule.excluded:
+    for glob in entries_of(rule.exclude):
         if glob.covers(named.path) or glob.matches(attended.path):
             search.miss(named.path, f"excluded by {glob}", 2)
             return False
-    for met, (name, bounds) in enumerate(rule.conditions):
-        if name in OPERATION_FACTS:
-            reason = check_facts(named, ((name, bounds),), f"where.{name} wants")
-            if reason is not None and named.kind == "block":
-                reason += f"; write {rule.position}: {{op: conv2d, {name}: {bounds}}} for an operation inside"
-        else:
-            fact: int | tuple[int, ...] | None = getattr(attended, name)
-            found = (
-                f"is not known: {attended.obstacle or 'it has no shape'}" if fact is None else f"is {write_fact(fact)}"
-            )
-            fails = fact is None or not bounds.admits(fact)
-            reason = f"{name} {found}; where.{name} wants {bounds}" if fails else None
+    for met, (name, condition) in enumerate(rule.conditions):
+        is_of_operation = name in Conditions.model_fields
+        reason = check_facts(named if is_of_operation else attended, [(name, condition)], f"where.{name} requires")
         if reason is not None:
+            if is_of_operation and named.kind == "block":
+                reason += f"; for an operation inside write {rule.position}: {{op: conv2d, {name}: ...}}"
             search.miss(named.path, reason, 3 + met)
             return False
     return True
 
 
+def _value(site: Site, anatomy: Anatomy) -> str:
+    """Path of the operation that computes what a block returns or is given; the own path of any other value."""
+    if site.kind in ("block", "input") and len(site.reads) == 1 and site.obstacle is None:
+        origin = anatomy.site_by_path.get(site.reads[0])
+        if origin is not None and origin.shape == site.shape:
+            return origin.path
+    return site.path
+
+
+def _conflict(candidate: Candidate, rule: int, taken: Iterable[tuple[int, Candidate]]) -> str | None:
+    """Why a rule cannot have the candidate, of whose value some are taken; None if it is free."""
+    for owner, other in taken:
+        readers = {_only_reader(candidate), _only_reader(other)}
+        if None in readers or len(readers) == 1:
+            path = other.attended.path
+            whose = f"taken by rules[{owner}]" if owner != rule else "which this rule takes"
+            same = f"is the same value as {write_path(path)}," if path != candidate.attended.path else "already"
+            return f"{same} {whose}"
+    return None
+
+
+def _only_reader(candidate: Candidate) -> str | None:
+    """For whom alone the value is attended; what a block is given is, for that block."""
+    given = candidate.attended.scope if candidate.attended.kind == "input" else None
+    return candidate.reader if candidate.reader is not None else given
+
+
 def _pick(search: Search, candidates: Sequence[Candidate], order: dict[str, int]) -> list[Candidate]:
     """The rule's choice in each group; only values that can be attended count."""
     pick = search.rule.choice
-    groups: defaultdict[str, list[Candidate]] = defaultdict(list)
+    groups: defaultdict[object, list[Candidate]] = defaultdict(list)
     for site in sorted(candidates, key=lambda site: order[site.attended.path]):
-        group = _group(site, pick.per)
+        # Of the whole model no site has a fact, and all are one group.
+        group = parent_of(site.block) if pick.per == "parent" else getattr(site.attended, pick.per, "")
         problem = why_not_attendable(site.attended) or (f"its {pick.per} is not known" if group is None else None)
-        if group is None or problem is not None:
+        if problem is not None:
             search.miss(site.named.path, f"pick {pick} does not count it: {problem}", PICKED)
         else:
             groups[group].append(site)
     taken: list[Candidate] = []
-    for group, sites in groups.items():
+    for sites in groups.values():
         chosen = pick.choose(sites)
-        ends = dict.fromkeys((chosen[0].attended.path, chosen[-1].attended.path))
+        reason = f"pick {pick} takes {write_paths(site.attended.path for site in chosen)}"
         for site in sites:
             if site not in chosen:
-                reason = f"pick {pick} takes {' to '.join(map(write_path, ends))}{group}"
                 search.miss(site.named.path, reason, PICKED)
         taken += chosen
     return taken
-
-
-def _group(site: Candidate, per: str) -> str | None:
-    """Name of the group that a candidate is counted in, as a message ends; None if it is not known."""
-    if per == "model":
-        return ""
-    if per == "parent":
-        return f" in {write_path(site.parent)}"
-    fact = site.attended.stage if per == "stage" else site.attended.reduction
-    return None if fact is None else f" at {per} {fact}"

@@ -1,4 +1,4 @@
-"""What matching says: hits, and for every candidate that was touched and not taken, a miss with its reason."""
+"""What matching says: hits, and for every candidate that was touched and not taken, a near miss with its reason."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ class Hit:
 
 
 @dataclass(frozen=True, slots=True)
-class Miss:
-    """A site that a rule touched and did not take."""
+class Skip:
+    """A site that a rule named, or nearly named, and that gets no SimAM."""
 
     path: str
-    rule: int
     reason: str
+    rule: int
+    hit: bool
+    """True: the rule took it and it was skipped all the same (a 1x1 map). False: a near miss."""
     depth: int = 0
-    """How many of the rule's conditions it met before one failed: the larger, the nearer the miss."""
+    """Of a near miss, how many of the rule's conditions it met before one failed: the larger, the nearer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +38,4 @@ class Matches:
     """What one recipe finds in one model: hits in the order the model computes them, misses rule by rule."""
 
     hits: tuple[Hit, ...]
-    misses: tuple[Miss, ...]
-
-    def hits_of(self, rule: int) -> tuple[Hit, ...]:
-        """The hits of one rule."""
-        return tuple(hit for hit in self.hits if hit.rule == rule)
+    misses: tuple[Skip, ...]

@@ -1,4 +1,4 @@
-"""What one rule finds: candidates, and for each near one a `Miss` with the reason why it is none."""
+"""What one rule finds: candidates, and for each near one a `Skip` with the reason why it is none."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
-from simam_inject.matching.records import Miss
-from simam_inject.recipe.bounds import Bounds
+from simam_inject.matching.records import Skip
+from simam_inject.recipe.grammar import entries_of
+from simam_inject.recipe.operations import Numbers, admits
 from simam_inject.recipe.rule import Rule
+from simam_inject.recipe.wording import join_names
 
 MAX_SHOWN = 8
-OPERATION_FACTS = ("kernel", "stride", "dilation", "groups")
-"""Facts of the named operation; the others are those of the attended map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,8 @@ class Candidate:
     attended: Site
     """The value that would be attended: the named one, or for `before` one that it reads."""
     reader: str | None
-    parent: str
-    """The module that contains the selected block: the group of `per: parent`."""
+    block: str
+    """Path of the selected block."""
 
 
 @dataclass(slots=True)
@@ -37,47 +37,40 @@ class Search:
     index: int
     anatomy: Anatomy
     candidates: list[Candidate] = field(default_factory=list)
-    misses: list[Miss] = field(default_factory=list)
+    misses: list[Skip] = field(default_factory=list)
 
     def add(self, named: Site, block: str) -> None:
-        """Enter what a rule names in a block: for `after` the value, or each map it holds; for `before` what it reads.
-
-        Args:
-            named: the value that the rule names.
-            block: path of the selected block.
-        """
+        """Enter what a rule names: for `after` the value, or each map that it holds; for `before` what it reads."""
         if self.rule.position == "after":
             for site in [self.anatomy.site_by_path[path] for path in named.maps] or [named]:
-                self.candidates.append(Candidate(site, site, None, parent_of(block)))
-        elif len(named.operands) == 1:
-            self.add_operand(named, named.operands[0], block)
-        elif named.kind == "input":
-            self.miss(named.path, "is what the block is given and reads nothing itself; write after instead of before")
-        elif not named.operands:
+                self.candidates.append(Candidate(site, site, None, block))
+        elif len(named.operands) > 1:
+            values = f"{len(named.operands)} values ({write_paths(named.operands)})"
+            self.miss(named.path, f"reads {values}; before needs an operation that reads one")
+        else:
+            self.add_operands(named, named.operands, block)
+
+    def add_operands(self, named: Site, operands: Sequence[str], block: str) -> None:
+        """Enter values that a site reads, to be attended for that site alone."""
+        for operand in dict.fromkeys(operands):
+            attended = self.anatomy.site_by_path.get(operand)
+            if attended is None:
+                self.miss(named.path, f"reads {operand}, which is not a feature map")
+            else:
+                self.candidates.append(Candidate(named, attended, named.path, block))
+        if not operands:
+            hidden = named.scope in self.anatomy.opaque
             self.miss(
                 named.path,
-                "what it reads could not be seen"
-                if named.scope in self.anatomy.opaque
-                else "reads no value of the model",
+                "what it reads could not be recorded" if hidden else "reads no value that the model computes",
             )
-        else:
-            values = f"{len(named.operands)} values ({write_paths(named.operands)})"
-            self.miss(named.path, f"reads {values}; before needs a reader of one")
-
-    def add_operand(self, named: Site, operand: str, block: str) -> None:
-        """Enter the value at path `operand`, to be attended for `named` alone."""
-        attended = self.anatomy.site_by_path.get(operand)
-        if attended is None:
-            self.miss(named.path, f"reads {operand}, which is no feature map")
-        else:
-            self.candidates.append(Candidate(named, attended, named.path, parent_of(block)))
 
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
         """Enter a near miss; `depth` says how many conditions it met."""
-        self.misses.append(Miss(path, self.index, reason, depth))
+        self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))
 
     def miss_block(self, block: str, reason: str, *, nested: bool = True) -> None:
-        """Enter a block that lacks something, unless its inside could not be seen: then that is the reason.
+        """Enter a block that lacks something, unless its inside could not be recorded: then that is the reason.
 
         Args:
             block: path of the block.
@@ -87,26 +80,29 @@ class Search:
         own = self.anatomy.opaque.get(block)
         inner = [path for path in self.anatomy.opaque if path.startswith(f"{block}." if block else "")]
         if own is not None:
-            reason = f"its inside could not be seen: {own}"
+            reason = f"its inside could not be recorded: {own}"
         elif nested and inner:
-            reason += f"; the inside of {inner[0]} could not be seen: {self.anatomy.opaque[inner[0]]}"
+            reason += f"; the inside of {inner[0]} could not be recorded: {self.anatomy.opaque[inner[0]]}"
         self.miss(block, reason)
 
 
-def check_facts(site: Site, facts: Iterable[tuple[str, Bounds]], wants: str) -> str | None:
-    """Why an operation does not satisfy conditions on its kernel, stride, dilation or groups; None if it does.
+def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) -> str | None:
+    """Why a site does not satisfy conditions on its facts; None if it does.
 
     Args:
-        site: the operation.
-        facts: the conditions.
-        wants: who sets them, for the reason.
+        site: an operation or an attended map.
+        facts: name and condition of each.
+        wants: who sets the conditions, for the reason.
     """
-    for name, bounds in facts:
+    for name, condition in facts:
         fact: int | tuple[int, ...] | None = getattr(site, name)
         if fact is None:
-            return f"this {site.kind} has no {name}; {wants} {bounds}"
-        if not bounds.admits(fact, depthwise=name == "groups" and site.depthwise):
-            return f"{name} is {write_fact(fact)}; {wants} {bounds}"
+            problem = f"this {site.kind} has no {name}{f': {site.obstacle}' if site.obstacle else ''}"
+        elif not admits(condition, fact, depthwise=name == "groups" and site.depthwise):
+            problem = f"{name} is {write_fact(fact)}"
+        else:
+            continue
+        return f"{problem}; {wants} {join_names(entries_of(condition))}"
     return None
 
 
@@ -132,12 +128,7 @@ def write_paths(paths: Iterable[str]) -> str:
     return ", ".join(map(write_path, every[:MAX_SHOWN])) + more
 
 
-def write_counts(names: Sequence[str]) -> str:
+def write_counts(names: Iterable[str]) -> str:
     """`Bottleneck (16), Sequential (8)`, the most frequent first."""
     counted = sorted(Counter(names).items(), key=lambda entry: (-entry[1], entry[0]))
     return write_paths(f"{name} ({count})" for name, count in counted)
-
-
-def write_times(count: int) -> str:
-    """`once`, `twice`, `3 times`."""
-    return {1: "once", 2: "twice"}.get(count, f"{count} times")

@@ -5,16 +5,11 @@ model without it, which then computes something else. So the sites travel in the
 it copies the weights. See docs/files.md.
 """
 
-from simam_inject.persist.loading import load as load
-from simam_inject.persist.loading import read as read
-from simam_inject.persist.official import OfficialReport as OfficialReport
-from simam_inject.persist.official import load_official as load_official
-from simam_inject.persist.record import Manifest as Manifest
-from simam_inject.persist.record import Record as Record
-from simam_inject.persist.saving import save as save
-from simam_inject.persist.watching import LostRecipeWarning as LostRecipeWarning
-from simam_inject.persist.watching import unwatch as unwatch
-from simam_inject.persist.watching import watch as watch
+from simam_inject.persist.loading import load, read
+from simam_inject.persist.official import OfficialReport, load_official
+from simam_inject.persist.record import Manifest, Record
+from simam_inject.persist.saving import save
+from simam_inject.persist.watching import LostRecipeWarning, unwatch, watch
 
 __all__ = [
     "LostRecipeWarning",

@@ -5,27 +5,28 @@ read the header -> check the file against itself -> against the model -> put Sim
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from importlib import metadata
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh
+from simam_inject import adapters
 from simam_inject.editing.attach import detach
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError, ModelError, shortened
+from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
-from simam_inject.persist.tables import Entry, Table, difference, layout_of, state_of, table_of, unwrapped
-from simam_inject.subjects import check_subject
+from simam_inject.persist.saving import State, layout_of, state_of, versions_of
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-"""First bytes of what `torch.save` and `pickle.dump` write."""
+"""First bytes of what `torch.save` and `pickle.dump` write; those of safetensors are the length of its header."""
+
+_UNFIT = "of another shape"
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
@@ -45,36 +46,32 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         FileError: the file is truncated, foreign, a pickle, of another format, or made for another model; the message
             says what differs. The model is as it was.
     """
-    file = Path(path)
-    with _named(file):
-        manifest, table = _read(file)
-        network = network_of(unwrapped(model))
-        found = difference(table, table_of(state_of(network)))
-        if found.shapes or (strict and (found.missing or found.unexpected)):
-            raise FileError(
-                f"it was made for another model than this {type(network).__name__}:\n{found}{_age(manifest)}"
-            )
+    file, network = Path(path), adapters.network_of(unwrapped(model))
+    with naming(file):
+        manifest, tensors = _read(file)
+        state = state_of(network)
+        found = _differences(tensors, state)
+        if found[_UNFIT] or (strict and any(found.values())):
+            raise FileError(f"it does not fit this {type(network).__name__}:\n{_listed(found)}{_age(manifest)}")
         is_there = _has_sites(network, manifest)
-        tensors = {name: tensor for name, tensor in _read_tensors(file).items() if name not in found.unexpected}
-        if manifest.sites and not is_there:
+        if not is_there:
             try:
-                check_subject(model)
+                check_injectable(adapters.network_of(model))
                 manifest.attach_to(network)
             except (ModelError, FileError) as error:
                 raise FileError(f"{error}{_age(manifest)}") from None
     try:
-        copy_all(network, tensors)
+        copy_all(network, {name: tensor for name, tensor in tensors.items() if name in state})
     except BaseException:
         if not is_there:
             detach(network)
         raise
     manifest.set_strengths(network)
-    if found.missing or found.unexpected:
-        warnings.warn(f"{file}: left out, as strict=False allows:\n{found}", stacklevel=2)
-    adapter = adapter_of(model)
-    if adapter is not None and manifest.sites:
-        adapter.remember(model)
-    refresh(model)
+    if any(found.values()):
+        warnings.warn(f"{file}: left out, as strict=False allows:\n{_listed(found)}", stacklevel=2)
+    if manifest.sites:
+        adapters.remember(model)
+    adapters.refresh(model)
     return model
 
 
@@ -84,11 +81,11 @@ def read(path: str | os.PathLike[str]) -> Manifest:
     Raises:
         FileError: it is truncated, foreign, a pickle, or of another format.
     """
-    with _named(Path(path)):
+    with naming(Path(path)):
         return _read(Path(path))[0]
 
 
-def copy_all(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+def copy_all(network: nn.Module, tensors: State) -> None:
     """`load_state_dict` of tensors that were checked before; if it fails all the same, the tensors are as they were."""
     before = {name: value.detach().clone() for name, value in network.state_dict().items() if name in tensors}
     try:
@@ -101,8 +98,8 @@ def copy_all(network: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         raise
 
 
-@contextmanager
-def _named(file: Path) -> Iterator[None]:
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
     """Start every message with the file's name."""
     try:
         yield
@@ -110,58 +107,70 @@ def _named(file: Path) -> Iterator[None]:
         raise FileError(f"{file}: {error}") from error.__cause__
 
 
-def _read(file: Path) -> tuple[Manifest, Table]:
-    table, texts = _read_header(file)
+def _read(file: Path) -> tuple[Manifest, State]:
+    """The manifest, and the tensors: mapped, so that those which are not used are not read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            texts = opened.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(_why_unreadable(file, error)) from None
     if KEY not in texts:
         raise FileError(
-            "it was not written by simam_inject.persist.save: it says nothing of SimAM. For weights of a model without "
-            "SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
+            "it was not written by simam_inject.persist.save and has no record of SimAM. For weights of a model "
+            "without SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
         )
     try:
         data = json.loads(texts[KEY])
     except (ValueError, RecursionError):
         raise FileError("its SimAM metadata is not JSON") from None
     manifest = Manifest.read(data, "its SimAM metadata")
-    if layout_of(table) != manifest.layout:
+    if layout_of(tensors) != manifest.layout:
         raise FileError("its tensors are not those it was saved with: names or shapes were changed afterwards")
-    return manifest, table
+    return manifest, tensors
 
 
-def _read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Names and shapes of a safetensors file's tensors, and its metadata."""
+def _why_unreadable(file: Path, error: Exception) -> str:
     try:
-        with path.open("rb") as file:
-            start = file.read(8)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise FileError(f"it cannot be read: {error.strerror or error}") from None
+        with file.open("rb") as opened:
+            start = opened.read(4)
+    except OSError as reason:
+        return f"it cannot be read: {reason.strerror or reason}"
     if start.startswith(_PICKLES):
-        raise FileError(
+        return (
             "it is a pickle (written by torch.save?), which can run any code when it is read, and is not read here; if "
             "you trust it, load it yourself, inject, and use simam_inject.persist.save"
         )
-    if len(start) < 8 or int.from_bytes(start, "little") > size - 8:
-        raise FileError(f"it is truncated, or no safetensors file ({size} bytes)")
-    try:
-        with safe_open(path, framework="pt") as opened:
-            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
-            table = {name: _entry(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()}
-            return table, opened.metadata() or {}
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"it is truncated, damaged, or no safetensors file ({error})") from None
+    return f"it is truncated, damaged, or no safetensors file ({error})"
 
 
-def _entry(shape: tuple[int, ...], dtype: str) -> Entry:
-    """Of a tensor whose dtype safetensors calls F32, BF16, C64, I64, U8, BOOL, ..."""
-    return Entry(shape, dtype.startswith(("F", "BF", "C")), dtype)
+def _differences(file: State, model: State) -> dict[str, list[str]]:
+    """In which way -> the tensors that differ so."""
+    found = {
+        "in the model, not in the file": [name for name in model if name not in file],
+        "in the file, not in the model": [name for name in file if name not in model],
+        _UNFIT: [],
+    }
+    for name in (name for name in model if name in file):
+        ours, theirs = model[name], file[name]
+        if ours.shape != theirs.shape:
+            found[_UNFIT].append(f"{name} (file {size_text(theirs.shape)}, model {size_text(ours.shape)})")
+        elif _is_exact(ours) != _is_exact(theirs):
+            found[_UNFIT].append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
+    return found
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(f"its tensors cannot be read ({error})") from None
+def _is_exact(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
+
+
+def size_text(shape: tuple[int, ...]) -> str:
+    """A shape, for people."""
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _listed(found: dict[str, list[str]]) -> str:
+    return "\n".join(f"  {len(names)} {words}: {shortened(names)}" for words, names in found.items() if names)
 
 
 def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
@@ -170,29 +179,18 @@ def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
     Raises:
         FileError: there are others.
     """
-    present, wanted = _places(Record.read(Record.of(network))), _places(manifest)
-    if present == wanted:
-        return True
-    if not present:
-        return False
+    present, wanted = Record.of(network).lambdas, manifest.lambdas
+    if present == wanted or not present:
+        return present == wanted
     lines = [
         f"  {place}: {_lambda(present.get(place))} in the model, {_lambda(wanted.get(place))} in the file"
         for place in sorted(present.keys() | wanted.keys())
         if present.get(place) != wanted.get(place)
     ]
-    more = [f"  ... and {len(lines) - 5} more"] if len(lines) > 5 else []
+    listed = shortened(lines, joint="\n")
     raise FileError(
-        "the model has other SimAM sites than the file; simam_inject.eject(model) takes them out:\n"
-        + "\n".join([*lines[:5], *more])
+        f"the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n{listed}"
     )
-
-
-def _places(record: Record) -> dict[str, float]:
-    """Place -> lambda: what makes two sites the same computation."""
-    return {
-        (there.path or "(model)") + (f" before {there.reader}" if there.reader else ""): there.e_lambda
-        for there in record.insertions
-    }
 
 
 def _lambda(e_lambda: float | None) -> str:
@@ -201,12 +199,10 @@ def _lambda(e_lambda: float | None) -> str:
 
 def _age(manifest: Manifest) -> str:
     """Which libraries were other versions when the file was written, as a last line of a message."""
-    changed = []
-    for package, version in manifest.versions.items():
-        try:
-            here = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            here = "not installed"
-        if here != version:
-            changed.append(f"{package} {version} (here {here})")
+    here = versions_of(manifest.versions)
+    changed = [
+        f"{package} {version} (here {here.get(package, 'not installed')})"
+        for package, version in manifest.versions.items()
+        if here.get(package) != version
+    ]
     return f"\n  It was written with {', '.join(changed)}." if changed else ""

@@ -1,1 +1,1 @@
-"""Planning: hits become ordered insertions, each with its edit, and skips, each with its reason; nothing is touched."""
+"""Planning: turn hits into insertions with their edits, and skips with their reasons. Does not change the model."""

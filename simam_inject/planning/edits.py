@@ -1,14 +1,15 @@
-"""From a value to the lightest exact edit: the output of a module, the input of one, or one expression of a forward.
+"""Find the least invasive exact edit: the output of a module, the input of one, or one expression of a forward.
 
-A hook is exact whatever the forward's Python does. It needs a module that returns the value (or that alone reads it),
-and that runs once for each time the value is computed.
+A hook needs a module that returns the value (or that alone reads it), and that runs once for each time the value is
+computed. Where the value is one that a forward computes inside, the source has to show that the module always returns
+or reads it, whatever flags, sizes and modes decide; otherwise the expression itself is wrapped.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import nn
+from torch import fx, nn
 
 from simam_inject.dataflow.kinds import module_kind
 from simam_inject.dataflow.records import Site
@@ -16,7 +17,7 @@ from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
-from simam_inject.source import Expression, find_expression, mentioned_by_forward
+from simam_inject.source import Expression, always_passes, always_returns, find_expression, mentioned_by_forward
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
@@ -40,24 +41,61 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     """The edit that attends a site, for everyone who reads it or for one reader alone; a sentence if there is none."""
     value = flow.value(site.path)
     if value is None:
-        return "its value is not known from the example forward"
+        return "its value could not be recorded in the example forward"
     found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
     if isinstance(found, str):
         return found
-    return Resolved(found.edit, _witness(flow, value, found.edit), found.expression, _note(flow, found.edit))
+    note = "; ".join(filter(None, [found.note, _note(flow, found.edit)]))
+    return Resolved(found.edit, _witness(flow, value, found.edit), found.expression, note)
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     output = _output(flow, site, value)
-    if isinstance(output, Output):
+    if isinstance(output, Output) and _is_always(flow, site, output):
         return Resolved(output)
     given = _input(flow, site, value, None)
-    if isinstance(given, Input):
+    if isinstance(given, Input) and _is_always(flow, site, given):
         return Resolved(given)
     rewritten = _rewritten(flow, site, value)
     if isinstance(rewritten, Resolved):
         return rewritten
+    for edit in (output, given):
+        if not isinstance(edit, str):
+            does = "returns" if isinstance(edit, Output) else "alone reads"
+            note = f"{edit.module or 'the model'} {does} this value in the example; this may depend on the input"
+            return Resolved(edit, note=note)
     return f"{output or given or 'no module returns it or alone reads it'}; {rewritten}{_nearest(flow, site)}"
+
+
+def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
+    """The hook meets the value of the site whatever the forward's Python decides: flags, modes and sizes change."""
+    named = site.path.partition(":")[0]
+    owner = flow.recording.modules.get(site.scope)
+    if site.kind == "input" or (isinstance(edit, Output) and edit.module == named.partition("[")[0]):
+        return True
+    if isinstance(flow.recording.modules.get(named), _CONTAINERS) or isinstance(owner, _CONTAINERS):
+        return True
+    expression = _expression(flow, site.path)
+    if owner is None or expression is None:
+        return False
+    if isinstance(edit, Output):
+        return edit.module == site.scope and always_returns(type(owner), expression)
+    call = _expression(flow, edit.module)
+    return (
+        call is not None
+        and edit.module.rpartition(".")[0] == site.scope
+        and always_passes(type(owner), expression, call)
+    )
+
+
+def _expression(flow: Dataflow, path: str) -> Expression | None:
+    """Where in the source of its scope's forward the value at a path is computed."""
+    node = flow.recording.nodes.get(path)
+    source = None if node is None else node.meta.get("source")
+    if node is None or source is None:
+        return None
+    found = find_expression(flow.recording.modules[node.meta["scope"]], *source)
+    return None if isinstance(found, str) else found
 
 
 def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
@@ -69,12 +107,12 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
             return Resolved(given)
         if not _is_read_by_others(value, frame.start, frame.end, flow):
             return _for_all(flow, site, value)
-        return given or f"{reader} reads it in more than one way"
+        return given or f"{reader} reads it more than once"
     ticks = [read.tick for read in value.reads if read.path == reader]
     if ticks and not _is_read_by_others(value, min(ticks), max(ticks), flow):
         return _for_all(flow, site, value)
     return (
-        f"{reader} is an operation, and not the only one that reads the value: name a module, or use after"
+        f"{reader} is an operation, and other operations read the same value: name a module, or use after"
         f"{_nearest(flow, site)}"
     )
 
@@ -130,11 +168,13 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
     module = flow.recording.modules[frame.path]
     name = frame.path or "the model"
     if isinstance(module, _CONTAINERS):
-        return f"{name} is a {type(module).__name__}, whose children all run"
+        return f"{name} is a {type(module).__name__}, which runs all of its children"
+    if isinstance(module, fx.GraphModule):
+        return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks"
     if lists_its_children(module):
-        return f"{name} goes through its children by itself, and a SimAM among them would run as one"
+        return f"{name} iterates over its children, and would run the SimAM as one of them"
     if len(keys) > 1:
-        return f"it lies {len(keys)} levels deep in what {name} takes or returns"
+        return f"it is nested {len(keys)} levels deep in what {name} takes or returns"
     return None
 
 
@@ -152,7 +192,7 @@ def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
         return None
     for other in flow.recording.by_storage[value.storage]:
         if other is not value and other.made <= tick and any(read.tick > min(writes) for read in other.reads):
-            return "it shares its memory with a tensor that is read after an in-place operation wrote into it"
+            return "it shares memory with a tensor that is read after an in-place operation modified it"
     return None
 
 
@@ -188,7 +228,7 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
     if problem is not None:
         return problem
     if sum(one is frame for one, _, _ in value.arguments) > 1:
-        return f"{frame.path} is given it more than once in one call"
+        return f"{frame.path} receives it more than once in one call"
     if flow.recording.calls[frame.path] != site.runs:
         calls = flow.recording.calls[frame.path]
         return f"{frame.path} runs {calls} times in one forward, and this value is computed {site.runs} time(s)"
@@ -198,7 +238,7 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
     for other in flow.recording.by_storage.get(value.storage, ()):
         outside = [read.tick for read in other.reads if not frame.spans(read.tick)]
         if writes and any(tick > min(writes) for tick in outside):
-            return "an in-place operation writes into it while others still read it"
+            return "an in-place operation modifies it while other operations still read it"
     return None
 
 
@@ -208,16 +248,19 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     node = flow.recording.nodes.get(site.path)
     if node is None or "source" not in node.meta or "value" not in node.meta:
-        return "it is not the result of one operation"
+        is_entry = ":" in site.path
+        return "it is one of several tensors that one call returns" if is_entry else "no operation computes it"
     source = node.meta["source"]
     if source is None:
-        return "the operation that computes it does not stand in a method of the module"
+        return "the operation that computes it is not in a method of the module"
     same = [other for other in node.graph.nodes if other.meta.get("source") == source]
     if len(same) > 1 or site.runs > flow.recording.calls[site.scope]:
         return "it is computed in a loop, or together with other operations"
     owner = flow.recording.modules[site.scope]
     if isinstance(owner, _CONTAINERS) or lists_its_children(owner):
-        return f"{site.scope or 'the model'} goes through its children by itself"
+        return f"{site.scope or 'the model'} iterates over its children"
+    if isinstance(owner, fx.GraphModule):
+        return f"{site.scope or 'the model'} is a torch.fx.GraphModule, whose code is made anew in each copy"
     expression = find_expression(owner, *source)
     if isinstance(expression, str):
         return expression
@@ -272,7 +315,7 @@ def _nearest(flow: Dataflow, site: Site) -> str:
             and block.obstacle is None
             and not isinstance(flow.recording.modules.get(path), _CONTAINERS)
         ):
-            return f". The output of {path} can be attended instead"
+            return f". The output of {path} can be used instead"
         path = path.rpartition(".")[0]
     return ""
 

@@ -1,4 +1,4 @@
-"""A plan: everything that would be done, nothing done yet."""
+"""A plan: what an injection would do."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import nn
 
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
+from simam_inject.matching import Skip
 from simam_inject.planning.planner import Planned
-from simam_inject.planning.records import PRESENT, Insertion, Skip
+from simam_inject.planning.records import PRESENT, Insertion
 from simam_inject.recipe import Recipe
 
 _SHOWN = 12
@@ -21,7 +22,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """What `plan(model, recipe)` found. Applying it is the only way it touches the model."""
+    """The result of `plan(model, recipe)`. It changes the model only when it is applied."""
 
     recipe: Recipe
     insertions: tuple[Insertion, ...]
@@ -38,18 +39,23 @@ class Plan:
         return self.flow.anatomy
 
     @property
+    def placed(self) -> tuple[Insertion, ...]:
+        """Every SimAM that is in the model once the plan is applied."""
+        return *self.present, *self.insertions
+
+    @property
     def is_done(self) -> bool:
-        """There is nothing to insert, since every site of the recipe has the SimAM that it wants."""
+        """True if nothing is inserted because every site of the recipe already has its SimAM."""
         reasons = [skip.reason for skip in self.skips if skip.hit and skip.reason.startswith(PRESENT)]
         return not self.insertions and bool(reasons) and all(reason == PRESENT for reason in reasons)
 
     def apply(self) -> nn.Module:
-        """Carry the plan out: changes the planned model in place, all or nothing, and returns the same object.
+        """Apply the plan to the planned model in place, and return it. If an error is raised, the model is unchanged.
 
         Raises:
             ModelError: the model has changed since it was planned, or a module cannot hold its insertions.
         """
-        assert self._apply is not None, "a plan made by hand has no model"
+        assert self._apply is not None, "this plan has no model"
         return self._apply(self)
 
     def to_dict(self) -> dict[str, Any]:
@@ -83,7 +89,7 @@ class Plan:
 
 
 class Insertions(tuple[Insertion, ...]):
-    """The sites of a model: a tuple that shows itself briefly, in a terminal and in a notebook."""
+    """The sites of a model: a tuple with a short `repr`, and a table in a notebook."""
 
     __slots__ = ()
 
@@ -110,7 +116,7 @@ def _table(insertions: tuple[Insertion, ...]) -> str:
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:
     edit = {"kind": type(insertion.edit).__name__.lower(), **asdict(insertion.edit)}
-    return {**asdict(insertion), "shape": list(insertion.shape), "edit": edit}
+    return {**asdict(insertion), "shape": list(insertion.shape), "edit": edit, "bytes_moved": insertion.bytes_moved}
 
 
 def _where(insertion: Insertion) -> str:

@@ -1,4 +1,4 @@
-"""From hits to a plan: which SimAM goes where and by which edit, what is skipped, and why. Nothing is touched."""
+"""From hits to a plan: which SimAM is added where and by which edit, and what is skipped with which reason."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from dataclasses import asdict, dataclass, field, replace
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import NoMatchError
-from simam_inject.matching import Hit, Matches, idle_exclude, unmatched_message, why_not_attendable, why_nothing
+from simam_inject.matching import Hit, Matches, Skip, idle_exclude, unmatched_message, why_not_attendable
+from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
-from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten, Skip
+from simam_inject.planning.records import PRESENT, Input, Insertion, Output, Rewritten
 from simam_inject.recipe import Recipe
 
 
@@ -40,17 +41,14 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: tuple[Inse
         present: what is in the model already; a value is not attended twice.
 
     Raises:
-        NoMatchError: a rule that is not optional takes no site that can be attended, or excludes what is not there.
+        NoMatchError: a rule that is not optional matches no site that can be attended, or excludes what is not there.
     """
     anatomy = flow.anatomy
     decision = settle(flow, matches.hits, present)
-    decision.skips[:0] = [Skip(miss.path, miss.reason, miss.rule, hit=False) for miss in matches.misses]
-    explained = {skip.rule for skip in decision.skips}
+    decision.skips[:0] = matches.misses
     for index, rule in enumerate(recipe.rules):
         if index not in decision.fulfilled and not rule.optional:
             raise NoMatchError(_nothing(recipe, index, anatomy, matches, decision.skips))
-        if index not in decision.fulfilled | explained:
-            decision.skips.append(Skip("", why_nothing(rule, anatomy), index, hit=False))
     if idle := idle_exclude(recipe, anatomy):
         raise NoMatchError(idle)
     return decision
@@ -161,7 +159,7 @@ def _free_name(flow: Dataflow, holder: str, name: str, names: set[str]) -> str:
     module = flow.recording.modules[holder]
     prefix = f"{holder}." if holder else ""
     free, count = name, 1
-    while hasattr(module, free) or f"{prefix}{free}" in names:
+    while is_taken(module, free) or f"{prefix}{free}" in names:
         count += 1
         free = f"{name}_{count}"
     return f"{prefix}{free}"
@@ -176,14 +174,14 @@ def _repetition(
             continue
         there = next((there for there in present if there.path == path and reader in (None, there.reader)), None)
         if there is not None and there.e_lambda != hit.e_lambda:
-            return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; eject first to change it"
+            return f"{PRESENT}, with e_lambda {there.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
         if there is not None:
             return PRESENT
         if path == hit.path:
-            return "has a SimAM in this plan already"
+            return "already has a SimAM in this plan"
         if hit.path.rpartition("[")[0] == path:
-            return f"is attended by the hook of {path}"
-        return f"is the value of {path}, which has a SimAM already"
+            return f"is covered by the SimAM on {path}"
+        return f"is the same value as {path}, which already has a SimAM"
     return None
 
 

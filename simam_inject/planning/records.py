@@ -1,10 +1,10 @@
-"""What a plan says: where SimAM goes and by which edit, what was skipped and why; and what a verification found."""
+"""Records of a plan and of a verification."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-PRESENT = "has SimAM already"
+PRESENT = "already has SimAM"
 """Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
 
 
@@ -81,17 +81,6 @@ class Insertion:
         for length in self.shape:
             elements *= length
         return 2 * size * elements * self.runs
-
-
-@dataclass(frozen=True, slots=True)
-class Skip:
-    """A site that a rule named, or nearly named, and that gets no SimAM."""
-
-    path: str
-    reason: str
-    rule: int
-    hit: bool
-    """True: the rule took it and it was skipped all the same (a 1x1 map). False: a near miss."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,23 +6,71 @@ The message starts with the path of the offending key: `rules[1].where.channels:
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+from typing_extensions import TypeAliasType
 
 from simam_inject.errors import RecipeError
 from simam_inject.recipe.wording import describe, did_you_mean
 
-Location = tuple[int | str, ...]
+Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, max_length=4000)]
+Name = Annotated[Text, Field(min_length=1)]
+_ONE, _MANY, _WORD, _MAPPING = "<one>", "<many>", "<word>", "<mapping>"
+"""Tags of unions. pydantic writes them into the location of a problem; no key of a recipe looks like them."""
 _NAMES = {
     "a valid tuple": "a list",
-    "a valid string": "a text",
+    "a valid string": "a string",
     "a valid boolean": "true or false",
     "a valid number": "a number",
     "a valid integer": "a whole number",
 }
-"""What pydantic calls a JSON type, and what YAML's readers do."""
+"""What pydantic calls a JSON type, and what YAML parsers do."""
+
+
+def allow(what: str) -> WrapValidator:
+    """Answer whatever fails in a type with one sentence: what was found, and what is allowed."""
+
+    def check(value: object, check_type: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return check_type(value)
+        except ValidationError:
+            raise ValueError(f"found {describe(value)}; expected {what}") from None
+
+    return WrapValidator(check)
+
+
+def one_or_many(name: str, entry: Any, most: int) -> Any:
+    """The type of a field that holds one entry, or a list of them as a tuple; `name` is that of its schema."""
+    unwrap = AfterValidator(lambda entries: entries[0] if len(entries) == 1 else entries)
+    many = Annotated[tuple[entry, ...], Field(min_length=1, max_length=most), unwrap]
+    tag = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
+    return TypeAliasType(name, Annotated[Annotated[entry, Tag(_ONE)] | Annotated[many, Tag(_MANY)], tag])
+
+
+def word_or_mapping(word: Any, mapping: Any) -> Any:
+    """The type of a field that holds a text, or a mapping that a model describes."""
+    tag = Discriminator(lambda value: _MAPPING if isinstance(value, Mapping | BaseModel) else _WORD)
+    return Annotated[Annotated[word, Tag(_WORD)] | Annotated[mapping, Tag(_MAPPING)], tag]
+
+
+def entries_of(value: Any) -> tuple[Any, ...]:
+    """What a field of `one_or_many` holds, as a tuple."""
+    return value if isinstance(value, tuple) else (value,)
 
 
 class KeyedError(ValueError):
@@ -37,18 +85,12 @@ class Grammar(BaseModel):
     """Base of the recipe's models. Fields hold JSON types as they were written, lists as tuples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    root: ClassVar[str] = "recipe"
-    """What a message calls the whole of it."""
     homes: ClassVar[Mapping[str, str]] = {}
     """Keys that belong elsewhere, and where."""
 
     def __init__(self, /, **keys: Any) -> None:
-        try:
+        with explaining(type(self).__name__.lower()):
             super().__init__(**keys)
-        except ValidationError as error:
-            raise RecipeError(explain_errors(error, self.root)) from None
-        except RecursionError:
-            raise RecipeError(f"{self.root}: nested too deeply to be a recipe") from None
 
     # Says to pydantic that a nested model may be built without this constructor: its errors then carry the whole path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
@@ -61,51 +103,70 @@ class Grammar(BaseModel):
         if isinstance(data, cls):
             return data
         if not isinstance(data, Mapping):
-            raise ValueError(f"found {describe(data)}; allowed is a mapping with the keys {fields}")
+            raise ValueError(f"found {describe(data)}; expected a mapping with the keys {fields}")
         for key in data:
-            if not isinstance(key, str) or key not in cls.model_fields:
+            if key not in cls.model_fields:
+                near = did_you_mean(key, cls.model_fields)
+                hint = f"; {key!r} belongs {cls.homes[key]}" if key in cls.homes else near
                 name = key if isinstance(key, str) else describe(key)
-                home = f"; {name!r} belongs {cls.homes[name]}" if name in cls.homes else ""
-                near = home or did_you_mean(name, cls.model_fields)
-                raise KeyedError(name, f"unknown key; allowed are {fields}{near}")
+                raise KeyedError(name, f"unknown key; expected one of {fields}{hint}")
         return {key: value for key, value in data.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: object) -> Self:
+        """Read JSON types, the inverse of `to_dict`.
+
+        Raises:
+            RecipeError: the message starts with the path of the offending key.
+        """
+        with explaining(cls.__name__.lower()):
+            return cls.model_validate(data)
 
     def to_dict(self) -> dict[str, Any]:
         """What was set, as JSON types; defaults are left out."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
 
-def explain_errors(error: ValidationError, root: str) -> str:
-    """The first problem as a sentence behind its path."""
-    location, sentence = _explain(error.errors(include_url=False)[0])
-    return f"{write_location(location, root)}: {sentence}"
+@contextmanager
+def explaining(whole: str) -> Iterator[None]:
+    """Turn pydantic's errors into a `RecipeError` with the first problem as a sentence behind its path.
+
+    Args:
+        whole: what the message calls the path without keys.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        raise RecipeError(_explain(error.errors(include_url=False)[0], whole)) from None
 
 
-def write_location(location: Sequence[int | str], root: str) -> str:
-    """`rules[1].where.channels`; `root` where the location is empty."""
-    keys = (describe(part) if isinstance(part, str) and not part.isidentifier() else part for part in location)
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key:.64}" for key in keys)
-    return path.lstrip(".") or root
-
-
-def _explain(problem: Any) -> tuple[Location, str]:
-    location: Location = problem["loc"]
-    kind, context = problem["type"], problem.get("ctx", {})
-    reason = context.get("error")
-    if isinstance(reason, ValidationError):
-        inner, sentence = _explain(reason.errors(include_url=False)[0])
-        return (*location, *inner), sentence
+def _explain(problem: Any, whole: str) -> str:
+    kind, found, context = problem["type"], describe(problem["input"]), problem.get("ctx", {})
+    location = [part for part in problem["loc"] if part not in (_ONE, _MANY, _WORD, _MAPPING)]
     if kind == "value_error":
-        return (*location, reason.key) if isinstance(reason, KeyedError) else location, str(reason)
-    found = describe(problem["input"])
-    if kind == "literal_error":
-        written, allowed = problem["input"], context["expected"]
-        near = did_you_mean(written, re.findall(r"'(\w+)'", allowed)) if isinstance(written, str) else ""
-        return location, f"found {found}; allowed is {allowed}{near}"
-    if kind == "too_long":
-        length, most = context["actual_length"], context["max_length"]
-        return location, f"found a list of {length} entries; at most {most} are allowed"
-    message = str(problem["msg"]).replace("Input should", "it should")
-    for pydantic_name, name in _NAMES.items():
-        message = message.replace(pydantic_name, name)
-    return location, f"found {found}; {message}"
+        reason = context["error"]
+        location += [reason.key] if isinstance(reason, KeyedError) else []
+        sentence = str(reason)
+    elif kind == "missing":
+        sentence = "is missing"
+    elif kind == "literal_error":
+        near = did_you_mean(problem["input"], re.findall(r"'(\w+)'", context["expected"]))
+        sentence = f"found {found}; expected {context['expected']}{near}"
+    elif kind in ("too_short", "too_long"):
+        limit = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
+        sentence = f"found a list of {context['actual_length']} entries; expected {limit}"
+    else:
+        message = re.sub("^(Input|String) should", "it should", problem["msg"])
+        for name, word in _NAMES.items():
+            message = message.replace(name, word)
+        sentence = f"found {found}; {message}"
+    return f"{_write_location(location) or whole}: {sentence}"
+
+
+def _write_location(location: Sequence[int | str]) -> str:
+    """`rules[1].where.channels`; a key that is no plain word stands in quotes."""
+    keys = [
+        f"[{key}]" if isinstance(key, int) else f".{key:.64}" if re.fullmatch(r"\w+", key) else f".{describe(key)}"
+        for key in location
+    ]
+    return "".join(keys).lstrip(".")

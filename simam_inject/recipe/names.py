@@ -9,45 +9,43 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 from typing import Literal
 
 from simam_inject.kinds import FAMILIES, KINDS, NOT_OPERATIONS, find_kind
-from simam_inject.recipe.wording import describe, suggest
+from simam_inject.recipe.wording import describe, did_you_mean
 
 MAX_LENGTH = 200
 MAX_ALTERNATIVES = 64
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_OPERATION = re.compile(r"[A-Za-z_+][A-Za-z0-9_]*|\*")
+_OPERATION = re.compile(r"[A-Za-z_+][A-Za-z0-9_]*")
 _CALL = re.compile(r"(?P<name>.+)\[(?P<call>\d{1,4}|\*)\]")
 
 
-@dataclass(frozen=True, slots=True)
-class Glob:
-    """One glob. Make it with `parse_glob`, which refuses what cannot be expanded."""
+class Glob(str):
+    """A glob on a dotted path or a class name. Make it with `parse_glob`, which refuses what cannot be expanded."""
 
-    text: str
+    __slots__ = ()
 
     @property
     def is_wild(self) -> bool:
         """It holds a wildcard, so that it may match more than its own text."""
-        return not frozenset("*?[{").isdisjoint(self.text)
+        return not frozenset("*?[{").isdisjoint(self)
 
     def matches(self, text: str) -> bool:
         """The whole of `text` matches, letter case included; a text always matches itself, brackets or not."""
-        return text == self.text or _compile(self.text).fullmatch(text) is not None
+        return text == self or _compile(self).fullmatch(text) is not None
 
     def matches_any_case(self, text: str) -> bool:
         """The same with letter case ignored: the rule for class names."""
-        return Glob(self.text.casefold()).matches(text.casefold())
+        return Glob(self.casefold()).matches(text.casefold())
 
     def covers(self, path: str) -> bool:
         """`path`, or a module that contains it, matches: the rule for the filters `path` and `exclude`."""
         return any(self.matches(part) for part in lineage(path))
-
-    def __str__(self) -> str:
-        return self.text
 
 
 def lineage(path: str) -> tuple[str, ...]:
@@ -65,78 +63,72 @@ def lineage(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((path, value, *above)))
 
 
-def parse_glob(text: object) -> Glob:
+def parse_glob(text: str) -> Glob:
     """Read a glob.
 
     Raises:
-        ValueError: not a text, empty, too long, unbalanced braces, or too many alternatives.
+        ValueError: too long, unbalanced braces, or too many alternatives.
     """
-    if not isinstance(text, str):
-        raise ValueError(f"found {describe(text)}; a glob is a text such as 'layer[34].*'")
-    if not text.strip():
-        raise ValueError("found an empty text; a glob is a text such as 'layer[34].*' or '*'")
     if len(text) > MAX_LENGTH:
         raise ValueError(f"found a glob of {len(text)} characters; at most {MAX_LENGTH} are allowed")
-    _compile(text.strip())
-    return Glob(text.strip())
+    _compile(text)
+    return Glob(text)
 
 
 @lru_cache(maxsize=1024)
 def _compile(text: str) -> re.Pattern[str]:
-    """One pattern for all texts that the braces stand for; the innermost pairs are expanded first."""
-    texts = [text]
-    while any(_BRACES.search(part) for part in texts):
-        texts = [choice for part in texts for choice in _expand(part)]
-        if len(texts) > MAX_ALTERNATIVES:
-            raise ValueError(f"{text!r} stands for more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
+    """One pattern for all texts that the braces stand for."""
+    texts = list(islice(_expand(text), MAX_ALTERNATIVES + 1))
+    if len(texts) > MAX_ALTERNATIVES:
+        raise ValueError(f"{text!r} expands to more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
     if any("{" in part or "}" in part for part in texts):
-        raise ValueError(f"{text!r} has a brace without its partner; alternatives are written {{a,b}}")
+        raise ValueError(f"{text!r} has an unbalanced brace; alternatives are written {{a,b}}")
     return re.compile("|".join(map(fnmatch.translate, texts)))
 
 
-def _expand(text: str) -> list[str]:
-    """The texts that the first innermost pair of braces stands for."""
+def _expand(text: str) -> Iterator[str]:
+    """The texts that the braces stand for; the first innermost pair is expanded first."""
     found = _BRACES.search(text)
     if found is None:
-        return [text]
-    return [text[: found.start()] + choice + text[found.end() :] for choice in found[1].split(",")]
+        yield text
+        return
+    for choice in found[1].split(","):
+        yield from _expand(text[: found.start()] + choice + text[found.end() :])
 
 
-@dataclass(frozen=True, slots=True)
-class Kinds:
-    """One name of operations: a kind, a family or a glob. Make it with `parse_kinds`."""
+class Kind(str):
+    """A name of operations: a kind, a family or a glob. Make it with `parse_kind`."""
 
-    text: str
+    __slots__ = ()
 
-    def matches(self, kind: str) -> bool:
+    def names(self, kind: str) -> bool:
         """An operation of this kind is meant."""
         if kind in NOT_OPERATIONS:
             return False
-        return kind in FAMILIES[self.text] if self.text in FAMILIES else Glob(self.text).matches(kind)
-
-    def __str__(self) -> str:
-        return self.text
+        return kind in FAMILIES[self] if self in FAMILIES else Glob(self).matches(kind)
 
 
-def parse_kinds(text: object) -> Kinds:
-    """Read the name of an operation; spellings such as `BatchNorm2d`, `SiLU` and `concat` become the kind they mean.
+def parse_kind(text: str) -> Kind:
+    """Read the name of an operation; spellings such as `BatchNorm2d` become the kind they mean.
 
     Raises:
-        ValueError: not a text, not a name or glob, or a name that is almost, but not quite, a known one.
+        ValueError: no name or glob, or a name that is almost, but not quite, a known one.
+
+    >>> parse_kind("BatchNorm2d"), parse_kind("Concat"), parse_kind("*Norm")
+    ('batch_norm', 'cat', '*norm')
     """
-    names = f"operations are named like conv2d, batch_norm, relu, add, cat, *norm, or by family: {', '.join(FAMILIES)}"
-    name = text.strip() if isinstance(text, str) else ""
-    if name.lower() == "depthwise":
+    if text.lower() == "depthwise":
         raise ValueError("depthwise is a condition, not an operation; write conv2d with groups=depthwise")
-    if name and name != "*" and parse_glob(name).is_wild:
-        return Kinds(name.lower())
-    if not _OPERATION.fullmatch(name):
-        raise ValueError(f"found {describe(text)}; {names}")
-    kind = find_kind(name) if name != "*" else name
-    near = suggest(name.lower(), KINDS | FAMILIES.keys(), cutoff=0.75) if kind is None else None
-    if near:
-        raise ValueError(f"found {name!r}; {names}. Did you mean {near!r}?")
-    return Kinds(kind or name.lower())
+    if Glob(text).is_wild:
+        return Kind(parse_glob(text).lower())
+    kind = find_kind(text)
+    near = "" if kind else did_you_mean(text, KINDS | FAMILIES.keys(), cutoff=0.75)
+    if near or not _OPERATION.fullmatch(text):
+        raise ValueError(
+            f"found {describe(text)}; operations are named like conv2d, batch_norm, relu, add, cat or *norm, or by "
+            f"family ({', '.join(FAMILIES)}){near}"
+        )
+    return Kind(kind or text.lower())
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +152,7 @@ class Child:
     """Which call in one forward, from 1; 0 is every call; None is the only one."""
 
     def __str__(self) -> str:
-        return str(self.name) if self.call is None else f"{self.name}[{self.call or '*'}]"
+        return self.name if self.call is None else f"{self.name}[{self.call or '*'}]"
 
 
 def parse_place(text: str) -> Whole | Child:
@@ -169,17 +161,16 @@ def parse_place(text: str) -> Whole | Child:
     Raises:
         ValueError: not a glob, or a call number that is none.
     """
-    name = text.strip()
-    word, colon, key = name.partition(":")
+    word, colon, key = text.partition(":")
     if word.lower() == "output":
         return Whole("output", key if colon else None)
-    if name.lower() == "input":
+    if text.lower() == "input":
         return Whole("input")
-    if name.lower() == "residual":
+    if text.lower() == "residual":
         return Whole("residual")
-    called = _CALL.fullmatch(name)
+    called = _CALL.fullmatch(text)
     if called is None:
-        return Child(parse_glob(name))
+        return Child(parse_glob(text))
     if called["call"] == "0":
-        raise ValueError(f"found {describe(name)}; calls are counted from 1: {called['name']}[1] is the first")
+        raise ValueError(f"found {describe(text)}; calls are counted from 1: {called['name']}[1] is the first")
     return Child(parse_glob(called["name"]), 0 if called["call"] == "*" else int(called["call"]))

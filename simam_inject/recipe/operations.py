@@ -1,72 +1,113 @@
 """Operations with conditions, one by one or in a chain: `{op: conv2d, kernel: 3}`, `conv2d[k=3] > *norm > act`.
 
 A chain follows the dataflow across block borders: `a > b` holds when `b` reads what `a` computes and nothing else does.
+
+A condition on a fact is a number, `">=64"`, `">=8, <=32"` (all of these), `"1x7"`, a list (any of these), or
+`depthwise` for groups. A fact with several dimensions (a map of 56x56, a kernel of 3x3) satisfies a single number when
+each dimension does.
 """
 
 from __future__ import annotations
 
+import operator
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from simam_inject.recipe.bounds import Bounds, parse_bounds
-from simam_inject.recipe.fields import Groups, KindNames, Numbers, entries_of
-from simam_inject.recipe.grammar import Grammar
-from simam_inject.recipe.names import Child, Kinds, Whole, parse_kinds
-from simam_inject.recipe.wording import describe, did_you_mean
+from simam_inject.kinds import FAMILIES, KINDS, find_kind
+from simam_inject.recipe.grammar import Grammar, Name, allow, entries_of, one_or_many
+from simam_inject.recipe.names import Child, Kind, Whole, parse_kind
+from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
-T = TypeVar("T")
-Facts = tuple[tuple[str, Bounds], ...]
-"""Conditions: pairs of a fact's name and what it may be."""
 MAX_LENGTH = 400
 MAX_LINKS = 16
+_SIGNS: dict[str, Callable[[int, int], bool]] = {
+    ">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt,
+}  # fmt: skip
+_TEST = r"\s*(?:(?:>=|<=|>|<)\s*[0-9]{1,10}|(?:=|==|!=)?\s*[0-9]{1,10}(?:x[0-9]{1,10}){0,2})\s*"
+_NUMBER = "a whole number from 0, a comparison such as '>=64' or '>=8, <=32', a size such as '1x7' or '!=1x7'"
 _LINK = re.compile(r"(?P<name>[^\[\]\s]+)\s*(?:\[(?P<facts>[^\[\]]*)\])?")
 _FACT = re.compile(r"\s*(?P<key>[A-Za-z_]+)\s*(?P<bounds>(?:>=|<=|!=|==|>|<|=)\s*[A-Za-z0-9]+)\s*")
 _SHORT = {"k": "kernel", "s": "stride", "d": "dilation", "g": "groups"}
 
+Fact = int | tuple[int, ...]
+if TYPE_CHECKING:
+    Numbers = int | str | Sequence[int | str]
+    Groups = Numbers
+    Kinds = str | Sequence[str]
+else:
+    _Number = (
+        Annotated[int, Field(strict=True, ge=0, lt=2**31)] | Annotated[str, Field(pattern=f"^{_TEST}(,{_TEST})*$")]
+    )
+    _Group = Literal["depthwise"] | _Number
+    Numbers = one_or_many("Numbers", Annotated[_Number, allow(f"{_NUMBER}, or a list of these")], 64)
+    Groups = one_or_many("Groups", Annotated[_Group, allow(f"{_NUMBER}, depthwise, or a list of these")], 64)
+    _KNOWN = {"anyOf": [{"enum": sorted(FAMILIES.keys() | KINDS)}, {}]}  # an editor completes these and takes others
+    Kinds = one_or_many("Kinds", Annotated[Name, Field(json_schema_extra=_KNOWN), AfterValidator(parse_kind)], 16)
+
+
+def admits(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
+    """The fact satisfies the condition.
+
+    Args:
+        condition: as it stands in a recipe.
+        fact: a number, or one for each dimension.
+        depthwise: the fact is the number of groups of a depthwise convolution.
+
+    >>> admits(">=8, <=32", 16), admits((1, "3x3"), (3, 3)), admits("!=1x7", (1, 7))
+    (True, True, False)
+    """
+    return any(
+        depthwise if entry == "depthwise" else all(_holds(test, fact) for test in str(entry).split(","))
+        for entry in entries_of(condition)
+    )
+
+
+def _holds(test: str, fact: Fact) -> bool:
+    sign, size = re.findall(r"([<>=!]*)\s*([0-9x]+)", test)[0]
+    facts = fact if isinstance(fact, tuple) else (fact,)
+    wanted = tuple(map(int, size.split("x")))
+    wanted = wanted * len(facts) if len(wanted) == 1 else wanted
+    if sign in _SIGNS:
+        return all(map(_SIGNS[sign], facts, wanted))
+    return (facts == wanted) is (sign != "!=")
+
 
 class Conditions(Grammar):
-    """A mapping with conditions on the facts of a site or an operation; all of them hold."""
+    """Conditions on the facts of an operation; all of them hold."""
 
-    def conditions(self) -> Facts:
-        """Name and bounds of each condition that was given."""
-        given = [(name, getattr(self, name)) for name in type(self).model_fields if name not in ("op", "which")]
-        return tuple(
-            (name, parse_bounds(value, depthwise=name == "groups")) for name, value in given if value is not None
-        )
+    kernel: Numbers | None = Field(default=None, description="Kernel of a convolution or pooling.")
+    stride: Numbers | None = Field(default=None, description="Stride of a convolution or pooling.")
+    dilation: Numbers | None = Field(default=None, description="Dilation of a convolution or pooling.")
+    groups: Groups | None = Field(default=None, description="Groups of a convolution, or `depthwise`.")
+
+    def conditions(self) -> tuple[tuple[str, Numbers], ...]:
+        """Name and condition of each fact that was given."""
+        names = [name for name in type(self).model_fields if name not in ("op", "which")]
+        return tuple((name, getattr(self, name)) for name in names if getattr(self, name) is not None)
 
 
 class Operation(Conditions):
     """Every operation of some kinds inside the block, or the first or last of them."""
 
-    root: ClassVar[str] = "operation"
-    op: KindNames = Field(description="Kind(s) of operation: conv2d, batch_norm, relu, add; or a family: conv, act.")
-    kernel: Numbers | None = Field(default=None, description="Kernel of a convolution or pooling.")
-    stride: Numbers | None = Field(default=None, description="Stride of a convolution or pooling.")
-    dilation: Numbers | None = Field(default=None, description="Dilation of a convolution or pooling.")
-    groups: Groups | None = Field(default=None, description="Groups of a convolution, or `depthwise`.")
+    op: Kinds = Field(description="Kind(s) of operation: conv2d, batch_norm, relu, add; or a family: conv, act.")
     which: Literal["all", "first", "last"] = Field(
-        default="all", description="Which of each block's, in the order of computation."
+        default="all", description="Which of the operations in each block, in execution order."
     )
 
-    @property
-    def kinds(self) -> tuple[Kinds, ...]:
-        """What `op` names."""
-        return tuple(parse_kinds(name) for name in entries_of(self.op))
-
-    def choose(self, named: Sequence[T]) -> Sequence[T]:
-        """Those of one block's operations that are meant."""
-        return {"all": named, "first": named[:1], "last": named[-1:]}[self.which]
+    def is_one(self, kind: str) -> bool:
+        """An operation of this kind is meant."""
+        return any(name.names(kind) for name in entries_of(self.op))
 
     def __str__(self) -> str:
-        kinds = self.op if isinstance(self.op, str) else f"[{', '.join(self.op)}]"
-        facts = [f"{name}: {bounds}" for name, bounds in self.conditions()]
+        op = self.op if isinstance(self.op, str) else f"[{', '.join(self.op)}]"
+        facts = [f"{name}: {join_names(entries_of(condition))}" for name, condition in self.conditions()]
         which = [] if self.which == "all" else [f"which: {self.which}"]
-        return "{" + ", ".join([f"op: {kinds}", *facts, *which]) + "}"
+        return "{" + ", ".join([f"op: {op}", *facts, *which]) + "}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,65 +117,30 @@ class Link:
     text: str
     name: str
     """As it was written, without the conditions."""
-    kinds: Kinds
-    facts: Facts
+    kind: Kind
+    facts: Conditions
 
     def is_named(self, name: str) -> bool:
         """The name means this member."""
-        if self.name.lower() == name.lower():
-            return True
-        try:
-            return self.kinds == parse_kinds(name)
-        except ValueError:
-            return False
+        return self.name.lower() == name.lower() or self.kind == find_kind(name)
 
     def __str__(self) -> str:
         return self.text
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A chain of operations. Make it with `parse_chain`."""
-
-    links: tuple[Link, ...]
-
-    def __str__(self) -> str:
-        return " > ".join(link.text for link in self.links)
-
-    def find_member(self, target: Whole | Child | Operation) -> int:
-        """Index of the link that a target names; the output is the last.
-
-        Raises:
-            ValueError: no link has that name, or several do and no call index says which.
-        """
-        if target == Whole("output"):
-            return len(self.links) - 1
-        wanted = str(target.name if isinstance(target, Child) else target)
-        found = [index for index, link in enumerate(self.links) if link.is_named(wanted)]
-        if not found or not isinstance(target, Child):
-            near = did_you_mean(wanted, {link.name for link in self.links})
-            raise ValueError(f"{wanted!r} is not a member of the chain ({self}){near}")
-        if target.call == 0 or (target.call is None and len(found) > 1):
-            choices = ", ".join(f"{wanted}[{number}]" for number in range(1, len(found) + 1))
-            raise ValueError(f"{wanted!r} is {len(found)} times in the chain ({self}); write one of {choices}")
-        if target.call is not None and target.call > len(found):
-            raise ValueError(f"{wanted!r} is only {len(found)} times in the chain ({self}); there is no {target}")
-        return found[(target.call or 1) - 1]
-
-
 @lru_cache(maxsize=256)
-def parse_chain(text: str) -> Chain:
+def parse_chain(text: str) -> tuple[Link, ...]:
     """Read what stands at `pattern`.
 
     Raises:
         ValueError: too long, or a member that is not valid.
     """
-    if len(text) > MAX_LENGTH:
-        raise ValueError(f"found a pattern of {len(text)} characters; at most {MAX_LENGTH} are allowed")
     parts = re.split(r">(?![^\[]*\])", text)
-    if len(parts) > MAX_LINKS:
-        raise ValueError(f"found a pattern of {len(parts)} members; at most {MAX_LINKS} are allowed")
-    return Chain(tuple(_parse_link(part.strip()) for part in parts))
+    if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
+        raise ValueError(
+            f"found {len(parts)} members; expected at most {MAX_LINKS}, and at most {MAX_LENGTH} characters"
+        )
+    return tuple(_parse_link(part.strip()) for part in parts)
 
 
 def _parse_link(text: str) -> Link:
@@ -142,11 +148,30 @@ def _parse_link(text: str) -> Link:
     facts = [_FACT.fullmatch(entry) for entry in (found["facts"] or "").split(",")] if found and found["facts"] else []
     if found is None or not all(facts):
         raise ValueError(
-            f"found {describe(text)} as a member of the chain; members are written like conv2d, *norm or "
+            f"found {describe(text)} as an element of the chain; expected one such as conv2d, *norm or "
             "conv2d[k=3, s>=2, groups=depthwise], with '>' between them"
         )
-    keys = [(_SHORT.get(fact["key"], fact["key"]), fact["bounds"].lstrip("= ")) for fact in facts if fact]
-    if len(dict(keys)) < len(keys) or "which" in dict(keys):
-        raise ValueError(f"{describe(text)} gives a condition twice, or one that a chain does not have")
-    operation = Operation.model_validate({"op": found["name"], **dict(keys)})
-    return Link(text, found["name"], operation.kinds[0], operation.conditions())
+    pairs = [(_SHORT.get(fact["key"], fact["key"]), fact["bounds"].lstrip("= ")) for fact in facts if fact]
+    if len(dict(pairs)) < len(pairs):
+        raise ValueError(f"{describe(text)} gives a condition twice")
+    return Link(text, found["name"], parse_kind(found["name"]), Conditions.model_validate(dict(pairs)))
+
+
+def find_member(chain: Sequence[Link], target: Whole | Child | Operation) -> int:
+    """Index of the member of a chain that a target names; the output is the last.
+
+    Raises:
+        ValueError: no member has that name, or several do and no number says which.
+    """
+    if target == Whole("output"):
+        return len(chain) - 1
+    wanted = target.name if isinstance(target, Child) else str(target)
+    found = [index for index, link in enumerate(chain) if link.is_named(wanted)]
+    if not found or not isinstance(target, Child):
+        near = did_you_mean(wanted, {link.name for link in chain})
+        raise ValueError(f"{str(target)!r} is not an element of the chain{near}")
+    call = 1 if target.call is None and len(found) == 1 else target.call
+    if not call or call > len(found):
+        choices = join_names(f"{wanted}[{number}]" for number in range(1, len(found) + 1))
+        raise ValueError(f"{str(target)!r} is ambiguous in the chain; write {choices}")
+    return found[call - 1]

@@ -1,28 +1,35 @@
-"""A recipe: an ordered list of rules, of which the first that takes a site owns it."""
+"""A recipe: an ordered list of rules, of which the first that takes a site owns it; and whatever names one."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.fields import DEFAULT_E_LAMBDA, Lambda, Text
-from simam_inject.recipe.grammar import Grammar
-from simam_inject.recipe.rule import Rule, Where
-from simam_inject.recipe.texts import read_shipped, read_yaml
-from simam_inject.recipe.wording import describe
+from simam_inject.recipe.grammar import Grammar, Text
+from simam_inject.recipe.rule import Lambda, Rule, Where
+from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
+from simam_inject.recipe.wording import describe, did_you_mean
 
-MAX_RULES = 100
+DEFAULT_E_LAMBDA = 1e-4
+"""The class default of every SimAM in circulation."""
+_SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL | re.IGNORECASE)
+_PARTS = re.compile(r"((?:[^.\[{\s]|\[[^\]]*\]|\{[^}]*\})+)(?:\.(.+))?", re.DOTALL)
+"""A block and a child, parted at the first dot outside of brackets and braces."""
+_WHOLE = {"after": "output", "before": "input"}
 if TYPE_CHECKING:
-    RulesField = Sequence[Rule]
+    Rules = Sequence[Rule]
 else:
-    RulesField = Annotated[tuple[Rule, ...], Field(max_length=MAX_RULES)]
+    Rules = Annotated[tuple[Rule, ...], Field(max_length=100)]
 
 
 class Recipe(Grammar):
-    """Where SimAM goes, whatever the model. A mistake raises `RecipeError`.
+    """Where SimAM is applied, for any model. A mistake raises `RecipeError`.
 
     `extends` names a shipped recipe; it is resolved at once: the record holds its own rules, then those of the base, so
     that its own rules take their sites first, and `extends` is None.
@@ -31,27 +38,20 @@ class Recipe(Grammar):
     {'version': 1, 'rules': [{'block': 'Bottleneck', 'after': 'conv2'}]}
     """
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "description": "Where SimAM is applied, for any model.",
+            "anyOf": [{"required": ["rules"]}, {"required": ["extends"]}],
+        }
+    )
     homes: ClassVar[Mapping[str, str]] = dict.fromkeys(Rule.model_fields | Where.model_fields, "in an entry of 'rules'")
     version: Literal[1] = Field(default=1, description="Version of the recipe language.")
-    name: Text = Field(default="", description="What reports call the recipe.")
-    description: Text = Field(default="", description="What it is for, and where it comes from.")
-    extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules follow the own ones.")
-    e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="The lambda of every rule that has none.")
-    rules: RulesField = Field(default=(), description="In order; the first that takes a site owns it.")
-
-    @classmethod
-    def from_dict(cls, data: object) -> Self:
-        """Read a recipe from JSON types, the inverse of `to_dict`.
-
-        Raises:
-            RecipeError: the message starts with the path of the offending key.
-        """
-        if not isinstance(data, Mapping):
-            keys = ", ".join(cls.model_fields)
-            raise RecipeError(f"recipe: found {describe(data)}; allowed is a mapping with the keys {keys}")
-        if any(not isinstance(key, str) for key in data):
-            raise RecipeError("recipe: found a key that is not a text")
-        return cls(**data)
+    name: Text = Field(default="", description="Name used in reports.")
+    description: Text = Field(default="", description="Purpose and source.")
+    extends: Text | None = Field(default=None, description="Name of a shipped recipe whose rules are appended.")
+    e_lambda: Lambda = Field(default=DEFAULT_E_LAMBDA, description="Lambda of every rule without its own.")
+    rules: Rules = Field(default=(), description="In order; a site belongs to the first rule that matches it.")
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON types; defaults are left out, the version is not."""
@@ -76,6 +76,84 @@ class Recipe(Grammar):
         return self
 
 
+RecipeLike = Recipe | Mapping[str, Any] | str | os.PathLike[str]
+"""What names a recipe."""
+
+
+def load_recipe(source: RecipeLike) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        source: a `Recipe`; a mapping of JSON types; the name of a shipped recipe; a path to a YAML file; or a one-line
+            selector.
+
+    Returns:
+        The validated, frozen recipe; the same object if it was one.
+
+    Raises:
+        RecipeError: there is no such recipe, or it is not valid.
+
+    >>> load_recipe("after bottleneck.conv2").rules[0].selector
+    'block bottleneck, after conv2'
+    """
+    if isinstance(source, Recipe):
+        return source
+    if isinstance(source, Mapping):
+        return Recipe.from_dict(source)
+    if isinstance(source, os.PathLike):
+        return _load_file(Path(source))
+    if not isinstance(source, str):
+        raise RecipeError(
+            f"recipe: found {describe(source)}; expected a Recipe, a mapping, the name of a shipped recipe, a path "
+            "to a YAML file, or a selector such as 'after bottleneck.conv2'"
+        )
+    if found := _SELECTOR.fullmatch(source):
+        position = found[1].lower()
+        return Recipe(name=f"{position} {found[2]}", rules=[selector(position, found[2])])
+    return load_shipped(source) if source in shipped_recipes() else _load_named_file(source)
+
+
+def selector(position: str, text: str) -> Rule:
+    """The rule that `--after TEXT` or `--before TEXT` stands for.
+
+    Args:
+        position: `after` or `before`.
+        text: a block class, or a block class, a dot and what may stand at `after` or `before`: `bottleneck`,
+            `bottleneck.conv2`, `bottleneck.relu[2]`, `basicblock.residual`.
+
+    Raises:
+        RecipeError: the text is not of this form.
+    """
+    written = describe(f"{position} {text}")
+    parts = _PARTS.fullmatch(text.strip())
+    if position not in _WHOLE or parts is None:
+        raise RecipeError(f"selector: found {written}; expected after or before, then BLOCK or BLOCK.CHILD")
+    try:
+        return Rule.from_dict({"block": parts[1], position: parts[2] or _WHOLE[position]})
+    except RecipeError as error:
+        raise RecipeError(f"{error} (in the selector {written})") from None
+
+
+def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
+    """Return the recipe with additional exclusions for every rule, and one lambda for all rules.
+
+    Raises:
+        RecipeError: a glob or the lambda is invalid.
+    """
+    if not exclude and e_lambda is None:
+        return recipe
+    data = recipe.to_dict()
+    rules = []
+    for rule in data["rules"]:
+        own = rule.get("exclude", [])
+        excluded = [*([own] if isinstance(own, str) else own), *([exclude] if isinstance(exclude, str) else exclude)]
+        changed = {**rule, "exclude": excluded} if excluded else dict(rule)
+        if e_lambda is not None:
+            changed.pop("e_lambda", None)
+        rules.append(changed)
+    return Recipe.from_dict({**data, "rules": rules, **({} if e_lambda is None else {"e_lambda": e_lambda})})
+
+
 def load_shipped(name: object, place: str = "recipe") -> Recipe:
     """The shipped recipe of a name.
 
@@ -93,3 +171,26 @@ def load_text(text: str | bytes, name: str) -> Recipe:
     """
     data = read_yaml(text)
     return Recipe.from_dict({"name": name} | data if isinstance(data, dict) else data)
+
+
+def _load_named_file(source: str) -> Recipe:
+    is_path = source.endswith((".yaml", ".yml")) or os.sep in source or "/" in source
+    try:
+        path = Path(source)
+        if is_path or path.is_file():
+            return _load_file(path)
+    except (OSError, ValueError):
+        pass  # too long, or with a NUL in it: no file has that name
+    names = shipped_recipes()
+    raise RecipeError(
+        f"recipe: {describe(source)} is neither a shipped recipe ({', '.join(names)}), a YAML file, nor a selector "
+        f"such as 'after bottleneck.conv2'{did_you_mean(source, names)}"
+    )
+
+
+def _load_file(path: Path) -> Recipe:
+    data = read_file(path)
+    try:
+        return load_text(data, path.stem)
+    except RecipeError as error:
+        raise RecipeError(f"{error} (in {path})") from None

@@ -8,77 +8,81 @@ Keys:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar
+from itertools import combinations
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
-from pydantic import AfterValidator, Field, PlainValidator, StringConstraints, WithJsonSchema, model_validator
-from typing_extensions import TypeAliasType
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
-from simam_inject.recipe.fields import Globs, Groups, Lambda, Numbers, Structures, entries_of
-from simam_inject.recipe.grammar import Grammar, KeyedError
-from simam_inject.recipe.names import Child, Glob, Whole, parse_glob, parse_place
-from simam_inject.recipe.operations import Chain, Conditions, Facts, Operation, parse_chain
-from simam_inject.recipe.wording import describe, did_you_mean, join_names
+from simam_inject.recipe.grammar import Grammar, Name, Text, allow, entries_of, one_or_many, word_or_mapping
+from simam_inject.recipe.names import Child, Whole, parse_glob, parse_place
+from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_member, parse_chain
+from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
-
-
-def _check_pattern(text: str) -> str:
-    parse_chain(text)
-    return text
-
-
-Pattern = Annotated[str, StringConstraints(strict=True, min_length=1), AfterValidator(_check_pattern)]
-Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
+Target = Whole | Child | Operation
+Structure = Literal["residual", "main", "decoder"]
+_MISPLACED = {
+    ("before", "output"): "a block's output is not read inside the block; write after: output",
+    ("after", "input"): "the input of a block can only be changed for the block itself; write before: input",
+    ("after", "residual"): "SimAM is applied to the branch before it joins the skip connection; write before: residual",
+}
+_SELECTS = ("structure", "block", "pattern")
+_SCHEMA: dict[str, Any] = {
+    "description": "Which blocks or values are selected, where SimAM is applied in them, and which sites are excluded.",
+    "anyOf": [{"required": [key]} for key in (*_SELECTS, "path")],
+    "allOf": [
+        *({"not": {"required": list(pair)}} for pair in (*combinations(_SELECTS, 2), ("after", "before"))),
+        {"anyOf": [{"required": [key]} for key in ("pattern", "after", "before")]},
+    ],
+}
+"""What the keys of a rule have to do with each other, as far as a schema can say it."""
 
 
 class Where(Conditions):
     """Conditions on the facts of a site; all of them hold."""
 
-    root: ClassVar[str] = "where"
-    channels: Numbers | None = Field(default=None, description="Channels of the attended map.")
-    spatial: Numbers | None = Field(default=None, description="Sizes of the attended map; each of them complies.")
+    channels: Numbers | None = Field(default=None, description="Channels of the feature map.")
+    spatial: Numbers | None = Field(
+        default=None, description="Spatial sizes of the feature map; all must satisfy the condition."
+    )
     reduction: Numbers | None = Field(default=None, description="Input size / map size: 1, 2, 4, 8, 16, 32.")
     stage: Numbers | None = Field(
         default=None, description="log2(reduction) - 1: ResNet's layer1 to layer4 return 1 to 4."
     )
-    kernel: Numbers | None = Field(default=None, description="Kernel of the named convolution or pooling.")
-    stride: Numbers | None = Field(default=None, description="Stride of the named convolution or pooling.")
-    dilation: Numbers | None = Field(default=None, description="Dilation of the named convolution or pooling.")
-    groups: Groups | None = Field(default=None, description="Groups of the named convolution, or `depthwise`.")
+
+
+Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 
 
 class Pick(Grammar):
     """A choice among the sites that a rule found."""
 
-    root: ClassVar[str] = "pick"
-    first: Count | None = Field(default=None, description="The first so many.")
-    last: Count | None = Field(default=None, description="The last so many.")
-    every: Count | None = Field(default=None, description="Every so many: of 2 the first, third, fifth ...")
-    per: Literal["model", "stage", "reduction", "parent"] = Field(
-        default="model", description="Counted in each of these."
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": [mode]} for mode in ("first", "last", "every")]}
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_word(cls, data: Any) -> Any:
-        words: dict[object, dict[str, int]] = {"all": {}, "first": {"first": 1}, "last": {"last": 1}}
-        if isinstance(data, str) and data in words:
-            return words[data]
-        if isinstance(data, Mapping | Pick):
-            return data
-        near = did_you_mean(data, ("all", "first", "last")) if isinstance(data, str) else ""
-        raise ValueError(
-            f"found {describe(data)}; allowed is all, first, last, or a mapping such as "
-            f"{{last: 1, per: reduction}}{near}"
-        )
+    first: Count | None = Field(default=None, description="Take the first n.")
+    last: Count | None = Field(default=None, description="Take the last n.")
+    every: Count | None = Field(default=None, description="Take every n-th: with 2 the first, third, fifth ...")
+    per: Literal["model", "stage", "reduction", "parent"] = Field(
+        default="model", description="Count separately for each of these."
+    )
 
     @model_validator(mode="after")
     def _check_mode(self) -> Self:
         modes = [name for name in ("first", "last", "every") if getattr(self, name) is not None]
         if len(modes) > 1 or (not modes and self.per != "model"):
             found = " and ".join(modes) or "none"
-            raise ValueError(f"found {found} of first, last, every; exactly one of them says how many")
+            raise ValueError(f"found {found} of first, last, every; exactly one of them is required")
         return self
 
     @property
@@ -97,41 +101,42 @@ class Pick(Grammar):
         return "{" + ", ".join(given) + "}" if given else "all"
 
 
-Target = Whole | Child | Operation
-_MISPLACED: dict[tuple[str, str | None], str] = {
-    ("before", "output"): "nothing reads a block's output inside the block; write after: output",
-    ("after", "input"): "what a block is given is attended for the block alone; write before: input",
-    ("after", "residual"): "the branch is attended before it joins the skip; write before: residual",
-}
+def _warn_of_channels(value: object) -> object:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+        warnings.warn(
+            f"e_lambda: {describe(value)} is probably a channel count, and makes the gate a constant. SimAM needs no "
+            "channel count: leave e_lambda out, or write a decimal point if the value is intended.",
+            stacklevel=2,
+        )
+    return value
 
 
-def _check_target(value: object) -> str | Operation:
-    if isinstance(value, Operation):
-        return value
-    if isinstance(value, Mapping):
-        if "op" not in value:
-            raise KeyedError("op", "is missing; it names the operation, e.g. {op: conv2d, kernel: 3}")
-        return Operation.model_validate(value)
-    if isinstance(value, str) and value.strip():
-        return str(parse_place(value))
-    hint = "; for several children write '{conv1,conv2}'" if isinstance(value, list | tuple) else ""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        hint = f"; the name of a child is written in quotes: '{describe(value)}'"
-    raise ValueError(
-        f"found {describe(value)}; allowed is 'output', 'input', 'residual', the name of a child such as conv2 "
-        f"or relu[2], or an operation such as {{op: conv2d, kernel: 3}}{hint}"
-    )
-
-
+Lambda = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True), BeforeValidator(_warn_of_channels)]
 if TYPE_CHECKING:
-    TargetField = str | Operation | Mapping[str, Any] | None
-    WhereField = Where | Mapping[str, Any] | None
+    Pattern = str
+    Globs = str | Sequence[str]
+    Structures = Structure | Sequence[Structure]
+    TargetField = str | Operation | Mapping[str, Any]
+    WhereField = Where | Mapping[str, Any]
     PickField = Pick | str | Mapping[str, Any]
 else:
-    _TEXT = WithJsonSchema({"type": "string", "minLength": 1})  # `schema` adds the mapping
-    TargetField = TypeAliasType("Target", Annotated[Any, PlainValidator(_check_target), _TEXT])
-    WhereField = Where | None
-    PickField = Pick
+    _PLACES = (
+        "'output', 'input', 'residual', an operation such as {op: conv2d, kernel: 3}, or the name of a child, numbers "
+        "in quotes: '0', 'conv2', 'relu[2]', '{conv1,conv2}' for several"
+    )
+    Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
+    Globs = one_or_many("Globs", Annotated[Name, AfterValidator(parse_glob)], 100)
+    Structures = one_or_many("Structures", Structure, 3)
+    TargetField = word_or_mapping(
+        Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)], Operation
+    )
+    WhereField = Where
+    _Word = Annotated[
+        Literal["all", "first", "last"],
+        allow("'all', 'first', 'last', or a mapping such as {last: 1, per: reduction}"),
+        AfterValidator(lambda word: Pick() if word == "all" else Pick(**{word: 1})),
+    ]
+    PickField = word_or_mapping(_Word, Pick)
 
 
 class Rule(Grammar):
@@ -141,52 +146,71 @@ class Rule(Grammar):
     'after'
     """
 
-    root: ClassVar[str] = "rule"
+    model_config = ConfigDict(json_schema_extra=_SCHEMA)
     homes: ClassVar[Mapping[str, str]] = {
         **dict.fromkeys(Where.model_fields, "under 'where'"),
         **dict.fromkeys(Pick.model_fields, "under 'pick'"),
         **dict.fromkeys(("op", "which"), "under 'after' or 'before': {op: ...}"),
-        "lambda": "to e_lambda",
-        "class": "to 'block'",
     }
-    structure: Structures = Field(default=(), description="Block(s) by what they are: residual, main, decoder.")
+    structure: Structures = Field(default=(), description="Block(s) by structure: residual, main, decoder.")
     block: Globs = Field(default=(), description="Class name(s) of the block: globs, any case; subclasses count.")
     pattern: Pattern | None = Field(
         default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'."
     )
-    path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; on its own, a selection.")
-    exclude: Globs = Field(default=(), description="Glob(s) on the dotted path that are left out.")
-    after: TargetField = Field(default=None, description="output, a child (conv2, relu[2]), or {op: conv2d, ...}.")
-    before: TargetField = Field(default=None, description="input, residual, a child (bn2), or {op: batch_norm, ...}.")
-    where: WhereField = Field(default=None, description="Conditions on the facts of a site.")
+    path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; alone, a selector.")
+    exclude: Globs = Field(default=(), description="Glob(s) on the dotted path to exclude.")
+    after: TargetField | None = Field(
+        default=None, description="output, a child (conv2, relu[2]), or {op: conv2d, ...}."
+    )
+    before: TargetField | None = Field(
+        default=None, description="input, residual, a child (bn2), or {op: batch_norm, ...}."
+    )
+    where: WhereField | None = Field(default=None, description="Conditions on the facts of a site.")
     pick: PickField = Field(default=Pick(), description="all, first, last, or {first | last | every: n, per: ...}.")
-    e_lambda: Lambda | None = Field(default=None, description="The lambda of this rule; without it the recipe's.")
-    optional: bool = Field(default=False, strict=True, description="The rule may take no site.")
+    e_lambda: Lambda | None = Field(default=None, description="Lambda of this rule; default: that of the recipe.")
+    optional: bool = Field(default=False, strict=True, description="The rule may match no site.")
+
+    @field_validator("after", "before")
+    @classmethod
+    def _check_target(cls, written: str | Operation | None, info: ValidationInfo) -> str | Operation | None:
+        if written is None:
+            return None
+        target = _read_target(written)
+        if isinstance(target, Whole) and (info.field_name, target.word) in _MISPLACED:
+            raise ValueError(_MISPLACED[str(info.field_name), target.word])
+        if info.data.get("pattern") is not None:
+            find_member(parse_chain(info.data["pattern"]), target)
+        return written
+
+    @model_validator(mode="after")
+    def _check_selection(self) -> Self:
+        given = [name for name in _SELECTS if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"has both {given[0]!r} and {given[1]!r}; exactly one may select (a 'path' beside it narrows)"
+            )
+        if not given and not self.path:
+            raise ValueError(
+                "has no selector; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
+                "path: 'layer3.*'"
+            )
+        if self.after is not None and self.before is not None:
+            raise ValueError("has both 'after' and 'before'; exactly one is required")
+        if self.pattern is None and self.after is None and self.before is None:
+            raise ValueError(
+                "has neither 'after' nor 'before'; write after: output, after: conv2, before: bn2 or before: residual"
+            )
+        return self
 
     @property
-    def blocks(self) -> tuple[Glob, ...]:
-        """The class names."""
-        return tuple(parse_glob(text) for text in entries_of(self.block))
+    def selects(self) -> Literal["structure", "block", "pattern", "path"]:
+        """The key that selects; a `path` beside another key narrows."""
+        return "structure" if self.structure else "block" if self.block else "pattern" if self.pattern else "path"
 
     @property
-    def paths(self) -> tuple[Glob, ...]:
-        """The paths: a selection on their own, else a filter."""
-        return tuple(parse_glob(text) for text in entries_of(self.path))
-
-    @property
-    def excluded(self) -> tuple[Glob, ...]:
-        """The paths that are left out."""
-        return tuple(parse_glob(text) for text in entries_of(self.exclude))
-
-    @property
-    def structures(self) -> tuple[str, ...]:
-        """The words at `structure`."""
-        return entries_of(self.structure)
-
-    @property
-    def chain(self) -> Chain | None:
-        """The pattern."""
-        return None if self.pattern is None else parse_chain(self.pattern)
+    def chain(self) -> tuple[Link, ...]:
+        """The members of the pattern."""
+        return () if self.pattern is None else parse_chain(self.pattern)
 
     @property
     def position(self) -> Literal["after", "before"]:
@@ -196,64 +220,24 @@ class Rule(Grammar):
     @property
     def target(self) -> Target:
         """What the rule names: a child, an operation, the output, the input, or the residual branch."""
-        written = self.before if self.before is not None else self.after
-        if isinstance(written, Operation):
-            return written
-        return parse_place(written) if isinstance(written, str) else Whole("output")
+        written = self.after if self.before is None else self.before
+        return Whole("output") if written is None else _read_target(written)
 
     @property
-    def conditions(self) -> Facts:
+    def conditions(self) -> tuple[tuple[str, Numbers], ...]:
         """What `where` says."""
-        return self.where.conditions() if isinstance(self.where, Where) else ()
+        return () if self.where is None else cast("Where", self.where).conditions()
 
     @property
     def choice(self) -> Pick:
         """What `pick` says."""
-        return self.pick if isinstance(self.pick, Pick) else Pick()
-
-    @property
-    def selects(self) -> Literal["structure", "block", "pattern", "path"]:
-        """The key that selects; a `path` beside another key narrows."""
-        return "structure" if self.structure else "block" if self.block else "pattern" if self.pattern else "path"
+        return cast("Pick", self.pick)
 
     @property
     def selector(self) -> str:
         """In one line what the rule selects and where, for messages: `block Bottleneck, after conv2`."""
-        selected = join_names(map(str, entries_of(getattr(self, self.selects))))
-        return f"{self.selects} {selected}, {self.position} {self.target}"
+        return f"{self.selects} {join_names(entries_of(getattr(self, self.selects)))}, {self.position} {self.target}"
 
-    @model_validator(mode="after")
-    def _check_selection(self) -> Self:
-        given = [name for name in ("structure", "block", "pattern") if getattr(self, name)]
-        if len(given) > 1:
-            raise ValueError(
-                f"has both {given[0]!r} and {given[1]!r}; exactly one selects (a 'path' beside it narrows)"
-            )
-        if not given and not self.path:
-            raise ValueError(
-                "selects nothing; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
-                "path: 'layer3.*'"
-            )
-        if self.after is not None and self.before is not None:
-            raise ValueError("has both 'after' and 'before'; exactly one says where")
-        if self.pattern is None and self.after is None and self.before is None:
-            raise ValueError("does not say where; write after: output, after: conv2, before: bn2 or before: residual")
-        return self
 
-    @model_validator(mode="after")
-    def _check_place(self) -> Self:
-        target = self.target
-        word = target.word if isinstance(target, Whole) else None
-        if (self.position, word) in _MISPLACED:
-            raise KeyedError(self.position, _MISPLACED[self.position, word])
-        if self.pattern is not None:
-            chain = parse_chain(self.pattern)
-            try:
-                chain.find_member(target)
-            except ValueError as problem:
-                raise KeyedError(self.position, str(problem)) from None
-        if isinstance(target, Operation):
-            twice = {name for name, _ in target.conditions()} & {name for name, _ in self.conditions}
-            if twice:
-                raise KeyedError("where", f"{min(twice)} is also in {self.position}: {target}; say it once")
-        return self
+def _read_target(written: object) -> Target:
+    return written if isinstance(written, Operation) else parse_place(str(written))

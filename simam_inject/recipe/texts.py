@@ -20,37 +20,55 @@ from simam_inject.recipe.wording import describe, did_you_mean
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 12
 _SUFFIX = ".yaml"
-_INTEGER = re.compile(r"[-+]?[0-9]{1,40}")
-_FLOAT = re.compile(r"[-+]?(\.[0-9]{1,40}|[0-9]{1,40}(\.[0-9]{0,40})?)([eE][-+]?[0-9]{1,4})?")
-_WORDS: dict[str, Any] = {
-    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
-    **dict.fromkeys(("true", "True", "TRUE"), True),
-    **dict.fromkeys(("false", "False", "FALSE"), False),
-    ".inf": float("inf"),
-    "-.inf": float("-inf"),
-    ".nan": float("nan"),
+_PLAIN = {
+    "null": (r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
+    "bool": (r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
+    "int": (r"[-+]?(?:0|[1-9][0-9]{0,39})\Z", list("-+0123456789")),
+    "float": (
+        r"(?:[-+]?(?:\.[0-9]{1,40}|[0-9]{1,40}(?:\.[0-9]{0,40})?)(?:[eE][-+]?[0-9]{1,4})?|-?\.inf|\.nan)\Z",
+        list("-+.0123456789"),
+    ),
 }
+"""What a plain scalar is, if it is no text: a pattern, and the characters that it may begin with."""
 _COMPARISON = re.compile(r"(?:(\w+: +)|- +|[\[,] *)((?:[<>]=?|!=?) *[0-9x]+(?:, *[<>]=? *\d+)*)")
 """A comparison that stands without quotes: `>` begins a block of text for YAML, `!` a tag."""
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes; a plain scalar gets no type here."""
-
     yaml_implicit_resolvers = {}  # noqa: RUF012  (of the base class, so a type would be another declaration)
-
     depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent):
-            raise _error(f"found *{event.anchor:.40}, an alias, and recipes have none", event.start_mark)
+            raise _error(f"found *{event.anchor:.40}, an alias; recipes do not support aliases", event)
+        if getattr(event, "tag", None) is not None:
+            raise _error(f"found the tag {describe(event.tag)}; recipes do not support tags", event)
         if self.depth == MAX_DEPTH:
-            raise _error(f"nested more than {MAX_DEPTH} levels deep", event.start_mark)
+            raise _error(f"nested more than {MAX_DEPTH} levels deep", event)
         self.depth += 1
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise _error("found a key that is not a string", key)
+            if key.value in keys:
+                raise _error(f"duplicate key {describe(key.value)}", key)
+            keys.add(key.value)
+            key.tag = "tag:yaml.org,2002:str"
+        return super().construct_mapping(node, deep)
+
+
+for _name, (_pattern, _first) in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), _first)
+
+
+def _error(problem: str, where: Any) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=where.start_mark)
 
 
 def read_yaml(data: bytes | str) -> Any:
@@ -61,10 +79,7 @@ def read_yaml(data: bytes | str) -> Any:
     """
     text = _decode(data)
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is None:
-            raise RecipeError("recipe: the text is empty; a recipe is a mapping with 'rules'")
-        return _read_node(node)
+        found = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -72,6 +87,9 @@ def read_yaml(data: bytes | str) -> Any:
         raise RecipeError(f"recipe: not valid{place}: {error.problem}{_hint(''.join(line))}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe: not valid YAML: {str(error).splitlines()[0]:.200}") from None
+    if found is None:
+        raise RecipeError("recipe: empty; a recipe is a mapping with 'rules'")
+    return found
 
 
 def read_file(path: Path) -> bytes:
@@ -92,40 +110,11 @@ def _decode(data: bytes | str) -> str:
     try:
         encoded = data.encode() if isinstance(data, str) else data
         if len(encoded) > MAX_BYTES:
-            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB; a recipe is a page of text")
+            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB, the maximum size of a recipe")
         return encoded.decode("utf-8-sig")
     except UnicodeError as error:
         reason = getattr(error, "reason", "")
         raise RecipeError(f"recipe: not UTF-8 text ({reason}); save the file as UTF-8") from None
-
-
-def _error(problem: str, mark: Any) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=mark)
-
-
-def _read_node(node: yaml.Node) -> Any:
-    if not node.tag.startswith("tag:yaml.org,2002:") or node.tag.rpartition(":")[2] not in ("str", "seq", "map"):
-        raise _error(f"found the tag {describe(node.tag)}, and recipes have none", node.start_mark)
-    if isinstance(node, yaml.ScalarNode):
-        return _read_scalar(node.value) if node.style is None else node.value
-    if isinstance(node, yaml.SequenceNode):
-        return [_read_node(entry) for entry in node.value]
-    mapping: dict[str, Any] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise _error("found a key that is not a text", key.start_mark)
-        if key.value in mapping:
-            raise _error(f"the key {describe(key.value)} is there twice; keep one", key.start_mark)
-        mapping[key.value] = _read_node(value)
-    return mapping
-
-
-def _read_scalar(text: str) -> Any:
-    if text in _WORDS:
-        return _WORDS[text]
-    if _INTEGER.fullmatch(text):
-        return int(text)
-    return float(text) if _FLOAT.fullmatch(text) else text
 
 
 def _hint(line: str) -> str:
@@ -139,21 +128,17 @@ def _hint(line: str) -> str:
     return ""
 
 
-def find_shelf() -> Traversable:
-    """The folder of the shipped recipes: in the wheel beside the package's modules, in a checkout at its top.
-
-    Raises:
-        RecipeError: the installation has lost it.
-    """
+def _find_shelf() -> Traversable:
+    """The folder of the shipped recipes: in the wheel beside the package's modules, in a checkout at its top."""
     for folder in (files("simam_inject") / "recipes", Path(__file__).resolve().parents[2] / "recipes"):
         if (folder / f"paper{_SUFFIX}").is_file():
             return folder
-    raise RecipeError("recipe: the shipped recipes are missing from this installation; install simam_inject again")
+    raise RecipeError("recipe: the shipped recipes are missing from this installation; reinstall simam_inject")
 
 
 def shipped_recipes() -> tuple[str, ...]:
     """Names of the shipped recipes, sorted."""
-    entries = (entry.name for entry in find_shelf().iterdir())
+    entries = (entry.name for entry in _find_shelf().iterdir())
     return tuple(sorted(name.removesuffix(_SUFFIX) for name in entries if name.endswith(_SUFFIX)))
 
 
@@ -168,7 +153,7 @@ def read_shipped(name: object, place: str = "recipe") -> str:
         RecipeError: there is none of that name.
     """
     names = shipped_recipes()
-    if not isinstance(name, str) or name not in names:
-        near = did_you_mean(name, names) if isinstance(name, str) else ""
-        raise RecipeError(f"{place}: no shipped recipe is named {describe(name)}; there are {', '.join(names)}{near}")
-    return (find_shelf() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
+    if name not in names:
+        near = did_you_mean(name, names)
+        raise RecipeError(f"{place}: no shipped recipe is named {describe(name)}; available: {', '.join(names)}{near}")
+    return (_find_shelf() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")

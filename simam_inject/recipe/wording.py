@@ -30,18 +30,13 @@ def nearest(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 
     return tuple(by_fold[fold] for fold in near)
 
 
-def suggest(name: str, names: Iterable[str], *, cutoff: float = 0.6) -> str | None:
-    """The name nearest to `name`, letter case ignored, or None when none is near."""
-    return next(iter(nearest(name, names, count=1, cutoff=cutoff)), None)
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
+def did_you_mean(name: object, names: Iterable[str], *, cutoff: float = 0.6) -> str:
     """`; did you mean 'x'?` or an empty text."""
-    near = suggest(name, names)
-    return f"; did you mean {near!r}?" if near else ""
+    near = nearest(name, names, count=1, cutoff=cutoff) if isinstance(name, str) else ()
+    return f"; did you mean {near[0]!r}?" if near else ""
 
 
-def join_names(names: Iterable[str], last: str = "or") -> str:
+def join_names(names: Iterable[object], last: str = "or") -> str:
     """`a`, `a or b`, `a, b or c`."""
-    *init, final = names
+    *init, final = map(str, names)
     return f"{', '.join(init)} {last} {final}" if init else final

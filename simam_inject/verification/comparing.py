@@ -1,4 +1,4 @@
-"""Verdicts on two runs: outputs equal bit for bit, gradients near each other."""
+"""Compare two runs: outputs bit for bit, gradients within a tolerance."""
 
 from __future__ import annotations
 

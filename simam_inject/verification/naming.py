@@ -48,6 +48,8 @@ class NamedValues(Recorder):
 
     def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         """After a module's forward: its result is a named value of its caller."""
+        if id(module) not in self.path_of:
+            return output
         self._named = None
         frame = self.frame
         output = super().leave(module, args, kwargs, output)

@@ -1,4 +1,4 @@
-"""What SimAM at the recorded sites should give, computed without the engine: plain hooks, the formula, its own axes."""
+"""The expected result of SimAM at the recorded sites, computed independently: hooks, formula and axes of its own."""
 
 from __future__ import annotations
 
@@ -144,9 +144,11 @@ def _after(entry: Attended, function: Any) -> Any:
     key = entry.site["edit"]["key"]
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        if key is None:
-            return function(entry, output)
-        return replace_entry(output, key, function(entry, entry_at(output, key)))
+        given = output if key is None else entry_at(output, key)
+        attended = function(entry, given)
+        if attended is given:  # only looked at: the container stays the very one
+            return None
+        return attended if key is None else replace_entry(output, key, attended)
 
     return hook
 
@@ -158,10 +160,11 @@ def _before(entry: Attended, function: Any) -> Any:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         is_positional = isinstance(argument, int) and argument < len(args)
         given = args[argument] if is_positional else kwargs[argument]
-        if key is None:
-            attended = function(entry, given)
-        else:
-            attended = replace_entry(given, key, function(entry, entry_at(given, key)))
+        map_ = given if key is None else entry_at(given, key)
+        attended = function(entry, map_)
+        if attended is map_:
+            return None
+        attended = attended if key is None else replace_entry(given, key, attended)
         if is_positional:
             return (*args[:argument], attended, *args[argument + 1 :]), kwargs
         return args, {**kwargs, argument: attended}

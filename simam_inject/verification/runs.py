@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, copied
-from simam_inject.dataflow.twin import set_mode
+from simam_inject.dataflow.twin import set_mode, to_clone
 from simam_inject.editing.attach import attended_in
 from simam_inject.verification.outputs import tensors_of
 
@@ -33,17 +35,30 @@ def tensor_marks(model: nn.Module) -> Marks:
 def bypassed(model: nn.Module) -> Iterator[None]:
     """Every SimAM of the model is the identity inside, and as it was afterwards."""
     modules = [entry.attention for entry in attended_in(model)]
-    before = [(module, module.bypassed) for module in modules if isinstance(module, SimAM)]
+    attentions = [module for module in modules if isinstance(module, SimAM)]
     others = [_as_identity(module) for module in modules if module is not None and not isinstance(module, SimAM)]
-    try:
-        for module, _ in before:
+    with _LOCK:
+        for module in attentions:
+            count, before = _BYPASSES.get(module, (0, module.bypassed))
+            _BYPASSES[module] = count + 1, before
             module.bypassed = True
+    try:
         yield
     finally:
-        for module, was_bypassed in before:
-            module.bypassed = was_bypassed
+        with _LOCK:
+            for module in attentions:
+                count, before = _BYPASSES.pop(module)
+                if count > 1:
+                    _BYPASSES[module] = count - 1, before
+                else:
+                    module.bypassed = before
         for handle in others:
             handle.remove()
+
+
+_BYPASSES: WeakKeyDictionary[SimAM, tuple[int, bool]] = WeakKeyDictionary()
+"""How many `bypassed` a SimAM is inside of, in all threads, and whether it was bypassed before the first."""
+_LOCK = threading.Lock()
 
 
 def _as_identity(module: nn.Module) -> Any:
@@ -102,6 +117,34 @@ def to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
         return twin.to(dtype) if twin.is_floating_point() else twin
 
     return convert
+
+
+class Parameters:
+    """One copy of a model's parameters in each dtype, for all its twins; every twin has buffers of its own."""
+
+    def __init__(self) -> None:
+        self.copies: dict[tuple[int, torch.dtype | None], torch.Tensor] = {}
+        self.are_shared = True
+
+    def convert(self, dtype: torch.dtype | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Make the tensors of one twin, in a dtype or in their own."""
+        make = to_clone if dtype is None else to_dtype(dtype)
+
+        def convert(tensor: torch.Tensor) -> torch.Tensor:
+            if not self.are_shared or not isinstance(tensor, nn.Parameter):
+                return make(tensor)
+            key = id(tensor), dtype
+            if key not in self.copies:
+                self.copies[key] = make(tensor)
+            return self.copies[key].detach()
+
+        return convert
+
+    def look_for_writes(self) -> None:
+        """Give every twin parameters of its own from now on, if a forward has written into them."""
+        if any(copy._version for copy in self.copies.values()):
+            self.are_shared = False
+            self.copies.clear()
 
 
 def dtype_of(output: Any) -> torch.dtype | None:

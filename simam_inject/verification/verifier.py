@@ -1,4 +1,4 @@
-"""The checks. Every forward runs on a twin of the model, so the model, its buffers and its users notice nothing.
+"""The checks. Every forward runs on a twin, so the model and its buffers do not change.
 
 At the example's own size: bypassed equals stock, and each SimAM runs on the planned shape. At another size, in float64
 where the model allows it: live equals the oracle, in eval and in train mode, values and gradients.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,96 +17,54 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, copied
-from simam_inject.dataflow.twin import same_surroundings, to_clone, twin_of
+from simam_inject.dataflow.surroundings import same_surroundings
+from simam_inject.dataflow.survey import cannot_run
+from simam_inject.dataflow.twin import modules_with_python_forward, twin_of
 from simam_inject.editing.attach import Attended, attended_in, detach
-from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check, Verification
 from simam_inject.verification.comparing import Pair, equal, has_choices, same_gradients
 from simam_inject.verification.oracle import Oracle, Shapes, formula
 from simam_inject.verification.outputs import all_finite, relative_distance, tensors_of
-from simam_inject.verification.runs import SEED, Marks, Run, bypassed, dtype_of, run, tensor_marks, to_dtype
+from simam_inject.verification.runs import SEED, Marks, Parameters, Run, bypassed, dtype_of, run, to_dtype
+from simam_inject.verification.unchanged import as_planned, same_tensors
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 """Largest distance between live and oracle outputs, relative to the oracle's largest value."""
-_KEYS = "state_dict keys and parameters unchanged"
+SAME_WAY = "the example forward runs the modules that were recorded"
 
 
 def check_model(
-    model: nn.Module, example: Example, before: Marks | None = None, *, has_parameters: bool = False
+    model: nn.Module,
+    example: Example,
+    before: Marks | None = None,
+    *,
+    has_parameters: bool = False,
+    recorded: set[str] | None = None,
 ) -> Verification:
     """Run every check on an injected model, which is left as found.
 
     Args:
         before: `tensor_marks` from before the injection, where they are known.
         has_parameters: the attention has parameters of its own (see `inject`'s `attention`).
+        recorded: paths of the modules that ran when the model was planned on this example.
     """
     sites = list(attended_in(model))
-    planned = _as_planned(model, sites)
+    planned = as_planned(model, sites)
     if planned.ok is False:
         return Verification((planned,))
     with same_surroundings(model):
-        checks = _Checks(model, sites, example)
-        return Verification((planned, _same_tensors(model, sites, before, has_parameters), *checks.all()))
-
-
-def _as_planned(model: nn.Module, sites: list[Attended]) -> Check:
-    name = "every SimAM is the one planned"
-    presence = presence_of(model)
-    if presence is None:
-        return Check(name, False, "the presence check was removed from the model")
-    for entry in sites:
-        attention, site = entry.attention, entry.site
-        if attention is None:
-            return Check(name, False, f"{site['path']} has lost its module {site['child']}")
-        if not isinstance(attention, SimAM):
-            continue
-        if attention.bypassed:
-            return Check(name, False, f"{site['path']} is bypassed")
-        found, wanted = (attention.e_lambda, attention.channel_dim), (site["e_lambda"], site["channel_dim"])
-        if found != wanted:
-            return Check(
-                name, False, f"{site['path']} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}"
-            )
-        wish = _lambdas(presence.recipes, site["rule"])
-        if wish and site["e_lambda"] not in wish:
-            return Check(name, False, f"{site['path']} has e_lambda {site['e_lambda']:g}; its recipe says {wish[0]:g}")
-    expected = sum(len(hook.sites) for _, hook in presence.holders)
-    if expected != len(sites):
-        return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
-    return Check(name, True, f"{len(sites)} of {len(sites)}")
-
-
-def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
-    """Lambda of the rule of this index in each recipe."""
-    found = []
-    for recipe in recipes:
-        rules = recipe.get("rules", ())
-        if 0 <= rule < len(rules):
-            found.append(float(rules[rule].get("e_lambda", recipe.get("e_lambda", SimAM().e_lambda))))
-    return found
-
-
-def _same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None, has_parameters: bool) -> Check:
-    stock = twin_of(model, lambda tensor: tensor.detach())
-    detach(stock)
-    keys, now = list(stock.state_dict()), list(model.state_dict())
-    if has_parameters:
-        own = {f"{entry.path}.{entry.site['child']}." if entry.path else f"{entry.site['child']}." for entry in sites}
-        now = [key for key in now if not key.startswith(tuple(own))]
-    if now != keys:
-        return Check(_KEYS, False, f"keys differ: {', '.join(sorted(set(now) ^ set(keys))[:3])}")
-    marks = tensor_marks(model)
-    if before is not None and not set(before) <= set(marks):
-        return Check(_KEYS, False, "a parameter or buffer was replaced or written to")
-    return Check(_KEYS, True, f"{len(keys)} keys")
+        checks = _Checks(model, sites, example, recorded)
+        return Verification((planned, same_tensors(model, sites, before, has_parameters), *checks.all()))
 
 
 class _Checks:
-    def __init__(self, model: nn.Module, sites: list[Attended], example: Example) -> None:
+    def __init__(self, model: nn.Module, sites: list[Attended], example: Example, recorded: set[str] | None) -> None:
         self.model = model
+        self.recorded = recorded
         self.sites = sites
         self.example = example
         self.oracle = Oracle(sites)
+        self.parameters = Parameters()
         self.wrong: list[str] = []
         """Sites whose SimAM did not compute the formula."""
         self.ran: Counter[str] = Counter()
@@ -118,8 +77,21 @@ class _Checks:
     def all(self) -> list[Check]:
         """Every check that runs the model."""
         shapes: Shapes = {}
-        with self.oracle.noting_shapes(stock := self._stock(to_clone), shapes):
-            plain = run(stock, self.example, training=False)
+        stock = self._stock()
+        ran: set[str] = set()
+        paths = {id(module): path for path, module in modules_with_python_forward(stock)}
+        for _, module in modules_with_python_forward(stock):
+            module.register_forward_pre_hook(partial(_enter, ran, paths))
+        try:
+            with self.oracle.noting_shapes(stock, shapes):
+                plain = run(stock, self.example, training=False)
+        except Exception as error:
+            raise cannot_run(self.model, self.example, error) from error
+        self.parameters.look_for_writes()
+        if self.recorded is not None and ran != self.recorded:
+            first = min(ran ^ self.recorded)
+            does = ("runs", "did not") if first in ran else ("does not run", "did")
+            return [Check(SAME_WAY, False, f"{first} {does[0]}, and {does[1]} while the model was recorded")]
         self.names = self.oracle.names
         checks = [self._bypassed(plain), self._live(plain)]
         small, size, pair = self._small_pair(shapes)
@@ -128,14 +100,14 @@ class _Checks:
 
     # Twins and runs
 
-    def _stock(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
-        twin = twin_of(self.model, convert)
+    def _stock(self, dtype: torch.dtype | None = None) -> nn.Module:
+        twin = twin_of(self.model, self.parameters.convert(dtype))
         detach(twin)
         return twin
 
-    def _injected(self, convert: Callable[[torch.Tensor], torch.Tensor]) -> nn.Module:
+    def _injected(self, dtype: torch.dtype | None = None) -> nn.Module:
         """A twin with every SimAM at full strength."""
-        twin = twin_of(self.model, convert)
+        twin = twin_of(self.model, self.parameters.convert(dtype))
         for entry in attended_in(twin):
             if isinstance(entry.attention, SimAM):
                 entry.attention.strength = 1.0
@@ -155,17 +127,16 @@ class _Checks:
     def _pair(self, example: Example, *, training: bool, others: Shapes | None = None) -> Pair | None:
         """Live and oracle forwards in float64, or in the model's own dtype; None where the model does not run so."""
         for dtype in (torch.float64, None):
-            convert = to_clone if dtype is None else to_dtype(dtype)
             given = copied if dtype is None else to_dtype(dtype)
             try:
-                stock, live = self._stock(convert), self._injected(convert)
+                stock, live = self._stock(dtype), self._injected(dtype)
                 if not training:
                     self.oracle.unnamed = set()
                 if others is not None:
                     noted: Shapes = {}
-                    noting = self._stock(convert)  # a forward may count its calls: each twin runs once
+                    noting = self._stock()  # a forward may count its calls: each twin runs once
                     with self.oracle.noting_shapes(noting, noted):
-                        run(noting, example, training=training, convert=given)
+                        run(noting, example, training=training)
                     self.oracle.find_axes(others, noted)
                     self.oracle.leave_out_unnamed(self.names)
                 with self.oracle.attending(stock):
@@ -207,10 +178,10 @@ class _Checks:
             if spatial is None:
                 spatial = tuple(range(2, x.dim())) if site["channel_dim"] == 1 else tuple(range(1, x.dim() - 1))
             wanted = formula(x, site["e_lambda"], spatial, 1.0, attention.gain)
-            error = float(
-                (output.detach().double() - wanted.double()).abs().max() / wanted.double().abs().max().clamp_min(1e-12)
-            )
-            if not error <= _LOCAL.get(x.dtype, 2e-2):
+            error = relative_distance(output, wanted)
+            if isinstance(error, str):
+                self.wrong.append(f"{site['path']} {error} than the formula")
+            elif not error <= _LOCAL.get(x.dtype, 2e-2):
                 self.wrong.append(f"{site['path']} differs from the formula by {error:.2g} of its largest value")
 
         return watch
@@ -218,14 +189,14 @@ class _Checks:
     # Checks
 
     def _bypassed(self, plain: Run) -> Check:
-        twin = twin_of(self.model, to_clone)
+        twin = twin_of(self.model, self.parameters.convert())
         with bypassed(twin):
             found = run(twin, self.example, training=False)
         return equal("bypassed: equal to the original in eval mode", found.output, plain.output)
 
     def _live(self, plain: Run) -> Check:
         name = "every SimAM ran, on the planned shape, with a finite result"
-        live = self._injected(to_clone)
+        live = self._injected()
         entries = list(attended_in(live))
         shapes: dict[int, list[tuple[int, ...]]] = {place: [] for place in range(len(entries))}
         holders: Counter[int] = Counter()
@@ -271,16 +242,17 @@ class _Checks:
         failure = ""
         for example in (small, self.example.with_batch(1) or self.example, self.example):
             try:
-                with self.oracle.noting_shapes(stock := self._stock(to_clone), {}):
+                with self.oracle.noting_shapes(stock := self._stock(), {}):
                     plain = run(stock, example, training=True)
                 self.oracle.leave_out_unnamed(self.names)
+                self.parameters.look_for_writes()
                 break
             except Exception as error:  # batch norm on one value, a detector without targets
                 failure = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
         else:
             reason = f"the original does not run in train mode on this example ({failure:.120})"
             return [Check(name, None, reason), Check(live_name, None, reason)]
-        twin = twin_of(self.model, to_clone)
+        twin = twin_of(self.model, self.parameters.convert())
         with bypassed(twin):
             found = run(twin, example, training=True)
         checks = [equal(name, found.output, plain.output)]
@@ -297,7 +269,7 @@ class _Checks:
             idle = {path for path in self.oracle.unnamed if path in inside and not self.ran[path]}
             if not idle:
                 return None
-            live = self._injected(to_clone)
+            live = self._injected()
             with self._watching_formula(live):
                 run(live, example, training=True, seed=SEED + 1 + seed)
         return Check(name, False, f"{min(idle)} never ran: in train mode its forward computes something else")
@@ -313,6 +285,11 @@ def _noting(shapes: list[tuple[int, ...]]) -> Callable[..., None]:
         shapes.append(tuple(output.shape))
 
     return note
+
+
+def _enter(ran: set[str], paths: dict[int, str], module: nn.Module, _args: Any) -> None:
+    if id(module) in paths:  # and no copy that a forward makes
+        ran.add(paths[id(module)])
 
 
 def _counting(counts: Counter[int], place: int) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""Warm start: a trained network stays what it was when SimAM is put in, and learns from there."""
+"""Warm start: add SimAM to a trained network without losing its accuracy."""
 
 from simam_inject.warmup.calibration import Calibration as Calibration
 from simam_inject.warmup.calibration import SiteFit as SiteFit

@@ -56,7 +56,7 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
         yield index
         count += 1
     if not count:
-        raise ModelError("there is no batch to calibrate on: the loader is empty")
+        raise ModelError("no batch to calibrate on: the loader is empty")
 
 
 @contextmanager

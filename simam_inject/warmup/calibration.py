@@ -23,10 +23,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from simam_inject.adapters import batches_of, network_of, remember
+from simam_inject.adapters import adapter_of, network_of, remember
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.subjects import check_subject
+from simam_inject.modules import check_injectable
 from simam_inject.warmup.batches import evaluating, readable_twice, run_batches
 from simam_inject.warmup.strength import simams_of
 
@@ -50,7 +50,7 @@ class SiteFit:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What `calibrate` has done. As text, a table."""
+    """The result of `calibrate`. `str` gives a table."""
 
     sites: tuple[SiteFit, ...]
     """In the order in which they ran; empty without `gains`."""
@@ -73,9 +73,9 @@ class Calibration:
 def calibrate(
     model: nn.Module, batches: Any, *, gains: bool = True, norms: bool = True, frozen_norms: bool = False
 ) -> Calibration:
-    """Fit SimAM to a trained network: a gain for each site, then new statistics for the norms. In place; no labels.
+    """Fit SimAM to a trained network, in place and without labels: a gain for each site, then new norm statistics.
 
-    Runs in eval mode and without gradients, and leaves modes as found. On any error gains and statistics are as before.
+    Runs in eval mode and without gradients, and preserves modes. If an error is raised, nothing is changed.
     Where `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same
     numbers.
 
@@ -96,7 +96,7 @@ def calibrate(
         The gains with their errors; `print` shows a table.
 
     Raises:
-        ModelError: there is no SimAM in the model, it is wrapped or compiled, no batch could be run, a site did not run
+        ModelError: the model has no SimAM, it is wrapped or compiled, no batch could be run, a site did not run
             or got values that are not finite, or there is nothing to do.
 
     Example:
@@ -109,7 +109,7 @@ def calibrate(
     """
     network = network_of(model)
     try:
-        check_subject(network)
+        check_injectable(network)
     except ModelError as error:
         reason = str(error).partition(": ")[0]
         order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
@@ -120,9 +120,9 @@ def calibrate(
     if targets and all(attention.strength == 0.0 for _, attention in sites):
         targets, note = [], "at strength 0 they fit already"
     if not gains and not targets:
-        raise ModelError(f"there is nothing to calibrate: {note or 'neither gains nor norms are asked for'}")
+        raise ModelError(f"nothing to calibrate: {note or 'both gains and norms are turned off'}")
     if isinstance(batches, (str, PathLike)):
-        batches = batches_of(model, str(batches)) or batches
+        batches = adapter_of(model).batches(model, str(batches)) or batches
     source = readable_twice(batches, passes=bool(gains) + bool(targets))
     with evaluating(network), torch.no_grad(), _restored_on_error(network, sites):
         fits = _fit_gains(network, sites, source) if gains else ()

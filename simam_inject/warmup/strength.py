@@ -1,4 +1,4 @@
-"""`set_strength` and `Ramp`: how much SimAM has to say, from 0 (the network as it was) to 1."""
+"""`set_strength` and `Ramp`: the strength of SimAM, from 0 (the original network) to 1."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def set_strength(model: nn.Module, value: float) -> None:
 
     Raises:
         ArgumentError: the value is not a number from 0 to 1.
-        ModelError: there is no SimAM in the model.
+        ModelError: the model has no SimAM.
 
     Example:
         >>> import torchvision
@@ -46,7 +46,7 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     """Path of the site and SimAM of everything that is in a model, in module order.
 
     Raises:
-        ModelError: this is not a module, or there is no SimAM in it.
+        ModelError: this is not a module, or it has no SimAM.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module, found a {type(model).__name__}")
@@ -56,7 +56,7 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
         other = next((type(entry.attention).__name__ for entry in entries if entry.attention is not None), None)
         if other is not None:
             raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain; SimAM has")
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
+        raise ModelError("there is no SimAM in this model; inject(model, recipe) adds it")
     return found
 
 
@@ -75,7 +75,7 @@ class Ramp:
 
     Raises:
         ArgumentError: `steps` is not a whole number above 0, or `start` not a number from 0 to 1.
-        ModelError: there is no SimAM in one of the models.
+        ModelError: one of the models has no SimAM.
 
     Example:
         >>> import torchvision

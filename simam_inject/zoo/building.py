@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from simam_inject.errors import ModelError
 from simam_inject.zoo.factories import build_factory, which_factory
-from simam_inject.zoo.libraries import build_timm, build_torchvision, is_timm_name, is_torchvision_name
+from simam_inject.zoo.libraries import build_timm, build_torchvision
 from simam_inject.zoo.names import (
     FORMS,
     is_defined_in_timm,
@@ -44,17 +44,14 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
     """
     if num_classes is not None and num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; it must be at least 1.")
-    prefix, colon, rest = name.partition(":")
-    if prefix in _BUILDERS and colon:
-        built = _BUILDERS[prefix](rest, pretrained=pretrained, num_classes=num_classes)
-        return replace(built, name=name)
-    if colon:
+    prefix, colon, rest = name.rpartition(":")
+    if colon and prefix not in _BUILDERS:
         return build_factory(name, pretrained=pretrained, num_classes=num_classes)
-    library = _find_library(name)
-    built = _BUILDERS[library](name, pretrained=pretrained, num_classes=num_classes)
-    if library == "torchvision" and is_defined_in_timm(name):
-        return replace(built, note=f"{built.note}; {name} is torchvision's, timm has its own: timm:{name}")
-    return built
+    library = prefix or _find_library(name)
+    built = _BUILDERS[library](rest, pretrained=pretrained, num_classes=num_classes)
+    if library == "torchvision" and not prefix and is_defined_in_timm(name):
+        built = replace(built, note=f"{built.note}; {name} is torchvision's, timm has its own: timm:{name}")
+    return replace(built, name=name)
 
 
 def _find_library(name: str) -> str:
@@ -64,17 +61,18 @@ def _find_library(name: str) -> str:
     if is_yolo_name(name):
         if name.endswith((".pt", ".yaml", ".yml")) or name in list_ultralytics() or not list_ultralytics():
             return "ultralytics"
-    elif is_torchvision_name(name):
+    elif name in list_torchvision():
         return "torchvision"
-    elif is_timm_name(name):
+    elif _is_timm_name(name):
         return "timm"
     if not name.strip():
         raise ModelError(f"The model has no name. A model is named {FORMS}.")
-    raise unknown_model(name, _list_everything())
+    plain = set(list_torchvision())  # a name of both libraries means torchvision's
+    timm = [f"timm:{other}" if other in plain else other for other in list_timm()]
+    raise unknown_model(name, [*list_torchvision(), *timm, *list_ultralytics()])
 
 
-def _list_everything() -> list[str]:
-    """Every name of every library, in the form that reaches it: plain where the plain name does."""
-    torchvision, timm = list_torchvision(), list_timm()
-    plain = set(torchvision)
-    return [*torchvision, *(f"timm:{name}" if name in plain else name for name in timm), *list_ultralytics()]
+def _is_timm_name(name: str) -> bool:
+    import timm
+
+    return bool(timm.is_model(name))  # whatever the tag

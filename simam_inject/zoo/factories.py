@@ -12,16 +12,15 @@ import inspect
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeGuard
+from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_exception
 
 
 def build_factory(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -34,13 +33,16 @@ def build_factory(name: str, *, pretrained: bool = False, num_classes: int | Non
     options: dict[str, Any] = {"pretrained": True} if pretrained else {}
     if num_classes is not None:
         options["num_classes"] = num_classes
-    with _importable(Path.cwd(), *([Path(source).resolve().parent] if _is_file_name(source) else [])):
-        factory = _find_factory(name, source, factory_name)
-        model = _call(name, factory, options)
+    with _importable(Path.cwd(), *([Path(source).resolve().parent] if source.endswith(".py") else [])):
+        module = _import_source(name, source)
+        if not hasattr(module, factory_name):
+            public = sorted(attribute for attribute in vars(module) if not attribute.startswith("_"))
+            near = difflib.get_close_matches(factory_name, public, n=3)
+            advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(public) or 'no public names'}."
+            raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
+        model = _call(name, getattr(module, factory_name), options)
     if not _is_model(model):
-        raise ModelError(
-            f"{name}: the factory returned {_describe_type(model)}, not a torch.nn.Module or a YOLO object."
-        )
+        raise ModelError(f"{name}: the factory returned {_describe(model)}, not a torch.nn.Module or a YOLO object.")
     return ZooModel(name=name, model=model, source=source, note=f"weights as {factory_name} makes them")
 
 
@@ -48,30 +50,33 @@ def which_factory(name: str) -> ModelError:
     """The error for a file without a factory: what it defines, read from its source without running it."""
     file = Path(name)
     if not file.is_file():
-        return ModelError(f"there is no file {name}.")
+        return ModelError(f"no such file: {name}.")
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
     except (SyntaxError, ValueError) as error:
         return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
-    found = [node.name for node in tree.body if _is_factory(node)]
-    found += [target.id for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
-              for target in node.targets if isinstance(target, ast.Name)]  # fmt: skip
-    found = [public for public in found if not public.startswith("_")]
+    found = [public for node in tree.body for public in _factories_in(node) if not public.startswith("_")]
     if not found:
         return ModelError(f"{name} defines no function, class or model that could make a network without arguments.")
     return ModelError(f"{name}: which model? It defines {', '.join(found)}. Write {name}:{found[-1]}.")
 
 
-def _is_factory(node: ast.stmt) -> TypeGuard[ast.FunctionDef | ast.ClassDef]:
-    """A function that can be called without arguments, or a class whose `__init__` can."""
+def _factories_in(node: ast.stmt) -> list[str]:
+    """Names of what a statement defines: a function or a class that needs no arguments, or the result of a call."""
     if isinstance(node, ast.FunctionDef):
-        return len(node.args.args) + len(node.args.posonlyargs) <= len(node.args.defaults) and None not in [
-            default or None for default in node.args.kw_defaults
-        ]
-    if not isinstance(node, ast.ClassDef) or not node.bases:
-        return False
-    inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
-    return all(len(init.args.args) - 1 <= len(init.args.defaults) for init in inits)
+        return [node.name] if not _needed(node) else []
+    if isinstance(node, ast.ClassDef) and node.bases:
+        inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
+        return [node.name] if all(_needed(init) <= 1 for init in inits) else []
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+        return [target.id for target in node.targets if isinstance(target, ast.Name)]
+    return []
+
+
+def _needed(function: ast.FunctionDef) -> int:
+    """How many arguments it cannot do without, `self` included."""
+    given = function.args
+    return len(given.posonlyargs) + len(given.args) - len(given.defaults) + given.kw_defaults.count(None)
 
 
 @contextmanager
@@ -85,26 +90,16 @@ def _importable(*folders: Path) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _find_factory(name: str, source: str, factory_name: str) -> Any:
-    module = _import_source(name, source)
-    if hasattr(module, factory_name):
-        return getattr(module, factory_name)
-    public = [attribute for attribute in vars(module) if not attribute.startswith("_")]
-    near = difflib.get_close_matches(factory_name, public, n=3)
-    advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(sorted(public)) or 'no public names'}."
-    raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
-
-
 def _import_source(name: str, source: str) -> ModuleType:
-    if _is_file_name(source) and not Path(source).is_file():
-        raise ModelError(f"{name}: there is no file {source}.")
+    is_file = source.endswith(".py")
+    if is_file and not Path(source).is_file():
+        raise ModelError(f"{name}: no such file: {source}.")
     try:
-        return _import_file(Path(source)) if _is_file_name(source) else import_module(source)
-    except ModuleNotFoundError as error:
-        if error.name and (source == error.name or source.startswith(f"{error.name}.")):
-            raise ModelError(f"{name}: there is no module {error.name!r} here or in this environment.") from error
-        raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
+        return _import_file(Path(source)) if is_file else import_module(source)
     except Exception as error:
+        missing = error.name if isinstance(error, ModuleNotFoundError) else None
+        if missing and (source == missing or source.startswith(f"{missing}.")):
+            raise ModelError(f"{name}: no module named {missing!r} here or in this environment.") from error
         raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
 
 
@@ -133,39 +128,19 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
             raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
         return factory
     if not callable(factory):
-        raise ModelError(f"{name}: it is {_describe_type(factory)}, not a function, class or model.")
-    refused = [option for option in options if not _takes(factory, option)]
-    if refused:
-        raise ModelError(f"{name}: the factory takes no {' or '.join(refused)}.")
-    needed = _arguments(factory) - options.keys()
-    if needed:
-        raise ModelError(
-            f"{name}: the factory wants {', '.join(sorted(needed))}, and factories are called without arguments. "
-            "Write one that gives them: def make(): return ..."
-        )
+        raise ModelError(f"{name}: it is {_describe(factory)}, not a function, class or model.")
+    with suppress(ValueError):  # built in: its call will show
+        try:
+            inspect.signature(factory).bind(**options)
+        except TypeError as error:
+            given = f"with {' and '.join(options)}" if options else "without arguments"
+            raise ModelError(
+                f"{name}: the factory cannot be called {given}: {error}. Write one that can: def make(): return ..."
+            ) from None
     try:
         return factory(**options)
     except Exception as error:
         raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
-
-
-def _takes(factory: Any, option: str) -> bool:
-    parameters = inspect.signature(factory).parameters
-    return option in parameters or any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-
-
-def _arguments(factory: Any) -> set[str]:
-    """Names of the arguments that it cannot do without."""
-    try:
-        parameters = inspect.signature(factory).parameters
-    except (TypeError, ValueError):  # built in: its call will show
-        return set()
-    return {
-        parameter.name
-        for parameter in parameters.values()
-        if parameter.default is parameter.empty
-        and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
 
 
 def _is_model(value: Any) -> bool:
@@ -176,11 +151,7 @@ def _is_model(value: Any) -> bool:
     )
 
 
-def _is_file_name(source: str) -> bool:
-    return source.endswith(".py")
-
-
-def _describe_type(value: Any) -> str:
+def _describe(value: Any) -> str:
     return "None" if value is None else f"a {type(value).__qualname__}"
 
 

@@ -6,8 +6,7 @@ import inspect
 from typing import Any
 
 from simam_inject.zoo.names import list_timm, list_torchvision, unknown_model
-from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_weights, fetching
+from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 _SEGMENTATION_SIZE = 520
 _FLOW_SIZE = 128
@@ -93,15 +92,3 @@ def build_timm(name: str, *, pretrained: bool = False, num_classes: int | None =
         input_shapes=((1, *size),) if size else (),
         normalization=(tuple(mean), tuple(deviation)) if mean and deviation else None,
     )
-
-
-def is_timm_name(name: str) -> bool:
-    """True if timm has the architecture, whatever the tag."""
-    import timm
-
-    return bool(timm.is_model(name))
-
-
-def is_torchvision_name(name: str) -> bool:
-    """True if torchvision has a builder of that name."""
-    return name in list_torchvision()

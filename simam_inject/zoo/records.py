@@ -1,9 +1,13 @@
-"""What the zoo returns: a model, and what its library says about it."""
+"""What the zoo returns: a model and what its library says about it; or one error, whatever a library raised."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+from simam_inject.errors import ModelError, describe_exception
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel."""
@@ -27,3 +31,28 @@ class ZooModel:
     """True for torchvision's detectors: they take a list of images without the batch dimension."""
     normalization: Normalization | None = None
     """What its library subtracts from and divides images in [0, 1] by; None for images as they are."""
+
+
+def describe_weights(library: str, *, pretrained: bool) -> str:
+    """The part of a note that says which weights a model has."""
+    return f"{library}'s pretrained weights" if pretrained else "random weights"
+
+
+@contextmanager
+def fetching(name: str, *, pretrained: bool) -> Iterator[None]:
+    """Turn whatever a library raises while it builds a model, or fetches its weights, into one `ModelError`.
+
+    A download fails in many ways (no network, no such file, a bad hash, a full disk, a hub that is set offline), and
+    each library lets its own client's exceptions through; all of them have a sentence that can be shown.
+    """
+    try:
+        yield
+    except ModelError:
+        raise
+    except Exception as error:
+        sentence = describe_exception(error)
+        if not pretrained:
+            raise ModelError(f"{name}: cannot build the model: {sentence}.") from error
+        raise ModelError(
+            f"{name}: cannot load the pretrained weights: {sentence}. Without `pretrained` the weights are random."
+        ) from error

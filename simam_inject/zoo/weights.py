@@ -1,53 +1,18 @@
-"""Which weights a model has: random ones, the library's, or those of a file. What does not load is one message."""
+"""The weights of a file, loaded into a model. What does not load is one message."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
-from simam_inject.zoo.records import ZooModel
+from simam_inject.errors import ModelError, describe_exception
+from simam_inject.zoo.records import ZooModel, fetching
 
-RANDOM = "random weights"
 _NESTED = ("state_dict", "model_state_dict", "model", "model_state", "net", "weights")
 """Keys under which training programs store the `state_dict`."""
 _SHOWN = 3
-
-
-def describe_weights(library: str, *, pretrained: bool) -> str:
-    """The part of a note that says which weights a model has."""
-    return f"{library}'s pretrained weights" if pretrained else RANDOM
-
-
-@contextmanager
-def fetching(name: str, *, pretrained: bool) -> Iterator[None]:
-    """Turn whatever a library raises while it builds a model, or fetches its weights, into one `ModelError`.
-
-    A download fails in many ways (no network, no such file, a bad hash, a full disk, a hub that is set offline), and
-    each library lets its own client's exceptions through; all of them have a sentence that can be shown.
-    """
-    try:
-        yield
-    except ModelError:
-        raise
-    except Exception as error:
-        sentence = describe_exception(error)
-        if not pretrained:
-            raise ModelError(f"{name}: cannot build the model: {sentence}.") from error
-        raise ModelError(
-            f"{name}: cannot load the pretrained weights: {sentence}. Without `pretrained` the weights are random."
-        ) from error
-
-
-def describe_exception(error: BaseException) -> str:
-    """The class of an exception and the first line of its message, without decoration and full stop."""
-    first = str(error).strip().partition("\n")[0]
-    sentence = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
-    return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
 def load_weights(built: ZooModel, file: Path) -> ZooModel:
@@ -68,34 +33,29 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
     """
     noted = replace(built, note=f"weights of {file.name}")
     if file.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        if _is_ours(file):
+        state = _read_safetensors(file)
+        if state is None:
             from simam_inject.persist import load
 
             load(file, built.model)
             return noted
-        try:
-            state: Mapping[str, Any] = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
     else:
-        found = _read_pickle(file)
-        if found is None:
+        state = _read_pickle(file)
+        if state is None:
             return _load_checkpoint(noted, file)
-        state = found
     _copy(built, file, state)
     return noted
 
 
-def _is_ours(file: Path) -> bool:
-    """Whether `simam_inject.persist.save` wrote the file: then its header has the sites."""
+def _read_safetensors(file: Path) -> Mapping[str, Any] | None:
+    """The tensors of a file; None for one that `simam_inject.persist.save` wrote, whose header has the sites."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as opened:
-            return any(key.startswith("simam") for key in opened.metadata() or {})
+            if any(key.startswith("simam") for key in opened.metadata() or {}):
+                return None
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
 

@@ -10,10 +10,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
-from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.weights import describe_exception, describe_weights, fetching
+from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 _INSTALL = 'pip install "simam_inject[ultralytics]"'
 _YAML = (".yaml", ".yml")
@@ -40,25 +39,26 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         raise ModelError(
             f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
         )
-    own = Path(name) if name.endswith(_YAML) and Path(name).is_file() else None
-    stem = re.sub(r"\.(pt|ya?ml)$", "", name)
-    from_checkpoint = name.endswith(".pt") or (pretrained and own is None)
-    checkpoint = Path(f"{stem}.pt")
-    is_file = name.endswith(".pt") and checkpoint.is_file()
-    if num_classes is not None and from_checkpoint:
-        raise ModelError(
-            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
-        )
-    if own is not None and pretrained:
-        raise ModelError(f"{name}: there are no published weights for a model file of your own.")
-    if own is not None:
-        _check_model_file(own)
-    elif not is_file:
-        _require_known(stem, from_checkpoint=from_checkpoint)
-    with fetching(f"ultralytics:{name}", pretrained=from_checkpoint and not is_file):
-        model = _load(checkpoint) if from_checkpoint else _construct(str(own or f"{stem}.yaml"), num_classes)
+    own, stem = name.endswith(_YAML) and Path(name).is_file(), re.sub(r"\.(pt|ya?ml)$", "", name)
+    if own and pretrained:
+        raise ModelError(f"{name}: a model file of your own has no published weights.")
+    if name.endswith(".pt") or pretrained:
+        if num_classes is not None:
+            raise ModelError(
+                f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
+            )
+        return _load(name, f"{stem}.pt")
+    if own:
+        _check_model_file(Path(name))
+    elif stem not in list_ultralytics():
+        raise unknown_model(stem, list_ultralytics(), library="ultralytics")
+    with fetching(f"ultralytics:{name}", pretrained=False):
+        model = _construct(name if own else f"{stem}.yaml", num_classes)
+    return _record(name, model, describe_weights("ultralytics", pretrained=False))
+
+
+def _record(name: str, model: Any, note: str) -> ZooModel:
     size = _CLASSIFICATION_SIZE if model.task == "classify" else _DETECTION_SIZE
-    note = f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=from_checkpoint)
     return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
 
 
@@ -71,30 +71,31 @@ def _check_model_file(path: Path) -> None:
     except Exception as error:
         raise ModelError(f"{path} cannot be read as YAML: {describe_exception(error)}.") from None
     if isinstance(data, dict) and "backbone" in data:
+        if "simam" in str([data["backbone"], data.get("head")]).lower():
+            raise ModelError(
+                f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
+                f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+            )
         return
     if isinstance(data, dict) and "rules" in data:
-        raise ModelError(f"{path} is a recipe, not a model: name the model and add --recipe {path}.")
+        raise ModelError(f"{path} is a recipe, not a model: give the model and add --recipe {path}.")
     raise ModelError(f"{path} is not a model file of ultralytics: it has no backbone.")
 
 
-def _require_known(stem: str, *, from_checkpoint: bool) -> None:
-    if not from_checkpoint:
-        if stem not in list_ultralytics():
-            raise unknown_model(stem, list_ultralytics(), library="ultralytics")
-        return
+def _load(name: str, checkpoint: str) -> ZooModel:
+    """A file, if the name says so and it is there, or what ultralytics publishes."""
+    from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-    published = tuple(asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt"))
-    if f"{stem}.pt" not in published:
-        near = find_nearest(f"{stem}.pt", published)
+    is_file, published = name == checkpoint and Path(name).is_file(), tuple(GITHUB_ASSETS_NAMES)
+    if not is_file and checkpoint not in published:
+        near = find_nearest(checkpoint, (asset for asset in published if asset.endswith(".pt")))
         advice = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"there is no file {stem}.pt, and ultralytics publishes no checkpoint of that name.{advice}")
-
-
-def _load(checkpoint: Path) -> Any:
-    from ultralytics import YOLO
-
-    return YOLO(str(checkpoint))  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
+        raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
+    with fetching(f"ultralytics:{name}", pretrained=not is_file):
+        model = YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
+    note = f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)
+    return _record(name, model, note)
 
 
 def _construct(file: str, num_classes: int | None) -> Any:

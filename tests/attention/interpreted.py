@@ -6,7 +6,7 @@ Not collected by itself: the interpreter has to be chosen before Triton is impor
 import pytest
 import torch
 
-from simam_inject.attention import dispatch, kernels, simam, tiling
+from simam_inject.attention import functional, kernels, simam
 from tests.attention.test_values import STRIDED, laid_out
 from tests.attention.truth import TOLERANCE, assert_true, plain_formula
 
@@ -15,24 +15,26 @@ LIMIT = TOLERANCE | {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 """The interpreter truncates to bfloat16, where a GPU rounds."""
 HALVES = [torch.float16, torch.bfloat16]
 LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-SMALL_TILES = {"PROGRAMS": 1, "SMALL_TILE": 32, "WIDEST": 4, "NARROWEST": 2}
+SMALL_TILES = {"PROGRAMS": 1, "SMALL_TILE": 32, "WIDEST": 4, "NARROWEST": 2, "FORWARD_ROOM": 32, "BACKWARD_ROOM": 16}
 
 
 @pytest.fixture(autouse=True)
 def _kernels_everywhere(monkeypatch):
-    monkeypatch.setattr(dispatch, "cpu", kernels)
+    monkeypatch.setattr(functional, "cpu", kernels)
 
 
 @pytest.fixture
-def tilings(monkeypatch):
-    """The tilings that were chosen."""
+def are_whole(monkeypatch):
+    """Whether planes stay on chip, for each kernel that was launched."""
     chosen = []
 
-    def choose(*arguments):
-        chosen.append(tiling.choose(*arguments))
-        return chosen[-1]
+    def record(*arguments):
+        result = choose(*arguments)
+        chosen.append(result[1]["is_whole"])
+        return result
 
-    monkeypatch.setattr(kernels, "choose", choose)
+    choose = kernels.choose
+    monkeypatch.setattr(kernels, "choose", record)
     return chosen
 
 
@@ -43,58 +45,47 @@ def check(x, e_lambda=0.01, **numbers):
     )
 
 
+def later(*case):
+    return pytest.param(*case, marks=pytest.mark.long)
+
+
 @LAYOUTS
 @pytest.mark.parametrize("numbers", [{}, {"strength": 0.3, "gain": 1.7}], ids=["plain", "mixed"])
 @pytest.mark.parametrize(
-    ("shape", "dtype"),
+    ("shape", "dtype", "is_whole"),
     [
-        ((2, 3, 1, 1), torch.float32),
-        ((2, 33, 7, 7), torch.float32),
-        ((2, 33, 7, 7), torch.bfloat16),
-        ((1, 3, 9, 17), torch.float16),
-        ((1, 3, 4, 5, 6), torch.float32),
-        pytest.param((2, 5, 1, 3), torch.float32, marks=pytest.mark.long),
-        pytest.param((1, 70, 6, 6), torch.float32, marks=pytest.mark.long),
-        pytest.param((2, 33, 7, 7), torch.float16, marks=pytest.mark.long),
-        pytest.param((1, 3, 13, 17), torch.bfloat16, marks=pytest.mark.long),
+        ((2, 3, 1, 1), torch.float32, True),
+        ((2, 33, 7, 7), torch.float32, True),
+        ((2, 33, 7, 7), torch.bfloat16, True),
+        ((1, 3, 9, 17), torch.float16, True),
+        ((1, 3, 4, 5, 6), torch.float32, True),
+        ((1, 5, 7, 9), torch.float32, False),
+        ((1, 5, 7, 9), torch.bfloat16, False),
+        later((2, 5, 1, 3), torch.float32, True),
+        later((1, 70, 6, 6), torch.float32, True),
+        later((2, 33, 7, 7), torch.float16, True),
+        later((1, 3, 13, 17), torch.bfloat16, True),
+        later((1, 5, 7, 9), torch.float16, False),
+        later((1, 3, 13, 17), torch.float32, False),
     ],
     ids=str,
 )
-def test_whole_planes(shape, dtype, layout, numbers, tilings):
+def test_planes_on_chip_and_too_large_for_it(shape, dtype, is_whole, layout, numbers, are_whole, monkeypatch):
+    for name, value in () if is_whole else SMALL_TILES.items():
+        monkeypatch.setattr(kernels, name, value)
     x = laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout)
     y, dx = check(x, **numbers)
     assert y.stride() == dx.stride() == x.stride()
-    assert [tiling.is_whole for tiling in tilings] == [True] * 3
-
-
-@LAYOUTS
-@pytest.mark.parametrize("numbers", [{}, {"strength": 0.3, "gain": 1.7}], ids=["plain", "mixed"])
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [
-        ((1, 5, 7, 9), torch.float32),
-        ((1, 5, 7, 9), torch.bfloat16),
-        pytest.param((1, 5, 7, 9), torch.float16, marks=pytest.mark.long),
-        pytest.param((1, 3, 13, 17), torch.float32, marks=pytest.mark.long),
-    ],
-    ids=str,
-)
-def test_planes_too_large_for_the_chip(shape, dtype, layout, numbers, tilings, monkeypatch):
-    for name, value in SMALL_TILES.items():
-        monkeypatch.setattr(tiling, name, value)
-    monkeypatch.setattr(kernels, "FORWARD_ROOM", 32)
-    monkeypatch.setattr(kernels, "BACKWARD_ROOM", 16)
-    check(laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout), **numbers)
-    assert [tiling.is_whole for tiling in tilings] == [False] * 3
+    assert are_whole == [is_whole] * 3
 
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((1, 1, 129, 128), "contiguous"), pytest.param((1, 17, 46, 45), "channels_last", marks=pytest.mark.long)],
+    [((1, 1, 129, 128), "contiguous"), later((1, 17, 46, 45), "channels_last")],
 )
-def test_real_large_planes_are_walked_along(shape, layout, tilings):
+def test_real_large_planes_are_walked_along(shape, layout, are_whole):
     check(laid_out(torch.randn(shape), layout))
-    assert [tiling.is_whole for tiling in tilings] == [False] * 3
+    assert are_whole == [False] * 3
 
 
 @pytest.mark.parametrize("std", [1e-3, 300.0])

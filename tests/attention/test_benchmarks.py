@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import everything, measuring, micro, operator_table, options, resnet, train
+from benchmarks import additive, everything, measuring, micro, operator_table, options, resnet, train
 from benchmarks.cases import Case, cases
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import WrongResultError, pass_gate
 from simam_inject import SimAM
-from simam_inject.bench.timing import Quartiles
+from simam_inject.bench.measuring import Quartiles
 
 ROOT = Path(__file__).parents[2]
 SMALL = [Case((2, 3, 6, 6), layout, dtype, False) for layout in ("nchw", "channels last") for dtype in (torch.float32,)]
@@ -88,6 +88,18 @@ def test_attentions_sit_where_they_are_said_to():
     assert twin.layer2[0].conv2[1].num_features == 128
     assert resnet.attended(model, "bn3", nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
     assert isinstance(model.layer2[0].conv2, nn.Conv2d)
+    for _, _, make in resnet.attentions():
+        assert make(8)(torch.ones(1, 8, 4, 4)).shape == (1, 8, 4, 4)
+
+
+@pytest.mark.usefixtures("_few_small_cases")
+def test_what_attentions_add_is_timed_for_all_of_them(monkeypatch, capsys):
+    monkeypatch.setattr(additive, "settings", lambda *_, **__: [resnet.Setting(2, 32, torch.channels_last)])
+    monkeypatch.setattr(additive, "SAMPLE_SECONDS", 1e-5)
+    assert additive.main([]) == 0
+    head, *rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+    assert head.count("|") == 3 + 2 + 2 * 4
+    assert len(rows) == 3
 
 
 def test_one_call_does_all_and_reports_what_it_could_not(tmp_path, monkeypatch, capsys):

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from simam_inject.attention import composite, dispatch, simam
+from simam_inject.attention import composite, functional, simam
 
 triton = pytest.importorskip("triton")
 
-from simam_inject.attention import kernels, tiling  # noqa: E402  # needs triton
+from simam_inject.attention import kernels  # noqa: E402  # needs triton
 
 HERE = Path(__file__).parent
 
@@ -43,109 +43,133 @@ def test_kernels_are_true_on_a_gpu():
     run_interpreted("-m", "long or not long")
 
 
-CONTIGUOUS, CHANNELS_LAST = (64 * 4096, 4096, 1), (64 * 4096, 1, 64)
+def laid(sizes, strides):
+    """A map of samples, channels and positions that has no memory."""
+    return torch.empty_strided(sizes, strides, device="meta")
 
 
-def compiled(kernel, strides, constants):
-    """PTX of `kernel` for an H100, for bfloat16 tensors of these strides. No device is needed."""
-    signature, given, attributes = {}, {}, {}
+CONTIGUOUS = laid((256, 64, 4096), (64 * 4096, 4096, 1))
+CHANNELS_LAST = laid((256, 64, 64), (64 * 64, 1, 64))
+
+
+def compiled(kernel, flat, room, saves=True):
+    """`kernel` as PTX and as machine code of an H100, for bfloat16 maps like this one. No device is needed.
+
+    As at a launch, an integer of 1 is a constant, and one that 16 divides is known to be that.
+    """
+    _, tile = kernels.choose(flat, room)
+    signature, constants, attributes = {}, {}, {}
+
+    def integer(value, *place):
+        if value == 1:
+            constants[place] = 1
+            return "constexpr"
+        if value % 16 == 0:
+            attributes[place] = [["tt.divisibility", 16]]
+        return "i32"
+
     for index, name in enumerate(kernel.arg_names):
-        if name.endswith("_ptr"):
+        if name in tile or (name in {"mean_ptr", "a_ptr"} and not saves):
+            signature[name] = "constexpr"
+            constants[(index,)] = tile.get(name)
+        elif name.endswith("_ptr"):
             signature[name] = "*fp32" if name in {"mean_ptr", "a_ptr"} else "*bf16"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif name.endswith("_strides"):
-            signature[name] = tuple("constexpr" if stride == 1 else "i32" for stride in strides)
-            for place, stride in enumerate(strides):
-                if stride == 1:
-                    given[(index, place)] = 1
-                else:
-                    attributes[(index, place)] = [["tt.divisibility", 16]]
-        elif name in constants:
-            signature[name] = "constexpr"
-            given[(index,)] = constants[name]
-        elif name in {"e_lambda", "keep", "scale"}:
-            signature[name] = "fp32"
+            signature[name] = tuple(integer(stride, index, place) for place, stride in enumerate(flat.stride()))
+        elif name in {"channels", "positions"}:
+            signature[name] = integer(flat.shape[1 if name == "channels" else 2], index)
         else:
-            signature[name] = "i32"
-            attributes[(index,)] = [["tt.divisibility", 16]]
-    source = triton.compiler.ASTSource(kernel, signature, given, attributes)
+            signature[name] = "fp32"
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     target = triton.backends.compiler.GPUTarget("cuda", 90, 32)
-    warps = tiling.Tiling(constants["planes"], constants["span"], True, 1).warps
-    return triton.compile(source, target=target, options={"num_warps": warps}).asm["ptx"]
+    return triton.compile(source, target=target, options={"num_warps": tile["num_warps"]}).asm
 
 
-@pytest.mark.parametrize("is_whole", [True, False], ids=["whole", "walked"])
-@pytest.mark.parametrize(("strides", "planes", "span"), [(CONTIGUOUS, 1, 4096), (CHANNELS_LAST, 32, 64)])
-@pytest.mark.parametrize("kernel", [kernels._forward, kernels._backward], ids=["forward", "backward"])
-def test_kernels_compile_with_wide_loads_and_no_spills(kernel, strides, planes, span, is_whole, tmp_path, monkeypatch):
+@pytest.fixture
+def _compiler(tmp_path, monkeypatch):
     if "nvidia" not in triton.backends.backends:
         pytest.skip("this triton cannot compile for NVIDIA")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    code = compiled(kernel, strides, {"saves": True, "is_whole": is_whole, "planes": planes, "span": span})
-    loads = re.findall(r"ld\.global\S*", code)
+
+
+KERNELS = pytest.mark.parametrize(
+    ("kernel", "saves"),
+    [(kernels._forward, False), (kernels._forward, True), (kernels._backward, True)],
+    ids=["inference", "forward", "backward"],
+)
+
+
+@KERNELS
+@pytest.mark.usefixtures("_compiler")
+@pytest.mark.parametrize("sizes", [(2, 1, 49), (2, 3, 1), (1, 1, 1)], ids=str)
+def test_kernels_compile_for_one_channel_and_one_position(kernel, saves, sizes):
+    flat = torch.empty(sizes, device="meta")
+    assert compiled(kernel, flat, 8192, saves)["cubin"]
+
+
+@pytest.mark.parametrize("room", [16384, 512], ids=["whole", "walked"])
+@pytest.mark.parametrize("flat", [CONTIGUOUS, CHANNELS_LAST], ids=["contiguous", "channels last"])
+@KERNELS
+@pytest.mark.usefixtures("_compiler")
+def test_kernels_compile_with_wide_loads_and_no_spills(kernel, saves, flat, room, tmp_path):
+    code = compiled(kernel, flat, room, saves)
+    loads = re.findall(r"ld\.global\S*", code["ptx"])
     assert any(".v4.b32" in load for load in loads)
     assert not any(load.endswith(".b16") for load in loads)
-    assert ".local" not in code
+    (tmp_path / "kernel.cubin").write_bytes(code["cubin"])
+    reader = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [reader, "--dump-resource-usage", tmp_path / "kernel.cubin"]
+    assert " STACK:0 " in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(
-    ("strides", "sizes", "room", "is_whole"),
+    ("sizes", "strides", "room", "is_whole"),
     [
-        ((64 * 3136, 3136, 1), (256, 64, 3136), 16384, True),
-        ((64 * 3136, 3136, 1), (256, 64, 3136), 8192, True),
-        ((2048 * 49, 49, 1), (256, 2048, 49), 16384, True),
-        ((64 * 25600, 25600, 1), (1, 64, 25600), 16384, False),
-        ((64 * 3136, 1, 64), (256, 64, 3136), 16384, False),
-        ((512 * 196, 1, 512), (256, 512, 196), 16384, True),
-        ((3, 1, 3), (1, 3, 1), 8192, True),
-        ((10**9, 10**9, 1), (1, 1, 10**9), 8192, False),
+        ((256, 64, 3136), (64 * 3136, 3136, 1), 16384, True),
+        ((256, 64, 3136), (64 * 3136, 3136, 1), 8192, True),
+        ((256, 2048, 49), (2048 * 49, 49, 1), 16384, True),
+        ((1, 64, 25600), (64 * 25600, 25600, 1), 16384, False),
+        ((256, 64, 3136), (64 * 3136, 1, 64), 16384, False),
+        ((256, 512, 196), (512 * 196, 1, 512), 16384, True),
+        ((1, 3, 1), (3, 1, 3), 8192, True),
+        ((1, 1, 10**9), (10**9, 10**9, 1), 8192, False),
     ],
 )
-def test_tilings(strides, sizes, room, is_whole):
+def test_tiles(sizes, strides, room, is_whole):
     samples, channels, positions = sizes
-    cut = tiling.choose(strides, samples, channels, positions, room)
-    assert cut.is_whole is is_whole
-    assert cut.planes & (cut.planes - 1) == cut.span & (cut.span - 1) == 0
-    assert cut.programs == samples * -(-channels // cut.planes)
-    assert cut.planes * cut.span <= room
-    assert 4 <= cut.warps <= 16
+    programs, tile = kernels.choose(laid(sizes, strides), room)
+    planes, span = tile["planes"], tile["span"]
+    assert tile["is_whole"] is is_whole
+    assert planes & (planes - 1) == span & (span - 1) == 0
+    assert programs == samples * -(-channels // planes)
+    assert planes * span <= room
+    assert 4 <= tile["num_warps"] <= 16
     if is_whole:
-        assert cut.span >= positions
+        assert span >= positions
 
 
 @pytest.mark.parametrize(
-    ("make", "strides"),
+    ("make", "fits"),
     [
-        (lambda x: x, (60, 20, 1)),
-        (lambda x: x.contiguous(memory_format=torch.channels_last), (60, 1, 3)),
-        (lambda x: x.transpose(2, 3), (60, 20, 1)),
-        (lambda x: x[:, :, 1:3], (60, 20, 1)),
-        (lambda x: x[:, 1:], (60, 20, 1)),
-        (lambda x: x[..., :1], (60, 20, 5)),
-        (lambda x: x[..., :1, :1], (60, 20, 1)),
-        (lambda x: x[..., ::2], None),
-        (lambda x: x.permute(0, 2, 1, 3), None),
+        (lambda x: x, True),
+        (lambda x: x.contiguous(memory_format=torch.channels_last), True),
+        (lambda x: x.transpose(2, 3), True),
+        (lambda x: x[:, 1:, 1:3], True),
+        (lambda x: x[..., :1], True),
+        (lambda x: x[..., :1, :1], True),
+        (lambda x: x[..., ::2], False),
+        (lambda x: x.permute(0, 2, 1, 3), False),
+        (lambda x: x.double(), False),
+        (lambda x: x[:1].expand(2, -1, -1, -1), False),
+        (lambda x: x[:, :1].expand(-1, 3, -1, -1), False),
+        (lambda x: torch.empty_strided((2, 3, 20), (60, 10, 1), device="meta"), False),
+        (lambda x: torch.empty_strided((1, 2, 20), (2**33, 2**31, 1), device="meta"), False),
+        (lambda x: torch.empty_strided((2, 3, 20), (2**40, 20, 1), device="meta"), True),
     ],
 )
-def test_spatial_dimensions_collapse_where_they_are_one(make, strides):
-    x = make(torch.empty(2, 3, 4, 5))
-    assert tiling.collapse(x, tiling.spatial_order(x)) == strides
-
-
-@pytest.mark.parametrize(
-    ("strides", "sizes", "plain"),
-    [
-        ((60, 20, 1), (2, 3, 20), True),
-        ((60, 1, 3), (2, 3, 20), True),
-        ((0, 20, 1), (2, 3, 20), False),
-        ((0, 20, 1), (1, 3, 20), True),
-        ((60, 10, 1), (2, 3, 20), False),
-        ((2**33, 2**31, 1), (1, 2, 20), False),
-        ((2**40, 20, 1), (2, 3, 20), True),
-    ],
-)
-def test_overlaps_and_long_strides_are_left_to_the_composite(strides, sizes, plain):
-    assert tiling.is_plain(strides, *sizes) is plain
+def test_what_overlaps_or_has_several_strides_is_left_to_the_composite(make, fits):
+    assert kernels.fits(make(torch.empty(2, 3, 4, 5))) is fits
 
 
 class FakeGpu:
@@ -157,9 +181,9 @@ class FakeGpu:
 
 @pytest.fixture
 def _no_memory_of_devices():
-    dispatch.kernels_on.cache_clear()
+    functional.kernels_on.cache_clear()
     yield
-    dispatch.kernels_on.cache_clear()
+    functional.kernels_on.cache_clear()
 
 
 @pytest.mark.usefixtures("_no_memory_of_devices")
@@ -169,20 +193,20 @@ def test_a_gpu_that_cannot_launch_gets_the_composite_and_one_warning(monkeypatch
         torch, "zeros", lambda *sizes, device: (_ for _ in ()).throw(RuntimeError("no C compiler\nat all"))
     )
     with pytest.warns(UserWarning, match=r"without its Triton kernels on cuda:0.*RuntimeError: no C compiler$"):
-        assert dispatch.implementation_for(FakeGpu()) is composite
+        assert functional.implementation_for(FakeGpu()) is composite
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert dispatch.implementation_for(FakeGpu()) is composite
+        assert functional.implementation_for(FakeGpu()) is composite
 
 
 @pytest.mark.usefixtures("_no_memory_of_devices")
 def test_an_old_gpu_gets_the_composite(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (6, 1))
-    assert dispatch.implementation_for(FakeGpu()) is composite
+    assert functional.implementation_for(FakeGpu()) is composite
 
 
 def test_the_composite_serves_every_other_device(monkeypatch):
     x = torch.randn(2, 3, 4, 4, requires_grad=True)
     expected = simam(x, gain=1.3), torch.autograd.grad(simam(x, gain=1.3).sum(), x)[0]
-    monkeypatch.setattr(dispatch, "cpu", composite)
+    monkeypatch.setattr(functional, "cpu", composite)
     torch.testing.assert_close((simam(x, gain=1.3), torch.autograd.grad(simam(x, gain=1.3).sum(), x)[0]), expected)

@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 
 from simam_inject import InjectError, SimAM, injected
 from simam_inject.bench import Conditions, bench
-from simam_inject.bench.memory import bytes_kept
-from simam_inject.bench.timing import Quartiles, ratios, time_rounds
+from simam_inject.bench.measuring import Quartiles, bytes_kept, ratios, time_rounds
 from simam_inject.bench.variants import make_variants
 from simam_inject.cli.app import app
 
@@ -73,8 +72,8 @@ def test_peers_stand_in_simams_places():
 @pytest.mark.parametrize(
     ("conditions", "against", "message"),
     [
-        (Conditions(), ("sae",), "there is no attention named 'sae' to compare with; known are se, eca, cbam, gc"),
-        (Conditions(dtype="fp8"), (), "there is no dtype named 'fp8'; known are fp32, bf16, fp16"),
+        (Conditions(), ("sae",), "unknown attention 'sae'; choose from se, eca, cbam, gc"),
+        (Conditions(dtype="fp8"), (), "unknown dtype 'fp8'; choose from fp32, bf16, fp16"),
     ],
 )
 def test_bad_conditions_are_one_message(conditions, against, message):
@@ -156,4 +155,4 @@ def test_the_command_shows_a_table(tmp_path):
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert "x plain (quartiles)" in result.stdout
-    assert "1 site; for each batch the attention moves at least" in result.stdout
+    assert "1 site; per batch, the attention reads and writes at least" in result.stdout

@@ -6,22 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from simam_inject import injected
+from simam_inject import bypass, injected
 from simam_inject.persist import load
 from simam_inject.zoo import build
 
 NET = "nets.py:Net"
 SMALL = ("--input-size", "3x32x32")
-
-
-@pytest.fixture
-def built(monkeypatch):
-    """The models that commands build."""
-    made = []
-    monkeypatch.setattr(
-        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
-    )
-    return made
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ".pt"])
@@ -90,9 +80,9 @@ def test_a_saved_file_is_shown_and_checked_and_read_as_weights(run, folder):
     ("name", "content", "sentence"),
     [
         ("x.safetensors", b"hello", "x.safetensors: "),
-        ("x.pth", b"hello", "known are .pt of ultralytics and .safetensors"),
+        ("x.pth", b"hello", "expected a .pt of ultralytics or a .safetensors"),
         ("x.onnx", b"hello", "simam_inject.export.prove"),
-        ("none.pt", None, "there is no file 'none.pt'"),
+        ("none.pt", None, "no such file: 'none.pt'"),
     ],
 )
 def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, folder):
@@ -104,10 +94,26 @@ def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, fol
     assert "Traceback" not in result.stderr
 
 
+def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypatch):
+    from simam_inject.export import script
+
+    original = script.write
+
+    def write_without_attention(model, *arguments):
+        with bypass(model):
+            original(model, *arguments)
+
+    monkeypatch.setattr(script, "write", write_without_attention)
+    result = run(NET, "--after", "block", *SMALL, "--output", "net.torchscript")
+    assert result.exit_code == 1
+    assert "lost 2 of 2 SimAM sites" in result.stderr
+    assert not (folder / "net.torchscript").exists()
+
+
 def test_dynamic_exports_take_other_sizes(run, folder):
     result = run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic")
     assert result.exit_code == 0, result.stderr
-    assert "holds 2 sites" in result.stdout
+    assert "has 2 live sites" in result.stdout
     program = torch.export.load(folder / "x.pt2").module()
     assert program(torch.rand(3, 3, 48, 40)).shape == (3, 5)
 
@@ -124,8 +130,7 @@ def test_calibration_reports_every_site(run, folder, built):
     assert json.loads(result.stdout)["calibration"]
     assert all(site.gain > 1.0 for site in injected(built[0].model))
     (folder / "empty").mkdir()
-    (images / "broken.png").write_bytes(b"no picture")
-    assert (
-        "broken.png cannot be read as an image" in run(NET, "--after", "block", *SMALL, "--calibrate", "images").stderr
-    )
-    assert "there is no image in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr
+    assert "no image found in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr
+    (folder / "empty" / "text.png").write_text("words")
+    found = run(NET, "--after", "block", *SMALL, "--calibrate", "empty")
+    assert (found.exit_code, "text.png cannot be read as an image" in found.stderr) == (2, True)

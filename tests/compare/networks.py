@@ -38,7 +38,7 @@ class Gate(nn.Module):
 def stand_in_inject(model, recipe, *, example_inputs=None, e_lambda=None, attention=None, **_):
     """What `inject` does, for recipes that name one convolution."""
     if recipe not in dict(model.named_modules()):
-        raise NoMatchError(f"recipe {recipe!r} takes no site")
+        raise NoMatchError(f"recipe {recipe!r} matches no site")
     inner = model.get_submodule(recipe)
     gate = Gate(e_lambda) if attention is None else attention(inner.out_channels)
     model.set_submodule(recipe, Attended(inner, gate))

@@ -120,9 +120,9 @@ def test_a_run_that_goes_wrong_is_a_result(engine, how, error):
 def test_a_recipe_that_takes_nothing_is_shown(engine):
     comparison = compare(make_model, ["0", "nothing.here"], noisy, seeds=5)
     lost = [cell for cell in comparison.cells if cell.recipe == "nothing.here"]
-    assert {cell.error for cell in lost} == {"recipe 'nothing.here' takes no site"}
+    assert {cell.error for cell in lost} == {"recipe 'nothing.here' matches no site"}
     assert [row.failed for row in comparison.differences] == [0, 5]
-    assert "takes no site" in comparison.to_markdown()
+    assert "matches no site" in comparison.to_markdown()
 
 
 def test_a_metric_of_the_wrong_sign_is_told_at_once_and_in_the_report(engine):
@@ -151,9 +151,9 @@ def test_runs_that_do_not_depend_on_the_seed_are_told(engine):
         ({"recipes": []}, "recipes must be a list with at least one"),
         ({"recipes": "paper"}, "recipes must be a list"),
         ({"recipes": ["0", "0"]}, "two recipes are called '0'"),
-        ({"against": ["sse"]}, "there is no attention named 'sse' to compare with; known are se, eca, cbam, gc"),
-        ({"seeds": 0}, "at least 1 is needed, and 5 for a verdict"),
-        ({"storage": "nowhere/study.journal"}, "there is no folder nowhere"),
+        ({"against": ["sse"]}, "unknown attention 'sse'; choose from se, eca, cbam, gc"),
+        ({"seeds": 0}, "at least 1 is required, and 5 for a verdict"),
+        ({"storage": "nowhere/study.journal"}, "no such folder: nowhere"),
     ],
 )
 def test_arguments_that_are_not_fit(given, message):

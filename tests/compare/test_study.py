@@ -200,7 +200,7 @@ def full_disk(path):
 
 def test_a_full_disk_loses_nothing(engine, file):
     compare(make_model, ["0"], noisy, seeds=1, storage=file)
-    message = "the study cannot be written: File too large; every finished run is kept. Make room"
+    message = "the study cannot be written: File too large; every finished run is saved. Free some space"
     with full_disk(file), pytest.raises(CompareError, match=message):
         compare(make_model, ["0"], noisy, seeds=20, storage=file)
     assert len(load_comparison(file).cells) == 3
@@ -215,7 +215,7 @@ def test_a_disk_that_fills_up_during_a_run(engine, file):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return noisy(model, seed, report)
 
-    with pytest.raises(CompareError, match="No space left on device; every finished run is kept"):
+    with pytest.raises(CompareError, match="No space left on device; every finished run is saved"):
         compare(make_model, ["0"], train, seeds=2, storage=file)
     assert len(compare(make_model, ["0"], noisy, seeds=2, storage=file).cells) == 6
 
@@ -223,7 +223,7 @@ def test_a_disk_that_fills_up_during_a_run(engine, file):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: folder / "none.journal", "there is no study at"),
+        (lambda folder: folder / "none.journal", "no such study"),
         (lambda folder: "sqlite:////nowhere/study.db", "cannot be opened"),
     ],
 )
@@ -234,10 +234,10 @@ def test_a_study_that_is_not_there(tmp_path, make, message):
 
 def test_a_file_that_is_no_study(tmp_path):
     (tmp_path / "notes.txt").write_text("hello\nworld\n", encoding="utf-8")
-    with pytest.raises(CompareError, match="is no study"):
+    with pytest.raises(CompareError, match="is not a study"):
         load_comparison(tmp_path / "notes.txt")
     optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "empty.journal")))
-    with pytest.raises(CompareError, match="holds no study named 'compare'; it holds: none"):
+    with pytest.raises(CompareError, match="has no study named 'compare'; it has: none"):
         load_comparison(tmp_path / "empty.journal")
 
 

@@ -10,10 +10,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from simam_inject.cli import comparing
+from simam_inject.cli.parsing import parse_time
 from simam_inject.compare import Report, load_comparison
 from simam_inject.compare.setups import set_up_classifier
-from simam_inject.compare.training import Training, count, fit, open_folder
-from simam_inject.errors import CompareError
+from simam_inject.compare.training import Training, fit, open_folder
+from simam_inject.errors import CompareError, InjectError
 
 SHORT = Training(epochs=3, batch=8, size=16, rate=2.0, warmup=0, augment=False)
 
@@ -84,7 +85,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(images):
 
 def test_a_folder_of_classes_is_split(images):
     data = open_folder(images / "train", 16, augment=False)
-    assert (count(data.train), count(data.val), data.classes) == (52, 12, ("lying", "standing"))
+    assert (len(data.train), len(data.val), data.classes) == (52, 12, ("lying", "standing"))
     again = open_folder(images / "train", 16, augment=False)
     assert torch.equal(data.val.tensors[0], again.val.tensors[0])
     assert not any(torch.equal(image, other) for image in data.val.tensors[0] for other in data.train.tensors[0])
@@ -102,10 +103,10 @@ def lonely(folder):
     ("prepare", "message"),
     [
         (lambda folder: None, "holds no images"),
-        (lambda folder: folder.rmdir(), "there is no folder .*train; give a folder with train/ and val/"),
-        (lambda folder: draw(folder / "train", 1), "there is no folder .*val"),
-        (lonely, "has one class only, standing"),
-        (lambda folder: draw(folder, 3), "no class has 5 images"),
+        (lambda folder: folder.rmdir(), "no such folder: .*train; give a folder with train/ and val/"),
+        (lambda folder: draw(folder / "train", 1), "no such folder: .*val"),
+        (lonely, "has only one class, standing"),
+        (lambda folder: draw(folder, 3), "every class has fewer than 5 images"),
     ],
 )
 def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):
@@ -119,13 +120,13 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (lambda folder: folder / "none.pt", "cannot be read as weights"),
-        (lambda folder: torch.save([1], folder / "list.pt") or folder / "list.pt", "holds list, not a state_dict"),
+        (lambda folder: folder / "none.pt", "cannot be read"),
+        (lambda folder: torch.save([1], folder / "list.pt") or folder / "list.pt", "holds a list, not a state_dict"),
         (lambda folder: torch.save({"a": torch.ones(1)}, folder / "a.pt") or folder / "a.pt", "does not fit"),
     ],
 )
 def test_weights_that_do_not_fit(images, tmp_path, weights, message):
-    with pytest.raises(CompareError, match=message):
+    with pytest.raises(InjectError, match=message):
         set_up_classifier(f"{images}/net.py:net", images, SHORT, "cpu", weights=str(weights(tmp_path)))
 
 
@@ -162,14 +163,14 @@ def test_the_command_from_end_to_end(command, tmp_path):
         comparing.compare_app, ["report", "compare.journal", "--html", "r.html", "--markdown", "r.md"]
     )
     assert done.exit_code == 0, done.output
-    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 3
+    assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 2
     assert "| plain again |" in (tmp_path / "r.md").read_text(encoding="utf-8")
 
 
 def test_a_budget_and_another_command_on_the_same_study(command):
     done = command("--budget", "0s")
     assert done.exit_code == 0, done.output
-    assert "0 of 3 runs are done; the same command goes on" in done.stderr
+    assert "0 of 3 runs are done; the same command continues" in done.stderr
     done = command("--epochs", "3")
     assert done.exit_code == 2
     assert "epochs: 2 in the study, 3 here" in done.stderr
@@ -179,7 +180,7 @@ def test_a_budget_and_another_command_on_the_same_study(command):
     ("more", "message"),
     [
         (("--budget", "soon"), "write a time, e.g. 2h, 30m or 90s"),
-        (("--against", "sse"), "no attention named 'sse'"),
+        (("--against", "sse"), "unknown attention 'sse'"),
         (("--device", "cuda"), "no CUDA device is available here"),
     ],
 )
@@ -191,15 +192,21 @@ def test_slips(command, more, message):
     assert message in " ".join(done.output.split())
 
 
+def test_a_yolo_that_is_to_be_pretrained_is_refused(command):
+    done = command("--pretrained", model="ultralytics:yolov8n", data="coco8.yaml")
+    assert done.exit_code == 2
+    assert "give trained weights of a YOLO as --weights" in done.stderr
+
+
 def test_no_data_and_no_study(command, tmp_path):
-    assert "there is no folder" in command(data=tmp_path / "nowhere").stderr
+    assert "no such folder" in command(data=tmp_path / "nowhere").stderr
     done = CliRunner().invoke(comparing.compare_app, ["report", "none.journal"])
     assert done.exit_code == 2
-    assert "there is no study at none.journal" in done.stderr
+    assert "no such study: none.journal" in done.stderr
 
 
 def test_times():
-    assert [comparing.parse_time(text) for text in ("2h", "30m", "90s", "45", "")] == [7200, 1800, 90, 45, None]
+    assert [parse_time(text) for text in ("2h", "30m", "90s", "45")] == [7200, 1800, 90, 45]
 
 
 def test_help_imports_no_torch():

@@ -208,12 +208,12 @@ def test_one_hook_attends_every_call_of_a_module(network, rule, place):
     (only,) = found.insertions
     assert (only.path, only.edit.module) == (place, place)
     assert only.runs == len(found.skips) + 1
-    assert {skip.reason for skip in found.skips} == {f"is attended by the hook of {place}"}
+    assert {skip.reason for skip in found.skips} == {f"is covered by the SimAM on {place}"}
     model = inject(copy.deepcopy(stock), recipe, example_inputs=x)
     with hooked(stock, [place]):
         expected = run(stock, x)
     assert_right(run(model, x), expected, run(stock, x))
-    assert {skip.reason for skip in plan(model, recipe, example_inputs=x).skips} == {"has SimAM already"}
+    assert {skip.reason for skip in plan(model, recipe, example_inputs=x).skips} == {"already has SimAM"}
 
 
 def test_one_call_of_several_is_attended_alone():

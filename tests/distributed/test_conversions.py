@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::torch.ao", "ignore::Deprecatio
 
 RECIPE = "after basicblock.conv2"
 SITES = ["blocks.0.conv2", "blocks.1.conv2"]
-ADVICE = r"before such a change and inject after it"
+ADVICE = r"before such a change and inject\(model, recipe\) after it"
 ACROSS = [["blocks.0.conv2", "blocks.0.bn2"]]
 BESIDE = [["blocks.0.conv1", "blocks.0.bn1"], ["blocks.1.conv1", "blocks.1.bn1"]]
 
@@ -194,7 +194,7 @@ def as_prepared(model):
 
 @pytest.mark.parametrize("convert_graph", [as_fused, as_prepared])
 def test_a_converted_graph_has_no_blocks_to_name(convert_graph):
-    with pytest.raises(NoMatchError, match="takes no site: this model has no block named 'basicblock'"):
+    with pytest.raises(NoMatchError, match="matches no site: this model has no block named 'basicblock'"):
         attend(convert_graph(network()))
 
 

@@ -113,8 +113,8 @@ def test_another_recipe_does_not_resume(trainer, images, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--data", "nowhere"], "there is no folder nowhere/train"),
-        (["--batch", "64"], "32 training images are fewer than one step of 64"),
+        (["--data", "nowhere"], "no such folder: nowhere/train"),
+        (["--batch", "64"], "32 training images are fewer than one batch of 64"),
     ],
 )
 def test_data_that_cannot_be_trained_on(trainer, images, tmp_path, more, message):

@@ -211,8 +211,8 @@ def main():
         dist.barrier()
     (folder / f"rank{rank}.json").write_text(json.dumps(findings))
     dist.destroy_process_group()
-    # Without the interpreter's shutdown: torch's gloo threads abort there in one start of ten ("terminate called without an active
-    # exception"), after every finding is on disk, with and without SimAM.
+    # Without the interpreter's shutdown: torch's gloo threads abort there in one start of ten ("terminate called
+    # without an active exception"), after every finding is on disk, with and without SimAM.
     sys.stdout.flush()
     os._exit(0)
 

@@ -468,3 +468,248 @@ def test_an_input_without_its_batch_raises_or_is_one_sample(factory, shape, plac
         assert_right(found, expected, run(stock, x[0]))
         return
     assert place in told or "batch" in told
+
+
+# A network of one size: the layout comes from what the operations do, and an operation that is not known has none
+
+
+class Moves(nn.Module):
+    def __init__(self, move):
+        super().__init__()
+        self.move = move
+
+    def forward(self, x):
+        return self.move(x)
+
+
+class OfOneSize(nn.Module):
+    """The size is that of a table; `mv` moves six channels of 8 x 8 maps, and is attended."""
+
+    def __init__(self, move):
+        super().__init__()
+        self.conv, self.table = nn.Conv2d(3, 6, 3, padding=1), nn.Parameter(torch.randn(1, 6, 8, 8))
+        self.mv, self.weights = Moves(move), nn.Parameter(torch.randn(8))
+
+    def forward(self, x):
+        y = self.mv(self.conv(x) + self.table)
+        return (y.flatten(1) ** 2).cumsum(1)
+
+
+def weights(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+
+def rows(x):
+    return x.permute(0, 2, 3, 1)
+
+
+def tokens(x):
+    return x.flatten(2).mT
+
+
+C_BY_C, L_BY_L, W_BY_W = weights(6, 6), weights(64, 64), weights(8, 8)
+KNOWN = {
+    "permute": (rows, -1),
+    "mT": (lambda x: tokens(x).relu(), -1),
+    "transpose": (lambda x: x.flatten(2).transpose(1, 2).relu(), -1),
+    "swapaxes": (lambda x: x.swapaxes(1, 3).relu(), -1),
+    "moveaxis": (lambda x: x.moveaxis(1, -1) * 2, -1),
+    "linear over channels": (lambda x: F.linear(rows(x), C_BY_C), -1),
+    "linear over positions": (lambda x: F.linear(x.flatten(2), L_BY_L), 1),
+    "linear over width": (lambda x: F.linear(x, W_BY_W), 1),
+    "norm over width": (lambda x: F.layer_norm(x, (8,)), 1),
+    "norm over channels": (lambda x: F.layer_norm(rows(x), (6,)), -1),
+    "attention": (lambda x: F.scaled_dot_product_attention(*[tokens(x)] * 3), -1),
+    "constant before": (lambda x: torch.ones(1, 8, 8, 1, dtype=x.dtype) * rows(x), -1),
+    "constant added": (lambda x: torch.zeros(1, 8, 8, 6, dtype=x.dtype) + rows(x), -1),
+    "constant joined": (lambda x: torch.cat([torch.zeros(len(x), 1, 6, dtype=x.dtype), tokens(x)], 1), -1),
+    "new_zeros joined": (lambda x: torch.cat([x.new_zeros(len(x), 1, 6), tokens(x)], 1), -1),
+    "repeated": (lambda x: torch.cat([weights(1, 1, 6).repeat(len(x), 1, 1), tokens(x)], 1), -1),
+    "roll": (lambda x: x.roll(1, 2), 1),
+    "pad": (lambda x: F.pad(x, (1, 1)), 1),
+    "flip": (lambda x: rows(x).flip(1), -1),
+    "clamp": (lambda x: tokens(x).clamp(-1, 1), -1),
+}
+UNKNOWN = {
+    "einsum": (lambda x: torch.einsum("nchw->nhwc", x), -1),
+    "einsum with weights": (lambda x: torch.einsum("nchw,cd->nhwd", x, C_BY_C), -1),
+    "tensordot": (lambda x: torch.tensordot(x, C_BY_C, ([1], [0])), -1),
+    "permute_copy": (lambda x: torch.permute_copy(x, (0, 2, 3, 1)), -1),
+    "rot90": (lambda x: torch.rot90(x, 1, (1, 3)), -1),
+    "copy_": (lambda x: x.new_zeros(len(x), 8, 8, 6).copy_(rows(x)), -1),
+    "as_strided": (lambda x: x.contiguous().as_strided((len(x), 8, 8, 6), (384, 8, 1, 64)), -1),
+    "index_put": (lambda x: x.new_zeros(len(x), 8, 8, 6).index_put((torch.arange(len(x)),), rows(x)), -1),
+    "where": (lambda x: torch.where(torch.ones(8, 8, 6).bool(), rows(x), torch.zeros(1, dtype=x.dtype)), -1),
+    "stack": (lambda x: torch.stack(list(x.unbind(1)), -1), -1),
+    "windows": (lambda x: rows(x).reshape(len(x), 2, 4, 2, 4, 6).transpose(2, 3).reshape(-1, 16, 6), -1),
+    "gather": (lambda x: rows(x).gather(1, torch.zeros(len(x), 8, 8, 6, dtype=torch.int64)), -1),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_axes_that_follow_from_the_operations(name):
+    move, axis = KNOWN[name]
+    hold(lambda: OfOneSize(move), {"mv": axis}, [image(2, 3, 8, 8)], [image(3, 3, 8, 8, seed=2)])
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_axes_that_follow_from_nothing_known_are_right_or_skipped(name):
+    move, axis = UNKNOWN[name]
+    try:
+        planned = plan(build(lambda: OfOneSize(move)), after("mv"), example_inputs=image(2, 3, 8, 8))
+    except InjectError as error:
+        told = str(error)
+    else:
+        assert planned.insertions[0].channel_dim == axis
+        return
+    assert "channels" in told or "first dimension" in told
+
+
+class Attends(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.one, self.attn = nn.LayerNorm(dim), nn.MultiheadAttention(dim, 2, batch_first=True)
+        self.mlp = nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
+
+    def forward(self, x):
+        y = self.one(x)
+        x = x + self.attn(y, y, y)[0]
+        return x + self.mlp(x)
+
+
+class Vit(nn.Module):
+    """With a class token that is made in the way of the case."""
+
+    def __init__(self, token):
+        super().__init__()
+        self.patches, self.cls = nn.Conv2d(3, 6, 4, 4), nn.Parameter(torch.randn(1, 1, 6))
+        self.pos, self.token = nn.Parameter(torch.randn(1, 17, 6)), token
+        self.drop, self.blocks = nn.Dropout(0.0), nn.ModuleList([Attends(6), Attends(6)])
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = self.drop(torch.cat([self.token(self.cls, x), x], 1) + self.pos)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[:, 0])
+
+
+TOKENS = {
+    "expand": lambda cls, x: cls.expand(len(x), -1, -1),
+    "repeat": lambda cls, x: cls.repeat(len(x), 1, 1),
+    "expand_as": lambda cls, x: cls.expand_as(x[:, :1]),
+    "zeros": lambda cls, x: torch.zeros(len(x), 1, 6, dtype=x.dtype),
+    "new_ones": lambda cls, x: x.new_ones(len(x), 1, 6),
+    "broadcast": lambda cls, x: torch.broadcast_to(cls, (len(x), 1, 6)),
+    "mean": lambda cls, x: x.mean(1, keepdim=True),
+    "product": lambda cls, x: cls * x.new_ones(len(x), 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", TOKENS)
+def test_a_transformer_with_a_class_token_is_attended_over_its_tokens(name):
+    places = {"drop": -1, "blocks.0": -1, "blocks.1": -1}
+    hold(lambda: Vit(TOKENS[name]), places, [image(2, 3, 16, 16)], [image(3, 3, 16, 16, seed=2)])
+
+
+# Frames and views: N, T, C, H, W
+
+
+class Frames(nn.Module):
+    def __init__(self, pool=None):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
+        self.table = None if pool is None else nn.Parameter(torch.randn(1, 6, 8, 8))
+
+    def forward(self, x):
+        n, t = x.shape[:2]
+        y = self.a(x.flatten(0, 1)).relu()
+        y = y if self.table is None else y + self.table
+        return self.b(y).unflatten(0, (n, t)).mean(1)
+
+
+class Folded(Frames):
+    """The frames by `reshape`, their mean by `view`."""
+
+    def forward(self, x):
+        y = self.b(self.a(x.reshape(-1, *x.shape[2:])).relu())
+        return y.view(*x.shape[:2], *y.shape[1:]).amax(1)
+
+
+class Siamese(Frames):
+    def forward(self, x, y):
+        both = self.b(self.a(torch.cat([x, y])).relu())
+        return both[: len(x)] - both[len(x) :]
+
+
+@pytest.mark.parametrize(
+    ("factory", "shapes", "others"),
+    [
+        (Frames, [(2, 3, 3, 8, 8)], [(1, 4, 3, 8, 12)]),
+        (Folded, [(2, 3, 3, 8, 8)], [(3, 2, 3, 12, 8)]),
+        (Siamese, [(2, 3, 8, 8)] * 2, [(3, 3, 12, 8)] * 2),
+    ],
+)
+@pytest.mark.parametrize("place", ["a", "b"])
+def test_maps_of_frames_and_views_are_feature_maps(factory, shapes, others, place):
+    inputs, other = ([image(*shape, seed=seed) for seed, shape in enumerate(each)] for each in (shapes, others))
+    hold(factory, {place: 1}, inputs, other)
+
+
+def test_frames_of_one_size_are_skipped_because_windows_look_the_same():
+    with pytest.raises(InjectError, match="grows by 3 for one sample more, so it holds windows, groups or frames"):
+        plan(build(lambda: Frames(pool=1)), after("a"), example_inputs=image(2, 3, 3, 8, 8))
+
+
+# The layout at a site changes later
+
+
+class Layouts(nn.Module):
+    """Channels second, or last where `last` says so."""
+
+    def __init__(self, last=False):
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 1)
+        self.last = last
+
+    def forward(self, x):
+        y = self.a(x)
+        last = self.last if isinstance(self.last, bool) else x.shape[-1] == self.last
+        return self.b(self.act(rows(y)).permute(0, 3, 1, 2)) if last else self.b(self.act(y))
+
+
+@pytest.mark.parametrize(
+    ("before", "later", "side"),
+    [(False, True, 8), (True, False, 8), (12, 12, 12)],
+    ids=["to last", "to second", "by size"],
+)
+def test_another_layout_at_a_site_raises(before, later, side):
+    model = inject(build(lambda: Layouts(before)), after("act"), example_inputs=image(2, 4, 8, 8))
+    model.last = later
+    with pytest.raises(InjectError, match=r"SimAM at act was planned for \w+ with 6 channels"):
+        run(model, image(2, 4, side, side))
+
+
+class Flattens(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.act = nn.Conv2d(4, 6, 3, padding=1), nn.GELU()
+
+    def forward(self, x):
+        return self.act(self.a(x).flatten(2)).sum(-1)
+
+
+class Sums(Flattens):
+    def forward(self, x):
+        return self.act(self.a(x).sum(-1)).sum(-1)
+
+
+@pytest.mark.parametrize("factory", [Flattens, Sums])
+def test_one_sample_without_its_batch_at_a_site_of_three_dimensions_raises(factory):
+    stock = build(factory)
+    model = inject(copy.deepcopy(stock), after("act"), example_inputs=image(2, 4, 8, 8))
+    one = image(4, 8, 8)
+    run(stock, one)
+    with pytest.raises(InjectError, match="act"):
+        run(model, one)

@@ -54,13 +54,14 @@ def test_unknown_child(model):
 def test_unknown_recipe_and_file(model):
     refuses(RecipeError, r"neither a shipped recipe .*[Dd]id you mean 'paper'", model, "papr")
     refuses(RecipeError, r"cannot read .?nowhere", model, "nowhere/recipe.yaml")
+    refuses(RecipeError, r"found 'after'; write after BLOCK.CHILD", model, "after")
 
 
 @pytest.mark.parametrize("text", ["- block: Block\n", "just a text\n", "42\n", "# nothing\n"])
 def test_yaml_that_is_no_mapping(model, tmp_path, text):
     path = tmp_path / "recipe.yaml"
     path.write_text(text)
-    refuses(RecipeError, r"a mapping with|the text is empty; a recipe is a mapping", model, str(path))
+    refuses(RecipeError, r"a mapping with|empty; a recipe is a mapping", model, str(path))
 
 
 @pytest.mark.parametrize("e_lambda", [-1, 0, float("nan"), float("inf"), "x", True])
@@ -101,7 +102,8 @@ def test_no_module(model):
     for thing in (None, 3, "resnet50", [model], {"model": model}, torch.zeros(3)):
         refuses(ModelError, "expected an nn.Module, found", thing, "after block.a")
     refuses(ModelError, "the class Net; give an instance", Net, "after block.a")
-    refuses(ModelError, "expected an nn.Module", model.forward, "after block.a")
+    refuses(ModelError, "the function forward; give the model that it returns", model.forward, "after block.a")
+    refuses(ModelError, "found an object of type int", 3, "after block.a")
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ def test_wrapped_in_ddp(process_group):
     before = snapshot(inner)
     wrapped = nn.parallel.DistributedDataParallel(inner)
     refuses(
-        ModelError, r"wrapped already \(DistributedDataParallel\): inject first, then wrap", wrapped, "after block.a"
+        ModelError, r"already wrapped \(DistributedDataParallel\): inject first, then wrap", wrapped, "after block.a"
     )
     assert snapshot(inner) == before
 
@@ -129,21 +131,21 @@ def test_wrapped_in_fsdp(process_group):
     model.zero_grad()
     mesh = init_device_mesh("cpu", (1,))
     fully_shard(model.block[0], mesh=mesh)
-    refuses(ModelError, r"sharded already \(fully_shard\): inject first, then shard", model, "after block.a")
+    refuses(ModelError, r"already sharded \(fully_shard\): inject first, then shard", model, "after block.a")
     fully_shard(model, mesh=mesh)
-    refuses(ModelError, r"wrapped already \(FSDP.*inject first", model, "after block.a")
+    refuses(ModelError, r"already wrapped \(FSDP.*inject first", model, "after block.a")
 
 
 def test_wrapped_by_compile():
     model = network()
     wrapped = torch.compile(model)
     before = snapshot(model)
-    refuses(ModelError, r"wrapped already \(torch\.compile\)", wrapped, "after block.a")
+    refuses(ModelError, r"already wrapped \(torch\.compile\)", wrapped, "after block.a")
     assert snapshot(model) == before
 
 
 def test_data_parallel(model):
-    refuses(ModelError, r"wrapped already \(DataParallel\)", nn.DataParallel(model), "after block.a")
+    refuses(ModelError, r"already wrapped \(DataParallel\)", nn.DataParallel(model), "after block.a")
 
 
 def test_script_module(model):
@@ -154,7 +156,7 @@ def test_script_module(model):
 
 def test_exported_program(model):
     exported = torch.export.export(copy.deepcopy(model).eval(), (X,))
-    refuses(ModelError, "expected an nn.Module, found a ExportedProgram", exported, "after block.a")
+    refuses(ModelError, "expected an nn.Module, found an object of type ExportedProgram", exported, "after block.a")
 
 
 def test_meta_device():

@@ -254,7 +254,7 @@ class InPlaceFunction(Block):
 @pytest.mark.parametrize("block", [InPlaceModule, InPlaceFunction])
 def test_before_a_reader_that_writes_what_others_read(block):
     target = "act" if block is InPlaceModule else {"op": "relu"}
-    told = r"in-place operation writes into it while others|not the only one that reads"
+    told = r"in-place operation modifies it while other|other operations read the same value"
     with pytest.raises(NoMatchError, match=told):
         plan(block(), {"rules": [{"block": block.__name__, "before": target}]}, example_inputs=X)
 

@@ -301,7 +301,7 @@ def test_another_call_than_the_examples(block, args, kwargs, other_args, other_k
 
 def test_an_input_without_its_batch_is_refused():
     _, ours = injected_pair(blocks.Block, X)
-    with pytest.raises(ModelError, match=r"planned for 4 dimensions .NCHW., and got a tensor of shape"):
+    with pytest.raises(ModelError, match=r"planned for 4 dimensions .NCHW., but got a tensor of shape"):
         ours(ONE)
 
 

@@ -121,7 +121,7 @@ def test_a_block_that_lists_its_children_is_attended_once(block):
 
 @pytest.mark.parametrize("block", [ListsAndAdds, DictBlock, ListBlock])
 def test_a_block_that_lists_its_children_and_is_the_model(block):
-    with pytest.raises(NoMatchError, match=r"whose children all run|goes through its children by itself"):
+    with pytest.raises(NoMatchError, match=r"which runs all of its children|iterates over its children"):
         inject(made(block), f"after {block.__name__}", example_inputs=X)
 
 

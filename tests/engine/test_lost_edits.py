@@ -5,6 +5,7 @@ module, and the next forward says which site was lost.
 """
 
 import copy
+import pickle
 import warnings
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected
-from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
+from tests.oracle import E_LAMBDA, assert_right, attend, distance, hooked, same_bits
 
 
 def image(side=32, batch=2, seed=1):
@@ -479,3 +480,321 @@ def test_a_lost_edit_raises_in_a_compiled_model_too(eager_backend):
     model.one.fold()
     with pytest.raises(InjectError, match=r"one\.conv"):
         run(compiled)
+
+
+# A holder that is only kept somewhere, and children that are moved
+
+
+class WithTail(Net):
+    def __init__(self):
+        super().__init__()
+        self.tail = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        return self.head(self.tail(self.one(self.stem(x))).mean((2, 3)))
+
+
+def keep(net, name, path):
+    """Put a fresh module in the place of one, which is kept as `name`."""
+    owner = net.get_submodule(path.rpartition(".")[0])
+    old = net.get_submodule(path)
+    fresh = ConvBlock() if isinstance(old, ConvBlock) else nn.Conv2d(8, 8, 3, padding=1)
+    owner.add_module(path.rpartition(".")[2], fresh.double().eval())
+    net.add_module(name, old)
+    return net
+
+
+class Holder(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return x
+
+
+def keep_in_module(net):
+    old = net.tail
+    net.tail = nn.Conv2d(8, 8, 3, padding=1).double()
+    net.teacher = Holder(old)
+    return net
+
+
+def keep_in_list(net):
+    old = net.one
+    net.one = ConvBlock().double().eval()
+    net.blocks = nn.ModuleList([old])
+    return net
+
+
+@pytest.mark.parametrize(
+    ("site", "lose"),
+    [
+        ("tail", lambda net: keep(net, "old", "tail")),
+        ("one", lambda net: keep(net, "teacher", "one")),
+        ("one.conv", lambda net: keep(net, "backup", "one.conv")),
+        ("one.conv", lambda net: keep(net, "ema", "one")),
+        ("tail", keep_in_module),
+        ("one", keep_in_list),
+    ],
+)
+def test_a_holder_that_is_kept_beside_its_replacement_raises(site, lose):
+    torch.manual_seed(3)
+    model = inject(settle(WithTail()), recipe(site), example_inputs=image())
+    run(model)
+    with pytest.raises(InjectError, match=site.replace(".", r"\.")):
+        run(lose(model))
+
+
+class Body(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+
+    def forward(self, x):
+        return self.body(x) * 2
+
+
+def wrap_body(net):
+    net.body = nn.Sequential(net.body)
+    return net
+
+
+def insert_first(net):
+    net.body.insert(0, nn.Identity())
+    return net
+
+
+def wrap_layer(net):
+    net.body[0] = nn.Sequential(net.body[0], nn.Identity())
+    return net
+
+
+def parallel(net):
+    net.body[0] = nn.ModuleDict({"own": net.body[0]})["own"]
+    return net
+
+
+MOVES = {"insert": (insert_first, "body.1"), "wrap": (wrap_layer, "body.0.0"), "same": (parallel, "body.0"),
+         "wrap all": (wrap_body, "body.0.0")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_holder_that_is_moved_or_wrapped_is_followed_and_its_norm_too(name):
+    move, path = MOVES[name]
+    torch.manual_seed(3)
+    stock = settle(Body())
+    model = inject(copy.deepcopy(stock), recipe("body.0"), example_inputs=image())
+    plain = run(stock)
+    with hooked(stock, ["body.0"]):
+        expected = run(stock)
+    assert_right(run(move(model)), expected, plain)
+    assert [insertion.module.removesuffix(".simam") for insertion in injected(model)] == [path]
+    with torch.no_grad():
+        norm = next(module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        owner = next(module for module in model.modules() if norm in module._modules.values())
+        name = next(key for key, child in owner.named_children() if child is norm)
+    owner.add_module(name, nn.Identity())  # folded into the convolution
+    with pytest.raises(InjectError, match=r"body\.0"):
+        run(model)
+
+
+class Ends(nn.Module):
+    def __init__(self, kind=nn.Sequential):
+        super().__init__()
+        self.body = kind(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1))
+
+    def forward(self, x):
+        return self.body(x) * 2
+
+
+def replace_last(net):
+    net.body[2] = nn.Conv2d(8, 8, 1).double()
+
+
+def delete_last(net):
+    del net.body[2]
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: net.body.append(nn.Tanh()),
+        lambda net: net.body.add_module("end", nn.Tanh()),
+        lambda net: net.body.extend([nn.Tanh()]),
+        lambda net: net.body.insert(3, nn.Tanh()),
+        replace_last,
+        delete_last,
+    ],
+    ids=["append", "add_module", "extend", "insert", "replace", "delete"],
+)
+def test_the_output_of_a_container_is_what_its_last_child_returns(change, copied):
+    torch.manual_seed(3)
+    model = inject(settle(Ends()), recipe("body"), example_inputs=image())
+    model = copy.deepcopy(model) if copied else model
+    run(model)
+    change(model)
+    with pytest.raises(InjectError, match="body"):
+        run(model)
+
+
+def test_children_before_the_last_may_change():
+    torch.manual_seed(3)
+    stock = settle(Ends())
+    model = inject(copy.deepcopy(stock), recipe("body"), example_inputs=image())
+    for net in (stock, model):
+        net.body.insert(1, nn.Tanh())
+    plain = run(stock)
+    with hooked(stock, ["body"]):
+        expected = run(stock)
+    assert_right(run(model), expected, plain)
+
+
+# eject after a loss leaves nothing
+
+
+class Op(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.c(x) * 2
+        return self.d(y) + y
+
+
+def other_forward(net):
+    net.forward = lambda x: x
+    return net
+
+
+@pytest.mark.parametrize(
+    ("factory", "site", "lose"),
+    [
+        (small, "one.conv", clear_hooks),
+        (small, "one.bn", clear_one),
+        (small, "one.bn", convert_to_sync),
+        (lambda: settle(Op()), "mul", other_forward),
+        (small, "one", clear_hooks),
+    ],
+)
+def test_eject_after_a_loss_takes_every_simam(factory, site, lose):
+    model = lose(inject(factory(), recipe(site), example_inputs=image()))
+    eject(model)
+    assert [name for name, module in model.named_modules() if isinstance(module, SimAM)] == []
+    assert injected(model) == ()
+    assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
+
+
+# What stands on classes and copies
+
+
+@pytest.mark.parametrize("change", ["lambda", "method", "subclass"])
+def test_a_class_whose_method_is_replaced_after_inject_raises(change):
+    class Own(Op):
+        def forward(self, x):
+            y = self.c(x) * 2
+            return self.d(y) + y
+
+    class Inner(Own):
+        pass
+
+    kind = Inner if change == "subclass" else Own
+    model = inject(settle(kind()), recipe("mul"), example_inputs=image())
+    run(model)
+    if change == "lambda":
+        Own.forward = lambda self, x: self.c(x) * 0
+    else:
+        Own.forward = Op.forward
+    with pytest.raises(InjectError, match="forward was replaced after SimAM was put inside it"):
+        run(model)
+
+
+@pytest.mark.parametrize("part", ["root", "inner", "deep"])
+def test_a_shallow_copy_runs_its_own_forward_or_raises(part):
+    """As DataParallel's replicas are made."""
+
+    class Scales(Op):
+        gain = 2.0
+
+        def forward(self, x):
+            y = self.c(x) * self.gain
+            return self.d(y) + y
+
+    stock = settle(Scales() if part == "root" else nn.Sequential(Scales()))
+    model = inject(copy.deepcopy(stock), recipe("mul" if part == "root" else "0.mul"), example_inputs=image())
+    twin = copy.deepcopy(model) if part == "deep" else copy.copy(model)
+    if part == "root":
+        with pytest.raises(InjectError, match="a shallow copy of this model"):
+            run(twin)
+    else:
+        twin._modules = dict(twin._modules)
+        twin._modules["0"] = copy.copy(twin._modules["0"])
+        twin._modules["0"].gain = 3.0
+        other = copy.deepcopy(stock)
+        other[0].gain = 3.0
+        y = attend(run(other[0].c) * 3)
+        assert distance(run(twin), run(other[0].d, y) + y) < 1e-8
+    run(model)
+
+
+GRAPHS = {
+    "deepcopy": copy.deepcopy,
+    "pickle": lambda graph: pickle.loads(pickle.dumps(graph)),
+    "twice": lambda graph: copy.deepcopy(copy.deepcopy(graph)),
+}
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("site", ["mul", "c", "d"])
+def test_a_graph_module_keeps_its_sites_in_copies_or_is_refused(site, name):
+    stock = torch.fx.symbolic_trace(settle(Op()))
+    model = copy.deepcopy(stock)
+    try:
+        inject(model, recipe(site), example_inputs=image())
+    except InjectError:
+        assert injected(model) == ()
+        return
+    assert len(injected(GRAPHS[name](model))) == 1
+    assert distance(run(GRAPHS[name](model)), run(model)) < 1e-12
+
+
+class Chunks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(3, 16, 3, padding=1)
+
+    def forward(self, x):
+        return self.c(x).chunk(2, 1)
+
+
+class ReadsChunks(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.t = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, z):
+        return self.t(z[0]) + z[1]
+
+
+class Lists(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.k, self.r = Chunks(), ReadsChunks()
+
+    def forward(self, x):
+        return self.r(self.k(x))
+
+
+@pytest.mark.parametrize("rule", [{"path": "k", "after": "output"}, {"path": "r", "before": "input"}])
+def test_fx_tracing_of_a_list_is_right_or_says_what_to_do(rule):
+    model = inject(settle(Lists()), {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=image())
+    try:
+        traced = torch.fx.symbolic_trace(model)
+    except InjectError as error:
+        told = str(error)
+    else:
+        assert distance(run(traced), run(model)) < 1e-12
+        return
+    assert "trace it first, then inject" in told

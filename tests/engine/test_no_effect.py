@@ -34,7 +34,7 @@ def test_what_another_recipe_left_is_no_effect_of_this_one(model):
 
 def test_an_optional_rule_that_wants_another_lambda(model):
     rule = {**THERE, "e_lambda": 0.1, "optional": True}
-    with pytest.raises(NoMatchError, match=r"changes nothing in this model(.|\n)*e_lambda 0.0001 instead of 0.1"):
+    with pytest.raises(NoMatchError, match=r"has no effect on this model(.|\n)*e_lambda 0.0001 instead of 0.1"):
         inject(model, {"rules": [rule]}, example_inputs=X)
 
 
@@ -48,3 +48,9 @@ def test_an_optional_rule_that_hits_nothing_is_in_the_plan():
     (skip,) = made.skips
     assert (skip.rule, skip.hit) == (1, False)
     assert skip.reason.startswith("this model has no block named 'Nope'")
+
+
+def test_an_exclude_that_excludes_nothing(model):
+    rule = {"path": "*", "after": "conv2d", "optional": True}
+    with pytest.raises(NoMatchError, match=r"exclude: 'blok.\*' matches nothing in this model"):
+        inject(model, {"rules": [rule]}, exclude=["blok.*"], example_inputs=X)

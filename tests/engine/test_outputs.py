@@ -1,12 +1,19 @@
 """Outputs of any class are compared, NaN and infinity included; where nothing can be compared, the check says so."""
 
+import copy
+from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from dataclasses import dataclass
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
-from simam_inject import SimAM, inject, verify
+from simam_inject import InjectError, SimAM, bypass, inject, injected, verify
 from simam_inject.errors import NoMatchError
 from simam_inject.verification.outputs import difference, tensors_of
-from tests.engine.blocks import Block, Net
+from tests.engine.blocks import Block, Net, conv
+from tests.oracle import E_LAMBDA, assert_right, attend, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 INF, NAN = float("inf"), float("nan")
@@ -83,3 +90,220 @@ def test_a_scripted_child_takes_no_hooks():
         inject(model, "after block.a", example_inputs=X)
     inject(model, "after block", example_inputs=X)
     assert verify(model).ok
+
+
+# Containers of any class: what the block returns keeps its class, its attributes and its other entries
+
+
+class Maps(list):
+    @property
+    def last(self):
+        return self[-1]
+
+
+class Features(dict):
+    def __getattr__(self, name):
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+
+class Pair(tuple):
+    __slots__ = ()
+
+    def total(self):
+        return self[0] + 2 * self[1]
+
+
+class Named(namedtuple("Named", "p q")):
+    __slots__ = ()
+
+    def total(self):
+        return self.p + 2 * self.q
+
+
+@dataclass
+class Both:
+    p: torch.Tensor
+    q: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Frozen:
+    p: torch.Tensor
+    q: torch.Tensor
+
+
+def tagged(p, q):
+    maps = Maps([p, q])
+    maps.scale = 3.0
+    return maps
+
+
+def class_of(maps):
+    """A number that tells the classes of containers apart."""
+    return 3 if isinstance(maps, (Maps, Features, Pair)) else 2
+
+
+CONTAINERS = {
+    "list": (lambda p, q: [p, q], lambda maps: maps[0] + 2 * maps[1]),
+    "list class": (lambda p, q: Maps([p, q]), lambda maps: maps.last * 2 + maps[0]),
+    "list class, asked for": (lambda p, q: Maps([p, q]), lambda maps: maps[0] + maps[1] * class_of(maps)),
+    "list with an attribute": (tagged, lambda maps: maps[0] + maps[1] * maps.scale),
+    "dict class": (lambda p, q: Features(p=p, q=q), lambda maps: maps.p + 2 * maps.q),
+    "dict class, asked for": (lambda p, q: Features(p=p, q=q), lambda maps: maps["p"] + maps["q"] * class_of(maps)),
+    "ordered dict": (lambda p, q: OrderedDict(p=p, q=q), lambda maps: maps["p"] + 2 * maps.popitem()[1]),
+    "default dict": (lambda p, q: defaultdict(lambda: 4.0, p=p, q=q), lambda maps: maps["p"] + maps["r"] * maps["q"]),
+    "user dict": (lambda p, q: UserDict(p=p, q=q), lambda maps: maps["p"] + 2 * maps["q"]),
+    "tuple class": (lambda p, q: Pair([p, q]), lambda maps: maps.total()),
+    "tuple class, asked for": (lambda p, q: Pair([p, q]), lambda maps: maps[0] + maps[1] * class_of(maps)),
+    "named tuple class": (Named, lambda maps: maps.total()),
+    "dataclass": (Both, lambda maps: maps.p + 2 * maps.q),
+    "frozen dataclass": (Frozen, lambda maps: maps.p + 2 * maps.q),
+    "cummax": (lambda p, q: (p + q).cummax(3), lambda maps: maps.values + maps.indices),
+    "sort": (lambda p, q: (p - q).sort(3), lambda maps: maps.values * (maps.indices + 1)),
+}  # fmt: skip
+
+
+class Returns2(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.c, self.d, self.make = conv(3), conv(3), make
+
+    def forward(self, x):
+        return self.make(self.c(x), self.d(x))
+
+
+class Reader(nn.Module):
+    def __init__(self, read):
+        super().__init__()
+        self.t, self.read = conv(), read
+
+    def forward(self, maps):
+        return self.t(self.read(maps))
+
+
+class Containers(nn.Module):
+    """`attend` stands between the two in the oracle: on each floating point map."""
+
+    def __init__(self, make, read):
+        super().__init__()
+        torch.manual_seed(4)
+        self.f, self.r = Returns2(make), Reader(read)
+        self.double().eval()
+
+    def forward(self, x):
+        return self.r(self.f(x))
+
+
+READ = ["list", "ordered dict", "named tuple class"]
+"""Containers whose entries are found in what a module is given."""
+
+
+@pytest.mark.parametrize(
+    ("name", "where"), [*[(name, "after") for name in CONTAINERS], *[(name, "before") for name in READ]]
+)
+def test_a_container_keeps_its_class(name, where):
+    make, read = CONTAINERS[name]
+
+    def make_attended(p, q):
+        if name in ("cummax", "sort"):
+            whole = make(p, q)
+            return SimpleNamespace(values=attend(whole.values), indices=whole.indices)
+        return make(attend(p), attend(q))
+
+    x = X.double()
+    stock, oracle, model = Containers(make, read), Containers(make_attended, read), Containers(make, read)
+    rule = {"path": "f", "after": "output"} if where == "after" else {"path": "r", "before": "input"}
+    inject(model, {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=x)
+    assert len(injected(model)) == (1 if name in ("cummax", "sort") else 2)
+    with torch.no_grad():
+        assert_right(model(x), oracle(x), stock(x))
+    assert verify(model).ok
+
+
+class Keeps(nn.Module):
+    """Keeps the list that it returns, and looks at it later."""
+
+    def __init__(self):
+        super().__init__()
+        self.c, self.d, self.outs = conv(3), conv(3), []
+
+    def forward(self, x):
+        self.outs = [self.c(x), self.d(x)]
+        return self.outs
+
+
+class ReadsKept(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.t = Keeps(), conv()
+
+    def forward(self, x):
+        found = self.f(x)
+        found.append(found[0] + found[1])
+        return self.t(self.f.outs[-1]) - found[0]
+
+
+class WritesBack(nn.Module):
+    """Writes into the list that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = conv()
+
+    def forward(self, maps):
+        maps[0] = self.a(maps[0])
+        maps.append(maps[0] + maps[1])
+
+
+class ReadsWritten(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d, self.head, self.t = conv(3), conv(3), WritesBack(), conv()
+
+    def forward(self, x):
+        maps = [self.c(x) * 2, self.d(x) * 3]
+        self.head(maps)
+        return self.t(maps[-1]) - maps[0]
+
+
+class WritesKey(WritesBack):
+    def forward(self, maps):
+        maps["o"] = self.a(maps["p"]) + maps["q"]
+
+
+class ReadsKey(ReadsWritten):
+    def __init__(self):
+        super().__init__()
+        self.head = WritesKey()
+
+    def forward(self, x):
+        maps = {"p": self.c(x) * 2, "q": self.d(x) * 3}
+        self.head(maps)
+        return self.t(maps["o"])
+
+
+@pytest.mark.parametrize(
+    ("factory", "rule"),
+    [
+        (ReadsKept, {"path": "f", "after": "output"}),
+        (ReadsWritten, {"path": "head", "before": "input"}),
+        (ReadsKey, {"path": "head", "before": "input"}),
+    ],
+)
+def test_a_container_whose_identity_matters_is_right_or_refused(factory, rule):
+    torch.manual_seed(4)
+    stock = factory().double().eval()
+    model = copy.deepcopy(stock)
+    x = X.double()
+    try:
+        inject(model, {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=x)
+    except (InjectError, KeyError):  # the copy that the module got has not what the caller reads
+        assert injected(model) == ()
+        with torch.no_grad():
+            assert same_bits(model(x), stock(x))
+        return
+    with torch.no_grad(), bypass(model):
+        assert same_bits(model(x), stock(x))

@@ -51,7 +51,7 @@ def run(model):
 def test_injecting_twice_changes_nothing_and_says_so():
     model = inject(network(), "after block.a", example_inputs=X)
     before = snapshot(model)
-    with pytest.warns(UserWarning, match="nothing to inject: all 2 sites have SimAM already"):
+    with pytest.warns(UserWarning, match="nothing to inject: all 2 sites already have SimAM"):
         assert inject(model, "after block.a", example_inputs=X) is model
     assert snapshot(model) == before
     again = plan(model, "after block.a", example_inputs=X)
@@ -63,7 +63,7 @@ def test_another_lambda_is_refused_and_not_ignored():
     model = inject(network(), "after block.a", example_inputs=X)
     recipe = {"e_lambda": 0.5, "rules": [{"block": "block", "after": "a"}]}
     before = snapshot(model)
-    told = "1.inner.a: has SimAM already, with e_lambda 0.0001 instead of 0.5; eject first to change it"
+    told = "1.inner.a: already has SimAM, with e_lambda 0.0001 instead of 0.5; call eject(model) first"
     for action in (inject, plan):
         with pytest.raises(NoMatchError, match=r"rules\[0\] \(block block, after a\) matched 2 sites, but") as caught:
             action(model, recipe, example_inputs=X)
@@ -146,7 +146,7 @@ def test_a_plan_is_applied_once_and_to_the_planned_model():
     assert injected(model) == ()
     assert planned.apply() is model
     assert injected(model) == planned.insertions
-    with pytest.raises(ModelError, match="has changed since it was planned"):
+    with pytest.raises(ModelError, match="has changed since the plan was made"):
         planned.apply()
     other = plan(network(), "after block.a", example_inputs=X)
     other.apply()
@@ -154,7 +154,7 @@ def test_a_plan_is_applied_once_and_to_the_planned_model():
     stale = plan(changed, "after block.a", example_inputs=X)
     changed[1].inner = Block()
     before = snapshot(changed)
-    with pytest.raises(ModelError, match="has changed since it was planned"):
+    with pytest.raises(ModelError, match="has changed since the plan was made"):
         stale.apply()
     assert snapshot(changed) == before
 

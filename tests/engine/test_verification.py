@@ -126,7 +126,7 @@ def put_elsewhere(monkeypatch, edit, **also):
 )
 def test_a_site_on_the_wrong_value(monkeypatch, site, edit):
     put_elsewhere(monkeypatch, edit)
-    with pytest.raises(VerificationError, match=r"the model is as it was.*formula"):
+    with pytest.raises(VerificationError, match=r"the model was restored.*formula"):
         build(site)
 
 
@@ -138,7 +138,7 @@ def test_another_expression_of_the_forward(monkeypatch):
         return replace(real(flow, site, reader), expression=real(flow, other, reader).expression)
 
     monkeypatch.setattr(planner, "resolve", wrong)
-    with pytest.raises(VerificationError, match=r"the model is as it was.*formula"):
+    with pytest.raises(VerificationError, match=r"the model was restored.*formula"):
         build("add")
 
 
@@ -175,7 +175,7 @@ def test_a_wrong_lambda_in_operator_and_record_alike(monkeypatch):
         return replace(real(*args, **kwargs), e_lambda=0.5)
 
     monkeypatch.setattr(planner, "Insertion", wrong)
-    with pytest.raises(VerificationError, match=r"block\.a has e_lambda 0\.5; its recipe says 0\.0001"):
+    with pytest.raises(VerificationError, match=r"block\.a has e_lambda 0\.5; its recipe has 0\.0001"):
         build("a")
 
 
@@ -278,7 +278,7 @@ def test_inside_bypass():
 
 
 def test_a_model_without_simam():
-    with pytest.raises(ModelError, match="there is no SimAM in this model"):
+    with pytest.raises(ModelError, match="no SimAM in this model"):
         verify(Net(), example_inputs=X)
 
 

@@ -3,6 +3,7 @@
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from simam_inject import inject, injected
 from simam_inject.export import export
@@ -83,6 +84,22 @@ def test_a_dynamic_file_takes_other_batches_and_sizes(suffix, tmp_path):
         torch.testing.assert_close(run_file(report.path, other), model(other), rtol=1e-5, atol=1e-6)
 
 
+class Timed(Network):
+    """Takes one number for each sample, as diffusion models do."""
+
+    def forward(self, x, times, size=None):
+        return super().forward(x * times.view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize(("batch", "times"), [(3, [(3,), (4,)]), (1, [(1,), (1,)])])
+def test_a_vector_with_the_length_of_the_batch_varies_with_it(batch, times, tmp_path):
+    example = (image(batch), torch.rand(batch), torch.tensor([32.0, 32.0]))
+    model = inject(Timed(), "after basicblock.conv2", example_inputs=example, verify=False)
+    report = export(model, tmp_path / "net.pt2", example_inputs=example, dynamic="batch")
+    assert [comparison.shapes[1] for comparison in report.comparisons] == times
+    assert {comparison.shapes[2] for comparison in report.comparisons} == {(2,)}
+
+
 def test_the_names_of_dynamic_sizes_stand_in_the_onnx_file(tmp_path):
     report = export(attended(), tmp_path / "net.onnx", example_inputs=image(), dynamic="batch")
     session = onnxruntime.InferenceSession(str(report.path))
@@ -94,8 +111,6 @@ def test_the_names_of_dynamic_sizes_stand_in_the_onnx_file(tmp_path):
 def test_keywords_a_dict_of_outputs_and_a_block_that_runs_twice(suffix, tmp_path):
     torch.manual_seed(0)
     example = {"x": image(), "scale": torch.tensor([2.0])}
-    from simam_inject import inject
-
     model = inject(Pyramid(), "after basicblock.conv2", example_inputs=example, verify=False)
     report = export(model, tmp_path / f"net{suffix}", example_inputs=example)
     assert [(site.path, site.runs) for site in report.sites] == [("blocks.0.conv2", 2), ("blocks.1.conv2", 1)]
@@ -135,10 +150,6 @@ def test_a_block_output_wrapped_at_its_boundary_is_in_the_file(tmp_path):
 
 
 def test_channels_last_maps_are_exported(tmp_path):
-    from torch import nn
-
-    from simam_inject import inject
-
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -162,8 +173,6 @@ def test_wrappers_are_looked_through(wrap, tmp_path):
 
 def test_network_of_the_default_size(tmp_path):
     torch.manual_seed(0)
-    from simam_inject import inject
-
     model = inject(Network(), "after basicblock.conv2", verify=False)
     report = export(model, tmp_path / "net.torchscript")
     assert report.comparisons[0].shapes == ((1, 3, 224, 224),)

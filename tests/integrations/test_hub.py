@@ -75,7 +75,7 @@ def test_a_pickle_in_the_folder_is_never_read(net, tmp_path):
     net.save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps({"weight": 1}))
-    with pytest.raises(FileError, match=r"there is no model\.safetensors in it"):
+    with pytest.raises(FileError, match=r"has no file model\.safetensors"):
         Net.from_pretrained(tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_only_names_of_libraries_are_written(name, tmp_path):
         ('{"architecture": "ultralytics:evil.pt"}', r"its architecture is 'ultralytics:evil\.pt'"),
         ('{"architecture": ["timm:resnet18"]}', "its architecture is "),
         ("[]", "its architecture is None"),
-        ("{", "it is no JSON"),
+        ("{", "it is not valid JSON"),
         ('{"architecture": "timm:resnet18", "num_classes": "3"}', "its num_classes is '3', not a number"),
     ],
 )
@@ -160,8 +160,8 @@ def test_a_configuration_cannot_run_code(config, words, net, tmp_path, monkeypat
 
 def test_neither_a_folder_nor_to_be_had():
     with pytest.raises(
-        FileError, match=r"me/nothing is no folder here, and model\.safetensors cannot be had from the Hub"
+        FileError, match=r"me/nothing is not a local folder, and model\.safetensors cannot be downloaded from the Hub"
     ):
         hub.from_pretrained("me/nothing")
-    with pytest.raises(FileError, match="no/such/name is no folder here"):
+    with pytest.raises(FileError, match="no/such/name is not a local folder"):
         hub.from_pretrained("no/such/name")

@@ -221,5 +221,5 @@ def test_a_hostile_record_is_refused(tmp_path):
 
 @pytest.mark.parametrize("options", [{"ramp_steps": -1}, {"start": 2.0}, {"calibrate_batches": -1}])
 def test_numbers_out_of_range(options):
-    with pytest.raises(RecipeError, match="ramp_steps is a number of steps"):
+    with pytest.raises(RecipeError, match="ramp_steps must be a number of steps"):
         SimAMCallback(RECIPE, **options)

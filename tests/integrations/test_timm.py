@@ -167,7 +167,7 @@ def test_a_recipe_of_ones_own():
     assert paths(timm.create_model("test_resnet_simam_My_own")) == ["layer4"]
     assert register("test_resnet", recipe, name="ours") == "ours"
     assert paths(timm.create_model("ours", num_classes=2)) == ["layer4"]
-    with pytest.raises(ModelError, match="timm has a model 'ours' already"):
+    with pytest.raises(ModelError, match="timm already has a model 'ours'"):
         register("test_resnet", recipe, name="ours")
 
 
@@ -176,7 +176,7 @@ def test_a_recipe_of_ones_own():
     [
         (("resnet5O", "paper"), ModelError, "timm has no model 'resnet5O'.*did you mean resnet50"),
         (("resnet50.a1_in1k", "paper"), ModelError, "a name without a tag"),
-        (("resnet50", "paper", "a-b"), ModelError, "cannot be named 'a-b'"),
+        (("resnet50", "paper", "a-b"), ModelError, "invalid name for a timm model: 'a-b'"),
         (("resnet50", "papr"), RecipeError, "papr"),
     ],
 )

@@ -67,6 +67,19 @@ def test_a_pickle_is_never_read(write, file, refused, tmp_path):
     assert not mark.exists()
 
 
+def test_a_header_whose_length_begins_like_a_pickle(tmp_path):
+    """0x580 bytes: the file begins with 80 05, as pickles of the protocol 5 do."""
+    model = torch.nn.Linear(2, 2)
+    file = save(model, tmp_path / "x.safetensors")
+    with safe_open(file, framework="pt") as opened:
+        metadata = {**opened.metadata(), "pad": ""}
+    save_file(load_file(file), file, metadata)
+    length = int.from_bytes(file.read_bytes()[:8], "little")
+    save_file(load_file(file), file, {**metadata, "pad": " " * (0x580 - length)})
+    assert file.read_bytes()[:2] == b"\x80\x05"
+    assert torch.equal(load(file, torch.nn.Linear(2, 2)).weight, model.weight)
+
+
 @pytest.mark.parametrize("kept", [0, 5, 8, 300, -1])
 def test_truncated(kept, file, refused):
     file.write_bytes(file.read_bytes()[:kept])
@@ -75,7 +88,7 @@ def test_truncated(kept, file, refused):
 
 def test_noise(file, refused):
     file.write_bytes(random.Random(0).randbytes(4096))
-    refused("truncated, or no safetensors file")
+    refused("truncated, damaged, or no safetensors file")
     file.write_bytes((16).to_bytes(8, "little") + random.Random(0).randbytes(4096))
     refused("truncated, damaged, or no safetensors file")
 
@@ -149,7 +162,7 @@ def site(**changes):
         (lambda data: data.pop("sites") and None, "sites: Field required"),
         (lambda data: data.update(sites={"a": 1}), "sites: "),
         (lambda data: data["sites"].append({"module": 1}), "sites.2"),
-        (twice, "one SimAM twice"),
+        (twice, "the same SimAM twice"),
         (without("settings"), "no strength and gain for every site"),
         (lambda data: data.update(settings=[[2.0, 1.0]] * 2), "settings.0.0: "),
         (lambda data: data.update(settings=[[1.0, -1.0]] * 2), "settings.0.1: "),
@@ -161,7 +174,7 @@ def site(**changes):
         (lambda data: data.update(example={"args": ["tensor hub 1"], "kwargs": {}}), "example inputs is not valid"),
         (lambda data: data.update(example={"args": ["tensor float32 99999999 99999999"], "kwargs": {}}), "not valid"),
         (edit(module="nowhere"), "Net has no module 'nowhere'"),
-        (edit(module="blocks"), "Sequential, which cannot hold a SimAM"),
+        (edit(module="blocks"), "Sequential, which cannot have a SimAM as a child"),
         (edit(module="blocks.0.conv1.weight"), "Net has no module"),
         (edit(module="__class__"), "Net has no module"),
         (edit(module="a\nb"), "sites.0.edit.output.module|sites.0.edit.module"),
@@ -197,6 +210,14 @@ def site(**changes):
 def test_metadata_that_say_nonsense(change, words, file, refused):
     rewrite(file, change)
     refused(words)
+
+
+def test_a_site_that_another_module_holds_gets_its_settings(file):
+    """The model has the file's sites at the same places, though the file names another child for one of them."""
+    rewrite(file, lambda data: data["sites"][0].update(child="simam_other") or data.update(settings=[[0.5, 1.0]] * 2))
+    other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
+    load(file, other)
+    assert {site.strength for site in injected(other)} == {0.5}
 
 
 def test_every_truncation_of_the_metadata_is_one_error(file):

@@ -8,7 +8,7 @@ import stat
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from simam_inject import eject, inject, injected, verify
@@ -56,10 +56,12 @@ def test_a_plain_model_gets_the_sites_and_the_weights(model, file, tmp_path):
 
 
 def test_a_model_with_the_same_sites_gets_the_weights(model, file):
+    model.blocks[0].conv2.simam.gain = 1.25
     other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
-    before = injected(other)
-    load(file, other)
-    assert injected(other) == before
+    modules = list(other.modules())
+    load(save(model, file), other)
+    assert injected(other) == injected(model)
+    assert all(one is another for one, another in zip(other.modules(), modules, strict=True))
     assert torch.equal(other(X), model(X))
 
 
@@ -76,12 +78,6 @@ def test_the_weights_are_plain_safetensors(model, file):
     assert same(state(plain), state(model))
 
 
-def test_plain_weights_load_strictly_into_an_injected_model(model):
-    plain = net(3)
-    model.load_state_dict(plain.state_dict(), strict=True)
-    assert same(state(model), state(plain))
-
-
 def test_the_metadata_tell_recipe_sites_and_versions(file):
     manifest = read(file)
     (recipe,) = manifest.recipes
@@ -92,6 +88,8 @@ def test_the_metadata_tell_recipe_sites_and_versions(file):
     assert dict(manifest.versions)["torch"] == torch.__version__.partition("+")[0]
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["format"] == "pt"
+        data = json.loads(opened.metadata()[KEY])
+    assert sorted(data) == ["example", "format", "layout", "recipes", "settings", "sites", "versions"]
 
 
 def test_two_recipes_are_both_remembered(model, tmp_path):
@@ -134,13 +132,6 @@ def test_strength_gain_and_lambda_are_those_of_the_modules(model, tmp_path):
     assert not torch.allclose(other(X), model(X), rtol=1e-3)
 
 
-def test_a_model_with_the_same_sites_gets_strength_and_gain(model, tmp_path):
-    model.blocks[0].conv2.simam.gain = 1.25
-    other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
-    load(save(model, tmp_path / "x.safetensors"), other)
-    assert injected(other) == injected(model)
-
-
 def test_attention_other_than_simam_is_not_saved(tmp_path):
     model = inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda c: nn.Conv2d(c, c, 1))
     with pytest.raises(FileError, match=r"attention at blocks.0.conv2 is a Conv2d, and files hold SimAM only"):
@@ -178,11 +169,6 @@ def test_a_model_without_simam_has_a_file_without_sites(tmp_path):
     other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
     with pytest.raises(FileError, match=r"blocks.0.conv2: e_lambda 0.02 in the model, none in the file"):
         load(file, other)
-
-
-def test_copies_and_pickles_keep_the_recipe(model, tmp_path):
-    file = save(copy.deepcopy(model), tmp_path / "x.safetensors")
-    assert [recipe["name"] for recipe in read(file).recipes] == ["two"]
 
 
 def test_an_injection_that_changes_nothing_is_not_remembered(model, tmp_path):
@@ -223,12 +209,6 @@ def test_views_and_memory_formats_are_stored_by_value(model, tmp_path):
     other = load(file, net(1).to(memory_format=torch.channels_last))
     assert other.stem.weight.is_contiguous(memory_format=torch.channels_last)
     assert same(state(other), state(model))
-
-
-def test_half_precision_loads_into_single(model, tmp_path):
-    other = load(save(model.half(), tmp_path / "x.safetensors"), net(1))
-    assert other.stem.weight.dtype == torch.float32
-    assert torch.equal(other.stem.weight, model.stem.weight.float())
 
 
 def test_not_strict_leaves_out_and_says_so(file):
@@ -277,7 +257,7 @@ def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path):
     file.write_bytes(file.read_bytes().replace(digest.encode(), b"0" * 16))
     other = mixed(1)
     before = state(other)
-    with pytest.raises(FileError, match=r"Mixed.mix is another version than the one SimAM was planned for"):
+    with pytest.raises(FileError, match=r"Mixed.mix differs from the version that SimAM was planned for"):
         load(file, other)
     assert not injected(other)
     assert same(state(other), before)
@@ -324,9 +304,7 @@ def test_a_full_disk_leaves_the_old_file(model, file, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        FileError, match=r"cannot write .*: No space left on device; what was there before is untouched"
-    ):
+    with pytest.raises(FileError, match=r"cannot write .*: No space left on device; the previous file is unchanged"):
         save(net_now, file)
     assert file.read_bytes() == before
     assert [entry.name for entry in file.parent.iterdir()] == [file.name]
@@ -361,25 +339,11 @@ def test_links_and_permissions_stay(model, file, tmp_path):
     assert stat.S_IMODE(file.stat().st_mode) == 0o640
 
 
-def test_the_text_of_the_metadata_is_json(file):
-    with safe_open(file, framework="pt") as opened:
-        data = json.loads(opened.metadata()[KEY])
-    assert sorted(data) == ["example", "format", "layout", "recipes", "settings", "sites", "versions"]
-
-
-def test_foreign_weights_with_the_same_metadata_are_refused(file):
-    with safe_open(file, framework="pt") as opened:
-        metadata = opened.metadata()
-    tensors = load_file(file)
-    tensors["top.weight"] = tensors.pop("head.weight")
-    save_file(tensors, file, metadata)
-    with pytest.raises(FileError, match="names or shapes were changed afterwards"):
-        read(file)
-
-
 @pytest.mark.parametrize("written", [torch.float32, torch.float16])
 @pytest.mark.parametrize("read", [torch.float32, torch.bfloat16])
 def test_a_file_and_a_model_of_other_dtypes(tmp_path, written, read):
     model = inject(net(), RECIPE, example_inputs=EXAMPLE).to(written)
     path = save(model, tmp_path / "x.safetensors")
-    assert injected(load(path, net().to(read))) == injected(model)
+    other = load(path, net(1).to(read))
+    assert injected(other) == injected(model)
+    assert torch.equal(other.stem.weight, model.stem.weight.to(read))

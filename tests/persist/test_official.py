@@ -54,7 +54,7 @@ def test_the_report_names_every_key(tmp_path):
     lines = report.splitlines()
     assert lines[0] == "122 tensors (114 exact, 8 unwrapped), 8 SimAM sites"
     assert "  module.layer1.0.conv2.0.weight -> layer1.0.conv2.weight  unwrapped" in lines
-    assert "  epoch  ignored: no weights" in lines
+    assert "  epoch  ignored: not weights" in lines
     assert len(lines) == 1 + 122 + 4
 
 
@@ -130,7 +130,7 @@ def test_other_sites_in_the_model(file, refused):
 
 def test_another_family(file, refused):
     refused(
-        "fit torchvision's ResNet, ResNeXt and MobileNetV2, not a tests.persist.authors.ResNet",
+        "for torchvision's ResNet, ResNeXt and MobileNetV2, not for tests.persist.authors.ResNet",
         file,
         ResNet(Basic, (2, 2, 2, 2)),
     )
@@ -151,4 +151,4 @@ def test_no_checkpoint(tmp_path, refused):
     refused("it cannot be read: No such file", tmp_path / "nothing.pth", resnet18())
     for content in ([1, 2], {}, {"state_dict": {"a": 1}}, {"a": torch.zeros(1), "b": 2}):
         torch.save(content, tmp_path / "y.pth")
-        refused("it holds (a list|no table of tensors)", tmp_path / "y.pth", resnet18())
+        refused("it (holds a list|is not a state_dict of tensors)", tmp_path / "y.pth", resnet18())

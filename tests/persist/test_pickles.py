@@ -156,7 +156,7 @@ def test_weights_only_still_asks_for_the_classes_of_the_model():
 def test_another_version_of_the_class_is_refused(monkeypatch):
     data = pickle.dumps(expressions())
     monkeypatch.setattr(Mixed, "mix", lambda self, x: x * 3.0)
-    with pytest.raises(FileError, match=r"SimAM cannot be put back: .*Mixed.mix"):
+    with pytest.raises(FileError, match=r"SimAM cannot be restored: .*Mixed.mix"):
         pickle.loads(data)
 
 

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 
 from simam_inject.errors import RecipeError
 from simam_inject.matching import match, unmatched_message
-from simam_inject.recipe import Recipe, load_recipe, read_shipped, selector, shipped_recipes
+from simam_inject.recipe import Recipe, Rule, Where, load_recipe, read_shipped, selector, shipped_recipes
+from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.recipe import load_text
+from simam_inject.recipe.rule import Pick
 from tests.matching.networks import NETWORKS
 
 KEY = r"""(\w[\w-]*|'.{0,700}?'|".{0,700}?"|a \w[\w ]*)(\.\.\.)?(\[\d+\])*"""
@@ -23,63 +25,12 @@ LONG = pytest.mark.long
 quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 thorough = settings(quick, max_examples=5000)
 
-WORDS = st.sampled_from(
-    [
-        "structure",
-        "main",
-        "which",
-        "block",
-        "pattern",
-        "path",
-        "exclude",
-        "after",
-        "before",
-        "where",
-        "pick",
-        "e_lambda",
-        "optional",
-        "version",
-        "name",
-        "description",
-        "extends",
-        "rules",
-        "op",
-        "kernel",
-        "stride",
-        "dilation",
-        "groups",
-        "channels",
-        "spatial",
-        "reduction",
-        "stage",
-        "first",
-        "last",
-        "every",
-        "per",
-        "all",
-        "model",
-        "output",
-        "input",
-        "residual",
-        "conv2",
-        "relu[2]",
-        "relu[*]",
-        "Bottleneck",
-        "bottleneck",
-        "c2f",
-        "*",
-        "layer[34].*",
-        "{a,b}",
-        "conv2d",
-        ">",
-        "*norm",
-        "conv2d[k=3,s>=2]",
-        "depthwise",
-        ">=64",
-        "1x7",
-        "paper",
-    ]
-)
+KEYS = {key for model in (Recipe, Rule, Where, Pick, Operation) for key in model.model_fields}
+WORDS = st.sampled_from([
+    *sorted(KEYS), "main", "all", "model", "output", "input", "residual", "conv2", "relu[2]", "relu[*]", "Bottleneck",
+    "bottleneck", "c2f", "*", "layer[34].*", "{a,b}", "conv2d", ">", "*norm", "conv2d[k=3,s>=2]", "depthwise", ">=64",
+    "1x7", "paper",
+])  # fmt: skip
 SCALARS = st.one_of(
     WORDS,
     st.none(),
@@ -150,7 +101,7 @@ def use(recipe):
     for anatomy in (NETWORKS["resnet"], NETWORKS["yolo"], NETWORKS["pyramid"]):
         found = match(recipe, anatomy)
         for index in range(len(recipe.rules)):
-            if not found.hits_of(index):
+            if index not in {hit.rule for hit in found.hits}:
                 assert unmatched_message(recipe, index, anatomy, found.misses).startswith(f"rules[{index}] (")
     assert time.process_time() - start < SECONDS
 

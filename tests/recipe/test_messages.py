@@ -20,10 +20,12 @@ MESSAGES = [
     ("{rules: {block: A}}", "rules", ["found a mapping", "list"]),
     ("{rules: [3]}", "rules[0]", ["found 3", "structure, block, pattern, path, exclude, after, before, where, pick"]),
     ("{version: 2, rules: [{block: A, after: b}]}", "version", ["found 2", "1"]),
-    ("{name: 3, rules: [{block: A, after: b}]}", "name", ["found 3", "text"]),
+    ("{name: 3, rules: [{block: A, after: b}]}", "name", ["found 3", "string"]),
     ("{rule: [], e_lambda: 0.1}", "rule", ["unknown key", "mean 'rules'?"]),
     ("{block: A, after: conv2}", "block", ["unknown key", "belongs in an entry of 'rules'"]),
     ("{'-': 3}", "'-'", ["unknown key"]),
+    ("{'A·': 3}", "'A·'", ["unknown key"]),
+    ('{"' + "\U0001342f" * 7 + '": 3}', repr("\U0001342f" * 7), ["unknown key"]),
     ("{extends: 3}", "extends", ["no shipped recipe is named 3", "paper"]),
     # e_lambda
     ("{e_lambda: -1, rules: [{block: A, after: b}]}", "e_lambda", ["found -1", "greater than 0"]),
@@ -35,29 +37,29 @@ MESSAGES = [
     ("{e_lambda: '0.1', rules: [{block: A, after: b}]}", "e_lambda", ["found '0.1'", "number"]),
     (rule("block: A, after: b, e_lambda: small"), "rules[1].e_lambda", ["found 'small'"]),
     # selection
-    (rule("after: b"), "rules[1]", ["selects nothing", "structure: main", "block: Bottleneck"]),
+    (rule("after: b"), "rules[1]", ["has no selector", "structure: main", "block: Bottleneck"]),
     (rule("block: A, pattern: 'conv2d > relu'"), "rules[1]", ["both 'block' and 'pattern'", "exactly one"]),
     (rule("block: A, structure: main, after: b"), "rules[1]", ["both 'structure' and 'block'", "exactly one"]),
     (
         rule("structure: mian, after: b"),
         "rules[1].structure",
-        ["found 'mian'", "residual, main or decoder", "mean 'main'?"],
+        ["found 'mian'", "'residual', 'main' or 'decoder'", "mean 'main'?"],
     ),
-    (rule("structure: [main, 3], after: b"), "rules[1].structure", ["found 3", "residual, main or decoder"]),
+    (rule("structure: [main, 3], after: b"), "rules[1].structure[1]", ["found 3", "'main' or 'decoder'"]),
     (rule("structure: [], after: b"), "rules[1].structure", ["0 entries"]),
     (rule("blok: A, after: b"), "rules[1].blok", ["unknown key", "mean 'block'?"]),
     (rule("block: A, after: b, channels: 3"), "rules[1].channels", ["belongs under 'where'"]),
     (rule("block: A, after: b, last: 1"), "rules[1].last", ["belongs under 'pick'"]),
     (rule("block: A, after: b, which: last"), "rules[1].which", ["belongs under 'after'"]),
     (rule("block: A, after: b, zzz: 1"), "rules[1].zzz", ["unknown key"]),
-    (rule("block: [A, 3], after: b"), "rules[1].block", ["found 3", "glob"]),
-    (rule("block: '', after: b"), "rules[1].block", ["empty"]),
-    (rule("path: '{a,b', after: b"), "rules[1].path", ["'{a,b'", "brace without its partner"]),
-    (rule("path: 'a}', after: b"), "rules[1].path", ["brace without its partner"]),
+    (rule("block: [A, 3], after: b"), "rules[1].block[1]", ["found 3", "string"]),
+    (rule("block: '', after: b"), "rules[1].block", ["found ''", "at least 1"]),
+    (rule("path: '{a,b', after: b"), "rules[1].path", ["'{a,b'", "unbalanced brace"]),
+    (rule("path: 'a}', after: b"), "rules[1].path", ["unbalanced brace"]),
     (rule("path: '" + "{a,b}" * 7 + "', after: b"), "rules[1].path", ["more than 64 alternatives"]),
     (rule("path: " + "a" * 201 + ", after: b"), "rules[1].path", ["201 characters", "at most 200"]),
     # place
-    (rule("block: A"), "rules[1]", ["does not say where", "after: output"]),
+    (rule("block: A"), "rules[1]", ["has neither 'after' nor 'before'", "after: output"]),
     (rule("block: A, after: b, before: c"), "rules[1]", ["both 'after' and 'before'"]),
     (rule("block: A, before: output"), "rules[1].before", ["write after: output"]),
     (rule("block: A, after: input"), "rules[1].after", ["write before: input"]),
@@ -67,43 +69,39 @@ MESSAGES = [
     (rule("block: A, after: 'relu[0]'"), "rules[1].after", ["found 'relu[0]'", "relu[1] is the first"]),
     (rule("block: A, after: {kernel: 3}"), "rules[1].after.op", ["is missing"]),
     (rule("block: A, after: {op: conv2d, kernal: 3}"), "rules[1].after.kernal", ["unknown key", "mean 'kernel'?"]),
-    (rule("block: A, after: {op: conv2}"), "rules[1].after.op", ["found 'conv2'", "Did you mean 'conv2d'?"]),
-    (rule("block: A, after: {op: batchnrom}"), "rules[1].after.op", ["Did you mean 'batch_norm'?"]),
+    (rule("block: A, after: {op: conv2}"), "rules[1].after.op", ["found 'conv2'", "mean 'conv2d'?"]),
+    (rule("block: A, after: {op: batchnrom}"), "rules[1].after.op", ["mean 'batch_norm'?"]),
     (rule("block: A, after: {op: 3}"), "rules[1].after.op", ["found 3"]),
     (rule("block: A, after: {op: 'a b'}"), "rules[1].after.op", ["found 'a b'"]),
-    (rule("block: A, after: {op: []}"), "rules[1].after.op", ["0 entries", "1 to 16"]),
+    (rule("block: A, after: {op: []}"), "rules[1].after.op", ["0 entries", "at least 1"]),
     (rule("block: A, after: {op: depthwise}"), "rules[1].after.op", ["a condition", "groups=depthwise"]),
     (rule("block: A, before: {op: conv2d, groups: dw}"), "rules[1].before.groups", ["found 'dw'", "depthwise"]),
     (rule("block: A, after: {op: conv2d, which: lats}"), "rules[1].after.which", ["'lats'", "'first'", "mean 'last'?"]),
-    (rule("block: A, after: {op: conv, kernel: 3}, where: {kernel: 3}"), "rules[1].where", ["kernel is also in after"]),
     # pattern
-    (rule("pattern: 3"), "rules[1].pattern", ["found 3", "text"]),
+    (rule("pattern: 3"), "rules[1].pattern", ["found 3", "string"]),
     (rule("pattern: 'conv2d >'"), "rules[1].pattern", ["found ''", "conv2d[k=3, s>=2, groups=depthwise]"]),
     (rule("pattern: 'conv2d[k=]'"), "rules[1].pattern", ["found 'conv2d[k=]'"]),
     (rule("pattern: 'conv2d[kernal=3]'"), "rules[1].pattern.kernal", ["unknown key", "mean 'kernel'?"]),
-    (rule("pattern: 'conv2d[which=last]'"), "rules[1].pattern", ["'conv2d[which=last]'", "does not have"]),
-    (rule("pattern: 'depthwise > norm'"), "rules[1].pattern.op", ["a condition"]),
+    (rule("pattern: 'conv2d[which=last]'"), "rules[1].pattern.which", ["unknown key", "kernel, stride"]),
+    (rule("pattern: 'conv2d[op=relu]'"), "rules[1].pattern.op", ["unknown key"]),
+    (rule("pattern: 'depthwise > norm'"), "rules[1].pattern", ["a condition"]),
     (rule("pattern: 'conv2d[k=3,k=5]'"), "rules[1].pattern", ["twice"]),
     (rule("pattern: 'conv2d[k=big]'"), "rules[1].pattern.kernel", ["found 'big'"]),
-    (rule("pattern: 'conv2d > relu', after: bn"), "rules[1].after", ["'bn' is not a member", "(conv2d > relu)"]),
+    (rule("pattern: 'conv2d > relu', after: bn"), "rules[1].after", ["'bn' is not a member"]),
     (rule("pattern: 'conv2d > relu', before: rlu"), "rules[1].before", ["not a member", "mean 'relu'?"]),
-    (rule("pattern: 'relu > conv > relu', after: relu"), "rules[1].after", ["2 times", "relu[1], relu[2]"]),
-    (rule("pattern: 'relu > conv', after: 'relu[2]'"), "rules[1].after", ["no relu[2]"]),
+    (rule("pattern: 'relu > conv > relu', after: relu"), "rules[1].after", ["not one member", "relu[1] or relu[2]"]),
+    (rule("pattern: 'relu > conv', after: 'relu[2]'"), "rules[1].after", ["'relu[2]' is not", "write relu[1]"]),
     (rule("pattern: 'relu > conv', before: residual"), "rules[1].before", ["'residual' is not a member"]),
     # where
     (rule("block: A, after: b, where: {chanels: 3}"), "rules[1].where.chanels", ["unknown key", "mean 'channels'?"]),
-    (
-        rule("block: A, after: b, where: 3"),
-        "rules[1].where",
-        ["found 3", "channels, spatial, reduction, stage, kernel"],
-    ),
+    (rule("block: A, after: b, where: 3"), "rules[1].where", ["found 3", "channels, spatial, reduction, stage"]),
     (rule("block: A, after: b, where: {channels: big}"), "rules[1].where.channels", ["found 'big'", "'>=64'"]),
     (rule("block: A, after: b, where: {channels: 3.5}"), "rules[1].where.channels", ["found 3.5"]),
-    (rule("block: A, after: b, where: {channels: -3}"), "rules[1].where.channels", ["out of range"]),
+    (rule("block: A, after: b, where: {channels: -3}"), "rules[1].where.channels", ["found -3", "from 0"]),
     (rule("block: A, after: b, where: {channels: []}"), "rules[1].where.channels", ["0 entries"]),
-    (rule("block: A, after: b, where: {kernel: '>1x7'}"), "rules[1].where.kernel", ["found '>1x7'", "= or !="]),
+    (rule("block: A, after: b, where: {kernel: '>1x7'}"), "rules[1].where.kernel", ["found '>1x7'", "'!=1x7'"]),
     # pick
-    (rule("block: A, after: b, pick: frist"), "rules[1].pick", ["found 'frist'", "mean 'first'?"]),
+    (rule("block: A, after: b, pick: frist"), "rules[1].pick", ["found 'frist'", "'first'"]),
     (rule("block: A, after: b, pick: 3"), "rules[1].pick", ["found 3", "{last: 1, per: reduction}"]),
     (rule("block: A, after: b, pick: {lats: 1}"), "rules[1].pick.lats", ["unknown key", "mean 'last'?"]),
     (rule("block: A, after: b, pick: {per: stage}"), "rules[1].pick", ["none of first, last, every"]),
@@ -127,11 +125,11 @@ def test_the_message_says_where_what_and_what_is_allowed(text, path, facts):
 def test_the_python_constructors_raise_the_same_error():
     with pytest.raises(RecipeError, match=r"^blok: unknown key; .*; did you mean 'block'\?"):
         Rule(blok="A", after="b")
-    with pytest.raises(RecipeError, match=r"^rule: selects nothing"):
+    with pytest.raises(RecipeError, match=r"^rule: has no selector"):
         Rule(after="b")
     with pytest.raises(RecipeError, match=r"^kernel: found 'big'"):
         Where(kernel="big")
-    with pytest.raises(RecipeError, match=r"^rules\[0\]: found a value of type object; allowed is a mapping"):
+    with pytest.raises(RecipeError, match=r"^rules\[0\]: found a value of type object; expected a mapping"):
         Recipe(rules=[object()])
     with pytest.raises(InjectError):
         Recipe()
@@ -145,11 +143,11 @@ def test_a_channel_count_as_lambda_is_warned_of():
 
 
 SELECTORS = [
-    (("after", "bottleneck."), "selector", ["'after bottleneck.'", "after BLOCK.CHILD"]),
-    (("after", ".conv2"), "selector", ["'after .conv2'", "after BLOCK.CHILD"]),
+    (("after", "bottleneck."), "selector", ["'after bottleneck.'", "BLOCK.CHILD"]),
+    (("after", ".conv2"), "selector", ["'after .conv2'", "BLOCK.CHILD"]),
     (("after", "after bottleneck"), "selector", ["'after after bottleneck'"]),
-    (("before", "after bottleneck"), "selector", ["keep one of 'before' and 'after'"]),
-    (("into", "bottleneck"), "selector", ["'into'", "starts with 'after' or 'before'"]),
+    (("before", "after bottleneck"), "selector", ["'before after bottleneck'"]),
+    (("into", "bottleneck"), "selector", ["'into bottleneck'", "after or before"]),
     (
         ("before", "bottleneck.output"),
         "before",
@@ -170,5 +168,5 @@ def test_a_selector_that_is_not_one_says_so(selected, path, facts):
 def test_a_name_that_is_no_recipe_says_what_there_is():
     with pytest.raises(RecipeError, match=r"^recipe: 'papr' .*block-output, convnext, .* did you mean 'paper'\?$"):
         load_recipe("papr")
-    with pytest.raises(RecipeError, match=r"^recipe: found a value of type object; allowed is a Recipe, a mapping"):
+    with pytest.raises(RecipeError, match=r"^recipe: found a value of type object; expected a Recipe, a mapping"):
         load_recipe(object())

@@ -5,10 +5,11 @@ import time
 
 import pytest
 
+from simam_inject.errors import RecipeError
 from simam_inject.kinds import FAMILIES, KINDS, find_kind, kind_of
-from simam_inject.recipe.bounds import parse_bounds
-from simam_inject.recipe.names import lineage, parse_glob, parse_kinds
-from simam_inject.recipe.rule import Pick
+from simam_inject.recipe.names import lineage, parse_glob, parse_kind
+from simam_inject.recipe.operations import Operation, admits
+from simam_inject.recipe.rule import Pick, Rule
 
 GLOBS = [
     ("layer3.*", "layer3.0.conv1", True),
@@ -91,16 +92,17 @@ BOUNDS = [
 
 @pytest.mark.parametrize(("bounds", "fact", "expected"), BOUNDS)
 def test_bounds_admit(bounds, fact, expected):
-    assert parse_bounds(bounds).admits(fact) is expected
+    operation = Operation(op="conv", kernel=bounds)
+    assert admits(operation.kernel, fact) is expected
 
 
 def test_depthwise_is_a_fact_of_its_own():
-    bounds = parse_bounds(["depthwise", 32], depthwise=True)
-    assert bounds.admits(64, depthwise=True)
-    assert bounds.admits(32)
-    assert not bounds.admits(64)
-    with pytest.raises(ValueError, match="found 'depthwise'"):
-        parse_bounds("depthwise")
+    groups = Operation(op="conv", groups=["depthwise", 32]).groups
+    assert admits(groups, 64, depthwise=True)
+    assert admits(groups, 32)
+    assert not admits(groups, 64)
+    with pytest.raises(RecipeError, match="found 'depthwise'"):
+        Operation(op="conv", kernel="depthwise")
 
 
 NAMES = [
@@ -133,7 +135,7 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "kind", "expected"), NAMES)
 def test_names_of_operations(name, kind, expected):
-    assert parse_kinds(name).matches(kind) is expected
+    assert parse_kind(name).names(kind) is expected
 
 
 SPELLINGS = [
@@ -155,7 +157,7 @@ def test_one_vocabulary_for_classes_functions_and_operators(name, kind):
     assert kind_of(name) == kind
     if kind in KINDS:
         assert find_kind(name) == kind
-        assert parse_kinds(name.strip("_")).matches(kind), "the name of a class or function names its kind as well"
+        assert parse_kind(name.strip("_")).names(kind), "the name of a class or function names its kind as well"
 
 
 def test_a_family_is_no_kind():
@@ -164,10 +166,10 @@ def test_a_family_is_no_kind():
 
 def test_picks_choose():
     hits = list("abcdefg")
-    assert Pick.model_validate("first").choose(hits) == ["a"]
+    assert Rule(path="*", after="output", pick="first").choice.choose(hits) == ["a"]
     assert Pick(last=2).choose(hits) == ["f", "g"]
     assert Pick(every=3).choose(hits) == ["a", "d", "g"]
-    assert Pick.model_validate("all").takes_all
+    assert Rule(path="*", after="output", pick="all").choice.takes_all
     assert Pick(every=1).takes_all
     assert not Pick(last=1, per="stage").takes_all
     assert str(Pick(last=1, per="stage")) == "{last: 1, per: stage}"

@@ -321,7 +321,7 @@ def test_a_network_without_norms():
     assert "none with running statistics" in str(found)
     with pytest.raises(ModelError, match="nothing to calibrate: the model has none with running statistics"):
         calibrate(model, images(), gains=False)
-    with pytest.raises(ModelError, match="neither gains nor norms"):
+    with pytest.raises(ModelError, match="both gains and norms are turned off"):
         calibrate(model, images(), gains=False, norms=False)
 
 
@@ -329,7 +329,7 @@ def test_wrapped_compiled_and_plain_models_are_refused_with_the_order():
     order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
     with pytest.raises(ModelError, match=rf"\(torch.compile\); calibrate before that. The order: {order}"):
         calibrate(torch.compile(attended()), images())
-    with pytest.raises(ModelError, match=r"wrapped already \(DataParallel\)"):
+    with pytest.raises(ModelError, match=r"already wrapped \(DataParallel\)"):
         calibrate(nn.DataParallel(attended()), images())
     with pytest.raises(ModelError, match="no SimAM in this model; inject"):
         calibrate(plain(), images())

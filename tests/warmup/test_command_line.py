@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from simam_inject import calibrate, inject, injected
 from simam_inject.cli.app import app
-from simam_inject.cli.images import images_in
+from simam_inject.cli.preparing import images_in
 from simam_inject.zoo import build
 
 ROOT = Path(__file__).parents[2]

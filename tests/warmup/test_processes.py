@@ -58,7 +58,7 @@ def test_two_processes_agree_and_equal_one(tmp_path):
     assert plain_there
     assert first == second
     assert message == "calibration failed in another process"
-    assert other == "there is no batch to calibrate on: the loader is empty"
+    assert other == "no batch to calibrate on: the loader is empty"
     whole = attended()
     calibrate(whole, images(16))
     expected = {site.path: site.gain for site in injected(whole)}

@@ -146,6 +146,25 @@ def counting() -> Iterator[Counter]:
         handle.remove()
 
 
+@contextmanager
+def library_as_it_is(*more: type) -> Iterator[None]:
+    """Inside, ultralytics' networks have their own functions, and so has whatever else is given."""
+    classes = [kind for kind in vars(tasks).values() if isinstance(kind, type) and issubclass(kind, tasks.BaseModel)]
+    wrapped = [
+        (owner, name, function)
+        for owner in (tasks, *classes, *more)
+        for name, function in vars(owner).items()
+        if hasattr(function, "_simam_original")
+    ]
+    for owner, name, function in wrapped:
+        setattr(owner, name, function._simam_original)
+    try:
+        yield
+    finally:
+        for owner, name, function in wrapped:
+            setattr(owner, name, function)
+
+
 def live_sites(network: nn.Module) -> set[str]:
     """Paths of the SimAM modules."""
     return {path for path, module in network.named_modules() if type(module).__name__ == "SimAM"}

@@ -238,43 +238,37 @@ def _strengths(trainer) -> list[float]:
     return sorted({round(module.strength, 6) for module in modules if type(module).__name__ == "SimAM"})
 
 
+def _train_one_epoch_and_die(yolo, **arguments) -> None:
+    class CrashError(Exception):
+        pass
+
+    def crash(trainer) -> None:
+        raise CrashError
+
+    yolo.add_callback("on_model_save", crash)
+    with pytest.raises(CrashError):
+        yolo.train(**arguments)
+
+
 def interrupt() -> dict:
     """A training with a ramp of the strength, that dies after its first epoch."""
     from simam_inject import inject
     from simam_inject.integrations.ultralytics import ramp
     from tests.yolo.oracle import RECIPE
 
-    class CrashError(Exception):
-        pass
-
-    def crash(trainer) -> None:
-        raise CrashError
-
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False, strength=0.0)
-    with pytest.warns(UserWarning, match="a ramp without gains"):
+    with pytest.warns(UserWarning, match="ramp without gains"):
         ramp(yolo, **RAMP)
     seen = []
     yolo.add_callback("on_train_batch_end", lambda trainer: seen.append(_strengths(trainer)))
-    yolo.add_callback("on_model_save", crash)
-    with pytest.raises(CrashError):
-        yolo.train(**common("resumed", epochs=3))
+    _train_one_epoch_and_die(yolo, **common("resumed", epochs=3))
     assert seen == [[value] for value in STRENGTHS[:2]], seen
     return {}
 
 
 def interrupt_again() -> dict:
     """Another, which the command line resumes."""
-
-    class CrashError(Exception):
-        pass
-
-    def crash(trainer) -> None:
-        raise CrashError
-
-    yolo = load(FOLDER / "injected.pt")
-    yolo.add_callback("on_model_save", crash)
-    with pytest.raises(CrashError):
-        yolo.train(**common("cli", epochs=2))
+    _train_one_epoch_and_die(load(FOLDER / "injected.pt"), **common("cli", epochs=2))
     return {}
 
 
@@ -468,29 +462,24 @@ def _train_to_the_end_or_not(yolo, name: str) -> tuple[str, int]:
 def without_hooks() -> dict:
     """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
     from simam_inject import inject
-    from simam_inject.integrations import wrapping
-    from simam_inject.integrations.ultralytics import networks, training
-    from tests.yolo.oracle import RECIPE, live_sites
+    from simam_inject.integrations.ultralytics import training
+    from tests.yolo.oracle import RECIPE, library_as_it_is, live_sites
 
     def injected_yolo():
         return inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False)
 
     yolo, unwatched = injected_yolo(), injected_yolo()
-    networks.uninstall()
-    try:
+    with library_as_it_is():
         message, batches = _train_to_the_end_or_not(yolo, "unhooked")
         assert batches == 0
         lost = rf"VerificationError: SimAM lost: the trainer's model lacks [78] of {COUNT} sites"
         assert re.match(lost, message), message
-        wrapping.unwrap(training.Model)
+    with library_as_it_is(training.Model):
         message, batches = _train_to_the_end_or_not(unwatched, "unwatched")
         assert not message
         assert batches > 0
         assert live_sites(unwatched.model) <= BY_ACCIDENT
         assert "simam" in unwatched.model.yaml
-    finally:
-        networks.install()
-        training.install()
     return {}
 
 

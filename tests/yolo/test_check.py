@@ -69,7 +69,7 @@ def test_a_checkpoint_that_would_lose_its_sites_has_a_fault(workshop, tmp_path):
     assert fault.startswith("8 of 8 sites not recorded in model.yaml, so training from this file would lose")
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.pt", "there is no file"), ("text.pt", "cannot load")])
+@pytest.mark.parametrize(("name", "message"), [("none.pt", "no such file"), ("text.pt", "cannot load")])
 def test_a_file_that_is_no_checkpoint(tmp_path, name, message):
     (tmp_path / "text.pt").write_text("hello")
     with pytest.raises(FileError, match=message):
@@ -78,7 +78,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path, name, message):
 
 def test_the_command_says_what_is_missing_and_exits_1(workshop):
     printed = workshop.call("-m", "simam_inject", "check", "base.pt", code=1)
-    assert "the network has no SimAM, and there is no record of it in its yaml" in printed
+    assert "the network has no SimAM, and its yaml has no record of it" in printed
 
 
 def test_a_saved_injected_yolo_passes_the_check(workshop):
@@ -94,5 +94,5 @@ def test_a_saved_injected_yolo_passes_the_check(workshop):
 def test_a_checkpoint_is_for_a_yolo_only(workshop):
     printed = workshop.call("-m", "simam_inject", "resnet18", "--after", "basicblock", "--output", "y.pt", code=2)
     assert "resnet18" in printed
-    assert "a .pt is a checkpoint of ultralytics" in " ".join(printed.split())
+    assert ".pt is the checkpoint format of ultralytics" in " ".join(printed.split())
     assert not (workshop.folder / "y.pt").exists()

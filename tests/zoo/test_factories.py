@@ -78,10 +78,8 @@ def test_a_file_without_a_factory_lists_what_is_in_it(folder):
     (folder / "own_nets.py").write_text(f"{SOURCE}\nopen({str(marker)!r}, 'w')")
     with pytest.raises(ModelError) as caught:
         build("nets/own_nets.py")
-    listed = "make_net, make_late, make_yolo, make_text, make_nothing, fail, ready"
-    assert (
-        str(caught.value) == f"nets/own_nets.py: which model? It defines Net, {listed}. Write nets/own_nets.py:ready."
-    )
+    listed = "Net, ready, make_net, make_late, make_yolo, make_text, make_nothing, fail"
+    assert str(caught.value) == f"nets/own_nets.py: which model? It defines {listed}. Write nets/own_nets.py:fail."
     assert not marker.exists()
     with pytest.raises(ModelError, match="defines no function, class or model"):
         build("nets/parts.py")
@@ -115,55 +113,27 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("nets/nope.py:make", {}, "nets/nope.py:make: there is no file nets/nope.py."),
-        ("nope.nets:make", {}, "nope.nets:make: there is no module 'nope' here or in this environment."),
-        ("nets.nope:make", {}, "nets.nope:make: there is no module 'nets.nope' here or in this environment."),
-        (
-            "nets/broken.py:make",
-            {},
-            "nets/broken.py:make: nets/broken.py cannot be imported: ModuleNotFoundError: No module named 'not_",
-        ),
-        ("nets/wrong.py:f", {}, "nets/wrong.py:f: nets/wrong.py cannot be imported: SyntaxError: invalid syntax"),
-        (
-            "nets/own_nets.py:make_nett",
-            {},
-            "nets/own_nets.py:make_nett: nets/own_nets.py has no 'make_nett'. Did you mean make_net",
-        ),
-        ("nets/parts.py:x", {}, "nets/parts.py:x: nets/parts.py has no 'x'. It has WIDTH."),
-        ("nets/own_nets.py:number", {}, "nets/own_nets.py:number: it is a int, not a function, class or model."),
-        (
-            "nets/own_nets.py:make_text",
-            {},
-            "nets/own_nets.py:make_text: the factory returned a str, not a torch.nn.Module",
-        ),
-        (
-            "nets/own_nets.py:make_nothing",
-            {},
-            "nets/own_nets.py:make_nothing: the factory returned None, not a torch.nn.Module",
-        ),
-        (
-            "nets/own_nets.py:fail",
-            {},
-            "nets/own_nets.py:fail: the factory raised ValueError: no weights here (own_nets.py:",
-        ),
-        (
-            "nets/own_nets.py:make_wide",
-            {},
-            "nets/own_nets.py:make_wide: the factory wants depth, width, and factories are called without arguments.",
-        ),
-        ("nets/own_nets.py:Net", {"pretrained": True}, "nets/own_nets.py:Net: the factory takes no pretrained."),
-        (
-            "nets/own_nets.py:ready",
-            {"num_classes": 2},
-            "nets/own_nets.py:ready: it is a finished model and takes no num_classes.",
-        ),
+        ("nets/nope.py:make", {}, "no such file: nets/nope.py."),
+        ("nope.nets:make", {}, "no module named 'nope' here or in this environment."),
+        ("nets.nope:make", {}, "no module named 'nets.nope' here or in this environment."),
+        ("nets/broken.py:make", {}, "nets/broken.py cannot be imported: ModuleNotFoundError: No module named 'not_"),
+        ("nets/wrong.py:f", {}, "nets/wrong.py cannot be imported: SyntaxError: invalid syntax"),
+        ("nets/own_nets.py:make_nett", {}, "nets/own_nets.py has no 'make_nett'. Did you mean make_net"),
+        ("nets/parts.py:x", {}, "nets/parts.py has no 'x'. It has WIDTH."),
+        ("nets/own_nets.py:number", {}, "it is a int, not a function, class or model."),
+        ("nets/own_nets.py:make_text", {}, "the factory returned a str, not a torch.nn.Module"),
+        ("nets/own_nets.py:make_nothing", {}, "the factory returned None, not a torch.nn.Module"),
+        ("nets/own_nets.py:fail", {}, "the factory raised ValueError: no weights here (own_nets.py:"),
+        ("nets/own_nets.py:make_wide", {}, "the factory cannot be called without arguments: missing a"),
+        ("nets/own_nets.py:Net", {"pretrained": True}, "the factory cannot be called with pretrained: "),
+        ("nets/own_nets.py:ready", {"num_classes": 2}, "it is a finished model and takes no num_classes."),
     ],
 )
 def test_mistakes_are_one_line(name, options, sentence, folder):
     path = list(sys.path)
     with pytest.raises(ModelError) as caught:
         build(name, **options)
-    assert str(caught.value).startswith(sentence)
+    assert str(caught.value).startswith(f"{name}: {sentence}")
     assert "\n" not in str(caught.value)
     assert sys.path == path
 

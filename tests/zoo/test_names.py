@@ -71,10 +71,10 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
         ("ultralytics:resnet50", "ultralytics has no model 'resnet50'."),
         (
             "yolov8nn.pt",
-            "there is no file yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
+            "no such file: yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
         ),
         ("", "The model has no name."),
-        ("net.py", "there is no file net.py."),
+        ("net.py", "no such file: net.py."),
         ("mine.yaml", "ultralytics has no model 'mine'."),
     ],
 )
@@ -145,7 +145,8 @@ def test_a_model_file_of_ones_own(project):
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
-        ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: name the model and add --recipe"),
+        ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: give the model and add --recipe"),
+        (MODEL_FILE.replace("C2f", "SimAM"), "mine.yaml contains SimAM, which ultralytics does not have: convert"),
         ("a: 1", "mine.yaml is not a model file of ultralytics: it has no backbone."),
         ("{", "mine.yaml cannot be read as YAML: "),
     ],

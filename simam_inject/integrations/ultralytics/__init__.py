@@ -4,7 +4,7 @@ The library builds networks anew behind the user's back, from `model.yaml`, the 
 So the sites are recorded there (`record`), and every network that is built from such a dict comes out injected
 (`networks`). Five things could still lose a site, and each has its guard:
 
-    fuse() folds a norm across a SimAM between conv and norm     those blocks keep their norm (`fusing`)
+    fuse() folds a norm across a SimAM between conv and norm     those blocks keep their norm (`networks`)
     load() replaces head modules when class counts differ        the recorded sites are put back (`networks`)
     train() rebuilds a YAML-built network from its file name     ultralytics' own switches (`training`)
     predict() keeps the fused copy of its first call             the copy is dropped (`training`)
@@ -24,8 +24,9 @@ from typing import Any
 
 import ultralytics
 from torch import nn
+from ultralytics.engine.model import Model
 
-from simam_inject import adapters
+from simam_inject.adapters import Adapter, register
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
@@ -40,8 +41,8 @@ OLDEST, NEWEST = (8, 3, 200), (8, 4, 190)
 """Releases of ultralytics that this adapter is tested with."""
 
 
-class UltralyticsAdapter:
-    """See `simam_inject.adapters.Adapter`."""
+class UltralyticsAdapter(Adapter):
+    """The sites stand in the network's yaml, and `predict` copies the network anew when it has changed."""
 
     def network(self, model: nn.Module) -> nn.Module:
         """The network inside a `YOLO` object; a network itself.
@@ -49,29 +50,26 @@ class UltralyticsAdapter:
         Raises:
             ModelError: the object holds an exported file, not a network.
         """
-        if not any(base.__module__ == "ultralytics.engine.model" for base in type(model).__mro__):
-            return model
-        inner = model.model
+        inner = model.model if isinstance(model, Model) else model
         if not isinstance(inner, nn.Module):
             raise ModelError(f"this {type(model).__name__} holds {inner!r}, not a network; load its .pt or .yaml file")
         return inner
 
     def remember(self, model: nn.Module) -> None:
-        """Write sites and settings into the network's yaml, and mark it, so that unpickling loads this package."""
+        """Write sites and settings into the network's yaml as well."""
+        super().remember(model)
         inner = self.network(model)
         if all(isinstance(entry.attention, SimAM) for entry in attended_in(inner)):
             write(inner)
         else:  # peers of SimAM cannot be rebuilt; `train` says so
             erase(inner)
-        adapters.mark(inner, __name__)
         training.stamp(inner)
 
     def forget(self, model: nn.Module) -> None:
         """Leave no trace of an injection."""
-        inner = self.network(model)
-        erase(inner)
-        adapters.mark(inner, None)
-        training.stamp(inner)
+        super().forget(model)
+        erase(self.network(model))
+        self.refresh(model)
 
     def refresh(self, model: nn.Module) -> None:
         """Let the next `predict` copy and fuse the network as it is now. Trackers of a running `track` start anew."""
@@ -90,6 +88,8 @@ class UltralyticsAdapter:
             if end2end is not None:
                 twin.end2end = end2end
             yield twin.fuse(verbose=False)
+            twin.model[-1].export = True  # in older releases some heads return something else to an exporter
+            yield twin
 
     def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:
         """Training images of a data set, for a `YOLO` object; its network alone does not know how they are read."""
@@ -111,4 +111,4 @@ def warn_if_untested(version: str = ultralytics.__version__) -> None:
 warn_if_untested()
 networks.install()
 training.install()
-adapters.register(__name__, UltralyticsAdapter())
+register(__name__, UltralyticsAdapter(__name__))

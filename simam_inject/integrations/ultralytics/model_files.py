@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import yaml
 
 from simam_inject.errors import RecipeError
 from simam_inject.recipe import Recipe, Rule
-from simam_inject.recipe.fields import DEFAULT_E_LAMBDA
+from simam_inject.recipe.recipe import DEFAULT_E_LAMBDA
 from simam_inject.recipe.texts import read_file, read_yaml
 from simam_inject.recipe.wording import describe, join_names
 
@@ -59,6 +59,11 @@ class Row:
         """The class without SimAM: `C2f` of `C2f_SimAM`."""
         return _SIMAM.sub("", self.module)
 
+    @property
+    def is_bottleneck(self) -> bool:
+        """The row is a `Bottleneck` with a SimAM inside."""
+        return self.contains_simam and self.stock_module.lower() == "bottleneck"
+
     def __str__(self) -> str:
         return f"row {self.number} ({self.module})"
 
@@ -96,7 +101,8 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         reading = _Reading(read_rows(data))
         rules = reading.rules()
         if not rules:
-            problem = "no SimAM of this file is read by any row" if reading.attentions else "no row contains a SimAM"
+            is_dead = any(row.is_simam for row in reading.rows)
+            problem = "no row reads the output of a SimAM row" if is_dead else "no row contains SimAM"
             raise RecipeError(
                 "\n  note: ".join([f"backbone: {problem}, so there is nothing to import", *reading.notes])
             )
@@ -146,114 +152,96 @@ def _resolve(place: str, number: int, source: object) -> int:
     )
 
 
-@dataclass(slots=True)
 class _Reading:
     """The rows of one file, and what is to be said about them."""
 
-    rows: tuple[Row, ...]
-    notes: list[str] = field(default_factory=list)
-    attentions: dict[int, float] = field(init=False)
-    """Lambda of each row that is a SimAM."""
-    stock_numbers: dict[int, int] = field(init=False)
-    """Number in the stock model of every other row."""
-
-    def __post_init__(self) -> None:
-        self.attentions = {row.number: self._read_lambda(row) for row in self.rows if row.is_simam}
-        plain = [row.number for row in self.rows if not row.is_simam]
-        self.stock_numbers = {number: place for place, number in enumerate(plain)}
+    def __init__(self, rows: tuple[Row, ...]) -> None:
+        self.rows = rows
+        self.notes: list[str] = []
+        self.stock_numbers: dict[int, int] = {}
+        """Number in the stock model of every row that is no SimAM."""
+        self.origins: dict[int, tuple[int, float | None]] = {-1: (-1, None)}
+        """Row -> the layer whose value it hands on, and the lambda if that is attended; -1 is the input image."""
+        for row in rows:
+            if row.is_simam:
+                e_lambda = self._read_lambda(row)
+                self.origins[row.number] = self.origins[row.sources[0]][0], e_lambda
+            else:
+                self.stock_numbers[row.number] = len(self.stock_numbers)
+                self.origins[row.number] = row.number, None
 
     def rules(self) -> list[Rule]:
         """A rule for each place; places of one kind and lambda share one."""
-        blocks = [row for row in self.rows if row.contains_simam and not row.is_simam]
-        inside = [row for row in blocks if row.stock_module.lower() == "bottleneck"]
         after: dict[float, list[str]] = {}
         before: list[Rule] = []
-        for row in blocks:
-            self._note_block(row, row in inside)
-            if row not in inside:
-                after.setdefault(DEFAULT_E_LAMBDA, []).append(self._path(row.number))
+        inside: list[str] = []
+        for row in self.rows:
+            if row.contains_simam and not row.is_simam:
+                self._note_block(row)
+                paths = inside if row.is_bottleneck else after.setdefault(DEFAULT_E_LAMBDA, [])
+                paths.append(self._path(row.number))
         for layer in self._attended_layers():
-            if self.rows[layer] in blocks and self.rows[layer] not in inside:
-                self.notes.append(
-                    f"{self.rows[layer]}: a SimAM row follows it and attends it again; the recipe has one"
-                )
+            row = self.rows[layer]
+            if row.contains_simam and not row.is_bottleneck:
+                self.notes.append(f"{row}: a SimAM row follows it and would apply SimAM twice; the recipe has one")
                 continue
-            plain, through = self._readers(layer)
-            lambdas = {self.attentions[number] for numbers in through.values() for number in numbers}
-            if not plain and len(lambdas) == 1:
-                after.setdefault(lambdas.pop(), []).append(self._path(layer))
+            readers = [(reader, e_lambda) for reader, base, e_lambda in self._reads() if base == layer]
+            common, *more = {e_lambda for _, e_lambda in readers}
+            if common is not None and not more:
+                after.setdefault(common, []).append(self._path(layer))
             else:
-                before += [self._before(layer, reader, numbers[0]) for reader, numbers in through.items()]
+                attended = {reader: e_lambda for reader, e_lambda in readers if e_lambda is not None}
+                before += [self._before(layer, reader, e_lambda) for reader, e_lambda in attended.items()]
         rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
         if inside:
-            paths = [self._path(row.number) for row in inside]
-            rules.append(Rule(block="Bottleneck", path=paths, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
+            rules.append(Rule(block="Bottleneck", path=inside, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
         return rules + before
 
-    def _note_block(self, row: Row, is_bottleneck: bool) -> None:
-        where = "after its second convolution, before the add" if is_bottleneck else "on what it returns"
-        other = "" if is_bottleneck else "; if yours attends the concat inside, write before: cv2"
+    def _note_block(self, row: Row) -> None:
+        where = "after its second convolution, before the add" if row.is_bottleneck else "on what it returns"
+        other = "" if row.is_bottleneck else "; if yours attends the concat inside, write before: cv2"
         self.notes.append(f"{row}: taken for {row.stock_module} with a SimAM {where}, where most forks have it{other}")
 
     def _attended_layers(self) -> list[int]:
-        """Rows that a live SimAM reads; the dead ones are noted."""
-        layers: list[int] = []
-        for number in self.attentions:
-            if self._is_dead(number):
-                self.notes.append(f"{self.rows[number]}: no row reads it; the recipe leaves it out")
+        """Layers that a SimAM which is read attends; the other SimAM rows are noted."""
+        read = {source for row in self.rows if not row.is_simam for source in row.sources} | {len(self.rows) - 1}
+        attentions = [row for row in self.rows if row.is_simam]
+        for row in reversed(attentions):
+            if row.number in read:
+                read.add(row.sources[0])
+        layers: dict[int, None] = {}
+        for row in attentions:
+            layer, source = self.origins[row.number][0], row.sources[0]
+            if row.number not in read:
+                self.notes.append(f"{row}: its output is never used; the recipe omits it")
                 continue
-            source = self.rows[number].sources[0]
-            if source in self.attentions:
-                self.notes.append(
-                    f"{self.rows[number]}: attends what row {source}, a SimAM too, attends; the recipe has one"
-                )
-            base, _ = self._base(number)
-            if base < 0:
-                raise RecipeError(f"{self.rows[number].place}: attends the input image, no layer of the stock model")
-            if base not in layers:
-                layers.append(base)
-        return layers
+            if layer < 0:
+                raise RecipeError(f"{row.place}: is applied to the input image, not to a layer of the stock model")
+            if source != layer:
+                self.notes.append(f"{row}: is applied to row {source}, also a SimAM; the recipe has one")
+            layers[layer] = None
+        return list(layers)
 
-    def _is_dead(self, number: int) -> bool:
-        readers = [row.number for row in self.rows if number in row.sources]
-        is_output = number == len(self.rows) - 1
-        return not is_output and all(reader in self.attentions and self._is_dead(reader) for reader in readers)
-
-    def _readers(self, layer: int) -> tuple[list[int], dict[int, list[int]]]:
-        """Rows other than SimAM that read a layer plain, and those that read it through a SimAM, with its number."""
-        plain: list[int] = []
-        through: dict[int, list[int]] = {}
+    def _reads(self) -> Iterator[tuple[int, int, float | None]]:
+        """A row, a layer that it reads, and the lambda if through a SimAM; a SimAM at the end reads for the output."""
         for row in self.rows:
             for source in row.sources if not row.is_simam else ():
-                base, attention = self._base(source)
-                if base == layer and attention is None:
-                    plain.append(row.number)
-                elif base == layer and attention is not None:
-                    through.setdefault(row.number, []).append(attention)
-        last = len(self.rows) - 1
-        if last in self.attentions and self._base(last)[0] == layer:
-            through.setdefault(last, []).append(last)
-        return plain, through
+                yield row.number, *self.origins[source]
+        if self.rows[-1].is_simam:
+            yield len(self.rows) - 1, *self.origins[len(self.rows) - 1]
 
-    def _base(self, number: int) -> tuple[int, int | None]:
-        """The layer that a row's value comes from, and the SimAM nearest to it, if any."""
-        attention = None
-        while number in self.attentions:
-            attention = number
-            number = self.rows[number].sources[0]
-        return number, attention
-
-    def _before(self, layer: int, reader: int, attention: int) -> Rule:
+    def _before(self, layer: int, reader: int, e_lambda: float) -> Rule:
         """The rule for one reader among several. Its other inputs stay as they are."""
-        bases = [self._base(source) for source in self.rows[reader].sources]
-        others = [self._path(base) for base, through in bases if through is None or base != layer]
-        if self._path(layer) in others:
-            raise RecipeError(
-                f"{self.rows[reader].place}: reads row {layer} both plain and through a SimAM; "
-                "no recipe can tell the two apart"
-            )
-        e_lambda = self.attentions[attention]
-        return Rule(path=self._path(reader), before="input", exclude=tuple(others), e_lambda=e_lambda)
+        row = self.rows[reader]
+        origins = [self.origins[source] for source in row.sources]
+        others = [base for base, through in origins if through is None or base != layer]
+        if row.is_simam:
+            raise RecipeError(f"{row.place}: is the output, and other rows read row {layer} plain; no recipe says that")
+        if layer in others or -1 in others:
+            found = "the input image too" if -1 in others else f"row {layer} both plain and through a SimAM"
+            raise RecipeError(f"{row.place}: reads {found}; no recipe can distinguish the two")
+        exclude = tuple(map(self._path, others))
+        return Rule(path=self._path(reader), before="input", exclude=exclude, e_lambda=e_lambda)
 
     def _path(self, number: int) -> str:
         return f"model.{self.stock_numbers[number]}"
@@ -276,24 +264,16 @@ class _Reading:
     def write_stock(self, data: Mapping[str, Any]) -> dict[str, Any]:
         """The model file without SimAM; everything else as it was."""
         stock = {**data, **{section: [] for section in SECTIONS}}
-        for row in self.rows:
-            if row.number not in self.stock_numbers:
-                continue
+        for number, here in self.stock_numbers.items():
+            row = self.rows[number]
             written = row.written if isinstance(row.written, list) else [row.written]
-            here = self.stock_numbers[row.number]
-            sources = [
-                self._stock_source(source, here if was < 0 else None)
-                for source, was in zip(row.sources, written, strict=True)
-            ]
+            bases = [self.origins[source][0] for source in row.sources]
+            sources = [self.stock_numbers.get(base, -1) for base in bases]
+            # counted back, and the row before: as people write it
+            sources = [-1 if was < 0 and one == here - 1 else one for one, was in zip(sources, written, strict=True)]
             source = sources if isinstance(row.written, list) else sources[0]
             stock[row.place.partition("[")[0]].append([source, row.repeats, row.stock_module, list(row.args)])
         return stock
-
-    def _stock_source(self, source: int, here: int | None) -> int:
-        """The stock number of what a row reads; -1 if it was counted back and is the row before `here`."""
-        base = self._base(source)[0] if source >= 0 else -1
-        number = self.stock_numbers[base] if base >= 0 else -1
-        return -1 if here is not None and number == here - 1 else number
 
 
 def _is_lambda(value: object) -> bool:

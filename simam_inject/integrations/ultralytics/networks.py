@@ -2,7 +2,7 @@
 
 * `__init__` of every network class: a network whose yaml has a record comes out injected;
 * `BaseModel.load`: the sites are what they were before;
-* `BaseModel.fuse` and `is_fused`: see `fusing`;
+* `BaseModel.fuse` and `is_fused`: blocks that folding would change the result of keep their norm, or their branches;
 * `torch_safe_load`: a checkpoint with a record but without its sites is reported.
 
 Networks without a record and without SimAM are handed on to the library as they are.
@@ -10,108 +10,139 @@ Networks without a record and without SimAM are handed on to the library as they
 
 from __future__ import annotations
 
-import operator
+import functools
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 from ultralytics.nn import tasks
+from ultralytics.nn.modules.block import RepVGGDW
+from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
+from ultralytics.nn.modules.head import Detect
 
-from simam_inject.adapters import remember
+from simam_inject.adapters import remember, wrap
 from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.presence import presence_of
-from simam_inject.integrations.ultralytics.fusing import prune_presence, shielded
+from simam_inject.editing.hooks import input_hook, output_hook
+from simam_inject.editing.presence import Presence, presence_of, set_presence
+from simam_inject.editing.rewrite import rewritten_methods
 from simam_inject.integrations.ultralytics.record import has_record, missing_sites, read, recorded
-from simam_inject.integrations.wrapping import unwrap, wrap
 from simam_inject.persist.record import Record
 
-_construction = threading.local()
+_lock = threading.RLock()
+"""One network is fused at a time: threads may share it."""
 
 
 def install() -> None:
     """Wrap the names, once for the process."""
-    for network_class in (tasks.BaseModel, *_subclasses(tasks.BaseModel)):
+    classes = [kind for kind in vars(tasks).values() if isinstance(kind, type) and issubclass(kind, tasks.BaseModel)]
+    for network_class in classes:
         if "__init__" in vars(network_class):
-            wrap(network_class, "__init__", _building)
-    wrap(tasks.BaseModel, "load", _loading)
-    wrap(tasks.BaseModel, "fuse", _fusing)
-    wrap(tasks.BaseModel, "is_fused", _fusing)
-    wrap(tasks, "torch_safe_load", _reporting)
+            wrap(network_class, "__init__", _build)
+    wrap(tasks.BaseModel, "load", _load)
+    wrap(tasks.BaseModel, "fuse", _fuse)
+    wrap(tasks.BaseModel, "is_fused", _fuse)
+    wrap(tasks, "torch_safe_load", _read_checkpoint)
 
 
-def uninstall() -> None:
-    """Give the names back."""
-    for owner in (tasks, tasks.BaseModel, *_subclasses(tasks.BaseModel)):
-        unwrap(owner)
+def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **kwargs: Any) -> None:
+    original(network, *args, **kwargs)
+    if not has_record(network) or any(attended_in(network)):  # a base class's `__init__` has put them in
+        return
+    found = read(network)
+    if isinstance(found, Record):  # no random number is drawn: the initial weights are an uninjected network's
+        found.attach_to(network)
+        remember(network)
+    else:
+        inject(network, found, verify=False)
 
 
-def _subclasses(base: Any) -> Iterator[Any]:
-    for child in base.__subclasses__():
-        yield child
-        yield from _subclasses(child)
+def _load(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    before = [entry.attention for entry in attended_in(network)]
+    record = Record.of(network) if all(isinstance(part, SimAM) for part in before) else None
+    result = original(network, *args, **kwargs)
+    after = [entry.attention for entry in attended_in(network)]
+    if record is not None and list(map(id, before)) != list(map(id, after)):
+        record.attach_to(network)  # modules of the source took the place of its own, with its sites or without any
+    return result
 
 
-def _building(original: Callable[..., None]) -> Callable[..., None]:
-    def build(self: nn.Module, *args: Any, **kwargs: Any) -> None:
-        under_way: list[nn.Module] = _construction.__dict__.setdefault("under_way", [])
-        is_inner = any(network is self for network in under_way)  # a base class of the one that is being built
-        under_way.append(self)
-        try:
-            original(self, *args, **kwargs)
-        finally:
-            under_way.pop()
-        if not is_inner and has_record(self):
-            found = read(self)
-            if isinstance(found, Record):  # no random number is drawn: the initial weights are an uninjected network's
-                found.attach_to(self)
-                remember(self)
-            else:
-                inject(self, found, verify=False)
-
-    return build
+def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+    if presence_of(network) is None:
+        return original(network, *args, **kwargs)
+    with _lock, shielded(network):
+        result = original(network, *args, **kwargs)
+    prune_presence(network)
+    return result
 
 
-def _loading(original: Callable[..., Any]) -> Callable[..., Any]:
-    def load(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        before = [entry.attention for entry in attended_in(self)]
-        record = Record.read(Record.of(self)) if all(isinstance(part, SimAM) for part in before) else None
-        result = original(self, *args, **kwargs)
-        after = [entry.attention for entry in attended_in(self)]
-        if record is not None and not (len(before) == len(after) and all(map(operator.is_, before, after))):
-            record.attach_to(self)  # modules of the source took the place of its own, with its sites or without any
-        return result
+@contextmanager
+def shielded(network: Any) -> Iterator[None]:
+    """Inside, `fuse()` and `is_fused()`, which go through `modules()`, see no block that must stay as it is.
 
-    return load
-
-
-def _fusing(original: Callable[..., Any]) -> Callable[..., Any]:
-    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if presence_of(self) is None:
-            return original(self, *args, **kwargs)
-        with shielded(self):
-            result = original(self, *args, **kwargs)
-        prune_presence(self)
-        return result
-
-    return run
+    The blocks themselves are not touched: a forward that runs meanwhile computes what it always does.
+    """
+    parts = [part for part in (network, network.model) if "modules" not in vars(part)]  # fuse() asks is_fused()
+    for part in parts:
+        vars(part)["modules"] = functools.partial(_foldable, part)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del vars(part)["modules"]
 
 
-def _reporting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def load(*args: Any, **kwargs: Any) -> Any:
-        checkpoint, file = original(*args, **kwargs)
-        network = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
-        record = recorded(network)
-        missing = missing_sites(network, record.sites) if record and isinstance(network, nn.Module) else []
-        if record and missing:
-            warnings.warn(
-                f"{file} records SimAM at {len(record.sites)} sites and lacks {len(missing)} of them, first "
-                f"{missing[0]['path']}: it runs without. inject(YOLO(...), recipe) puts them back.",
-                stacklevel=3,
-            )
-        return checkpoint, file
+def _foldable(network: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in nn.Module.modules(network) if not must_stay(module))
 
-    return load
+
+def must_stay(module: nn.Module) -> bool:
+    """Folding this block would lose a SimAM, or fold across one: a site stands inside, before its activation."""
+    if not isinstance(module, (Conv, ConvTranspose, RepConv, RepVGGDW)):
+        return False
+    inner = [part for name, child in module.named_children() if name != "act" for part in child.modules()]
+    return bool(rewritten_methods(module)) or any(
+        output_hook(part) or input_hook(part) or rewritten_methods(part) for part in inner
+    )
+
+
+def prune_presence(network: nn.Module) -> None:
+    """Let the presence check forget the sites in branches of a head that `fuse()` deleted: only training needs them."""
+    presence = presence_of(network)
+    if presence is None:
+        return
+    holders = [(".".join(path), hook) for path, hook in presence.holders if not _is_dropped(network, path)]
+    witnesses = [(".".join(path), site) for path, site in presence.witnesses if not _is_dropped(network, path)]
+    if len(holders) < len(presence.holders):
+        pruned = Presence(holders, witnesses, presence.recipes, presence.example)
+        pruned.note_containers(network)
+        set_presence(network, pruned)
+
+
+def _is_dropped(network: nn.Module, path: tuple[str, ...]) -> bool:
+    """The module is gone from inside a head. Releases put None or `Identity` in the place of a branch."""
+    module, in_head = network, False
+    for name in path:
+        inner, in_head = module._modules.get(name), in_head or isinstance(module, Detect)
+        if inner is None:
+            return in_head
+        module = inner
+    return False
+
+
+def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+    checkpoint, file = original(*args, **kwargs)
+    network = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
+    record = recorded(network)
+    missing = missing_sites(network, record) if record and isinstance(network, nn.Module) else []
+    if record and missing:
+        warnings.warn(
+            f"{file} records SimAM at {len(record.sites)} sites and lacks {len(missing)} of them, first "
+            f"{missing[0].path}: it runs without them. Call inject(YOLO(...), recipe) to restore them.",
+            stacklevel=4,
+        )
+    return checkpoint, file

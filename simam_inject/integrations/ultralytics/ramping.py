@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from simam_inject.attention import SimAM
-from simam_inject.errors import ModelError
-from simam_inject.integrations.ultralytics.record import networks_in, recorded, write, write_ramp
+from simam_inject.errors import FileError, ModelError
+from simam_inject.integrations.ultralytics.record import RAMP, networks_in, recorded, write
+from simam_inject.warmup.strength import simams_of
 
-RAMP = "_simam_ramp"
-"""Attribute of a YOLO object: the ramp of its next training."""
+_ATTRIBUTE = "_simam_ramp"
+"""Of a YOLO object: the ramp of its next training."""
 
 
 def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
@@ -35,77 +36,78 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
         >>> ramp(model, epochs=3)  # doctest: +SKIP
         >>> model.train(data="coco8.yaml", epochs=30)  # doctest: +SKIP
     """
-    if not epochs > 0 or not 0.0 <= start <= 1.0:
-        raise ModelError(f"ramp takes epochs above 0 and a start from 0 to 1; got epochs={epochs!r}, start={start!r}")
-    network = getattr(model, "model", None)
-    if not isinstance(network, nn.Module) or not hasattr(model, "callbacks"):
-        raise ModelError(f"ramp takes the YOLO object whose train() is called next, not a {type(model).__name__}")
-    attention = list(_attention_in(network))
-    if not attention:
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) puts it there")
-    if all(module.gain == 1.0 for module in attention):
+    planned = StrengthRamp(epochs, start)
+    if not isinstance(getattr(model, "model", None), nn.Module) or not hasattr(model, "callbacks"):
+        raise ModelError(f"ramp expects the YOLO object whose train() is called next, found a {type(model).__name__}")
+    sites = simams_of(model)
+    if all(attention.gain == 1.0 for _, attention in sites):
         warnings.warn(
-            "a ramp without gains: running statistics lag behind the rising strength; calibrate(model, ...) first",
+            "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
+            "call calibrate(model, ...) first",
             stacklevel=2,
         )
-    for module in attention:
-        module.strength = float(start)
-    model.__dict__[RAMP] = StrengthRamp(float(epochs), float(start))
+    for _, attention in sites:
+        attention.strength = planned.start
+    model.__dict__[_ATTRIBUTE] = planned
 
 
 class StrengthRamp:
-    """The callbacks. A class, so that a DDP worker can unpickle them."""
+    """The callbacks. A class, so that a DDP worker can unpickle them.
+
+    Raises:
+        ModelError: a number is out of range.
+    """
 
     def __init__(self, epochs: float, start: float) -> None:
-        self.epochs = epochs
-        self.start = start
-        self.batch = 0
+        if not epochs > 0 or not 0.0 <= start <= 1.0:
+            raise ModelError(
+                f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r:.40}, start={start!r:.40}"
+            )
+        self.epochs, self.start, self.batch = float(epochs), float(start), 0
 
     def callbacks(self) -> list[tuple[str, Callable[[Any], None]]]:
         """Events of a trainer with what to do."""
         return [
-            ("on_pretrain_routine_end", self.begin),
             ("on_train_epoch_start", self.begin_epoch),
             ("on_train_batch_start", self.begin_batch),
             ("on_train_epoch_end", self.record),
         ]
-
-    def begin(self, trainer: Any) -> None:
-        """Start at the first epoch's strength, for whatever looks at the network before the first batch."""
-        self._set(trainer, float(trainer.start_epoch))
 
     def begin_epoch(self, _: Any) -> None:
         """Count from the epoch's start, also where an epoch is done again."""
         self.batch = 0
 
     def begin_batch(self, trainer: Any) -> None:
-        """Set the strength of this batch."""
-        self._set(trainer, trainer.epoch + self.batch / len(trainer.train_loader))
+        """Set the strength of this batch, in whatever is trained and saved."""
+        epoch = trainer.epoch + self.batch / len(trainer.train_loader)
         self.batch += 1
+        for _, model in trained_models(trainer):
+            for module in model.modules():
+                if isinstance(module, SimAM):
+                    module.strength = self.start + (1.0 - self.start) * min(1.0, epoch / self.epochs)
 
     def record(self, trainer: Any) -> None:
         """Write strength and ramp into the yaml of what is saved after the epoch."""
-        for network in _networks(trainer):
-            for part in networks_in(network):
-                if recorded(part):
-                    write(part)
-                    write_ramp(part, self.epochs, self.start)
-
-    def _set(self, trainer: Any, epoch: float) -> None:
-        for network in _networks(trainer):
-            for module in _attention_in(network):
-                module.strength = self._strength(epoch)
-
-    def _strength(self, epoch: float) -> float:
-        return self.start + (1.0 - self.start) * min(1.0, epoch / self.epochs)
+        for _, model in trained_models(trainer):
+            for network in filter(recorded, networks_in(model)):
+                write(network)
+                network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
 
 
-def _networks(trainer: Any) -> Iterator[nn.Module]:
-    yield trainer.model
+def trained_models(trainer: Any) -> list[tuple[str, nn.Module]]:
+    """What a trainer trains, and what it validates and saves, with the names of both."""
     ema = getattr(getattr(trainer, "ema", None), "ema", None)
-    if ema is not None:
-        yield ema
+    return [(name, model) for name, model in (("model", trainer.model), ("EMA", ema)) if isinstance(model, nn.Module)]
 
 
-def _attention_in(network: nn.Module) -> Iterator[SimAM]:
-    yield from (module for module in network.modules() if isinstance(module, SimAM))
+def take_ramp(model: Any) -> tuple[StrengthRamp | None, StrengthRamp | None]:
+    """The ramp that was set on a YOLO object, and the one that its network's yaml records. Both are taken away.
+
+    Raises:
+        FileError: what the yaml records is no ramp.
+    """
+    given, found = model.__dict__.pop(_ATTRIBUTE, None), model.model.yaml.pop(RAMP, None)
+    try:
+        return given, None if found is None else StrengthRamp(**found)
+    except (TypeError, ValueError, ModelError) as error:
+        raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}") from error

@@ -7,23 +7,23 @@ A YAML file of the user's own may have a recipe, the name of a shipped one or a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import FileError
 from simam_inject.persist.record import Record
+from simam_inject.planning.records import Insertion
 
 KEY, RAMP = "simam", "simam_ramp"
 """Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with."""
 
 
-def networks_in(model: nn.Module) -> list[nn.Module]:
+def networks_in(model: nn.Module) -> list[Any]:
     """Every network that may be the injected one: it may be wrapped (DDP, compile), or a student beside its teacher."""
-    return [part for part in model.modules() if isinstance(part.__dict__.get("yaml"), Mapping)]
+    return [part for part in model.modules() if isinstance(vars(part).get("yaml"), Mapping)]
 
 
 def has_record(network: Any) -> bool:
@@ -41,10 +41,10 @@ def read(network: Any) -> Record | str | Mapping[str, Any]:
     found, name = network.yaml[KEY], f"model.yaml[{KEY!r}]"
     if isinstance(found, str):
         if found.endswith((".yaml", ".yml")) or "/" in found or "\\" in found:
-            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or a shipped name")
+            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or the name of a shipped recipe")
         return found
     if not isinstance(found, Mapping):
-        raise FileError(f"{name} is a {type(found).__name__}; allowed is a recipe or its name")
+        raise FileError(f"{name} is a {type(found).__name__}; expected a recipe or its name")
     return Record.read(found, name) if "sites" in found else found
 
 
@@ -62,60 +62,32 @@ def write(network: Any) -> Record:
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
-    now, before = Record.of(network), recorded(network)
-    if before is not None:
-        there, modules = {key_of(site) for site in now["sites"]}, dict(network.named_modules())
-        for site, setting in zip(before.sites, before.settings, strict=True):
-            if key_of(site) not in there and site["edit"]["module"] not in modules:
-                now["sites"].append(site)
-                now["settings"].append(list(setting))
+    now, before = Record.of(network).model_dump(mode="json"), recorded(network)
+    modules = dict(network.named_modules())
+    for site, setting in zip(before.sites, before.settings, strict=True) if before else ():
+        if site["edit"]["module"] not in modules:
+            now["sites"].append(site)
+            now["settings"].append(list(setting))
     network.yaml = {**network.yaml, KEY: now}
     return Record.read(now)
 
 
 def erase(network: Any) -> None:
     """Take the record out again."""
-    if has_record(network) or RAMP in getattr(network, "yaml", {}):
+    if isinstance(getattr(network, "yaml", None), Mapping):
         network.yaml = {key: value for key, value in network.yaml.items() if key not in (KEY, RAMP)}
 
 
-def write_ramp(network: Any, epochs: float, start: float) -> None:
-    """Record a ramp."""
-    network.yaml = {**network.yaml, RAMP: {"epochs": epochs, "start": start}}
-
-
-def take_ramp(network: Any) -> tuple[float, float] | None:
-    """Epochs and first strength of the recorded ramp, which is taken out of the record.
-
-    Raises:
-        FileError: it is no ramp.
-    """
-    if RAMP not in network.yaml:
-        return None
-    network.yaml = dict(network.yaml)
-    found = network.yaml.pop(RAMP)
-    epochs, start = (found.get("epochs"), found.get("start")) if isinstance(found, Mapping) else (None, None)
-    if type(epochs) is not float or type(start) is not float or not epochs > 0 or not 0.0 <= start <= 1.0:
-        raise FileError(f"model.yaml[{RAMP!r}] is no ramp: {found!r:.120}")
-    return epochs, start
-
-
-Key = tuple[str, tuple[tuple[str, Any], ...], float]
-
-
-def key_of(site: SiteRecord) -> Key:
-    """What two records have in common if they are of the same site; shapes depend on the example."""
-    return site["child"], tuple(sorted(site["edit"].items())), site["e_lambda"]
-
-
-def missing_sites(network: nn.Module, wanted: Iterable[SiteRecord]) -> list[SiteRecord]:
+def missing_sites(network: nn.Module, record: Record) -> list[Insertion]:
     """The sites that the network should have and has not.
 
     A site whose module is gone does not count: `fuse()` drops the branch of a head that only training needs.
     """
-    there = {key_of(entry.site) for entry in attended_in(network) if entry.attention is not None}
-    modules = dict(network.named_modules())
-    return [site for site in wanted if key_of(site) not in there and site["edit"]["module"] in modules]
+    there = {entry.insertion.module for entry in attended_in(network) if entry.attention is not None}
+    holders = {path for path, _ in network.named_modules()}
+    return [
+        site for site in record.insertions if site.module not in there and site.module.rpartition(".")[0] in holders
+    ]
 
 
 def names_of(record: Record) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,21 +15,13 @@ from ultralytics.engine.model import Model
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
+from simam_inject.adapters import wrap
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.checking import SiteRecord
 from simam_inject.errors import ModelError, VerificationError
-from simam_inject.integrations.ultralytics.ramping import RAMP, StrengthRamp
-from simam_inject.integrations.ultralytics.record import (
-    missing_sites,
-    names_of,
-    networks_in,
-    recorded,
-    take_ramp,
-    write,
-)
-from simam_inject.integrations.wrapping import wrap
+from simam_inject.integrations.ultralytics.ramping import take_ramp, trained_models
+from simam_inject.integrations.ultralytics.record import missing_sites, names_of, networks_in, recorded, write
+from simam_inject.persist.record import Record
 
-_EVENT = "on_pretrain_routine_end"  # the first with both the trainer's model and its EMA, the last before a batch
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 """Network -> an object that is another one whenever the network computes something else than before."""
 _STAMP = "_simam_stamp"
@@ -38,18 +29,17 @@ _STAMP = "_simam_stamp"
 
 def install() -> None:
     """Wrap the names, once for the process."""
-    wrap(Model, "train", _training)
-    wrap(Model, "predict", _predicting)
+    wrap(Model, "train", _train)
+    wrap(Model, "predict", _predict)
     if not hands_network_to_workers():
-        wrap(engine_trainer, "generate_ddp_command", _launching)
+        wrap(engine_trainer, "generate_ddp_command", _launch)
 
 
-@dataclass(frozen=True, slots=True)
 class Tripwire:
     """Callback that stops a training whose networks lack a site. A class, so that a DDP worker can unpickle it."""
 
-    sites: tuple[SiteRecord, ...]
-    recipe: str
+    def __init__(self, record: Record) -> None:
+        self.record = record
 
     def __call__(self, trainer: Any) -> None:
         """Check the trainer's model, and the EMA, which alone is validated and saved; say that SimAM is live.
@@ -57,41 +47,35 @@ class Tripwire:
         Raises:
             VerificationError: a site is missing.
         """
-        ema = getattr(getattr(trainer, "ema", None), "ema", None)
-        for name, model in (("model", trainer.model), ("EMA", ema)):
-            if not isinstance(model, nn.Module):
-                continue
-            missing = min((missing_sites(network, self.sites) for network in networks_in(model) or [model]), key=len)
+        count = len(self.record.sites)
+        for name, model in trained_models(trainer):
+            missing = min((missing_sites(network, self.record) for network in networks_in(model) or [model]), key=len)
             if missing:
                 raise VerificationError(
-                    f"SimAM lost: the trainer's {name} lacks {len(missing)} of {len(self.sites)} sites, first "
-                    f"{missing[0]['path']}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
+                    f"SimAM lost: the trainer's {name} lacks {len(missing)} of {count} sites, first "
+                    f"{missing[0].path}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
                 )
         strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
         if RANK in (-1, 0) and strengths:
             shown = " to ".join(f"{strength:g}" for strength in dict.fromkeys((strengths[0], strengths[-1])))
-            LOGGER.info(f"SimAM: {len(self.sites)} sites live, strength {shown}, recipe {self.recipe}")
+            LOGGER.info(f"SimAM: {count} sites live, strength {shown}, recipe {names_of(self.record)}")
 
 
-def _training(original: Callable[..., Any]) -> Callable[..., Any]:
-    def train(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if not isinstance(self.model, nn.Module) or not (recorded(self.model) or any(attended_in(self.model))):
-            return original(self, *args, **kwargs)
-        resumed = bool(kwargs.get("resume", self.overrides.get("resume")))
-        with _kept_injected(self, resumed=resumed):
-            return original(self, *args, **kwargs)
-
-    return train
+def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
+    if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
+        return original(model, *args, **kwargs)
+    with _kept_injected(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume")))):
+        return original(model, *args, **kwargs)
 
 
 @contextmanager
 def _kept_injected(model: Any, *, resumed: bool) -> Iterator[None]:
     """Inside, `Model.train` trains an injected network or raises."""
-    record, recorded_ramp = write(model.model), take_ramp(model.model)
-    ramp = model.__dict__.pop(RAMP, None)
-    if resumed and ramp is None and recorded_ramp is not None:
-        ramp = StrengthRamp(*recorded_ramp)
-    callbacks: list[tuple[str, Any]] = [(_EVENT, Tripwire(tuple(record.sites), names_of(record)))]
+    record = write(model.model)
+    given, earlier = take_ramp(model)
+    ramp = given or (earlier if resumed else None)
+    # the first event with both the trainer's model and its EMA, and the last before a batch
+    callbacks: list[tuple[str, Any]] = [("on_pretrain_routine_end", Tripwire(record))]
     callbacks += ramp.callbacks() if ramp is not None else []
     for event, call in callbacks:
         model.callbacks[event].insert(0, call)
@@ -112,15 +96,20 @@ def _kept_injected(model: Any, *, resumed: bool) -> Iterator[None]:
             model.overrides.pop("pretrained", None)
 
 
-def _predicting(original: Callable[..., Any]) -> Callable[..., Any]:
-    def predict(self: Any, *args: Any, **kwargs: Any) -> Any:
-        stamp = _stamps.get(self.model) if isinstance(self.model, nn.Module) else None
-        if self.__dict__.get(_STAMP) is not stamp:  # the predictor holds a fused copy of the network as it was
-            self.predictor = None
-            self.__dict__[_STAMP] = stamp
-        return original(self, *args, **kwargs)
+def _rebuilds_from_name() -> bool:
+    """Does `Model.train` build a network without checkpoint from its file name? 8.4.0 and older use `model.yaml`.
 
-    return predict
+    Both have the same version of everything else, so the question is put to the method itself.
+    """
+    return "pretrained" in inspect.unwrap(Model.train).__code__.co_varnames
+
+
+def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
+    stamped = _stamps.get(model.model) if isinstance(model.model, nn.Module) else None
+    if vars(model).get(_STAMP) is not stamped:  # the predictor holds a fused copy of the network as it was
+        model.predictor = None
+        vars(model)[_STAMP] = stamped
+    return original(model, *args, **kwargs)
 
 
 def stamp(network: nn.Module) -> None:
@@ -133,12 +122,9 @@ def hands_network_to_workers() -> bool:
     return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames
 
 
-def _launching(original: Callable[..., Any]) -> Callable[..., Any]:
-    def launch(trainer: Any, *args: Any, **kwargs: Any) -> Any:
-        check_launch(trainer)
-        return original(trainer, *args, **kwargs)
-
-    return launch
+def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
+    check_launch(trainer)
+    return original(trainer, *args, **kwargs)
 
 
 def check_launch(trainer: Any) -> None:
@@ -147,24 +133,16 @@ def check_launch(trainer: Any) -> None:
     Raises:
         ModelError: they would train another network than the one in memory.
     """
-    record = recorded(trainer.model) if isinstance(trainer.model, nn.Module) else None
+    record = recorded(trainer.model)
     if record is None:
         return
     file = str(trainer.args.model)
     if file.endswith(".pt") and Path(file).is_file():
         checkpoint, _ = tasks.torch_safe_load(file)
         stored = checkpoint.get("ema") or checkpoint.get("model")
-        if isinstance(stored, nn.Module) and not missing_sites(stored, record.sites):
+        if isinstance(stored, nn.Module) and not missing_sites(stored, record):
             return
     raise ModelError(
         f"the workers of a multi-GPU training start from {file} in this release of ultralytics, and it lacks SimAM. "
         "Save the injected model first: model.save('x.pt'); YOLO('x.pt').train(device=[0, 1], ...)"
     )
-
-
-def _rebuilds_from_name() -> bool:
-    """Does `Model.train` build a network without checkpoint from its file name? 8.4.0 and older use `model.yaml`.
-
-    Both have the same version of everything else, so the question is put to the method itself.
-    """
-    return "pretrained" in inspect.unwrap(Model.train).__code__.co_varnames

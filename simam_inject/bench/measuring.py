@@ -1,4 +1,7 @@
-"""Interleaved timing: every variant once a round, in shuffled order, so that noise on the machine hits all alike."""
+"""What a run costs: time, interleaved with other runs, and memory.
+
+Every variant runs once a round, in shuffled order, so that noise on the machine hits all alike.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 NOISY = 0.25
 """Ratios whose interquartile range exceeds this part of their median say nothing."""
@@ -56,16 +60,15 @@ def time_rounds(
         device: where they run.
         before_round: called before each timed round.
     """
-    shuffle = random.Random(0)
-    names = list(variants)
+    shuffle, names = random.Random(0), list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(warmups + rounds):
-        if number >= warmups:
+    for number in range(-warmups, rounds):
+        if number >= 0:
             before_round()
         shuffle.shuffle(names)
         for name in names:
             spent = _time_once(variants[name], device)
-            if number >= warmups:
+            if number >= 0:
                 seconds[name].append(spent)
     return seconds
 
@@ -89,3 +92,29 @@ def ratios(seconds: Mapping[str, list[float]], base: str) -> dict[str, Quartiles
         name: Quartiles.of([own / other for own, other in zip(sample, seconds[base], strict=True)])
         for name, sample in seconds.items()
     }
+
+
+def bytes_kept(model: nn.Module, run: Callable[[], object]) -> int:
+    """Bytes of the distinct storages that `run` saves for backward, parameters and buffers aside."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        run()
+    return sum(kept.values())
+
+
+def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
+    """Most bytes allocated on the GPU while `run` runs; None on a CPU, whose allocator does not count."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.reset_peak_memory_stats(device)
+    run()
+    torch.cuda.synchronize(device)
+    return int(torch.cuda.max_memory_allocated(device))

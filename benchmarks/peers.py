@@ -1,0 +1,100 @@
+"""The same network with other attentions: by this engine, by hand, and by what users do today. Time, memory, lost keys.
+
+    python -m benchmarks peers [--quick] [--json FILE] [--markdown FILE]
+
+timm's ResNet-18, after the last norm of each block: `inject(..., attention=factory)`; a Sequential around the norm; and
+timm's own `block_args=dict(attn_layer=...)`. "Keys lost" counts keys of a plain checkpoint that find no place any more.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import timm
+import torch
+from torch import nn
+
+from benchmarks.measuring import measure, shown
+from benchmarks.options import parse, publish, tabulate
+from benchmarks.resnet import make_step
+from simam_inject import SimAM, inject
+from simam_inject.bench.variants import PEERS, peer_factory
+
+SITE = "bn2"
+RECIPE = {"rules": [{"block": "BasicBlock", "after": SITE}]}
+NETWORK = "resnet18"
+
+
+def main(argv: list[str]) -> int:
+    options = parse("peers", __doc__, argv)
+    image = torch.rand(4, 3, 128, 128, device=options.device)
+    torch.manual_seed(0)
+    plain = timm.create_model(NETWORK).to(options.device)
+    keys = list(plain.state_dict())
+    variants = {"plain": plain, **_variants(plain)}
+    steps = {}
+    for is_training in (False, True):
+        runs = {
+            name: make_step(one.train(is_training), image, is_training=is_training) for name, one in variants.items()
+        }
+        steps[is_training] = measure(runs, options.device, 11)
+    rows = []
+    for name, model in variants.items():
+        own = set(model.state_dict())
+        rows.append(
+            {
+                "variant": name,
+                "inference": shown(steps[False].ratio(name, "plain")),
+                "training": shown(steps[True].ratio(name, "plain")),
+                "parameters": sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters()),
+                "kept_mb": _kept(model.train(), image) / 1e6,
+                "keys_lost": sum(key not in own for key in keys),
+            }
+        )
+    head = ["variant", "inference", "training step", "parameters more", "kept for backward, MB", "keys lost"]
+    cells = [
+        [row["variant"], row["inference"], row["training"], f"{row['parameters']:,}", f"{row['kept_mb']:.1f}",
+         f"{row['keys_lost']} of {len(keys)}"]
+        for row in rows
+    ]  # fmt: skip
+    publish(options, f"timm's {NETWORK} with SimAM and its peers", tabulate(head, cells), [], rows)
+    return 0
+
+
+def _variants(plain: nn.Module) -> dict[str, nn.Module]:
+    found = {"SimAM, this engine": inject(copy.deepcopy(plain), RECIPE, verify=False)}
+    found["SimAM, by hand"] = _by_hand(plain, lambda _: SimAM())
+    for name in PEERS:
+        make = peer_factory(name)
+        found[f"{name.upper()}, this engine"] = inject(copy.deepcopy(plain), RECIPE, verify=False, attention=make)
+        found[f"{name.upper()}, by hand"] = _by_hand(plain, make)
+        layer = {"gc": "gca"}.get(name, name)
+        found[f"{name.upper()}, timm's attn_layer"] = timm.create_model(NETWORK, block_args={"attn_layer": layer})
+    return {name: model.to(next(plain.parameters()).device) for name, model in found.items()}
+
+
+def _by_hand(plain: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
+    """A Sequential of the norm and the attention in the norm's place."""
+    twin = copy.deepcopy(plain)
+    for path, module in list(twin.named_modules()):
+        if path.endswith(f".{SITE}"):
+            twin.set_submodule(path, nn.Sequential(module, make(module.num_features)))
+    return twin
+
+
+def _kept(model: nn.Module, image: torch.Tensor) -> int:
+    """Bytes of the tensors that a forward keeps for backward, each storage once, parameters aside."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        kept = model(image)
+    del kept
+    return sum(storages.values())

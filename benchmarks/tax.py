@@ -1,0 +1,110 @@
+"""What the engine costs a user: injected networks against the same networks written by hand with SimAM in them.
+
+    python -m benchmarks tax [--quick] [--no-compile] [--json FILE] [--markdown FILE]
+
+By hand: a subclass of the block whose forward ends in `self.attention(...)`, and no hook or check at all. Also the
+time to unpickle a YOLOv8n with SimAM after every convolution, and to compile both. YOLO needs ultralytics.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import statistics
+import time
+from dataclasses import asdict
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.measuring import measure, shown
+from benchmarks.options import parse, publish, tabulate
+from simam_inject import SimAM, inject
+from simam_inject.adapters import network_of
+from simam_inject.zoo import build
+
+NETWORKS = {"ResNet-18": ("torchvision:resnet18", "BasicBlock", 224), "YOLOv8n": ("yolov8n", "C2f", 320)}
+E_LAMBDA = 1e-4
+ROUNDS = 41
+
+
+def main(argv: list[str]) -> int:
+    options = parse("tax", __doc__, argv)
+    rows = [_measure(name, options) for name in NETWORKS]
+    rows.append(_unpickling())
+    head = ["network", "eager", "compiled", "compile time"]
+    cells = [
+        [str(row["network"]), *(str(row.get(name, "")) for name in ("eager", "compiled", "compile_time"))]
+        for row in rows
+    ]
+    notes = [
+        "Injected against by hand: median [quartiles] of per-round ratios; compile time is one compilation each.",
+        f"Unpickling {rows[-1]['network']}: {rows[-1]['seconds']:.3f} s (median of {ROUNDS // 4}).",
+    ]
+    publish(options, "The tax of the engine", tabulate(head, cells[:-1]), notes, rows)
+    return 0
+
+
+def by_hand(model: nn.Module, block: str) -> nn.Module:
+    """A copy of the network whose blocks of this class end in a SimAM of their own."""
+    twin = copy.deepcopy(model)
+    for module in list(twin.modules()):
+        if type(module).__name__ == block:
+            stock = type(module)
+
+            class Attended(stock):  # type: ignore[misc, valid-type]
+                def forward(self, x: Tensor) -> Tensor:
+                    return self.attention(super().forward(x))  # type: ignore[no-any-return]
+
+            module.__class__ = Attended
+            module.attention = SimAM(E_LAMBDA)
+    return twin
+
+
+def _measure(name: str, options: object) -> dict[str, object]:
+    source, block, pixels = NETWORKS[name]
+    torch.manual_seed(0)
+    model = network_of(build(source).model).eval()
+    x = torch.rand(1, 3, pixels, pixels)
+    variants = {"hand": by_hand(model, block), "injected": inject(copy.deepcopy(model), f"after {block}", verify=False)}
+    with torch.no_grad():
+        results = [one(x) for one in variants.values()]
+        if not torch.equal(_first(results[0]), _first(results[1])):
+            raise RuntimeError(f"{name}: the network by hand is another")
+        row: dict[str, object] = {"network": name}
+        times = measure({key: lambda one=one: one(x) for key, one in variants.items()}, torch.device("cpu"), ROUNDS)
+        row |= _ratio("eager", times.ratio("injected", "hand"))
+        if getattr(options, "no_compile", False):
+            return row
+        compiled, spent = {}, {}
+        for key, one in variants.items():
+            torch._dynamo.reset()
+            started = time.process_time()
+            compiled[key] = torch.compile(one)
+            compiled[key](x)
+            spent[key] = time.process_time() - started
+        times = measure({key: lambda one=one: one(x) for key, one in compiled.items()}, torch.device("cpu"), ROUNDS)
+        row |= _ratio("compiled", times.ratio("injected", "hand"))
+        return row | {"compile_time": f"{spent['injected'] / spent['hand']:.2f}", "compile_seconds": spent}
+
+
+def _ratio(name: str, found: object) -> dict[str, object]:
+    return {name: shown(found), f"{name}_quartiles": asdict(found)}  # type: ignore[arg-type, call-overload]
+
+
+def _first(output: object) -> Tensor:
+    while not isinstance(output, Tensor):
+        output = output[0]  # type: ignore[index]
+    return output
+
+
+def _unpickling() -> dict[str, object]:
+    model = network_of(build("yolov8n").model)
+    inject(model, {"rules": [{"path": "*", "after": {"op": "conv2d"}}]}, verify=False)
+    data = pickle.dumps(model)
+    spent = []
+    for _ in range(ROUNDS // 4):
+        started = time.process_time()
+        pickle.loads(data)
+        spent.append(time.process_time() - started)
+    return {"network": "YOLOv8n with SimAM after every convolution", "seconds": statistics.median(spent)}

@@ -1,0 +1,82 @@
+"""What can be injected: an `nn.Module` in its own form, not yet wrapped, compiled or scripted, with real tensors."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import fx, nn
+from torch.nn.parameter import is_lazy
+
+from simam_inject.errors import ModelError
+
+_WRAPPERS = {
+    "DistributedDataParallel": "DistributedDataParallel",
+    "DataParallel": "DataParallel",
+    "FullyShardedDataParallel": "FSDP",
+    "FSDPModule": "FSDP (fully_shard)",
+    "OptimizedModule": "torch.compile",
+}
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The module inside DDP, DataParallel and `torch.compile`, whose prefixes have no place in a file."""
+    while True:
+        if type(model).__name__ == "OptimizedModule":
+            model = model.get_submodule("_orig_mod")
+        elif isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        else:
+            return model
+
+
+def check_injectable(model: object) -> None:
+    """Refuse what cannot be injected, with the reason and the way out.
+
+    Raises:
+        ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, found {_describe(model)}")
+    names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
+    for name, label in _WRAPPERS.items():
+        if name in names:
+            raise ModelError(f"this model is wrapped already ({label}): inject first, then wrap the same model")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ModelError(
+            "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
+            "torch.jit.trace it"
+        )
+    if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
+        raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
+    if not runs_hooks(model):
+        raise ModelError(
+            f"{type(model).__name__} has a __call__ of its own, so that hooks on it do not run: rename it forward"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise ModelError(
+                f"{name} of this model has no shape yet (a lazy module): run one forward first, then inject"
+            )
+        if tensor.is_meta:
+            raise ModelError(
+                f"this model is on the meta device ({name}): give it real tensors first (model.to_empty(device=...)), "
+                "then inject"
+            )
+
+
+def runs_hooks(module: nn.Module) -> bool:
+    """Calling the module goes through `nn.Module.__call__`, which runs its hooks."""
+    return type(module).__call__ is nn.Module.__call__ or isinstance(module, fx.GraphModule)
+
+
+def is_taken(module: nn.Module, name: str) -> bool:
+    """The module has an attribute of this name; `__getattr__` is not asked, which may answer to any."""
+    own = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
+    return name in own or inspect.getattr_static(type(module), name, None) is not None
+
+
+def _describe(thing: object) -> str:
+    if isinstance(thing, type):
+        return f"the class {thing.__name__}; give an instance of it"
+    return f"{thing!r}" if isinstance(thing, str) else f"a {type(thing).__name__}"

@@ -1,0 +1,367 @@
+"""A site that is an operation follows its value, not the module that returned or read it in the example forward.
+
+Each case is the text of a block: `<<...>>` is the attended expression, and a line with `#@` stands in the oracle alone.
+The same text makes both classes, so that only the place of SimAM is compared, whatever flags, sizes and modes decide.
+"""
+
+import copy
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from simam_inject import bypass, eject, inject, injected
+from simam_inject.errors import NoMatchError
+from tests.oracle import E_LAMBDA, attend, distance, same_bits
+
+HEAD = """
+import torch
+from torch import nn
+
+class {name}(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.h, self.k = (nn.Conv2d(4, 4, 3, padding=1) for _ in "chk")
+        self.r = nn.ReLU()
+        self.flag, self.prev, self.kept, self.calls, self.__gain = False, None, [], [], 1.5
+"""
+COUNT = itertools.count()
+
+
+class Net(nn.Module):
+    def __init__(self, block):
+        super().__init__()
+        self.stem, self.b, self.tail = nn.Conv2d(4, 4, 3, padding=1), block(), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.b(self.stem(x))
+        return [self.tail(each) for each in (y if isinstance(y, tuple) else (y,))]
+
+
+def image(side=8, batch=2, seed=1):
+    noise = torch.Generator().manual_seed(seed)
+    return torch.randn((batch, 4, side, side), generator=noise, dtype=torch.float64)
+
+
+@pytest.fixture
+def nets(tmp_path):
+    """(stock, oracle) of one text, with the same weights."""
+
+    def make(text):
+        made = []
+        for marks in (("(", ")", "#@"), ("attend(", ")", "")):
+            body = text
+            for mark, instead in zip(("<<", ">>", "#@ "), marks, strict=True):
+                body = body.replace(mark, instead)
+            path = tmp_path / f"block_{next(COUNT)}.py"
+            path.write_text(HEAD.format(name="Block") + body)
+            names = {"attend": attend, "__name__": path.stem}
+            exec(compile(path.read_text(), str(path), "exec"), names)  # noqa: S102 - as a user's file is
+            torch.manual_seed(4)
+            made.append(Net(names["Block"]).double().eval())
+        return made
+
+    return make
+
+
+def recipe(site):
+    return {"e_lambda": E_LAMBDA, "rules": [{"block": "Block", "after": site}]}
+
+
+def run(model, x):
+    torch.manual_seed(3)
+    with torch.no_grad():
+        return model(x), list(model.b.kept)
+
+
+def flag(model):
+    model.b.flag = True
+
+
+def training(model):
+    model.train()
+
+
+def callback(model):
+    model.b.calls.append(model.b.kept.append)
+
+
+def nothing(_model):
+    pass
+
+
+# name: (site, change, side of the image afterwards, forward)
+CASES = {
+    "another reader in train mode": ("add", training, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        z = self.h(y)
+        return z + y if self.training else z * 2
+"""),
+    "another reader behind a flag": ("add", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        z = self.h(y)
+        if self.flag:
+            z = z + y
+        return z * 2
+"""),
+    "another reader at another size": ("add", nothing, 24, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        z = self.h(y)
+        return z + y if x.shape[-1] == 24 else z * 2
+"""),
+    "another output": ("add", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        if self.flag:
+            y = torch.tanh(y)
+        return y
+"""),
+    "an early return": ("add", flag, 8, """
+    def forward(self, x):
+        if self.flag:
+            return self.k(x)
+        y = <<self.c(x) + x>>
+        return y
+"""),
+    "a tuple in train mode": ("mul", training, 8, """
+    def forward(self, x):
+        y = <<self.c(x) * 2>>
+        return (y, self.h(y)) if self.training else y
+"""),
+    "the reader runs twice": ("add", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        z = self.h(y)
+        if self.flag:
+            z = z + self.h(x)
+        return z * 2
+"""),
+    "the reader runs in another method": ("add", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        z = self.h(y)
+        return z + self.more(x) if self.flag else z * 2
+
+    def more(self, x):
+        return self.h(x)
+"""),
+    "the reader has two names": ("add", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        z = self.h(y)
+        return z + getattr(self, "h")(x) if self.flag else z * 2
+"""),
+    "the reader gets another value": ("add", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        return self.h(x if self.flag else y) * 2
+"""),
+    "a closure made before": ("add", flag, 8, """
+    def forward(self, x):
+        later = lambda: y
+        y = <<self.c(x) + x>>
+        z = self.h(y)
+        return z + later() if self.flag else z * 2
+"""),
+    "a closure of a returned value": ("add", flag, 8, """
+    def forward(self, x):
+        def scale():
+            nonlocal y
+            y = y * 2
+        y = <<self.c(x) + x>>
+        if self.flag:
+            scale()
+        return y
+"""),
+    "kept on the module": ("add", nothing, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        self.kept.append(y)
+        return self.h(y)
+"""),
+    "kept and returned": ("add", nothing, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        self.kept = [y]
+        return y
+"""),
+    "handed to callbacks": ("add", callback, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        for call in self.calls:
+            call(y)
+        return self.h(y)
+"""),
+    "from call to call": ("add", nothing, 8, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        z = self.h(y) if self.prev is None else self.h(y) + self.prev
+        self.prev = y
+        return z
+"""),
+    "in place": ("add", flag, 8, """
+    def forward(self, x):
+        y = self.c(x)
+        y += x
+        #@ y = attend(y)
+        return self.h(y) + y if self.flag else self.h(y)
+"""),
+    "one call of a shared child": ("r[2]", flag, 8, """
+    def forward(self, x):
+        y = self.r(self.c(x))
+        y = <<self.r(self.k(y))>>
+        z = self.h(y)
+        if self.flag:
+            z = z + y
+        return z
+"""),
+    "a plain chain": ("add", training, 12, """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        return self.h(y)
+"""),
+    "private names": ("mul", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) * self.__gain>>
+        return self.h(y) + y if self.flag else self.h(y) - y
+"""),
+    "a chain over lines": ("mul", nothing, 8, """
+    def forward(self, x):
+        y = <<self.c(x)
+             .relu()
+             .mul(2.0)>>
+        return self.h(y) + y
+"""),
+    "a doc string further left": ("mul", nothing, 8, '''
+    def forward(self, x):
+        """Scales
+and adds.
+"""
+        y = <<self.c(x) * 3>>
+        return self.h(y) + y
+'''),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_site_follows_its_value(nets, name):
+    site, change, side, text = CASES[name]
+    stock, oracle = nets(text)
+    model = inject(copy.deepcopy(stock), recipe(site), example_inputs=image())
+    assert [insertion.path for insertion in injected(model)] == [f"b.{site}"]
+    for each in (stock, oracle, model):
+        change(each)
+    for seed in (1, 2):
+        plain, expected, found = (run(each, image(side, seed=seed)) for each in (stock, oracle, model))
+        if name not in ("an early return", "the reader gets another value"):  # there nobody reads it
+            assert distance(expected, plain) > 1e-4
+        assert distance(found, expected) < 1e-8
+    eject(model)
+    for each in (stock, model):
+        each.b.prev, each.b.kept = None, []
+    assert same_bits(run(model, image(side)), run(stock, image(side)))
+
+
+@pytest.mark.parametrize("name", ["another output", "another reader behind a flag", "in place", "private names"])
+def test_bypassed_it_is_the_stock_forward(nets, name):
+    site, change, side, text = CASES[name]
+    stock, _ = nets(text)
+    model = inject(copy.deepcopy(stock), recipe(site), example_inputs=image())
+    for each in (stock, model):
+        change(each)
+    with bypass(model):
+        assert same_bits(run(model, image(side)), run(stock, image(side)))
+
+
+PARTS = {
+    "a method of the block": """
+    def forward(self, x):
+        return self.h(self.inner(x))
+
+    def inner(self, x):
+        y = <<self.c(x) + x>>
+        return y
+""",
+    "with a reader behind it": """
+    def forward(self, x):
+        return self.h(self.inner(x)) + x
+
+    def inner(self, x):
+        return self.k(x) + <<self.c(x) + x>>.relu()
+""",
+    "that another method runs too": """
+    def forward(self, x):
+        return self.h(self.inner(x)) * 2
+
+    def inner(self, x):
+        y = <<self.c(x) + x>>
+        return self.k(y)
+
+    def other(self, x):
+        return self.k(x)
+""",
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_of_the_forward_is_attended_too(nets, name):
+    """`forward_features` and its kin can be called by themselves."""
+    stock, oracle = nets(PARTS[name])
+    model = inject(copy.deepcopy(stock), recipe("add[1]"), example_inputs=image())
+    parts = [lambda x, net=net: net.b.inner(x) for net in (stock, oracle, model)]
+    plain, expected, found = (part(image()) for part in parts)
+    assert distance(expected, plain) > 1e-4
+    assert distance(found, expected) < 1e-8
+    assert distance(run(model, image()), run(oracle, image())) < 1e-8
+
+
+LOOKS_AT_GRADIENTS = {
+    "register_hook": """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        if y.requires_grad:
+            y.register_hook(self.kept.append)
+        return self.h(y)
+""",
+    "retain_grad": """
+    def forward(self, x):
+        self.y = <<self.c(x) + x>>
+        if self.y.requires_grad:
+            self.y.retain_grad()
+        return self.h(self.y)
+""",
+    "behind a flag": """
+    def forward(self, x):
+        y = <<self.c(x) + x>>
+        if self.flag and y.requires_grad:
+            y.register_hook(self.kept.append)
+        return self.h(y)
+""",
+}
+
+
+@pytest.mark.parametrize("name", LOOKS_AT_GRADIENTS)
+def test_gradients_that_the_forward_asks_for(nets, name):
+    stock, oracle = nets(LOOKS_AT_GRADIENTS[name])
+    model = inject(copy.deepcopy(stock), recipe("add"), example_inputs=image())
+    seen = []
+    for each in (stock, oracle, model):
+        flag(each)
+        sum(out.square().sum() for out in each(image())).backward()
+        seen.append(each.b.kept[0] if each.b.kept else each.b.y.grad)
+    assert distance(seen[1], seen[0]) > 1e-4
+    assert distance(seen[2], seen[1]) < 1e-8
+
+
+def test_an_entry_of_an_operation_is_refused_with_a_true_reason(nets):
+    stock, _ = nets("""
+    def forward(self, x):
+        a, b = torch.cat([self.c(x), x], 1).chunk(2, 1)
+        return self.h(a) + a * b
+""")
+    with pytest.raises(NoMatchError, match=r"b\.chunk:0: .*it is one of several tensors that one call returns"):
+        inject(stock, recipe("chunk:0"), example_inputs=image())
