@@ -264,7 +264,7 @@ def measure_net(seed: int, train_data: Data, test_data: Data, options: argparse.
     data = train_data, (test_data[0][:third], test_data[1][:third]), sample, seed
     for frozen in (False, True):
         plain = curve(net, "plain", frozen, "", options, data)
-        for placement in options.curves.split(","):
+        for placement in filter(None, options.curves.split(",")):
             names = [*TUNED, *(["ramp without gain"] if placement == "paper" else [])]
             runs = {name: curve(net, name, frozen, PLACEMENTS[placement], options, data) for name in names}
             norms = "frozen" if frozen else "training"

@@ -123,7 +123,7 @@ class Ramp:
         """Where the ramp is, as plain numbers."""
         return {"steps": self._steps, "start": self._start, "done": self._done}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on where another ramp was: its length and start count from here on, and the models get its strength.
 
         Raises:
