@@ -74,7 +74,10 @@ class OutputHook:
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Apply SimAM to the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
-            raise ModelError(f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}")
+            raise ModelError(
+                f"{self.sites[0]['path']} has a bias now, so a norm may have been folded into it, across the SimAM "
+                f"between them; {ADVICE}"
+            )
         for site in self.sites:
             key = site["edit"]["key"]
             if key is None:
