@@ -132,11 +132,13 @@ def compose_recipe(options: Options) -> Recipe:
 
 
 def check_model_name(name: str) -> None:
-    """Refuse a file of weights in the place of the model, before torch is imported.
+    """Raise for a file of weights in the place of the model, and for an unknown name, before torch is imported.
 
     Raises:
         ModelError: It is one.
     """
+    from simam_inject.zoo.names import check_name
+
     path = Path(name)
     if path.suffix in EXPORTS:
         raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
@@ -145,6 +147,7 @@ def check_model_name(name: str) -> None:
             f"{name} contains weights, not a model: give the model and add --weights {name}, "
             f"e.g. simam-inject resnet50 --weights {name} --after bottleneck"
         )
+    check_name(name)
 
 
 def _is_yolo_checkpoint(path: Path) -> bool:

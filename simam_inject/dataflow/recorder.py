@@ -49,6 +49,7 @@ class Recorder(TorchFunctionMode):
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
         self.names = Names(self.path_of)
         self.hooks = OwnHooks(lambda: self.frame)
+        self.asks_for_values = False  # an operation failed, or it looked for data: it may go another way with values
         self._start(with_graphs=True)
 
     def _start(self, *, with_graphs: bool) -> None:
@@ -103,15 +104,16 @@ class Recorder(TorchFunctionMode):
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         if name.strip("_") in NOT_READS or self.frame is None:
+            self.asks_for_values |= name in ("is_meta", "data_ptr")
             return func(*args, **kwargs)
         tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
         versions = [version_of(tensor) for tensor in tensors]
-        if name == "batch_norm" and args[0].is_meta and not self.model.training:
-            # What torch's own meta kernel finds in a hundred times the time.
-            given = args[0]
-            result = torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
-        else:
-            result = func(*args, **kwargs)
+        try:
+            is_slow = name == "batch_norm" and args[0].is_meta and not self.model.training  # as torch does it on meta
+            result = torch.empty_like(args[0]) if is_slow else func(*args, **kwargs)
+        except Exception:
+            self.asks_for_values = True
+            raise
         with torch._C.DisableTorchFunction():
             return self._operation(func, args, kwargs, tensors, versions, result)
 
