@@ -42,16 +42,16 @@ class Adapter:
         self.integration = integration
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network inside the object; a network itself."""
+        """The network inside the object, or the network itself."""
         return model
 
     def remember(self, model: nn.Module) -> None:
-        """Called when SimAM was put in, or set to another strength or gain: keep it through what the library does."""
+        """Called after an injection or a change of strength or gain: make it persist in the library."""
         if self.integration is not None:
             self.network(model).__dict__[_MARK] = IntegrationMark(self.integration)
 
     def forget(self, model: nn.Module) -> None:
-        """Called after eject: leave no trace of an injection."""
+        """Called after eject: remove everything that was stored."""
         self.network(model).__dict__.pop(_MARK, None)
 
     def refresh(self, model: nn.Module) -> None:

@@ -69,7 +69,8 @@ def why_not_attendable(site: Site) -> str | None:
     if site.spatial is None:
         return "its shape is unknown"
     if all(length <= 1 for length in site.spatial):
-        return f"is a {write_fact(site.spatial)} map: its gate would be the constant sigmoid(0.5)"
+        size = f"{write_fact(site.spatial)} map" if len(site.spatial) > 1 else "map of one position"
+        return f"is a {size}: its gate would be the constant sigmoid(0.5)"
     return None
 
 

@@ -259,7 +259,7 @@ class InheritsCall(CallsItself):
 @pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall])
 def test_a_model_whose_call_runs_no_hooks(kind):
     model = kind()
-    refuses(ModelError, r"has a __call__ of its own, so that hooks on it do not run", model, "after block.a")
+    refuses(ModelError, r"overrides __call__, so hooks on it do not run", model, "after block.a")
     assert injected(model) == ()
 
 
