@@ -26,7 +26,7 @@ from simam_inject.persist.saving import State, layout_of, state_of, versions_of
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` and `pickle.dump` write; those of safetensors are the length of its header."""
 
-_UNFIT = "of another shape"
+UNFIT = "of another shape"
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
@@ -50,9 +50,9 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     with naming(file):
         manifest, tensors = _read(file)
         state = state_of(network)
-        found = _differences(tensors, state)
-        if found[_UNFIT] or (strict and any(found.values())):
-            raise FileError(f"it does not fit this {type(network).__name__}:\n{_listed(found)}{_age(manifest)}")
+        found = differences(tensors, state)
+        if found[UNFIT] or (strict and any(found.values())):
+            raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}{_age(manifest)}")
         is_there = _has_sites(network, manifest)
         if not is_there:
             try:
@@ -68,7 +68,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         raise
     manifest.set_strengths(network)
     if any(found.values()):
-        warnings.warn(f"{file}: left out, as strict=False allows:\n{_listed(found)}", stacklevel=2)
+        warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
     if manifest.sites:
         adapters.remember(model)
     adapters.refresh(model)
@@ -144,19 +144,19 @@ def _why_unreadable(file: Path, error: Exception) -> str:
     return f"it is truncated, damaged, or no safetensors file ({error})"
 
 
-def _differences(file: State, model: State) -> dict[str, list[str]]:
-    """In which way -> the tensors that differ so."""
+def differences(file: State, model: State) -> dict[str, list[str]]:
+    """Maps a kind of difference to the tensors that differ in this way; `UNFIT` to those with another shape or kind."""
     found = {
         "in the model, not in the file": [name for name in model if name not in file],
         "in the file, not in the model": [name for name in file if name not in model],
-        _UNFIT: [],
+        UNFIT: [],
     }
     for name in (name for name in model if name in file):
         ours, theirs = model[name], file[name]
         if ours.shape != theirs.shape:
-            found[_UNFIT].append(f"{name} (file {size_text(theirs.shape)}, model {size_text(ours.shape)})")
+            found[UNFIT].append(f"{name} (file {size_text(theirs.shape)}, model {size_text(ours.shape)})")
         elif _is_exact(ours) != _is_exact(theirs):
-            found[_UNFIT].append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
+            found[UNFIT].append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
     return found
 
 
@@ -169,7 +169,8 @@ def size_text(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _listed(found: dict[str, list[str]]) -> str:
+def listed(found: dict[str, list[str]]) -> str:
+    """The differences, one line for each kind."""
     return "\n".join(f"  {len(names)} {words}: {shortened(names)}" for words, names in found.items() if names)
 
 

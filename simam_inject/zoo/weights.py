@@ -12,7 +12,6 @@ from simam_inject.zoo.records import ZooModel, fetching
 
 _NESTED = ("state_dict", "model_state_dict", "model", "model_state", "net", "weights")
 """Keys under which training programs store the `state_dict`."""
-_SHOWN = 3
 
 
 def load_weights(built: ZooModel, file: Path) -> ZooModel:
@@ -106,27 +105,15 @@ def _load_checkpoint(built: ZooModel, file: Path) -> ZooModel:
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     """Strict loading, with one message for everything that does not fit."""
     from simam_inject.adapters import network_of
+    from simam_inject.persist.loading import UNFIT, differences, listed
 
     network = network_of(built.model)
-    wanted = network.state_dict()
-    missing, unexpected = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
-    shapes = [
-        f"{name} is {_size(state[name])} in the file and {_size(wanted[name])} in the model"
-        for name in wanted
-        if name in state and _size(state[name]) != _size(wanted[name])
-    ]
-    if not missing and not unexpected and not shapes:
-        network.load_state_dict(dict(state))
-        return
-    lines = [f"{file} does not fit {built.name}:"]
-    for label, found in (("missing in the file", missing), ("not in the model", unexpected), ("shapes", shapes)):
-        if found:
-            more = f", ... {len(found)} in all" if len(found) > _SHOWN else ""
-            lines.append(f"  {label}: {', '.join(found[:_SHOWN])}{more}")
-    if shapes and not missing and not unexpected and len(shapes) <= 6:
-        lines.append("  another number of classes? Give it with --num-classes N.")
-    raise ModelError("\n".join(lines))
-
-
-def _size(tensor: Any) -> str:
-    return "x".join(map(str, getattr(tensor, "shape", ()))) or "a number"
+    file_state, own_state = (
+        {name: value for name, value in one.items() if hasattr(value, "shape")} for one in (state, network.state_dict())
+    )
+    found = differences(file_state, own_state)
+    if any(found.values()):
+        only_shapes = [names for names in found.values() if names] == [found[UNFIT]] and len(found[UNFIT]) <= 6
+        hint = "\n  another number of classes? Give it with --num-classes N." if only_shapes else ""
+        raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}{hint}")
+    network.load_state_dict(dict(state))

@@ -33,13 +33,13 @@ def test_weights_of_another_model_name_what_differs(run, folder):
     torch.save(state, folder / "seven.pth")
     result = run(NET, "--weights", "seven.pth", "--after", "block", *SMALL)
     assert result.exit_code == 2
-    assert "head.weight is 7x8 in the file and 5x8 in the model" in result.stderr
+    assert "head.weight (file 7x8, model 5x8)" in result.stderr
     assert "--num-classes N" in result.stderr
     state.pop("stem.weight")
     torch.save(state | {"extra": torch.zeros(1)}, folder / "other.pth")
     told = run(NET, "--weights", "other.pth", "--after", "block", *SMALL).stderr
-    assert "missing in the file: stem.weight" in told
-    assert "not in the model: extra" in told
+    assert "in the model, not in the file: stem.weight" in told
+    assert "in the file, not in the model: extra" in told
 
 
 @pytest.mark.parametrize("thing", [build, ["a", "list"], {"a": 1}])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from ultralytics import RTDETR, YOLO
+from ultralytics.utils.torch_utils import fuse_conv_and_bn
 
 from simam_inject import bypass, eject, inject, injected, verify
 from simam_inject.nested import tensors_in
@@ -85,6 +86,16 @@ def difference(found, expected) -> list[float]:
     return [((one - other).abs().max() / other.abs().max()).item() for one, other in pairs]
 
 
+def folds_doubles() -> bool:
+    """Rounding is told from errors in double precision, and 8.3.200 folds norms in single precision only."""
+    try:
+        fuse_conv_and_bn(nn.Conv2d(1, 1, 1, bias=False).double(), nn.BatchNorm2d(1).double())
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not folds_doubles(), reason="this release cannot fuse a network in double precision")
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.zoo) for n in FAMILIES])
 def test_family(name):
     try:

@@ -73,6 +73,8 @@ def test_predict_inside_bypass_runs_none_and_afterwards_all(yolo):
 
 @pytest.mark.parametrize("injected_before", [False, True])
 def test_predict_after_load_runs_the_sites_and_weights_of_the_file(yolo, tmp_path, injected_before):
+    if yolo.model.is_fused():
+        pytest.skip("up to 8.4.120 predict() fuses the user's own network, which the file then does not fit")
     source = YOLO("yolov8n.yaml")
     save(inject(source, RECIPE, example_inputs=EXAMPLE), tmp_path / "x.safetensors")
     if injected_before:
