@@ -1,16 +1,16 @@
-"""Train an image classifier with SimAM in it: the same command on one CPU, on one GPU and on many.
+"""Train an image classifier with SimAM, on one CPU, one GPU or several.
 
     python examples/train_classifier.py resnet50 --data imagenet/ --recipe paper --out runs/r50
     torchrun --nproc-per-node 8 examples/train_classifier.py resnet50 --data imagenet/ --recipe paper --out runs/r50
 
 `--data` is a folder with `train/CLASS/*.jpg` and `val/CLASS/*.jpg`, or `cifar10:DIR` for a dataset of torchvision. The
-order that matters: build, inject, convert to SyncBatchNorm, EMA copy, DistributedDataParallel, torch.compile.
+order is important: build, inject, convert to SyncBatchNorm, EMA copy, DistributedDataParallel, torch.compile.
 
-A trained network starts warm: `--pretrained` or `--weights FILE` with `--warm-start` fits a gain for each SimAM, prints
-the accuracy without SimAM, with it and with the gains, and raises the strength from 0 over a fifth of the training.
+For a trained network, `--pretrained` or `--weights FILE` with `--warm-start` fits a gain for each SimAM, prints the
+accuracy without SimAM, with it and with the gains, and raises the strength from 0 over a fifth of the training.
 
-In OUT: `log.csv` (one row an epoch), `last.pt` (everything that `--resume` needs; state dicts only) and
-`best.safetensors` (weights and recipe of the best EMA model; `simam_inject.persist.load` puts both back).
+Written to OUT: `log.csv` (one row per epoch), `last.pt` (for `--resume`; state dicts only) and `best.safetensors`
+(weights and recipe of the best EMA model; read by `simam_inject.persist.load`).
 """
 
 from __future__ import annotations
@@ -61,29 +61,34 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("model", help="resnet50, timm:NAME, torchvision:NAME, FILE.py:FACTORY")
     add("--data", required=True, help="folder with train/ and val/, or cifar10:DIR, cifar100:DIR")
-    add("--recipe", help="a shipped recipe, a YAML file or a selector; without it the plain baseline is trained")
+    add("--recipe", help="a shipped recipe, a YAML file or a selector; default: train without SimAM")
     add("--out", type=Path, default=Path("runs/classifier"), help="folder of the log, checkpoints and weights")
     add("--pretrained", action="store_true", help="start from the library's weights")
-    add("--weights", type=Path, metavar="FILE", help="start from these: .safetensors, or a state_dict in .pth")
+    add("--weights", type=Path, metavar="FILE", help="start from these weights: .safetensors, or a state_dict in .pth")
     add("--warm-start", action="store_true", help="fit gains to the weights, and raise the strength of SimAM from 0")
     add("--epochs", type=int, default=90)
     add("--batch", type=int, default=64, help="images per process")
-    add("--size", type=int, default=224, help="side of the training images")
-    add("--rate", type=float, default=0.1, help="learning rate for 256 images a step; scaled to the real number")
-    add("--warmup", type=int, default=5, help="epochs of rising rate")
-    add("--decay", type=float, default=1e-4, help="weight decay; norms and biases have none")
+    add("--size", type=int, default=224, help="size of the training images")
+    add(
+        "--rate",
+        type=float,
+        default=0.1,
+        help="learning rate for a batch of 256 images; scaled to the actual batch size",
+    )
+    add("--warmup", type=int, default=5, help="number of warm-up epochs")
+    add("--decay", type=float, default=1e-4, help="weight decay; not applied to norm layers and biases")
     add("--smoothing", type=float, default=0.1, help="label smoothing")
     add("--ema", type=float, default=0.999, help="decay of the moving average of the weights, per step")
-    add("--clip", type=float, default=5.0, help="largest norm of the gradient")
-    add("--steps", type=int, help="at most so many steps an epoch")
-    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="loading processes per training process")
+    add("--clip", type=float, default=5.0, help="maximum norm of the gradient")
+    add("--steps", type=int, help="maximum number of steps per epoch")
+    add("--workers", type=int, default=min(8, os.cpu_count() or 1), help="data-loading processes per training process")
     add("--seed", type=int, default=0)
     on_gpu = torch.cuda.is_available()
-    add("--amp", action=argparse.BooleanOptionalAction, default=on_gpu, help="Train with bfloat16 autocast")
+    add("--amp", action=argparse.BooleanOptionalAction, default=on_gpu, help="train with bfloat16 autocast")
     add("--compile", action=argparse.BooleanOptionalAction, default=on_gpu, help="torch.compile")
-    add("--sync-bn", action=argparse.BooleanOptionalAction, default=False, help="statistics over all GPUs")
-    add("--resume", action="store_true", help="go on from OUT/last.pt if it is there")
-    add("--download", action="store_true", help="fetch the torchvision dataset if it is not there")
+    add("--sync-bn", action=argparse.BooleanOptionalAction, default=False, help="use SyncBatchNorm")
+    add("--resume", action="store_true", help="continue from OUT/last.pt if it exists")
+    add("--download", action="store_true", help="download the torchvision dataset if necessary")
     add("--export", metavar="FILE", help="export the EMA model at the end: net.onnx, net.pt2 or net.torchscript")
     options = parser.parse_args(arguments)
     if options.warm_start and not options.recipe:

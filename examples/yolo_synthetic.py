@@ -1,11 +1,11 @@
-"""YOLOv8n with and without SimAM, from the same initial weights, on a small detection set that this script draws.
+"""Train YOLOv8n with and without SimAM, from the same initial weights, on a small synthetic detection set.
 
     python examples/yolo_synthetic.py --images 400 --epochs 30 --seeds 0 1 2
 
 Coloured shapes (disc, square, triangle, ring, cross) of many sizes, some dim, some partly covered, on crops of two
-photographs that come with ultralytics. Both nets see the same images in the same order: a seed fixes the initial
-weights, which are bit-identical, and the augmentation. What comes out is printed as it is; with nets this small and few
-seeds, a difference below the spread between seeds means nothing.
+photographs that come with ultralytics. Both networks see the same images in the same order: a seed fixes the initial
+weights, which are bit-identical, and the augmentation. With networks this small and few seeds, a difference below the
+spread between seeds is not meaningful.
 """
 
 from __future__ import annotations

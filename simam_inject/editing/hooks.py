@@ -60,7 +60,7 @@ class OutputHook:
         """Whether a convolution had a bias: folding a norm into it gives it one."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> OutputHook:
-        """Another hook over the same records, which nobody changes."""
+        """Another hook with the same records, which are never modified."""
         twin = memo[id(self)] = OutputHook(self.sites, self.has_bias)
         return twin
 
@@ -96,7 +96,7 @@ class InputHook:
         """Parameters of the module's forward, so that an argument is found however it is passed."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> InputHook:
-        """Another hook over the same records, which nobody changes."""
+        """Another hook with the same records, which are never modified."""
         twin = memo[id(self)] = InputHook(self.sites, self.names)
         return twin
 

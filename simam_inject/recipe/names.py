@@ -1,4 +1,4 @@
-"""Names that a recipe speaks in: globs on paths and class names, kinds of operations, places in a block.
+"""Names in a recipe: globs on paths and class names, kinds of operations, places in a block.
 
 A glob has `*`, `?`, `[34]`, `[!34]` and `{a,b}`; `*` crosses dots, so `layer3.*` is everything below `layer3`. Braces
 are expanded into plain globs; each becomes one regular expression with atomic groups (`fnmatch` writes it), so that no

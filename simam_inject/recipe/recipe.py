@@ -17,10 +17,10 @@ from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shippe
 from simam_inject.recipe.wording import describe, did_you_mean
 
 DEFAULT_E_LAMBDA = 1e-4
-"""The class default of every SimAM in circulation."""
+"""Default of the authors' class."""
 _SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL | re.IGNORECASE)
 _PARTS = re.compile(r"((?:[^.\[{\s]|\[[^\]]*\]|\{[^}]*\})+)(?:\.(.+))?", re.DOTALL)
-"""A block and a child, parted at the first dot outside of brackets and braces."""
+"""A block and a child, separated at the first dot outside of brackets and braces."""
 _WHOLE = {"after": "output", "before": "input"}
 if TYPE_CHECKING:
     Rules = Sequence[Rule]
@@ -107,6 +107,8 @@ def load_recipe(source: RecipeLike) -> Recipe:
             f"recipe: found {describe(source)}; expected a Recipe, a mapping, the name of a shipped recipe, a path "
             "to a YAML file, or a selector such as 'after bottleneck.conv2'"
         )
+    if source.strip().lower() in _WHOLE:
+        raise RecipeError(f"recipe: found {describe(source)}; expected after or before, then BLOCK or BLOCK.CHILD")
     if found := _SELECTOR.fullmatch(source):
         position = found[1].lower()
         return Recipe(name=f"{position} {found[2]}", rules=[selector(position, found[2])])
