@@ -396,7 +396,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     FigureCanvasSVG(figure)
     axes = figure.subplots(len(shown), 2, sharex=True, squeeze=False)
     palette = ("black", "tab:red", "tab:blue", "tab:green", "tab:purple", "tab:orange")
-    colors = dict(zip(next(iter(shown.values()))["training"], palette, strict=True))
+    colors = dict(zip(("plain", *TUNED, "ramp without gain"), palette, strict=True))
     for row, (placement, found) in zip(axes, shown.items(), strict=True):
         for axis, norms in zip(row, ("training", "frozen"), strict=True):
             for name, runs in found[norms].items():
