@@ -41,14 +41,14 @@ def check_injectable(model: object) -> None:
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:
-            raise ModelError(f"this model is wrapped already ({label}): inject first, then wrap the same model")
+            raise ModelError(f"this model is already wrapped ({label}): inject first, then wrap the same model")
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
             "torch.jit.trace it"
         )
     if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
-        raise ModelError("parts of this model are sharded already (fully_shard): inject first, then shard")
+        raise ModelError("this model is already sharded (fully_shard): inject first, then shard")
     if not runs_hooks(model):
         raise ModelError(
             f"{type(model).__name__} has a __call__ of its own, so that hooks on it do not run: rename it forward"
@@ -79,4 +79,6 @@ def is_taken(module: nn.Module, name: str) -> bool:
 def _describe(thing: object) -> str:
     if isinstance(thing, type):
         return f"the class {thing.__name__}; give an instance of it"
-    return f"{thing!r}" if isinstance(thing, str) else f"a {type(thing).__name__}"
+    if inspect.isroutine(thing):
+        return f"the function {thing.__name__}; give the model that it returns"
+    return f"{thing!r}" if isinstance(thing, str) else f"an object of type {type(thing).__name__}"
