@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import sys
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -69,10 +68,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        try:
-            value: Any = metadata.version("simam_inject")
-        except metadata.PackageNotFoundError:  # a source tree that was not installed
-            value = "0+unknown"
+        value: Any = _version()
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     else:
@@ -80,6 +76,21 @@ def __getattr__(name: str) -> Any:
     # `simam_inject.plan` and its like stay what they are, whatever modules of these names are imported later.
     globals()[name] = value
     return value
+
+
+def _version() -> str:
+    from importlib import metadata  # slow to import
+
+    try:
+        return metadata.version("simam_inject")
+    except metadata.PackageNotFoundError:  # a source tree that was not installed
+        import tomllib
+        from pathlib import Path
+
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        if not project.is_file():
+            return "0+unknown"
+        return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
 if (

@@ -22,12 +22,13 @@ from simam_inject.editing.checking import SiteRecord
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
-from simam_inject.matching import match
+from simam_inject.matching import every_path, explain_idle, match
 from simam_inject.modules import check_injectable
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
-from simam_inject.recipe import Recipe, RecipeLike, load_recipe
+from simam_inject.recipe import Recipe, RecipeLike, adjusted, load_recipe
+from simam_inject.recipe.names import Glob
 from simam_inject.verification import SAME_WAY, bypassed, check_model, tensor_marks
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -64,7 +65,7 @@ def inject(
     Raises:
         RecipeError: the recipe, `exclude` or `strength` is invalid.
         ModelError: the model cannot be run on the example inputs, or cannot be modified.
-        NoMatchError: a rule matches no site.
+        NoMatchError: a rule, or a glob of `exclude`, matches nothing.
         VerificationError: a check failed; the model is unchanged.
 
     Example:
@@ -79,8 +80,10 @@ def inject(
     if attention is not None and not callable(attention):
         raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
+    planned = _plan(model, resolved, example_inputs, strength, attention)
+    check_exclude("exclude", exclude, planned.anatomy)
     try:
-        return _inject(model, _plan(model, resolved, example_inputs, strength, attention), verify, attention)
+        return _inject(model, planned, verify, attention)
     except _OtherWay:  # its forward depends on values, which the first recording does not have
         planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
     try:
@@ -217,26 +220,6 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     return check_model(network, example, has_parameters=has_parameters)
 
 
-def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
-    """Return the recipe with additional exclusions for every rule, and one lambda for all rules.
-
-    Raises:
-        RecipeError: a glob or the lambda is invalid.
-    """
-    if not exclude and e_lambda is None:
-        return recipe
-    data = recipe.to_dict()
-    rules = []
-    for rule in data["rules"]:
-        own = rule.get("exclude", [])
-        excluded = [*([own] if isinstance(own, str) else own), *([exclude] if isinstance(exclude, str) else exclude)]
-        changed = {**rule, "exclude": excluded} if excluded else dict(rule)
-        if e_lambda is not None:
-            changed.pop("e_lambda", None)
-        rules.append(changed)
-    return Recipe.from_dict({**data, "rules": rules, **({} if e_lambda is None else {"e_lambda": e_lambda})})
-
-
 def _plan(
     model: nn.Module,
     recipe: Recipe,
@@ -311,6 +294,17 @@ def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, f
     remember(model)
 
 
+def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
+    """Refuse a glob, given at `place`, that excludes nothing because it matches nothing in the model.
+
+    Raises:
+        NoMatchError: there is one.
+    """
+    globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude)]
+    if message := explain_idle(place, globs, every_path(anatomy)):
+        raise NoMatchError(message)
+
+
 def no_effect(planned: Plan) -> str:
     """Why a recipe has no effect at all."""
     name = planned.recipe.name or "the recipe"
@@ -322,4 +316,4 @@ def no_effect(planned: Plan) -> str:
     return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
 
-__all__ = ["Example", "adjusted", "bypass", "eject", "inject", "injected", "plan", "survey", "verify"]
+__all__ = ["Example", "bypass", "eject", "inject", "injected", "plan", "survey", "verify"]

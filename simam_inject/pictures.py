@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from simam_inject.errors import FileError, InjectError
+from simam_inject.errors import FileError
 
 GREY = 114
 """What ultralytics fills the borders of a letterbox with."""
@@ -79,18 +79,6 @@ def photograph(
 def _tensor(image: Image.Image) -> Tensor:
     data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
     return data.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255
-
-
-def check_matplotlib() -> None:
-    """Fail early where nothing can be drawn.
-
-    Raises:
-        InjectError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib.figure  # noqa: F401
-    except ImportError:
-        raise InjectError('drawing attention maps requires matplotlib: pip install "simam_inject[maps]"') from None
 
 
 def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str, path: Path) -> None:

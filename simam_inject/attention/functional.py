@@ -28,6 +28,7 @@ from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from simam_inject.attention import composite, cpu
 from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_gain, check_input, check_strength
+from simam_inject.errors import describe_exception
 
 SMALLEST, LARGEST = 1e-30, 1e30
 """Beyond these a float32 `a` would be infinite or zero, and a constant map NaN."""
@@ -197,7 +198,7 @@ def kernels_on(device: torch.device) -> Any:
     except Exception as error:  # whatever the reason, the composite gives the same result
         warnings.warn(
             f"simam runs without its Triton kernels on {device}, several times slower in eager mode: "
-            f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}",
+            f"{describe_exception(error)}",
             stacklevel=2,
         )
         return None

@@ -17,7 +17,7 @@ from simam_inject.api import injected
 from simam_inject.bench.measuring import Quartiles, bytes_kept, peak_bytes, ratios, time_rounds
 from simam_inject.bench.variants import PLAIN, SIMAM, make_variants
 from simam_inject.dataflow.example import Example, example_of
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.nested import map_nested, tensors_in
 from simam_inject.planning.records import Insertion
 
@@ -109,7 +109,7 @@ def bench(
             for run in runs.values():
                 run()
         except Exception as error:
-            not_run.append((mode, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"))
+            not_run.append((mode, describe_exception(error)))
             continue
         kept = {name: _kept(variant, batch) if mode == "training" else None for name, variant in ready.items()}
         rows += _time(mode, runs, kept, device, conditions, partial(step, f"timing {mode}"))

@@ -1,27 +1,28 @@
-"""The commands. Each hands over to a module that is imported when it runs."""
+"""The commands, in the order of the help. Each is a function of a file here; what is heavy it imports when it runs."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
+from simam_inject.cli import benching, checking, comparing, injecting, looking, mapping, shelf
 from simam_inject.cli.options import (
-    AsJson,
     BenchOptions,
+    CheckOptions,
     InjectOptions,
+    MapOptions,
+    ModelFileOptions,
     ModelOptions,
     Options,
     PageOptions,
-    complete_recipe,
-    with_options,
+    RecipeOptions,
+    ShowOptions,
 )
-from simam_inject.cli.routing import MAIN_JOB, MainJobGroup
+from simam_inject.cli.program import MAIN_JOB, MainJobGroup, add_command, run
 
 app = typer.Typer(cls=MainJobGroup, pretty_exceptions_enable=False, rich_markup_mode="rich")
-recipes_app = typer.Typer(no_args_is_help=False, rich_markup_mode="rich")
-app.add_typer(recipes_app, name="recipes")
+recipes_app = typer.Typer(rich_markup_mode="rich")
 
 
 def main() -> None:
@@ -31,25 +32,10 @@ def main() -> None:
 
 def _show_version(asked: bool) -> None:
     if asked:
-        from importlib.metadata import PackageNotFoundError, version
+        from simam_inject import __version__
 
-        try:
-            typer.echo(version("simam_inject"))
-        except PackageNotFoundError:
-            typer.echo(f"{_source_version()} (from source, not installed)")
+        typer.echo(__version__)
         raise typer.Exit
-
-
-def _source_version() -> str:
-    """What the checkout's own pyproject.toml says."""
-    import tomllib
-    from pathlib import Path
-
-    try:
-        data = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))
-        return str(data["project"]["version"])
-    except (OSError, ValueError, KeyError):
-        return "unknown version"
 
 
 @app.callback()
@@ -64,114 +50,22 @@ def describe_program(
     """
 
 
-@app.command(MAIN_JOB, hidden=True, no_args_is_help=True)
-@with_options
-def inject(options: Options, more: InjectOptions) -> None:
-    """Put SimAM into MODEL, verify it, and report every site."""
-    from simam_inject.cli.injecting import run
-
-    run(options, more)
-
-
-@app.command()
-@with_options
-def sites(options: ModelOptions) -> None:
-    """Show what can be named in MODEL: block classes, their children, shapes. The first command to run."""
-    from simam_inject.cli.looking import show_sites
-
-    show_sites(options)
-
-
-@app.command()
-@with_options
-def explain(options: Options) -> None:
-    """Draw where SimAM would go in each kind of block of MODEL. Changes nothing."""
-    from simam_inject.cli.looking import explain_recipe
-
-    explain_recipe(options)
-
-
-@app.command()
-@with_options
-def report(options: Options, page: PageOptions) -> None:
-    """Write one self-contained HTML page about an injection: the network drawn, sites, skips, cost, checks, recipe."""
-    from simam_inject.cli.looking import write_report
-
-    write_report(options, page)
-
-
-@app.command()
-@with_options
-def bench(options: Options, conditions: BenchOptions) -> None:
-    """Measure what the recipe costs in MODEL: plain, with SimAM, with other attentions at the same sites."""
-    from simam_inject.cli.benching import bench_recipe
-
-    bench_recipe(options, conditions)
-
-
-@app.command()
-def check(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", show_default=False, help="A YOLO checkpoint, or a .safetensors file")
-    ],
-    model: Annotated[
-        str | None, typer.Option("--model", metavar="MODEL", help="Load a .safetensors file into this model and verify")
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Check that SimAM is live in a file, and in the .onnx of the same name beside a checkpoint. Exits 1 if not."""
-    from simam_inject.cli.checking import check_file
-
-    check_file(file, model=model, as_json=as_json)
-
-
-@app.command()
-def show(
-    file: Annotated[str, typer.Argument(metavar="FILE.safetensors", show_default=False, help="A file of ours")],
-    as_json: AsJson = False,
-) -> None:
-    """Show what a .safetensors file holds beside its weights: sites, recipes, versions. Needs no model."""
-    from simam_inject.cli.checking import show_file
-
-    show_file(file, as_json=as_json)
-
-
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand is None:
-        from simam_inject.cli.shelf import list_recipes
-
-        list_recipes()
+        run(shelf.list_recipes)
 
 
-@recipes_app.command("show")
-def show_recipe(
-    name: Annotated[str, typer.Argument(metavar="NAME", show_default=False, autocompletion=complete_recipe)],
-) -> None:
-    """Print a shipped recipe as YAML."""
-    from simam_inject.cli.shelf import show_recipe
-
-    show_recipe(name)
-
-
-@recipes_app.command("from-yaml")
-def recipe_from_yaml(
-    file: Annotated[str, typer.Argument(metavar="FILE.yaml", show_default=False)],
-    output: Annotated[str | None, typer.Option("--output", metavar="FILE", help="Write the recipe there")] = None,
-) -> None:
-    """Turn an ultralytics model file with SimAM rows into the same placement on the stock model, whose weights load."""
-    from simam_inject.cli.shelf import import_recipe
-
-    import_recipe(file, output)
-
-
-# These two are registered where their files exist.
-if find_spec("simam_inject.cli.comparing") is not None:
-    from simam_inject.cli.comparing import compare_app
-
-    app.add_typer(compare_app, name="compare")
-if find_spec("simam_inject.cli.mapping") is not None:
-    from simam_inject.cli.mapping import maps
-
-    app.command("maps")(maps)
+add_command(app, MAIN_JOB, injecting.inject, InjectOptions, hidden=True, no_args_is_help=True)
+add_command(app, "sites", looking.sites, ModelOptions)
+add_command(app, "explain", looking.explain, Options)
+add_command(app, "report", looking.report, PageOptions)
+add_command(app, "bench", benching.bench, BenchOptions)
+add_command(app, "check", checking.check, CheckOptions)
+add_command(app, "show", checking.show, ShowOptions)
+add_command(app, "maps", mapping.maps, MapOptions)
+app.add_typer(recipes_app, name="recipes")
+add_command(recipes_app, "show", shelf.show_recipe, RecipeOptions)
+add_command(recipes_app, "from-yaml", shelf.import_recipe, ModelFileOptions)
+app.add_typer(comparing.compare_app, name="compare")

@@ -2,76 +2,28 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
-
-import typer
-
-from simam_inject.cli.composing import compose_recipe
-from simam_inject.cli.options import BenchOptions, Options, split_names
-from simam_inject.cli.preparing import check_model_name, make_plan, prepare
-from simam_inject.cli.working import show, working
-
-if TYPE_CHECKING:
-    from simam_inject.bench import Bench, Conditions
-    from simam_inject.recipe import Recipe
+from simam_inject.cli.options import BenchOptions
+from simam_inject.cli.preparing import make_plan
+from simam_inject.cli.program import Report, Step
 
 
-def bench_recipe(options: Options, more: BenchOptions) -> None:
-    """Measure, and report as a table, as JSON, and as a chart where one is asked for."""
-    with working(steps=3 + 2 * more.rounds, as_json=options.as_json, quiet=options.quiet) as step:
-        check_model_name(options.model)
-        recipe = compose_recipe(options)
-        prepared = prepare(options, step)
-        from simam_inject.bench import Conditions, bench
-
-        conditions = Conditions(
-            device=more.device,
-            batch=more.batch,
-            dtype=more.dtype,
-            channels_last=more.channels_last,
-            compile=more.compiled,
-            rounds=more.rounds,
-        )
-        step("planning")
-        make_plan(prepared, recipe, options)
-        measured = bench(
-            prepared.built.model,
-            recipe,
-            conditions,
-            against=split_names(more.against),
-            example_inputs=prepared.inputs,
-            step=step,
-        )
-    heading = _heading(options.model, recipe, measured.conditions)
+def bench(options: BenchOptions, step: Step) -> Report:
+    """Measure what the recipe costs in MODEL: plain, with SimAM, with other attentions at the same sites."""
+    planned = make_plan(options, step, steps=3 + 2 * options.rounds)
+    from simam_inject.bench import Conditions, bench
     from simam_inject.reporting.benches import bench_chart, render_bench
 
-    if more.chart is not None:
-        more.chart.write_text(bench_chart(measured.rows, heading=heading), encoding="utf-8")
-    if options.as_json:
-        report = {
-            "model": options.model,
-            "source": prepared.built.source,
-            "recipe": recipe.to_dict(),
-            **measured.to_dict(),
-        }
-        typer.echo(json.dumps(report, indent=2))
-    elif not options.quiet:
-        show(render_bench(measured.rows, heading=heading, notes=tuple(_notes(measured)), not_run=measured.not_run))
-
-
-def _heading(model: str, recipe: Recipe, conditions: Conditions) -> str:
-    words = [f"batch {conditions.batch}", conditions.dtype, "channels last" if conditions.channels_last else "NCHW"]
-    words.append("compiled" if conditions.compile else "eager")
-    return f"{model}, {recipe.name or 'recipe'}: {', '.join(words)}, {conditions.rounds} rounds"
-
-
-def _notes(measured: Bench) -> list[str]:
-    from simam_inject.reporting.formats import format_bytes, format_count
-
-    machine = ", ".join(f"{key} {value}" for key, value in measured.machine.items())
-    sites = format_count(measured.sites, "site")
-    return [
-        f"{sites}; per batch, the attention reads and writes at least {format_bytes(measured.floor_bytes)}",
-        f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process",
-    ]
+    conditions = Conditions(
+        device=options.device,
+        batch=options.batch,
+        dtype=options.dtype,
+        channels_last=options.channels_last,
+        compile=options.compile,
+        rounds=options.rounds,
+    )
+    model, recipe, inputs = planned.built.model, planned.recipe, planned.inputs
+    measured = bench(model, recipe, conditions, against=options.against, example_inputs=inputs, step=step)
+    if options.chart is not None:
+        options.chart.write_text(bench_chart(measured, planned.heading), encoding="utf-8")
+    data = {"model": options.model, "source": planned.built.source, "recipe": recipe.to_dict(), **measured.to_dict()}
+    return Report(render_bench(measured, planned.heading), data)

@@ -5,26 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
 
-from simam_inject.cli import options
-from simam_inject.cli.routing import MAIN_JOB, MainJobGroup
-from simam_inject.cli.working import show_error, working
+from simam_inject.cli.options import CompareOptions, StudyOptions
+from simam_inject.cli.parsing import parse_number
+from simam_inject.cli.program import MAIN_JOB, MainJobGroup, Report, Step, add_command, show_error
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
     from simam_inject.compare.records import Progress
+    from simam_inject.compare.setups import Setup
 
-STUDY, TRAINING = "The study", "The training"
 _STOPPED = 130
-_EVERY = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
 
 compare_app = typer.Typer(
     cls=MainJobGroup,
@@ -37,173 +31,100 @@ compare_app = typer.Typer(
 )
 
 
-def _option(name: str, help_text: str, panel: str = STUDY, **more: Any) -> Any:
-    return typer.Option(name, help=help_text, rich_help_panel=panel, **more)
-
-
-@compare_app.command(MAIN_JOB, hidden=True, no_args_is_help=True)
-def compare(
-    model: options.ModelName,
-    data: Annotated[str, _option("--data", "Folder of images, or a data.yaml of ultralytics", metavar="FOLDER|YAML")],
-    recipe: Annotated[list[str], _option("--recipe", "A shipped recipe or a YAML file; may be repeated")],
-    against: options.Against = "",
-    e_lambda: Annotated[str, _option("--e-lambda", "Lambdas of SimAM; one variant for each", metavar="A,B")] = "",
-    seeds: Annotated[int, _option("--seeds", "Runs of each variant; below 5 nothing is tested", min=1)] = 10,
-    study: Annotated[str, _option("--study", "Journal file or database URL", metavar="FILE|URL")] = "compare.journal",
-    name: Annotated[str, _option("--name", "Name of the study, where the storage holds several")] = "compare",
-    budget: Annotated[str, _option("--budget", "Start no run after this time", metavar="2h|30m|90s")] = "",
-    resolve: Annotated[float | None, _option("--resolve", "Report how many seeds detect this difference")] = None,
-    workers: Annotated[int, _option("--workers", "Processes on this machine", min=1)] = 1,
-    retry_stale: Annotated[bool, _option("--retry-stale", "Repeat the runs of workers that died")] = False,
-    weights: Annotated[str | None, _option("--weights", "Trained weights to start from", TRAINING)] = None,
-    pretrained: options.Pretrained = False,
-    device: Annotated[str, _option("--device", "cpu or cuda", TRAINING)] = "cpu",
-    epochs: Annotated[int, _option("--epochs", "Epochs of every run", TRAINING, min=1)] = 20,
-    size: Annotated[int | None, _option("--size", "Image size; default 224, or 640 for a YOLO", TRAINING)] = None,
-    batch: Annotated[int, _option("--batch", "Batch size", TRAINING, min=1)] = 64,
-    rate: Annotated[float, _option("--rate", "Learning rate for a batch of 256 images", TRAINING)] = 0.1,
-    ema: Annotated[
-        float, _option("--ema", "Evaluate an exponential moving average of the weights with this decay", TRAINING)
-    ] = 0.0,
-    augment: Annotated[bool, _option("--augment/--no-augment", "Random crops and mirrors", TRAINING)] = True,
-    amp: Annotated[bool, _option("--amp/--no-amp", "Train with bfloat16 autocast", TRAINING)] = False,
-    compiled: Annotated[bool, _option("--compile", "With torch.compile", TRAINING)] = False,
-    loaders: Annotated[int, _option("--loaders", "Data-loading processes per worker", TRAINING)] = 0,
-) -> None:
+def compare(options: CompareOptions, step: Step) -> Report:
     """Run the cells of the study that are not done, and print its report."""
-    seconds = parse_time(budget)
-    with working(steps=2) as step:
-        step(f"setting up {model}")
-        from simam_inject.compare import compare as run
-        from simam_inject.compare.setups import set_up
-        from simam_inject.compare.training import Training
-        from simam_inject.zoo.yolo import is_yolo_name
-
-        yolo = model.startswith("ultralytics:") or is_yolo_name(model)
-        training = Training(
-            epochs=epochs,
-            batch=batch,
-            size=size or (640 if yolo else 224),
-            rate=rate,
-            warmup=min(5.0, epochs / 6),
-            ema=ema,
-            workers=loaders,
-            augment=augment,
-            amp=amp,
-            compile=compiled,
-        )
-        setup = set_up(model, data, training, device, pretrained=pretrained, weights=weights)
-
-        def work(progress: Callable[[Progress], None], *, retry: bool) -> Comparison:
-            return run(
-                setup.make_model,
-                recipe,
-                setup.train,
-                options.split_names(against),
-                seeds,
-                study,
-                e_lambdas=[float(options.parse_number(text)) for text in options.split_names(e_lambda)],
-                example_inputs=setup.example_inputs,
-                batches=setup.batches,
-                resolve=resolve,
-                budget=seconds,
-                settings=setup.settings,
-                name=name,
-                retry_stale=retry,
-                progress=progress,
-            )
-
-        comparison = _work_together(work, workers, study, retry=retry_stale)
-    typer.echo(comparison.to_markdown())
+    step(f"setting up {options.model}", of=2)
+    setup = _set_up(options)
+    comparison = _work_together(options, setup, step)
     if len(comparison.cells) < comparison.total:
-        _say(
+        typer.echo(
             f"{len(comparison.cells)} of {comparison.total} runs are done; the same command continues the study; add "
-            "--retry-stale to repeat the runs of workers that died on other machines"
+            "--retry-stale to repeat the runs of workers that died on other machines",
+            err=True,
         )
+    return Report(comparison.to_markdown())
 
 
-@compare_app.command("report")
-def report(
-    study: Annotated[str, typer.Argument(metavar="STUDY", show_default=False, help="Journal file or database URL")],
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write one HTML file")] = None,
-    markdown: Annotated[Path | None, typer.Option("--markdown", metavar="FILE", help="Write Markdown")] = None,
-    name: Annotated[str, typer.Option("--name", help="Name of the study in the storage")] = "compare",
-) -> None:
+def report(options: StudyOptions, step: Step) -> Report:
     """Write the report of a study, finished or not; without a file, print it."""
-    with working(steps=2) as step:
-        step(f"reading {study.rpartition('@')[-1]}")
-        from simam_inject.compare import load_comparison
+    step(f"reading {_without_password(options.study)}", of=2)
+    from simam_inject.compare import load_comparison
 
-        comparison = load_comparison(study, name)
-        step("writing")
-        comparison.save(html, markdown)
-    if html is None and markdown is None:
-        typer.echo(comparison.to_markdown())
-
-
-def parse_time(text: str) -> float | None:
-    """`2h`, `30m`, `90s` or `90` in seconds; None for nothing.
-
-    Raises:
-        typer.BadParameter: It has another form.
-    """
-    if not text:
-        return None
-    unit = {"h": 3600.0, "m": 60.0, "s": 1.0}.get(text[-1])
-    try:
-        return float(text if unit is None else text[:-1]) * (unit or 1.0)
-    except ValueError:
-        raise typer.BadParameter(f"found {text!r}; write a time, e.g. 2h, 30m or 90s", param_hint="--budget") from None
+    comparison = load_comparison(options.study, options.name)
+    step("writing")
+    comparison.save(options.html, options.markdown)
+    files = [str(file) for file in (options.html, options.markdown) if file is not None]
+    return Report(f"wrote {' and '.join(files)}" if files else comparison.to_markdown())
 
 
-def _work_together(work: Callable[..., Comparison], workers: int, study: str, *, retry: bool) -> Comparison:
+def _set_up(options: CompareOptions) -> Setup:
+    from simam_inject.compare.setups import set_up
+    from simam_inject.compare.training import Training
+    from simam_inject.zoo.yolo import is_yolo_name
+
+    yolo = options.model.startswith("ultralytics:") or is_yolo_name(options.model)
+    training = Training(
+        epochs=options.epochs,
+        batch=options.batch,
+        size=options.size or (640 if yolo else 224),
+        rate=options.rate,
+        warmup=min(5.0, options.epochs / 6),
+        ema=options.ema,
+        workers=options.loaders,
+        augment=options.augment,
+        amp=options.amp,
+        compile=options.compile,
+    )
+    weights, pretrained = options.weights, options.pretrained
+    return set_up(options.model, options.data, training, options.device, pretrained=pretrained, weights=weights)
+
+
+def _work(options: CompareOptions, setup: Setup, step: Step) -> Comparison:
+    from simam_inject.compare import compare
+
+    return compare(
+        setup.make_model,
+        options.recipe,
+        setup.train,
+        options.against,
+        options.seeds,
+        options.study,
+        e_lambdas=[float(parse_number(text)) for text in options.e_lambda],
+        example_inputs=setup.example_inputs,
+        batches=setup.batches,
+        resolve=options.resolve,
+        budget=options.budget,
+        settings=setup.settings,
+        name=options.name,
+        retry_stale=options.retry_stale,
+        progress=lambda now: step.show(now.done, now.total, _words(now)),
+    )
+
+
+def _work_together(options: CompareOptions, setup: Setup, step: Step) -> Comparison:
     """Run cells here and in processes of their own; what a process that died left is run here."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "simam_inject", *sys.argv[1:], "--workers", "1"]
     others = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        for _ in range(workers - 1)
+        for _ in range(options.workers - 1)
     ]
     try:
-        with _progress() as progress:
-            comparison = work(progress, retry=retry)
-            codes = [(other.communicate()[1], other.returncode) for other in others]
-            if others:
-                comparison = work(progress, retry=retry)
-        for words, code in codes:
+        comparison = _work(options, setup, step)
+        for words, code in [(other.communicate()[1], other.returncode) for other in others]:
             if code:
-                _say(f"a worker ended with exit code {code}: {words.strip()[-1000:]}")
-        return comparison
+                typer.echo(f"a worker ended with exit code {code}: {words.strip()[-1000:]}", err=True)
+        return _work(options, setup, step) if others else comparison
     except KeyboardInterrupt:
         for other in others:
             other.wait()
-        show_error(
-            f"stopped; every finished run is saved in {study.rpartition('@')[-1]}; the same command continues the study"
-        )
+        place = _without_password(options.study)
+        show_error(f"stopped; every finished run is saved in {place}; the same command continues the study")
         raise typer.Exit(_STOPPED) from None
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[Progress], None]]:
-    """Cells done and time left: a bar on a terminal, else a line now and then."""
-    if not sys.stderr.isatty():
-        last = -_EVERY
-
-        def write(now: Progress) -> None:
-            nonlocal last
-            if time.monotonic() - last >= _EVERY or now.done == now.total:
-                last = time.monotonic()
-                _say(_words(now))
-
-        yield write
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn
-    from rich.progress import Progress as Bar
-
-    with Bar(BarColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-        yield lambda now: bar.update(task, completed=now.done, total=now.total, description=_words(now))
+def _without_password(study: str) -> str:
+    return study.rpartition("@")[-1]
 
 
 def _words(now: Progress) -> str:
@@ -213,5 +134,5 @@ def _words(now: Progress) -> str:
     return f"{now.done} of {now.total} runs, about {f'{hours} h ' if hours else ''}{minutes} min left"
 
 
-def _say(words: str) -> None:
-    typer.echo(words, err=True)
+add_command(compare_app, MAIN_JOB, compare, CompareOptions, hidden=True, no_args_is_help=True)
+add_command(compare_app, "report", report, StudyOptions)

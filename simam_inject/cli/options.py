@@ -1,21 +1,26 @@
-"""Arguments and options, each written once, and the objects that hold them for a command.
+"""Arguments and options, each written once. The options of a command are the fields of one dataclass."""
 
-A command takes one of the dataclasses below as its first parameter; `with_options` turns its fields into options.
-"""
-
-from __future__ import annotations
-
-import dataclasses
-import inspect
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Any
 
 import typer
 
-PLACE, MODEL, RESULT = "Placement", "The model", "Output"
-CONDITIONS = "Measurement"
+from simam_inject.cli.parsing import (
+    Names,
+    Size,
+    complete_recipe,
+    one_of,
+    parse_names,
+    parse_number,
+    parse_size,
+    parse_time,
+    writable,
+)
+
+PANELS = (None, "Placement", "The study", "The model", "Measurement", "The training", "Output")
+"""The boxes of the help, in their order; arguments are in none."""
 EXPORTS = (".onnx", ".pt2", ".torchscript")
 """Suffixes of files that other runtimes run; those of `simam_inject.export.exporting`, which imports torch."""
 PEERS = ("se", "eca", "cbam", "gc")
@@ -23,270 +28,222 @@ PEERS = ("se", "eca", "cbam", "gc")
 DTYPES = ("fp32", "bf16", "fp16")
 
 
-class Size(tuple[int, ...]):
-    """Channels and one to three spatial sizes."""
-
-    __slots__ = ()
-
-    def __str__(self) -> str:
-        return "x".join(map(str, self))
+def argument(metavar: str, text: str = "", **more: Any) -> Any:
+    """A field that is an argument of the command line."""
+    return typer.Argument(metavar=metavar, help=text, show_default=False, **more)
 
 
-def parse_size(text: str) -> Size:
-    """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes."""
-    parts = text.lower().split("x")
-    if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
-    return Size(int(part) for part in parts)
+def option(panel: str, name: str, text: str, metavar: str | None = None, *, default: Any = None, **more: Any) -> Any:
+    """A field that is an option of the command line; `default=...` makes it required."""
+    return typer.Option(default, name, help=text, rich_help_panel=panel, metavar=metavar, **more)
 
 
-def parse_number(text: str) -> int | float:
-    """A number as it was written: an integer stays one, since an integer lambda is probably a channel count."""
-    try:
-        return int(text) if text.lstrip("+-").isdecimal() else float(text)
-    except ValueError:
-        raise typer.BadParameter(f"found {text!r}; write a number, e.g. 1e-4") from None
-
-
-def parse_output(text: str) -> Path:
-    """A file that can be written and whose suffix says a format that this program knows."""
-    path = parse_page(text)
-    if path.suffix not in (".safetensors", ".pt", *EXPORTS):
-        raise typer.BadParameter(
-            f"found {text!r}; the file must end in .safetensors, {', '.join(EXPORTS)}, or in .pt for a YOLO"
-        )
-    return path
-
-
-def parse_page(text: str) -> Path:
-    """A file in a folder that exists."""
-    if not Path(text).parent.is_dir():
-        raise typer.BadParameter(f"no such folder: {str(Path(text).parent)!r}")
-    return Path(text)
-
-
-def parse_existing(text: str) -> Path:
-    """A file or folder that exists."""
-    if not Path(text).exists():
-        raise typer.BadParameter(f"no such file or folder: {text!r}")
-    return Path(text)
-
-
-def split_names(text: str) -> tuple[str, ...]:
-    """`a, b` -> (a, b)."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def complete_recipe(incomplete: str) -> list[str]:
-    """Names of shipped recipes, for the shell's completion."""
-    from simam_inject.recipe import shipped_recipes
-
-    return [name for name in shipped_recipes() if name.startswith(incomplete)]
-
-
-def _check_peers(text: str) -> str:
-    unknown = [name for name in split_names(text) if name not in PEERS]
-    if unknown:
-        raise typer.BadParameter(f"unknown attention {unknown[0]!r}; choose from {', '.join(PEERS)}")
-    return text
-
-
-def _check_dtype(text: str) -> str:
-    if text not in DTYPES:
-        raise typer.BadParameter(f"found {text!r}; choose from {', '.join(DTYPES)}")
-    return text
-
-
-def _check_device(text: str) -> str:
-    if text.partition(":")[0] not in ("cpu", "cuda"):
-        raise typer.BadParameter(f"found {text!r}; expected cpu, cuda or cuda:N")
-    return text
-
-
-def _option(panel: str, name: str, text: str, **more: Any) -> Any:
-    return typer.Option(name, help=text, rich_help_panel=panel, show_default=False, **more)
-
-
-ModelName = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        show_default=False,
-        help="resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt or FILE.yaml of a YOLO, FILE.py:FACTORY "
-        "or MODULE:FACTORY",
-    ),
-]
-Pretrained = Annotated[bool, _option(MODEL, "--pretrained", "Load the library's pretrained weights")]
-Against = Annotated[
-    str,
-    _option(CONDITIONS, "--against", f"Other attentions: {','.join(PEERS)}", metavar="A,B", callback=_check_peers),
-]
-AsJson = Annotated[bool, _option(RESULT, "--json", "Print only JSON")]
-Quiet = Annotated[bool, _option(RESULT, "--quiet", "Print only errors")]
+_place, _study, _model, _measure, _train, _output = (partial(option, panel) for panel in PANELS if panel)
+_MODEL_NAME = argument(
+    "MODEL",
+    "resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt or FILE.yaml of a YOLO, FILE.py:FACTORY "
+    "or MODULE:FACTORY",
+)
+_PRETRAINED = _model("--pretrained", "Load the library's pretrained weights", default=False)
+_STRENGTH = _place("--strength", "From 0 (no effect) to 1 (SimAM)", "F", default=1.0, min=0.0, max=1.0)
+_DEVICE_CHECK = one_of("device", "cpu", "cuda", "cuda:N")
+_AGAINST = _measure(
+    "--against",
+    f"Other attentions: {','.join(PEERS)}",
+    "A,B",
+    default="",
+    parser=parse_names,
+    callback=one_of("attention", *PEERS),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ModelOptions:
+class OutputOptions:
+    """How much is printed."""
+
+    json: bool = _output("--json", "Print only JSON", default=False)
+    quiet: bool = _output("--quiet", "Print only errors", default=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelOptions(OutputOptions):
     """Which model, with which weights, and the size of its example input."""
 
-    model: ModelName
-    weights: Annotated[
-        Path | None,
-        _option(
-            MODEL,
-            "--weights",
-            "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint",
-            metavar="FILE",
-            parser=parse_existing,
-        ),
-    ] = None
-    pretrained: Pretrained = False
-    num_classes: Annotated[
-        int | None, _option(MODEL, "--num-classes", "Number of classes of the head", metavar="N", min=1)
-    ] = None
-    seed: Annotated[int | None, _option(MODEL, "--seed", "Seed of the random weights", metavar="N", min=0)] = None
-    input_size: Annotated[
-        Size | None,
-        _option(
-            MODEL,
-            "--input-size",
-            "Size of one example: channels x height x width",
-            metavar="CxHxW",
-            parser=parse_size,
-        ),
-    ] = None
-    as_json: AsJson = False
-    quiet: Quiet = False
+    model: str = _MODEL_NAME
+    weights: Path | None = _model(
+        "--weights",
+        "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint",
+        "FILE",
+        exists=True,
+        dir_okay=False,
+    )
+    pretrained: bool = _PRETRAINED
+    num_classes: int | None = _model("--num-classes", "Number of classes of the head", "N", min=1)
+    seed: int | None = _model("--seed", "Seed of the random weights", "N", min=0)
+    input_size: Size | None = _model(
+        "--input-size", "Size of one example: channels x height x width", "CxHxW", parser=parse_size
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(ModelOptions):
-    """The model, where SimAM goes, and how much is printed."""
+    """The model, and where SimAM goes."""
 
-    after: Annotated[
-        list[str] | None,
-        _option(PLACE, "--after", "BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated", metavar="X"),
-    ] = None
-    before: Annotated[
-        list[str] | None,
-        _option(PLACE, "--before", "BLOCK.CHILD or BLOCK.residual; may be repeated", metavar="X"),
-    ] = None
-    recipe: Annotated[
-        str | None,
-        _option(
-            PLACE, "--recipe", "A shipped recipe or a YAML file", metavar="NAME|FILE", autocompletion=complete_recipe
-        ),
-    ] = None
-    exclude: Annotated[
-        list[str] | None,
-        _option(PLACE, "--exclude", "Paths to leave out, e.g. 'layer1.*'; may be repeated", metavar="GLOB"),
-    ] = None
-    e_lambda: Annotated[
-        float | None,
-        _option(
-            PLACE,
-            "--e-lambda",
-            "Lambda of every site, above 0; overrides the recipe",
-            metavar="F",
-            parser=parse_number,
-        ),
-    ] = None
-    strength: Annotated[
-        float,
-        _option(PLACE, "--strength", "From 0 (no effect) to 1 (SimAM)", metavar="F", min=0.0, max=1.0),
-    ] = 1.0
-    verbose: Annotated[bool, _option(RESULT, "--verbose", "Show every site and every check")] = False
+    after: list[str] | None = _place("--after", "BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated", "X")
+    before: list[str] | None = _place("--before", "BLOCK.CHILD or BLOCK.residual; may be repeated", "X")
+    recipe: str | None = _place(
+        "--recipe", "A shipped recipe or a YAML file", "NAME|FILE", autocompletion=complete_recipe
+    )
+    exclude: list[str] | None = _place("--exclude", "Paths to exclude, e.g. 'layer1.*'; may be repeated", "GLOB")
+    e_lambda: float | None = _place(
+        "--e-lambda", "Lambda of every site, above 0; overrides the recipe", "F", parser=parse_number
+    )
 
     @property
     def selectors(self) -> tuple[tuple[str, str], ...]:
         """Position and place of each `--after` and `--before`."""
-        places = [("after", text) for text in self.after or ()] + [("before", text) for text in self.before or ()]
-        return tuple(places)
+        return *(("after", text) for text in self.after or ()), *(("before", text) for text in self.before or ())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InjectOptions:
-    """What `inject` takes beside the options that other commands share."""
+class InjectOptions(Options):
+    """What is put in, saved and printed."""
 
-    dry_run: Annotated[bool, _option(RESULT, "--dry-run", "Print the plan and change nothing")] = False
-    why: Annotated[bool, _option(RESULT, "--why", "Also list near misses with their reasons")] = False
-    calibrate: Annotated[
-        Path | None,
-        _option(
-            PLACE,
-            "--calibrate",
-            "Fit gains and norm statistics to the images in this folder",
-            metavar="FOLDER",
-            parser=parse_existing,
-        ),
-    ] = None
-    output: Annotated[
-        Path | None,
-        _option(
-            RESULT,
-            "--output",
-            "Save weights and sites to x.safetensors (YOLO: x.pt), or export to x.onnx, x.pt2 or x.torchscript",
-            metavar="FILE",
-            parser=parse_output,
-        ),
-    ] = None
-    dynamic: Annotated[bool, _option(RESULT, "--dynamic", "Export with dynamic batch and image size")] = False
+    strength: float = _STRENGTH
+    calibrate: Path | None = _place(
+        "--calibrate",
+        "Fit gains and norm statistics to the images in this folder",
+        "FOLDER",
+        exists=True,
+        file_okay=False,
+    )
+    dry_run: bool = _output("--dry-run", "Print the plan and change nothing", default=False)
+    why: bool = _output("--why", "Also list near misses with their reasons", default=False)
+    verbose: bool = _output("--verbose", "Show every site and every check", default=False)
+    output: Path | None = _output(
+        "--output",
+        "Save weights and sites to x.safetensors (YOLO: x.pt), or export to x.onnx, x.pt2 or x.torchscript",
+        "FILE",
+        parser=writable(".safetensors", ".pt", *EXPORTS),
+    )
+    dynamic: bool = _output("--dynamic", "Export with dynamic batch and image size", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PageOptions:
-    """Where a page is written."""
+class PageOptions(Options):
+    """What is put in, and where the page about it is written."""
 
-    html: Annotated[Path, _option(RESULT, "--html", "Output file", metavar="FILE.html", parser=parse_page)]
+    strength: float = _STRENGTH
+    html: Path = _output("--html", "Output file", "FILE.html", default=..., parser=writable())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class BenchOptions:
+class BenchOptions(Options):
     """The conditions of a measurement."""
 
-    device: Annotated[str, _option(CONDITIONS, "--device", "cpu or cuda", callback=_check_device)] = "cpu"
-    batch: Annotated[int, _option(CONDITIONS, "--batch", "Images per batch", metavar="N", min=1)] = 1
-    dtype: Annotated[str, _option(CONDITIONS, "--dtype", "fp32, bf16 or fp16", callback=_check_dtype)] = "fp32"
-    channels_last: Annotated[bool, _option(CONDITIONS, "--channels-last", "Use the channels_last memory format")] = (
-        False
+    device: str = _measure("--device", "cpu or cuda", default="cpu", callback=_DEVICE_CHECK)
+    batch: int = _measure("--batch", "Images per batch", "N", default=1, min=1)
+    dtype: str = _measure("--dtype", "fp32, bf16 or fp16", default="fp32", callback=one_of("dtype", *DTYPES))
+    channels_last: bool = _measure("--channels-last", "Use the channels_last memory format", default=False)
+    compile: bool = _measure("--compile", "With torch.compile", default=False)
+    against: Names = _AGAINST
+    rounds: int = _measure("--rounds", "Timed rounds", "N", default=15, min=3)
+    chart: Path | None = _output("--chart", "Draw a bar chart", "FILE.svg", parser=writable())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapOptions(Options):
+    """Which images and sites are drawn, and how."""
+
+    images: list[Path] = argument("IMAGE...", "Images, or folders of images", exists=True)
+    strength: float = _STRENGTH
+    site: list[str] | None = _place(
+        "--site", "Sites to draw, e.g. 'layer4.*'; default: the last of each map size", "GLOB"
     )
-    compiled: Annotated[bool, _option(CONDITIONS, "--compile", "With torch.compile")] = False
-    against: Against = ""
-    rounds: Annotated[int, _option(CONDITIONS, "--rounds", "Timed rounds", metavar="N", min=3)] = 15
-    chart: Annotated[Path | None, _option(RESULT, "--chart", "Draw a bar chart", metavar="FILE.svg")] = None
+    channel: int | None = _output("--channel", "Draw this channel instead of the mean over channels", "N", min=0)
+    difference: bool = _output(
+        "--difference", "Draw how much SimAM changes the feature map at each site", default=False
+    )
+    output: Path = _output(
+        "--output", "The picture", "FILE", default="maps.png", parser=writable(".png", ".jpg", ".pdf", ".svg")
+    )
 
 
-def _panel(parameter: inspect.Parameter) -> int:
-    """Place of an option in the help: what says where SimAM goes comes first."""
-    panel = getattr(parameter.annotation.__metadata__[0], "rich_help_panel", None)
-    return (None, PLACE, MODEL, CONDITIONS, RESULT).index(panel)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckOptions(OutputOptions):
+    """Which file is checked."""
+
+    file: Path = argument("FILE", "A YOLO checkpoint, or a .safetensors file")
+    model: str | None = _model("--model", "Load a .safetensors file into this model and verify", "MODEL")
 
 
-def with_options(function: Callable[..., None]) -> Callable[..., None]:
-    """Turn a function of options objects into one that Typer reads: each field of each object becomes an option."""
-    fields: dict[str, list[str]] = {}
-    classes: dict[str, Any] = {}
-    parameters = []
-    for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        kind = parameter.annotation
-        hints = get_type_hints(kind, include_extras=True)
-        classes[parameter.name] = kind
-        fields[parameter.name] = [field.name for field in dataclasses.fields(kind)]
-        for field in dataclasses.fields(kind):
-            default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
-            parameters.append(
-                inspect.Parameter(
-                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name]
-                )
-            )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowOptions(OutputOptions):
+    """Which file is shown."""
 
-    def command(**values: Any) -> None:
-        objects = {name: kind(**{key: values[key] for key in fields[name]}) for name, kind in classes.items()}
-        function(**objects)
+    file: Path = argument("FILE.safetensors", "A file written by simam_inject")
 
-    parameters.sort(key=_panel)
-    command.__name__ = function.__name__
-    command.__doc__ = function.__doc__
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    return command
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeOptions:
+    """Which shipped recipe."""
+
+    name: str = argument("NAME", autocompletion=complete_recipe)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFileOptions:
+    """Which model file, and where its recipe is written."""
+
+    file: str = argument("FILE.yaml")
+    output: Path | None = _output("--output", "Output file", "FILE", parser=writable())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompareOptions:
+    """A study: what is compared, on which data, and how it is trained."""
+
+    model: str = _MODEL_NAME
+    data: str = _study("--data", "Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", default=...)
+    recipe: list[str] = _study(
+        "--recipe",
+        "A shipped recipe or a YAML file; may be repeated",
+        "NAME|FILE",
+        default=...,
+        autocompletion=complete_recipe,
+    )
+    against: Names = _AGAINST
+    e_lambda: Names = _study(
+        "--e-lambda", "Lambdas of SimAM; one variant for each", "A,B", default="", parser=parse_names
+    )
+    seeds: int = _study("--seeds", "Runs of each variant; below 5 nothing is tested", "N", default=10, min=1)
+    study: str = _study("--study", "Journal file or database URL", "FILE|URL", default="compare.journal")
+    name: str = _study("--name", "Name of the study, where the storage holds several", default="compare")
+    budget: float | None = _study("--budget", "Start no run after this time", "2h|30m|90s", parser=parse_time)
+    resolve: float | None = _study("--resolve", "Report how many seeds detect this difference", "F")
+    workers: int = _study("--workers", "Processes on this machine", "N", default=1, min=1)
+    retry_stale: bool = _study("--retry-stale", "Repeat the runs of workers that died", default=False)
+    weights: str | None = _train("--weights", "Trained weights to start from", "FILE")
+    pretrained: bool = _PRETRAINED
+    device: str = _train("--device", "cpu or cuda", default="cpu", callback=_DEVICE_CHECK)
+    epochs: int = _train("--epochs", "Epochs of every run", "N", default=20, min=1)
+    size: int | None = _train("--size", "Image size; default 224, or 640 for a YOLO", "N")
+    batch: int = _train("--batch", "Batch size", "N", default=64, min=1)
+    rate: float = _train("--rate", "Learning rate for a batch of 256 images", "F", default=0.1)
+    ema: float = _train(
+        "--ema", "Evaluate an exponential moving average of the weights with this decay", "F", default=0.0
+    )
+    augment: bool = _train("--augment/--no-augment", "Random crops and flips", default=True)
+    amp: bool = _train("--amp/--no-amp", "Train with bfloat16 autocast", default=False)
+    compile: bool = _train("--compile", "With torch.compile", default=False)
+    loaders: int = _train("--loaders", "Data-loading processes per worker", "N", default=0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyOptions:
+    """Which study, and where its report is written."""
+
+    study: str = argument("STUDY", "Journal file or database URL")
+    html: Path | None = _output("--html", "Write one HTML file", "FILE", parser=writable())
+    markdown: Path | None = _output("--markdown", "Write Markdown", "FILE", parser=writable())
+    name: str = _study("--name", "Name of the study in the storage", default="compare")

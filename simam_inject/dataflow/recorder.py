@@ -47,6 +47,7 @@ class Recorder(TorchFunctionMode):
         self.path_of = {id(module): path for path, module in modules_with_python_forward(model)}
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
         self.names = Names(self.path_of)
+        self.asks_for_values = False  # an operation failed, or it looked for data: it may go another way with values
         self._start(with_graphs=True)
 
     def _start(self, *, with_graphs: bool) -> None:
@@ -56,6 +57,8 @@ class Recorder(TorchFunctionMode):
         self.ticks = itertools.count()
         self.tick = 0
         self.values = ValueTable(self.recording)
+        self.hooks: list[tuple[nn.Module, Frame | None]] = []
+        """Modules whose own hooks are running, with the frame of their caller."""
 
     def record(
         self, example: Example, convert: Callable[[torch.Tensor], torch.Tensor], *, with_graphs: bool = True
@@ -85,12 +88,25 @@ class Recorder(TorchFunctionMode):
         """Hooks on every module of the twin."""
         with ExitStack() as stack:
             for _, module in modules_with_python_forward(self.model):
+                if module._forward_hooks or module._forward_pre_hooks:  # of its own: brackets around them
+                    stack.callback(module.register_forward_pre_hook(self.open_hooks, prepend=True).remove)
                 for handle in (
                     module.register_forward_pre_hook(self.enter, with_kwargs=True),
                     module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
                 ):
                     stack.callback(handle.remove)
+                if len(module._forward_hooks) > 1:
+                    stack.callback(module.register_forward_hook(self.close_hooks, always_call=True).remove)
             yield
+
+    def open_hooks(self, module: nn.Module, _args: Any) -> None:
+        """Before a module's own pre-hooks."""
+        self.hooks.append((module, self.frame))
+
+    def close_hooks(self, module: nn.Module, _args: Any, _output: Any = None) -> None:
+        """After a module's own hooks."""
+        if self.hooks and self.hooks[-1][0] is module:
+            self.hooks.pop()
 
     # Operations
 
@@ -104,15 +120,16 @@ class Recorder(TorchFunctionMode):
         if name == "__get__":
             name = getattr(getattr(func, "__self__", None), "__name__", name)
         if name.strip("_") in NOT_READS or self.frame is None:
+            self.asks_for_values |= name in ("is_meta", "data_ptr")
             return func(*args, **kwargs)
         tensors = [tensor for _, tensor in tensors_in([args, kwargs])]
         versions = [version_of(tensor) for tensor in tensors]
-        if name == "batch_norm" and args[0].is_meta and not self.model.training:
-            # What torch's own meta kernel finds in a hundred times the time.
-            given = args[0]
-            result = torch.empty_strided(given.shape, given.stride(), dtype=given.dtype, device="meta")
-        else:
-            result = func(*args, **kwargs)
+        try:
+            is_slow = name == "batch_norm" and args[0].is_meta and not self.model.training  # as torch does it on meta
+            result = torch.empty_like(args[0]) if is_slow else func(*args, **kwargs)
+        except Exception:
+            self.asks_for_values = True
+            raise
         with torch._C.DisableTorchFunction():
             return self._operation(func, args, kwargs, tensors, versions, result)
 
@@ -164,7 +181,8 @@ class Recorder(TorchFunctionMode):
         values: list[tuple[tuple[Key, ...], Value]],
         inputs: list[Value],
     ) -> str:
-        name = kind
+        # What hooks of a child compute is no operation of the forward that calls it, and is counted apart.
+        name = f"{kind}_hook" if self.hooks and self.hooks[-1][1] is frame else kind
         while name in frame.taken:
             name += "_op"
         path = join(frame.path, self._count(frame, name))
@@ -224,6 +242,7 @@ class Recorder(TorchFunctionMode):
         path = self.path_of.get(id(module))
         if path is None:  # a copy that the forward has made: its operations are those of its caller
             return
+        self.close_hooks(module, args)
         with torch._C.DisableTorchFunction():
             self.tick = next(self.ticks)
             parent = self.frame
@@ -289,6 +308,8 @@ class Recorder(TorchFunctionMode):
                 return output
             self.tick = frame.end = next(self.ticks)
             parent = self.frame = frame.parent
+            if len(module._forward_hooks) > 1:
+                self.hooks.append((module, parent))
             arguments, frame.given = frame.given, ((), {})
             given = [tensor for _, tensor in tensors_in(arguments)]
             returned = [tensor for _, tensor in tensors_in(output)]

@@ -151,7 +151,11 @@ class Surveyor:
         scope = path.rpartition(".")[0]
         calls = self.base.calls[path]
         is_block = any(True for _ in module.children())
-        obstacle = _SCRIPTED if isinstance(module, torch.jit.ScriptModule) else "never ran in the example forward"
+        obstacle = "never ran in the example forward"
+        if isinstance(module, torch.jit.ScriptModule):
+            obstacle = _SCRIPTED
+        elif type(module).__call__ is not nn.Module.__call__ and not isinstance(module, fx.GraphModule):
+            obstacle = f"the __call__ of {type(module).__name__} runs no hooks, so what it returns is not seen"
         facts: dict[str, Any] = {"obstacle": obstacle}
         reads: tuple[str, ...] = ()
         if calls:

@@ -16,7 +16,7 @@ from simam_inject.dataflow.sites import Dataflow, Surveyor
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_meta, twin_of
 from simam_inject.dataflow.values import Recording
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 
 
 def survey_model(
@@ -48,11 +48,10 @@ def survey_model(
 
 def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelError:
     """The error for a model that raises on an example."""
-    first = next(iter(str(error).splitlines()), "")
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in example.tensors)
     return ModelError(
         f"{type(model).__name__} cannot be run on the example input ({shapes or 'no tensors'}): "
-        f"{type(error).__name__}: {first:.200}. Give inputs that it takes, with example_inputs=... in Python or "
+        f"{describe_exception(error):.250}. Give inputs that it takes, with example_inputs=... in Python or "
         "--input-size on the command line"
     )
 
@@ -73,6 +72,8 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
 
     with recorder.watching():
         base = recorder.record(example, convert)
+        if convert is to_meta and recorder.asks_for_values:
+            raise ModelError("the forward depends on values, and catches the error that there are none")
         batch = attempt(example.with_batch(SAMPLES_ADDED))
         if batch is not None and not _differ(base, batch):  # the example's samples are counted in another way
             batch = None

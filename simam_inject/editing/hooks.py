@@ -31,7 +31,7 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         if x.dim() != len(site["shape"]):
             raise ModelError(
-                f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), and got a "
+                f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), but got a "
                 f"tensor of shape {tuple(x.shape)}; use inputs with a batch dimension, or inject with such an example"
             )
         channels, shape = site["shape"][site["channel_dim"]], x.shape
@@ -74,7 +74,10 @@ class OutputHook:
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Apply SimAM to the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
-            raise ModelError(f"a norm was folded into {self.sites[0]['path']}, across the SimAM between them; {ADVICE}")
+            raise ModelError(
+                f"{self.sites[0]['path']} has a bias now, so a norm may have been folded into it, across the SimAM "
+                f"between them; {ADVICE}"
+            )
         for site in self.sites:
             key = site["edit"]["key"]
             if key is None:

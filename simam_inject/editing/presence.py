@@ -115,9 +115,11 @@ class Presence:
                     mended.append(hook.sites[0]["path"])
         for path, site_path in self.witnesses:
             if not _is_norm_at(root, path):
+                norm = _module_at(root, path)
+                became = "was removed" if norm is None else f"was replaced by a {type(norm).__name__}"
                 raise ModelError(
-                    f"the norm {'.'.join(path)} was removed or replaced, so it may have been folded across the SimAM "
-                    f"at {site_path}; {ADVICE}"
+                    f"the norm {'.'.join(path)} {became}, so it may have been folded across the SimAM at {site_path}; "
+                    f"{ADVICE}"
                 )
         if mended:
             warnings.warn(

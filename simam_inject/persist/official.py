@@ -24,11 +24,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.api import adjusted, eject, plan
+from simam_inject.api import eject, plan
 from simam_inject.errors import FileError, NoMatchError, describe_exception, shortened
 from simam_inject.persist.loading import copy_all, naming, size_text
 from simam_inject.persist.saving import State, state_of
-from simam_inject.recipe import load_recipe
+from simam_inject.recipe import adjusted, load_recipe
 
 _FAMILIES = ("torchvision.models.resnet", "torchvision.models.mobilenetv2")
 _BLOCK = re.compile(r"(layer\d+\.\d+|features\.\d+)\.")

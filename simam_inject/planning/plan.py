@@ -39,6 +39,11 @@ class Plan:
         return self.flow.anatomy
 
     @property
+    def placed(self) -> tuple[Insertion, ...]:
+        """Every SimAM that is in the model once the plan is applied."""
+        return *self.present, *self.insertions
+
+    @property
     def is_done(self) -> bool:
         """True if nothing is inserted because every site of the recipe already has its SimAM."""
         reasons = [skip.reason for skip in self.skips if skip.hit and skip.reason.startswith(PRESENT)]
@@ -111,7 +116,7 @@ def _table(insertions: tuple[Insertion, ...]) -> str:
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:
     edit = {"kind": type(insertion.edit).__name__.lower(), **asdict(insertion.edit)}
-    return {**asdict(insertion), "shape": list(insertion.shape), "edit": edit}
+    return {**asdict(insertion), "shape": list(insertion.shape), "edit": edit, "bytes_moved": insertion.bytes_moved}
 
 
 def _where(insertion: Insertion) -> str:

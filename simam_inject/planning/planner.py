@@ -45,7 +45,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: tuple[Inse
     """
     anatomy = flow.anatomy
     decision = settle(flow, matches.hits, present)
-    decision.skips[:0] = matches.misses
+    decision.skips[:0] = [*matches.misses, *_other_calls(recipe, flow, matches.hits)]
     for index, rule in enumerate(recipe.rules):
         if index not in decision.fulfilled and not rule.optional:
             raise NoMatchError(_nothing(recipe, index, anatomy, matches, decision.skips))
@@ -84,6 +84,19 @@ def settle(flow: Dataflow, hits: tuple[Hit, ...], present: tuple[Insertion, ...]
             decision.fulfilled.add(hit.rule)
         decision.skips.append(Skip(hit.path, reason, hit.rule, hit=True))
     return decision
+
+
+def _other_calls(recipe: Recipe, flow: Dataflow, hits: tuple[Hit, ...]) -> list[Skip]:
+    """Further calls of the modules that rules name by their path, which is the name of the first call alone."""
+    named = {hit.rule: [other.reader or other.path for other in hits if other.rule == hit.rule] for hit in hits}
+    return [
+        Skip(call, f"is another call of {path}, which the rule does not match", rule, hit=False)
+        for rule, paths in named.items()
+        if recipe.rules[rule].selects == "path"
+        for path in dict.fromkeys(paths)
+        for call in _calls(flow, path)[1:]
+        if call not in paths
+    ]
 
 
 def _hits_of_one_module(flow: Dataflow, hits: tuple[Hit, ...]) -> dict[str, str]:

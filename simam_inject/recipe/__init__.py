@@ -7,6 +7,7 @@ Nothing here knows torch or a model.
 
 from simam_inject.recipe.recipe import Recipe as Recipe
 from simam_inject.recipe.recipe import RecipeLike as RecipeLike
+from simam_inject.recipe.recipe import adjusted as adjusted
 from simam_inject.recipe.recipe import load_recipe as load_recipe
 from simam_inject.recipe.recipe import selector as selector
 from simam_inject.recipe.rule import Rule as Rule
@@ -14,4 +15,14 @@ from simam_inject.recipe.rule import Where as Where
 from simam_inject.recipe.texts import read_shipped as read_shipped
 from simam_inject.recipe.texts import shipped_recipes as shipped_recipes
 
-__all__ = ["Recipe", "RecipeLike", "Rule", "Where", "load_recipe", "read_shipped", "selector", "shipped_recipes"]
+__all__ = [
+    "Recipe",
+    "RecipeLike",
+    "Rule",
+    "Where",
+    "adjusted",
+    "load_recipe",
+    "read_shipped",
+    "selector",
+    "shipped_recipes",
+]

@@ -173,5 +173,6 @@ def find_member(chain: Sequence[Link], target: Whole | Child | Operation) -> int
     call = 1 if target.call is None and len(found) == 1 else target.call
     if not call or call > len(found):
         choices = join_names(f"{wanted}[{number}]" for number in range(1, len(found) + 1))
-        raise ValueError(f"{str(target)!r} is ambiguous in the chain; write {choices}")
+        problem = "is not an element of the chain" if call else "is ambiguous in the chain"
+        raise ValueError(f"{str(target)!r} {problem}; write {choices}")
     return found[call - 1]

@@ -134,6 +134,26 @@ def selector(position: str, text: str) -> Rule:
         raise RecipeError(f"{error} (in the selector {written})") from None
 
 
+def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
+    """Return the recipe with additional exclusions for every rule, and one lambda for all rules.
+
+    Raises:
+        RecipeError: a glob or the lambda is invalid.
+    """
+    if not exclude and e_lambda is None:
+        return recipe
+    data = recipe.to_dict()
+    rules = []
+    for rule in data["rules"]:
+        own = rule.get("exclude", [])
+        excluded = [*([own] if isinstance(own, str) else own), *([exclude] if isinstance(exclude, str) else exclude)]
+        changed = {**rule, "exclude": excluded} if excluded else dict(rule)
+        if e_lambda is not None:
+            changed.pop("e_lambda", None)
+        rules.append(changed)
+    return Recipe.from_dict({**data, "rules": rules, **({} if e_lambda is None else {"e_lambda": e_lambda})})
+
+
 def load_shipped(name: object, place: str = "recipe") -> Recipe:
     """The shipped recipe of a name.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -16,56 +17,30 @@ CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
 
 
 @dataclass(frozen=True, slots=True)
-class Child:
-    """A value that blocks of one class compute inside."""
+class Place:
+    """What a rule can name: the blocks of one class, or the values of one name inside them."""
 
     name: str
-    """As a rule names it inside the block: `conv2`, `relu[2]`, `add`, `net.0`."""
+    """A class, or a name inside its blocks: `conv2`, `relu[2]`, `add`, `net.0`."""
     kind: str
+    """`block`, or what computes the value: `conv2d 3x3`, `add`, a class."""
     count: int
-    """In how many blocks of the class it is."""
+    paths: tuple[str, ...]
     maps: tuple[str, ...]
     """Channels x spatial sizes, distinct, the largest map first."""
     reductions: tuple[int, ...]
+    structure: tuple[str, ...]
+    """`main`, `residual`, `decoder`: what at least one of the blocks is."""
     joins: bool
     """It enters a residual add as the branch: `residual` names it too."""
-    obstacle: str | None = None
+    obstacle: str | None
     """Why none of them can be attended; None if one can."""
-
-
-@dataclass(frozen=True, slots=True)
-class BlockClass:
-    """All blocks of one class."""
-
-    name: str
-    paths: tuple[str, ...]
-    maps: tuple[str, ...]
-    reductions: tuple[int, ...]
-    children: tuple[Child, ...]
-    structure: tuple[str, ...] = ()
-    """`main`, `residual`, `decoder`: what at least one of them is."""
-    obstacle: str | None = None
-
-    @property
-    def count(self) -> int:
-        """How many blocks there are."""
-        return len(self.paths)
+    children: tuple[Place, ...] = ()
 
     @property
     def is_container(self) -> bool:
         """A class of torch that only holds others."""
         return self.name in CONTAINERS
-
-
-def owner_of(anatomy: Anatomy, site: Site) -> str:
-    """Path of the nearest block around a value that is not a plain container; "" for the model."""
-    path = site.scope
-    while path:
-        block = anatomy.site_by_path.get(path)
-        if block is not None and block.class_name not in CONTAINERS:
-            return path
-        path = path.rpartition(".")[0] if block is None else block.scope
-    return ""
 
 
 def local_name(path: str, scope: str) -> str:
@@ -86,77 +61,66 @@ def kind_of_place(anatomy: Anatomy, path: str) -> str:
         return path
     if site.kind == "block" and site.class_name not in CONTAINERS and ":" not in path:
         return class_of(anatomy, path)
-    owner = owner_of(anatomy, site)
+    owner = _owner_of(anatomy, site)
     return f"{class_of(anatomy, owner)}.{re.sub(r'(?<![^.])[0-9]+(?![^.])', '*', local_name(path, owner))}"
 
 
-def summarize(anatomy: Anatomy) -> tuple[BlockClass, ...]:
+def summarize(anatomy: Anatomy) -> tuple[Place, ...]:
     """The block classes of a model: main blocks first, then others that occur several times, plain containers last."""
-    blocks: dict[str, list[Site]] = {}
+    blocks: dict[str, list[Site]] = defaultdict(list)
     for block in anatomy.blocks():
         if ":" not in block.path:
-            blocks.setdefault(block.class_name or "", []).append(block)
-    inside: dict[str, list[Site]] = {}
+            blocks[block.class_name or ""].append(block)
+    inside: dict[str, dict[str, list[Site]]] = defaultdict(lambda: defaultdict(list))
     for site in anatomy.sites:
-        owner = owner_of(anatomy, site)
-        is_listed = site.kind == "block" and site.class_name not in CONTAINERS and site.scope != owner  # by its class
-        if site.kind != "input" and site.path and not is_listed:
-            inside.setdefault(owner, []).append(site)
-    classes = [_block_class(name, sites, inside) for name, sites in blocks.items()]
+        owner = _owner_of(anatomy, site)
+        has_a_row = site.kind == "block" and site.class_name not in CONTAINERS and site.scope != owner
+        if owner in anatomy.site_by_path and site.kind != "input" and site.path and not has_a_row:
+            inside[anatomy.site_by_path[owner].class_name or ""][local_name(site.path, owner)].append(site)
+    classes = []
+    for name, sites in blocks.items():
+        children = [_place(child, _kind_of(values), values) for child, values in inside[name].items()]
+        classes.append(_place(name, "block", sites, children))
     return tuple(
         sorted(classes, key=lambda found: (found.is_container, "main" not in found.structure, found.count == 1))
     )
 
 
-def _block_class(name: str, blocks: list[Site], inside: dict[str, list[Site]]) -> BlockClass:
-    by_name: dict[str, list[Site]] = {}
-    for block in blocks:
-        for site in inside.get(block.path, ()):
-            by_name.setdefault(local_name(site.path, block.path), []).append(site)
-    return BlockClass(
-        name=name,
-        paths=tuple(block.path for block in blocks),
-        maps=_maps(blocks),
-        reductions=_reductions(blocks),
-        children=tuple(_child(child, sites) for child, sites in by_name.items()),
-        structure=tuple(dict.fromkeys(word for block in blocks for word in block.structure)),
-        obstacle=_obstacle(blocks),
-    )
+def _owner_of(anatomy: Anatomy, site: Site) -> str:
+    """Path of the nearest block around a value that is not a plain container; "" for the model."""
+    path = site.scope
+    while path:
+        block = anatomy.site_by_path.get(path)
+        if block is not None and block.class_name not in CONTAINERS:
+            return path
+        path = path.rpartition(".")[0] if block is None else block.scope
+    return ""
 
 
-def _child(name: str, sites: list[Site]) -> Child:
-    return Child(
+def _place(name: str, kind: str, sites: list[Site], children: Iterable[Place] = ()) -> Place:
+    # The largest map first, whatever the order of computation: a neck goes up and down.
+    mapped = [site for site in sites if site.shape is not None]
+    mapped.sort(key=lambda site: prod(site.spatial or ()), reverse=True)
+    obstacles = [why_not_attendable(site) for site in sites]
+    return Place(
         name=name,
-        kind=" / ".join(dict.fromkeys(_describe_kind(site) for site in sites)),
+        kind=kind,
         count=len(sites),
-        maps=_maps(sites),
-        reductions=_reductions(sites),
+        paths=tuple(site.path for site in sites),
+        maps=tuple(dict.fromkeys(format_map(site.shape, site.channel_dim) for site in mapped)),
+        reductions=tuple(sorted({site.reduction for site in sites if site.reduction is not None})),
+        structure=tuple(dict.fromkeys(word for site in sites for word in site.structure)),
         joins=any(site.joins for site in sites),
-        obstacle=_obstacle(sites),
+        obstacle=obstacles[0] if all(obstacles) else None,
+        children=tuple(children),
     )
 
 
-def _describe_kind(site: Site) -> str:
+def _kind_of(sites: Iterable[Site]) -> str:
     """The op kind, with kernel and depth for a convolution; for a block its class."""
-    if site.kind == "block":
-        return site.class_name or site.kind
-    kernel = "x".join(map(str, site.kernel)) if site.kernel else ""
-    return " ".join(part for part in ("depthwise" if site.depthwise else "", site.kind, kernel) if part)
-
-
-def _maps(sites: Iterable[Site]) -> tuple[str, ...]:
-    """The largest map first, whatever the order of computation: a neck goes up and down."""
-    mapped = sorted(
-        (site for site in sites if site.shape is not None), key=lambda site: prod(site.spatial or ()), reverse=True
-    )
-    return tuple(dict.fromkeys(format_map(site.shape, site.channel_dim) for site in mapped))
-
-
-def _reductions(sites: Iterable[Site]) -> tuple[int, ...]:
-    return tuple(sorted({site.reduction for site in sites if site.reduction is not None}))
-
-
-def _obstacle(sites: list[Site]) -> str | None:
-    """The first reason, if every one of them has one."""
-    reasons = [why_not_attendable(site) for site in sites]
-    return reasons[0] if all(reasons) else None
+    kinds = []
+    for site in sites:
+        kernel = "x".join(map(str, site.kernel or ()))
+        words = ["depthwise" if site.depthwise else "", site.kind, kernel]
+        kinds.append((site.kind == "block" and site.class_name) or " ".join(filter(None, words)))
+    return " / ".join(dict.fromkeys(kinds))

@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from xml.sax.saxutils import escape
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
-from simam_inject.reporting.formats import UNKNOWN, format_bytes
+from simam_inject.reporting.formats import UNKNOWN, format_bytes, format_count, new_table, read_template
 
 if TYPE_CHECKING:
     from simam_inject.bench.measuring import Quartiles
-    from simam_inject.bench.run import Row
+    from simam_inject.bench.run import Bench
+
+_COLOURS = {"plain": "#999999", "SimAM": "#2a7f62"}
+_WIDTH = 420.0
+"""Pixels of the longest bar."""
 
 
-def render_bench(
-    rows: tuple[Row, ...], *, heading: str, notes: tuple[str, ...], not_run: tuple[tuple[str, str], ...] = ()
-) -> Group:
+def render_bench(measured: Bench, heading: str) -> Group:
     """The table: one line per variant and mode. A ratio too spread out to be quoted says so instead of a number."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column("mode", no_wrap=True)
-    table.add_column("variant", no_wrap=True)
-    kept = any(row.kept_bytes is not None for row in rows)
-    peak = any(row.peak_bytes is not None for row in rows)
-    for column in ("ms", "x plain (quartiles)", "images/s", *["kept"] * kept, *["peak"] * peak):
-        table.add_column(column, justify="right", overflow="fold")
-    for row in rows:
+    has_kept = any(row.kept_bytes is not None for row in measured.rows)
+    has_peak = any(row.peak_bytes is not None for row in measured.rows)
+    names = ["ms", "x plain (quartiles)", "images/s", *["kept"] * has_kept, *["peak"] * has_peak]
+    numbers = [Column(name, justify="right", overflow="fold") for name in names]
+    table = new_table(Column("mode", no_wrap=True), Column("variant", no_wrap=True), *numbers)
+    for row in measured.rows:
         table.add_row(
             row.mode,
             row.variant,
             f"{row.seconds.median * 1e3:.2f}",
             _ratio(row.ratio),
             f"{row.images_per_second:.1f}",
-            *[UNKNOWN if row.kept_bytes is None else format_bytes(row.kept_bytes)] * kept,
-            *[UNKNOWN if row.peak_bytes is None else format_bytes(row.peak_bytes)] * peak,
+            *[_bytes(row.kept_bytes)] * has_kept,
+            *[_bytes(row.peak_bytes)] * has_peak,
         )
-    notes = (*notes, *["kept: bytes that the forward keeps for the backward pass"] * kept)
-    refusals = [Text(f"{mode} not run: {reason}", style="yellow") for mode, reason in not_run]
-    return Group(Text(heading), table, *(Text(note) for note in notes), *refusals)
+    machine = ", ".join(f"{key} {value}" for key, value in measured.machine.items())
+    sites, least = format_count(measured.sites, "site"), format_bytes(measured.floor_bytes)
+    notes = [
+        f"{sites}; per batch, the attention reads and writes at least {least}",
+        f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process",
+        *["kept: bytes that the forward keeps for the backward pass"] * has_kept,
+    ]
+    refusals = [Text(f"{mode} not run: {reason}", style="yellow") for mode, reason in measured.not_run]
+    return Group(Text(_title(measured, heading)), table, *map(Text, notes), *refusals)
+
+
+def _title(measured: Bench, heading: str) -> str:
+    conditions = measured.conditions
+    words = [f"batch {conditions.batch}", conditions.dtype, "channels last" if conditions.channels_last else "NCHW"]
+    words += ["compiled" if conditions.compile else "eager", f"{conditions.rounds} rounds"]
+    return f"{heading}: {', '.join(words)}"
+
+
+def _bytes(count: int | None) -> str:
+    return UNKNOWN if count is None else format_bytes(count)
 
 
 def _ratio(ratio: Quartiles) -> str:
@@ -49,28 +64,18 @@ def _ratio(ratio: Quartiles) -> str:
     return "too noisy" if ratio.is_noisy else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
 
 
-def bench_chart(rows: tuple[Row, ...], *, heading: str) -> str:
+def bench_chart(measured: Bench, heading: str) -> str:
     """An SVG bar chart of the ratios to the plain model, with their quartiles as whiskers."""
-    height, left, width = 26, 210, 420
-    largest = max((row.ratio.high for row in rows), default=1.0)
-    scale = width / max(largest, 1e-9)
-    parts = []
-    for index, row in enumerate(rows):
-        top = 40 + index * height
-        middle = top + height * 0.36
-        bar = row.ratio.median * scale
-        colour = {"plain": "#999999", "SimAM": "#2a7f62"}.get(row.variant, "#7a6fb0")
-        label = escape(f"{row.mode}, {row.variant}")
-        whisker = f'<line x1="{left + row.ratio.low * scale:.1f}" x2="{left + row.ratio.high * scale:.1f}"'
-        parts += [
-            f'<text x="{left - 8}" y="{middle + 4:.1f}" text-anchor="end">{label}</text>',
-            f'<rect x="{left}" y="{top}" width="{bar:.1f}" height="{height * 0.72:.1f}" fill="{colour}"/>',
-            f'{whisker} y1="{middle:.1f}" y2="{middle:.1f}" stroke="black"/>',
-            f'<text x="{left + row.ratio.high * scale + 6:.1f}" y="{middle + 4:.1f}">{row.ratio.median:.3f}</text>',
-        ]
-    total = 60 + len(rows) * height
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 80}" height="{total}" '
-        'font-family="sans-serif" font-size="12">\n'
-        f'<text x="10" y="22" font-weight="bold">{escape(heading)}</text>\n' + "\n".join(parts) + "\n</svg>\n"
-    )
+    scale = _WIDTH / max((row.ratio.high for row in measured.rows), default=1.0)
+    bars = [
+        {
+            "label": f"{row.mode}, {row.variant}",
+            "colour": _COLOURS.get(row.variant, "#7a6fb0"),
+            "length": round(row.ratio.median * scale, 1),
+            "low": round(row.ratio.low * scale, 1),
+            "high": round(row.ratio.high * scale, 1),
+            "ratio": f"{row.ratio.median:.3f}",
+        }
+        for row in measured.rows
+    ]
+    return read_template("bench.svg.j2").render(heading=_title(measured, heading), bars=bars)

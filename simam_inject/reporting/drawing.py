@@ -9,10 +9,9 @@ Each line is one way through the block. A value that several operations read beg
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.planning.records import Insertion
@@ -46,10 +45,8 @@ def draw(anatomy: Anatomy, insertions: Iterable[Insertion]) -> tuple[Drawing, ..
     for insertion in insertions:
         by_scope.setdefault(_scope(anatomy, insertion, members), []).append(insertion)
     found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
-    for scope, held in by_scope.items():
-        block = anatomy.site_by_path.get(scope)
-        returned = block.reads if block is not None else ()
-        lines = _Lines(scope, members.get(scope, []), held, anatomy, returned).draw()
+    for scope, inside in by_scope.items():
+        lines = _Block(anatomy, scope, members.get(scope, []), inside).lines()
         found.setdefault((class_of(anatomy, scope), lines), []).append(scope)
     return tuple(Drawing(name, lines, tuple(paths)) for (name, lines), paths in found.items())
 
@@ -68,92 +65,82 @@ def _scope(anatomy: Anatomy, insertion: Insertion, members: dict[str, list[Site]
     return site.scope if is_inner and not site.structure else site.path
 
 
-def _whole(path: str) -> str:
-    """The value that an entry is part of: `chunk` for `chunk:1`."""
-    return path.partition(":")[0]
+@dataclass(frozen=True, slots=True)
+class _Block:
+    """One block: each operation continues the longest line that ends in one of its operands."""
 
-
-@dataclass
-class _Lines:
-    """The lines of one block: each operation continues the longest line that ends in one of its operands."""
-
+    anatomy: Anatomy
     scope: str
     sites: list[Site]
     insertions: list[Insertion]
-    anatomy: Anatomy
-    returned: tuple[str, ...]
-    lines: list[list[str]] = field(default_factory=list)
-    length: Counter[str] = field(default_factory=Counter)
 
-    def draw(self) -> tuple[str, ...]:
+    def lines(self) -> tuple[str, ...]:
         """The lines, those with SimAM first, then the longest."""
-        ends: dict[str, int] = {}
+        lines: list[list[str]] = []
+        ends: dict[str, list[str]] = {}
+        """The line that ends in a value."""
+        length: Counter[str] = Counter()
         inputs = [site.path for site in self.sites if site.kind == "input"]
         for site in self.sites:
-            if site.kind == "input":
-                continue
-            operands = sorted(dict.fromkeys(site.operands), key=lambda path: -self.length[_whole(path)])
-            for index, operand in enumerate(operands):
-                source = _whole(operand)
+            # An operand `chunk:1` is part of the value `chunk`.
+            operands = sorted(dict.fromkeys(site.operands), key=lambda path: -length[path.partition(":")[0]])
+            for operand in operands:
+                source = operand.partition(":")[0]
                 line = ends.pop(source, None)
                 if line is None:
-                    self.lines.append([] if [source] == inputs and not self.lines else [self._name(source)])
-                    line = len(self.lines) - 1
-                self.lines[line] += [*self._marks(operand, site.path), self._name(site.path)]
-                if index == 0:
+                    line = [] if [source] == inputs and not lines else [self._name(source)]
+                    lines.append(line)
+                line += [*self._marks(operand, site.path), self._name(site.path)]
+                if operand == operands[0]:
                     ends[site.path] = line
-                    self.length[site.path] = self.length[source] + 1
-            if not operands:
-                self.lines.append([self._name(site.path)])
-                ends[site.path] = len(self.lines) - 1
-        self._mark_ends(ends)
-        ordered = sorted(self.lines, key=lambda line: (MARK not in line, -len(line)))
+                    length[site.path] = length[source] + 1
+            if not operands and site.kind != "input":
+                ends[site.path] = [self._name(site.path)]
+                lines.append(ends[site.path])
+        self._mark_ends(lines, ends)
+        ordered = sorted(lines, key=lambda line: (MARK not in line, -len(line)))
         return tuple(" > ".join(line) for line in ordered)
 
     def _name(self, path: str) -> str:
         site = self.anatomy.site_by_path.get(path)
         local = local_name(path, self.scope)
+        name, _, number = local.removesuffix("]").partition("[")
         if site is not None and site.class_name is not None:
-            return re.sub(r"\[\d+\]$", "", local)
+            return name
         if site is None or site.kind not in _SYMBOLS:
             return local
-        number = re.search(r"\[(\d+)\]$", local)
         symbol = _SYMBOLS[site.kind]
-        return symbol if number is None else f"{symbol[:-1]} {number.group(1)})"
+        return f"{symbol[:-1]} {number})" if number else symbol
 
     def _marks(self, operand: str, reader: str) -> list[str]:
         """The SimAMs between a value and one operation that reads it."""
-        found = [
-            insertion
+        paths = (operand, *self._computed_by(operand))
+        return [
+            MARK
             for insertion in self.insertions
-            if insertion.path in (operand, *self._sources(operand)) and self._is_read_by(insertion, reader)
+            if insertion.path in paths and (insertion.reader is None or f"{insertion.reader}.".startswith(f"{reader}."))
         ]
-        return [MARK] * len(found)
 
-    def _sources(self, operand: str) -> tuple[str, ...]:
+    def _computed_by(self, path: str) -> tuple[str, ...]:
         """The operation inside a child block that computes what the block returns."""
-        site = self.anatomy.site_by_path.get(operand)
+        site = self.anatomy.site_by_path.get(path)
         return site.reads if site is not None and site.kind == "block" and len(site.reads) == 1 else ()
 
-    def _is_read_by(self, insertion: Insertion, reader: str) -> bool:
-        wanted = insertion.reader
-        return wanted is None or wanted == reader or wanted.startswith(f"{reader}.")
-
-    def _mark_ends(self, ends: dict[str, int]) -> None:
+    def _mark_ends(self, lines: list[list[str]], ends: dict[str, list[str]]) -> None:
         """What the block returns, and a value that no other operation of the block reads."""
         for insertion in self.insertions:
-            if insertion.reader is not None:
-                continue
-            if insertion.path in ends:
-                self.lines[ends[insertion.path]].append(MARK)
-            elif insertion.path == self.scope:
-                self.lines[self._result(ends)].append(MARK)
+            if insertion.reader is None and insertion.path in ends:
+                ends[insertion.path].append(MARK)
+            elif insertion.reader is None and insertion.path == self.scope:
+                self._result(lines, ends).append(MARK)
 
-    def _result(self, ends: dict[str, int]) -> int:
+    def _result(self, lines: list[list[str]], ends: dict[str, list[str]]) -> list[str]:
         """The line that ends in what the block returns; a new one where the inside is not known."""
+        block = self.anatomy.site_by_path.get(self.scope)
+        returned = set(block.reads) if block is not None else set()
         for path, line in ends.items():
-            if {path, *self._sources(path)} & set(self.returned):
+            if returned.intersection([path, *self._computed_by(path)]):
                 return line
-        if not self.lines:
-            self.lines.append(["..."])
-        return len(self.lines) - 1
+        if not lines:
+            lines.append(["..."])
+        return lines[-1]

@@ -1,11 +1,42 @@
-"""How single facts are written, the same in every report."""
+"""How single facts are written, the same in every report, and the one form of a table."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict, is_dataclass
 from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Column, Table
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 UNKNOWN = "-"
+MODEL = "(the model)"
+"""What stands for the empty path."""
+
+
+def new_table(*columns: Column | str) -> Table:
+    """An empty table; in a column that is given as a string, what is too long for the terminal goes on below."""
+    made = [Column(column, overflow="fold") if isinstance(column, str) else column for column in columns]
+    return Table(*made, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+
+
+def read_template(name: str) -> Template:
+    """A Jinja2 template of this folder; whatever is put into it is escaped."""
+    import jinja2
+
+    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
+
+
+def as_json(value: Any) -> Any:
+    """Records and what they hold as JSON reads it back: tuples as lists, paths as strings."""
+    return json.loads(json.dumps(value, default=lambda one: asdict(one) if is_dataclass(one) else str(one)))  # type: ignore[arg-type]
 
 
 def format_map(shape: Sequence[int] | None, channel_dim: int = 1) -> str:

@@ -1,36 +1,60 @@
-"""One table for one plan: where SimAM goes, what is skipped and why, what it costs, whether it was verified."""
+"""One report for one plan: where SimAM goes, what is skipped and why, what it costs, whether it was verified."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
-from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Check, Insertion, Verification
+from simam_inject.planning.records import Insertion, Verification
 from simam_inject.reporting.anatomy import kind_of_place, local_name
-from simam_inject.reporting.dicts import bytes_per_image
 from simam_inject.reporting.formats import (
+    MODEL,
+    as_json,
     format_bytes,
     format_count,
     format_map,
     format_reductions,
     format_span,
+    new_table,
 )
 
-MAP = "CxHxW"
 WHOLE = 34
 """Names up to this length stay whole at 80 columns."""
 LONG = 24
 """Sites from which on a table groups them by kind of block."""
 EDITS = {"Output": "output", "Input": "input", "Rewritten": "expression"}
 """How an edit is called in reports: at a module's output, at its input, around an expression in its forward."""
+OUTCOMES = {False: ("failed", "red"), None: ("not run", "yellow"), True: ("ok", "")}
+"""How the result of a check is called, and the colour of its line."""
+
+
+def plan_to_dict(plan: Plan, verification: Verification | None = None) -> dict[str, Any]:
+    """JSON types: what the plan says of itself, totals, and the verification."""
+    totals = {
+        "sites": len(plan.placed),
+        "parameters": 0,
+        "bytes_per_image": bytes_per_image(plan),
+    }
+    checked = None if verification is None else {"ok": verification.ok, **asdict(verification)}
+    found: dict[str, Any] = as_json({**plan.to_dict(), "totals": totals, "verification": checked})
+    return found
+
+
+def bytes_per_image(plan: Plan) -> int:
+    """Bytes that the attention moves for one image at the least: each attended map is read once and written once.
+
+    Counters of floating point operations do not know SimAM; memory traffic is what it costs.
+    """
+    batch = next((shape[0] for shape in plan.anatomy.input_shapes if len(shape) > 3), 1)
+    return round(sum(insertion.bytes_moved for insertion in plan.placed) / max(1, batch))
 
 
 def render_plan(
@@ -56,90 +80,77 @@ def render_plan(
         calibration: The `Calibration` that was made, if any.
         next_steps: What the reader may want to do now, one line each.
     """
-    placed = [*plan.present, *plan.insertions]
     already = {there.path for there in plan.present}
     skips = [skip for skip in plan.skips if skip.path not in already]  # these have a row of their own
     parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
-    if placed:
-        is_long = len(placed) >= LONG and not verbose
-        parts.append(_grouped_table(placed, plan.anatomy) if is_long else sites_table(placed))
-        if is_long:
-            parts.append(Text(f"{len(placed)} sites by kind; --verbose shows each", style="dim"))
-    parts += _notes(placed, verbose)
+    parts += [*_tables(plan, verbose), *_notes(plan.placed, verbose)]
     parts += _skip_lines([skip for skip in skips if skip.hit], "skipped", "yellow", verbose)
-    if why:
-        parts += _skip_lines([skip for skip in skips if not skip.hit], "near miss", "dim", verbose=True)
-    parts.append(_summary(plan, placed, skips, applied=applied, why=why))
-    if verification is not None:
-        parts.extend(verification_lines(verification, verbose))
+    parts += _skip_lines([skip for skip in skips if why and not skip.hit], "near miss", "dim", verbose=True)
+    parts.append(_summary(plan, skips, applied=applied, why=why))
+    parts += [] if verification is None else verification_lines(verification, verbose)
     if calibration is not None:
-        parts.extend(_calibration_lines(calibration))
+        parts.append(Text(str(calibration)))
     if next_steps:
         parts.append(Text("next:", style="bold"))
-        parts.extend(Text(f"  {step}", no_wrap=True, overflow="ignore") for step in next_steps)  # whole, to be copied
+        parts += [Text(f"  {step}", no_wrap=True, overflow="ignore") for step in next_steps]  # whole, to be copied
     return Group(*parts)
 
 
-def _new_table(names: Sequence[str], *columns: str) -> Table:
-    """A table whose first column keeps its names whole where there is room; the map column breaks between maps."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    table.add_column(columns[0], overflow="fold", no_wrap=max(map(len, names)) <= WHOLE)
-    table.add_column(columns[1], overflow="fold")
-    for column in columns[2:-1]:
-        table.add_column(column, justify="right", no_wrap=column != MAP, overflow="fold")
-    table.add_column(columns[-1], no_wrap=True)
-    return table
+def _tables(plan: Plan, verbose: bool) -> Iterator[RenderableType]:
+    if len(plan.placed) >= LONG and not verbose:
+        yield sites_table(plan.placed, plan.anatomy)
+        yield Text(f"{len(plan.placed)} sites by kind; --verbose shows each", style="dim")
+    elif plan.placed:
+        yield sites_table(plan.placed)
 
 
-def sites_table(placed: Sequence[Insertion]) -> Table:
-    """A row for each site."""
-    lambdas = _lambda_column(placed)
-    names = [insertion.path or "(the model)" for insertion in placed]
-    table = _new_table(names, "site", "position", MAP, "reduction", *lambdas, "edit")
-    for name, insertion in zip(names, placed, strict=True):
+def sites_table(placed: Sequence[Insertion], anatomy: Anatomy | None = None) -> Table:
+    """A row for each site; with the anatomy of the model, one for each kind of site, with its count."""
+    rows: dict[tuple[str, str, str, str], list[Insertion]] = {}
+    for one in placed:
+        name = kind_of_place(anatomy, one.path) if anatomy else one.path or MODEL
+        key = (name, where(one, anatomy), f"{one.e_lambda:g}", EDITS[type(one.edit).__name__])
+        rows.setdefault(key, []).append(one)
+    counted, several = bool(anatomy), _has_several_lambdas(placed)
+    is_short = max(len(name) for name, *_ in rows) <= WHOLE
+    table = new_table(
+        Column("kind of site" if counted else "site", overflow="fold", no_wrap=is_short),
+        "position",
+        *[_number("count")] * counted,
+        Column("CxHxW", justify="right", overflow="fold"),  # breaks between maps
+        _number("reduction"),
+        *[_number("e_lambda")] * several,
+        Column("edit", no_wrap=True),
+    )
+    for (name, position, e_lambda, edit), members in rows.items():
         table.add_row(
             Text(name),
-            Text(where(insertion)),
-            format_map(insertion.shape, insertion.channel_dim),
-            format_reductions([insertion.reduction]),
-            *[f"{insertion.e_lambda:g}" for _ in lambdas],
-            EDITS[type(insertion.edit).__name__],
+            Text(position),
+            *[str(len(members))] * counted,
+            format_span(format_map(member.shape, member.channel_dim) for member in members),
+            format_reductions(member.reduction for member in members),
+            *[e_lambda] * several,
+            edit,
         )
     return table
 
 
-def _grouped_table(placed: Sequence[Insertion], anatomy: Anatomy) -> Table:
-    groups: dict[tuple[str, ...], list[Insertion]] = {}
-    for insertion in placed:
-        kind = kind_of_place(anatomy, insertion.path)
-        reader = "" if insertion.reader is None else f" {kind_of_place(anatomy, insertion.reader)}"
-        edit = EDITS[type(insertion.edit).__name__]
-        groups.setdefault((kind, f"{insertion.position}{reader}", f"{insertion.e_lambda:g}", edit), []).append(
-            insertion
-        )
-    lambdas = _lambda_column(placed)
-    table = _new_table(
-        [key[0] for key in groups], "kind of site", "position", "count", MAP, "reduction", *lambdas, "edit"
-    )
-    for (kind, position, e_lambda, edit), members in groups.items():
-        maps = format_span(format_map(member.shape, member.channel_dim) for member in members)
-        reductions = format_reductions(member.reduction for member in members)
-        e_lambdas = [e_lambda for _ in lambdas]
-        table.add_row(Text(kind), Text(position), str(len(members)), maps, reductions, *e_lambdas, edit)
-    return table
+def _number(name: str) -> Column:
+    return Column(name, justify="right", no_wrap=True)
 
 
-def _lambda_column(placed: Sequence[Insertion]) -> list[str]:
-    """A column for lambdas that differ; one lambda for all is said in the summary."""
-    return ["e_lambda"] if len({insertion.e_lambda for insertion in placed}) > 1 else []
+def _has_several_lambdas(placed: Sequence[Insertion]) -> bool:
+    """Lambdas that differ have a column; one lambda for all is said in the summary."""
+    return len({insertion.e_lambda for insertion in placed}) > 1
 
 
-def where(insertion: Insertion) -> str:
-    """`after`, or `before` the one that reads the attended value."""
+def where(insertion: Insertion, anatomy: Anatomy | None = None) -> str:
+    """`after`, or `before` the one that reads the attended value; with the anatomy of the model, before its kind."""
     if insertion.reader is None:
         return insertion.position
     scope = insertion.path.rpartition(".")[0]
-    return f"before {local_name(insertion.reader, scope)}"
+    reader = kind_of_place(anatomy, insertion.reader) if anatomy else local_name(insertion.reader, scope)
+    return f"before {reader}"
 
 
 def facts(insertion: Insertion) -> Iterator[str]:
@@ -161,7 +172,7 @@ def _notes(placed: Sequence[Insertion], verbose: bool) -> Iterator[Text]:
     sites: dict[str, list[str]] = {}
     for insertion in placed:
         for fact in facts(insertion):
-            sites.setdefault(fact, []).append(insertion.path or "(the model)")
+            sites.setdefault(fact, []).append(insertion.path or MODEL)
     for fact, paths in sites.items():
         yield Text(f"note: {_named(paths, verbose)}: {fact}")
 
@@ -174,20 +185,17 @@ def _named(paths: Sequence[str], verbose: bool) -> str:
 
 def _skip_lines(skips: Sequence[Skip], label: str, style: str, verbose: bool) -> Iterator[Text]:
     """A line for each skip; without `verbose`, one for each reason."""
-    if verbose:
-        yield from (Text(f"{label}: {skip.path or '(the model)'}: {skip.reason}", style=style) for skip in skips)
-        return
-    by_reason: dict[str, list[str]] = {}
-    for skip in skips:
-        by_reason.setdefault(skip.reason, []).append(skip.path or "(the model)")
-    for reason, paths in by_reason.items():
+    groups: dict[tuple[str, int], list[str]] = {}
+    for number, skip in enumerate(skips):
+        groups.setdefault((skip.reason, number if verbose else 0), []).append(skip.path or MODEL)
+    for (reason, _), paths in groups.items():
         yield Text(f"{label}: {_named(paths, verbose)}: {reason}", style=style)
 
 
-def _summary(plan: Plan, placed: Sequence[Insertion], skips: Sequence[Skip], *, applied: bool, why: bool) -> Text:
+def _summary(plan: Plan, skips: Sequence[Skip], *, applied: bool, why: bool) -> Text:
     counts = [f"{format_count(len(plan.insertions), 'site')} {'inserted' if applied else 'planned'}"]
-    if placed and not _lambda_column(placed):
-        counts[0] += f" with e_lambda {placed[0].e_lambda:g}"
+    if plan.placed and not _has_several_lambdas(plan.placed):
+        counts[0] += f" with e_lambda {plan.placed[0].e_lambda:g}"
     if plan.present:
         counts.append(f"{len(plan.present)} already there")
     skipped = sum(skip.hit for skip in skips)
@@ -195,36 +203,24 @@ def _summary(plan: Plan, placed: Sequence[Insertion], skips: Sequence[Skip], *, 
     if near := len(skips) - skipped:
         shows = "" if why else f" (--why shows {'it' if near == 1 else 'them'})"
         counts.append(format_count(near, "near miss", "near misses") + shows)
-    moved = (
-        f"{format_bytes(bytes_per_image(placed, plan.anatomy))} moved per image (one read and one write of each map)"
-    )
+    moved = f"{format_bytes(bytes_per_image(plan))} memory traffic per image"
     return Text(", ".join(counts), style="bold").append(f"; parameters +0; {moved}", style="not bold")
 
 
-def verification_lines(verification: Verification, verbose: bool) -> Iterator[Text]:
+def verification_lines(verification: Verification, verbose: bool = False) -> Iterator[Text]:
     """One line, and one for each check that failed or was not run; with `verbose` for each check."""
-    failed = [check for check in verification.checks if check.ok is False]
-    passed = [check for check in verification.checks if check.ok]
-    not_run = [check for check in verification.checks if check.ok is None]
-    if failed:
-        count = format_count(len(verification.checks), "check")
-        yield Text(f"verification failed: {len(failed)} of {count}", style="red")
+    results = [check.ok for check in verification.checks]
+    passed, not_run = results.count(True), results.count(None)
+    if not verification.ok:
+        count = format_count(len(results), "check")
+        yield Text(f"verification failed: {results.count(False)} of {count}", style="red")
     elif passed:
-        more = f", {len(not_run)} not run" if not_run else ""
-        yield Text("verified: ", style="bold green").append(
-            format_count(len(passed), "check") + more, "not bold default"
-        )
+        counts = format_count(passed, "check") + (f", {not_run} not run" if not_run else "")
+        yield Text("verified: ", style="bold green").append(counts, "not bold default")
     else:
         yield Text("not verified: no check could be run", style="yellow")
-    yield from (_check_line(check, "failed", "red") for check in failed)
-    yield from (_check_line(check, "not run", "yellow") for check in not_run)
-    if verbose:
-        yield from (_check_line(check, "ok", "") for check in passed)
-
-
-def _check_line(check: Check, outcome: str, style: str) -> Text:
-    return Text(f"  {outcome}: {check.name}" + (f": {check.detail}" if check.detail else ""), style=style)
-
-
-def _calibration_lines(calibration: Any) -> Iterator[Text]:
-    yield from (Text(line) for line in str(calibration).splitlines())
+    for ok, (outcome, style) in OUTCOMES.items():
+        for check in verification.checks:
+            if check.ok is ok and (verbose or ok is not True):
+                detail = f": {check.detail}" if check.detail else ""
+                yield Text(f"  {outcome}: {check.name}{detail}", style=style)

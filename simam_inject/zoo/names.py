@@ -17,28 +17,55 @@ FORMS = (
 """How a model may be named, for error messages."""
 
 
+_REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def )[^\n]+\n)*def (\w+)', re.MULTILINE)
+
+
+def _read_registry(package: str) -> tuple[str, ...]:
+    """Names in the `register_model` decorators of a package, from its source: importing the package takes seconds."""
+    spec = find_spec(package)
+    folders = (spec.submodule_search_locations if spec else None) or ()
+    texts = (file.read_text("utf-8") for folder in folders for file in Path(folder, "models").rglob("*.py"))
+    return tuple(sorted(found[1] or found[2] for text in texts for found in _REGISTERED.finditer(text)))
+
+
 @cache
 def list_torchvision() -> tuple[str, ...]:
     """Names of torchvision's model builders."""
-    from torchvision import models
-
-    return tuple(models.list_models())
+    return _read_registry("torchvision")
 
 
 @cache
 def list_timm() -> tuple[str, ...]:
     """Names of timm's architectures, without tags."""
-    import timm
-
-    return tuple(timm.list_models())
+    return _read_registry("timm")
 
 
 def is_defined_in_timm(name: str) -> bool:
-    """True if timm's source defines a model of that name; read from the files, since importing timm takes a second."""
-    spec = find_spec("timm")
-    folders = (spec.submodule_search_locations if spec else None) or ()
-    start = f"\ndef {name}(".encode()
-    return any(start in file.read_bytes() for folder in folders for file in Path(folder, "models").glob("*.py"))
+    """True if timm itself has the architecture."""
+    return name in list_timm()
+
+
+def check_name(name: str) -> None:
+    """Raise for a name that no library has, before any of them is imported. Files and factories are not checked.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    library, colon, rest = name.partition(":")
+    if library == "timm" and colon:
+        if rest.partition(".")[0] not in list_timm():
+            raise unknown_model(rest, list_timm(), library="timm")
+    elif library == "torchvision" and colon:
+        if rest not in list_torchvision():
+            raise unknown_model(rest, list_torchvision(), library="torchvision")
+    elif not colon and not name.endswith((".py", ".pt", ".yaml", ".yml")) and name.strip():
+        own = {*list_torchvision(), *list_ultralytics()}
+        is_missing_yolo = (
+            name.startswith(("yolo", "rtdetr")) and not list_ultralytics()
+        )  # `build` says how to install it
+        if name not in own and name.partition(".")[0] not in list_timm() and not is_missing_yolo:
+            timm = (f"timm:{other}" if other in own else other for other in list_timm())
+            raise unknown_model(name, [*list_torchvision(), *timm, *list_ultralytics()])
 
 
 @cache

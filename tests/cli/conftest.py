@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from simam_inject.cli.app import app
+from simam_inject.zoo import build
 
 NETS = """
 import torch
@@ -31,6 +32,12 @@ class Net(nn.Module):
 
     def forward(self, x):
         return self.head(self.pool(self.blocks(self.stem(x))).flatten(1))
+
+
+class Deep(Net):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.Sequential(Block(8), Block(8), nn.Conv2d(8, 8, 3, 2, 1), Block(8))
 
 
 class Broken(Net):
@@ -61,6 +68,11 @@ def make_wide(num_classes=5):
     return net
 
 
+def make_deep():
+    torch.manual_seed(0)
+    return Deep()
+
+
 def make_noisy():
     print("a factory that talks")
     return Net()
@@ -73,6 +85,16 @@ def folder(project, monkeypatch):
     (project / "nets.py").write_text(NETS)
     monkeypatch.setenv("COLUMNS", "160")
     return project
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """The models that commands build."""
+    made = []
+    monkeypatch.setattr(
+        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
+    )
+    return made
 
 
 @pytest.fixture

@@ -6,22 +6,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from simam_inject import injected
+from simam_inject import bypass, injected
 from simam_inject.persist import load
 from simam_inject.zoo import build
 
 NET = "nets.py:Net"
 SMALL = ("--input-size", "3x32x32")
-
-
-@pytest.fixture
-def built(monkeypatch):
-    """The models that commands build."""
-    made = []
-    monkeypatch.setattr(
-        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
-    )
-    return made
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth", ".ckpt", ".pt"])
@@ -104,6 +94,22 @@ def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, fol
     assert "Traceback" not in result.stderr
 
 
+def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypatch):
+    from simam_inject.export import script
+
+    original = script.write
+
+    def write_without_attention(model, *arguments):
+        with bypass(model):
+            original(model, *arguments)
+
+    monkeypatch.setattr(script, "write", write_without_attention)
+    result = run(NET, "--after", "block", *SMALL, "--output", "net.torchscript")
+    assert result.exit_code == 1
+    assert "lost 2 of 2 SimAM sites" in result.stderr
+    assert not (folder / "net.torchscript").exists()
+
+
 def test_dynamic_exports_take_other_sizes(run, folder):
     result = run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic")
     assert result.exit_code == 0, result.stderr
@@ -125,3 +131,6 @@ def test_calibration_reports_every_site(run, folder, built):
     assert all(site.gain > 1.0 for site in injected(built[0].model))
     (folder / "empty").mkdir()
     assert "no image found in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr
+    (folder / "empty" / "text.png").write_text("words")
+    found = run(NET, "--after", "block", *SMALL, "--calibrate", "empty")
+    assert (found.exit_code, "text.png cannot be read as an image" in found.stderr) == (2, True)

@@ -7,7 +7,6 @@ import torch
 
 from simam_inject import injected
 from simam_inject.planning.records import Check, Verification
-from simam_inject.zoo import build
 
 NET = "nets.py:Net"
 SMALL = ("--input-size", "3x32x32")
@@ -20,7 +19,10 @@ def test_report_of_a_verified_injection(run):
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["blocks.0", "after", "8x16x16", "2", "output"] in lines
     assert ["blocks.1", "after", "8x16x16", "2", "output"] in lines
-    assert "2 sites inserted with e_lambda 0.0001, 0 skipped; parameters +0; 32.8 kB moved per image" in result.stdout
+    assert (
+        "2 sites inserted with e_lambda 0.0001, 0 skipped; parameters +0; 32.8 kB memory traffic per image"
+        in result.stdout
+    )
     assert [line for line in result.stdout.splitlines() if line.startswith("verified: ")] == ["verified: 7 checks"]
     assert "inject(model, 'after block', example_inputs=torch.rand(1, 3, 32, 32))" in result.stdout
     assert "weights as Net makes them" in result.stdout
@@ -152,26 +154,18 @@ def test_a_failed_verification_is_1_and_saves_nothing(run, folder, monkeypatch):
     assert not (folder / "x.safetensors").exists()
 
 
-def test_the_strength_reaches_every_simam(run, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
-    )
+def test_the_strength_reaches_every_simam(run, built):
     result = run(NET, "--after", "block", *SMALL, "--strength", "0.25")
     assert result.exit_code == 0, result.stderr
-    assert {site.strength for site in injected(made[0].model)} == {0.25}
+    assert {site.strength for site in injected(built[0].model)} == {0.25}
     assert "nets.py:Net, after block, strength 0.25 (" in result.stdout
     assert "strength=0.25" in result.stdout
 
 
-def test_seed_and_number_of_classes_make_the_model(run, folder, monkeypatch):
-    made = []
-    monkeypatch.setattr(
-        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
-    )
+def test_seed_and_number_of_classes_make_the_model(run, folder, built):
     for seed in ("1", "2", "1"):
         run("nets.py:make_wide", "--after", "block", *SMALL, "--dry-run", "--seed", seed, "--num-classes", "7")
-    one, other, again = [built.model.head.weight for built in made]
+    one, other, again = [one.model.head.weight for one in built]
     assert one.shape == (7, 8)
     assert torch.equal(one, again)
     assert not torch.equal(one, other)

@@ -10,6 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from simam_inject.cli import comparing
+from simam_inject.cli.parsing import parse_time
 from simam_inject.compare import Report, load_comparison
 from simam_inject.compare.setups import set_up_classifier
 from simam_inject.compare.training import Training, fit, open_folder
@@ -205,7 +206,7 @@ def test_no_data_and_no_study(command, tmp_path):
 
 
 def test_times():
-    assert [comparing.parse_time(text) for text in ("2h", "30m", "90s", "45", "")] == [7200, 1800, 90, 45, None]
+    assert [parse_time(text) for text in ("2h", "30m", "90s", "45")] == [7200, 1800, 90, 45]
 
 
 def test_help_imports_no_torch():

@@ -240,3 +240,119 @@ def test_user_modules_called_simam_are_not_ours():
     inject(model, "after own.a", example_inputs=X)
     assert [insertion.path for insertion in injected(model)] == ["block.a"]
     assert verify(model, example_inputs=X).ok
+
+
+class CallsItself(Block):
+    def __call__(self, x):
+        return self.b(self.a(x))
+
+
+class CallIsForward(Block):
+    __call__ = Block.forward
+
+
+class InheritsCall(CallsItself):
+    def forward(self, x):
+        return self.a(x)
+
+
+@pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall])
+def test_a_model_whose_call_runs_no_hooks(kind):
+    model = kind()
+    refuses(ModelError, r"has a __call__ of its own, so that hooks on it do not run", model, "after block.a")
+    assert injected(model) == ()
+
+
+@pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall])
+def test_a_child_whose_call_runs_no_hooks(kind):
+    model = Net(kind())
+    told = rf"block: .*the __call__ of {kind.__name__} runs no hooks"
+    refuses(NoMatchError, told, model, {"rules": [{"path": "block", "after": "output"}]})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "told"),
+    [
+        ({"strength": "a"}, RecipeError, r"strength must be between 0 .*found 'a'"),
+        ({"strength": None}, RecipeError, r"strength must be between 0 .*found None"),
+        ({"strength": 1.5}, RecipeError, r"strength must be between 0 .*found 1.5"),
+        ({"strength": float("nan")}, RecipeError, r"strength must be between 0 .*found nan"),
+        ({"attention": 3}, ModelError, "attention must be a function.*found 3"),
+        ({"attention": "se"}, ModelError, "attention must be a function.*found 'se'"),
+        ({"attention": [3]}, ModelError, "attention"),
+    ],
+)
+def test_options_of_another_kind(model, options, error, told):
+    with pytest.raises(error, match=told):
+        inject(model, "after block.a", example_inputs=X, **options)
+
+
+class AnswersAll(Block):
+    answer = 1.0
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return self.answer
+
+
+class AnswersNone(AnswersAll):
+    answer = None
+
+
+class Delegates(Block):
+    """Looks in its child."""
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("a"), name, self)
+
+
+@pytest.mark.parametrize("kind", [AnswersAll, AnswersNone, Delegates])
+@pytest.mark.parametrize("path", ["block", "block.a"])
+def test_a_module_that_answers_to_every_name(kind, path):
+    model = inject(Net(kind()), {"rules": [{"path": path, "after": "output"}]}, example_inputs=X)
+    assert [insertion.path for insertion in injected(model)] == [path]
+    assert injected(eject(model)) == ()
+    assert "simam" not in model.block._modules
+
+
+class Collects(Block):
+    """The map is read after the forward, by a loss."""
+
+    def __init__(self):
+        super().__init__()
+        self.feats, self.store = [], {}
+
+    def forward(self, x):
+        self.feats.append(self.a(x))
+        return self.b(x)
+
+
+class CollectsKey(Collects):
+    def forward(self, x):
+        self.store["a"] = self.a(x)
+        return self.b(x)
+
+
+class CollectsAttribute(Collects):
+    def forward(self, x):
+        self.last = self.a(x)
+        return self.b(x)
+
+
+@pytest.mark.parametrize("kind", [Collects, CollectsKey, CollectsAttribute])
+def test_a_map_that_the_forward_only_collects(kind):
+    torch.manual_seed(1)
+    model = Net(kind()).eval()
+    with torch.no_grad():
+        wanted = simam(model.block.a(model.stem(X)))
+    inject(model, {"rules": [{"path": "block.a", "after": "output"}]}, example_inputs=X)
+    with torch.no_grad():
+        model(X)
+    block = model.block
+    found = block.feats[-1] if block.feats else block.store.get("a", getattr(block, "last", None))
+    assert same_bits(found, wanted)

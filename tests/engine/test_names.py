@@ -101,3 +101,33 @@ class Functional(Block):
 def test_a_functional_convolution_without_a_batch_dimension():
     with pytest.raises(NoMatchError, match="has no batch dimension"):
         plan(Functional(), {"rules": [{"path": "conv2d", "after": "output"}]}, example_inputs=X[0].new_ones(4, 8, 8))
+
+
+class CalledTwice(Block):
+    def __init__(self):
+        super().__init__()
+        self.h = conv()
+
+    def forward(self, x):
+        return self.h(self.a(x)) + self.h(self.b(x))
+
+
+class CalledThrice(CalledTwice):
+    def forward(self, x):
+        return self.h(self.a(x)) + self.h(self.b(x)) * self.h(x)
+
+
+class CalledBySelf(CalledTwice):
+    def forward(self, x):
+        return self.h(self.h(self.a(x)).relu())
+
+
+@pytest.mark.parametrize(("factory", "others"), [(CalledTwice, 1), (CalledThrice, 2), (CalledBySelf, 1)])
+@pytest.mark.parametrize("rule", [{"before": "input"}, {"after": "output"}])
+def test_further_calls_of_a_module_are_skips_with_a_reason(factory, others, rule):
+    found = plan(Net(factory()).eval(), {"rules": [{"path": "block.h", **rule}]}, example_inputs=X)
+    assert len(found.insertions) == 1
+    skips = {skip.path: skip.reason for skip in found.skips if "is another call of block.h" in skip.reason}
+    assert sorted(skips) == [f"block.h[{count + 2}]" for count in range(others)]
+    both = plan(Net(factory()).eval(), {"rules": [{"path": "block.h*", **rule}]}, example_inputs=X)
+    assert not [skip for skip in both.skips if "is another call" in skip.reason]

@@ -48,3 +48,9 @@ def test_an_optional_rule_that_hits_nothing_is_in_the_plan():
     (skip,) = made.skips
     assert (skip.rule, skip.hit) == (1, False)
     assert skip.reason.startswith("this model has no block named 'Nope'")
+
+
+def test_an_exclude_that_excludes_nothing(model):
+    rule = {"path": "*", "after": "conv2d", "optional": True}
+    with pytest.raises(NoMatchError, match=r"exclude: 'blok.\*' matches nothing in this model"):
+        inject(model, {"rules": [rule]}, exclude=["blok.*"], example_inputs=X)

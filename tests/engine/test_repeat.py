@@ -342,3 +342,32 @@ def test_a_failure_on_the_whole_leaves_the_part(monkeypatch):
         inject(model, "after trainswithhead.stem", example_inputs=X)
     assert paths(model) == ["aux.a"]
     model.train()(X)
+
+
+def change_lambda(attention, _seen):
+    attention.e_lambda = 0.7
+
+
+def change_bypass(attention, _seen):
+    attention.bypassed = True
+
+
+def add_hook(attention, seen):
+    attention.register_forward_hook(lambda *_: seen.append(1))
+
+
+@pytest.mark.parametrize("change", [change_lambda, change_bypass, add_hook])
+def test_what_the_user_set_on_a_simam_stays_at_a_second_injection(change):
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3)).eval()
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=torch.rand(2, 3, 16, 16))
+    attention, seen = model[0].simam, []
+    change(attention, seen)
+    before = (attention.e_lambda, attention.bypassed, len(attention._forward_hooks))
+    rule = {"rules": [{"path": "1", "after": "output"}]}
+    inject(model, rule, example_inputs=torch.rand(2, 3, 16, 16), verify=False)
+    assert model[0].simam is attention
+    assert (attention.e_lambda, attention.bypassed, len(attention._forward_hooks)) == before
+    assert len(injected(model)) == 2
+    model(torch.rand(2, 3, 16, 16))
+    assert len(seen) == before[2]

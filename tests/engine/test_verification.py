@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils.prune import l1_unstructured
 
 from simam_inject import SimAM, bypass, eject, inject, injected, verify
 from simam_inject.editing import hooks, rewrite
@@ -315,3 +316,167 @@ def test_a_check_that_cannot_run_says_why():
     skipped = [check for check in verify(model).checks if check.ok is None]
     assert [check.name for check in skipped] == ["bypassed: equal to the original in train mode", TRAIN]
     assert all("targets should not be none" in check.detail for check in skipped)
+
+
+# What a model does by itself is not held against SimAM
+
+
+class Holes(Net):
+    """Computes NaN or infinity where the case says so."""
+
+    def __init__(self, spoil):
+        super().__init__()
+        self.spoil = spoil
+
+    def forward(self, x):
+        return self.spoil(super().forward(x))
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda y: y / torch.zeros_like(y),
+        lambda y: y.masked_fill(torch.arange(16) < 3, float("nan")),
+        lambda y: y.masked_fill(torch.arange(16) < 3, float("-inf")),
+        lambda y: y.masked_fill(torch.arange(16) < 3, float("-inf")).softmax(-1).log(),
+        lambda y: torch.cat([y, torch.full_like(y, float("inf"))], 1),
+    ],
+)
+def test_outputs_that_are_not_finite_anyway(spoil):
+    torch.manual_seed(1)
+    model = inject(Holes(spoil).eval(), "after block.a", example_inputs=X)
+    assert verify(model).ok
+    model.block.a.simam.forward = lambda x: x * 1.1
+    assert not verify(model).ok
+
+
+class TakesIds(Net):
+    def forward(self, x, ids=None):
+        return super().forward(x) if ids is not None else super().forward(x.missing)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"x": X, "ids": object()}, {"x": X, "ids": torch.Generator()}, (X, lambda: 1)],
+    ids=["object", "generator", "function"],
+)
+def test_an_example_that_cannot_be_written_down_is_asked_for(given):
+    model = inject(TakesIds().eval(), "after block.a", example_inputs=given)
+    with pytest.raises(ModelError, match=r"cannot be run on the example input .*example_inputs"):
+        verify(model)
+    assert verify(model, example_inputs=given).ok
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 16, 16), (3, 16), (2, 3)])
+def test_an_example_that_the_model_does_not_take(shape):
+    with pytest.raises(ModelError, match="cannot be run on the example input"):
+        verify(build(), example_inputs=torch.zeros(shape))
+
+
+# Operations of hooks are no operations of the forward around them
+
+
+def prune(model):
+    l1_unstructured(model.block.b, "weight", 0.3)
+    l1_unstructured(model.block.a, "weight", 0.5)
+
+
+def scale_in_hook(model):
+    model.block.a.register_forward_hook(lambda _module, _args, output: output * 1.5)
+
+
+def scale_in_pre_hook(model):
+    model.block.b.register_forward_pre_hook(lambda _module, args: (args[0] * 1.5,))
+
+
+def spectral(model):
+    nn.utils.spectral_norm(model.block.b)
+
+
+def weight_norm(model):
+    nn.utils.parametrizations.weight_norm(model.block.b)
+
+
+HOOKS = {"prune": prune, "hook": scale_in_hook, "pre-hook": scale_in_pre_hook, "spectral": spectral,
+         "weight norm": weight_norm}  # fmt: skip
+
+
+class Several(Block):
+    def forward(self, x):
+        y = self.a(x) * 2.0
+        y = self.b(y) + y
+        return self.c(y) * y - x
+
+
+@pytest.mark.parametrize("name", HOOKS)
+@pytest.mark.parametrize("site", ["mul[1]", "add"])
+@pytest.mark.parametrize("order", ["before", "later"])
+def test_operations_of_hooks_have_no_names_in_the_forward(name, site, order):
+    torch.manual_seed(1)
+    model = Net()
+    model.block = Several()
+    model.eval()
+    if order == "before":
+        HOOKS[name](model)
+    inject(model, f"after several.{site}", example_inputs=X)
+    if order == "later":
+        HOOKS[name](model)
+    assert [insertion.path for insertion in injected(model)] == [f"block.{site.removesuffix('[1]')}"]
+    assert verify(model).ok
+
+
+# Two `bypass` at a time
+
+
+@pytest.mark.parametrize("order", ["nested", "crossed", "three"])
+def test_bypass_ends_with_the_last_of_them(order):
+    model = build()
+    count = 3 if order == "three" else 2
+    contexts = [bypass(model) for _ in range(count)]
+    for context in contexts:
+        context.__enter__()
+    for context in reversed(contexts) if order == "nested" else contexts:
+        assert model.block.a.simam.bypassed
+        context.__exit__(None, None, None)
+    assert not model.block.a.simam.bypassed
+    assert verify(model).ok
+
+
+def test_what_the_user_bypassed_stays_bypassed():
+    model = build()
+    model.block.a.simam.bypassed = True
+    with bypass(model), bypass(model):
+        pass
+    assert model.block.a.simam.bypassed
+
+
+# Modules that compute in another way where there are hooks
+
+
+class OfTokens(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.c, self.l, self.t = nn.Conv2d(3, 8, 3, padding=1), layer, nn.Linear(8, 2)
+
+    def forward(self, x):
+        tokens = self.c(x).flatten(2).transpose(1, 2)
+        if isinstance(self.l, nn.MultiheadAttention):
+            return self.t(self.l(tokens, tokens, tokens, need_weights=False)[0])
+        return self.t(self.l(tokens))
+
+
+FAST = {
+    "attention": lambda: nn.MultiheadAttention(8, 2, batch_first=True),
+    "layer": lambda: nn.TransformerEncoderLayer(8, 2, 16, batch_first=True),
+    "encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*nested tensor")
+@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("rule", [{"path": "l", "before": "input"}, {"path": "c", "after": "output"}])
+def test_a_module_with_a_fast_path(name, rule):
+    torch.manual_seed(1)
+    model = inject(OfTokens(FAST[name]()).eval(), {"rules": [rule]}, example_inputs=X)
+    assert verify(model).ok
+    assert injected(model)

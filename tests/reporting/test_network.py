@@ -36,6 +36,12 @@ def test_blocks_and_what_is_between_them_are_drawn():
     assert [(box.site.path, len(box.attended)) for box in boxes] == [("stem", 0), ("layers.0", 1), ("layers.1", 1)]
 
 
+def test_a_list_as_a_map_does_not_shrink_the_others():
+    dfl = site("dfl", "conv2d", "Conv2d", 16, 4, spatial=(4, 8400))  # YOLO's distribution of distances
+    stem, *_, last = boxes_of(Anatomy((*SITES[:-1], dfl)), INSERTIONS)
+    assert (stem.length, last.site.path, last.length) == (32, "dfl", 4)
+
+
 def test_heights_are_to_scale_and_each_simam_is_a_mark():
     text = draw_network(Anatomy(SITES), INSERTIONS)
     document = xml.dom.minidom.parseString(text)

@@ -100,7 +100,7 @@ def test_report(anatomy):
     assert lines[-6:] == [
         "1 block without names inside; SimAM can be applied to the output:",
         "  head: is a ScriptModule",
-        "name a place with:",
+        "select sites with:",
         "  --after basicblock",
         "  --after basicblock.conv2",
         "  --before basicblock.residual",
