@@ -11,7 +11,7 @@ import functools
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -60,6 +60,10 @@ class Adapter:
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
         """Copies of the network in the forms that the library exports, where they are others than the network's."""
         yield from ()
+
+    def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:  # noqa: ARG002
+        """Batches of a data set that the library reads by a name or a file; None if it reads none for this object."""
+        return None
 
 
 class IntegrationMark:

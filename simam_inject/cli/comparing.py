@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from simam_inject.compare.setups import Setup
 
 _STOPPED = 130
+_WIDE = 100
+"""Columns of a terminal in which no word of the tables is cut."""
 
 compare_app = typer.Typer(
     cls=MainJobGroup,
@@ -42,7 +44,7 @@ def compare(options: CompareOptions, step: Step) -> Report:
             "--retry-stale to repeat the runs of workers that died on other machines",
             err=True,
         )
-    return Report(comparison.to_markdown())
+    return Report(_shown(comparison))
 
 
 def report(options: StudyOptions, step: Step) -> Report:
@@ -54,7 +56,16 @@ def report(options: StudyOptions, step: Step) -> Report:
     step("writing")
     comparison.save(options.html, options.markdown)
     files = [str(file) for file in (options.html, options.markdown) if file is not None]
-    return Report(f"wrote {' and '.join(files)}" if files else comparison.to_markdown())
+    return Report(f"wrote {' and '.join(files)}" if files else _shown(comparison))
+
+
+def _shown(comparison: Comparison) -> Any:
+    """Markdown, on a terminal that is wide enough for its tables rendered."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    text = comparison.to_markdown()
+    return Markdown(text) if sys.stdout.isatty() and Console().width >= _WIDE else text
 
 
 def _set_up(options: CompareOptions) -> Setup:

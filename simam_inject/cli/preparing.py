@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -250,9 +251,15 @@ def images_in(folder: Path, limit: int) -> list[Path]:
     return found if len(found) <= limit else [found[index * len(found) // limit] for index in range(limit)]
 
 
-def batches_of(prepared: Prepared, folder: Path) -> tuple[Tensor, ...]:
-    """At most 64 images of a folder as the model takes them, in batches of at most 8."""
-    import torch
+def batches_of(prepared: Prepared, folder: Path) -> Iterable[Tensor]:
+    """At most 256 images of a folder as the model takes them, in batches of at most 16, read anew in each pass.
 
-    images = [prepared.photograph(path).input for path in images_in(folder, limit=64)]
-    return torch.split(torch.cat(images), 8)
+    In mixed order: where folders are classes each batch would else hold one class, whose statistics are not the set's.
+    """
+    import torch
+    from torch.utils.data import DataLoader
+
+    paths = images_in(folder, limit=256)
+    random.Random(0).shuffle(paths)
+    read = prepared.photograph
+    return DataLoader(paths, 16, collate_fn=lambda part: torch.cat([read(path).input for path in part]))  # type: ignore[arg-type]

@@ -1,11 +1,9 @@
 """Record one forward: which operation or module computes, returns and reads which tensor.
 
 A `TorchFunctionMode` (which belongs to one thread) sees every operation, and temporary hooks on a twin of the model see
-every module call. Tensors are identified by `id`: where an operation or a module returns
-one of its own inputs (in-place operations, `nn.Identity`), the forward gets another tensor object over the same memory.
-
-The result is one `torch.fx.Graph` for each module with children, which holds its first call: children are leaves,
-operations are calls. Nothing is traced: the forward runs as Python, and sees tensors.
+every module call. Tensors are identified by `id`: where an operation or a module returns one of its own inputs, the
+forward gets another tensor object over the same memory. The result is one `torch.fx.Graph` for each module with
+children, of its first call. Nothing is traced: the forward runs as Python.
 """
 
 from __future__ import annotations
@@ -25,6 +23,7 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.graphs import add_input, add_node, known_node
 from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
 from simam_inject.dataflow.naming import Names
+from simam_inject.dataflow.own_hooks import OwnHooks
 from simam_inject.dataflow.table import ValueTable
 from simam_inject.dataflow.tensors import NOT_READS, is_method, source_position, storage_of, version_of, with_aliases
 from simam_inject.dataflow.twin import modules_with_python_forward
@@ -47,6 +46,7 @@ class Recorder(TorchFunctionMode):
         self.path_of = {id(module): path for path, module in modules_with_python_forward(model)}
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
         self.names = Names(self.path_of)
+        self.hooks = OwnHooks(lambda: self.frame)
         self.asks_for_values = False  # an operation failed, or it looked for data: it may go another way with values
         self._start(with_graphs=True)
 
@@ -57,8 +57,6 @@ class Recorder(TorchFunctionMode):
         self.ticks = itertools.count()
         self.tick = 0
         self.values = ValueTable(self.recording)
-        self.hooks: list[tuple[nn.Module, Frame | None]] = []
-        """Modules whose own hooks are running, with the frame of their caller."""
 
     def record(
         self, example: Example, convert: Callable[[torch.Tensor], torch.Tensor], *, with_graphs: bool = True
@@ -88,25 +86,9 @@ class Recorder(TorchFunctionMode):
         """Hooks on every module of the twin."""
         with ExitStack() as stack:
             for _, module in modules_with_python_forward(self.model):
-                if module._forward_hooks or module._forward_pre_hooks:  # of its own: brackets around them
-                    stack.callback(module.register_forward_pre_hook(self.open_hooks, prepend=True).remove)
-                for handle in (
-                    module.register_forward_pre_hook(self.enter, with_kwargs=True),
-                    module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
-                ):
+                for handle in self.hooks.around(module, self.enter, self.leave):
                     stack.callback(handle.remove)
-                if len(module._forward_hooks) > 1:
-                    stack.callback(module.register_forward_hook(self.close_hooks, always_call=True).remove)
             yield
-
-    def open_hooks(self, module: nn.Module, _args: Any) -> None:
-        """Before a module's own pre-hooks."""
-        self.hooks.append((module, self.frame))
-
-    def close_hooks(self, module: nn.Module, _args: Any, _output: Any = None) -> None:
-        """After a module's own hooks."""
-        if self.hooks and self.hooks[-1][0] is module:
-            self.hooks.pop()
 
     # Operations
 
@@ -181,8 +163,7 @@ class Recorder(TorchFunctionMode):
         values: list[tuple[tuple[Key, ...], Value]],
         inputs: list[Value],
     ) -> str:
-        # What hooks of a child compute is no operation of the forward that calls it, and is counted apart.
-        name = f"{kind}_hook" if self.hooks and self.hooks[-1][1] is frame else kind
+        name = f"{kind}_hook" if self.hooks.run_for(frame) else kind
         while name in frame.taken:
             name += "_op"
         path = join(frame.path, self._count(frame, name))
@@ -204,19 +185,13 @@ class Recorder(TorchFunctionMode):
     def _enter_values(
         self, path: str, values: list[tuple[tuple[Key, ...], Value]], kind: str, inputs: tuple[Value, ...]
     ) -> None:
-        recording = self.recording
         for keys, value in values:
             at = keyed(path, keys)
             if value.path is None:
                 value.path, value.kind, value.inputs = at, kind, inputs
-            recording.runs[at] += 1
-            if at not in recording.values:
-                recording.values[at] = value
-                recording.order.append(at)
+            self.recording.count(at, value)
         if not (len(values) == 1 and values[0][0] == ()):
-            recording.runs[path] += 1
-            if recording.runs[path] == 1:
-                recording.order.append(path)
+            self.recording.count(path)
 
     def _node(
         self,
@@ -242,7 +217,7 @@ class Recorder(TorchFunctionMode):
         path = self.path_of.get(id(module))
         if path is None:  # a copy that the forward has made: its operations are those of its caller
             return
-        self.close_hooks(module, args)
+        self.hooks.end(module)
         with torch._C.DisableTorchFunction():
             self.tick = next(self.ticks)
             parent = self.frame
@@ -290,11 +265,7 @@ class Recorder(TorchFunctionMode):
                 continue
             path = join(frame.path, self._count(frame, name))
             for keys, value in values:
-                at = keyed(path, keys)
-                self.recording.runs[at] += 1
-                if at not in self.recording.values:
-                    self.recording.values[at] = value
-                    self.recording.order.append(at)
+                self.recording.count(keyed(path, keys), value)
             if frame.graph is not None:
                 add_input(self.recording, frame, name, path, values)
 
@@ -308,8 +279,7 @@ class Recorder(TorchFunctionMode):
                 return output
             self.tick = frame.end = next(self.ticks)
             parent = self.frame = frame.parent
-            if len(module._forward_hooks) > 1:
-                self.hooks.append((module, parent))
+            self.hooks.start(module)
             arguments, frame.given = frame.given, ((), {})
             given = [tensor for _, tensor in tensors_in(arguments)]
             returned = [tensor for _, tensor in tensors_in(output)]
@@ -356,14 +326,8 @@ class Recorder(TorchFunctionMode):
             node.meta |= {"kind": kind, "frame": frame, "source": source_position(parent.module)}
 
     def _finish_block(self, frame: Frame) -> None:
-        recording = self.recording
-        recording.runs[frame.path] += 1
         for keys, value in frame.outputs:
-            at = keyed(frame.path, keys)
             if keys:
-                recording.runs[at] += 1
-            recording.values.setdefault(at, value)
-            if keys and recording.runs[at] == 1:
-                recording.order.append(at)
-        if recording.runs[frame.path] == 1:
-            recording.order.append(frame.path)
+                self.recording.count(keyed(frame.path, keys), value)
+        whole = next((value for keys, value in frame.outputs if not keys), None)
+        self.recording.count(frame.path, whole)

@@ -112,4 +112,11 @@ class Recording:
     modules: dict[str, nn.Module] = field(default_factory=dict)
     results: list[Value] = field(default_factory=list)
     """What the model returns."""
-    error: str | None = None
+
+    def count(self, path: str, value: Value | None = None) -> None:
+        """One more computation of a named value; None for a list, tuple or dict of several."""
+        self.runs[path] += 1
+        if value is not None:
+            self.values.setdefault(path, value)
+        if self.runs[path] == 1:
+            self.order.append(path)

@@ -1,6 +1,6 @@
 """Lightning: SimAM by a callback, and checkpoints that keep it.
 
-    trainer = Trainer(callbacks=[SimAMCallback("paper", ramp_steps=2000)])
+    trainer = Trainer(callbacks=[SimAMCallback("paper", ramp_steps=2000, calibrate_batches=8)])
     trainer.fit(Net())
     Net.load_from_checkpoint("best.ckpt")        # injected, at the strength that it was saved with
 
@@ -14,7 +14,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -26,6 +27,7 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.errors import RecipeError
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
+from simam_inject.warmup import calibrate
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -54,10 +56,12 @@ class SimAMCallback(Callback):
             follows `trainer.global_step`, so a resumed training goes on where it was. Copies that another callback
             keeps, such as `WeightAveraging`'s, follow.
         start: strength of the first step, from 0 to 1.
+        calibrate_batches: fit gains to a trained module on so many batches of the training data, before the first step;
+            see `calibrate`. 0 leaves the gains as they are. A resumed training has those of its checkpoint.
         verify: see `inject`.
 
     Raises:
-        RecipeError: `ramp_steps` or `start` is out of range.
+        RecipeError: `ramp_steps`, `start` or `calibrate_batches` is out of range.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -71,15 +75,16 @@ class SimAMCallback(Callback):
         example_inputs: Any = None,
         ramp_steps: int = 0,
         start: float = 0.0,
+        calibrate_batches: int = 0,
         verify: bool = True,
     ) -> None:
-        if ramp_steps < 0 or not 0.0 <= start <= 1.0:
+        if ramp_steps < 0 or calibrate_batches < 0 or not 0.0 <= start <= 1.0:
             raise RecipeError(
                 f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
-                f"start={start!r}"
+                f"start={start!r}, calibrate_batches={calibrate_batches!r}"
             )
         self.recipe, self.example_inputs, self.verify = recipe, example_inputs, verify
-        self.ramp_steps, self.start = ramp_steps, start
+        self.ramp_steps, self.start, self.calibrate_batches = ramp_steps, start, calibrate_batches
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Inject."""
@@ -89,8 +94,13 @@ class SimAMCallback(Callback):
         strength = self.start if self.ramp_steps else 1.0
         inject(pl_module, self.recipe, example_inputs=example, verify=self.verify, strength=strength)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:  # noqa: ARG002
-        """Say so if the ramp has no gains to go with."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fit the gains; warn if the ramp has none."""
+        if self.calibrate_batches and not trainer.global_step:
+            calibrate(pl_module, islice(trainer.train_dataloader or (), self.calibrate_batches))
+        for kept in _kept_copies(trainer):  # made in `setup`, before gains were fitted or read from a checkpoint
+            for copied, part in zip(_attention_in(kept), _attention_in(pl_module), strict=False):
+                copied.gain = part.gain
         if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
             warnings.warn(
                 "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
@@ -103,15 +113,22 @@ class SimAMCallback(Callback):
         if not self.ramp_steps:
             return
         strength = self.start + (1.0 - self.start) * min(1.0, trainer.global_step / self.ramp_steps)
-        kept = [value for callback in trainer.callbacks for value in vars(callback).values()]  # type: ignore[attr-defined]
-        for module in (pl_module, *(value for value in kept if isinstance(value, nn.Module))):
-            for part in module.modules():
-                if isinstance(part, SimAM):
-                    part.strength = strength
+        for module in (pl_module, *_kept_copies(trainer)):
+            for part in _attention_in(module):
+                part.strength = strength
 
     def state_dict(self) -> dict[str, Any]:
         """Not empty, so that Lightning warns where a training is resumed without this callback."""
         return {"ramp_steps": self.ramp_steps, "start": self.start}
+
+
+def _attention_in(module: nn.Module) -> Iterator[SimAM]:
+    yield from (part for part in module.modules() if isinstance(part, SimAM))
+
+
+def _kept_copies(trainer: Any) -> Iterator[nn.Module]:
+    for callback in trainer.callbacks:
+        yield from (value for value in vars(callback).values() if isinstance(value, nn.Module))
 
 
 def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /, *args: Any, **kwargs: Any) -> Any:

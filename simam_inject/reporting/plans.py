@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import zip_longest
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -89,7 +90,9 @@ def render_plan(
     parts.append(_summary(plan, skips, applied=applied, why=why))
     parts += [] if verification is None else verification_lines(verification, verbose)
     if calibration is not None:
-        parts.append(Text(str(calibration)))
+        lines = str(calibration).splitlines()
+        kept = ["     kept", *(f"{site.kept:9.1%}" for site in calibration.sites)] if calibration.sites else []
+        parts += [Text(line + share) for line, share in zip_longest(lines, kept, fillvalue="")]
     if next_steps:
         parts.append(Text("next:", style="bold"))
         parts += [Text(f"  {step}", no_wrap=True, overflow="ignore") for step in next_steps]  # whole, to be copied

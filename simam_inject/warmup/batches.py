@@ -29,7 +29,7 @@ def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise ModelError(
             f"batches is a {type(batches).__name__}; give a DataLoader, an iterable of tensors or of (input, target) "
-            "pairs, or one tensor"
+            "pairs, or one tensor; for a YOLO object also the YAML file of its data set"
         )
     return list(batches) if passes > 1 and iter(batches) is batches else batches
 
@@ -45,6 +45,8 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
     for index, batch in enumerate(_shown(batches, description)):
         args, kwargs = _arguments(network, batch, index)
         args, kwargs = map_nested(lambda leaf: _placed(leaf, place), (args, kwargs))
+        if any(tensor.numel() == 0 for _, tensor in tensors_in((args, kwargs))):
+            raise ModelError(f"batch {index} is empty, {_shapes((args, kwargs))}")
         try:
             network(*args, **kwargs)
         except ModelError:
@@ -59,11 +61,12 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """All modules in eval mode inside, and each in its own afterwards."""
+    """All modules in eval mode inside, and each in its own afterwards. Code that is compiled in place does not run."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):  # hooks that look at values would break its graphs
+            yield
     finally:
         for module, training in modes:
             module.training = training
@@ -96,10 +99,14 @@ def _placed(leaf: Any, place: Tensor) -> Any:
     return leaf.to(place.device, place.dtype) if leaf.is_floating_point() else leaf.to(place.device)
 
 
+def _shapes(arguments: Any) -> str:
+    tensors = [tensor for _, tensor in tensors_in(arguments)]
+    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]) or "no tensor"
+
+
 def _not_run(index: int, arguments: Any) -> str:
     tensors = [tensor for _, tensor in tensors_in(arguments)]
-    shown = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]) or "no tensor"
-    message = f"the model cannot run on batch {index}, {shown}"
+    message = f"the model cannot run on batch {index}, {_shapes(arguments)}"
     if tensors and tensors[0].dim() <= 2:
         message += "; these may be labels: of a pair the first entry is taken as the input"
     return message
@@ -112,11 +119,8 @@ def _first_line(error: Exception) -> str:
 
 def _shown(batches: Iterable[Any], description: str) -> Iterator[Any]:
     """The batches, with a progress bar where there is a terminal to see it."""
-    if not sys.stderr.isatty():
-        yield from batches
-        return
     from rich.console import Console
     from rich.progress import track
 
-    total = len(batches) if hasattr(batches, "__len__") else None  # type: ignore[arg-type]
-    yield from track(batches, description, total, console=Console(stderr=True), transient=True)
+    console, silent = Console(stderr=True), not sys.stderr.isatty()
+    yield from track(batches, description, console=console, transient=True, disable=silent)

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from simam_inject.adapters import network_of, remember
+from simam_inject.adapters import adapter_of, network_of, remember
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
 from simam_inject.modules import check_injectable
@@ -81,8 +82,10 @@ def calibrate(
     Args:
         model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
         batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts, or one tensor. A thousand images
-            are plenty: `itertools.islice(loader, 8)`. They are put where the model is, in its dtype; images of bytes
-            are divided by 255.
+            are plenty: `itertools.islice(loader, 8)`, in mixed order, as `shuffle=True` gives them: from batches that
+            are sorted by class the norms get statistics that fit no class. They are put where the model is, in its
+            dtype; images of bytes are divided by 255. For a `YOLO` object also the YAML file (or name, or folder of
+            classes) of its data set: 512 of its training images are taken, resized as for validation.
         gains: fit the gains. Measured at strength 1, whatever the strength is now.
         norms: estimate the running statistics of norms again, at the strength that the model has. At strength 0 they
             fit already, and are left.
@@ -118,6 +121,8 @@ def calibrate(
         targets, note = [], "at strength 0 they fit already"
     if not gains and not targets:
         raise ModelError(f"nothing to calibrate: {note or 'both gains and norms are turned off'}")
+    if isinstance(batches, (str, PathLike)):
+        batches = adapter_of(model).batches(model, str(batches)) or batches
     source = readable_twice(batches, passes=bool(gains) + bool(targets))
     with evaluating(network), torch.no_grad(), _restored_on_error(network, sites):
         fits = _fit_gains(network, sites, source) if gains else ()
@@ -189,8 +194,8 @@ def _check_all_ran(fitters: list[_Site]) -> None:
     if idle:
         shown = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
         raise ModelError(
-            f"SimAM at {shown} did not run in eval mode on these batches, so it cannot be calibrated; leave the site "
-            "out: inject(model, recipe, exclude=[...])"
+            f"SimAM at {shown} did not run in eval mode on these batches, so it cannot be calibrated; end its bypass, "
+            "or leave the site out: inject(model, recipe, exclude=[...])"
         )
 
 

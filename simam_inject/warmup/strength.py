@@ -46,8 +46,10 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     """Path of the site and SimAM of everything that is in a model, in module order.
 
     Raises:
-        ModelError: the model has no SimAM.
+        ModelError: this is not a module, or it has no SimAM.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, found a {type(model).__name__}")
     entries = list(attended_in(network_of(model)))
     found = [(entry.insertion.path, entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
     if not found:
@@ -121,14 +123,14 @@ class Ramp:
         """Where the ramp is, as plain numbers."""
         return {"steps": self._steps, "start": self._start, "done": self._done}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Go on where another ramp was: its length and start count from here on, and the models get its strength.
 
         Raises:
             ArgumentError: this is not the state of a ramp.
         """
-        done = state.get("done")
-        if set(state) != {"steps", "start", "done"} or type(done) is not int or done < 0:
+        done = state.get("done") if isinstance(state, dict) else None
+        if type(done) is not int or done < 0 or state.keys() != self.state_dict().keys():
             raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
         self._steps, self._start, self._done = _checked_steps(state["steps"]), check_strength(state["start"]), done
         self._set()

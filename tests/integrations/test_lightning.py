@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from simam_inject import eject, inject, injected
 from simam_inject.errors import FileError, RecipeError
-from simam_inject.integrations.lightning import KEY, SimAMCallback
+from simam_inject.integrations.lightning import KEY, SimAMCallback, _attention_in
 from tests.integrations.lightning_net import RECIPE, SITES, Net
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -142,6 +142,29 @@ def test_the_ramp_follows_the_steps_through_a_resumed_training(tmp_path):
     check_output(module)
 
 
+def test_gains_are_fitted_before_the_first_step_and_kept_through_a_resumed_training(tmp_path):
+    seen = []
+
+    class Look(WeightAveraging):
+        def on_train_batch_end(self, trainer, pl_module, *args):
+            super().on_train_batch_end(trainer, pl_module, *args)
+            seen.append([[part.gain for part in _attention_in(net)] for net in (pl_module, self._average_model)])
+
+    def callback():
+        return SimAMCallback(RECIPE, ramp_steps=8, calibrate_batches=2)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "a ramp without gains")
+        file = saved(tmp_path, Net(), callback(), Look())
+        gains, averaged = seen[0]
+        assert averaged == gains
+        assert min(gains) > 1.1
+        module = Net()
+        trainer(tmp_path, callback(), Look(), epochs=2).fit(module, ckpt_path=file)
+    assert seen == [[gains, gains]] * 8
+    assert [site.gain for site in injected(module)] == gains
+
+
 def test_a_training_that_is_resumed_without_the_callback_has_its_sites(tmp_path):
     file = saved(tmp_path, Net(), SimAMCallback(RECIPE))
     module = Net()
@@ -196,7 +219,7 @@ def test_a_hostile_record_is_refused(tmp_path):
         Net.load_from_checkpoint(file)
 
 
-@pytest.mark.parametrize("options", [{"ramp_steps": -1}, {"start": 2.0}])
+@pytest.mark.parametrize("options", [{"ramp_steps": -1}, {"start": 2.0}, {"calibrate_batches": -1}])
 def test_numbers_out_of_range(options):
     with pytest.raises(RecipeError, match="ramp_steps must be a number of steps"):
         SimAMCallback(RECIPE, **options)

@@ -7,10 +7,11 @@ import re
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from simam_inject import inject, injected
+from simam_inject import bypass, inject, injected
 from simam_inject.errors import ModelError
 from simam_inject.warmup import calibrate, set_strength
 from tests.warmup.networks import NORMS, PATHS, Network, attended, fit_by_hand, images, plain
@@ -238,6 +239,7 @@ def test_a_site_that_runs_twice_has_one_gain_for_both():
 
 MISTAKES = {
     "empty loader": (list, "the loader is empty"),
+    "empty batch": (lambda: [images(), images()[:0]], r"batch 1 is empty, \(0, 3, 16, 16\) float32"),
     "no iterable": (lambda: 3, "batches is a int; give a DataLoader"),
     "another shape": (lambda: [images(), torch.rand(4, 5, 16, 16)], r"cannot run on batch 1, \(4, 5, 16, 16\) float32"),
     "labels": (lambda: [(torch.arange(16), images())], r"batch 0, \(16,\) int64; these may be labels"),
@@ -291,6 +293,24 @@ def test_a_site_that_never_ran():
     with pytest.raises(ModelError, match=r"SimAM at aux did not run in eval mode.*exclude="):
         calibrate(model, images())
     assert_same_state(model, before)
+
+
+def test_a_bypassed_site_is_not_calibrated():
+    model = attended()
+    with bypass(model), pytest.raises(ModelError, match="end its bypass"):
+        calibrate(model, images())
+
+
+def test_code_compiled_in_place_does_not_run():
+    model, expected = attended(), attended()
+    compiled = CompileCounterWithBackend("eager")
+    model.compile(backend=compiled)
+    calibrate(model, images())
+    calibrate(expected, images())
+    assert gains_of(model) == gains_of(expected)
+    assert compiled.frame_count == 0
+    torch.testing.assert_close(model(images()), expected(images()))
+    assert compiled.frame_count == 1
 
 
 def test_a_network_without_norms():

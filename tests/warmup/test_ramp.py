@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -69,6 +70,8 @@ def test_a_model_without_simam_is_refused():
         set_strength(plain(), 0.5)
     with pytest.raises(ModelError, match="no SimAM in this model"):
         Ramp(calibrated(), plain(), steps=3)
+    with pytest.raises(ModelError, match=r"expected an nn.Module, found a OrderedDict"):
+        Ramp(calibrated(), calibrated().state_dict(), steps=3)
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, True, "3"])
@@ -93,6 +96,27 @@ def test_copies_follow():
     ramp = Ramp(model, average, twin, steps=2)
     ramp.step()
     assert strengths(model) == strengths(average) == strengths(twin) == {0.5}
+
+
+@pytest.mark.parametrize("make", [ModelEmaV2, ModelEmaV3, AveragedModel])
+def test_loops_of_timm_and_torchvision(make):
+    """Their EMA classes, and the three lines of docs/training.md around the optimizer's step."""
+    model = attended()
+    set_strength(model, 0.0)
+    calibrate(model, [(images(8), torch.zeros(8))])
+    ema, optimizer = make(model), torch.optim.SGD(model.parameters(), 0.01)
+    ramp = Ramp(model, ema, steps=4)
+    update = getattr(ema, "update_parameters", None) or ema.update
+    for step in range(3):
+        loss = model.train()(images(8, seed=step)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        ramp.step()
+        update(model)
+    gains = {site.gain for site in injected(model)}
+    assert min(gains) > 1.1
+    assert {(site.strength, site.gain) for site in injected(ema.module)} == {(0.75, gain) for gain in gains}
 
 
 def test_wrapped_and_compiled_models_are_set_through():
@@ -133,7 +157,9 @@ def test_a_resumed_ramp_goes_on_where_it_was(tmp_path):
         torch.testing.assert_close(one, both, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("state", [{}, {"steps": 3, "start": 0.0, "done": -1}, {"steps": 0, "start": 0.0, "done": 0}])
+@pytest.mark.parametrize(
+    "state", [None, {}, {"steps": 3, "start": 0.0, "done": -1}, {"steps": 0, "start": 0.0, "done": 0}]
+)
 def test_another_state_is_refused(state):
     model = calibrated()
     ramp = Ramp(model, steps=4)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from simam_inject import inject, injected
+from simam_inject.errors import ModelError
 from simam_inject.warmup import Ramp, calibrate, set_strength
 
 ultralytics = pytest.importorskip("ultralytics")
@@ -70,3 +71,30 @@ def test_at_strength_0_it_is_the_stock_network(yolo, stock, fused):
     plain = outputs(networks[1], x)
     assert torch.equal(outputs(networks[0], x), plain)
     assert (live - plain).abs().max() > 1e-2
+
+
+def test_calibrated_on_its_data_set_by_the_file(yolo, tmp_path):
+    """The images of the training split as they are at this size, in mixed order."""
+    from PIL import Image
+    from torchvision.transforms.functional import pil_to_tensor
+
+    from tests.yolo.drawing import draw_set
+
+    data, twin = draw_set(tmp_path / "set", count=20), copy.deepcopy(yolo)
+    yolo.overrides["imgsz"] = 64
+    found = calibrate(yolo, data)
+    files = sorted((tmp_path / "set" / "images" / "train").iterdir())
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(0))
+    expected = calibrate(twin, torch.stack([pil_to_tensor(Image.open(file)) for file in files])[order].split(16))
+    assert [site.gain for site in found.sites] == pytest.approx([site.gain for site in expected.sites], rel=1e-3)
+    assert not list(tmp_path.glob("runs*"))
+
+
+@pytest.mark.parametrize("data", ["nothing.yaml", "nothing"])
+def test_a_data_set_that_is_not_there(yolo, data):
+    before = [site.gain for site in injected(yolo)]
+    with pytest.raises(ModelError, match=f"ultralytics cannot read the data set '{data}': .*does not exist"):
+        calibrate(yolo, data)
+    with pytest.raises(ModelError, match=r"batches is a str; .* for a YOLO object also the YAML file"):
+        calibrate(yolo.model, data)
+    assert [site.gain for site in injected(yolo)] == before

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ultralytics
@@ -31,6 +31,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 from simam_inject.integrations.ultralytics import networks, training
+from simam_inject.integrations.ultralytics.images import training_images
 from simam_inject.integrations.ultralytics.ramping import ramp
 from simam_inject.integrations.ultralytics.record import erase, write
 
@@ -89,6 +90,10 @@ class UltralyticsAdapter(Adapter):
             yield twin.fuse(verbose=False)
             twin.model[-1].export = True  # in older releases some heads return something else to an exporter
             yield twin
+
+    def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:
+        """Training images of a data set, for a `YOLO` object; its network alone does not know how they are read."""
+        return None if self.network(model) is model else training_images(model, data)
 
 
 def warn_if_untested(version: str = ultralytics.__version__) -> None:
