@@ -107,8 +107,8 @@ def load_recipe(source: RecipeLike) -> Recipe:
             f"recipe: found {describe(source)}; expected a Recipe, a mapping, the name of a shipped recipe, a path "
             "to a YAML file, or a selector such as 'after bottleneck.conv2'"
         )
-    if source.strip().lower() in _WHOLE:
-        raise RecipeError(f"recipe: found {describe(source)}; expected after or before, then BLOCK or BLOCK.CHILD")
+    if (word := source.strip().lower()) in _WHOLE:
+        raise RecipeError(f"recipe: found {describe(source)}; write {word} BLOCK.CHILD, e.g. '{word} bottleneck.conv2'")
     if found := _SELECTOR.fullmatch(source):
         position = found[1].lower()
         return Recipe(name=f"{position} {found[2]}", rules=[selector(position, found[2])])

@@ -54,7 +54,7 @@ def test_unknown_child(model):
 def test_unknown_recipe_and_file(model):
     refuses(RecipeError, r"neither a shipped recipe .*[Dd]id you mean 'paper'", model, "papr")
     refuses(RecipeError, r"cannot read .?nowhere", model, "nowhere/recipe.yaml")
-    refuses(RecipeError, r"found 'after'; expected after or before, then BLOCK", model, "after")
+    refuses(RecipeError, r"found 'after'; write after BLOCK", model, "after")
 
 
 @pytest.mark.parametrize("text", ["- block: Block\n", "just a text\n", "42\n", "# nothing\n"])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
-from simam_inject import SimAM, bypass, eject, inject, injected, verify
+from simam_inject import SimAM, api, bypass, eject, inject, injected, verify
 from simam_inject.editing import hooks, rewrite
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.planning import planner
@@ -256,7 +256,13 @@ def test_a_result_that_is_not_finite(monkeypatch):
 
 def test_a_weight_that_was_written_to(monkeypatch):
     model = Net().eval()
-    monkeypatch.setattr("simam_inject.api._remember", lambda network: network.stem.weight.detach().mul_(1.001))
+    real = api._apply
+
+    def apply(network, *rest):
+        real(network, *rest)
+        network.stem.weight.detach().mul_(1.001)
+
+    monkeypatch.setattr(api, "_apply", apply)
     with pytest.raises(VerificationError, match="replaced or written to"):
         inject(model, "after block.a", example_inputs=X)
     assert injected(model) == ()
