@@ -7,15 +7,16 @@ as its first argument.
 
 from collections.abc import Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 
 import torch
 
 E_LAMBDA = 0.03
 
 
-def attend(x, e_lambda=E_LAMBDA, axis=1):
+def attend(x, e_lambda=E_LAMBDA, channel_dim=1):
     """y = x sigmoid((x - mu)^2 / (4 (v + lambda)) + 1/2), mean and variance over the space of each channel."""
-    if axis == -1:
+    if channel_dim == -1:
         return attend(x.movedim(-1, 1), e_lambda).movedim(1, -1)
     flat = x.double().flatten(2)
     squares = (flat - flat.mean(2, keepdim=True)) ** 2
@@ -39,7 +40,7 @@ def hooked(model, places, e_lambda=E_LAMBDA, operator=attend):
 
     Args:
         places: paths (their channel axis is 1), or a mapping from path to axis.
-        operator: called as `operator(x, e_lambda, axis)`.
+        operator: called as `operator(x, e_lambda, channel_dim=axis)`, like `simam`.
     """
     axes = dict(places) if isinstance(places, Mapping) else dict.fromkeys(places, 1)
     handles = [_hook(model, place, axis, e_lambda, operator) for place, axis in axes.items()]
@@ -52,7 +53,7 @@ def hooked(model, places, e_lambda=E_LAMBDA, operator=attend):
 
 def _hook(model, place, axis, e_lambda, operator):
     def change(x):
-        return operator(x, e_lambda, axis)
+        return operator(x, e_lambda, channel_dim=axis)
 
     path, _, key = place.removeprefix(">").partition(":")
     module = model.get_submodule(path)
@@ -69,7 +70,11 @@ def tensors(output):
         return [output]
     if isinstance(output, Mapping):
         output = list(output.values())
-    return [tensor for item in output for tensor in tensors(item)] if isinstance(output, (list, tuple)) else []
+    elif is_dataclass(output):
+        output = [getattr(output, field.name) for field in fields(output)]
+    if isinstance(output, (list, tuple)):
+        return [tensor for item in output for tensor in tensors(item)]
+    return []
 
 
 def same_bits(one, other):
@@ -79,7 +84,9 @@ def same_bits(one, other):
 
 
 def _same(one, other):
-    return one.dtype == other.dtype and one.shape == other.shape and torch.equal(one.nan_to_num(), other.nan_to_num())
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return bool(((one == other) | (one.isnan() & other.isnan())).all())
 
 
 def distance(one, other):

@@ -21,7 +21,8 @@ from torch.optim.swa_utils import AveragedModel
 
 from simam_inject import eject, inject, injected, simam
 from simam_inject.errors import ModelError, NoMatchError
-from tests.export.networks import BasicBlock, Network, image
+from tests.export.networks import image
+from tests.networks import BasicBlock, Network
 
 pytestmark = pytest.mark.filterwarnings("ignore:::torch.ao", "ignore::DeprecationWarning", "ignore::UserWarning")
 

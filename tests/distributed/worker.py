@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from simam_inject import eject, inject, injected
 from simam_inject.errors import InjectError
-from tests.export.networks import Network
+from tests.networks import Network
 
 RECIPE = "after basicblock.conv2"
 SCENARIOS = {}

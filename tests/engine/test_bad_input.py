@@ -9,7 +9,8 @@ from torch import nn
 from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
 from tests.engine.blocks import Block, Net
-from tests.engine.oracle import same_bits, snapshot
+from tests.engine.snapshot import snapshot
+from tests.oracle import same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 

@@ -9,8 +9,9 @@ from torch import nn
 
 from simam_inject import bypass, inject, injected, plan, simam, verify
 from simam_inject.errors import NoMatchError
+from tests import oracle
 from tests.engine.blocks import Block, conv
-from tests.engine.oracle import distance, same_bits, simam_in_float64, tensors
+from tests.oracle import distance, same_bits, tensors
 
 X = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(2))
 Y = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(3))
@@ -273,7 +274,7 @@ def test_every_rank_and_odd_sizes(batch, size):
     plain = copy.deepcopy(model)
     x = torch.rand((batch, 3, *size), generator=torch.Generator().manual_seed(1))
     inject(model, recipe, example_inputs=x)
-    expected = plain[2](plain[1](simam_in_float64(plain[0](x), LAMBDA)))
+    expected = plain[2](plain[1](oracle.attend(plain[0](x), LAMBDA)))
     assert distance(model(x), expected) < 1e-5
     one = torch.rand((batch, 3, *(1 for _ in size)), generator=torch.Generator().manual_seed(1))
     found = model(one)  # a map of one position: the gate is sigmoid(1/2), never NaN
@@ -296,7 +297,7 @@ def test_a_layout_with_channels_last():
     ours = inject(copy.deepcopy(plain), "after channelslast.norm", example_inputs=torch.rand(2, 4, 8, 6))
     assert injected(ours)[0].channel_dim == -1
     x = torch.rand(2, 4, 8, 6)
-    expected = plain.mix(simam_in_float64(plain.norm(plain.a(x).permute(0, 2, 3, 1)), LAMBDA, channel_dim=-1))
+    expected = plain.mix(oracle.attend(plain.norm(plain.a(x).permute(0, 2, 3, 1)), LAMBDA, channel_dim=-1))
     assert distance(ours(x), expected) < 1e-5
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional
 from simam_inject import inject, plan, simam
 from simam_inject.errors import ModelError
 from tests.engine import blocks
-from tests.engine.oracle import hooked, same_bits, snapshot
+from tests.engine.snapshot import snapshot
+from tests.oracle import hooked, same_bits
 
 X = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(2))
 ONE, SKIP = X[0], torch.ones(2, 4, 8, 8)

@@ -14,7 +14,7 @@ from simam_inject import bypass, eject, inject, injected, simam
 from simam_inject.errors import NoMatchError
 from simam_inject.planning.records import Output, Rewritten
 from tests.engine.blocks import Block, conv
-from tests.engine.oracle import hooked, same_bits
+from tests.oracle import hooked, same_bits
 
 X = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(2))
 

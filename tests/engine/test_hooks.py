@@ -7,7 +7,7 @@ import torch
 
 from simam_inject import eject, inject, simam, verify
 from tests.engine.blocks import Block, HasOptional, Net
-from tests.engine.oracle import same_bits
+from tests.oracle import same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from simam_inject import inject, plan, verify
 from tests.engine.blocks import Block, Net, conv
-from tests.engine.oracle import same_bits
+from tests.oracle import same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 

@@ -10,7 +10,7 @@ from torch import nn
 from simam_inject import inject, injected, plan, simam
 from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, Net, conv
-from tests.engine.oracle import hooked, same_bits
+from tests.oracle import hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 

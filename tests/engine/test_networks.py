@@ -5,7 +5,7 @@ import torch
 
 from simam_inject import SimAM, bypass, eject, inject, injected, simam, verify
 from tests.engine.networks import E_LAMBDA, NETWORKS, image, twin
-from tests.engine.oracle import distance, hooked, same_bits, tensors
+from tests.oracle import distance, hooked, same_bits, tensors
 
 LARGE = ("resnet50", "resnext50_32x4d", "resnetv2_50", "densenet121")
 

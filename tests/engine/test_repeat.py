@@ -12,7 +12,8 @@ from simam_inject import SimAM, eject, inject, injected, plan, simam, verify
 from simam_inject.editing import attach
 from simam_inject.errors import ModelError, NoMatchError
 from tests.engine.blocks import Block, Net, conv
-from tests.engine.oracle import hooked, same_bits, snapshot
+from tests.engine.snapshot import snapshot
+from tests.oracle import hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 

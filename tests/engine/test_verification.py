@@ -14,7 +14,8 @@ from simam_inject.errors import ModelError, VerificationError
 from simam_inject.planning import planner
 from simam_inject.planning.edits import Resolved
 from simam_inject.planning.records import Input, Output, Rewritten
-from tests.engine.oracle import same_bits, snapshot
+from tests.engine.snapshot import snapshot
+from tests.oracle import same_bits
 
 X = torch.rand((2, 3, 16, 16), generator=torch.Generator().manual_seed(2))
 

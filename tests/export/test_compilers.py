@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from simam_inject import bypass, eject, inject
-from tests.engine.oracle import distance, hooked
 from tests.export.networks import Doubling, attended, doubling, image
+from tests.oracle import distance, hooked
 
 RECIPES = ["after basicblock.conv2", "after basicblock", "before basicblock.residual", "before basicblock.bn2"]
 

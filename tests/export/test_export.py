@@ -7,7 +7,8 @@ from torch import nn
 
 from simam_inject import inject, injected
 from simam_inject.export import export
-from tests.export.networks import Network, Pyramid, attended, doubling, image
+from tests.export.networks import Pyramid, attended, doubling, image
+from tests.networks import Network
 
 SUFFIXES = [".onnx", ".pt2", ".torchscript"]
 ONNX_IS_LONG = [pytest.param(".onnx", marks=pytest.mark.long), *SUFFIXES[1:]]

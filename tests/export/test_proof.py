@@ -8,7 +8,8 @@ import torch
 from simam_inject import bypass, eject
 from simam_inject.export import LostSiteError, export, prove
 from simam_inject.export.gates import Graph, Operation, find_gates
-from tests.export.networks import Network, attended, image
+from tests.export.networks import attended, image
+from tests.networks import Network
 
 SUFFIXES = [".pt2", ".torchscript"]
 """ONNX is one more export and the same counting; it has its own tests below."""

@@ -5,7 +5,8 @@ import torch
 
 from simam_inject import bypass
 from simam_inject.export import ExportError, export, prove
-from tests.export.networks import Network, attended, image
+from tests.export.networks import attended, image
+from tests.networks import Network
 
 
 @pytest.mark.parametrize("name", ["net.pb", "net", "net.pt"])

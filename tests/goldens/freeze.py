@@ -25,12 +25,15 @@ from pathlib import Path
 
 import torch
 
+from simam_inject.recipe import shipped_recipes
+from tests.oracle import tensors
+
 HERE = Path(__file__).parent
 SITES = HERE / "sites.txt"
 OUTPUTS = HERE / "outputs.txt"
 FAMILIES = HERE.parent / "coverage" / "families.txt"
-RECIPES = ("paper", "block-output", "residual", "stage-end", "every-conv", "convnext", "mobile", "unet")
-YOLO_RECIPES = ("backbone", "bottleneck", "concat", "detect", "downsample", "neck", "sppf")
+YOLO_RECIPES = tuple(name for name in shipped_recipes() if name.startswith("yolo-"))
+RECIPES = tuple(name for name in shipped_recipes() if name not in YOLO_RECIPES)
 OUTPUT_MODELS = {
     "torchvision:resnet18": ("paper", "block-output", "residual"),
     "torchvision:mobilenet_v2": ("paper", "mobile"),
@@ -54,8 +57,7 @@ def families():
 
 
 def recipes_for(key):
-    names = RECIPES
-    return (*names, *(f"yolo-{name}" for name in YOLO_RECIPES)) if key.startswith("ultralytics:") else names
+    return (*RECIPES, *YOLO_RECIPES) if key.startswith("ultralytics:") else RECIPES
 
 
 def build(key):
@@ -212,14 +214,6 @@ def settle_weights(model):
             else:
                 tensor.copy_(wave * math.sqrt(3 / tensor[0].numel()))
     return model
-
-
-def tensors(value):
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [tensor for item in value for tensor in tensors(item)] if isinstance(value, (list, tuple)) else []
 
 
 def digest(model):

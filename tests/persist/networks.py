@@ -3,30 +3,9 @@
 import torch
 from torch import nn
 
+from tests.networks import Network
+
 EXAMPLE = torch.zeros(1, 3, 16, 16)
-
-
-class Block(nn.Module):
-    def __init__(self, channels):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-
-    def forward(self, x):
-        return torch.relu(x + self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))))
-
-
-class Net(nn.Module):
-    def __init__(self, channels=4, blocks=2, classes=5):
-        super().__init__()
-        self.stem = nn.Conv2d(3, channels, 3, stride=2, padding=1)
-        self.blocks = nn.Sequential(*(Block(channels) for _ in range(blocks)))
-        self.head = nn.Linear(channels, classes)
-
-    def forward(self, x):
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 class Mixed(nn.Module):
@@ -53,7 +32,7 @@ class Mixed(nn.Module):
 
 INSIDE = {"rules": [{"block": "Mixed", "after": "mul"}]}
 
-RECIPE = {"name": "two", "e_lambda": 0.02, "rules": [{"block": "Block", "after": "conv2"}]}
+RECIPE = {"name": "two", "e_lambda": 0.02, "rules": [{"block": "BasicBlock", "after": "conv2"}]}
 
 
 def mixed(seed=0):
@@ -63,4 +42,4 @@ def mixed(seed=0):
 
 def net(seed=0, **options):
     torch.manual_seed(seed)
-    return Net(**options).eval()
+    return Network(**{"channels": 4, **options}).eval()

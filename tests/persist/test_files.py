@@ -15,6 +15,7 @@ from simam_inject import eject, inject, injected, verify
 from simam_inject.errors import FileError
 from simam_inject.persist import load, read, save
 from simam_inject.persist.record import KEY
+from tests.networks import BasicBlock, Network
 from tests.persist.networks import EXAMPLE, INSIDE, RECIPE, mixed, net
 
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
@@ -93,16 +94,16 @@ def test_the_metadata_tell_recipe_sites_and_versions(file):
 
 
 def test_two_recipes_are_both_remembered(model, tmp_path):
-    inject(model, "after Block", example_inputs=EXAMPLE, verify=False)
+    inject(model, "after BasicBlock", example_inputs=EXAMPLE, verify=False)
     other = load(save(model, tmp_path / "x.safetensors"), net(1))
-    assert recipes_of(other, tmp_path) == ["two", "after Block"]
+    assert recipes_of(other, tmp_path) == ["two", "after BasicBlock"]
     assert injected(other) == injected(model)
     assert torch.equal(other(X), model(X))
 
 
 def test_a_part_that_was_injected_is_found_in_the_whole(tmp_path):
     model = net(0)
-    inject(model.blocks, "after Block", example_inputs=torch.zeros(1, 4, 8, 8), verify=False)
+    inject(model.blocks, "after BasicBlock", example_inputs=torch.zeros(1, 4, 8, 8), verify=False)
     file = save(model, tmp_path / "x.safetensors")
     assert [site.path for site in read(file).insertions] == ["blocks.0", "blocks.1"]
     assert torch.equal(load(file, net(1))(X), model(X))
@@ -140,7 +141,7 @@ def test_attention_other_than_simam_is_not_saved(tmp_path):
 
 
 def test_an_expression_of_a_forward_and_an_argument_are_put_back(tmp_path):
-    rules = [{"block": "Block", "before": "residual"}, {"block": "Block", "before": "bn2"}]
+    rules = [{"block": "BasicBlock", "before": "residual"}, {"block": "BasicBlock", "before": "bn2"}]
     model = inject(net(0), {"rules": rules}, example_inputs=EXAMPLE)
     other = load(save(model, tmp_path / "x.safetensors"), net(1))
     assert injected(other) == injected(model)
@@ -151,13 +152,11 @@ def test_an_expression_of_a_forward_and_an_argument_are_put_back(tmp_path):
 
 
 def test_loading_runs_nothing_of_the_model(model, file, monkeypatch):
-    from tests.persist.networks import Block, Net
-
     def fail(*_):
         raise AssertionError("a forward ran")
 
-    monkeypatch.setattr(Block, "forward", fail)
-    monkeypatch.setattr(Net, "forward", fail)
+    monkeypatch.setattr(BasicBlock, "forward", fail)
+    monkeypatch.setattr(Network, "forward", fail)
     monkeypatch.setattr(nn.Conv2d, "forward", fail)
     assert len(injected(load(file, net(1)))) == 2
 

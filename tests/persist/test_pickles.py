@@ -17,12 +17,13 @@ from simam_inject.editing.hooks import InputHook, OutputHook, input_hook, output
 from simam_inject.editing.presence import Presence, presence_of
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import FileError, ModelError
-from tests.engine.oracle import simam_in_float64
-from tests.persist.networks import EXAMPLE, INSIDE, RECIPE, Block, Mixed, Net, mixed, net
+from tests.networks import BasicBlock, Network
+from tests.oracle import attend
+from tests.persist.networks import EXAMPLE, INSIDE, RECIPE, Mixed, mixed, net
 
 ROOT = Path(__file__).resolve().parents[2]
 X = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(7))
-ARGUMENT = {"rules": [{"block": "Block", "before": "bn2"}]}
+ARGUMENT = {"rules": [{"block": "BasicBlock", "before": "bn2"}]}
 
 
 def by_pickle(model):
@@ -35,7 +36,7 @@ def by_torch(model):
 
 def weights_only(model):
     with torch.serialization.safe_globals(
-        [Net, Block, Mixed, nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.Linear, set]
+        [Network, BasicBlock, Mixed, nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, set]
     ):
         return torch.load(saved(model), weights_only=True)
 
@@ -98,7 +99,7 @@ def test_a_copy_computes_the_same_and_lives_alone(build, make):
 def test_the_rewritten_forward_of_a_copy_is_that_of_the_formula(make):
     other, plain = make(expressions()), mixed()
     with torch.no_grad():
-        y = simam_in_float64(plain.conv(X) * 2.0, 1e-4)
+        y = attend(plain.conv(X) * 2.0, 1e-4)
         wanted = plain.tail(y) + y.mean()
     torch.testing.assert_close(run(other), wanted, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(run(plain), wanted, rtol=1e-2)
@@ -107,9 +108,10 @@ def test_the_rewritten_forward_of_a_copy_is_that_of_the_formula(make):
 LOADING = """
 import sys, torch, torchvision
 from torch import nn
-import tests.persist.networks as networks
+from tests.networks import BasicBlock, Network
+from tests.persist.networks import Mixed
 from simam_inject import injected
-own = [networks.Net, networks.Block, networks.Mixed, set]
+own = [Network, BasicBlock, Mixed, set]
 own += [nn.Sequential, nn.Conv2d, nn.BatchNorm2d, nn.Linear, nn.ReLU, nn.MaxPool2d, nn.AdaptiveAvgPool2d]
 own += [torchvision.models.ResNet, torchvision.models.resnet.BasicBlock]
 for name in sys.argv[1:]:
@@ -149,7 +151,7 @@ def test_a_fresh_process_that_only_allows_the_classes_of_the_model(tmp_path):
 
 
 def test_weights_only_still_asks_for_the_classes_of_the_model():
-    with pytest.raises(pickle.UnpicklingError, match=r"networks\.Net"):
+    with pytest.raises(pickle.UnpicklingError, match=r"networks\.Network"):
         torch.load(saved(outputs()), weights_only=True)
 
 
@@ -180,9 +182,9 @@ def test_a_part_of_a_copy_still_attends():
 
 def test_shared_blocks_stay_shared():
     torch.manual_seed(1)
-    block = Block(4)
+    block = BasicBlock(4)
     model = nn.Sequential(nn.Conv2d(3, 4, 1), block, nn.ReLU(), block).eval()
-    inject(model, {"rules": [{"block": "Block", "after": "conv2"}]}, example_inputs=EXAMPLE, verify=False)
+    inject(model, {"rules": [{"block": "BasicBlock", "after": "conv2"}]}, example_inputs=EXAMPLE, verify=False)
     (there,) = injected(model)
     for make in COPIES[:3]:
         other = make(model)

@@ -37,7 +37,7 @@ def silently(model, weights):
 def test_a_watched_model_warns(weights):
     model = watched(net(1))
     watch(model)
-    with pytest.warns(LostRecipeWarning, match=r"2 places that this Net lacks \(blocks.0.conv2.simam, ") as caught:
+    with pytest.warns(LostRecipeWarning, match=r"2 places that this Network lacks \(blocks.0.conv2.simam, ") as caught:
         model.load_state_dict(weights)
     assert len(caught) == 1
     assert caught[0].filename == __file__
@@ -57,7 +57,7 @@ def test_an_injected_model_does_not(weights):
 
 
 def test_a_part_of_the_sites_is_missed(weights):
-    with pytest.warns(LostRecipeWarning, match=r"1 places that this Net lacks \(blocks.1.conv2.simam\)"):
+    with pytest.warns(LostRecipeWarning, match=r"1 places that this Network lacks \(blocks.1.conv2.simam\)"):
         watched(attended(1, pick="first")).load_state_dict(weights)
 
 

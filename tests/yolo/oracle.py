@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from ultralytics.nn import tasks
 
+from tests.oracle import attend
+
 RECIPE = {
     "version": 1,
     "name": "everywhere",
@@ -37,14 +39,6 @@ SITES = {
 }
 KEPT_NORMS = {"model.0.bn", "model.1.bn", "model.3.bn"}
 FACTOR = 1000
-
-
-def attend(x: torch.Tensor, e_lambda: float) -> torch.Tensor:
-    """SimAM as the paper writes it, in double precision."""
-    x = x.double()
-    squares = (x - x.mean((2, 3), keepdim=True)) ** 2
-    variance = squares.sum((2, 3), keepdim=True) / max(x.shape[2] * x.shape[3] - 1, 1)
-    return x * torch.sigmoid(squares / (4 * (variance + e_lambda)) + 0.5)
 
 
 def stock_twin(network: nn.Module) -> nn.Module:
@@ -77,7 +71,7 @@ def check_pair(found: object, network: nn.Module, image: torch.Tensor, *, sites:
     plain = output(twin(image))
     modules = dict(twin.named_modules())
     handles = [
-        modules[path].register_forward_hook(lambda _m, _a, out, lam=lam: attend(out, lam).to(out.dtype))
+        modules[path].register_forward_hook(lambda _m, _a, out, lam=lam: attend(out, lam))
         for path, lam in sites.items()
     ]
     expected = output(twin(image))
