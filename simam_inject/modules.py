@@ -10,6 +10,10 @@ from torch.nn.parameter import is_lazy
 
 from simam_inject.errors import ModelError
 
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+"""Classes of torch that give their children names, and compute nothing of their own."""
+NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+"""Normalization layers that can be folded into a convolution or linear layer beside them."""
 _WRAPPERS = {
     "DistributedDataParallel": "DistributedDataParallel",
     "DataParallel": "DataParallel",

@@ -15,8 +15,7 @@ from torch import nn
 from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.values import Frame, Recording
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+from simam_inject.modules import CONTAINERS
 
 
 class MainBlocks:
@@ -63,7 +62,7 @@ class MainBlocks:
     def _is_block(self, path: str) -> bool:
         site = self.sites.get(path)
         module = self.recording.modules.get(path)
-        if site is None or module is None or not path or type(module) in _CONTAINERS:
+        if site is None or module is None or not path or type(module) in CONTAINERS:
             return False
         if site.kind != "block" or site.obstacle is not None or site.spatial is None or max(site.spatial) <= 1:
             return False

@@ -28,8 +28,8 @@ from simam_inject.editing.hooks import (
 )
 from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
 from simam_inject.errors import ModelError
+from simam_inject.modules import CONTAINERS, NORMS
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 PRESENCE = "simam_presence"
 _KEYS: dict[type, tuple[str, str]] = {
     OutputHook: ("_forward_hooks", OUTPUT_HOOK),
@@ -171,7 +171,7 @@ def _module_at(root: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
 def _is_moved(root: nn.Module, old: tuple[str, ...], new: tuple[str, ...]) -> bool:
     """The paths differ only in names that containers give, as after `insert` and `del`."""
     differs = [place for place, names in enumerate(zip(old, new, strict=False)) if names[0] != names[1]]
-    return len(old) == len(new) and all(isinstance(_module_at(root, new[:place]), _CONTAINERS) for place in differs)
+    return len(old) == len(new) and all(isinstance(_module_at(root, new[:place]), CONTAINERS) for place in differs)
 
 
 def _is_wrapped(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
@@ -197,8 +197,9 @@ def _moved_along(root: nn.Module, old: tuple[str, ...], new: tuple[str, ...], pa
 
 
 def _is_norm_at(root: nn.Module, path: tuple[str, ...]) -> bool:
+    """A normalization layer of torch, or a module with running statistics of its own, stands there."""
     module = _module_at(root, path)
-    return module is not None and is_norm(module)
+    return isinstance(module, (*NORMS, nn.RMSNorm)) or hasattr(module, "running_mean")
 
 
 def _children_from(root: nn.Module, path: tuple[str, ...]) -> int:
@@ -216,12 +217,6 @@ def _holds(module: nn.Module, hook: _Hook) -> bool:
 
 def _hooks_on(module: nn.Module) -> list[Any]:
     return [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *rewritten_methods(module)]
-
-
-def is_norm(module: nn.Module) -> bool:
-    """A normalisation layer, of torch or with running statistics of its own."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
-    return isinstance(module, kinds) or hasattr(module, "running_mean")
 
 
 def _lost(site: SiteRecord, why: str) -> str:

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from simam_inject.dataflow.kinds import module_kind
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
+from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
 from simam_inject.source import Expression, always_passes, always_returns, find_expression, mentioned_by_forward
 
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
-_NORMS = ("batch_norm", "group_norm", "instance_norm", "layer_norm")
 _FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
 
 
@@ -73,7 +71,7 @@ def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
     owner = flow.recording.modules.get(site.scope)
     if site.kind == "input" or (isinstance(edit, Output) and edit.module == named.partition("[")[0]):
         return True
-    if isinstance(flow.recording.modules.get(named), _CONTAINERS) or isinstance(owner, _CONTAINERS):
+    if isinstance(flow.recording.modules.get(named), CONTAINERS) or isinstance(owner, CONTAINERS):
         return True
     expression = _expression(flow, site.path)
     if owner is None or expression is None:
@@ -132,7 +130,7 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
     blocks = [entry for entry in returns if entry[0].is_scope and entry[0].path]
     root = [entry for entry in returns if not entry[0].path]
     leaves = [entry for entry in returns if not entry[0].is_scope]
-    if exact and isinstance(flow.recording.modules[named], _CONTAINERS):  # its last child that returns the tensor
+    if exact and isinstance(flow.recording.modules[named], CONTAINERS):  # its last child that returns the tensor
         inside = [entry for entry in returns if entry[0].path.startswith(f"{named}.")]
         order = [*reversed(inside), *blocks, *root]
     else:
@@ -167,7 +165,7 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
     """Why a module cannot hold a SimAM as its child."""
     module = flow.recording.modules[frame.path]
     name = frame.path or "the model"
-    if isinstance(module, _CONTAINERS):
+    if isinstance(module, CONTAINERS):
         return f"{name} is a {type(module).__name__}, which runs all of its children"
     if isinstance(module, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks"
@@ -257,7 +255,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     if len(same) > 1 or site.runs > flow.recording.calls[site.scope]:
         return "it is computed in a loop, or together with other operations"
     owner = flow.recording.modules[site.scope]
-    if isinstance(owner, _CONTAINERS) or lists_its_children(owner):
+    if isinstance(owner, CONTAINERS) or lists_its_children(owner):
         return f"{site.scope or 'the model'} iterates over its children"
     if isinstance(owner, fx.GraphModule):
         return f"{site.scope or 'the model'} is a torch.fx.GraphModule, whose code is made anew in each copy"
@@ -281,12 +279,9 @@ def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
         return None
     node = flow.recording.nodes.get(readers.pop())
     frame: Frame | None = None if node is None else node.meta.get("frame")
-    if frame is None or frame.path == edit.module or module_kind(frame.module) not in _NORMS:
+    if frame is None or frame.path == edit.module:
         return None
-    return frame.path if isinstance(frame.module, _FOLDABLE) else None
-
-
-_FOLDABLE = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+    return frame.path if isinstance(frame.module, NORMS) else None
 
 
 def _note(flow: Dataflow, edit: Edit) -> str:
@@ -296,7 +291,7 @@ def _note(flow: Dataflow, edit: Edit) -> str:
     while path:
         module = flow.recording.modules[path]
         fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)
-        if fold is not None and not isinstance(module, _CONTAINERS):
+        if fold is not None and not isinstance(module, CONTAINERS):
             return (
                 f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
                 "survives it"
@@ -313,7 +308,7 @@ def _nearest(flow: Dataflow, site: Site) -> str:
         if (
             block is not None
             and block.obstacle is None
-            and not isinstance(flow.recording.modules.get(path), _CONTAINERS)
+            and not isinstance(flow.recording.modules.get(path), CONTAINERS)
         ):
             return f". The output of {path} can be used instead"
         path = path.rpartition(".")[0]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.nested import map_nested, tensors_in
 
 _IMAGES = ("img", "image", "images", "input", "inputs", "pixel_values", "x")
@@ -52,7 +52,7 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
         except ModelError:
             raise
         except Exception as error:
-            raise ModelError(f"{_not_run(index, (args, kwargs))}: {_first_line(error)}") from error
+            raise ModelError(f"{_not_run(index, (args, kwargs))}: {describe_exception(error)}") from error
         yield index
         count += 1
     if not count:
@@ -110,11 +110,6 @@ def _not_run(index: int, arguments: Any) -> str:
     if tensors and tensors[0].dim() <= 2:
         message += "; these may be labels: of a pair the first entry is taken as the input"
     return message
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"
 
 
 def _shown(batches: Iterable[Any], description: str) -> Iterator[Any]:
