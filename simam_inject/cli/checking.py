@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simam_inject.cli.options import EXPORTS, CheckOptions, ShowOptions
+from simam_inject.cli.preparing import check_model_name
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import FileError, ModelError
+from simam_inject.zoo import build
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -65,9 +67,7 @@ def _check_saved(file: Path, model: str | None, step: Step) -> Report:
     ok = bool(manifest.insertions)
     if model is not None and ok:
         from simam_inject.api import verify
-        from simam_inject.cli.preparing import check_model_name
         from simam_inject.reporting.plans import verification_lines
-        from simam_inject.zoo import build
 
         check_model_name(model)
         step(f"loading it into {model} and verifying")

@@ -12,6 +12,7 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.parsing import parse_number
 from simam_inject.cli.program import MAIN_JOB, MainJobGroup, Report, Step, add_command, show_error
+from simam_inject.zoo.yolo import is_yolo_name
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -71,7 +72,6 @@ def _shown(comparison: Comparison) -> Any:
 def _set_up(options: CompareOptions) -> Setup:
     from simam_inject.compare.setups import set_up
     from simam_inject.compare.training import Training
-    from simam_inject.zoo.yolo import is_yolo_name
 
     yolo = options.model.startswith("ultralytics:") or is_yolo_name(options.model)
     training = Training(

@@ -12,6 +12,7 @@ from simam_inject.cli.options import EXPORTS, InjectOptions
 from simam_inject.cli.preparing import Planned, batches_of, make_plan
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import ModelError
+from simam_inject.zoo.yolo import is_yolo_name
 
 if TYPE_CHECKING:
     from simam_inject.export import ExportReport
@@ -63,8 +64,6 @@ def _check_together(options: InjectOptions) -> None:
 
 
 def _may_be_yolo(name: str) -> bool:
-    from simam_inject.zoo.yolo import is_yolo_name
-
     prefix, colon, _ = name.partition(":")
     return is_yolo_name(name) or (bool(colon) and prefix not in ("timm", "torchvision"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from simam_inject.cli.options import EXPORTS, ModelOptions, Options
 from simam_inject.cli.parsing import Size
 from simam_inject.cli.program import Step
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
+from simam_inject.zoo import ZooModel, build, load_weights
+from simam_inject.zoo.names import check_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
     from simam_inject.dataflow.records import Anatomy
     from simam_inject.pictures import Photograph
     from simam_inject.recipe import Recipe
-    from simam_inject.zoo import ZooModel
 
 WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
 """Suffixes of files that hold weights, not a model that can be built; `.pt` is looked into."""
@@ -138,8 +140,6 @@ def check_model_name(name: str) -> None:
     Raises:
         ModelError: It is one.
     """
-    from simam_inject.zoo.names import check_name
-
     path = Path(name)
     if path.suffix in EXPORTS:
         raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
@@ -153,8 +153,6 @@ def check_model_name(name: str) -> None:
 
 def _is_yolo_checkpoint(path: Path) -> bool:
     """Whether a file written by torch.save names classes of ultralytics; nothing is unpickled."""
-    import zipfile
-
     if not zipfile.is_zipfile(path):
         return True  # old format: let ultralytics say what is wrong
     with zipfile.ZipFile(path) as file:
@@ -170,8 +168,6 @@ def prepare(options: ModelOptions, step: Step, *, steps: int) -> Prepared:
     """
     check_model_name(options.model)
     step(f"building {options.model}", of=steps)
-    from simam_inject.zoo import build, load_weights
-
     if options.seed is not None:
         import torch
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+import torch.fx._symbolic_trace as symbolic
 from torch import nn
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
@@ -98,8 +99,6 @@ def _without_compiling() -> Iterator[None]:
 
 
 def _refuse_while_tracing() -> None:
-    import torch.fx._symbolic_trace as symbolic
-
     tracing = (
         torch._C._get_tracing_state() is not None
         or torch.compiler.is_compiling()

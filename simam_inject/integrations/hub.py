@@ -30,6 +30,7 @@ from simam_inject.adapters import network_of
 from simam_inject.api import injected
 from simam_inject.errors import FileError, ModelError
 from simam_inject.persist import load, save
+from simam_inject.zoo import build
 
 _ARCHITECTURE = re.compile(r"(timm|torchvision|ultralytics):[A-Za-z0-9_][A-Za-z0-9_.-]*")
 """Names that a downloaded configuration may build: of libraries, never of files or Python modules."""
@@ -145,8 +146,6 @@ def _described(model: nn.Module, architecture: str, num_classes: int | None, nam
 
 
 def _build(config_file: Path) -> nn.Module:
-    from simam_inject.zoo import build
-
     try:
         config = json.loads(config_file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:

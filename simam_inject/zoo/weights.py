@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -61,8 +62,6 @@ def _read_safetensors(file: Path) -> Mapping[str, Any] | None:
 
 def _read_pickle(file: Path) -> Mapping[str, Any] | None:
     """The `state_dict` in a file that torch.save wrote; None for one that holds objects of ultralytics."""
-    import pickle
-
     import torch
 
     try:

@@ -92,7 +92,7 @@ def built(monkeypatch):
     """The models that commands build."""
     made = []
     monkeypatch.setattr(
-        "simam_inject.zoo.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
+        "simam_inject.cli.preparing.build", lambda *args, **options: made.append(build(*args, **options)) or made[-1]
     )
     return made
 
