@@ -83,11 +83,11 @@ def inject(
     planned = _plan(model, resolved, example_inputs, strength, attention)
     check_exclude("exclude", exclude, planned.anatomy)
     try:
-        return _inject(model, planned, verify, attention)
+        return _inject(model, planned, verify)
     except _OtherWay:  # its forward depends on values, which the first recording does not have
         planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
     try:
-        return _inject(model, planned, verify, attention)
+        return _inject(model, planned, verify)
     except _OtherWay as error:
         raise VerificationError(str(error)) from None
 
@@ -96,7 +96,7 @@ class _OtherWay(VerificationError):
     """The model's forward runs other modules than its recording did."""
 
 
-def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int], nn.Module] | None) -> ModelT:
+def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
     if planned.is_done:
         count = sum(skip.reason == PRESENT for skip in planned.skips)
         warnings.warn(f"nothing to inject: all {count} sites already have SimAM", stacklevel=3)
@@ -112,7 +112,11 @@ def _inject(model: ModelT, planned: Plan, verify: bool, attention: Callable[[int
     recording = planned.flow.recording
     try:
         found = check_model(
-            network, planned.flow.example, marks, has_parameters=attention is not None, recorded=set(+recording.calls)
+            network,
+            planned.flow.example,
+            marks,
+            has_parameters=_has_parameters(network),
+            recorded={path for path, count in recording.calls.items() if count},
         )
     except BaseException as error:
         _go_back(model, before)
@@ -216,8 +220,13 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
         example = example_like(network, presence.example)
     else:
         example = example_of(network, example_inputs)
-    has_parameters = any(True for entry in attended_in(network) for _ in (entry.attention or network).parameters())
-    return check_model(network, example, has_parameters=has_parameters)
+    return check_model(network, example, has_parameters=_has_parameters(network))
+
+
+def _has_parameters(network: nn.Module) -> bool:
+    """Some attention in the network has parameters of its own; SimAM has none."""
+    modules = [entry.attention for entry in attended_in(network) if entry.attention is not None]
+    return any(True for module in modules for _ in module.parameters())
 
 
 def _plan(

@@ -137,7 +137,7 @@ def _put_in(
         added.append((module, site["child"]))
         setting = settings[place] if settings else (1.0, 1.0)
         found = there.get((path, site["child"]))
-        module._modules[site["child"]] = found or _attention(module, model, site, setting, factory)
+        module._modules[site["child"]] = _attention(module, model, site, setting, factory) if found is None else found
         kind = site["edit"]["kind"]
         if kind == "rewritten":
             kind += f" {(site['expression'] or {}).get('method')}"

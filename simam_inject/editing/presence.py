@@ -16,7 +16,6 @@ import torch
 from pydantic import InstanceOf, TypeAdapter
 from torch import nn
 
-from simam_inject.attention import SimAM
 from simam_inject.editing.checking import SiteRecord, checked, checked_example, checked_recipes
 from simam_inject.editing.hooks import (
     ADVICE,
@@ -66,13 +65,13 @@ class Presence:
         self.recipes = recipes
         self.example = example
         self.behind: dict[int, int] = {}
-        """For holders that attend the output of a container: how many of its children come behind them."""
+        """For holders that attend the output of a container: how many of its children run from them on."""
 
     def note_containers(self, root: nn.Module) -> None:
         """Look where in their containers the holders stand."""
         for place, (path, hook) in enumerate(self.holders):
             if any(path and site["path"] == ".".join(path[:-1]) for site in hook.sites):
-                self.behind[place] = _children_behind(root, path)
+                self.behind[place] = _children_from(root, path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
@@ -100,11 +99,11 @@ class Presence:
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
                 module = self._follow(root, place, hook)
-            if place in self.behind and _children_behind(root, self.holders[place][0]) != self.behind[place]:
+            if place in self.behind and _children_from(root, self.holders[place][0]) != self.behind[place]:
                 container = ".".join(self.holders[place][0][:-1])
                 raise ModelError(
-                    f"the children of {container} have changed: SimAM at {hook.sites[0]['path']} is no longer applied "
-                    f"output any more; {ADVICE}"
+                    f"the children of {container} have changed, so SimAM at {hook.sites[0]['path']} is no longer "
+                    f"applied to its output; {ADVICE}"
                 )
             if isinstance(hook, RewrittenMethod):
                 if module.__dict__.get(hook.method) is not hook or hook.owner is not module:
@@ -129,13 +128,13 @@ class Presence:
             )
 
     def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
-        """Every SimAM of the root that is there, with or without its hook: its holder and its name."""
+        """Every attention module of the root, with or without its hook: its holder and its name."""
         for path, hook in self.holders:
             module = _module_at(root, path)
             if module is None:
                 continue
             for site in hook.sites:
-                if isinstance(module._modules.get(site["child"]), SimAM):
+                if module._modules.get(site["child"]) is not None:
                     yield module, site["child"]
 
     def _follow(self, root: nn.Module, place: int, hook: _Hook) -> Any:
@@ -182,8 +181,9 @@ def _is_wrapped(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
 
 
 def _moved_along(root: nn.Module, old: tuple[str, ...], new: tuple[str, ...], path: tuple[str, ...]) -> tuple[str, ...]:
-    """Where a norm stands now, if it went the way of the module that it follows."""
-    found = [path]
+    """Where a norm stands now: it went the way of the module before it, or into the same wrapper, as QAT fuses."""
+    beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
+    found = [beside, path]
     for start in range(len(old)):
         if new[:start] != old[:start] or path[:start] != old[:start] or len(path) <= start:
             break
@@ -201,8 +201,8 @@ def _is_norm_at(root: nn.Module, path: tuple[str, ...]) -> bool:
     return module is not None and is_norm(module)
 
 
-def _children_behind(root: nn.Module, path: tuple[str, ...]) -> int:
-    """How many modules of its container run after the one at a path."""
+def _children_from(root: nn.Module, path: tuple[str, ...]) -> int:
+    """How many modules of its container run from the one at a path on, itself included."""
     container = _module_at(root, path[:-1])
     if not isinstance(container, nn.Sequential) or path[-1] not in container._modules:
         return 0

@@ -22,7 +22,7 @@ from simam_inject.source import Expression, always_passes, always_returns, find_
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
 _NORMS = ("batch_norm", "group_norm", "instance_norm", "layer_norm")
-_FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "switch_to_deploy", "get_equivalent_kernel_bias")
+_FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
 
 
 @dataclass(frozen=True, slots=True)

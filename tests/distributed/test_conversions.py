@@ -1,6 +1,7 @@
 """SyncBatchNorm, moving averages and torch.ao, before and after injection: what works, and what raises."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def test_fusing_an_attended_pair_is_refused_at_the_first_forward(recipe, fuse):
     fused = fuse(model.train(fuse is fuse_modules_qat), ACROSS)
     with pytest.raises(ModelError, match=r"blocks\.0") as caught:
         fused(image(2))
-    assert ADVICE in str(caught.value)
+    assert re.search(ADVICE, str(caught.value))
     model.eval()(image())  # both work on a copy
 
 
