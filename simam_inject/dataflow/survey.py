@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.fx._symbolic_trace as symbolic
@@ -35,7 +36,7 @@ def survey_model(
         ModelError: a forward is being traced in this thread, or the model cannot be run on the example.
     """
     _refuse_while_tracing()
-    with same_surroundings(model), _without_compiling():
+    with same_surroundings(model), _without_compiling(model):
         try:
             if not with_values:
                 return _survey(model, example, strip, to_meta)
@@ -89,13 +90,30 @@ def _differ(one: Recording, other: Recording) -> bool:
 
 
 @contextmanager
-def _without_compiling() -> Iterator[None]:
-    """Parts that were compiled run as they are written: a recording is not to be compiled."""
-    if "torch._dynamo" not in sys.modules:
+def _without_compiling(model: nn.Module) -> Iterator[None]:
+    """Parts that are compiled run as they are written: a recording is not to be compiled.
+
+    The stance of the compiler belongs to the whole process, so the last thread that is done puts it back.
+    """
+    if not any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
         yield
         return
-    with torch.compiler.set_stance("force_eager"):
+    with _EAGER:
+        if not _eager:
+            _eager.append(torch.compiler.set_stance("force_eager"))
+        _eager.append(None)
+    try:
         yield
+    finally:
+        with _EAGER:
+            _eager.pop()
+            if len(_eager) == 1:
+                _eager.pop().__exit__(None, None, None)
+
+
+_EAGER = threading.Lock()
+_eager: list[Any] = []
+"""The stance, while it is set, and an entry for each recording that needs it."""
 
 
 def _refuse_while_tracing() -> None:
