@@ -105,8 +105,10 @@ class Surveyor:
         if kind == "block":
             returned = [value for _, value in node.meta.get("values", ())] or ([value] if value else [])
             reads = dict.fromkeys(origin for one in returned for origin in _origins(one))
-        if kind != "input" and "obstacle" not in facts and value is not None and not self._is_used(value):
-            facts["obstacle"] = UNUSED
+        if kind != "input" and "obstacle" not in facts and value is not None:
+            returned_at = frame.end if frame is not None else value.made
+            if not self._is_used(value, returned_at):
+                facts["obstacle"] = UNUSED
         self.sites[path] = Site(
             path=path,
             scope=node.meta["scope"],
@@ -117,12 +119,12 @@ class Surveyor:
             **facts,
         )
 
-    def _is_used(self, value: Value) -> bool:
-        """Some operation reads it, or the model returns it; being an argument, or an entry of a list, is no use yet."""
-        if value.reads or value in self.base.results:
+    def _is_used(self, value: Value, tick: int) -> bool:
+        """An operation reads it after a tick, or the model returns it; being an argument or an entry is no use yet."""
+        if any(read.tick > tick for read in value.reads) or value in self.base.results:
             return True
         aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.kind == "alias")
-        return any(self._is_used(alias) for alias in aliases if value in alias.inputs)
+        return any(self._is_used(alias, tick) for alias in aliases if value in alias.inputs)
 
     def _operands(self, node: fx.Node) -> tuple[str, ...]:
         """Paths of the tensors that a node reads; for an entry of a list, those that the list was made from."""
