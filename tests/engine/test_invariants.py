@@ -56,13 +56,9 @@ def run(model, inputs, seed=1):
         return model(*inputs)
 
 
-def operator(x, e_lambda, axis):
-    return simam(x, e_lambda, channel_dim=axis)
-
-
 def test_the_output_is_bit_equal_to_hooks_with_the_operator(case):
     for inputs in (case.net.inputs(), case.net.inputs(2, grow=32)):
-        with hooked(case.stock, case.places, operator=operator):
+        with hooked(case.stock, case.places, operator=simam):
             expected = run(case.stock, inputs)
         with hooked(case.stock, case.places):
             formula = run(case.stock, inputs)
@@ -100,7 +96,7 @@ def test_keys_are_the_same_and_load_strictly_both_ways(case):
     assert list(case.model.state_dict()) == list(case.stock.state_dict())
     assert [name for name, _ in case.model.named_parameters()] == [name for name, _ in case.stock.named_parameters()]
     other.load_state_dict(fresh.state_dict(), strict=True)
-    with hooked(fresh, case.places, operator=operator):
+    with hooked(fresh, case.places, operator=simam):
         assert same_bits(run(other, case.net.inputs()), run(fresh, case.net.inputs()))
     fresh.load_state_dict(case.model.state_dict(), strict=True)
     assert same_bits(run(fresh, case.net.inputs()), run(case.stock, case.net.inputs()))
@@ -259,7 +255,7 @@ def test_modes_batches_and_sizes_change_as_on_the_stock_model(case):
             net.train(training)
         inputs = case.net.inputs(seed, grow)
         inputs = tuple(torch.cat([each, each[:1]]) for each in inputs)
-        with hooked(stock, case.places, operator=operator):
+        with hooked(stock, case.places, operator=simam):
             expected = run(stock, inputs)
         assert same_bits(run(model, inputs), expected)
     assert all(map(torch.equal, stock.buffers(), model.buffers()))
