@@ -19,6 +19,7 @@ from benchmarks.measuring import measure, shown
 from benchmarks.options import parse, publish, tabulate
 from benchmarks.resnet import make_step
 from simam_inject import SimAM, inject
+from simam_inject.bench.measuring import bytes_kept
 from simam_inject.bench.variants import PEERS, peer_factory
 
 SITE = "bn2"
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
                 "inference": shown(steps[False].ratio(name, "plain")),
                 "training": shown(steps[True].ratio(name, "plain")),
                 "parameters": sum(p.numel() for p in model.parameters()) - sum(p.numel() for p in plain.parameters()),
-                "kept_mb": _kept(model.train(), image) / 1e6,
+                "kept_mb": bytes_kept(model.train(), lambda model=model: model(image)) / 1e6,
                 "keys_lost": sum(key not in own for key in keys),
             }
         )
@@ -81,20 +82,3 @@ def _by_hand(plain: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
         if path.endswith(f".{SITE}"):
             twin.set_submodule(path, nn.Sequential(module, make(module.num_features)))
     return twin
-
-
-def _kept(model: nn.Module, image: torch.Tensor) -> int:
-    """Bytes of the tensors that a forward keeps for backward, each storage once, parameters aside."""
-    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
-    storages: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in parameters:
-            storages[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = model(image)
-    del kept
-    return sum(storages.values())
