@@ -215,7 +215,7 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     network = network_of(model)
     presence = presence_of(network)
     if presence is None:
-        raise ModelError("there is no SimAM in this model; inject(model, recipe) adds it")
+        raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
     if example_inputs is None and presence.example is not None:
         example = example_like(network, presence.example)
     else:

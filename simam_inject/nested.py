@@ -74,7 +74,7 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
     """A copy of the container with another entry at `key`: of the same class, with the same attributes.
 
     Raises:
-        KeyError: there is no such entry.
+        KeyError: the container has no such entry.
     """
     if is_named_tuple(value):
         return value._replace(**{key if isinstance(key, str) else type(value)._fields[key]: entry})

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 DONE, NO_EFFECT, BAD_USAGE = 0, 1, 2
 """Exit codes: done; nothing matched or verification failed; bad usage, recipe, model or file."""
 MAIN_JOB = "inject"
-"""Name of the command that runs for a first word that is no subcommand."""
+"""Name of the command that runs for a first word that is not a subcommand."""
 FIRST_COMMANDS = """\
 Add SimAM attention to a convolutional network. Start with:
 

@@ -273,7 +273,7 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
     """Read a study without changing it.
 
     Raises:
-        CompareError: There is no such study.
+        CompareError: The study does not exist.
     """
     optuna = load_optuna()
     opened = open_storage(storage, must_exist=True)

@@ -81,7 +81,7 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     """Images of `train/CLASS/` and `val/CLASS/`, or of `CLASS/` alone, which is split class by class.
 
     Raises:
-        CompareError: There is no such folder, no image, one class only, or train/ and val/ differ in their classes.
+        CompareError: The folder does not exist, no image, one class only, or train/ and val/ differ in their classes.
     """
     root, (varied, plain) = Path(folder), make_transforms(size, augment=augment)
     parts = [(root / part).is_dir() for part in ("train", "val")]

@@ -57,7 +57,7 @@ class Example:
         return call(*args, **kwargs)
 
     def with_batch(self, count: int) -> Example | None:
-        """The same example with a batch of `count` samples more; None where there is no batch to enlarge.
+        """The same example with a batch of `count` samples more; None without a batch to enlarge.
 
         Every tensor whose first dimension is that of the first one, and every list that holds one image per sample,
         gets more samples, which are noisy copies of its first.

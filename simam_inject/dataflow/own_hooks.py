@@ -1,4 +1,4 @@
-"""Which of a module's own hooks run at the moment: what they compute is no operation of the forward that calls it."""
+"""Which of a module's own hooks run at the moment: their operations do not belong to the forward that calls it."""
 
 from __future__ import annotations
 

@@ -35,20 +35,16 @@ modules hold with them, so twins hold the very same ones."""
 @contextmanager
 def same_surroundings(model: nn.Module) -> Iterator[None]:
     """Restore random states, and what forwards changed outside the model: globals, class attributes, caches."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
-    token = SHARED.set(frozenset(reachable.shared))
-    with ExitStack() as stack:
-        stack.callback(SHARED.reset, token)
+    with ExitStack() as stack:  # puts everything back, also if one step raises
+        stack.callback(SHARED.reset, SHARED.set(frozenset(reachable.shared)))
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
-        try:
-            yield
-        finally:
-            random.setstate(python_state)
-            np.random.set_state(numpy_state)
-            for put_back in reversed(reachable.undo):
-                put_back()
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        for put_back in reachable.undo:
+            stack.callback(put_back)
+        yield
 
 
 class _Reachable:

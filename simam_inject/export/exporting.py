@@ -149,7 +149,7 @@ def _network(model: nn.Module) -> nn.Module:
         entry.insertion.module: entry.attention for entry in attended_in(network) if isinstance(entry.attention, SimAM)
     }
     if not attentions:
-        raise ExportError("there is no SimAM in this model; inject(model, recipe) adds it")
+        raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions.items():
         if attention.bypassed:
             raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")

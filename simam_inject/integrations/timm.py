@@ -139,7 +139,7 @@ def run_script(arguments: list[str]) -> None:
     """Run a Python script, its name first in `arguments`, in a process that has the variants that the arguments name.
 
     Raises:
-        ModelError, RecipeError: there is no such architecture or shipped recipe.
+        ModelError, RecipeError: the architecture or shipped recipe does not exist.
     """
     if not arguments:
         raise SystemExit("usage: python -m simam_inject.integrations.timm SCRIPT.py [its arguments]")

@@ -98,7 +98,7 @@ class Grammar(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, data: Any) -> Any:
-        """Refuse what is no mapping of known keys; a key without a value was not given."""
+        """Refuse what is not a mapping of known keys; a key without a value was not given."""
         fields = ", ".join(cls.model_fields)
         if isinstance(data, cls):
             return data

@@ -91,7 +91,7 @@ def load_recipe(source: RecipeLike) -> Recipe:
         The validated, frozen recipe; the same object if it was one.
 
     Raises:
-        RecipeError: there is no such recipe, or it is not valid.
+        RecipeError: the recipe does not exist, or is not valid.
 
     >>> load_recipe("after bottleneck.conv2").rules[0].selector
     'block bottleneck, after conv2'

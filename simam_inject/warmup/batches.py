@@ -38,7 +38,7 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
     """Run the network on each batch in turn; yields the index of each batch that was run.
 
     Raises:
-        ModelError: there is no batch, or the network cannot run one.
+        ModelError: no batch is given, or the network cannot run one.
     """
     place = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
     count = 0

@@ -70,7 +70,7 @@ class Checkup:
     path: Path
     network: str
     recipe: str
-    """Name of the recorded recipe; "" if there is no record."""
+    """Name of the recorded recipe; "" without a record."""
     sites: tuple[CheckedSite, ...]
     exports: tuple[CheckedExport, ...]
     faults: tuple[str, ...]
@@ -81,7 +81,7 @@ def check_checkpoint(path: Path) -> Checkup:
     """Look into a checkpoint and the .onnx file of the same name beside it. Changes neither.
 
     Raises:
-        FileError: there is no such file, or ultralytics cannot load it.
+        FileError: the file does not exist, or ultralytics cannot load it.
     """
     network = _load(path)
     record = recorded(network)
