@@ -372,3 +372,100 @@ def test_what_the_user_set_on_a_simam_stays_at_a_second_injection(change):
     assert len(injected(model)) == 2
     model(torch.rand(2, 3, 16, 16))
     assert len(seen) == before[2]
+
+
+class Scale(nn.Module):
+    """A peer with a parameter: one factor for each channel."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.factor = nn.Parameter(torch.full((1, channels, 1, 1), 0.5))
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_a_peer_stays_at_a_second_injection():
+    model = network()
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X, attention=Scale)
+    peer, before = model[0].simam, model(X)
+    inject(model, {"rules": [{"path": "2", "after": "output"}]}, example_inputs=X)
+    assert model[0].simam is peer
+    with hooked(network(), {"2": 1}, 1e-4, simam) as stock, torch.no_grad():
+        stock[0].weight.mul_(0.5)
+        stock[0].bias.mul_(0.5)
+        assert torch.allclose(model(X), stock(X), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model(X), before, rtol=1e-2)
+
+
+def test_eject_takes_out_a_peer_whose_hook_was_dropped():
+    model = network()
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X, attention=Scale)
+    model[0]._forward_hooks.clear()
+    eject(model)
+    assert list(model.state_dict()) == list(network().state_dict())
+    assert same_bits(model(X), network()(X))
+
+
+class Reordered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = conv(4, 4)
+
+    def forward(self, x, y):
+        return self.c(x) + y
+
+
+class Caller(nn.Module):
+    def __init__(self, by_name=False):
+        super().__init__()
+        torch.manual_seed(1)
+        self.stem, self.k, self.by_name = conv(3, 4), Reordered(), by_name
+
+    def forward(self, x):
+        x = self.stem(x)
+        t = x * 2 + x
+        return self.k(y=t, x=x * 3) if self.by_name else self.k(t, x * 3)
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_arguments_are_counted_by_the_forward_that_stands_on_the_instance(by_name):
+    model = Caller().eval()
+    model.k.forward = lambda y, x: model.k.c(y) + x
+    inject(model, {"rules": [{"path": "k", "before": "input"}]}, example_inputs=X)
+    stock = Caller().eval()
+    model.by_name = by_name
+    x = stock.stem(X)
+    t = simam(x * 2 + x)
+    assert torch.allclose(model(X), stock.k.c(t) + simam(x * 3), rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(model(X), stock.k.c(x * 2 + x) + x * 3, rtol=1e-2)
+
+
+class Several(nn.Module):
+    """Returns two maps; its own inside reads both."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3, 4), conv(4, 4)
+
+    def forward(self, x):
+        early = self.a(x)
+        return [early, self.b(early)]
+
+
+class Reader(nn.Module):
+    def __init__(self, entries):
+        super().__init__()
+        self.several, self.head, self.entries = Several(), conv(4, 4), entries
+
+    def forward(self, x):
+        found = self.several(x)
+        return self.head(sum(found[entry] for entry in self.entries))
+
+
+@pytest.mark.parametrize(("entries", "taken"), [((1,), [1]), ((0,), [0]), ((0, 1), [0, 1])])
+def test_a_returned_map_that_only_the_block_itself_reads_is_skipped(entries, taken):
+    planned = plan(Reader(entries).eval(), {"rules": [{"path": "several", "after": "output"}]}, example_inputs=X)
+    assert [one.path for one in planned.insertions] == [f"several:{entry}" for entry in taken]
+    skipped = {skip.path: skip.reason for skip in planned.skips}
+    assert all("never used" in skipped[f"several:{entry}"] for entry in {0, 1} - set(taken))
