@@ -7,7 +7,7 @@ scale = strength * gain, so that y = x (keep + scale s).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ LARGE, LARGE_HALF = 2 * BACKWARD_PIECE, 8 * BACKWARD_PIECE
 """Elements of a sample or plane above which its backward walks in pieces. In half precision the walk computes all of it
 twice, so it starts later where there are more samples, of which one's temporaries are a small part of the whole map."""
 
+PADDING = 64
+
 NO_REDUCTION = 0
 """Of `aten::mse_loss`, which so is (x - mu)^2 in one pass instead of two. The public binding has no `out`."""
 
@@ -33,14 +35,21 @@ def forward(
 
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
+    dtype = statistics_dtype(x.dtype)
+    # Before y: the scratch memory of the next map is then this one, still in cache, whether or not y is kept.
+    scratch = None if dtype == x.dtype else _scratch(x, dtype)
     y, mean, a = torch.empty_like(x), None, None
     tensors = [x, y]
     if saves:
-        mean = x.new_empty((*x.shape[:2], *(1 for _ in x.shape[2:])), dtype=statistics_dtype(x.dtype))
+        mean = x.new_empty((*x.shape[:2], *(1 for _ in x.shape[2:])), dtype=dtype)
         a = torch.empty_like(mean)
         tensors += [mean, a]
+    floor = x.new_full((), 4 * e_lambda, dtype=dtype)
+    half = None
     for part, out, *kept in _pieces(FORWARD_PIECE, tensors):
-        _attend(part, out, kept, e_lambda, 1.0 - strength, strength * gain)
+        if half is None:
+            half = floor.new_full(part.shape[_spatial(part)[0] :], 0.5)
+        _attend(part, out, kept, scratch, floor, half, 1.0 - strength, strength * gain)
     return y, mean, a
 
 
@@ -60,24 +69,20 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
     return result
 
 
-def _pieces(size: int, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+def _pieces(size: int, tensors: list[Tensor]) -> Iterable[Sequence[Tensor]]:
     """Cut tensors of one batch and channel count into matching views: planes where all are contiguous, else samples."""
     elements = tensors[0].numel()
-    if elements <= size:
-        if elements:
-            yield tensors
-        return
+    if elements <= 2 * size:
+        return [tensors] if elements else []
     if all(tensor.is_contiguous() for tensor in tensors):
         tensors = [tensor.flatten(0, 1).flatten(1) for tensor in tensors]
-    yield from _cut(0, size, tensors)
+    return _cut(0, size, tensors)
 
 
-def _cut(dim: int, size: int, tensors: list[Tensor]) -> Iterator[list[Tensor]]:
+def _cut(dim: int, size: int, tensors: Sequence[Tensor]) -> Iterable[Sequence[Tensor]]:
     """Cut along one dimension into views of about `size` elements."""
-    length = tensors[0].shape[dim]
-    step = max(1, size * length // tensors[0].numel())
-    for start in range(0, length, step):
-        yield [tensor.narrow(dim, start, min(step, length - start)) for tensor in tensors]
+    step = max(1, size * tensors[0].shape[dim] // tensors[0].numel())
+    return zip(*(tensor.split(step, dim) for tensor in tensors), strict=True)
 
 
 def _spatial(x: Tensor) -> tuple[int, ...]:
@@ -92,15 +97,31 @@ def _product(one: Tensor, other: Tensor, scale: float, out: Tensor) -> Tensor:
     return torch.addcmul(one.new_zeros(()), one, other, value=scale, out=out)
 
 
-def _attend(x: Tensor, y: Tensor, kept: list[Tensor], e_lambda: float, keep: float, scale: float) -> None:
+def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return memory for two copies in `dtype` of the largest piece of `x`."""
+    largest = max((part.numel() for (part,) in _pieces(FORWARD_PIECE, [x])), default=0)
+    return x.new_empty(2 * largest + PADDING, dtype=dtype)
+
+
+def _attend(x: Tensor, y: Tensor, kept: Sequence[Tensor], scratch: Tensor | None, floor: Tensor, half: Tensor, keep: float, scale: float) -> None:
+    """Write y and, unless `kept` is empty, mu and a. `floor` is 4 lambda, `half` 1/2 at every position of a plane."""
     mean, a = kept or (None, None)
     dims = _spatial(x)
-    wide = widen(x)
-    buffer = y if wide is x else torch.empty_like(wide)
+    if scratch is None:
+        wide, buffer = x, y
+    else:
+        pair = scratch.as_strided((2, *x.shape), (x.numel() + PADDING, *torch.empty_like(x).stride()))
+        wide, buffer = pair.unbind(0)
+        wide.copy_(x)
     torch.ops.aten.mse_loss.out(wide, torch.mean(wide, dims, keepdim=True, out=mean), NO_REDUCTION, out=buffer)
     energy = buffer.sum(dims, keepdim=True)
-    slope = torch.mul(energy, 4 / counts(x, dims)[1], out=a).add_(4 * e_lambda).reciprocal_()
-    gate = buffer.mul_(slope).add_(0.5).sigmoid_()
+    slope = torch.add(floor, energy, alpha=4 / counts(x, dims)[1], out=a).reciprocal_()
+    torch.addcmul(half, buffer, slope, out=buffer)
+    if keep == 0.0 and scale == 1.0 and buffer is not y:
+        torch.ops.aten.glu.out(pair, 0, out=pair[:1])
+        y.copy_(wide)
+        return
+    gate = buffer.sigmoid_()
     if keep == 0.0:
         _product(gate, wide, scale, buffer)
     else:
