@@ -167,6 +167,7 @@ def _attend_backward(piece: Sequence[Tensor], walk: int | None, keep: float, sca
             if walk:
                 dx, z, product = _terms(part, part_grad, out, mean, root, scale)
             product.addcmul_(z, second).add_(first)
+            del z
         dx.addcmul_(product, root, value=2)
         if keep != 0.0:
             dx.add_(part_grad, alpha=keep)
