@@ -24,6 +24,7 @@ COMMANDS = {
     "inject": ("benchmarks.inject", False, "the tool itself: plan, insert, verify, start-up"),
     "growth": ("benchmarks.growth", False, "the tool itself on chains of 50 to 800 blocks"),
     "tax": ("benchmarks.tax", True, "injected networks against the same networks written by hand"),
+    "switch": ("benchmarks.switch", True, "whether eager mode on a CPU should keep a compiled kernel ready"),
     "peers": ("benchmarks.peers", True, "one network with SE, ECA, CBAM and GC: by this engine, by hand, by timm"),
 }
 
