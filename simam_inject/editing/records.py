@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, cast
 
 from torch import nn
 
 from simam_inject.editing.checking import SiteRecord
 from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
-
-
-def holder_of(edit: Edit) -> str:
-    """Path of the module that holds the SimAM."""
-    return edit.owner if isinstance(edit, Rewritten) else edit.module
+from simam_inject.source import Expression
 
 
 def write_edit(edit: Edit) -> dict[str, Any]:
@@ -71,7 +68,7 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:
         attention: the module at the site, for what is set on it now.
     """
     edit = read_edit(site["edit"])
-    at = holder_of(edit)
+    at = edit.module
     return Insertion(
         path=site["path"],
         position=site["position"],
@@ -90,10 +87,12 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:
         strength=getattr(attention, "strength", 1.0),
         gain=getattr(attention, "gain", 1.0),
         note=site["note"],
+        witness=site["witness"],
+        expression=None if site["expression"] is None else Expression(**site["expression"]),
     )
 
 
-def record_of(insertion: Insertion, witness: str | None, expression: dict[str, Any] | None) -> SiteRecord:
+def record_of(insertion: Insertion) -> SiteRecord:
     """The site as the hook that runs it keeps it."""
     return SiteRecord(
         child=insertion.module.rpartition(".")[2],
@@ -111,6 +110,6 @@ def record_of(insertion: Insertion, witness: str | None, expression: dict[str, A
         reduction=insertion.reduction,
         runs=insertion.runs,
         note=insertion.note,
-        witness=witness,
-        expression=expression,
+        witness=insertion.witness,
+        expression=None if insertion.expression is None else asdict(insertion.expression),
     )

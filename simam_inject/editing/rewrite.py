@@ -18,12 +18,12 @@ import torch
 from torch import nn
 
 from simam_inject.editing.checking import SiteRecord, checked_sites
-from simam_inject.editing.hooks import ADVICE, attend
+from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
 from simam_inject.errors import FileError, ModelError
 from simam_inject.source import locate, method_source, run_by_forward
 
 
-class RewrittenMethod:
+class RewrittenMethod(SiteHook):
     """A method of one module with SimAM around some of its expressions; an attribute of the instance under its name."""
 
     def __init__(self, owner: nn.Module, method: str, sites: list[SiteRecord]) -> None:
@@ -45,6 +45,34 @@ class RewrittenMethod:
             name = f"{type(self.owner).__name__}.{self.method}"
             raise ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
         return self.function(self.owner, *args, **kwargs)
+
+    def put_on(self, module: nn.Module) -> None:
+        """Bind it on its owner."""
+        vars(module)[self.method] = self
+
+    def take_off(self, module: nn.Module) -> None:
+        """Give the module the method of its class; a damaged file may have bound this one under another name."""
+        for name in [name for name, value in vars(module).items() if value is self]:
+            del vars(module)[name]
+
+    def is_on(self, module: nn.Module) -> bool:
+        """The module runs this very method, on itself."""
+        return vars(module).get(self.method) is self and self.owner is module
+
+    def mend(self, module: nn.Module, root: nn.Module) -> bool:
+        """Bind it anew on a shallow copy of its owner (as DataParallel makes), which shares the method.
+
+        Raises:
+            ModelError: another function stands in its place, or the copy is the root itself.
+        """
+        bound = vars(module).get(self.method)
+        if not isinstance(bound, RewrittenMethod):
+            raise lost(self.sites[0], f"{self.method} of its module was replaced by another function")
+        if bound.owner is not module and module is root and self.method == "forward":  # looked up before this check
+            raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
+        if bound.owner is not module:
+            RewrittenMethod(module, self.method, self.sites).put_on(module)
+        return False
 
     @property
     def __code__(self) -> types.CodeType:
@@ -187,10 +215,4 @@ def _attention(site: SiteRecord) -> Callable[[nn.Module, Any], Any]:
     return attention
 
 
-def rewritten_methods(module: nn.Module) -> list[RewrittenMethod]:
-    """The rewritten methods that stand on a module."""
-    return [value for value in module.__dict__.values() if isinstance(value, RewrittenMethod)]
-
-
-__all__ = ["RewrittenMethod", "attend", "compile_method", "rewritten_methods"]
 torch.serialization.add_safe_globals([RewrittenMethod])
