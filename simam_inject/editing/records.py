@@ -68,7 +68,7 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:
         attention: the module at the site, for what is set on it now.
     """
     edit = read_edit(site["edit"])
-    at = edit.module
+    at, where = edit.module, site["expression"]
     return Insertion(
         path=site["path"],
         position=site["position"],
@@ -88,7 +88,7 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:
         gain=getattr(attention, "gain", 1.0),
         note=site["note"],
         witness=site["witness"],
-        expression=None if site["expression"] is None else Expression(**site["expression"]),
+        expression=None if where is None else Expression(where["method"], where["digest"], tuple(where["span"])),
     )
 
 
