@@ -85,24 +85,34 @@ def attach(
     children: list[tuple[nn.Module, str, nn.Module]] = []
     by_hook: dict[tuple[str, str], list[SiteRecord]] = defaultdict(list)
     for site, setting in zip(sites, settings or [(1.0, 1.0)] * len(sites), strict=True):
-        path, name = site["edit"]["module"], site["child"]
         holder = _holder(model, modules, site)
-        there = before.get((id(holder), name))
-        if there is None and is_taken(holder, name):
-            raise ModelError(f"{path or 'the model'} has an attribute {name!r} already")
+        there = before.get((id(holder), site["child"]))
+        if there is None and is_taken(holder, site["child"]):
+            raise ModelError(f"{site['edit']['module'] or 'the model'} has an attribute {site['child']!r} already")
         made = there if keep and there is not None else _attention(holder, model, site, setting, factory)
-        children.append((holder, name, made))
-        by_hook[path, (site["expression"] or {}).get("method", site["edit"]["kind"])].append(site)
+        children.append((holder, site["child"], made))
+        kind: str = site["edit"]["kind"] if site["expression"] is None else site["expression"]["method"]
+        by_hook[site["edit"]["module"], kind].append(site)
     hooks = [(path, _hook(modules[path], here)) for (path, _), here in by_hook.items()]
+    presence = _presence(model, hooks, sites, recipes, example) if hooks else None
+    _exchange(model, children, [(modules[path], hook) for path, hook in hooks], presence)
+
+
+def _exchange(
+    model: nn.Module,
+    children: list[tuple[nn.Module, str, nn.Module]],
+    hooks: list[tuple[nn.Module, SiteHook]],
+    presence: Presence | None,
+) -> None:
+    """Put these in the place of what is there: all, or nothing if an error is raised."""
     restore = restorer(model)
     try:
         _clear(model)
-        for holder, name, made in children:
-            holder._modules[name] = made
-        for path, hook in hooks:
-            hook.put_on(modules[path])
-        if hooks:
-            set_presence(model, _presence(model, hooks, sites, recipes, example))
+        for holder, name, attention in children:
+            holder._modules[name] = attention
+        for holder, hook in hooks:
+            hook.put_on(holder)
+        set_presence(model, presence)
     except BaseException:
         for holder, name, _ in children:
             holder._modules.pop(name, None)
