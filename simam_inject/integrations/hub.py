@@ -15,27 +15,25 @@ Weights are read by `simam_inject.persist.load`: what comes from the Hub is neve
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
 from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
 from simam_inject.adapters import network_of
 from simam_inject.api import injected
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError, ModelError, describe_exception
 from simam_inject.persist import load, save
 from simam_inject.zoo import build
 
-_ARCHITECTURE = re.compile(r"(timm|torchvision|ultralytics):[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""Names that a downloaded configuration may build: of libraries, never of files or Python modules."""
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
 """What `ModelHubMixin` hands on beside the arguments of the class; the last two before huggingface_hub 1.0."""
+_NAMES = "timm:NAME, torchvision:NAME or ultralytics:NAME"
 _CARD = """---
 {{ card_data }}
 ---
@@ -43,14 +41,15 @@ _CARD = """---
 # {{ architecture }} with SimAM
 
 `model.safetensors` holds the weights, and in its metadata the places of {{ sites }} SimAM modules. Any reader of
-safetensors can load the weights; with `simam_inject` the attention comes back too:
-
-```python
-from simam_inject.integrations.hub import from_pretrained
-
-model = from_pretrained("{{ name }}")
-```
+safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained("{{ name }}")` restores the attention too.
 """
+
+
+class _Config(BaseModel, strict=True):
+    """How a model is built. Names of libraries only, never of files or Python modules: it may be somebody else's."""
+
+    architecture: Annotated[str, Field(pattern=r"^(timm:\w[\w.-]*|torchvision:\w+|ultralytics:\w[\w-]*)$")]
+    num_classes: int | None = None
 
 
 class SimamHubMixin(PyTorchModelHubMixin):
@@ -66,6 +65,16 @@ class SimamHubMixin(PyTorchModelHubMixin):
         model: Any = cls(**options)
         load(_fetch(model_id, SAFETENSORS_SINGLE_FILE, **download), model, strict=strict)
         return cast(Self, model.to(map_location).eval())
+
+
+class _Parcel(ModelHubMixin, library_name="simam_inject", model_card_template=_CARD):
+    """A model of a library on its way to a folder; `ModelHubMixin` does the rest."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        save(self.model, save_directory / SAFETENSORS_SINGLE_FILE)
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, num_classes: int | None = None) -> Path:
@@ -116,50 +125,39 @@ def from_pretrained(
     """
     weights = _fetch(str(name), SAFETENSORS_SINGLE_FILE, **options)
     if model is None:
-        model = _build(_fetch(str(name), CONFIG_NAME, **options))
+        file = _fetch(str(name), CONFIG_NAME, **options)
+        try:
+            config = _Config.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            advice = "or build the model yourself and pass it: from_pretrained(name, model)"
+            raise FileError(f"{file}: {_problem(error)}; {advice}") from None
+        model = cast(nn.Module, build(config.architecture, num_classes=config.num_classes).model)
     load(weights, model, strict=strict)
     network_of(model).eval()  # a YOLO object's own `eval` would start a training
     return model
 
 
-class _Parcel(ModelHubMixin, library_name="simam_inject", model_card_template=_CARD):
-    """A model of a library on its way to a folder; `ModelHubMixin` does the rest."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save(self.model, save_directory / SAFETENSORS_SINGLE_FILE)
-
-
 def _described(model: nn.Module, architecture: str, num_classes: int | None, name: str) -> dict[str, Any]:
     """Configuration and model card."""
-    if not _ARCHITECTURE.fullmatch(architecture):
-        raise ModelError(
-            f"architecture is {architecture!r}; it must be timm:NAME, torchvision:NAME or ultralytics:NAME, so "
-            "that everybody can build it (for your own class, see SimamHubMixin)"
-        )
-    return {
-        "config": {"architecture": architecture, "num_classes": num_classes},
-        "model_card_kwargs": {"architecture": architecture, "sites": len(injected(model)), "name": name},
-    }
-
-
-def _build(config_file: Path) -> nn.Module:
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{config_file}: it is not valid JSON ({error})") from None
-    found = config if isinstance(config, dict) else {}
-    architecture, num_classes = found.get("architecture"), found.get("num_classes")
-    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture) or architecture.endswith(".pt"):
-        raise FileError(
-            f"{config_file}: its architecture is {architecture!r:.80}, not timm:NAME, torchvision:NAME or "
-            "ultralytics:NAME; build the model yourself and pass it: from_pretrained(name, model)"
-        )
-    if num_classes is not None and type(num_classes) is not int:
-        raise FileError(f"{config_file}: its num_classes is {num_classes!r:.80}, not a number")
-    return cast(nn.Module, build(architecture, num_classes=num_classes).model)
+        config = _Config(architecture=architecture, num_classes=num_classes)
+    except ValidationError:
+        raise ModelError(
+            f"architecture is {architecture!r}; it must be {_NAMES} (for your own class, see SimamHubMixin)"
+        ) from None
+    card = {"architecture": architecture, "sites": len(injected(model)), "name": name}
+    return {"config": config.model_dump(), "model_card_kwargs": card}
+
+
+def _problem(error: ValidationError) -> str:
+    """What is wrong with a configuration, in one sentence."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return f"it is not valid JSON ({first['msg']})"
+    if first["loc"] == ("num_classes",):
+        return f"its num_classes is {first['input']!r:.80}, not a number"
+    found = first["input"] if first["loc"] and first["type"] != "missing" else None
+    return f"its architecture is {found!r:.80}, not {_NAMES}"
 
 
 def _fetch(name: str, filename: str, **options: Any) -> Path:
@@ -172,9 +170,8 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     download: Callable[..., str] = hf_hub_download
     try:
         return Path(download(repo_id=name, filename=filename, **options))
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except (HfHubHTTPError, OSError, ValueError) as error:
         raise FileError(
             f"{name} is not a local folder, and {filename} cannot be downloaded from the Hub: "
-            f"{type(error).__name__}: {first}"
+            f"{describe_exception(error)}"
         ) from error

@@ -69,9 +69,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
-    if manifest.sites:
-        adapters.remember(model)
-    adapters.refresh(model)
+    adapters.update(model)
     return model
 
 
