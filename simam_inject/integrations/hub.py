@@ -41,7 +41,7 @@ _CARD = """---
 # {{ architecture }} with SimAM
 
 `model.safetensors` holds the weights, and in its metadata the places of {{ sites }} SimAM modules. Any reader of
-safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained("{{ name }}")` restores the attention too.
+safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained("{{ name }}")` restores SimAM too.
 """
 
 

@@ -139,10 +139,10 @@ def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Itera
     sums: dict[SimAM, Tensor] = {}  # in the order in which the sites run
     for attention in paths:
         attention.strength = attention.gain = 1.0
-    with _hooked(attention.register_forward_hook(partial(_attend, path, sums)) for attention, path in paths.items()):
-        with _together(network):
-            run_batches(network, source, "fitting gains")
-            _check_all_ran([path for attention, path in paths.items() if attention not in sums])
+    hooks = (attention.register_forward_hook(partial(_attend, path, sums)) for attention, path in paths.items())
+    with _hooked(hooks), _together(network):
+        run_batches(network, source, "fitting gains")
+        _check_all_ran([path for attention, path in paths.items() if attention not in sums])
     pooled = dict(zip(paths, _reduced(torch.stack([sums[attention] for attention in paths]), network), strict=True))
     for attention, strength in strengths.items():
         attention.strength, attention.gain = strength, _gain(pooled[attention])

@@ -412,28 +412,12 @@ def test_an_untested_release_warns(version):
     adapter.warn_if_untested("8.4.0")  # does not
 
 
-def test_workers_are_not_started_from_a_file_without_the_sites(tmp_path, yolo):
-    trainer = Trainer(yolo.model, None)
-    trainer.args = type("Args", (), {"model": "yolov8n.yaml"})()
-    with pytest.raises(ModelError, match=r"start from yolov8n\.yaml .* and it lacks SimAM"):
-        training.check_launch(trainer)
-    yolo.save(str(tmp_path / "x.pt"))
-    trainer.args.model = str(tmp_path / "x.pt")
-    training.check_launch(trainer)
-    eject(yolo)
-    trainer.args.model = "yolov8n.yaml"
-    training.check_launch(trainer)
-    assert read(yolo.model) is None
-
-
 @pytest.mark.skipif(training.hands_network_to_workers(), reason="this release hands the network to its workers")
-def test_a_multi_gpu_launch_asks_first(yolo):
+def test_workers_that_would_build_a_network_without_the_sites_are_not_started(yolo):
     from ultralytics.engine import trainer as engine
 
-    trainer = Trainer(yolo.model, None)
-    trainer.args = type("Args", (), {"model": "yolov8n.yaml"})()
-    with pytest.raises(ModelError, match="lacks SimAM"):
-        engine.generate_ddp_command(trainer)
+    with pytest.raises(ModelError, match="would train without SimAM: upgrade ultralytics"):
+        engine.generate_ddp_command(Trainer(yolo.model, None))
 
 
 def test_without_the_hooks_training_loses_everything_and_the_tripwire_says_so(workshop):

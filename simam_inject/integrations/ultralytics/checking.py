@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import FileError, InjectError, shortened
@@ -46,19 +45,6 @@ class CheckedSite:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedExport:
-    """An exported file beside the checkpoint."""
-
-    path: Path
-    live: int
-    """Sites that reach its output."""
-    wanted: int
-    """Sites that the fused network runs."""
-    fault: str = ""
-    """What is wrong with the file; "" if nothing is."""
-
-
-@dataclass(frozen=True, slots=True)
 class Checkup:
     """Everything found about one checkpoint."""
 
@@ -67,7 +53,8 @@ class Checkup:
     recipe: str
     """Name of the recorded recipe; "" without a record."""
     sites: tuple[CheckedSite, ...]
-    exports: tuple[CheckedExport, ...]
+    exported: int | None
+    """How many sites reach the output of the .onnx file of the same name; None where there is none to check."""
     faults: tuple[str, ...]
     """What is wrong, in sentences; empty if every site is live everywhere."""
 
@@ -83,11 +70,12 @@ def check_checkpoint(path: Path) -> Checkup:
     record, example = recorded(network), Example((example_of(network).tensors[0],), {})
     trained, fused = (expected_sites(net, example) for net in (network, copy.deepcopy(network).fuse(verbose=False)))
     sites = _compare(record, trained, fused)
-    file, exports = path.with_suffix(".onnx"), ()
+    file, exported, faults = path.with_suffix(".onnx"), None, _faults(record, sites)
     if trained and file.is_file():
-        exports = (_check_export(file, tuple(site for site in fused if site.runs)),)
-    faults = (*_faults(record, sites), *(f"{export.path.name}: {export.fault}" for export in exports if export.fault))
-    return Checkup(path, type(network).__name__, names_of(record) if record else "", sites, exports, faults)
+        exported, fault = _count_exported(file, tuple(site for site in fused if site.runs))
+        faults += [f"{file.name}: {fault}"] if fault else []
+    name = names_of(record) if record else ""
+    return Checkup(path, type(network).__name__, name, sites, exported, tuple(faults))
 
 
 def _load(path: Path) -> Any:
@@ -138,16 +126,13 @@ def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     ]
 
 
-def _check_export(file: Path, expected: tuple[ExportedSite, ...]) -> CheckedExport:
-    """Count the sites in the file's graph."""
-    wanted = sum(site.runs for site in expected)
+def _count_exported(file: Path, expected: tuple[ExportedSite, ...]) -> tuple[int | None, str]:
+    """How many sites the file's graph has, and what is wrong with it."""
+    live = None
     try:
         artefact = read(file)
-        live = min(wanted, sum(gate.is_live for gate in find_gates(artefact.graph)))
-    except InjectError as error:  # onnxruntime is not installed, or this is no .onnx
-        return CheckedExport(file, 0, wanted, f"not checked: {error}")
-    try:
+        live = sum(gate.is_live for gate in find_gates(artefact.graph))
         count_sites(artefact, expected)
-    except InjectError as error:
-        return CheckedExport(file, live, wanted, str(error))
-    return CheckedExport(file, live, wanted)
+    except InjectError as error:  # onnxruntime is not installed, it is no .onnx, or it lost a site
+        return live, str(error)
+    return live, ""

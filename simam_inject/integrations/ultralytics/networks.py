@@ -75,7 +75,7 @@ def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwa
     return network if isinstance(result, nn.Module) else result
 
 
-def foldable(network: nn.Module) -> nn.Module:
+def foldable(network: Any) -> Any:
     """A shallow copy of a network for `fuse()` and `is_fused()`, whose `modules()` omit the blocks that must stay.
 
     The network itself is not touched: other threads may copy it, or run it, meanwhile.
@@ -108,18 +108,16 @@ def prune_presence(network: nn.Module) -> None:
         return
     modules = dict(network.named_modules(remove_duplicate=False))
     heads = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Detect))
-    found, witnesses = (
-        [(".".join(path), what) for path, what in entries if ".".join(path) in modules or not _is_in(path, heads)]
-        for entries in (presence.holders, presence.witnesses)
-    )
-    if len(found) < len(presence.holders):
-        pruned = Presence(found, witnesses, presence.recipes, presence.example)
+
+    def is_there(path: tuple[str, ...]) -> bool:
+        return ".".join(path) in modules or not ".".join(path).startswith(heads)
+
+    holders = [(".".join(path), hook) for path, hook in presence.holders if is_there(path)]
+    witnesses = [(".".join(path), site) for path, site in presence.witnesses if is_there(path)]
+    if len(holders) < len(presence.holders):
+        pruned = Presence(holders, witnesses, presence.recipes, presence.example)
         pruned.note_containers(network)
         set_presence(network, pruned)
-
-
-def _is_in(path: tuple[str, ...], heads: tuple[str, ...]) -> bool:
-    return ".".join(path).startswith(heads)
 
 
 def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,6 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from ultralytics.engine import trainer as engine_trainer
 from ultralytics.engine.model import Model
-from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.adapters import wrap
@@ -106,26 +105,19 @@ def stamp(network: nn.Module) -> None:
 
 
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
-    if not hands_network_to_workers():
-        check_launch(trainer)
+    """Refuse a multi-GPU training whose workers would build a network without SimAM from the name of a file.
+
+    Raises:
+        ModelError: the release starts its workers so; up to 8.4.120.
+    """
+    if recorded(trainer.model) is not None and not hands_network_to_workers():
+        raise ModelError(
+            "the workers of a multi-GPU training load a file by its name in this release of ultralytics, and would "
+            "train without SimAM: upgrade ultralytics, or train on one GPU"
+        )
     return original(trainer, *args, **kwargs)
 
 
 def hands_network_to_workers() -> bool:
-    """Do the workers of a multi-GPU training get the network itself? Up to 8.4.120 they load a file by its name."""
+    """Do the workers of a multi-GPU training get the trainer's network itself?"""
     return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames
-
-
-def check_launch(trainer: Any) -> None:
-    """Refuse to start workers from a file that lacks the sites of the trainer's network.
-
-    Raises:
-        ModelError: they would train another network than the one in memory.
-    """
-    record, file = recorded(trainer.model), str(trainer.args.model)
-    stored = tasks.load_checkpoint(file)[0] if file.endswith(".pt") and Path(file).is_file() else None
-    if record is not None and (stored is None or missing_sites(stored, record)):
-        raise ModelError(
-            f"the workers of a multi-GPU training start from {file} in this release of ultralytics, and it lacks "
-            "SimAM. Save the injected model first: model.save('x.pt'); YOLO('x.pt').train(device=[0, 1], ...)"
-        )
