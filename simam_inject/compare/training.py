@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -83,42 +85,42 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     Raises:
         CompareError: The folder does not exist, no image, one class only, or train/ and val/ differ in their classes.
     """
-    root, (varied, plain) = Path(folder), make_transforms(size, augment=augment)
-    parts = [(root / part).is_dir() for part in ("train", "val")]
-    if (any(parts) and not all(parts)) or not root.is_dir():
-        missing = root / "val" if parts[0] else root / "train"
-        raise CompareError(f"no such folder: {missing}; give a folder with train/ and val/, or one of classes")
+    root = Path(folder)
+    parts = [root / "train", root / "val"]
+    if root.is_dir() and not any(part.is_dir() for part in parts):
+        parts = [root, root]
+    for part in parts:
+        if not part.is_dir():
+            raise CompareError(f"no such folder: {part}; give a folder with train/ and val/, or one of classes")
     try:
-        train = datasets.ImageFolder(root / "train" if all(parts) else root, varied)
-        val = datasets.ImageFolder(root / "val" if all(parts) else root, plain)
+        train, val = map(datasets.ImageFolder, parts, make_transforms(size, augment=augment))
     except FileNotFoundError as error:
         raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None
     if train.classes != val.classes:
         raise CompareError(f"{folder}: train/ and val/ have different classes")
     if len(train.classes) < 2:
         raise CompareError(f"{folder} has only one class, {train.classes[0]}; a classifier needs two")
-    classes: tuple[str, ...] = tuple(train.classes)
-    if not all(parts):
-        chosen = _every_fifth(train.targets)
-        train, val = Subset(train, sorted(set(range(len(train))) - set(chosen))), Subset(val, chosen)
-    if augment:
-        return Images(train, val, classes)
-    return Images(_read(train), _read(val), classes)  # they are the same every time
+    classes = tuple(train.classes)
+    if parts[0] == parts[1]:
+        train, val = _hold_out(train, val)
+    return Images(train, val, classes) if augment else Images(_read(train), _read(val), classes)
 
 
-def _every_fifth(targets: list[int]) -> list[int]:
-    places: dict[int, list[int]] = {}
-    for index, target in enumerate(targets):
-        places.setdefault(target, []).append(index)
-    chosen = [index for found in places.values() for index in found[_SPLIT - 1 :: _SPLIT]]
-    if not chosen:
+def _hold_out(train: Any, val: Any) -> tuple[Any, Any]:
+    """Every fifth image of a class for validation, the others for training."""
+    targets = np.array(train.targets)
+    held = [np.flatnonzero(targets == label)[_SPLIT - 1 :: _SPLIT] for label in range(len(train.classes))]
+    chosen = np.sort(np.concatenate(held))
+    if not len(chosen):
         raise CompareError(
             f"every class has fewer than {_SPLIT} images, too few to hold out one in {_SPLIT} for validation"
         )
-    return sorted(chosen)
+    others = np.setdiff1d(np.arange(len(targets)), chosen)
+    return Subset(train, others.tolist()), Subset(val, chosen.tolist())
 
 
 def _read(part: Any) -> TensorDataset:
+    """In memory: without augmentation, images are the same in every epoch."""
     pixels, labels = zip(*(part[index] for index in range(len(part))), strict=True)
     return TensorDataset(torch.stack(pixels), torch.tensor(labels))
 
@@ -130,17 +132,13 @@ def make_loaders(
     step = training.batch * processes
     if len(images.train) < step:
         raise CompareError(f"{len(images.train)} training images are fewer than one batch of {step}")
-    shared: dict[str, Any] = {
-        "num_workers": training.workers,
-        "pin_memory": torch.cuda.is_available(),
-        "persistent_workers": training.workers > 0,
-    }
     sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
     part = Subset(images.val, range(rank, len(images.val), processes))
-    return (
-        DataLoader(images.train, training.batch, sampler=sampler, drop_last=True, **shared),
-        DataLoader(part, training.batch, **shared),
+    workers = training.workers
+    load: Any = partial(
+        DataLoader, num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available()
     )
+    return load(images.train, training.batch, sampler=sampler, drop_last=True), load(part, training.batch)
 
 
 class Trainer:
