@@ -90,7 +90,10 @@ def _set_up(options: CompareOptions) -> Experiment:
 
 def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
     from simam_inject.compare import compare
+    from simam_inject.compare.study import import_optuna
 
+    optuna = import_optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
     return compare(
         experiment.make_model,
         options.recipe,

@@ -15,6 +15,23 @@ AGAIN_OFFSET = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """One column of the comparison."""
+
+    attention: str
+    """`plain`, `plain again`, `simam` or the name of another attention."""
+    recipe: str = ""
+    where: Any = None
+    """The recipe as it was given."""
+    e_lambda: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The name in results, e.g. `simam 0.1`."""
+        return self.attention if self.e_lambda is None else f"{self.attention} {self.e_lambda:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class Costs:
     """What one variant costs."""
 

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from simam_inject.compare.records import PLAIN, Experiment, Train
+from simam_inject.compare.records import PLAIN, Experiment, Train, Variant
 from simam_inject.compare.report import SIGN, Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
-from simam_inject.compare.variants import Variant, list_variants, run_cell
+from simam_inject.compare.variants import list_variants, run_cell
 from simam_inject.errors import CompareError
 
 Progress = Callable[[int, int, float | None], None]
@@ -81,12 +81,11 @@ def compare(
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     variants = list_variants(recipes, against, e_lambdas)
     experiment = Experiment(make_model, train, example_inputs, batches, settings or {})
-    names = [(variant.name, variant.recipe) for variant in variants]
+    written = _describe_settings(experiment, variants)
     with _storage_errors():
-        written = _describe_settings(experiment, variants)
-        study = Study(storage, written, names, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
+        study = Study(storage, written, variants, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
         with study.heartbeat():
-            _work(study, experiment, dict(zip(names, variants, strict=True)), budget, progress)
+            _work(study, experiment, budget, progress)
         return study.comparison()
 
 
@@ -111,13 +110,7 @@ def _storage_errors() -> Iterator[None]:
         ) from error
 
 
-def _work(
-    study: Study,
-    experiment: Experiment,
-    variants: dict[tuple[str, str], Variant],
-    budget: float | None,
-    progress: Progress,
-) -> None:
+def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> None:
     """Run cells until none is left, or the budget is used up."""
     started, lengths = time.monotonic(), list[float]()
     while True:
@@ -128,7 +121,7 @@ def _work(
         if claim is None:
             return
         try:
-            cell = run_cell(experiment, variants[claim.variant, claim.recipe], claim.seed)
+            cell = run_cell(experiment, claim.variant, claim.seed)
         except BaseException:  # stopped by the user, or the disk is full
             study.release(claim)
             raise

@@ -27,7 +27,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter
 
-from simam_inject.compare.records import Cell
+from simam_inject.compare.records import Cell, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.errors import CompareError, describe_exception
 
@@ -111,8 +111,7 @@ class Claim:
     """A cell that this worker runs, and its trial."""
 
     trial: optuna.Trial
-    variant: str
-    recipe: str
+    variant: Variant
     seed: int
 
 
@@ -126,7 +125,7 @@ class Study:
         self,
         storage: Any,
         settings: dict[str, Any],
-        variants: Sequence[tuple[str, str]],
+        variants: Sequence[Variant],
         seeds: int,
         *,
         name: str = NAME,
@@ -135,15 +134,8 @@ class Study:
     ) -> None:
         """Begin the study, or continue the one with these settings.
 
-        Args:
-            storage: As for `open_storage`.
-            settings: What a result depends on.
-            variants: Name and recipe of each.
-            seeds: Runs of each variant; or as many as an earlier call asked for, if that is more. How often the number
-                was raised after there were results is recorded: it is the number of looks.
-            name: Name of the study in the storage.
-            resolve: A difference of interest, for the report.
-            retry_stale: Repeat the cells of workers on other machines that have no heartbeat.
+        It has so many seeds, or as many as an earlier call asked for, if that is more. How often the number was raised
+        after there were results is recorded: it is the number of looks.
 
         Raises:
             CompareError: The storage cannot be opened, or holds a study of that name with other settings.
@@ -158,7 +150,8 @@ class Study:
         )
         self._retry_stale, self.worker = retry_stale, f"{platform.node()}:{os.getpid()}:{uuid4().hex}"
         attributes = self._study.user_attrs
-        settings = json.loads(json.dumps({**settings, "variants": variants}))
+        names = [(variant.name, variant.recipe) for variant in variants]
+        settings = json.loads(json.dumps({**settings, "variants": names}))
         if "settings" in attributes:
             _check_same(attributes["settings"], settings, name)
         else:
@@ -172,7 +165,8 @@ class Study:
             self._study.set_user_attr("planned", planned)
             self._study.set_user_attr("cells", seeds * len(variants))
         # Seed by seed, so that a study that is stopped is balanced.
-        self._cells = [json.dumps([*variant, seed]) for seed in range(planned[-1]) for variant in variants]
+        cells = [(variant, seed) for seed in range(planned[-1]) for variant in variants]
+        self._cells = {json.dumps([variant.name, variant.recipe, seed]): (variant, seed) for variant, seed in cells}
 
     def _trials(self, *states: str) -> list[FrozenTrial]:
         wanted = tuple(self._optuna.trial.TrialState[state] for state in states)
@@ -193,7 +187,7 @@ class Study:
             trial = self._optuna.Trial(self._study, self._storage.create_new_trial(study_id, running))
             same = (other for other in self._trials(*_OWNERS) if other.user_attrs.get("cell") == cell)
             if all(other.number >= trial.number for other in same):
-                return Claim(trial, *json.loads(cell))
+                return Claim(trial, *self._cells[cell])
             self._end(trial.number, "PRUNED")  # another worker claimed it at the same time
 
     def finish(self, claim: Claim, cell: Cell) -> None:

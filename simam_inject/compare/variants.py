@@ -10,7 +10,6 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,27 +20,10 @@ from torch.optim.swa_utils import update_bn
 from simam_inject import inject
 from simam_inject.bench.measuring import Quartiles, bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
-from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report
+from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
 from simam_inject.errors import CompareError, InjectError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """One column of the comparison."""
-
-    attention: str
-    """`plain`, `plain again`, `simam` or a name of `PEERS`."""
-    recipe: str = ""
-    where: Any = None
-    """The recipe as it was given."""
-    e_lambda: float | None = None
-
-    @property
-    def name(self) -> str:
-        """The name in results, e.g. `simam 0.1`."""
-        return self.attention if self.e_lambda is None else f"{self.attention} {self.e_lambda:g}"
 
 
 def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Sequence[float]) -> list[Variant]:

@@ -15,12 +15,12 @@ import optuna
 import pytest
 
 from simam_inject.compare import compare, load_comparison, study
-from simam_inject.compare.records import Cell, Report
+from simam_inject.compare.records import Cell, Report, Variant
 from simam_inject.compare.study import Study
 from simam_inject.errors import CompareError
 from tests.compare.networks import make_model, noisy
 
-PLAIN, SIMAM = ("plain", ""), ("simam", "paper")
+PLAIN, SIMAM = Variant("plain"), Variant("simam", "paper")
 POSTGRESQL = os.environ.get("SIMAM_INJECT_POSTGRESQL")
 
 
@@ -40,7 +40,7 @@ def elsewhere(queue, machine="elsewhere:1"):
 
 
 def cell(claim, value=1.0):
-    return Cell(claim.variant, claim.recipe, claim.seed, value)
+    return Cell(claim.variant.name, claim.variant.recipe, claim.seed, value)
 
 
 def keys(comparison):
@@ -52,7 +52,7 @@ def test_cells_come_seed_by_seed_and_each_once(file):
     taken = []
     with queue.heartbeat():
         while claim := queue.take():
-            taken.append((claim.seed, claim.variant))
+            taken.append((claim.seed, claim.variant.name))
             queue.finish(claim, cell(claim))
     assert taken == [(seed, name) for seed in range(3) for name in ("plain", "simam")]
     assert queue.counts() == (6, 6)
@@ -65,7 +65,7 @@ def test_two_workers_that_claim_at_the_same_time_run_no_cell_twice(file, monkeyp
         seen, looks = second._trials, iter([[], []])  # the second looked before the first had claimed anything
         monkeypatch.setattr(second, "_trials", lambda *states: next(looks, None) or seen(*states))
         other = second.take()
-        assert [held.variant, other.variant] == ["plain", "simam"]
+        assert [held.variant, other.variant] == [PLAIN, SIMAM]
         assert first.take() is second.take() is None
         for queue, claim in ((first, held), (second, other)):
             queue.finish(claim, cell(claim))
