@@ -141,46 +141,39 @@ def make_loaders(
     return load(images.train, training.batch, sampler=sampler, drop_last=True), load(part, training.batch)
 
 
+@dataclass(eq=False)
 class Trainer:
     """The state of one run, and one epoch of it."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        loader: DataLoader[Any],
-        training: Training,
-        device: torch.device,
-        seed: int = 0,
-        *,
-        wrapped: nn.Module | None = None,
-        processes: int = 1,
-    ) -> None:
-        """Take over a network that is on the device already.
+    network: nn.Module
+    """Trained in place; on the device already."""
+    loader: DataLoader[Any]
+    """Training images, from `make_loaders`."""
+    training: Training
+    device: torch.device
+    seed: int = 0
+    """Of everything that is random but the order of the images."""
+    wrapped: nn.Module | None = None
+    """What runs instead of the network, such as its `DistributedDataParallel`."""
+    processes: int = 1
+    """Number of processes that train together."""
 
-        Args:
-            network: Trained in place.
-            loader: Of the training images, by `make_loaders`.
-            training: How long and how.
-            device: Where the network is.
-            seed: Of everything that is random but the order of the images.
-            wrapped: What is run in the network's stead, such as its `DistributedDataParallel`.
-            processes: How many train together.
-        """
-        self.network, self.loader, self.training, self.device, self.seed = network, loader, training, device, seed
+    def __post_init__(self) -> None:
+        network, training = self.network, self.training
+        self.epoch = 0
         self.ema = None
         if training.ema:
             average: Any = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-        self.steps = min(len(loader), training.steps or len(loader))
-        rate = training.rate * training.batch * processes / 256
+        self.steps = min(len(self.loader), training.steps or len(self.loader))
+        rate = training.rate * training.batch * self.processes / 256
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": training.decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=training.smoothing)
-        self.epoch = 0
-        runnable: Any = network if wrapped is None else wrapped
+        runnable: Any = network if self.wrapped is None else self.wrapped
         self.runnable = torch.compile(runnable) if training.compile else runnable
 
     def _rate_at(self, step: int) -> float:
@@ -242,15 +235,13 @@ class Trainer:
 
 
 def fit(network: nn.Module, images: Images, training: Training, device: str, seed: int, report: Report) -> float:
-    """Train in this process; percent of right answers at the end, by the last weights or their average.
+    """Train a network in place, in this process.
 
-    Args:
-        network: Trained in place.
-        images: As `open_folder` gives them.
-        training: How long and how.
-        device: Where, e.g. `cuda`.
-        seed: Of the data order and of everything else that is random.
-        report: Is given the validation accuracy after each epoch, and the right answers of the last.
+    `seed` sets the data order and everything else that is random. `report` receives the validation accuracy after each
+    epoch, and which images are right after the last.
+
+    Returns:
+        Percent of right answers at the end, of the last weights or their average; NaN if the loss is not finite.
     """
     loader, val_loader = make_loaders(images, training, seed)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

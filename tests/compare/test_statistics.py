@@ -49,8 +49,8 @@ def test_p_and_interval_are_scipys():
     )
 
 
-def test_holm_by_hand():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+def test_holm_by_hand_leaves_out_what_was_not_tested():
+    assert holm([0.04, math.nan, 0.01, 0.03], looks=2) == pytest.approx([0.12, math.nan, 0.06, 0.12], nan_ok=True)
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([]) == []
 
