@@ -104,7 +104,7 @@ def _load_checkpoint(built: ZooModel, file: Path) -> ZooModel:
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     """Strict loading, with one message for everything that does not fit."""
     from simam_inject.adapters import network_of
-    from simam_inject.persist.loading import UNFIT, differences, listed
+    from simam_inject.persist.files import UNFIT, differences, listed
 
     network = network_of(built.model)
     file_state, own_state = (
