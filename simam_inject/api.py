@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh, remember
+from simam_inject.adapters import network_of, update
 from simam_inject.dataflow.example import Example, example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
@@ -171,7 +171,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 def eject(model: ModelT) -> ModelT:
     """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
     detach(network_of(model))
-    adapter_of(model).forget(model)
+    update(model)
     return model
 
 
@@ -188,12 +188,12 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
         >>> torch.equal(plain, eject(model)(x))
         True
     """
-    refresh(model)
+    update(model)
     try:
         with bypassed(network_of(model)):
             yield model
     finally:
-        refresh(model)
+        update(model)
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
@@ -252,7 +252,7 @@ def _plan(
             raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
-        remember(model)
+        update(model)
         return model
 
     return Plan(recipe, tuple(decision.insertions), tuple(decision.skips), flow, present, apply)
@@ -288,10 +288,7 @@ def _apply(
 def _go_back(model: nn.Module, restore: Callable[[], None]) -> None:
     """Undo `apply`."""
     restore()
-    if any(attended_in(network_of(model))):
-        remember(model)
-    else:
-        adapter_of(model).forget(model)
+    update(model)
 
 
 def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
