@@ -7,7 +7,7 @@ the source is wrapped. Where there is no source, a hook attends it as in the exa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -20,7 +20,6 @@ from simam_inject.planning.records import Edit, Input, Output, Rewritten
 from simam_inject.source import Expression, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
-_FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,7 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     if value is None:
         return "its value could not be recorded in the example forward"
     found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
-    if isinstance(found, str):
-        return found
-    note = "; ".join(filter(None, [found.note, _note(flow, found.edit)]))
-    return Resolved(found.edit, found.expression, note, _witness(flow, value, found.edit))
+    return found if isinstance(found, str) else replace(found, witness=_witness(flow, value, found.edit))
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
@@ -245,21 +241,6 @@ def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
     if frame is None or frame.path == edit.module:
         return None
     return frame.path if isinstance(frame.module, NORMS) else None
-
-
-def _note(flow: Dataflow, edit: Edit) -> str:
-    """What folding weights will make impossible."""
-    path = edit.module.rpartition(".")[0] if isinstance(edit, Output) else edit.module
-    while path:
-        module = flow.recording.modules[path]
-        fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)
-        if fold is not None and not isinstance(module, CONTAINERS):
-            return (
-                f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
-                "survives it"
-            )
-        path = path.rpartition(".")[0]
-    return ""
 
 
 def _nearest(flow: Dataflow, site: Site) -> str:
