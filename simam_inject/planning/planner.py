@@ -42,8 +42,8 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     Raises:
         NoMatchError: a rule that is not optional matches no site that can be attended, or excludes what is not there.
     """
-    decision, fulfilled = Decision(), set()
-    decision.skips += [*matches.misses, *_other_calls(recipe, flow, matches.hits)]
+    decision = Decision(skips=[*matches.misses, *_other_calls(recipe, flow, matches.hits)])
+    fulfilled = set()
     there = _present_by_value(flow, present)
     together = _calls_of_one_module(flow, matches.hits)
     names = {one.module for one in present}
@@ -64,12 +64,17 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
             fulfilled.add(hit.rule)
         if reason is not None:
             decision.skips.append(Skip(hit.path, reason, hit.rule, hit=True))
+    _check_rules(recipe, flow, decision.skips, fulfilled)
+    return decision
+
+
+def _check_rules(recipe: Recipe, flow: Dataflow, skips: Sequence[Skip], fulfilled: set[int]) -> None:
+    """Refuse a rule, or an `exclude`, without any effect."""
     for index, rule in enumerate(recipe.rules):
         if index not in fulfilled and not rule.optional:
-            raise NoMatchError(_explain_nothing(recipe, index, flow, decision.skips))
+            raise NoMatchError(_explain_nothing(recipe, index, flow, skips))
     if idle := idle_exclude(recipe, flow.anatomy):
         raise NoMatchError(idle)
-    return decision
 
 
 # Calls of one module: `head`, `head[2]`, `head[3]` for a head that is shared by the levels of a pyramid
