@@ -22,7 +22,7 @@ from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.export.gates import Artefact, Gate, find_gates
+from simam_inject.export.gates import Artefact, Gate
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
 from simam_inject.verification import bypassed
 from simam_inject.verification.outputs import relative_distance, tensors_of
@@ -69,10 +69,9 @@ def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple
         LostSiteError: one is not there, does not reach the output, or has another lambda.
     """
     known = {site.module: site for site in expected}
-    gates = find_gates(artefact.graph)
     missing = {site.module: site.runs for site in expected}
     by_structure = set()
-    live = [gate for gate in gates if gate.is_live]
+    live = [gate for gate in artefact.gates if gate.is_live]
     for gate in sorted(live, key=lambda gate: gate.module not in known):  # those with names first
         fitting = [site for site in expected if missing[site.module] > 0 and _has_lambda(gate, site)]
         site = known[gate.module] if gate.module in known else next(iter(fitting), None)
@@ -87,7 +86,7 @@ def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple
             by_structure.add(site.module)
     lost = [site for site in expected if missing[site.module] > 0]
     if lost:
-        unused = {gate.module for gate in gates if not gate.is_live}
+        unused = {gate.module for gate in artefact.gates if not gate.is_live}
         paths = [site.path + " (computed, but its output is never used)" * (site.module in unused) for site in lost]
         raise LostSiteError(
             f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(paths)}. "

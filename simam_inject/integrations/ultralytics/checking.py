@@ -15,7 +15,6 @@ from torch import nn
 
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import FileError, InjectError
-from simam_inject.export.gates import find_gates
 from simam_inject.export.proving import count_sites, expected_sites, relative_difference
 from simam_inject.export.records import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded
@@ -162,7 +161,7 @@ def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> Checke
     example = Example((torch.rand(size, generator=torch.Generator().manual_seed(0)),), {})
     expected = tuple(site for site in expected_sites(network, example) if site.runs)
     wanted = sum(site.runs for site in expected)
-    live = min(wanted, sum(gate.is_live for gate in find_gates(artefact.graph)))
+    live = min(wanted, sum(gate.is_live for gate in artefact.gates))
     difference, effect = _differences(artefact, network, example)
     fault = ""
     try:
