@@ -198,7 +198,7 @@ def _prove(
     artefact = read(path)
     allowed = tolerance_for(example) if tolerance is None else tolerance
     with as_exported(model) as twin:
-        sites = count_sites(artefact, expected_sites(twin, example))
+        sites = count_sites(artefact.gates, expected_sites(twin, example))
         examples = [example, other_example(twin, example, varying)] if varying else [example]
         comparisons = tuple(compare(twin, artefact, given, allowed, complete=complete) for given in examples)
     return ExportReport(path, path.suffix[1:], sites, comparisons, allowed, varying)

@@ -56,8 +56,6 @@ class Artefact:
     """Every SimAM in its graph, in order."""
     run: Callable[[Example], list[Tensor]]
     """Every tensor that the exported program returns, on the CPU or where the program keeps its weights."""
-    size: tuple[int | str, ...] = ()
-    """Of the first input, with names for the lengths that are open; of ONNX files only."""
 
 
 def find_gates(operations: Sequence[Operation], results: Iterable[str]) -> tuple[Gate, ...]:

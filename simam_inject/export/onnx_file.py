@@ -48,7 +48,7 @@ def read(path: Path) -> Artefact:
         feed = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in given.items()}
         return [torch.from_numpy(np.array(result)) for result in session.run(None, feed)]
 
-    return Artefact(_gates_of(model), run, tuple(session.get_inputs()[0].shape))
+    return Artefact(_gates_of(model), run)
 
 
 def _gates_of(model: onnx.ModelProto) -> tuple[Gate, ...]:

@@ -62,7 +62,7 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
     )
 
 
-def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
+def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
     """The expected sites with how each was found in the file's graph: by name, else by the formula and its lambda.
 
     Raises:
@@ -71,7 +71,7 @@ def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple
     known = {site.module: site for site in expected}
     missing = {site.module: site.runs for site in expected}
     by_structure = set()
-    live = [gate for gate in artefact.gates if gate.is_live]
+    live = [gate for gate in gates if gate.is_live]
     for gate in sorted(live, key=lambda gate: gate.module not in known):  # those with names first
         fitting = [site for site in expected if missing[site.module] > 0 and _has_lambda(gate, site)]
         site = known[gate.module] if gate.module in known else next(iter(fitting), None)
@@ -86,7 +86,7 @@ def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple
             by_structure.add(site.module)
     lost = [site for site in expected if missing[site.module] > 0]
     if lost:
-        unused = {gate.module for gate in artefact.gates if not gate.is_live}
+        unused = {gate.module for gate in gates if not gate.is_live}
         paths = [site.path + " (computed, but its output is never used)" * (site.module in unused) for site in lost]
         raise LostSiteError(
             f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(paths)}. "
@@ -130,7 +130,7 @@ def compare(
     found, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (theirs, ours))
     if found != wanted:
         raise LostSiteError(f"the outputs of the file have the shapes {found}, those of the model {wanted}")
-    difference, effect = relative_difference(theirs, ours), relative_difference(plain, ours)
+    difference, effect = _relative_difference(theirs, ours), _relative_difference(plain, ours)
     if not difference <= tolerance:  # NaN too
         raise LostSiteError(
             f"the file's output differs from eager mode on an input of {shown}: {difference:.3g} relative, "
@@ -144,10 +144,7 @@ def tolerance_for(example: Example) -> float:
     return max((TOLERANCES[tensor.dtype] for tensor in example.tensors if tensor.dtype in TOLERANCES), default=1e-4)
 
 
-def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """Largest |one - other| over largest |other|, the worst of all outputs, which have the same shapes in both.
-
-    NaN where one of the two is not finite and the other is.
-    """
+def _relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """The worst of all outputs; NaN where one of the two is not finite and the other is."""
     found = relative_distance(*([tensor.double().cpu() for tensor in tensors] for tensors in (one, other)))
     return math.nan if isinstance(found, str) else found
