@@ -103,11 +103,9 @@ def _checkup_lines(checkup: Checkup) -> Iterator[RenderableType]:
         rows.append((site.path, f"{site.e_lambda:g}", planned, present, str(site.runs), str(site.runs_fused)))
     yield Table(("site", "e_lambda", "planned", "present", "runs", "runs fused"), rows)
     yield f"{sum(site.is_live for site in checkup.sites)} of {len(checkup.sites)} sites are live"
-    for export in checkup.exports:
-        line = f"{export.path.name}: {export.live} of {export.wanted} sites are in its graph"
-        if export.difference is not None:
-            line += f"; output {export.difference:.1e} from the network's, {export.effect:.1e} without SimAM"
-        yield line
+    if checkup.exported is not None:
+        wanted = sum(site.runs_fused for site in checkup.sites)
+        yield f"{checkup.path.stem}.onnx: {checkup.exported} of {wanted} sites are in its graph"
     yield from (f"wrong: {fault}" for fault in checkup.faults)
     if not checkup.sites or any(not site.present for site in checkup.sites):
         yield "to add SimAM: inject(YOLO(...), recipe), then train; see docs/yolo.md"

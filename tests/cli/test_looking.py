@@ -212,7 +212,7 @@ MISTAKES = [
     ("weights.pt --after block", "give the model and add --weights weights.pt"),
     ("sites weights.safetensors", "give the model and add --weights weights.safetensors"),
     ("sites net.onnx", "is an exported graph"),
-    ("sites nets.py", "It defines Net, Deep, Broken, make_wrapped,"),
+    ("sites nets.py", "Net, Deep, Broken, make_wrapped,"),
     ("nets.py --after block", "Write nets.py:make_noisy."),
     ("sites none.py", "none.py"),
 ]
