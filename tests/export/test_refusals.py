@@ -63,6 +63,15 @@ def test_a_model_that_no_exporter_takes(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_weights_that_torch_puts_beside_an_onnx_file(tmp_path, monkeypatch):
+    from torch.onnx._internal.exporter import _onnx_program
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 10)
+    with pytest.raises(ExportError, match=r"too large for one ONNX file \(torch wrote net.onnx.data"):
+        export(attended(), tmp_path / "net.onnx", example_inputs=image())
+    assert list(tmp_path.iterdir()) == []
+
+
 class Rigid(Network):
     """Takes one size only."""
 
