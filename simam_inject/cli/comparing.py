@@ -12,7 +12,7 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.parsing import parse_number
 from simam_inject.cli.program import MAIN_JOB, MainJobGroup, Report, Step, add_command, show_error
-from simam_inject.zoo.yolo import is_yolo_name
+from simam_inject.zoo.names import is_yolo_name
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison

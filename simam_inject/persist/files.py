@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
-from simam_inject.adapters import network_of, refresh, remember
+from simam_inject.adapters import network_of, update
 from simam_inject.editing.attach import detach
 from simam_inject.errors import FileError, ModelError, shortened
 from simam_inject.modules import check_injectable, unwrapped
@@ -110,9 +110,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
-    if manifest.sites:
-        remember(model)
-    refresh(model)
+    update(model)
     return model
 
 
