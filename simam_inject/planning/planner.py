@@ -21,7 +21,7 @@ from simam_inject.matching import (
 )
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
-from simam_inject.planning.records import PRESENT, Edit, Insertion, Output, Rewritten
+from simam_inject.planning.records import PRESENT, Edit, Input, Insertion, Output, Rewritten
 from simam_inject.recipe import Recipe
 
 
@@ -140,7 +140,7 @@ def _present_by_value(flow: Dataflow, present: Sequence[Insertion]) -> defaultdi
 def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
     """The reason of a hit whose value has SimAM already, for all readers or for the same one."""
     for one in present:
-        if hit.reader is None or one.reader is None or hit.reader == one.reader:
+        if hit.reader is None or not isinstance(one.edit, Input) or one.reader in (None, hit.reader):
             wanted = f"with e_lambda {one.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
             return PRESENT if one.e_lambda == hit.e_lambda else f"{PRESENT}, {wanted}"
     return None
