@@ -5,7 +5,7 @@ from torch import nn
 
 from simam_inject.errors import ModelError
 from simam_inject.zoo import build
-from simam_inject.zoo.names import find_nearest, list_ultralytics
+from simam_inject.zoo.names import list_ultralytics
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
             "yolov8nn.pt",
             "no such file: yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
         ),
+        ("qqqqqqqq", "no library has a model 'qqqqqqqq'. A model is named NAME, torchvision:NAME, timm:NAME,"),
         ("", "The model has no name."),
         ("net.py", "no such file: net.py."),
         ("mine.yaml", "ultralytics has no model 'mine'."),
@@ -82,29 +83,6 @@ def test_unknown_name_says_what_is_near(name, sentence):
     with pytest.raises(ModelError) as caught:
         build(name)
     assert str(caught.value).startswith(sentence)
-
-
-def test_unknown_name_says_how_models_are_named():
-    with pytest.raises(ModelError, match=r"FILE\.py:FACTORY"):
-        build("qqqqqqqq")
-
-
-def test_nothing_near_is_not_suggested():
-    with pytest.raises(ModelError) as caught:
-        build("qqqqqqqq")
-    assert "Did you mean" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "candidates", "expected"),
-    [
-        ("Resnet50", ["resnet50", "timm:resnet50"], ("resnet50", "timm:resnet50")),
-        ("resnet50", ["vgg16"], ()),
-        ("", ["vgg16"], ()),
-    ],
-)
-def test_nearest_names(name, candidates, expected):
-    assert find_nearest(name, candidates) == expected
 
 
 def test_too_few_classes_are_refused():
