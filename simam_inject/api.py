@@ -17,8 +17,7 @@ from simam_inject.dataflow.example import Example, example_like, example_of, sha
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import Attended, attach, attended_in, detach
-from simam_inject.editing.checking import SiteRecord
+from simam_inject.editing.attach import attach, attended_in, detach, restorer
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
@@ -104,7 +103,7 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
     network = network_of(model)
-    before = _contents(network)
+    restore = restorer(network)
     marks = tensor_marks(network)
     planned.apply()
     if not verify:
@@ -119,11 +118,11 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
             recorded={path for path, count in recording.calls.items() if count},
         )
     except BaseException as error:
-        _go_back(model, before)
+        _go_back(model, restore)
         error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
     if not found.ok:
-        _go_back(model, before)
+        _go_back(model, restore)
         failed = [check for check in found.checks if check.ok is False]
         kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
         details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
@@ -256,8 +255,7 @@ def _plan(
         update(model)
         return model
 
-    insertions = tuple(one.insertion for one in decision.planned)
-    return Plan(recipe, insertions, tuple(decision.skips), flow, present, tuple(decision.planned), apply)
+    return Plan(recipe, tuple(decision.insertions), tuple(decision.skips), flow, present, apply)
 
 
 def _own_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -275,31 +273,21 @@ def _apply(
         raise ModelError(
             "the model already has attention at its sites; call eject(model) before injecting other modules"
         )
-    sites = [entry.site for entry in there]
-    settings = [(entry.insertion.strength, entry.insertion.gain) for entry in there]
-    for one in planned.planned:
-        sites.append(record_of(one.insertion, one.witness, one.expression))
-        settings.append((float(strength), 1.0))
-    recipes = [*(presence.recipes if presence is not None else []), planned.recipe.to_dict()]
-    example = shapes_of(flow.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings, factory=attention, keep=True)
+    sites = [*(entry.site for entry in there), *map(record_of, planned.insertions)]
+    attach(
+        network,
+        sites,
+        recipes=[*(presence.recipes if presence is not None else []), planned.recipe.to_dict()],
+        example=shapes_of(flow.example),
+        settings=[(float(strength), 1.0)] * len(sites),
+        factory=attention,
+        keep=True,
+    )
 
 
-def _contents(network: nn.Module) -> tuple[list[Attended], list[tuple[float, float]], Any]:
-    there = list(attended_in(network))
-    return there, [(entry.insertion.strength, entry.insertion.gain) for entry in there], presence_of(network)
-
-
-def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, float]], Any]) -> None:
+def _go_back(model: nn.Module, restore: Callable[[], None]) -> None:
     """Undo `apply`."""
-    there, settings, presence = before
-    network = network_of(model)
-    if not there:
-        eject(model)
-        return
-    sites: list[SiteRecord] = [entry.site for entry in there]
-    recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings, keep=True)
+    restore()
     update(model)
 
 

@@ -9,14 +9,14 @@ from torch import nn
 
 from simam_inject.editing.checking import SiteRecord
 from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
+from simam_inject.source import Expression
 
-_SHARED = {field.name for field in fields(Insertion)} & set(SiteRecord.__annotations__) - {"edit", "shape"}
+_SHARED = {field.name for field in fields(Insertion)} & set(SiteRecord.__annotations__) - {
+    "edit",
+    "shape",
+    "expression",
+}
 """Fields that an insertion and its record have in common."""
-
-
-def holder_of(edit: Edit) -> str:
-    """Path of the module that holds the SimAM."""
-    return edit.owner if isinstance(edit, Rewritten) else edit.module
 
 
 def write_edit(edit: Edit) -> dict[str, Any]:
@@ -66,20 +66,21 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:
         attention: the module at the site, for what is set on it now.
     """
     shared = {name: value for name, value in site.items() if name in _SHARED}
-    edit = read_edit(site["edit"])
+    edit, where = read_edit(site["edit"]), site["expression"]
     return Insertion(
         **cast(dict[str, Any], shared),
         edit=edit,
         shape=tuple(site["shape"]),
-        module=f"{holder_of(edit)}.{site['child']}".lstrip("."),
+        module=f"{edit.module}.{site['child']}".lstrip("."),
         strength=getattr(attention, "strength", 1.0),
         gain=getattr(attention, "gain", 1.0),
+        expression=None if where is None else Expression(where["method"], where["digest"], tuple(where["span"])),
     )
 
 
-def record_of(insertion: Insertion, witness: str | None, expression: dict[str, Any] | None) -> SiteRecord:
+def record_of(insertion: Insertion) -> SiteRecord:
     """The site as the hook that runs it keeps it."""
-    own = {name: getattr(insertion, name) for name in _SHARED}
+    own = {name: getattr(insertion, name) for name in _SHARED} | {"shape": list(insertion.shape)}
     own |= {"child": insertion.module.rpartition(".")[2], "edit": write_edit(insertion.edit)}
-    own |= {"shape": list(insertion.shape), "witness": witness, "expression": expression}
-    return cast(SiteRecord, own)
+    where = insertion.expression
+    return cast(SiteRecord, own | {"expression": None if where is None else asdict(where)})

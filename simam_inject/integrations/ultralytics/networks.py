@@ -26,9 +26,9 @@ from simam_inject.adapters import update, wrap
 from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.hooks import input_hook, output_hook
+from simam_inject.editing.hooks import hooks_on
 from simam_inject.editing.presence import Presence, presence_of, set_presence
-from simam_inject.editing.rewrite import rewritten_methods
+from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.integrations.ultralytics.record import missing_sites, read, recorded
 from simam_inject.persist.record import Record
 
@@ -96,9 +96,7 @@ def must_stay(module: nn.Module) -> bool:
     if not isinstance(module, (Conv, ConvTranspose, RepConv, RepVGGDW)):
         return False
     inner = [part for name, child in module.named_children() if name != "act" for part in child.modules()]
-    return bool(rewritten_methods(module)) or any(
-        output_hook(part) or input_hook(part) or rewritten_methods(part) for part in inner
-    )
+    return any(map(hooks_on, inner)) or any(isinstance(hook, RewrittenMethod) for hook in hooks_on(module))
 
 
 def prune_presence(network: nn.Module) -> None:
@@ -112,12 +110,10 @@ def prune_presence(network: nn.Module) -> None:
     def is_there(path: tuple[str, ...]) -> bool:
         return ".".join(path) in modules or not ".".join(path).startswith(heads)
 
-    holders = [(".".join(path), hook) for path, hook in presence.holders if is_there(path)]
-    witnesses = [(".".join(path), site) for path, site in presence.witnesses if is_there(path)]
+    holders = [holder for holder in presence.holders if is_there(holder[0])]
+    witnesses = [witness for witness in presence.witnesses if is_there(witness[0])]
     if len(holders) < len(presence.holders):
-        pruned = Presence(holders, witnesses, presence.recipes, presence.example)
-        pruned.note_containers(network)
-        set_presence(network, pruned)
+        set_presence(network, Presence(holders, witnesses, presence.recipes, presence.example))
 
 
 def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
