@@ -117,6 +117,8 @@ def test_a_model_file_of_ones_own(project):
     built = build("mine.yaml")
     assert (built.source, built.input_shapes) == ("ultralytics", ((1, 3, 640, 640),))
     assert [type(layer).__name__ for layer in built.model.model.model] == ["Conv", "Conv", "C2f", "Detect"]
+    (project / "mine.yaml").write_text(f"{MODEL_FILE}simam: after c2f")
+    assert build("mine.yaml").source == "ultralytics"
     assert build("yolov8n.yaml").model.model.yaml["scale"] == "n"
 
 
@@ -126,7 +128,7 @@ def test_a_model_file_of_ones_own(project):
         ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: give the model and add --recipe"),
         (MODEL_FILE.replace("C2f", "SimAM"), "mine.yaml contains SimAM, which ultralytics does not have: convert"),
         ("a: 1", "ultralytics:mine.yaml: cannot build the model: "),
-        ("{", "ultralytics:mine.yaml: cannot build the model: "),
+        ("{", "mine.yaml cannot be read as YAML: "),
     ],
 )
 def test_a_yaml_of_something_else(content, sentence, project):
