@@ -115,6 +115,9 @@ def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Compar
 
 def _work_together(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
     """Run cells here and in processes of their own; what a process that died left is run here."""
+    from simam_inject.compare.study import open_storage
+
+    open_storage(options.study)  # creates the tables of a new database, which several processes cannot do at once
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "simam_inject", *sys.argv[1:], "--workers", "1"]
     others = [
