@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import MapOptions
 from simam_inject.cli.preparing import Prepared, images_in, make_plan, prepare
 from simam_inject.cli.program import Report, Step
-from simam_inject.errors import InjectError, ModelError, NoMatchError
+from simam_inject.errors import InjectError, ModelError, NoMatchError, shortened
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from simam_inject.pictures import Photograph
@@ -46,16 +47,10 @@ def maps(options: MapOptions, step: Step) -> Report:
 def _attended(options: MapOptions, step: Step) -> Prepared:
     """The model with SimAM in it: put in by the options, or there already."""
     if options.recipe or options.selectors:
-        planned = make_plan(options, step, steps=4)
-        planned.check_effect()
-        planned.apply(options.strength)
-        return planned
-    prepared = prepare(options, step, steps=3)
-    from simam_inject.api import injected
-
-    if not injected(prepared.built.model):
-        raise ModelError(f"{options.model} has no SimAM: add --recipe NAME or --after BLOCK")
-    return prepared
+        prepared, plan = make_plan(options, step, steps=4)
+        prepared.apply(plan, options.strength)
+        return prepared
+    return prepare(options, step, steps=3)
 
 
 def _chosen(prepared: Prepared, globs: list[str] | None) -> set[str]:
@@ -64,11 +59,13 @@ def _chosen(prepared: Prepared, globs: list[str] | None) -> set[str]:
     from simam_inject.recipe.names import Glob
 
     sites = injected(prepared.built.model)
+    if not sites:
+        raise ModelError(f"{prepared.built.name} has no SimAM: add --recipe NAME or --after BLOCK")
     if not globs:
         return set({site.reduction: site.path for site in sites}.values())
     chosen = {site.path for site in sites for text in globs if Glob(text).covers(site.path)}
     if not chosen:
-        known = ", ".join(site.path for site in sites[:4]) + (", ..." if len(sites) > 4 else "")
+        known = shortened([site.path for site in sites])
         raise NoMatchError(f"no site matches --site {' '.join(globs)}; SimAM is at {known}")
     return chosen
 

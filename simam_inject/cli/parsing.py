@@ -74,9 +74,9 @@ def writable(*suffixes: str) -> Callable[[str], Path]:
         if not path.parent.is_dir():
             raise typer.BadParameter(f"no such folder: {str(path.parent)!r}")
         if path.is_dir():
-            raise typer.BadParameter(f"{str(path)!r} is a folder")
+            raise typer.BadParameter(f"{text!r} is a folder")
         if suffixes and path.suffix not in suffixes:
-            raise typer.BadParameter(f"found {str(path)!r}; the file must end in {', '.join(suffixes)}")
+            raise typer.BadParameter(f"found {text!r}; the file must end in {', '.join(suffixes)}")
         return path
 
     return parse

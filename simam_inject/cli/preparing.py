@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import random
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from simam_inject import Plan
-    from simam_inject.dataflow.records import Anatomy
     from simam_inject.pictures import Photograph
     from simam_inject.recipe import Recipe
 
@@ -40,13 +38,26 @@ class Prepared:
     size: Size | None
     """`--input-size`, as given."""
 
-    @property
-    def inputs_code(self) -> str:
-        """The example inputs as Python, where a call must pass them; empty where the model's own size was used."""
-        if self.inputs is None:
-            return ""
-        code = _as_code(self.inputs[0] if len(self.inputs) == 1 else self.inputs)
-        return "" if code == "torch.rand(1, 3, 224, 224)" else code
+    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function such as `plan` finds in the model on its example inputs."""
+        try:
+            return function(self.built.model, *arguments, example_inputs=self.inputs)
+        except ModelError as error:
+            if self.size is None or len(self.size) != 2:
+                raise
+            raise ModelError(
+                f"{error}\n--input-size {self.size} is channels x length; an image is channels x height x width: "
+                f"3x{self.size}"
+            ) from error
+
+    def apply(self, plan: Plan, strength: float) -> Any:
+        """The model, with the plan carried out."""
+        from simam_inject.warmup import set_strength
+
+        plan.apply()
+        if strength != 1.0:
+            set_strength(self.built.model, strength)
+        return self.built.model
 
     def photograph(self, path: Path) -> Photograph:
         """A photograph as the model takes it.
@@ -66,54 +77,6 @@ class Prepared:
             raise ModelError(f"{built.name} does not take batches of images of one size")
         letterbox = built.source == "ultralytics" and getattr(built.model, "task", "") != "classify"
         return photograph(path, (size[0], size[1], size[2]), normalization=built.normalization, letterbox=letterbox)
-
-    def survey(self) -> Anatomy:
-        """All sites of the model."""
-        from simam_inject.api import survey
-
-        with _explained(self.size):
-            return survey(self.built.model, example_inputs=self.inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class Planned(Prepared):
-    """A model with the plan of a recipe for it."""
-
-    recipe: Recipe
-    plan: Plan
-
-    @property
-    def has_effect(self) -> bool:
-        """SimAM goes somewhere, or is there already where the recipe wants it."""
-        return bool(self.plan.insertions) or self.plan.is_done
-
-    @property
-    def heading(self) -> str:
-        """Names of model and recipe."""
-        return f"{self.built.name}, {self.recipe.name or 'recipe'}"
-
-    def check_effect(self) -> None:
-        """Raise `NoMatchError` for a recipe without effect."""
-        from simam_inject.api import no_effect
-
-        if not self.has_effect:
-            raise NoMatchError(no_effect(self.plan))
-
-    def apply(self, strength: float) -> Any:
-        """The model, with the plan carried out."""
-        from simam_inject.warmup import set_strength
-
-        self.plan.apply()
-        if strength != 1.0:
-            set_strength(self.built.model, strength)
-        return self.built.model
-
-
-def _as_code(value: Any) -> str:
-    if not isinstance(value, list | tuple):
-        return f"torch.rand({', '.join(map(str, value.shape))})"
-    inner = ", ".join(map(_as_code, value))
-    return f"[{inner}]" if isinstance(value, list) else f"({inner})"
 
 
 def compose_recipe(options: Options) -> Recipe:
@@ -156,8 +119,7 @@ def _is_yolo_checkpoint(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return True  # old format: let ultralytics say what is wrong
     with zipfile.ZipFile(path) as file:
-        names = [name for name in file.namelist() if name.endswith("data.pkl")]
-        return any(b"ultralytics" in file.read(name) for name in names)
+        return any(b"ultralytics" in file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
 
 
 def prepare(options: ModelOptions, step: Step, *, steps: int) -> Prepared:
@@ -196,43 +158,36 @@ def _example_inputs(built: ZooModel, size: Size | None) -> tuple[Any, ...] | Non
     return (images,) if built.takes_list else tuple(images)
 
 
-def make_plan(options: Options, step: Step, *, steps: int) -> Planned:
+def heading_of(prepared: Prepared, plan: Plan, more: str = "") -> str:
+    """Names of model and recipe, and which weights it has."""
+    return f"{prepared.built.name}, {plan.recipe.name or 'recipe'}{more} ({prepared.built.note})"
+
+
+def make_plan(options: Options, step: Step, *, steps: int) -> tuple[Prepared, Plan]:
     """Build the model and plan the recipe for it: the first two of so many steps.
 
     Raises:
         RecipeError: The recipe is not valid.
-        NoMatchError: A rule matches no site, or a glob of `--exclude` matches nothing.
         ModelError: The model cannot be built, or be run on the example.
+        NoMatchError: The recipe, a rule of it or a glob of `--exclude` has no effect.
     """
     check_model_name(options.model)
     recipe = compose_recipe(options)
     prepared = prepare(options, step, steps=steps)
     step("running it once and planning")
-    from simam_inject.api import check_exclude, plan
+    from simam_inject.api import check_exclude, no_effect, plan, survey
 
     exclude = options.exclude or ()
     try:
-        with _explained(options.input_size):
-            found = plan(prepared.built.model, recipe, example_inputs=prepared.inputs)
-    except NoMatchError:
-        if exclude:  # a word about the option helps more than one about a rule that it is in
-            check_exclude("--exclude", exclude, prepared.survey())
+        found: Plan = prepared.run(plan, recipe)
+    except NoMatchError:  # a word about the option helps more than one about a rule that it is in
+        if exclude:
+            check_exclude("--exclude", exclude, prepared.run(survey))
         raise
     check_exclude("--exclude", exclude, found.anatomy)
-    return Planned(prepared.built, prepared.inputs, prepared.size, recipe, found)
-
-
-@contextmanager
-def _explained(size: Size | None) -> Iterator[None]:
-    """Explain to a model that cannot run on `64x64` that this is channels x length, which only a 1-D network takes."""
-    try:
-        yield
-    except ModelError as error:
-        if size is None or len(size) != 2:
-            raise
-        raise ModelError(
-            f"{error}\n--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
-        ) from error
+    if not found.insertions and not found.is_done:
+        raise NoMatchError(no_effect(found))
+    return prepared, found
 
 
 def images_in(folder: Path, limit: int) -> list[Path]:

@@ -15,11 +15,16 @@ from torch import Tensor, nn
 
 from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Artefact, Gate, Operation, find_gates
+from simam_inject.export.records import ExportError
 from simam_inject.export.shapes import dynamic_shapes
 
 
 def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Path) -> None:
-    """Export to one self-contained file, with the size names batch, height and width where they may vary."""
+    """Export to one self-contained file, with the size names batch, height and width where they may vary.
+
+    Raises:
+        ExportError: the weights do not fit into one file, so that torch wrote others beside it.
+    """
     program = torch.onnx.export(
         model,
         example.args,
@@ -30,6 +35,9 @@ def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Pa
     )
     assert program is not None
     program.save(path, external_data=False)
+    others = [file.name for file in path.parent.iterdir() if file.name.startswith(path.name) and file != path]
+    if others:
+        raise ExportError(f"the weights are too large for one ONNX file (torch wrote {others[0]} beside it); use .pt2")
 
 
 def read(path: Path) -> Artefact:
