@@ -39,7 +39,7 @@ def test_variants_of_a_seed_share_weights_and_data_order_and_differ_in_the_atten
     assert not torch.equal(runs[0][0][2]["0.weight"], runs[1][0][2]["0.weight"])
 
 
-def test_weights_that_differ_between_variants_are_told():
+def test_weights_that_differ_between_variants_are_noted():
     noise = torch.Generator().manual_seed(0)
 
     def make_model():
@@ -125,7 +125,7 @@ def test_a_recipe_that_matches_nothing_is_shown():
     assert error.splitlines()[0] in comparison.to_markdown()
 
 
-def test_a_metric_of_the_wrong_sign_is_told_at_once_and_in_the_report():
+def test_a_metric_of_the_wrong_sign_is_reported_at_once_and_in_the_report():
     def train(model, seed, report):
         for epoch in range(4):
             report(epoch, 2.0 - 0.3 * epoch)
@@ -139,7 +139,7 @@ def test_a_metric_of_the_wrong_sign_is_told_at_once_and_in_the_report():
         assert compare(make_model, [RECIPE], noisy, seeds=2).notes == ()
 
 
-def test_runs_that_do_not_depend_on_the_seed_are_told():
+def test_runs_that_do_not_depend_on_the_seed_are_noted():
     comparison = compare(make_model, [RECIPE], lambda model, seed, report: 3.0, seeds=6)
     assert any("same value at every seed" in note for note in comparison.notes)
     assert comparison.differences[0].verdict == "noise estimate only"
