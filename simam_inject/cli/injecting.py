@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from simam_inject.cli.options import EXPORTS, InjectOptions
-from simam_inject.cli.preparing import Prepared, batches_of, heading_of, make_plan
+from simam_inject.cli.preparing import Prepared, batches_of, make_plan
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import ModelError
 from simam_inject.zoo.names import is_yolo_name
@@ -31,7 +31,7 @@ def inject(options: InjectOptions, step: Step) -> Report:
     from simam_inject.reporting.plans import plan_to_dict, render_calibration, render_plan, render_verification
 
     strength = "" if options.strength == 1.0 else f", strength {options.strength:g}"
-    view: list[Any] = [Text(heading_of(prepared, plan, strength), "bold")]
+    view: list[Any] = [Text(prepared.heading(plan, strength), "bold")]
     view += render_plan(plan, applied=not options.dry_run, why=options.why, verbose=options.verbose)
     view += render_verification(verification, verbose=options.verbose) if verification else ()
     view += render_calibration(calibration) if calibration else ()
@@ -80,12 +80,13 @@ def _carry_out(
     from simam_inject.warmup import calibrate
 
     step("inserting SimAM")
-    model, calibration = prepared.apply(plan, options.strength), None
+    prepared.apply(plan, options.strength)
+    calibration = None
     if options.calibrate is not None:
         step(f"calibrating on {options.calibrate}")
-        calibration = calibrate(model, batches_of(prepared, options.calibrate))
+        calibration = calibrate(prepared.model, batches_of(prepared, options.calibrate))
     step("verifying")
-    verification = verify(model, example_inputs=prepared.inputs)
+    verification: Verification = prepared.run(verify)
     if not verification.ok:
         return calibration, verification, ["do not train this model; please report the lines above and its name"]
     if options.output is not None:
@@ -96,7 +97,7 @@ def _carry_out(
 
 def _save(options: InjectOptions, prepared: Prepared) -> str:
     """Write `--output`, and say what to do with it."""
-    model, path = prepared.built.model, options.output
+    model, path = prepared.model, options.output
     if path is None:
         return "save: add --output FILE.safetensors"
     if path.suffix in EXPORTS:
@@ -117,10 +118,9 @@ def _save(options: InjectOptions, prepared: Prepared) -> str:
 
 def _arguments(options: InjectOptions, prepared: Prepared, plan: Plan) -> str:
     """What `inject` takes for the same result: the recipe, as short as it goes, and what is not the default."""
-    named = [*([options.recipe] if options.recipe else []), *(" ".join(place) for place in options.selectors)]
-    is_plain = len(named) == 1 and not options.exclude and options.e_lambda is None
+    is_plain = len(options.sources) == 1 and not options.exclude and options.e_lambda is None
     keys = {key: value for key, value in plan.recipe.to_dict().items() if key in ("e_lambda", "rules")}
-    arguments = [repr(named[0] if is_plain else keys)]
+    arguments = [repr(options.sources[0] if is_plain else keys)]
     inputs = "" if prepared.inputs is None else _as_code(prepared.inputs)
     if inputs not in ("", "torch.rand(1, 3, 224, 224)"):
         arguments.append(f"example_inputs={inputs}")

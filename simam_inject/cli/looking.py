@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import typer
 
 from simam_inject.cli.options import BenchOptions, ModelFileOptions, ModelOptions, Options, PageOptions, RecipeOptions
-from simam_inject.cli.preparing import heading_of, make_plan, prepare
+from simam_inject.cli.preparing import make_plan, prepare
 from simam_inject.cli.program import Report, Step
 
 
@@ -31,7 +33,7 @@ def explain(options: Options, step: Step) -> Report:
     from simam_inject.reporting.drawing import draw
 
     drawings = draw(plan.anatomy, plan.placed)
-    view = Text("\n\n".join([heading_of(prepared, plan), *map(str, drawings)]))
+    view = Text("\n\n".join([prepared.heading(plan), *map(str, drawings)]))
     view.highlight_regex(r"(?m)^\S.*", "bold cyan")
     view.highlight_words(["[SimAM]"], "bold green")
     blocks = [{"block": one.class_name, "lines": one.lines, "paths": one.paths} for one in drawings]
@@ -45,10 +47,11 @@ def report(options: PageOptions, step: Step) -> Report:
     from simam_inject.reporting.page import render_page
 
     step("inserting SimAM")
-    model = prepared.apply(plan, options.strength)
+    prepared.apply(plan, options.strength)
     step("verifying")
-    verification = verify(model, example_inputs=prepared.inputs)
-    options.html.write_text(render_page(plan, verification, heading=heading_of(prepared, plan)), encoding="utf-8")
+    verification = prepared.run(verify)
+    page = render_page(plan, verification, heading=f"{options.model}, {plan.recipe.name}", note=prepared.built.note)
+    options.html.write_text(page, encoding="utf-8")
     view = f"wrote {options.html}: {len(plan.placed)} sites, {str(verification).splitlines()[0]}"
     return Report(view, {"html": options.html, "ok": verification.ok}, verification.ok)
 
@@ -62,10 +65,9 @@ def bench(options: BenchOptions, step: Step) -> Report:
     from simam_inject.reporting.plans import render_bench
 
     how = (options.device, options.batch, options.dtype, options.channels_last, options.compile, options.rounds)
-    model, recipe, inputs = prepared.built.model, plan.recipe, prepared.inputs
-    measured = bench(model, recipe, Conditions(*how), against=options.against, example_inputs=inputs, step=step)
-    data = {"model": options.model, "source": prepared.built.source, "recipe": recipe.to_dict(), **measured.to_dict()}
-    return Report([Text(heading_of(prepared, plan), "bold"), *render_bench(measured)], data)
+    measured = prepared.run(partial(bench, against=options.against, step=step), plan.recipe, Conditions(*how))
+    data = {"model": options.model, "source": prepared.built.source, "recipe": plan.recipe.to_dict()}
+    return Report([Text(prepared.heading(plan), "bold"), *render_bench(measured)], {**data, **measured.to_dict()})
 
 
 def list_recipes(_options: None, _step: Step) -> Report:

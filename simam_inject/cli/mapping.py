@@ -28,7 +28,11 @@ def maps(options: MapOptions, step: Step) -> Report:
     files = [file for path in options.images for file in (images_in(path, _MOST_IMAGES) if path.is_dir() else [path])]
     if len(files) > _MOST_IMAGES:
         raise ModelError(f"{len(files)} images do not fit into one picture; give at most {_MOST_IMAGES}")
-    prepared = _attended(options, step)
+    if options.sources:
+        prepared, plan = make_plan(options, step, steps=4)
+        prepared.apply(plan, options.strength)
+    else:
+        prepared = prepare(options, step, steps=3)
     from simam_inject.pictures import draw_maps
 
     chosen = _chosen(prepared, options.site)
@@ -44,21 +48,12 @@ def maps(options: MapOptions, step: Step) -> Report:
     return Report(view, {"model": options.model, "output": options.output, "images": images})
 
 
-def _attended(options: MapOptions, step: Step) -> Prepared:
-    """The model with SimAM in it: put in by the options, or there already."""
-    if options.recipe or options.selectors:
-        prepared, plan = make_plan(options, step, steps=4)
-        prepared.apply(plan, options.strength)
-        return prepared
-    return prepare(options, step, steps=3)
-
-
 def _chosen(prepared: Prepared, globs: list[str] | None) -> set[str]:
     """Paths of the sites to draw."""
     from simam_inject.api import injected
     from simam_inject.recipe.names import Glob
 
-    sites = injected(prepared.built.model)
+    sites = injected(prepared.model)
     if not sites:
         raise ModelError(f"{prepared.built.name} has no SimAM: add --recipe NAME or --after BLOCK")
     if not globs:
@@ -78,7 +73,7 @@ def _maps_of(
 
     shot = prepared.photograph(file)
     compute = difference_maps if options.difference else attention_maps
-    found = compute(prepared.built.model, shot.input, channel=options.channel)
+    found = compute(prepared.model, shot.input, channel=options.channel)
     wanted = {path: values for path, values in found.items() if path.partition(" (run ")[0] in chosen}
     drawn = {path: values[0, 0] for path, values in wanted.items() if values.dim() == 4}
     if not drawn:

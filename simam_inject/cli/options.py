@@ -12,9 +12,7 @@ from simam_inject.cli.parsing import (
     Size,
     complete_recipe,
     one_of,
-    parse_names,
     parse_number,
-    parse_size,
     parse_time,
     writable,
 )
@@ -49,7 +47,7 @@ _PRETRAINED = _model("Load the library's pretrained weights", default=False)
 _STRENGTH = _place("From 0 (no effect) to 1 (SimAM)", "F", default=1.0, min=0.0, max=1.0)
 _DEVICE = _measure("cpu or cuda", default="cpu", callback=one_of("device", "cpu", "cuda", "cuda:N"))
 _AGAINST = _measure(
-    f"Other attentions: {','.join(PEERS)}", "A,B", default="", parser=parse_names, callback=one_of("attention", *PEERS)
+    f"Other attentions: {','.join(PEERS)}", "A,B", default="", parser=Names, callback=one_of("attention", *PEERS)
 )
 
 
@@ -75,7 +73,7 @@ class ModelOptions(OutputOptions):
     pretrained: bool = _PRETRAINED
     num_classes: int | None = _model("Number of classes of the head", "N", min=1)
     seed: int | None = _model("Seed of the random weights", "N", min=0)
-    input_size: Size | None = _model("Size of one example: channels x height x width", "CxHxW", parser=parse_size)
+    input_size: Size | None = _model("Size of one example: channels x height x width", "CxHxW", parser=Size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +87,13 @@ class Options(ModelOptions):
     e_lambda: float | None = _place("Lambda of every site, above 0; overrides the recipe", "F", parser=parse_number)
 
     @property
-    def selectors(self) -> tuple[tuple[str, str], ...]:
-        """Position and place of each `--after` and `--before`."""
-        return *(("after", text) for text in self.after or ()), *(("before", text) for text in self.before or ())
+    def sources(self) -> list[str]:
+        """What `load_recipe` reads: `--recipe`, and a selector for each `--after` and `--before`."""
+        places = [
+            *(f"after {place}" for place in self.after or ()),
+            *(f"before {place}" for place in self.before or ()),
+        ]
+        return [*([self.recipe] if self.recipe else []), *places]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,7 +185,7 @@ class CompareOptions:
     data: str = _study("Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", default=...)
     recipe: list[str] = _RECIPE(default=...)
     against: Names = _AGAINST
-    e_lambda: Names = _study("Lambdas of SimAM; one variant for each", "A,B", default="", parser=parse_names)
+    e_lambda: Names = _study("Lambdas of SimAM; one variant for each", "A,B", default="", parser=Names)
     seeds: int = _study("Runs of each variant; below 5 nothing is tested", "N", default=10, min=1)
     study: str = _study("Journal file or database URL", "FILE|URL", default="compare.journal")
     name: str = _study("Name of the study, where the storage holds several", default="compare")

@@ -10,26 +10,29 @@ import typer
 
 
 class Size(tuple[int, ...]):
-    """Channels and one to three spatial sizes."""
+    """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes."""
 
     __slots__ = ()
+
+    def __new__(cls, text: str) -> Size:
+        """Read a size."""
+        parts = text.lower().split("x")
+        if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
+        return super().__new__(cls, map(int, parts))
 
     def __str__(self) -> str:
         return "x".join(map(str, self))
 
 
 class Names(tuple[str, ...]):
-    """What an option lists with commas between."""
+    """`a, b` -> (a, b)."""
 
     __slots__ = ()
 
-
-def parse_size(text: str) -> Size:
-    """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes."""
-    parts = text.lower().split("x")
-    if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
-    return Size(int(part) for part in parts)
+    def __new__(cls, text: str) -> Names:
+        """Read what has commas between."""
+        return super().__new__(cls, filter(None, map(str.strip, text.split(","))))
 
 
 def parse_number(text: str) -> int | float:
@@ -47,11 +50,6 @@ def parse_time(text: str) -> float:
         return float(text if unit is None else text[:-1]) * (unit or 1.0)
     except ValueError:
         raise typer.BadParameter(f"write a time, e.g. 2h, 30m or 90s; found {text!r}") from None
-
-
-def parse_names(text: str) -> Names:
-    """`a, b` -> (a, b)."""
-    return Names(part.strip() for part in text.split(",") if part.strip())
 
 
 def one_of(noun: str, *known: str) -> Callable[[Any], Any]:

@@ -28,13 +28,14 @@ _LEAVES = ("conv", "pool", "interpolate", "pixel_shuffle")
 _RESULTS = {True: "ok", False: "failed", None: "not run"}
 
 
-def render_page(plan: Plan, verification: Verification | None = None, *, heading: str) -> str:
+def render_page(plan: Plan, verification: Verification | None = None, *, heading: str, note: str = "") -> str:
     """The page as text.
 
     Args:
         plan: What was planned, and what was in the model already.
         verification: What was checked after it was applied; None if nothing was.
         heading: Title of the page, such as the names of model and recipe.
+        note: What a reader should know about the model, such as its weights.
     """
     checks = verification.checks if verification else ()
     hits, near_misses = (
@@ -45,6 +46,7 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
     return _render(
         "page.html.j2",
         heading=heading,
+        note=note,
         inputs=", ".join("x".join(map(str, shape)) for shape in plan.anatomy.input_shapes),
         moved=format_bytes(bytes_per_image(plan)),
         passed=sum(check.ok is True for check in checks),
