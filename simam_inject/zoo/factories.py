@@ -7,6 +7,7 @@ folder importable, as if it were a script there.
 from __future__ import annotations
 
 import ast
+import difflib
 import sys
 import traceback
 from collections.abc import Iterator
@@ -34,8 +35,10 @@ def build_factory(name: str, *, pretrained: bool = False, num_classes: int | Non
     with _importable(Path.cwd(), *([Path(source).resolve().parent] if source.endswith(".py") else [])):
         module = _import_source(name, source)
         if not hasattr(module, factory_name):
-            public = ", ".join(sorted(attribute for attribute in vars(module) if not attribute.startswith("_")))
-            raise ModelError(f"{name}: {source} has no {factory_name!r}. It has {public or 'no public names'}.")
+            public = sorted(attribute for attribute in vars(module) if not attribute.startswith("_"))
+            near = difflib.get_close_matches(factory_name, public, n=3)
+            advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(public) or 'no public names'}."
+            raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
         model = factory = getattr(module, factory_name)
         if _is_model(factory) and options:
             raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")

@@ -118,7 +118,7 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
         ("nets.nope:make", {}, "nets.nope cannot be imported: ModuleNotFoundError: No module named 'nets.nope'"),
         ("nets/broken.py:make", {}, "nets/broken.py cannot be imported: ModuleNotFoundError: No module named 'not_"),
         ("nets/wrong.py:f", {}, "nets/wrong.py cannot be imported: SyntaxError: invalid syntax"),
-        ("nets/own_nets.py:make_nett", {}, "nets/own_nets.py has no 'make_nett'. It has Net, WIDTH, "),
+        ("nets/own_nets.py:make_nett", {}, "nets/own_nets.py has no 'make_nett'. Did you mean make_net"),
         ("nets/parts.py:x", {}, "nets/parts.py has no 'x'. It has WIDTH."),
         ("nets/own_nets.py:number", {}, "it gives a int, not a torch.nn.Module"),
         ("nets/own_nets.py:make_text", {}, "it gives a str, not a torch.nn.Module"),
