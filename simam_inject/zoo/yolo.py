@@ -10,8 +10,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
@@ -94,6 +92,8 @@ def _is_model_file(name: str) -> bool:
 
 def _check_model_file(name: str, text: str) -> None:
     """Refuse a recipe, and a model file with SimAM rows, with what to do instead."""
+    import yaml
+
     try:
         table = yaml.safe_load(text)
     except yaml.YAMLError as error:
