@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from simam_inject.cli.options import CompareOptions, StudyOptions
-from simam_inject.cli.parsing import parse_number
+from simam_inject.cli.options import CompareOptions, StudyOptions, parse_number
 from simam_inject.cli.program import MAIN_JOB, MainJobGroup, Report, Step, add_command, show_error
 from simam_inject.zoo.names import is_yolo_name
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -108,10 +108,7 @@ def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> list[tuple[Si
         if is_drawn and all(block.path in opened for block in blocks_around(anatomy, site)):
             drawn[site.path] = []
     for one in insertions:
-        drawn.setdefault(next((path for path in _around(anatomy, one) if path in drawn), one.path), []).append(one)
+        path = one.path.partition(":")[0]
+        around = (path, *(block.path for block in blocks_around(anatomy, anatomy.site_by_path[one.path])))
+        drawn.setdefault(next((home for home in around if home in drawn), path), []).append(one)
     return [(site, drawn[site.path]) for site in mapped if site.path in drawn]
-
-
-def _around(anatomy: Anatomy, insertion: Insertion) -> Iterator[str]:
-    yield insertion.path.partition(":")[0]
-    yield from (block.path for block in blocks_around(anatomy, anatomy.site_by_path[insertion.path]))

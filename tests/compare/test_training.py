@@ -10,7 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from simam_inject.cli import comparing
-from simam_inject.cli.parsing import parse_time
+from simam_inject.cli.options import parse_time
 from simam_inject.compare import Report, load_comparison
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, open_folder

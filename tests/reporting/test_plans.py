@@ -13,7 +13,7 @@ from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Verification
 from simam_inject.recipe import load_recipe
 from simam_inject.reporting.formats import Table, format_bytes, format_map, format_span
-from simam_inject.reporting.plans import LONG, plan_to_dict, render_plan, render_verification, sites_table
+from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification, sites_table
 
 
 def insertion(path, shape, **facts):
@@ -115,34 +115,8 @@ def test_what_was_there_before_is_counted():
     assert data["totals"]["sites"] == 3
 
 
-def test_nothing_inserted():
-    assert render(make_plan(()))[-1].startswith("0 sites inserted, 0 skipped; parameters +0; 0 B memory traffic")
-
-
 def test_markup_in_a_path_is_only_text():
     assert any("m[bold]x" in line for line in render(make_plan((insertion("m[bold]x", (1, 4, 8, 8)),))))
-
-
-def many_blocks():
-    sites, insertions = [], []
-    for number in range(LONG):
-        size, channels = (16, 32) if number < 10 else (8, 64)
-        for path, scope, kind, name in (
-            (f"layers.{number}", "layers", "block", "Block"),
-            (f"layers.{number}.body", f"layers.{number}", "block", "Sequential"),
-            (f"layers.{number}.body.3", f"layers.{number}.body", "conv2d", "Conv2d"),
-        ):
-            sites.append(Site(path, scope, kind, name, shape=(1, channels, size, size)))
-        insertions.append(insertion(f"layers.{number}.body.3", (1, channels, size, size), reduction=64 // size))
-    return make_plan(tuple(insertions), sites=tuple(sites))
-
-
-def test_a_long_plan_is_grouped_by_kind_of_block():
-    lines = render(many_blocks(), width=80)
-    expected = ["Block.body.*", "after", str(LONG), "32x16x16,", "64x8x8", "4,", "8", "output"]
-    assert expected in [line.split() for line in lines]
-    assert f"{LONG} sites by kind; --verbose shows each" in lines
-    assert len(render(many_blocks(), width=80, verbose=True)) == len(lines) - 2 + LONG
 
 
 def test_bytes_are_per_image():
