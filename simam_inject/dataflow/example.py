@@ -91,18 +91,18 @@ class Example:
         first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
         return None if first is None else first.shape[0]
 
-    def shrunk(self) -> Example | None:
-        """The same example with images of half the size, in multiples of 64; None where they are small already."""
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
-        if first is None or self._is_list_of_images or min(first.shape[2:]) < 128:
+    def shrunk(self, side: int) -> Example | None:
+        """The same example with images of at most this size; None where none is larger."""
+        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
+        if first is None or self._is_list_of_images or max(first.shape[2:]) <= side:
             return None
-        lengths = {length: max(64, length // 2 // 64 * 64) for length in first.shape[2:]}
+        lengths = {length for length in first.shape[2:] if length > side}
 
         def shrink(leaf: Any) -> Any:
             if isinstance(leaf, torch.Tensor) and leaf.dim() == first.dim():
                 for dim in range(2, leaf.dim()):
                     if leaf.shape[dim] in lengths:
-                        leaf = leaf.narrow(dim, 0, lengths[leaf.shape[dim]])
+                        leaf = leaf.narrow(dim, 0, side)
             return leaf
 
         return Example(*map_nested(shrink, (self.args, self.kwargs)))
