@@ -36,7 +36,7 @@ def survey_model(
         ModelError: a forward is being traced in this thread, or the model cannot be run on the example.
     """
     _refuse_while_tracing()
-    with same_surroundings(model), _without_compiling(model):
+    with same_surroundings(model), without_compiling(model):
         try:
             if not with_values:
                 return _survey(model, example, strip, to_meta)
@@ -90,7 +90,7 @@ def _differ(one: Recording, other: Recording) -> bool:
 
 
 @contextmanager
-def _without_compiling(model: nn.Module) -> Iterator[None]:
+def without_compiling(model: nn.Module) -> Iterator[None]:
     """Parts that are compiled run as they are written: a recording is not to be compiled.
 
     The stance of the compiler belongs to the whole process, so the last thread that is done puts it back.

@@ -167,7 +167,7 @@ def _before(argument: int | str, key: int | str | None, function: _Function) -> 
         if isinstance(argument, int) and argument < len(args):
             attended = _replaced(args[argument], key, function)
             return (*args[:argument], attended, *args[argument + 1 :]), kwargs
-        return args, {**kwargs, argument: _replaced(kwargs[str(argument)], key, function)}
+        return args, kwargs | {str(argument): _replaced(kwargs[str(argument)], key, function)}
 
     return hook
 

@@ -61,9 +61,9 @@ class Twins:
         set_mode(twin, training)
         for set_seed in (torch.manual_seed, random.seed, np.random.seed):
             set_seed(seed)
-        args, kwargs = example.fresh()
         try:
-            with torch.inference_mode(False), torch.set_grad_enabled(gradients):
+            with torch.set_grad_enabled(gradients):
+                args, kwargs = example.fresh()
                 return twin(*args, **kwargs)
         finally:
             if any(copy._version for copy in self._parameters.values()):  # the forward wrote into them

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
-from simam_inject.dataflow.survey import cannot_run
+from simam_inject.dataflow.survey import cannot_run, without_compiling
 from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.editing.attach import Attended, attended_in
 from simam_inject.errors import describe_exception
@@ -25,6 +26,7 @@ from simam_inject.verification.runs import SEED, Marks, Twins
 from simam_inject.verification.unchanged import as_planned, same_tensors
 
 SAME_WAY = "the example forward runs the modules that were recorded"
+_BYPASSED = "bypassed: equal to the original"
 _SMALL = (64, 128, 256)
 """Image sizes to try, in pixels: many networks take none below 64, and at 64 most maps still have several positions."""
 _CHANCES = 8
@@ -44,7 +46,7 @@ def check_model(
     planned = as_planned(model, sites)
     if planned.ok is False:
         return Verification((planned,))
-    with same_surroundings(model):
+    with torch.inference_mode(False), same_surroundings(model), without_compiling(model):
         return Verification((planned, *_Checks(model, sites, example).all(before, recorded)))
 
 
@@ -57,9 +59,8 @@ class _Checks:
         self.twins = Twins(model)
         sizes = [given for given in (*map(example.shrunk, _SMALL), example.with_size()) if given is not None]
         self.others = [(given.with_batch(1) or given, "another input size") for given in sizes]
-        self.others += [
-            (given, "the example's size") for given in (example.with_batch(1), example) if given is not None
-        ]
+        same_size = [given for given in (example.with_batch(1), example) if given is not None]
+        self.others += [(given, "the example's size") for given in same_size]
         """Examples that pairs are tried with, in this order; those that the original does not take are removed."""
         self.failure = ""
         """Why the original did not take the last of them."""
@@ -82,13 +83,13 @@ class _Checks:
     def _plain(self, stock: nn.Module) -> tuple[Any, set[str]]:
         """Output of the original, and the paths of the modules that run."""
         ran: set[str] = set()
-        path_of = {module: path for path, module in modules_with_python_forward(stock)}
+        path_of = {id(module): path for path, module in modules_with_python_forward(stock)}
 
         def enter(module: nn.Module, _args: Any) -> None:
-            if module in path_of:  # and no copy that a forward makes
-                ran.add(path_of[module])
+            if id(module) in path_of:  # and no copy that a forward makes
+                ran.add(path_of[id(module)])
 
-        for module in path_of:
+        for _, module in modules_with_python_forward(stock):
             module.register_forward_pre_hook(enter)
         try:
             with self.oracle.attending(stock, self.oracle.note_shape):
@@ -97,10 +98,7 @@ class _Checks:
             raise cannot_run(self.model, self.example, error) from error
 
     def _at_the_size_of_the_example(self, plain: Any) -> list[Check]:
-        names = (
-            "bypassed: equal to the original in eval mode",
-            "every SimAM ran, on the planned shape, with a finite result",
-        )
+        names = f"{_BYPASSED} in eval mode", "every SimAM ran, on the planned shape, with a finite result"
         twin = self.twins.injected()
         with calls_of(twin, [key_of(entry) for entry in self.sites], is_large=True) as calls:
             output = self.twins.run(twin, self.example)
@@ -128,10 +126,7 @@ class _Checks:
         return (why_not_bypassed(entry, call) for entry in self.sites for call in calls.get(key_of(entry), [])[:1])
 
     def _in_train_mode(self) -> list[Check]:
-        names = (
-            "bypassed: equal to the original in train mode",
-            "equal to the formula in train mode, gradients included",
-        )
+        names = f"{_BYPASSED} in train mode", "equal to the formula in train mode, gradients included"
         pair = self._pair(training=True)
         if pair is None:  # a detector without targets
             reason = f"the original does not run in train mode on this example ({self.failure:.120})"
@@ -160,7 +155,7 @@ class _Checks:
             with calls_of(live, self.oracle.unnamed) as calls:
                 output = self.twins.run(live, example, training=training, gradients=training)
         except Exception as error:
-            self.twins.run(stock(), example, training=training)  # raises, too, if it is not for SimAM
+            self.twins.run(stock(), example, training=training, gradients=training)  # raises, unless SimAM is the cause
             return Pair(self.oracle, {}, None, f"raises where the original does not: {describe_exception(error):.150}")
         pair = Pair(self.oracle, calls, output)
         with self.oracle.attending(original := stock(), pair.attend):
