@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh, remember
+from simam_inject.adapters import network_of, update
 from simam_inject.dataflow.example import Example, example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import Attended, attach, attended_in, detach
-from simam_inject.editing.checking import SiteRecord
+from simam_inject.editing.attach import attach, attended_in, detach, restorer
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
@@ -104,30 +103,29 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
     network = network_of(model)
-    before = _contents(network)
+    restore = restorer(network)
     marks = tensor_marks(network)
     planned.apply()
     if not verify:
         return model
-    recording = planned.flow.recording
+    recorded = {path for path, count in planned.flow.recording.calls.items() if count}
     try:
-        found = check_model(
-            network,
-            planned.flow.example,
-            marks,
-            recorded={path for path, count in recording.calls.items() if count},
-        )
+        found = check_model(network, planned.flow.example, marks, recorded=recorded)
+        if not found.ok:
+            raise _failed(found)
     except BaseException as error:
-        _go_back(model, before)
+        restore()
+        update(model)
         error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
-    if not found.ok:
-        _go_back(model, before)
-        failed = [check for check in found.checks if check.ok is False]
-        kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
-        details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-        raise kind(f"verification failed, and the model was restored. {details}")
     return model
+
+
+def _failed(found: Verification) -> VerificationError:
+    failed = [check for check in found.checks if check.ok is False]
+    kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
+    details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+    return kind(f"verification failed, and the model was restored. {details}")
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
@@ -171,7 +169,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 def eject(model: ModelT) -> ModelT:
     """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
     detach(network_of(model))
-    adapter_of(model).forget(model)
+    update(model)
     return model
 
 
@@ -188,12 +186,12 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
         >>> torch.equal(plain, eject(model)(x))
         True
     """
-    refresh(model)
+    update(model)
     try:
         with bypassed(network_of(model)):
             yield model
     finally:
-        refresh(model)
+        update(model)
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
@@ -236,27 +234,23 @@ def _plan(
     present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
-    modules = {path: id(module) for path, module in _own_modules(network)}
+    modules = _own_modules(network)
 
     def apply(planned: Plan) -> nn.Module:
-        if (
-            injected(network) != planned.present
-            or {path: id(module) for path, module in _own_modules(network)} != modules
-        ):
+        if injected(network) != planned.present or _own_modules(network) != modules:
             raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
-        remember(model)
+        update(model)
         return model
 
-    insertions = tuple(one.insertion for one in decision.planned)
-    return Plan(recipe, insertions, tuple(decision.skips), flow, present, tuple(decision.planned), apply)
+    return Plan(recipe, tuple(decision.insertions), tuple(decision.skips), flow, present, apply)
 
 
-def _own_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules except the injected attention."""
+def _own_modules(network: nn.Module) -> dict[str, int]:
+    """Identity of every module, by path, except the injected attention."""
     attention = {id(part) for entry in attended_in(network) if entry.attention for part in entry.attention.modules()}
-    return [(path, module) for path, module in network.named_modules() if id(module) not in attention]
+    return {path: id(module) for path, module in network.named_modules() if id(module) not in attention}
 
 
 def _apply(
@@ -268,32 +262,16 @@ def _apply(
         raise ModelError(
             "the model already has attention at its sites; call eject(model) before injecting other modules"
         )
-    sites = [entry.site for entry in there]
-    settings = [(entry.insertion.strength, entry.insertion.gain) for entry in there]
-    for one in planned.planned:
-        sites.append(record_of(one.insertion, one.witness, one.expression))
-        settings.append((float(strength), 1.0))
-    recipes = [*(presence.recipes if presence is not None else []), planned.recipe.to_dict()]
-    example = shapes_of(flow.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings, factory=attention, keep=True)
-
-
-def _contents(network: nn.Module) -> tuple[list[Attended], list[tuple[float, float]], Any]:
-    there = list(attended_in(network))
-    return there, [(entry.insertion.strength, entry.insertion.gain) for entry in there], presence_of(network)
-
-
-def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, float]], Any]) -> None:
-    """Undo `apply`."""
-    there, settings, presence = before
-    network = network_of(model)
-    if not there:
-        eject(model)
-        return
-    sites: list[SiteRecord] = [entry.site for entry in there]
-    recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings, keep=True)
-    remember(model)
+    sites = [*(entry.site for entry in there), *map(record_of, planned.insertions)]
+    attach(
+        network,
+        sites,
+        recipes=[*(presence.recipes if presence is not None else []), planned.recipe.to_dict()],
+        example=shapes_of(flow.example),
+        settings=[(float(strength), 1.0)] * len(sites),
+        factory=attention,
+        keep=True,
+    )
 
 
 def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:

@@ -1,16 +1,17 @@
-"""Recognise SimAM in an exported graph, whatever the format, by name and by what is computed.
+"""Recognise SimAM in an exported graph, whatever the format, by the name of its module and by what is computed.
 
-Each format is first turned into a `Graph`: operations with kinds, names of values, scalar constants. In it a gate is
+Each format is first written as operations with kinds, names of values and scalar constants. In it a gate is
 
     sigmoid(n^2 + 1/2),   n = small / sqrt(energy),   energy = mean(small^2) c + 4 lambda s^2
 
-which no other layer computes, and lambda can be read back. A sigmoid that the file says came from a module called
-`simam...` counts as well, so a graph that was optimised beyond recognition is still counted while its names survive.
+which no other layer computes, and lambda can be read from the constants. A sigmoid that the file says is of a module
+called `simam...` counts as well, so a graph that was optimised beyond recognition is still counted if it has names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,125 +19,94 @@ from torch import Tensor
 from simam_inject.attention.composite import EXPORT_SCALE
 from simam_inject.dataflow.example import Example
 
-_PASSING = ("cast", "identity", "to", "_to_copy")
-"""Kinds that hand their first input on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Gate:
-    """One SimAM as it stands in an exported graph."""
-
-    module: str
-    """Path of the module it was exported from (`layer1.0.conv2.simam`); "" where the file does not say."""
-    e_lambda: float | None
-    """Read off the graph's constants; None where the graph computes SimAM in another form than this package writes."""
-    is_live: bool
-    """Its product reaches a result of the graph."""
+_CASTS = ("cast", "identity", "to", "_to_copy")
+Value = str | float
+"""The name of a value, unique in its graph, or a scalar constant."""
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation. Values are names, unique in the graph."""
+    """One operation of an exported graph."""
 
     kind: str
     """add, div, mul, pow, sigmoid, sqrt, ...: the format's own name, without prefix and in lower case."""
-    inputs: Sequence[str]
+    inputs: Sequence[Value]
     outputs: Sequence[str]
     scope: str = ""
     """Path of the module whose forward it is from; "" if the file does not say."""
 
 
-class Graph:
-    """An exported program, flattened, without casts.
+@dataclass(frozen=True, slots=True)
+class Gate:
+    """One SimAM in an exported graph."""
 
-    Args:
-        operations: in the order of the file.
-        constants: scalar constants by the name of their value.
-        results: names of the values that are returned.
-    """
-
-    def __init__(self, operations: Sequence[Operation], constants: dict[str, float], results: Sequence[str]) -> None:
-        self.operations = operations
-        self._producers = {name: operation for operation in operations for name in operation.outputs}
-        self.constants = constants
-        self._results = results
-
-    def origin(self, name: str) -> str:
-        """The value before any casts."""
-        while (operation := self._producers.get(name)) is not None and operation.kind in _PASSING:
-            name = operation.inputs[0]
-        return name
-
-    def inputs(self, name: str, kind: str) -> tuple[str, ...]:
-        """What the operation of this kind is given that computes the value; a LookupError if it is another."""
-        operation = self._producers.get(self.origin(name))
-        if operation is None or operation.kind != kind:
-            raise LookupError(f"{name} is computed by no {kind}")
-        return tuple(map(self.origin, operation.inputs))
-
-    def reaching(self) -> set[str]:
-        """Every value that a result depends on."""
-        found: set[str] = set()
-        waiting = list(self._results)
-        while waiting:
-            name = waiting.pop()
-            if name not in found:
-                found.add(name)
-                if name in self._producers:
-                    waiting.extend(self._producers[name].inputs)
-        return found
+    module: str
+    """Path of the module it was exported from (`layer1.0.conv2.simam`); "" where the file does not say."""
+    e_lambda: float | None
+    """As in the graph's constants; None where the graph computes SimAM in another form than this package writes."""
+    is_live: bool
+    """A result of the graph depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Artefact:
     """An exported file, opened."""
 
-    graph: Graph
+    gates: tuple[Gate, ...]
+    """Every SimAM in its graph, in order."""
     run: Callable[[Example], list[Tensor]]
     """Every tensor that the exported program returns, on the CPU or where the program keeps its weights."""
-    size: tuple[int | str, ...] = ()
-    """Of the first input, with names for the lengths that are open; of ONNX files only."""
 
 
-def find_gates(graph: Graph) -> tuple[Gate, ...]:
-    """Every SimAM in the graph, in its order."""
-    reaching = graph.reaching()
-    gates: list[Gate] = []
-    for operation in graph.operations:
+def find_gates(operations: Sequence[Operation], results: Iterable[str]) -> tuple[Gate, ...]:
+    """Every SimAM in a graph, in order.
+
+    Args:
+        operations: without calls of submodules, in the order of the file.
+        results: names of the values that the graph returns.
+    """
+    producers: dict[Value, Operation] = {name: operation for operation in operations for name in operation.outputs}
+    needed: set[Value] = set()
+    waiting: list[Value] = list(results)
+    while waiting:
+        name = waiting.pop()
+        if name in producers and name not in needed:
+            needed.add(name)
+            waiting += producers[name].inputs
+    gates = []
+    for operation in operations:
         if operation.kind == "sigmoid":
-            e_lambda = _read_lambda(graph, operation.inputs[0])
-            last = operation.scope.rpartition(".")[2]
-            module = operation.scope if last == "simam" or last.startswith("simam_") else ""
+            module = operation.scope if re.search(r"(^|\.)simam(_\w*)?$", operation.scope) else ""
+            e_lambda = _read_lambda(producers, operation.inputs[0])
             if module or e_lambda is not None:
-                gates.append(Gate(module, e_lambda, operation.outputs[0] in reaching))
+                gates.append(Gate(module, e_lambda, operation.outputs[0] in needed))
     return tuple(gates)
 
 
-def _read_lambda(graph: Graph, argument: str) -> float | None:
+def _read_lambda(producers: dict[Value, Operation], argument: Value) -> float | None:
     """Lambda, if a sigmoid's argument is SimAM's."""
+
+    def without_casts(value: Value) -> Value:
+        while value in producers and producers[value].kind in _CASTS:
+            value = producers[value].inputs[0]
+        return value
+
+    def operands(value: Value, *kinds: str) -> list[Value]:
+        operation = producers[without_casts(value)]
+        if operation.kind not in kinds:
+            raise LookupError
+        return [without_casts(operand) for operand in operation.inputs[:2]]
+
+    def constant_and_rest(value: Value) -> tuple[float, Value]:
+        one, other = operands(value, "add")
+        constant, rest = (one, other) if isinstance(one, float) else (other, one)
+        return float(constant), rest
+
     try:
-        square, half = _sum_with_constant(graph, argument)
-        _, root = graph.inputs(_root_of_square(graph, square), "div")[:2]
-        (energy,) = graph.inputs(root, "sqrt")
-        _, floor = _sum_with_constant(graph, energy)
-    except (LookupError, ValueError):  # another operation, or another number of operands
+        half, square = constant_and_rest(argument)
+        base, exponent = operands(square, "mul", "pow")
+        root = operands(base, "div")[1]
+        floor, _ = constant_and_rest(operands(root, "sqrt")[0])
+    except (LookupError, ValueError):  # another operation, or other operands
         return None
-    return floor / (4 * EXPORT_SCALE**2) if abs(half - 0.5) < 1e-3 else None
-
-
-def _sum_with_constant(graph: Graph, name: str) -> tuple[str, float]:
-    """The other term, and the constant."""
-    one, other, *_ = graph.inputs(name, "add")
-    return (one, graph.constants[other]) if other in graph.constants else (other, graph.constants[one])
-
-
-def _root_of_square(graph: Graph, name: str) -> str:
-    """n, of a value that is computed as n * n or n ** 2."""
-    try:
-        one, other = graph.inputs(name, "mul")
-    except LookupError:
-        one, other = graph.inputs(name, "pow")
-        other = one if graph.constants[other] == 2 else other
-    if one != other:
-        raise LookupError(f"{name} is no square")
-    return one
+    return floor / (4 * EXPORT_SCALE**2) if exponent in (base, 2) and abs(half - 0.5) < 1e-3 else None

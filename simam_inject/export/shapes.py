@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,13 +13,14 @@ from torch import nn
 from torch.export import Dim
 
 from simam_inject.dataflow.example import Example
+from simam_inject.errors import describe_exception
 from simam_inject.export.records import ExportError
 from simam_inject.nested import map_nested
 
 CHOICES = ("batch", "size")
-_AXES = ("batch", "channels", "height", "width", "depth")
+_NAMES = ("batch", "channels", "height", "width", "depth")
 _STEP = 32
-"""The stride of most networks: a size that differs by this is one that they take."""
+"""The stride of most networks: they accept a size that differs by this."""
 
 
 def parse_dynamic(dynamic: bool | str) -> tuple[str, ...]:
@@ -45,9 +47,7 @@ def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...],
     batch = _batch_of(example)
 
     def describe(leaf: Any) -> Any:
-        axes = [0] if "batch" in dynamic and _has_batch(leaf, batch) else []
-        axes += range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else []
-        return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes} or None
+        return {axis: _NAMES[axis] if named else Dim.DYNAMIC for axis in _varying(leaf, batch, dynamic)} or None
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
     return {name: map_nested(describe, value) for name, value in arguments.items()}
@@ -61,25 +61,39 @@ def widened(example: Example, dynamic: tuple[str, ...]) -> Example:
     if "batch" not in dynamic or _batch_of(example) != 1:
         return example
     others = {tensor.shape[:1] for tensor in example.tensors if not _is_map(tensor)}
-    more = next(number for number in itertools.count(1) if (number + 1,) not in others)
-    return _changed(example, lambda leaf: _with_samples(leaf, more) if _is_map(leaf) and len(leaf) == 1 else leaf)
+    batch = next(number for number in itertools.count(2) if (number,) not in others)
+    return _changed(example, lambda leaf: _resize(leaf, 0, batch) if _is_map(leaf) and len(leaf) == 1 else leaf)
 
 
-def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
-    """Inputs of other sizes, to be tried in turn: the first that the model itself takes proves that sizes vary."""
-    batch = _batch_of(example)
+def other_example(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> Example:
+    """The example at other sizes that the model takes: one more sample, images larger by a stride, or else doubled.
 
-    def resized(grow: Callable[[int], int]) -> Example:
-        def resize(leaf: Any) -> Any:
-            for dim in range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else ():
-                length = leaf.shape[dim]
-                nearest = torch.arange(grow(length), device=leaf.device) * length // grow(length)
-                leaf = leaf.index_select(dim, nearest)
-            return _with_samples(leaf, 1) if "batch" in dynamic and _has_batch(leaf, batch) else leaf
+    Raises:
+        ExportError: the model takes neither.
+    """
+    batch, reason = _batch_of(example), ""
+    for lengthen in (lambda length: length + _STEP, lambda length: 2 * length):
+        other = _changed(example, partial(_enlarged, batch=batch, dynamic=dynamic, lengthen=lengthen))
+        try:
+            other.run(model)
+        except Exception as error:
+            reason = describe_exception(error)
+        else:
+            return other
+    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")
 
-        return _changed(example, resize)
 
-    return [resized(lambda length: length + _STEP), resized(lambda length: 2 * length)]
+def _enlarged(leaf: Any, batch: int | None, dynamic: tuple[str, ...], lengthen: Callable[[int], int]) -> Any:
+    for axis in _varying(leaf, batch, dynamic):
+        leaf = _resize(leaf, axis, lengthen(leaf.shape[axis]) if axis else len(leaf) + 1)
+    return leaf
+
+
+def _varying(leaf: Any, batch: int | None, dynamic: tuple[str, ...]) -> list[int]:
+    """The dimensions of an input that may vary."""
+    has_batch = isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == batch
+    axes = [0] if has_batch and "batch" in dynamic else []
+    return [*axes, *range(2, leaf.dim())] if "size" in dynamic and _is_map(leaf) else axes
 
 
 def _is_map(leaf: Any) -> bool:
@@ -91,13 +105,9 @@ def _batch_of(example: Example) -> int | None:
     return next((len(tensor) for tensor in example.tensors if _is_map(tensor)), None)
 
 
-def _has_batch(leaf: Any, batch: int | None) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == batch
-
-
-def _with_samples(leaf: torch.Tensor, more: int) -> torch.Tensor:
-    """With mirrored copies of the first sample."""
-    return torch.cat([leaf, *[leaf[:1].flip(-1)] * more])
+def _resize(leaf: torch.Tensor, axis: int, length: int) -> torch.Tensor:
+    """By nearest neighbours."""
+    return leaf.index_select(axis, torch.arange(length, device=leaf.device) * leaf.shape[axis] // length)
 
 
 def _changed(example: Example, change: Callable[[Any], Any]) -> Example:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simam_inject.source import Expression
+
 PRESENT = "already has SimAM"
 """Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
 
@@ -38,6 +40,11 @@ class Rewritten:
     value: str
     """Name of the value inside the owner, such as `add` or `mul[2]`."""
 
+    @property
+    def module(self) -> str:
+        """Path of the module that holds the SimAM as a child: the owner."""
+        return self.owner
+
 
 Edit = Output | Input | Rewritten
 
@@ -71,7 +78,11 @@ class Insertion:
     strength: float = 1.0
     gain: float = 1.0
     note: str = ""
-    """What a user should know, e.g. that folding the norm behind it is not possible."""
+    """What a user should know: that a hook may not meet the value in other forwards than the example's."""
+    witness: str | None = None
+    """Path of the norm that alone reads the value: folded into a convolution, it would be folded across SimAM."""
+    expression: Expression | None = None
+    """For `Rewritten`: where in the source."""
 
     @property
     def bytes_moved(self) -> int:

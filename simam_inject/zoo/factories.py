@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import inspect
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -40,43 +39,40 @@ def build_factory(name: str, *, pretrained: bool = False, num_classes: int | Non
             near = difflib.get_close_matches(factory_name, public, n=3)
             advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(public) or 'no public names'}."
             raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
-        model = _call(name, getattr(module, factory_name), options)
+        model = factory = getattr(module, factory_name)
+        if _is_model(factory) and options:
+            raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
+        if callable(factory) and not _is_model(factory):
+            try:
+                model = factory(**options)
+            except Exception as error:
+                raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
     if not _is_model(model):
-        raise ModelError(f"{name}: the factory returned {_describe(model)}, not a torch.nn.Module or a YOLO object.")
+        raise ModelError(f"{name}: it gives a {type(model).__qualname__}, not a torch.nn.Module or a YOLO object.")
     return ZooModel(name=name, model=model, source=source, note=f"weights as {factory_name} makes them")
 
 
 def which_factory(name: str) -> ModelError:
     """The error for a file without a factory: what it defines, read from its source without running it."""
-    file = Path(name)
-    if not file.is_file():
-        return ModelError(f"no such file: {name}.")
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ModelError(f"no such file: {name}.")
+    except (OSError, SyntaxError, ValueError) as error:
         return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
-    found = [public for node in tree.body for public in _factories_in(node) if not public.startswith("_")]
-    if not found:
-        return ModelError(f"{name} defines no function, class or model that could make a network without arguments.")
-    return ModelError(f"{name}: which model? It defines {', '.join(found)}. Write {name}:{found[-1]}.")
+    names = [public for node in tree.body for public in _names_in(node) if not public.startswith("_")]
+    if not names:
+        return ModelError(f"{name} defines no function, class or model.")
+    return ModelError(f"{name}: which model? It defines {', '.join(names)}. Write {name}:{names[-1]}.")
 
 
-def _factories_in(node: ast.stmt) -> list[str]:
-    """Names of what a statement defines: a function or a class that needs no arguments, or the result of a call."""
-    if isinstance(node, ast.FunctionDef):
-        return [node.name] if not _needed(node) else []
-    if isinstance(node, ast.ClassDef) and node.bases:
-        inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
-        return [node.name] if all(_needed(init) <= 1 for init in inits) else []
+def _names_in(node: ast.stmt) -> list[str]:
+    """Names of what may be a factory: a function, a class, or the result of a call."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
         return [target.id for target in node.targets if isinstance(target, ast.Name)]
     return []
-
-
-def _needed(function: ast.FunctionDef) -> int:
-    """How many arguments it cannot do without, `self` included."""
-    given = function.args
-    return len(given.posonlyargs) + len(given.args) - len(given.defaults) + given.kw_defaults.count(None)
 
 
 @contextmanager
@@ -95,52 +91,27 @@ def _import_source(name: str, source: str) -> ModuleType:
     if is_file and not Path(source).is_file():
         raise ModelError(f"{name}: no such file: {source}.")
     try:
-        return _import_file(Path(source)) if is_file else import_module(source)
+        return _import_file(Path(source).resolve()) if is_file else import_module(source)
     except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and (source == missing or source.startswith(f"{missing}.")):
-            raise ModelError(f"{name}: no module named {missing!r} here or in this environment.") from error
         raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
 
 
 def _import_file(file: Path) -> ModuleType:
     """Import a file under its own name, so that classes it defines can be pickled, or beside a module of that name."""
     loaded = sys.modules.get(file.stem)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(file.resolve()):
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
         return loaded
-    module_name = file.stem if loaded is None else f"{file.stem}_from_{abs(hash(file.resolve())):x}"
-    spec = spec_from_file_location(module_name, file.resolve())
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is not a Python source file")
-    module = module_from_spec(spec)
-    sys.modules[module_name] = module
+    module_name = file.stem if loaded is None else f"{file.stem}_from_{abs(hash(file)):x}"
+    spec = spec_from_file_location(module_name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[module_name] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
         del sys.modules[module_name]
         raise
     return module
-
-
-def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
-    if _is_model(factory):
-        if options:
-            raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
-        return factory
-    if not callable(factory):
-        raise ModelError(f"{name}: it is {_describe(factory)}, not a function, class or model.")
-    with suppress(ValueError):  # built in: its call will show
-        try:
-            inspect.signature(factory).bind(**options)
-        except TypeError as error:
-            given = f"with {' and '.join(options)}" if options else "without arguments"
-            raise ModelError(
-                f"{name}: the factory cannot be called {given}: {error}. Write one that can: def make(): return ..."
-            ) from None
-    try:
-        return factory(**options)
-    except Exception as error:
-        raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
 
 
 def _is_model(value: Any) -> bool:
@@ -151,12 +122,8 @@ def _is_model(value: Any) -> bool:
     )
 
 
-def _describe(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__qualname__}"
-
-
 def _locate(error: BaseException) -> str:
-    """What an exception of the user's code says, with the file and line of its innermost frame."""
-    frames = traceback.extract_tb(error.__traceback__)
+    """What an exception of the user's code says, with the file and line of the innermost frame there."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{describe_exception(error)}{where}"

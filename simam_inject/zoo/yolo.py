@@ -15,14 +15,8 @@ from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 _INSTALL = 'pip install "simam_inject[ultralytics]"'
-_YAML = (".yaml", ".yml")
 _DETECTION_SIZE = 640
 _CLASSIFICATION_SIZE = 224
-
-
-def is_yolo_name(name: str) -> bool:
-    """True if the name looks like one of ultralytics': `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
-    return name.endswith((".pt", *_YAML)) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
 
 
 def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -39,75 +33,76 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         raise ModelError(
             f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
         )
-    own, stem = name.endswith(_YAML) and Path(name).is_file(), re.sub(r"\.(pt|ya?ml)$", "", name)
-    if own and pretrained:
-        raise ModelError(f"{name}: a model file of your own has no published weights.")
-    if name.endswith(".pt") or pretrained:
+    stem = re.sub(r"\.(pt|ya?ml)$", "", name)
+    if pretrained or name.endswith(".pt"):
         if num_classes is not None:
             raise ModelError(
                 f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
             )
-        return _load(name, f"{stem}.pt")
-    if own:
-        _check_model_file(Path(name))
-    elif stem not in list_ultralytics():
-        raise unknown_model(stem, list_ultralytics(), library="ultralytics")
-    with fetching(f"ultralytics:{name}", pretrained=False):
-        model = _construct(name if own else f"{stem}.yaml", num_classes)
-    return _record(name, model, describe_weights("ultralytics", pretrained=False))
-
-
-def _record(name: str, model: Any, note: str) -> ZooModel:
+        model, note = _load(name, f"{stem}.pt")
+    else:
+        model, note = _construct(name, stem, num_classes), describe_weights("ultralytics", pretrained=False)
     size = _CLASSIFICATION_SIZE if model.task == "classify" else _DETECTION_SIZE
     return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
 
 
-def _check_model_file(path: Path) -> None:
-    """Refuse a YAML that is not a model file; a recipe is answered with how to use it."""
-    from simam_inject.recipe.texts import read_yaml
-
-    try:
-        data = read_yaml(path.read_bytes())
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read as YAML: {describe_exception(error)}.") from None
-    if isinstance(data, dict) and "backbone" in data:
-        if "simam" in str([data["backbone"], data.get("head")]).lower():
-            raise ModelError(
-                f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
-                f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
-            )
-        return
-    if isinstance(data, dict) and "rules" in data:
-        raise ModelError(f"{path} is a recipe, not a model: give the model and add --recipe {path}.")
-    raise ModelError(f"{path} is not a model file of ultralytics: it has no backbone.")
-
-
-def _load(name: str, checkpoint: str) -> ZooModel:
-    """A file, if the name says so and it is there, or what ultralytics publishes."""
+def _load(name: str, checkpoint: str) -> tuple[Any, str]:
+    """A file, if the name says so and it is there, or what ultralytics publishes; with a note on its weights."""
     from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-    is_file, published = name == checkpoint and Path(name).is_file(), tuple(GITHUB_ASSETS_NAMES)
-    if not is_file and checkpoint not in published:
-        near = find_nearest(checkpoint, (asset for asset in published if asset.endswith(".pt")))
+    is_file = name == checkpoint and Path(name).is_file()
+    if _is_model_file(name):
+        raise ModelError(f"{name}: a model file of your own has no published weights.")
+    if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
+        near = find_nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
         advice = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
     with fetching(f"ultralytics:{name}", pretrained=not is_file):
         model = YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
-    note = f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)
-    return _record(name, model, note)
+    return model, f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)
 
 
-def _construct(file: str, num_classes: int | None) -> Any:
+def _construct(name: str, stem: str, num_classes: int | None) -> Any:
     """A model with random weights. ultralytics finds a packaged YAML and the scale by the name alone."""
     from ultralytics import RTDETR, YOLO
 
-    # Only a checkpoint makes `YOLO` an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
-    is_rtdetr = "rtdetr" in file or (Path(file).is_file() and "RTDETRDecoder" in Path(file).read_text(encoding="utf-8"))
-    model = (RTDETR if is_rtdetr else YOLO)(file)
-    if num_classes is not None:
-        network = model.model
-        model.model = type(network)(network.yaml, nc=num_classes, verbose=False)
-        for key in ("args", "task"):
-            setattr(model.model, key, getattr(network, key))
+    is_rtdetr, file = "rtdetr" in name, f"{stem}.yaml"
+    if _is_model_file(name):
+        file, text = name, Path(name).read_text(encoding="utf-8", errors="replace")
+        _check_model_file(name, text)
+        is_rtdetr = is_rtdetr or "RTDETRDecoder" in text
+    elif stem not in list_ultralytics():
+        raise unknown_model(stem, list_ultralytics(), library="ultralytics")
+    with fetching(f"ultralytics:{name}", pretrained=False):
+        # Only a checkpoint makes `YOLO` an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
+        model = (RTDETR if is_rtdetr else YOLO)(file)
+        if num_classes is not None:
+            network = model.model
+            model.model = type(network)(network.yaml, nc=num_classes, verbose=False)
+            for key in ("args", "task"):
+                setattr(model.model, key, getattr(network, key))
     return model
+
+
+def _is_model_file(name: str) -> bool:
+    """A YAML file of the user's own."""
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
+
+
+def _check_model_file(name: str, text: str) -> None:
+    """Refuse a recipe, and a model file with SimAM rows, with what to do instead."""
+    import yaml
+
+    try:
+        table = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ModelError(f"{name} cannot be read as YAML: {describe_exception(error)}.") from None
+    found = table if isinstance(table, dict) else {}
+    if "rules" in found:
+        raise ModelError(f"{name} is a recipe, not a model: give the model and add --recipe {name}.")
+    if "simam" in str([found.get("backbone"), found.get("head")]).lower():
+        raise ModelError(
+            f"{name} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
+            f"from-yaml {name} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+        )
