@@ -17,54 +17,26 @@ from typing import Any
 
 import torch
 
-from simam_inject.dataflow.values import Layout, Value
-from simam_inject.kinds import FAMILIES
+from simam_inject.dataflow.values import NOWHERE, Layout, Value
+from simam_inject.kinds import FAMILIES, words
 from simam_inject.nested import map_nested
 
 Shape = tuple[int, ...]
-NOWHERE: Layout = frozenset()
 SAMPLES_ADDED = 1
 """How many samples the experiment with a larger batch adds: where a first dimension grows by more, it holds windows."""
 
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("embedding", "multi_head_attention_forward", "gru", "lstm", "rnn_")
 _LAST_IF_UNKNOWN = ("linear", "rms_norm")
-_RESIZES = frozenset(
-    ["cat", "pad", "repeat", "repeat_interleave", "mean", "sum", "amax", "amin", "max", "min", "norm", "index_select"]
-)
+_RESIZES = words("cat pad repeat repeat_interleave mean sum amax amin max min norm index_select")
 """Operations that change the size of the channel dimension, and leave it where it is."""
-_REARRANGES = frozenset(["einsum", "tensordot", "rot90", "as_strided", "permute_copy", "transpose_copy", "view_copy"])
+_REARRANGES = words("einsum tensordot as_strided permute_copy transpose_copy view_copy")
 """Operations that can move channels without a trace in shapes."""
-_MOVES = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "movedim",
-        "moveaxis",
-        "t",
-        "m_t",
-        "m_h",
-        "h",
-        "expand",
-        "chunk",
-        "split",
-        "narrow",
-        "getitem",
-        "select",
-        "unbind",
-        "tensor_split",
-        "rearrange",
-        "view_as",
-        "reshape_as",
-    ]
+_MOVES = words(
+    """
+    chunk expand flatten getitem h m_h m_t moveaxis movedim narrow permute rearrange reshape reshape_as select
+    split squeeze swapaxes swapdims t tensor_split transpose unbind unflatten unsqueeze view view_as
+    """
 )
 
 
@@ -173,19 +145,18 @@ def _recognised(source: Value, shape: Shape) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """The axes of a feature map, or the reason why SimAM cannot be applied to it."""
+    """The axes of a feature map."""
 
-    channel_dim: int = 1
-    name: str = ""
-    """`NCHW`, `NHWC`, `NLC`, ...; empty with an obstacle."""
-    measured: bool = False
-    obstacle: str | None = None
+    channel_dim: int
+    name: str
+    """`NCHW`, `NHWC`, `NLC`, ..."""
+    measured: bool
 
 
-def find_axes(  # noqa: C901 - each branch is one sentence about one kind of tensor
+def find_axes(
     shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool
-) -> Axes:
-    """Batch, channels and spatial dimensions of a value of rank 3 to 5.
+) -> Axes | str:
+    """Batch, channels and spatial dimensions of a value of rank 3 to 5; or why SimAM cannot be applied to it.
 
     Args:
         shape: in the example forward.
@@ -195,52 +166,55 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
         fixed_size: the network takes no other image size.
     """
     rank = len(shape)
-    if other_batch is not None and len(other_batch) == rank:
-        grown = [dim for dim in range(rank) if other_batch[dim] != shape[dim]]
-        if not grown:
-            return Axes(obstacle=f"does not depend on the batch: its shape is {shape} for any number of samples")
-        if grown != [0]:
-            return Axes(
-                obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: "
-                f"its shape is {shape}"
-            )
-    elif layout == {0}:
-        return Axes(obstacle=_NO_BATCH.format(shape))
-    candidates = set(range(1, rank))
-    resized: set[int] = set()
-    if other_size is not None and len(other_size) == rank:
-        resized = {dim for dim in range(rank) if other_size[dim] != shape[dim]}
-        if 0 in resized:
-            return Axes(obstacle=f"its first dimension holds windows or positions, not samples: its shape is {shape}")
-        candidates -= resized
-    elif fixed_size and other_batch is not None and other_batch[0] - shape[0] > SAMPLES_ADDED:
-        more = other_batch[0] - shape[0]
-        return Axes(
-            obstacle=f"its first dimension grows by {more} for one sample more, so it holds windows, groups or frames: "
-            f"its shape is {shape}"
-        )
+    other_batch = other_batch if other_batch is not None and len(other_batch) == rank else None
+    other_size = other_size if other_size is not None and len(other_size) == rank else None
+    resized = {dim for dim in range(rank) if other_size is not None and other_size[dim] != shape[dim]}
+    problem = _NO_BATCH if layout == {0} else None
+    if other_batch is not None:
+        more = other_batch[0] - shape[0] if fixed_size and other_size is None else 0
+        problem = _why_no_samples([dim for dim in range(rank) if other_batch[dim] != shape[dim]], more)
+    if problem is None and 0 in resized:
+        problem = "its first dimension holds windows or positions, not samples: its shape is {}"
+    if problem is not None:
+        return problem.format(shape)
+    candidates = set(range(1, rank)) - resized
     measured = bool(resized) and len(candidates) == 1
-    if measured:
-        (channel,) = candidates
-    else:
-        known = layout & candidates if resized else layout
-        if not candidates:
-            return Axes(obstacle=f"has no dimension of fixed size that could hold channels: its shape is {shape}")
-        if len(known) != 1 or len(layout) > 1:
-            return Axes(
-                obstacle=f"has its channels in several dimensions, or in none that is known: its shape is {shape}"
-            )
-        (channel,) = known
-        if channel == 0 and other_batch is not None:
-            return Axes(obstacle=f"has its channels in no dimension that is known: its shape is {shape}")
-    if channel == 0:
-        return Axes(obstacle=_NO_BATCH.format(shape))
+    channel = candidates.pop() if measured else _known_channel(layout, candidates, resized, other_batch is not None)
+    if isinstance(channel, str):
+        return channel.format(shape)
     if channel not in (1, rank - 1):
-        return Axes(obstacle=f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}")
-    channel_dim = 1 if channel == 1 else -1
+        return f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}"
     spatial = {3: "L", 4: "HW", 5: "DHW"}[rank]
-    name = f"NC{spatial}" if channel_dim == 1 else f"N{spatial}C"
-    return Axes(channel_dim, name, measured and other_batch is not None)
+    is_second = channel == 1
+    name = f"NC{spatial}" if is_second else f"N{spatial}C"
+    return Axes(1 if is_second else -1, name, measured and other_batch is not None)
 
 
 _NO_BATCH = "has no batch dimension: its shape is {}; give an example with a batch"
+
+
+def _why_no_samples(grown: list[int], more: int) -> str | None:
+    """Why the first dimension holds no samples, for the dimensions that grow with the batch and by how much it does."""
+    if not grown:
+        return "does not depend on the batch: its shape is {} for any number of samples"
+    if grown != [0]:
+        return f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: its shape is {{}}"
+    if more > SAMPLES_ADDED:
+        return (
+            f"its first dimension grows by {more} for one sample more, so it holds windows, groups or frames: "
+            "its shape is {}"
+        )
+    return None
+
+
+def _known_channel(layout: Layout, candidates: set[int], resized: set[int], has_batch: bool) -> int | str:
+    """The dimension of the channels as the operations tell it, among those that the experiments leave."""
+    if not candidates:
+        return "has no dimension of fixed size that could hold channels: its shape is {}"
+    known = layout & candidates if resized else layout
+    if len(known) != 1 or len(layout) > 1:
+        return "has its channels in several dimensions, or in none that is known: its shape is {}"
+    (channel,) = known
+    if channel == 0:
+        return "has its channels in no dimension that is known: its shape is {}" if has_batch else _NO_BATCH
+    return channel

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.dataflow.twin import copier
+from simam_inject.dataflow.twin import copied_with
 from simam_inject.errors import ModelError
 from simam_inject.nested import map_nested, tensors_in
 
@@ -43,12 +43,7 @@ class Example:
         Args:
             convert: makes the tensor that the run gets; one that is passed twice is passed twice again.
         """
-        copy_of = copier(convert)
-
-        def renew(leaf: Any) -> Any:
-            return leaf if isinstance(leaf, nn.Module) else copy_of(leaf)
-
-        args, kwargs = map_nested(renew, (self.args, self.kwargs))
+        args, kwargs = copied_with(convert, (self.args, self.kwargs), shared=nn.Module)
         return args, kwargs
 
     def run(self, call: Callable[..., Any]) -> Any:
@@ -189,17 +184,22 @@ def example_like(model: nn.Module, shapes: Any) -> Example:
 
 def shapes_of(example: Example) -> dict[str, Any] | None:
     """The arguments as plain data, tensors by dtype and shape; None where an argument is something else."""
-    plain = True
+    try:
+        return {"args": _described(list(example.args)), "kwargs": _described(dict(example.kwargs))}
+    except TypeError:
+        return None
 
-    def write(leaf: Any) -> Any:
-        nonlocal plain
-        if isinstance(leaf, torch.Tensor):
-            return f"tensor {str(leaf.dtype).removeprefix('torch.')} {' '.join(map(str, leaf.shape))}"
-        plain = plain and isinstance(leaf, (bool, int, float, str, type(None)))
-        return leaf
 
-    args, kwargs = map_nested(write, (list(example.args), dict(example.kwargs)))
-    return {"args": args, "kwargs": kwargs} if plain else None
+def _described(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return f"tensor {str(value.dtype).removeprefix('torch.')} {' '.join(map(str, value.shape))}"
+    if type(value) in (list, tuple):
+        return type(value)(_described(entry) for entry in value)
+    if type(value) is dict:
+        return {key: _described(entry) for key, entry in value.items()}
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    raise TypeError(f"no plain data: {type(value).__name__}")
 
 
 def declared_size(model: nn.Module) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import types
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -48,12 +49,24 @@ def module_kind(module: nn.Module) -> str:
     return _kind_of(type(module).__name__)
 
 
-def function_kind(function: Callable[..., Any]) -> str:
-    """Kind of a torch function or method as a `TorchFunctionMode` sees it; of a property, the property's name."""
+def function_name(function: Callable[..., Any]) -> str:
+    """Name of a torch function or method as a `TorchFunctionMode` sees it; of a property, the property's name."""
     name: str = getattr(function, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", name)
-    return _kind_of(name)
+    return name.strip("_")
+
+
+def function_kind(function: Callable[..., Any]) -> str:
+    """Kind of a torch function, method or property."""
+    return _kind_of(function_name(function))
+
+
+def is_method(function: Callable[..., Any]) -> bool:
+    """It is a method of tensors, rather than a function."""
+    return isinstance(function, (types.MethodDescriptorType, types.WrapperDescriptorType)) or (
+        getattr(function, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase."))
+    )
 
 
 def conv_facts(module: nn.Module) -> dict[str, Any]:

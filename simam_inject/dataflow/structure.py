@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.records import Site
-from simam_inject.dataflow.values import Frame, Recording
+from simam_inject.dataflow.values import Recording
 
 _WEIGHTED = (_ConvNd, nn.Linear)
 _MOST_ON_SKIP = 2
@@ -44,23 +44,21 @@ class Structure:
 def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure:
     """Read the structure off the recorded graphs."""
     found = Structure()
-    for path, frame in recording.graphs.items():
-        assert frame.graph is not None
-        for node in frame.graph.nodes:
+    for path, graph in recording.graphs.items():
+        for node in graph.nodes:
             kind = node.meta.get("kind")
             if kind == "add":
                 _enter_join(found, recording, path, node)
             elif kind == "mul":
                 _enter_gate(found, node)
-    blocks = MainBlocks(recording, sites)
-    found.main = blocks.find(found.residual)
+    found.main = MainBlocks(recording, sites).find(found.residual)
     found.decoder = _decoders(recording, found.main)
     return found
 
 
-def covers(paths: Iterable[str], path: str) -> bool:
+def covers(paths: Set[str], path: str) -> bool:
     """One of the paths is this one, or holds it."""
-    return any(path == one or path.startswith((f"{one}.", f"{one}:")) for one in paths)
+    return path in paths or any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
 def _operands(node: fx.Node) -> list[fx.Node]:
@@ -160,8 +158,8 @@ def _upsamples(recording: Recording, node: fx.Node) -> bool:
     kind = node.meta.get("kind", "")
     if kind != "block":
         return _enlarges(node)
-    frame = recording.graphs.get(node.meta["frame"].path)
-    return frame is not None and frame.graph is not None and any(_upsamples(recording, n) for n in frame.graph.nodes)
+    graph = recording.graphs.get(node.meta["frame"].path)
+    return graph is not None and any(_upsamples(recording, inner) for inner in graph.nodes)
 
 
 def _keeps_size(node: fx.Node) -> bool:
@@ -173,9 +171,8 @@ def _keeps_size(node: fx.Node) -> bool:
 def _decoders(recording: Recording, main: set[str]) -> set[str]:
     """Blocks that join an upsampled map with an earlier one, or the main blocks that read such a join."""
     found = set()
-    for path, frame in recording.graphs.items():
-        assert frame.graph is not None
-        for node in frame.graph.nodes:
+    for path, graph in recording.graphs.items():
+        for node in graph.nodes:
             if node.meta.get("kind") not in ("cat", "add"):
                 continue
             sources = [source for source in node.all_input_nodes if "value" in source.meta]
@@ -183,16 +180,14 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
             fresh = [_comes_from_upsampling(recording, source, 0, is_add) for source in sources]
             if len(sources) < 2 or not any(fresh) or all(fresh):
                 continue
-            block = _returning_block(recording, frame) if path else None
-            if block is not None:
-                found.add(block)
+            if path and len(recording.first_calls[path].outputs) == 1 and _weight_of(recording, path):
+                found.add(path)
             found |= _readers_among(node, main, 0)
     found = {path for path in found if not covers(found - {path}, path)}
     alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
-    for path, frame in recording.graphs.items():  # the last one often has no skip to join
-        assert frame.graph is not None
+    for path, graph in recording.graphs.items():  # the last one often has no skip to join
         is_alike = path and (path.rpartition(".")[0], type(recording.modules[path])) in alike
-        if is_alike and any(map(_enlarges, frame.graph.nodes)):
+        if is_alike and any(map(_enlarges, graph.nodes)):
             found.add(path)
     return found
 
@@ -218,11 +213,6 @@ def _comes_from_upsampling(recording: Recording, node: fx.Node, depth: int, is_a
     )
     inputs = node.all_input_nodes
     return depth < 4 and passing and bool(inputs) and _comes_from_upsampling(recording, inputs[0], depth + 1, is_add)
-
-
-def _returning_block(recording: Recording, frame: Frame) -> str | None:
-    """The module that makes the join, if it returns one map and works on it with a convolution behind the join."""
-    return frame.path if len(frame.outputs) == 1 and frame.path and _weight_of(recording, frame.path) else None
 
 
 def _weight_of(recording: Recording, path: str) -> int:
