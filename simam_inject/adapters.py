@@ -1,8 +1,8 @@
 """Adapters for libraries that wrap their models in another object, or need more than hooks to stay injected.
 
-Each adapter is one file or folder of `integrations`, loaded by name when a model of its library is met; it registers
-itself. A network that an adapter keeps injected carries a mark, whose unpickling loads the integration: a checkpoint
-works in a process that imports only its library.
+Each adapter is one file or folder of `integrations`, loaded by name when a model of its library is met. A network that
+an adapter keeps injected carries a mark, whose unpickling loads the integration: a checkpoint works in a process that
+imports only its library.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError
 
 _LIGHTNING = "simam_inject.integrations.lightning"
@@ -26,7 +27,7 @@ _INTEGRATIONS = {
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
-"""Maps the module that defines a class of the library to the module that registers its adapter."""
+"""Maps the module that defines a class of the library to the module whose `ADAPTER` is for it."""
 _MARK = "simam_integration"
 _ORIGINAL = "_simam_original"
 
@@ -45,17 +46,13 @@ class Adapter:
         """The network inside the object, or the network itself."""
         return model
 
-    def remember(self, model: nn.Module) -> None:
-        """Called after an injection or a change of strength or gain: make it persist in the library."""
-        if self.integration is not None:
-            self.network(model).__dict__[_MARK] = IntegrationMark(self.integration)
-
-    def forget(self, model: nn.Module) -> None:
-        """Called after eject: remove everything that was stored."""
-        self.network(model).__dict__.pop(_MARK, None)
-
-    def refresh(self, model: nn.Module) -> None:
-        """Called when the network has changed: drop copies that the library made of it."""
+    def update(self, model: nn.Module) -> None:
+        """Called after the sites, their settings or the weights have changed: make it persist in the library."""
+        network = self.network(model)
+        if self.integration is not None and any(attended_in(network)):
+            network.__dict__[_MARK] = IntegrationMark(self.integration)
+        else:
+            network.__dict__.pop(_MARK, None)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
         """Copies of the network in the forms that the library exports, where they are others than the network's."""
@@ -80,37 +77,28 @@ class IntegrationMark:
         importlib.import_module(self.integration)
 
 
-_PLAIN = Adapter()
-_adapters: dict[str, Adapter] = {}
-
-
-def register(integration: str, adapter: Adapter) -> None:
-    """Make an adapter known; called by the integration when it is imported."""
-    _adapters[integration] = adapter
+@functools.cache
+def _load(integration: str) -> Adapter:
+    try:
+        adapter: Adapter = importlib.import_module(integration).ADAPTER
+    except (ImportError, AttributeError, KeyError) as error:
+        if integration != _LIGHTNING:
+            raise
+        # a release that names its functions otherwise; models that are no LightningModule need none of it
+        warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
+        return Adapter()
+    return adapter
 
 
 def adapter_of(model: nn.Module) -> Adapter:
     """The adapter for this object, its integration loaded if need be."""
-    _load_lightning()
+    if any(name in sys.modules for name, integration in _INTEGRATIONS.items() if integration == _LIGHTNING):
+        _load(_LIGHTNING)  # whatever is injected may be a part of a LightningModule
     for base in type(model).__mro__:
-        name = _INTEGRATIONS.get(base.__module__)
-        if name is not None:
-            if name not in _adapters:
-                importlib.import_module(name)
-            return _adapters[name]
-    return _PLAIN
-
-
-def _load_lightning() -> None:
-    """Load that integration where Lightning is in use: whatever is injected may be a part of a LightningModule."""
-    in_use = [name for name, integration in _INTEGRATIONS.items() if integration == _LIGHTNING and name in sys.modules]
-    if _LIGHTNING in _adapters or not in_use:
-        return
-    try:
-        importlib.import_module(_LIGHTNING)
-    except (ImportError, AttributeError, KeyError) as error:  # a release that names its functions otherwise
-        register(_LIGHTNING, _PLAIN)
-        warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
+        integration = _INTEGRATIONS.get(base.__module__)
+        if integration is not None:
+            return _load(integration)
+    return Adapter()
 
 
 def network_of(model: nn.Module) -> nn.Module:
@@ -118,14 +106,9 @@ def network_of(model: nn.Module) -> nn.Module:
     return adapter_of(model).network(model)
 
 
-def remember(model: nn.Module) -> None:
-    """Let the library's own object keep what is in its network now; see `Adapter.remember`."""
-    adapter_of(model).remember(model)
-
-
-def refresh(model: nn.Module) -> None:
-    """Let the library's own object drop the copies that it made of its network."""
-    adapter_of(model).refresh(model)
+def update(model: nn.Module) -> None:
+    """Let the library's own object keep what is in its network now; see `Adapter.update`."""
+    adapter_of(model).update(model)
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:

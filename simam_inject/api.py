@@ -12,13 +12,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from simam_inject.adapters import adapter_of, network_of, refresh, remember
+from simam_inject.adapters import network_of, update
 from simam_inject.dataflow.example import Example, example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import Attended, attach, attended_in, detach
-from simam_inject.editing.checking import SiteRecord
+from simam_inject.editing.attach import attach, attended_in, detach, restorer
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
@@ -104,7 +103,7 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
     network = network_of(model)
-    before = _contents(network)
+    restore = restorer(network)
     marks = tensor_marks(network)
     planned.apply()
     if not verify:
@@ -119,11 +118,11 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
             recorded={path for path, count in recording.calls.items() if count},
         )
     except BaseException as error:
-        _go_back(model, before)
+        _go_back(model, restore)
         error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
     if not found.ok:
-        _go_back(model, before)
+        _go_back(model, restore)
         failed = [check for check in found.checks if check.ok is False]
         kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
         details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
@@ -172,7 +171,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 def eject(model: ModelT) -> ModelT:
     """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
     detach(network_of(model))
-    adapter_of(model).forget(model)
+    update(model)
     return model
 
 
@@ -189,12 +188,12 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
         >>> torch.equal(plain, eject(model)(x))
         True
     """
-    refresh(model)
+    update(model)
     try:
         with bypassed(network_of(model)):
             yield model
     finally:
-        refresh(model)
+        update(model)
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
@@ -253,11 +252,10 @@ def _plan(
             raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
-        remember(model)
+        update(model)
         return model
 
-    insertions = tuple(one.insertion for one in decision.planned)
-    return Plan(recipe, insertions, tuple(decision.skips), flow, present, tuple(decision.planned), apply)
+    return Plan(recipe, tuple(decision.insertions), tuple(decision.skips), flow, present, apply)
 
 
 def _own_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
@@ -275,32 +273,22 @@ def _apply(
         raise ModelError(
             "the model already has attention at its sites; call eject(model) before injecting other modules"
         )
-    sites = [entry.site for entry in there]
-    settings = [(entry.insertion.strength, entry.insertion.gain) for entry in there]
-    for one in planned.planned:
-        sites.append(record_of(one.insertion, one.witness, one.expression))
-        settings.append((float(strength), 1.0))
-    recipes = [*(presence.recipes if presence is not None else []), planned.recipe.to_dict()]
-    example = shapes_of(flow.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings, factory=attention, keep=True)
+    sites = [*(entry.site for entry in there), *map(record_of, planned.insertions)]
+    attach(
+        network,
+        sites,
+        recipes=[*(presence.recipes if presence is not None else []), planned.recipe.to_dict()],
+        example=shapes_of(flow.example),
+        settings=[(float(strength), 1.0)] * len(sites),
+        factory=attention,
+        keep=True,
+    )
 
 
-def _contents(network: nn.Module) -> tuple[list[Attended], list[tuple[float, float]], Any]:
-    there = list(attended_in(network))
-    return there, [(entry.insertion.strength, entry.insertion.gain) for entry in there], presence_of(network)
-
-
-def _go_back(model: nn.Module, before: tuple[list[Attended], list[tuple[float, float]], Any]) -> None:
+def _go_back(model: nn.Module, restore: Callable[[], None]) -> None:
     """Undo `apply`."""
-    there, settings, presence = before
-    network = network_of(model)
-    if not there:
-        eject(model)
-        return
-    sites: list[SiteRecord] = [entry.site for entry in there]
-    recipes, example = ([], None) if presence is None else (presence.recipes, presence.example)
-    attach(network, sites, recipes=recipes, example=example, settings=settings, keep=True)
-    remember(model)
+    restore()
+    update(model)
 
 
 def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:

@@ -30,7 +30,7 @@ ALLOWED = {
     "planning": ("dataflow", "errors", "matching", "modules", "nested", "recipe", "source"),
     "editing": ("attention", "errors", "modules", "nested", "planning.records", "source"),
     "verification": ("attention", "dataflow", "editing", "errors", "nested", "planning.records"),
-    "adapters": ("errors",),
+    "adapters": ("editing", "errors"),
 }
 """What each stage may import of the others. Whatever is not named here is built on top of `api`."""
 
@@ -236,7 +236,7 @@ def test_code_is_made_in_one_place_and_nothing_is_evaluated():
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("exec", "eval", "compile", "pickle.load", "pickle.loads", "__import__")
     }
-    assert found == {("editing/rewrite.py", "exec"), ("editing/rewrite.py", "compile")}
+    assert found == {("editing/rewrite.py", "compile")}
 
 
 def test_every_error_of_the_package_is_an_inject_error():

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 NOISY = 0.25
-"""Ratios whose interquartile range exceeds this part of their median say nothing."""
+"""Ratios whose interquartile range exceeds this part of their median are not quoted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,7 @@ class Quartiles:
     @classmethod
     def of(cls, sample: list[float]) -> Quartiles:
         """Of at least one number."""
-        if len(sample) == 1:
-            return cls(sample[0], sample[0], sample[0])
-        low, median, high = statistics.quantiles(sample, n=4, method="inclusive")
+        low, median, high = statistics.quantiles(sample * 2 if len(sample) == 1 else sample, n=4, method="inclusive")
         return cls(median, low, high)
 
     @property
@@ -50,8 +48,8 @@ def time_rounds(
 ) -> dict[str, list[float]]:
     """Seconds of each variant, round by round.
 
-    On a CPU the clock is the process time divided by the threads at work, since wall time on a shared machine measures
-    the neighbours; on a GPU it is device time between two events.
+    On a CPU the clock is the process time divided by the number of threads, since wall time on a shared machine
+    measures the neighbours; on a GPU it is device time between two events.
 
     Args:
         variants: what to run, by name.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -19,7 +19,6 @@ from simam_inject.bench.variants import PLAIN, SIMAM, make_variants
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.nested import map_nested, tensors_in
-from simam_inject.planning.records import Insertion
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,7 +48,7 @@ class Row:
     """To the plain model, round by round."""
     images_per_second: float
     kept_bytes: int | None
-    """What autograd keeps for the backward pass, parameters aside."""
+    """What autograd keeps for the backward pass, parameters aside; in training only."""
     peak_bytes: int | None
 
 
@@ -93,104 +92,92 @@ def bench(
     Raises:
         InjectError: the recipe, the model or a peer is not fit; no CUDA device where one is asked for.
     """
-    device = _checked_device(conditions)
-    network = network_of(model)
-    example = _batched(example_of(network, example_inputs), conditions.batch)
-    step("inserting")
-    variants = make_variants(network, recipe, example_inputs, against)
-    sites = injected(variants[SIMAM])
-    batch = Example(*map_nested(lambda leaf: _moved(leaf, device, conditions), (example.args, example.kwargs)))
-    ready = {name: _made_ready(variant, device, conditions) for name, variant in variants.items()}
-    rows: list[Row] = []
-    not_run: list[tuple[str, str]] = []
-    for mode, runner in (("inference", _inference), ("training", _training)):
-        runs = {name: partial(runner, variant, batch) for name, variant in ready.items()}
-        try:
-            for run in runs.values():
-                run()
-        except Exception as error:
-            not_run.append((mode, describe_exception(error)))
-            continue
-        kept = {name: _kept(variant, batch) if mode == "training" else None for name, variant in ready.items()}
-        rows += _time(mode, runs, kept, device, conditions, partial(step, f"timing {mode}"))
-    floor = conditions.batch * sum(_bytes_moved(site, conditions) for site in sites)
-    return Bench(tuple(rows), len(sites), floor, conditions, _machine(device), tuple(not_run))
-
-
-def _time(
-    mode: str,
-    runs: Mapping[str, Callable[[], None]],
-    kept: dict[str, int | None],
-    device: torch.device,
-    conditions: Conditions,
-    before_round: Callable[[], None],
-) -> Iterator[Row]:
-    times = time_rounds(
-        runs, rounds=conditions.rounds, warmups=conditions.warmups, device=device, before_round=before_round
-    )
-    relative = ratios(times, PLAIN)
-    for name, run in runs.items():
-        seconds = Quartiles.of(times[name])
-        speed = conditions.batch / seconds.median if seconds.median else 0.0
-        yield Row(mode, name, seconds, relative[name], speed, kept[name], peak_bytes(run, device))
-
-
-def _checked_device(conditions: Conditions) -> torch.device:
-    device = torch.device(conditions.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if conditions.device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available here; measure on the CPU with --device cpu")
     if conditions.dtype not in DTYPES:
         raise ModelError(f"unknown dtype {conditions.dtype!r}; choose from {', '.join(DTYPES)}")
-    return device
-
-
-def _batched(example: Example, size: int) -> Example:
-    larger = example if size == 1 else example.with_batch(size - 1)
-    if larger is None:
+    network = network_of(model)
+    example = example_of(network, example_inputs)
+    batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)
+    if batch is None:
         raise ModelError("the example input has no batch dimension; measure with --batch 1")
-    return larger
+    batch = Example(*map_nested(partial(_moved, conditions=conditions), (batch.args, batch.kwargs)))
+    step("inserting")
+    variants = make_variants(network, recipe, example_inputs, against)
+    sites = injected(variants[SIMAM])
+    models = {name: _ready(variant, conditions) for name, variant in variants.items()}
+    rows: list[Row] = []
+    not_run: list[tuple[str, str]] = []
+    for mode, run in (("inference", _inference), ("training", _training)):
+        try:
+            for variant in models.values():
+                run(variant, batch)
+        except Exception as error:
+            not_run.append((mode, describe_exception(error)))
+        else:
+            rows += _measure(mode, run, models, batch, conditions, partial(step, f"timing {mode}"))
+    values = conditions.batch * sum(math.prod(site.shape[1:]) * site.runs for site in sites)
+    floor = 2 * DTYPES[conditions.dtype].itemsize * values
+    return Bench(tuple(rows), len(sites), floor, conditions, _machine(conditions), tuple(not_run))
 
 
-def _made_ready(model: nn.Module, device: torch.device, conditions: Conditions) -> nn.Module:
-    model.to(device, DTYPES[conditions.dtype])
+def _measure(
+    mode: str,
+    run: Callable[[nn.Module, Example], None],
+    models: dict[str, nn.Module],
+    batch: Example,
+    conditions: Conditions,
+    before_round: Callable[[], None],
+) -> list[Row]:
+    device = torch.device(conditions.device)
+    kept = {}
+    for name, model in models.items() if mode == "training" else ():
+        kept[name] = bytes_kept(model, partial(batch.run, model.train()))
+    runs = {name: partial(run, model, batch) for name, model in models.items()}
+    times = time_rounds(
+        runs, rounds=conditions.rounds, warmups=conditions.warmups, device=device, before_round=before_round
+    )
+    rows = []
+    for name, ratio in ratios(times, PLAIN).items():
+        seconds = Quartiles.of(times[name])
+        speed = conditions.batch / seconds.median if seconds.median else 0.0
+        rows.append(Row(mode, name, seconds, ratio, speed, kept.get(name), peak_bytes(runs[name], device)))
+    return rows
+
+
+def _ready(model: nn.Module, conditions: Conditions) -> nn.Module:
+    model.to(conditions.device, DTYPES[conditions.dtype])
     if conditions.channels_last:
         model.to(memory_format=torch.channels_last)
     return torch.compile(model) if conditions.compile else model  # type: ignore[return-value]
 
 
-def _moved(leaf: Any, device: torch.device, conditions: Conditions) -> Any:
+def _moved(leaf: Any, conditions: Conditions) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
-    moved = leaf.to(device, DTYPES[conditions.dtype] if leaf.is_floating_point() else None)
+    moved = leaf.to(conditions.device, DTYPES[conditions.dtype] if leaf.is_floating_point() else None)
     return moved.to(memory_format=torch.channels_last) if conditions.channels_last and moved.dim() == 4 else moved
 
 
 @torch.inference_mode()
-def _inference(model: nn.Module, example: Example) -> None:
-    model.eval()(*example.args, **example.kwargs)
+def _inference(model: nn.Module, batch: Example) -> None:
+    model.eval()(*batch.args, **batch.kwargs)
 
 
-def _training(model: nn.Module, example: Example) -> None:
+def _training(model: nn.Module, batch: Example) -> None:
     try:
-        outputs = [tensor for _, tensor in tensors_in(model.train()(*example.args, **example.kwargs))]
+        outputs = [tensor for _, tensor in tensors_in(model.train()(*batch.args, **batch.kwargs))]
         torch.stack([tensor.float().mean() for tensor in outputs if tensor.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     finally:
         model.zero_grad(set_to_none=True)
 
 
-def _kept(model: nn.Module, example: Example) -> int:
-    return bytes_kept(model, lambda: model.train()(*example.args, **example.kwargs))
-
-
-def _bytes_moved(site: Insertion, conditions: Conditions) -> int:
-    """By one read and one write of the maps of one image."""
-    return 2 * DTYPES[conditions.dtype].itemsize * math.prod(site.shape[1:]) * int(site.runs)
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+def _machine(conditions: Conditions) -> dict[str, str]:
+    is_gpu = conditions.device.startswith("cuda")
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(conditions.device)
+        if is_gpu
+        else platform.processor() or platform.machine(),
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "python": platform.python_version(),

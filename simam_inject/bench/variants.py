@@ -43,10 +43,11 @@ def make_variants(model: nn.Module, recipe: Any, example: Any, against: tuple[st
     """
     factories = {name: peer_factory(name) for name in against}
     variants = {PLAIN: copy.deepcopy(model), SIMAM: inject(copy.deepcopy(model), recipe, example_inputs=example)}
+    flat = next((site for site in injected(variants[SIMAM]) if len(site.shape) != 4), None)
+    if flat is not None and factories:
+        names = ", ".join(factories)
+        raise ModelError(f"{names} need two-dimensional feature maps; the shape of {flat.path} is {flat.shape}")
     for name, factory in factories.items():
-        flat = next((site for site in injected(variants[SIMAM]) if len(site.shape) != 4), None)
-        if flat is not None:
-            raise ModelError(f"{name} needs two-dimensional feature maps; the shape of {flat.path} is {flat.shape}")
         twin = copy.deepcopy(model)
         variants[name] = inject(twin, recipe, example_inputs=example, attention=factory, verify=False)
     return variants

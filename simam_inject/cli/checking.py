@@ -124,11 +124,9 @@ def _checkup_lines(checkup: Checkup) -> Iterator[RenderableType]:
             table.add_row(Text(site.path), f"{site.e_lambda:g}", planned, present, str(site.runs), str(site.runs_fused))
         yield table
         yield Text(f"{sum(site.is_live for site in checkup.sites)} of {len(checkup.sites)} sites are live")
-    for export in checkup.exports:
-        line = f"{export.path.name}: {export.live} of {export.wanted} sites are in its graph"
-        if export.difference is not None:
-            line += f"; output {export.difference:.1e} from the network's, {export.effect:.1e} without SimAM"
-        yield Text(line)
+    if checkup.exported is not None:
+        wanted = sum(site.runs_fused for site in checkup.sites)
+        yield Text(f"{checkup.path.stem}.onnx: {checkup.exported} of {wanted} sites are in its graph")
     yield from (Text(f"wrong: {fault}", "red") for fault in checkup.faults)
     if any(not site.present for site in checkup.sites) or not checkup.sites:
         yield Text("to add SimAM: inject(YOLO(...), recipe), then train; see docs/yolo.md")

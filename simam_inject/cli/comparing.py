@@ -12,12 +12,11 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.parsing import parse_number
 from simam_inject.cli.program import MAIN_JOB, MainJobGroup, Report, Step, add_command, show_error
-from simam_inject.zoo.yolo import is_yolo_name
+from simam_inject.zoo.names import is_yolo_name
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
-    from simam_inject.compare.records import Progress
-    from simam_inject.compare.setups import Setup
+    from simam_inject.compare.records import Experiment
 
 _STOPPED = 130
 _WIDE = 100
@@ -37,8 +36,7 @@ compare_app = typer.Typer(
 def compare(options: CompareOptions, step: Step) -> Report:
     """Run the cells of the study that are not done, and print its report."""
     step(f"setting up {options.model}", of=2)
-    setup = _set_up(options)
-    comparison = _work_together(options, setup, step)
+    comparison = _work_together(options, _set_up(options), step)
     if len(comparison.cells) < comparison.total:
         typer.echo(
             f"{len(comparison.cells)} of {comparison.total} runs are done; the same command continues the study; add "
@@ -69,7 +67,7 @@ def _shown(comparison: Comparison) -> Any:
     return Markdown(text) if sys.stdout.isatty() and Console().width >= _WIDE else text
 
 
-def _set_up(options: CompareOptions) -> Setup:
+def _set_up(options: CompareOptions) -> Experiment:
     from simam_inject.compare.setups import set_up
     from simam_inject.compare.training import Training
 
@@ -90,29 +88,32 @@ def _set_up(options: CompareOptions) -> Setup:
     return set_up(options.model, options.data, training, options.device, pretrained=pretrained, weights=weights)
 
 
-def _work(options: CompareOptions, setup: Setup, step: Step) -> Comparison:
+def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
     from simam_inject.compare import compare
+    from simam_inject.compare.study import import_optuna
 
+    optuna = import_optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
     return compare(
-        setup.make_model,
+        experiment.make_model,
         options.recipe,
-        setup.train,
+        experiment.train,
         options.against,
         options.seeds,
         options.study,
         e_lambdas=[float(parse_number(text)) for text in options.e_lambda],
-        example_inputs=setup.example_inputs,
-        batches=setup.batches,
+        example_inputs=experiment.example_inputs,
+        batches=experiment.batches,
         resolve=options.resolve,
         budget=options.budget,
-        settings=setup.settings,
+        settings=experiment.settings,
         name=options.name,
         retry_stale=options.retry_stale,
-        progress=lambda now: step.show(now.done, now.total, _words(now)),
+        progress=lambda done, total, seconds: step.show(done, total, _describe_progress(done, total, seconds)),
     )
 
 
-def _work_together(options: CompareOptions, setup: Setup, step: Step) -> Comparison:
+def _work_together(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
     """Run cells here and in processes of their own; what a process that died left is run here."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "simam_inject", *sys.argv[1:], "--workers", "1"]
@@ -121,11 +122,11 @@ def _work_together(options: CompareOptions, setup: Setup, step: Step) -> Compari
         for _ in range(options.workers - 1)
     ]
     try:
-        comparison = _work(options, setup, step)
+        comparison = _work(options, experiment, step)
         for words, code in [(other.communicate()[1], other.returncode) for other in others]:
             if code:
                 typer.echo(f"a worker ended with exit code {code}: {words.strip()[-1000:]}", err=True)
-        return _work(options, setup, step) if others else comparison
+        return _work(options, experiment, step) if others else comparison
     except KeyboardInterrupt:
         for other in others:
             other.wait()
@@ -138,11 +139,11 @@ def _without_password(study: str) -> str:
     return study.rpartition("@")[-1]
 
 
-def _words(now: Progress) -> str:
-    if now.seconds_left is None:
-        return f"{now.done} of {now.total} runs"
-    hours, minutes = divmod(round(now.seconds_left / 60), 60)
-    return f"{now.done} of {now.total} runs, about {f'{hours} h ' if hours else ''}{minutes} min left"
+def _describe_progress(done: int, total: int, seconds_left: float | None) -> str:
+    if seconds_left is None:
+        return f"{done} of {total} runs"
+    hours, minutes = divmod(round(seconds_left / 60), 60)
+    return f"{done} of {total} runs, about {f'{hours} h ' if hours else ''}{minutes} min left"
 
 
 add_command(compare_app, MAIN_JOB, compare, CompareOptions, hidden=True, no_args_is_help=True)

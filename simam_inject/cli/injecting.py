@@ -12,7 +12,7 @@ from simam_inject.cli.options import EXPORTS, InjectOptions
 from simam_inject.cli.preparing import Planned, batches_of, make_plan
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import ModelError
-from simam_inject.zoo.yolo import is_yolo_name
+from simam_inject.zoo.names import is_yolo_name
 
 if TYPE_CHECKING:
     from simam_inject.export import ExportReport

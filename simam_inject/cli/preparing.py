@@ -15,7 +15,7 @@ from simam_inject.cli.parsing import Size
 from simam_inject.cli.program import Step
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
 from simam_inject.zoo import ZooModel, build, load_weights
-from simam_inject.zoo.names import check_name
+from simam_inject.zoo.names import find_library
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -148,7 +148,7 @@ def check_model_name(name: str) -> None:
             f"{name} contains weights, not a model: give the model and add --weights {name}, "
             f"e.g. simam-inject resnet50 --weights {name} --after bottleneck"
         )
-    check_name(name)
+    find_library(name)
 
 
 def _is_yolo_checkpoint(path: Path) -> bool:

@@ -1,36 +1,24 @@
-"""The report of a comparison: Markdown, and one HTML file that needs nothing beside it."""
+"""The result of a comparison, and its report: Markdown, and one HTML file that needs no other file."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
-from simam_inject.compare import figures
-from simam_inject.compare.records import AGAIN, PLAIN, Costs, Results
-from simam_inject.compare.statistics import BETTER, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
-from simam_inject.errors import CompareError
+from simam_inject.compare import figures, statistics
+from simam_inject.compare.records import AGAIN, PLAIN, Cell, Costs
+from simam_inject.compare.statistics import BETTER, LEVEL, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
 
-_HEAD = (
-    *("variant", "recipe", "seeds", "difference", "95 % interval", "p (Holm)"),
-    *("verdict", "80 % power", "test set"),
-)
-_COST_HEAD = ("variant", "recipe", "mean (sd)", "parameters", "saved for backward", "forward time", "failed")
-METHOD = (
-    "Difference: mean over the seeds of the variant's result minus the result of plain for the same seed; both start "
-    "from the same weights and see the data in the same order for the same number of epochs. The interval is a t "
-    "interval for that difference alone. p is from a paired t test with Holm's correction over all comparisons in this "
-    "table; the verdict follows p. Plain again is plain with another data order: its true difference is zero, so it "
-    "shows the noise. 80 % power: how many seeds detect which difference. Test set: half of the 95 % interval of the "
-    "difference over test sets of this size, with independent samples."
-)
+SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison(Results):
-    """All cells of a study, what they say, and the report about them.
+class Comparison:
+    """All runs of a study, and the differences between them.
 
     Example:
         >>> comparison = compare(make_model, ["paper"], train, against=["se"])  # doctest: +SKIP
@@ -38,44 +26,73 @@ class Comparison(Results):
         ...     print(difference.variant, difference.recipe, difference.mean, difference.verdict)
     """
 
+    cells: tuple[Cell, ...]
+    settings: dict[str, Any]
+    made_with: dict[str, str] = field(default_factory=dict)
+    """The command and the versions."""
+    total: int = 0
+    """Runs of the whole study; more than `cells` while it is unfinished."""
+    looks: int = 1
+    resolve: float | None = None
+    differences: tuple[Difference, ...] = field(init=False)
+    """Each variant and recipe against plain."""
+    noise_floor: Difference | None = field(init=False)
+    """*Plain again*: the same weights with another data order. Its true difference is zero."""
+
+    def __post_init__(self) -> None:
+        keys = dict.fromkeys((cell.variant, cell.recipe) for cell in self.cells)
+        values = {key: {cell.seed: cell.value for cell in self.of(*key)} for key in keys}
+        plain, again = values.pop((PLAIN, ""), {}), values.pop((AGAIN, ""), None)
+        differences = statistics.compare_to(plain, values, resolve=self.resolve, looks=self.looks)
+        floor = statistics.compare_to(plain, {} if again is None else {(AGAIN, ""): again})
+        object.__setattr__(self, "differences", differences)
+        object.__setattr__(self, "noise_floor", replace(floor[0], verdict=NOISE_ONLY) if floor else None)
+
+    def of(self, variant: str, recipe: str = "") -> tuple[Cell, ...]:
+        """Runs of one variant, by seed."""
+        found = (cell for cell in self.cells if (cell.variant, cell.recipe) == (variant, recipe))
+        return tuple(sorted(found, key=lambda cell: cell.seed))
+
+    def costs(self, variant: str, recipe: str = "") -> Costs | None:
+        """What one variant costs: medians over its runs."""
+        found = [cell.costs for cell in self.of(variant, recipe) if cell.costs is not None]
+        if not found:
+            return None
+        kept = [cost.kept_bytes for cost in found if cost.kept_bytes is not None]
+        seconds = [cost.seconds for cost in found if cost.seconds is not None]
+        return Costs(found[0].parameters, int(median(kept)) if kept else None, median(seconds) if seconds else None)
+
+    def test_noise(self, variant: str, recipe: str = "") -> float | None:
+        """Half of the 95 % interval of a difference over other test sets of this size; None without `report.samples`.
+
+        More seeds do not reduce it.
+        """
+        plain, other = (
+            {cell.seed: cell for cell in self.of(*key) if cell.correct and cell.value is not None}
+            for key in ((PLAIN, ""), (variant, recipe))
+        )
+        seeds = sorted(plain.keys() & other.keys())
+        if not seeds:
+            return None
+        unit = (plain[seeds[0]].value or 0.0) / max(float(plain[seeds[0]].right().mean()), 1e-9)
+        return statistics.sample_noise([plain[s].right() for s in seeds], [other[s].right() for s in seeds], unit)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What limits the validity of the result."""
+        return tuple(_notes(self))
+
     def to_markdown(self) -> str:
         """The report as Markdown: tables and notes, without figures."""
-        data = describe(self)
-        lines = [f"# {data['title']}", "", data["answer"], ""]
-        lines += [f"* {note}" for note in data["notes"]] + [""] * bool(data["notes"])
-        lines += [_table(_HEAD, data["rows"]), "", _table(_COST_HEAD, data["costs"]), ""]
-        if data["failures"]:
-            lines += ["Failed runs:", ""]
-            lines += [f"* {where}: {' '.join(error.split())}" for where, error in data["failures"]] + [""]
-        lines += [METHOD, ""]
-        lines += [f"    {key}: {value}" for key, value in data["made_with"]]
-        return "\n".join(lines) + "\n"
+        return _render("report.md.j2", describe(self))
 
     __str__ = to_markdown
 
     def to_html(self) -> str:
-        """The report as one HTML page with its figures inside.
-
-        Raises:
-            CompareError: jinja2 or matplotlib is not installed.
-        """
-        try:
-            import jinja2
-            import matplotlib as mpl  # noqa: F401
-        except ImportError as error:
-            raise CompareError(
-                f"{error.name} is not installed, which the report needs: pip install 'simam_inject[compare]'"
-            ) from None
-        environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-        template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-        return template.render(
-            **describe(self),
-            head=_HEAD,
-            cost_head=_COST_HEAD,
-            method=METHOD,
-            differences=figures.draw_differences(self),
-            curves=figures.draw_curves(self),
-        )
+        """The report as one HTML page with its figures inside."""
+        rows = {_name(row, " · "): row for row in _rows(self)}
+        drawn = {"differences": figures.draw_differences(rows, self.noise_floor), "curves": list(_draw_curves(self))}
+        return _render("report.html.j2", describe(self) | drawn)
 
     def save(self, html: str | Path | None = None, markdown: str | Path | None = None) -> None:
         """Write the report to files."""
@@ -85,10 +102,47 @@ class Comparison(Results):
             Path(markdown).write_text(self.to_markdown(), encoding="utf-8")
 
 
-def describe(comparison: Results) -> dict[str, Any]:
-    """Everything that both forms say, as text."""
-    model = comparison.settings.get("model")
-    rows = figures.rows_of(comparison)
+def _notes(comparison: Comparison) -> Iterator[str]:
+    plain, floor = comparison.of(PLAIN), comparison.noise_floor
+    if len(comparison.cells) < comparison.total:
+        yield (
+            f"unfinished: {len(comparison.cells)} of {comparison.total} runs; the verdicts are valid only if the "
+            "decision to stop did not depend on them"
+        )
+    if comparison.looks > 1:
+        yield f"seeds were added after a first result, so every p value is multiplied by {comparison.looks}"
+    if len(plain) > 1 and 2 * sum(cell.falls for cell in plain) > len(plain):
+        yield SIGN
+    if len(plain) > 1 and len({cell.value for cell in plain} - {None}) == 1:
+        yield "plain gave the same value at every seed: the runs ignore the seed, or the metric is saturated"
+    starts = {(cell.seed, cell.weights) for cell in comparison.cells if cell.weights}
+    if len(starts) > len({seed for seed, _ in starts}):
+        yield (
+            "the variants of one seed did not start from the same weights: make_model ignores the seed, or the "
+            "workers differ. The differences are noisier than necessary"
+        )
+    if floor is not None and floor.p < LEVEL:
+        yield (
+            f"plain again differs from plain by {floor.mean:+.2f} (p {floor.p:.3f}), though nothing but the data order "
+            "differs: this happens by chance in one study out of twenty. Interpret small differences with care"
+        )
+
+
+def _render(template: str, data: dict[str, Any]) -> str:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=".html" in template,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+    )
+    return environment.get_template(template).render(data)
+
+
+def describe(comparison: Comparison) -> dict[str, Any]:
+    """What both forms of the report contain, as text."""
+    model, rows = comparison.settings.get("model"), _rows(comparison)
     arms = [(PLAIN, ""), *((row.variant, row.recipe) for row in rows)]
     hidden = ("variants", "recipes")
     settings = [(key, value) for key, value in comparison.settings.items() if key not in hidden and value is not None]
@@ -97,14 +151,23 @@ def describe(comparison: Results) -> dict[str, Any]:
         "title": f"Attention compared in {model}" if model else "Attention compared",
         "answer": answer(comparison),
         "notes": comparison.notes,
-        "rows": [_row(row, comparison.resolve) for row in rows],
+        "rows": [_row(comparison, row) for row in rows],
         "costs": [_cost_row(comparison, *arm) for arm in arms],
         "failures": [(f"{c.variant} {c.recipe} seed {c.seed}".replace("  ", " "), c.error) for c in failed],
-        "made_with": [*comparison.made_with.items(), *((key, f"{value}") for key, value in settings)],
+        "made_with": [*comparison.made_with.items(), *settings],
     }
 
 
-def answer(comparison: Results) -> str:
+def _rows(comparison: Comparison) -> list[Difference]:
+    floor = [comparison.noise_floor] if comparison.noise_floor is not None else []
+    return [*floor, *comparison.differences]
+
+
+def _name(row: Difference, joint: str) -> str:
+    return f"{row.variant}{joint}{row.recipe}" if row.recipe else row.variant
+
+
+def answer(comparison: Comparison) -> str:
     """The result in a sentence or two."""
     by_verdict: dict[str, list[Difference]] = {}
     for row in comparison.differences:
@@ -112,12 +175,16 @@ def answer(comparison: Results) -> str:
     parts = []
     for verdict in (BETTER, WORSE):
         if found := by_verdict.get(verdict):
-            names = ", ".join(f"{_name(row)} ({_signed(row.mean)})" for row in found)
+            names = ", ".join(f"{_name(row, ' at ')} ({_signed(row.mean)})" for row in found)
             parts.append(f"{verdict.capitalize()} than plain: {names}.")
     if found := by_verdict.get(NOT_RESOLVED):
         which = "None of the others" if parts else "No variant"
+        sizes = sorted(row.detectable for row in found)
+        low, high = f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}"
+        missed = f"{low} to {high} (depending on the variant)" if low != high else low
         parts.append(
-            f"{which} differs significantly from plain; with this many seeds, {_missed(found)} may go undetected."
+            f"{which} differs significantly from plain; with this many seeds, true differences below {missed} may "
+            "go undetected."
         )
     if found := by_verdict.get(NOISE_ONLY):
         parts.append(
@@ -127,55 +194,39 @@ def answer(comparison: Results) -> str:
     return " ".join(parts) or "No results yet."
 
 
-def _missed(rows: list[Difference]) -> str:
-    sizes = sorted(f"{row.detectable:.2g}" for row in rows if not math.isnan(row.detectable))
-    if not sizes:
-        return "any difference"
-    low, high = min(sizes, key=float), max(sizes, key=float)
-    return f"true differences below {low}" + (f" to {high} (depending on the variant)" if low != high else "")
-
-
-def _name(row: Difference) -> str:
-    return f"{row.variant} at {row.recipe}" if row.recipe else row.variant
-
-
-def _row(row: Difference, resolve: float | None) -> tuple[str, ...]:
+def _row(comparison: Comparison, row: Difference) -> tuple[str, ...]:
     p = "" if math.isnan(row.p) or row.variant == AGAIN else f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001"
+    noise = comparison.test_noise(row.variant, row.recipe)
     return (
         *(row.variant, row.recipe, f"{row.seeds}", _signed(row.mean)),
         "" if math.isnan(row.low) else f"{_signed(row.low)} to {_signed(row.high)}",
-        *(p, row.verdict, _remedy(row, resolve)),
-        "" if row.test_noise is None else f"±{row.test_noise:.2f}",
+        *(p, row.verdict, _remedy(row, comparison.resolve)),
+        "" if noise is None else f"±{noise:.2f}",
     )
 
 
 def _remedy(row: Difference, resolve: float | None) -> str:
     """How many seeds find the difference of interest, or which difference so many seeds find."""
-    if row.verdict not in (NOT_RESOLVED, NOISE_ONLY) or row.variant == AGAIN or not row.sd > 0:
+    if row.verdict in (BETTER, WORSE) or row.variant == AGAIN or math.isnan(row.sd):
         return ""
     if resolve is not None:
         return f"{'over 100,000' if row.needed is None else row.needed} seeds detect {resolve:g}"
     return f"{row.seeds} seeds detect {row.detectable:.2g}"
 
 
-def _cost_row(comparison: Results, variant: str, recipe: str) -> tuple[str, ...]:
-    cells, costs = comparison.of(variant, recipe), comparison.costs(variant, recipe)
+def _cost_row(comparison: Comparison, variant: str, recipe: str) -> tuple[str, ...]:
+    cells, costs = comparison.of(variant, recipe), comparison.costs(variant, recipe) or Costs(0)
+    plain = comparison.costs(PLAIN) or costs
     values = [cell.value for cell in cells if cell.value is not None]
-    failed = len(cells) - len(values)
+    failed, added = len(cells) - len(values), costs.parameters - plain.parameters
+    spread = f" ({stdev(values):.2f})" if len(values) > 1 else ""
     return (
         *(variant, recipe),
-        (f"{mean(values):.2f}" if values else "") + (f" ({stdev(values):.2f})" if len(values) > 1 else ""),
-        *(_cost_words(costs, comparison.costs(PLAIN) or costs) if costs else ("", "", "")),
-        f"{failed} of {len(cells)}" if failed else "",
-    )
-
-
-def _cost_words(costs: Costs, plain: Costs) -> tuple[str, str, str]:
-    added = costs.parameters - plain.parameters
-    return (
-        f"{costs.parameters:,}" + (f" ({added:+,})" if added else ""),
+        f"{mean(values):.2f}{spread}" if values else "",
+        f"{costs.parameters:,}" + (f" ({added:+,})" if added else "") if costs.parameters else "",
         _with_factor(costs.kept_bytes, plain.kept_bytes, 2**-20, "MiB"),
         _with_factor(costs.seconds, plain.seconds, 1e3, "ms"),
+        f"{failed} of {len(cells)}" if failed else "",
     )
 
 
@@ -190,6 +241,18 @@ def _signed(value: float) -> str:
     return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+def _draw_curves(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """For each recipe, a figure of the mean over the seeds after each epoch; none if no curve was reported."""
+    for recipe in dict.fromkeys(row.recipe for row in comparison.differences):
+        variants = [row.variant for row in comparison.differences if row.recipe == recipe]
+        arms = [(PLAIN, ""), (AGAIN, ""), *((variant, recipe) for variant in variants)]
+        curves = {name: curve for name, at in arms if (curve := _mean_curve(comparison.of(name, at)))}
+        if curves:
+            yield recipe, figures.draw_curves(curves)
+
+
+def _mean_curve(cells: tuple[Cell, ...]) -> list[tuple[int, float]]:
+    """Over the epochs that every finished run reported."""
+    curves = [dict(cell.curve) for cell in cells if cell.curve and cell.value is not None]
+    shared = sorted(set.intersection(*map(set, curves))) if curves else []
+    return [(epoch, mean(curve[epoch] for curve in curves)) for epoch in shared]

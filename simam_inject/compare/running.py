@@ -1,18 +1,22 @@
-"""`compare`: run the cells of a study, or as many as the time allows, and say what they show."""
+"""`compare`: run the cells of a study, or as many as the time allows, and return what they show."""
 
 from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
-from simam_inject.compare.records import PLAIN, SIGN, Progress, Train
-from simam_inject.compare.report import Comparison
-from simam_inject.compare.study import NAME, Study, load_optuna
-from simam_inject.compare.variants import Experiment, list_variants, name_recipes, run_cell
+from simam_inject.compare.records import PLAIN, Experiment, Train, Variant
+from simam_inject.compare.report import SIGN, Comparison
+from simam_inject.compare.study import NAME, Study, import_optuna
+from simam_inject.compare.variants import list_variants, run_cell
 from simam_inject.errors import CompareError
+
+Progress = Callable[[int, int, float | None], None]
+"""Called with the cells done, all cells, and the seconds left at the pace of this worker (None before its first)."""
 
 
 def compare(
@@ -31,39 +35,39 @@ def compare(
     settings: dict[str, Any] | None = None,
     name: str = NAME,
     retry_stale: bool = False,
-    progress: Callable[[Progress], None] = lambda _: None,
+    progress: Progress = lambda _done, _total, _seconds: None,
 ) -> Comparison:
     """Train a network plain, twice, and with SimAM and other attentions at the same sites; test the differences.
 
     All variants of a seed start from the same weights and see the same data order. Cells run seed by seed; with a
-    storage, a call that was stopped goes on where it was, and the same call elsewhere helps.
+    storage, the same call continues a study that was stopped, or helps from another process.
 
     Args:
         make_model: Makes a new network, as `make_model(seed)` or `make_model()`; torch, numpy and random are seeded
             before. Trained weights are loaded in it.
-        recipes: As for `inject`, one or several.
+        recipes: A list of recipes, each as for `inject`.
         train: `train(model, seed, report) -> float`, higher is better: the last epoch or an average of the weights,
-            never the best epoch on the test set. `seed` sets the data order. `report(epoch, value)` feeds the curves;
-            `report.samples(correct)` gives the noise of the test set.
-        against: Peers: `se`, `eca`, `cbam`, `gc`.
+            never the best epoch on the test set. `seed` sets the data order. `report(epoch, value)` adds to the
+            learning curve; `report.samples(correct)` gives the noise of the test set.
+        against: Other attentions: `se`, `eca`, `cbam`, `gc`.
         seeds: Runs of each variant, seeds 0 to this - 1.
         storage: None for memory, a path for a journal file, a database URL, or an Optuna storage.
         e_lambdas: SimAM once with each of these instead of the recipe's own.
-        example_inputs: As for `inject`; also what the costs are measured on.
-        batches: For trained weights: batches on which batch norms are estimated again in every variant before it
-            trains, so that none is punished for what the attention does to trained statistics.
-        resolve: A difference of interest: the result says how many seeds find it.
-        budget: Seconds after which no new cell is begun.
+        example_inputs: As for `inject`; the costs are measured on them.
+        batches: For trained weights: batches on which the batch norm statistics of every variant, including plain, are
+            computed again before training.
+        resolve: A difference of interest: the result contains how many seeds find it.
+        budget: Seconds after which no new run starts.
         settings: What else the result depends on (data, epochs, ...); a study with other settings is refused.
-        name: Of the study, where a storage holds several.
-        retry_stale: Queue the cells of workers that fell silent again.
+        name: Name of the study, where a storage holds several.
+        retry_stale: Repeat the cells of workers on other machines that have no heartbeat.
         progress: Called after each cell.
 
     Returns:
-        The comparison; of an unfinished study, what there is so far.
+        The comparison; of an unfinished study, the finished cells.
 
     Raises:
-        CompareError: The arguments are not fit, the storage cannot be written, or holds other settings.
+        CompareError: An argument is invalid, the storage cannot be written, or holds other settings.
 
     Example:
         >>> def train(model, seed, report):  # doctest: +SKIP
@@ -73,62 +77,55 @@ def compare(
         >>> [(d.variant, d.mean, d.verdict) for d in comparison.differences]  # doctest: +SKIP
         [('simam', -0.11, 'not resolved'), ('se', 1.1, 'not resolved'), ('eca', 2.8, 'not resolved')]
     """
-    optuna = load_optuna()
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
-    named = name_recipes(recipes)
-    variants = list_variants(tuple(named), against, e_lambdas)
-    experiment = Experiment(make_model, train, named, variants, example_inputs, batches)
-    written = {
-        "recipes": {key: _written(recipe) for key, recipe in named.items()},
-        "variants": [[variant.name, variant.recipe] for variant in variants],
-        "warm_start": batches is not None,
-        **(settings or {}),
-    }
-    try:
-        study = Study(storage, written, name, resolve=resolve)
-        study.free_dead(retry_stale=retry_stale)
-        study.extend(variants, seeds)
+    variants = list_variants(recipes, against, e_lambdas)
+    experiment = Experiment(make_model, train, example_inputs, batches, settings or {})
+    written = _describe_settings(experiment, variants)
+    with _storage_errors():
+        study = Study(storage, written, variants, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
         with study.heartbeat():
             _work(study, experiment, budget, progress)
         return study.comparison()
-    except (OSError, optuna.exceptions.StorageInternalError) as error:
-        reason = getattr(error, "strerror", None) or str(error.__cause__ or error)
+
+
+def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
+    """What a result depends on, as JSON."""
+    recipes = {variant.recipe: variant.where for variant in variants if variant.recipe}
+    written = {
+        name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()
+    }
+    return {"recipes": written, "warm_start": experiment.batches is not None, **experiment.settings}
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, import_optuna().exceptions.StorageInternalError) as error:
+        reason = getattr(error, "strerror", None) or error.__cause__ or error
         raise CompareError(
             f"the study cannot be written: {reason}; every finished run is saved. Free some space or fix the "
             "cause, and run the same command again"
         ) from error
 
 
-def _written(recipe: Any) -> Any:
-    if isinstance(recipe, str):
-        return recipe
-    return recipe.to_dict() if hasattr(recipe, "to_dict") else repr(recipe)
-
-
-def _work(study: Study, experiment: Experiment, budget: float | None, progress: Callable[[Progress], None]) -> None:
-    """Run cells until none waits, or the next would end after the budget."""
-    by_name = {(variant.name, variant.recipe): variant for variant in experiment.variants}
+def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> None:
+    """Run cells until none is left, or the budget is used up."""
     started, lengths = time.monotonic(), list[float]()
-
-    def show() -> None:
+    while True:
         done, total = study.counts()
-        progress(Progress(done, total, median(lengths) * (total - done) if lengths else None))
-
-    show()
-    while budget is None or time.monotonic() - started + median(lengths or [0.0]) < budget:
-        ticket = study.take()
-        if ticket is None:
-            if study.free_dead():
-                continue
+        progress(done, total, median(lengths) * (total - done) if lengths else None)
+        in_time = budget is None or time.monotonic() - started < budget
+        claim = study.take() if in_time else None
+        if claim is None:
             return
         try:
-            cell = run_cell(experiment, by_name[ticket.variant, ticket.recipe], ticket.seed)
-        except BaseException:  # stopped by the user, or the disk is full: the cell goes back
-            study.release(ticket)
+            cell = run_cell(experiment, claim.variant, claim.seed)
+        except BaseException:  # stopped by the user, or the disk is full
+            study.release(claim)
             raise
-        study.finish(ticket, cell)
+        study.finish(claim, cell)
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
             warnings.warn(SIGN, stacklevel=3)
-        show()

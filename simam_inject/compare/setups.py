@@ -3,45 +3,46 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-import torch.optim.swa_utils
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
-from simam_inject.compare.records import Report, Train
+from simam_inject.compare.records import Experiment, Report
 from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError
 from simam_inject.zoo import build, load_weights
 
 _WARM_BATCHES = 8
 _QUIET = {"plots": False, "save": False, "exist_ok": True}
-"""Settings of ultralytics under which a run leaves nothing behind."""
+"""Settings of ultralytics with which a run writes no files."""
 
 
-@dataclass(frozen=True, slots=True)
-class Setup:
-    """The arguments of `compare` that follow from a model and its data."""
-
-    make_model: Callable[[], nn.Module]
-    train: Train
-    example_inputs: Any
-    settings: dict[str, Any]
-    batches: Any = None
-
-
-def set_up_classifier(
+def set_up(
     model: str, data: str, training: Training, device: str, *, pretrained: bool = False, weights: str | None = None
-) -> Setup:
-    """A network of the zoo on an image folder.
+) -> Experiment:
+    """The experiment for a model of the zoo: a classifier, or a YOLO.
 
     Raises:
-        InjectError: The model, the data or the weights are not fit.
+        InjectError: The model, the data or the weights are invalid.
     """
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise CompareError("no CUDA device is available here; --device cpu")
+    if build(model).source != "ultralytics":
+        return _set_up_classifier(model, data, training, device, pretrained=pretrained, weights=weights)
+    if pretrained:
+        raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
+    return _set_up_yolo(model, data, training, device, weights)
+
+
+def _set_up_classifier(
+    model: str, data: str, training: Training, device: str, *, pretrained: bool, weights: str | None
+) -> Experiment:
+    """A network on an image folder; the metric is top-1 accuracy."""
     images = open_folder(data, training.size, augment=training.augment)
     loader, _ = make_loaders(images, training, seed=0)
     built = build(model, pretrained=pretrained, num_classes=len(images.classes))
@@ -57,39 +58,29 @@ def set_up_classifier(
         return fit(network, images, training, device, seed, report)
 
     warm = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
-    settings = {"model": model, "data": str(data), "pretrained": pretrained, "weights": weights, **asdict(training)}
-    return Setup(make_model, train, _example(min(training.batch, 8), training.size), settings, warm)
+    settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights, **asdict(training)}
+    return Experiment(make_model, train, _make_example(min(training.batch, 8), training.size), warm, settings)
 
 
-def _example(images: int, size: int) -> torch.Tensor:
-    return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0))
-
-
-def set_up_yolo(model: str, data: str, training: Training, device: str, *, weights: str | None = None) -> Setup:
-    """A YOLO and the data set of its `data.yaml`; the metric is mAP50-95 (or top-1) of the averaged weights.
-
-    Raises:
-        InjectError: The model or the data are not fit.
-    """
+def _set_up_yolo(model: str, data: str, training: Training, device: str, weights: str | None) -> Experiment:
+    """A YOLO and the data set of its `data.yaml`; the metric is mAP50-95 (or top-1) of the averaged weights."""
     yolo = build(weights or model).model
-    network, task = yolo.model, yolo.task
-    network_class: Any = type(network)
-    classes = _count_classes(data, task)
-    metric = "metrics/accuracy_top1" if task == "classify" else "metrics/mAP50-95(B)"
+    classes = _count_classes(data, yolo.task)
+    metric = "metrics/accuracy_top1" if yolo.task == "classify" else "metrics/mAP50-95(B)"
 
-    def make_model() -> nn.Module:
-        made = network_class(network.yaml, ch=3, nc=classes, verbose=False)
+    def make_model() -> Any:
+        made = type(yolo.model)(yolo.model.yaml, ch=3, nc=classes, verbose=False)
         if weights is not None:
-            made.load(network)
-        return cast(nn.Module, made)
+            made.load(yolo.model)
+        return made
+
+    used = {"epochs": training.epochs, "batch": training.batch, "amp": training.amp, "workers": training.workers}
+    given = {"model": model, "data": data, "device": device, "imgsz": training.size, **used, **_QUIET}
 
     def train(made: nn.Module, seed: int, report: Report) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            overrides = {"model": model, "data": data, "device": device, "seed": seed, "project": folder, **_QUIET}
-            overrides |= {"epochs": training.epochs, "patience": training.epochs + 1}  # no early end
-            overrides |= {"batch": training.batch, "imgsz": training.size}
-            overrides |= {"amp": training.amp, "workers": training.workers}
-            trainer = yolo.task_map[task]["trainer"](overrides=overrides)
+            overrides = {**given, "seed": seed, "project": folder, "patience": training.epochs + 1}  # no early end
+            trainer = yolo.task_map[yolo.task]["trainer"](overrides=overrides)
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
             trainer.add_callback("on_fit_epoch_end", lambda done: report(done.epoch + 1, 100 * done.metrics[metric]))
@@ -98,15 +89,18 @@ def set_up_yolo(model: str, data: str, training: Training, device: str, *, weigh
             trainer.train()
             return 100 * float(trainer.metrics[metric])
 
-    used = ("epochs", "batch", "size", "workers", "amp")
-    settings = {"model": model, "data": data, "weights": weights, **{name: getattr(training, name) for name in used}}
-    return Setup(make_model, train, _example(1, training.size), settings)
+    settings = {"model": model, "data": data, "weights": weights, "size": training.size, **used}
+    return Experiment(make_model, train, _make_example(1, training.size), settings=settings)
+
+
+def _make_example(images: int, size: int) -> torch.Tensor:
+    return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
 def _estimate_norms(trainer: Any) -> None:
-    """The warm start of `compare`, on images of ultralytics' own loader, for the network and its average."""
+    """Compute the batch norm statistics again on ultralytics' own batches, in the network and its average."""
     batches = (trainer.preprocess_batch(batch)["img"] for batch in islice(trainer.train_loader, _WARM_BATCHES))
-    torch.optim.swa_utils.update_bn(batches, trainer.model)
+    update_bn(batches, trainer.model)
     trainer.ema.ema.load_state_dict(trainer.model.state_dict())
 
 
@@ -118,16 +112,3 @@ def _count_classes(data: str, task: str) -> int:
     except Exception as error:
         raise CompareError(f"{data} is not a data set that ultralytics can read: {str(error).strip()}") from None
     return int(found["nc"])
-
-
-def set_up(
-    model: str, data: str, training: Training, device: str, *, pretrained: bool = False, weights: str | None = None
-) -> Setup:
-    """The one or the other, by the model's library."""
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise CompareError("no CUDA device is available here; --device cpu")
-    if build(model).source != "ultralytics":
-        return set_up_classifier(model, data, training, device, pretrained=pretrained, weights=weights)
-    if pretrained:
-        raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
-    return set_up_yolo(model, data, training, device, weights=weights)

@@ -1,4 +1,4 @@
-"""What a set of paired runs says, and what it cannot say.
+"""What a set of paired runs shows, and what it cannot show.
 
 For one variant and the plain network, d_s = value(variant, seed s) - value(plain, seed s). Both start from the same
 weights and see the same data order, so d_s is a paired difference. From n of them:
@@ -6,8 +6,8 @@ weights and see the same data order, so d_s is a paired difference. From n of th
     interval  mean(d) +- t(0.975, n - 1) * sd(d) / sqrt(n)      each difference alone
     p         two-sided t test of mean(d) = 0, then Holm over all comparisons of the study
 
-The verdict follows p after Holm, so that a study whose variants are all equal says "better" or "worse" of any of them
-in at most 5 % of cases. Holm, S. (1979), A simple sequentially rejective multiple test procedure.
+The verdict follows p after Holm, so that a study whose variants are all equal reports "better" or "worse" for any of
+them in at most 5 % of cases. Holm, S. (1979), A simple sequentially rejective multiple test procedure.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 BETTER, WORSE, NOT_RESOLVED, NOISE_ONLY = "better", "worse", "not resolved", "noise estimate only"
 LEVEL, POWER = 0.05, 0.8
 FEWEST_SEEDS = 5
-"""With fewer pairs the spread itself is hardly known: nothing is tested."""
+"""With fewer pairs, the estimate of the noise is too poor for a test."""
 _MOST_SEEDS = 100_000
 
 Values = Mapping[int, float | None]
@@ -35,34 +35,33 @@ class Difference:
 
     variant: str
     recipe: str
-    seeds: int
-    """Pairs in which both runs gave a value."""
+    pairs: tuple[float, ...]
+    """Variant minus plain for each seed at which both runs gave a value."""
     mean: float
     low: float
     high: float
-    """`low` to `high`: the 95 % t interval of the mean, for this difference alone. NaN below 2 pairs."""
+    """`low` to `high`: 95 % t interval of the mean, for this difference alone. NaN if `sd` is."""
+    sd: float
+    """Standard deviation of the pairs; NaN for fewer than two different values."""
     p: float
     """After Holm over all comparisons of the study; NaN where nothing was tested."""
     verdict: str
     """`better`, `worse`, `not resolved` or `noise estimate only`."""
-    sd: float
-    """Standard deviation of the paired differences."""
     failed: int
-    """Runs of this variant that raised or diverged: not in the mean, and reason enough never to be `better`."""
+    """Runs of this variant that raised or diverged. They are not in the mean, and the verdict is never `better`."""
     detectable: float
     """The smallest true difference that so many seeds find with 80 % power."""
     needed: int | None
-    """Seeds that find the named difference with 80 % power; None where none was named or the spread is unknown."""
-    test_noise: float | None = None
-    """Half of the 95 % interval for drawing another test set of the same size; more seeds do not shrink it."""
+    """Seeds that find the difference `resolve` with 80 % power; None if none was given or `sd` is NaN."""
+
+    @property
+    def seeds(self) -> int:
+        """Number of pairs."""
+        return len(self.pairs)
 
 
 def compare_to(
-    plain: Values,
-    others: Mapping[tuple[str, str], Values],
-    *,
-    resolve: float | None = None,
-    looks: int = 1,
+    plain: Values, others: Mapping[tuple[str, str], Values], *, resolve: float | None = None, looks: int = 1
 ) -> tuple[Difference, ...]:
     """Test every variant against the plain network, with Holm over all of them.
 
@@ -70,7 +69,7 @@ def compare_to(
         plain: Values of the plain network by seed.
         others: Values by seed of each (variant, recipe).
         resolve: A difference of interest, in the unit of the metric.
-        looks: How often the number of seeds was fixed anew after results were seen; every p is multiplied by it.
+        looks: How often the number of seeds was chosen after results were seen; every p is multiplied by it.
 
     Example:
         >>> plain = {seed: value for seed, value in enumerate([60.1, 61.0, 59.2, 60.4, 60.8])}
@@ -78,25 +77,22 @@ def compare_to(
         >>> compare_to(plain, {("simam", "paper"): better})[0].verdict
         'better'
     """
-    samples = {key: _pairs(plain, values) for key, values in others.items()}
-    summaries = {key: summarize(sample) for key, sample in samples.items()}
-    raw = {key: p for key, (*_, p) in summaries.items() if not math.isnan(p)}
-    adjusted = {key: min(1.0, p * looks) for key, p in zip(raw, holm(list(raw.values())), strict=True)}
-    plain_failed, family = _count_failed(plain), len(others) * looks
-    result = []
-    for key, (mean, low, high, sd, _) in summaries.items():
-        seeds, failed, p = len(samples[key]), _count_failed(others[key]), adjusted.get(key, math.nan)
+    samples = [_subtract(values, plain) for values in others.values()]
+    moments = [summarize(pairs) for pairs in samples]
+    adjusted = holm([p for *_, p in moments], looks)
+    plain_failed, family, result = _count_failed(plain), len(others) * looks, []
+    for key, pairs, (mean, low, high, sd, _), p in zip(others, samples, moments, adjusted, strict=True):
+        failed = _count_failed(others[key])
         verdict = _verdict(p, mean, failed, plain_failed)
-        detectable = detectable_difference(seeds, sd, family)
+        detectable = detectable_difference(len(pairs), sd, family)
         needed = None if resolve is None else seeds_needed(resolve, sd, family)
-        result.append(Difference(*key, seeds, mean, low, high, p, verdict, sd, failed, detectable, needed))
+        result.append(Difference(*key, pairs, mean, low, high, sd, p, verdict, failed, detectable, needed))
     return tuple(result)
 
 
-def _pairs(plain: Values, other: Values) -> list[float]:
-    """Differences of the seeds that both have a value for."""
-    both = ((plain.get(seed), value) for seed, value in sorted(other.items()))
-    return [value - base for base, value in both if base is not None and value is not None]
+def _subtract(values: Values, plain: Values) -> tuple[float, ...]:
+    both = ((values[seed], plain[seed]) for seed in sorted(values.keys() & plain.keys()))
+    return tuple(value - base for value, base in both if value is not None and base is not None)
 
 
 def _count_failed(values: Values) -> int:
@@ -111,84 +107,72 @@ def _verdict(p: float, mean: float, failed: int, plain_failed: int) -> str:
     return BETTER if mean > 0 else WORSE
 
 
-def summarize(sample: Sequence[float]) -> tuple[float, float, float, float, float]:
+def summarize(pairs: Sequence[float]) -> tuple[float, float, float, float, float]:
     """Mean, low and high of its 95 % t interval, standard deviation, and the two-sided p of a mean of zero.
 
-    NaN where there are too few values: two are needed, and `FEWEST_SEEDS` for p. Equal differences at every seed are no
-    luck: such runs do not depend on the seed, and are one run. Their standard deviation is 0, and they have no p.
+    All but the mean are NaN for fewer than two different values: equal differences at every seed come from runs that
+    do not depend on the seed, and count as one run. p is NaN for fewer than `FEWEST_SEEDS` values.
     """
     from scipy import stats
 
-    mean = float(np.mean(sample)) if sample else math.nan
-    if len(sample) < 2:
+    mean = float(np.mean(pairs)) if pairs else math.nan
+    if not pairs or np.ptp(pairs) <= 1e-12 * max(1.0, abs(mean)):  # equal but for rounding
         return mean, math.nan, math.nan, math.nan, math.nan
-    sd = float(np.std(sample, ddof=1))
-    if sd <= 1e-12 * max(1.0, abs(mean)):  # only rounding tells them apart
-        return mean, mean, mean, 0.0, math.nan
-    test = stats.ttest_1samp(sample, 0)
+    test = stats.ttest_1samp(pairs, 0)
     low, high = test.confidence_interval(1 - LEVEL)
-    return mean, float(low), float(high), sd, float(test.pvalue) if len(sample) >= FEWEST_SEEDS else math.nan
+    p = float(test.pvalue) if len(pairs) >= FEWEST_SEEDS else math.nan
+    return mean, float(low), float(high), float(np.std(pairs, ddof=1)), p
 
 
-def holm(ps: Sequence[float]) -> list[float]:
-    """The p values adjusted by Holm's step-down method, in the order given.
+def holm(ps: Sequence[float], looks: int = 1) -> list[float]:
+    """The p values adjusted by Holm's step-down method and multiplied by `looks`, in the order given; NaN stays NaN.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    adjusted, largest = [0.0] * len(ps), 0.0
-    for rank, index in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
-        largest = max(largest, min(1.0, (len(ps) - rank) * ps[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def power(seeds: int, difference: float, sd: float, family: int = 1) -> float:
-    """Chance that so many seeds find a true difference, in the worst step of Holm over `family` comparisons."""
-    from scipy import stats
-
-    critical = stats.t.ppf(1 - LEVEL / family / 2, seeds - 1)
-    shift = abs(difference) / sd * math.sqrt(seeds)
-    return float(stats.nct.sf(critical, seeds - 1, shift))
-
-
-def seeds_needed(difference: float, sd: float, family: int = 1) -> int | None:
-    """The fewest seeds that find a true difference with 80 % power; None if the spread is unknown or none suffice.
-
-    Example:
-        >>> seeds_needed(1.0, 0.67)  # one comparison, paired differences that spread by 0.67
-        6
-    """
-    if not sd > 0:
-        return None
-    enough = range(FEWEST_SEEDS, _MOST_SEEDS)
-    index = bisect_left(enough, POWER, key=lambda seeds: power(seeds, difference, sd, family))
-    return enough[index] if index < len(enough) else None
+    raw = np.asarray(ps, float)
+    order, adjusted = np.argsort(raw), np.empty_like(raw)  # NaN comes last
+    factors = np.sum(~np.isnan(raw)) - np.arange(len(raw))
+    adjusted[order] = np.maximum.accumulate(raw[order] * factors)
+    return list(map(float, np.minimum(1.0, adjusted * looks)))
 
 
 def detectable_difference(seeds: int, sd: float, family: int = 1) -> float:
-    """The smallest true difference that so many seeds find with 80 % power; NaN where the spread is unknown."""
-    if not sd > 0:
-        return math.nan
-    from scipy import optimize
+    """The smallest true difference that so many seeds find with 80 % power; NaN if `sd` is.
 
-    def lacking(difference: float) -> float:
-        return POWER - power(seeds, difference, sd, family)
+    Args:
+        seeds: Number of pairs.
+        sd: Standard deviation of the paired differences.
+        family: Number of comparisons: the power is that in the strictest step of Holm's method.
+    """
+    from scipy import special, stats
 
-    high = 8 * sd / math.sqrt(seeds)
-    while lacking(high) > 0:
-        high *= 2
-    return float(optimize.brentq(lacking, 0.0, high, xtol=1e-4 * sd))
+    critical = stats.t.isf(LEVEL / family / 2, seeds - 1)
+    return float(sd / math.sqrt(max(seeds, 1)) * special.nctdtrinc(seeds - 1, 1 - POWER, critical))
+
+
+def seeds_needed(difference: float, sd: float, family: int = 1) -> int | None:
+    """The fewest seeds that find a true difference with 80 % power; None if `sd` is NaN or 100,000 do not suffice.
+
+    Example:
+        >>> seeds_needed(1.0, 0.67)  # one comparison, paired differences with a standard deviation of 0.67
+        6
+    """
+    if math.isnan(sd):
+        return None
+    counts = range(FEWEST_SEEDS, _MOST_SEEDS)
+    index = bisect_left(counts, True, key=lambda seeds: detectable_difference(seeds, sd, family) <= abs(difference))
+    return counts[index] if index < len(counts) else None
 
 
 def sample_noise(plain: Sequence[np.ndarray], other: Sequence[np.ndarray], unit: float) -> float | None:
-    """Half of the 95 % interval of the difference over test sets of this size, from what each sample got.
+    """Half of the 95 % interval of a difference over test sets of this size; None if the lengths differ.
 
     Args:
-        plain: Of each seed, one boolean a test sample: was it right?
-        other: The same of the variant, seeds in the same order.
-        unit: The metric's value of all samples being right (100 for percent).
+        plain: For each seed, which test samples were right: booleans of shape (samples,).
+        other: The same for the variant, seeds in the same order.
+        unit: The metric's value if all samples are right (100 for percent).
     """
     lengths = {len(correct) for correct in (*plain, *other)}
     if len(lengths) != 1 or min(lengths) < 2:

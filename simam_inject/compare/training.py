@@ -9,9 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -83,42 +85,42 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     Raises:
         CompareError: The folder does not exist, no image, one class only, or train/ and val/ differ in their classes.
     """
-    root, (varied, plain) = Path(folder), make_transforms(size, augment=augment)
-    parts = [(root / part).is_dir() for part in ("train", "val")]
-    if (any(parts) and not all(parts)) or not root.is_dir():
-        missing = root / "val" if parts[0] else root / "train"
-        raise CompareError(f"no such folder: {missing}; give a folder with train/ and val/, or one of classes")
+    root = Path(folder)
+    parts = [root / "train", root / "val"]
+    if root.is_dir() and not any(part.is_dir() for part in parts):
+        parts = [root, root]
+    for part in parts:
+        if not part.is_dir():
+            raise CompareError(f"no such folder: {part}; give a folder with train/ and val/, or one of classes")
     try:
-        train = datasets.ImageFolder(root / "train" if all(parts) else root, varied)
-        val = datasets.ImageFolder(root / "val" if all(parts) else root, plain)
+        train, val = map(datasets.ImageFolder, parts, make_transforms(size, augment=augment))
     except FileNotFoundError as error:
         raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None
     if train.classes != val.classes:
         raise CompareError(f"{folder}: train/ and val/ have different classes")
     if len(train.classes) < 2:
         raise CompareError(f"{folder} has only one class, {train.classes[0]}; a classifier needs two")
-    classes: tuple[str, ...] = tuple(train.classes)
-    if not all(parts):
-        chosen = _every_fifth(train.targets)
-        train, val = Subset(train, sorted(set(range(len(train))) - set(chosen))), Subset(val, chosen)
-    if augment:
-        return Images(train, val, classes)
-    return Images(_read(train), _read(val), classes)  # they are the same every time
+    classes = tuple(train.classes)
+    if parts[0] == parts[1]:
+        train, val = _hold_out(train, val)
+    return Images(train, val, classes) if augment else Images(_read(train), _read(val), classes)
 
 
-def _every_fifth(targets: list[int]) -> list[int]:
-    places: dict[int, list[int]] = {}
-    for index, target in enumerate(targets):
-        places.setdefault(target, []).append(index)
-    chosen = [index for found in places.values() for index in found[_SPLIT - 1 :: _SPLIT]]
-    if not chosen:
+def _hold_out(train: Any, val: Any) -> tuple[Any, Any]:
+    """Every fifth image of a class for validation, the others for training."""
+    targets = np.array(train.targets)
+    held = [np.flatnonzero(targets == label)[_SPLIT - 1 :: _SPLIT] for label in range(len(train.classes))]
+    chosen = np.sort(np.concatenate(held))
+    if not len(chosen):
         raise CompareError(
             f"every class has fewer than {_SPLIT} images, too few to hold out one in {_SPLIT} for validation"
         )
-    return sorted(chosen)
+    others = np.setdiff1d(np.arange(len(targets)), chosen)
+    return Subset(train, others.tolist()), Subset(val, chosen.tolist())
 
 
 def _read(part: Any) -> TensorDataset:
+    """In memory: without augmentation, images are the same in every epoch."""
     pixels, labels = zip(*(part[index] for index in range(len(part))), strict=True)
     return TensorDataset(torch.stack(pixels), torch.tensor(labels))
 
@@ -130,59 +132,48 @@ def make_loaders(
     step = training.batch * processes
     if len(images.train) < step:
         raise CompareError(f"{len(images.train)} training images are fewer than one batch of {step}")
-    shared: dict[str, Any] = {
-        "num_workers": training.workers,
-        "pin_memory": torch.cuda.is_available(),
-        "persistent_workers": training.workers > 0,
-    }
     sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
     part = Subset(images.val, range(rank, len(images.val), processes))
-    return (
-        DataLoader(images.train, training.batch, sampler=sampler, drop_last=True, **shared),
-        DataLoader(part, training.batch, **shared),
+    workers = training.workers
+    load: Any = partial(
+        DataLoader, num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available()
     )
+    return load(images.train, training.batch, sampler=sampler, drop_last=True), load(part, training.batch)
 
 
+@dataclass(eq=False)
 class Trainer:
     """The state of one run, and one epoch of it."""
 
-    def __init__(
-        self,
-        network: nn.Module,
-        loader: DataLoader[Any],
-        training: Training,
-        device: torch.device,
-        seed: int = 0,
-        *,
-        wrapped: nn.Module | None = None,
-        processes: int = 1,
-    ) -> None:
-        """Take over a network that is on the device already.
+    network: nn.Module
+    """Trained in place; on the device already."""
+    loader: DataLoader[Any]
+    """Training images, from `make_loaders`."""
+    training: Training
+    device: torch.device
+    seed: int = 0
+    """Of everything that is random but the order of the images."""
+    wrapped: nn.Module | None = None
+    """What runs instead of the network, such as its `DistributedDataParallel`."""
+    processes: int = 1
+    """Number of processes that train together."""
 
-        Args:
-            network: Trained in place.
-            loader: Of the training images, by `make_loaders`.
-            training: How long and how.
-            device: Where the network is.
-            seed: Of everything that is random but the order of the images.
-            wrapped: What is run in the network's stead, such as its `DistributedDataParallel`.
-            processes: How many train together.
-        """
-        self.network, self.loader, self.training, self.device, self.seed = network, loader, training, device, seed
+    def __post_init__(self) -> None:
+        network, training = self.network, self.training
+        self.epoch = 0
         self.ema = None
         if training.ema:
             average: Any = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-        self.steps = min(len(loader), training.steps or len(loader))
-        rate = training.rate * training.batch * processes / 256
+        self.steps = min(len(self.loader), training.steps or len(self.loader))
+        rate = training.rate * training.batch * self.processes / 256
         matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
         others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
         groups = [{"params": matrices, "weight_decay": training.decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=training.smoothing)
-        self.epoch = 0
-        runnable: Any = network if wrapped is None else wrapped
+        runnable: Any = network if self.wrapped is None else self.wrapped
         self.runnable = torch.compile(runnable) if training.compile else runnable
 
     def _rate_at(self, step: int) -> float:
@@ -244,15 +235,13 @@ class Trainer:
 
 
 def fit(network: nn.Module, images: Images, training: Training, device: str, seed: int, report: Report) -> float:
-    """Train in this process; percent of right answers at the end, by the last weights or their average.
+    """Train a network in place, in this process.
 
-    Args:
-        network: Trained in place.
-        images: As `open_folder` gives them.
-        training: How long and how.
-        device: Where, e.g. `cuda`.
-        seed: Of the data order and of everything else that is random.
-        report: Is given the validation accuracy after each epoch, and the right answers of the last.
+    `seed` sets the data order and everything else that is random. `report` receives the validation accuracy after each
+    epoch, and which images are right after the last.
+
+    Returns:
+        Percent of right answers at the end, of the last weights or their average; NaN if the loss is not finite.
     """
     loader, val_loader = make_loaders(images, training, seed)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]

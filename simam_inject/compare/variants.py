@@ -10,37 +10,37 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.optim.swa_utils
 from torch import nn
+from torch.optim.swa_utils import update_bn
 
 from simam_inject import inject
 from simam_inject.bench.measuring import Quartiles, bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
-from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Report, Train, Variant
+from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
 from simam_inject.errors import CompareError, InjectError
 
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """What is run for every cell, the same for all variants but the attention."""
-
-    make_model: Callable[..., Any]
-    train: Train
-    recipes: dict[str, Any]
-    """Recipes by the name they have in results."""
-    variants: tuple[Variant, ...]
-    example_inputs: Any = None
-    batches: Any = None
-    """For trained weights: batches on which every variant's batch norms are estimated again before it trains."""
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def name_recipes(recipes: Sequence[Any]) -> dict[str, Any]:
-    """Each recipe under the name it has in results."""
+def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Sequence[float]) -> list[Variant]:
+    """Plain, plain again, and for each recipe SimAM (with each lambda) and the others."""
+    for name in against:
+        if name not in PEERS:
+            raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
+    lambdas: Sequence[float | None] = list(dict.fromkeys(e_lambdas)) or [None]
+    variants = [Variant(PLAIN), Variant(AGAIN)]
+    for name, recipe in _name_recipes(recipes).items():
+        variants += [Variant(SIMAM, name, recipe, value) for value in lambdas]
+        variants += [Variant(peer, name, recipe) for peer in dict.fromkeys(against)]
+    return variants
+
+
+def _name_recipes(recipes: Sequence[Any]) -> dict[str, Any]:
+    """Each recipe by its name in results."""
     if isinstance(recipes, str) or not recipes:
         raise CompareError("recipes must be a list with at least one recipe, such as ['paper', 'residual']")
     named: dict[str, Any] = {}
@@ -52,17 +52,6 @@ def name_recipes(recipes: Sequence[Any]) -> dict[str, Any]:
     return named
 
 
-def list_variants(recipes: Sequence[str], against: Sequence[str], e_lambdas: Sequence[float]) -> tuple[Variant, ...]:
-    """Plain, plain again, and for each recipe SimAM (at each lambda) and the peers."""
-    for name in against:
-        if name not in PEERS:
-            raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
-    lambdas: Sequence[float | None] = list(dict.fromkeys(e_lambdas)) or [None]
-    attentions = [*((SIMAM, value) for value in lambdas), *((name, None) for name in dict.fromkeys(against))]
-    sited = [Variant(attention, recipe, value) for recipe in recipes for attention, value in attentions]
-    return (Variant(PLAIN), Variant(AGAIN), *sited)
-
-
 def seed_everything(seed: int) -> None:
     """Seed torch, numpy and random."""
     torch.manual_seed(seed)
@@ -70,75 +59,28 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Module, str]:
-    """The network of one cell, and the fingerprint of its weights from before anything was attached.
-
-    The weights are drawn from the seed alone, and a peer's parameters after them.
-    """
-    make = experiment.make_model
-    seed_everything(seed)
-    model = make(seed) if _takes_seed(make) else make()
-    if not isinstance(model, nn.Module):
-        raise CompareError(f"make_model returned {type(model).__name__}; it must return a new torch.nn.Module")
-    weights, recipe = _fingerprint(model), experiment.recipes.get(variant.recipe, "")
-    if variant.attention == SIMAM:
-        inject(model, recipe, example_inputs=experiment.example_inputs, e_lambda=variant.e_lambda)
-    elif variant.recipe:
-        # Verification runs forwards, which would move the batch norms that a peer may hold (CBAM's does).
-        peer = peer_factory(variant.attention)
-        inject(model, recipe, example_inputs=experiment.example_inputs, attention=peer, verify=False)
-    if experiment.batches is not None:
-        # The same for every arm, plain included: gains that are fitted for SimAM alone would favour it.
-        torch.optim.swa_utils.update_bn(experiment.batches, model)
-    return model, weights
-
-
-def _takes_seed(make_model: Callable[..., Any]) -> bool:
-    """It has a parameter that must be given, or one called `seed`."""
-    try:
-        signature = inspect.signature(make_model)
-    except (TypeError, ValueError):
-        return False
-    try:
-        signature.bind()
-    except TypeError:
-        return True
-    return "seed" in signature.parameters
-
-
-def _fingerprint(model: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        if isinstance(tensor, torch.Tensor):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
 def run_cell(experiment: Experiment, variant: Variant, seed: int) -> Cell:
-    """Build, train and measure one cell. Whatever goes wrong in it is its result.
+    """Build, train and measure one variant. An exception in one of these is the result of the run.
 
     Raises:
-        OSError: The disk is full: no result of the run, and the study cannot go on.
+        OSError: The disk is full: the run has no result, and the study cannot continue.
     """
     started, report, weights = time.perf_counter(), Report(), ""
-    value: float | None = None
-    error, costs = "", None
+    value, error, costs = None, "", None
     try:
-        model, weights = build(experiment, variant, seed)
+        model, weights = _build(experiment, variant, seed)
         order = seed + AGAIN_OFFSET if variant.attention == AGAIN else seed
         seed_everything(order)
         value = float(experiment.train(model, order, report))
         if not math.isfinite(value):
             value, error = None, f"diverged: the training function returned {value}"
-        costs = measure_costs(model, experiment.example_inputs)
+        costs = _measure_costs(model, experiment.example_inputs)
     except Exception as failure:
-        if isinstance(failure, OSError) and failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if isinstance(failure, OSError) and failure.errno in _DISK_FULL:
             raise
         error = f"{failure}" if isinstance(failure, InjectError) else f"{type(failure).__name__}: {failure}"
     return Cell(
-        *(variant.name, variant.recipe, seed),
-        value=value,
+        *(variant.name, variant.recipe, seed, value),
         error=error.strip()[:2000],
         curve=tuple(report.curve),
         correct=base64.b64encode(np.packbits(report.correct).tobytes()).decode(),
@@ -149,8 +91,45 @@ def run_cell(experiment: Experiment, variant: Variant, seed: int) -> Cell:
     )
 
 
-def measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
-    """Parameters, and with an example input what its forward keeps and how long it takes."""
+def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Module, str]:
+    """The network of one cell, and a hash of its weights without the attention.
+
+    The weights depend on the seed alone; the parameters of other attentions are drawn after them.
+    """
+    seed_everything(seed)
+    make = experiment.make_model
+    model = make(seed) if _takes_seed(make) else make()
+    if not isinstance(model, nn.Module):
+        raise CompareError(f"make_model returned {type(model).__name__}; it must return a new torch.nn.Module")
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        if isinstance(tensor, torch.Tensor):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    if variant.attention == SIMAM:
+        inject(model, variant.where, example_inputs=experiment.example_inputs, e_lambda=variant.e_lambda)
+    elif variant.recipe:
+        # Verification runs forwards, which would move the statistics of CBAM's batch norm.
+        peer = peer_factory(variant.attention)
+        inject(model, variant.where, example_inputs=experiment.example_inputs, attention=peer, verify=False)
+    if experiment.batches is not None:
+        # The same for every variant: gains exist for SimAM only, and would favour it.
+        update_bn(experiment.batches, model)
+    return model, digest.hexdigest()[:16]
+
+
+def _takes_seed(make_model: Callable[..., Any]) -> bool:
+    """Whether it has a parameter without a default, or one called `seed`."""
+    signature = inspect.signature(make_model)
+    try:
+        signature.bind()
+    except TypeError:
+        return True
+    return "seed" in signature.parameters
+
+
+def _measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
+    """Parameters, and with example inputs what a forward saves for the backward pass, and how long it takes."""
     parameters = sum(parameter.numel() for parameter in model.parameters())
     if example_inputs is None:
         return Costs(parameters)
@@ -163,6 +142,5 @@ def measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
         with torch.inference_mode():
             times = time_rounds({"": lambda: model(*inputs)}, rounds=7, warmups=2, device=device)[""]
         return Costs(parameters, kept, Quartiles.of(times).median)
-    except Exception:
-        # The run has its result; a network that cannot be timed on this input keeps it.
+    except Exception:  # the network cannot be timed on these inputs; its result stays
         return Costs(parameters)

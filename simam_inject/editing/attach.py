@@ -1,13 +1,13 @@
-"""Add SimAM to a model and remove it again: the only package that changes a model."""
+"""Add SimAM to a model and remove it again: the only file that changes a model."""
 
 from __future__ import annotations
 
 import inspect
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -15,20 +15,12 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.checking import SiteRecord
-from simam_inject.editing.hooks import (
-    InputHook,
-    OutputHook,
-    add_input_hook,
-    add_output_hook,
-    input_hook,
-    output_hook,
-    remove_hooks,
-)
-from simam_inject.editing.presence import Presence, presence_of, set_presence
+from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
+from simam_inject.editing.presence import Presence, children_from, presence_of, set_presence
 from simam_inject.editing.records import insertion_of, seen_from
-from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
+from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.errors import ModelError
-from simam_inject.modules import is_taken
+from simam_inject.modules import CONTAINERS, is_taken
 from simam_inject.planning.records import Insertion
 
 Factory = Callable[[int], nn.Module]
@@ -59,11 +51,8 @@ class Attended:
 def attended_in(model: nn.Module) -> Iterator[Attended]:
     """Every site of a model in module order."""
     for path, module in model.named_modules():
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        hooks: list[Any] = [output_hook(module), input_hook(module), *rewritten_methods(module)]
-        for hook in hooks:
-            for site in hook.sites if hook is not None else ():
+        for hook in hooks_on(module):
+            for site in hook.sites:
                 yield Attended(module, path, site if site["edit"]["module"] == path else seen_from(site, path))
 
 
@@ -91,16 +80,43 @@ def attach(
     Raises:
         ModelError: a holder is missing, or cannot hold a SimAM.
     """
-    there = {(entry.path, entry.site["child"]): entry.attention for entry in attended_in(model)} if keep else {}
-    before = _take_out(model)
-    added: list[tuple[nn.Module, str]] = []
+    modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
+    before = {(id(part.module), name): child for part in _parts(model) for name, child in part.children.items()}
+    children: list[tuple[nn.Module, str, nn.Module]] = []
+    by_hook: dict[tuple[str, str], list[SiteRecord]] = defaultdict(list)
+    for site, setting in zip(sites, settings or [(1.0, 1.0)] * len(sites), strict=True):
+        holder = _holder(model, modules, site)
+        there = before.get((id(holder), site["child"]))
+        if there is None and is_taken(holder, site["child"]):
+            raise ModelError(f"{site['edit']['module'] or 'the model'} has an attribute {site['child']!r} already")
+        made = there if keep and there is not None else _attention(holder, model, site, setting, factory)
+        children.append((holder, site["child"], made))
+        kind: str = site["edit"]["kind"] if site["expression"] is None else site["expression"]["method"]
+        by_hook[site["edit"]["module"], kind].append(site)
+    hooks = [(path, _hook(modules[path], here)) for (path, _), here in by_hook.items()]
+    presence = _presence(model, hooks, sites, recipes, example) if hooks else None
+    _exchange(model, children, [(modules[path], hook) for path, hook in hooks], presence)
+
+
+def _exchange(
+    model: nn.Module,
+    children: list[tuple[nn.Module, str, nn.Module]],
+    hooks: list[tuple[nn.Module, SiteHook]],
+    presence: Presence | None,
+) -> None:
+    """Put these in the place of what is there: all, or nothing if an error is raised."""
+    restore = restorer(model)
     try:
-        _put_in(model, sites, recipes, example, settings, factory, there, added)
+        _clear(model)
+        for holder, name, attention in children:
+            holder._modules[name] = attention
+        for holder, hook in hooks:
+            hook.put_on(holder)
+        set_presence(model, presence)
     except BaseException:
-        _take_out(model)
-        for module, child in added:
-            module._modules.pop(child, None)
-        before()
+        for holder, name, _ in children:
+            holder._modules.pop(name, None)
+        restore()
         raise
     finally:
         _forget_compiled_code()
@@ -108,53 +124,19 @@ def attach(
 
 def detach(model: nn.Module) -> None:
     """Remove every SimAM, every hook and the presence check from a model."""
-    _take_out(model)
+    _clear(model)
     _forget_compiled_code()
 
 
-def _put_in(
-    model: nn.Module,
-    sites: Sequence[SiteRecord],
-    recipes: list[dict[str, Any]],
-    example: dict[str, Any] | None,
-    settings: Sequence[tuple[float, float]] | None,
-    factory: Factory | None,
-    there: dict[tuple[str, str], nn.Module | None],
-    added: list[tuple[nn.Module, str]],
-) -> None:
-    modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
-    holders: dict[tuple[str, str], list[SiteRecord]] = {}
-    for place, site in enumerate(sites):
-        path = site["edit"]["module"]
-        if path not in modules:
-            raise ModelError(
-                f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site['path']}"
-            )
-        module = modules[path]
-        if is_taken(module, site["child"]):
-            raise ModelError(f"{path or 'the model'} has an attribute {site['child']!r} already")
-        _check_class(module, site)
-        added.append((module, site["child"]))
-        setting = settings[place] if settings else (1.0, 1.0)
-        found = there.get((path, site["child"]))
-        module._modules[site["child"]] = _attention(module, model, site, setting, factory) if found is None else found
-        kind = site["edit"]["kind"]
-        if kind == "rewritten":
-            kind += f" {(site['expression'] or {}).get('method')}"
-        holders.setdefault((path, kind), []).append(site)
-    placed: list[tuple[str, Any]] = []
-    for (path, kind), here in holders.items():
-        placed.append((path, _add_hook(modules[path], kind, here)))
-    if placed:
-        witnesses = [(site["witness"], site["path"]) for site in sites if site["witness"]]
-        presence = Presence(placed, witnesses, recipes, example)
-        presence.note_containers(model)
-        set_presence(model, presence)
-
-
-def _check_class(module: nn.Module, site: SiteRecord) -> None:
-    if isinstance(module, (nn.Sequential, nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)):
-        raise ModelError(f"{site['edit']['module']} is a {type(module).__name__}, which cannot have a SimAM as a child")
+def _holder(model: nn.Module, modules: dict[str, nn.Module], site: SiteRecord) -> nn.Module:
+    path = site["edit"]["module"]
+    if path not in modules:
+        raise ModelError(
+            f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site['path']}"
+        )
+    if isinstance(modules[path], (*CONTAINERS, torch.jit.ScriptModule)):
+        raise ModelError(f"{path} is a {type(modules[path]).__name__}, which cannot have a SimAM as a child")
+    return modules[path]
 
 
 def _attention(
@@ -172,28 +154,22 @@ def _attention(
             )
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
-    attention.train(holder.training)
-    return attention
+    return attention.train(holder.training)
 
 
-def _add_hook(module: nn.Module, kind: str, sites: list[SiteRecord]) -> Any:
+def _hook(module: nn.Module, sites: list[SiteRecord]) -> SiteHook:
+    """The hook for sites of one kind on one module."""
+    kind = sites[0]["edit"]["kind"]
     if kind == "output":
-        has_bias = getattr(module, "bias", None) is not None if isinstance(module, nn.modules.conv._ConvNd) else None
-        output = OutputHook(sites, has_bias)
-        add_output_hook(module, output)
-        return output
+        is_conv = isinstance(module, nn.modules.conv._ConvNd)
+        return OutputHook(sites, getattr(module, "bias", None) is not None if is_conv else None)
     if kind == "input":
-        entry = InputHook(sites, _parameter_names(module))
-        add_input_hook(module, entry)
-        return entry
+        return InputHook(sites, _parameter_names(module))
     method = str((sites[0]["expression"] or {})["method"])
-    if method in module.__dict__:
-        raise ModelError(
-            f"{method} of {sites[0]['edit']['module'] or 'the model'} was replaced on the instance, "
-            "and cannot be rewritten"
-        )
-    module.__dict__[method] = RewrittenMethod(module, method, sites)
-    return module.__dict__[method]
+    if not isinstance(vars(module).get(method), (RewrittenMethod, type(None))):
+        name = sites[0]["edit"]["module"] or "the model"
+        raise ModelError(f"{method} of {name} was replaced on the instance, and cannot be rewritten")
+    return RewrittenMethod(module, method, sites)
 
 
 def _parameter_names(module: nn.Module) -> list[str]:
@@ -203,55 +179,73 @@ def _parameter_names(module: nn.Module) -> list[str]:
         return []
 
 
-def _take_out(model: nn.Module) -> Callable[[], None]:
-    """Take all out; returns a function that puts it back, the very same modules and hooks."""
-    undo: list[Callable[[], None]] = []
-    lost: dict[int, set[str]] = {}
-    """Names of SimAMs whose hooks another tool has dropped, by `id` of their module."""
+def _presence(
+    model: nn.Module,
+    hooks: list[tuple[str, SiteHook]],
+    sites: Sequence[SiteRecord],
+    recipes: list[dict[str, Any]],
+    example: dict[str, Any] | None,
+) -> Presence:
+    holders = []
+    for path, hook in hooks:
+        names = tuple(path.split(".")) if path else ()
+        is_last = any(path and site["path"] == ".".join(names[:-1]) for site in hook.sites)
+        holders.append((names, hook, children_from(model, names) if is_last else 0))
+    witnesses = [(tuple(site["witness"].split(".")), site["path"]) for site in sites if site["witness"]]
+    return Presence(holders, witnesses, recipes, example)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What this package has put on one module."""
+
+    module: nn.Module
+    presence: Presence | None
+    hooks: list[SiteHook]
+    children: dict[str, nn.Module | None]
+
+    def take_out(self) -> None:
+        set_presence(self.module, None)
+        for hook in self.hooks:
+            hook.take_off(self.module)
+        for name in self.children:
+            del self.module._modules[name]
+
+    def put_back(self) -> None:
+        self.module._modules.update(self.children)
+        for hook in self.hooks:
+            hook.put_on(self.module)
+        if self.presence is not None:
+            set_presence(self.module, self.presence)
+
+
+def _parts(model: nn.Module) -> list[_Part]:
+    """What is in a model, hooks that were dropped and SimAMs that were kept included."""
+    found, kept = [], defaultdict[int, set[str]](set)
     for module in list(model.modules()):
-        if isinstance(module, torch.jit.ScriptModule):
-            continue
-        presence = presence_of(module)  # the model's, and that of a part that was injected by itself
-        if presence is not None:
-            set_presence(module, None)
-            undo.append(partial(set_presence, module, presence))
-            for holder, name in presence.children(module):
-                lost.setdefault(id(holder), set()).add(name)
-        output, given, methods = output_hook(module), input_hook(module), rewritten_methods(module)
-        names = {site["child"] for hook in (output, given, *methods) if hook is not None for site in hook.sites}
-        names |= lost.get(id(module), set())
+        presence, hooks = presence_of(module), hooks_on(module)  # a part may have been injected by itself
+        for holder, name in presence.children(module) if presence is not None else ():
+            kept[id(holder)].add(name)
+        names = {site["child"] for hook in hooks for site in hook.sites} | kept[id(module)]
         children = {name: module._modules[name] for name in names if name in module._modules}
-        if output is None and given is None and not methods and not children:
-            continue
-        remove_hooks(module)
-        for method in methods:
-            del module.__dict__[method.method]
-        for name in children:
-            del module._modules[name]
-        undo.append(_restorer(module, children, output, given, methods))
-
-    def put_back() -> None:
-        for step in undo:
-            step()
-
-    return put_back
+        if presence is not None or hooks or children:
+            found.append(_Part(module, presence, hooks, children))
+    return found
 
 
-def _restorer(
-    module: nn.Module,
-    children: dict[str, nn.Module | None],
-    output: OutputHook | None,
-    given: InputHook | None,
-    methods: list[RewrittenMethod],
-) -> Callable[[], None]:
+def _clear(model: nn.Module) -> None:
+    for part in _parts(model):
+        part.take_out()
+
+
+def restorer(model: nn.Module) -> Callable[[], None]:
+    """A function that puts the attention of a model back as it is now: the very same modules and hooks."""
+    parts = _parts(model)
+
     def restore() -> None:
-        module._modules.update(children)
-        if output is not None:
-            add_output_hook(module, output)
-        if given is not None:
-            add_input_hook(module, given)
-        for method in methods:
-            module.__dict__[method.method] = method
+        _clear(model)
+        for part in parts:
+            part.put_back()
 
     return restore
 
@@ -259,11 +253,12 @@ def _restorer(
 @contextmanager
 def without_attention(model: nn.Module) -> Iterator[nn.Module]:
     """Context manager in which the model has no SimAM; restores the same ones afterwards."""
-    put_back = _take_out(model)
+    restore = restorer(model)
+    _clear(model)
     try:
         yield model
     finally:
-        put_back()
+        restore()
 
 
 def _forget_compiled_code() -> None:

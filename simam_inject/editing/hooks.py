@@ -5,7 +5,7 @@ A SimAM is a child of the module that holds it; the hook on that module finds it
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.nested import entry_at, replace_entry
 
-OUTPUT_HOOK, INPUT_HOOK = "simam_output", "simam_input"
-"""Keys in a module's tables of hooks. Other tools may register the hook again under another key."""
+ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
 
 def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
@@ -29,18 +28,7 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
     if attention is None:
         raise ModelError(f"SimAM at {site['path']} is missing: its module {site['child']!r} was removed; {ADVICE}")
     if isinstance(x, Tensor):  # a torch.fx proxy is not
-        if x.dim() != len(site["shape"]):
-            raise ModelError(
-                f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), but got a "
-                f"tensor of shape {tuple(x.shape)}; use inputs with a batch dimension, or inject with such an example"
-            )
-        channels, shape = site["shape"][site["channel_dim"]], x.shape
-        is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
-        if not is_traced and shape[site["channel_dim"]] != channels and channels in shape:
-            raise ModelError(
-                f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, but got a tensor of "
-                f"shape {tuple(x.shape)}, whose channels are in another dimension; {ADVICE}"
-            )
+        _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
         raise ModelError(f"SimAM at {site['path']} was planned for a tensor, but got a {type(x).__name__}; {ADVICE}")
     if site["channel_dim"] == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
@@ -48,11 +36,69 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
     return attention(x)
 
 
-ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
+def _check_shape(site: SiteRecord, x: Tensor) -> None:
+    channels, shape = site["shape"][site["channel_dim"]], x.shape
+    if len(shape) != len(site["shape"]):
+        raise ModelError(
+            f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), but got a "
+            f"tensor of shape {tuple(shape)}; use inputs with a batch dimension, or inject with such an example"
+        )
+    is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
+    if not is_traced and shape[site["channel_dim"]] != channels and channels in shape:
+        raise ModelError(
+            f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, but got a tensor of "
+            f"shape {tuple(shape)}, whose channels are in another dimension; {ADVICE}"
+        )
 
 
-class OutputHook:
+def lost(site: SiteRecord, why: str) -> ModelError:
+    """The error for a site whose SimAM does not run any more."""
+    return ModelError(f"SimAM at {site['path']} was lost: {why}; {ADVICE}")
+
+
+class SiteHook:
+    """What runs the SimAMs of one module for one kind of edit. `table` and `key` say where torch finds it."""
+
+    table: ClassVar[str]
+    key: ClassVar[str]
+    sites: list[SiteRecord]
+
+    def put_on(self, module: nn.Module) -> None:
+        """Register the hook on a module."""
+        getattr(module, self.table)[self.key] = self
+
+    def take_off(self, module: nn.Module) -> None:
+        """Remove the hook from a module: other tools may have registered it again under another key."""
+        table, with_keywords = getattr(module, self.table), getattr(module, f"{self.table}_with_kwargs")
+        for key in [key for key, hook in table.items() if hook is self]:
+            del table[key]
+            with_keywords.pop(key, None)
+
+    def is_on(self, module: nn.Module) -> bool:
+        """The module runs this very hook."""
+        return getattr(module, self.table).get(self.key) is self
+
+    def mend(self, module: nn.Module, root: nn.Module) -> bool:  # noqa: ARG002
+        """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does.
+
+        Returns:
+            True if it was gone; False if it stands under another key, or a copy of it does.
+
+        Raises:
+            ModelError: the model is being compiled, and no hook can be added.
+        """
+        if any(type(one) is type(self) for one in hooks_on(module)):
+            return False
+        if torch.compiler.is_compiling():
+            raise lost(self.sites[0], "its hook was removed")
+        self.put_on(module)
+        return True
+
+
+class OutputHook(SiteHook):
     """Forward hook that applies SimAM to the output of a module, or to entries of it."""
+
+    table, key = "_forward_hooks", "simam_output"
 
     def __init__(self, sites: list[SiteRecord], has_bias: bool | None = None) -> None:
         self.sites = sites
@@ -71,6 +117,11 @@ class OutputHook:
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
         self.__init__(checked_sites(state.get("sites"), "output"), has_bias)  # type: ignore[misc]
 
+    def put_on(self, module: nn.Module) -> None:
+        """Register the hook before all others, so that they see the output of SimAM."""
+        super().put_on(module)
+        module._forward_hooks.move_to_end(self.key, last=False)  # type: ignore[attr-defined]
+
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Apply SimAM to the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
@@ -79,16 +130,14 @@ class OutputHook:
                 f"between them; {ADVICE}"
             )
         for site in self.sites:
-            key = site["edit"]["key"]
-            if key is None:
-                output = attend(module, site, output)
-            else:
-                output = replace_entry(output, key, attend(module, site, _entry(site, output, key)))
+            output = _attend_entry(module, site, output)
         return output
 
 
-class InputHook:
-    """Forward pre-hook that applies SimAM to an input of a module."""
+class InputHook(SiteHook):
+    """Forward pre-hook that applies SimAM to an input of a module; behind all others, to their result."""
+
+    table, key = "_forward_pre_hooks", "simam_input"
 
     def __init__(self, sites: list[SiteRecord], names: list[str]) -> None:
         self.sites = sites
@@ -107,68 +156,50 @@ class InputHook:
             raise FileError("a hook of SimAM is not valid: names is not a list of str")
         self.__init__(checked_sites(state.get("sites"), "input"), list(names))  # type: ignore[misc]
 
+    def put_on(self, module: nn.Module) -> None:
+        """Register the pre-hook, with keyword arguments."""
+        super().put_on(module)
+        module._forward_pre_hooks_with_kwargs[self.key] = True  # type: ignore[index]
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
-        """Apply SimAM to the argument; registered, with keyword arguments, on the module that holds the SimAM."""
+        """Apply SimAM to the argument; registered on the module that holds the SimAM."""
         positional, keywords = list(args), dict(kwargs)
         for site in self.sites:
             holder, place = self._find(site, positional, keywords)
-            given, key = holder[place], site["edit"]["key"]
-            if key is None:
-                holder[place] = attend(module, site, given)
-            else:
-                holder[place] = replace_entry(given, key, attend(module, site, _entry(site, given, key)))
+            holder[place] = _attend_entry(module, site, holder[place])
         return tuple(positional), keywords
 
     def _find(self, site: SiteRecord, positional: list[Any], keywords: dict[str, Any]) -> tuple[Any, Any]:
         argument = site["edit"]["argument"]
-        name = argument if isinstance(argument, str) else dict(enumerate(self.names)).get(argument)
-        position = argument if isinstance(argument, int) else {n: i for i, n in enumerate(self.names)}.get(argument)
-        if position is not None and position < len(positional):
+        position = self.names.index(argument) if argument in self.names else argument
+        name = self.names[position] if isinstance(position, int) and position < len(self.names) else argument
+        if isinstance(position, int) and position < len(positional):
             return positional, position
         if name in keywords:
             return keywords, name
         raise ModelError(f"SimAM at {site['path']} is applied to argument {argument!r}, which this call does not pass")
 
 
-def _entry(site: SiteRecord, container: Any, key: int | str) -> Any:
+def _attend_entry(module: nn.Module, site: SiteRecord, value: Any) -> Any:
+    """The value with SimAM applied to it, or to the entry of it that the site names."""
+    key = site["edit"]["key"]
+    if key is None:
+        return attend(module, site, value)
     try:
-        return entry_at(container, key)
+        entry = entry_at(value, key)
     except KeyError:
         raise ModelError(
             f"SimAM at {site['path']} is applied to entry {key!r}, which is missing in this call"
         ) from None
+    return replace_entry(value, key, attend(module, site, entry))
 
 
-def output_hook(module: nn.Module) -> OutputHook | None:
-    """The output hook of a module, under whatever key."""
-    return next((hook for hook in module._forward_hooks.values() if isinstance(hook, OutputHook)), None)
-
-
-def input_hook(module: nn.Module) -> InputHook | None:
-    """The input hook of a module, under whatever key."""
-    return next((hook for hook in module._forward_pre_hooks.values() if isinstance(hook, InputHook)), None)
-
-
-def add_output_hook(module: nn.Module, hook: OutputHook) -> None:
-    """Register the hook before all others, so that they see the output of SimAM."""
-    module._forward_hooks[OUTPUT_HOOK] = hook  # type: ignore[index]
-    module._forward_hooks.move_to_end(OUTPUT_HOOK, last=False)  # type: ignore[attr-defined]
-
-
-def add_input_hook(module: nn.Module, hook: InputHook) -> None:
-    """Register the pre-hook after all others: it applies SimAM to their result."""
-    module._forward_pre_hooks[INPUT_HOOK] = hook  # type: ignore[index]
-    module._forward_pre_hooks_with_kwargs[INPUT_HOOK] = True  # type: ignore[index]
-
-
-def remove_hooks(module: nn.Module) -> None:
-    """Remove the hooks of this package from a module, under any key."""
-    for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, OutputHook)]:
-        del module._forward_hooks[key]
-        module._forward_hooks_with_kwargs.pop(key, None)
-    for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, InputHook)]:
-        del module._forward_pre_hooks[key]
-        module._forward_pre_hooks_with_kwargs.pop(key, None)
+def hooks_on(module: nn.Module) -> list[SiteHook]:
+    """The hooks and rewritten methods of this package on a module, under whatever key."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return []
+    tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
+    return [hook for table in tables for hook in table.values() if isinstance(hook, SiteHook)]
 
 
 torch.serialization.add_safe_globals([OutputHook, InputHook])

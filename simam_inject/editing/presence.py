@@ -16,38 +16,23 @@ import torch
 from pydantic import InstanceOf, TypeAdapter
 from torch import nn
 
-from simam_inject.editing.checking import SiteRecord, checked, checked_example, checked_recipes
-from simam_inject.editing.hooks import (
-    ADVICE,
-    INPUT_HOOK,
-    OUTPUT_HOOK,
-    InputHook,
-    OutputHook,
-    add_input_hook,
-    add_output_hook,
-)
-from simam_inject.editing.rewrite import RewrittenMethod, rewritten_methods
+from simam_inject.editing.checking import checked, checked_example, checked_recipes
+from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
 from simam_inject.errors import ModelError
-from simam_inject.modules import CONTAINERS, NORMS
+from simam_inject.modules import NORMS
 
 PRESENCE = "simam_presence"
-_KEYS: dict[type, tuple[str, str]] = {
-    OutputHook: ("_forward_hooks", OUTPUT_HOOK),
-    InputHook: ("_forward_pre_hooks", INPUT_HOOK),
-}
-_Hook = OutputHook | InputHook | RewrittenMethod
-_HOLDERS = TypeAdapter(
-    list[tuple[tuple[str, ...], InstanceOf[OutputHook] | InstanceOf[InputHook] | InstanceOf[RewrittenMethod]]]
-)
-_WITNESSES = TypeAdapter(list[tuple[tuple[str, ...], str]])
-_BEHIND = TypeAdapter(dict[int, int])
+_Path = tuple[str, ...]
+_HOLDERS = TypeAdapter(list[tuple[_Path, InstanceOf[SiteHook], int]])
+_WITNESSES = TypeAdapter(list[tuple[_Path, str]])
 
 
 class Presence:
     """Forward pre-hook of the root: paths, hooks (which are data), witnesses, and what an injection was made of.
 
-    Attributes:
-        holders: path of each holder with what stands on it.
+    Args:
+        holders: path of each holder, the hook on it, and how many children of its container run from it on; 0 where it
+            does not attend the output of a container.
         witnesses: path of each norm that must stay one, with the path of its site.
         recipes: the recipes that were applied, as dicts.
         example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
@@ -55,29 +40,20 @@ class Presence:
 
     def __init__(
         self,
-        holders: list[tuple[str, _Hook]],
-        witnesses: list[tuple[str, str]],
+        holders: list[tuple[_Path, SiteHook, int]],
+        witnesses: list[tuple[_Path, str]],
         recipes: list[dict[str, Any]],
         example: dict[str, Any] | None,
     ) -> None:
-        self.holders = [(tuple(path.split(".")) if path else (), hook) for path, hook in holders]
-        self.witnesses = [(tuple(path.split(".")), site) for path, site in witnesses]
+        self.holders = holders
+        self.witnesses = witnesses
         self.recipes = recipes
         self.example = example
-        self.behind: dict[int, int] = {}
-        """For holders that attend the output of a container: how many of its children run from them on."""
-
-    def note_containers(self, root: nn.Module) -> None:
-        """Look where in their containers the holders stand."""
-        for place, (path, hook) in enumerate(self.holders):
-            if any(path and site["path"] == ".".join(path[:-1]) for site in hook.sites):
-                self.behind[place] = _children_from(root, path)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
-        twin = memo[id(self)] = Presence([], [], self.recipes, self.example)
-        twin.holders = [(path, copy.deepcopy(hook, memo)) for path, hook in self.holders]
-        twin.witnesses, twin.behind = list(self.witnesses), dict(self.behind)
+        twin = memo[id(self)] = Presence([], list(self.witnesses), self.recipes, self.example)
+        twin.holders = [(path, copy.deepcopy(hook, memo), behind) for path, hook, behind in self.holders]
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -86,7 +62,6 @@ class Presence:
         self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
         self.recipes = checked_recipes(state.get("recipes"))
         self.example = checked_example(state.get("example"))
-        self.behind = checked(_BEHIND, state.get("behind"), "the places of SimAM in containers")
 
     def __call__(self, root: nn.Module, _args: Any) -> None:
         """Check every edit.
@@ -95,23 +70,17 @@ class Presence:
             ModelError: one was lost; the message names it and says what to do.
         """
         mended = []
-        for place, (path, hook) in enumerate(self.holders):
+        for place, (path, hook, behind) in enumerate(self.holders):
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
-                module = self._follow(root, place, hook)
-            if place in self.behind and _children_from(root, self.holders[place][0]) != self.behind[place]:
-                container = ".".join(self.holders[place][0][:-1])
+                module = self._follow(root, place)
+            if behind and children_from(root, self.holders[place][0]) != behind:
                 raise ModelError(
-                    f"the children of {container} have changed, so SimAM at {hook.sites[0]['path']} is no longer "
-                    f"applied to its output; {ADVICE}"
+                    f"the children of {hook.sites[0]['path']} have changed, so SimAM is no longer applied to its "
+                    f"output; {ADVICE}"
                 )
-            if isinstance(hook, RewrittenMethod):
-                if module.__dict__.get(hook.method) is not hook or hook.owner is not module:
-                    _rebind(module, hook, is_root=module is root)
-            else:
-                table, key = _KEYS[type(hook)]
-                if getattr(module, table).get(key) is not hook and _mend(module, hook):
-                    mended.append(hook.sites[0]["path"])
+            if not hook.is_on(module) and hook.mend(module, root):
+                mended.append(hook.sites[0]["path"])
         for path, site_path in self.witnesses:
             if not _is_norm_at(root, path):
                 norm = _module_at(root, path)
@@ -129,37 +98,31 @@ class Presence:
 
     def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         """Every attention module of the root, with or without its hook: its holder and its name."""
-        for path, hook in self.holders:
+        for path, hook, _ in self.holders:
             module = _module_at(root, path)
-            if module is None:
-                continue
-            for site in hook.sites:
-                if module._modules.get(site["child"]) is not None:
-                    yield module, site["child"]
+            names = [site["child"] for site in hook.sites]
+            yield from ((module, name) for name in names if module is not None and name in module._modules)
 
-    def _follow(self, root: nn.Module, place: int, hook: _Hook) -> Any:
+    def _follow(self, root: nn.Module, place: int) -> Any:
         """Where a holder stands now that was wrapped, or moved inside its container; its path is written down anew.
 
         One that another module has replaced, and that is only kept somewhere, does not count.
         """
-        old = self.holders[place][0]
+        old, hook, behind = self.holders[place]
         for path, module in root.named_modules():
             parts = tuple(path.split(".")) if path else ()
-            if not (any(one is hook for one in _hooks_on(module)) and _holds(module, hook)):
-                continue
-            if _is_moved(root, old, parts) or _is_wrapped(old, parts):
-                self.holders[place] = parts, hook
+            if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(old, parts):
+                self.holders[place] = parts, hook, behind
                 own = {site["path"] for site in hook.sites}
                 self.witnesses = [
                     (_moved_along(root, old, parts, witness) if site in own else witness, site)
                     for witness, site in self.witnesses
                 ]
                 return module
-        path = ".".join(self.holders[place][0])
-        raise ModelError(_lost(hook.sites[0], f"{path or 'the model'} was replaced, removed, or lost its SimAM"))
+        raise lost(hook.sites[0], f"{'.'.join(old) or 'the model'} was replaced, removed, or lost its SimAM")
 
 
-def _module_at(root: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
+def _module_at(root: nn.Module, path: _Path) -> nn.Module | None:
     module: nn.Module | None = root
     for name in path:
         if module is None:
@@ -168,19 +131,15 @@ def _module_at(root: nn.Module, path: tuple[str, ...]) -> nn.Module | None:
     return module
 
 
-def _is_moved(root: nn.Module, old: tuple[str, ...], new: tuple[str, ...]) -> bool:
-    """The paths differ only in names that containers give, as after `insert` and `del`."""
-    differs = [place for place, names in enumerate(zip(old, new, strict=False)) if names[0] != names[1]]
-    return len(old) == len(new) and all(isinstance(_module_at(root, new[:place]), CONTAINERS) for place in differs)
+def _is_moved(old: _Path, new: _Path) -> bool:
+    """A path differs only in numbers, as after `insert` and `del`, or has more names in between, of a wrapper."""
+    if len(old) == len(new):
+        return all(a == b or (a.isdigit() and b.isdigit()) for a, b in zip(old, new, strict=True))
+    rest = iter(new)
+    return len(old) < len(new) and all(name in rest for name in old)
 
 
-def _is_wrapped(old: tuple[str, ...], new: tuple[str, ...]) -> bool:
-    """The new path is the old one with more names in between: a module of the path was put into another."""
-    starts = range(len(old) + 1) if len(new) > len(old) else ()
-    return any(new[:start] == old[:start] and new[len(new) - len(old) + start :] == old[start:] for start in starts)
-
-
-def _moved_along(root: nn.Module, old: tuple[str, ...], new: tuple[str, ...], path: tuple[str, ...]) -> tuple[str, ...]:
+def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
     """Where a norm stands now: it went the way of the module before it, or into the same wrapper, as QAT fuses."""
     beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
     found = [beside, path]
@@ -196,55 +155,23 @@ def _moved_along(root: nn.Module, old: tuple[str, ...], new: tuple[str, ...], pa
     return next((place for place in reversed(found) if _is_norm_at(root, place)), path)
 
 
-def _is_norm_at(root: nn.Module, path: tuple[str, ...]) -> bool:
+def _is_norm_at(root: nn.Module, path: _Path) -> bool:
     """A normalization layer of torch, or a module with running statistics of its own, stands there."""
     module = _module_at(root, path)
     return isinstance(module, (*NORMS, nn.RMSNorm)) or hasattr(module, "running_mean")
 
 
-def _children_from(root: nn.Module, path: tuple[str, ...]) -> int:
-    """How many modules of its container run from the one at a path on, itself included."""
+def children_from(root: nn.Module, path: _Path) -> int:
+    """How many modules of its `Sequential` run from the one at a path on, itself included; 0 without one."""
     container = _module_at(root, path[:-1])
     if not isinstance(container, nn.Sequential) or path[-1] not in container._modules:
         return 0
     return len(container._modules) - list(container._modules).index(path[-1])
 
 
-def _holds(module: nn.Module, hook: _Hook) -> bool:
+def _holds(module: nn.Module, hook: SiteHook) -> bool:
     """Every SimAM of the hook is a child of the module."""
     return all(site["child"] in module._modules for site in hook.sites)
-
-
-def _hooks_on(module: nn.Module) -> list[Any]:
-    return [*module._forward_hooks.values(), *module._forward_pre_hooks.values(), *rewritten_methods(module)]
-
-
-def _lost(site: SiteRecord, why: str) -> str:
-    return f"SimAM at {site['path']} was lost: {why}; {ADVICE}"
-
-
-def _mend(module: nn.Module, hook: OutputHook | InputHook) -> bool:
-    """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does."""
-    if any(type(one) is type(hook) for one in _hooks_on(module)):  # under another key, or a copy of it
-        return False
-    if torch.compiler.is_compiling():  # hooks cannot be added to a model while it is compiled
-        raise ModelError(_lost(hook.sites[0], "its hook was removed"))
-    if isinstance(hook, OutputHook):
-        add_output_hook(module, hook)
-    else:
-        add_input_hook(module, hook)
-    return True
-
-
-def _rebind(module: nn.Module, hook: RewrittenMethod, *, is_root: bool) -> None:
-    """A shallow copy of a module (as DataParallel makes) shares the method, which has to run on the copy."""
-    bound = module.__dict__.get(hook.method)
-    if not isinstance(bound, RewrittenMethod):
-        raise ModelError(_lost(hook.sites[0], f"{hook.method} of its module was replaced by another function"))
-    if bound.owner is not module and is_root and hook.method == "forward":  # it was looked up before this check
-        raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
-    if bound.owner is not module:
-        module.__dict__[hook.method] = RewrittenMethod(module, hook.method, hook.sites)
 
 
 def presence_of(model: nn.Module) -> Presence | None:

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from typing import Any, cast
 
 from torch import nn
 
 from simam_inject.editing.checking import SiteRecord
 from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
+from simam_inject.source import Expression
 
-
-def holder_of(edit: Edit) -> str:
-    """Path of the module that holds the SimAM."""
-    return edit.owner if isinstance(edit, Rewritten) else edit.module
+_SHARED = {field.name for field in fields(Insertion)} & set(SiteRecord.__annotations__) - {
+    "edit",
+    "shape",
+    "expression",
+}
+"""Fields that an insertion and its record have in common."""
 
 
 def write_edit(edit: Edit) -> dict[str, Any]:
     """The edit as plain data."""
-    if isinstance(edit, Output):
-        return {"kind": "output", "module": edit.module, "key": edit.key}
-    if isinstance(edit, Input):
-        return {"kind": "input", "module": edit.module, "argument": edit.argument, "key": edit.key}
-    return {"kind": "rewritten", "module": edit.owner, "value": edit.value}
+    if isinstance(edit, Rewritten):
+        return {"kind": "rewritten", "module": edit.owner, "value": edit.value}
+    return {"kind": "output" if isinstance(edit, Output) else "input", **asdict(edit)}
 
 
 def read_edit(data: dict[str, Any]) -> Edit:
-    """Inverse of `write_edit`.
-
-    Raises:
-        ValueError: not an edit.
-    """
-    kind = data.get("kind")
-    if kind == "output":
-        return Output(data["module"], data.get("key"))
-    if kind == "input":
-        return Input(data["module"], data["argument"], data.get("key"))
-    if kind == "rewritten":
-        return Rewritten(data["module"], data["value"])
-    raise ValueError(f"not an edit: {data!r:.80}")
+    """Inverse of `write_edit`."""
+    if data["kind"] == "output":
+        return Output(data["module"], data["key"])
+    if data["kind"] == "input":
+        return Input(data["module"], data["argument"], data["key"])
+    return Rewritten(data["module"], data["value"])
 
 
 def seen_from(site: SiteRecord, holder: str) -> SiteRecord:
@@ -70,47 +65,22 @@ def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:
     Args:
         attention: the module at the site, for what is set on it now.
     """
-    edit = read_edit(site["edit"])
-    at = holder_of(edit)
+    shared = {name: value for name, value in site.items() if name in _SHARED}
+    edit, where = read_edit(site["edit"]), site["expression"]
     return Insertion(
-        path=site["path"],
-        position=site["position"],
-        shape=tuple(site["shape"]),
-        e_lambda=site["e_lambda"],
-        rule=site["rule"],
+        **cast(dict[str, Any], shared),
         edit=edit,
-        module=f"{at}.{site['child']}" if at else site["child"],
-        reader=site["reader"],
-        channel_dim=site["channel_dim"],
-        axes=site["axes"],
-        axes_measured=site["axes_measured"],
-        dtype=site["dtype"],
-        reduction=site["reduction"],
-        runs=site["runs"],
+        shape=tuple(site["shape"]),
+        module=f"{edit.module}.{site['child']}".lstrip("."),
         strength=getattr(attention, "strength", 1.0),
         gain=getattr(attention, "gain", 1.0),
-        note=site["note"],
+        expression=None if where is None else Expression(where["method"], where["digest"], tuple(where["span"])),
     )
 
 
-def record_of(insertion: Insertion, witness: str | None, expression: dict[str, Any] | None) -> SiteRecord:
+def record_of(insertion: Insertion) -> SiteRecord:
     """The site as the hook that runs it keeps it."""
-    return SiteRecord(
-        child=insertion.module.rpartition(".")[2],
-        edit=write_edit(insertion.edit),
-        path=insertion.path,
-        position=insertion.position,
-        reader=insertion.reader,
-        rule=insertion.rule,
-        e_lambda=insertion.e_lambda,
-        shape=list(insertion.shape),
-        channel_dim=insertion.channel_dim,
-        axes=insertion.axes,
-        axes_measured=insertion.axes_measured,
-        dtype=insertion.dtype,
-        reduction=insertion.reduction,
-        runs=insertion.runs,
-        note=insertion.note,
-        witness=witness,
-        expression=expression,
-    )
+    own = {name: getattr(insertion, name) for name in _SHARED} | {"shape": list(insertion.shape)}
+    own |= {"child": insertion.module.rpartition(".")[2], "edit": write_edit(insertion.edit)}
+    where = insertion.expression
+    return cast(SiteRecord, own | {"expression": None if where is None else asdict(where)})

@@ -11,19 +11,20 @@ import ast
 import copy
 import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from simam_inject.editing.checking import SiteRecord, checked_sites
-from simam_inject.editing.hooks import ADVICE, attend
+from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
 from simam_inject.errors import FileError, ModelError
 from simam_inject.source import locate, method_source, run_by_forward
 
 
-class RewrittenMethod:
+class RewrittenMethod(SiteHook):
     """A method of one module with SimAM around some of its expressions; an attribute of the instance under its name."""
 
     def __init__(self, owner: nn.Module, method: str, sites: list[SiteRecord]) -> None:
@@ -45,6 +46,34 @@ class RewrittenMethod:
             name = f"{type(self.owner).__name__}.{self.method}"
             raise ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
         return self.function(self.owner, *args, **kwargs)
+
+    def put_on(self, module: nn.Module) -> None:
+        """Bind it on its owner."""
+        vars(module)[self.method] = self
+
+    def take_off(self, module: nn.Module) -> None:
+        """Give the module the method of its class; a damaged file may have bound this one under another name."""
+        for name in [name for name, value in vars(module).items() if value is self]:
+            del vars(module)[name]
+
+    def is_on(self, module: nn.Module) -> bool:
+        """The module runs this very method, on itself."""
+        return vars(module).get(self.method) is self and self.owner is module
+
+    def mend(self, module: nn.Module, root: nn.Module) -> bool:
+        """Bind it anew on a shallow copy of its owner (as DataParallel makes), which shares the method.
+
+        Raises:
+            ModelError: another function stands in its place, or the copy is the root itself.
+        """
+        bound = vars(module).get(self.method)
+        if not isinstance(bound, RewrittenMethod):
+            raise lost(self.sites[0], f"{self.method} of its module was replaced by another function")
+        if bound.owner is not module and module is root and self.method == "forward":  # looked up before this check
+            raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
+        if bound.owner is not module:
+            RewrittenMethod(module, self.method, self.sites).put_on(module)
+        return False
 
     @property
     def __code__(self) -> types.CodeType:
@@ -111,86 +140,59 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
 
 
 class _Wrapper(ast.NodeTransformer):
-    def __init__(self, wrapped: dict[int, SiteRecord], owner: str) -> None:
-        self.wrapped = wrapped
+    """Puts a call `_simam_0(self, ...)` around each of some nodes of a method.
+
+    Args:
+        nodes: `id` of each node, in the order of their numbers.
+        owner: name of the method's first parameter.
+    """
+
+    def __init__(self, nodes: Iterable[int], owner: str) -> None:
+        self.names = {identity: f"_simam_{place}" for place, identity in enumerate(nodes)}
         self.owner = owner
-        self.names = {identity: f"_simam_{place}" for place, identity in enumerate(wrapped)}
 
     def visit(self, node: ast.AST) -> Any:
-        identity = id(node)
-        result = self.generic_visit(node)
-        if identity not in self.wrapped:
+        result: Any = self.generic_visit(node)
+        if id(node) not in self.names:
             return result
-        if isinstance(result, ast.AugAssign) and isinstance(result.target, ast.Name):  # x += y: x = simam(x) behind it
-            name = result.target.id
-            value = self._call(identity, ast.Name(name, ast.Load()))
-            after = ast.Assign([ast.Name(name, ast.Store())], value)
-            return [result, ast.fix_missing_locations(ast.copy_location(after, node))]
-        assert isinstance(result, ast.expr)
-        call = self._call(identity, result)
-        return ast.fix_missing_locations(ast.copy_location(call, node))
-
-    def _call(self, identity: int, value: ast.expr) -> ast.Call:
-        return ast.Call(ast.Name(self.names[identity], ast.Load()), [ast.Name(self.owner, ast.Load()), value], [])
+        is_augmented = isinstance(result, ast.AugAssign)  # x += y: x = simam(x) behind it
+        value = ast.Name(result.target.id, ast.Load()) if is_augmented else result
+        call = ast.Call(ast.Name(self.names[id(node)], ast.Load()), [ast.Name(self.owner, ast.Load()), value], [])
+        made = ast.Assign([ast.Name(result.target.id, ast.Store())], call) if is_augmented else call
+        ast.fix_missing_locations(ast.copy_location(made, node))
+        return [result, made] if is_augmented else made
 
 
 def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
     free = original.__code__.co_freevars
     attentions = [f"_simam_{place}" for place in range(len(sites))]
-    # A class of the same name around it, for private names (`self.__scale` is `self._Block__scale`).
     *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
     kind = kind if kind.isidentifier() else "_"
-    around = ast.ClassDef(name=kind, bases=[], keywords=[], body=[function], decorator_list=[])
-    # The variables of the closure are parameters of a function around it, so that the compiler makes cells of them.
-    outer = ast.FunctionDef(
-        name="_closure",
-        args=ast.arguments([], [ast.arg(name) for name in [*free, *attentions]], None, [], [], None, []),
-        body=[around],
-        decorator_list=[],
-    )
-    if "type_params" in ast.FunctionDef._fields:  # from Python 3.12 on
-        for node in (outer, around):
-            setattr(node, "type_params", [])  # noqa: B010 - not known to type checkers of 3.11
+    # A class of the same name stands around it, for private names (`self.__scale` is `self._Block__scale`). The
+    # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
+    module: Any = ast.parse(f"def _closure({', '.join([*free, *attentions])}):\n class {kind}:\n  pass")
+    module.body[0].body[0].body = [function]
     arguments = function.args  # defaults and annotations were evaluated when the class was made
     arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
     arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]
     function.returns = None
-    for argument in [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]:
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
         argument.annotation = None
-    module = ast.fix_missing_locations(ast.Module([outer], []))
-    namespace: dict[str, Any] = {}
-    exec(compile(module, original.__code__.co_filename, "exec"), {}, namespace)  # noqa: S102
-    code = _inner_code(_inner_code(namespace["_closure"].__code__, kind), function.name)
+    code = compile(module, original.__code__.co_filename, "exec")
+    for name in ("_closure", kind, function.name):
+        code = next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
     cells = dict(zip(free, original.__closure__ or (), strict=True))
-    cells |= {name: types.CellType(_attention(site)) for name, site in zip(attentions, sites, strict=True)}
-    result = types.FunctionType(
-        code,
-        original.__globals__,
-        original.__name__,
-        original.__defaults__,
-        tuple(cells[name] for name in code.co_freevars),
-    )
+    cells |= {name: types.CellType(partial(_attend, site)) for name, site in zip(attentions, sites, strict=True)}
+    closure = tuple(cells[name] for name in code.co_freevars)
+    result = types.FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
     result.__kwdefaults__ = original.__kwdefaults__
     result.__qualname__ = original.__qualname__
     return result
 
 
-def _inner_code(code: types.CodeType, name: str) -> types.CodeType:
-    return next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
+def _attend(site: SiteRecord, owner: nn.Module, x: Any) -> Any:
+    return attend(owner, site, x)
 
 
-def _attention(site: SiteRecord) -> Callable[[nn.Module, Any], Any]:
-    def attention(owner: nn.Module, x: Any) -> Any:
-        return attend(owner, site, x)
-
-    return attention
-
-
-def rewritten_methods(module: nn.Module) -> list[RewrittenMethod]:
-    """The rewritten methods that stand on a module."""
-    return [value for value in module.__dict__.values() if isinstance(value, RewrittenMethod)]
-
-
-__all__ = ["RewrittenMethod", "attend", "compile_method", "rewritten_methods"]
 torch.serialization.add_safe_globals([RewrittenMethod])

@@ -7,8 +7,6 @@ import itertools
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,8 +40,8 @@ def export(
     changed: a copy of it is exported in eval mode.
 
     Args:
-        model: an injected `nn.Module` or ultralytics `YOLO`; DDP, DataParallel and `torch.compile` wrappers are looked
-            through.
+        model: an injected `nn.Module` or ultralytics `YOLO`; DDP, DataParallel and `torch.compile` wrappers are
+            unwrapped.
         path: ends in `.onnx` (dynamo exporter), `.pt2` (`torch.export`) or `.torchscript` (trace). An existing file is
             replaced at the end, when the proof has succeeded.
         example_inputs: a tensor, a tuple (positional) or a dict (keywords) for one forward; None uses the input size
@@ -96,7 +94,7 @@ def prove(
     """Prove of an existing file, whoever exported it, that it is this injected model. Changes neither.
 
     The file may leave out the last of the model's outputs (`Comparison.left_out`), and may be of the form that the
-    model's own library exports: ultralytics folds norms away and drops branches that only training needs.
+    model's own library exports: ultralytics folds norms and removes branches that only training needs.
 
     Args and Raises: as for `export`.
     """
@@ -129,7 +127,7 @@ def read(path: Path) -> Artefact:
 
 
 def _form_of(path: Path) -> Any:
-    """The module that writes and reads the format of a suffix, imported when it is first asked for."""
+    """The module that writes and reads the format of a suffix, imported when it is first needed."""
     if path.suffix not in SUFFIXES:
         raise ExportError(
             f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(SUFFIXES)}"
@@ -145,9 +143,8 @@ def _form_of(path: Path) -> Any:
 def _network(model: nn.Module) -> nn.Module:
     network = network_of(unwrapped(model))
     check_injectable(network)
-    attentions = {
-        entry.insertion.module: entry.attention for entry in attended_in(network) if isinstance(entry.attention, SimAM)
-    }
+    found = [(entry.insertion.module, entry.attention) for entry in attended_in(network)]
+    attentions = {name: attention for name, attention in found if isinstance(attention, SimAM)}
     if not attentions:
         raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions.items():
@@ -179,19 +176,16 @@ def _write(twin: nn.Module, form: Any, example: Example, varying: tuple[str, ...
                 form.write(twin, example, varying, path)
         except Exception:
             advice = "dynamic='batch' or fixed sizes may do" if "size" in varying else "another suffix may do"
-            blame = f" with or without SimAM; {advice}"
+            blame = f"with or without SimAM; {advice}"
         else:
-            blame = " with SimAM in it, though it can without"
-        said = describe_exception(error)
-        raise ExportError(f"the exporter cannot express this model{blame}: {said}") from error
+            blame = "with SimAM in it, though it can without"
+        reason = describe_exception(error)
+        raise ExportError(f"the exporter cannot express this model {blame}: {reason}") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> warnings.catch_warnings[None]:
     """Without the exporters' deprecations and tracer warnings: no user can act on them, and the proof checks better."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+    return warnings.catch_warnings(action="ignore")
 
 
 def _prove(

@@ -1,16 +1,17 @@
-"""Recognise SimAM in an exported graph, whatever the format, by name and by what is computed.
+"""Recognise SimAM in an exported graph, whatever the format, by the name of its module and by what is computed.
 
-Each format is first turned into a `Graph`: operations with kinds, names of values, scalar constants. In it a gate is
+Each format is first written as operations with kinds, names of values and scalar constants. In it a gate is
 
     sigmoid(n^2 + 1/2),   n = small / sqrt(energy),   energy = mean(small^2) c + 4 lambda s^2
 
-which no other layer computes, and lambda can be read back. A sigmoid that the file says came from a module called
-`simam...` counts as well, so a graph that was optimised beyond recognition is still counted while its names survive.
+which no other layer computes, and lambda can be read from the constants. A sigmoid that the file says is of a module
+called `simam...` counts as well, so a graph that was optimised beyond recognition is still counted if it has names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,20 +19,19 @@ from torch import Tensor
 from simam_inject.attention.composite import EXPORT_SCALE
 from simam_inject.dataflow.example import Example
 
-_PASSING = ("cast", "identity", "to", "_to_copy")
-"""Kinds that hand their first input on."""
+_CASTS = ("cast", "identity", "to", "_to_copy")
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One SimAM as it stands in an exported graph."""
+    """One SimAM in an exported graph."""
 
     module: str
     """Path of the module it was exported from (`layer1.0.conv2.simam`); "" where the file does not say."""
     e_lambda: float | None
-    """Read off the graph's constants; None where the graph computes SimAM in another form than this package writes."""
+    """As in the graph's constants; None where the graph computes SimAM in another form than this package writes."""
     is_live: bool
-    """Its product reaches a result of the graph."""
+    """A result of the graph depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Operation:
 
 
 class Graph:
-    """An exported program, flattened, without casts.
+    """An exported program without calls of submodules.
 
     Args:
         operations: in the order of the file.
@@ -55,36 +55,43 @@ class Graph:
         results: names of the values that are returned.
     """
 
-    def __init__(self, operations: Sequence[Operation], constants: dict[str, float], results: Sequence[str]) -> None:
-        self.operations = operations
-        self._producers = {name: operation for operation in operations for name in operation.outputs}
+    def __init__(self, operations: Iterable[Operation], constants: dict[str, float], results: Iterable[str]) -> None:
+        self.operations = tuple(operations)
         self.constants = constants
-        self._results = results
+        self.results = tuple(results)
+        self._producers = {name: operation for operation in self.operations for name in operation.outputs}
 
-    def origin(self, name: str) -> str:
-        """The value before any casts."""
-        while (operation := self._producers.get(name)) is not None and operation.kind in _PASSING:
-            name = operation.inputs[0]
-        return name
-
-    def inputs(self, name: str, kind: str) -> tuple[str, ...]:
-        """What the operation of this kind is given that computes the value; a LookupError if it is another."""
-        operation = self._producers.get(self.origin(name))
-        if operation is None or operation.kind != kind:
-            raise LookupError(f"{name} is computed by no {kind}")
-        return tuple(map(self.origin, operation.inputs))
-
-    def reaching(self) -> set[str]:
+    def needed(self) -> set[str]:
         """Every value that a result depends on."""
         found: set[str] = set()
-        waiting = list(self._results)
+        waiting = list(self.results)
         while waiting:
             name = waiting.pop()
             if name not in found:
                 found.add(name)
-                if name in self._producers:
-                    waiting.extend(self._producers[name].inputs)
+                waiting += self._producers[name].inputs if name in self._producers else ()
         return found
+
+    def operands(self, name: str, *kinds: str) -> list[str]:
+        """What an operation of one of these kinds computes a value from, casts aside.
+
+        Raises:
+            LookupError: another operation computes it.
+        """
+        operation = self._producers[self._before_casts(name)]
+        if operation.kind not in kinds:
+            raise LookupError(f"{name} is not the result of {kinds}")
+        return [self._before_casts(operand) for operand in operation.inputs]
+
+    def constant_and_rest(self, name: str) -> tuple[float, str]:
+        """The constant and the other term of a sum; raises a LookupError for anything else."""
+        one, other = self.operands(name, "add")[:2]
+        return (self.constants[one], other) if one in self.constants else (self.constants[other], one)
+
+    def _before_casts(self, name: str) -> str:
+        while name in self._producers and self._producers[name].kind in _CASTS:
+            name = self._producers[name].inputs[0]
+        return name
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,43 +107,25 @@ class Artefact:
 
 def find_gates(graph: Graph) -> tuple[Gate, ...]:
     """Every SimAM in the graph, in its order."""
-    reaching = graph.reaching()
-    gates: list[Gate] = []
+    needed = graph.needed()
+    gates = []
     for operation in graph.operations:
         if operation.kind == "sigmoid":
+            module = operation.scope if re.search(r"(^|\.)simam(_\w*)?$", operation.scope) else ""
             e_lambda = _read_lambda(graph, operation.inputs[0])
-            last = operation.scope.rpartition(".")[2]
-            module = operation.scope if last == "simam" or last.startswith("simam_") else ""
             if module or e_lambda is not None:
-                gates.append(Gate(module, e_lambda, operation.outputs[0] in reaching))
+                gates.append(Gate(module, e_lambda, operation.outputs[0] in needed))
     return tuple(gates)
 
 
 def _read_lambda(graph: Graph, argument: str) -> float | None:
     """Lambda, if a sigmoid's argument is SimAM's."""
     try:
-        square, half = _sum_with_constant(graph, argument)
-        _, root = graph.inputs(_root_of_square(graph, square), "div")[:2]
-        (energy,) = graph.inputs(root, "sqrt")
-        _, floor = _sum_with_constant(graph, energy)
+        half, square = graph.constant_and_rest(argument)
+        base, exponent = graph.operands(square, "mul", "pow")[:2]
+        root = graph.operands(base, "div")[1]
+        floor, _ = graph.constant_and_rest(graph.operands(root, "sqrt")[0])
     except (LookupError, ValueError):  # another operation, or another number of operands
         return None
-    return floor / (4 * EXPORT_SCALE**2) if abs(half - 0.5) < 1e-3 else None
-
-
-def _sum_with_constant(graph: Graph, name: str) -> tuple[str, float]:
-    """The other term, and the constant."""
-    one, other, *_ = graph.inputs(name, "add")
-    return (one, graph.constants[other]) if other in graph.constants else (other, graph.constants[one])
-
-
-def _root_of_square(graph: Graph, name: str) -> str:
-    """n, of a value that is computed as n * n or n ** 2."""
-    try:
-        one, other = graph.inputs(name, "mul")
-    except LookupError:
-        one, other = graph.inputs(name, "pow")
-        other = one if graph.constants[other] == 2 else other
-    if one != other:
-        raise LookupError(f"{name} is no square")
-    return one
+    is_square = exponent == base or graph.constants.get(exponent) == 2
+    return floor / (4 * EXPORT_SCALE**2) if is_square and abs(half - 0.5) < 1e-3 else None

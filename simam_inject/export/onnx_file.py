@@ -15,18 +15,11 @@ from torch import Tensor, nn
 
 from simam_inject.dataflow.example import Example
 from simam_inject.export.gates import Artefact, Graph, Operation
-from simam_inject.export.records import ExportError
 from simam_inject.export.shapes import dynamic_shapes
-
-_LARGEST = 2**31 - 1
-"""Bytes that one protobuf file can hold."""
 
 
 def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Path) -> None:
     """Export to one self-contained file, with the size names batch, height and width where they may vary."""
-    size = sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
-    if size > _LARGEST:
-        raise ExportError(f"the weights are {size:,} bytes and one ONNX file holds {_LARGEST:,}; export to .pt2")
     program = torch.onnx.export(
         model,
         example.args,
@@ -50,8 +43,8 @@ def read(path: Path) -> Artefact:
     def run(example: Example) -> list[Tensor]:
         names = [wanted.name for wanted in session.get_inputs()]
         given = {name: value for name, value in example.kwargs.items() if name in names and isinstance(value, Tensor)}
-        free = [tensor for tensor in example.tensors if not any(tensor is value for value in given.values())]
-        given.update(zip((name for name in names if name not in given), free, strict=True))
+        others = [tensor for tensor in example.tensors if not any(tensor is value for value in given.values())]
+        given.update(zip((name for name in names if name not in given), others, strict=True))
         feed = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in given.items()}
         return [torch.from_numpy(np.array(result)) for result in session.run(None, feed)]
 

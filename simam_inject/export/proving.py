@@ -1,7 +1,7 @@
-"""The proof: open the file, count its sites against the model's, run it beside eager.
+"""The proof: count the file's SimAM sites against the model's, and compare the outputs of both.
 
-Counting and comparing answer for one another. A file that lost a site differs from eager by far more than rounding; a
-graph that holds every site, each of them reaching the output, cannot agree with eager by chance.
+The two checks support each other. A file that lost a site differs from eager mode by far more than rounding; a graph
+that has every site, each of them reaching the output, cannot agree with eager mode by chance.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 
 import torch
@@ -27,9 +27,8 @@ from simam_inject.export.records import Comparison, ExportedSite, ExportError, L
 from simam_inject.verification import bypassed
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
-TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
-_HALF_TOLERANCE = 1e-2
 _LAMBDA_PRECISION = 0.05
 """Relative; a lambda that was folded into a float16 constant is not exact."""
 
@@ -48,21 +47,18 @@ def as_exported(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:
-    """Every SimAM of the model with how often eager runs it in its present mode."""
+    """Every SimAM of the model with how often eager mode runs it."""
+    sites = [(entry.insertion, entry.attention) for entry in attended_in(model) if isinstance(entry.attention, SimAM)]
     runs: Counter[str] = Counter()
-    sites, handles = [], []
-    for entry in attended_in(model):
-        insertion, attention = entry.insertion, entry.attention
-        if isinstance(attention, SimAM):
-            sites.append(ExportedSite(insertion.path, insertion.module, float(attention.e_lambda), 0, "idle"))
-            handles.append(attention.register_forward_hook(lambda *_, name=insertion.module: runs.update([name])))
-    try:
+    with ExitStack() as hooks:
+        for site, attention in sites:
+            hooks.enter_context(attention.register_forward_hook(lambda *_, name=site.module: runs.update([name])))
         example.run(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     return tuple(
-        replace(site, runs=runs[site.module], found_by="name") if runs[site.module] else site for site in sites
+        ExportedSite(
+            site.path, site.module, attention.e_lambda, runs[site.module], "name" if runs[site.module] else "idle"
+        )
+        for site, attention in sites
     )
 
 
@@ -72,34 +68,32 @@ def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple
     Raises:
         LostSiteError: one is not there, does not reach the output, or has another lambda.
     """
-    gates = find_gates(artefact.graph)
     known = {site.module: site for site in expected}
-    named = Counter(gate.module for gate in gates if gate.is_live)
-    unnamed = [gate for gate in gates if gate.is_live and gate.module not in known]
-    found, lost = [], []
-    for site in expected:
-        missing = max(site.runs - named[site.module], 0)
-        taken = [gate for gate in unnamed if _has_lambda(gate, site)][:missing]
-        for gate in taken:
-            unnamed.remove(gate)
-        found.append(replace(site, found_by="structure") if taken else site)
-        if len(taken) < missing:
-            lost.append(site)
+    gates = find_gates(artefact.graph)
+    missing = {site.module: site.runs for site in expected}
+    by_structure = set()
+    live = [gate for gate in gates if gate.is_live]
+    for gate in sorted(live, key=lambda gate: gate.module not in known):  # those with names first
+        fitting = [site for site in expected if missing[site.module] > 0 and _has_lambda(gate, site)]
+        site = known[gate.module] if gate.module in known else next(iter(fitting), None)
+        if site is None:
+            continue
+        if gate.e_lambda is not None and not _has_lambda(gate, site):
+            raise LostSiteError(
+                f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
+            )
+        missing[site.module] -= 1
+        if gate.module != site.module:
+            by_structure.add(site.module)
+    lost = [site for site in expected if missing[site.module] > 0]
     if lost:
-        dead = {gate.module for gate in gates if not gate.is_live}
-        paths = [
-            site.path + (" (computed, but its output is never used)" if site.module in dead else "") for site in lost
-        ]
-        live, wanted = sum(gate.is_live for gate in gates), sum(site.runs for site in expected)
+        unused = {gate.module for gate in gates if not gate.is_live}
+        paths = [site.path + " (computed, but its output is never used)" * (site.module in unused) for site in lost]
         raise LostSiteError(
             f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(paths)}. "
-            f"Its graph holds {live} live of {wanted}"
+            f"Its graph holds {len(live)} live of {sum(site.runs for site in expected)}"
         )
-    for gate in gates:
-        at = known.get(gate.module)
-        if at is not None and gate.e_lambda is not None and not _has_lambda(gate, at):
-            raise LostSiteError(f"{at.path} has lambda {gate.e_lambda:g} in the file and {at.e_lambda:g} in the model")
-    return tuple(found)
+    return tuple(replace(site, found_by="structure") if site.module in by_structure else site for site in expected)
 
 
 def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
@@ -115,8 +109,8 @@ def compare(
     Args:
         model: in eval mode.
         tolerance: largest difference that is allowed.
-        complete: the file returns all that eager does. Otherwise it may leave out the last of it, as ultralytics leaves
-            out what only a loss needs.
+        complete: the file returns all that eager mode does. Otherwise it may leave out the last outputs, as ultralytics
+            leaves out what only a loss needs.
 
     Raises:
         LostSiteError: they differ by more than the tolerance, or the file's output is not finite where eager's is.
@@ -133,15 +127,14 @@ def compare(
     left_out = len(ours) - len(theirs)
     if not theirs or left_out < 0 or (complete and left_out):
         raise LostSiteError(f"the file has {len(theirs)} outputs, the model {len(ours)}")
-    for index, (their, our) in enumerate(zip(theirs, ours, strict=False)):
-        if their.shape != our.shape:
-            raise LostSiteError(
-                f"output {index} of the file has the shape {tuple(their.shape)}, that of the model {tuple(our.shape)}"
-            )
-    difference, effect = (relative_difference(found, ours[: len(theirs)]) for found in (theirs, plain[: len(theirs)]))
+    ours, plain = ours[: len(theirs)], plain[: len(theirs)]
+    found, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (theirs, ours))
+    if found != wanted:
+        raise LostSiteError(f"the outputs of the file have the shapes {found}, those of the model {wanted}")
+    difference, effect = relative_difference(theirs, ours), relative_difference(plain, ours)
     if not difference <= tolerance:  # NaN too
         raise LostSiteError(
-            f"the file's output differs from eager on an input of {shown}: {difference:.3g} relative, "
+            f"the file's output differs from eager mode on an input of {shown}: {difference:.3g} relative, "
             f"{tolerance:g} allowed"
         )
     return Comparison(shapes, difference, effect, left_out)
@@ -149,8 +142,7 @@ def compare(
 
 def tolerance_for(example: Example) -> float:
     """The default for the input's dtype."""
-    kinds = [tensor.dtype for tensor in example.tensors if tensor.is_floating_point()]
-    return max((TOLERANCES.get(kind, _HALF_TOLERANCE) for kind in kinds), default=TOLERANCES[torch.float32])
+    return max((TOLERANCES[tensor.dtype] for tensor in example.tensors if tensor.dtype in TOLERANCES), default=1e-4)
 
 
 def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:

@@ -30,53 +30,51 @@ def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Pa
 def read(path: Path) -> Artefact:
     """Open a file."""
     module: Any = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
-    flattening = _Flattening()
-    results = flattening.call(module, "", "forward", [])
-    graph = Graph(flattening.operations, flattening.constants, results)
+    program = _Program()
+    results = program.call(module, "", "forward", [])
+    graph = Graph(program.operations, program.constants, results)
     return Artefact(graph, lambda example: list(tensors_of(example.run(module))))
 
 
-class _Flattening:
-    """Calls of submodules written out, with values named anew in each call."""
+class _Program:
+    """Calls of submodules written out, with values named anew in each call.
+
+    torch can write them out as well (`inlined_graph`), but then without the paths of the modules.
+    """
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
         self.constants: dict[str, float] = {}
         self.calls = 0
 
-    def call(self, module: Any, path: str, method: str, given: list[str]) -> list[str]:
+    def call(self, module: Any, path: str, method: str, arguments: list[str]) -> list[str]:
         """Note the operations of one call; return the names of what it returns."""
         graph = getattr(module, method).graph
-        self.calls += 1
-        call = self.calls
-        this, *arguments = (value.debugName() for value in graph.inputs())
-        names: dict[str, str] = dict(zip(arguments, given, strict=False))
+        this, *parameters = (value.debugName() for value in graph.inputs())
+        names: dict[str, str] = dict(zip(parameters, arguments, strict=False))
         modules: dict[str, tuple[Any, str]] = {this: (module, path)}
+        self.calls += 1
+        prefix = f"{self.calls}:"
 
-        def name_of(value: Any) -> str:
-            return names.get(value.debugName(), f"{call}:{value.debugName()}")
+        def names_of(values: Any) -> list[str]:
+            return [names.get(value.debugName(), prefix + value.debugName()) for value in values]
 
         for node in graph.nodes():
-            kind, inputs, outputs = node.kind(), list(node.inputs()), list(node.outputs())
+            kind, inputs = node.kind(), list(node.inputs())
             owner, owner_path = modules.get(inputs[0].debugName(), (None, "")) if inputs else (None, "")
             if kind == "prim::GetAttr" and owner is not None:
                 name = node.s("name")
                 if isinstance(child := getattr(owner, name), torch.jit.ScriptModule):
-                    modules[outputs[0].debugName()] = child, f"{owner_path}.{name}".lstrip(".")
+                    modules[node.output().debugName()] = child, f"{owner_path}.{name}".lstrip(".")
             elif kind == "prim::CallMethod" and owner is not None:
-                (result,) = self.call(owner, owner_path, node.s("name"), [name_of(value) for value in inputs[1:]])
-                names[outputs[0].debugName()] = result
+                returned = self.call(owner, owner_path, node.s("name"), names_of(inputs[1:]))
+                names[node.output().debugName()] = returned[0]
             elif kind == "prim::Constant":
-                self._note_constant(name_of(outputs[0]), outputs[0].toIValue())
+                value = node.output().toIValue()
+                value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+                if isinstance(value, (int, float)):
+                    self.constants[names_of(node.outputs())[0]] = float(value)
             else:
-                values = [name_of(value) for value in inputs]
-                self.operations.append(
-                    Operation(kind.removeprefix("aten::"), values, [name_of(value) for value in outputs], path)
-                )
-        return [name_of(value) for value in graph.outputs()]
-
-    def _note_constant(self, name: str, value: Any) -> None:
-        if isinstance(value, Tensor) and value.numel() == 1:
-            value = value.item()
-        if isinstance(value, (int, float)):
-            self.constants[name] = float(value)
+                kind = kind.removeprefix("aten::")
+                self.operations.append(Operation(kind, names_of(inputs), names_of(node.outputs()), path))
+        return names_of(graph.outputs())

@@ -16,9 +16,9 @@ from simam_inject.export.records import ExportError
 from simam_inject.nested import map_nested
 
 CHOICES = ("batch", "size")
-_AXES = ("batch", "channels", "height", "width", "depth")
+_NAMES = ("batch", "channels", "height", "width", "depth")
 _STEP = 32
-"""The stride of most networks: a size that differs by this is one that they take."""
+"""The stride of most networks: they accept a size that differs by this."""
 
 
 def parse_dynamic(dynamic: bool | str) -> tuple[str, ...]:
@@ -45,9 +45,7 @@ def dynamic_shapes(model: nn.Module, example: Example, dynamic: tuple[str, ...],
     batch = _batch_of(example)
 
     def describe(leaf: Any) -> Any:
-        axes = [0] if "batch" in dynamic and _has_batch(leaf, batch) else []
-        axes += range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else []
-        return {axis: _AXES[axis] if named else Dim.DYNAMIC for axis in axes} or None
+        return {axis: _NAMES[axis] if named else Dim.DYNAMIC for axis in _varying(leaf, batch, dynamic)} or None
 
     arguments = inspect.signature(model.forward).bind(*example.args, **example.kwargs).arguments
     return {name: map_nested(describe, value) for name, value in arguments.items()}
@@ -61,8 +59,8 @@ def widened(example: Example, dynamic: tuple[str, ...]) -> Example:
     if "batch" not in dynamic or _batch_of(example) != 1:
         return example
     others = {tensor.shape[:1] for tensor in example.tensors if not _is_map(tensor)}
-    more = next(number for number in itertools.count(1) if (number + 1,) not in others)
-    return _changed(example, lambda leaf: _with_samples(leaf, more) if _is_map(leaf) and len(leaf) == 1 else leaf)
+    batch = next(number for number in itertools.count(2) if (number,) not in others)
+    return _changed(example, lambda leaf: _resize(leaf, 0, batch) if _is_map(leaf) and len(leaf) == 1 else leaf)
 
 
 def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
@@ -71,15 +69,20 @@ def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
 
     def resized(grow: Callable[[int], int]) -> Example:
         def resize(leaf: Any) -> Any:
-            for dim in range(2, leaf.dim()) if "size" in dynamic and _is_map(leaf) else ():
-                length = leaf.shape[dim]
-                nearest = torch.arange(grow(length), device=leaf.device) * length // grow(length)
-                leaf = leaf.index_select(dim, nearest)
-            return _with_samples(leaf, 1) if "batch" in dynamic and _has_batch(leaf, batch) else leaf
+            for axis in _varying(leaf, batch, dynamic):
+                leaf = _resize(leaf, axis, grow(leaf.shape[axis]) if axis else len(leaf) + 1)
+            return leaf
 
         return _changed(example, resize)
 
     return [resized(lambda length: length + _STEP), resized(lambda length: 2 * length)]
+
+
+def _varying(leaf: Any, batch: int | None, dynamic: tuple[str, ...]) -> list[int]:
+    """The dimensions of an input that may vary."""
+    has_batch = isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == batch
+    axes = [0] if has_batch and "batch" in dynamic else []
+    return [*axes, *range(2, leaf.dim())] if "size" in dynamic and _is_map(leaf) else axes
 
 
 def _is_map(leaf: Any) -> bool:
@@ -91,13 +94,9 @@ def _batch_of(example: Example) -> int | None:
     return next((len(tensor) for tensor in example.tensors if _is_map(tensor)), None)
 
 
-def _has_batch(leaf: Any, batch: int | None) -> bool:
-    return isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and len(leaf) == batch
-
-
-def _with_samples(leaf: torch.Tensor, more: int) -> torch.Tensor:
-    """With mirrored copies of the first sample."""
-    return torch.cat([leaf, *[leaf[:1].flip(-1)] * more])
+def _resize(leaf: torch.Tensor, axis: int, length: int) -> torch.Tensor:
+    """By nearest neighbours."""
+    return leaf.index_select(axis, torch.arange(length, device=leaf.device) * leaf.shape[axis] // length)
 
 
 def _changed(example: Example, change: Callable[[Any], Any]) -> Example:

@@ -15,42 +15,41 @@ Weights are read by `simam_inject.persist.load`: what comes from the Hub is neve
 
 from __future__ import annotations
 
-import json
-import re
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Annotated, Any, Self, cast
 
-from huggingface_hub import ModelHubMixin, PyTorchModelHubMixin, hf_hub_download
+from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+from pydantic import BaseModel, Field, ValidationError
 from torch import nn
 
 from simam_inject.adapters import network_of
 from simam_inject.api import injected
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError, ModelError, describe_exception
 from simam_inject.persist import load, save
 from simam_inject.zoo import build
 
-_ARCHITECTURE = re.compile(r"(timm|torchvision|ultralytics):[A-Za-z0-9_][A-Za-z0-9_.-]*")
-"""Names that a downloaded configuration may build: of libraries, never of files or Python modules."""
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
-"""What `ModelHubMixin` hands on beside the arguments of the class; the last two before huggingface_hub 1.0."""
+"""What `PyTorchModelHubMixin` hands on beside the arguments of the class; the last two before huggingface_hub 1.0."""
+_NAMES = "timm:NAME, torchvision:NAME or ultralytics:NAME"
 _CARD = """---
-{{ card_data }}
+library_name: simam_inject
 ---
 
-# {{ architecture }} with SimAM
+# {architecture} with SimAM
 
-`model.safetensors` holds the weights, and in its metadata the places of {{ sites }} SimAM modules. Any reader of
-safetensors can load the weights; with `simam_inject` the attention comes back too:
-
-```python
-from simam_inject.integrations.hub import from_pretrained
-
-model = from_pretrained("{{ name }}")
-```
+`model.safetensors` holds the weights, and in its metadata the places of {sites} SimAM modules. Any reader of
+safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained("{name}")` restores SimAM too.
 """
+
+
+class _Config(BaseModel, strict=True):
+    """How a model is built. Names of libraries only, never of files or Python modules: it may be somebody else's."""
+
+    architecture: Annotated[str, Field(pattern=r"^(timm:\w[\w.-]*|torchvision:\w+|ultralytics:\w[\w-]*)$")]
+    num_classes: int | None = None
 
 
 class SimamHubMixin(PyTorchModelHubMixin):
@@ -64,8 +63,7 @@ class SimamHubMixin(PyTorchModelHubMixin):
     def _from_pretrained(cls, *, model_id: str, map_location: str = "cpu", strict: bool = True, **options: Any) -> Self:
         download = {name: options.pop(name) for name in _DOWNLOAD if name in options}
         model: Any = cls(**options)
-        load(_fetch(model_id, SAFETENSORS_SINGLE_FILE, **download), model, strict=strict)
-        return cast(Self, model.to(map_location).eval())
+        return cast(Self, from_pretrained(model_id, model, strict=strict, **download).to(map_location))
 
 
 def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, num_classes: int | None = None) -> Path:
@@ -82,21 +80,31 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         ModelError: the architecture is no such name.
         FileError: the model cannot be saved; see `simam_inject.persist.save`.
     """
-    _Parcel(model).save_pretrained(folder, **_described(model, architecture, num_classes, Path(folder).name))
-    return Path(folder)
+    return _write(model, Path(folder), architecture, num_classes, Path(folder).name)
 
 
 def push_to_hub(
-    model: nn.Module, repo_id: str, *, architecture: str, num_classes: int | None = None, **options: Any
+    model: nn.Module,
+    repo_id: str,
+    *,
+    architecture: str,
+    num_classes: int | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    **options: Any,
 ) -> str:
     """Upload what `save_pretrained` writes, and return the address of the commit.
 
     Args:
         architecture, num_classes: as for `save_pretrained`.
-        options: of `huggingface_hub.ModelHubMixin.push_to_hub`: `private`, `token`, `branch`, `commit_message`, ...
+        private, token: of the repository, which is created if there is none.
+        options: of `huggingface_hub.HfApi.upload_folder`: `commit_message`, `revision`, `create_pr`, ...
     """
-    described = _described(model, architecture, num_classes, repo_id)
-    return str(_Parcel(model).push_to_hub(repo_id, **described, **options))
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        _write(model, Path(folder), architecture, num_classes, repo_id)
+        repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
 
 
 def from_pretrained(
@@ -116,50 +124,38 @@ def from_pretrained(
     """
     weights = _fetch(str(name), SAFETENSORS_SINGLE_FILE, **options)
     if model is None:
-        model = _build(_fetch(str(name), CONFIG_NAME, **options))
+        config = _read(_fetch(str(name), CONFIG_NAME, **options))
+        model = cast(nn.Module, build(config.architecture, num_classes=config.num_classes).model)
     load(weights, model, strict=strict)
     network_of(model).eval()  # a YOLO object's own `eval` would start a training
     return model
 
 
-class _Parcel(ModelHubMixin, library_name="simam_inject", model_card_template=_CARD):
-    """A model of a library on its way to a folder; `ModelHubMixin` does the rest."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        save(self.model, save_directory / SAFETENSORS_SINGLE_FILE)
-
-
-def _described(model: nn.Module, architecture: str, num_classes: int | None, name: str) -> dict[str, Any]:
-    """Configuration and model card."""
-    if not _ARCHITECTURE.fullmatch(architecture):
-        raise ModelError(
-            f"architecture is {architecture!r}; it must be timm:NAME, torchvision:NAME or ultralytics:NAME, so "
-            "that everybody can build it (for your own class, see SimamHubMixin)"
-        )
-    return {
-        "config": {"architecture": architecture, "num_classes": num_classes},
-        "model_card_kwargs": {"architecture": architecture, "sites": len(injected(model)), "name": name},
-    }
-
-
-def _build(config_file: Path) -> nn.Module:
+def _write(model: nn.Module, folder: Path, architecture: str, num_classes: int | None, name: str) -> Path:
     try:
-        config = json.loads(config_file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileError(f"{config_file}: it is not valid JSON ({error})") from None
-    found = config if isinstance(config, dict) else {}
-    architecture, num_classes = found.get("architecture"), found.get("num_classes")
-    if not isinstance(architecture, str) or not _ARCHITECTURE.fullmatch(architecture) or architecture.endswith(".pt"):
-        raise FileError(
-            f"{config_file}: its architecture is {architecture!r:.80}, not timm:NAME, torchvision:NAME or "
-            "ultralytics:NAME; build the model yourself and pass it: from_pretrained(name, model)"
-        )
-    if num_classes is not None and type(num_classes) is not int:
-        raise FileError(f"{config_file}: its num_classes is {num_classes!r:.80}, not a number")
-    return cast(nn.Module, build(architecture, num_classes=num_classes).model)
+        config = _Config(architecture=architecture, num_classes=num_classes)
+    except ValidationError:
+        raise ModelError(
+            f"architecture is {architecture!r}; it must be {_NAMES} (for your own class, see SimamHubMixin)"
+        ) from None
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder / SAFETENSORS_SINGLE_FILE)
+    (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    card = _CARD.format(architecture=architecture, sites=len(injected(model)), name=name)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def _read(file: Path) -> _Config:
+    try:
+        return _Config.model_validate_json(file.read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    key = first["loc"][0] if first["loc"] else "architecture"
+    wrong = f"its {key} is {first['input']!r:.80}, not {'a number' if key == 'num_classes' else _NAMES}"
+    if first["type"] == "json_invalid":
+        wrong = f"it is not valid JSON ({first['msg']})"
+    raise FileError(f"{file}: {wrong}; or build the model yourself and pass it: from_pretrained(name, model)")
 
 
 def _fetch(name: str, filename: str, **options: Any) -> Path:
@@ -172,9 +168,8 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     download: Callable[..., str] = hf_hub_download
     try:
         return Path(download(repo_id=name, filename=filename, **options))
-    except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        first = str(error).strip().partition("\n")[0]
+    except (OSError, ValueError) as error:  # those of the Hub are OSErrors
         raise FileError(
             f"{name} is not a local folder, and {filename} cannot be downloaded from the Hub: "
-            f"{type(error).__name__}: {first}"
+            f"{describe_exception(error)}"
         ) from error

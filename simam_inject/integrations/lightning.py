@@ -14,20 +14,20 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from simam_inject.adapters import Adapter, IntegrationMark, register, remember, wrap
+from simam_inject.adapters import Adapter, IntegrationMark, update, wrap
 from simam_inject.api import inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import RecipeError
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
-from simam_inject.warmup import calibrate
+from simam_inject.warmup import Ramp, calibrate
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -85,6 +85,7 @@ class SimAMCallback(Callback):
             )
         self.recipe, self.example_inputs, self.verify = recipe, example_inputs, verify
         self.ramp_steps, self.start, self.calibrate_batches = ramp_steps, start, calibrate_batches
+        self._ramp: Ramp | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Inject."""
@@ -95,40 +96,29 @@ class SimAMCallback(Callback):
         inject(pl_module, self.recipe, example_inputs=example, verify=self.verify, strength=strength)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fit the gains; warn if the ramp has none."""
+        """Fit the gains, also of the copies that other callbacks made in `setup`, and begin the ramp."""
         if self.calibrate_batches and not trainer.global_step:
             calibrate(pl_module, islice(trainer.train_dataloader or (), self.calibrate_batches))
-        for kept in _kept_copies(trainer):  # made in `setup`, before gains were fitted or read from a checkpoint
-            for copied, part in zip(_attention_in(kept), _attention_in(pl_module), strict=False):
+        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+        values = [value for callback in callbacks for value in vars(callback).values()]
+        copies = [value for value in values if isinstance(value, nn.Module) and _simams_in(value)]
+        for kept in copies:
+            for copied, part in zip(_simams_in(kept), _simams_in(pl_module), strict=False):
                 copied.gain = part.gain
-        if self.ramp_steps and all(site.gain == 1.0 for site in injected(pl_module)):
-            warnings.warn(
-                "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
-                "call calibrate(model, ...) first",
-                stacklevel=2,
-            )
+        self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Set the strength of this step, in the module and in the copies that other callbacks keep."""
-        if not self.ramp_steps:
-            return
-        strength = self.start + (1.0 - self.start) * min(1.0, trainer.global_step / self.ramp_steps)
-        for module in (pl_module, *_kept_copies(trainer)):
-            for part in _attention_in(module):
-                part.strength = strength
+        """Set the strength of this step, in the module and in its copies."""
+        if self._ramp is not None:
+            self._ramp.load_state_dict({**self._ramp.state_dict(), "done": trainer.global_step})
 
     def state_dict(self) -> dict[str, Any]:
         """Not empty, so that Lightning warns where a training is resumed without this callback."""
         return {"ramp_steps": self.ramp_steps, "start": self.start}
 
 
-def _attention_in(module: nn.Module) -> Iterator[SimAM]:
-    yield from (part for part in module.modules() if isinstance(part, SimAM))
-
-
-def _kept_copies(trainer: Any) -> Iterator[nn.Module]:
-    for callback in trainer.callbacks:
-        yield from (value for value in vars(callback).values() if isinstance(value, nn.Module))
+def _simams_in(module: nn.Module) -> list[SimAM]:
+    return [part for part in module.modules() if isinstance(part, SimAM)]
 
 
 def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -136,10 +126,8 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
     module = connector.trainer.lightning_module
     there = [entry.attention for entry in attended_in(module)]
     if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
-        checkpoint[KEY] = {
-            "record": Record.of(module).model_dump(mode="json"),
-            "integration": IntegrationMark(__name__),
-        }
+        record = Record.of(module).model_dump(mode="json")
+        checkpoint[KEY] = {"record": record, "integration": IntegrationMark(__name__)}
     return checkpoint
 
 
@@ -169,7 +157,7 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
     record = Record.read(found.get("record"), f"checkpoint[{KEY!r}]")
     if not injected(module):
         record.attach_to(module)
-        remember(module)
+        update(module)
     elif Record.of(module).lambdas == record.lambdas:
         record.set_strengths(module)
     else:
@@ -185,4 +173,4 @@ for _package in _loaded or _PACKAGES[:1]:
     wrap(importlib.import_module(f"{_package}.core.saving"), "_load_state", _load_state)
     wrap(_connector._CheckpointConnector, "dump_checkpoint", _dump_checkpoint)
     wrap(_connector._CheckpointConnector, "restore_model", _restore_model)
-register(__name__, Adapter(__name__))
+ADAPTER = Adapter(__name__)

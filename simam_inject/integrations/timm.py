@@ -21,7 +21,6 @@ import re
 import runpy
 import sys
 from collections import deque
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,8 @@ from torch import nn
 from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.errors import ModelError
-from simam_inject.recipe import Recipe, RecipeLike, load_recipe, shipped_recipes
+from simam_inject.recipe import RecipeLike, load_recipe, shipped_recipes
+from simam_inject.zoo.names import unknown_model
 
 __all__ = ["SimamAttn", "register"]
 
@@ -49,7 +49,7 @@ class SimamAttn(SimAM):
     Args:
         channels: not needed, and not used: SimAM has no weights.
         e_lambda: see `SimAM`.
-        options: what timm tells every attention layer (`act_layer`, `rd_ratio`, `device`, ...); not used either.
+        options: what timm passes to every attention layer (`act_layer`, `rd_ratio`, `device`, ...); not used either.
 
     Raises:
         TypeError: an option of another name.
@@ -81,22 +81,15 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
         RecipeError: the recipe is not valid.
     """
     resolved = load_recipe(recipe)
-    if "." in architecture or not timm.is_model(architecture):
-        near = get_close_matches(architecture.partition(".")[0], timm.list_models(), 3)
-        advice = f"; did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"timm has no model {architecture!r}; give a name without a tag{advice}")
-    if name is None:
-        name = f"{architecture}{SEPARATOR}{_word(resolved.name)}"
+    if "." in architecture:
+        raise ModelError(f"{architecture!r} has a tag, which chooses weights: register a name without a tag")
+    if not timm.is_model(architecture):
+        raise unknown_model(architecture, timm.list_models(), library="timm")
+    name = name or f"{architecture}{SEPARATOR}{_word(resolved.name)}"
     if not name.isidentifier():
         raise ModelError(f"invalid name for a timm model: {name!r}: letters, digits and _ only; pass name=...")
     if timm.is_model(name):
         raise ModelError(f"timm already has a model {name!r}; pass another name=...")
-    _enter(name, architecture, resolved)
-    return name
-
-
-def _enter(name: str, architecture: str, recipe: Recipe) -> None:
-    """Register one variant, with the published weights of its architecture."""
     create = timm.model_entrypoint(architecture)
 
     def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:
@@ -104,35 +97,29 @@ def _enter(name: str, architecture: str, recipe: Recipe) -> None:
         config = getattr(model, "pretrained_cfg", None)
         if isinstance(config, dict):
             config["architecture"] = name  # timm writes it into config.json, and reads it from there
-        return inject(model, recipe)
+        return inject(model, resolved)
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = __name__
-    entrypoint.__doc__ = f"{architecture} with SimAM: {recipe.description or recipe.name}."
+    entrypoint.__doc__ = f"{architecture} with SimAM: {resolved.description or resolved.name}."
     default_cfgs[name] = _published(architecture)
     register_model(entrypoint)
     globals()[name] = entrypoint  # register_model lists it in `__all__`
+    return name
 
 
 def _published(architecture: str) -> DefaultCfg:
     """The published weights of an architecture, those of its default tag first."""
-    names = timm.list_models(architecture, include_tags=True)
-    found = [config for config in map(get_pretrained_cfg, names) if config is not None]
+    configs = filter(None, map(get_pretrained_cfg, timm.list_models(architecture, include_tags=True)))
+    by_tag = {config.tag or "": config for config in configs}
     default = get_pretrained_cfg(architecture)
-    found.sort(key=lambda config: config != default)
-    return DefaultCfg(
-        tags=deque(config.tag or "" for config in found), cfgs={config.tag or "": config for config in found}
-    )
+    first = default.tag or "" if default is not None else ""
+    return DefaultCfg(tags=deque(sorted(by_tag, key=lambda tag: tag != first)), cfgs=by_tag)
 
 
 def _word(text: str) -> str:
     """A recipe's name as a part of a model's name."""
     return re.sub(r"\W+", "_", text).strip("_")
-
-
-def _shipped(word: str) -> str:
-    """The shipped recipe that a part of a model's name means; the word itself if there is none."""
-    return next((name for name in shipped_recipes() if _word(name) == word), word)
 
 
 def run_script(arguments: list[str]) -> None:
@@ -143,14 +130,14 @@ def run_script(arguments: list[str]) -> None:
     """
     if not arguments:
         raise SystemExit("usage: python -m simam_inject.integrations.timm SCRIPT.py [its arguments]")
-    script = arguments[0]
+    shipped = {_word(name): name for name in shipped_recipes()}
     for word in arguments[1:]:
         architecture, separator, recipe = word.rpartition("=")[2].partition(".")[0].rpartition(SEPARATOR)
         if separator:
-            register(architecture, _shipped(recipe))
+            register(architecture, shipped.get(recipe, recipe))
     sys.argv = arguments
-    sys.path.insert(0, str(Path(script).resolve().parent))
-    runpy.run_path(script, run_name="__main__")
+    sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
+    runpy.run_path(arguments[0], run_name="__main__")
 
 
 if __name__ == "__main__":

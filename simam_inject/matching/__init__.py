@@ -5,6 +5,7 @@ from simam_inject.matching.explain import explain_idle as explain_idle
 from simam_inject.matching.explain import idle_exclude as idle_exclude
 from simam_inject.matching.explain import unmatched_message as unmatched_message
 from simam_inject.matching.match import match as match
+from simam_inject.matching.match import value_of as value_of
 from simam_inject.matching.match import why_not_attendable as why_not_attendable
 from simam_inject.matching.records import Hit as Hit
 from simam_inject.matching.records import Matches as Matches
@@ -19,5 +20,6 @@ __all__ = [
     "idle_exclude",
     "match",
     "unmatched_message",
+    "value_of",
     "why_not_attendable",
 ]

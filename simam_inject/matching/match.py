@@ -85,7 +85,7 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Can
     own: Owners = defaultdict(list)
     outermost_first = sorted(narrowed, key=lambda site: (site.attended.path.count("."), site.attended.path != ""))
     for site in outermost_first:
-        value = _value(site.attended, search.anatomy)
+        value = value_of(site.attended, search.anatomy)
         conflict = _conflict(site, search.index, [*owners[value], *own[value]])
         if conflict is not None:
             search.miss(site.named.path, conflict, OWNED)
@@ -94,7 +94,7 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Can
             free.append(site)
     taken = free if search.rule.choice.takes_all else _pick(search, free, order)
     for site in taken:
-        owners[_value(site.attended, search.anatomy)].append((search.index, site))
+        owners[value_of(site.attended, search.anatomy)].append((search.index, site))
     return taken
 
 
@@ -120,7 +120,7 @@ def _complies(search: Search, candidate: Candidate) -> bool:
     return True
 
 
-def _value(site: Site, anatomy: Anatomy) -> str:
+def value_of(site: Site, anatomy: Anatomy) -> str:
     """Path of the operation that computes what a block returns or is given; the own path of any other value."""
     if site.kind in ("block", "input") and len(site.reads) == 1 and site.obstacle is None:
         origin = anatomy.site_by_path.get(site.reads[0])

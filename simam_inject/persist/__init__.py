@@ -1,14 +1,13 @@
 """Weights and where their SimAM is, in one safetensors file.
 
 A parameter-free module leaves no trace in a `state_dict`: weights that were trained with SimAM load strictly into a
-model without it, which then computes something else. So the sites travel in the file, and `load` puts SimAM back before
+model without it, which then computes something else. So the sites are in the file, and `load` puts SimAM back before
 it copies the weights. See docs/files.md.
 """
 
-from simam_inject.persist.loading import load, read
+from simam_inject.persist.files import load, read, save
 from simam_inject.persist.official import OfficialReport, load_official
 from simam_inject.persist.record import Manifest, Record
-from simam_inject.persist.saving import save
 from simam_inject.persist.watching import LostRecipeWarning, unwatch, watch
 
 __all__ = [

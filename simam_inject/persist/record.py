@@ -6,7 +6,6 @@ Everything in it may have been written by somebody else, so every field is check
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
@@ -15,7 +14,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
-from simam_inject.editing.checking import STRICT, SiteRecord, checked_example, checked_sites, first_problem
+from simam_inject.editing.checking import STRICT, ExampleRecord, Recipes, Site, SiteRecord, first_problem
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import insertion_of
 from simam_inject.errors import FileError, ModelError, RecipeError
@@ -49,13 +48,13 @@ class Record(BaseModel):
     model_config = ConfigDict(**STRICT, frozen=True)
 
     format: Annotated[int, AfterValidator(_known)] = FORMAT
-    sites: Annotated[list[SiteRecord], AfterValidator(checked_sites)]
+    sites: list[Site]
     """In module order; empty for a model without SimAM."""
     settings: list[Setting]
     """Strength and gain of each site."""
-    recipes: Annotated[list[dict[str, Any]], AfterValidator(_resolved)]
+    recipes: Annotated[Recipes, AfterValidator(_resolved)]
     """The recipes that were applied, resolved."""
-    example: Annotated[dict[str, Any] | None, AfterValidator(checked_example)] = None
+    example: ExampleRecord | None = None
     """Shapes of the example that was given to `inject`."""
 
     @model_validator(mode="after")
@@ -83,36 +82,32 @@ class Record(BaseModel):
                 )
             sites.append({**entry.site, "e_lambda": float(attention.e_lambda)})
             settings.append((float(attention.strength), float(attention.gain)))
-        present = [presence for module in network.modules() if (presence := presence_of(module)) is not None]
-        recipes = [recipe for presence in present for recipe in presence.recipes]
+        found = [presence for module in network.modules() if (presence := presence_of(module)) is not None]
+        recipes = [recipe for presence in found for recipe in presence.recipes]
         root = presence_of(network)
         data = {"sites": sites, "settings": settings, "recipes": recipes, "example": root.example if root else None}
         return cls.read(data | more, "the record of this model")
 
     @classmethod
     def read(cls, data: object, name: str = "its SimAM record") -> Self:
-        """The record that plain data hold.
+        """The record that plain data, or a text of JSON, hold.
 
         Raises:
             FileError: they hold no record of this format, or a field of it is not valid.
         """
-        if not isinstance(data, Mapping):
-            raise FileError(f"{name} is a {type(data).__name__}, not a table")
         try:
-            return cls.model_validate_json(json.dumps(dict(data)))
+            return cls.model_validate_json(data if isinstance(data, str) else json.dumps(data))
         except ValidationError as error:
             raise FileError(f"{name} is not valid: {first_problem(error)}") from None
-        except FileError as error:
-            raise FileError(f"{name} is not valid: {error}") from None
         except (TypeError, ValueError, RecursionError) as error:
             raise FileError(f"{name} is not plain data: {error}") from None
 
     @property
     def insertions(self) -> tuple[Insertion, ...]:
         """The sites as `simam_inject.injected` lists them."""
-        sites = zip(self.sites, self.settings, strict=True)
         return tuple(
-            replace(insertion_of(site, None), strength=strength, gain=gain) for site, (strength, gain) in sites
+            replace(insertion_of(site, None), strength=strength, gain=gain)
+            for site, (strength, gain) in zip(self.sites, self.settings, strict=True)
         )
 
     @property

@@ -1,8 +1,8 @@
 """Find the least invasive exact edit: the output of a module, the input of one, or one expression of a forward.
 
 A hook needs a module that returns the value (or that alone reads it), and that runs once for each time the value is
-computed. Where the value is one that a forward computes inside, the source has to show that the module always returns
-or reads it, whatever flags, sizes and modes decide; otherwise the expression itself is wrapped.
+computed. A value that a forward computes inside may go elsewhere when flags, sizes or modes change: its expression in
+the source is wrapped. Where there is no source, a hook attends it as in the example, and the plan has a note.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from simam_inject.dataflow.values import Frame, Value
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
-from simam_inject.source import Expression, always_passes, always_returns, find_expression, mentioned_by_forward
+from simam_inject.source import Expression, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
 _FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
@@ -25,14 +25,12 @@ _FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equiv
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The edit for one value."""
+    """The edit for one value, and what belongs to it; the fields are those of an `Insertion`."""
 
     edit: Edit
-    witness: str | None = None
-    """Path of the norm that alone reads the value: folded into a convolution, it would be folded across SimAM."""
     expression: Expression | None = None
-    """For `Rewritten`: where in the source."""
     note: str = ""
+    witness: str | None = None
 
 
 def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
@@ -44,79 +42,54 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     if isinstance(found, str):
         return found
     note = "; ".join(filter(None, [found.note, _note(flow, found.edit)]))
-    return Resolved(found.edit, _witness(flow, value, found.edit), found.expression, note)
+    return Resolved(found.edit, found.expression, note, _witness(flow, value, found.edit))
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
-    output = _output(flow, site, value)
-    if isinstance(output, Output) and _is_always(flow, site, output):
-        return Resolved(output)
-    given = _input(flow, site, value, None)
-    if isinstance(given, Input) and _is_always(flow, site, given):
-        return Resolved(given)
+    found = [_output(flow, site, value), _input(flow, site, value, None)]
+    hook = next((edit for edit in found if not isinstance(edit, str)), None)
+    if hook is not None and _is_of_a_module(flow, site, hook):
+        return Resolved(hook)
     rewritten = _rewritten(flow, site, value)
     if isinstance(rewritten, Resolved):
         return rewritten
-    for edit in (output, given):
-        if not isinstance(edit, str):
-            does = "returns" if isinstance(edit, Output) else "alone reads"
-            note = f"{edit.module or 'the model'} {does} this value in the example; this may depend on the input"
-            return Resolved(edit, note=note)
-    return f"{output or given or 'no module returns it or alone reads it'}; {rewritten}{_nearest(flow, site)}"
+    if hook is not None:
+        does = "returns" if isinstance(hook, Output) else "alone reads"
+        note = f"{hook.module or 'the model'} {does} this value in the example; this may depend on the input"
+        return Resolved(hook, note=note)
+    reason = next((str(problem) for problem in found if problem), "no module returns it or alone reads it")
+    return f"{reason}; {rewritten}{_nearest(flow, site)}"
 
 
-def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
-    """The hook meets the value of the site whatever the forward's Python decides: flags, modes and sizes change."""
-    named = site.path.partition(":")[0]
-    owner = flow.recording.modules.get(site.scope)
-    if site.kind == "input" or (isinstance(edit, Output) and edit.module == named.partition("[")[0]):
-        return True
-    if isinstance(flow.recording.modules.get(named), CONTAINERS) or isinstance(owner, CONTAINERS):
-        return True
-    expression = _expression(flow, site.path)
-    if owner is None or expression is None:
-        return False
-    if isinstance(edit, Output):
-        return edit.module == site.scope and always_returns(type(owner), expression)
-    call = _expression(flow, edit.module)
+def _is_of_a_module(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
+    """The site is what a module returns or is given, or stands in a container: the hook meets it in every forward."""
+    modules, named = flow.recording.modules, site.path.partition(":")[0]
     return (
-        call is not None
-        and edit.module.rpartition(".")[0] == site.scope
-        and always_passes(type(owner), expression, call)
+        site.kind == "input"
+        or (isinstance(edit, Output) and edit.module == named.partition("[")[0])
+        or isinstance(modules.get(named), CONTAINERS)
+        or isinstance(modules.get(site.scope), CONTAINERS)
     )
 
 
-def _expression(flow: Dataflow, path: str) -> Expression | None:
-    """Where in the source of its scope's forward the value at a path is computed."""
-    node = flow.recording.nodes.get(path)
-    source = None if node is None else node.meta.get("source")
-    if node is None or source is None:
-        return None
-    found = find_expression(flow.recording.modules[node.meta["scope"]], *source)
-    return None if isinstance(found, str) else found
-
-
 def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
+    """Attend what one reader reads: by its own hook if it is a module, as for all if nothing else reads it."""
     node = flow.recording.nodes.get(reader)
     frame: Frame | None = None if node is None else node.meta.get("frame")
+    reason = f"{reader} is an operation, and other operations read the same value: name a module, or use after"
+    ticks = [read.tick for read in value.reads if read.path == reader]
     if frame is not None:
         given = _input(flow, flow.anatomy.site_by_path[reader], value, frame)
         if isinstance(given, Input):
             return Resolved(given)
-        if not _is_read_by_others(value, frame.start, frame.end, flow):
-            return _for_all(flow, site, value)
-        return given or f"{reader} reads it more than once"
-    ticks = [read.tick for read in value.reads if read.path == reader]
-    if ticks and not _is_read_by_others(value, min(ticks), max(ticks), flow):
-        return _for_all(flow, site, value)
-    return (
-        f"{reader} is an operation, and other operations read the same value: name a module, or use after"
-        f"{_nearest(flow, site)}"
+        reason = given or f"{reader} reads it more than once"
+        ticks = [frame.start, frame.end]
+    is_read_by_others = value in flow.recording.results or any(
+        not min(ticks, default=0) <= read.tick <= max(ticks, default=0) for read in value.reads
     )
-
-
-def _is_read_by_others(value: Value, start: int, end: int, flow: Dataflow) -> bool:
-    return value in flow.recording.results or any(not start <= read.tick <= end for read in value.reads)
+    if ticks and not is_read_by_others:
+        return _for_all(flow, site, value)
+    return reason if frame is not None else f"{reason}{_nearest(flow, site)}"
 
 
 # What a module returns
@@ -130,11 +103,10 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
     blocks = [entry for entry in returns if entry[0].is_scope and entry[0].path]
     root = [entry for entry in returns if not entry[0].path]
     leaves = [entry for entry in returns if not entry[0].is_scope]
+    order = [*exact, *blocks, *leaves, *root]
     if exact and isinstance(flow.recording.modules[named], CONTAINERS):  # its last child that returns the tensor
         inside = [entry for entry in returns if entry[0].path.startswith(f"{named}.")]
         order = [*reversed(inside), *blocks, *root]
-    else:
-        order = [*exact, *blocks, *leaves, *root]
     reason = ""
     for frame, keys in order:
         problem = _why_no_output(flow, site, value, frame, keys)
@@ -145,38 +117,36 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
 
 
 def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
-    name = frame.path or "the model"
+    name, calls = frame.path or "the model", flow.recording.calls[frame.path]
     problem = _why_no_holder(flow, frame, keys)
     if problem is not None:
         return problem
     if value.made < frame.start:
         return f"{name} returns a tensor that it did not compute"
-    if flow.recording.calls[frame.path] != site.runs:
-        calls = flow.recording.calls[frame.path]
+    if calls != site.runs:
         return f"{name} runs {calls} times in one forward, and computes this value {site.runs} time(s)"
     if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.reads):
         return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
-    if [entry for entry in frame.outputs if entry[1] is value][1:]:
+    if sum(returned is value for _, returned in frame.outputs) > 1:
         return f"{name} returns it twice"
     return _why_not_replaced(flow, value, frame.end)
 
 
 def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str | None:
     """Why a module cannot hold a SimAM as its child."""
-    module = flow.recording.modules[frame.path]
-    name = frame.path or "the model"
+    module, name = flow.recording.modules[frame.path], frame.path or "the model"
     if isinstance(module, CONTAINERS):
         return f"{name} is a {type(module).__name__}, which runs all of its children"
     if isinstance(module, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks"
-    if lists_its_children(module):
+    if _lists_its_children(module):
         return f"{name} iterates over its children, and would run the SimAM as one of them"
     if len(keys) > 1:
         return f"it is nested {len(keys)} levels deep in what {name} takes or returns"
     return None
 
 
-def lists_its_children(module: nn.Module) -> bool:
+def _lists_its_children(module: nn.Module) -> bool:
     """The module's own forward, or a method that it runs, asks for its children as a list."""
     return not _LISTS_CHILDREN.isdisjoint(mentioned_by_forward(type(module)))
 
@@ -199,20 +169,11 @@ def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
 
 def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> Input | str:
     """The outermost module that alone reads the value (or through which `reader` does)."""
-    reason = ""
-    reads = value.reads
     if reader is None and value in flow.recording.results:
         return "the model returns it"
+    reason = ""
     for frame, name, keys in sorted(value.arguments, key=lambda entry: entry[0].start):
-        if not frame.path or value.made >= frame.start:
-            continue
-        if reader is not None:
-            related = frame is reader or (frame.start < reader.start <= frame.end) or reader.spans(frame.start)
-            inside = [read for read in reads if frame.spans(read.tick)]
-            wanted = [read for read in reads if reader.spans(read.tick)]
-            if not related or inside != wanted:
-                continue
-        elif not reads or not all(frame.spans(read.tick) for read in reads):
+        if not frame.path or value.made >= frame.start or not _reads_alone(value, frame, reader):
             continue
         problem = _why_no_input(flow, site, value, frame, keys)
         if problem is None:
@@ -221,22 +182,29 @@ def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> In
     return reason
 
 
+def _reads_alone(value: Value, frame: Frame, reader: Frame | None) -> bool:
+    """All reads of the value are inside a call; those inside it are all of the reader's, where there is one."""
+    if reader is None:
+        return bool(value.reads) and all(frame.spans(read.tick) for read in value.reads)
+    is_related = frame is reader or frame.start < reader.start <= frame.end or reader.spans(frame.start)
+    return is_related and all(frame.spans(read.tick) == reader.spans(read.tick) for read in value.reads)
+
+
 def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
     problem = _why_no_holder(flow, frame, keys)
     if problem is not None:
         return problem
+    calls = flow.recording.calls[frame.path]
     if sum(one is frame for one, _, _ in value.arguments) > 1:
         return f"{frame.path} receives it more than once in one call"
-    if flow.recording.calls[frame.path] != site.runs:
-        calls = flow.recording.calls[frame.path]
+    if calls != site.runs:
         return f"{frame.path} runs {calls} times in one forward, and this value is computed {site.runs} time(s)"
-    if value in [one for _, one in frame.outputs]:
+    if any(returned is value for _, returned in frame.outputs):
         return f"{frame.path} returns it"
     writes = [write for write in flow.recording.writes.get(value.storage, ()) if write >= frame.start]
-    for other in flow.recording.by_storage.get(value.storage, ()):
-        outside = [read.tick for read in other.reads if not frame.spans(read.tick)]
-        if writes and any(tick > min(writes) for tick in outside):
-            return "an in-place operation modifies it while other operations still read it"
+    reads = [read.tick for other in flow.recording.by_storage.get(value.storage, ()) for read in other.reads]
+    if writes and any(tick > min(writes) and not frame.spans(tick) for tick in reads):
+        return "an in-place operation modifies it while other operations still read it"
     return None
 
 
@@ -246,27 +214,22 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     node = flow.recording.nodes.get(site.path)
     if node is None or "source" not in node.meta or "value" not in node.meta:
-        is_entry = ":" in site.path
-        return "it is one of several tensors that one call returns" if is_entry else "no operation computes it"
-    source = node.meta["source"]
+        return "it is one of several tensors that one call returns" if ":" in site.path else "no operation computes it"
+    source, owner, name = node.meta["source"], flow.recording.modules[site.scope], site.scope or "the model"
     if source is None:
         return "the operation that computes it is not in a method of the module"
-    same = [other for other in node.graph.nodes if other.meta.get("source") == source]
-    if len(same) > 1 or site.runs > flow.recording.calls[site.scope]:
+    is_repeated = sum(other.meta.get("source") == source for other in node.graph.nodes) > 1
+    if is_repeated or site.runs > flow.recording.calls[site.scope]:
         return "it is computed in a loop, or together with other operations"
-    owner = flow.recording.modules[site.scope]
-    if isinstance(owner, CONTAINERS) or lists_its_children(owner):
-        return f"{site.scope or 'the model'} iterates over its children"
+    if isinstance(owner, CONTAINERS) or _lists_its_children(owner):
+        return f"{name} iterates over its children"
     if isinstance(owner, fx.GraphModule):
-        return f"{site.scope or 'the model'} is a torch.fx.GraphModule, whose code is made anew in each copy"
+        return f"{name} is a torch.fx.GraphModule, whose code is made anew in each copy"
     expression = find_expression(owner, *source)
     if isinstance(expression, str):
         return expression
-    problem = _why_not_replaced(flow, value, value.made)
-    if problem is not None:
-        return problem
-    name = site.path[len(site.scope) + 1 :] if site.scope else site.path
-    return Resolved(Rewritten(site.scope, name), expression=expression)
+    inside = site.path[len(site.scope) + 1 :] if site.scope else site.path
+    return _why_not_replaced(flow, value, value.made) or Resolved(Rewritten(site.scope, inside), expression)
 
 
 # What else a plan says
@@ -286,8 +249,7 @@ def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
 
 def _note(flow: Dataflow, edit: Edit) -> str:
     """What folding weights will make impossible."""
-    holder = edit.owner if isinstance(edit, Rewritten) else edit.module
-    path = holder.rpartition(".")[0] if isinstance(edit, Output) else holder
+    path = edit.module.rpartition(".")[0] if isinstance(edit, Output) else edit.module
     while path:
         module = flow.recording.modules[path]
         fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)
@@ -305,14 +267,8 @@ def _nearest(flow: Dataflow, site: Site) -> str:
     path = site.scope
     while path:
         block = flow.anatomy.site_by_path.get(path)
-        if (
-            block is not None
-            and block.obstacle is None
-            and not isinstance(flow.recording.modules.get(path), CONTAINERS)
-        ):
+        is_container = isinstance(flow.recording.modules.get(path), CONTAINERS)
+        if block is not None and block.obstacle is None and not is_container:
             return f". The output of {path} can be used instead"
         path = path.rpartition(".")[0]
     return ""
-
-
-__all__ = ["Resolved", "lists_its_children", "resolve"]

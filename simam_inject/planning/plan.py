@@ -13,7 +13,6 @@ from torch import nn
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.matching import Skip
-from simam_inject.planning.planner import Planned
 from simam_inject.planning.records import PRESENT, Insertion
 from simam_inject.recipe import Recipe
 
@@ -30,7 +29,6 @@ class Plan:
     flow: Dataflow
     present: tuple[Insertion, ...] = ()
     """What was in the model already."""
-    planned: tuple[Planned, ...] = ()
     _apply: Callable[[Plan], nn.Module] | None = field(default=None, compare=False)
 
     @property
@@ -68,20 +66,20 @@ class Plan:
         }
 
     def __repr__(self) -> str:
-        hits = [skip for skip in self.skips if skip.hit]
-        lines = [f"Plan: {len(self.insertions)} insertions, {len(hits)} skipped"]
-        lines += [f"  {line}" for line in _shorten([_line(insertion) for insertion in self.insertions])]
-        if hits:
-            reasons = Counter(skip.reason for skip in hits)
-            lines += [f"  skipped {count}: {reason:.100}" for reason, count in reasons.most_common(4)]
-        return "\n".join(lines)
+        return f"Plan: {self._write(_SHOWN)}"
 
     def __str__(self) -> str:
+        return self._write(None)
+
+    def _write(self, most: int | None) -> str:
+        """The sites, and at most so many of them."""
         hits = [skip for skip in self.skips if skip.hit]
-        lines = [f"{len(self.insertions)} insertions, {len(hits)} skipped"]
-        lines += [f"  {_line(insertion)}" for insertion in self.insertions]
-        lines += [f"  {skip.path}  skipped: {skip.reason}" for skip in hits]
-        return "\n".join(lines)
+        skipped = [f"{skip.path}  skipped: {skip.reason}" for skip in hits]
+        if most is not None:
+            reasons = Counter(skip.reason for skip in hits)
+            skipped = [f"skipped {count}: {reason:.100}" for reason, count in reasons.most_common(4)]
+        head = f"{len(self.insertions)} insertions, {len(hits)} skipped"
+        return "\n  ".join([head, *_lines(self.insertions, most), *skipped])
 
     def _repr_html_(self) -> str:
         hits = sum(skip.hit for skip in self.skips)
@@ -94,9 +92,7 @@ class Insertions(tuple[Insertion, ...]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "\n".join(
-            [f"{len(self)} SimAM sites", *(f"  {line}" for line in _shorten([_line(one) for one in self]))]
-        )
+        return "\n  ".join([f"{len(self)} SimAM sites", *_lines(self, _SHOWN)])
 
     def _repr_html_(self) -> str:
         return f"<b>{len(self)} SimAM sites</b>{_table(self)}"
@@ -116,7 +112,8 @@ def _table(insertions: tuple[Insertion, ...]) -> str:
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:
     edit = {"kind": type(insertion.edit).__name__.lower(), **asdict(insertion.edit)}
-    return {**asdict(insertion), "shape": list(insertion.shape), "edit": edit, "bytes_moved": insertion.bytes_moved}
+    found = asdict(insertion) | {"shape": list(insertion.shape), "edit": edit, "bytes_moved": insertion.bytes_moved}
+    return {name: value for name, value in found.items() if name not in ("witness", "expression")}
 
 
 def _where(insertion: Insertion) -> str:
@@ -127,11 +124,9 @@ def _size(insertion: Insertion) -> str:
     return "x".join(map(str, insertion.shape[1:]))
 
 
-def _line(insertion: Insertion) -> str:
-    return f"{insertion.path or '(model)'}  {_where(insertion)}  {_size(insertion)}  e_lambda={insertion.e_lambda:g}"
-
-
-def _shorten(lines: list[str]) -> list[str]:
-    if len(lines) <= _SHOWN:
+def _lines(insertions: tuple[Insertion, ...], most: int | None) -> list[str]:
+    """One line for each site; if there are more than `most`, the first ones and the last."""
+    lines = [f"{one.path or '(model)'}  {_where(one)}  {_size(one)}  e_lambda={one.e_lambda:g}" for one in insertions]
+    if most is None or len(lines) <= most:
         return lines
-    return [*lines[: _SHOWN - 2], f"... {len(lines) - _SHOWN + 1} more ...", lines[-1]]
+    return [*lines[: most - 2], f"... {len(lines) - most + 1} more ...", lines[-1]]

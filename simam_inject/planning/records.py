@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simam_inject.source import Expression
+
 PRESENT = "already has SimAM"
 """Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
 
@@ -37,6 +39,11 @@ class Rewritten:
     """Dotted path of the module whose method computes the value."""
     value: str
     """Name of the value inside the owner, such as `add` or `mul[2]`."""
+
+    @property
+    def module(self) -> str:
+        """Path of the module that holds the SimAM as a child: the owner."""
+        return self.owner
 
 
 Edit = Output | Input | Rewritten
@@ -72,6 +79,10 @@ class Insertion:
     gain: float = 1.0
     note: str = ""
     """What a user should know, e.g. that folding the norm behind it is not possible."""
+    witness: str | None = None
+    """Path of the norm that alone reads the value: folded into a convolution, it would be folded across SimAM."""
+    expression: Expression | None = None
+    """For `Rewritten`: where in the source."""
 
     @property
     def bytes_moved(self) -> int:

@@ -38,7 +38,7 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
         wish = _lambdas(presence.recipes, site["rule"])
         if wish and site["e_lambda"] not in wish:
             return Check(name, False, f"{site['path']} has e_lambda {site['e_lambda']:g}; its recipe has {wish[0]:g}")
-    expected = sum(len(hook.sites) for _, hook in presence.holders)
+    expected = sum(len(hook.sites) for _, hook, _ in presence.holders)
     if expected != len(sites):
         return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
     return Check(name, True, f"{len(sites)} of {len(sites)}")

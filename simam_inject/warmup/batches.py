@@ -34,27 +34,19 @@ def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
     return list(batches) if passes > 1 and iter(batches) is batches else batches
 
 
-def run_batches(network: nn.Module, batches: Iterable[Any], description: str) -> Iterator[int]:
-    """Run the network on each batch in turn; yields the index of each batch that was run.
+def run_batches(network: nn.Module, batches: Iterable[Any], description: str) -> None:
+    """Run the network on each batch in turn, with a progress bar where there is a terminal to see it.
 
     Raises:
         ModelError: no batch is given, or the network cannot run one.
     """
-    place = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+    from rich.console import Console
+    from rich.progress import track
+
+    shown = track(batches, description, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
     count = 0
-    for index, batch in enumerate(_shown(batches, description)):
-        args, kwargs = _arguments(network, batch, index)
-        args, kwargs = map_nested(lambda leaf: _placed(leaf, place), (args, kwargs))
-        if any(tensor.numel() == 0 for _, tensor in tensors_in((args, kwargs))):
-            raise ModelError(f"batch {index} is empty, {_shapes((args, kwargs))}")
-        try:
-            network(*args, **kwargs)
-        except ModelError:
-            raise
-        except Exception as error:
-            raise ModelError(f"{_not_run(index, (args, kwargs))}: {describe_exception(error)}") from error
-        yield index
-        count += 1
+    for count, batch in enumerate(shown, 1):
+        _run(network, batch, count - 1)
     if not count:
         raise ModelError("no batch to calibrate on: the loader is empty")
 
@@ -72,22 +64,39 @@ def evaluating(network: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def _run(network: nn.Module, batch: Any, index: int) -> None:
+    place = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+    args, kwargs = map_nested(lambda leaf: _placed(leaf, place), _arguments(network, batch, index))
+    tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
+    shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]) or "no tensor"
+    if any(tensor.numel() == 0 for tensor in tensors):
+        raise ModelError(f"batch {index} is empty, {shapes}")
+    try:
+        network(*args, **kwargs)
+    except ModelError:
+        raise
+    except Exception as error:
+        hint = "; these may be labels: of a pair the first entry is taken as the input"
+        labels = hint if tensors and tensors[0].dim() <= 2 else ""
+        said = describe_exception(error)
+        raise ModelError(f"the model cannot run on batch {index}, {shapes}{labels}: {said}") from error
+
+
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments; targets are left out."""
+    found = f"a {type(batch).__name__}"
     if isinstance(batch, Mapping):
-        accepted = set(inspect.signature(network.forward).parameters)
-        keywords = {key: value for key, value in batch.items() if key in accepted and key not in ("label", "labels")}
-        if keywords:
-            return (), keywords
-        key = next((name for name in _IMAGES if name in batch), None)
-        if key is None:
-            raise ModelError(f"batch {index} is a dict of {sorted(map(str, batch))}, no input of the model")
-        return (batch[key],), {}
-    if isinstance(batch, (tuple, list)) and batch:
+        accepted = inspect.signature(network.forward).parameters.keys() - {"label", "labels"}
+        keywords = {key: value for key, value in batch.items() if key in accepted}
+        image = next((key for key in _IMAGES if key in batch), None)
+        if keywords or image is not None:
+            return ((), keywords) if keywords else ((batch[image],), {})
+        found = f"a dict of {sorted(map(str, batch))}, no input of the model"
+    elif isinstance(batch, (tuple, list)) and batch:
         return (batch[0],), {}
-    if not isinstance(batch, Tensor):
-        raise ModelError(f"batch {index} is a {type(batch).__name__}; give tensors, (input, target) pairs or dicts")
-    return (batch,), {}
+    elif isinstance(batch, Tensor):
+        return (batch,), {}
+    raise ModelError(f"batch {index} is {found}; give tensors, (input, target) pairs or dicts")
 
 
 def _placed(leaf: Any, place: Tensor) -> Any:
@@ -97,25 +106,3 @@ def _placed(leaf: Any, place: Tensor) -> Any:
     if leaf.dtype == torch.uint8 and leaf.dim() >= 3:
         return leaf.to(place.device, place.dtype) / 255
     return leaf.to(place.device, place.dtype) if leaf.is_floating_point() else leaf.to(place.device)
-
-
-def _shapes(arguments: Any) -> str:
-    tensors = [tensor for _, tensor in tensors_in(arguments)]
-    return ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]) or "no tensor"
-
-
-def _not_run(index: int, arguments: Any) -> str:
-    tensors = [tensor for _, tensor in tensors_in(arguments)]
-    message = f"the model cannot run on batch {index}, {_shapes(arguments)}"
-    if tensors and tensors[0].dim() <= 2:
-        message += "; these may be labels: of a pair the first entry is taken as the input"
-    return message
-
-
-def _shown(batches: Iterable[Any], description: str) -> Iterator[Any]:
-    """The batches, with a progress bar where there is a terminal to see it."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console, silent = Console(stderr=True), not sys.stderr.isatty()
-    yield from track(batches, description, console=console, transient=True, disable=silent)

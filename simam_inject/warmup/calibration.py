@@ -16,16 +16,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from os import PathLike
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
-from simam_inject.adapters import adapter_of, network_of, remember
+from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, shortened
 from simam_inject.modules import check_injectable
 from simam_inject.warmup.batches import evaluating, readable_twice, run_batches
 from simam_inject.warmup.strength import simams_of
@@ -127,39 +129,36 @@ def calibrate(
     with evaluating(network), torch.no_grad(), _restored_on_error(network, sites):
         fits = _fit_gains(network, sites, source) if gains else ()
         renewed = _fit_norms(network, targets, source) if targets else 0
-    remember(model)
+    update(model)
     return Calibration(fits, renewed, frozen, note)
 
 
-class _Site:
-    """Sums over everything that one SimAM has read (x) and returned (y): x x, x y, y y."""
+def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Iterable[Any]) -> tuple[SiteFit, ...]:
+    paths = {attention: path for path, attention in sites}
+    strengths = {attention: attention.strength for attention in paths}
+    sums: dict[SimAM, Tensor] = {}  # in the order in which the sites run
+    for attention in paths:
+        attention.strength = attention.gain = 1.0
+    hooks = (attention.register_forward_hook(partial(_attend, path, sums)) for attention, path in paths.items())
+    with _hooked(hooks), _together(network):
+        run_batches(network, source, "fitting gains")
+        _check_all_ran([path for attention, path in paths.items() if attention not in sums])
+    pooled = dict(zip(paths, _reduced(torch.stack([sums[attention] for attention in paths]), network), strict=True))
+    for attention, strength in strengths.items():
+        attention.strength, attention.gain = strength, _gain(pooled[attention])
+    return tuple(_fit(paths[attention], pooled[attention]) for attention in sums)
 
-    def __init__(self, path: str, attention: SimAM, order: list[_Site]) -> None:
-        self.path, self.attention, self.order = path, attention, order
-        self.sums: Tensor | None = None
 
-    def __call__(self, attention: SimAM, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
-        """Forward hook: add to the sums and return what the fitted SimAM would."""
-        x = args[0]
-        if attention.bypassed:
-            return y
-        a, b = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (x, y))
-        sums = torch.stack([(a * a).sum(), (a * b).sum(), (b * b).sum()]).cpu().double()
-        if not bool(sums.isfinite().all()):
-            raise ModelError(f"the map at {self.path} has values that are not finite (NaN or infinity)")
-        if self.sums is None:
-            self.order.append(self)
-            self.sums = torch.zeros_like(sums)
-        self.sums += sums
-        return y * _gain(self.sums)
-
-    def fit(self, sums: Tensor) -> SiteFit:
-        """The gain and the errors before and after."""
-        xx, xy, yy = sums.tolist()
-        if not xx or not yy:
-            return SiteFit(self.path, 1.0, 0.0, 0.0)
-        before, after = max(xx - 2 * xy + yy, 0.0) / xx, max(xx - xy * xy / yy, 0.0) / xx
-        return SiteFit(self.path, _gain(sums), before**0.5, after**0.5)
+def _attend(path: str, sums: dict[SimAM, Tensor], attention: SimAM, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+    """Forward hook: add to the sums of x x, x y and y y, and return what the fitted SimAM would."""
+    if attention.bypassed:
+        return y
+    a, b = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (args[0], y))
+    found = torch.stack([(a * a).sum(), (a * b).sum(), (b * b).sum()]).cpu().double()
+    if not bool(found.isfinite().all()):
+        raise ModelError(f"the map at {path} has values that are not finite (NaN or infinity)")
+    sums[attention] = sums[attention] + found if attention in sums else found
+    return y * _gain(sums[attention])
 
 
 def _gain(sums: Tensor) -> float:
@@ -167,35 +166,20 @@ def _gain(sums: Tensor) -> float:
     return xy / yy if yy else 1.0  # a map of zeros, as of a dead layer, says nothing
 
 
-def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Iterable[Any]) -> tuple[SiteFit, ...]:
-    strengths = [attention.strength for _, attention in sites]
-    order: list[_Site] = []
-    fitters = [_Site(path, attention, order) for path, attention in sites]
-    for fitter in fitters:
-        fitter.attention.strength = fitter.attention.gain = 1.0
-    handles = [fitter.attention.register_forward_hook(fitter) for fitter in fitters]
-    try:
-        with _together(network):
-            for _ in run_batches(network, source, "fitting gains"):
-                pass
-            _check_all_ran(fitters)
-    finally:
-        for handle in handles:
-            handle.remove()
-    sums = _reduced(torch.stack([fitter.sums for fitter in fitters if fitter.sums is not None]), network)
-    fits = {id(fitter): fitter.fit(row) for fitter, row in zip(fitters, sums, strict=True)}
-    for fitter, strength in zip(fitters, strengths, strict=True):
-        fitter.attention.strength, fitter.attention.gain = strength, fits[id(fitter)].gain
-    return tuple(fits[id(fitter)] for fitter in order)
+def _fit(path: str, sums: Tensor) -> SiteFit:
+    """The gain and the errors before and after."""
+    xx, xy, yy = sums.tolist()
+    if not xx or not yy:
+        return SiteFit(path, 1.0, 0.0, 0.0)
+    before, after = max(xx - 2 * xy + yy, 0.0) / xx, max(xx - xy * xy / yy, 0.0) / xx
+    return SiteFit(path, _gain(sums), before**0.5, after**0.5)
 
 
-def _check_all_ran(fitters: list[_Site]) -> None:
-    idle = [fitter.path for fitter in fitters if fitter.sums is None]
+def _check_all_ran(idle: list[str]) -> None:
     if idle:
-        shown = ", ".join(idle[:3]) + (f" and {len(idle) - 3} more" if len(idle) > 3 else "")
         raise ModelError(
-            f"SimAM at {shown} did not run in eval mode on these batches, so it cannot be calibrated; end its bypass, "
-            "or leave the site out: inject(model, recipe, exclude=[...])"
+            f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be calibrated; end "
+            "its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
         )
 
 
@@ -204,55 +188,49 @@ class _Norm:
 
     def __init__(self, path: str, norm: Any) -> None:
         self.path, self.norm = path, norm
-        self.count = 0
-        self.mean = torch.zeros(norm.running_mean.shape, dtype=torch.float64)
-        self.squares = torch.zeros_like(self.mean)
+        self.sums = torch.zeros(3, len(norm.running_mean), dtype=torch.float64)
+        """Of 1, x and x x over everything read so far, for each channel."""
 
     def __call__(self, _norm: Any, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook."""
         x = args[0].detach()
         dims = [dim for dim in range(x.dim()) if dim != 1]
-        variance, mean = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
+        spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
+        variance, mean = (statistic.cpu().double() for statistic in spread)
         if not bool((variance + mean).isfinite().all()):
             raise ModelError(f"what the norm {self.path} reads has values that are not finite (NaN or infinity)")
         count = x.numel() // x.shape[1]
-        delta = mean.cpu().double() - self.mean
-        total = self.count + count
-        self.mean += delta * (count / total)
-        self.squares += variance.cpu().double() * count + delta.square() * (self.count * count / total)
-        self.count = total
+        self.sums += count * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
         self.write()
-
-    def reduce(self, network: nn.Module) -> None:
-        """Pool over all processes."""
-        sums = torch.cat([self.mean * self.count, self.squares + self.mean.square() * self.count])
-        sums = _reduced(torch.cat([sums, sums.new_tensor([self.count])]), network)
-        self.count = round(sums[-1].item())
-        if self.count:
-            self.mean, squares = (sums[:-1] / self.count).chunk(2)
-            self.squares = (squares - self.mean.square()).clamp_(min=0) * self.count
-            self.write()
 
     def write(self) -> None:
         """Set the running statistics of the norm."""
-        self.norm.running_mean.copy_(self.mean)
-        self.norm.running_var.copy_(self.squares / max(self.count - 1, 1))
+        count, total, squares = self.sums
+        mean = total / count
+        self.norm.running_mean.copy_(mean)
+        self.norm.running_var.copy_((squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1))
 
 
 def _fit_norms(network: nn.Module, targets: list[tuple[str, nn.Module]], source: Iterable[Any]) -> int:
-    poolers = [_Norm(path, norm) for path, norm in targets]
-    handles = [pooler.norm.register_forward_pre_hook(pooler) for pooler in poolers]
+    norms = [_Norm(path, norm) for path, norm in targets]
+    with _hooked(norm.norm.register_forward_pre_hook(norm) for norm in norms), _together(network):
+        run_batches(network, source, "estimating norms")
+    for norm in norms:
+        norm.sums = _reduced(norm.sums, network)
+    ran = [norm for norm in norms if norm.sums[0].any()]
+    for norm in ran:
+        norm.write()
+    return len(ran)
+
+
+@contextmanager
+def _hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
+    kept = list(handles)
     try:
-        with _together(network):
-            for _ in run_batches(network, source, "estimating norms"):
-                pass
+        yield
     finally:
-        for handle in handles:
+        for handle in kept:
             handle.remove()
-    if _processes() > 1:
-        for pooler in poolers:
-            pooler.reduce(network)
-    return sum(pooler.count > 0 for pooler in poolers)
 
 
 def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[list[tuple[str, nn.Module]], int]:
@@ -290,13 +268,9 @@ def _restored_on_error(network: nn.Module, sites: list[tuple[str, SimAM]]) -> It
         raise
 
 
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _reduced(sums: Tensor, network: nn.Module) -> Tensor:
     """The sum over all processes."""
-    if _processes() == 1:
+    if not (dist.is_available() and dist.is_initialized()):
         return sums
     there = sums.to(next((parameter.device for parameter in network.parameters()), sums.device))
     dist.all_reduce(there)

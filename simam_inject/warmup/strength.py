@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.adapters import network_of, remember
+from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_strength
 from simam_inject.editing.attach import attended_in
@@ -39,7 +39,7 @@ def set_strength(model: nn.Module, value: float) -> None:
     strength = check_strength(value)
     for _, attention in simams_of(model):
         attention.strength = strength
-    remember(model)
+    update(model)
 
 
 def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
@@ -58,6 +58,11 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
             raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain; SimAM has")
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
     return found
+
+
+def ramped(start: float, progress: float) -> float:
+    """The strength of a ramp from `start` to 1 after a share of its length."""
+    return start + (1.0 - start) * progress if progress < 1.0 else 1.0
 
 
 class Ramp:
@@ -90,22 +95,18 @@ class Ramp:
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
         self._models = (model, *more)
         self._steps, self._start, self._done = _checked_steps(steps), check_strength(start), 0
-        for one in self._models:
-            if all(attention.gain == 1.0 for _, attention in simams_of(one)):
-                warnings.warn(
-                    "a ramp of the strength without gains makes the statistics of norms lag behind, which costs more "
-                    "accuracy on the way than it saves; calibrate(model, batches) fits them (before copies are made)",
-                    stacklevel=2,
-                )
-                break
+        if any(all(attention.gain == 1.0 for _, attention in simams_of(one)) for one in self._models):
+            warnings.warn(
+                "a ramp without gains makes the statistics of norms lag behind, which costs more accuracy on the way "
+                "than it saves; calibrate(model, batches) fits them (before copies are made)",
+                stacklevel=2,
+            )
         self._set()
 
     @property
     def strength(self) -> float:
         """The strength now."""
-        if self._done >= self._steps:
-            return 1.0
-        return self._start + (1.0 - self._start) * self._done / self._steps
+        return ramped(self._start, self._done / self._steps)
 
     @property
     def finished(self) -> bool:

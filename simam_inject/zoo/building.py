@@ -1,4 +1,4 @@
-"""From a name to a model: which library has the name, and what the note says when more than one has."""
+"""From a name to a model."""
 
 from __future__ import annotations
 
@@ -6,20 +6,14 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from simam_inject.errors import ModelError
-from simam_inject.zoo.factories import build_factory, which_factory
+from simam_inject.zoo.factories import build_factory
 from simam_inject.zoo.libraries import build_timm, build_torchvision
-from simam_inject.zoo.names import (
-    FORMS,
-    is_defined_in_timm,
-    list_timm,
-    list_torchvision,
-    list_ultralytics,
-    unknown_model,
-)
+from simam_inject.zoo.names import find_library, list_timm
 from simam_inject.zoo.records import ZooModel
-from simam_inject.zoo.yolo import build_ultralytics, is_yolo_name
+from simam_inject.zoo.yolo import build_ultralytics
 
 _BUILDERS: dict[str, Callable[..., ZooModel]] = {
+    "": build_factory,
     "timm": build_timm,
     "torchvision": build_torchvision,
     "ultralytics": build_ultralytics,
@@ -44,35 +38,9 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
     """
     if num_classes is not None and num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; it must be at least 1.")
-    prefix, colon, rest = name.rpartition(":")
-    if colon and prefix not in _BUILDERS:
-        return build_factory(name, pretrained=pretrained, num_classes=num_classes)
-    library = prefix or _find_library(name)
-    built = _BUILDERS[library](rest, pretrained=pretrained, num_classes=num_classes)
-    if library == "torchvision" and not prefix and is_defined_in_timm(name):
+    library = find_library(name)
+    own_name = name.removeprefix(f"{library}:")
+    built = _BUILDERS[library](own_name, pretrained=pretrained, num_classes=num_classes)
+    if library == "torchvision" and own_name == name and name in list_timm():
         built = replace(built, note=f"{built.note}; {name} is torchvision's, timm has its own: timm:{name}")
     return replace(built, name=name)
-
-
-def _find_library(name: str) -> str:
-    """The first library that has a plain name."""
-    if name.endswith(".py"):
-        raise which_factory(name)
-    if is_yolo_name(name):
-        if name.endswith((".pt", ".yaml", ".yml")) or name in list_ultralytics() or not list_ultralytics():
-            return "ultralytics"
-    elif name in list_torchvision():
-        return "torchvision"
-    elif _is_timm_name(name):
-        return "timm"
-    if not name.strip():
-        raise ModelError(f"The model has no name. A model is named {FORMS}.")
-    plain = set(list_torchvision())  # a name of both libraries means torchvision's
-    timm = [f"timm:{other}" if other in plain else other for other in list_timm()]
-    raise unknown_model(name, [*list_torchvision(), *timm, *list_ultralytics()])
-
-
-def _is_timm_name(name: str) -> bool:
-    import timm
-
-    return bool(timm.is_model(name))  # whatever the tag

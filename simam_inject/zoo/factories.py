@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import ast
 import difflib
-import inspect
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -41,42 +40,30 @@ def build_factory(name: str, *, pretrained: bool = False, num_classes: int | Non
             advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(public) or 'no public names'}."
             raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
         model = _call(name, getattr(module, factory_name), options)
-    if not _is_model(model):
-        raise ModelError(f"{name}: the factory returned {_describe(model)}, not a torch.nn.Module or a YOLO object.")
     return ZooModel(name=name, model=model, source=source, note=f"weights as {factory_name} makes them")
 
 
 def which_factory(name: str) -> ModelError:
     """The error for a file without a factory: what it defines, read from its source without running it."""
-    file = Path(name)
-    if not file.is_file():
-        return ModelError(f"no such file: {name}.")
     try:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return ModelError(f"no such file: {name}.")
+    except (OSError, SyntaxError, ValueError) as error:
         return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
-    found = [public for node in tree.body for public in _factories_in(node) if not public.startswith("_")]
-    if not found:
-        return ModelError(f"{name} defines no function, class or model that could make a network without arguments.")
-    return ModelError(f"{name}: which model? It defines {', '.join(found)}. Write {name}:{found[-1]}.")
+    names = [public for node in tree.body for public in _names_in(node) if not public.startswith("_")]
+    if not names:
+        return ModelError(f"{name} defines no function, class or model.")
+    return ModelError(f"{name}: which model? It defines {', '.join(names)}. Write {name}:{names[-1]}.")
 
 
-def _factories_in(node: ast.stmt) -> list[str]:
-    """Names of what a statement defines: a function or a class that needs no arguments, or the result of a call."""
-    if isinstance(node, ast.FunctionDef):
-        return [node.name] if not _needed(node) else []
-    if isinstance(node, ast.ClassDef) and node.bases:
-        inits = [part for part in node.body if isinstance(part, ast.FunctionDef) and part.name == "__init__"]
-        return [node.name] if all(_needed(init) <= 1 for init in inits) else []
+def _names_in(node: ast.stmt) -> list[str]:
+    """Names of what may be a factory: a function, a class, or the result of a call."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return [node.name]
     if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
         return [target.id for target in node.targets if isinstance(target, ast.Name)]
     return []
-
-
-def _needed(function: ast.FunctionDef) -> int:
-    """How many arguments it cannot do without, `self` included."""
-    given = function.args
-    return len(given.posonlyargs) + len(given.args) - len(given.defaults) + given.kw_defaults.count(None)
 
 
 @contextmanager
@@ -95,7 +82,7 @@ def _import_source(name: str, source: str) -> ModuleType:
     if is_file and not Path(source).is_file():
         raise ModelError(f"{name}: no such file: {source}.")
     try:
-        return _import_file(Path(source)) if is_file else import_module(source)
+        return _import_file(Path(source).resolve()) if is_file else import_module(source)
     except Exception as error:
         missing = error.name if isinstance(error, ModuleNotFoundError) else None
         if missing and (source == missing or source.startswith(f"{missing}.")):
@@ -106,14 +93,13 @@ def _import_source(name: str, source: str) -> ModuleType:
 def _import_file(file: Path) -> ModuleType:
     """Import a file under its own name, so that classes it defines can be pickled, or beside a module of that name."""
     loaded = sys.modules.get(file.stem)
-    if loaded is not None and getattr(loaded, "__file__", None) == str(file.resolve()):
+    if loaded is not None and getattr(loaded, "__file__", None) == str(file):
         return loaded
-    module_name = file.stem if loaded is None else f"{file.stem}_from_{abs(hash(file.resolve())):x}"
-    spec = spec_from_file_location(module_name, file.resolve())
-    if spec is None or spec.loader is None:
-        raise ImportError(f"{file} is not a Python source file")
-    module = module_from_spec(spec)
-    sys.modules[module_name] = module
+    module_name = file.stem if loaded is None else f"{file.stem}_from_{abs(hash(file)):x}"
+    spec = spec_from_file_location(module_name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[module_name] = module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
@@ -123,24 +109,30 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
+    """What the factory returns; a finished model is its own factory."""
+    given = " and ".join(options)
     if _is_model(factory):
         if options:
-            raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
+            raise ModelError(f"{name}: it is a finished model and takes no {given}.")
         return factory
     if not callable(factory):
-        raise ModelError(f"{name}: it is {_describe(factory)}, not a function, class or model.")
-    with suppress(ValueError):  # built in: its call will show
-        try:
-            inspect.signature(factory).bind(**options)
-        except TypeError as error:
-            given = f"with {' and '.join(options)}" if options else "without arguments"
-            raise ModelError(
-                f"{name}: the factory cannot be called {given}: {error}. Write one that can: def make(): return ..."
-            ) from None
+        raise ModelError(f"{name}: it is a {type(factory).__qualname__}, not a function, class or model.")
     try:
-        return factory(**options)
+        model = factory(**options)
     except Exception as error:
+        if isinstance(error, TypeError) and not _is_raised_inside(error):
+            call = f"with {given}" if options else "without arguments"
+            raise ModelError(f"{name}: the factory cannot be called {call}: {error}.") from None
         raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
+    if not _is_model(model):
+        found = "None" if model is None else f"a {type(model).__qualname__}"
+        raise ModelError(f"{name}: the factory returned {found}, not a torch.nn.Module or a YOLO object.")
+    return model
+
+
+def _is_raised_inside(error: BaseException) -> bool:
+    """A function that was called raised it, not the call, as for wrong arguments."""
+    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
 
 
 def _is_model(value: Any) -> bool:
@@ -149,10 +141,6 @@ def _is_model(value: Any) -> bool:
     return isinstance(value, nn.Module) or (
         type(value).__module__.startswith("ultralytics.") and isinstance(getattr(value, "model", None), nn.Module)
     )
-
-
-def _describe(value: Any) -> str:
-    return "None" if value is None else f"a {type(value).__qualname__}"
 
 
 def _locate(error: BaseException) -> str:

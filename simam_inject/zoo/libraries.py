@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from simam_inject.zoo.names import list_timm, list_torchvision, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 _SEGMENTATION_SIZE = 520
@@ -18,12 +17,10 @@ def build_torchvision(name: str, *, pretrained: bool = False, num_classes: int |
     """Build a torchvision model of any kind with random or its best published weights.
 
     Raises:
-        ModelError: The name is unknown, the weights cannot be fetched, or the builder refuses `num_classes`.
+        ModelError: The weights cannot be fetched, or the builder refuses `num_classes`.
     """
     from torchvision import models
 
-    if name not in list_torchvision():
-        raise unknown_model(name, list_torchvision(), library="torchvision")
     builder = models.get_model_builder(name)
     options: dict[str, Any] = {"weights": "DEFAULT" if pretrained else None}
     if "weights_backbone" in inspect.signature(builder).parameters:
@@ -52,8 +49,7 @@ def _torchvision_inputs(name: str, kind: str, model: Any) -> tuple[tuple[int, ..
 
     if kind == "detection":
         resize = model.transform
-        height, width = resize.fixed_size or (min(resize.min_size), min(resize.min_size))
-        return ((3, height, width),)
+        return ((3, *(resize.fixed_size or (min(resize.min_size),) * 2)),)
     if kind == "optical_flow":
         return ((1, 3, _FLOW_SIZE, _FLOW_SIZE),) * 2
     if kind == "segmentation":
@@ -61,24 +57,18 @@ def _torchvision_inputs(name: str, kind: str, model: Any) -> tuple[tuple[int, ..
     if hasattr(model, "image_size"):  # a ViT's positions are made for one size, and its best weights may have another
         return ((1, 3, model.image_size, model.image_size),)
     crop = tuple(models.get_model_weights(name).DEFAULT.transforms().crop_size)
-    height, width = crop if len(crop) == 2 else crop * 2
-    return ((1, 3, _FRAMES, height, width) if kind == "video" else (1, 3, height, width),)
+    size = crop if len(crop) == 2 else crop * 2
+    return ((1, 3, _FRAMES, *size) if kind == "video" else (1, 3, *size),)
 
 
 def build_timm(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
     """Build a timm model; a tag (`resnet50.a1_in1k`) chooses among its published weights.
 
     Raises:
-        ModelError: The name or the tag is unknown, or the weights cannot be fetched.
+        ModelError: The tag is unknown, or the weights cannot be fetched.
     """
     import timm
 
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise unknown_model(name, list_timm(), library="timm")
-    tagged = [known for known in timm.list_pretrained(f"{architecture}.*") if known.startswith(f"{architecture}.")]
-    if tag and name not in tagged:
-        raise unknown_model(name, tagged, library="timm")
     options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     with fetching(f"timm:{name}", pretrained=pretrained):
         model = timm.create_model(name, pretrained=pretrained, **options)

@@ -1,31 +1,66 @@
-"""Which names exist, and which are near to one that does not. Lists are made once, when first asked for."""
+"""Which names exist, and which are near to one that does not. No library is imported for it: that takes seconds."""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from simam_inject.errors import ModelError
+from simam_inject.zoo.factories import which_factory
 
 FORMS = (
     "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
 )
 """How a model may be named, for error messages."""
-
-
 _REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def )[^\n]+\n)*def (\w+)', re.MULTILINE)
 
 
-def _read_registry(package: str) -> tuple[str, ...]:
-    """Names in the `register_model` decorators of a package, from its source: importing the package takes seconds."""
-    spec = find_spec(package)
-    folders = (spec.submodule_search_locations if spec else None) or ()
-    texts = (file.read_text("utf-8") for folder in folders for file in Path(folder, "models").rglob("*.py"))
-    return tuple(sorted(found[1] or found[2] for text in texts for found in _REGISTERED.finditer(text)))
+def find_library(name: str) -> str:
+    """The library that a name means: `torchvision`, `timm`, `ultralytics`, or "" for a factory.
+
+    Raises:
+        ModelError: no library has the name.
+    """
+    prefix, colon, bare = name.rpartition(":")
+    if colon and prefix not in ("torchvision", "timm", "ultralytics"):
+        return ""
+    if name.endswith(".py"):
+        raise which_factory(name)
+    if prefix in ("", "torchvision") and bare in list_torchvision():
+        return "torchvision"
+    if prefix in ("", "timm") and bare.partition(".")[0] in list_timm():
+        return "timm"
+    if prefix in ("", "ultralytics") and _may_be_ultralytics(bare, prefix):
+        return "ultralytics"
+    if not name.strip():
+        raise ModelError(f"The model has no name. A model is named {FORMS}.")
+    raise unknown_model(bare, _candidates(prefix), library=prefix)
+
+
+def is_yolo_name(name: str) -> bool:
+    """True if the name looks like one of ultralytics': `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
+    return name.endswith((".pt", ".yaml", ".yml")) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
+
+
+def _may_be_ultralytics(name: str, prefix: str) -> bool:
+    """It has the name, or building it says what is wrong: with a file, or with the installation."""
+    if name.endswith((".pt", ".yaml", ".yml")) or name in list_ultralytics():
+        return True
+    return not list_ultralytics() and (bool(prefix) or is_yolo_name(name))
+
+
+def _candidates(prefix: str) -> Iterator[str]:
+    plain = set(list_torchvision())
+    if prefix in ("", "torchvision"):
+        yield from list_torchvision()
+    if prefix in ("", "timm"):  # a name of both libraries means torchvision's
+        yield from (f"timm:{name}" if name in plain and not prefix else name for name in list_timm())
+    if prefix in ("", "ultralytics"):
+        yield from list_ultralytics()
 
 
 @cache
@@ -40,57 +75,33 @@ def list_timm() -> tuple[str, ...]:
     return _read_registry("timm")
 
 
-def is_defined_in_timm(name: str) -> bool:
-    """True if timm itself has the architecture."""
-    return name in list_timm()
-
-
-def check_name(name: str) -> None:
-    """Raise for a name that no library has, before any of them is imported. Files and factories are not checked.
-
-    Raises:
-        ModelError: the name is unknown.
-    """
-    library, colon, rest = name.partition(":")
-    if library == "timm" and colon:
-        if rest.partition(".")[0] not in list_timm():
-            raise unknown_model(rest, list_timm(), library="timm")
-    elif library == "torchvision" and colon:
-        if rest not in list_torchvision():
-            raise unknown_model(rest, list_torchvision(), library="torchvision")
-    elif not colon and not name.endswith((".py", ".pt", ".yaml", ".yml")) and name.strip():
-        own = {*list_torchvision(), *list_ultralytics()}
-        is_missing_yolo = (
-            name.startswith(("yolo", "rtdetr")) and not list_ultralytics()
-        )  # `build` says how to install it
-        if name not in own and name.partition(".")[0] not in list_timm() and not is_missing_yolo:
-            timm = (f"timm:{other}" if other in own else other for other in list_timm())
-            raise unknown_model(name, [*list_torchvision(), *timm, *list_ultralytics()])
-
-
 @cache
 def list_ultralytics() -> tuple[str, ...]:
-    """Names of the models ultralytics packages a YAML for, in every scale; empty if it is not installed.
-
-    It reads the folder and leaves the package itself alone: importing it takes seconds.
-    """
-    spec = find_spec("ultralytics")
-    folders = spec.submodule_search_locations if spec else None
+    """Names of the models ultralytics packages a YAML for, in every scale; empty if it is not installed."""
     names: list[str] = []
-    for file in sorted(path for folder in folders or () for path in Path(folder, "cfg", "models").rglob("*.yaml")):
+    for file in _files("ultralytics", "cfg/models", "*.yaml"):
         names.append(file.stem)
         scales = re.findall(r"^  ([a-z]): \[", file.read_text(encoding="utf-8"), flags=re.MULTILINE)
-        names += [scaled for scale in scales if (scaled := _scale_name(file.stem, scale)) != file.stem]
+        # `yolov8-seg`, `n` -> `yolov8n-seg`: where ultralytics looks for the scale
+        scaled = (re.sub(r"^(yolo(?:e-)?v?\d+)", rf"\g<1>{scale}", file.stem) for scale in scales)
+        names += [name for name in scaled if name != file.stem]
     return tuple(names)
 
 
-def _scale_name(stem: str, scale: str) -> str:
-    """`yolov8-seg`, `n` -> `yolov8n-seg`: where ultralytics looks for the scale."""
-    return re.sub(r"^(yolo(?:e-)?v?\d+)", rf"\g<1>{scale}", stem)
+def _read_registry(package: str) -> tuple[str, ...]:
+    """Names in the `register_model` decorators of a package, from its source."""
+    texts = (file.read_text(encoding="utf-8") for file in _files(package, "models", "*.py"))
+    return tuple(sorted(found[1] or found[2] for text in texts for found in _REGISTERED.finditer(text)))
+
+
+def _files(package: str, folder: str, pattern: str) -> list[Path]:
+    spec = find_spec(package)
+    roots = (spec.submodule_search_locations if spec else None) or ()
+    return sorted(path for root in roots for path in Path(root, folder).rglob(pattern))
 
 
 def unknown_model(name: str, candidates: Iterable[str], *, library: str = "") -> ModelError:
-    """The error for a name that no library knows, with the nearest names that exist.
+    """The error for a name that no library has, with the nearest names that exist.
 
     Args:
         name: What was asked for, without a library's prefix.

@@ -32,17 +32,15 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
         FileError: one of ours was made for another model.
     """
     noted = replace(built, note=f"weights of {file.name}")
-    if file.suffix == ".safetensors":
-        state = _read_safetensors(file)
-        if state is None:
-            from simam_inject.persist import load
-
-            load(file, built.model)
-            return noted
-    else:
+    if file.suffix != ".safetensors":
         state = _read_pickle(file)
         if state is None:
             return _load_checkpoint(noted, file)
+    elif (state := _read_safetensors(file)) is None:
+        from simam_inject.persist import load
+
+        load(file, built.model)
+        return noted
     _copy(built, file, state)
     return noted
 
@@ -75,15 +73,11 @@ def _read_pickle(file: Path) -> Mapping[str, Any] | None:
         ) from None
     except Exception as error:
         raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
-    while isinstance(data, Mapping):
-        inner = [data[key] for key in _NESTED if isinstance(data.get(key), Mapping)]
-        if not inner:
-            break
-        data = inner[0]
+    while isinstance(data, Mapping) and (key := next((k for k in _NESTED if isinstance(data.get(k), Mapping)), None)):
+        data = data[key]
     if not isinstance(data, Mapping) or not any(isinstance(value, torch.Tensor) for value in data.values()):
         raise ModelError(f"{file} holds a {type(data).__name__}, not a state_dict.")
-    names = [str(name) for name in data]
-    prefix = next((p for p in ("module.", "_orig_mod.") if all(name.startswith(p) for name in names)), "")
+    prefix = next((p for p in ("module.", "_orig_mod.") if all(str(name).startswith(p) for name in data)), "")
     return {str(name).removeprefix(prefix): value for name, value in data.items()}
 
 
@@ -104,7 +98,7 @@ def _load_checkpoint(built: ZooModel, file: Path) -> ZooModel:
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     """Strict loading, with one message for everything that does not fit."""
     from simam_inject.adapters import network_of
-    from simam_inject.persist.loading import UNFIT, differences, listed
+    from simam_inject.persist.files import UNFIT, differences, listed
 
     network = network_of(built.model)
     file_state, own_state = (

@@ -10,19 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError, describe_exception
+from simam_inject.errors import ModelError
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 _INSTALL = 'pip install "simam_inject[ultralytics]"'
-_YAML = (".yaml", ".yml")
 _DETECTION_SIZE = 640
 _CLASSIFICATION_SIZE = 224
-
-
-def is_yolo_name(name: str) -> bool:
-    """True if the name looks like one of ultralytics': `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
-    return name.endswith((".pt", *_YAML)) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
 
 
 def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -39,63 +33,53 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         raise ModelError(
             f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
         )
-    own, stem = name.endswith(_YAML) and Path(name).is_file(), re.sub(r"\.(pt|ya?ml)$", "", name)
-    if own and pretrained:
+    is_own, stem = name.endswith((".yaml", ".yml")) and Path(name).is_file(), re.sub(r"\.(pt|ya?ml)$", "", name)
+    is_file, is_checkpoint = is_own or Path(name).is_file(), pretrained or name.endswith(".pt")
+    if is_own and pretrained:
         raise ModelError(f"{name}: a model file of your own has no published weights.")
-    if name.endswith(".pt") or pretrained:
-        if num_classes is not None:
-            raise ModelError(
-                f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
-            )
-        return _load(name, f"{stem}.pt")
-    if own:
+    if is_checkpoint and num_classes is not None:
+        raise ModelError(
+            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
+        )
+    if is_own:
         _check_model_file(Path(name))
-    elif stem not in list_ultralytics():
+    elif is_checkpoint and not is_file:
+        _check_published(f"{stem}.pt")
+    elif not is_checkpoint and stem not in list_ultralytics():
         raise unknown_model(stem, list_ultralytics(), library="ultralytics")
-    with fetching(f"ultralytics:{name}", pretrained=False):
-        model = _construct(name if own else f"{stem}.yaml", num_classes)
-    return _record(name, model, describe_weights("ultralytics", pretrained=False))
-
-
-def _record(name: str, model: Any, note: str) -> ZooModel:
+    with fetching(f"ultralytics:{name}", pretrained=is_checkpoint and not is_file):
+        model = _load(f"{stem}.pt") if is_checkpoint else _construct(name if is_own else f"{stem}.yaml", num_classes)
     size = _CLASSIFICATION_SIZE if model.task == "classify" else _DETECTION_SIZE
+    weights = f"weights of {name}" if is_checkpoint and is_file else ""
+    note = weights or describe_weights("ultralytics", pretrained=is_checkpoint)
     return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
 
 
 def _check_model_file(path: Path) -> None:
-    """Refuse a YAML that is not a model file; a recipe is answered with how to use it."""
-    from simam_inject.recipe.texts import read_yaml
-
-    try:
-        data = read_yaml(path.read_bytes())
-    except Exception as error:
-        raise ModelError(f"{path} cannot be read as YAML: {describe_exception(error)}.") from None
-    if isinstance(data, dict) and "backbone" in data:
-        if "simam" in str([data["backbone"], data.get("head")]).lower():
-            raise ModelError(
-                f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
-                f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
-            )
-        return
-    if isinstance(data, dict) and "rules" in data:
+    """Refuse a YAML with SimAM in it, and a recipe, with what to do instead."""
+    text = path.read_text(encoding="utf-8", errors="replace")
+    if re.search("^rules:", text, re.MULTILINE):
         raise ModelError(f"{path} is a recipe, not a model: give the model and add --recipe {path}.")
-    raise ModelError(f"{path} is not a model file of ultralytics: it has no backbone.")
+    if "simam" in text.lower():
+        raise ModelError(
+            f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
+            f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+        )
 
 
-def _load(name: str, checkpoint: str) -> ZooModel:
-    """A file, if the name says so and it is there, or what ultralytics publishes."""
-    from ultralytics import YOLO
+def _check_published(checkpoint: str) -> None:
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-    is_file, published = name == checkpoint and Path(name).is_file(), tuple(GITHUB_ASSETS_NAMES)
-    if not is_file and checkpoint not in published:
-        near = find_nearest(checkpoint, (asset for asset in published if asset.endswith(".pt")))
+    if checkpoint not in GITHUB_ASSETS_NAMES:
+        near = find_nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
         advice = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
-    with fetching(f"ultralytics:{name}", pretrained=not is_file):
-        model = YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
-    note = f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)
-    return _record(name, model, note)
+
+
+def _load(checkpoint: str) -> Any:
+    from ultralytics import YOLO
+
+    return YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
 
 
 def _construct(file: str, num_classes: int | None) -> Any:

@@ -10,7 +10,6 @@ import subprocess
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import optuna
 import pytest
@@ -21,7 +20,6 @@ from simam_inject.compare.study import Study
 from simam_inject.errors import CompareError
 from tests.compare.networks import make_model, noisy
 
-ROOT = Path(__file__).parents[2]
 PLAIN, SIMAM = Variant("plain"), Variant("simam", "paper")
 POSTGRESQL = os.environ.get("SIMAM_INJECT_POSTGRESQL")
 
@@ -31,99 +29,100 @@ def file(tmp_path):
     return tmp_path / "study.journal"
 
 
-def cell(ticket, value=1.0):
-    return Cell(ticket.variant, ticket.recipe, ticket.seed, value)
+def open_study(file, *variants, seeds=1, **more):
+    return Study(file, {}, variants or (PLAIN,), seeds, **more)
+
+
+def elsewhere(queue, machine="elsewhere:1"):
+    """Make the study act as a worker on another machine."""
+    queue.worker = f"{machine}:0"
+    return queue
+
+
+def cell(claim, value=1.0):
+    return Cell(claim.variant.name, claim.variant.recipe, claim.seed, value)
 
 
 def keys(comparison):
-    return Counter((*cell.key, cell.seed) for cell in comparison.cells)
+    return Counter((cell.variant, cell.recipe, cell.seed) for cell in comparison.cells)
 
 
 def test_cells_come_seed_by_seed_and_each_once(file):
-    queue = Study(file, {"epochs": 3})
-    queue.extend((PLAIN, SIMAM), 3)
+    queue = open_study(file, PLAIN, SIMAM, seeds=3)
     taken = []
-    while ticket := queue.take():
-        taken.append((ticket.seed, ticket.variant))
-        queue.finish(ticket, cell(ticket))
+    with queue.heartbeat():
+        while claim := queue.take():
+            taken.append((claim.seed, claim.variant.name))
+            queue.finish(claim, cell(claim))
     assert taken == [(seed, name) for seed in range(3) for name in ("plain", "simam")]
     assert queue.counts() == (6, 6)
 
 
-def test_two_workers_that_queue_at_the_same_time_run_no_cell_twice(file, monkeypatch):
-    first, second = Study(file, {}), Study(file, {})
-    for queue in (first, second):
-        queue.extend((PLAIN, SIMAM), 1)
-    first._refill()
-    with monkeypatch.context() as patch:  # the second looked before the first had queued anything
-        patch.setattr(second, "_trials", lambda *states: [])
-        second._refill()
-    assert len(first._trials("WAITING")) == 4
-    tickets = [queue.take() for queue in (first, second, first, second)]
-    assert [ticket and ticket.variant for ticket in tickets] == ["plain", "simam", None, None]
-    for ticket in tickets[:2]:
-        first.finish(ticket, cell(ticket))
+def test_two_workers_that_claim_at_the_same_time_run_no_cell_twice(file, monkeypatch):
+    first, second = (open_study(file, PLAIN, SIMAM) for _ in range(2))
+    with first.heartbeat(), second.heartbeat():
+        held = first.take()
+        seen, looks = second._trials, iter([[], []])  # the second looked before the first had claimed anything
+        monkeypatch.setattr(second, "_trials", lambda *states: next(looks, None) or seen(*states))
+        other = second.take()
+        assert [held.variant, other.variant] == [PLAIN, SIMAM]
+        assert first.take() is second.take() is None
+        for queue, claim in ((first, held), (second, other)):
+            queue.finish(claim, cell(claim))
     assert set(keys(first.comparison()).values()) == {1}
+    assert first.counts() == (2, 2)
 
 
-def test_a_stray_trial_is_no_cell(file):
-    queue = Study(file, {})
-    queue.extend((PLAIN,), 1)
-    queue._study.ask()  # a stray one, on an empty queue
-    assert queue.take().seed == 0
-    assert queue.take() is None
-    assert queue.counts()[1] == 1
+def test_a_trial_of_somebody_else_is_no_cell(file):
+    queue = open_study(file)
+    queue._study.ask()
+    with queue.heartbeat():
+        claim = queue.take()
+        queue.finish(claim, cell(claim))
+        assert queue.take() is None
+    assert queue.counts() == (1, 1)
 
 
 def test_a_silent_worker_loses_its_cell_and_cannot_write_it_later(file, monkeypatch):
-    slow, other = Study(file, {}), Study(file, {})
-    for queue in (slow, other):
-        queue.extend((PLAIN,), 1)
-    held = slow.take()
-    held.trial.set_user_attr("worker", "another-machine:77:0")
-    other._study.set_user_attr("heartbeat another-machine:77:0", time.time())
-    assert other.free_dead() == 0
-    assert other.free_dead(retry_stale=True) == 0  # it was heard of a moment ago
-    monkeypatch.setattr(study, "STALE", -1.0)
-    assert other.free_dead(retry_stale=True) == 1
-    again = other.take()
-    assert other.finish(again, cell(again, 2.0))
-    assert not slow.finish(held, cell(held, 1.0))
+    slow, other, patient = elsewhere(open_study(file)), open_study(file, retry_stale=True), open_study(file)
+    with other.heartbeat():
+        with slow.heartbeat():
+            held = slow.take()
+        assert other.take() is None  # it had a heartbeat a moment ago
+        monkeypatch.setattr(study, "STALE", -1.0)
+        assert patient.take() is None
+        again = other.take()
+        other.finish(again, cell(again, 2.0))
+    slow.finish(held, cell(held, 1.0))
     assert [one.value for one in other.comparison().cells] == [2.0]
-
-
-def test_a_worker_that_was_killed_before_it_wrote_its_name_loses_its_cell(file, monkeypatch):
-    monkeypatch.setattr(study, "_CLAIM", 0.1)
-    queue = Study(file, {})
-    queue.extend((PLAIN,), 1)
-    queue._refill()
-    queue._study.ask()
-    assert queue.take() is None
-    assert queue.free_dead() == 1
-    assert queue.take().seed == 0
 
 
 def test_a_heartbeat_keeps_a_cell(file, monkeypatch):
     monkeypatch.setattr(study, "HEARTBEAT", 0.05)
     monkeypatch.setattr(study, "STALE", 0.4)
-    queue, other = Study(file, {}), Study(file, {})
-    queue.extend((PLAIN,), 1)
+    queue, other = elsewhere(open_study(file)), open_study(file, retry_stale=True)
     with queue.heartbeat():
         queue.take()
         time.sleep(0.6)
-        assert other.free_dead(retry_stale=True) == 0
+        assert other.take() is None
     time.sleep(0.6)
-    assert other.free_dead(retry_stale=True) == 1
+    assert other.take().seed == 0
 
 
 def test_a_cell_of_a_process_of_this_machine_that_is_gone_is_free_at_once(file):
-    queue = Study(file, {})
-    queue.extend((PLAIN,), 1)
     child = subprocess.Popen(["true"])
     child.wait()
-    queue.take().trial.set_user_attr("worker", f"{queue.worker.split(':')[0]}:{child.pid}:0")
-    assert queue.free_dead() == 1
-    assert queue.take().seed == 0
+    queue, other = open_study(file), open_study(file)
+    elsewhere(queue, f"{queue.worker.split(':')[0]}:{child.pid}").take()
+    assert other.take().seed == 0
+
+
+def test_a_cell_of_a_call_that_ended_in_this_process_is_free_at_once(file):
+    first, second = open_study(file), open_study(file)
+    with first.heartbeat():
+        first.take()
+        assert second.take() is None
+    assert second.take().seed == 0
 
 
 def test_a_stopped_run_goes_back_and_the_same_call_goes_on(engine, file):
@@ -177,12 +176,11 @@ def test_a_budget_ends_it_balanced_and_unfinished(engine, file):
 
 
 def test_a_line_that_a_killed_worker_left_half_written_costs_nothing(file):
-    queue = Study(file, {})
-    queue.extend((PLAIN,), 2)
+    queue = open_study(file, seeds=2)
     with file.open("ab") as journal:
         journal.write(b'{"op_code":8,"wor')
-    ticket = queue.take()
-    assert queue.finish(ticket, cell(ticket))
+    claim = queue.take()
+    queue.finish(claim, cell(claim))
     assert all(json.loads(line) for line in file.read_bytes().splitlines())
     assert len(load_comparison(file).cells) == 1
 

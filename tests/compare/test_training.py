@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from simam_inject.cli import comparing
 from simam_inject.cli.parsing import parse_time
 from simam_inject.compare import Report, load_comparison
-from simam_inject.compare.setups import set_up_classifier
+from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, open_folder
 from simam_inject.errors import CompareError, InjectError
 
@@ -127,13 +127,13 @@ def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):
 )
 def test_weights_that_do_not_fit(images, tmp_path, weights, message):
     with pytest.raises(InjectError, match=message):
-        set_up_classifier(f"{images}/net.py:net", images, SHORT, "cpu", weights=str(weights(tmp_path)))
+        set_up(f"{images}/net.py:net", str(images), SHORT, "cpu", weights=str(weights(tmp_path)))
 
 
 def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
     trained = make(5)
     torch.save(trained.state_dict(), tmp_path / "net.pt")
-    setup = set_up_classifier(f"{images}/net.py:net", images, SHORT, "cpu", weights=str(tmp_path / "net.pt"))
+    setup = set_up(f"{images}/net.py:net", str(images), SHORT, "cpu", weights=str(tmp_path / "net.pt"))
     assert torch.equal(setup.make_model()[0].weight, trained[0].weight)
     assert len(setup.batches) == 8
 

@@ -194,15 +194,15 @@ def test_a_failure_midway_leaves_everything_as_it_was(monkeypatch, step, present
 def test_a_hook_that_fails_midway(monkeypatch, step):
     model = network()
     before = snapshot(model)
-    real, calls = attach.add_output_hook, []
+    real, calls = attach.OutputHook.put_on, []
 
-    def failing(module, hook):
+    def failing(hook, module):
         calls.append(hook)
         if len(calls) == step:
             raise MemoryError("midway")
-        real(module, hook)
+        real(hook, module)
 
-    monkeypatch.setattr(attach, "add_output_hook", failing)
+    monkeypatch.setattr(attach.OutputHook, "put_on", failing)
     rules = [{"block": "block", "after": "a"}, {"block": "net2", "after": "output"}]
     with pytest.raises(MemoryError, match="midway"):
         inject(model, {"rules": rules}, example_inputs=X)

@@ -57,7 +57,7 @@ def test_a_file_with_other_weights_is_refused(suffix, tmp_path):
     path = write(model, tmp_path / f"old{suffix}")
     prove(path, model, example_inputs=image())
     torch.nn.init.normal_(model.head.weight)
-    with pytest.raises(LostSiteError, match=r"output differs from eager on an input of 1x3x32x32: .* relative"):
+    with pytest.raises(LostSiteError, match=r"output differs from eager mode on an input of 1x3x32x32: .* relative"):
         prove(path, model, example_inputs=image())
 
 

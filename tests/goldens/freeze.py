@@ -131,8 +131,8 @@ def take_all(key, model, inputs):
     for name in recipes_for(key):
         recipe = load_recipe(name)
         try:
-            planned = decide(recipe, flow, match(recipe, flow.anatomy)).planned
-            found[name] = sorted(site_of(one.insertion) for one in planned)
+            planned = decide(recipe, flow, match(recipe, flow.anatomy)).insertions
+            found[name] = sorted(site_of(one) for one in planned)
         except InjectError as error:
             found[name] = [] if type(error).__name__ == "NoMatchError" else [f"!{type(error).__name__}"]
     return found

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
 from simam_inject import eject, inject, injected
 from simam_inject.errors import FileError, RecipeError
-from simam_inject.integrations.lightning import KEY, SimAMCallback, _attention_in
+from simam_inject.integrations.lightning import KEY, SimAMCallback, _simams_in
 from tests.integrations.lightning_net import RECIPE, SITES, Net
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -148,7 +148,7 @@ def test_gains_are_fitted_before_the_first_step_and_kept_through_a_resumed_train
     class Look(WeightAveraging):
         def on_train_batch_end(self, trainer, pl_module, *args):
             super().on_train_batch_end(trainer, pl_module, *args)
-            seen.append([[part.gain for part in _attention_in(net)] for net in (pl_module, self._average_model)])
+            seen.append([[part.gain for part in _simams_in(net)] for net in (pl_module, self._average_model)])
 
     def callback():
         return SimAMCallback(RECIPE, ramp_steps=8, calibrate_batches=2)

@@ -156,9 +156,9 @@ def site(**changes):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda data: "{", "is not JSON"),
-        (lambda data: "[" * 100_000, "is not JSON"),
-        (lambda data: "[1]", "is a list, not a table"),
+        (lambda data: "{", "Invalid JSON"),
+        (lambda data: "[" * 100_000, "Invalid JSON"),
+        (lambda data: "[1]", "should be an object"),
         (lambda data: data.pop("sites") and None, "sites: Field required"),
         (lambda data: data.update(sites={"a": 1}), "sites: "),
         (lambda data: data["sites"].append({"module": 1}), "sites.2"),
@@ -171,8 +171,14 @@ def site(**changes):
         (lambda data: data.update(versions={"torch": 2}), "versions.torch: "),
         (lambda data: data.update(layout=None), "layout: "),
         (lambda data: data.update(code="x"), "code: Extra inputs"),
-        (lambda data: data.update(example={"args": ["tensor hub 1"], "kwargs": {}}), "example inputs is not valid"),
-        (lambda data: data.update(example={"args": ["tensor float32 99999999 99999999"], "kwargs": {}}), "not valid"),
+        (
+            lambda data: data.update(example={"args": ["tensor hub 1"], "kwargs": {}}),
+            "example.args.0: .tensor hub 1. is not",
+        ),
+        (
+            lambda data: data.update(example={"args": ["tensor float32 99999999 99999999"], "kwargs": {}}),
+            "example.args.0: ",
+        ),
         (edit(module="nowhere"), "Network has no module 'nowhere'"),
         (edit(module="blocks"), "Sequential, which cannot have a SimAM as a child"),
         (edit(module="blocks.0.conv1.weight"), "Network has no module"),

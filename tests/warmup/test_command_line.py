@@ -85,7 +85,8 @@ def folder(tmp_path_factory):
             nn.functional.cross_entropy(network(images[part]), labels[part]).backward()
             optimizer.step()
     torch.save(network.state_dict(), folder / "trained.pth")
-    return folder
+    yield folder
+    sys.modules.pop("nets", None)
 
 
 @pytest.fixture(scope="module")

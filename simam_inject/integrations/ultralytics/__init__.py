@@ -16,6 +16,7 @@ not touched.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import re
 import warnings
@@ -26,7 +27,7 @@ import ultralytics
 from torch import nn
 from ultralytics.engine.model import Model
 
-from simam_inject.adapters import Adapter, register
+from simam_inject.adapters import Adapter
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
@@ -37,7 +38,7 @@ from simam_inject.integrations.ultralytics.record import erase, write
 
 __all__ = ["ramp"]
 
-OLDEST, NEWEST = (8, 3, 200), (8, 4, 190)
+OLDEST, NEWEST = "8.4.0", "8.4.190"
 """Releases of ultralytics that this adapter is tested with."""
 
 
@@ -55,54 +56,41 @@ class UltralyticsAdapter(Adapter):
             raise ModelError(f"this {type(model).__name__} holds {inner!r}, not a network; load its .pt or .yaml file")
         return inner
 
-    def remember(self, model: nn.Module) -> None:
-        """Write sites and settings into the network's yaml as well."""
-        super().remember(model)
-        inner = self.network(model)
-        if all(isinstance(entry.attention, SimAM) for entry in attended_in(inner)):
-            write(inner)
-        else:  # peers of SimAM cannot be rebuilt; `train` says so
-            erase(inner)
-        training.stamp(inner)
-
-    def forget(self, model: nn.Module) -> None:
-        """Leave no trace of an injection."""
-        super().forget(model)
-        erase(self.network(model))
-        self.refresh(model)
-
-    def refresh(self, model: nn.Module) -> None:
-        """Let the next `predict` copy and fuse the network as it is now. Trackers of a running `track` start anew."""
-        training.stamp(self.network(model))
+    def update(self, model: nn.Module) -> None:
+        """Write sites and settings into the network's yaml as well. Trackers of a running `track` start anew."""
+        super().update(model)
+        network = self.network(model)
+        attention = [entry.attention for entry in attended_in(network)]
+        if attention and all(isinstance(part, SimAM) for part in attention):
+            write(network)
+        else:  # ejected; or peers of SimAM, which cannot be rebuilt: `train` says so
+            erase(network)
+        training.stamp(network)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
         """Copies with their norms folded away and without the branches that only training needs.
 
         An exporter keeps either of two heads, by its option `nms`; then there are two copies.
         """
-        inner = self.network(model)
-        choice = getattr(type(inner), "end2end", None)
-        can_choose = bool(getattr(inner, "end2end", False)) and isinstance(choice, property) and choice.fset is not None
-        for end2end in (False, True) if can_choose else (None,):
-            twin: Any = copy.deepcopy(inner).eval()
-            if end2end is not None:
-                twin.end2end = end2end
+        network: Any = self.network(model)
+        for end2end in (False, True) if getattr(network, "end2end", False) else (None,):
+            twin = copy.deepcopy(network).eval()
+            with contextlib.suppress(AttributeError):  # older releases leave no choice
+                if end2end is not None:
+                    twin.end2end = end2end
             yield twin.fuse(verbose=False)
-            twin.model[-1].export = True  # in older releases some heads return something else to an exporter
-            yield twin
 
     def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:
         """Training images of a data set, for a `YOLO` object; its network alone does not know how they are read."""
-        return None if self.network(model) is model else training_images(model, data)
+        return training_images(model, data) if isinstance(model, Model) else None
 
 
 def warn_if_untested(version: str = ultralytics.__version__) -> None:
     """Say once, at import, that a release was not tested."""
-    parts = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
-    if not OLDEST <= parts <= NEWEST:
-        first, last = (".".join(map(str, release)) for release in (OLDEST, NEWEST))
+    oldest, found, newest = (list(map(int, re.findall(r"\d+", one)))[:3] for one in (OLDEST, version, NEWEST))
+    if not oldest <= found <= newest:
         warnings.warn(
-            f"ultralytics {version} is outside the range that simam_inject is tested with, {first} to {last}: "
+            f"ultralytics {version} is outside the range that simam_inject is tested with, {OLDEST} to {NEWEST}: "
             "call verify(model), and `simam-inject check best.pt` after training",
             stacklevel=2,
         )
@@ -111,4 +99,4 @@ def warn_if_untested(version: str = ultralytics.__version__) -> None:
 warn_if_untested()
 networks.install()
 training.install()
-register(__name__, UltralyticsAdapter(__name__))
+ADAPTER = UltralyticsAdapter(__name__)

@@ -11,18 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from simam_inject.dataflow.example import Example, example_of
-from simam_inject.errors import FileError, InjectError
+from simam_inject.errors import FileError, InjectError, shortened
+from simam_inject.export.exporting import read
 from simam_inject.export.gates import find_gates
-from simam_inject.export.proving import count_sites, expected_sites, relative_difference
+from simam_inject.export.proving import count_sites, expected_sites
 from simam_inject.export.records import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded
 from simam_inject.persist.record import Record
 from simam_inject.planning.records import Insertion
-from simam_inject.verification import bypassed
-from simam_inject.verification.outputs import tensors_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,23 +45,6 @@ class CheckedSite:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedExport:
-    """An exported file beside the checkpoint."""
-
-    path: Path
-    live: int
-    """Sites that reach its output."""
-    wanted: int
-    """Sites that the fused network runs."""
-    difference: float | None
-    """Largest |file - network| over largest |network|; None where the file's outputs have another form."""
-    effect: float | None
-    """The same measure between the network without SimAM and with it."""
-    fault: str = ""
-    """What is wrong with the file; "" if nothing is."""
-
-
-@dataclass(frozen=True, slots=True)
 class Checkup:
     """Everything found about one checkpoint."""
 
@@ -72,11 +53,13 @@ class Checkup:
     recipe: str
     """Name of the recorded recipe; "" without a record."""
     sites: tuple[CheckedSite, ...]
-    exports: tuple[CheckedExport, ...]
+    exported: int | None
+    """How many sites reach the output of the .onnx file of the same name; None where there is none to check."""
     faults: tuple[str, ...]
     """What is wrong, in sentences; empty if every site is live everywhere."""
 
 
+@torch.no_grad()
 def check_checkpoint(path: Path) -> Checkup:
     """Look into a checkpoint and the .onnx file of the same name beside it. Changes neither.
 
@@ -84,14 +67,15 @@ def check_checkpoint(path: Path) -> Checkup:
         FileError: the file does not exist, or ultralytics cannot load it.
     """
     network = _load(path)
-    record = recorded(network)
-    image = example_of(network).tensors[0]
-    fused = copy.deepcopy(network).fuse(verbose=False)
-    sites = _compare_sites(record, network, fused, Example((image,), {}))
-    file = path.with_suffix(".onnx")
-    exports = (_check_export(file, fused, image),) if file.is_file() and any(site.present for site in sites) else ()
-    faults = (*_faults(record, sites), *(f"{export.path.name}: {export.fault}" for export in exports if export.fault))
-    return Checkup(path, type(network).__name__, names_of(record) if record else "", sites, exports, faults)
+    record, example = recorded(network), Example((example_of(network).tensors[0],), {})
+    trained, fused = (expected_sites(net, example) for net in (network, copy.deepcopy(network).fuse(verbose=False)))
+    sites = _compare(record, trained, fused)
+    file, exported, faults = path.with_suffix(".onnx"), None, _faults(record, sites)
+    if trained and file.is_file():
+        exported, fault = _count_exported(file, tuple(site for site in fused if site.runs))
+        faults += [f"{file.name}: {fault}"] if fault else []
+    name = names_of(record) if record else ""
+    return Checkup(path, type(network).__name__, name, sites, exported, tuple(faults))
 
 
 def _load(path: Path) -> Any:
@@ -99,10 +83,6 @@ def _load(path: Path) -> Any:
 
     if not path.is_file():
         raise FileError(f"no such file: {str(path)!r}")
-    if path.suffix != ".pt":
-        raise FileError(
-            f"{path} is not a checkpoint: give the .pt file; an .onnx of the same name beside it is checked too"
-        )
     try:
         return YOLO(str(path)).model.float().eval()
     except InjectError:
@@ -111,21 +91,20 @@ def _load(path: Path) -> Any:
         raise FileError(f"ultralytics cannot load {path}: {type(error).__name__}: {error}") from error
 
 
-def _compare_sites(
-    record: Record | None, network: nn.Module, fused: nn.Module, example: Example
+def _compare(
+    record: Record | None, trained: tuple[ExportedSite, ...], fused: tuple[ExportedSite, ...]
 ) -> tuple[CheckedSite, ...]:
-    with torch.no_grad():
-        runs, runs_fused = ({site.module: site for site in expected_sites(net, example)} for net in (network, fused))
     planned = {site.module: site for site in record.insertions} if record else {}
-    sites: dict[str, Insertion | ExportedSite] = {**planned, **runs}
+    runs, runs_fused = ({site.module: site.runs for site in found} for found in (trained, fused))
+    sites: dict[str, Insertion | ExportedSite] = {**planned, **{site.module: site for site in trained}}
     return tuple(
         CheckedSite(
             path=site.path,
             e_lambda=site.e_lambda,
             planned=module in planned,
             present=module in runs,
-            runs=runs[module].runs if module in runs else 0,
-            runs_fused=runs_fused[module].runs if module in runs_fused else 0,
+            runs=runs.get(module, 0),
+            runs_fused=runs_fused.get(module, 0),
         )
         for module, site in sites.items()
     )
@@ -135,56 +114,25 @@ def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     if not sites:
         why = "its record lists no sites" if record else "its yaml has no record of it"
         return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
-    faults = []
-    for name, missing in (
-        ("not recorded in model.yaml, so training from this file would lose", [s for s in sites if not s.planned]),
-        ("recorded and missing from the network", [s for s in sites if not s.present]),
-        ("present but never run", [s for s in sites if s.present and not s.runs]),
-    ):
-        if missing:
-            shown = ", ".join(site.path for site in missing[:5]) + (", ..." if len(missing) > 5 else "")
-            faults.append(f"{len(missing)} of {len(sites)} sites {name}: {shown}")
-    return faults
+    kinds = {
+        "not recorded in model.yaml, so training from this file would lose": [s for s in sites if not s.planned],
+        "recorded and missing from the network": [s for s in sites if not s.present],
+        "present but never run": [s for s in sites if s.present and not s.runs],
+    }
+    return [
+        f"{len(found)} of {len(sites)} sites {kind}: {shortened([site.path for site in found])}"
+        for kind, found in kinds.items()
+        if found
+    ]
 
 
-@torch.no_grad()
-def _check_export(file: Path, network: nn.Module, image: torch.Tensor) -> CheckedExport:
+def _count_exported(file: Path, expected: tuple[ExportedSite, ...]) -> tuple[int | None, str]:
+    """How many sites the file's graph has, and what is wrong with it."""
+    live = None
     try:
-        import onnxruntime  # noqa: F401
-
-        from simam_inject.export.exporting import read
-    except ImportError as error:
-        fault = f"not checked, since {error.name} is not installed (pip install 'simam_inject[export]')"
-        return CheckedExport(file, 0, 0, None, None, fault)
-    artefact = read(file)
-    sizes = zip(artefact.size, image.shape, strict=True)  # names where a length is open
-    size = [length if isinstance(length, int) else ours for length, ours in sizes]
-    example = Example((torch.rand(size, generator=torch.Generator().manual_seed(0)),), {})
-    expected = tuple(site for site in expected_sites(network, example) if site.runs)
-    wanted = sum(site.runs for site in expected)
-    live = min(wanted, sum(gate.is_live for gate in find_gates(artefact.graph)))
-    difference, effect = _differences(artefact, network, example)
-    fault = ""
-    try:
+        artefact = read(file)
+        live = sum(gate.is_live for gate in find_gates(artefact.graph))
         count_sites(artefact, expected)
-    except InjectError as error:
-        fault = str(error)
-    if not fault and difference is not None and effect is not None and not difference < effect / 10:
-        fault = (
-            f"its output is {difference:.2g} from the network's; without SimAM the network's would be {effect:.2g} off"
-        )
-    return CheckedExport(file, live, wanted, difference, effect, fault)
-
-
-def _differences(artefact: Any, network: nn.Module, example: Example) -> tuple[float | None, float | None]:
-    """How far the file is from the network, and the network without SimAM."""
-    ours = [next(tensors_of(example.run(network)))]
-    with bypassed(network):
-        plain = [next(tensors_of(example.run(network)))]
-    try:
-        theirs = artefact.run(example)[:1]
-    except Exception:  # half precision, several inputs: the graph is all there is to go by
-        return None, None
-    if [tensor.shape for tensor in theirs] != [tensor.shape for tensor in ours]:
-        return None, None
-    return relative_difference(theirs, ours), relative_difference(plain, ours)
+    except InjectError as error:  # onnxruntime is not installed, it is no .onnx, or it lost a site
+        return live, str(error)
+    return live, ""

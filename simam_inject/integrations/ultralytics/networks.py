@@ -10,11 +10,10 @@ Networks without a record and without SimAM are handed on to the library as they
 
 from __future__ import annotations
 
+import copy
 import functools
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -23,18 +22,15 @@ from ultralytics.nn.modules.block import RepVGGDW
 from ultralytics.nn.modules.conv import Conv, ConvTranspose, RepConv
 from ultralytics.nn.modules.head import Detect
 
-from simam_inject.adapters import remember, wrap
+from simam_inject.adapters import update, wrap
 from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
-from simam_inject.editing.hooks import input_hook, output_hook
+from simam_inject.editing.hooks import hooks_on
 from simam_inject.editing.presence import Presence, presence_of, set_presence
-from simam_inject.editing.rewrite import rewritten_methods
-from simam_inject.integrations.ultralytics.record import has_record, missing_sites, read, recorded
+from simam_inject.editing.rewrite import RewrittenMethod
+from simam_inject.integrations.ultralytics.record import missing_sites, read, recorded
 from simam_inject.persist.record import Record
-
-_lock = threading.RLock()
-"""One network is fused at a time: threads may share it."""
 
 
 def install() -> None:
@@ -51,12 +47,12 @@ def install() -> None:
 
 def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **kwargs: Any) -> None:
     original(network, *args, **kwargs)
-    if not has_record(network) or any(attended_in(network)):  # a base class's `__init__` has put them in
-        return
     found = read(network)
+    if found is None or any(attended_in(network)):  # a base class's `__init__` has put them in
+        return
     if isinstance(found, Record):  # no random number is drawn: the initial weights are an uninjected network's
         found.attach_to(network)
-        remember(network)
+        update(network)
     else:
         inject(network, found, verify=False)
 
@@ -74,30 +70,25 @@ def _load(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwa
 def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
     if presence_of(network) is None:
         return original(network, *args, **kwargs)
-    with _lock, shielded(network):
-        result = original(network, *args, **kwargs)
+    result = original(foldable(network), *args, **kwargs)
     prune_presence(network)
-    return result
+    return network if isinstance(result, nn.Module) else result
 
 
-@contextmanager
-def shielded(network: Any) -> Iterator[None]:
-    """Inside, `fuse()` and `is_fused()`, which go through `modules()`, see no block that must stay as it is.
+def foldable(network: Any) -> Any:
+    """A shallow copy of a network for `fuse()` and `is_fused()`, whose `modules()` omit the blocks that must stay.
 
-    The blocks themselves are not touched: a forward that runs meanwhile computes what it always does.
+    The network itself is not touched: other threads may copy it, or run it, meanwhile.
     """
-    parts = [part for part in (network, network.model) if "modules" not in vars(part)]  # fuse() asks is_fused()
-    for part in parts:
-        vars(part)["modules"] = functools.partial(_foldable, part)
-    try:
-        yield
-    finally:
-        for part in parts:
-            del vars(part)["modules"]
+    view, layers = copy.copy(network), copy.copy(network.model)
+    vars(view)["_modules"] = {**network._modules, "model": layers}
+    for part in (view, layers):
+        vars(part)["modules"] = functools.partial(_foldable_modules, part)
+    return view
 
 
-def _foldable(network: nn.Module) -> Iterator[nn.Module]:
-    return (module for module in nn.Module.modules(network) if not must_stay(module))
+def _foldable_modules(part: nn.Module) -> Iterator[nn.Module]:
+    return (module for module in nn.Module.modules(part) if not must_stay(module))
 
 
 def must_stay(module: nn.Module) -> bool:
@@ -105,9 +96,7 @@ def must_stay(module: nn.Module) -> bool:
     if not isinstance(module, (Conv, ConvTranspose, RepConv, RepVGGDW)):
         return False
     inner = [part for name, child in module.named_children() if name != "act" for part in child.modules()]
-    return bool(rewritten_methods(module)) or any(
-        output_hook(part) or input_hook(part) or rewritten_methods(part) for part in inner
-    )
+    return any(map(hooks_on, inner)) or any(isinstance(hook, RewrittenMethod) for hook in hooks_on(module))
 
 
 def prune_presence(network: nn.Module) -> None:
@@ -115,23 +104,16 @@ def prune_presence(network: nn.Module) -> None:
     presence = presence_of(network)
     if presence is None:
         return
-    holders = [(".".join(path), hook) for path, hook in presence.holders if not _is_dropped(network, path)]
-    witnesses = [(".".join(path), site) for path, site in presence.witnesses if not _is_dropped(network, path)]
+    modules = dict(network.named_modules(remove_duplicate=False))
+    heads = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Detect))
+
+    def is_there(path: tuple[str, ...]) -> bool:
+        return ".".join(path) in modules or not ".".join(path).startswith(heads)
+
+    holders = [holder for holder in presence.holders if is_there(holder[0])]
+    witnesses = [witness for witness in presence.witnesses if is_there(witness[0])]
     if len(holders) < len(presence.holders):
-        pruned = Presence(holders, witnesses, presence.recipes, presence.example)
-        pruned.note_containers(network)
-        set_presence(network, pruned)
-
-
-def _is_dropped(network: nn.Module, path: tuple[str, ...]) -> bool:
-    """The module is gone from inside a head. Releases put None or `Identity` in the place of a branch."""
-    module, in_head = network, False
-    for name in path:
-        inner, in_head = module._modules.get(name), in_head or isinstance(module, Detect)
-        if inner is None:
-            return in_head
-        module = inner
-    return False
+        set_presence(network, Presence(holders, witnesses, presence.recipes, presence.example))
 
 
 def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
+from ultralytics.engine.model import Model
 
 from simam_inject.attention import SimAM
 from simam_inject.errors import FileError, ModelError
 from simam_inject.integrations.ultralytics.record import RAMP, networks_in, recorded, write
-from simam_inject.warmup.strength import simams_of
+from simam_inject.warmup.strength import Ramp, ramped
 
 _ATTRIBUTE = "_simam_ramp"
 """Of a YOLO object: the ramp of its next training."""
@@ -36,23 +36,15 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
         >>> ramp(model, epochs=3)  # doctest: +SKIP
         >>> model.train(data="coco8.yaml", epochs=30)  # doctest: +SKIP
     """
-    planned = StrengthRamp(epochs, start)
-    if not isinstance(getattr(model, "model", None), nn.Module) or not hasattr(model, "callbacks"):
+    planned = EpochRamp(epochs, start)
+    if not isinstance(model, Model):
         raise ModelError(f"ramp expects the YOLO object whose train() is called next, found a {type(model).__name__}")
-    sites = simams_of(model)
-    if all(attention.gain == 1.0 for _, attention in sites):
-        warnings.warn(
-            "ramp without gains: the running statistics of norm layers will lag behind the rising strength; "
-            "call calibrate(model, ...) first",
-            stacklevel=2,
-        )
-    for _, attention in sites:
-        attention.strength = planned.start
+    Ramp(model, steps=1, start=planned.start)  # sets the first strength, and warns without gains
     model.__dict__[_ATTRIBUTE] = planned
 
 
-class StrengthRamp:
-    """The callbacks. A class, so that a DDP worker can unpickle them.
+class EpochRamp:
+    """The callbacks of a trainer. A class, so that a DDP worker can unpickle them.
 
     Raises:
         ModelError: a number is out of range.
@@ -81,33 +73,36 @@ class StrengthRamp:
         """Set the strength of this batch, in whatever is trained and saved."""
         epoch = trainer.epoch + self.batch / len(trainer.train_loader)
         self.batch += 1
-        for _, model in trained_models(trainer):
+        for model in trained_models(trainer).values():
             for module in model.modules():
                 if isinstance(module, SimAM):
-                    module.strength = self.start + (1.0 - self.start) * min(1.0, epoch / self.epochs)
+                    module.strength = ramped(self.start, epoch / self.epochs)
 
     def record(self, trainer: Any) -> None:
         """Write strength and ramp into the yaml of what is saved after the epoch."""
-        for _, model in trained_models(trainer):
+        for model in trained_models(trainer).values():
             for network in filter(recorded, networks_in(model)):
                 write(network)
                 network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
 
 
-def trained_models(trainer: Any) -> list[tuple[str, nn.Module]]:
-    """What a trainer trains, and what it validates and saves, with the names of both."""
-    ema = getattr(getattr(trainer, "ema", None), "ema", None)
-    return [(name, model) for name, model in (("model", trainer.model), ("EMA", ema)) if isinstance(model, nn.Module)]
+def trained_models(trainer: Any) -> dict[str, nn.Module]:
+    """By name, what a trainer trains, and what it validates and saves."""
+    models = {"model": trainer.model, "EMA": getattr(getattr(trainer, "ema", None), "ema", None)}
+    return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 
 
-def take_ramp(model: Any) -> tuple[StrengthRamp | None, StrengthRamp | None]:
-    """The ramp that was set on a YOLO object, and the one that its network's yaml records. Both are taken away.
+def take_ramp(model: Any, *, resumed: bool) -> EpochRamp | None:
+    """The ramp of a training that starts: the one that was set on the YOLO object, else the recorded one if it resumes.
+
+    Both are taken away.
 
     Raises:
-        FileError: what the yaml records is no ramp.
+        FileError: what the network's yaml records is no ramp.
     """
     given, found = model.__dict__.pop(_ATTRIBUTE, None), model.model.yaml.pop(RAMP, None)
     try:
-        return given, None if found is None else StrengthRamp(**found)
+        recorded_ramp = None if found is None else EpochRamp(**found)
     except (TypeError, ValueError, ModelError) as error:
         raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}") from error
+    return given or (recorded_ramp if resumed else None)

@@ -21,36 +21,26 @@ KEY, RAMP = "simam", "simam_ramp"
 """Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with."""
 
 
-def networks_in(model: nn.Module) -> list[Any]:
-    """Every network that may be the injected one: it may be wrapped (DDP, compile), or a student beside its teacher."""
-    return [part for part in model.modules() if isinstance(vars(part).get("yaml"), Mapping)]
-
-
-def has_record(network: Any) -> bool:
-    """True if the network's yaml asks for SimAM, in whatever form."""
-    table = getattr(network, "yaml", None)
-    return isinstance(table, Mapping) and table.get(KEY) is not None
-
-
-def read(network: Any) -> Record | str | Mapping[str, Any]:
-    """The record in a network's yaml; a recipe in the user's own words if it is one.
+def read(network: Any) -> Record | str | Mapping[str, Any] | None:
+    """What a network's yaml says of SimAM: a record, a recipe in the user's own words, or None for nothing.
 
     Raises:
-        FileError: it is neither.
+        FileError: it is something else.
     """
-    found, name = network.yaml[KEY], f"model.yaml[{KEY!r}]"
-    if isinstance(found, str):
-        if found.endswith((".yaml", ".yml")) or "/" in found or "\\" in found:
-            raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or the name of a shipped recipe")
+    table, name = getattr(network, "yaml", None), f"model.yaml[{KEY!r}]"
+    found = table.get(KEY) if isinstance(table, Mapping) else None
+    if isinstance(found, Mapping):
+        return Record.read(found, name) if "sites" in found else found
+    if isinstance(found, str) and (found.endswith((".yaml", ".yml")) or "/" in found or "\\" in found):
+        raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or the name of a shipped recipe")
+    if found is None or isinstance(found, str):
         return found
-    if not isinstance(found, Mapping):
-        raise FileError(f"{name} is a {type(found).__name__}; expected a recipe or its name")
-    return Record.read(found, name) if "sites" in found else found
+    raise FileError(f"{name} is a {type(found).__name__}; expected a recipe or its name")
 
 
 def recorded(network: Any) -> Record | None:
-    """The record in a network's yaml, if there is one and it lists sites."""
-    found = read(network) if has_record(network) else None
+    """The record in a network's yaml, if there is one."""
+    found = read(network)
     return found if isinstance(found, Record) else None
 
 
@@ -78,6 +68,11 @@ def erase(network: Any) -> None:
         network.yaml = {key: value for key, value in network.yaml.items() if key not in (KEY, RAMP)}
 
 
+def networks_in(model: nn.Module) -> list[Any]:
+    """Every network that may be the injected one: it may be wrapped (DDP, compile), or a student beside its teacher."""
+    return [part for part in model.modules() if isinstance(vars(part).get("yaml"), Mapping)]
+
+
 def missing_sites(network: nn.Module, record: Record) -> list[Insertion]:
     """The sites that the network should have and has not.
 
@@ -85,9 +80,8 @@ def missing_sites(network: nn.Module, record: Record) -> list[Insertion]:
     """
     there = {entry.insertion.module for entry in attended_in(network) if entry.attention is not None}
     holders = {path for path, _ in network.named_modules()}
-    return [
-        site for site in record.insertions if site.module not in there and site.module.rpartition(".")[0] in holders
-    ]
+    wanted = (site for site in record.insertions if site.module.rpartition(".")[0] in holders)
+    return [site for site in wanted if site.module not in there]
 
 
 def names_of(record: Record) -> str:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,7 +11,6 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from ultralytics.engine import trainer as engine_trainer
 from ultralytics.engine.model import Model
-from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.adapters import wrap
@@ -31,8 +29,7 @@ def install() -> None:
     """Wrap the names, once for the process."""
     wrap(Model, "train", _train)
     wrap(Model, "predict", _predict)
-    if not hands_network_to_workers():
-        wrap(engine_trainer, "generate_ddp_command", _launch)
+    wrap(engine_trainer, "generate_ddp_command", _launch)
 
 
 class Tripwire:
@@ -48,7 +45,7 @@ class Tripwire:
             VerificationError: a site is missing.
         """
         count = len(self.record.sites)
-        for name, model in trained_models(trainer):
+        for name, model in trained_models(trainer).items():
             missing = min((missing_sites(network, self.record) for network in networks_in(model) or [model]), key=len)
             if missing:
                 raise VerificationError(
@@ -62,45 +59,35 @@ class Tripwire:
 
 
 def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Train an injected network, or raise."""
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
-    with _kept_injected(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume")))):
-        return original(model, *args, **kwargs)
-
-
-@contextmanager
-def _kept_injected(model: Any, *, resumed: bool) -> Iterator[None]:
-    """Inside, `Model.train` trains an injected network or raises."""
     record = write(model.model)
-    given, earlier = take_ramp(model)
-    ramp = given or (earlier if resumed else None)
+    ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
     # the first event with both the trainer's model and its EMA, and the last before a batch
     callbacks: list[tuple[str, Any]] = [("on_pretrain_routine_end", Tripwire(record))]
     callbacks += ramp.callbacks() if ramp is not None else []
     for event, call in callbacks:
         model.callbacks[event].insert(0, call)
     switch: dict[str, Any] = {"model": model.model}
-    if not model.ckpt and _rebuilds_from_name():
-        # ultralytics' own switches (they are what `load` and `reset_weights` set): build from `model.yaml`, with fresh
-        # weights. Either alone is wrong: the file name has no record; the weights of the class count in memory would
-        # be moved to that of the data set, and its initialisation would differ from an uninjected run.
+    if not model.ckpt and rebuilds_from_name():
+        # With both of ultralytics' own switches it builds from `model.yaml`, with fresh weights. Either alone is wrong:
+        # the file name has no record; the weights of the class count in memory would be moved to that of the data set,
+        # and its initialisation would differ from an uninjected run.
         model.ckpt = switch
-        model.overrides["pretrained"] = False
+        if not isinstance(kwargs.get("pretrained"), (str, Path)):
+            kwargs["pretrained"] = False
     try:
-        yield
+        return original(model, *args, **kwargs)
     finally:
         for event, call in callbacks:
             model.callbacks[event] = [other for other in model.callbacks[event] if other is not call]
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
-            model.overrides.pop("pretrained", None)
 
 
-def _rebuilds_from_name() -> bool:
-    """Does `Model.train` build a network without checkpoint from its file name? 8.4.0 and older use `model.yaml`.
-
-    Both have the same version of everything else, so the question is put to the method itself.
-    """
+def rebuilds_from_name() -> bool:
+    """Does `Model.train` build a network without checkpoint from its file name? 8.4.0 uses `model.yaml`."""
     return "pretrained" in inspect.unwrap(Model.train).__code__.co_varnames
 
 
@@ -113,36 +100,24 @@ def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: 
 
 
 def stamp(network: nn.Module) -> None:
-    """Note that a network computes something else than before."""
+    """Note that a network computes something else than before, so that the next `predict` copies and fuses it anew."""
     _stamps[network] = object()
 
 
-def hands_network_to_workers() -> bool:
-    """Do the workers of a multi-GPU training get the network itself? Up to 8.4.120 they load a file by its name."""
-    return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames
-
-
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
-    check_launch(trainer)
+    """Refuse a multi-GPU training whose workers would build a network without SimAM from the name of a file.
+
+    Raises:
+        ModelError: the release starts its workers so; up to 8.4.120.
+    """
+    if recorded(trainer.model) is not None and not hands_network_to_workers():
+        raise ModelError(
+            "the workers of a multi-GPU training load a file by its name in this release of ultralytics, and would "
+            "train without SimAM: upgrade ultralytics, or train on one GPU"
+        )
     return original(trainer, *args, **kwargs)
 
 
-def check_launch(trainer: Any) -> None:
-    """Refuse to start workers from a file that lacks the sites of the trainer's network.
-
-    Raises:
-        ModelError: they would train another network than the one in memory.
-    """
-    record = recorded(trainer.model)
-    if record is None:
-        return
-    file = str(trainer.args.model)
-    if file.endswith(".pt") and Path(file).is_file():
-        checkpoint, _ = tasks.torch_safe_load(file)
-        stored = checkpoint.get("ema") or checkpoint.get("model")
-        if isinstance(stored, nn.Module) and not missing_sites(stored, record):
-            return
-    raise ModelError(
-        f"the workers of a multi-GPU training start from {file} in this release of ultralytics, and it lacks SimAM. "
-        "Save the injected model first: model.save('x.pt'); YOLO('x.pt').train(device=[0, 1], ...)"
-    )
+def hands_network_to_workers() -> bool:
+    """Do the workers of a multi-GPU training get the trainer's network itself?"""
+    return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames

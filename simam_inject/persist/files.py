@@ -1,0 +1,290 @@
+"""Model -> file in one step, and file -> model with every check before any change; nothing is unpickled or run.
+
+read the header -> check the file against itself -> against the model -> put SimAM in -> copy the weights
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import secrets
+import shutil
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import nn
+
+from simam_inject.adapters import network_of, update
+from simam_inject.editing.attach import detach
+from simam_inject.errors import FileError, ModelError, shortened
+from simam_inject.modules import check_injectable, unwrapped
+from simam_inject.persist.record import KEY, Manifest, Record
+
+State = Mapping[str, torch.Tensor]
+UNFIT = "of another shape"
+_PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""First bytes of what `torch.save` and `pickle.dump` write; those of safetensors are the length of its header."""
+
+
+def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
+    """Write a model's weights, and where its SimAM is, into one safetensors file. The model is not changed.
+
+    The tensors are the `state_dict`, under its own keys and all of them (tied weights are written once for each key),
+    so that every reader of safetensors can use them. Sites with their strength and gain, recipes, versions and a hash
+    of names and shapes are in the metadata. The file appears in one step: a crash or a full disk leaves the old one.
+
+    Args:
+        model: any `nn.Module` or ultralytics `YOLO`, with or without SimAM; DDP, DataParallel and `torch.compile`
+            wrappers are unwrapped.
+        path: by custom `NAME.safetensors`.
+
+    Returns:
+        The path.
+
+    Raises:
+        FileError: the model holds something that such a file cannot hold, or the file cannot be written.
+
+    Example:
+        >>> import tempfile, torchvision
+        >>> from simam_inject import inject
+        >>> from simam_inject.persist import read
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     len(read(save(model, f"{folder}/net.safetensors")).insertions)
+        8
+    """
+    network = network_of(unwrapped(model))
+    state = state_of(network)
+    packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
+    manifest = Manifest.of(network, versions=_versions_of(packages), layout=_layout_of(state))
+    # Clones, not views: safetensors refuses tensors that share memory or are not contiguous.
+    tensors = {
+        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
+    }
+    _write_in_one_step(Path(path), tensors, {"format": "pt", KEY: manifest.model_dump_json()})
+    return Path(path)
+
+
+def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
+    """Put SimAM where the file says, copy the file's weights, return the same model. In place, all or nothing.
+
+    Nothing of the file is unpickled or executed, and nothing of the model is run. A model that has the file's
+    very sites already gets the weights, strengths and gains.
+
+    Args:
+        path: what `save` wrote.
+        model: built by the same code as the saved one, with or without its SimAM. Wrappers (DDP, `torch.compile`) are
+            unwrapped, but SimAM cannot be put into a wrapped model any more.
+        strict: names of tensors must agree. False: those in one of the two only are left out, with one warning;
+            shapes and sites must agree all the same.
+
+    Raises:
+        FileError: the file is truncated, foreign, a pickle, of another format, or made for another model; the message
+            says what differs. The model is unchanged.
+    """
+    file, network = Path(path), network_of(unwrapped(model))
+    with naming(file):
+        manifest, tensors = _read(file)
+        found = differences(tensors, state_of(network))
+        try:
+            if found[UNFIT] or (strict and any(found.values())):
+                raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}")
+            is_there = _has_sites(network, manifest)
+            if not is_there:
+                check_injectable(network_of(model))
+                manifest.attach_to(network)
+        except (ModelError, FileError) as error:
+            raise FileError(f"{error}{_age(manifest)}") from None
+    try:
+        copy_all(network, tensors)
+    except BaseException:
+        if not is_there:
+            detach(network)
+        raise
+    manifest.set_strengths(network)
+    if any(found.values()):
+        warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
+    update(model)
+    return model
+
+
+def read(path: str | os.PathLike[str]) -> Manifest:
+    """What a saved file says beside its weights: recipes, sites, versions. No model is needed.
+
+    Raises:
+        FileError: it is truncated, foreign, a pickle, or of another format.
+    """
+    with naming(Path(path)):
+        return _read(Path(path))[0]
+
+
+@contextlib.contextmanager
+def naming(file: Path) -> Iterator[None]:
+    """Start every message with the file's name."""
+    try:
+        yield
+    except FileError as error:
+        raise FileError(f"{file}: {error}") from error.__cause__
+
+
+def copy_all(network: nn.Module, tensors: State) -> None:
+    """Copy tensors that were checked before; if that fails all the same, the network's are as they were."""
+    before = {name: value.detach().clone() for name, value in network.state_dict().items() if name in tensors}
+    try:
+        network.load_state_dict(tensors, strict=False)
+    except BaseException:
+        with torch.no_grad():
+            for name, value in network.state_dict().items():
+                if name in before:
+                    value.copy_(before[name])
+        raise
+
+
+def state_of(network: nn.Module) -> State:
+    """The `state_dict`.
+
+    Raises:
+        FileError: it holds something else than plain tensors with data.
+    """
+    state = network.state_dict()
+    for name, value in state.items():
+        if not isinstance(value, torch.Tensor):
+            raise FileError(f"{name} is a {type(value).__name__}: a safetensors file stores tensors only")
+        if value.is_meta:
+            raise FileError(f"{name} is on the meta device and has no data")
+        if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
+            raise FileError(
+                f"{name} is not a plain tensor ({type(value).__name__}, {value.layout}, {value.dtype}): gather, "
+                "dequantise or densify it first; for sharded models see torch.distributed.checkpoint"
+            )
+    return state
+
+
+def differences(file: State, model: State) -> dict[str, list[str]]:
+    """Maps a kind of difference to the tensors that differ in this way; `UNFIT` to those with another shape or kind."""
+    unfit = []
+    for name in (name for name in model if name in file):
+        ours, theirs = model[name], file[name]
+        if ours.shape != theirs.shape:
+            unfit.append(f"{name} (file {_size(theirs.shape)}, model {_size(ours.shape)})")
+        elif (ours.is_floating_point(), ours.is_complex()) != (theirs.is_floating_point(), theirs.is_complex()):
+            unfit.append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
+    return {
+        "in the model, not in the file": [name for name in model if name not in file],
+        "in the file, not in the model": [name for name in file if name not in model],
+        UNFIT: unfit,
+    }
+
+
+def listed(found: dict[str, list[str]]) -> str:
+    """The differences, one line for each kind."""
+    return "\n".join(f"  {len(names)} {words}: {shortened(names)}" for words, names in found.items() if names)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def _read(file: Path) -> tuple[Manifest, State]:
+    """The manifest, and the tensors: mapped, so that those which are not used are not read."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            texts = opened.metadata() or {}
+    except (SafetensorError, OSError, ValueError) as error:
+        raise FileError(_why_unreadable(file, error)) from None
+    if KEY not in texts:
+        raise FileError(
+            "it was not written by simam_inject.persist.save and has no record of SimAM. For weights of a model "
+            "without SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
+        )
+    manifest = Manifest.read(texts[KEY], "its SimAM metadata")
+    if _layout_of(tensors) != manifest.layout:
+        raise FileError("its tensors are not those it was saved with: names or shapes were changed afterwards")
+    return manifest, tensors
+
+
+def _why_unreadable(file: Path, error: Exception) -> str:
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(4)
+    except OSError as reason:
+        return f"it cannot be read: {reason.strerror or reason}"
+    if start.startswith(_PICKLES):
+        return (
+            "it is a pickle (written by torch.save?), which can run any code when it is read, and is not read here; if "
+            "you trust it, load it yourself, inject, and use simam_inject.persist.save"
+        )
+    return f"it is truncated, damaged, or no safetensors file ({error})"
+
+
+def _write_in_one_step(path: Path, tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:
+    target = path.resolve()  # a link stays a link
+    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with unfinished.open("xb") as file:
+            file.write(serialize(tensors, texts))
+            file.flush()
+            os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, unfinished)
+        unfinished.replace(target)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
+    finally:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+def _layout_of(state: State) -> str:
+    """SHA-256 over the sorted names and shapes. The dtype is left out: weights may be stored in half precision."""
+    lines = (f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(state.items()))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for package in sorted(packages):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # the user's own code
+            found[package] = metadata.version(package)
+    return found
+
+
+def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
+    """True if the file's sites are in the model already, False if there are none in it.
+
+    Raises:
+        FileError: there are others.
+    """
+    present, wanted = Record.of(network).lambdas, manifest.lambdas
+    if present == wanted or not present:
+        return present == wanted
+    ours, theirs = ({place: f"e_lambda {value:g}" for place, value in sites.items()} for sites in (present, wanted))
+    lines = [
+        f"  {place}: {ours.get(place, 'none')} in the model, {theirs.get(place, 'none')} in the file"
+        for place in sorted(ours.keys() | theirs.keys())
+        if present.get(place) != wanted.get(place)
+    ]
+    raise FileError(
+        "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"
+        + shortened(lines, joint="\n")
+    )
+
+
+def _age(manifest: Manifest) -> str:
+    """Which libraries had other versions when the file was written, as a last line of a message."""
+    here = _versions_of(manifest.versions)
+    changed = [
+        f"{package} {version} (here {here.get(package, 'not installed')})"
+        for package, version in manifest.versions.items()
+        if here.get(package) != version
+    ]
+    return f"\n  It was written with {', '.join(changed)}." if changed else ""
