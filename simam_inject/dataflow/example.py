@@ -57,50 +57,28 @@ class Example:
         Every tensor whose first dimension is that of the first one, and every list that holds one image per sample,
         gets more samples, which are noisy copies of its first.
         """
-        batch = self._batch
-        if batch is None:
-            return None
-
-        def grow(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch:
-                return torch.cat([leaf, *[_noisy(leaf[:1], seed) for seed in range(count)]])
-            return leaf
-
         if self._is_list_of_images:
             images = self.args[0]
             return Example(
                 ([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs
             )
-        return Example(*map_nested(grow, (self.args, self.kwargs)))
+        first = self._first(3)
+        if first is None:
+            return None
 
-    @property
-    def _is_list_of_images(self) -> bool:
-        """As torchvision's detectors take it: one tensor C, H, W per sample."""
-        images = self.args[0] if self.args and isinstance(self.args[0], list) else []
-        return bool(images) and all(isinstance(image, torch.Tensor) and image.dim() == 3 for image in images)
+        def grow(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.dim() or tensor.shape[0] != first.shape[0]:
+                return tensor
+            return torch.cat([tensor, *[_noisy(tensor[:1], seed) for seed in range(count)]])
 
-    @property
-    def _batch(self) -> int | None:
-        if self._is_list_of_images:
-            return len(self.args[0])
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
-        return None if first is None else first.shape[0]
+        return self._with(grow)
 
     def shrunk(self) -> Example | None:
         """The same example with images of half the size, in multiples of 64; None where they are small already."""
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
-        if first is None or self._is_list_of_images or min(first.shape[2:]) < 128:
+        first = self._first(4)
+        if first is None or min(first.shape[2:]) < 128:
             return None
-        lengths = {length: max(64, length // 2 // 64 * 64) for length in first.shape[2:]}
-
-        def shrink(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.dim() == first.dim():
-                for dim in range(2, leaf.dim()):
-                    if leaf.shape[dim] in lengths:
-                        leaf = leaf.narrow(dim, 0, lengths[leaf.shape[dim]])
-            return leaf
-
-        return Example(*map_nested(shrink, (self.args, self.kwargs)))
+        return self._resized(first, slice(2, None), lambda length: max(64, length // 2 // 64 * 64))
 
     def with_size(self, spatial: slice = SPATIAL[0]) -> Example | None:
         """The same example at a larger spatial size; None where no argument has one.
@@ -108,27 +86,49 @@ class Example:
         Args:
             spatial: which dimensions of an argument are spatial.
         """
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
-        if first is None or self._is_list_of_images:  # a detector resizes its images itself
+        first = self._first(3)
+        if first is None:
             return None
+        is_video = first.dim() == 5
+
+        def enlarge(length: int) -> int:
+            if length >= 48:
+                return length + 64
+            return 2 * length if is_video else length + 32
+
+        return self._resized(first, spatial, enlarge)
+
+    @property
+    def _is_list_of_images(self) -> bool:
+        """As torchvision's detectors take it: one tensor C, H, W per sample."""
+        images = self.args[0] if self.args and isinstance(self.args[0], list) else []
+        return bool(images) and all(isinstance(image, torch.Tensor) and image.dim() == 3 for image in images)
+
+    def _first(self, rank: int) -> torch.Tensor | None:
+        """The first tensor of at least this rank; None for a list of images, which a detector resizes itself."""
+        tensors = () if self._is_list_of_images else self.tensors
+        return next((tensor for tensor in tensors if tensor.dim() >= rank), None)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+        def apply(leaf: Any) -> Any:
+            return change(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        return Example(*map_nested(apply, (self.args, self.kwargs)))
+
+    def _resized(self, first: torch.Tensor, spatial: slice, length_for: Callable[[int], int]) -> Example:
+        """Other lengths of the dimensions of all tensors that are like the first: parts of them, or repeated parts."""
         dims = range(first.dim())[spatial]
         lengths = {first.shape[dim] for dim in dims}
 
-        def enlarge(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor) or leaf.dim() != first.dim():
-                return leaf
-            for dim in dims:
-                if leaf.shape[dim] in lengths:
-                    more = 64 if leaf.shape[dim] >= 48 else 32
-                    more = leaf.shape[dim] if first.dim() == 5 and leaf.shape[dim] < 48 else more
-                    parts = [leaf]
-                    while more > 0:
-                        parts.append(leaf.narrow(dim, 0, min(more, leaf.shape[dim])))
-                        more -= parts[-1].shape[dim]
-                    leaf = torch.cat(parts, dim)
-            return leaf
+        def resize(tensor: torch.Tensor) -> torch.Tensor:
+            for dim in dims if tensor.dim() == first.dim() else ():
+                length = tensor.shape[dim]
+                if length in lengths:
+                    places = torch.arange(length_for(length), device=tensor.device) % length
+                    tensor = tensor.index_select(dim, places)
+            return tensor
 
-        return Example(*map_nested(enlarge, (self.args, self.kwargs)))
+        return self._with(resize)
 
 
 def _noisy(tensor: torch.Tensor, seed: int) -> torch.Tensor:

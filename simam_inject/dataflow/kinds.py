@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import types
 from collections.abc import Callable
 from functools import lru_cache
@@ -36,6 +35,7 @@ _MODULE_KINDS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], 
     (nn.ReLU6, "relu6"),
     (nn.PReLU, "prelu"),
 )
+_CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPARENT = frozenset({"identity", "dropout", "drop_path", "getitem", "contiguous", "clone", "dropblock"})
 """Kinds that a chain of operations looks through: in eval mode they pass their input on."""
 UPSAMPLING = frozenset({"interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "pixel_shuffle"})
@@ -76,12 +76,11 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
     """
     if not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
         return {}
-    rank = int(re.findall(r"([123])d", module_kind(module) + "2d" if isinstance(module, _ConvNd) else "2d")[0])
+    rank = int(module_kind(module)[-2]) if isinstance(module, _ConvNd) else 2
     facts: dict[str, Any] = {}
     for fact, attribute in (("kernel", "kernel_size"), ("stride", "stride"), ("dilation", "dilation")):
         value = getattr(module, attribute, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = (value,) * rank
+        value = (value,) * rank if isinstance(value, int) else value
         if isinstance(value, (tuple, list)) and value and all(isinstance(length, int) for length in value):
             facts[fact] = tuple(value)
     if isinstance(module, _ConvNd):
@@ -92,15 +91,12 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
 
 def function_facts(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same facts of a convolution that is called as a function; {} for anything else."""
-    weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    given = {"stride": 1, "dilation": 1, "groups": 1, **dict(zip(_CONV_PARAMETERS, args, strict=False)), **kwargs}
+    weight = given.get("weight")
     if not kind.startswith("conv") or kind.startswith("conv_transpose") or not isinstance(weight, Tensor):
         return {}
-    rank = weight.dim() - 2
-    facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:])}
-    for fact, position in (("stride", 3), ("dilation", 5)):
-        value = kwargs.get(fact, args[position] if len(args) > position else 1)
-        facts[fact] = (
-            tuple(value) * (rank if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * rank
-        )
-    groups = int(kwargs.get("groups", args[6] if len(args) > 6 else 1))
-    return facts | {"groups": groups, "depthwise": groups > 1 and weight.shape[1] == 1}
+    facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:]), "groups": given["groups"]}
+    for fact in ("stride", "dilation"):
+        value = given[fact] if isinstance(given[fact], (tuple, list)) else (given[fact],)
+        facts[fact] = tuple(value) * (weight.dim() - 2 if len(value) == 1 else 1)
+    return facts | {"depthwise": given["groups"] > 1 and weight.shape[1] == 1}

@@ -7,6 +7,7 @@ every module call. Nothing is traced: the forward runs as Python.
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ NOT_READS = words(
     """
 )
 """Attributes and methods that do not look at a tensor's content."""
+_IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
 _TELLS_META = frozenset({"is_meta", "data_ptr"})
 Tensors = list[tuple[tuple[Key, ...], torch.Tensor]]
 
@@ -256,16 +258,14 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 
 
 def _compute_on_meta(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
-    """An operation on tensors without data and, where constants have kept theirs, with these.
-
-    An operation that writes into a constant raises.
-    """
+    """An operation on tensors without data and, where constants have kept theirs, with these."""
     name = function_name(func)
     if name == "batch_norm" and not training and args[0].is_meta:  # as torch does it on meta, but at once
         return torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device="meta")
-    tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
-    is_mixed = len(tensors) > 1 and len({tensor.is_meta for tensor in tensors if tensor.dim()}) > 1
-    if is_mixed and not getattr(func, "__name__", "").endswith("_"):
+    if len({tensor.is_meta for _, tensor in tensors_in((args, kwargs))}) > 1:
+        written = kwargs.get("out", args[0] if _IN_PLACE.search(getattr(func, "__name__", "")) else None)
+        if any(not tensor.is_meta for _, tensor in tensors_in(written)):
+            raise RuntimeError("a constant is overwritten by what has no numbers here")
         args, kwargs = map_nested(_as_meta, (tuple(args), dict(kwargs)))
     return func(*args, **kwargs)
 

@@ -45,8 +45,8 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
 
 def to_sketch(tensor: torch.Tensor) -> torch.Tensor:
     """As `to_meta`, but constants of a few numbers keep them: strides and scales, which a forward may look at."""
-    is_constant = type(tensor) is torch.Tensor and tensor.numel() <= _FEW and tensor.device.type == "cpu"
-    return to_clone(tensor) if is_constant else to_meta(tensor)
+    is_constant = type(tensor) is torch.Tensor and tensor.numel() <= _FEW and not tensor.is_meta
+    return tensor.detach().to("cpu", copy=True) if is_constant else to_meta(tensor)
 
 
 def to_clone(tensor: torch.Tensor) -> torch.Tensor:
