@@ -108,26 +108,25 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
     planned.apply()
     if not verify:
         return model
-    recording = planned.flow.recording
+    recorded = {path for path, count in planned.flow.recording.calls.items() if count}
+    has_parameters = _has_parameters(network)
     try:
-        found = check_model(
-            network,
-            planned.flow.example,
-            marks,
-            has_parameters=_has_parameters(network),
-            recorded={path for path, count in recording.calls.items() if count},
-        )
+        found = check_model(network, planned.flow.example, marks, has_parameters=has_parameters, recorded=recorded)
+        if not found.ok:
+            raise _failed(found)
     except BaseException as error:
-        _go_back(model, restore)
+        restore()
+        update(model)
         error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
-    if not found.ok:
-        _go_back(model, restore)
-        failed = [check for check in found.checks if check.ok is False]
-        kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
-        details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-        raise kind(f"verification failed, and the model was restored. {details}")
     return model
+
+
+def _failed(found: Verification) -> VerificationError:
+    failed = [check for check in found.checks if check.ok is False]
+    kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
+    details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+    return kind(f"verification failed, and the model was restored. {details}")
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
@@ -242,13 +241,10 @@ def _plan(
     present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
-    modules = {path: id(module) for path, module in _own_modules(network)}
+    modules = _own_modules(network)
 
     def apply(planned: Plan) -> nn.Module:
-        if (
-            injected(network) != planned.present
-            or {path: id(module) for path, module in _own_modules(network)} != modules
-        ):
+        if injected(network) != planned.present or _own_modules(network) != modules:
             raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
             _apply(network, planned, flow, strength, attention)
@@ -258,10 +254,10 @@ def _plan(
     return Plan(recipe, tuple(decision.insertions), tuple(decision.skips), flow, present, apply)
 
 
-def _own_modules(network: nn.Module) -> list[tuple[str, nn.Module]]:
-    """All modules except the injected attention."""
+def _own_modules(network: nn.Module) -> dict[str, int]:
+    """Identity of every module, by path, except the injected attention."""
     attention = {id(part) for entry in attended_in(network) if entry.attention for part in entry.attention.modules()}
-    return [(path, module) for path, module in network.named_modules() if id(module) not in attention]
+    return {path: id(module) for path, module in network.named_modules() if id(module) not in attention}
 
 
 def _apply(
@@ -283,12 +279,6 @@ def _apply(
         factory=attention,
         keep=True,
     )
-
-
-def _go_back(model: nn.Module, restore: Callable[[], None]) -> None:
-    """Undo `apply`."""
-    restore()
-    update(model)
 
 
 def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:

@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import logging
+import os
+import warnings
 from typing import Annotated
 
 import typer
 
-from simam_inject.cli import benching, checking, comparing, injecting, looking, mapping, shelf
-from simam_inject.cli.options import (
-    BenchOptions,
-    CheckOptions,
-    InjectOptions,
-    MapOptions,
-    ModelFileOptions,
-    ModelOptions,
-    Options,
-    PageOptions,
-    RecipeOptions,
-    ShowOptions,
-)
+from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
 from simam_inject.cli.program import MAIN_JOB, MainJobGroup, add_command, run
+
+FIRST_COMMANDS = """\
+Add SimAM attention to a convolutional network. Start with:
+
+  simam-inject sites resnet50                      list blocks and layers
+  simam-inject resnet50 --after bottleneck         add SimAM, and verify
+  simam-inject resnet50 --recipe paper --dry-run   preview a shipped recipe
+  simam-inject recipes                             the shipped recipes
+
+All options and commands: simam-inject --help"""
 
 app = typer.Typer(cls=MainJobGroup, pretty_exceptions_enable=False, rich_markup_mode="rich")
 recipes_app = typer.Typer(rich_markup_mode="rich")
 
 
 def main() -> None:
-    """Entry point of `simam-inject`."""
+    """Entry point of `simam-inject`. Libraries' banners and retries are silenced, and a warning is one line."""
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     app(prog_name="simam-inject")
 
 
@@ -38,9 +43,10 @@ def _show_version(asked: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def describe_program(
-    version: Annotated[
+    context: typer.Context,
+    _version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version")
     ] = False,
 ) -> None:
@@ -48,24 +54,26 @@ def describe_program(
 
     Exit codes: 0 done, 1 nothing matched or verification failed, 2 bad usage, recipe, model or file.
     """
+    if context.invoked_subcommand is None:
+        typer.echo(FIRST_COMMANDS)
 
 
 @recipes_app.callback(invoke_without_command=True)
 def recipes(context: typer.Context) -> None:
     """List the shipped recipes."""
     if context.invoked_subcommand is None:
-        run(shelf.list_recipes)
+        run(looking.list_recipes)
 
 
-add_command(app, MAIN_JOB, injecting.inject, InjectOptions, hidden=True, no_args_is_help=True)
-add_command(app, "sites", looking.sites, ModelOptions)
-add_command(app, "explain", looking.explain, Options)
-add_command(app, "report", looking.report, PageOptions)
-add_command(app, "bench", benching.bench, BenchOptions)
-add_command(app, "check", checking.check, CheckOptions)
-add_command(app, "show", checking.show, ShowOptions)
-add_command(app, "maps", mapping.maps, MapOptions)
+add_command(app, MAIN_JOB, injecting.inject, options.InjectOptions, hidden=True, no_args_is_help=True)
+add_command(app, "sites", looking.sites, options.ModelOptions)
+add_command(app, "explain", looking.explain, options.Options)
+add_command(app, "report", looking.report, options.PageOptions)
+add_command(app, "bench", looking.bench, options.BenchOptions)
+add_command(app, "check", checking.check, options.CheckOptions)
+add_command(app, "show", checking.show, options.FileOptions)
+add_command(app, "maps", mapping.maps, options.MapOptions)
 app.add_typer(recipes_app, name="recipes")
-add_command(recipes_app, "show", shelf.show_recipe, RecipeOptions)
-add_command(recipes_app, "from-yaml", shelf.import_recipe, ModelFileOptions)
+add_command(recipes_app, "show", looking.show_recipe, options.RecipeOptions)
+add_command(recipes_app, "from-yaml", looking.import_recipe, options.ModelFileOptions)
 app.add_typer(comparing.compare_app, name="compare")

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.cli.options import EXPORTS, CheckOptions, ShowOptions
+from simam_inject.cli.options import CheckOptions, FileOptions
 from simam_inject.cli.preparing import check_model_name
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import FileError, ModelError
@@ -25,34 +25,25 @@ if TYPE_CHECKING:
 def check(options: CheckOptions, step: Step) -> Report:
     """Check that SimAM is live in a file, and in the .onnx of the same name beside a checkpoint. Exits 1 if not."""
     file = options.file
-    if not file.is_file():
-        raise FileError(f"no such file: {str(file)!r}")
-    if file.suffix in EXPORTS:
-        raise FileError(
-            f"{file}: check an exported file against its model with simam_inject.export.prove({str(file)!r}, model)"
-        )
     step(f"reading {file}", of=2)
     if file.suffix == ".safetensors":
         return _check_saved(file, options.model, step)
     if file.suffix == ".pt":
         return _check_checkpoint(file, step)
-    raise FileError(f"{file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save")
+    raise FileError(
+        f"{file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save; an exported file is "
+        f"checked against its model with simam_inject.export.prove({str(file)!r}, model)"
+    )
 
 
-def show(options: ShowOptions, step: Step) -> Report:
+def show(options: FileOptions, step: Step) -> Report:
     """Show what a .safetensors file holds beside its weights: sites, recipes, versions. Needs no model."""
-    step(f"reading {options.file}", of=1)
-    if options.file.suffix != ".safetensors":
-        raise FileError(
-            f"{options.file}: only .safetensors files can be shown; simam-inject check reads YOLO checkpoints"
-        )
-    from rich.text import Text
-
     from simam_inject.persist import read
 
+    step(f"reading {options.file}", of=1)
     manifest = read(options.file)
-    recipes = [Text(f"recipe: {json.dumps(recipe)}", overflow="fold") for recipe in manifest.recipes]
-    return Report(_view(options.file, manifest, recipes), _as_dict(options.file, manifest))
+    recipes = [f"recipe: {json.dumps(recipe)}" for recipe in manifest.recipes]
+    return Report([*_view(options.file, manifest), *recipes], _as_dict(options.file, manifest))
 
 
 def _check_saved(file: Path, model: str | None, step: Step) -> Report:
@@ -60,73 +51,61 @@ def _check_saved(file: Path, model: str | None, step: Step) -> Report:
     from simam_inject.persist import load, read
 
     manifest = read(file)
-    data = {**_as_dict(file, manifest), "verification": None}
-    more: list[RenderableType] = (
-        ["to load it into its model and verify: add --model MODEL"] if manifest.insertions else []
-    )
-    ok = bool(manifest.insertions)
-    if model is not None and ok:
+    view, data, ok = [*_view(file, manifest)], _as_dict(file, manifest), bool(manifest.insertions)
+    if model is None and ok:
+        view.append("to load it into its model and verify: add --model MODEL")
+    elif model is not None and ok:
         from simam_inject.api import verify
-        from simam_inject.reporting.plans import verification_lines
+        from simam_inject.reporting.plans import render_verification
 
         check_model_name(model)
         step(f"loading it into {model} and verifying")
-        verification = verify(load(file, build(model).model))
-        data["verification"], more, ok = verification, [*verification_lines(verification)], verification.ok
-    return Report(_view(file, manifest, more), {**data, "ok": ok}, ok)
+        data["verification"] = verification = verify(load(file, build(model).model))
+        view += render_verification(verification)
+        ok = verification.ok
+    return Report(view, {**data, "ok": ok}, ok)
 
 
 def _as_dict(file: Path, manifest: Manifest) -> dict[str, Any]:
-    sites = [{**asdict(site), "module": site.module} for site in manifest.insertions]
+    sites = [asdict(site) for site in manifest.insertions]
     return {"path": file, "sites": sites, "recipes": manifest.recipes, "versions": manifest.versions}
 
 
-def _view(file: Path, manifest: Manifest, more: list[Any]) -> RenderableType:
-    from rich.console import Group
-    from rich.text import Text
-
+def _view(file: Path, manifest: Manifest) -> Iterator[RenderableType]:
     from simam_inject.reporting.formats import format_count
     from simam_inject.reporting.plans import sites_table
 
     names = ", ".join(str(recipe.get("name") or "recipe") for recipe in manifest.recipes) or "no recipe"
-    return Group(
-        Text(f"{file} ({names})", "bold"),
-        *([sites_table(manifest.insertions)] if manifest.insertions else []),
-        f"{format_count(len(manifest.insertions), 'site')}; tensor names and shapes are as saved",
-        "written with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
-        *more,
-    )
+    yield f"{file} ({names})"
+    yield sites_table(manifest.insertions)
+    yield f"{format_count(len(manifest.insertions), 'site')}; tensor names and shapes are as saved"
+    yield "written with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
 
 
 def _check_checkpoint(file: Path, step: Step) -> Report:
     if find_spec("ultralytics") is None:
         raise ModelError("YOLO checkpoints need ultralytics: pip install 'simam_inject[ultralytics]'")
-    from rich.console import Group
-
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 
     step("running it as trained, fused and exported")
     checkup = check_checkpoint(file)
     ok = not checkup.faults
-    return Report(Group(*_checkup_lines(checkup)), {**asdict(checkup), "ok": ok}, ok)
+    return Report([*_checkup_lines(checkup)], {**asdict(checkup), "ok": ok}, ok)
 
 
 def _checkup_lines(checkup: Checkup) -> Iterator[RenderableType]:
-    from rich.text import Text
+    from simam_inject.reporting.formats import Table
 
-    from simam_inject.reporting.formats import new_table
-
-    yield Text(f"{checkup.path} ({checkup.network}, {checkup.recipe or 'no record'})", "bold")
-    if checkup.sites:
-        table = new_table("site", "e_lambda", "planned", "present", "runs", "runs fused")
-        for site in checkup.sites:
-            planned, present = ("yes" if value else "no" for value in (site.planned, site.present))
-            table.add_row(Text(site.path), f"{site.e_lambda:g}", planned, present, str(site.runs), str(site.runs_fused))
-        yield table
-        yield Text(f"{sum(site.is_live for site in checkup.sites)} of {len(checkup.sites)} sites are live")
+    yield f"{checkup.path} ({checkup.network}, {checkup.recipe or 'no record'})"
+    rows = []
+    for site in checkup.sites:
+        planned, present = ("yes" if value else "no" for value in (site.planned, site.present))
+        rows.append((site.path, f"{site.e_lambda:g}", planned, present, str(site.runs), str(site.runs_fused)))
+    yield Table(("site", "e_lambda", "planned", "present", "runs", "runs fused"), rows)
+    yield f"{sum(site.is_live for site in checkup.sites)} of {len(checkup.sites)} sites are live"
     if checkup.exported is not None:
         wanted = sum(site.runs_fused for site in checkup.sites)
-        yield Text(f"{checkup.path.stem}.onnx: {checkup.exported} of {wanted} sites are in its graph")
-    yield from (Text(f"wrong: {fault}", "red") for fault in checkup.faults)
-    if any(not site.present for site in checkup.sites) or not checkup.sites:
-        yield Text("to add SimAM: inject(YOLO(...), recipe), then train; see docs/yolo.md")
+        yield f"{checkup.path.stem}.onnx: {checkup.exported} of {wanted} sites are in its graph"
+    yield from (f"wrong: {fault}" for fault in checkup.faults)
+    if not checkup.sites or any(not site.present for site in checkup.sites):
+        yield "to add SimAM: inject(YOLO(...), recipe), then train; see docs/yolo.md"

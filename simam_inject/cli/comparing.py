@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from simam_inject.cli.options import CompareOptions, StudyOptions
-from simam_inject.cli.parsing import parse_number
+from simam_inject.cli.options import CompareOptions, StudyOptions, parse_number
 from simam_inject.cli.program import MAIN_JOB, MainJobGroup, Report, Step, add_command, show_error
 from simam_inject.zoo.names import is_yolo_name
 
@@ -115,6 +114,9 @@ def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Compar
 
 def _work_together(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
     """Run cells here and in processes of their own; what a process that died left is run here."""
+    from simam_inject.compare.study import open_storage
+
+    open_storage(options.study)  # creates the tables of a new database, which several processes cannot do at once
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "simam_inject", *sys.argv[1:], "--workers", "1"]
     others = [

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import MapOptions
 from simam_inject.cli.preparing import Prepared, images_in, make_plan, prepare
 from simam_inject.cli.program import Report, Step
-from simam_inject.errors import InjectError, ModelError, NoMatchError
+from simam_inject.errors import InjectError, ModelError, NoMatchError, shortened
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import Tensor
 
     from simam_inject.pictures import Photograph
@@ -27,7 +28,11 @@ def maps(options: MapOptions, step: Step) -> Report:
     files = [file for path in options.images for file in (images_in(path, _MOST_IMAGES) if path.is_dir() else [path])]
     if len(files) > _MOST_IMAGES:
         raise ModelError(f"{len(files)} images do not fit into one picture; give at most {_MOST_IMAGES}")
-    prepared = _attended(options, step)
+    if options.sources:
+        prepared, plan = make_plan(options, step, steps=4)
+        prepared.apply(plan, options.strength)
+    else:
+        prepared = prepare(options, step, steps=3)
     from simam_inject.pictures import draw_maps
 
     chosen = _chosen(prepared, options.site)
@@ -43,32 +48,19 @@ def maps(options: MapOptions, step: Step) -> Report:
     return Report(view, {"model": options.model, "output": options.output, "images": images})
 
 
-def _attended(options: MapOptions, step: Step) -> Prepared:
-    """The model with SimAM in it: put in by the options, or there already."""
-    if options.recipe or options.selectors:
-        planned = make_plan(options, step, steps=4)
-        planned.check_effect()
-        planned.apply(options.strength)
-        return planned
-    prepared = prepare(options, step, steps=3)
-    from simam_inject.api import injected
-
-    if not injected(prepared.built.model):
-        raise ModelError(f"{options.model} has no SimAM: add --recipe NAME or --after BLOCK")
-    return prepared
-
-
 def _chosen(prepared: Prepared, globs: list[str] | None) -> set[str]:
     """Paths of the sites to draw."""
     from simam_inject.api import injected
     from simam_inject.recipe.names import Glob
 
-    sites = injected(prepared.built.model)
+    sites = injected(prepared.model)
+    if not sites:
+        raise ModelError(f"{prepared.built.name} has no SimAM: add --recipe NAME or --after BLOCK")
     if not globs:
         return set({site.reduction: site.path for site in sites}.values())
     chosen = {site.path for site in sites for text in globs if Glob(text).covers(site.path)}
     if not chosen:
-        known = ", ".join(site.path for site in sites[:4]) + (", ..." if len(sites) > 4 else "")
+        known = shortened([site.path for site in sites])
         raise NoMatchError(f"no site matches --site {' '.join(globs)}; SimAM is at {known}")
     return chosen
 
@@ -81,7 +73,7 @@ def _maps_of(
 
     shot = prepared.photograph(file)
     compute = difference_maps if options.difference else attention_maps
-    found = compute(prepared.built.model, shot.input, channel=options.channel)
+    found = compute(prepared.model, shot.input, channel=options.channel)
     wanted = {path: values for path, values in found.items() if path.partition(" (run ")[0] in chosen}
     drawn = {path: values[0, 0] for path, values in wanted.items() if values.dim() == 4}
     if not drawn:

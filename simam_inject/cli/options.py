@@ -1,23 +1,15 @@
-"""Arguments and options, each written once. The options of a command are the fields of one dataclass."""
+"""Arguments and options, each written once, and how their values are read.
 
+The options of a command are the fields of one dataclass.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import typer
-
-from simam_inject.cli.parsing import (
-    Names,
-    Size,
-    complete_recipe,
-    one_of,
-    parse_names,
-    parse_number,
-    parse_size,
-    parse_time,
-    writable,
-)
 
 PANELS = (None, "Placement", "The study", "The model", "Measurement", "The training", "Output")
 """The boxes of the help, in their order; arguments are in none."""
@@ -28,14 +20,92 @@ PEERS = ("se", "eca", "cbam", "gc")
 DTYPES = ("fp32", "bf16", "fp16")
 
 
+class Size(tuple[int, ...]):
+    """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Read a size."""
+        parts = text.lower().split("x")
+        if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
+        return super().__new__(cls, map(int, parts))
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self))
+
+
+class Names(tuple[str, ...]):
+    """`a, b` -> (a, b)."""
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> Self:
+        """Read what has commas between."""
+        return super().__new__(cls, filter(None, map(str.strip, text.split(","))))
+
+
+def parse_number(text: str) -> int | float:
+    """A number as it was written: an integer stays one, since an integer lambda is probably a channel count."""
+    try:
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"found {text!r}; write a number, e.g. 1e-4") from None
+
+
+def parse_time(text: str) -> float:
+    """`2h`, `30m`, `90s` or `90` in seconds."""
+    unit = {"h": 3600.0, "m": 60.0, "s": 1.0}.get(text[-1:])
+    try:
+        return float(text if unit is None else text[:-1]) * (unit or 1.0)
+    except ValueError:
+        raise typer.BadParameter(f"write a time, e.g. 2h, 30m or 90s; found {text!r}") from None
+
+
+def one_of(noun: str, *known: str) -> Callable[[Any], Any]:
+    """A check that a value, or each of several, is one of a few; `cuda:1` counts as `cuda`."""
+
+    def check(value: Any) -> Any:
+        for name in [value] if isinstance(value, str) else value:
+            if name.partition(":")[0] not in known:
+                raise typer.BadParameter(f"unknown {noun} {name!r}; choose from {', '.join(known)}")
+        return value
+
+    return check
+
+
+def writable(*suffixes: str) -> Callable[[str], Path]:
+    """A parser of a file in a folder that exists, with one of these suffixes if there are any."""
+
+    def parse(text: str) -> Path:
+        path = Path(text)
+        if not path.parent.is_dir():
+            raise typer.BadParameter(f"no such folder: {str(path.parent)!r}")
+        if path.is_dir():
+            raise typer.BadParameter(f"{text!r} is a folder")
+        if suffixes and path.suffix not in suffixes:
+            raise typer.BadParameter(f"found {text!r}; the file must end in {', '.join(suffixes)}")
+        return path
+
+    return parse
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Names of shipped recipes, for the shell's completion."""
+    from simam_inject.recipe import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
 def argument(metavar: str, text: str = "", **more: Any) -> Any:
     """A field that is an argument of the command line."""
     return typer.Argument(metavar=metavar, help=text, show_default=False, **more)
 
 
-def option(panel: str, name: str, text: str, metavar: str | None = None, *, default: Any = None, **more: Any) -> Any:
-    """A field that is an option of the command line; `default=...` makes it required."""
-    return typer.Option(default, name, help=text, rich_help_panel=panel, metavar=metavar, **more)
+def option(panel: str, text: str, metavar: str | None = None, *, default: Any = None, **more: Any) -> Any:
+    """A field that is an option of the command line; `default=...` makes it required, a bool a flag."""
+    return typer.Option(default, help=text, rich_help_panel=panel, metavar=metavar, **more)
 
 
 _place, _study, _model, _measure, _train, _output = (partial(option, panel) for panel in PANELS if panel)
@@ -44,16 +114,12 @@ _MODEL_NAME = argument(
     "resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt or FILE.yaml of a YOLO, FILE.py:FACTORY "
     "or MODULE:FACTORY",
 )
-_PRETRAINED = _model("--pretrained", "Load the library's pretrained weights", default=False)
-_STRENGTH = _place("--strength", "From 0 (no effect) to 1 (SimAM)", "F", default=1.0, min=0.0, max=1.0)
-_DEVICE_CHECK = one_of("device", "cpu", "cuda", "cuda:N")
+_RECIPE = partial(_place, "A shipped recipe or a YAML file", "NAME|FILE", autocompletion=complete_recipe)
+_PRETRAINED = _model("Load the library's pretrained weights", default=False)
+_STRENGTH = _place("From 0 (no effect) to 1 (SimAM)", "F", default=1.0, min=0.0, max=1.0)
+_DEVICE = _measure("cpu or cuda", default="cpu", callback=one_of("device", "cpu", "cuda", "cuda:N"))
 _AGAINST = _measure(
-    "--against",
-    f"Other attentions: {','.join(PEERS)}",
-    "A,B",
-    default="",
-    parser=parse_names,
-    callback=one_of("attention", *PEERS),
+    f"Other attentions: {','.join(PEERS)}", "A,B", default="", parser=Names, callback=one_of("attention", *PEERS)
 )
 
 
@@ -61,8 +127,8 @@ _AGAINST = _measure(
 class OutputOptions:
     """How much is printed."""
 
-    json: bool = _output("--json", "Print only JSON", default=False)
-    quiet: bool = _output("--quiet", "Print only errors", default=False)
+    json: bool = _output("Print only JSON", default=False)
+    quiet: bool = _output("Print only errors", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,38 +137,35 @@ class ModelOptions(OutputOptions):
 
     model: str = _MODEL_NAME
     weights: Path | None = _model(
-        "--weights",
         "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint",
         "FILE",
         exists=True,
         dir_okay=False,
     )
     pretrained: bool = _PRETRAINED
-    num_classes: int | None = _model("--num-classes", "Number of classes of the head", "N", min=1)
-    seed: int | None = _model("--seed", "Seed of the random weights", "N", min=0)
-    input_size: Size | None = _model(
-        "--input-size", "Size of one example: channels x height x width", "CxHxW", parser=parse_size
-    )
+    num_classes: int | None = _model("Number of classes of the head", "N", min=1)
+    seed: int | None = _model("Seed of the random weights", "N", min=0)
+    input_size: Size | None = _model("Size of one example: channels x height x width", "CxHxW", parser=Size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options(ModelOptions):
     """The model, and where SimAM goes."""
 
-    after: list[str] | None = _place("--after", "BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated", "X")
-    before: list[str] | None = _place("--before", "BLOCK.CHILD or BLOCK.residual; may be repeated", "X")
-    recipe: str | None = _place(
-        "--recipe", "A shipped recipe or a YAML file", "NAME|FILE", autocompletion=complete_recipe
-    )
-    exclude: list[str] | None = _place("--exclude", "Paths to exclude, e.g. 'layer1.*'; may be repeated", "GLOB")
-    e_lambda: float | None = _place(
-        "--e-lambda", "Lambda of every site, above 0; overrides the recipe", "F", parser=parse_number
-    )
+    after: list[str] | None = _place("BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated", "X")
+    before: list[str] | None = _place("BLOCK.CHILD or BLOCK.residual; may be repeated", "X")
+    recipe: str | None = _RECIPE()
+    exclude: list[str] | None = _place("Paths to exclude, e.g. 'layer1.*'; may be repeated", "GLOB")
+    e_lambda: float | None = _place("Lambda of every site, above 0; overrides the recipe", "F", parser=parse_number)
 
     @property
-    def selectors(self) -> tuple[tuple[str, str], ...]:
-        """Position and place of each `--after` and `--before`."""
-        return *(("after", text) for text in self.after or ()), *(("before", text) for text in self.before or ())
+    def sources(self) -> list[str]:
+        """What `load_recipe` reads: `--recipe`, and a selector for each `--after` and `--before`."""
+        places = [
+            *(f"after {place}" for place in self.after or ()),
+            *(f"before {place}" for place in self.before or ()),
+        ]
+        return [*([self.recipe] if self.recipe else []), *places]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,22 +174,17 @@ class InjectOptions(Options):
 
     strength: float = _STRENGTH
     calibrate: Path | None = _place(
-        "--calibrate",
-        "Fit gains and norm statistics to the images in this folder",
-        "FOLDER",
-        exists=True,
-        file_okay=False,
+        "Fit gains and norm statistics to the images in this folder", "FOLDER", exists=True, file_okay=False
     )
-    dry_run: bool = _output("--dry-run", "Print the plan and change nothing", default=False)
-    why: bool = _output("--why", "Also list near misses with their reasons", default=False)
-    verbose: bool = _output("--verbose", "Show every site and every check", default=False)
+    dry_run: bool = _output("Print the plan and change nothing", default=False)
+    why: bool = _output("Also list near misses with their reasons", default=False)
+    verbose: bool = _output("Show every site and every check", default=False)
     output: Path | None = _output(
-        "--output",
         "Save weights and sites to x.safetensors (YOLO: x.pt), or export to x.onnx, x.pt2 or x.torchscript",
         "FILE",
         parser=writable(".safetensors", ".pt", *EXPORTS),
     )
-    dynamic: bool = _output("--dynamic", "Export with dynamic batch and image size", default=False)
+    dynamic: bool = _output("Export with dynamic batch and image size", default=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,21 +192,20 @@ class PageOptions(Options):
     """What is put in, and where the page about it is written."""
 
     strength: float = _STRENGTH
-    html: Path = _output("--html", "Output file", "FILE.html", default=..., parser=writable())
+    html: Path = _output("Output file", "FILE.html", default=..., parser=writable())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions(Options):
     """The conditions of a measurement."""
 
-    device: str = _measure("--device", "cpu or cuda", default="cpu", callback=_DEVICE_CHECK)
-    batch: int = _measure("--batch", "Images per batch", "N", default=1, min=1)
-    dtype: str = _measure("--dtype", "fp32, bf16 or fp16", default="fp32", callback=one_of("dtype", *DTYPES))
-    channels_last: bool = _measure("--channels-last", "Use the channels_last memory format", default=False)
-    compile: bool = _measure("--compile", "With torch.compile", default=False)
+    device: str = _DEVICE
+    batch: int = _measure("Images per batch", "N", default=1, min=1)
+    dtype: str = _measure("fp32, bf16 or fp16", default="fp32", callback=one_of("dtype", *DTYPES))
+    channels_last: bool = _measure("Use the channels_last memory format", default=False)
+    compile: bool = _measure("With torch.compile", default=False)
     against: Names = _AGAINST
-    rounds: int = _measure("--rounds", "Timed rounds", "N", default=15, min=3)
-    chart: Path | None = _output("--chart", "Draw a bar chart", "FILE.svg", parser=writable())
+    rounds: int = _measure("Timed rounds", "N", default=15, min=3)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,31 +214,24 @@ class MapOptions(Options):
 
     images: list[Path] = argument("IMAGE...", "Images, or folders of images", exists=True)
     strength: float = _STRENGTH
-    site: list[str] | None = _place(
-        "--site", "Sites to draw, e.g. 'layer4.*'; default: the last of each map size", "GLOB"
-    )
-    channel: int | None = _output("--channel", "Draw this channel instead of the mean over channels", "N", min=0)
-    difference: bool = _output(
-        "--difference", "Draw how much SimAM changes the feature map at each site", default=False
-    )
-    output: Path = _output(
-        "--output", "The picture", "FILE", default="maps.png", parser=writable(".png", ".jpg", ".pdf", ".svg")
-    )
+    site: list[str] | None = _place("Sites to draw, e.g. 'layer4.*'; default: the last of each map size", "GLOB")
+    channel: int | None = _output("Draw this channel instead of the mean over channels", "N", min=0)
+    difference: bool = _output("Draw how much SimAM changes the feature map at each site", default=False)
+    output: Path = _output("The picture", "FILE", default="maps.png", parser=writable(".png", ".jpg", ".pdf", ".svg"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckOptions(OutputOptions):
-    """Which file is checked."""
+class FileOptions(OutputOptions):
+    """Which file is read."""
 
-    file: Path = argument("FILE", "A YOLO checkpoint, or a .safetensors file")
-    model: str | None = _model("--model", "Load a .safetensors file into this model and verify", "MODEL")
+    file: Path = argument("FILE", "A .safetensors file; for check also a YOLO checkpoint")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions(OutputOptions):
-    """Which file is shown."""
+class CheckOptions(FileOptions):
+    """Which file is checked, and in which model."""
 
-    file: Path = argument("FILE.safetensors", "A file written by simam_inject")
+    model: str | None = _model("Load a .safetensors file into this model and verify", "MODEL")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +246,7 @@ class ModelFileOptions:
     """Which model file, and where its recipe is written."""
 
     file: str = argument("FILE.yaml")
-    output: Path | None = _output("--output", "Output file", "FILE", parser=writable())
+    output: Path | None = _output("Output file", "FILE", parser=writable())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,39 +254,29 @@ class CompareOptions:
     """A study: what is compared, on which data, and how it is trained."""
 
     model: str = _MODEL_NAME
-    data: str = _study("--data", "Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", default=...)
-    recipe: list[str] = _study(
-        "--recipe",
-        "A shipped recipe or a YAML file; may be repeated",
-        "NAME|FILE",
-        default=...,
-        autocompletion=complete_recipe,
-    )
+    data: str = _study("Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", default=...)
+    recipe: list[str] = _RECIPE(default=...)
     against: Names = _AGAINST
-    e_lambda: Names = _study(
-        "--e-lambda", "Lambdas of SimAM; one variant for each", "A,B", default="", parser=parse_names
-    )
-    seeds: int = _study("--seeds", "Runs of each variant; below 5 nothing is tested", "N", default=10, min=1)
-    study: str = _study("--study", "Journal file or database URL", "FILE|URL", default="compare.journal")
-    name: str = _study("--name", "Name of the study, where the storage holds several", default="compare")
-    budget: float | None = _study("--budget", "Start no run after this time", "2h|30m|90s", parser=parse_time)
-    resolve: float | None = _study("--resolve", "Report how many seeds detect this difference", "F")
-    workers: int = _study("--workers", "Processes on this machine", "N", default=1, min=1)
-    retry_stale: bool = _study("--retry-stale", "Repeat the runs of workers that died", default=False)
-    weights: str | None = _train("--weights", "Trained weights to start from", "FILE")
+    e_lambda: Names = _study("Lambdas of SimAM; one variant for each", "A,B", default="", parser=Names)
+    seeds: int = _study("Runs of each variant; below 5 nothing is tested", "N", default=10, min=1)
+    study: str = _study("Journal file or database URL", "FILE|URL", default="compare.journal")
+    name: str = _study("Name of the study, where the storage holds several", default="compare")
+    budget: float | None = _study("Start no run after this time", "2h|30m|90s", parser=parse_time)
+    resolve: float | None = _study("Report how many seeds detect this difference", "F")
+    workers: int = _study("Processes on this machine", "N", default=1, min=1)
+    retry_stale: bool = _study("Repeat the runs of workers that died", default=False)
+    weights: str | None = _train("Trained weights to start from", "FILE")
     pretrained: bool = _PRETRAINED
-    device: str = _train("--device", "cpu or cuda", default="cpu", callback=_DEVICE_CHECK)
-    epochs: int = _train("--epochs", "Epochs of every run", "N", default=20, min=1)
-    size: int | None = _train("--size", "Image size; default 224, or 640 for a YOLO", "N")
-    batch: int = _train("--batch", "Batch size", "N", default=64, min=1)
-    rate: float = _train("--rate", "Learning rate for a batch of 256 images", "F", default=0.1)
-    ema: float = _train(
-        "--ema", "Evaluate an exponential moving average of the weights with this decay", "F", default=0.0
-    )
-    augment: bool = _train("--augment/--no-augment", "Random crops and flips", default=True)
-    amp: bool = _train("--amp/--no-amp", "Train with bfloat16 autocast", default=False)
-    compile: bool = _train("--compile", "With torch.compile", default=False)
-    loaders: int = _train("--loaders", "Data-loading processes per worker", "N", default=0)
+    device: str = _DEVICE
+    epochs: int = _train("Epochs of every run", "N", default=20, min=1)
+    size: int | None = _train("Image size; default 224, or 640 for a YOLO", "N")
+    batch: int = _train("Batch size", "N", default=64, min=1)
+    rate: float = _train("Learning rate for a batch of 256 images", "F", default=0.1)
+    ema: float = _train("Evaluate an exponential moving average of the weights with this decay", "F", default=0.0)
+    augment: bool = _train("Random crops and flips", default=True)
+    amp: bool = _train("Train with bfloat16 autocast", default=False)
+    compile: bool = _train("With torch.compile", default=False)
+    loaders: int = _train("Data-loading processes per worker", "N", default=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -244,6 +284,6 @@ class StudyOptions:
     """Which study, and where its report is written."""
 
     study: str = argument("STUDY", "Journal file or database URL")
-    html: Path | None = _output("--html", "Write one HTML file", "FILE", parser=writable())
-    markdown: Path | None = _output("--markdown", "Write Markdown", "FILE", parser=writable())
-    name: str = _study("--name", "Name of the study in the storage", default="compare")
+    html: Path | None = _output("Write one HTML file", "FILE", parser=writable())
+    markdown: Path | None = _output("Write Markdown", "FILE", parser=writable())
+    name: str = _study("Name of the study in the storage", default="compare")

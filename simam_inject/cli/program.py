@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import inspect
 import json
-import logging
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from copy import copy
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -27,22 +26,13 @@ from simam_inject.cli.options import PANELS
 from simam_inject.errors import InjectError, NoMatchError, VerificationError
 
 if TYPE_CHECKING:
-    from rich.console import Console, RenderableType
+    from rich.console import RenderableType
     from rich.progress import Progress
 
 DONE, NO_EFFECT, BAD_USAGE = 0, 1, 2
 """Exit codes: done; nothing matched or verification failed; bad usage, recipe, model or file."""
 MAIN_JOB = "inject"
 """Name of the command that runs for a first word that is not a subcommand."""
-FIRST_COMMANDS = """\
-Add SimAM attention to a convolutional network. Start with:
-
-  simam-inject sites resnet50                      list blocks and layers
-  simam-inject resnet50 --after bottleneck         add SimAM, and verify
-  simam-inject resnet50 --recipe paper --dry-run   preview a shipped recipe
-  simam-inject recipes                             the shipped recipes
-
-All options and commands: simam-inject --help"""
 _PIPE_WIDTH = 120
 _SECONDS_BETWEEN_LINES = 30.0
 
@@ -51,39 +41,33 @@ _SECONDS_BETWEEN_LINES = 30.0
 class Report:
     """What a command found."""
 
-    view: RenderableType
-    """For people; a string is printed as it is."""
-    data: Mapping[str, Any] | None = None
+    view: RenderableType | Sequence[RenderableType]
+    """For people, part by part; a string is printed as it is."""
+    data: Any = None
     """For programs: JSON types, paths and records."""
     ok: bool = True
     """False makes the exit code 1."""
-    error: str = ""
-    """A message for stderr, after the report."""
 
 
 class Step:
     """`step("planning")` begins the next step of a command. A bar on a terminal; elsewhere nothing is shown."""
 
-    def __init__(self, bar: Progress | None = None) -> None:
+    def __init__(self, bar: Progress) -> None:
         self._bar, self._begun, self._last_line = bar, -1, -_SECONDS_BETWEEN_LINES
-        self._task = None if bar is None else bar.add_task("", total=None, visible=False)
+        self._task = bar.add_task("", total=None)
 
     def __call__(self, words: str, of: int | None = None) -> None:
         """Begin the next step; the first one says how many there are."""
         self._begun += 1
-        self._update(self._begun, of, words)
+        self._bar.update(self._task, completed=self._begun, total=of, description=words)
 
     def show(self, done: int, total: int, words: str) -> None:
         """How far a step is that takes hours; without a terminal, a line on stderr now and then."""
-        self._update(done, total, words)
+        self._bar.update(self._task, completed=done, total=total, description=words)
         is_due = time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
-        if self._bar is None and (is_due or done == total):
+        if self._bar.disable and (is_due or done == total):
             self._last_line = time.monotonic()
             typer.echo(words, err=True)
-
-    def _update(self, done: int, total: int | None, words: str) -> None:
-        if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=done, total=total, description=words, visible=True)
 
 
 Action = Callable[[Any, Step], Report]
@@ -93,28 +77,13 @@ class MainJobGroup(TyperGroup):
     """A group that runs `MAIN_JOB` on other first words, and whose help is that command's, followed by the others."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Put the main job's name in front where it is meant."""
-        if not args and ctx.parent is None:
-            typer.echo(FIRST_COMMANDS)
-            ctx.exit()
-        self._refuse_slips(ctx, args)
+        """Put the main job's name in front of everything but a command, a slip of one, and the group's own options."""
         own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
-        if args and args[0] not in self.commands and args[0] not in own:
-            args = [MAIN_JOB, *args]
+        if args and args[0] not in {*own, *self.commands}:
+            has_argument = len(args) > 1 and not args[1].startswith("-")
+            is_slip = has_argument and get_close_matches(args[0], {*self.commands} - {MAIN_JOB}, cutoff=0.7)
+            args = args if is_slip else [MAIN_JOB, *args]
         return super().parse_args(ctx, args)
-
-    def _refuse_slips(self, ctx: Any, args: list[str]) -> None:
-        """A command that is almost one would be taken for a model, and `-after` for the option `-a`."""
-        options = {
-            option for command in self.commands.values() for parameter in command.params for option in parameter.opts
-        }
-        for arg in args:
-            if f"-{arg.partition('=')[0]}" in options:
-                ctx.fail(f"No such option: {arg} (did you mean -{arg}?)")
-        two_words = len(args) > 1 and not args[1].startswith("-")
-        near = get_close_matches(args[0], set(self.commands) - {MAIN_JOB}, n=1, cutoff=0.7) if two_words else []
-        if near and args[0] not in self.commands:
-            ctx.fail(f"No such command: {args[0]} (did you mean {near[0]}?)")
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Show the main job's arguments and options as the program's own."""
@@ -131,6 +100,9 @@ def add_command(app: typer.Typer, name: str, action: Action, options: type, **se
         run(action, options(**values))
 
     parameters = inspect.signature(options).parameters.values()
+    for parameter in parameters:
+        if parameter.default.default is False:  # a flag; Typer would add `--no-json` to `--json`
+            parameter.default.param_decls = (f"--{parameter.name.replace('_', '-')}",)
     ordered = sorted(parameters, key=lambda parameter: PANELS.index(parameter.default.rich_help_panel))
     command.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]
     command.__doc__ = action.__doc__
@@ -147,14 +119,11 @@ def run(action: Action, options: Any = None) -> None:
         typer.Exit: Always, with the exit code.
     """
     wants_json, quiet = getattr(options, "json", False), getattr(options, "quiet", False)
-    _silence_libraries()
     try:
-        with (
-            redirect_stdout(sys.stderr),
-            _warnings(shown=not quiet),
-            _steps(shown=not wants_json and not quiet) as step,
-        ):
-            report = action(options, step)
+        with redirect_stdout(sys.stderr), warnings.catch_warnings(), _bar(shown=not wants_json and not quiet) as bar:
+            if quiet:
+                warnings.simplefilter("ignore")
+            report = action(options, Step(bar))
     except (InjectError, PermissionError) as error:  # of a file that is to be written or read
         show_error(str(error))
         if wants_json:
@@ -164,20 +133,25 @@ def run(action: Action, options: Any = None) -> None:
         from simam_inject.reporting.formats import as_json
 
         typer.echo(json.dumps(as_json(report.data), indent=2))
-    elif isinstance(report.view, str) and not quiet:
-        typer.echo(report.view, nl=not report.view.endswith("\n"))
     elif not quiet:
-        _console().print(report.view, crop=False)  # lines of code to copy may be longer than the terminal is wide
-    if report.error:
-        show_error(report.error)
+        _show(report.view)
     raise typer.Exit(DONE if report.ok else NO_EFFECT)
 
 
-@contextmanager
-def _steps(*, shown: bool) -> Iterator[Step]:
-    if not shown or not sys.stderr.isatty():
-        yield Step()
-        return
+def _show(view: RenderableType | Sequence[RenderableType]) -> None:
+    from rich.console import Console
+
+    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(highlight=False, width=None if is_sized else _PIPE_WIDTH)
+    for part in view if isinstance(view, list) else [view]:
+        if isinstance(part, str):
+            typer.echo(part, nl=not part.endswith("\n"))
+        else:
+            console.print(part)
+
+
+def _bar(*, shown: bool) -> Progress:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (
@@ -187,44 +161,11 @@ def _steps(*, shown: bool) -> Iterator[Step]:
         TimeElapsedColumn(),
         TextColumn("{task.description}"),
     )
-    with Progress(*columns, console=_console(stderr=True), transient=True, redirect_stdout=False) as bar:
-        yield Step(bar)
-
-
-@contextmanager
-def _warnings(*, shown: bool) -> Iterator[None]:
-    """A warning as one line, without the line of source that it came from; none at all where they are not shown."""
-    formatted = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
-    try:
-        with warnings.catch_warnings():
-            if not shown:
-                warnings.simplefilter("ignore")
-            yield
-    finally:
-        warnings.formatwarning = formatted
-
-
-def _silence_libraries() -> None:
-    """Libraries print banners, retries and install packages; a command's own message says what matters."""
-    os.environ.setdefault("YOLO_VERBOSE", "false")
-    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    console = Console(stderr=True)
+    is_off = not shown or not console.is_terminal
+    return Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=is_off)
 
 
 def show_error(message: str) -> None:
-    """Print a mistake's message on stderr, never cut or wrapped by us."""
-    from rich.text import Text
-
-    _console(stderr=True).print(
-        Text("error: ", style="bold red").append(message, style="not bold default"), soft_wrap=True
-    )
-
-
-def _console(*, stderr: bool = False) -> Console:
-    """A console as wide as the terminal; in a pipe wide enough that paths stay whole."""
-    from rich.console import Console
-
-    stream = sys.stderr if stderr else sys.stdout
-    width = None if stream.isatty() or "COLUMNS" in os.environ else _PIPE_WIDTH
-    return Console(stderr=stderr, width=width, highlight=False)
+    """Print a mistake's message on stderr."""
+    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)

@@ -41,9 +41,9 @@ def draw_differences(rows: Mapping[str, Difference], floor: Difference | None) -
 def draw_curves(curves: Mapping[str, Sequence[tuple[int, float]]]) -> str:
     """A line for each variant through its (epoch, value) points."""
     figure, axes = _new_figure(3.2, "epoch")
-    for index, (name, curve) in enumerate(curves.items()):
-        style: dict[str, Any] = {"color": _LINES[index % 8], "ls": _DASHES[index % 8], "lw": 1.4}
-        axes.plot(*zip(*curve, strict=True), label=name, **style)
+    axes.set_prop_cycle(color=_LINES, linestyle=_DASHES)
+    for name, curve in curves.items():
+        axes.plot(*zip(*curve, strict=True), label=name, lw=1.4)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("metric, mean over seeds")
     axes.legend(frameon=False, fontsize=9)

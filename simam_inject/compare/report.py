@@ -9,6 +9,8 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+import jinja2
+
 from simam_inject.compare import figures, statistics
 from simam_inject.compare.records import AGAIN, PLAIN, Cell, Costs
 from simam_inject.compare.statistics import BETTER, LEVEL, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
@@ -129,8 +131,6 @@ def _notes(comparison: Comparison) -> Iterator[str]:
 
 
 def _render(template: str, data: dict[str, Any]) -> str:
-    import jinja2
-
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=".html" in template,

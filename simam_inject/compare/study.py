@@ -174,7 +174,7 @@ class Study:
 
     def take(self) -> Claim | None:
         """The next cell, now claimed by this worker; None if every cell has a result or a worker."""
-        self.free_dead()
+        self._free_dead()
         while True:
             owned = {trial.user_attrs.get("cell") for trial in self._trials(*_OWNERS)}
             cell = next((cell for cell in self._cells if cell not in owned), None)
@@ -197,7 +197,7 @@ class Study:
             self._end(claim.trial.number, "FAIL" if cell.value is None else "COMPLETE", cell.value)
 
     def release(self, claim: Claim) -> None:
-        """Give back a cell that is not finished."""
+        """Give back a cell that has no result."""
         self._end(claim.trial.number, "PRUNED")
 
     def _end(self, number: int, state: str, value: float | None = None) -> None:
@@ -205,7 +205,7 @@ class Study:
         with suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             self._study.tell(number, value, self._optuna.trial.TrialState[state], skip_if_finished=True)
 
-    def free_dead(self) -> None:
+    def _free_dead(self) -> None:
         """Give back the cells of workers of this machine that are gone, and with `retry_stale` those of silent ones."""
         for trial in self._trials("RUNNING"):
             worker = trial.user_attrs.get("worker")

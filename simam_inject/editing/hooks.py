@@ -5,7 +5,7 @@ A SimAM is a child of the module that holds it; the hook on that module finds it
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -63,6 +63,12 @@ class SiteHook:
     key: ClassVar[str]
     sites: list[SiteRecord]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Another hook with the same records, which are never modified."""
+        twin = memo[id(self)] = object.__new__(type(self))
+        vars(twin).update(vars(self))
+        return twin
+
     def put_on(self, module: nn.Module) -> None:
         """Register the hook on a module."""
         getattr(module, self.table)[self.key] = self
@@ -105,11 +111,6 @@ class OutputHook(SiteHook):
         self.has_bias = has_bias
         """Whether a convolution had a bias: folding a norm into it gives it one."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> OutputHook:
-        """Another hook with the same records, which are never modified."""
-        twin = memo[id(self)] = OutputHook(self.sites, self.has_bias)
-        return twin
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds."""
         has_bias = state.get("has_bias")
@@ -143,11 +144,6 @@ class InputHook(SiteHook):
         self.sites = sites
         self.names = names
         """Parameters of the module's forward, so that an argument is found however it is passed."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> InputHook:
-        """Another hook with the same records, which are never modified."""
-        twin = memo[id(self)] = InputHook(self.sites, self.names)
-        return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds."""

@@ -45,18 +45,17 @@ def seen_from(site: SiteRecord, holder: str) -> SiteRecord:
     moved: dict[str, Any] = {**site, "edit": {**site["edit"], "module": holder}, "witness": None}
     if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
         prefix = holder.removesuffix(at).removesuffix(".")
-        moved |= {name: None if path is None else f"{prefix}.{path}".removesuffix(".")
-                  for name, path in _paths(site, "witness").items()}  # fmt: skip
+        moved |= {name: f"{prefix}.{path}".removesuffix(".") for name, path in _paths(site, "witness")}
     elif not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
         prefix = at.removesuffix(holder).removesuffix(".")
-        moved |= {name: None if path is None else path.removeprefix(prefix).removeprefix(".")
-                  for name, path in _paths(site).items()}  # fmt: skip
+        moved |= {name: path.removeprefix(prefix).removeprefix(".") for name, path in _paths(site)}
     return cast(SiteRecord, moved)
 
 
-def _paths(site: SiteRecord, *more: str) -> dict[str, str | None]:
+def _paths(site: SiteRecord, *more: str) -> list[tuple[str, str]]:
     """The fields of a site that are paths of the network."""
-    return {name: cast(dict[str, Any], site)[name] for name in ("path", "reader", *more)}
+    values = cast(dict[str, Any], site)
+    return [(name, values[name]) for name in ("path", "reader", *more) if values[name] is not None]
 
 
 def insertion_of(site: SiteRecord, attention: nn.Module | None) -> Insertion:

@@ -13,7 +13,7 @@ import inspect
 import types
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -85,11 +85,10 @@ class RewrittenMethod(SiteHook):
         """As of a plain method, without `self`."""
         return inspect.signature(types.MethodType(self.function, self.owner))
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> RewrittenMethod:
-        twin = object.__new__(RewrittenMethod)
-        memo[id(self)] = twin
-        twin.owner, twin.sites = copy.deepcopy(self.owner, memo), self.sites
-        twin.method, twin.function, twin.original = self.method, self.function, self.original
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """The method on the copy of its owner."""
+        twin = super().__deepcopy__(memo)
+        twin.owner = copy.deepcopy(self.owner, memo)
         return twin
 
     def __getstate__(self) -> dict[str, Any]:

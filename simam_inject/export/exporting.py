@@ -21,7 +21,7 @@ from simam_inject.errors import describe_exception
 from simam_inject.export.gates import Artefact
 from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, tolerance_for
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
-from simam_inject.export.shapes import other_examples, parse_dynamic, widened
+from simam_inject.export.shapes import other_example, parse_dynamic, widened
 from simam_inject.modules import check_injectable, unwrapped
 
 SUFFIXES = {".onnx": "onnx_file", ".pt2": "program", ".torchscript": "script"}
@@ -148,12 +148,10 @@ def _network(model: nn.Module) -> nn.Module:
     if not attentions:
         raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions.items():
-        if attention.bypassed:
-            raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")
-        if attention.strength == 0:
-            raise ExportError(
-                f"{name} has strength 0 and would be missing in the export; call set_strength(model, 1.0) first"
-            )
+        if attention.bypassed or attention.strength == 0:
+            state = "is bypassed" if attention.bypassed else "has strength 0"
+            advice = "leave bypass()" if attention.bypassed else "call set_strength(model, 1.0)"
+            raise ExportError(f"{name} {state} and would be missing in the export; {advice} first")
     weak = [attention.strength for attention in attentions.values() if attention.strength < 1]
     if weak:
         warnings.warn(
@@ -200,20 +198,7 @@ def _prove(
     artefact = read(path)
     allowed = tolerance_for(example) if tolerance is None else tolerance
     with as_exported(model) as twin:
-        sites = count_sites(artefact, expected_sites(twin, example))
-        examples = [example, _runnable(twin, other_examples(example, varying))] if varying else [example]
+        sites = count_sites(artefact.gates, expected_sites(twin, example))
+        examples = [example, other_example(twin, example, varying)] if varying else [example]
         comparisons = tuple(compare(twin, artefact, given, allowed, complete=complete) for given in examples)
     return ExportReport(path, path.suffix[1:], sites, comparisons, allowed, varying)
-
-
-def _runnable(model: nn.Module, examples: list[Example]) -> Example:
-    """The first that the model takes."""
-    reason = ""
-    for example in examples:
-        try:
-            example.run(model)
-        except Exception as error:
-            reason = describe_exception(error)
-        else:
-            return example
-    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")

@@ -20,6 +20,20 @@ from simam_inject.attention.composite import EXPORT_SCALE
 from simam_inject.dataflow.example import Example
 
 _CASTS = ("cast", "identity", "to", "_to_copy")
+Value = str | float
+"""The name of a value, unique in its graph, or a scalar constant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation of an exported graph."""
+
+    kind: str
+    """add, div, mul, pow, sigmoid, sqrt, ...: the format's own name, without prefix and in lower case."""
+    inputs: Sequence[Value]
+    outputs: Sequence[str]
+    scope: str = ""
+    """Path of the module whose forward it is from; "" if the file does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,97 +49,64 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """One operation. Values are names, unique in the graph."""
-
-    kind: str
-    """add, div, mul, pow, sigmoid, sqrt, ...: the format's own name, without prefix and in lower case."""
-    inputs: Sequence[str]
-    outputs: Sequence[str]
-    scope: str = ""
-    """Path of the module whose forward it is from; "" if the file does not say."""
-
-
-class Graph:
-    """An exported program without calls of submodules.
-
-    Args:
-        operations: in the order of the file.
-        constants: scalar constants by the name of their value.
-        results: names of the values that are returned.
-    """
-
-    def __init__(self, operations: Iterable[Operation], constants: dict[str, float], results: Iterable[str]) -> None:
-        self.operations = tuple(operations)
-        self.constants = constants
-        self.results = tuple(results)
-        self._producers = {name: operation for operation in self.operations for name in operation.outputs}
-
-    def needed(self) -> set[str]:
-        """Every value that a result depends on."""
-        found: set[str] = set()
-        waiting = list(self.results)
-        while waiting:
-            name = waiting.pop()
-            if name not in found:
-                found.add(name)
-                waiting += self._producers[name].inputs if name in self._producers else ()
-        return found
-
-    def operands(self, name: str, *kinds: str) -> list[str]:
-        """What an operation of one of these kinds computes a value from, casts aside.
-
-        Raises:
-            LookupError: another operation computes it.
-        """
-        operation = self._producers[self._before_casts(name)]
-        if operation.kind not in kinds:
-            raise LookupError(f"{name} is not the result of {kinds}")
-        return [self._before_casts(operand) for operand in operation.inputs]
-
-    def constant_and_rest(self, name: str) -> tuple[float, str]:
-        """The constant and the other term of a sum; raises a LookupError for anything else."""
-        one, other = self.operands(name, "add")[:2]
-        return (self.constants[one], other) if one in self.constants else (self.constants[other], one)
-
-    def _before_casts(self, name: str) -> str:
-        while name in self._producers and self._producers[name].kind in _CASTS:
-            name = self._producers[name].inputs[0]
-        return name
-
-
-@dataclass(frozen=True, slots=True)
 class Artefact:
     """An exported file, opened."""
 
-    graph: Graph
+    gates: tuple[Gate, ...]
+    """Every SimAM in its graph, in order."""
     run: Callable[[Example], list[Tensor]]
     """Every tensor that the exported program returns, on the CPU or where the program keeps its weights."""
-    size: tuple[int | str, ...] = ()
-    """Of the first input, with names for the lengths that are open; of ONNX files only."""
 
 
-def find_gates(graph: Graph) -> tuple[Gate, ...]:
-    """Every SimAM in the graph, in its order."""
-    needed = graph.needed()
+def find_gates(operations: Sequence[Operation], results: Iterable[str]) -> tuple[Gate, ...]:
+    """Every SimAM in a graph, in order.
+
+    Args:
+        operations: without calls of submodules, in the order of the file.
+        results: names of the values that the graph returns.
+    """
+    producers: dict[Value, Operation] = {name: operation for operation in operations for name in operation.outputs}
+    needed: set[Value] = set()
+    waiting: list[Value] = list(results)
+    while waiting:
+        name = waiting.pop()
+        if name in producers and name not in needed:
+            needed.add(name)
+            waiting += producers[name].inputs
     gates = []
-    for operation in graph.operations:
+    for operation in operations:
         if operation.kind == "sigmoid":
             module = operation.scope if re.search(r"(^|\.)simam(_\w*)?$", operation.scope) else ""
-            e_lambda = _read_lambda(graph, operation.inputs[0])
+            e_lambda = _read_lambda(producers, operation.inputs[0])
             if module or e_lambda is not None:
                 gates.append(Gate(module, e_lambda, operation.outputs[0] in needed))
     return tuple(gates)
 
 
-def _read_lambda(graph: Graph, argument: str) -> float | None:
+def _read_lambda(producers: dict[Value, Operation], argument: Value) -> float | None:
     """Lambda, if a sigmoid's argument is SimAM's."""
+
+    def without_casts(value: Value) -> Value:
+        while value in producers and producers[value].kind in _CASTS:
+            value = producers[value].inputs[0]
+        return value
+
+    def operands(value: Value, *kinds: str) -> list[Value]:
+        operation = producers[without_casts(value)]
+        if operation.kind not in kinds:
+            raise LookupError
+        return [without_casts(operand) for operand in operation.inputs[:2]]
+
+    def constant_and_rest(value: Value) -> tuple[float, Value]:
+        one, other = operands(value, "add")
+        constant, rest = (one, other) if isinstance(one, float) else (other, one)
+        return float(constant), rest
+
     try:
-        half, square = graph.constant_and_rest(argument)
-        base, exponent = graph.operands(square, "mul", "pow")[:2]
-        root = graph.operands(base, "div")[1]
-        floor, _ = graph.constant_and_rest(graph.operands(root, "sqrt")[0])
-    except (LookupError, ValueError):  # another operation, or another number of operands
+        half, square = constant_and_rest(argument)
+        base, exponent = operands(square, "mul", "pow")
+        root = operands(base, "div")[1]
+        floor, _ = constant_and_rest(operands(root, "sqrt")[0])
+    except (LookupError, ValueError):  # another operation, or other operands
         return None
-    is_square = exponent == base or graph.constants.get(exponent) == 2
-    return floor / (4 * EXPORT_SCALE**2) if is_square and abs(half - 0.5) < 1e-3 else None
+    return floor / (4 * EXPORT_SCALE**2) if exponent in (base, 2) and abs(half - 0.5) < 1e-3 else None

@@ -14,12 +14,17 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from simam_inject.dataflow.example import Example
-from simam_inject.export.gates import Artefact, Graph, Operation
+from simam_inject.export.gates import Artefact, Gate, Operation, find_gates
+from simam_inject.export.records import ExportError
 from simam_inject.export.shapes import dynamic_shapes
 
 
 def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Path) -> None:
-    """Export to one self-contained file, with the size names batch, height and width where they may vary."""
+    """Export to one self-contained file, with the size names batch, height and width where they may vary.
+
+    Raises:
+        ExportError: the weights do not fit into one file, so that torch wrote others beside it.
+    """
     program = torch.onnx.export(
         model,
         example.args,
@@ -30,6 +35,9 @@ def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Pa
     )
     assert program is not None
     program.save(path, external_data=False)
+    others = [file.name for file in path.parent.iterdir() if file.name.startswith(path.name) and file != path]
+    if others:
+        raise ExportError(f"the weights are too large for one ONNX file (torch wrote {others[0]} beside it); use .pt2")
 
 
 def read(path: Path) -> Artefact:
@@ -48,10 +56,10 @@ def read(path: Path) -> Artefact:
         feed = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in given.items()}
         return [torch.from_numpy(np.array(result)) for result in session.run(None, feed)]
 
-    return Artefact(_graph_of(model), run, tuple(session.get_inputs()[0].shape))
+    return Artefact(_gates_of(model), run)
 
 
-def _graph_of(model: onnx.ModelProto) -> Graph:
+def _gates_of(model: onnx.ModelProto) -> tuple[Gate, ...]:
     tensors = {tensor.name: tensor for tensor in model.graph.initializer}
     for node in model.graph.node:
         for attribute in node.attribute if node.op_type == "Constant" else ():
@@ -62,8 +70,11 @@ def _graph_of(model: onnx.ModelProto) -> Graph:
         for name, tensor in tensors.items()
         if all(length == 1 for length in tensor.dims)
     }
-    operations = [Operation(node.op_type.lower(), node.input, node.output, scope_of(node)) for node in model.graph.node]
-    return Graph(operations, constants, [result.name for result in model.graph.output])
+    operations = [
+        Operation(node.op_type.lower(), [constants.get(name, name) for name in node.input], node.output, scope_of(node))
+        for node in model.graph.node
+    ]
+    return find_gates(operations, [result.name for result in model.graph.output])
 
 
 def scope_of(node: onnx.NodeProto) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from simam_inject.dataflow.example import Example
-from simam_inject.export.gates import Artefact, Graph, Operation
+from simam_inject.export.gates import Artefact, Gate, Operation, find_gates
 from simam_inject.export.shapes import dynamic_shapes
 from simam_inject.verification.outputs import tensors_of
 
@@ -23,24 +23,19 @@ def read(path: Path) -> Artefact:
     """Open a file."""
     program = torch.export.load(path)
     module = program.module()
-    return Artefact(_graph_of(program.graph), lambda example: list(tensors_of(example.run(module))))
+    return Artefact(_gates_of(program.graph), lambda example: list(tensors_of(example.run(module))))
 
 
-def _graph_of(graph: fx.Graph) -> Graph:
-    constants: dict[str, float] = {}
+def _gates_of(graph: fx.Graph) -> tuple[Gate, ...]:
     operations = []
     for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        inputs = []
-        for argument in (*node.args, *(other for other in node.all_input_nodes if other not in node.args)):
-            if isinstance(argument, (int, float)):
-                constants[f"={argument!r}"] = float(argument)
-            if isinstance(argument, (int, float, fx.Node)):
-                inputs.append(argument.name if isinstance(argument, fx.Node) else f"={argument!r}")
-        kind = str(node.target).removeprefix("aten.").partition(".")[0]  # aten.add.Tensor
-        operations.append(Operation(kind, inputs, (node.name,), _scope(node)))
-    return Graph(operations, constants, [node.name for node in graph.output_node().all_input_nodes])
+        if node.op == "call_function":
+            inner = [argument for argument in node.all_input_nodes if argument not in node.args]  # of lists, keywords
+            plain = [argument for argument in (*node.args, *inner) if isinstance(argument, (int, float, fx.Node))]
+            inputs = [argument.name if isinstance(argument, fx.Node) else float(argument) for argument in plain]
+            kind = str(node.target).removeprefix("aten.").partition(".")[0]  # aten.add.Tensor
+            operations.append(Operation(kind, inputs, (node.name,), _scope(node)))
+    return find_gates(operations, [node.name for node in graph.output_node().all_input_nodes])
 
 
 def _scope(node: fx.Node) -> str:

@@ -22,7 +22,7 @@ from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.export.gates import Artefact, Gate, find_gates
+from simam_inject.export.gates import Artefact, Gate
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
 from simam_inject.verification import bypassed
 from simam_inject.verification.outputs import relative_distance, tensors_of
@@ -62,14 +62,13 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
     )
 
 
-def count_sites(artefact: Artefact, expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
+def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
     """The expected sites with how each was found in the file's graph: by name, else by the formula and its lambda.
 
     Raises:
         LostSiteError: one is not there, does not reach the output, or has another lambda.
     """
     known = {site.module: site for site in expected}
-    gates = find_gates(artefact.graph)
     missing = {site.module: site.runs for site in expected}
     by_structure = set()
     live = [gate for gate in gates if gate.is_live]
@@ -131,7 +130,7 @@ def compare(
     found, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (theirs, ours))
     if found != wanted:
         raise LostSiteError(f"the outputs of the file have the shapes {found}, those of the model {wanted}")
-    difference, effect = relative_difference(theirs, ours), relative_difference(plain, ours)
+    difference, effect = _relative_difference(theirs, ours), _relative_difference(plain, ours)
     if not difference <= tolerance:  # NaN too
         raise LostSiteError(
             f"the file's output differs from eager mode on an input of {shown}: {difference:.3g} relative, "
@@ -145,10 +144,7 @@ def tolerance_for(example: Example) -> float:
     return max((TOLERANCES[tensor.dtype] for tensor in example.tensors if tensor.dtype in TOLERANCES), default=1e-4)
 
 
-def relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """Largest |one - other| over largest |other|, the worst of all outputs, which have the same shapes in both.
-
-    NaN where one of the two is not finite and the other is.
-    """
+def _relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """The worst of all outputs; NaN where one of the two is not finite and the other is."""
     found = relative_distance(*([tensor.double().cpu() for tensor in tensors] for tensors in (one, other)))
     return math.nan if isinstance(found, str) else found

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.dataflow.example import Example
-from simam_inject.export.gates import Artefact, Graph, Operation
+from simam_inject.export.gates import Artefact, Operation, Value, find_gates
 from simam_inject.export.records import ExportError
 from simam_inject.verification.outputs import tensors_of
 
@@ -32,8 +32,8 @@ def read(path: Path) -> Artefact:
     module: Any = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     program = _Program()
     results = program.call(module, "", "forward", [])
-    graph = Graph(program.operations, program.constants, results)
-    return Artefact(graph, lambda example: list(tensors_of(example.run(module))))
+    gates = find_gates(program.operations, map(str, results))
+    return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
 
 
 class _Program:
@@ -44,19 +44,18 @@ class _Program:
 
     def __init__(self) -> None:
         self.operations: list[Operation] = []
-        self.constants: dict[str, float] = {}
         self.calls = 0
 
-    def call(self, module: Any, path: str, method: str, arguments: list[str]) -> list[str]:
+    def call(self, module: Any, path: str, method: str, arguments: list[Value]) -> list[Value]:
         """Note the operations of one call; return the names of what it returns."""
         graph = getattr(module, method).graph
         this, *parameters = (value.debugName() for value in graph.inputs())
-        names: dict[str, str] = dict(zip(parameters, arguments, strict=False))
+        names: dict[str, Value] = dict(zip(parameters, arguments, strict=False))
         modules: dict[str, tuple[Any, str]] = {this: (module, path)}
         self.calls += 1
         prefix = f"{self.calls}:"
 
-        def names_of(values: Any) -> list[str]:
+        def values_of(values: Any) -> list[Value]:
             return [names.get(value.debugName(), prefix + value.debugName()) for value in values]
 
         for node in graph.nodes():
@@ -67,14 +66,15 @@ class _Program:
                 if isinstance(child := getattr(owner, name), torch.jit.ScriptModule):
                     modules[node.output().debugName()] = child, f"{owner_path}.{name}".lstrip(".")
             elif kind == "prim::CallMethod" and owner is not None:
-                returned = self.call(owner, owner_path, node.s("name"), names_of(inputs[1:]))
+                returned = self.call(owner, owner_path, node.s("name"), values_of(inputs[1:]))
                 names[node.output().debugName()] = returned[0]
             elif kind == "prim::Constant":
                 value = node.output().toIValue()
                 value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
                 if isinstance(value, (int, float)):
-                    self.constants[names_of(node.outputs())[0]] = float(value)
+                    names[node.output().debugName()] = float(value)
             else:
                 kind = kind.removeprefix("aten::")
-                self.operations.append(Operation(kind, names_of(inputs), names_of(node.outputs()), path))
-        return names_of(graph.outputs())
+                outputs = [str(name) for name in values_of(node.outputs())]
+                self.operations.append(Operation(kind, values_of(inputs), outputs, path))
+        return values_of(graph.outputs())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 from torch.export import Dim
 
 from simam_inject.dataflow.example import Example
+from simam_inject.errors import describe_exception
 from simam_inject.export.records import ExportError
 from simam_inject.nested import map_nested
 
@@ -63,19 +65,28 @@ def widened(example: Example, dynamic: tuple[str, ...]) -> Example:
     return _changed(example, lambda leaf: _resize(leaf, 0, batch) if _is_map(leaf) and len(leaf) == 1 else leaf)
 
 
-def other_examples(example: Example, dynamic: tuple[str, ...]) -> list[Example]:
-    """Inputs of other sizes, to be tried in turn: the first that the model itself takes proves that sizes vary."""
-    batch = _batch_of(example)
+def other_example(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> Example:
+    """The example at other sizes that the model takes: one more sample, images larger by a stride, or else doubled.
 
-    def resized(grow: Callable[[int], int]) -> Example:
-        def resize(leaf: Any) -> Any:
-            for axis in _varying(leaf, batch, dynamic):
-                leaf = _resize(leaf, axis, grow(leaf.shape[axis]) if axis else len(leaf) + 1)
-            return leaf
+    Raises:
+        ExportError: the model takes neither.
+    """
+    batch, reason = _batch_of(example), ""
+    for lengthen in (lambda length: length + _STEP, lambda length: 2 * length):
+        other = _changed(example, partial(_enlarged, batch=batch, dynamic=dynamic, lengthen=lengthen))
+        try:
+            other.run(model)
+        except Exception as error:
+            reason = describe_exception(error)
+        else:
+            return other
+    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")
 
-        return _changed(example, resize)
 
-    return [resized(lambda length: length + _STEP), resized(lambda length: 2 * length)]
+def _enlarged(leaf: Any, batch: int | None, dynamic: tuple[str, ...], lengthen: Callable[[int], int]) -> Any:
+    for axis in _varying(leaf, batch, dynamic):
+        leaf = _resize(leaf, axis, lengthen(leaf.shape[axis]) if axis else len(leaf) + 1)
+    return leaf
 
 
 def _varying(leaf: Any, batch: int | None, dynamic: tuple[str, ...]) -> list[int]:

@@ -10,16 +10,3 @@ from simam_inject.matching.match import why_not_attendable as why_not_attendable
 from simam_inject.matching.records import Hit as Hit
 from simam_inject.matching.records import Matches as Matches
 from simam_inject.matching.records import Skip as Skip
-
-__all__ = [
-    "Hit",
-    "Matches",
-    "Skip",
-    "every_path",
-    "explain_idle",
-    "idle_exclude",
-    "match",
-    "unmatched_message",
-    "value_of",
-    "why_not_attendable",
-]

@@ -98,9 +98,7 @@ def _search_branches(search: Search, owners: Sequence[Site]) -> None:
         if owner.path not in branches and owner.kind == "block":
             below = [scope for scope in branches if not owner.path or scope.startswith(f"{owner.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
-            search.miss_block(
-                owner.path, f"no branch joins a skip connection in its own forward{nearest}", nested=False
-            )
+            search.miss(owner.path, f"no branch joins a skip connection in its own forward{nearest}")
 
 
 def _search_children(search: Search, target: Child, owners: Sequence[Site]) -> None:
@@ -117,9 +115,8 @@ def _search_children(search: Search, target: Child, owners: Sequence[Site]) -> N
             _enter_calls(search, target, block, name, sites)
         if not calls[block] and (search.rule.selects != "path" or not any(calls.values())):
             names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
-            there = f"it has {write_paths(names)}" if names else "what it computes could not be recorded"
             near = did_you_mean(target.name, [inner for inner, _ in below])
-            search.miss_block(block, f"has no child {target.name}; {there}{near}")
+            search.miss(block, f"has no child {target.name}; it has {write_paths(names)}{near}")
 
 
 def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> Mapping[str, Sequence[Site]]:
@@ -153,11 +150,9 @@ def _search_operations(search: Search, target: Operation, owners: Sequence[Site]
         meant = [site for site in sites if target.is_one(site.kind)]
         _enter_operations(search, target, owner, meant, call)
         if not meant and below is not None and search.rule.selects != "path":
-            computed = (
-                write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS)) or "nothing that could be recorded"
-            )
+            computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS))
             wanted = join_names(entries_of(target.op))
-            search.miss_block(owner.path, f"has no operation {wanted}; it computes {computed}")
+            search.miss(owner.path, f"has no operation {wanted}; it computes {computed}")
 
 
 def _enter_operations(search: Search, target: Operation, owner: Site, sites: Sequence[Site], call: int | None) -> None:

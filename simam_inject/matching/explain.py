@@ -50,9 +50,7 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if [(miss.path, miss.depth) for miss in near] == [("", 0)]:
         return f"{head}: {near[0].reason}"
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
-    met_none = near[0].depth == 0 or selected.selects == "pattern"
-    if met_none and not any(" could not be recorded" in line for line in lines):
-        lines += [f"  {sentence}" for sentence in _unseen(anatomy)]
+    lines += [f"  {sentence}" for sentence in _unseen(anatomy)]
     idle = explain_idle("path", entries_of(selected.path), every_path(anatomy)) if selected.selects != "path" else None
     return "\n".join([*lines, *([idle] if idle else [])])
 
@@ -104,12 +102,12 @@ def every_path(anatomy: Anatomy) -> frozenset[str]:
 
 
 def _unseen(anatomy: Anatomy) -> list[str]:
-    """Sentences on the modules whose inside could not be recorded."""
-    entries = [
-        f"The inside of {write_path(path)} could not be recorded: {reason}." for path, reason in anatomy.opaque.items()
-    ]
-    more = [f"The same holds for {len(entries) - NEAREST} more."] if len(entries) > NEAREST else []
-    return entries[:NEAREST] + more
+    """A sentence on the modules whose inside could not be recorded."""
+    if not anatomy.opaque:
+        return []
+    path, reason = next(iter(anatomy.opaque.items()))
+    more = f" The same holds for {len(anatomy.opaque) - 1} more." if len(anatomy.opaque) > 1 else ""
+    return [f"The inside of {write_path(path)} could not be recorded: {reason}.{more}"]
 
 
 def _explain_classes(rule: Rule, anatomy: Anatomy) -> str:

@@ -20,7 +20,7 @@ from simam_inject.matching.blocks import search_blocks
 from simam_inject.matching.explain import explain_nothing
 from simam_inject.matching.patterns import search_pattern
 from simam_inject.matching.records import Hit, Matches, Skip
-from simam_inject.matching.search import Candidate, Search, check_facts, parent_of, write_fact, write_path, write_paths
+from simam_inject.matching.search import Search, check_facts, parent_of, write_fact, write_path, write_paths
 from simam_inject.recipe.grammar import entries_of
 from simam_inject.recipe.operations import Conditions
 from simam_inject.recipe.recipe import Recipe
@@ -28,8 +28,8 @@ from simam_inject.recipe.recipe import Recipe
 OWNED = 100
 PICKED = 101
 """Depths of the two last steps: a candidate that fails there met every condition."""
-Owners = defaultdict[str, list[tuple[int, Candidate]]]
-"""Value -> the candidates that attend it, each with the index of its rule."""
+Owners = defaultdict[str, list[Hit]]
+"""Value -> the candidates that attend it."""
 
 
 def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
@@ -48,12 +48,11 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
     hits: list[Hit] = []
     misses: list[Skip] = []
     for index, rule in enumerate(recipe.rules):
-        search = Search(rule, index, anatomy)
+        search = Search(rule, index, recipe.e_lambda if rule.e_lambda is None else rule.e_lambda, anatomy)
         taken = _take(search, owners, order)
-        e_lambda = recipe.e_lambda if rule.e_lambda is None else rule.e_lambda
-        hits += [Hit(site.attended.path, rule.position, site.reader, index, e_lambda) for site in taken]
+        hits += taken
         # A value may fail as one thing and be taken as another, e.g. as the start and as the end of a chain.
-        paths = {site.named.path for site in taken}
+        paths = {hit.named.path for hit in taken}
         missed = [miss for miss in dict.fromkeys(search.misses) if miss.path not in paths]
         misses += sorted(missed, key=lambda miss: order.get(miss.path, -1))
     hits.sort(key=lambda hit: (order[hit.path], order.get(hit.reader or "", -1)))
@@ -74,31 +73,31 @@ def why_not_attendable(site: Site) -> str | None:
     return None
 
 
-def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Candidate]:
+def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit]:
     """One rule's way from candidates to what it takes; the search collects the misses."""
     (search_pattern if search.rule.chain else search_blocks)(search)
     if not search.candidates and not search.misses:
         search.miss("", explain_nothing(search.rule, search.anatomy))
-    named = {(site.attended.path, site.reader): site for site in reversed(search.candidates)}
+    named = {(site.path, site.reader): site for site in reversed(search.candidates)}
     narrowed = [site for site in named.values() if _complies(search, site)]
-    free: list[Candidate] = []
+    free: list[Hit] = []
     own: Owners = defaultdict(list)
-    outermost_first = sorted(narrowed, key=lambda site: (site.attended.path.count("."), site.attended.path != ""))
+    outermost_first = sorted(narrowed, key=lambda site: (site.path.count("."), site.path != ""))
     for site in outermost_first:
         value = value_of(site.attended, search.anatomy)
-        conflict = _conflict(site, search.index, [*owners[value], *own[value]])
+        conflict = _conflict(site, [*owners[value], *own[value]])
         if conflict is not None:
             search.miss(site.named.path, conflict, OWNED)
         else:
-            own[value].append((search.index, site))
+            own[value].append(site)
             free.append(site)
     taken = free if search.rule.choice.takes_all else _pick(search, free, order)
     for site in taken:
-        owners[value_of(site.attended, search.anatomy)].append((search.index, site))
+        owners[value_of(site.attended, search.anatomy)].append(site)
     return taken
 
 
-def _complies(search: Search, candidate: Candidate) -> bool:
+def _complies(search: Search, candidate: Hit) -> bool:
     """A candidate meets `path`, `exclude` and every condition of `where`; if not, it becomes a miss."""
     rule, named, attended = search.rule, candidate.named, candidate.attended
     paths = entries_of(rule.path)
@@ -129,29 +128,28 @@ def value_of(site: Site, anatomy: Anatomy) -> str:
     return site.path
 
 
-def _conflict(candidate: Candidate, rule: int, taken: Iterable[tuple[int, Candidate]]) -> str | None:
+def _conflict(candidate: Hit, taken: Iterable[Hit]) -> str | None:
     """Why a rule cannot have the candidate, of whose value some are taken; None if it is free."""
-    for owner, other in taken:
+    for other in taken:
         readers = {_only_reader(candidate), _only_reader(other)}
         if None in readers or len(readers) == 1:
-            path = other.attended.path
-            whose = f"taken by rules[{owner}]" if owner != rule else "which this rule takes"
-            same = f"is the same value as {write_path(path)}," if path != candidate.attended.path else "already"
+            whose = f"taken by rules[{other.rule}]" if other.rule != candidate.rule else "which this rule takes"
+            same = f"is the same value as {write_path(other.path)}," if other.path != candidate.path else "already"
             return f"{same} {whose}"
     return None
 
 
-def _only_reader(candidate: Candidate) -> str | None:
+def _only_reader(candidate: Hit) -> str | None:
     """For whom alone the value is attended; what a block is given is, for that block."""
     given = candidate.attended.scope if candidate.attended.kind == "input" else None
     return candidate.reader if candidate.reader is not None else given
 
 
-def _pick(search: Search, candidates: Sequence[Candidate], order: dict[str, int]) -> list[Candidate]:
+def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> list[Hit]:
     """The rule's choice in each group; only values that can be attended count."""
     pick = search.rule.choice
-    groups: defaultdict[object, list[Candidate]] = defaultdict(list)
-    for site in sorted(candidates, key=lambda site: order[site.attended.path]):
+    groups: defaultdict[object, list[Hit]] = defaultdict(list)
+    for site in sorted(candidates, key=lambda site: order[site.path]):
         # Of the whole model no site has a fact, and all are one group.
         group = parent_of(site.block) if pick.per == "parent" else getattr(site.attended, pick.per, "")
         problem = why_not_attendable(site.attended) or (f"its {pick.per} is not known" if group is None else None)
@@ -159,10 +157,10 @@ def _pick(search: Search, candidates: Sequence[Candidate], order: dict[str, int]
             search.miss(site.named.path, f"pick {pick} does not count it: {problem}", PICKED)
         else:
             groups[group].append(site)
-    taken: list[Candidate] = []
+    taken: list[Hit] = []
     for sites in groups.values():
         chosen = pick.choose(sites)
-        reason = f"pick {pick} takes {write_paths(site.attended.path for site in chosen)}"
+        reason = f"pick {pick} takes {write_paths(site.path for site in chosen)}"
         for site in sites:
             if site not in chosen:
                 search.miss(site.named.path, reason, PICKED)

@@ -48,7 +48,7 @@ def _only_reader(search: Search, sites: list[Site], link: Link) -> Site | None:
     elif reader is not None:
         found = f"{reader.path} ({reader.kind}); the pattern requires {link}"
     else:
-        found = f"no operation{' that could be seen' if search.anatomy.opaque else ''}; the pattern requires {link}"
+        found = f"no operation; the pattern requires {link}"
     search.miss(sites[0].path, f"{last.path} is read by {found}", len(sites))
     return None
 

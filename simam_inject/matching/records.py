@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from simam_inject.dataflow.records import Site
+
 
 @dataclass(frozen=True, slots=True)
 class Hit:
     """A site that a rule takes."""
 
-    path: str
-    """The attended value, named as `Site.path` is."""
+    named: Site
+    """The value that the rule names; `path`, `exclude` and facts of operations look at it."""
+    attended: Site
+    """The value that is attended: the named one, or for `before` one that it reads."""
     position: str
     """`after`: every reader of the value gets the attended one. `before`: only `reader` does."""
     reader: str | None
     """For `before`: path of the one operation, or block, that reads the attended value."""
+    block: str
+    """Path of the selected block."""
     rule: int
     """Index of the rule in the recipe, from 0."""
     e_lambda: float
+
+    @property
+    def path(self) -> str:
+        """The attended value, named as `Site.path` is."""
+        return self.attended.path
 
 
 @dataclass(frozen=True, slots=True)

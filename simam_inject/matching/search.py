@@ -1,4 +1,4 @@
-"""What one rule finds: candidates, and for each near one a `Skip` with the reason why it is none."""
+"""What one rule finds, and the words of reasons."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
-from simam_inject.matching.records import Skip
+from simam_inject.matching.records import Hit, Skip
 from simam_inject.recipe.grammar import entries_of
 from simam_inject.recipe.operations import Numbers, admits
 from simam_inject.recipe.rule import Rule
@@ -16,34 +16,22 @@ from simam_inject.recipe.wording import join_names
 MAX_SHOWN = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A place that a rule names."""
-
-    named: Site
-    """The value that the rule names; `path`, `exclude` and facts of operations look at it."""
-    attended: Site
-    """The value that would be attended: the named one, or for `before` one that it reads."""
-    reader: str | None
-    block: str
-    """Path of the selected block."""
-
-
 @dataclass(slots=True)
 class Search:
-    """One rule's search through a model."""
+    """One rule's search through a model: candidates, and for each near one a `Skip` with the reason why it is none."""
 
     rule: Rule
     index: int
+    e_lambda: float
     anatomy: Anatomy
-    candidates: list[Candidate] = field(default_factory=list)
+    candidates: list[Hit] = field(default_factory=list)
     misses: list[Skip] = field(default_factory=list)
 
     def add(self, named: Site, block: str) -> None:
         """Enter what a rule names: for `after` the value, or each map that it holds; for `before` what it reads."""
         if self.rule.position == "after":
             for site in [self.anatomy.site_by_path[path] for path in named.maps] or [named]:
-                self.candidates.append(Candidate(site, site, None, block))
+                self.candidates.append(Hit(site, site, "after", None, block, self.index, self.e_lambda))
         elif len(named.operands) > 1:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
             self.miss(named.path, f"reads {values}; before needs an operation that reads one")
@@ -57,33 +45,14 @@ class Search:
             if attended is None:
                 self.miss(named.path, f"reads {operand}, which is not a feature map")
             else:
-                self.candidates.append(Candidate(named, attended, named.path, block))
+                hit = Hit(named, attended, "before", named.path, block, self.index, self.e_lambda)
+                self.candidates.append(hit)
         if not operands:
-            hidden = named.scope in self.anatomy.opaque
-            self.miss(
-                named.path,
-                "what it reads could not be recorded" if hidden else "reads no value that the model computes",
-            )
+            self.miss(named.path, "reads no value that the model computes")
 
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
         """Enter a near miss; `depth` says how many conditions it met."""
         self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))
-
-    def miss_block(self, block: str, reason: str, *, nested: bool = True) -> None:
-        """Enter a block that lacks something, unless its inside could not be recorded: then that is the reason.
-
-        Args:
-            block: path of the block.
-            reason: what it lacks, as far as it was seen.
-            nested: what it lacks could be inside a block of it.
-        """
-        own = self.anatomy.opaque.get(block)
-        inner = [path for path in self.anatomy.opaque if path.startswith(f"{block}." if block else "")]
-        if own is not None:
-            reason = f"its inside could not be recorded: {own}"
-        elif nested and inner:
-            reason += f"; the inside of {inner[0]} could not be recorded: {self.anatomy.opaque[inner[0]]}"
-        self.miss(block, reason)
 
 
 def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) -> str | None:

@@ -7,7 +7,7 @@ the source is wrapped. Where there is no source, a hook attends it as in the exa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
@@ -20,7 +20,6 @@ from simam_inject.planning.records import Edit, Input, Output, Rewritten
 from simam_inject.source import Expression, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
-_FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,7 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     if value is None:
         return "its value could not be recorded in the example forward"
     found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
-    if isinstance(found, str):
-        return found
-    note = "; ".join(filter(None, [found.note, _note(flow, found.edit)]))
-    return Resolved(found.edit, found.expression, note, _witness(flow, value, found.edit))
+    return found if isinstance(found, str) else replace(found, witness=_witness(flow, value, found.edit))
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
@@ -76,20 +72,18 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
     """Attend what one reader reads: by its own hook if it is a module, as for all if nothing else reads it."""
     node = flow.recording.nodes.get(reader)
     frame: Frame | None = None if node is None else node.meta.get("frame")
-    reason = f"{reader} is an operation, and other operations read the same value: name a module, or use after"
     ticks = [read.tick for read in value.reads if read.path == reader]
+    reason = f"{reader} is an operation, and other operations read the same value: name a module, or use after"
+    reason += _nearest(flow, site)
     if frame is not None:
         given = _input(flow, flow.anatomy.site_by_path[reader], value, frame)
         if isinstance(given, Input):
             return Resolved(given)
-        reason = given or f"{reader} reads it more than once"
-        ticks = [frame.start, frame.end]
-    is_read_by_others = value in flow.recording.results or any(
-        not min(ticks, default=0) <= read.tick <= max(ticks, default=0) for read in value.reads
-    )
-    if ticks and not is_read_by_others:
-        return _for_all(flow, site, value)
-    return reason if frame is not None else f"{reason}{_nearest(flow, site)}"
+        ticks, reason = [frame.start, frame.end], given or f"{reader} reads it more than once"
+    if not ticks or value in flow.recording.results:
+        return reason
+    is_read_by_others = any(not min(ticks) <= read.tick <= max(ticks) for read in value.reads)
+    return reason if is_read_by_others else _for_all(flow, site, value)
 
 
 # What a module returns
@@ -117,14 +111,12 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
 
 
 def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
-    name, calls = frame.path or "the model", flow.recording.calls[frame.path]
-    problem = _why_no_holder(flow, frame, keys)
+    name = frame.path or "the model"
+    problem = _why_no_hook(flow, site, frame, keys)
     if problem is not None:
         return problem
     if value.made < frame.start:
         return f"{name} returns a tensor that it did not compute"
-    if calls != site.runs:
-        return f"{name} runs {calls} times in one forward, and computes this value {site.runs} time(s)"
     if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.reads):
         return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
     if sum(returned is value for _, returned in frame.outputs) > 1:
@@ -132,9 +124,9 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
     return _why_not_replaced(flow, value, frame.end)
 
 
-def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str | None:
-    """Why a module cannot hold a SimAM as its child."""
-    module, name = flow.recording.modules[frame.path], frame.path or "the model"
+def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]) -> str | None:
+    """Why a module cannot hold a SimAM as its child, or would run it too often."""
+    module, name, calls = frame.module, frame.path or "the model", flow.recording.calls[frame.path]
     if isinstance(module, CONTAINERS):
         return f"{name} is a {type(module).__name__}, which runs all of its children"
     if isinstance(module, fx.GraphModule):
@@ -143,6 +135,8 @@ def _why_no_holder(flow: Dataflow, frame: Frame, keys: tuple[Key, ...]) -> str |
         return f"{name} iterates over its children, and would run the SimAM as one of them"
     if len(keys) > 1:
         return f"it is nested {len(keys)} levels deep in what {name} takes or returns"
+    if calls != site.runs:
+        return f"{name} runs {calls} times in one forward, and this value is computed {site.runs} time(s)"
     return None
 
 
@@ -191,14 +185,11 @@ def _reads_alone(value: Value, frame: Frame, reader: Frame | None) -> bool:
 
 
 def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
-    problem = _why_no_holder(flow, frame, keys)
+    problem = _why_no_hook(flow, site, frame, keys)
     if problem is not None:
         return problem
-    calls = flow.recording.calls[frame.path]
     if sum(one is frame for one, _, _ in value.arguments) > 1:
         return f"{frame.path} receives it more than once in one call"
-    if calls != site.runs:
-        return f"{frame.path} runs {calls} times in one forward, and this value is computed {site.runs} time(s)"
     if any(returned is value for _, returned in frame.outputs):
         return f"{frame.path} returns it"
     writes = [write for write in flow.recording.writes.get(value.storage, ()) if write >= frame.start]
@@ -245,21 +236,6 @@ def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
     if frame is None or frame.path == edit.module:
         return None
     return frame.path if isinstance(frame.module, NORMS) else None
-
-
-def _note(flow: Dataflow, edit: Edit) -> str:
-    """What folding weights will make impossible."""
-    path = edit.module.rpartition(".")[0] if isinstance(edit, Output) else edit.module
-    while path:
-        module = flow.recording.modules[path]
-        fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)
-        if fold is not None and not isinstance(module, CONTAINERS):
-            return (
-                f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
-                "survives it"
-            )
-        path = path.rpartition(".")[0]
-    return ""
 
 
 def _nearest(flow: Dataflow, site: Site) -> str:

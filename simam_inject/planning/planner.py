@@ -21,7 +21,7 @@ from simam_inject.matching import (
 )
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
-from simam_inject.planning.records import PRESENT, Edit, Insertion, Output, Rewritten
+from simam_inject.planning.records import PRESENT, Edit, Input, Insertion, Output, Rewritten
 from simam_inject.recipe import Recipe
 
 
@@ -42,8 +42,8 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     Raises:
         NoMatchError: a rule that is not optional matches no site that can be attended, or excludes what is not there.
     """
-    decision, fulfilled = Decision(), set()
-    decision.skips += [*matches.misses, *_other_calls(recipe, flow, matches.hits)]
+    decision = Decision(skips=[*matches.misses, *_other_calls(recipe, flow, matches.hits)])
+    fulfilled = set()
     there = _present_by_value(flow, present)
     together = _calls_of_one_module(flow, matches.hits)
     names = {one.module for one in present}
@@ -64,12 +64,17 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
             fulfilled.add(hit.rule)
         if reason is not None:
             decision.skips.append(Skip(hit.path, reason, hit.rule, hit=True))
+    _check_rules(recipe, flow, decision.skips, fulfilled)
+    return decision
+
+
+def _check_rules(recipe: Recipe, flow: Dataflow, skips: Sequence[Skip], fulfilled: set[int]) -> None:
+    """Refuse a rule, or an `exclude`, without any effect."""
     for index, rule in enumerate(recipe.rules):
         if index not in fulfilled and not rule.optional:
-            raise NoMatchError(_explain_nothing(recipe, index, flow, decision.skips))
+            raise NoMatchError(_explain_nothing(recipe, index, flow, skips))
     if idle := idle_exclude(recipe, flow.anatomy):
         raise NoMatchError(idle)
-    return decision
 
 
 # Calls of one module: `head`, `head[2]`, `head[3]` for a head that is shared by the levels of a pyramid
@@ -135,7 +140,7 @@ def _present_by_value(flow: Dataflow, present: Sequence[Insertion]) -> defaultdi
 def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
     """The reason of a hit whose value has SimAM already, for all readers or for the same one."""
     for one in present:
-        if hit.reader is None or one.reader is None or hit.reader == one.reader:
+        if hit.reader is None or not isinstance(one.edit, Input) or one.reader in (None, hit.reader):
             wanted = f"with e_lambda {one.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
             return PRESENT if one.e_lambda == hit.e_lambda else f"{PRESENT}, {wanted}"
     return None

@@ -14,15 +14,3 @@ from simam_inject.recipe.rule import Rule as Rule
 from simam_inject.recipe.rule import Where as Where
 from simam_inject.recipe.texts import read_shipped as read_shipped
 from simam_inject.recipe.texts import shipped_recipes as shipped_recipes
-
-__all__ = [
-    "Recipe",
-    "RecipeLike",
-    "Rule",
-    "Where",
-    "adjusted",
-    "load_recipe",
-    "read_shipped",
-    "selector",
-    "shipped_recipes",
-]

@@ -1,37 +1,66 @@
-"""How single facts are written, the same in every report, and the one form of a table."""
+"""How facts are written, the same in every report, and the one form of a table."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, is_dataclass
-from itertools import pairwise
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
 
-from rich import box
-from rich.table import Column, Table
+from rich import box, table
+from rich.text import Text
 
-if TYPE_CHECKING:
-    from jinja2 import Template
+from simam_inject.dataflow.records import Site
+from simam_inject.planning.records import Insertion
 
-UNKNOWN = "-"
 MODEL = "(the model)"
 """What stands for the empty path."""
+_SHORT = 14, 34
+"""Cells up to this length stay on one line in a terminal of 80 columns; the second is for the first column."""
 
 
-def new_table(*columns: Column | str) -> Table:
-    """An empty table; in a column that is given as a string, what is too long for the terminal goes on below."""
-    made = [Column(column, overflow="fold") if isinstance(column, str) else column for column in columns]
-    return Table(*made, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of texts, which `rich` prints and the template of the page writes as HTML.
 
+    Example:
+        >>> from rich import print
+        >>> print(Table(("site", "reduction"), [("layer1.0", "4")]))
+        site      reduction
+        ───────────────────
+        layer1.0          4
+    """
 
-def read_template(name: str) -> Template:
-    """A Jinja2 template of this folder; whatever is put into it is escaped."""
-    import jinja2
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    bold: Container[int] = ()
+    """Numbers of rows that stand out."""
 
-    text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True).from_string(text)
+    @property
+    def kinds(self) -> list[str]:
+        """`number` for a column that ends at the right, `name` for one whose cells do not wrap, else `text`."""
+        return [self._kind(column, [row[column] for row in self.rows]) for column in range(len(self.headings))]
+
+    def _kind(self, column: int, cells: list[str]) -> str:
+        if column > 0 and all(cell[:1].isdigit() or cell == "-" for cell in cells):
+            return "number"
+        return "name" if all(len(cell) <= _SHORT[column == 0] for cell in cells) else "text"
+
+    def without(self, *headings: str) -> Table:
+        """The table without some of its columns."""
+        left = [column for column, heading in enumerate(self.headings) if heading not in headings]
+        return Table(
+            [self.headings[column] for column in left], [[row[c] for c in left] for row in self.rows], self.bold
+        )
+
+    def __rich__(self) -> table.Table:
+        made = table.Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for heading, kind in zip(self.headings, self.kinds, strict=True):
+            right = "right" if kind == "number" else "left"
+            made.add_column(heading, justify=right, no_wrap=kind == "name", overflow="fold")  # type: ignore[arg-type]
+        for number, row in enumerate(self.rows):
+            made.add_row(*map(Text, row), style="bold" if number in self.bold else "")
+        return made
 
 
 def as_json(value: Any) -> Any:
@@ -39,15 +68,13 @@ def as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, default=lambda one: asdict(one) if is_dataclass(one) else str(one)))  # type: ignore[arg-type]
 
 
-def format_map(shape: Sequence[int] | None, channel_dim: int = 1) -> str:
+def format_map(found: Site | Insertion) -> str:
     """Channels x spatial sizes of a feature map: `256x56x56`; the whole shape in brackets if it is not one."""
-    if shape is None:
-        return UNKNOWN
-    if len(shape) < 3:
-        return f"({', '.join(map(str, shape))})"
-    channels = shape[channel_dim]
-    spatial = shape[2:] if channel_dim == 1 else shape[1:-1]
-    return "x".join(map(str, (channels, *spatial)))
+    shape = found.shape
+    if shape is None or len(shape) < 3:
+        return "-" if shape is None else f"({', '.join(map(str, shape))})"
+    spatial = shape[2:] if found.channel_dim == 1 else shape[1:-1]
+    return "x".join(map(str, (shape[found.channel_dim], *spatial)))
 
 
 def format_bytes(count: float) -> str:
@@ -59,21 +86,12 @@ def format_bytes(count: float) -> str:
     return f"{count:.3g} TB"
 
 
-def format_count(count: int, noun: str, plural: str = "") -> str:
-    """`1 site`, `16 sites`, `2 near misses`."""
-    return f"{count} {noun if count == 1 else plural or noun + 's'}"
+def format_count(count: int, noun: str) -> str:
+    """`1 site`, `16 sites`."""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
-def format_span(values: Iterable[str]) -> str:
-    """Distinct values in order: one, two, or the first and the last of more."""
-    distinct = list(dict.fromkeys(values))
-    return " .. ".join([distinct[0], distinct[-1]]) if len(distinct) > 2 else ", ".join(distinct)
-
-
-def format_reductions(reductions: Iterable[int | None]) -> str:
-    """`4`, `4, 16`, or `4..32` for all powers of two between; `-` where none is known."""
-    found = sorted({reduction for reduction in reductions if reduction is not None})
-    if not found:
-        return UNKNOWN
-    doubled = all(larger == 2 * smaller for smaller, larger in pairwise(found))
-    return f"{found[0]}..{found[-1]}" if len(found) > 2 and doubled else ", ".join(map(str, found))
+def format_span(values: Iterable[Any], gap: str = " .. ") -> str:
+    """Distinct values in order: one, two, or the first and the last of more; `-` for none."""
+    distinct = [str(value) for value in dict.fromkeys(values) if value is not None]
+    return gap.join([distinct[0], distinct[-1]]) if len(distinct) > 2 else ", ".join(distinct) or "-"

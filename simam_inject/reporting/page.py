@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import jinja2
 import yaml
 
+from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Input, Insertion, Output, Rewritten, Verification
+from simam_inject.planning.records import Insertion, Verification
 from simam_inject.reporting.drawing import draw
-from simam_inject.reporting.formats import MODEL, UNKNOWN, format_bytes, format_map, read_template
-from simam_inject.reporting.network import draw_network
-from simam_inject.reporting.plans import OUTCOMES, bytes_per_image, facts, where
+from simam_inject.reporting.formats import MODEL, Table, format_bytes, format_map
+from simam_inject.reporting.plans import bytes_per_image, notes, sites_table
+from simam_inject.reporting.sites import CONTAINERS, blocks_around
 
-COLUMNS = {"site": "p", "position": "p", "CxHxW": "n", "axes": "p", "reduction": "n", "e_lambda": "n"}
-COLUMNS |= {"edit": "p", "module": "p", "note": ""}
-"""Columns of the table of sites, and how each is set: a number, or words that stay on one line."""
+HEIGHT, LEAST = 150.0, 5.0
+"""Height in pixels of the largest map, and of any map at least."""
+_GAP, _STAGE_GAP, _MARGIN, _LABEL = 3.0, 14.0, 10.0, 52.0
+_LEAVES = ("conv", "pool", "interpolate", "pixel_shuffle")
+"""Parts of the kinds that are drawn on their own, outside of blocks."""
+_RESULTS = {True: "ok", False: "failed", None: "not run"}
 
 
 def render_page(plan: Plan, verification: Verification | None = None, *, heading: str, note: str = "") -> str:
@@ -26,43 +38,77 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
         note: What a reader should know about the model, such as its weights.
     """
     checks = verification.checks if verification else ()
-    inputs = ", ".join("x".join(map(str, shape)) for shape in plan.anatomy.input_shapes)
-    rows = [_site_row(insertion) for insertion in plan.placed]
-    shown = len(COLUMNS) - (not any(row[-1] for row in rows))  # no empty column of notes
-    return read_template("page.html.j2").render(
+    hits, near_misses = (
+        Table(("site", "reason"), [(one.path or MODEL, one.reason) for one in plan.skips if one.hit is hit])
+        for hit in (True, False)
+    )
+    results = [(_RESULTS[one.ok], one.name, one.detail) for one in checks]
+    return _render(
+        "page.html.j2",
         heading=heading,
-        facts=[fact for fact in (note, f"Example input: {inputs}" if inputs else "") if fact],
+        note=note,
+        inputs=", ".join("x".join(map(str, shape)) for shape in plan.anatomy.input_shapes),
         moved=format_bytes(bytes_per_image(plan)),
         passed=sum(check.ok is True for check in checks),
         failed=any(check.ok is False for check in checks),
         network=draw_network(plan.anatomy, plan.placed),
-        columns=list(COLUMNS.items())[:shown],
-        sites=[row[:shown] for row in rows],
+        sites=sites_table(plan.placed, complete=True),
+        notes=[*notes(plan.placed)],
         blocks="\n\n".join(map(str, draw(plan.anatomy, plan.placed))),
-        skips=[(skip.path or MODEL, skip.reason) for skip in plan.skips if skip.hit],
-        near_misses=[(skip.path or MODEL, skip.reason) for skip in plan.skips if not skip.hit],
-        checks=[(OUTCOMES[check.ok][0], check.name, check.detail) for check in checks],
+        skips=hits,
+        near_misses=near_misses,
+        checks=Table(("result", "check", "detail"), results),
         recipe=yaml.safe_dump(plan.recipe.to_dict(), sort_keys=False, allow_unicode=True, width=100).rstrip("\n"),
     )
 
 
-def _site_row(insertion: Insertion) -> tuple[str, ...]:
-    return (
-        insertion.path or MODEL,
-        where(insertion),
-        format_map(insertion.shape, insertion.channel_dim),
-        f"{insertion.axes}, {'measured' if insertion.axes_measured else 'inferred'}",
-        UNKNOWN if insertion.reduction is None else str(insertion.reduction),
-        f"{insertion.e_lambda:g}",
-        _edit(insertion.edit),
-        insertion.module,
-        "; ".join(fact for fact in facts(insertion) if not fact.startswith("the axes")),
-    )
+def _render(template: str, **values: Any) -> str:
+    """A template of this folder, filled; whatever is put into it is escaped."""
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    return environment.from_string(text).render(**values)
 
 
-def _edit(edit: Output | Input | Rewritten) -> str:
-    if isinstance(edit, Rewritten):
-        return f"expression {edit.value} in {edit.owner or 'the model'}"
-    key = "" if edit.key is None else f"[{edit.key}]"
-    what = "output" if isinstance(edit, Output) else f"input {edit.argument}"
-    return f"{what}{key} of {edit.module or 'the model'}"
+def draw_network(anatomy: Anatomy, insertions: Sequence[Insertion]) -> str:
+    """The network as an `<svg>`: what is drawn of it as high as its maps, with SimAM marked; empty without maps."""
+    boxes = boxes_of(anatomy, insertions)
+    # The longer side of a map may be a list: YOLO's distribution of distances is 4 x 8400.
+    scale = HEIGHT / max((min(site.spatial or ()) for site, _ in boxes), default=1)
+    x = _MARGIN
+    stages = []
+    for length, group in groupby(boxes, key=lambda box: min(box[0].spatial or ())):
+        start, drawn = x, []
+        for site, attended in group:
+            width = 5 + 1.5 * math.log2(max(2, site.channels or 2))
+            drawn.append((site, format_map(site), attended, x, width, max(LEAST, length * scale)))
+            x += width + _GAP
+        x = max(x, start + _LABEL)
+        stages.append((drawn, length, (start + x - _GAP) / 2))
+        x += _STAGE_GAP
+    return _render("network.svg.j2", stages=stages, width=x, middle=_MARGIN + HEIGHT / 2) if boxes else ""
+
+
+def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> list[tuple[Site, list[Insertion]]]:
+    """What is drawn, with the SimAMs in it: blocks, and convolutions and poolings between.
+
+    Of containers, and of blocks that hold main or decoder blocks, what they hold is drawn.
+    """
+    mapped = [site for site in anatomy.sites if site.runs and site.spatial and site.path and ":" not in site.path]
+    dims = Counter(len(site.spatial or ()) for site in mapped).most_common(1)
+    mapped = [site for site in mapped if len(site.spatial or ()) == dims[0][0] and max(site.spatial or ()) > 1]
+    opened = {site.path for site in anatomy.sites if site.kind == "block" and site.class_name in CONTAINERS}
+    for site in mapped:
+        if {"main", "decoder"} & set(site.structure):
+            opened.update(block.path for block in blocks_around(anatomy, site))
+    attended = {one.path for one in insertions}
+    drawn: dict[str, list[Insertion]] = {}
+    for site in mapped:
+        is_leaf = site.class_name is not None and any(word in site.kind for word in _LEAVES)
+        is_drawn = site.path not in opened and (site.kind == "block" or is_leaf or site.path in attended)
+        if is_drawn and all(block.path in opened for block in blocks_around(anatomy, site)):
+            drawn[site.path] = []
+    for one in insertions:
+        path = one.path.partition(":")[0]
+        around = (path, *(block.path for block in blocks_around(anatomy, anatomy.site_by_path[one.path])))
+        drawn.setdefault(next((home for home in around if home in drawn), path), []).append(one)
+    return [(site, drawn[site.path]) for site in mapped if site.path in drawn]

@@ -1,49 +1,34 @@
-"""One report for one plan: where SimAM goes, what is skipped and why, what it costs, whether it was verified."""
+"""A plan and what was done with it: sites, skips with their reasons, cost, calibration, verification, a benchmark."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
-from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Group, RenderableType
-from rich.table import Column, Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from simam_inject.dataflow.records import Anatomy
-from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import Insertion, Verification
-from simam_inject.reporting.anatomy import kind_of_place, local_name
-from simam_inject.reporting.formats import (
-    MODEL,
-    as_json,
-    format_bytes,
-    format_count,
-    format_map,
-    format_reductions,
-    format_span,
-    new_table,
-)
+from simam_inject.reporting.formats import MODEL, Table, as_json, format_bytes, format_count, format_map, format_span
+from simam_inject.reporting.sites import kind_of_place, local_name
 
-WHOLE = 34
-"""Names up to this length stay whole at 80 columns."""
+if TYPE_CHECKING:
+    from simam_inject.bench.measuring import Quartiles
+    from simam_inject.bench.run import Bench, Row
+    from simam_inject.warmup import Calibration
+
 LONG = 24
 """Sites from which on a table groups them by kind of block."""
-EDITS = {"Output": "output", "Input": "input", "Rewritten": "expression"}
-"""How an edit is called in reports: at a module's output, at its input, around an expression in its forward."""
-OUTCOMES = {False: ("failed", "red"), None: ("not run", "yellow"), True: ("ok", "")}
-"""How the result of a check is called, and the colour of its line."""
+_EDITS = {"Output": "output", "Input": "input", "Rewritten": "expression"}
+_HEADINGS = ("position", "count", "CxHxW", "reduction", "e_lambda", "edit", "axes", "module")
 
 
 def plan_to_dict(plan: Plan, verification: Verification | None = None) -> dict[str, Any]:
     """JSON types: what the plan says of itself, totals, and the verification."""
-    totals = {
-        "sites": len(plan.placed),
-        "parameters": 0,
-        "bytes_per_image": bytes_per_image(plan),
-    }
+    totals = {"sites": len(plan.placed), "parameters": 0, "bytes_per_image": bytes_per_image(plan)}
     checked = None if verification is None else {"ok": verification.ok, **asdict(verification)}
     found: dict[str, Any] = as_json({**plan.to_dict(), "totals": totals, "verification": checked})
     return found
@@ -58,106 +43,80 @@ def bytes_per_image(plan: Plan) -> int:
     return round(sum(insertion.bytes_moved for insertion in plan.placed) / max(1, batch))
 
 
-def render_plan(
-    plan: Plan,
-    verification: Verification | None = None,
-    *,
-    heading: str = "",
-    applied: bool = True,
-    why: bool = False,
-    verbose: bool = False,
-    calibration: Any = None,
-    next_steps: Sequence[str] = (),
-) -> RenderableType:
-    """The report of one plan.
+def render_plan(plan: Plan, *, applied: bool, why: bool = False, verbose: bool = False) -> Iterator[RenderableType]:
+    """The report of one plan, part by part.
 
     Args:
         plan: Insertions, what was in the model already, and skips.
-        verification: What was checked; None if nothing was.
-        heading: What the report is about.
         applied: False for a dry run: the sites are `planned`, not `inserted`.
         why: Show near misses too.
-        verbose: Every site has a row, and every check a line.
-        calibration: The `Calibration` that was made, if any.
-        next_steps: What the reader may want to do now, one line each.
+        verbose: Every site has a row, and every note and skip a line.
     """
-    already = {there.path for there in plan.present}
-    skips = [skip for skip in plan.skips if skip.path not in already]  # these have a row of their own
-    parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
-    parts += [*_tables(plan, verbose), *_notes(plan.placed, verbose)]
-    parts += _skip_lines([skip for skip in skips if skip.hit], "skipped", "yellow", verbose)
-    parts += _skip_lines([skip for skip in skips if why and not skip.hit], "near miss", "dim", verbose=True)
-    parts.append(_summary(plan, skips, applied=applied, why=why))
-    parts += [] if verification is None else verification_lines(verification, verbose)
-    if calibration is not None:
-        lines = str(calibration).splitlines()
-        kept = ["     kept", *(f"{site.kept:9.1%}" for site in calibration.sites)] if calibration.sites else []
-        parts += [Text(line + share) for line, share in zip_longest(lines, kept, fillvalue="")]
-    if next_steps:
-        parts.append(Text("next:", style="bold"))
-        parts += [Text(f"  {step}", no_wrap=True, overflow="ignore") for step in next_steps]  # whole, to be copied
-    return Group(*parts)
+    placed = plan.placed
+    is_long = len(placed) >= LONG and not verbose
+    yield sites_table(placed, plan.anatomy if is_long else None)
+    if is_long:
+        yield Text(f"{len(placed)} sites by kind; --verbose shows each", "dim")
+    yield from (Text(f"note: {note}") for note in notes(placed, verbose=verbose))
+    already = {there.path for there in plan.present}  # these have a row of their own
+    skipped, near = (
+        [(skip.path, skip.reason) for skip in plan.skips if skip.hit is hit and skip.path not in already]
+        for hit in (True, False)
+    )
+    yield from (Text(f"skipped: {line}", "yellow") for line in _grouped(skipped, verbose))
+    yield from (Text(f"near miss: {line}", "dim") for line in _grouped(near if why else (), verbose=True))
+    lambdas = {one.e_lambda for one in placed}
+    counts = [f"{format_count(len(plan.insertions), 'site')} {'inserted' if applied else 'planned'}"]
+    counts[0] += f" with e_lambda {lambdas.pop():g}" if len(lambdas) == 1 else ""
+    counts += [f"{len(plan.present)} already there"] if plan.present else []
+    counts += [f"{len(skipped)} skipped"]
+    if near:
+        shows = "" if why else f" (--why shows {'it' if len(near) == 1 else 'them'})"
+        counts.append(f"{len(near)} near miss{'es' * (len(near) > 1)}{shows}")
+    moved = f"{format_bytes(bytes_per_image(plan))} memory traffic per image"
+    yield Text(", ".join(counts), "bold").append(f"; parameters +0; {moved}", "not bold")
 
 
-def _tables(plan: Plan, verbose: bool) -> Iterator[RenderableType]:
-    if len(plan.placed) >= LONG and not verbose:
-        yield sites_table(plan.placed, plan.anatomy)
-        yield Text(f"{len(plan.placed)} sites by kind; --verbose shows each", style="dim")
-    elif plan.placed:
-        yield sites_table(plan.placed)
+def sites_table(placed: Sequence[Insertion], anatomy: Anatomy | None = None, *, complete: bool = False) -> Table:
+    """A row for each site.
 
-
-def sites_table(placed: Sequence[Insertion], anatomy: Anatomy | None = None) -> Table:
-    """A row for each site; with the anatomy of the model, one for each kind of site, with its count."""
-    rows: dict[tuple[str, str, str, str], list[Insertion]] = {}
+    Args:
+        placed: The sites.
+        anatomy: Where given, a row for each kind of site instead, with its count.
+        complete: Also columns of the axes and of the dotted name of each SimAM.
+    """
+    groups: dict[tuple[str, str, float, str], list[Insertion]] = {}
     for one in placed:
         name = kind_of_place(anatomy, one.path) if anatomy else one.path or MODEL
-        key = (name, where(one, anatomy), f"{one.e_lambda:g}", EDITS[type(one.edit).__name__])
-        rows.setdefault(key, []).append(one)
-    counted, several = bool(anatomy), _has_several_lambdas(placed)
-    is_short = max(len(name) for name, *_ in rows) <= WHOLE
-    table = new_table(
-        Column("kind of site" if counted else "site", overflow="fold", no_wrap=is_short),
-        "position",
-        *[_number("count")] * counted,
-        Column("CxHxW", justify="right", overflow="fold"),  # breaks between maps
-        _number("reduction"),
-        *[_number("e_lambda")] * several,
-        Column("edit", no_wrap=True),
-    )
-    for (name, position, e_lambda, edit), members in rows.items():
-        table.add_row(
-            Text(name),
-            Text(position),
-            *[str(len(members))] * counted,
-            format_span(format_map(member.shape, member.channel_dim) for member in members),
-            format_reductions(member.reduction for member in members),
-            *[e_lambda] * several,
+        reader = local_name(one.reader or "", one.path.rpartition(".")[0])
+        position = f"before {reader}" if one.reader else one.position
+        groups.setdefault((name, position, one.e_lambda, _EDITS[type(one.edit).__name__]), []).append(one)
+    rows = [
+        (
+            name,
+            position,
+            str(len(members)),
+            format_span(map(format_map, members)),
+            format_span(sorted({one.reduction for one in members if one.reduction}), ".."),
+            f"{e_lambda:g}",
             edit,
+            f"{members[0].axes}, {'measured' if members[0].axes_measured else 'inferred'}",
+            members[0].module,
         )
-    return table
+        for (name, position, e_lambda, edit), members in groups.items()
+    ]
+    hidden = [] if anatomy else ["count"]
+    if not complete:  # one lambda for all is said in the summary
+        hidden += ["axes", "module", *([] if len({one.e_lambda for one in placed}) > 1 else ["e_lambda"])]
+    return Table(("kind of site" if anatomy else "site", *_HEADINGS), rows).without(*hidden)
 
 
-def _number(name: str) -> Column:
-    return Column(name, justify="right", no_wrap=True)
+def notes(placed: Sequence[Insertion], *, verbose: bool = False) -> Iterator[str]:
+    """What is out of the ordinary about sites."""
+    return _grouped(((one.path, fact) for one in placed for fact in _facts(one)), verbose)
 
 
-def _has_several_lambdas(placed: Sequence[Insertion]) -> bool:
-    """Lambdas that differ have a column; one lambda for all is said in the summary."""
-    return len({insertion.e_lambda for insertion in placed}) > 1
-
-
-def where(insertion: Insertion, anatomy: Anatomy | None = None) -> str:
-    """`after`, or `before` the one that reads the attended value; with the anatomy of the model, before its kind."""
-    if insertion.reader is None:
-        return insertion.position
-    scope = insertion.path.rpartition(".")[0]
-    reader = kind_of_place(anatomy, insertion.reader) if anatomy else local_name(insertion.reader, scope)
-    return f"before {reader}"
-
-
-def facts(insertion: Insertion) -> Iterator[str]:
-    """What is out of the ordinary about a site."""
+def _facts(insertion: Insertion) -> Iterator[str]:
     if insertion.axes not in ("NCHW", ""):
         yield f"the axes are {insertion.axes}"
     if not insertion.axes_measured:
@@ -170,60 +129,56 @@ def facts(insertion: Insertion) -> Iterator[str]:
         yield insertion.note
 
 
-def _notes(placed: Sequence[Insertion], verbose: bool) -> Iterator[Text]:
-    """Each fact once, with the sites that it is about."""
-    sites: dict[str, list[str]] = {}
-    for insertion in placed:
-        for fact in facts(insertion):
-            sites.setdefault(fact, []).append(insertion.path or MODEL)
-    for fact, paths in sites.items():
-        yield Text(f"note: {_named(paths, verbose)}: {fact}")
+def _grouped(facts: Iterable[tuple[str, str]], verbose: bool) -> Iterator[str]:
+    """`2 sites (se.fc1 .. se.fc2): 1x1 map`: each fact once, with its sites; with `verbose` site by site."""
+    by_fact: dict[tuple[str, str], list[str]] = {}
+    for path, fact in facts:
+        by_fact.setdefault((fact, path if verbose else ""), []).append(path or MODEL)
+    for (fact, _), paths in by_fact.items():
+        yield f"{paths[0] if len(paths) == 1 else f'{len(paths)} sites ({paths[0]} .. {paths[-1]})'}: {fact}"
 
 
-def _named(paths: Sequence[str], verbose: bool) -> str:
-    if len(paths) == 1 or (verbose and len(paths) < LONG):
-        return ", ".join(paths)
-    return f"{len(paths)} sites ({paths[0]} .. {paths[-1]})"
-
-
-def _skip_lines(skips: Sequence[Skip], label: str, style: str, verbose: bool) -> Iterator[Text]:
-    """A line for each skip; without `verbose`, one for each reason."""
-    groups: dict[tuple[str, int], list[str]] = {}
-    for number, skip in enumerate(skips):
-        groups.setdefault((skip.reason, number if verbose else 0), []).append(skip.path or MODEL)
-    for (reason, _), paths in groups.items():
-        yield Text(f"{label}: {_named(paths, verbose)}: {reason}", style=style)
-
-
-def _summary(plan: Plan, skips: Sequence[Skip], *, applied: bool, why: bool) -> Text:
-    counts = [f"{format_count(len(plan.insertions), 'site')} {'inserted' if applied else 'planned'}"]
-    if plan.placed and not _has_several_lambdas(plan.placed):
-        counts[0] += f" with e_lambda {plan.placed[0].e_lambda:g}"
-    if plan.present:
-        counts.append(f"{len(plan.present)} already there")
-    skipped = sum(skip.hit for skip in skips)
-    counts.append(f"{skipped} skipped")
-    if near := len(skips) - skipped:
-        shows = "" if why else f" (--why shows {'it' if near == 1 else 'them'})"
-        counts.append(format_count(near, "near miss", "near misses") + shows)
-    moved = f"{format_bytes(bytes_per_image(plan))} memory traffic per image"
-    return Text(", ".join(counts), style="bold").append(f"; parameters +0; {moved}", style="not bold")
-
-
-def verification_lines(verification: Verification, verbose: bool = False) -> Iterator[Text]:
+def render_verification(verification: Verification, *, verbose: bool = False) -> Iterator[Text]:
     """One line, and one for each check that failed or was not run; with `verbose` for each check."""
-    results = [check.ok for check in verification.checks]
-    passed, not_run = results.count(True), results.count(None)
-    if not verification.ok:
-        count = format_count(len(results), "check")
-        yield Text(f"verification failed: {results.count(False)} of {count}", style="red")
-    elif passed:
-        counts = format_count(passed, "check") + (f", {not_run} not run" if not_run else "")
-        yield Text("verified: ", style="bold green").append(counts, "not bold default")
-    else:
-        yield Text("not verified: no check could be run", style="yellow")
-    for ok, (outcome, style) in OUTCOMES.items():
-        for check in verification.checks:
-            if check.ok is ok and (verbose or ok is not True):
-                detail = f": {check.detail}" if check.detail else ""
-                yield Text(f"  {outcome}: {check.name}{detail}", style=style)
+    yield Text(str(verification), "green" if verification.ok else "red")
+    if verbose:
+        yield from (Text(f"  ok: {check.name}") for check in verification.checks if check.ok)
+
+
+def render_calibration(calibration: Calibration) -> Iterator[RenderableType]:
+    """Gain and kept signal of each site."""
+    rows = [
+        (one.path, f"{one.gain:.3f}", f"{one.error_before:.3f}", f"{one.error_after:.3f}", f"{one.kept:.1%}")
+        for one in calibration.sites
+    ]
+    yield Table(("site", "gain", "error before", "after", "kept"), rows)
+    yield str(calibration).splitlines()[-1]
+
+
+def render_bench(measured: Bench) -> Iterator[RenderableType]:
+    """One line per variant and mode. A ratio too spread out to be quoted says so instead of a number."""
+    conditions = measured.conditions
+    words = [f"batch {conditions.batch}", conditions.dtype, "channels last" if conditions.channels_last else "NCHW"]
+    words += ["compiled" if conditions.compile else "eager", f"{conditions.rounds} rounds"]
+    yield Text(", ".join(words))
+    headings = ("mode", "variant", "ms", "x plain (quartiles)", "images/s", "kept", "peak")
+    table = Table(headings, [_cells(row) for row in measured.rows])
+    yield table if any(row.peak_bytes for row in measured.rows) else table.without("peak")
+    floor = format_bytes(measured.floor_bytes)
+    yield Text(f"{format_count(measured.sites, 'site')}; per batch, the attention reads and writes at least {floor}")
+    machine = ", ".join(f"{key} {value}" for key, value in measured.machine.items())
+    yield Text(f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process")
+    yield Text("kept: bytes that the forward keeps for the backward pass")
+    yield from (Text(f"{mode} not run: {reason}", "yellow") for mode, reason in measured.not_run)
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    memory = ("-" if count is None else format_bytes(count) for count in (row.kept_bytes, row.peak_bytes))
+    speed = f"{row.images_per_second:.1f}"
+    return row.mode, row.variant, f"{row.seconds.median * 1e3:.2f}", _ratio(row.ratio), speed, *memory
+
+
+def _ratio(ratio: Quartiles) -> str:
+    if ratio.low == ratio.high:
+        return f"{ratio.median:.3f}"
+    return "too noisy" if ratio.is_noisy else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"

@@ -1,104 +1,174 @@
-"""The sites of a model by block class, with what a rule can name inside, and suggested selectors."""
+"""A model's sites by block class: what a rule can name in it, as a table with selectors, and as JSON types."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.table import Column, Table
+from rich.console import RenderableType
 from rich.text import Text
 
-from simam_inject.dataflow.records import Anatomy
-from simam_inject.reporting.anatomy import Place, summarize
-from simam_inject.reporting.formats import (
-    MODEL,
-    UNKNOWN,
-    as_json,
-    format_count,
-    format_reductions,
-    format_span,
-    new_table,
-)
+from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.errors import shortened
+from simam_inject.matching import why_not_attendable
+from simam_inject.reporting.formats import MODEL, Table, format_count, format_map, format_span
 
-_SHOWN = 4
-"""Places that are listed of those with the same obstacle."""
-WHOLE = 28
-"""Names up to this length stay whole at 80 columns."""
+CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
+"""Classes of torch that only hold others: they can be named, but name nothing in particular."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """What a rule can name: the blocks of one class, or the values of one name inside them."""
+
+    name: str
+    """A class, or a name inside its blocks: `conv2`, `relu[2]`, `add`, `net.0`."""
+    sites: tuple[Site, ...]
+    children: tuple[Place, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """What computes the value, with kernel and depth for a convolution; for a block its class."""
+        return " / ".join(dict.fromkeys(map(_kind, self.sites)))
+
+    @property
+    def maps(self) -> list[str]:
+        """Channels x spatial sizes, distinct, the largest first, whatever the order: a neck goes up and down."""
+        mapped = [site for site in self.sites if site.shape is not None]
+        mapped.sort(key=lambda site: prod(site.spatial or ()), reverse=True)
+        return list(dict.fromkeys(map(format_map, mapped)))
+
+    @property
+    def reductions(self) -> list[int]:
+        """Distinct, in order."""
+        return sorted({site.reduction for site in self.sites if site.reduction is not None})
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why none of them can be attended; None if one can."""
+        obstacles = [why_not_attendable(site) for site in self.sites]
+        return obstacles[0] if all(obstacles) else None
+
+    def has(self, structure: str) -> bool:
+        """Whether one of the blocks is `main`, `residual` or `decoder`."""
+        return any(structure in site.structure for site in self.sites)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON types."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "count": len(self.sites),
+            "paths": [site.path for site in self.sites],
+            "maps": self.maps,
+            "reductions": self.reductions,
+            "obstacle": self.obstacle,
+            "children": [child.to_dict() for child in self.children],
+        }
+
+
+def _kind(site: Site) -> str:
+    if site.kind == "block" and site.class_name:
+        return site.class_name
+    kernel = "x".join(map(str, site.kernel or ()))
+    return " ".join(filter(None, ("depthwise" if site.depthwise else "", site.kind, kernel)))
+
+
+def local_name(path: str, scope: str) -> str:
+    """`layer1.0.conv2` inside `layer1.0` -> `conv2`."""
+    return path.removeprefix(f"{scope}.") if scope else path
+
+
+def class_of(anatomy: Anatomy, path: str) -> str:
+    """Class of a block; `model` where it is not known."""
+    site = anatomy.site_by_path.get(path)
+    return (site.class_name if site is not None else None) or "model"
+
+
+def blocks_around(anatomy: Anatomy, site: Site) -> Iterator[Site]:
+    """The blocks around a value, from the inside; the model itself is not one."""
+    path = site.scope
+    while path:
+        block = anatomy.site_by_path.get(path)
+        if block is not None:
+            yield block
+        path = path.rpartition(".")[0] if block is None else block.scope
+
+
+def _owner_of(anatomy: Anatomy, site: Site) -> str:
+    """Path of the nearest block around a value that is not a plain container; "" for the model."""
+    return next((block.path for block in blocks_around(anatomy, site) if block.class_name not in CONTAINERS), "")
+
+
+def _is_class(site: Site) -> bool:
+    """A block whose class says what it is. A map in a list (`fpn:0`) is none."""
+    return site.kind == "block" and site.class_name not in CONTAINERS and ":" not in site.path
+
+
+def kind_of_place(anatomy: Anatomy, path: str) -> str:
+    """A site without its place in the model: `Bottleneck.conv2`, `Bottleneck`, `VGG.features.*`."""
+    site = anatomy.site_by_path.get(path)
+    if site is None or _is_class(site):
+        return path if site is None else class_of(anatomy, path)
+    owner = _owner_of(anatomy, site)
+    return f"{class_of(anatomy, owner)}.{re.sub(r'(?<![^.])[0-9]+(?![^.])', '*', local_name(path, owner))}"
+
+
+def summarize(anatomy: Anatomy) -> list[Place]:
+    """The block classes of a model: main blocks first, then others that occur several times, plain containers last."""
+    blocks: dict[str, list[Site]] = {}
+    inside: dict[str, dict[str, list[Site]]] = {}
+    for site in anatomy.sites:
+        if site.kind == "block" and ":" not in site.path:
+            blocks.setdefault(site.class_name or "", []).append(site)
+        owner = _owner_of(anatomy, site)
+        has_own_row = _is_class(site) and site.scope != owner
+        if owner in anatomy.site_by_path and site.kind != "input" and site.path and not has_own_row:
+            names = inside.setdefault(anatomy.site_by_path[owner].class_name or "", {})
+            names.setdefault(local_name(site.path, owner), []).append(site)
+    classes = [
+        Place(name, tuple(sites), tuple(Place(child, tuple(values)) for child, values in inside.get(name, {}).items()))
+        for name, sites in blocks.items()
+    ]
+    return sorted(classes, key=lambda one: (one.name in CONTAINERS, not one.has("main"), len(one.sites) == 1))
 
 
 def sites_to_dict(anatomy: Anatomy) -> dict[str, Any]:
     """What `render_sites` shows, with the path of every block."""
-    return {
-        "input_shapes": [list(shape) for shape in anatomy.input_shapes],
-        "classes": [as_json(found) for found in summarize(anatomy)],
-        "opaque": dict(anatomy.opaque),
-    }
+    classes = [{**one.to_dict(), "kind": "block"} for one in summarize(anatomy)]
+    return {"input_shapes": anatomy.input_shapes, "classes": classes, "opaque": anatomy.opaque}
 
 
-def render_sites(anatomy: Anatomy, *, heading: str = "") -> RenderableType:
+def render_sites(anatomy: Anatomy) -> Iterator[RenderableType]:
     """The block classes of a model with what a rule can name inside them, and selectors that fit this model.
 
-    Args:
-        anatomy: All sites of the model.
-        heading: What the report is about.
+    Every class has a row; what is inside has one if SimAM can be applied to it.
     """
+    rows: list[tuple[str, ...]] = []
+    bold: list[int] = []
+    obstacles: dict[str, list[str]] = {}
     classes = summarize(anatomy)
-    parts: list[RenderableType] = [Text(heading, style="bold")] if heading else []
-    parts += [_table(classes), *_obstacle_lines(classes), *_opaque_lines(anatomy)]
-    parts.append(Text("select sites with:", style="bold"))
-    parts.extend(Text(f"  {selector}") for selector in suggest(classes))
-    return Group(*parts)
-
-
-def _rows(classes: Sequence[Place]) -> Iterator[tuple[str, str, Place]]:
-    """What has a row: its name in the table, its name in the model, and the place."""
     for found in classes:
-        yield found.name, found.name, found
-        if not found.is_container:
-            yield from ((f"  {child.name}", f"{found.name}.{child.name}", child) for child in found.children)
-
-
-def _table(classes: Sequence[Place]) -> Table:
-    rows = [row for row in _rows(classes) if row[2].obstacle is None or row[2].kind == "block"]
-    is_short = max((len(name) for name, _, _ in rows), default=0) <= WHOLE
-    table = new_table(
-        Column("block class, children", overflow="fold", no_wrap=is_short),
-        "kind",
-        Column("count", justify="right", no_wrap=True),
-        "CxHxW",
-        Column("reduction", no_wrap=True),
-    )
-    for name, _, place in rows:
-        is_class = place.kind == "block"
-        maps = (format_span(place.maps) or UNKNOWN) + " *" * bool(place.obstacle)
-        table.add_row(
-            Text(name, style="bold cyan" if is_class else ""),
-            Text(place.kind),
-            str(place.count),
-            maps,
-            format_reductions(place.reductions),
-            style="bold" if is_class else "dim" if place.obstacle else "",
-        )
-    return table
-
-
-def _obstacle_lines(classes: Sequence[Place]) -> Iterator[Text]:
-    """What SimAM cannot be applied to, by reason; of these, only block classes have a row."""
-    names: dict[str, list[str]] = {}
-    for _, name, place in _rows(classes):
-        if place.obstacle is not None:
-            names.setdefault(place.obstacle.partition(": its shape is")[0], []).append(name)
-    for obstacle, places in names.items():
-        more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-        yield Text(f"* {', '.join(places[:_SHOWN])}{more}: {obstacle}", style="yellow")
-
-
-def _opaque_lines(anatomy: Anatomy) -> Iterator[Text]:
+        bold.append(len(rows))
+        for place in (found, *(found.children if found.name not in CONTAINERS else ())):
+            if place.obstacle is not None:
+                name = found.name if place is found else f"{found.name}.{place.name}"
+                obstacles.setdefault(place.obstacle.partition(": its shape is")[0], []).append(name)
+            if place is found or place.obstacle is None:
+                name, kind = (found.name, "block") if place is found else (f"  {place.name}", place.kind)
+                maps = format_span(place.maps) + (" *" if place.obstacle else "")
+                rows.append((name, kind, str(len(place.sites)), maps, format_span(place.reductions, "..")))
+    yield Table(("block class, children", "kind", "count", "CxHxW", "reduction"), rows, bold)
+    yield from (Text(f"* {shortened(names)}: {obstacle}", "yellow") for obstacle, names in obstacles.items())
     if anatomy.opaque:
         count = format_count(len(anatomy.opaque), "block")
-        yield Text(f"{count} without names inside; SimAM can be applied to the output:", style="yellow")
+        yield Text(f"{count} without names inside; SimAM can be applied to the output:", "yellow")
         yield from (Text(f"  {path or MODEL}: {reason}") for path, reason in anatomy.opaque.items())
+    yield Text("select sites with:", "bold")
+    yield from (Text(f"  {selector}") for selector in suggest(classes))
 
 
 def suggest(classes: Sequence[Place]) -> Iterator[str]:
@@ -106,30 +176,19 @@ def suggest(classes: Sequence[Place]) -> Iterator[str]:
 
     The model itself is never suggested, since its last value is the result and not a feature map.
     """
-    named = [
-        found
-        for found in classes
-        if not found.is_container and found.obstacle is None and found.children and found.paths != ("",)
-    ]
-    main = max(named, key=_rank, default=None)
+    named = [one for one in classes if one.name not in CONTAINERS and one.children and one.sites[0].path]
+    main = max(
+        (one for one in named if one.obstacle is None),
+        key=lambda one: (one.has("main"), one.has("residual"), len(one.sites) > 1, len(one.children) * len(one.sites)),
+        default=None,
+    )
     if main is None:
         yield "--recipe every-conv"
         return
     name = main.name.lower()
     yield f"--after {name}"
     convs = [child for child in main.children if "conv" in child.kind and child.obstacle is None]
-    wide = [child for child in convs if _is_wide(child)]
+    wide = [child for child in convs if max(child.sites[0].kernel or (1,)) > 1]
     yield from (f"--after {name}.{child.name}" for child in (wide or convs)[-1:])
-    if any(child.joins for child in main.children):
+    if any(site.joins for child in main.children for site in child.sites):
         yield f"--before {name}.residual"
-
-
-def _is_wide(child: Place) -> bool:
-    """A convolution that looks at more than one position."""
-    kernel = child.kind.rpartition(" ")[2]
-    return any(length.isdigit() and length != "1" for length in kernel.split("x"))
-
-
-def _rank(found: Place) -> tuple[bool, bool, bool, int]:
-    """Main blocks first, then residual ones, then those that repeat, then those with the most inside."""
-    return "main" in found.structure, "residual" in found.structure, found.count > 1, len(found.children) * found.count

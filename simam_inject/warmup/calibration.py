@@ -14,7 +14,7 @@ norm reads, with everything in eval mode, each norm using what has been pooled s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from os import PathLike
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM
@@ -139,10 +138,17 @@ def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Itera
     sums: dict[SimAM, Tensor] = {}  # in the order in which the sites run
     for attention in paths:
         attention.strength = attention.gain = 1.0
-    hooks = (attention.register_forward_hook(partial(_attend, path, sums)) for attention, path in paths.items())
-    with _hooked(hooks), _together(network):
-        run_batches(network, source, "fitting gains")
-        _check_all_ran([path for attention, path in paths.items() if attention not in sums])
+    with ExitStack() as stack:
+        for attention, path in paths.items():
+            stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums)))
+        with _together(network):
+            run_batches(network, source, "fitting gains")
+            idle = [path for attention, path in paths.items() if attention not in sums]
+            if idle:
+                raise ModelError(
+                    f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be "
+                    "calibrated; end its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
+                )
     pooled = dict(zip(paths, _reduced(torch.stack([sums[attention] for attention in paths]), network), strict=True))
     for attention, strength in strengths.items():
         attention.strength, attention.gain = strength, _gain(pooled[attention])
@@ -175,14 +181,6 @@ def _fit(path: str, sums: Tensor) -> SiteFit:
     return SiteFit(path, _gain(sums), before**0.5, after**0.5)
 
 
-def _check_all_ran(idle: list[str]) -> None:
-    if idle:
-        raise ModelError(
-            f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be calibrated; end "
-            "its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
-        )
-
-
 class _Norm:
     """Pools mean and variance of what one norm reads, and writes them into it before it runs."""
 
@@ -213,24 +211,17 @@ class _Norm:
 
 def _fit_norms(network: nn.Module, targets: list[tuple[str, nn.Module]], source: Iterable[Any]) -> int:
     norms = [_Norm(path, norm) for path, norm in targets]
-    with _hooked(norm.norm.register_forward_pre_hook(norm) for norm in norms), _together(network):
-        run_batches(network, source, "estimating norms")
+    with ExitStack() as stack:
+        for norm in norms:
+            stack.enter_context(norm.norm.register_forward_pre_hook(norm))
+        with _together(network):
+            run_batches(network, source, "estimating norms")
     for norm in norms:
         norm.sums = _reduced(norm.sums, network)
     ran = [norm for norm in norms if norm.sums[0].any()]
     for norm in ran:
         norm.write()
     return len(ran)
-
-
-@contextmanager
-def _hooked(handles: Iterable[RemovableHandle]) -> Iterator[None]:
-    kept = list(handles)
-    try:
-        yield
-    finally:
-        for handle in kept:
-            handle.remove()
 
 
 def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[list[tuple[str, nn.Module]], int]:

@@ -39,7 +39,16 @@ def build_factory(name: str, *, pretrained: bool = False, num_classes: int | Non
             near = difflib.get_close_matches(factory_name, public, n=3)
             advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(public) or 'no public names'}."
             raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
-        model = _call(name, getattr(module, factory_name), options)
+        model = factory = getattr(module, factory_name)
+        if _is_model(factory) and options:
+            raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
+        if callable(factory) and not _is_model(factory):
+            try:
+                model = factory(**options)
+            except Exception as error:
+                raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
+    if not _is_model(model):
+        raise ModelError(f"{name}: it gives a {type(model).__qualname__}, not a torch.nn.Module or a YOLO object.")
     return ZooModel(name=name, model=model, source=source, note=f"weights as {factory_name} makes them")
 
 
@@ -84,9 +93,6 @@ def _import_source(name: str, source: str) -> ModuleType:
     try:
         return _import_file(Path(source).resolve()) if is_file else import_module(source)
     except Exception as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if missing and (source == missing or source.startswith(f"{missing}.")):
-            raise ModelError(f"{name}: no module named {missing!r} here or in this environment.") from error
         raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
 
 
@@ -108,33 +114,6 @@ def _import_file(file: Path) -> ModuleType:
     return module
 
 
-def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
-    """What the factory returns; a finished model is its own factory."""
-    given = " and ".join(options)
-    if _is_model(factory):
-        if options:
-            raise ModelError(f"{name}: it is a finished model and takes no {given}.")
-        return factory
-    if not callable(factory):
-        raise ModelError(f"{name}: it is a {type(factory).__qualname__}, not a function, class or model.")
-    try:
-        model = factory(**options)
-    except Exception as error:
-        if isinstance(error, TypeError) and not _is_raised_inside(error):
-            call = f"with {given}" if options else "without arguments"
-            raise ModelError(f"{name}: the factory cannot be called {call}: {error}.") from None
-        raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
-    if not _is_model(model):
-        found = "None" if model is None else f"a {type(model).__qualname__}"
-        raise ModelError(f"{name}: the factory returned {found}, not a torch.nn.Module or a YOLO object.")
-    return model
-
-
-def _is_raised_inside(error: BaseException) -> bool:
-    """A function that was called raised it, not the call, as for wrong arguments."""
-    return error.__traceback__ is not None and error.__traceback__.tb_next is not None
-
-
 def _is_model(value: Any) -> bool:
     from torch import nn
 
@@ -144,7 +123,7 @@ def _is_model(value: Any) -> bool:
 
 
 def _locate(error: BaseException) -> str:
-    """What an exception of the user's code says, with the file and line of its innermost frame."""
-    frames = traceback.extract_tb(error.__traceback__)
+    """What an exception of the user's code says, with the file and line of the innermost frame there."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{describe_exception(error)}{where}"

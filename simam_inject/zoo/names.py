@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,14 +53,14 @@ def _may_be_ultralytics(name: str, prefix: str) -> bool:
     return not list_ultralytics() and (bool(prefix) or is_yolo_name(name))
 
 
-def _candidates(prefix: str) -> Iterator[str]:
+def _candidates(library: str) -> list[str]:
+    """Names to suggest, as the user should write them. A name of torchvision and timm means torchvision's."""
+    names = {"torchvision": list_torchvision, "timm": list_timm, "ultralytics": list_ultralytics}
+    if library:
+        return list(names[library]())
     plain = set(list_torchvision())
-    if prefix in ("", "torchvision"):
-        yield from list_torchvision()
-    if prefix in ("", "timm"):  # a name of both libraries means torchvision's
-        yield from (f"timm:{name}" if name in plain and not prefix else name for name in list_timm())
-    if prefix in ("", "ultralytics"):
-        yield from list_ultralytics()
+    timm = [f"timm:{name}" if name in plain else name for name in list_timm()]
+    return [*list_torchvision(), *timm, *list_ultralytics()]
 
 
 @cache

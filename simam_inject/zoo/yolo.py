@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
@@ -33,65 +33,76 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         raise ModelError(
             f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
         )
-    is_own, stem = name.endswith((".yaml", ".yml")) and Path(name).is_file(), re.sub(r"\.(pt|ya?ml)$", "", name)
-    is_file, is_checkpoint = is_own or Path(name).is_file(), pretrained or name.endswith(".pt")
-    if is_own and pretrained:
-        raise ModelError(f"{name}: a model file of your own has no published weights.")
-    if is_checkpoint and num_classes is not None:
-        raise ModelError(
-            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
-        )
-    if is_own:
-        _check_model_file(Path(name))
-    elif is_checkpoint and not is_file:
-        _check_published(f"{stem}.pt")
-    elif not is_checkpoint and stem not in list_ultralytics():
-        raise unknown_model(stem, list_ultralytics(), library="ultralytics")
-    with fetching(f"ultralytics:{name}", pretrained=is_checkpoint and not is_file):
-        model = _load(f"{stem}.pt") if is_checkpoint else _construct(name if is_own else f"{stem}.yaml", num_classes)
+    stem = re.sub(r"\.(pt|ya?ml)$", "", name)
+    if pretrained or name.endswith(".pt"):
+        if num_classes is not None:
+            raise ModelError(
+                f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
+            )
+        model, note = _load(name, f"{stem}.pt")
+    else:
+        model, note = _construct(name, stem, num_classes), describe_weights("ultralytics", pretrained=False)
     size = _CLASSIFICATION_SIZE if model.task == "classify" else _DETECTION_SIZE
-    weights = f"weights of {name}" if is_checkpoint and is_file else ""
-    note = weights or describe_weights("ultralytics", pretrained=is_checkpoint)
     return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
 
 
-def _check_model_file(path: Path) -> None:
-    """Refuse a YAML with SimAM in it, and a recipe, with what to do instead."""
-    text = path.read_text(encoding="utf-8", errors="replace")
-    if re.search("^rules:", text, re.MULTILINE):
-        raise ModelError(f"{path} is a recipe, not a model: give the model and add --recipe {path}.")
-    if "simam" in text.lower():
-        raise ModelError(
-            f"{path} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
-            f"from-yaml {path} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
-        )
-
-
-def _check_published(checkpoint: str) -> None:
+def _load(name: str, checkpoint: str) -> tuple[Any, str]:
+    """A file, if the name says so and it is there, or what ultralytics publishes; with a note on its weights."""
+    from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-    if checkpoint not in GITHUB_ASSETS_NAMES:
+    is_file = name == checkpoint and Path(name).is_file()
+    if _is_model_file(name):
+        raise ModelError(f"{name}: a model file of your own has no published weights.")
+    if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
         near = find_nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
         advice = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
+    with fetching(f"ultralytics:{name}", pretrained=not is_file):
+        model = YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
+    return model, f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)
 
 
-def _load(checkpoint: str) -> Any:
-    from ultralytics import YOLO
-
-    return YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
-
-
-def _construct(file: str, num_classes: int | None) -> Any:
+def _construct(name: str, stem: str, num_classes: int | None) -> Any:
     """A model with random weights. ultralytics finds a packaged YAML and the scale by the name alone."""
     from ultralytics import RTDETR, YOLO
 
-    # Only a checkpoint makes `YOLO` an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
-    is_rtdetr = "rtdetr" in file or (Path(file).is_file() and "RTDETRDecoder" in Path(file).read_text(encoding="utf-8"))
-    model = (RTDETR if is_rtdetr else YOLO)(file)
-    if num_classes is not None:
-        network = model.model
-        model.model = type(network)(network.yaml, nc=num_classes, verbose=False)
-        for key in ("args", "task"):
-            setattr(model.model, key, getattr(network, key))
+    is_rtdetr, file = "rtdetr" in name, f"{stem}.yaml"
+    if _is_model_file(name):
+        file, text = name, Path(name).read_text(encoding="utf-8", errors="replace")
+        _check_model_file(name, text)
+        is_rtdetr = is_rtdetr or "RTDETRDecoder" in text
+    elif stem not in list_ultralytics():
+        raise unknown_model(stem, list_ultralytics(), library="ultralytics")
+    with fetching(f"ultralytics:{name}", pretrained=False):
+        # Only a checkpoint makes `YOLO` an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
+        model = (RTDETR if is_rtdetr else YOLO)(file)
+        if num_classes is not None:
+            network = model.model
+            model.model = type(network)(network.yaml, nc=num_classes, verbose=False)
+            for key in ("args", "task"):
+                setattr(model.model, key, getattr(network, key))
     return model
+
+
+def _is_model_file(name: str) -> bool:
+    """A YAML file of the user's own."""
+    return name.endswith((".yaml", ".yml")) and Path(name).is_file()
+
+
+def _check_model_file(name: str, text: str) -> None:
+    """Refuse a recipe, and a model file with SimAM rows, with what to do instead."""
+    import yaml
+
+    try:
+        table = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ModelError(f"{name} cannot be read as YAML: {describe_exception(error)}.") from None
+    found = table if isinstance(table, dict) else {}
+    if "rules" in found:
+        raise ModelError(f"{name} is a recipe, not a model: give the model and add --recipe {name}.")
+    if "simam" in str([found.get("backbone"), found.get("head")]).lower():
+        raise ModelError(
+            f"{name} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
+            f"from-yaml {name} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+        )

@@ -102,7 +102,7 @@ def test_report_is_one_whole_page(run, folder):
     page.feed(text)
     assert page.open == []
     assert page.addresses == []
-    row = ["blocks.1", "after", "8x16x16", "NCHW, measured", "2", "0.0001", "output of blocks.1", "blocks.1.simam"]
+    row = ["blocks.1", "after", "8x16x16", "2", "0.0001", "output", "NCHW, measured", "blocks.1.simam"]
     assert row in page.rows
     assert text.count('class="simam"') == 2
     assert "<title>blocks.0: Block, 8x16x16\nSimAM after blocks.0</title>" in text
@@ -201,8 +201,8 @@ MISTAKES = [
     ("resnet50 --after block --output x.pt", ".pt is the checkpoint format of ultralytics"),
     ("resnet50 --after block --output x.safetensors --dynamic", "--dynamic needs --output x.onnx or x.pt2"),
     ("resnet50 --aftre block", "No such option"),
-    ("resnet50 -after block", "No such option: -after (did you mean --after?)"),
-    ("site resnet50", "No such command: site (did you mean sites?)"),
+    ("resnet50 -after block", "No such option: -a"),
+    ("site resnet50", "Did you mean 'sites'?"),
     ("bench resnet50 --after block --against foo", "unknown attention 'foo'; choose from se, eca, cbam, gc"),
     ("bench resnet50 --after block --dtype fp8", "choose from fp32, bf16, fp16"),
     ("bench resnet50 --after block --device tpu", "choose from cpu, cuda, cuda:N"),
@@ -212,7 +212,7 @@ MISTAKES = [
     ("weights.pt --after block", "give the model and add --weights weights.pt"),
     ("sites weights.safetensors", "give the model and add --weights weights.safetensors"),
     ("sites net.onnx", "is an exported graph"),
-    ("sites nets.py", "It defines Net, Deep, Broken, make_wrapped,"),
+    ("sites nets.py", "Net, Deep, Broken, make_wrapped,"),
     ("nets.py --after block", "Write nets.py:make_noisy."),
     ("sites none.py", "none.py"),
 ]

@@ -175,4 +175,5 @@ def test_a_long_plan_is_grouped_by_kind_of_block(run):
     place = ("timm:resnet26", "--recipe", "every-conv", "--input-size", "3x64x64", "--dry-run")
     lines = [line.split() for line in run(*place).stdout.splitlines()]
     assert ["Bottleneck.conv2", "after", "8", "64x16x16", "..", "512x2x2", "4..32", "output"] in lines
+    assert ["29", "sites", "by", "kind;", "--verbose", "shows", "each"] in lines
     assert len(run(*place, "--verbose").stdout.splitlines()) > len(lines) + 10

@@ -129,7 +129,7 @@ def test_an_unfinished_study_says_so():
     assert "unfinished: 30 of 100 runs" in page
 
 
-def test_a_noise_floor_that_is_off_zero_is_told():
+def test_a_noise_floor_that_is_off_zero_is_noted():
     moved = [replace(cell, value=cell.value + 3 * (cell.variant == "plain again")) for cell in cells(10)]
     (note,) = Comparison(tuple(moved), {}).notes
     assert note.startswith("plain again differs from plain by +")

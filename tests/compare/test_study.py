@@ -18,7 +18,7 @@ from simam_inject.compare import compare, load_comparison, study
 from simam_inject.compare.records import Cell, Report, Variant
 from simam_inject.compare.study import Study
 from simam_inject.errors import CompareError
-from tests.compare.networks import make_model, noisy
+from tests.compare.networks import RECIPE, make_model, noisy
 
 PLAIN, SIMAM = Variant("plain"), Variant("simam", "paper")
 POSTGRESQL = os.environ.get("SIMAM_INJECT_POSTGRESQL")
@@ -125,7 +125,7 @@ def test_a_cell_of_a_call_that_ended_in_this_process_is_free_at_once(file):
     assert second.take().seed == 0
 
 
-def test_a_stopped_run_goes_back_and_the_same_call_goes_on(engine, file):
+def test_a_stopped_run_goes_back_and_the_same_call_goes_on(file):
     runs = []
 
     def train(model, seed, report):
@@ -135,40 +135,40 @@ def test_a_stopped_run_goes_back_and_the_same_call_goes_on(engine, file):
         return noisy(model, seed, report)
 
     with pytest.raises(KeyboardInterrupt):
-        compare(make_model, ["0"], train, seeds=2, storage=file)
+        compare(make_model, [RECIPE], train, seeds=2, storage=file)
     assert len(load_comparison(file).cells) == 3
-    comparison = compare(make_model, ["0"], train, seeds=2, storage=file)
+    comparison = compare(make_model, [RECIPE], train, seeds=2, storage=file)
     assert len(comparison.cells) == comparison.total == 6
     assert len(runs) == 7
     assert set(keys(comparison).values()) == {1}
 
 
-def test_other_settings_are_refused_by_name_and_nothing_changes(engine, file):
-    compare(make_model, ["0"], noisy, seeds=1, storage=file, settings={"epochs": 3})
+def test_other_settings_are_refused_by_name_and_nothing_changes(file):
+    compare(make_model, [RECIPE], noisy, seeds=1, storage=file, settings={"epochs": 3})
     before = file.read_bytes()
     with pytest.raises(CompareError, match="other settings; nothing was changed\n  epochs: 3 in the study, 4 here"):
-        compare(make_model, ["0"], noisy, seeds=1, storage=file, settings={"epochs": 4})
+        compare(make_model, [RECIPE], noisy, seeds=1, storage=file, settings={"epochs": 4})
     assert load_comparison(file).cells[0].value is not None
     assert file.read_bytes().startswith(before)
-    other = compare(make_model, ["0"], noisy, seeds=1, storage=file, settings={"epochs": 4}, name="longer")
+    other = compare(make_model, [RECIPE], noisy, seeds=1, storage=file, settings={"epochs": 4}, name="longer")
     assert len(other.cells) == 3
 
 
-def test_seeds_that_are_added_after_a_look_are_counted(engine, file):
-    once = compare(make_model, ["0"], noisy, seeds=5, storage=file)
-    same = compare(make_model, ["0"], noisy, seeds=5, storage=file)
-    more = compare(make_model, ["0"], noisy, seeds=7, storage=file)
+def test_seeds_that_are_added_after_a_look_are_counted(file):
+    once = compare(make_model, [RECIPE], noisy, seeds=5, storage=file)
+    same = compare(make_model, [RECIPE], noisy, seeds=5, storage=file)
+    more = compare(make_model, [RECIPE], noisy, seeds=7, storage=file)
     assert (once.looks, same.looks, more.looks) == (1, 1, 2)
     assert len(more.cells) == 21
     assert any("multiplied by 2" in note for note in more.notes)
 
 
-def test_a_budget_ends_it_balanced_and_unfinished(engine, file):
+def test_a_budget_ends_it_balanced_and_unfinished(file):
     def train(model, seed, report):
         time.sleep(0.1)
         return noisy(model, seed, report)
 
-    comparison = compare(make_model, ["0"], train, seeds=50, storage=file, budget=0.8)
+    comparison = compare(make_model, [RECIPE], train, seeds=50, storage=file, budget=0.8)
     assert 2 <= len(comparison.cells) < 12
     assert comparison.total == 150
     assert max(Counter(cell.seed for cell in comparison.cells)) <= 3
@@ -196,26 +196,26 @@ def full_disk(path):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_a_full_disk_loses_nothing(engine, file):
-    compare(make_model, ["0"], noisy, seeds=1, storage=file)
+def test_a_full_disk_loses_nothing(file):
+    compare(make_model, [RECIPE], noisy, seeds=1, storage=file)
     message = "the study cannot be written: File too large; every finished run is saved. Free some space"
     with full_disk(file), pytest.raises(CompareError, match=message):
-        compare(make_model, ["0"], noisy, seeds=20, storage=file)
+        compare(make_model, [RECIPE], noisy, seeds=20, storage=file)
     assert len(load_comparison(file).cells) == 3
-    comparison = compare(make_model, ["0"], noisy, seeds=20, storage=file)
+    comparison = compare(make_model, [RECIPE], noisy, seeds=20, storage=file)
     assert set(keys(comparison).values()) == {1}
     assert len(comparison.cells) == 60
 
 
-def test_a_disk_that_fills_up_during_a_run(engine, file):
+def test_a_disk_that_fills_up_during_a_run(file):
     def train(model, seed, report):
         if seed == 1:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return noisy(model, seed, report)
 
     with pytest.raises(CompareError, match="No space left on device; every finished run is saved"):
-        compare(make_model, ["0"], train, seeds=2, storage=file)
-    assert len(compare(make_model, ["0"], noisy, seeds=2, storage=file).cells) == 6
+        compare(make_model, [RECIPE], train, seeds=2, storage=file)
+    assert len(compare(make_model, [RECIPE], noisy, seeds=2, storage=file).cells) == 6
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def work(storage, seeds):
         time.sleep(0.05)
         return noisy(model, seed, report)
 
-    compare(make_model, ["0"], train, ["se", "eca"], seeds, storage)
+    compare(make_model, [RECIPE], train, ["se", "eca"], seeds, storage)
 
 
 class Worker:
@@ -280,27 +280,29 @@ def kill_workers(storage, *, kills, seeds):
         workers[victim] = Worker(storage, seeds)
     killed = count()
     assert [worker.join() for worker in workers] == [0, 0, 0]
-    comparison = compare(make_model, ["0"], noisy, ["se", "eca"], seeds, storage)
+    comparison = compare(make_model, [RECIPE], noisy, ["se", "eca"], seeds, storage)
     assert killed < len(comparison.cells) == comparison.total == 5 * seeds
     trials = optuna.load_study(study_name="compare", storage=study.open_storage(storage)).get_trials()
     results = Counter(trial.user_attrs["cell"] for trial in trials if trial.state.name in ("COMPLETE", "FAIL"))
     assert set(results.values()) == {1}
     assert sum(results.values()) == 5 * seeds
-    assert [cell.value for cell in comparison.of("se", "0")] == [noisy(None, seed, Report()) for seed in range(seeds)]
+    assert [cell.value for cell in comparison.of("se", RECIPE)] == [
+        noisy(None, seed, Report()) for seed in range(seeds)
+    ]
 
 
-def test_three_workers_one_killed(engine, file):
+def test_three_workers_one_killed(file):
     kill_workers(file, kills=1, seeds=12)
 
 
 @pytest.mark.long
-def test_three_workers_one_killed_ten_times(engine, file):
+def test_three_workers_one_killed_ten_times(file):
     kill_workers(file, kills=10, seeds=60)
 
 
 @pytest.mark.long
 @pytest.mark.skipif(POSTGRESQL is None, reason="SIMAM_INJECT_POSTGRESQL has no URL; docs/compare.md has the command")
-def test_three_workers_on_postgresql_one_killed_ten_times(engine):
+def test_three_workers_on_postgresql_one_killed_ten_times():
     with suppress(KeyError):
         optuna.delete_study(study_name="compare", storage=POSTGRESQL)
     kill_workers(POSTGRESQL, kills=10, seeds=40)

@@ -10,11 +10,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 from simam_inject.cli import comparing
-from simam_inject.cli.parsing import parse_time
+from simam_inject.cli.options import parse_time
 from simam_inject.compare import Report, load_comparison
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, open_folder
 from simam_inject.errors import CompareError, InjectError
+from tests.compare.networks import RECIPE
 
 SHORT = Training(epochs=3, batch=8, size=16, rate=2.0, warmup=0, augment=False)
 
@@ -139,12 +140,12 @@ def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
 
 
 @pytest.fixture
-def command(images, tmp_path, monkeypatch, engine):
+def command(images, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(*more, model=f"{images}/net.py:net", data=images):
         short = ("--size", "16", "--no-augment", "--epochs", "2", "--batch", "8", "--rate", "1")
-        given = [model, "--data", str(data), "--recipe", "0", "--seeds", "1", *short, *more]
+        given = [model, "--data", str(data), "--recipe", RECIPE, "--seeds", "1", *short, *more]
         return CliRunner().invoke(comparing.compare_app, given)
 
     return run
@@ -153,7 +154,7 @@ def command(images, tmp_path, monkeypatch, engine):
 def test_the_command_from_end_to_end(command, tmp_path):
     done = command("--against", "se", "--e-lambda", "1e-4,0.1", "--resolve", "0.5")
     assert done.exit_code == 0, done.output
-    assert "| simam 0.1 | 0 | 1 |" in done.stdout
+    assert f"| simam 0.1 | {RECIPE} | 1 |" in done.stdout
     assert "5 of 5 runs" in done.stderr
     comparison = load_comparison(tmp_path / "compare.journal")
     assert [cell.variant for cell in comparison.cells] == ["plain", "plain again", "simam 0.0001", "simam 0.1", "se"]

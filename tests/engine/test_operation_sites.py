@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import bypass, eject, inject, injected
+from simam_inject import bypass, eject, inject, injected, plan
 from simam_inject.errors import NoMatchError
+from simam_inject.planning.records import Input, Output, Rewritten
 from tests.oracle import E_LAMBDA, attend, distance, same_bits
 
 HEAD = """
@@ -252,7 +253,7 @@ def test_the_site_follows_its_value(nets, name):
     site, change, side, text = CASES[name]
     stock, oracle = nets(text)
     model = inject(copy.deepcopy(stock), recipe(site), example_inputs=image())
-    assert [insertion.path for insertion in injected(model)] == [f"b.{site}"]
+    assert [(one.path, one.edit) for one in injected(model)] == [(f"b.{site}", Rewritten("b", site))]
     for each in (stock, oracle, model):
         change(each)
     for seed in (1, 2):
@@ -365,3 +366,16 @@ def test_an_entry_of_an_operation_is_refused_with_a_true_reason(nets):
 """)
     with pytest.raises(NoMatchError, match=r"b\.chunk:0: .*it is one of several tensors that one call returns"):
         inject(stock, recipe("chunk:0"), example_inputs=image())
+
+
+@pytest.mark.parametrize(("end", "edit"), [("self.h(y)", Input("b.h", 0)), ("y", Output("b"))])
+def test_without_a_source_a_hook_attends_it_and_the_plan_says_so(end, edit):
+    names = {"__name__": "typed_in"}
+    text = f"    def forward(self, x):\n        y = self.c(x) + x\n        return {end}\n"
+    exec(HEAD.format(name="Block") + text, names)  # noqa: S102 - as in an interpreter
+    stock = Net(names["Block"]).double().eval()
+    (only,) = plan(stock, recipe("add"), example_inputs=image()).insertions
+    assert (only.edit, "this may depend on the input" in only.note) == (edit, True)
+    model = inject(copy.deepcopy(stock), recipe("add"), example_inputs=image())
+    y = attend(stock.b.c(stock.stem(image())) + stock.stem(image()))
+    assert distance(run(model, image())[0], [stock.tail(y if end == "y" else stock.b.h(y))]) < 1e-8

@@ -1,4 +1,4 @@
-"""torch.compile, torch.func, torch.fx, autocast: an injected model is taken whole, and computes what eager does."""
+"""torch.compile, torch.func, torch.fx: an injected model is taken whole, and computes what eager does."""
 
 import copy
 
@@ -123,22 +123,3 @@ def test_symbolic_trace_by_somebody_else(build):
     for module in model.modules():
         eject(module)
     assert distance(run(traced, image()), run(model, image())) > 1e-3
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_another_dtype_afterwards(dtype):
-    model = attended().eval()
-    found = run(copy.deepcopy(model).to(dtype), image().to(dtype))
-    assert found.dtype == dtype
-    assert (
-        distance(found, run(model, image())) < {torch.float16: 2e-2, torch.bfloat16: 1e-1, torch.float64: 1e-4}[dtype]
-    )
-
-
-def test_autocast_and_channels_last():
-    model = attended().eval()
-    expected = run(model, image())
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert distance(run(model, image()), expected) < 0.1
-    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
-    assert distance(run(last, image().contiguous(memory_format=torch.channels_last)), expected) < 1e-5

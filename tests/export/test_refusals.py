@@ -3,54 +3,42 @@
 import pytest
 import torch
 
-from simam_inject import bypass
 from simam_inject.export import ExportError, export, prove
 from tests.export.networks import attended, image
 from tests.networks import Network
 
 
-@pytest.mark.parametrize("name", ["net.pb", "net", "net.pt"])
-def test_an_unknown_suffix(name, tmp_path):
-    with pytest.raises(ExportError, match=r"must be one of \.onnx, \.pt2, \.torchscript"):
-        export(attended(), tmp_path / name)
-
-
-def test_a_folder_that_is_not_there(tmp_path):
-    with pytest.raises(ExportError, match="no such folder"):
-        export(attended(), tmp_path / "missing" / "net.pt2")
-
-
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx", ".torchscript"])
-def test_a_folder_in_the_place_of_the_file(suffix, tmp_path):
-    folder = tmp_path / f"net{suffix}"
-    folder.mkdir()
-    with pytest.raises(ExportError, match="is a folder; give the name of a file"):
-        export(attended(), folder)
-    assert list(tmp_path.iterdir()) == [folder]
-
-
-def test_a_model_without_attention(tmp_path):
-    with pytest.raises(ExportError, match=r"no SimAM in this model; inject\(model, recipe\)"):
-        export(Network(), tmp_path / "net.pt2")
-
-
-def test_a_bypassed_site(tmp_path):
+def off(**attributes):
+    """A model whose second SimAM has these attributes."""
     model = attended()
-    with bypass(model), pytest.raises(ExportError, match=r"blocks\.0\.conv2\.simam is bypassed"):
-        export(model, tmp_path / "net.pt2")
+    for name, value in attributes.items():
+        setattr(model.blocks[1].conv2.simam, name, value)
+    return model
 
 
-def test_a_site_of_strength_zero(tmp_path):
-    model = attended()
-    model.blocks[1].conv2.simam.strength = 0.0
-    with pytest.raises(ExportError, match=r"blocks\.1\.conv2\.simam has strength 0 and would be missing in the export"):
-        export(model, tmp_path / "net.pt2")
+@pytest.mark.parametrize(
+    ("build", "name", "options", "words"),
+    [
+        (attended, "net.pb", {}, r"must be one of \.onnx, \.pt2, \.torchscript"),
+        (attended, "net", {}, r"must be one of \.onnx, \.pt2, \.torchscript"),
+        (attended, "missing/net.pt2", {}, "no such folder"),
+        (attended, "net.pt2", {"dynamic": "height"}, "must be True"),
+        (Network, "net.pt2", {}, r"no SimAM in this model; inject\(model, recipe\)"),
+        (lambda: off(bypassed=True), "net.pt2", {}, r"blocks\.1\.conv2\.simam is bypassed and would be missing"),
+        (lambda: off(strength=0.0), "net.pt2", {}, r"blocks\.1\.conv2\.simam has strength 0 and would be missing"),
+    ],
+)
+def test_refused_before_anything_is_written(build, name, options, words, tmp_path):
+    with pytest.raises(ExportError, match=words):
+        export(build(), tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_bad_choice_of_dynamic_sizes(tmp_path):
-    with pytest.raises(ExportError, match="must be True"):
-        export(attended(), tmp_path / "net.pt2", dynamic="height")
+def test_a_folder_in_the_place_of_the_file(tmp_path):
+    (tmp_path / "net.pt2").mkdir()
+    with pytest.raises(ExportError, match="is a folder; give the name of a file"):
+        export(attended(), tmp_path / "net.pt2")
+    assert list(tmp_path.iterdir()) == [tmp_path / "net.pt2"]
 
 
 def test_a_model_compiled_in_place_is_exported_from_its_python(tmp_path):
@@ -72,6 +60,15 @@ def test_a_model_that_no_exporter_takes(tmp_path):
     with pytest.raises(ExportError, match="cannot express this model with or without SimAM") as caught:
         export(model, tmp_path / "net.pt2", example_inputs=image())
     assert "data-dependent" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_torch_puts_beside_an_onnx_file(tmp_path, monkeypatch):
+    from torch.onnx._internal.exporter import _onnx_program
+
+    monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 10)
+    with pytest.raises(ExportError, match=r"too large for one ONNX file \(torch wrote net.onnx.data"):
+        export(attended(), tmp_path / "net.onnx", example_inputs=image())
     assert list(tmp_path.iterdir()) == []
 
 

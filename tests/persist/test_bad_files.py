@@ -17,9 +17,17 @@ from simam_inject.persist.record import KEY
 from tests.persist.networks import EXAMPLE, RECIPE, net
 
 
+@pytest.fixture(scope="module")
+def content(tmp_path_factory):
+    model = inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False)
+    return save(model, tmp_path_factory.mktemp("saved") / "x.safetensors").read_bytes()
+
+
 @pytest.fixture
-def file(tmp_path):
-    return save(inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False), tmp_path / "x.safetensors")
+def file(content, tmp_path):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    return path
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from simam_inject import plan
-from simam_inject.reporting import draw
+from simam_inject.reporting.drawing import draw
 
 
 def drawn(model, recipe, **options):

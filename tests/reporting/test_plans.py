@@ -12,9 +12,8 @@ from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Verification
 from simam_inject.recipe import load_recipe
-from simam_inject.reporting import plan_to_dict, render_plan
-from simam_inject.reporting.formats import format_bytes, format_map, format_reductions, format_span
-from simam_inject.reporting.plans import LONG
+from simam_inject.reporting.formats import Table, format_bytes, format_map, format_span
+from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification, sites_table
 
 
 def insertion(path, shape, **facts):
@@ -60,16 +59,21 @@ def make_plan(insertions=INSERTIONS, skips=(), present=(), sites=(), inputs=((1,
     return Plan(load_recipe("paper"), insertions, skips, Dataflow(Anatomy(sites, inputs), None, None), present)
 
 
-def render(*args, width=100, **options) -> list[str]:
+def printed(*parts, width=100) -> list[str]:
     console = Console(file=io.StringIO(), width=width)
-    console.print(render_plan(*args, **options))
+    for part in parts:
+        console.print(part)
     return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
+def render(plan, width=100, **options) -> list[str]:
+    return printed(*render_plan(plan, **{"applied": True, **options}), width=width)
+
+
 def test_whole_report_at_80_columns():
-    lines = render(make_plan(skips=SKIPS), PASSED, heading="resnet50: random weights", next_steps=("a", "b"), width=80)
+    lines = render(make_plan(skips=SKIPS), width=80)
     cells = [line.split() for line in lines]
-    assert lines[0] == "resnet50: random weights"
+    assert cells[0] == ["site", "position", "CxHxW", "reduction", "e_lambda", "edit"]
     assert ["layer1.0", "after", "256x56x56", "4", "0.0001", "output"] in cells
     assert ["layer1.0.relu[2]", "before", "conv3", "64x56x56", "4", "0.1", "input"] in cells
     assert ["stages.0", "after", "96x7x7", "-", "0.0001", "expression"] in cells
@@ -77,9 +81,13 @@ def test_whole_report_at_80_columns():
     assert "note: stages.0: runs 2 times per forward" in lines
     assert "note: stages.0: folding is refused" in lines
     assert "skipped: 2 sites (se.fc1 .. se.fc2): 1x1 map" in lines
-    assert "verified: 2 checks, 1 not run" in lines
-    assert "  not run: oracle: no float64" in lines
-    assert lines[-3:] == ["next:", "  a", "  b"]
+    assert "skipped: se.fc2: 1x1 map" in render(make_plan(skips=SKIPS), verbose=True)
+    assert "near miss: layer1.0.conv1: the rule says conv2" in render(make_plan(skips=SKIPS), why=True)
+
+
+def test_a_complete_table_says_the_axes():
+    row = sites_table(INSERTIONS, complete=True).rows[2]
+    assert row[-4:] == ["0.0001", "expression", "NHWC, measured", "stages.0.simam"]
 
 
 def test_one_lambda_is_said_once():
@@ -88,15 +96,11 @@ def test_one_lambda_is_said_once():
     assert any(line.startswith("1 site inserted with e_lambda 0.0001, 0 skipped; parameters +0; ") for line in lines)
 
 
-def test_a_failure_says_which_check_and_what_it_found():
-    lines = render(make_plan(), FAILED)
-    assert "verification failed: 1 of 2 checks" in lines
-    assert "  failed: bypass: off by 0.1 at layer1.0" in lines
-    assert not any(line.startswith("verified") for line in lines)
-
-
-def test_nothing_run_is_not_called_verified():
-    assert "not verified: no check could be run" in render(make_plan(), Verification((Check("bypass", None, "a"),)))
+def test_checks_that_are_not_ok_have_a_line():
+    assert printed(*render_verification(PASSED)) == ["verified: 2 checks", "  not run: oracle: no float64"]
+    assert printed(*render_verification(PASSED, verbose=True))[2:] == ["  ok: keys", "  ok: bypass"]
+    failed = printed(*render_verification(FAILED))
+    assert failed == ["verification failed", "  failed: bypass: off by 0.1 at layer1.0"]
 
 
 def test_what_was_there_before_is_counted():
@@ -111,34 +115,8 @@ def test_what_was_there_before_is_counted():
     assert data["totals"]["sites"] == 3
 
 
-def test_nothing_inserted_is_no_table():
-    assert render(make_plan(()))[0].startswith("0 sites inserted, 0 skipped; parameters +0; 0 B memory traffic")
-
-
 def test_markup_in_a_path_is_only_text():
     assert any("m[bold]x" in line for line in render(make_plan((insertion("m[bold]x", (1, 4, 8, 8)),))))
-
-
-def many_blocks():
-    sites, insertions = [], []
-    for number in range(LONG):
-        size, channels = (16, 32) if number < 10 else (8, 64)
-        for path, scope, kind, name in (
-            (f"layers.{number}", "layers", "block", "Block"),
-            (f"layers.{number}.body", f"layers.{number}", "block", "Sequential"),
-            (f"layers.{number}.body.3", f"layers.{number}.body", "conv2d", "Conv2d"),
-        ):
-            sites.append(Site(path, scope, kind, name, shape=(1, channels, size, size)))
-        insertions.append(insertion(f"layers.{number}.body.3", (1, channels, size, size), reduction=64 // size))
-    return make_plan(tuple(insertions), sites=tuple(sites))
-
-
-def test_a_long_plan_is_grouped_by_kind_of_block():
-    lines = render(many_blocks(), width=80)
-    expected = ["Block.body.*", "after", str(LONG), "32x16x16,", "64x8x8", "4,", "8", "output"]
-    assert expected in [line.split() for line in lines]
-    assert f"{LONG} sites by kind; --verbose shows each" in lines
-    assert len(render(many_blocks(), width=80, verbose=True)) == len(lines) - 2 + LONG
 
 
 def test_bytes_are_per_image():
@@ -185,20 +163,20 @@ def test_bytes(count, text):
     ],
 )
 def test_maps(shape, channel_dim, text):
-    assert format_map(shape, channel_dim) == text
+    assert format_map(Site("a", "", "relu", shape=shape, channel_dim=channel_dim)) == text
 
 
 @pytest.mark.parametrize(
     ("values", "text"),
-    [([], ""), (["a"], "a"), (["a", "a"], "a"), (["a", "b"], "a, b"), (["a", "b", "a", "c"], "a .. c")],
+    [([], "-"), ([None], "-"), (["a", "a"], "a"), (["a", "b"], "a, b"), ([2, 4, 2, 16], "2 .. 16")],
 )
 def test_spans(values, text):
     assert format_span(values) == text
 
 
-@pytest.mark.parametrize(
-    ("values", "text"),
-    [([], "-"), ([None], "-"), ([4], "4"), ([8, 4], "4, 8"), ([2, 4, 8, 16], "2..16"), ([2, 8, 32], "2, 8, 32")],
-)
-def test_reductions(values, text):
-    assert format_reductions(values) == text
+def test_a_table_knows_its_columns():
+    table = Table(("site", "position", "ms", "note"), [("0", "after", "1.5", "x" * 20), ("1", "before b", "-", "")])
+    assert table.kinds == ["name", "name", "number", "text"]
+    assert table.without("ms").headings == ["site", "position", "note"]
+    assert printed(table)[0].split() == ["site", "position", "ms", "note"]
+    assert printed(table.without("note"))[3].endswith("  -")

@@ -87,7 +87,7 @@ def difference(found, expected) -> list[float]:
 
 
 def folds_doubles() -> bool:
-    """Rounding is told from errors in double precision, and 8.3.200 folds norms in single precision only."""
+    """Rounding is told from errors in double precision, and 8.4.0 folds norms in single precision only."""
     try:
         fuse_conv_and_bn(nn.Conv2d(1, 1, 1, bias=False).double(), nn.BatchNorm2d(1).double())
     except RuntimeError:

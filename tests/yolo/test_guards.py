@@ -68,14 +68,6 @@ def test_fusion_keeps_a_site_that_folding_would_lose(recipe, image):
     assert copy.deepcopy(network).fuse(verbose=False).is_fused()
 
 
-@pytest.mark.parametrize("recipe", [INSIDE_REPCONV, INSIDE_REPVGG], ids=["RepConv", "RepVGGDW"])
-def test_without_the_shield_a_merged_branch_is_missed_by_the_presence_check(recipe, image, monkeypatch):
-    network = injected_small(recipe, image)
-    monkeypatch.setattr(networks, "must_stay", lambda module: False)
-    with pytest.raises(ModelError, match=r"SimAM at model\.[12]\.conv1 was lost"):
-        fused_difference(network, image)
-
-
 def test_without_the_shield_a_norm_folded_across_a_site_is_an_error(image, monkeypatch):
     network = injected_small(BETWEEN, image)
     monkeypatch.setattr(networks, "must_stay", lambda module: False)
@@ -238,13 +230,6 @@ def one_yolo():
 @pytest.fixture
 def yolo(one_yolo):
     return copy.deepcopy(one_yolo)
-
-
-def test_what_the_library_sets_on_modules_after_loading_is_no_reason_to_refuse(yolo):
-    for module in yolo.model.modules():
-        if hasattr(module, "inplace"):
-            module.inplace = not module.inplace
-    yolo.model.eval()(torch.rand(1, 3, 64, 64))
 
 
 def test_every_public_function_takes_the_yolo_object(yolo):

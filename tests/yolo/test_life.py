@@ -4,11 +4,8 @@ The stages hold the assertions; each that gives an output compares it as a pair,
 """
 
 import inspect
-from importlib.util import find_spec
 
 import pytest
-import ultralytics
-from packaging import version
 from ultralytics.engine import trainer
 from ultralytics.nn import tasks
 from ultralytics.utils import dist
@@ -28,10 +25,6 @@ several_sets = pytest.mark.skipif(
 network_for_workers = pytest.mark.skipif(
     "pickle" not in inspect.getsource(dist),
     reason="multi-GPU workers of this release load a file by its name; the launch is refused (test_guards)",
-)
-needs_scipy = pytest.mark.skipif(
-    find_spec("scipy") is None and version.parse(ultralytics.__version__) < version.parse("8.4"),
-    reason="this release of ultralytics needs scipy for it, which is not installed",
 )
 
 
@@ -101,7 +94,7 @@ def test_sites_in_the_network_itself_are_live_in_training(workshop):
 @pytest.mark.long
 @pytest.mark.parametrize(
     "stage",
-    [pytest.param("tune", marks=needs_scipy), pytest.param("two_sets", marks=several_sets), "twice", "distributed"],
+    ["tune", pytest.param("two_sets", marks=several_sets), "twice", "distributed"],
 )
 def test_other_ways_to_train(workshop, stage):
     workshop.run(stage)
@@ -116,7 +109,7 @@ def test_multi_gpu_workers_get_the_injected_network_or_are_not_started(workshop)
 @pytest.mark.long
 @pytest.mark.parametrize(
     "name",
-    ["yolov8n-seg", "yolov8n-cls", "yolov8n-pose", "yolo11n-obb", pytest.param("yolov8-rtdetr", marks=needs_scipy)],
+    ["yolov8n-seg", "yolov8n-cls", "yolov8n-pose", "yolo11n-obb", "yolov8-rtdetr"],
 )
 def test_other_tasks_train_with_their_sites(workshop, name):
     workshop.call(str(ROOT / "tests" / "yolo" / "tasks.py"), name, str(workshop.folder))

@@ -5,7 +5,7 @@ from torch import nn
 
 from simam_inject.errors import ModelError
 from simam_inject.zoo import build
-from simam_inject.zoo.names import find_nearest, list_ultralytics
+from simam_inject.zoo.names import list_ultralytics
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,7 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
             "yolov8nn.pt",
             "no such file: yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
         ),
+        ("qqqqqqqq", "no library has a model 'qqqqqqqq'. A model is named NAME, torchvision:NAME, timm:NAME,"),
         ("", "The model has no name."),
         ("net.py", "no such file: net.py."),
         ("mine.yaml", "ultralytics has no model 'mine'."),
@@ -82,29 +83,6 @@ def test_unknown_name_says_what_is_near(name, sentence):
     with pytest.raises(ModelError) as caught:
         build(name)
     assert str(caught.value).startswith(sentence)
-
-
-def test_unknown_name_says_how_models_are_named():
-    with pytest.raises(ModelError, match=r"FILE\.py:FACTORY"):
-        build("qqqqqqqq")
-
-
-def test_nothing_near_is_not_suggested():
-    with pytest.raises(ModelError) as caught:
-        build("qqqqqqqq")
-    assert "Did you mean" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "candidates", "expected"),
-    [
-        ("Resnet50", ["resnet50", "timm:resnet50"], ("resnet50", "timm:resnet50")),
-        ("resnet50", ["vgg16"], ()),
-        ("", ["vgg16"], ()),
-    ],
-)
-def test_nearest_names(name, candidates, expected):
-    assert find_nearest(name, candidates) == expected
 
 
 def test_too_few_classes_are_refused():
@@ -139,6 +117,8 @@ def test_a_model_file_of_ones_own(project):
     built = build("mine.yaml")
     assert (built.source, built.input_shapes) == ("ultralytics", ((1, 3, 640, 640),))
     assert [type(layer).__name__ for layer in built.model.model.model] == ["Conv", "Conv", "C2f", "Detect"]
+    (project / "mine.yaml").write_text(f"{MODEL_FILE}simam: after c2f")
+    assert build("mine.yaml").source == "ultralytics"
     assert build("yolov8n.yaml").model.model.yaml["scale"] == "n"
 
 
@@ -148,7 +128,7 @@ def test_a_model_file_of_ones_own(project):
         ("rules: [{block: C2f, after: output}]", "mine.yaml is a recipe, not a model: give the model and add --recipe"),
         (MODEL_FILE.replace("C2f", "SimAM"), "mine.yaml contains SimAM, which ultralytics does not have: convert"),
         ("a: 1", "ultralytics:mine.yaml: cannot build the model: "),
-        ("{", "ultralytics:mine.yaml: cannot build the model: "),
+        ("{", "mine.yaml cannot be read as YAML: "),
     ],
 )
 def test_a_yaml_of_something_else(content, sentence, project):

@@ -15,7 +15,6 @@ import torch
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import FileError, InjectError, shortened
 from simam_inject.export.exporting import read
-from simam_inject.export.gates import find_gates
 from simam_inject.export.proving import count_sites, expected_sites
 from simam_inject.export.records import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded
@@ -131,8 +130,8 @@ def _count_exported(file: Path, expected: tuple[ExportedSite, ...]) -> tuple[int
     live = None
     try:
         artefact = read(file)
-        live = sum(gate.is_live for gate in find_gates(artefact.graph))
-        count_sites(artefact, expected)
+        live = sum(gate.is_live for gate in artefact.gates)
+        count_sites(artefact.gates, expected)
     except InjectError as error:  # onnxruntime is not installed, it is no .onnx, or it lost a site
         return live, str(error)
     return live, ""

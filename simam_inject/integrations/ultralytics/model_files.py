@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,15 +152,10 @@ class _Reading:
         self.notes: list[str] = []
         self.paths: dict[int, str] = {}
         """Path in the stock model of every row that is no SimAM."""
-        self.origins: dict[int, tuple[int, float | None]] = {-1: (-1, None)}
-        """Row -> the layer whose value it hands on, and the lambda if that is attended; -1 is the input image."""
         for row in rows:
-            if row.is_simam:
-                e_lambda = self._read_lambda(row)
-                self.origins[row.number] = self.origins[row.sources[0]][0], e_lambda
-            else:
+            if not row.is_simam:
                 self.paths[row.number] = f"model.{len(self.paths)}"
-                self.origins[row.number] = row.number, None
+        self.lambdas = {row.number: self._read_lambda(row) for row in rows if row.is_simam}
 
     def rules(self) -> list[Rule]:
         """A rule for each place; places of one kind and lambda share one."""
@@ -169,68 +165,67 @@ class _Reading:
             self._note_block(row)
             if not row.is_bottleneck:
                 after.setdefault(DEFAULT_E_LAMBDA, []).append(self.paths[row.number])
-        for layer in self._attended_layers():
-            readers = [(reader, e_lambda) for reader, base, e_lambda in self._reads() if base == layer]
+        for layer, readers in self._readers().items():
             common, *more = {e_lambda for _, e_lambda in readers}
-            if common is not None and not more:
+            if self.rows[layer].is_block and not self.rows[layer].is_bottleneck:
+                self.notes.append(f"{self.rows[layer]}: a SimAM row follows it and would apply SimAM twice")
+            elif common is not None and not more:
                 after.setdefault(common, []).append(self.paths[layer])
             else:
-                attended = {reader: e_lambda for reader, e_lambda in readers if e_lambda is not None}
-                before += [self._before(layer, reader, e_lambda) for reader, e_lambda in attended.items()]
+                before += [self._before(layer, row, e_lambda) for row, e_lambda in dict.fromkeys(readers) if e_lambda]
         rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
         inside = [self.paths[row.number] for row in self.rows if row.is_bottleneck]
         if inside:
             rules.append(Rule(block="Bottleneck", path=inside, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
         return rules + before
 
-    def _note_block(self, row: Row) -> None:
-        where = "after its second convolution, before the add" if row.is_bottleneck else "on what it returns"
-        other = "" if row.is_bottleneck else "; if yours attends the concat inside, write before: cv2"
-        self.notes.append(f"{row}: taken for {row.stock_module} with a SimAM {where}, where most forks have it{other}")
-
-    def _attended_layers(self) -> list[int]:
-        """Layers that a SimAM which is read attends; the other SimAM rows are noted."""
-        attentions = [row for row in self.rows if row.is_simam]
-        read = {source for row in self.rows if not row.is_simam for source in row.sources} | {len(self.rows) - 1}
-        for row in reversed(attentions):
-            if row.number in read:
-                read.add(row.sources[0])
-        layers: list[int] = []
-        for row in attentions:
-            layer, source = self.origins[row.number][0], row.sources[0]
-            if row.number not in read:
-                self.notes.append(f"{row}: its output is never used; the recipe omits it")
-            elif layer < 0:
-                raise RecipeError(f"{row.place}: is applied to the input image, not to a layer of the stock model")
-            elif source != layer:
-                self.notes.append(f"{row}: is applied to row {source}, also a SimAM; the recipe has one")
-            elif self.rows[layer].is_block and not self.rows[layer].is_bottleneck:
-                note = "a SimAM row follows it and would apply SimAM twice; the recipe has one"
-                self.notes.append(f"{self.rows[layer]}: {note}")
-            elif layer not in layers:
-                layers.append(layer)
-        return layers
-
-    def _reads(self) -> Iterator[tuple[int, int, float | None]]:
-        """A row, a layer that it reads, and the lambda if through a SimAM; a SimAM at the end reads for the output."""
+    def _readers(self) -> dict[int, list[tuple[int, float | None]]]:
+        """Attended layer -> each read of it: by which row, and with which lambda if through a SimAM."""
+        found: dict[int, list[tuple[int, float | None]]] = {}
+        used: set[int] = set()
         for row in self.rows:
-            for source in row.sources if not row.is_simam else ():
-                yield row.number, *self.origins[source]
-        if self.rows[-1].is_simam:
-            yield len(self.rows) - 1, *self.origins[len(self.rows) - 1]
+            if row.is_simam and row is not self.rows[-1]:
+                continue  # one at the end is the output, and reads for it
+            for source in row.sources if not row.is_simam else (row.number,):
+                layer, chain = self._attended(source)
+                used.update(chain)
+                found.setdefault(layer, []).append((row.number, self.lambdas[chain[0]] if chain else None))
+        for number in sorted(self.lambdas.keys() - used):
+            self.notes.append(f"{self.rows[number]}: its output is never used; the recipe omits it")
+        return {layer: reads for layer, reads in sorted(found.items()) if any(e_lambda for _, e_lambda in reads)}
+
+    def _attended(self, source: int) -> tuple[int, list[int]]:
+        """The layer whose value a row hands on, and the SimAM rows in between, the last one first."""
+        chain: list[int] = []
+        while source in self.lambdas:
+            chain.append(source)
+            source = self.rows[source].sources[0]
+        if chain and source < 0:
+            place = self.rows[chain[-1]].place
+            raise RecipeError(f"{place}: is applied to the input image, not to a layer of the stock model")
+        for row, other in pairwise(chain):
+            note = f"{self.rows[row]}: is applied to row {other}, also a SimAM; the recipe has one"
+            if note not in self.notes:
+                self.notes.append(note)
+        return source, chain
 
     def _before(self, layer: int, reader: int, e_lambda: float) -> Rule:
         """The rule for one reader among several. Its other inputs stay as they are."""
         row = self.rows[reader]
-        origins = [self.origins[source] for source in row.sources]
-        others = [base for base, through in origins if through is None or base != layer]
         if row.is_simam:
             raise RecipeError(f"{row.place}: is the output, and other rows read row {layer} plain; no recipe says that")
+        origins = map(self._attended, row.sources)
+        others = [base for base, chain in origins if not chain or base != layer]
         if layer in others or -1 in others:
             found = "the input image too" if -1 in others else f"row {layer} both plain and through a SimAM"
             raise RecipeError(f"{row.place}: reads {found}; no recipe can distinguish the two")
         exclude = tuple(self.paths[other] for other in others)
         return Rule(path=self.paths[reader], before="input", exclude=exclude, e_lambda=e_lambda)
+
+    def _note_block(self, row: Row) -> None:
+        where = "after its second convolution, before the add" if row.is_bottleneck else "on what it returns"
+        other = "" if row.is_bottleneck else "; if yours attends the concat inside, write before: cv2"
+        self.notes.append(f"{row}: taken for {row.stock_module} with a SimAM {where}, where most forks have it{other}")
 
     def _read_lambda(self, row: Row) -> float:
         """The lambda a row means: its only number, or the second beside a channel count."""

@@ -44,7 +44,7 @@ def recorded(network: Any) -> Record | None:
     return found if isinstance(found, Record) else None
 
 
-def write(network: Any) -> Record:
+def write(network: Any) -> None:
     """Record what is in a network now, and the recorded sites of branches that `fuse()` took out of it.
 
     The yaml gets replaced, since trainers hand one dict to several networks.
@@ -52,14 +52,15 @@ def write(network: Any) -> Record:
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
-    now, before = Record.of(network).model_dump(mode="json"), recorded(network)
-    modules = dict(network.named_modules())
+    now = Record.of(network).model_dump(mode="json")
+    if now == network.yaml.get(KEY):
+        return
+    before, modules = recorded(network), dict(network.named_modules())
     for site, setting in zip(before.sites, before.settings, strict=True) if before else ():
         if site["edit"]["module"] not in modules:
             now["sites"].append(site)
             now["settings"].append(list(setting))
     network.yaml = {**network.yaml, KEY: now}
-    return Record.read(now)
 
 
 def erase(network: Any) -> None:

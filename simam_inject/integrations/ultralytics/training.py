@@ -62,7 +62,8 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     """Train an injected network, or raise."""
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
-    record = write(model.model)
+    write(model.model)
+    record = recorded(model.model) or Record.of(model.model)
     ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
     # the first event with both the trainer's model and its EMA, and the last before a batch
     callbacks: list[tuple[str, Any]] = [("on_pretrain_routine_end", Tripwire(record))]
