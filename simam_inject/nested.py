@@ -46,7 +46,8 @@ def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[t
         return [(keys, value)]
     found: list[tuple[tuple[Key, ...], torch.Tensor]] = []
     if depth < 6 and not isinstance(value, _ATOMS):
-        for key, entry in entries_of(value) or ():
+        entries = enumerate(value) if type(value) in (list, tuple) else entries_of(value)
+        for key, entry in entries or ():
             if not isinstance(entry, _ATOMS):
                 found += tensors_in(entry, (*keys, key), depth + 1)
     return found

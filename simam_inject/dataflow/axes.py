@@ -42,11 +42,11 @@ _MOVES = words(
 
 def layout_after(
     kind: str,
-    func: Callable[..., Any] | None,
+    func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     inputs: list[Value],
-    result: torch.Tensor | None,
+    result: torch.Tensor,
 ) -> Layout:
     """Where an operation leaves the channels.
 
@@ -56,32 +56,34 @@ def layout_after(
         inputs: the tensors that it reads, parameters aside.
         result: one tensor that it computed.
     """
-    rank = 0 if result is None else result.dim()
+    rank = result.dim()
+    before = inputs[0].layout if inputs else NOWHERE
     if kind in FAMILIES["conv"]:
         return frozenset({rank - 1 - int(kind[-2])})  # 1, or 0 without a batch
     if kind.startswith(_SECOND) or (kind.endswith("pool") and rank > 2):
-        return inputs[0].layout if inputs and inputs[0].layout == {0} else frozenset({1})
+        return before if before == {0} else frozenset({1})
     if not rank:
         return NOWHERE
     if kind.startswith(_LAST):
         return frozenset({rank - 1})
     if kind.startswith(_LAST_IF_UNKNOWN) or (kind == "layer_norm" and _normalizes_one(args, kwargs)):
-        return inputs[0].layout if inputs and inputs[0].layout else frozenset({rank - 1})
-    if not inputs or result is None or kind in _REARRANGES:
+        return before or frozenset({rank - 1})
+    if not inputs or kind in _REARRANGES:
         return NOWHERE
-    shape = tuple(result.shape)
-    like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
-    if kind in _MOVES and func is not None:
-        return _moved(func, args, kwargs, inputs[0], shape)
+    if kind in _MOVES:
+        return _moved(func, args, kwargs, inputs[0], tuple(result.shape))
     if kind in ("matmul", "bmm") and len(inputs) == 2:
-        last = rank - 1
-        return frozenset({dim for dim in inputs[0].layout if dim != last} | ({last} & inputs[1].layout))
-    if len(like.shape) == rank:
-        is_kept = kind in _RESIZES or all(
-            shape[dim] in (like.shape[dim], 1) or like.shape[dim] == 1 for dim in like.layout
-        )
-        return like.layout if is_kept else NOWHERE
-    return _recognised(like, shape)
+        return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
+    return _passed_on(inputs, tuple(result.shape), kind in _RESIZES)
+
+
+def _passed_on(inputs: list[Value], shape: Shape, resizes: bool) -> Layout:
+    """Layout after an operation that computes each position from the same positions."""
+    like = next((value for value in inputs if value.layout and len(value.shape) == len(shape)), inputs[0])
+    if len(like.shape) != len(shape):
+        return _recognised(like, shape)
+    is_kept = resizes or all(shape[dim] in (like.shape[dim], 1) or like.shape[dim] == 1 for dim in like.layout)
+    return like.layout if is_kept else NOWHERE
 
 
 def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -8,33 +8,13 @@ from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from simam_inject.kinds import kind_of
+from simam_inject.kinds import KINDS, kind_of
 
 _kind_of = lru_cache(maxsize=4096)(kind_of)
 
-_MODULE_KINDS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
-    (nn.ConvTranspose1d, "conv_transpose1d"),
-    (nn.ConvTranspose2d, "conv_transpose2d"),
-    (nn.ConvTranspose3d, "conv_transpose3d"),
-    (nn.Conv1d, "conv1d"),
-    (nn.Conv2d, "conv2d"),
-    (nn.Conv3d, "conv3d"),
-    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), "instance_norm"),
-    (_BatchNorm, "batch_norm"),
-    (nn.GroupNorm, "group_norm"),
-    (nn.LayerNorm, "layer_norm"),
-    (nn.Linear, "linear"),
-    (nn.Identity, "identity"),
-    (nn.Flatten, "flatten"),
-    (nn.Upsample, "interpolate"),
-    (nn.SiLU, "silu"),
-    (nn.ReLU6, "relu6"),
-    (nn.PReLU, "prelu"),
-)
 _CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPARENT = frozenset({"identity", "dropout", "drop_path", "getitem", "contiguous", "clone", "dropblock"})
 """Kinds that a chain of operations looks through: in eval mode they pass their input on."""
@@ -42,11 +22,10 @@ UPSAMPLING = frozenset({"interpolate", "conv_transpose1d", "conv_transpose2d", "
 
 
 def module_kind(module: nn.Module) -> str:
-    """Kind of a leaf module, from its class where torch knows it, else from the class name in snake case."""
-    for classes, kind in _MODULE_KINDS:
-        if isinstance(module, classes):
-            return kind
-    return _kind_of(type(module).__name__)
+    """Kind of a leaf module: of the class of torch that it is or derives from, else of its own class."""
+    kind = type(module)
+    ours = (_kind_of(base.__name__) for base in kind.__mro__ if base.__module__.startswith("torch.nn.modules."))
+    return next((name for name in ours if name in KINDS), _kind_of(kind.__name__))
 
 
 def function_name(function: Callable[..., Any]) -> str:

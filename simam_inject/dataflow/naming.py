@@ -10,18 +10,19 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import function_kind, function_name
-from simam_inject.dataflow.twin import Convert, modules_with_python_forward
+from simam_inject.dataflow.twin import Convert, modules_with_python_forward, to_meta
 from simam_inject.dataflow.values import Frame, keyed
 from simam_inject.kinds import words
 from simam_inject.nested import Key, map_nested, tensors_in
@@ -53,11 +54,14 @@ class Namer(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.device = device
-        self.path_of = {id(module): path for path, module in modules_with_python_forward(model)}
+        modules = list(modules_with_python_forward(model))
+        self.path_of = {id(module): path for path, module in modules}
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
         self.asks_for_values = False  # an operation failed, or it looked for data: it may go another way with values
         self._names_inside: dict[int, dict[int, str]] = {}
-        self._with_own_hooks: set[int] = set()
+        self.with_own_hooks = {id(m) for _, m in modules if m._forward_hooks or m._forward_pre_hooks}
+        self.active: Namer = self
+        """What the hooks of this one call: another one of the same twin may run under them."""
         self.start()
 
     def start(self) -> None:
@@ -65,7 +69,7 @@ class Namer(TorchFunctionMode):
         self.frame: Frame | None = None
         self.calls: Counter[str] = Counter()
         self.first_calls: dict[str, Frame] = {}
-        self._own_hooks: list[tuple[nn.Module, Frame | None]] = []
+        self.own_hooks: list[tuple[nn.Module, Frame | None]] = []
         """Modules whose own hooks run now, with their callers: pruning's, and the user's."""
 
     def run(self, example: Example, convert: Convert) -> None:
@@ -82,30 +86,38 @@ class Namer(TorchFunctionMode):
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Hooks on every module of the twin: two next to its forward, and two around its own hooks."""
-        with ExitStack() as stack:
-            for _, module in modules_with_python_forward(self.model):
-                own = module._forward_hooks or module._forward_pre_hooks
-                handles = [
-                    module.register_forward_pre_hook(self.enter, with_kwargs=True),
-                    module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
+        handles = []
+        for _, module in modules_with_python_forward(self.model):
+            handles += [
+                module.register_forward_pre_hook(self._on_call, with_kwargs=True),
+                module.register_forward_hook(self._on_return, prepend=True, with_kwargs=True, always_call=True),
+            ]
+            if id(module) in self.with_own_hooks:
+                handles += [
+                    module.register_forward_pre_hook(lambda called, _: self.active.begin_own(called), prepend=True),
+                    module.register_forward_hook(lambda called, *_: self.active.end_own(called), always_call=True),
                 ]
-                if own:
-                    self._with_own_hooks.add(id(module))
-                    handles += [
-                        module.register_forward_pre_hook(lambda called, _args: self._begin_own(called), prepend=True),
-                        module.register_forward_hook(lambda called, *_: self._end_own(called), always_call=True),
-                    ]
-                for handle in handles:
-                    stack.callback(handle.remove)
+        try:
             yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def _begin_own(self, module: nn.Module) -> None:
-        if id(module) in self._with_own_hooks:
-            self._own_hooks.append((module, self.frame))
+    def _on_call(self, *call: Any) -> None:
+        self.active.enter(*call)
 
-    def _end_own(self, module: nn.Module) -> None:
-        if self._own_hooks and self._own_hooks[-1][0] is module:
-            self._own_hooks.pop()
+    def _on_return(self, *call: Any) -> Any:
+        return self.active.leave(*call)
+
+    def begin_own(self, module: nn.Module) -> None:
+        """Hooks of a module run from now on that are not these: pruning's, or the user's."""
+        if id(module) in self.with_own_hooks:
+            self.own_hooks.append((module, self.frame))
+
+    def end_own(self, module: nn.Module) -> None:
+        """They have run."""
+        if self.own_hooks and self.own_hooks[-1][0] is module:
+            self.own_hooks.pop()
 
     # What a subclass does with names
 
@@ -132,8 +144,8 @@ class Namer(TorchFunctionMode):
 
     def operate(self, frame: Frame, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of a forward."""
-        result = self.compute(func, args, kwargs)
-        if frame.is_scope and (isinstance(result, torch.Tensor) or tensors_in(result)):
+        result = self.compute(func, args, kwargs, [tensor for _, tensor in tensors_in((args, kwargs))])
+        if frame.is_scope and tensors_in(result):
             with torch._C.DisableTorchFunction():
                 return self.named(frame.count(self.name_operation(frame, func)), result)
         return result
@@ -141,18 +153,22 @@ class Namer(TorchFunctionMode):
     def name_operation(self, frame: Frame, func: Callable[..., Any]) -> str:
         """Name of an operation in the forward that runs it."""
         name = function_kind(func)
-        if self._own_hooks and self._own_hooks[-1][1] is frame:
+        if self.own_hooks and self.own_hooks[-1][1] is frame:
             name += "_hook"
         while name in frame.taken:
             name += "_op"
         return name
 
-    def compute(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """What an operation returns, on the meta device if one of its tensors is there."""
+    def compute(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
+    ) -> Any:
+        """What an operation returns: without data if one of its tensors has none, though constants have kept theirs."""
         try:
-            if self.device is None:
-                return func(*args, **kwargs)
-            return _compute_on_meta(func, args, kwargs, self.model.training)
+            if len({tensor.is_meta for tensor in tensors}) > 1:
+                args, kwargs = _without_data(func, args, kwargs)
+            elif tensors and tensors[0].is_meta and func is F.batch_norm and not self.model.training:
+                return to_meta(tensors[0])  # as torch does it on meta, but at once
+            return func(*args, **kwargs)
         except Exception:
             self.asks_for_values = True
             raise
@@ -164,7 +180,7 @@ class Namer(TorchFunctionMode):
         path = self.path_of.get(id(module))
         if path is None:  # a copy that the forward has made: its operations are those of its caller
             return
-        self._end_own(module)
+        self.end_own(module)
         with torch._C.DisableTorchFunction():
             parent = self.frame
             is_scope = parent is None or any(child is not None for child in module._modules.values())
@@ -199,7 +215,7 @@ class Namer(TorchFunctionMode):
             if frame is None:
                 return output
             parent = self.frame = frame.parent
-            self._begin_own(module)
+            self.begin_own(module)
             output = self.left(frame, output)
             if frame.is_scope:
                 return self.returned(frame, frame.path, output)
@@ -257,17 +273,15 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
         return ("input",)
 
 
-def _compute_on_meta(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], training: bool) -> Any:
-    """An operation on tensors without data and, where constants have kept theirs, with these."""
-    name = function_name(func)
-    if name == "batch_norm" and not training and args[0].is_meta:  # as torch does it on meta, but at once
-        return torch.empty_strided(args[0].shape, args[0].stride(), dtype=args[0].dtype, device="meta")
-    if len({tensor.is_meta for _, tensor in tensors_in((args, kwargs))}) > 1:
-        written = kwargs.get("out", args[0] if _IN_PLACE.search(getattr(func, "__name__", "")) else None)
-        if any(not tensor.is_meta for _, tensor in tensors_in(written)):
-            raise RuntimeError("a constant is overwritten by what has no numbers here")
-        args, kwargs = map_nested(_as_meta, (tuple(args), dict(kwargs)))
-    return func(*args, **kwargs)
+def _without_data(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of an operation of which some are constants with data, and others have none."""
+    written = kwargs.get("out", args[0] if _IN_PLACE.search(getattr(func, "__name__", "")) else None)
+    if any(not tensor.is_meta for _, tensor in tensors_in(written)):
+        raise RuntimeError("a constant is overwritten by what has no data here")
+    new_args, new_kwargs = map_nested(_as_meta, (tuple(args), dict(kwargs)))
+    return new_args, new_kwargs
 
 
 def _as_meta(leaf: Any) -> Any:

@@ -80,18 +80,18 @@ class Recorder(Namer):
         """Run one operation of a forward, and enter what it reads, writes and computes."""
         tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
         versions = [_version_of(tensor) for tensor in tensors]
-        result = self.compute(func, args, kwargs)
+        result = self.compute(func, args, kwargs, tensors)
         with torch._C.DisableTorchFunction():
             self.tick = next(self.ticks)
             inputs = [self._value(tensor) for tensor in tensors if id(tensor) not in self.states]
             for tensor, version in zip(tensors, versions, strict=True):
                 if version is not None and tensor._version != version:
                     self.recording.writes.setdefault(_storage_of(tensor), []).append(self.tick)
-            result = _with_aliases(result, tensors)
+            result, computed = _with_aliases(result, tensors)
             kind = function_kind(func)
             outputs = [
                 (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), self.tick))
-                for keys, tensor in tensors_in(result)
+                for keys, tensor in computed
             ]
             path = ""
             if frame.is_scope and outputs:
@@ -142,8 +142,8 @@ class Recorder(Namer):
         given = [tensor for _, tensor in tensors_in(frame.given)]
         sources = {id(tensor): self._find(tensor) for tensor in given}
         returned = [tensor for _, tensor in tensors_in(output)]
-        output = _with_aliases(output, given)
-        for (keys, tensor), before in zip(tensors_in(output), returned, strict=True):
+        output, tensors = _with_aliases(output, given)
+        for (keys, tensor), before in zip(tensors, returned, strict=True):
             value = self._find(tensor)
             if value is None:
                 source = sources.get(id(before))
@@ -252,11 +252,12 @@ def _storage_of(tensor: torch.Tensor) -> int:
         return 0
 
 
-def _with_aliases(result: Any, given: list[torch.Tensor]) -> Any:
-    """The result with another tensor object in the place of every tensor that was an argument."""
+def _with_aliases(result: Any, given: list[torch.Tensor]) -> tuple[Any, Tensors]:
+    """The result with another tensor object in the place of every tensor that was an argument; and its tensors."""
     identities = {id(tensor) for tensor in given}
-    if not any(id(tensor) in identities for _, tensor in tensors_in(result)):
-        return result
+    tensors = tensors_in(result)
+    if not any(id(tensor) in identities for _, tensor in tensors):
+        return result, tensors
 
     def alias(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or id(leaf) not in identities:
@@ -266,7 +267,8 @@ def _with_aliases(result: Any, given: list[torch.Tensor]) -> Any:
         except (RuntimeError, NotImplementedError):  # sparse, nested
             return leaf
 
-    return map_nested(alias, result)
+    aliased = map_nested(alias, result)
+    return aliased, tensors_in(aliased)
 
 
 def _source_position(module: nn.Module) -> tuple[types.CodeType, int] | None:

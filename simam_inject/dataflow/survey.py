@@ -74,9 +74,9 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
 
     with recorder.watching():
         base = recorder.record(example, convert)
-    if device is not None and recorder.asks_for_values:
-        raise ModelError("the forward depends on values, and catches the error that there are none")
-    with experiment.watching():
+        if device is not None and recorder.asks_for_values:
+            raise ModelError("the forward depends on values, and catches the error that there are none")
+        recorder.active = experiment
         batch = shapes_for(example.with_batch(SAMPLES_ADDED)) or {}
         sizes = map(shapes_for, map(example.with_size, SPATIAL))
         size = next((shapes for shapes in sizes if shapes is not None), None)

@@ -121,13 +121,12 @@ class _Copier(pickle.Pickler):
 
     def module(self, module: nn.Module) -> None:
         """Make the twin of a module, still empty."""
-        state = {
-            name: value
-            for name, value in vars(module).items()
-            if (name not in _HOOK_TABLES or value) and name != "_compiled_call_impl"  # it would run the original
-        }
-        twin = object.__new__(type(module))
-        twin.__dict__.update((name, type(vars(module)[name])()) for name in vars(module).keys() - state.keys())
+        twin, state = object.__new__(type(module)), dict[str, Any]()
+        for name, value in vars(module).items():
+            if name in _HOOK_TABLES and not value:
+                twin.__dict__[name] = type(value)()
+            elif name != "_compiled_call_impl":  # code that was compiled for the original would run the original
+                state[name] = value
         self._enter(module, twin, state)
 
     def _enter(self, original: Any, twin: Any, attributes: dict[str, Any]) -> None:
