@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 
-from simam_inject.dataflow.values import NOWHERE, Layout, Value
+from simam_inject.dataflow.values import NOWHERE, Layout, Shape, Value
 from simam_inject.kinds import FAMILIES, words
 from simam_inject.nested import map_nested
 
-Shape = tuple[int, ...]
 SAMPLES_ADDED = 1
 """How many samples the experiment with a larger batch adds: where a first dimension grows by more, it holds windows."""
 

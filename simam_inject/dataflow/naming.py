@@ -23,7 +23,7 @@ from torch.utils._device import _device_constructors
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import function_kind, function_name
 from simam_inject.dataflow.twin import Convert, modules_with_python_forward, to_meta
-from simam_inject.dataflow.values import Frame, keyed
+from simam_inject.dataflow.values import Frame, Recording, Shape, keyed
 from simam_inject.kinds import words
 from simam_inject.nested import Key, map_nested, tensors_in
 
@@ -248,7 +248,7 @@ class Shapes(Namer):
     def start(self) -> None:
         """Forget the last forward."""
         super().start()
-        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.shapes: dict[str, Shape] = {}
 
     def named(self, path: str, result: Any) -> Any:
         """Note the shapes of what was computed."""
@@ -258,6 +258,13 @@ class Shapes(Namer):
     def given(self, _frame: Frame, _name: str, path: str, tensors: Tensors) -> None:
         """Note the shapes of what a module is given."""
         self._note(path, tensors)
+
+    def goes_another_way(self, recording: Recording) -> bool:
+        """Some module computed more or fewer values than in a recording: as if it had filled a cache there."""
+        return any(self._names(path) != frame.names for path, frame in recording.first_calls.items())
+
+    def _names(self, path: str) -> Counter[str]:
+        return self.first_calls[path].names if path in self.first_calls else Counter()
 
     def _note(self, path: str, tensors: Tensors) -> None:
         for keys, tensor in tensors:

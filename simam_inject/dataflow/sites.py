@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from simam_inject.dataflow.axes import Shape, find_axes
+from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import TRANSPARENT, conv_facts, module_kind
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.structure import covers, find_structure
-from simam_inject.dataflow.values import Entries, Frame, Recording, Value, keyed
+from simam_inject.dataflow.values import Entries, Frame, Recording, Shape, Value, keyed
 from simam_inject.modules import runs_hooks
 
 _NOT_BASES = frozenset({"Module", "object"})

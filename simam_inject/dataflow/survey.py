@@ -8,7 +8,7 @@ import torch
 import torch.fx._symbolic_trace as symbolic
 from torch import nn
 
-from simam_inject.dataflow.axes import SAMPLES_ADDED, Shape
+from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
 from simam_inject.dataflow.naming import Shapes
 from simam_inject.dataflow.recorder import Recorder
@@ -56,32 +56,51 @@ def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelErr
 
 
 def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
-    twin = twin_of(model, convert)
-    strip(twin)
-    set_mode(twin, training=False)
-    _run_as_written(twin)
     device = None if convert is to_clone else torch.device("meta")
+    twin = _twin_in_eval_mode(model, strip, convert)
     recorder, experiment = Recorder(twin, device), Shapes(twin, device)
 
-    def shapes_for(given: Example | None) -> dict[str, Shape] | None:
-        if given is None:
-            return None
-        try:
-            experiment.run(given, convert)
-        except Exception:  # the model takes one size only, or counts its samples
-            return None
-        return experiment.shapes
+    def again(given: Example | None) -> Shapes | None:
+        """The forward on another example, under the same hooks; None where the model takes no such one."""
+        return experiment if given is not None and _runs(experiment, given, convert) else None
+
+    def anew(given: Example | None) -> Shapes | None:
+        """The same on a twin of its own, whose caches are empty."""
+        other = Shapes(_twin_in_eval_mode(model, strip, convert), device)
+        with other.watching():
+            return other if given is not None and _runs(other, given, convert) else None
 
     with recorder.watching():
         base = recorder.record(example, convert)
         if device is not None and recorder.asks_for_values:
             raise ModelError("the forward depends on values, and catches the error that there are none")
-        recorder.active = experiment
-        batch = shapes_for(example.with_batch(SAMPLES_ADDED)) or {}
-        sizes = map(shapes_for, map(example.with_size, SPATIAL))
-        size = next((shapes for shapes in sizes if shapes is not None), None)
-    is_larger = any(value.shape != batch.get(path, value.shape) for path, value in base.values.items())
-    return Surveyor(twin, example, base, batch if is_larger else {}, size).survey()
+        recorder.active, run = experiment, again
+        larger = example.with_batch(SAMPLES_ADDED)
+        batch = again(larger)
+        if batch is not None and batch.goes_another_way(base):
+            run, batch = anew, anew(larger)
+        shapes = {} if batch is None else batch.shapes
+        sizes = (run(example.with_size(spatial)) for spatial in SPATIAL)
+        size = next((found.shapes for found in sizes if found is not None), None)
+    is_larger = any(value.shape != shapes.get(path, value.shape) for path, value in base.values.items())
+    return Surveyor(twin, example, base, shapes if is_larger else {}, size).survey()
+
+
+def _twin_in_eval_mode(model: nn.Module, strip: Callable[[nn.Module], object], convert: Convert) -> nn.Module:
+    twin = twin_of(model, convert)
+    strip(twin)
+    set_mode(twin, training=False)
+    _run_as_written(twin)
+    return twin
+
+
+def _runs(experiment: Shapes, example: Example, convert: Convert) -> bool:
+    """The model takes the example: more than one size, and another number of samples."""
+    try:
+        experiment.run(example, convert)
+    except Exception:
+        return False
+    return True
 
 
 def _run_as_written(twin: nn.Module) -> None:

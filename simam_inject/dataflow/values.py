@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from simam_inject.nested import Key
 
+Shape = tuple[int, ...]
 Layout = frozenset[int]
 """Dimensions that hold channels: {1} for N, C, spatial; two while a channel shuffle has split them; none if unknown."""
 NOWHERE: Layout = frozenset()
