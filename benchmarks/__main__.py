@@ -15,14 +15,16 @@ COMMANDS = {
         "16 attentions on the activations of a ResNet-50, against the whole network",
     ),
     "model": ("benchmarks.model", True, "a whole ResNet-50, plain, with SimAM, with other attentions"),
+    "yolo": ("benchmarks.yolo", True, "a training step of YOLOv8n with AMP, against SimAM written by hand"),
     "all": (
         "benchmarks.everything",
         True,
-        "the four above, into benchmarks/results; on a GPU the kernels' tests first",
+        "the five above, into benchmarks/results; on a GPU the kernels' tests first",
     ),
     "inject": ("benchmarks.inject", False, "the tool itself: plan, insert, verify, start-up"),
     "growth": ("benchmarks.growth", False, "the tool itself on chains of 50 to 800 blocks"),
     "tax": ("benchmarks.tax", True, "injected networks against the same networks written by hand"),
+    "switch": ("benchmarks.switch", True, "whether eager mode on a CPU should keep a compiled kernel ready"),
     "peers": ("benchmarks.peers", True, "one network with SE, ECA, CBAM and GC: by this engine, by hand, by timm"),
 }
 

@@ -2,9 +2,10 @@
 
     python -m benchmarks all [--device cuda] [--output benchmarks/results] [--minutes 9]
 
-Writes micro, train, additive and model as Markdown and JSON, as each is done. On a GPU all maps are timed, on a CPU a
-few. A step that fails, or is not done when the time is up, is reported at the end, and takes none of the others with
-it. On a GPU needs torch with Triton, rich, pytest (for the tests), timm and torchvision (for additive and model).
+Writes micro, train, additive, yolo and model as Markdown and JSON, as each is done. On a GPU all maps are timed, on a
+CPU a few. A step that fails, or is not done when the time is up, is reported at the end, and takes none of the others
+with it. On a GPU needs torch with Triton, rich, pytest (for the tests), timm and torchvision (for additive and model),
+and ultralytics (for yolo).
 """
 
 import argparse
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLES = ("micro", "train", "additive", "model")
+TABLES = ("micro", "train", "additive", "yolo", "model")
 """In this order: what matters most comes first, should time run out."""
 
 

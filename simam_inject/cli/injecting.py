@@ -28,13 +28,13 @@ def inject(options: InjectOptions, step: Step) -> Report:
         calibration, verification, next_steps = _carry_out(options, prepared, plan, step)
     from rich.text import Text
 
-    from simam_inject.reporting.plans import plan_to_dict, render_calibration, render_plan, render_verification
+    from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
 
     strength = "" if options.strength == 1.0 else f", strength {options.strength:g}"
     view: list[Any] = [Text(prepared.heading(plan, strength), "bold")]
     view += render_plan(plan, applied=not options.dry_run, why=options.why, verbose=options.verbose)
     view += render_verification(verification, verbose=options.verbose) if verification else ()
-    view += render_calibration(calibration) if calibration else ()
+    view += [str(calibration)] if calibration else ()
     view += [Text("next:", "bold"), *(f"  {line}" for line in next_steps)]
     ok = verification is None or verification.ok
     data = {

@@ -109,7 +109,7 @@ class SimAMCallback(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
         """Set the strength of this step, in the module and in its copies."""
-        if self._ramp is not None:
+        if self._ramp is not None and not self._ramp.finished:
             self._ramp.load_state_dict({**self._ramp.state_dict(), "done": trainer.global_step})
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A plan and what was done with it: sites, skips with their reasons, cost, calibration, verification, a benchmark."""
+"""A plan and what was done with it: sites, skips with their reasons, cost, verification; and a benchmark."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from simam_inject.reporting.sites import kind_of_place, local_name
 if TYPE_CHECKING:
     from simam_inject.bench.measuring import Quartiles
     from simam_inject.bench.run import Bench, Row
-    from simam_inject.warmup import Calibration
 
 LONG = 24
 """Sites from which on a table groups them by kind of block."""
@@ -143,16 +142,6 @@ def render_verification(verification: Verification, *, verbose: bool = False) ->
     yield Text(str(verification), "green" if verification.ok else "red")
     if verbose:
         yield from (Text(f"  ok: {check.name}") for check in verification.checks if check.ok)
-
-
-def render_calibration(calibration: Calibration) -> Iterator[RenderableType]:
-    """Gain and kept signal of each site."""
-    rows = [
-        (one.path, f"{one.gain:.3f}", f"{one.error_before:.3f}", f"{one.error_after:.3f}", f"{one.kept:.1%}")
-        for one in calibration.sites
-    ]
-    yield Table(("site", "gain", "error before", "after", "kept"), rows)
-    yield str(calibration).splitlines()[-1]
 
 
 def render_bench(measured: Bench) -> Iterator[RenderableType]:

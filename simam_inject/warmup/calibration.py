@@ -64,8 +64,10 @@ class Calibration:
 
     def __str__(self) -> str:
         width = max([4, *(len(site.path) for site in self.sites)])
-        lines = [f"{'site':{width}}   gain  error before  after"] if self.sites else []
-        lines += [f"{s.path:{width}}  {s.gain:5.3f}  {s.error_before:12.3f}  {s.error_after:5.3f}" for s in self.sites]
+        lines = [f"{'site':{width}}   gain  error before  after    kept"] if self.sites else []
+        for site in self.sites:
+            errors = f"{site.error_before:12.3f}  {site.error_after:5.3f}"
+            lines.append(f"{site.path:{width}}  {site.gain:5.3f}  {errors}  {site.kept:6.1%}")
         frozen = f", {self.frozen} frozen and left" if self.frozen else ""
         lines.append(f"norms: {self.norms} estimated again{frozen}" + f" ({self.note})" * bool(self.note))
         return "\n".join(lines)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import additive, everything, measuring, micro, operator_table, options, resnet, train
+from benchmarks import additive, everything, measuring, micro, operator_table, options, resnet, train, yolo
 from benchmarks.cases import Case, cases
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import WrongResultError, pass_gate
@@ -102,9 +102,25 @@ def test_what_attentions_add_is_timed_for_all_of_them(monkeypatch, capsys):
     assert len(rows) == 3
 
 
+def test_a_training_step_of_yolo_is_timed_against_rows_by_hand(tmp_path):
+    pytest.importorskip("ultralytics")
+    assert yolo.main(["--quick", "--json", str(tmp_path / "yolo.json")]) == 0
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "yolo.json").read_text())["rows"]}
+    assert list(rows) == [yolo.PLAIN, yolo.INJECTED, yolo.ROWS, "popular form, rows by hand"]
+    assert all(row["seconds"] > 0 for row in rows.values())
+    kept = {name: row["kept"] - rows[yolo.PLAIN]["kept"] for name, row in rows.items()}
+    assert 0 < kept[yolo.INJECTED] == kept[yolo.ROWS] < 0.3 * kept["popular form, rows by hand"]
+    networks = dict(yolo.variants())
+    for name in (yolo.INJECTED, yolo.ROWS):
+        assert sum(isinstance(module, SimAM) for module in networks[name].modules()) == 8
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in networks[yolo.ROWS].modules())
+    with pytest.raises(RuntimeError, match="the network by hand is another"):
+        yolo._compare_losses(networks[yolo.PLAIN], networks[yolo.ROWS])
+
+
 def test_one_call_does_all_and_reports_what_it_could_not(tmp_path, monkeypatch, capsys):
     names = [name for name, _ in everything.steps("cuda", tmp_path)]
-    assert names == ["tests", "micro", "train", "additive", "model"]
+    assert names == ["tests", "micro", "train", "additive", "yolo", "model"]
     good, bad, slow = ([sys.executable, "-c", code] for code in ("", "raise SystemExit(3)", "input()"))
     monkeypatch.setattr(everything, "steps", lambda *_: [("good", good), ("bad", bad)])
     assert everything.main(["--output", str(tmp_path)]) == 1

@@ -9,6 +9,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
 
+from benchmarks.popular import PopularSimAM
 from simam_inject.attention import SimAM, gate, simam
 from tests.attention.test_values import bytes_kept, laid_out
 from tests.attention.truth import TOLERANCE, assert_true, distance, truth
@@ -24,6 +25,14 @@ def kernels(code):
     made = re.findall(r"empty_strided_cpu\(\(([\d, ]*)\)", code)
     sizes = [torch.Size(int(part) for part in shape.split(",") if part.strip()).numel() for shape in made]
     return len(re.findall(r"^\s+cpp_fused\w*\(", code, re.MULTILINE)), Counter(sizes)
+
+
+def passes(code, shape):
+    """How often generated code reads and writes every position of maps of this shape (16 vectors per plane at most)."""
+    positions = shape[-2] * shape[-1]
+    place = rf"static_cast<int64_t>\(x1 \+ {positions}L\*x0\)"
+    kernel = code[code.index('extern "C"') :]
+    return tuple(len(re.findall(rf"{way}_ptr\d+(?: \+ |\[){place}", kernel)) for way in ("in", "out"))
 
 
 def assert_nothing_is_opaque(code):
@@ -42,6 +51,19 @@ def test_inference_is_one_kernel_and_one_buffer():
     launches, buffers = kernels(code)
     assert launches == 1
     assert buffers[x.numel()] == 1
+
+
+def test_passes_over_the_map():
+    """On a CPU the mean, the variance and the product each read x; a backward reads x and its gradient twice."""
+    x = torch.randn(2, 8, 16, 16, requires_grad=True)
+    found = {}
+    for operator in (simam, PopularSimAM()):
+        compiled = torch.compile(operator, fullgraph=True)
+        _, codes = run_fw_bw_and_get_code(lambda compiled=compiled: compiled(x))
+        found[operator] = [passes(code, x.shape) for code in codes]
+    ours, popular = found.values()
+    assert ours == [(3, 1), (4, 1)]
+    assert sum(popular[1]) > sum(ours[1])
 
 
 def test_neighbours_fuse_with_it():

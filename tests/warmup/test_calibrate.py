@@ -344,8 +344,8 @@ def test_other_attention_modules_have_no_gain():
 
 def test_the_table():
     text = str(calibrate(attended(), images()))
-    row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3}\n"
-    assert re.fullmatch(rf"site +gain +error before +after\n({row}){{4}}norms: 5 estimated again", text)
+    row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3} +\d+\.\d%\n"
+    assert re.fullmatch(rf"site +gain +error before +after +kept\n({row}){{4}}norms: 5 estimated again", text)
 
 
 def test_the_progress_bar_is_shown_in_a_terminal_only(monkeypatch, capsys):
