@@ -112,7 +112,16 @@ def load_recipe(source: RecipeLike) -> Recipe:
     if found := _SELECTOR.fullmatch(source):
         position = found[1].lower()
         return Recipe(name=f"{position} {found[2]}", rules=[selector(position, found[2])])
-    return load_shipped(source) if source in shipped_recipes() else _load_named_file(source)
+    names = shipped_recipes()
+    if source in names:
+        return load_shipped(source)
+    is_file = os.path.isfile(source)  # noqa: PTH113 - that of `Path` raises for a text that no file can have as name
+    if is_file or source.endswith((".yaml", ".yml")) or os.sep in source or "/" in source:
+        return _load_file(Path(source))
+    raise RecipeError(
+        f"recipe: {describe(source)} is neither a shipped recipe ({', '.join(names)}), a YAML file, nor a selector "
+        f"such as 'after bottleneck.conv2'{did_you_mean(source, names)}"
+    )
 
 
 def selector(position: str, text: str) -> Rule:
@@ -145,15 +154,14 @@ def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None
     if not exclude and e_lambda is None:
         return recipe
     data = recipe.to_dict()
-    rules = []
     for rule in data["rules"]:
-        own = rule.get("exclude", [])
-        excluded = [*([own] if isinstance(own, str) else own), *([exclude] if isinstance(exclude, str) else exclude)]
-        changed = {**rule, "exclude": excluded} if excluded else dict(rule)
-        if e_lambda is not None:
-            changed.pop("e_lambda", None)
-        rules.append(changed)
-    return Recipe.from_dict({**data, "rules": rules, **({} if e_lambda is None else {"e_lambda": e_lambda})})
+        globs = [*_as_list(rule.get("exclude", [])), *_as_list(exclude)]
+        rule.update({"exclude": globs or None} | ({} if e_lambda is None else {"e_lambda": None}))
+    return Recipe.from_dict(data | ({} if e_lambda is None else {"e_lambda": e_lambda}))
+
+
+def _as_list(entries: str | Sequence[str]) -> list[str]:
+    return [entries] if isinstance(entries, str) else list(entries)
 
 
 def load_shipped(name: object, place: str = "recipe") -> Recipe:
@@ -173,21 +181,6 @@ def load_text(text: str | bytes, name: str) -> Recipe:
     """
     data = read_yaml(text)
     return Recipe.from_dict({"name": name} | data if isinstance(data, dict) else data)
-
-
-def _load_named_file(source: str) -> Recipe:
-    is_path = source.endswith((".yaml", ".yml")) or os.sep in source or "/" in source
-    try:
-        path = Path(source)
-        if is_path or path.is_file():
-            return _load_file(path)
-    except (OSError, ValueError):
-        pass  # too long, or with a NUL in it: no file has that name
-    names = shipped_recipes()
-    raise RecipeError(
-        f"recipe: {describe(source)} is neither a shipped recipe ({', '.join(names)}), a YAML file, nor a selector "
-        f"such as 'after bottleneck.conv2'{did_you_mean(source, names)}"
-    )
 
 
 def _load_file(path: Path) -> Recipe:
