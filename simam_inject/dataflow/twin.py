@@ -69,8 +69,8 @@ class _Copier(pickle.Pickler):
         self.passed: list[Any] = []
         """What goes through the pickle by reference, by number."""
         self.twins: dict[int, Any] = {}
-        self.waiting: deque[tuple[Any, dict[str, Any]]] = deque()
-        """Twins of modules and tensors whose attributes are still to be copied."""
+        self.waiting: deque[tuple[Any, tuple[dict[str, Any], dict[str, Any]]]] = deque()
+        """Twins of modules and tensors whose attributes and slots are still to be copied."""
         self.alive: list[Any] = []
         """Originals, so that no `id` is used twice."""
 
@@ -85,7 +85,7 @@ class _Copier(pickle.Pickler):
             if kind is object or isinstance(value, _ATOMS) or self._is_shared(value):
                 return self.pass_on(value)
             if isinstance(value, torch.Tensor):
-                self._enter(value, self._tensor(value), value.__dict__)
+                self._enter(value, self._tensor(value), value.__dict__, {})
             elif isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
                 self.module(value)
             else:
@@ -127,13 +127,14 @@ class _Copier(pickle.Pickler):
                 twin.__dict__[name] = type(value)()
             elif name != "_compiled_call_impl":  # code that was compiled for the original would run the original
                 state[name] = value
-        self._enter(module, twin, state)
+        held = object.__getstate__(module)
+        self._enter(module, twin, state, held[1] if isinstance(held, tuple) else {})
 
-    def _enter(self, original: Any, twin: Any, attributes: dict[str, Any]) -> None:
+    def _enter(self, original: Any, twin: Any, attributes: dict[str, Any], slots: dict[str, Any]) -> None:
         self.twins[id(original)] = twin
         self.alive.append(original)
-        if attributes:
-            self.waiting.append((twin, attributes))
+        if attributes or slots:
+            self.waiting.append((twin, (attributes, slots)))
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -212,14 +213,17 @@ def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) 
         copier.dump(value)
         filled = []
         while copier.waiting:
-            twin, attributes = copier.waiting.popleft()
+            twin, held = copier.waiting.popleft()
             filled.append(twin)
-            copier.dump(attributes)
+            copier.dump(held)
         buffer.seek(0)
         loader = _Loader(buffer, copier.passed)
         copy = loader.load()
         for twin in filled:
-            twin.__dict__.update(loader.load())
+            attributes, slots = loader.load()
+            twin.__dict__.update(attributes)
+            for name, content in slots.items():
+                object.__setattr__(twin, name, content)
     return copy
 
 
