@@ -89,6 +89,92 @@ def locate(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.ex
     raise LookupError(f"no expression at {span}")
 
 
+def always_returns(kind: type, expression: Expression) -> bool:
+    """Whichever way the forward takes, it returns the value of this expression, as it is.
+
+    Only plain code is recognised: one `return` at the end, of the expression itself or of a variable that is set from
+    it in the same block of statements and not mentioned in between.
+    """
+    source, node = _parsed(kind, expression)
+    if not _is_returned(source, node):
+        return False
+    if expression.method == "forward":
+        return True
+    forward = method_source(inspect.getattr_static(kind, "forward", None))  # it may hand over to this method
+    calls = [call for call in ast.walk(forward.function) if isinstance(call, ast.Call)] if forward else []
+    mine = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == expression.method]
+    return forward is not None and len(mine) == 1 and _is_returned(forward.function, mine[0])
+
+
+def always_passes(kind: type, expression: Expression, call: Expression) -> bool:
+    """A value goes to one call of a child and nowhere else, and that call gets nothing else, whichever way is taken."""
+    if expression.method != call.method:
+        return False
+    source, node = _parsed(kind, expression)
+    reader = locate(source, call.span)
+    if not isinstance(reader, ast.Call) or not isinstance(reader.func, ast.Attribute):
+        return False
+    child = reader.func.attr
+    if sum(isinstance(n, ast.Attribute) and n.attr == child for n in ast.walk(source)) > 1:
+        return False
+    if child in _mentioned_elsewhere(kind, expression.method) or "getattr" in mentioned_by_forward(kind):
+        return False
+    arguments = [*reader.args, *(keyword.value for keyword in reader.keywords)]
+    return node in arguments or any(_is_from(source, argument, node) for argument in arguments)
+
+
+def _parsed(kind: type, expression: Expression) -> tuple[ast.FunctionDef, ast.expr | ast.AugAssign]:
+    source = method_source(inspect.getattr_static(kind, expression.method))
+    assert source is not None  # the expression was found in it
+    return source.function, locate(source.function, expression.span)
+
+
+def _is_returned(function: ast.FunctionDef, node: ast.expr | ast.AugAssign) -> bool:
+    *_, last = function.body
+    returns = [n for n in ast.walk(function) if isinstance(n, (ast.Return, ast.Yield, ast.YieldFrom))]
+    if returns != [last] or not isinstance(last, ast.Return):
+        return False
+    value = last.value
+    entries: list[ast.expr] = []
+    if isinstance(value, (ast.Tuple, ast.List)):
+        entries = value.elts
+    elif isinstance(value, ast.Dict):
+        entries = value.values
+    return any(entry is node or _is_from(function, entry, node) for entry in [value, *entries])
+
+
+def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | ast.AugAssign) -> bool:
+    """A variable is set from the expression at the top level of the function, and from there on is this name alone."""
+    for place, statement in enumerate(function.body):
+        if isinstance(statement, ast.Assign) and statement.value is node and len(statement.targets) == 1:
+            target = statement.targets[0]
+        elif statement is node and isinstance(statement, ast.AugAssign):
+            target = statement.target
+        else:
+            continue
+        if not isinstance(target, ast.Name) or _is_shared(function, target.id):
+            return False
+        after = [n for later in function.body[place + 1 :] for n in ast.walk(later) if isinstance(n, ast.Name)]
+        return [n for n in after if n.id == target.id] == [name]
+    return False
+
+
+def _is_shared(function: ast.FunctionDef, name: str) -> bool:
+    """Functions inside this one use the variable, at any time, or it belongs to another scope."""
+    nodes = list(ast.walk(function))
+    inner = [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and n != function]
+    used = {n.id for one in inner for n in ast.walk(one) if isinstance(n, ast.Name)}
+    return name in used or any(name in n.names for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal)))
+
+
+def _mentioned_elsewhere(kind: type, method: str) -> set[str]:
+    """Every name in the code of the class's methods, this one and `__init__` aside."""
+    own = [base for base in kind.__mro__ if base not in (nn.Module, object)]
+    methods = [value for base in own for name, value in vars(base).items() if name not in (method, "__init__")]
+    functions = [getattr(value, "fget", value) for value in methods]
+    return {name for each in functions if callable(each) for name in _names_in(_plain_code(inspect.unwrap(each)))}
+
+
 def run_by_forward(kind: type) -> list[str]:
     """Names of the methods of a class that its forward may run: those that it mentions, directly or indirectly."""
     names = ["forward"]

@@ -1,8 +1,9 @@
 """Find the least invasive exact edit: the output of a module, the input of one, or one expression of a forward.
 
 A hook needs a module that returns the value (or that alone reads it), and that runs once for each time the value is
-computed. A value that a forward computes inside may go elsewhere when flags, sizes or modes change: its expression in
-the source is wrapped. Where there is no source, a hook attends it as in the example, and the plan has a note.
+computed. A value that a forward computes inside may go elsewhere when flags, sizes or modes change: if the source does
+not show that the module always returns or reads it, its expression is wrapped. Where neither is possible, a hook
+attends it as in the example, and the plan has a note.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from simam_inject.dataflow.values import Frame, Value
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
-from simam_inject.source import Expression, find_expression, mentioned_by_forward
+from simam_inject.source import Expression, always_passes, always_returns, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
+_FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
+"""Methods by which re-parameterized blocks fold their branches into one convolution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,34 +41,54 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     if value is None:
         return "its value could not be recorded in the example forward"
     found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
-    return found if isinstance(found, str) else replace(found, witness=_witness(flow, value, found.edit))
+    if isinstance(found, str):
+        return found
+    note = "; ".join(filter(None, [found.note, _folding(flow, found.edit)]))
+    return replace(found, note=note, witness=_witness(flow, value, found.edit))
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     found = [_output(flow, site, value), _input(flow, site, value, None)]
-    hook = next((edit for edit in found if not isinstance(edit, str)), None)
-    if hook is not None and _is_of_a_module(flow, site, hook):
-        return Resolved(hook)
+    hooks = [edit for edit in found if not isinstance(edit, str)]
+    for edit in hooks:
+        if _is_always(flow, site, edit):
+            return Resolved(edit)
     rewritten = _rewritten(flow, site, value)
     if isinstance(rewritten, Resolved):
         return rewritten
-    if hook is not None:
-        does = "returns" if isinstance(hook, Output) else "alone reads"
-        note = f"{hook.module or 'the model'} {does} this value in the example; this may depend on the input"
-        return Resolved(hook, note=note)
+    for edit in hooks:
+        does = "returns" if isinstance(edit, Output) else "alone reads"
+        note = f"{edit.module or 'the model'} {does} this value in the example; this may depend on the input"
+        return Resolved(edit, note=note)
     reason = next((str(problem) for problem in found if problem), "no module returns it or alone reads it")
     return f"{reason}; {rewritten}{_nearest(flow, site)}"
 
 
-def _is_of_a_module(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
-    """The site is what a module returns or is given, or stands in a container: the hook meets it in every forward."""
+def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
+    """The hook meets the value of the site whatever the forward's Python decides: flags, modes and sizes change."""
     modules, named = flow.recording.modules, site.path.partition(":")[0]
-    return (
-        site.kind == "input"
-        or (isinstance(edit, Output) and edit.module == named.partition("[")[0])
-        or isinstance(modules.get(named), CONTAINERS)
-        or isinstance(modules.get(site.scope), CONTAINERS)
-    )
+    owner = modules.get(site.scope)
+    if site.kind == "input" or (isinstance(edit, Output) and edit.module == named.partition("[")[0]):
+        return True
+    if isinstance(modules.get(named), CONTAINERS) or isinstance(owner, CONTAINERS):
+        return True
+    expression = _expression(flow, site.path)
+    if owner is None or expression is None:
+        return False
+    if isinstance(edit, Output):
+        return edit.module == site.scope and always_returns(type(owner), expression)
+    call, is_child = _expression(flow, edit.module), edit.module.rpartition(".")[0] == site.scope
+    return is_child and call is not None and always_passes(type(owner), expression, call)
+
+
+def _expression(flow: Dataflow, path: str) -> Expression | None:
+    """Where in the source of its scope's forward the value at a path is computed."""
+    node = flow.recording.nodes.get(path)
+    source = None if node is None else node.meta.get("source")
+    if node is None or source is None:
+        return None
+    found = find_expression(flow.recording.modules[node.meta["scope"]], *source)
+    return None if isinstance(found, str) else found
 
 
 def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
@@ -236,6 +259,22 @@ def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
     if frame is None or frame.path == edit.module:
         return None
     return frame.path if isinstance(frame.module, NORMS) else None
+
+
+def _folding(flow: Dataflow, edit: Edit) -> str:
+    """What folding weights will make impossible."""
+    holder = edit.owner if isinstance(edit, Rewritten) else edit.module
+    path = holder.rpartition(".")[0] if isinstance(edit, Output) else holder
+    while path:
+        module = flow.recording.modules[path]
+        fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)
+        if fold is not None and not isinstance(module, CONTAINERS):
+            return (
+                f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
+                "survives it"
+            )
+        path = path.rpartition(".")[0]
+    return ""
 
 
 def _nearest(flow: Dataflow, site: Site) -> str:

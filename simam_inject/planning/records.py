@@ -78,7 +78,7 @@ class Insertion:
     strength: float = 1.0
     gain: float = 1.0
     note: str = ""
-    """What a user should know: that a hook may not meet the value in other forwards than the example's."""
+    """What a user should know: what folding weights removes, or that a hook may not meet the value in each forward."""
     witness: str | None = None
     """Path of the norm that alone reads the value: folded into a convolution, it would be folded across SimAM."""
     expression: Expression | None = None

@@ -98,6 +98,8 @@ def test_timm_reparameterisation_raises():
     model = settle(timm.create_model("mobileone_s0", num_classes=4))
     inject(model, "mobile", example_inputs=image(64), verify=False)
     assert len(injected(model)) == 84
+    notes = {insertion.note for insertion in injected(model)}
+    assert any("stages.0.0.reparameterize() would remove this SimAM" in note for note in notes), notes
     plain = copy.deepcopy(model)
     with pytest.raises(InjectError, match=r"stages\.\d"):
         run(reparameterize_model(model), image(64))

@@ -253,7 +253,7 @@ def test_the_site_follows_its_value(nets, name):
     site, change, side, text = CASES[name]
     stock, oracle = nets(text)
     model = inject(copy.deepcopy(stock), recipe(site), example_inputs=image())
-    assert [(one.path, one.edit) for one in injected(model)] == [(f"b.{site}", Rewritten("b", site))]
+    assert [insertion.path for insertion in injected(model)] == [f"b.{site}"]
     for each in (stock, oracle, model):
         change(each)
     for seed in (1, 2):
@@ -379,3 +379,19 @@ def test_without_a_source_a_hook_attends_it_and_the_plan_says_so(end, edit):
     model = inject(copy.deepcopy(stock), recipe("add"), example_inputs=image())
     y = attend(stock.b.c(stock.stem(image())) + stock.stem(image()))
     assert distance(run(model, image())[0], [stock.tail(y if end == "y" else stock.b.h(y))]) < 1e-8
+
+
+ENDS = {
+    "the block's result": ("y", Output("b")),
+    "what one child always reads": ("self.h(y)", Input("b.h", 0)),
+    "read twice": ("self.h(y) * y", Rewritten("b", "add")),
+    "read by a child that may be passed by": ("y if self.flag else self.h(y)", Rewritten("b", "add")),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_a_hook_is_used_where_the_source_shows_that_it_always_meets_the_value(nets, name):
+    end, edit = ENDS[name]
+    stock, _ = nets(f"    def forward(self, x):\n        y = self.c(x) + x\n        return {end}\n")
+    (only,) = plan(stock, recipe("add"), example_inputs=image()).insertions
+    assert (only.edit, only.note) == (edit, "")
