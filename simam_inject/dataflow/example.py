@@ -73,30 +73,12 @@ class Example:
 
         return self._with(grow)
 
-<<<<<<< HEAD
     def shrunk(self, side: int) -> Example | None:
         """The same example with images of at most this size; None where none is larger."""
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
-        if first is None or self._is_list_of_images or max(first.shape[2:]) <= side:
+        first = self._first(3)
+        if first is None or max(first.shape[2:]) <= side:
             return None
-        lengths = {length for length in first.shape[2:] if length > side}
-
-        def shrink(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.dim() == first.dim():
-                for dim in range(2, leaf.dim()):
-                    if leaf.shape[dim] in lengths:
-                        leaf = leaf.narrow(dim, 0, side)
-            return leaf
-
-        return Example(*map_nested(shrink, (self.args, self.kwargs)))
-=======
-    def shrunk(self) -> Example | None:
-        """The same example with images of half the size, in multiples of 64; None where they are small already."""
-        first = self._first(4)
-        if first is None or min(first.shape[2:]) < 128:
-            return None
-        return self._resized(first, slice(2, None), lambda length: max(64, length // 2 // 64 * 64))
->>>>>>> main
+        return self._resized(first, slice(2, None), lambda length: min(side, length))
 
     def with_size(self, spatial: slice = SPATIAL[0]) -> Example | None:
         """The same example at a larger spatial size; None where no argument has one.

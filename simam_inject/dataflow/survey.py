@@ -33,11 +33,7 @@ def survey_model(
         ModelError: a forward is being traced in this thread, or the model cannot be run on the example.
     """
     _refuse_while_tracing()
-<<<<<<< HEAD
-    with same_surroundings(model), without_compiling(model):
-=======
     with same_surroundings(model):
->>>>>>> main
         try:
             if not with_values:
                 return _survey(model, example, strip, to_sketch)
@@ -94,28 +90,12 @@ def _twin_in_eval_mode(model: nn.Module, strip: Callable[[nn.Module], object], c
     twin = twin_of(model, convert)
     strip(twin)
     set_mode(twin, training=False)
-    _run_as_written(twin)
+    run_as_written(twin)
     return twin
 
 
-<<<<<<< HEAD
-@contextmanager
-def without_compiling(model: nn.Module) -> Iterator[None]:
-    """Parts that are compiled run as they are written: a recording is not to be compiled.
-
-    The stance of the compiler belongs to the whole process, so the last thread that is done puts it back.
-    """
-    if not any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
-        yield
-        return
-    with _EAGER:
-        if not _eager:
-            _eager.append(torch.compiler.set_stance("force_eager"))
-        _eager.append(None)
-=======
 def _runs(experiment: Shapes, example: Example, convert: Convert) -> bool:
     """The model takes the example: more than one size, and another number of samples."""
->>>>>>> main
     try:
         experiment.run(example, convert)
     except Exception:
@@ -123,7 +103,7 @@ def _runs(experiment: Shapes, example: Example, convert: Convert) -> bool:
     return True
 
 
-def _run_as_written(twin: nn.Module) -> None:
+def run_as_written(twin: nn.Module) -> None:
     """Parts that are compiled run their own forward: a recording is not to be compiled."""
     for module in twin.modules():
         if type(module).__name__ == "OptimizedModule":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
-from simam_inject.dataflow.recorder import Recorder
+from simam_inject.dataflow.naming import Namer
 from simam_inject.editing.attach import Attended
 from simam_inject.errors import describe_exception
 from simam_inject.nested import entry_at, replace_entry
@@ -181,8 +181,8 @@ def _replaced(value: Any, key: int | str | None, function: _Function) -> Any:
     return value if attended is given else replace_entry(value, key, attended)
 
 
-class _NamedValues(Recorder):
-    """Finds values in the middle of a forward by their names (`add[2]` of a module), as the recorder counts them.
+class _NamedValues(Namer):
+    """Finds values in the middle of a forward by their names (`add[2]` of a module), as `dataflow` counts them.
 
     Nothing of `editing` is used: no source, no wrapped expression.
 
@@ -193,44 +193,24 @@ class _NamedValues(Recorder):
 
     def __init__(self, model: nn.Module, functions: dict[str, _Function]) -> None:
         super().__init__(model)
-        self.functions: dict[str | None, list[tuple[int | str | None, _Function]]] = defaultdict(list)
+        self.functions: dict[str, list[tuple[int | str | None, _Function]]] = {}
         for at, function in functions.items():
             path, _, key = at.partition(":")
-            self.functions[path].append((int(key) if key.isdigit() else key or None, function))
-        self._named: str | None = None
+            self.functions.setdefault(path, []).append((int(key) if key.isdigit() else key or None, function))
 
     @contextmanager
     def attending(self) -> Iterator[None]:
-        self._start(with_graphs=False)
+        """Watch the network."""
         with self.watching(), self:
             yield
 
     def names_in(self, scope: str) -> Counter[str]:
         """How many values of each name the first call of a module computed."""
-        frame = self.recording.first_calls.get(scope)
+        frame = self.first_calls.get(scope)
         return Counter() if frame is None else Counter(frame.names)
 
-    def leave(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
-        """After a module's forward: its result is a named value of its caller."""
-        if id(module) not in self.path_of:
-            return output
-        self._named = None
-        frame = self.frame
-        output = super().leave(module, args, kwargs, output)
-        if frame is not None and frame.is_scope:
-            self._named = frame.path
-        with torch._C.DisableTorchFunction():
-            return self._changed(output)
-
-    def _operation(self, *args: Any, **kwargs: Any) -> Any:
-        self._named = None
-        return self._changed(super()._operation(*args, **kwargs))
-
-    def _enter_values(self, path: str, *args: Any, **kwargs: Any) -> None:
-        self._named = path.partition(":")[0]
-        super()._enter_values(path, *args, **kwargs)
-
-    def _changed(self, result: Any) -> Any:
-        for key, function in self.functions[self._named]:
+    def named(self, path: str, result: Any) -> Any:
+        """What the forward gets in the place of a named value."""
+        for key, function in self.functions.get(path, ()):
             result = _replaced(result, key, function)
         return result

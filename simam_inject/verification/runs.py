@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.survey import run_as_written
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in, detach
 
@@ -42,13 +43,13 @@ class Twins:
 
     def stock(self) -> nn.Module:
         """The model without its SimAM."""
-        twin = twin_of(self.model, self._copy)
+        twin = self._twin()
         detach(twin)
         return twin
 
     def injected(self) -> nn.Module:
         """The model with every SimAM at full strength."""
-        twin = twin_of(self.model, self._copy)
+        twin = self._twin()
         for entry in attended_in(twin):
             if isinstance(entry.attention, SimAM):
                 entry.attention.strength = 1.0
@@ -68,6 +69,11 @@ class Twins:
         finally:
             if any(copy._version for copy in self._parameters.values()):  # the forward wrote into them
                 self._parameters.clear()
+
+    def _twin(self) -> nn.Module:
+        twin = twin_of(self.model, self._copy)
+        run_as_written(twin)
+        return twin
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):

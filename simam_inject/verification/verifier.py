@@ -14,7 +14,7 @@ from torch import nn
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
-from simam_inject.dataflow.survey import cannot_run, without_compiling
+from simam_inject.dataflow.survey import cannot_run
 from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.editing.attach import Attended, attended_in
 from simam_inject.errors import describe_exception
@@ -46,7 +46,7 @@ def check_model(
     planned = as_planned(model, sites)
     if planned.ok is False:
         return Verification((planned,))
-    with torch.inference_mode(False), same_surroundings(model), without_compiling(model):
+    with torch.inference_mode(False), same_surroundings(model):
         return Verification((planned, *_Checks(model, sites, example).all(before, recorded)))
 
 
