@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from simam_inject.errors import ModelError
 Key = int | str
 """An entry of a list, tuple or dict."""
 
-_ATOMS = (str, int, float, type(None), torch.Size, torch.dtype)
+_ATOMS = (int, str, float, type(None), torch.Size, torch.dtype)
 
 
 def is_named_tuple(value: object) -> bool:
@@ -40,15 +40,17 @@ def entries_of(value: Any) -> list[tuple[Key, Any]] | None:
     return None
 
 
-def tensors_in(
-    value: Any, keys: tuple[Key, ...] = (), depth: int = 0
-) -> Iterator[tuple[tuple[Key, ...], torch.Tensor]]:
+def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[tuple[tuple[Key, ...], torch.Tensor]]:
     """Every tensor of a nested structure with the keys that lead to it; a bare tensor has none."""
     if isinstance(value, torch.Tensor):
-        yield keys, value
-    elif depth < 6 and not isinstance(value, _ATOMS):
-        for key, entry in entries_of(value) or ():
-            yield from tensors_in(entry, (*keys, key), depth + 1)
+        return [(keys, value)]
+    found: list[tuple[tuple[Key, ...], torch.Tensor]] = []
+    if depth < 6 and not isinstance(value, _ATOMS):
+        entries = enumerate(value) if type(value) in (list, tuple) else entries_of(value)
+        for key, entry in entries or ():
+            if not isinstance(entry, _ATOMS):
+                found += tensors_in(entry, (*keys, key), depth + 1)
+    return found
 
 
 def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
@@ -63,7 +65,7 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
         return kind((key, map_nested(function, item)) for key, item in value.items())
     if is_named_tuple(value):
         return kind(*(map_nested(function, item) for item in value))
-    if is_dataclass(kind) and not isinstance(value, Mapping) and any(True for _ in tensors_in(value)):
+    if is_dataclass(kind) and not isinstance(value, Mapping) and tensors_in(value):
         for field in fields(value):
             value = replace_entry(value, field.name, map_nested(function, getattr(value, field.name, None)))
         return value
