@@ -6,11 +6,10 @@ import ast
 import hashlib
 import inspect
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Any
 
 from torch import nn
 
@@ -104,33 +103,6 @@ def _codes(filename: str, text: str) -> frozenset[types.CodeType]:
     for code in found:
         found += [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return frozenset(found)
-
-
-def compile_like(function: ast.FunctionDef, original: types.CodeType, more: Sequence[str] = ()) -> types.CodeType:
-    """Compile a method from its syntax tree, which is changed, for the globals, defaults and closure of the original.
-
-    Args:
-        function: with line numbers as `method_source` gives them.
-        original: code of the method, with a qualified name and names of its closure.
-        more: names of variables to be found in the closure beside those.
-    """
-    ast.increment_lineno(function, original.co_firstlineno - 1)
-    *_, kind, _ = ("_", "_", *original.co_qualname.split("."))
-    kind = kind if kind.isidentifier() else "_"
-    # A class of the same name stands around it, for private names (`self.__scale` is `self._Block__scale`). The
-    # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
-    module: Any = ast.parse(f"def _closure({', '.join([*original.co_freevars, *more])}):\n class {kind}:\n  pass")
-    module.body[0].body[0].body = [function]
-    arguments = function.args  # defaults and annotations were evaluated when the class was made
-    arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
-    arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]
-    function.returns = None
-    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
-        argument.annotation = None
-    code = compile(module, original.co_filename, "exec", dont_inherit=True)
-    for name in ("_closure", kind, function.name):
-        code = next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
-    return code
 
 
 def locate(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.expr | ast.AugAssign:

@@ -21,7 +21,7 @@ from torch import nn
 from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
 from simam_inject.errors import FileError, ModelError
-from simam_inject.source import compile_like, locate, may_run, method_source
+from simam_inject.source import locate, may_run, method_source
 
 
 class RewrittenMethod(SiteHook):
@@ -149,6 +149,7 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
         except LookupError as error:
             raise ModelError(f"{where} has {error}; inject the model again") from None
     _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(function)
+    ast.increment_lineno(function, original.__code__.co_firstlineno - 1)
     return _compile(function, original, list(wrapped.values()))
 
 
@@ -178,9 +179,24 @@ class _Wrapper(ast.NodeTransformer):
 
 def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
+    free = original.__code__.co_freevars
     attentions = [f"_simam_{place}" for place in range(len(sites))]
-    code = compile_like(function, original.__code__, attentions)
-    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
+    *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
+    kind = kind if kind.isidentifier() else "_"
+    # A class of the same name stands around it, for private names (`self.__scale` is `self._Block__scale`). The
+    # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
+    module: Any = ast.parse(f"def _closure({', '.join([*free, *attentions])}):\n class {kind}:\n  pass")
+    module.body[0].body[0].body = [function]
+    arguments = function.args  # defaults and annotations were evaluated when the class was made
+    arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
+    arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]
+    function.returns = None
+    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
+        argument.annotation = None
+    code = compile(module, original.__code__.co_filename, "exec")
+    for name in ("_closure", kind, function.name):
+        code = next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
+    cells = dict(zip(free, original.__closure__ or (), strict=True))
     cells |= {name: types.CellType(partial(_attend, site)) for name, site in zip(attentions, sites, strict=True)}
     closure = tuple(cells[name] for name in code.co_freevars)
     result = types.FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
