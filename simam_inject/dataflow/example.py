@@ -73,12 +73,12 @@ class Example:
 
         return self._with(grow)
 
-    def shrunk(self) -> Example | None:
-        """The same example with images of half the size, in multiples of 64; None where they are small already."""
-        first = self._first(4)
-        if first is None or min(first.shape[2:]) < 128:
+    def shrunk(self, side: int) -> Example | None:
+        """The same example with images of at most this size; None where none is larger."""
+        first = self._first(3)
+        if first is None or max(first.shape[2:]) <= side:
             return None
-        return self._resized(first, slice(2, None), lambda length: max(64, length // 2 // 64 * 64))
+        return self._resized(first, slice(2, None), lambda length: min(side, length))
 
     def with_size(self, spatial: slice = SPATIAL[0]) -> Example | None:
         """The same example at a larger spatial size; None where no argument has one.

@@ -90,7 +90,7 @@ def _twin_in_eval_mode(model: nn.Module, strip: Callable[[nn.Module], object], c
     twin = twin_of(model, convert)
     strip(twin)
     set_mode(twin, training=False)
-    _run_as_written(twin)
+    run_as_written(twin)
     return twin
 
 
@@ -103,7 +103,7 @@ def _runs(experiment: Shapes, example: Example, convert: Convert) -> bool:
     return True
 
 
-def _run_as_written(twin: nn.Module) -> None:
+def run_as_written(twin: nn.Module) -> None:
     """Parts that are compiled run their own forward: a recording is not to be compiled."""
     for module in twin.modules():
         if type(module).__name__ == "OptimizedModule":
