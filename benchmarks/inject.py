@@ -3,24 +3,30 @@
     python -m benchmarks inject [--quick] [--json FILE]
 
 Planning, inserting and verifying are timed as process time on one thread, since wall time on a shared machine measures
-the neighbours. The command line is timed as user and system time of a new process.
+the neighbours. `verify` is also given in forwards of the plain network in eval mode, timed before and after it. The
+command line is timed as user and system time of a new process.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import resource
 import statistics
 import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks.options import publish, tabulate
 from simam_inject import eject, plan, verify
+from simam_inject.adapters import network_of
+from simam_inject.dataflow.example import example_of
 from simam_inject.zoo import build
 
 EVERY_CONV = {"rules": [{"path": "*", "after": {"op": "conv2d"}}]}
@@ -51,7 +57,9 @@ def main(argv: list[str] | None = None) -> int:
         [row["network"], f"{row['sites']}", *(f"{row[name]:.3f}" for name in row if name.endswith("_seconds"))]
         for row in rows
     ]
-    table = tabulate(["network", "sites", "plan s", "insert s", "verify s"], cells)
+    for row, cell in zip(rows, cells, strict=True):
+        cell.append(f"{row['verify_forwards']:.1f}")
+    table = tabulate(["network", "sites", "plan s", "insert s", "forward s", "verify s", "verify / forward"], cells)
     commands = {" ".join(command): _command_seconds(*command) for command in COMMANDS}
     notes = [f"`simam-inject {command}`: {seconds:.2f} s" for command, seconds in commands.items()]
     publish(options, "The tool itself", table, notes, {"networks": rows, "command_seconds": commands})
@@ -72,19 +80,43 @@ def _measure(name: str) -> dict[str, object]:
         inserting.append(time.process_time() - middle)
         sites = len(planned.insertions)
         eject(model)
-    plan(model, recipe).apply()
-    started = time.process_time()
-    verified = verify(model)
-    verifying = time.process_time() - started
-    if not verified.ok:
-        raise RuntimeError(f"{name}: verification failed: {verified}")
+    network = network_of(model).eval()
+    example = example_of(network)
+    forwards, verifying, ratios = [], [], []
+    with torch.no_grad():
+        example.run(network)
+    for _ in range(ROUNDS):  # interleaved: the machine has other work at one time than at another
+        with torch.no_grad():
+            forwards.append(_seconds(lambda: example.run(network)))
+        planned = plan(model, recipe)
+        planned.apply()
+        verifying.append(_seconds(lambda: _verified(name, model)))
+        eject(model)
+        with torch.no_grad():
+            after = _seconds(lambda: example.run(network))
+        ratios.append(2 * verifying[-1] / (forwards[-1] + after))
     return {
         "network": name,
         "sites": sites,
         "plan_seconds": statistics.median(planning),
         "insert_seconds": statistics.median(inserting),
-        "verify_seconds": verifying,
+        "forward_seconds": statistics.median(forwards),
+        "verify_seconds": statistics.median(verifying),
+        "verify_forwards": statistics.median(ratios),
     }
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    gc.collect()  # of the graphs of earlier networks
+    started = time.process_time()
+    run()
+    return time.process_time() - started
+
+
+def _verified(name: str, model: nn.Module) -> None:
+    verified = verify(model)
+    if not verified.ok:
+        raise RuntimeError(f"{name}: verification failed: {verified}")
 
 
 def _command_seconds(*arguments: str) -> float:

@@ -109,9 +109,8 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
     if not verify:
         return model
     recorded = {path for path, count in planned.flow.recording.calls.items() if count}
-    has_parameters = _has_parameters(network)
     try:
-        found = check_model(network, planned.flow.example, marks, has_parameters=has_parameters, recorded=recorded)
+        found = check_model(network, planned.flow.example, marks, recorded=recorded)
         if not found.ok:
             raise _failed(found)
     except BaseException as error:
@@ -218,13 +217,7 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
         example = example_like(network, presence.example)
     else:
         example = example_of(network, example_inputs)
-    return check_model(network, example, has_parameters=_has_parameters(network))
-
-
-def _has_parameters(network: nn.Module) -> bool:
-    """Some attention in the network has parameters of its own; SimAM has none."""
-    modules = [entry.attention for entry in attended_in(network) if entry.attention is not None]
-    return any(True for module in modules for _ in module.parameters())
+    return check_model(network, example)
 
 
 def _plan(

@@ -10,22 +10,23 @@ from __future__ import annotations
 import re
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
     return frozenset(text.split())
 
 
 FAMILIES = {
-    "conv": _words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
-    "norm": _words("batch_norm group_norm instance_norm layer_norm local_response_norm rms_norm"),
-    "act": _words(
+    "conv": words("conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d"),
+    "norm": words("batch_norm group_norm instance_norm layer_norm local_response_norm rms_norm"),
+    "act": words(
         "celu elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu logsigmoid mish prelu relu relu6 rrelu "
         "selu sigmoid silu softplus softsign tanh tanhshrink"
     ),
-    "pool": _words("adaptive_avg_pool adaptive_max_pool avg_pool fractional_max_pool lp_pool max_pool"),
+    "pool": words("adaptive_avg_pool adaptive_max_pool avg_pool fractional_max_pool lp_pool max_pool"),
 }
 KINDS = frozenset().union(
     *FAMILIES.values(),
-    _words(
+    words(
         "add bmm cat chunk clamp contiguous deform_conv2d div drop_path dropout einsum expand flatten flip getitem glu "
         "identity interpolate linear matmul max mean mul normalize pad permute pixel_shuffle pixel_unshuffle repeat "
         "reshape roll scaled_dot_product_attention softmax split squeeze stack sub sum transpose unbind unflatten "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from simam_inject.errors import ModelError
 Key = int | str
 """An entry of a list, tuple or dict."""
 
-_ATOMS = (str, int, float, type(None), torch.Size, torch.dtype)
+_ATOMS = (int, str, float, type(None), torch.Size, torch.dtype)
 
 
 def is_named_tuple(value: object) -> bool:
@@ -40,15 +40,17 @@ def entries_of(value: Any) -> list[tuple[Key, Any]] | None:
     return None
 
 
-def tensors_in(
-    value: Any, keys: tuple[Key, ...] = (), depth: int = 0
-) -> Iterator[tuple[tuple[Key, ...], torch.Tensor]]:
+def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[tuple[tuple[Key, ...], torch.Tensor]]:
     """Every tensor of a nested structure with the keys that lead to it; a bare tensor has none."""
     if isinstance(value, torch.Tensor):
-        yield keys, value
-    elif depth < 6 and not isinstance(value, _ATOMS):
-        for key, entry in entries_of(value) or ():
-            yield from tensors_in(entry, (*keys, key), depth + 1)
+        return [(keys, value)]
+    found: list[tuple[tuple[Key, ...], torch.Tensor]] = []
+    if depth < 6 and not isinstance(value, _ATOMS):
+        entries = enumerate(value) if type(value) in (list, tuple) else entries_of(value)
+        for key, entry in entries or ():
+            if not isinstance(entry, _ATOMS):
+                found += tensors_in(entry, (*keys, key), depth + 1)
+    return found
 
 
 def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
@@ -63,7 +65,7 @@ def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
         return kind((key, map_nested(function, item)) for key, item in value.items())
     if is_named_tuple(value):
         return kind(*(map_nested(function, item) for item in value))
-    if is_dataclass(kind) and not isinstance(value, Mapping) and any(True for _ in tensors_in(value)):
+    if is_dataclass(kind) and not isinstance(value, Mapping) and tensors_in(value):
         for field in fields(value):
             value = replace_entry(value, field.name, map_nested(function, getattr(value, field.name, None)))
         return value
@@ -80,11 +82,17 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
         return value._replace(**{key if isinstance(key, str) else type(value)._fields[key]: entry})
     if isinstance(value, tuple) and isinstance(key, int):
         made = type(value)([*value[:key], entry, *value[key + 1 :]])
-        made.__dict__.update(value.__dict__) if hasattr(value, "__dict__") else None
+        if hasattr(value, "__dict__"):
+            made.__dict__.update(value.__dict__)
+            _replace_attributes(made, value, key, entry)
         return made
     if isinstance(value, (list, Mapping)):
-        twin: Any = copy.copy(value)
-        twin[key] = entry
+        try:
+            twin: Any = copy.copy(value)
+            twin[key] = entry
+        except Exception as error:
+            raise ModelError(f"a {type(value).__name__} cannot be copied with another entry: {error}") from error
+        _replace_attributes(twin, value, key, entry)
         return twin
     if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
         twin = copy.copy(value)
@@ -93,6 +101,17 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
     if isinstance(value, fx.Proxy):  # of a list or tuple: how many entries it has is not known
         raise ModelError("torch.fx cannot trace a model with SimAM on one map of a list: trace it first, then inject")
     raise KeyError(key)
+
+
+def _replace_attributes(twin: Any, value: Any, key: Any, entry: Any) -> None:
+    """Attributes of a container that hold one of its entries too, as in dicts whose keys are attributes."""
+    if getattr(value, "__dict__", None) is value:
+        twin.__dict__ = twin
+        return
+    old, attributes = value[key], getattr(twin, "__dict__", {})
+    for name, held in list(attributes.items()):
+        if any(tensor is old for _, tensor in tensors_in(held)):
+            attributes[name] = map_nested(lambda leaf: entry if leaf is old else leaf, held)
 
 
 def entry_at(value: Any, key: Key) -> Any:

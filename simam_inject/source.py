@@ -6,6 +6,7 @@ import ast
 import hashlib
 import inspect
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -27,16 +28,26 @@ class Expression:
 
 def find_expression(module: nn.Module, code: types.CodeType, instruction: int) -> Expression | str:
     """The expression that an instruction of a method of this module computes, or the reason why it cannot be named."""
-    name = next((n for n in _method_names(type(module)) if _plain_code(getattr(type(module), n, None)) is code), None)
-    if name is None:
+    kind = type(module)
+    names = [name for name in _method_names(kind) if _plain_code(getattr(kind, name, None)) is code]
+    if not names:
         return "it is computed by a function that is not a plain method of the module"
+    name = names[0]
+    if len(names) > 1:
+        return f"it is computed in a method with two names ({names[0]} and {names[1]})"
+    if name in vars(module):
+        return f"it is computed in the method {name}, which was replaced on the instance"
+    if not may_run(kind, name):
+        return f"it is computed in the method {name}, which forward does not call by its name"
+    if name != "forward" and _is_called_through_classes(kind, name):
+        return f"it is computed in the method {name}, which is not always called as self.{name}"
     positions = next(islice(code.co_positions(), instruction // 2, None), None)
     if positions is None or None in positions:
         return "Python keeps no source positions for it"
     first, last, start, end = (int(number or 0) for number in positions)
     source = method_source(getattr(type(module), name))
     if source is None:
-        return "the source of its forward is not available"
+        return "the source of its forward is not available, or was changed after the import"
     span = (first - code.co_firstlineno, start, last - code.co_firstlineno, end)
     try:
         locate(source.function, span)
@@ -54,25 +65,46 @@ class MethodSource:
 
 
 def method_source(method: object) -> MethodSource | None:
-    """The source of a plain method; None for one that is decorated, built in, or whose file is gone."""
-    if not isinstance(method, types.FunctionType):
+    """The source of a plain method; None for one that is decorated, built in, or whose file is gone or was changed."""
+    code = _plain_code(method)
+    text = None if code is None else _text(id(code), code)
+    if code is None or text is None:
         return None
-    try:
-        text = _text(method.__code__)
-        is_indented = text[:1].isspace()
-        function: ast.AST = ast.parse(f"if True:\n{text}" if is_indented else text).body[0]
-    except (OSError, TypeError, SyntaxError):
-        return None
-    function = function.body[0] if isinstance(function, ast.If) else function
+    function = _parse(text)
     if not isinstance(function, ast.FunctionDef) or function.decorator_list:  # decorators would run again
         return None
-    ast.increment_lineno(function, -int(is_indented))
     return MethodSource(function, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
+def _parse(text: str) -> ast.stmt:
+    is_indented = text[:1].isspace()
+    function = ast.parse(f"if True:\n{text}" if is_indented else text).body[0]
+    function = function.body[0] if isinstance(function, ast.If) else function
+    return ast.increment_lineno(function, -int(is_indented))
+
+
 @lru_cache(maxsize=512)
-def _text(code: types.CodeType) -> str:
-    return inspect.getsource(code)
+def _text(_identity: int, code: types.CodeType) -> str | None:
+    """The source text of a function; None if its file is gone, or was edited since it was imported.
+
+    Args:
+        _identity: `id` of the code: equal code of two files has two texts.
+    """
+    try:
+        text, lines = inspect.getsource(code), inspect.findsource(code)[0]
+        is_rewritten = any(name.startswith("@py") for name in (*code.co_names, *code.co_varnames))  # asserts, by pytest
+        return text if is_rewritten or code in _codes(code.co_filename, "".join(lines)) else None
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return None
+
+
+@lru_cache(maxsize=64)
+def _codes(filename: str, text: str) -> frozenset[types.CodeType]:
+    """Every code object of a file; they are equal if instructions, names, constants and positions are."""
+    found = [compile(text, filename, "exec", dont_inherit=True)]
+    for code in found:
+        found += [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    return frozenset(found)
 
 
 def locate(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.expr | ast.AugAssign:
@@ -173,6 +205,36 @@ def _mentioned_elsewhere(kind: type, method: str) -> set[str]:
     methods = [value for base in own for name, value in vars(base).items() if name not in (method, "__init__")]
     functions = [getattr(value, "fget", value) for value in methods]
     return {name for each in functions if callable(each) for name in _names_in(_plain_code(inspect.unwrap(each)))}
+
+
+def may_run(kind: type, method: str) -> bool:
+    """The class's forward may run the method by its name; so may tools that choose between several forwards."""
+    return method.startswith("forward") or method in run_by_forward(kind)
+
+
+def _is_called_through_classes(kind: type, method: str) -> bool:
+    """Somewhere the method is looked up on something else than `self`, which does not find one on the instance."""
+    for function in _functions(kind):
+        code = _plain_code(function)
+        if code is None or method not in _names_in(code):
+            continue
+        text = _text(id(code), code)
+        if text is None:
+            return True
+        uses = [n for n in ast.walk(_parse(text)) if isinstance(n, ast.Attribute) and n.attr == method]
+        owner = code.co_varnames[:1]
+        if any(not isinstance(use.value, ast.Name) or (use.value.id,) != owner for use in uses):
+            return True
+    return False
+
+
+def _functions(kind: type) -> Iterator[object]:
+    """Every function that stands in the class and its bases, without its decorators."""
+    for base in kind.__mro__:
+        if base not in (nn.Module, object):
+            for each in vars(base).values():
+                if callable(each) or isinstance(each, property):
+                    yield inspect.unwrap(getattr(each, "fget", each))
 
 
 def run_by_forward(kind: type) -> list[str]:

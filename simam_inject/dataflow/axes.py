@@ -17,64 +17,35 @@ from typing import Any
 
 import torch
 
-from simam_inject.dataflow.values import Layout, Value
-from simam_inject.kinds import FAMILIES
+from simam_inject.dataflow.values import NOWHERE, Layout, Shape, Value
+from simam_inject.kinds import FAMILIES, words
 from simam_inject.nested import map_nested
 
-Shape = tuple[int, ...]
-NOWHERE: Layout = frozenset()
 SAMPLES_ADDED = 1
 """How many samples the experiment with a larger batch adds: where a first dimension grows by more, it holds windows."""
 
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("embedding", "multi_head_attention_forward", "gru", "lstm", "rnn_")
 _LAST_IF_UNKNOWN = ("linear", "rms_norm")
-_RESIZES = frozenset(
-    ["cat", "pad", "repeat", "repeat_interleave", "mean", "sum", "amax", "amin", "max", "min", "norm", "index_select"]
-)
+_RESIZES = words("cat pad repeat repeat_interleave mean sum amax amin max min norm index_select")
 """Operations that change the size of the channel dimension, and leave it where it is."""
-_REARRANGES = frozenset(["einsum", "tensordot", "rot90", "as_strided", "permute_copy", "transpose_copy", "view_copy"])
+_REARRANGES = words("einsum tensordot as_strided permute_copy transpose_copy view_copy")
 """Operations that can move channels without a trace in shapes."""
-_MOVES = frozenset(
-    [
-        "view",
-        "reshape",
-        "flatten",
-        "unflatten",
-        "squeeze",
-        "unsqueeze",
-        "permute",
-        "transpose",
-        "swapaxes",
-        "swapdims",
-        "movedim",
-        "moveaxis",
-        "t",
-        "m_t",
-        "m_h",
-        "h",
-        "expand",
-        "chunk",
-        "split",
-        "narrow",
-        "getitem",
-        "select",
-        "unbind",
-        "tensor_split",
-        "rearrange",
-        "view_as",
-        "reshape_as",
-    ]
+_MOVES = words(
+    """
+    chunk expand flatten getitem h m_h m_t moveaxis movedim narrow permute rearrange reshape reshape_as select
+    split squeeze swapaxes swapdims t tensor_split transpose unbind unflatten unsqueeze view view_as
+    """
 )
 
 
 def layout_after(
     kind: str,
-    func: Callable[..., Any] | None,
+    func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     inputs: list[Value],
-    result: torch.Tensor | None,
+    result: torch.Tensor,
 ) -> Layout:
     """Where an operation leaves the channels.
 
@@ -84,32 +55,34 @@ def layout_after(
         inputs: the tensors that it reads, parameters aside.
         result: one tensor that it computed.
     """
-    rank = 0 if result is None else result.dim()
+    rank = result.dim()
+    before = inputs[0].layout if inputs else NOWHERE
     if kind in FAMILIES["conv"]:
         return frozenset({rank - 1 - int(kind[-2])})  # 1, or 0 without a batch
     if kind.startswith(_SECOND) or (kind.endswith("pool") and rank > 2):
-        return inputs[0].layout if inputs and inputs[0].layout == {0} else frozenset({1})
+        return before if before == {0} else frozenset({1})
     if not rank:
         return NOWHERE
     if kind.startswith(_LAST):
         return frozenset({rank - 1})
     if kind.startswith(_LAST_IF_UNKNOWN) or (kind == "layer_norm" and _normalizes_one(args, kwargs)):
-        return inputs[0].layout if inputs and inputs[0].layout else frozenset({rank - 1})
-    if not inputs or result is None or kind in _REARRANGES:
+        return before or frozenset({rank - 1})
+    if not inputs or kind in _REARRANGES:
         return NOWHERE
-    shape = tuple(result.shape)
-    like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
-    if kind in _MOVES and func is not None:
-        return _moved(func, args, kwargs, inputs[0], shape)
+    if kind in _MOVES:
+        return _moved(func, args, kwargs, inputs[0], tuple(result.shape))
     if kind in ("matmul", "bmm") and len(inputs) == 2:
-        last = rank - 1
-        return frozenset({dim for dim in inputs[0].layout if dim != last} | ({last} & inputs[1].layout))
-    if len(like.shape) == rank:
-        is_kept = kind in _RESIZES or all(
-            shape[dim] in (like.shape[dim], 1) or like.shape[dim] == 1 for dim in like.layout
-        )
-        return like.layout if is_kept else NOWHERE
-    return _recognised(like, shape)
+        return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
+    return _passed_on(inputs, tuple(result.shape), kind in _RESIZES)
+
+
+def _passed_on(inputs: list[Value], shape: Shape, resizes: bool) -> Layout:
+    """Layout after an operation that computes each position from the same positions."""
+    like = next((value for value in inputs if value.layout and len(value.shape) == len(shape)), inputs[0])
+    if len(like.shape) != len(shape):
+        return _recognised(like, shape)
+    is_kept = resizes or all(shape[dim] in (like.shape[dim], 1) or like.shape[dim] == 1 for dim in like.layout)
+    return like.layout if is_kept else NOWHERE
 
 
 def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -173,19 +146,18 @@ def _recognised(source: Value, shape: Shape) -> Layout:
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """The axes of a feature map, or the reason why SimAM cannot be applied to it."""
+    """The axes of a feature map."""
 
-    channel_dim: int = 1
-    name: str = ""
-    """`NCHW`, `NHWC`, `NLC`, ...; empty with an obstacle."""
-    measured: bool = False
-    obstacle: str | None = None
+    channel_dim: int
+    name: str
+    """`NCHW`, `NHWC`, `NLC`, ..."""
+    measured: bool
 
 
-def find_axes(  # noqa: C901 - each branch is one sentence about one kind of tensor
+def find_axes(
     shape: Shape, layout: Layout, other_batch: Shape | None, other_size: Shape | None, *, fixed_size: bool
-) -> Axes:
-    """Batch, channels and spatial dimensions of a value of rank 3 to 5.
+) -> Axes | str:
+    """Batch, channels and spatial dimensions of a value of rank 3 to 5; or why SimAM cannot be applied to it.
 
     Args:
         shape: in the example forward.
@@ -195,52 +167,55 @@ def find_axes(  # noqa: C901 - each branch is one sentence about one kind of ten
         fixed_size: the network takes no other image size.
     """
     rank = len(shape)
-    if other_batch is not None and len(other_batch) == rank:
-        grown = [dim for dim in range(rank) if other_batch[dim] != shape[dim]]
-        if not grown:
-            return Axes(obstacle=f"does not depend on the batch: its shape is {shape} for any number of samples")
-        if grown != [0]:
-            return Axes(
-                obstacle=f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: "
-                f"its shape is {shape}"
-            )
-    elif layout == {0}:
-        return Axes(obstacle=_NO_BATCH.format(shape))
-    candidates = set(range(1, rank))
-    resized: set[int] = set()
-    if other_size is not None and len(other_size) == rank:
-        resized = {dim for dim in range(rank) if other_size[dim] != shape[dim]}
-        if 0 in resized:
-            return Axes(obstacle=f"its first dimension holds windows or positions, not samples: its shape is {shape}")
-        candidates -= resized
-    elif fixed_size and other_batch is not None and other_batch[0] - shape[0] > SAMPLES_ADDED:
-        more = other_batch[0] - shape[0]
-        return Axes(
-            obstacle=f"its first dimension grows by {more} for one sample more, so it holds windows, groups or frames: "
-            f"its shape is {shape}"
-        )
+    other_batch = other_batch if other_batch is not None and len(other_batch) == rank else None
+    other_size = other_size if other_size is not None and len(other_size) == rank else None
+    resized = {dim for dim in range(rank) if other_size is not None and other_size[dim] != shape[dim]}
+    problem = _NO_BATCH if layout == {0} else None
+    if other_batch is not None:
+        more = other_batch[0] - shape[0] if fixed_size and other_size is None else 0
+        problem = _why_no_samples([dim for dim in range(rank) if other_batch[dim] != shape[dim]], more)
+    if problem is None and 0 in resized:
+        problem = "its first dimension holds windows or positions, not samples: its shape is {}"
+    if problem is not None:
+        return problem.format(shape)
+    candidates = set(range(1, rank)) - resized
     measured = bool(resized) and len(candidates) == 1
-    if measured:
-        (channel,) = candidates
-    else:
-        known = layout & candidates if resized else layout
-        if not candidates:
-            return Axes(obstacle=f"has no dimension of fixed size that could hold channels: its shape is {shape}")
-        if len(known) != 1 or len(layout) > 1:
-            return Axes(
-                obstacle=f"has its channels in several dimensions, or in none that is known: its shape is {shape}"
-            )
-        (channel,) = known
-        if channel == 0 and other_batch is not None:
-            return Axes(obstacle=f"has its channels in no dimension that is known: its shape is {shape}")
-    if channel == 0:
-        return Axes(obstacle=_NO_BATCH.format(shape))
+    channel = candidates.pop() if measured else _known_channel(layout, candidates, resized, other_batch is not None)
+    if isinstance(channel, str):
+        return channel.format(shape)
     if channel not in (1, rank - 1):
-        return Axes(obstacle=f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}")
-    channel_dim = 1 if channel == 1 else -1
+        return f"has its channels in dimension {channel}, neither second nor last: its shape is {shape}"
     spatial = {3: "L", 4: "HW", 5: "DHW"}[rank]
-    name = f"NC{spatial}" if channel_dim == 1 else f"N{spatial}C"
-    return Axes(channel_dim, name, measured and other_batch is not None)
+    is_second = channel == 1
+    name = f"NC{spatial}" if is_second else f"N{spatial}C"
+    return Axes(1 if is_second else -1, name, measured and other_batch is not None)
 
 
 _NO_BATCH = "has no batch dimension: its shape is {}; give an example with a batch"
+
+
+def _why_no_samples(grown: list[int], more: int) -> str | None:
+    """Why the first dimension holds no samples, for the dimensions that grow with the batch and by how much it does."""
+    if not grown:
+        return "does not depend on the batch: its shape is {} for any number of samples"
+    if grown != [0]:
+        return f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: its shape is {{}}"
+    if more > SAMPLES_ADDED:
+        return (
+            f"its first dimension grows by {more} for one sample more, so it holds windows, groups or frames: "
+            "its shape is {}"
+        )
+    return None
+
+
+def _known_channel(layout: Layout, candidates: set[int], resized: set[int], has_batch: bool) -> int | str:
+    """The dimension of the channels as the operations tell it, among those that the experiments leave."""
+    if not candidates:
+        return "has no dimension of fixed size that could hold channels: its shape is {}"
+    known = layout & candidates if resized else layout
+    if len(known) != 1 or len(layout) > 1:
+        return "has its channels in several dimensions, or in none that is known: its shape is {}"
+    (channel,) = known
+    if channel == 0:
+        return "has its channels in no dimension that is known: its shape is {}" if has_batch else _NO_BATCH
+    return channel

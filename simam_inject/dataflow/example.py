@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.dataflow.twin import copier
+from simam_inject.dataflow.twin import copied_with
 from simam_inject.errors import ModelError
 from simam_inject.nested import map_nested, tensors_in
 
@@ -43,12 +43,7 @@ class Example:
         Args:
             convert: makes the tensor that the run gets; one that is passed twice is passed twice again.
         """
-        copy_of = copier(convert)
-
-        def renew(leaf: Any) -> Any:
-            return leaf if isinstance(leaf, nn.Module) else copy_of(leaf)
-
-        args, kwargs = map_nested(renew, (self.args, self.kwargs))
+        args, kwargs = copied_with(convert, (self.args, self.kwargs), shared=nn.Module)
         return args, kwargs
 
     def run(self, call: Callable[..., Any]) -> Any:
@@ -62,50 +57,28 @@ class Example:
         Every tensor whose first dimension is that of the first one, and every list that holds one image per sample,
         gets more samples, which are noisy copies of its first.
         """
-        batch = self._batch
-        if batch is None:
-            return None
-
-        def grow(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.dim() and leaf.shape[0] == batch:
-                return torch.cat([leaf, *[_noisy(leaf[:1], seed) for seed in range(count)]])
-            return leaf
-
         if self._is_list_of_images:
             images = self.args[0]
             return Example(
                 ([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs
             )
-        return Example(*map_nested(grow, (self.args, self.kwargs)))
-
-    @property
-    def _is_list_of_images(self) -> bool:
-        """As torchvision's detectors take it: one tensor C, H, W per sample."""
-        images = self.args[0] if self.args and isinstance(self.args[0], list) else []
-        return bool(images) and all(isinstance(image, torch.Tensor) and image.dim() == 3 for image in images)
-
-    @property
-    def _batch(self) -> int | None:
-        if self._is_list_of_images:
-            return len(self.args[0])
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
-        return None if first is None else first.shape[0]
-
-    def shrunk(self) -> Example | None:
-        """The same example with images of half the size, in multiples of 64; None where they are small already."""
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 4), None)
-        if first is None or self._is_list_of_images or min(first.shape[2:]) < 128:
+        first = self._first(3)
+        if first is None:
             return None
-        lengths = {length: max(64, length // 2 // 64 * 64) for length in first.shape[2:]}
 
-        def shrink(leaf: Any) -> Any:
-            if isinstance(leaf, torch.Tensor) and leaf.dim() == first.dim():
-                for dim in range(2, leaf.dim()):
-                    if leaf.shape[dim] in lengths:
-                        leaf = leaf.narrow(dim, 0, lengths[leaf.shape[dim]])
-            return leaf
+        def grow(tensor: torch.Tensor) -> torch.Tensor:
+            if not tensor.dim() or tensor.shape[0] != first.shape[0]:
+                return tensor
+            return torch.cat([tensor, *[_noisy(tensor[:1], seed) for seed in range(count)]])
 
-        return Example(*map_nested(shrink, (self.args, self.kwargs)))
+        return self._with(grow)
+
+    def shrunk(self, side: int) -> Example | None:
+        """The same example with images of at most this size; None where none is larger."""
+        first = self._first(3)
+        if first is None or max(first.shape[2:]) <= side:
+            return None
+        return self._resized(first, slice(2, None), lambda length: min(side, length))
 
     def with_size(self, spatial: slice = SPATIAL[0]) -> Example | None:
         """The same example at a larger spatial size; None where no argument has one.
@@ -113,27 +86,49 @@ class Example:
         Args:
             spatial: which dimensions of an argument are spatial.
         """
-        first = next((tensor for tensor in self.tensors if tensor.dim() >= 3), None)
-        if first is None or self._is_list_of_images:  # a detector resizes its images itself
+        first = self._first(3)
+        if first is None:
             return None
+        is_video = first.dim() == 5
+
+        def enlarge(length: int) -> int:
+            if length >= 48:
+                return length + 64
+            return 2 * length if is_video else length + 32
+
+        return self._resized(first, spatial, enlarge)
+
+    @property
+    def _is_list_of_images(self) -> bool:
+        """As torchvision's detectors take it: one tensor C, H, W per sample."""
+        images = self.args[0] if self.args and isinstance(self.args[0], list) else []
+        return bool(images) and all(isinstance(image, torch.Tensor) and image.dim() == 3 for image in images)
+
+    def _first(self, rank: int) -> torch.Tensor | None:
+        """The first tensor of at least this rank; None for a list of images, which a detector resizes itself."""
+        tensors = () if self._is_list_of_images else self.tensors
+        return next((tensor for tensor in tensors if tensor.dim() >= rank), None)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
+        def apply(leaf: Any) -> Any:
+            return change(leaf) if isinstance(leaf, torch.Tensor) else leaf
+
+        return Example(*map_nested(apply, (self.args, self.kwargs)))
+
+    def _resized(self, first: torch.Tensor, spatial: slice, length_for: Callable[[int], int]) -> Example:
+        """Other lengths of the dimensions of all tensors that are like the first: parts of them, or repeated parts."""
         dims = range(first.dim())[spatial]
         lengths = {first.shape[dim] for dim in dims}
 
-        def enlarge(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor) or leaf.dim() != first.dim():
-                return leaf
-            for dim in dims:
-                if leaf.shape[dim] in lengths:
-                    more = 64 if leaf.shape[dim] >= 48 else 32
-                    more = leaf.shape[dim] if first.dim() == 5 and leaf.shape[dim] < 48 else more
-                    parts = [leaf]
-                    while more > 0:
-                        parts.append(leaf.narrow(dim, 0, min(more, leaf.shape[dim])))
-                        more -= parts[-1].shape[dim]
-                    leaf = torch.cat(parts, dim)
-            return leaf
+        def resize(tensor: torch.Tensor) -> torch.Tensor:
+            for dim in dims if tensor.dim() == first.dim() else ():
+                length = tensor.shape[dim]
+                if length in lengths:
+                    places = torch.arange(length_for(length), device=tensor.device) % length
+                    tensor = tensor.index_select(dim, places)
+            return tensor
 
-        return Example(*map_nested(enlarge, (self.args, self.kwargs)))
+        return self._with(resize)
 
 
 def _noisy(tensor: torch.Tensor, seed: int) -> torch.Tensor:
@@ -178,8 +173,8 @@ def example_like(model: nn.Module, shapes: Any) -> Example:
         _, dtype, *shape = leaf.split()
         size = tuple(map(int, shape))
         kind: torch.dtype = getattr(torch, dtype)
-        if kind.is_floating_point:
-            return _random_input(model, size, batched=True).to(kind)
+        if kind.is_floating_point:  # in the parameters' dtype, which may be another one now
+            return _random_input(model, size, batched=True)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         return torch.zeros(size, dtype=kind, device=device)
 
@@ -189,17 +184,22 @@ def example_like(model: nn.Module, shapes: Any) -> Example:
 
 def shapes_of(example: Example) -> dict[str, Any] | None:
     """The arguments as plain data, tensors by dtype and shape; None where an argument is something else."""
-    plain = True
+    try:
+        return {"args": _described(list(example.args)), "kwargs": _described(dict(example.kwargs))}
+    except TypeError:
+        return None
 
-    def write(leaf: Any) -> Any:
-        nonlocal plain
-        if isinstance(leaf, torch.Tensor):
-            return f"tensor {str(leaf.dtype).removeprefix('torch.')} {' '.join(map(str, leaf.shape))}"
-        plain = plain and isinstance(leaf, (bool, int, float, str, type(None)))
-        return leaf
 
-    args, kwargs = map_nested(write, (list(example.args), dict(example.kwargs)))
-    return {"args": args, "kwargs": kwargs} if plain else None
+def _described(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return f"tensor {str(value.dtype).removeprefix('torch.')} {' '.join(map(str, value.shape))}"
+    if type(value) in (list, tuple):
+        return type(value)(_described(entry) for entry in value)
+    if type(value) is dict:
+        return {key: _described(entry) for key, entry in value.items()}
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return value
+    raise TypeError(f"no plain data: {type(value).__name__}")
 
 
 def declared_size(model: nn.Module) -> tuple[int, ...]:

@@ -2,58 +2,50 @@
 
 from __future__ import annotations
 
-import re
+import types
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from simam_inject.kinds import kind_of
+from simam_inject.kinds import KINDS, kind_of
 
 _kind_of = lru_cache(maxsize=4096)(kind_of)
 
-_MODULE_KINDS: tuple[tuple[type[nn.Module] | tuple[type[nn.Module], ...], str], ...] = (
-    (nn.ConvTranspose1d, "conv_transpose1d"),
-    (nn.ConvTranspose2d, "conv_transpose2d"),
-    (nn.ConvTranspose3d, "conv_transpose3d"),
-    (nn.Conv1d, "conv1d"),
-    (nn.Conv2d, "conv2d"),
-    (nn.Conv3d, "conv3d"),
-    ((nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d), "instance_norm"),
-    (_BatchNorm, "batch_norm"),
-    (nn.GroupNorm, "group_norm"),
-    (nn.LayerNorm, "layer_norm"),
-    (nn.Linear, "linear"),
-    (nn.Identity, "identity"),
-    (nn.Flatten, "flatten"),
-    (nn.Upsample, "interpolate"),
-    (nn.SiLU, "silu"),
-    (nn.ReLU6, "relu6"),
-    (nn.PReLU, "prelu"),
-)
+_CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPARENT = frozenset({"identity", "dropout", "drop_path", "getitem", "contiguous", "clone", "dropblock"})
 """Kinds that a chain of operations looks through: in eval mode they pass their input on."""
 UPSAMPLING = frozenset({"interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "pixel_shuffle"})
 
 
 def module_kind(module: nn.Module) -> str:
-    """Kind of a leaf module, from its class where torch knows it, else from the class name in snake case."""
-    for classes, kind in _MODULE_KINDS:
-        if isinstance(module, classes):
-            return kind
-    return _kind_of(type(module).__name__)
+    """Kind of a leaf module: of the class of torch that it is or derives from, else of its own class."""
+    kind = type(module)
+    ours = (_kind_of(base.__name__) for base in kind.__mro__ if base.__module__.startswith("torch.nn.modules."))
+    return next((name for name in ours if name in KINDS), _kind_of(kind.__name__))
 
 
-def function_kind(function: Callable[..., Any]) -> str:
-    """Kind of a torch function or method as a `TorchFunctionMode` sees it; of a property, the property's name."""
+def function_name(function: Callable[..., Any]) -> str:
+    """Name of a torch function or method as a `TorchFunctionMode` sees it; of a property, the property's name."""
     name: str = getattr(function, "__name__", "")
     if name == "__get__":
         name = getattr(getattr(function, "__self__", None), "__name__", name)
-    return _kind_of(name)
+    return name.strip("_")
+
+
+def function_kind(function: Callable[..., Any]) -> str:
+    """Kind of a torch function, method or property."""
+    return _kind_of(function_name(function))
+
+
+def is_method(function: Callable[..., Any]) -> bool:
+    """It is a method of tensors, rather than a function."""
+    return isinstance(function, (types.MethodDescriptorType, types.WrapperDescriptorType)) or (
+        getattr(function, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase."))
+    )
 
 
 def conv_facts(module: nn.Module) -> dict[str, Any]:
@@ -63,12 +55,11 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
     """
     if not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
         return {}
-    rank = int(re.findall(r"([123])d", module_kind(module) + "2d" if isinstance(module, _ConvNd) else "2d")[0])
+    rank = int(module_kind(module)[-2]) if isinstance(module, _ConvNd) else 2
     facts: dict[str, Any] = {}
     for fact, attribute in (("kernel", "kernel_size"), ("stride", "stride"), ("dilation", "dilation")):
         value = getattr(module, attribute, None)
-        if isinstance(value, int) and not isinstance(value, bool):
-            value = (value,) * rank
+        value = (value,) * rank if isinstance(value, int) else value
         if isinstance(value, (tuple, list)) and value and all(isinstance(length, int) for length in value):
             facts[fact] = tuple(value)
     if isinstance(module, _ConvNd):
@@ -79,15 +70,12 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
 
 def function_facts(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same facts of a convolution that is called as a function; {} for anything else."""
-    weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    given = {"stride": 1, "dilation": 1, "groups": 1, **dict(zip(_CONV_PARAMETERS, args, strict=False)), **kwargs}
+    weight = given.get("weight")
     if not kind.startswith("conv") or kind.startswith("conv_transpose") or not isinstance(weight, Tensor):
         return {}
-    rank = weight.dim() - 2
-    facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:])}
-    for fact, position in (("stride", 3), ("dilation", 5)):
-        value = kwargs.get(fact, args[position] if len(args) > position else 1)
-        facts[fact] = (
-            tuple(value) * (rank if len(value) == 1 else 1) if isinstance(value, (tuple, list)) else (value,) * rank
-        )
-    groups = int(kwargs.get("groups", args[6] if len(args) > 6 else 1))
-    return facts | {"groups": groups, "depthwise": groups > 1 and weight.shape[1] == 1}
+    facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:]), "groups": given["groups"]}
+    for fact in ("stride", "dilation"):
+        value = given[fact] if isinstance(given[fact], (tuple, list)) else (given[fact],)
+        facts[fact] = tuple(value) * (weight.dim() - 2 if len(value) == 1 else 1)
+    return facts | {"depthwise": given["groups"] > 1 and weight.shape[1] == 1}

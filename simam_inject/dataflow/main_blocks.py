@@ -78,11 +78,9 @@ class MainBlocks:
 
     def _inside(self, path: str) -> list[str]:
         """Main blocks among what a module calls, in order of execution."""
-        frame = self.recording.graphs.get(path)
+        graph = self.recording.graphs.get(path)
         found: list[str] = []
-        if frame is None or frame.graph is None:
-            return found
-        for node in frame.graph.nodes:
+        for node in () if graph is None else graph.nodes:
             if node.meta.get("kind") == "block":
                 child: Frame = node.meta["frame"]
                 if self._is_block(child.path) and not self._is_stage(child.path):
@@ -93,8 +91,8 @@ class MainBlocks:
 
     def _is_stage(self, path: str) -> bool:
         """It returns the very tensor of a block inside it."""
-        frame = self.recording.graphs.get(path)
-        if frame is None or len(frame.outputs) != 1:
+        frame = self.recording.first_calls[path]
+        if path not in self.recording.graphs or len(frame.outputs) != 1:
             return False
         result = frame.outputs[0][1]
         inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]

@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from torch import fx, nn
@@ -19,12 +19,16 @@ from torch.nn.modules.conv import _ConvNd
 from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.records import Site
-from simam_inject.dataflow.values import Frame, Recording
+from simam_inject.dataflow.values import Recording
+from simam_inject.kinds import words
 
 _WEIGHTED = (_ConvNd, nn.Linear)
 _MOST_ON_SKIP = 2
 """A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
-_SQUASHING = frozenset({"sigmoid", "hardsigmoid", "softmax", "tanh", "hard_sigmoid", "clamp", "relu6"})
+_SQUASHING = words("sigmoid hardsigmoid softmax tanh hard_sigmoid clamp relu6")
+_RESHAPING = words("view reshape expand expand_as unsqueeze interpolate")
+_PASSING = words("batch_norm relu pad identity dropout getitem group_norm")
+"""Kinds that may stand between an upsampling and the join that it is for."""
 
 
 @dataclass(slots=True)
@@ -44,52 +48,46 @@ class Structure:
 def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure:
     """Read the structure off the recorded graphs."""
     found = Structure()
-    for path, frame in recording.graphs.items():
-        assert frame.graph is not None
-        for node in frame.graph.nodes:
+    upsampling = _Upsampling(recording)
+    for path, graph in recording.graphs.items():
+        for node in graph.nodes:
             kind = node.meta.get("kind")
-            if kind == "add":
-                _enter_join(found, recording, path, node)
-            elif kind == "mul":
-                _enter_gate(found, node)
-    blocks = MainBlocks(recording, sites)
-    found.main = blocks.find(found.residual)
-    found.decoder = _decoders(recording, found.main)
+            operands = [node for node in node.args[:2] if isinstance(node, fx.Node) and "value" in node.meta]
+            if kind in ("add", "mul") and len(operands) == 2 and all(node.op != "get_attr" for node in operands):
+                if kind == "mul":
+                    _enter_gate(found, operands)
+                elif _enter_join(found, upsampling, node.meta["path"], operands):
+                    found.residual.add(path)
+    found.main = MainBlocks(recording, sites).find(found.residual)
+    found.decoder = _decoders(recording, upsampling, found.main)
     return found
 
 
-def covers(paths: Iterable[str], path: str) -> bool:
+def covers(paths: Set[str], path: str) -> bool:
     """One of the paths is this one, or holds it."""
-    return any(path == one or path.startswith((f"{one}.", f"{one}:")) for one in paths)
+    return path in paths or any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
-def _operands(node: fx.Node) -> list[fx.Node]:
-    """The two nodes that a binary operation reads, parameters and buffers aside."""
-    return [source for source in node.args[:2] if isinstance(source, fx.Node) and source.op != "get_attr"]
+def _paths(nodes: Iterable[fx.Node]) -> Iterator[str]:
+    return (node.meta["path"] for node in nodes if "path" in node.meta)
 
 
-def _enter_join(found: Structure, recording: Recording, scope: str, node: fx.Node) -> None:
-    operands = _operands(node)
-    if len(operands) != 2 or any("value" not in operand.meta for operand in operands):
-        return
-    if operands[0].meta["value"].shape != operands[1].meta["value"].shape:
-        return
+def _enter_join(found: Structure, upsampling: _Upsampling, path: str, operands: list[fx.Node]) -> bool:
+    """Enter the add at a path if it joins a branch with a skip."""
     above = [_ancestors(operand) for operand in operands]
-    if not above[0] & above[1]:
-        return
-    own = [above[index] - above[1 - index] for index in (0, 1)]
-    weights = [sum(_weight(recording, step) for step in steps) for steps in own]
-    upsampled = [any(_upsamples(recording, step) and not _keeps_size(step) for step in steps) for steps in own]
-    if weights[0] == weights[1] or upsampled[0] != upsampled[1] or min(weights) > _MOST_ON_SKIP:
-        return
-    branch = 0 if weights[0] > weights[1] else 1
-    if any(_is_no_step_of_a_skip(step) for step in own[1 - branch]):
-        return
-    if "path" not in operands[branch].meta:
-        return
-    found.joins[operands[branch].meta["path"]] = node.meta["path"]
-    found.residual.add(scope)
-    found.on_skip.update(step.meta["path"] for step in own[1 - branch] if step.meta.get("path"))
+    own = [above[0] - above[1], above[1] - above[0]]
+    if len({_shape(operand) for operand in operands}) > 1 or not above[0] & above[1]:
+        return False
+    weights = [sum(map(_weight, steps)) for steps in own]
+    upsampled = [any(upsampling.at(step) and not _keeps_size(step) for step in steps) for steps in own]
+    branch, skip = (0, 1) if weights[0] > weights[1] else (1, 0)
+    if weights[0] == weights[1] or upsampled[0] != upsampled[1] or weights[skip] > _MOST_ON_SKIP:
+        return False
+    if any(map(_is_no_step_of_a_skip, own[skip])) or "path" not in operands[branch].meta:
+        return False
+    found.joins[operands[branch].meta["path"]] = path
+    found.on_skip.update(_paths(own[skip]))
+    return True
 
 
 def _is_no_step_of_a_skip(node: fx.Node) -> bool:
@@ -98,23 +96,19 @@ def _is_no_step_of_a_skip(node: fx.Node) -> bool:
     return is_made or node.meta.get("kind") in ("mul", "sub")
 
 
-def _enter_gate(found: Structure, node: fx.Node) -> None:
-    operands = _operands(node)
-    if len(operands) != 2 or any("value" not in operand.meta for operand in operands):
-        return
-    shapes = [operand.meta["value"].shape for operand in operands]
+def _enter_gate(found: Structure, operands: list[fx.Node]) -> None:
+    """Enter what leads to an operand of a product that is squashed, or smaller than the other."""
     above = [_ancestors(operand) for operand in operands]
-    for index in (0, 1):
-        smaller = (
-            len(shapes[index]) == len(shapes[1 - index])
-            and shapes[index] != shapes[1 - index]
-            and all(a <= b for a, b in zip(shapes[index], shapes[1 - index], strict=True))
+    for index, other in ((0, 1), (1, 0)):
+        shape, larger = _shape(operands[index]), _shape(operands[other])
+        is_smaller = (
+            len(shape) == len(larger)
+            and shape != larger
+            and all(mine <= its for mine, its in zip(shape, larger, strict=True))
         )
-        squashed = _ends_squashed(operands[index])
-        if smaller or squashed:
-            own = above[index] - above[1 - index] - {operands[1 - index]}
-            if len(own) < len(above[index]) or smaller:
-                found.in_gate.update(step.meta["path"] for step in own if step.meta.get("path"))
+        own = above[index] - above[other] - {operands[other]}
+        if is_smaller or (_ends_squashed(operands[index]) and len(own) < len(above[index])):
+            found.in_gate.update(_paths(own))
 
 
 def _ends_squashed(node: fx.Node) -> bool:
@@ -122,7 +116,7 @@ def _ends_squashed(node: fx.Node) -> bool:
     for _ in range(4):
         if node.meta.get("kind") in _SQUASHING:
             return True
-        if node.meta.get("kind") not in ("view", "reshape", "expand", "expand_as", "unsqueeze", "interpolate"):
+        if node.meta.get("kind") not in _RESHAPING:
             return False
         node = next(iter(node.all_input_nodes), node)
     return False
@@ -141,95 +135,89 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def _weight(recording: Recording, node: fx.Node) -> int:
+def _weight(node: fx.Node) -> int:
     """Convolutions and matrix products that a node stands for."""
     if node.op == "call_module":
-        module = recording.modules[node.meta["frame"].path]
-        return sum(isinstance(part, _WEIGHTED) for part in module.modules())
+        return _weight_of(node.meta["frame"].module)
     kind = node.meta.get("kind", "")
     return int(kind.startswith("conv") or kind == "linear")
 
 
+def _weight_of(module: nn.Module) -> int:
+    """Convolutions and matrix products in a module."""
+    return sum(isinstance(part, _WEIGHTED) for part in module.modules())
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    shape: tuple[int, ...] = node.meta["value"].shape
+    return shape
+
+
+def _sizes_given(node: fx.Node) -> list[tuple[int, ...]]:
+    return [_shape(source)[2:] for source in node.all_input_nodes if "value" in source.meta]
+
+
 def _enlarges(node: fx.Node) -> bool:
     """An upsampling of a map: a single pixel that is spread out, as in ASPP, is a mean."""
-    given = [source.meta["value"].shape[2:] for source in node.all_input_nodes if "value" in source.meta]
+    given = _sizes_given(node)
     return node.meta.get("kind") in UPSAMPLING and (not given or max(given[0], default=1) > 1)
-
-
-def _upsamples(recording: Recording, node: fx.Node) -> bool:
-    kind = node.meta.get("kind", "")
-    if kind != "block":
-        return _enlarges(node)
-    frame = recording.graphs.get(node.meta["frame"].path)
-    return frame is not None and frame.graph is not None and any(_upsamples(recording, n) for n in frame.graph.nodes)
 
 
 def _keeps_size(node: fx.Node) -> bool:
     """A module that returns a map of the size that it is given: attention over a smaller map, enlarged again."""
-    given = [source.meta["value"].shape[2:] for source in node.all_input_nodes if "value" in source.meta]
-    return node.meta.get("kind") == "block" and "value" in node.meta and node.meta["value"].shape[2:] in given
+    return node.meta.get("kind") == "block" and "value" in node.meta and _shape(node)[2:] in _sizes_given(node)
 
 
-def _decoders(recording: Recording, main: set[str]) -> set[str]:
+class _Upsampling:
+    """Where maps are upsampled."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.graphs = recording.graphs
+
+    def at(self, node: fx.Node) -> bool:
+        """The node enlarges a map, or is a block that does somewhere inside."""
+        if node.meta.get("kind") != "block":
+            return _enlarges(node)
+        graph = self.graphs.get(node.meta["frame"].path)
+        return graph is not None and any(map(self.at, graph.nodes))
+
+    def before(self, node: fx.Node, is_add: bool, depth: int = 0) -> bool:
+        """The value was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
+
+        In a sum, a module that returns a map of the size that it is given is a branch, and no decoder.
+        """
+        kind = node.meta.get("kind", "")
+        if _enlarges(node) or (kind == "block" and self.at(node) and not (is_add and _keeps_size(node))):
+            return True
+        inputs = node.all_input_nodes if kind.startswith("conv") or kind in _PASSING else []
+        return depth < 4 and bool(inputs) and self.before(inputs[0], is_add, depth + 1)
+
+
+def _decoders(recording: Recording, upsampling: _Upsampling, main: set[str]) -> set[str]:
     """Blocks that join an upsampled map with an earlier one, or the main blocks that read such a join."""
     found = set()
-    for path, frame in recording.graphs.items():
-        assert frame.graph is not None
-        for node in frame.graph.nodes:
-            if node.meta.get("kind") not in ("cat", "add"):
-                continue
+    for path, graph in recording.graphs.items():
+        frame = recording.first_calls[path]
+        for node in graph.nodes:
+            kind = node.meta.get("kind")
             sources = [source for source in node.all_input_nodes if "value" in source.meta]
-            is_add = node.meta.get("kind") == "add"
-            fresh = [_comes_from_upsampling(recording, source, 0, is_add) for source in sources]
-            if len(sources) < 2 or not any(fresh) or all(fresh):
+            if kind not in ("cat", "add") or len(sources) < 2:
                 continue
-            block = _returning_block(recording, frame) if path else None
-            if block is not None:
-                found.add(block)
-            found |= _readers_among(node, main, 0)
+            if len({upsampling.before(source, kind == "add") for source in sources}) < 2:
+                continue
+            if path and len(frame.outputs) == 1 and _weight_of(frame.module):
+                found.add(path)
+            found |= _readers_among(node, main)
     found = {path for path in found if not covers(found - {path}, path)}
     alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
-    for path, frame in recording.graphs.items():  # the last one often has no skip to join
-        assert frame.graph is not None
+    for path, graph in recording.graphs.items():  # the last one often has no skip to join
         is_alike = path and (path.rpartition(".")[0], type(recording.modules[path])) in alike
-        if is_alike and any(map(_enlarges, frame.graph.nodes)):
+        if is_alike and any(map(_enlarges, graph.nodes)):
             found.add(path)
     return found
 
 
-def _comes_from_upsampling(recording: Recording, node: fx.Node, depth: int, is_add: bool) -> bool:
-    """The value was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
-
-    In a sum, a module that returns a map of the size that it is given is a branch, and no decoder.
-    """
-    kind = node.meta.get("kind", "")
-    if _enlarges(node):
-        return True
-    if kind == "block" and _upsamples(recording, node) and not (is_add and _keeps_size(node)):
-        return True
-    passing = kind.startswith("conv") or kind in (
-        "batch_norm",
-        "relu",
-        "pad",
-        "identity",
-        "dropout",
-        "getitem",
-        "group_norm",
-    )
-    inputs = node.all_input_nodes
-    return depth < 4 and passing and bool(inputs) and _comes_from_upsampling(recording, inputs[0], depth + 1, is_add)
-
-
-def _returning_block(recording: Recording, frame: Frame) -> str | None:
-    """The module that makes the join, if it returns one map and works on it with a convolution behind the join."""
-    return frame.path if len(frame.outputs) == 1 and frame.path and _weight_of(recording, frame.path) else None
-
-
-def _weight_of(recording: Recording, path: str) -> int:
-    return sum(isinstance(part, _WEIGHTED) for part in recording.modules[path].modules())
-
-
-def _readers_among(node: fx.Node, main: set[str], depth: int) -> set[str]:
+def _readers_among(node: fx.Node, main: set[str], depth: int = 0) -> set[str]:
     """Main blocks that read the join in the same forward, at once or behind an attention or an activation."""
     found = set()
     for user in node.users:

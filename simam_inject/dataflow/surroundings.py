@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import gc
 import random
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -21,10 +22,12 @@ import torch
 from torch import nn
 
 _CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+_WRAPPERS = (staticmethod, classmethod, types.MethodType, property, partial, partialmethod, tuple)
 _FOREIGN = frozenset({"torch", "numpy", "logging", "threading", "typing", "collections", "re", "os", "sys", "builtins",
                       "abc", "functools", "enum", "simam_inject", "lightning", "pydantic"})  # fmt: skip
 """Libraries whose state no forward of a user's network is expected to change."""
 _DEPTH = 8
+_MOST_ENTRIES = 256
 _MISSING = object()
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
@@ -85,16 +88,8 @@ class _Reachable:
                 self.shared.add(id(value))
 
     def _wrapper(self, wrapper: Any, depth: int) -> None:
-        self.visit(wrapper.__func__, depth)
-        self.visit(getattr(wrapper, "__self__", None), depth)  # of a bound method
-
-    def _property(self, value: property, depth: int) -> None:
-        for accessor in (value.fget, value.fset):
-            self.visit(accessor, depth)
-
-    def _partial(self, value: partial[Any], depth: int) -> None:
-        for item in (value.func, *value.args, *value.keywords.values()):
-            self.visit(item, depth + 1)
+        for part in gc.get_referents(wrapper)[:_MOST_ENTRIES]:
+            self.visit(part, depth)
 
     def _cache(self, function: Any, depth: int) -> None:
         misses = function.cache_info().misses
@@ -112,11 +107,11 @@ class _Reachable:
         if _is_foreign(function):
             return
         names = function.__globals__
-        for name in _names_in(function.__code__):
-            before = names.get(name, _MISSING)
-            if before is not _MISSING:
-                self.visit(before, depth + 1)
-                self.undo.append(partial(_put_back, names, name, before))
+        before = {name: names[name] for name in _names_in(function.__code__) if name in names}
+        self.undo.append(partial(_put_back, names.get, names.__setitem__, before))
+        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        for item in (*before.values(), *defaults):
+            self.visit(item, depth + 1)
         for cell in function.__closure__ or ():
             try:
                 content = cell.cell_contents
@@ -124,16 +119,13 @@ class _Reachable:
                 continue
             self.visit(content, depth + 1)
             self.undo.append(partial(setattr, cell, "cell_contents", content))
-        for item in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
-            self.visit(item, depth + 1)
         self._container(function.__dict__, depth)
 
     def _container(self, container: Any, depth: int) -> None:
         if type(container) not in _CONTAINERS:
             return
-        saved = copy.copy(container)
-        self.undo.append(lambda: _refill(container, saved))
-        if len(container) <= 256:
+        self.undo.append(partial(_refill, container, copy.copy(container)))
+        if len(container) <= _MOST_ENTRIES:
             for item in list(container.values() if isinstance(container, dict) else container):
                 self.visit(item, depth + 1)
 
@@ -157,9 +149,7 @@ class _Reachable:
         def put_back() -> None:
             for name in [name for name in vars(kind) if name not in before]:
                 delattr(kind, name)
-            for name, value in before.items():
-                if vars(kind).get(name, _MISSING) is not value:
-                    setattr(kind, name, value)
+            _put_back(vars(kind).get, partial(setattr, kind), before)
 
         self.undo.append(put_back)
         for value in before.values():
@@ -167,9 +157,7 @@ class _Reachable:
 
     _notes: tuple[tuple[Any, Callable[[_Reachable, Any, int], None]], ...] = (
         (types.FunctionType, _function),
-        ((staticmethod, classmethod, types.MethodType), _wrapper),
-        (property, _property),
-        ((partial, partialmethod), _partial),
+        (_WRAPPERS, _wrapper),
         (_lru_cache_wrapper, _cache),
         (_CONTAINERS, _container),
         (torch.Tensor, _tensor),
@@ -189,9 +177,10 @@ def _names_in(code: types.CodeType) -> Iterator[str]:
             yield from _names_in(const)
 
 
-def _put_back(names: dict[str, Any], name: str, value: Any) -> None:
-    if names.get(name, _MISSING) is not value:
-        names[name] = value
+def _put_back(get: Callable[[str, Any], Any], put: Callable[[str, Any], None], before: dict[str, Any]) -> None:
+    for name, value in before.items():
+        if get(name, _MISSING) is not value:
+            put(name, value)
 
 
 def _refill(container: Any, saved: Any) -> None:

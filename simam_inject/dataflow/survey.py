@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.fx._symbolic_trace as symbolic
@@ -13,11 +10,11 @@ from torch import nn
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
+from simam_inject.dataflow.naming import Shapes
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
 from simam_inject.dataflow.surroundings import same_surroundings
-from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_meta, twin_of
-from simam_inject.dataflow.values import Recording
+from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_sketch, twin_of
 from simam_inject.errors import ModelError, describe_exception
 
 
@@ -36,10 +33,10 @@ def survey_model(
         ModelError: a forward is being traced in this thread, or the model cannot be run on the example.
     """
     _refuse_while_tracing()
-    with same_surroundings(model), _without_compiling(model):
+    with same_surroundings(model):
         try:
             if not with_values:
-                return _survey(model, example, strip, to_meta)
+                return _survey(model, example, strip, to_sketch)
         except Exception:  # it looks at values, or uses operations that have no meta form: run with real tensors
             pass
         try:
@@ -59,61 +56,58 @@ def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelErr
 
 
 def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
-    twin = twin_of(model, convert)
-    strip(twin)
-    set_mode(twin, training=False)
-    recorder = Recorder(twin, torch.device("meta") if convert is to_meta else None)
+    device = None if convert is to_clone else torch.device("meta")
+    twin = _twin_in_eval_mode(model, strip, convert)
+    recorder, experiment = Recorder(twin, device), Shapes(twin, device)
 
-    def attempt(given: Example | None) -> Recording | None:
-        if given is None:
-            return None
-        try:
-            return recorder.record(given, convert, with_graphs=False)
-        except Exception:  # the model takes one size only, or counts its samples
-            return None
+    def again(given: Example | None) -> Shapes | None:
+        """The forward on another example, under the same hooks; None where the model takes no such one."""
+        return experiment if given is not None and _runs(experiment, given, convert) else None
+
+    def anew(given: Example | None) -> Shapes | None:
+        """The same on a twin of its own, whose caches are empty."""
+        other = Shapes(_twin_in_eval_mode(model, strip, convert), device)
+        with other.watching():
+            return other if given is not None and _runs(other, given, convert) else None
 
     with recorder.watching():
         base = recorder.record(example, convert)
-        if convert is to_meta and recorder.asks_for_values:
+        if device is not None and recorder.asks_for_values:
             raise ModelError("the forward depends on values, and catches the error that there are none")
-        batch = attempt(example.with_batch(SAMPLES_ADDED))
-        if batch is not None and not _differ(base, batch):  # the example's samples are counted in another way
-            batch = None
-        sizes = (attempt(example.with_size(spatial)) for spatial in SPATIAL)
-        size = next((recording for recording in sizes if recording is not None), None)
-    return Surveyor(twin, example, base, batch, size).survey()
+        recorder.active, run = experiment, again
+        larger = example.with_batch(SAMPLES_ADDED)
+        batch = again(larger)
+        if batch is not None and batch.goes_another_way(base):
+            run, batch = anew, anew(larger)
+        shapes = {} if batch is None else batch.shapes
+        sizes = (run(example.with_size(spatial)) for spatial in SPATIAL)
+        size = next((found.shapes for found in sizes if found is not None), None)
+    is_larger = any(value.shape != shapes.get(path, value.shape) for path, value in base.values.items())
+    return Surveyor(twin, example, base, shapes if is_larger else {}, size).survey()
 
 
-def _differ(one: Recording, other: Recording) -> bool:
-    """Some value has another shape."""
-    return any(value.shape != other.values[path].shape for path, value in one.values.items() if path in other.values)
+def _twin_in_eval_mode(model: nn.Module, strip: Callable[[nn.Module], object], convert: Convert) -> nn.Module:
+    twin = twin_of(model, convert)
+    strip(twin)
+    set_mode(twin, training=False)
+    run_as_written(twin)
+    return twin
 
 
-@contextmanager
-def _without_compiling(model: nn.Module) -> Iterator[None]:
-    """Parts that are compiled run as they are written: a recording is not to be compiled.
-
-    The stance of the compiler belongs to the whole process, so the last thread that is done puts it back.
-    """
-    if not any(type(module).__name__ == "OptimizedModule" for module in model.modules()):
-        yield
-        return
-    with _EAGER:
-        if not _eager:
-            _eager.append(torch.compiler.set_stance("force_eager"))
-        _eager.append(None)
+def _runs(experiment: Shapes, example: Example, convert: Convert) -> bool:
+    """The model takes the example: more than one size, and another number of samples."""
     try:
-        yield
-    finally:
-        with _EAGER:
-            _eager.pop()
-            if len(_eager) == 1:
-                _eager.pop().__exit__(None, None, None)
+        experiment.run(example, convert)
+    except Exception:
+        return False
+    return True
 
 
-_EAGER = threading.Lock()
-_eager: list[Any] = []
-"""The stance, while it is set, and an entry for each recording that needs it."""
+def run_as_written(twin: nn.Module) -> None:
+    """Parts that are compiled run their own forward: a recording is not to be compiled."""
+    for module in twin.modules():
+        if type(module).__name__ == "OptimizedModule":
+            module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
 
 
 def _refuse_while_tracing() -> None:

@@ -2,16 +2,19 @@
 
 Whatever a forward writes to (buffers, lists, counters, caches on the module) is the twin's. On the meta device a twin
 costs neither memory nor arithmetic.
+
+A twin is what a pickle of the model's attributes gives back: `pickle` walks any structure, cycles included. Modules and
+tensors go through it by reference to their twins, and what is not to be copied (classes, code, locks, files) as it is.
 """
 
 from __future__ import annotations
 
-import copy
+import io
+import pickle
 import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,13 +23,15 @@ from torch import nn
 from simam_inject.dataflow.surroundings import SHARED
 
 Convert = Callable[[torch.Tensor], torch.Tensor]
-_ATOMS = (int, float, complex, bool, str, bytes, type(None), type, types.FunctionType, types.BuiltinFunctionType,
-          types.ModuleType, torch.dtype, torch.device, torch.Size, range, slice)  # fmt: skip
+_FEW = 16
+_CONTENT = frozenset(
+    [int, float, complex, bool, str, bytes, types.NoneType, list, dict, tuple, set, OrderedDict, defaultdict, deque]
+)
+"""Classes whose instances are copied with what they hold."""
+_ATOMS = (type, types.BuiltinFunctionType, types.ModuleType, types.CodeType, torch.dtype, torch.device, torch.Size)
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
 compared by identity, and objects with a `__del__`: the end of a copy would close what the original uses."""
-
-
 _HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
 
 
@@ -38,125 +43,98 @@ def to_meta(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("meta")
 
 
+def to_sketch(tensor: torch.Tensor) -> torch.Tensor:
+    """As `to_meta`, but constants of a few numbers keep them: strides and scales, which a forward may look at."""
+    is_constant = type(tensor) is torch.Tensor and tensor.numel() <= _FEW and not tensor.is_meta
+    return tensor.detach().to("cpu", copy=True) if is_constant else to_meta(tensor)
+
+
 def to_clone(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's content in memory of its own."""
     return tensor.detach().clone()
 
 
-class _Copier:
-    def __init__(self, convert: Convert) -> None:
+class _Uncopied:
+    """What the function that makes a copy needs as it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class _Copier(pickle.Pickler):
+    def __init__(self, buffer: io.BytesIO, convert: Convert, shared: type | tuple[()]) -> None:
+        super().__init__(buffer, protocol=pickle.HIGHEST_PROTOCOL)
         self.convert = convert
+        self.shared = shared
+        self.passed: list[Any] = []
+        """What goes through the pickle by reference, by number."""
         self.twins: dict[int, Any] = {}
+        self.waiting: deque[tuple[Any, tuple[dict[str, Any], dict[str, Any]]]] = deque()
+        """Twins of modules and tensors whose attributes and slots are still to be copied."""
         self.alive: list[Any] = []
         """Originals, so that no `id` is used twice."""
 
-    def model(self, model: nn.Module) -> nn.Module:
-        for module in model.modules():
-            if not isinstance(module, torch.jit.ScriptModule):
-                self.twins[id(module)] = object.__new__(type(module))
-        for module in model.modules():
-            if id(module) in self.twins:
-                self._fill(module)
-        twin: nn.Module = self.value(model)
-        return twin
+    def persistent_id(self, value: Any) -> int | None:
+        """The number of what goes through by reference; None for what is copied."""
+        kind = type(value)
+        if kind in _CONTENT:
+            return None
+        if id(value) not in self.twins:
+            if isinstance(value, _Uncopied):
+                return self.pass_on(value.value)
+            if kind is object or isinstance(value, _ATOMS) or self._is_shared(value):
+                return self.pass_on(value)
+            if isinstance(value, torch.Tensor):
+                self._enter(value, self._tensor(value), value.__dict__, {})
+            elif isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
+                self.module(value)
+            else:
+                return None
+        return self.pass_on(self.twins[id(value)])
 
-    def _fill(self, module: nn.Module) -> None:
-        twin = self.twins[id(module)]
-        for name, value in module.__dict__.items():
+    def pass_on(self, value: Any) -> int:
+        """A number for it."""
+        self.passed.append(value)
+        return len(self.passed) - 1
+
+    def _is_shared(self, value: Any) -> bool:
+        kind = type(value)
+        if isinstance(value, types.FunctionType):
+            return not _closes_over_state(value, set())
+        is_foreign = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or hasattr(kind, "__del__")
+        return is_foreign or isinstance(value, self.shared) or id(value) in SHARED.get()
+
+    def reducer_override(self, value: Any) -> Any:
+        """How to make the copy of an object that is no plain container."""
+        if isinstance(value, types.FunctionType):
+            return _empty_function, (_Uncopied(value),), _held_by(value), None, None, _fill_function
+        if isinstance(value, types.MethodType):
+            return types.MethodType, (value.__func__, value.__self__)
+        if isinstance(value, weakref.ref):
+            target = value()
+            return (weakref.ref, (target,)) if id(target) in self.twins else (_same, (_Uncopied(value),))
+        try:
+            parts = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        except Exception:  # a lock, a generator, an open file
+            parts = ""
+        return (_same, (_Uncopied(value),)) if isinstance(parts, str) else parts
+
+    def module(self, module: nn.Module) -> None:
+        """Make the twin of a module, still empty."""
+        twin, state = object.__new__(type(module)), dict[str, Any]()
+        for name, value in vars(module).items():
             if name in _HOOK_TABLES and not value:
                 twin.__dict__[name] = type(value)()
             elif name != "_compiled_call_impl":  # code that was compiled for the original would run the original
-                twin.__dict__[name] = self.value(value)
-            else:
-                twin.__dict__[name] = None
-        for name in (slot for kind in type(module).__mro__ for slot in _names(vars(kind).get("__slots__", ()))):
-            if name not in ("__dict__", "__weakref__") and hasattr(module, name):
-                object.__setattr__(twin, name, self.value(getattr(module, name)))
+                state[name] = value
+        held = object.__getstate__(module)
+        self._enter(module, twin, state, held[1] if isinstance(held, tuple) else {})
 
-    def value(self, value: Any) -> Any:
-        if isinstance(value, _ATOMS) and not isinstance(value, torch.Tensor):
-            return self._function(value) if isinstance(value, types.FunctionType) else value
-        if id(value) not in self.twins:
-            twin = self._copy(value)
-            self.twins[id(value)] = twin
-            self.alive.append(value)
-        return self.twins[id(value)]
-
-    def _copy(self, value: Any) -> Any:
-        kind = type(value)
-        if isinstance(value, torch.Tensor):
-            return self._tensor(value)
-        if kind in (list, set, deque, dict, OrderedDict, defaultdict):
-            return self._container(value)
-        if kind is tuple:
-            return tuple(self.value(item) for item in value)
-        if kind is types.MethodType:
-            return types.MethodType(value.__func__, self.value(value.__self__))
-        if kind is partial:
-            keywords = {name: self.value(item) for name, item in value.keywords.items()}
-            return partial(value.func, *map(self.value, value.args), **keywords)
-        if isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):  # held outside the tables
-            self.twins[id(value)] = object.__new__(kind)
-            self.alive.append(value)
-            self._fill(value)
-            return self.twins[id(value)]
-        if kind is weakref.ref:
-            twin = self.twins.get(id(value()))
-            return value if twin is None else weakref.ref(twin)
-        is_shared = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or id(value) in SHARED.get()
-        if is_shared or kind is object or hasattr(kind, "__del__"):
-            return value
-        return self._object(value)
-
-    def _object(self, value: Any) -> Any:
-        if _is_plain(type(value)):
-            return self._attributes(value)
-        try:
-            return copy.deepcopy(value, self.twins)
-        except Exception:  # it holds a lock, a generator, an open file: these are shared, and the rest is not
-            return self._attributes(value)
-
-    def _attributes(self, value: Any) -> Any:
-        try:
-            twin = object.__new__(type(value)) if hasattr(value, "__dict__") else value
-        except TypeError:
-            return value
-        self.twins[id(value)] = twin  # before its attributes: they may refer to it
-        if twin is not value:
-            twin.__dict__.update((name, self.value(item)) for name, item in value.__dict__.items())
-        return twin
-
-    def _function(self, function: types.FunctionType) -> types.FunctionType:
-        """The function over the twins of what it closes over; itself where that cannot belong to the model."""
-        if id(function) in self.twins or not _closes_over_state(function, set()):
-            return self.twins.get(id(function), function)  # type: ignore[no-any-return]
-        cells = tuple(types.CellType() for _ in function.__closure__ or ())
-        twin = types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
-        twin.__dict__.update(function.__dict__)
-        self.twins[id(function)] = twin  # before its cells: it may close over itself
-        self.alive.append(function)
-        twin.__defaults__, twin.__kwdefaults__ = self.value(function.__defaults__), self.value(function.__kwdefaults__)
-        for cell, original in zip(cells, function.__closure__ or (), strict=True):
-            try:
-                cell.cell_contents = self.value(original.cell_contents)
-            except ValueError:  # not filled yet
-                continue
-        return twin
-
-    def _container(self, value: Any) -> Any:
-        if isinstance(value, defaultdict):
-            twin: Any = defaultdict(value.default_factory)
-        else:
-            twin = deque(maxlen=value.maxlen) if isinstance(value, deque) else type(value)()
-        self.twins[id(value)] = twin  # before its items: it may hold itself
-        self.alive.append(value)
-        if isinstance(value, dict):
-            twin.update((self.value(key), self.value(item)) for key, item in value.items())
-        elif isinstance(value, set):
-            twin.update(self.value(item) for item in value)
-        else:
-            twin.extend(self.value(item) for item in value)
-        return twin
+    def _enter(self, original: Any, twin: Any, attributes: dict[str, Any], slots: dict[str, Any]) -> None:
+        self.twins[id(original)] = twin
+        self.alive.append(original)
+        if attributes or slots:
+            self.waiting.append((twin, (attributes, slots)))
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -166,22 +144,27 @@ class _Copier:
             twin = nn.Parameter(twin, requires_grad=wants)
         if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:  # one with methods of its own
             twin = torch.Tensor._make_subclass(type(tensor), twin.detach(), twin.requires_grad)
-        if tensor.__dict__:
-            self.twins[id(tensor)] = twin  # before its attributes: they may refer to it
-            twin.__dict__.update((name, self.value(item)) for name, item in tensor.__dict__.items())
         return twin
+
+
+class _Loader(pickle.Unpickler):
+    def __init__(self, buffer: io.BytesIO, passed: list[Any]) -> None:
+        super().__init__(buffer)
+        self.passed = passed
+
+    def persistent_load(self, number: int) -> Any:
+        return self.passed[number]
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
     """What it closes over, or has as a default, could belong to the model, or could be written to by a forward."""
     seen.add(id(function))
-    contents = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-    for cell in function.__closure__ or ():
-        try:
-            contents.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            continue
-    for held in contents:
+    defaults, keywords, cells, _ = _held_by(function)
+    for held in (*(defaults or ()), *(keywords or {}).values(), *cells.values()):
         content = held.__self__ if isinstance(held, types.MethodType) else held
         if isinstance(content, (nn.Module, torch.Tensor, list, dict, set, deque)):
             return True
@@ -190,21 +173,58 @@ def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
     return False
 
 
-def _is_plain(kind: type) -> bool:
-    """Objects of the class consist of their attributes, and are copied as any object is."""
-    copies = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__")
-    is_usual = all(getattr(kind, name, None) is getattr(object, name, None) for name in copies)
-    has_slots = any("__slots__" in vars(base) for base in kind.__mro__)
-    return is_usual and not has_slots and getattr(kind, "__new__", None) is getattr(object, "__new__", None)
+def _held_by(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any], dict[str, Any]]:
+    """Defaults, keyword defaults, contents of cells that are filled, and attributes."""
+    cells = {}
+    for index, cell in enumerate(function.__closure__ or ()):
+        try:
+            cells[index] = cell.cell_contents
+        except ValueError:  # not filled yet
+            continue
+    return function.__defaults__, function.__kwdefaults__, cells, function.__dict__
 
 
-def _names(slots: Any) -> tuple[str, ...]:
-    return (slots,) if isinstance(slots, str) else tuple(slots)
+def _empty_function(function: types.FunctionType) -> types.FunctionType:
+    cells = tuple(types.CellType() for _ in function.__closure__ or ())
+    return types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
 
 
-def copier(convert: Convert) -> Callable[[Any], Any]:
-    """A function that copies whatever is given, as a twin is made; what it meets twice is one thing in the copies."""
-    return _Copier(convert).value
+def _fill_function(twin: types.FunctionType, held: tuple[Any, Any, dict[int, Any], dict[str, Any]]) -> None:
+    twin.__defaults__, twin.__kwdefaults__, cells, attributes = held
+    twin.__dict__.update(attributes)
+    for index, content in cells.items():
+        (twin.__closure__ or ())[index].cell_contents = content
+
+
+def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) -> Any:
+    """A copy of any structure; what it holds twice is one thing in the copy.
+
+    Args:
+        convert: makes the copy of a tensor: `to_meta`, `to_sketch`, `to_clone`, or any other function.
+        value: left as it is.
+        shared: objects of this class are not copied.
+    """
+    buffer = io.BytesIO()
+    copier = _Copier(buffer, convert, shared)
+    if isinstance(value, nn.Module):
+        for _, module in modules_with_python_forward(value):  # all at once: a weak reference may come first
+            copier.module(module)
+    with torch.inference_mode(False):
+        copier.dump(value)
+        filled = []
+        while copier.waiting:
+            twin, held = copier.waiting.popleft()
+            filled.append(twin)
+            copier.dump(held)
+        buffer.seek(0)
+        loader = _Loader(buffer, copier.passed)
+        copy = loader.load()
+        for twin in filled:
+            attributes, slots = loader.load()
+            twin.__dict__.update(attributes)
+            for name, content in slots.items():
+                object.__setattr__(twin, name, content)
+    return copy
 
 
 def twin_of(model: nn.Module, convert: Convert) -> nn.Module:
@@ -212,11 +232,10 @@ def twin_of(model: nn.Module, convert: Convert) -> nn.Module:
 
     Args:
         model: left as it is.
-        convert: `to_meta`, `to_clone`, or any function that makes the twin of a tensor. A tensor that stands at two
-            places in the model has one twin.
+        convert: see `copied_with`. A tensor that stands at two places in the model has one twin.
     """
-    with torch.inference_mode(False):
-        return _Copier(convert).model(model)
+    twin: nn.Module = copied_with(convert, model)
+    return twin
 
 
 def modules_with_python_forward(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

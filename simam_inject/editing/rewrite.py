@@ -21,7 +21,7 @@ from torch import nn
 from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
 from simam_inject.errors import FileError, ModelError
-from simam_inject.source import locate, method_source, run_by_forward
+from simam_inject.source import locate, may_run, method_source
 
 
 class RewrittenMethod(SiteHook):
@@ -76,6 +76,21 @@ class RewrittenMethod(SiteHook):
         return False
 
     @property
+    def __name__(self) -> str:
+        """As of a plain method."""
+        return self.method
+
+    @property
+    def __func__(self) -> types.FunctionType:
+        """As of a plain method."""
+        return self.function
+
+    @property
+    def __self__(self) -> nn.Module:
+        """As of a plain method."""
+        return self.owner
+
+    @property
     def __code__(self) -> types.CodeType:
         """As of a plain method: `torch.export` names sizes after it."""
         return self.function.__code__
@@ -119,7 +134,7 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
     original = inspect.getattr_static(type(owner), method, None)
     source = method_source(original)
     where = f"{type(owner).__name__}.{method}"
-    if not method.startswith("forward") and method not in run_by_forward(type(owner)):
+    if not may_run(type(owner), method):
         raise ModelError(f"{where} is not run by forward, so SimAM cannot be added inside it; {ADVICE}")
     if source is None or not isinstance(original, types.FunctionType):
         raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")

@@ -1,8 +1,7 @@
-"""The expected result of SimAM at the recorded sites, computed independently: hooks, formula and axes of its own."""
+"""The sites of a model on the original network: hooks, names and axes of their own, independent of the edits."""
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -13,118 +12,129 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
+from simam_inject.dataflow.naming import Namer
 from simam_inject.editing.attach import Attended
+from simam_inject.errors import describe_exception
 from simam_inject.nested import entry_at, replace_entry
-from simam_inject.verification.naming import NamedValues
+from simam_inject.verification.formula import Call, formula, why_far
 
-Shapes = dict[str, list[tuple[int, ...]]]
-"""Shapes that a site had in one forward, by path."""
+Key = tuple[str, str]
+"""Which SimAM: path of its holder, and its name among the children."""
+_Function = Callable[[Tensor], Tensor]
 
 
-def formula(x: Tensor, e_lambda: float, spatial: tuple[int, ...], strength: float = 1.0, gain: float = 1.0) -> Tensor:
-    """SimAM in float64, written from the paper, over the given spatial dimensions."""
-    wide = x.double()
-    positions = 1
-    for dim in spatial:
-        positions *= x.shape[dim]
-    difference = (wide - wide.mean(spatial, keepdim=True)).square()
-    variance = difference.sum(spatial, keepdim=True) / max(positions - 1, 1)
-    gate = torch.sigmoid(difference / (4 * (variance + e_lambda)) + 0.5)
-    return (wide * ((1 - strength) + strength * gain * gate)).to(x.dtype)
+def key_of(entry: Attended) -> Key:
+    """The same for a site of a model and of its twins."""
+    return entry.path, entry.site["child"]
 
 
 class Oracle:
-    """Hooks on a stock network that do what a model's SimAMs should do."""
+    """Where the original network computes what the SimAMs of a model attend.
+
+    Args:
+        sites: of the model.
+    """
 
     def __init__(self, sites: list[Attended]) -> None:
         self.sites = sites
-        self.spatial: dict[str, tuple[int, ...]] = {}
-        self.unnamed: set[str] = set()
-        """Sites inside a forward that computes other values in this mode, so that names do not tell which is meant."""
-        self.names: dict[str, Counter[str]] = {}
-        """How many values of each name the modules with sites inside computed in the last forward, by path."""
+        self.shapes: dict[Key, list[torch.Size]] = {}
+        """Shapes of each site in the first forward."""
+        self.unnamed: set[Key] = set()
+        """Sites inside a forward that computes other values than in the first, so that names do not say which."""
+        self._names: list[dict[str, Counter[str]]] = []
+        """Of each forward, how many values of each name the modules with sites inside computed, by path."""
+        self._spatial: dict[Key, tuple[int, ...]] = {}
 
-    def find_axes(self, one: Shapes, other: Shapes) -> None:
-        """Spatial dimensions of each site, from its shapes in forwards of two image sizes and batches.
+    def has_left_out(self) -> bool:
+        """Leave out the sites of modules that computed other values in the last forward than in the first.
+
+        Returns:
+            Others are left out than before.
+        """
+        before = self.unnamed
+        changed = {scope for scope, names in self._names[-1].items() if names != self._names[0][scope]}
+        self.unnamed = {key_of(entry) for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
+        return self.unnamed != before
+
+    def spatial(self, entry: Attended, shape: torch.Size) -> tuple[int, ...]:
+        """Spatial dimensions of a site, from its shapes in forwards of two image sizes; else as planned.
 
         The first dimension is the batch. Of the others, the one that stays while another changes holds the channels.
         """
-        for path, shapes in one.items():
-            first, second = shapes[:1], other.get(path, [])[:1]
-            if not first or not second or len(first[0]) != len(second[0]):
-                continue
-            inner = range(1, len(first[0]))
-            fixed = [dim for dim in inner if first[0][dim] == second[0][dim]]
-            if len(fixed) == 1 and len(first[0]) > 2:
-                self.spatial[path] = tuple(dim for dim in inner if dim != fixed[0])
+        key, inner = key_of(entry), range(1, len(shape))
+        first = self.shapes.get(key, [torch.Size()])[0]
+        if key not in self._spatial and len(first) == len(shape) > 2:
+            fixed = [dim for dim in inner if first[dim] == shape[dim]]
+            if len(fixed) == 1:
+                self._spatial[key] = tuple(dim for dim in inner if dim != fixed[0])
+        planned = range(2, len(shape)) if entry.site["channel_dim"] == 1 else range(1, len(shape) - 1)
+        return self._spatial.get(key, tuple(planned))
+
+    def note_shape(self, entry: Attended, x: Tensor) -> Tensor:
+        """For `attending`, in the first forward."""
+        self.shapes.setdefault(key_of(entry), []).append(x.shape)
+        return x
+
+    def why_not_formula(self, entry: Attended, call: Call) -> str | None:
+        """How the result of a call differs from the formula; also of the same in float64, where more shows."""
+        attention, wide = call.attention, call.given.double()
+        if not isinstance(attention, SimAM):  # another attention module, put in by a factory
+            return None
+        with torch.no_grad():
+            found, wanted = attention.forward(wide), self._formula(entry, call, wide)
+        problem = why_far(call.result, wanted.to(call.given.dtype), "the formula")
+        problem = problem or why_far(found, wanted, "the formula")
+        return problem and f"{entry.site['path']} {problem}"
+
+    def why_no_gradient(self, entry: Attended, call: Call) -> str | None:
+        """How the gradient of a call differs from the formula's; after the forward, which may have overwritten maps."""
+        assert call.edges is not None
+        given, result = call.edges
+        weights = torch.linspace(0.5, 1.5, call.result.numel(), device=call.result.device).reshape(call.result.shape)
+        try:
+            (found,) = torch.autograd.grad((result,), (given,), (weights.to(call.result),), retain_graph=True)
+        except RuntimeError as error:
+            return f"{entry.site['path']} has no gradient: {describe_exception(error):.150}"
+        if not isinstance(call.attention, SimAM):
+            return None
+        with torch.enable_grad():
+            x = call.given.double().requires_grad_()
+            (wanted,) = torch.autograd.grad(self._formula(entry, call, x), x, weights.double())
+        problem = why_far(found, wanted.to(found.dtype), "the gradient of the formula", factor=10)
+        return problem and f"{entry.site['path']} {problem}"
+
+    def _formula(self, entry: Attended, call: Call, x: Tensor) -> Tensor:
+        assert isinstance(call.attention, SimAM)
+        return formula(x, entry.site["e_lambda"], self.spatial(entry, call.shape), gain=call.attention.gain)
 
     @contextmanager
-    def noting_shapes(self, stock: nn.Module, shapes: Shapes) -> Iterator[None]:
-        """Inside, forwards of the stock network write down the shape of each site."""
-
-        def note(entry: Attended, x: Tensor) -> Tensor:
-            shapes.setdefault(entry.site["path"], []).append(tuple(x.shape))
-            return x
-
-        with self._hooked(stock, note):
-            yield
-
-    @contextmanager
-    def attending(self, stock: nn.Module) -> Iterator[None]:
-        """Inside, forwards of the stock network compute the formula at each site."""
-
-        def attend(entry: Attended, x: Tensor) -> Tensor:
-            site, attention = entry.site, entry.attention
-            if not isinstance(attention, SimAM):  # another attention module, put in by a factory
-                assert attention is not None
-                twin = copy.deepcopy(attention).to(x.dtype).train(stock.training)
-                return twin(x.movedim(-1, 1)).movedim(1, -1) if site["channel_dim"] == -1 else twin(x)  # type: ignore[no-any-return]
-            spatial = self.spatial.get(site["path"])
-            if spatial is None:
-                spatial = tuple(range(2, x.dim())) if site["channel_dim"] == 1 else tuple(range(1, x.dim() - 1))
-            return formula(x, site["e_lambda"], spatial, 1.0, attention.gain)
-
-        with self._hooked(stock, attend):
-            yield
-
-    def _scopes(self) -> set[str]:
-        return {_scope(entry) for entry in self.sites if _is_named(entry)}
-
-    def leave_out_unnamed(self, names: dict[str, Counter[str]]) -> None:
-        """Leave out the sites of modules that computed other values in the last forward than in the one of `names`."""
-        changed = {scope for scope in self._scopes() if self.names.get(scope) != names.get(scope)}
-        self.unnamed = {entry.site["path"] for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
-
-    @contextmanager
-    def _hooked(self, stock: nn.Module, attend: Callable[[Attended, Tensor], Tensor]) -> Iterator[None]:
-        modules = dict(stock.named_modules())
+    def attending(self, stock: nn.Module, attend: Callable[[Attended, Tensor], Tensor]) -> Iterator[None]:
+        """Inside, a forward of the original goes on with what `attend` returns for the value of each site."""
 
         def function(entry: Attended, x: Tensor) -> Tensor:
-            with torch._C.DisableTorchFunction():  # the formula's own operations have no names
+            with torch._C.DisableTorchFunction():  # its own operations have no names
                 return attend(entry, x)
 
+        modules = dict(stock.named_modules())
+        inside = [entry for entry in self.sites if _is_named(entry)]
+        named = [entry for entry in inside if key_of(entry) not in self.unnamed]
+        functions: dict[str, _Function] = {entry.site["path"]: partial(function, entry) for entry in named}
+        recorder = _NamedValues(stock, functions)
         handles = []
-        inside = {}
-        for entry in self.sites:
-            if _is_named(entry) and entry.site["path"] not in self.unnamed:
-                inside[entry.site["path"]] = partial(function, entry)
-        recorder = NamedValues(stock, inside)
         try:
             for entry in self.sites:
                 edit = entry.site["edit"]
-                named = entry.site["path"].partition(":")[0]
                 if edit["kind"] == "output":
-                    # The path names the module, unless the value is one that the holder computes inside.
-                    is_named = named in modules and (edit["key"] is not None) == (":" in entry.site["path"])
-                    module = modules[named] if is_named and entry.site["runs"] == 1 else modules[entry.path]
-                    handles.append(module.register_forward_hook(_after(entry, function), prepend=True))
-                elif edit["kind"] == "input" and entry.site["path"] not in inside:
-                    handle = modules[entry.path].register_forward_pre_hook(_before(entry, function), with_kwargs=True)
-                    handles.append(handle)
+                    hook = _after(edit["key"], partial(function, entry))
+                    handles.append(_returning(entry, modules).register_forward_hook(hook, prepend=True))
+                elif edit["kind"] == "input" and entry not in named:
+                    before = _before(edit["argument"], edit["key"], partial(function, entry))
+                    handles.append(modules[entry.path].register_forward_pre_hook(before, with_kwargs=True))
             with recorder.attending() if inside else nullcontext():
                 yield
         finally:
-            self.names = {scope: recorder.names_in(scope) for scope in self._scopes()}
+            scopes = [_scope(entry) for entry in inside]
+            self._names.append({scope: recorder.names_in(scope) for scope in scopes})
             for handle in handles:
                 handle.remove()
 
@@ -140,33 +150,66 @@ def _scope(entry: Attended) -> str:
     return entry.path if entry.site["edit"]["kind"] == "rewritten" else entry.site["path"].rpartition(".")[0]
 
 
-def _after(entry: Attended, function: Any) -> Any:
-    key = entry.site["edit"]["key"]
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        given = output if key is None else entry_at(output, key)
-        attended = function(entry, given)
-        if attended is given:  # only looked at: the container stays the very one
-            return None
-        return attended if key is None else replace_entry(output, key, attended)
-
-    return hook
+def _returning(entry: Attended, modules: dict[str, nn.Module]) -> nn.Module:
+    """The module that the path names; the holder for a value that it computes inside, or in several calls."""
+    path, colon, _ = entry.site["path"].partition(":")
+    is_module = path in modules and (entry.site["edit"]["key"] is not None) == bool(colon)
+    return modules[path if is_module and entry.site["runs"] == 1 else entry.path]
 
 
-def _before(entry: Attended, function: Any) -> Any:
-    edit = entry.site["edit"]
-    argument, key = edit["argument"], edit["key"]
+def _after(key: int | str | None, function: _Function) -> Callable[..., Any]:
+    return lambda _module, _args, output: _replaced(output, key, function)
 
+
+def _before(argument: int | str, key: int | str | None, function: _Function) -> Callable[..., Any]:
     def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        is_positional = isinstance(argument, int) and argument < len(args)
-        given = args[argument] if is_positional else kwargs[argument]
-        map_ = given if key is None else entry_at(given, key)
-        attended = function(entry, map_)
-        if attended is map_:
-            return None
-        attended = attended if key is None else replace_entry(given, key, attended)
-        if is_positional:
+        if isinstance(argument, int) and argument < len(args):
+            attended = _replaced(args[argument], key, function)
             return (*args[:argument], attended, *args[argument + 1 :]), kwargs
-        return args, {**kwargs, argument: attended}
+        return args, kwargs | {str(argument): _replaced(kwargs[str(argument)], key, function)}
 
     return hook
+
+
+def _replaced(value: Any, key: int | str | None, function: _Function) -> Any:
+    """The value, or a copy with another entry at `key`; the very container where the entry stays."""
+    if key is None:
+        return function(value)
+    given = entry_at(value, key)
+    attended = function(given)
+    return value if attended is given else replace_entry(value, key, attended)
+
+
+class _NamedValues(Namer):
+    """Finds values in the middle of a forward by their names (`add[2]` of a module), as `dataflow` counts them.
+
+    Nothing of `editing` is used: no source, no wrapped expression.
+
+    Args:
+        model: a stock twin.
+        functions: what becomes of a value, by its path; entries of lists, tuples and dicts have a path with a key.
+    """
+
+    def __init__(self, model: nn.Module, functions: dict[str, _Function]) -> None:
+        super().__init__(model)
+        self.functions: dict[str, list[tuple[int | str | None, _Function]]] = {}
+        for at, function in functions.items():
+            path, _, key = at.partition(":")
+            self.functions.setdefault(path, []).append((int(key) if key.isdigit() else key or None, function))
+
+    @contextmanager
+    def attending(self) -> Iterator[None]:
+        """Watch the network."""
+        with self.watching(), self:
+            yield
+
+    def names_in(self, scope: str) -> Counter[str]:
+        """How many values of each name the first call of a module computed."""
+        frame = self.first_calls.get(scope)
+        return Counter() if frame is None else Counter(frame.names)
+
+    def named(self, path: str, result: Any) -> Any:
+        """What the forward gets in the place of a named value."""
+        for key, function in self.functions.get(path, ()):
+            result = _replaced(result, key, function)
+        return result

@@ -1,24 +1,23 @@
-"""Runs of twins that verification compares: seeds, dtypes, gradients, and SimAM switched off for the moment."""
+"""Runs of twins of a model, with and without its SimAM; and SimAM switched off for the moment."""
 
 from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
-from simam_inject.dataflow.example import Example, copied
-from simam_inject.dataflow.twin import set_mode, to_clone
-from simam_inject.editing.attach import attended_in
-from simam_inject.verification.outputs import tensors_of
+from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.survey import run_as_written
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
+from simam_inject.editing.attach import attended_in, detach
 
 SEED = 0x51A4_0001
 """A seed that no forward would set by itself."""
@@ -29,6 +28,59 @@ def tensor_marks(model: nn.Module) -> Marks:
     """Name, identity and version of every parameter and buffer: another if somebody writes into it."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return tuple((name, id(t), None if t.is_inference() else t._version) for name, t in tensors)
+
+
+class Twins:
+    """Twins of a model, each for one forward: buffers and counters are its own, and parameters a shared copy.
+
+    Args:
+        model: an injected model; left as it is.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._parameters: dict[int, Tensor] = {}
+
+    def stock(self) -> nn.Module:
+        """The model without its SimAM."""
+        twin = self._twin()
+        detach(twin)
+        return twin
+
+    def injected(self) -> nn.Module:
+        """The model with every SimAM at full strength."""
+        twin = self._twin()
+        for entry in attended_in(twin):
+            if isinstance(entry.attention, SimAM):
+                entry.attention.strength = 1.0
+        return twin
+
+    def run(
+        self, twin: nn.Module, example: Example, *, training: bool = False, gradients: bool = False, seed: int = SEED
+    ) -> Any:
+        """The output of one forward, by default from the same random state as every other."""
+        set_mode(twin, training)
+        for set_seed in (torch.manual_seed, random.seed, np.random.seed):
+            set_seed(seed)
+        try:
+            with torch.set_grad_enabled(gradients):
+                args, kwargs = example.fresh()
+                return twin(*args, **kwargs)
+        finally:
+            if any(copy._version for copy in self._parameters.values()):  # the forward wrote into them
+                self._parameters.clear()
+
+    def _twin(self) -> nn.Module:
+        twin = twin_of(self.model, self._copy)
+        run_as_written(twin)
+        return twin
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return to_clone(tensor)
+        if id(tensor) not in self._parameters:
+            self._parameters[id(tensor)] = to_clone(tensor)
+        return self._parameters[id(tensor)].detach()
 
 
 @contextmanager
@@ -63,90 +115,3 @@ _LOCK = threading.Lock()
 
 def _as_identity(module: nn.Module) -> Any:
     return module.register_forward_hook(lambda _module, args, _output: args[0])
-
-
-@dataclass(slots=True)
-class Run:
-    """What one forward gave."""
-
-    output: Any
-    gradients: dict[str, torch.Tensor] | None = None
-
-
-def run(
-    model: nn.Module,
-    example: Example,
-    *,
-    training: bool,
-    convert: Any = copied,
-    gradients: bool = False,
-    seed: int = SEED,
-) -> Run:
-    """One forward, by default from the same random state as every other."""
-    set_mode(model, training)
-    for set_seed in (torch.manual_seed, random.seed, np.random.seed):
-        set_seed(seed)
-    args, kwargs = example.fresh(convert)
-    with torch.inference_mode(False), torch.set_grad_enabled(gradients):
-        output = model(*args, **kwargs)
-        return Run(output, gradients_of(model, output) if gradients else None)
-
-
-def gradients_of(model: nn.Module, output: Any) -> dict[str, torch.Tensor] | None:
-    """Gradients of all parameters for a fixed weighting of the output."""
-    losses = []
-    for tensor in tensors_of(output):
-        if tensor.is_floating_point() and tensor.requires_grad:
-            weights = torch.linspace(0.5, 1.5, tensor.numel(), dtype=tensor.dtype, device=tensor.device)
-            losses.append((tensor.flatten() * weights).mean())
-    names = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not losses or not names:
-        return None
-    total = torch.stack([loss.double() for loss in losses]).sum()
-    found: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-        total, [parameter for _, parameter in names], allow_unused=True
-    )
-    return {name: grad for (name, _), grad in zip(names, found, strict=True) if grad is not None}
-
-
-def to_dtype(dtype: torch.dtype) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Make twins of tensors in this dtype; integers stay what they are."""
-
-    def convert(tensor: torch.Tensor) -> torch.Tensor:
-        twin = tensor.detach().clone()
-        return twin.to(dtype) if twin.is_floating_point() else twin
-
-    return convert
-
-
-class Parameters:
-    """One copy of a model's parameters in each dtype, for all its twins; every twin has buffers of its own."""
-
-    def __init__(self) -> None:
-        self.copies: dict[tuple[int, torch.dtype | None], torch.Tensor] = {}
-        self.are_shared = True
-
-    def convert(self, dtype: torch.dtype | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Make the tensors of one twin, in a dtype or in their own."""
-        make = to_clone if dtype is None else to_dtype(dtype)
-
-        def convert(tensor: torch.Tensor) -> torch.Tensor:
-            if not self.are_shared or not isinstance(tensor, nn.Parameter):
-                return make(tensor)
-            key = id(tensor), dtype
-            if key not in self.copies:
-                self.copies[key] = make(tensor)
-            return self.copies[key].detach()
-
-        return convert
-
-    def look_for_writes(self) -> None:
-        """Give every twin parameters of its own from now on, if a forward has written into them."""
-        if any(copy._version for copy in self.copies.values()):
-            self.are_shared = False
-            self.copies.clear()
-
-
-def dtype_of(output: Any) -> torch.dtype | None:
-    """The dtype of the first floating point tensor of an output."""
-    return next((tensor.dtype for tensor in tensors_of(output) if tensor.is_floating_point()), None)

@@ -7,8 +7,7 @@ from typing import Any
 from torch import nn
 
 from simam_inject.attention import SimAM
-from simam_inject.dataflow.twin import twin_of
-from simam_inject.editing.attach import Attended, detach
+from simam_inject.editing.attach import Attended
 from simam_inject.editing.presence import presence_of
 from simam_inject.planning.records import Check
 from simam_inject.verification.runs import Marks, tensor_marks
@@ -27,7 +26,9 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
         if attention is None:
             return Check(name, False, f"{site['path']} has lost its module {site['child']}")
         if not isinstance(attention, SimAM):
-            continue
+            if site["path"] in presence.peers:
+                continue
+            return Check(name, False, f"{site['path']} has a {type(attention).__name__} in the place of its SimAM")
         if attention.bypassed:
             return Check(name, False, f"{site['path']} is bypassed")
         found, wanted = (attention.e_lambda, attention.channel_dim), (site["e_lambda"], site["channel_dim"])
@@ -54,17 +55,18 @@ def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
     return found
 
 
-def same_tensors(model: nn.Module, sites: list[Attended], before: Marks | None, has_parameters: bool) -> Check:
-    """The keys of the state_dict are those of the network without SimAM, and no tensor was written to."""
-    stock = twin_of(model, lambda tensor: tensor.detach())
-    detach(stock)
-    keys, now = list(stock.state_dict()), list(model.state_dict())
-    if has_parameters:
-        own = {f"{entry.path}.{entry.site['child']}." if entry.path else f"{entry.site['child']}." for entry in sites}
-        now = [key for key in now if not key.startswith(tuple(own))]
+def same_tensors(model: nn.Module, sites: list[Attended], keys: list[str], before: Marks | None) -> Check:
+    """The keys of the state_dict are those of the network without SimAM, and no tensor was written to.
+
+    Args:
+        keys: those without SimAM.
+        before: the tensors before the injection, where they are known.
+    """
+    attentions = [(entry, entry.attention) for entry in sites if entry.attention is not None]
+    own = [f"{entry.path}.{entry.site['child']}.".lstrip(".") for entry, module in attentions if [*module.parameters()]]
+    now = [key for key in model.state_dict() if not key.startswith(tuple(own))]
     if now != keys:
         return Check(_KEYS, False, f"keys differ: {', '.join(sorted(set(now) ^ set(keys))[:3])}")
-    marks = tensor_marks(model)
-    if before is not None and not set(before) <= set(marks):
+    if before is not None and not set(before) <= set(tensor_marks(model)):
         return Check(_KEYS, False, "a parameter or buffer was replaced or written to")
     return Check(_KEYS, True, f"{len(keys)} keys")

@@ -11,6 +11,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from simam_inject import InjectError, bypass, inject, injected, plan
+from simam_inject.api import survey
 from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
 
 
@@ -713,3 +714,24 @@ def test_one_sample_without_its_batch_at_a_site_of_three_dimensions_raises(facto
     run(stock, one)
     with pytest.raises(InjectError, match="act"):
         run(model, one)
+
+
+class Cached(nn.Module):
+    """Fills a table in its first forward, by the operation that it also applies to its map."""
+
+    def __init__(self, anew):
+        super().__init__()
+        self.conv, self.seed = nn.Conv2d(3, 6, 3, padding=1), nn.Parameter(torch.randn(1, 6, 1, 1))
+        self.anew, self.table, self.size = anew, None, None
+
+    def forward(self, x):
+        if self.table is None or (self.anew and self.size != x.shape[2:]):
+            self.table, self.size = F.relu(self.seed.expand(1, 6, *x.shape[2:])), x.shape[2:]
+        return F.relu(self.conv(x) + self.table.mean((2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["once", "for each size"])
+def test_a_cache_does_not_shift_the_experiments(anew):
+    sites = survey(Cached(anew).eval(), example_inputs=torch.rand(2, 3, 16, 16)).site_by_path
+    assert "does not depend on the batch" in sites["relu"].obstacle
+    assert (sites["relu[2]"].axes, sites["relu[2]"].axes_measured) == ("NCHW", True)

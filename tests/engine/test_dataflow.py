@@ -8,6 +8,9 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from simam_inject import bypass, inject, injected, plan, simam, verify
+from simam_inject.dataflow.example import example_of
+from simam_inject.dataflow.survey import survey_model
+from simam_inject.editing.attach import detach
 from simam_inject.errors import NoMatchError
 from tests import oracle
 from tests.engine.blocks import Block, conv
@@ -208,7 +211,7 @@ class InLoop(Block):
 
 
 def test_one_pass_of_a_loop_cannot_be_named():
-    told = r"a runs 2 times in one forward, and computes this value 1 time\(s\); it is computed in a loop"
+    told = r"a runs 2 times in one forward, .*this value.* 1 time\(s\); it is computed in a loop"
     with pytest.raises(NoMatchError, match=told):
         plan(InLoop(), "after inloop.a[2]", example_inputs=X)
 
@@ -308,3 +311,98 @@ def test_a_model_that_is_one_layer():
     assert same_bits(ours(X), attend(plain(X)))
     assert list(ours.state_dict()) == list(plain.state_dict())
     assert verify(ours, example_inputs=X).ok
+
+
+# Constants of a few numbers keep them where the rest of a recording has shapes alone
+
+
+class Constants(Block):
+    """As ultralytics' Detect: a plain attribute and a buffer, whose numbers decide."""
+
+    def __init__(self):
+        super().__init__()
+        self.strides = torch.tensor([2, 4])
+        self.register_buffer("scale", torch.rand(4, 1, 1))
+        self.register_buffer("count", torch.zeros(4))
+
+    def forward(self, x):
+        print(x.device.type)
+        return self.go(self.a(x))
+
+
+class Numbers(Constants):
+    def go(self, y):
+        return self.b(y.new_full(y.shape, self.strides[0].item()) + y)
+
+
+class Decides(Constants):
+    def go(self, y):
+        return self.b(y) if self.strides.sum() > 5 else self.a(y)
+
+
+class Mixes(Constants):
+    def go(self, y):
+        return self.b(y * self.scale) + torch.stack([self.scale, self.scale + 1]).sum(0)
+
+
+class Indexes(Constants):
+    def go(self, y):
+        return self.b(y[:, self.strides - 2].repeat(1, 2, 1, 1))
+
+
+class WritesFirst(Constants):
+    """Only with values: what it writes to is a constant."""
+
+    def go(self, y):
+        self.count += y.mean((0, 2, 3))
+        return self.b(y) * self.count[0]
+
+
+class WritesNumber(Constants):
+    def go(self, y):
+        self.strides[0] = y.shape[0]
+        self.strides[1].add_(y.mean().long())
+        return self.b(y)
+
+
+class TimeStep(Constants):
+    def go(self, y):
+        return self.b(y)
+
+    def forward(self, x, steps):
+        embedded = torch.arange(4, device=steps.device) * steps[:, None]
+        return super().forward(x) * self.a(x).mean() + embedded[:, :, None, None] * int(steps[0])
+
+
+@pytest.mark.parametrize("kind", [Numbers, Decides, Mixes, Indexes, WritesFirst, WritesNumber, TimeStep])
+def test_constants_keep_their_numbers(kind, capsys):
+    torch.manual_seed(4)
+    model = kind().eval()
+    args = (X, torch.tensor([3, 5])) if kind is TimeStep else (X,)
+    found, full = (
+        survey_model(model, example_of(model, args), detach, with_values=values).anatomy for values in (False, True)
+    )
+    assert found.sites == full.sites
+    devices = capsys.readouterr().out.split()
+    writes = kind in (WritesFirst, WritesNumber)
+    assert devices == (["meta"] + ["cpu"] * 6 if writes else ["meta"] * 3 + ["cpu"] * 3)
+    assert model.strides.tolist() == [2, 4]
+    assert not model.count.any()
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.h = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.c(x)
+        y.mul_(2.0)
+        return self.h(y)
+
+
+def test_an_in_place_operation_is_read_under_the_name_of_its_tensor():
+    stock, x = InPlace().eval(), torch.rand(2, 3, 8, 8)
+    with pytest.raises(NoMatchError, match=r"mul: .*it modifies a tensor in place.*use `before`"):
+        plan(stock, {"rules": [{"path": "mul", "after": "output"}]}, example_inputs=x)
+    assert plan(stock, {"rules": [{"path": "h", "before": "input"}]}, example_inputs=x).insertions

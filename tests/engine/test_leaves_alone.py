@@ -1,5 +1,6 @@
 """What the user hands in stays as it is: example inputs, buffers that a pending backward has saved."""
 
+import pickle
 from dataclasses import dataclass
 
 import pytest
@@ -140,3 +141,28 @@ def test_buffers_of_inference_mode():
     model = Net(Careful(nn.Sequential(Block(), norm.requires_grad_(False)))).eval()
     assert plan(model, "after block.a", example_inputs=X).insertions
     assert norm.running_mean.tolist() == [0, 0, 0, 0]
+
+
+def test_a_model_whose_example_is_an_object_can_be_pickled():
+    """Its record of the example has shapes alone, or nothing."""
+    model = inject(WritesIntoObject(Block()).eval(), "after block.a", example_inputs=(Sample(X.clone()),))
+    again = pickle.loads(pickle.dumps(model))
+    assert same_bits(again(Sample(X.clone())), model(Sample(X.clone())))
+
+
+class Slotted(Block):
+    __slots__ = ("seen",)
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return super().forward(x)
+
+
+def test_what_stands_in_a_slot_is_copied_too():
+    model = Slotted().eval()
+    inject(model, "after slotted.a", example_inputs=torch.rand(2, 4, 8, 8))
+    assert model.seen == []

@@ -6,6 +6,7 @@ The same text makes both classes, so that only the place of SimAM is compared, w
 
 import copy
 import itertools
+from pathlib import Path
 
 import pytest
 import torch
@@ -395,3 +396,38 @@ def test_a_hook_is_used_where_the_source_shows_that_it_always_meets_the_value(ne
     stock, _ = nets(f"    def forward(self, x):\n        y = self.c(x) + x\n        return {end}\n")
     (only,) = plan(stock, recipe("add"), example_inputs=image()).insertions
     assert (only.edit, only.note) == (edit, "")
+
+
+METHODS = {
+    "two names": ("    act_b = act\n", "self.act_b(y) if self.flag else self.act(y)", "two names"),
+    "through the class": ("", "Block.act(self, y) if self.flag else self.act(y)", "self.act"),
+    "of a name that is computed": ("", 'getattr(self, "a" + "ct")(y)', "by its name"),
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_that_is_not_always_found_on_the_instance_is_not_rewritten(nets, name):
+    alias, call, reason = METHODS[name]
+    act = "    def act(self, y):\n        z = y * 2.0\n        return z + z\n"
+    stock, _ = nets(f"{act}{alias}    def forward(self, x):\n        y = self.c(x)\n        return self.h({call})\n")
+    with pytest.raises(NoMatchError, match=rf"b\.mul: .*{reason}"):
+        plan(stock, recipe("mul"), example_inputs=image())
+
+
+def test_a_rewritten_method_has_the_attributes_of_a_method(nets):
+    text = "    def act(self, y):\n        z = y * 2.0\n        return z + z\n    def forward(self, x):\n        "
+    stock, oracle = nets(text.replace("y * 2.0", "<<y * 2.0>>") + "return self.act.__func__(self, self.c(x))\n")
+    model = inject(copy.deepcopy(stock), recipe("mul"), example_inputs=image())
+    assert (model.b.act.__name__, model.b.act.__self__) == ("act", model.b)
+    assert distance(run(model, image())[0], run(oracle, image())[0]) < 1e-8
+
+
+def test_a_file_that_was_changed_after_its_import_is_not_compiled(nets):
+    text = (
+        "    def forward(self, x):\n        y = self.c(x) + 1.0\n        return y + y if self.flag else y - 2.0 * y\n"
+    )
+    stock, _ = nets(text)
+    file = Path(type(stock.b).forward.__code__.co_filename)
+    file.write_text(file.read_text().replace("y + y", "y * y"))
+    with pytest.raises(NoMatchError, match=r"b\.add: .*source of its forward is not available, or was changed"):
+        plan(stock, recipe("add[1]"), example_inputs=image())

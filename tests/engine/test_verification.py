@@ -2,13 +2,14 @@
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
-from simam_inject import SimAM, api, bypass, eject, inject, injected, verify
+from simam_inject import SimAM, api, bypass, eject, inject, injected, simam, verify
 from simam_inject.editing import hooks, rewrite
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.planning import planner
@@ -47,9 +48,13 @@ class Net(nn.Module):
 
 EDITS = {"a": Output("block.a"), "b": Input("block.b", 0), "add": Rewritten("block", "add")}
 INPUT = "equal to the formula in hooks on the original, at another input size"
+BYPASSED, BYPASSED_TRAIN = (f"bypassed: equal to the original in {mode} mode" for mode in ("eval", "train"))
 TRAIN = "equal to the formula in train mode, gradients included"
 LIVE = "every SimAM ran, on the planned shape, with a finite result"
 PLANNED = "every SimAM is the one planned"
+
+
+hooks_attend, SIMAM_FORWARD = hooks.attend, SimAM.forward
 
 
 def build(site="a", **options):
@@ -70,20 +75,15 @@ def model(request):
     return made
 
 
-def patch_attend(monkeypatch, attend):
-    for module in (hooks, rewrite):
-        monkeypatch.setattr(module, "attend", attend)
-
-
 def test_a_right_model(model):
     found = verify(model)
     assert [(check.name, check.ok) for check in found.checks] == [
         (PLANNED, True),
         ("state_dict keys and parameters unchanged", True),
-        ("bypassed: equal to the original in eval mode", True),
+        (BYPASSED, True),
         (LIVE, True),
         (INPUT, True),
-        ("bypassed: equal to the original in train mode", True),
+        (BYPASSED_TRAIN, True),
         (TRAIN, True),
     ]
 
@@ -101,16 +101,60 @@ def test_sites_of_every_kind_at_once():
 # The planted faults
 
 
-def test_simam_missing_in_train_mode(model, monkeypatch):
-    real = hooks.attend
-    patch_attend(monkeypatch, lambda module, site, x: x if module.training else real(module, site, x))
-    assert set(failures(model)) == {TRAIN}
+def overwrites(real, module, site, x):
+    y = real(module, site, x)
+    x.detach().mul_(2)
+    return y
 
 
-def test_detach_before_it(model, monkeypatch):
-    real = hooks.attend
-    patch_attend(monkeypatch, lambda module, site, x: real(module, site, x.detach()))
-    assert "does not pass through a SimAM" in failures(model)[TRAIN]
+EDITING = {
+    "missing in train mode": (lambda real, m, s, x: x if m.training else real(m, s, x), {TRAIN}),
+    "unused in train mode": (lambda real, m, s, x: (real(m, s, x), x)[m.training], {TRAIN}),
+    "detached before": (lambda real, m, s, x: real(m, s, x.detach()), {TRAIN}),
+    "detached after": (lambda real, m, s, x: real(m, s, x).detach(), {TRAIN}),
+    "overwritten before the backward": (overwrites, {BYPASSED, TRAIN}),
+    "unused in eval mode": (lambda real, m, s, x: real(m, s, x) if m.training else x + 0 * real(m, s, x), {INPUT}),
+    "twice": (lambda real, m, s, x: real(m, s, real(m, s, x)), {LIVE, INPUT, TRAIN}),
+}
+
+
+@pytest.mark.parametrize("fault", EDITING)
+def test_a_fault_of_the_edit(fault, model, monkeypatch):
+    attend, names = EDITING[fault]
+    for module in (hooks, rewrite):
+        monkeypatch.setattr(module, "attend", partial(attend, hooks_attend))
+    assert set(failures(model)) == names
+
+
+OPERATOR = {
+    "another formula": (lambda real, m, x: x * x.sigmoid(), {LIVE, INPUT, TRAIN}),
+    "another lambda, by a hundredth": (lambda real, m, x: simam(x, m.e_lambda * 1.01), {LIVE, INPUT, TRAIN}),
+    "right at the size of the example alone": (
+        lambda real, m, x: real(m, x) if x.shape[-1] == 16 else x,
+        {INPUT, TRAIN},
+    ),
+    "wrong at the size of the example alone": (lambda real, m, x: x if x.shape[-1] == 16 else real(m, x), {LIVE}),
+    "raises at another size": (lambda real, m, x: real(m, x) if x.shape[-1] == 16 else x.missing, {INPUT, TRAIN}),
+    "not finite": (lambda real, m, x: real(m, x) * float("nan"), {LIVE, INPUT, TRAIN}),
+    "another gradient": (lambda real, m, x: 2 * real(m, x) - real(m, x).detach(), {TRAIN}),
+    "another shape": (lambda real, m, x: real(m, x)[:, :, :1], {LIVE, INPUT, TRAIN}),
+}
+
+
+@pytest.mark.parametrize("fault", OPERATOR)
+def test_a_fault_of_the_operator(fault, model, monkeypatch):
+    forward, names = OPERATOR[fault]
+    monkeypatch.setattr(SimAM, "forward", lambda m, x: x if m.bypassed else forward(SIMAM_FORWARD, m, x))
+    assert set(failures(model)) == names
+
+
+@pytest.mark.parametrize(("training", "name"), [(False, BYPASSED), (True, BYPASSED_TRAIN)])
+def test_a_simam_that_is_not_bypassed_in_one_mode(training, name, model, monkeypatch):
+    def forward(m, x):
+        return x + 0 if m.bypassed and m.training == training else SIMAM_FORWARD(m, x)
+
+    monkeypatch.setattr(SimAM, "forward", forward)
+    assert set(failures(model)) == {name}
 
 
 def put_elsewhere(monkeypatch, edit, **also):
@@ -183,17 +227,6 @@ def test_a_wrong_lambda_in_operator_and_record_alike(monkeypatch):
         build("a")
 
 
-def test_a_wrong_formula_in_the_operator(model, monkeypatch):
-    monkeypatch.setattr(SimAM, "forward", lambda self, x: x if self.bypassed else x * torch.sigmoid(x))
-    assert "formula" in failures(model)[INPUT]
-
-
-def test_right_at_the_size_of_the_example_alone(model, monkeypatch):
-    real = SimAM.forward
-    monkeypatch.setattr(SimAM, "forward", lambda self, x: real(self, x) if x.shape[-1] == 16 else x)
-    assert INPUT in failures(model)
-
-
 def test_wrong_axes_in_operator_and_record_alike(monkeypatch):
     real = planner.Insertion
     monkeypatch.setattr(planner, "Insertion", lambda *args, **kwargs: real(*args, **{**kwargs, "channel_dim": -1}))
@@ -249,12 +282,6 @@ def test_a_simam_that_was_removed():
     model = build()
     del model.block.a.simam
     assert failures(model)[PLANNED] == "block.a has lost its module simam"
-
-
-def test_a_result_that_is_not_finite(monkeypatch):
-    model = build()
-    monkeypatch.setattr(SimAM, "forward", lambda self, x: x if self.bypassed else x * float("nan"))
-    assert "NaN or infinity" in failures(model)[LIVE]
 
 
 def test_a_weight_that_was_written_to(monkeypatch):
@@ -489,3 +516,15 @@ def test_a_module_with_a_fast_path(name, rule):
     model = inject(OfTokens(FAST[name]()).eval(), {"rules": [rule]}, example_inputs=X)
     assert verify(model).ok
     assert injected(model)
+
+
+@pytest.mark.parametrize("other", [nn.Identity, nn.Tanh, lambda: nn.Sequential(SimAM())])
+def test_another_module_in_the_place_of_a_simam(other):
+    model = build()
+    model.block.a.simam = other()
+    assert "in the place of its SimAM" in failures(model)[PLANNED]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_remembered_example_has_the_dtype_of_the_parameters(dtype):
+    assert verify(build().to(dtype)).ok
