@@ -1,4 +1,4 @@
-"""Exceptions for user errors, one subclass per stage."""
+"""Exceptions for user errors, one subclass for each kind, and what their messages are written with."""
 
 import re
 from collections.abc import Sequence

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import network_of
 from simam_inject.attention import ArgumentError, SimAM, gate
-from simam_inject.verification import bypassed
+from simam_inject.editing.bypass import bypassed
 from simam_inject.warmup.batches import evaluating
 from simam_inject.warmup.strength import simams_of
 

@@ -147,7 +147,7 @@ class Namer(TorchFunctionMode):
         result = self.compute(func, args, kwargs, [tensor for _, tensor in tensors_in((args, kwargs))])
         if frame.is_scope and tensors_in(result):
             with torch._C.DisableTorchFunction():
-                return self.named(frame.count(self.name_operation(frame, func)), result)
+                return self.named(frame.next_path(self.name_operation(frame, func)), result)
         return result
 
     def name_operation(self, frame: Frame, func: Callable[..., Any]) -> str:
@@ -204,7 +204,7 @@ class Namer(TorchFunctionMode):
             name = parameter + "_input" * (parameter in children)
             tensors = [(keys, t) for keys, t in tensors_in(argument) if id(t) not in self.states]
             if tensors:
-                self.given(frame, name, frame.count(name), tensors)
+                self.given(frame, name, frame.next_path(name), tensors)
 
     def leave(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:
         """After a module's forward, before any of its own hooks."""
@@ -220,7 +220,7 @@ class Namer(TorchFunctionMode):
             if frame.is_scope:
                 return self.returned(frame, frame.path, output)
             if parent is not None and parent.is_scope:
-                return self.returned(frame, parent.count(self.name_inside(parent, module)), output)
+                return self.returned(frame, parent.next_path(self.name_inside(parent, module)), output)
             return output
 
     def left(self, _frame: Frame, output: Any) -> Any:

@@ -95,7 +95,7 @@ class Recorder(Namer):
             ]
             path = ""
             if frame.is_scope and outputs:
-                path = frame.count(self.name_operation(frame, func))
+                path = frame.next_path(self.name_operation(frame, func))
                 self._enter_values(path, outputs, kind, tuple(inputs))
                 self._write_operation(frame, func, kind, args, kwargs, outputs, path)
             for value in inputs:  # a leaf reads its arguments as a whole; anything else comes from elsewhere

@@ -58,7 +58,8 @@ class Site:
     """Path of the residual add that this value enters as the branch (not as the skip)."""
     structure: tuple[str, ...] = ()
     """`residual`: a block whose own forward joins a branch with its skip. `main`: a block that the network repeats
-    between stem and head, the outermost of nested ones."""
+    between stem and head, the outermost of nested ones. `decoder`: a block that joins an upsampled map with an
+    earlier one, or reads the joined map; see `dataflow.structure`."""
     on_skip: bool = False
     """Inside a residual block, an operation on the skip (its projection), not on the branch."""
     in_gate: bool = False
@@ -72,12 +73,12 @@ class Site:
 
     @property
     def channels(self) -> int | None:
-        """Number of channels, or None if the value is not a feature map."""
+        """Size of `channel_dim`; None for fewer than three dimensions. Meant only where `axes` is not empty."""
         return self.shape[self.channel_dim] if self.shape is not None and len(self.shape) > 2 else None
 
     @property
     def spatial(self) -> tuple[int, ...] | None:
-        """Spatial sizes of the map, or None if the value is not a feature map."""
+        """The other sizes but the first; None for fewer than three dimensions. As `channels`, it needs `axes`."""
         if self.shape is None or len(self.shape) < 3:
             return None
         return self.shape[2:] if self.channel_dim == 1 else self.shape[1:-1]

@@ -1,4 +1,4 @@
-"""Record a model without its SimAM: three forwards of a twin, and the sites that follow from them."""
+"""Record one forward of a twin without SimAM, note the shapes of a few at other sizes, and find the sites."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Frame:
     module: nn.Module
     parent: Frame | None
     is_scope: bool
-    """It has children: what its own forward computes are values that can be named."""
+    """It has children, or is the root: what its own forward computes are values that can be named."""
     taken: frozenset[str] = frozenset()
     """Names that operations cannot have: those of children and parameters."""
     names: Counter[str] = field(default_factory=Counter)
@@ -91,7 +91,7 @@ class Frame:
         """The tick lies inside this call."""
         return self.start <= tick <= self.end
 
-    def count(self, name: str) -> str:
+    def next_path(self, name: str) -> str:
         """Path of the next value of this name: `add`, `add[2]`, ..."""
         self.names[name] += 1
         return join(self.path, name if self.names[name] == 1 else f"{name}[{self.names[name]}]")

@@ -36,7 +36,9 @@ def _small(text: str) -> str:
     return text
 
 
-Path = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text without line breaks and other control characters."""
+Path = Line
 """A dotted path: compared and shown, never run."""
 Name = Annotated[str, Field(max_length=200, pattern=r"^[^\W\d]\w*$")]
 Count = Annotated[int, Field(ge=0, le=2**40)]
@@ -104,7 +106,7 @@ class SiteRecord(TypedDict):
     path: Path
     position: Literal["after", "before"]
     reader: Path | None
-    rule: Annotated[int, Field(ge=-1, le=10**6)]
+    rule: Annotated[int, Field(ge=0, le=10**6)]
     e_lambda: Annotated[float, Field(gt=0)]
     shape: Annotated[list[Count], Field(min_length=3, max_length=5)]
     channel_dim: Annotated[int, AfterValidator(check_channel_dim)]
@@ -113,7 +115,7 @@ class SiteRecord(TypedDict):
     dtype: Annotated[str, Field(max_length=20, pattern=r"^\w*$")]
     reduction: Count | None
     runs: Count
-    note: Path
+    note: Line
     witness: Path | None
     """Path of the norm that alone reads the site."""
     expression: ExpressionRecord | None
@@ -132,13 +134,13 @@ Recipes = list[dict[str, JsonValue]]
 
 
 @cache
-def adapter(kind: Any) -> TypeAdapter[Any]:
+def checks_of(kind: Any) -> TypeAdapter[Any]:
     """The checks for a type, made when they are first needed: they take longer to build than this file to import."""
     return TypeAdapter(kind)
 
 
 def checked(checks: TypeAdapter[T], value: object, what: str) -> T:
-    """The value as the adapter reads it: a copy, so that nothing can be added afterwards.
+    """The value as the checks read it: a copy, so that nothing can be added afterwards.
 
     Raises:
         FileError: it is not valid; the message says where and why.
@@ -163,7 +165,7 @@ def checked_sites(value: object, *kinds: str) -> list[SiteRecord]:
     Raises:
         FileError: it is not a list of site records.
     """
-    sites: list[SiteRecord] = checked(adapter(list[Site]), value, "a record of SimAM sites")
+    sites: list[SiteRecord] = checked(checks_of(list[Site]), value, "a record of SimAM sites")
     for site in sites:
         if kinds and site["edit"]["kind"] not in kinds:
             raise FileError(f"a record of SimAM sites is not valid: {site['path']} is not attended by {kinds[0]}")
@@ -172,10 +174,10 @@ def checked_sites(value: object, *kinds: str) -> list[SiteRecord]:
 
 def checked_recipes(value: object) -> list[dict[str, Any]]:
     """Recipes as plain data, or a FileError; their content is checked where it is used."""
-    return checked(adapter(Recipes), value, "a record of SimAM recipes")
+    return checked(checks_of(Recipes), value, "a record of SimAM recipes")
 
 
 def checked_example(value: object) -> dict[str, Any] | None:
     """The shapes that `shapes_of` wrote down, or a FileError; none asks for a huge tensor."""
-    shapes: dict[str, Any] | None = checked(adapter(ExampleRecord | None), value, "a record of SimAM example inputs")
+    shapes: dict[str, Any] | None = checked(checks_of(ExampleRecord | None), value, "a record of SimAM example inputs")
     return shapes

@@ -29,11 +29,13 @@ _PEERS = TypeAdapter(list[str])
 
 
 class Presence:
-    """Forward pre-hook of the root: paths, hooks (which are data), witnesses, and what an injection was made of.
+    """Forward pre-hook of the root: paths, hooks, witnesses, and what an injection was made of.
+
+    All of it is data, but for a rewritten method, which refers to its module.
 
     Args:
-        holders: path of each holder, the hook on it, and how many children of its container run from it on; 0 where it
-            does not attend the output of a container.
+        holders: path of each holder, the hook on it, and how many children of its container run from it on, itself
+            included; 0 where it does not attend the output of a container.
         witnesses: path of each norm that must stay one, with the path of its site.
         recipes: the recipes that were applied, as dicts.
         example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
@@ -57,7 +59,7 @@ class Presence:
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
         twin = memo[id(self)] = Presence([], list(self.witnesses), self.recipes, self.example, self.peers)
-        twin.holders = [(path, copy.deepcopy(hook, memo), behind) for path, hook, behind in self.holders]
+        twin.holders = [(path, copy.deepcopy(hook, memo), count) for path, hook, count in self.holders]
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -75,11 +77,11 @@ class Presence:
             ModelError: one was lost; the message names it and says what to do.
         """
         mended = []
-        for place, (path, hook, behind) in enumerate(self.holders):
+        for place, (path, hook, count) in enumerate(self.holders):
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
                 module = self._follow(root, place)
-            if behind and children_from(root, self.holders[place][0]) != behind:
+            if count and children_from(root, self.holders[place][0]) != count:
                 raise ModelError(
                     f"the children of {hook.sites[0]['path']} have changed, so SimAM is no longer applied to its "
                     f"output; {ADVICE}"
@@ -98,7 +100,7 @@ class Presence:
             warnings.warn(
                 f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
                 "and were put back",
-                stacklevel=2,
+                stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`
             )
 
     def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
@@ -113,11 +115,11 @@ class Presence:
 
         One that another module has replaced, and that is only kept somewhere, does not count.
         """
-        old, hook, behind = self.holders[place]
+        old, hook, count = self.holders[place]
         for path, module in root.named_modules():
             parts = tuple(path.split(".")) if path else ()
             if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(old, parts):
-                self.holders[place] = parts, hook, behind
+                self.holders[place] = parts, hook, count
                 own = {site["path"] for site in hook.sites}
                 self.witnesses = [
                     (_moved_along(root, old, parts, witness) if site in own else witness, site)

@@ -8,7 +8,7 @@ from typing import Any, cast
 from torch import nn
 
 from simam_inject.editing.checking import SiteRecord
-from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten
+from simam_inject.planning.records import Edit, Input, Insertion, Output, Rewritten, write_edit
 from simam_inject.source import Expression
 
 _SHARED = {field.name for field in fields(Insertion)} & set(SiteRecord.__annotations__) - {
@@ -17,13 +17,6 @@ _SHARED = {field.name for field in fields(Insertion)} & set(SiteRecord.__annotat
     "expression",
 }
 """Fields that an insertion and its record have in common."""
-
-
-def write_edit(edit: Edit) -> dict[str, Any]:
-    """The edit as plain data."""
-    if isinstance(edit, Rewritten):
-        return {"kind": "rewritten", "module": edit.owner, "value": edit.value}
-    return {"kind": "output" if isinstance(edit, Output) else "input", **asdict(edit)}
 
 
 def read_edit(data: dict[str, Any]) -> Edit:

@@ -21,10 +21,10 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
+from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.gates import Artefact, Gate
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
-from simam_inject.verification import bypassed
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}

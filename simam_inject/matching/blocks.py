@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from simam_inject.dataflow.records import Site
 from simam_inject.kinds import NOT_OPERATIONS, find_kind
 from simam_inject.matching.search import Search, check_facts, parent_of, write_path, write_paths
-from simam_inject.recipe.grammar import entries_of
+from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Child, Whole
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.rule import Rule
@@ -50,15 +50,15 @@ def _is_selected(site: Site, rule: Rule) -> bool:
     A wildcard selects neither leaf modules by class nor inputs by path: both are meant only where they are written out.
     """
     if rule.selects == "structure":
-        return not set(entries_of(rule.structure)).isdisjoint(site.structure)
+        return not set(as_tuple(rule.structure)).isdisjoint(site.structure)
     if rule.selects == "path":
         return any(
             glob.matches(site.path) and (site.kind != "input" or glob == site.path or not glob.is_wild)
-            for glob in entries_of(rule.path)
+            for glob in as_tuple(rule.path)
         )
     return site.class_name is not None and any(
         glob.matches_any_case(name) and (site.kind == "block" or not glob.is_wild)
-        for glob in entries_of(rule.block)
+        for glob in as_tuple(rule.block)
         for name in {site.class_name, *site.bases}
     )
 
@@ -151,7 +151,7 @@ def _search_operations(search: Search, target: Operation, owners: Sequence[Site]
         _enter_operations(search, target, owner, meant, call)
         if not meant and below is not None and search.rule.selects != "path":
             computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS))
-            wanted = join_names(entries_of(target.op))
+            wanted = join_names(as_tuple(target.op))
             search.miss(owner.path, f"has no operation {wanted}; it computes {computed}")
 
 

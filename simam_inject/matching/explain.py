@@ -10,7 +10,7 @@ from simam_inject.dataflow.records import Anatomy
 from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.records import Skip
 from simam_inject.matching.search import write_counts, write_path
-from simam_inject.recipe.grammar import entries_of
+from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Child, Glob, lineage
 from simam_inject.recipe.recipe import Recipe
 from simam_inject.recipe.rule import Rule
@@ -51,14 +51,14 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
         return f"{head}: {near[0].reason}"
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
     lines += [f"  {sentence}" for sentence in _unseen(anatomy)]
-    idle = explain_idle("path", entries_of(selected.path), every_path(anatomy)) if selected.selects != "path" else None
+    idle = explain_idle("path", as_tuple(selected.path), every_path(anatomy)) if selected.selects != "path" else None
     return "\n".join([*lines, *([idle] if idle else [])])
 
 
 def explain_nothing(rule: Rule, anatomy: Anatomy) -> str:
     """Why a rule came near no site: nothing has the structure, the class, the kind or the path that it selects."""
     if rule.selects == "structure":
-        words = entries_of(rule.structure)
+        words = as_tuple(rule.structure)
         reasons = " and ".join(_STRUCTURES[word] for word in words)
         sentence = f"no block of this model is {join_names(words)}: {reasons}."
     elif rule.selects == "block":
@@ -67,7 +67,7 @@ def explain_nothing(rule: Rule, anatomy: Anatomy) -> str:
         kinds = [site.kind for site in anatomy.sites if site.kind not in NOT_OPERATIONS]
         sentence = f"this model computes no {rule.chain[0].kind}; its operations are {write_counts(kinds)}."
     else:
-        globs = entries_of(rule.path)
+        globs = as_tuple(rule.path)
         hints = dict.fromkeys(_hint_path(glob, every_path(anatomy)) for glob in globs)
         sentence = f"this model has no value at {join_names(map(repr, globs))}.{''.join(hints)}"
     return " ".join([sentence, *_unseen(anatomy)])
@@ -80,7 +80,7 @@ def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
     """
     paths = every_path(anatomy)
     for index, rule in enumerate(recipe.rules):
-        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", entries_of(rule.exclude), paths)
+        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", as_tuple(rule.exclude), paths)
         if message is not None:
             return " ".join(
                 [message, *_unseen(anatomy), "(In a recipe for many models, mark the rule with optional: true.)"]
@@ -114,7 +114,7 @@ def _explain_classes(rule: Rule, anatomy: Anatomy) -> str:
     blocks = [site.class_name for site in anatomy.blocks() if site.class_name is not None]
     leaves = [site.class_name for site in anatomy.sites if site.kind != "block" and site.class_name is not None]
     counts = Counter(blocks) + Counter(name for name in leaves if name not in blocks)
-    globs = entries_of(rule.block)
+    globs = as_tuple(rule.block)
     near = dict.fromkeys(name for glob in globs for name in nearest(glob, counts))
     meant = f" Did you mean {join_names(f'{name} ({counts[name]})' for name in near)}?" if near else ""
     there = f"Its blocks: {write_counts(blocks)}" if blocks else f"It has no blocks at all, only {write_counts(leaves)}"
@@ -124,7 +124,7 @@ def _explain_classes(rule: Rule, anatomy: Anatomy) -> str:
 
 def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
     """A sentence for a name at `block` that is the path of a module; empty for any other."""
-    for glob in entries_of(rule.block):
+    for glob in as_tuple(rule.block):
         whole = f"{glob}.{rule.target}" if isinstance(rule.target, Child) else glob
         if any(map(Glob(whole).matches, anatomy.site_by_path)):
             place = "output" if rule.position == "after" else "input"

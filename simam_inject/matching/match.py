@@ -21,7 +21,7 @@ from simam_inject.matching.explain import explain_nothing
 from simam_inject.matching.patterns import search_pattern
 from simam_inject.matching.records import Hit, Matches, Skip
 from simam_inject.matching.search import Search, check_facts, parent_of, write_fact, write_path, write_paths
-from simam_inject.recipe.grammar import entries_of
+from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.operations import Conditions
 from simam_inject.recipe.recipe import Recipe
 
@@ -78,33 +78,33 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit
     (search_pattern if search.rule.chain else search_blocks)(search)
     if not search.candidates and not search.misses:
         search.miss("", explain_nothing(search.rule, search.anatomy))
-    named = {(site.path, site.reader): site for site in reversed(search.candidates)}
-    narrowed = [site for site in named.values() if _complies(search, site)]
+    named = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}
+    narrowed = [hit for hit in named.values() if _complies(search, hit)]
     free: list[Hit] = []
     own: Owners = defaultdict(list)
-    outermost_first = sorted(narrowed, key=lambda site: (site.path.count("."), site.path != ""))
-    for site in outermost_first:
-        value = value_of(site.attended, search.anatomy)
-        conflict = _conflict(site, [*owners[value], *own[value]])
+    outermost_first = sorted(narrowed, key=lambda hit: (hit.path.count("."), hit.path != ""))
+    for hit in outermost_first:
+        value = value_of(hit.attended, search.anatomy)
+        conflict = _conflict(hit, [*owners[value], *own[value]])
         if conflict is not None:
-            search.miss(site.named.path, conflict, OWNED)
+            search.miss(hit.named.path, conflict, OWNED)
         else:
-            own[value].append(site)
-            free.append(site)
+            own[value].append(hit)
+            free.append(hit)
     taken = free if search.rule.choice.takes_all else _pick(search, free, order)
-    for site in taken:
-        owners[value_of(site.attended, search.anatomy)].append(site)
+    for hit in taken:
+        owners[value_of(hit.attended, search.anatomy)].append(hit)
     return taken
 
 
 def _complies(search: Search, candidate: Hit) -> bool:
     """A candidate meets `path`, `exclude` and every condition of `where`; if not, it becomes a miss."""
     rule, named, attended = search.rule, candidate.named, candidate.attended
-    paths = entries_of(rule.path)
+    paths = as_tuple(rule.path)
     if rule.selects != "path" and paths and not any(glob.covers(named.path) for glob in paths):
         search.miss(named.path, f"its path is not in path: {' or '.join(paths)}", 1)
         return False
-    for glob in entries_of(rule.exclude):
+    for glob in as_tuple(rule.exclude):
         if glob.covers(named.path) or glob.matches(attended.path):
             search.miss(named.path, f"excluded by {glob}", 2)
             return False
@@ -149,20 +149,20 @@ def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> l
     """The rule's choice in each group; only values that can be attended count."""
     pick = search.rule.choice
     groups: defaultdict[object, list[Hit]] = defaultdict(list)
-    for site in sorted(candidates, key=lambda site: order[site.path]):
+    for hit in sorted(candidates, key=lambda hit: order[hit.path]):
         # Of the whole model no site has a fact, and all are one group.
-        group = parent_of(site.block) if pick.per == "parent" else getattr(site.attended, pick.per, "")
-        problem = why_not_attendable(site.attended) or (f"its {pick.per} is not known" if group is None else None)
+        group = parent_of(hit.block) if pick.per == "parent" else getattr(hit.attended, pick.per, "")
+        problem = why_not_attendable(hit.attended) or (f"its {pick.per} is not known" if group is None else None)
         if problem is not None:
-            search.miss(site.named.path, f"pick {pick} does not count it: {problem}", PICKED)
+            search.miss(hit.named.path, f"pick {pick} does not count it: {problem}", PICKED)
         else:
-            groups[group].append(site)
+            groups[group].append(hit)
     taken: list[Hit] = []
-    for sites in groups.values():
-        chosen = pick.choose(sites)
-        reason = f"pick {pick} takes {write_paths(site.path for site in chosen)}"
-        for site in sites:
-            if site not in chosen:
-                search.miss(site.named.path, reason, PICKED)
+    for members in groups.values():
+        chosen = pick.choose(members)
+        reason = f"pick {pick} takes {write_paths(hit.path for hit in chosen)}"
+        for hit in members:
+            if hit not in chosen:
+                search.miss(hit.named.path, reason, PICKED)
         taken += chosen
     return taken

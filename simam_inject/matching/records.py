@@ -20,7 +20,7 @@ class Hit:
     reader: str | None
     """For `before`: path of the one operation, or block, that reads the attended value."""
     block: str
-    """Path of the selected block."""
+    """Path of the selected block; for a pattern, that of the operation."""
     rule: int
     """Index of the rule in the recipe, from 0."""
     e_lambda: float

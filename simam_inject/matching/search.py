@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.records import Hit, Skip
-from simam_inject.recipe.grammar import entries_of
+from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.operations import Numbers, admits
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import join_names
@@ -71,7 +71,7 @@ def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) ->
             problem = f"{name} is {write_fact(fact)}"
         else:
             continue
-        return f"{problem}; {wants} {join_names(entries_of(condition))}"
+        return f"{problem}; {wants} {join_names(as_tuple(condition))}"
     return None
 
 

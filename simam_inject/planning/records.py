@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from simam_inject.source import Expression
 
@@ -49,6 +50,13 @@ class Rewritten:
 Edit = Output | Input | Rewritten
 
 
+def write_edit(edit: Edit) -> dict[str, Any]:
+    """The edit as plain data: its kind, the path of the holder as `module`, and its other fields."""
+    if isinstance(edit, Rewritten):
+        return {"kind": "rewritten", "module": edit.owner, "value": edit.value}
+    return {"kind": "output" if isinstance(edit, Output) else "input", **asdict(edit)}
+
+
 @dataclass(frozen=True, slots=True)
 class Insertion:
     """One SimAM: planned, or in the model now."""
@@ -65,7 +73,7 @@ class Insertion:
     edit: Edit
     """How it is put in."""
     module: str
-    """Dotted name of the SimAM module, e.g. `layer1.0.conv2.simam`."""
+    """Dotted name of the SimAM module, e.g. `layer1.0.conv2.simam`; that of its holder is `edit.module`."""
     reader: str | None = None
     """For `before`: path of the one operation that reads the attended value."""
     channel_dim: int = 1

@@ -68,7 +68,7 @@ def word_or_mapping(word: Any, mapping: Any) -> Any:
     return Annotated[Annotated[word, Tag(_WORD)] | Annotated[mapping, Tag(_MAPPING)], tag]
 
 
-def entries_of(value: Any) -> tuple[Any, ...]:
+def as_tuple(value: Any) -> tuple[Any, ...]:
     """What a field of `one_or_many` holds, as a tuple."""
     return value if isinstance(value, tuple) else (value,)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from simam_inject.kinds import FAMILIES, KINDS, find_kind
-from simam_inject.recipe.grammar import Grammar, Name, allow, entries_of, one_or_many
+from simam_inject.recipe.grammar import Grammar, Name, allow, as_tuple, one_or_many
 from simam_inject.recipe.names import Child, Kind, Whole, parse_kind
 from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
@@ -63,7 +63,7 @@ def admits(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
     """
     return any(
         depthwise if entry == "depthwise" else all(_holds(test, fact) for test in str(entry).split(","))
-        for entry in entries_of(condition)
+        for entry in as_tuple(condition)
     )
 
 
@@ -101,11 +101,11 @@ class Operation(Conditions):
 
     def is_one(self, kind: str) -> bool:
         """An operation of this kind is meant."""
-        return any(name.names(kind) for name in entries_of(self.op))
+        return any(name.names(kind) for name in as_tuple(self.op))
 
     def __str__(self) -> str:
         op = self.op if isinstance(self.op, str) else f"[{', '.join(self.op)}]"
-        facts = [f"{name}: {join_names(entries_of(condition))}" for name, condition in self.conditions()]
+        facts = [f"{name}: {join_names(as_tuple(condition))}" for name, condition in self.conditions()]
         which = [] if self.which == "all" else [f"which: {self.which}"]
         return "{" + ", ".join([f"op: {op}", *facts, *which]) + "}"
 

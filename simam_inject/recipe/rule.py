@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.recipe.grammar import Grammar, Name, Text, allow, entries_of, one_or_many, word_or_mapping
+from simam_inject.recipe.grammar import Grammar, Name, Text, allow, as_tuple, one_or_many, word_or_mapping
 from simam_inject.recipe.names import Child, Whole, parse_glob, parse_place
 from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_member, parse_chain
 from simam_inject.recipe.wording import describe, join_names
@@ -236,7 +236,7 @@ class Rule(Grammar):
     @property
     def selector(self) -> str:
         """In one line what the rule selects and where, for messages: `block Bottleneck, after conv2`."""
-        return f"{self.selects} {join_names(entries_of(getattr(self, self.selects)))}, {self.position} {self.target}"
+        return f"{self.selects} {join_names(as_tuple(getattr(self, self.selects)))}, {self.position} {self.target}"
 
 
 def _read_target(written: object) -> Target:

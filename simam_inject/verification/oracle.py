@@ -1,4 +1,7 @@
-"""The sites of a model on the original network: hooks, names and axes of their own, independent of the edits."""
+"""The sites of a model on the original network, with hooks, names and axes of its own.
+
+Of an edit it reads the kind, key, argument and holder; it uses neither the hooks nor the rewritten source of `editing`.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +189,7 @@ class _NamedValues(Namer):
     Nothing of `editing` is used: no source, no wrapped expression.
 
     Args:
-        model: a stock twin.
+        model: a twin without SimAM.
         functions: what becomes of a value, by its path; entries of lists, tuples and dicts have a path with a key.
     """
 

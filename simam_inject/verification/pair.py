@@ -53,9 +53,11 @@ def calls_of(twin: nn.Module, left_out: Collection[Key] = (), *, is_large: bool 
 
     hooked = [(entry, entry.attention) for entry in attended_in(twin) if entry.attention is not None]
     handles = [attention.register_forward_hook(partial(note, entry)) for entry, attention in hooked]
-    yield calls
-    for handle in handles:
-        handle.remove()
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 class Pair:

@@ -50,7 +50,7 @@ def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
     found = []
     for recipe in recipes:
         rules = recipe.get("rules", ())
-        if 0 <= rule < len(rules):
+        if rule < len(rules):
             found.append(float(rules[rule].get("e_lambda", recipe.get("e_lambda", SimAM().e_lambda))))
     return found
 

@@ -1,7 +1,8 @@
 """The checks. Every forward runs on a twin, so the model and its buffers do not change.
 
 At the example's size in eval mode, the original runs once, and once the injected model, whose SimAMs run while the
-network goes on with what they are given. The rest takes small inputs: pairs of live and original, in both modes.
+network goes on with what they are given. The rest are pairs of injected and original at another
+size, small if possible, in both modes.
 """
 
 from __future__ import annotations
@@ -58,9 +59,9 @@ class _Checks:
         self.oracle = Oracle(sites)
         self.twins = Twins(model)
         sizes = [given for given in (*map(example.shrunk, _SMALL), example.with_size()) if given is not None]
-        self.others = [(given.with_batch(1) or given, "another input size") for given in sizes]
+        self.examples = [(given.with_batch(1) or given, "another input size") for given in sizes]
         same_size = [given for given in (example.with_batch(1), example) if given is not None]
-        self.others += [(given, "the example's size") for given in same_size]
+        self.examples += [(given, "the example's size") for given in same_size]
         """Examples that pairs are tried with, in this order; those that the original does not take are removed."""
         self.failure = ""
         """Why the original did not take the last of them."""
@@ -75,7 +76,7 @@ class _Checks:
             does = ("runs", "did not") if first in ran else ("does not run", "did")
             return [tensors, Check(SAME_WAY, False, f"{first} {does[0]}, and {does[1]} while the model was recorded")]
         pair = self._pair(training=False)
-        size = self.others[0][1] if pair else "the example's size"
+        size = self.examples[0][1] if pair else "the example's size"
         name = f"equal to the formula in hooks on the original, at {size}"
         other = pair.check(name) if pair else Check(name, None, f"the model does not run there: {self.failure:.150}")
         return [tensors, *self._at_the_size_of_the_example(plain), other, *self._in_train_mode()]
@@ -140,26 +141,28 @@ class _Checks:
 
     def _pair(self, *, training: bool) -> Pair | None:
         """A forward of the injected model and one of the original, with the first example that the original takes."""
-        while self.others:
+        while self.examples:
             try:
                 pair = self._run_pair(training)
                 return self._run_pair(training) if self.oracle.has_left_out() else pair
             except Exception as error:  # also batch norm on one value
                 self.failure = describe_exception(error)
-                del self.others[0]
+                del self.examples[0]
         return None
 
     def _run_pair(self, training: bool) -> Pair:
-        example, stock, live = self.others[0][0], self.twins.stock, self.twins.injected()
+        example, live = self.examples[0][0], self.twins.injected()
         try:
             with calls_of(live, self.oracle.unnamed) as calls:
                 output = self.twins.run(live, example, training=training, gradients=training)
         except Exception as error:
-            self.twins.run(stock(), example, training=training, gradients=training)  # raises, unless SimAM is the cause
+            stock = self.twins.stock()
+            self.twins.run(stock, example, training=training, gradients=training)  # raises, unless SimAM is the cause
             return Pair(self.oracle, {}, None, f"raises where the original does not: {describe_exception(error):.150}")
         pair = Pair(self.oracle, calls, output)
-        with self.oracle.attending(original := stock(), pair.attend):
-            pair.expected = self.twins.run(original, example, training=training, gradients=training)
+        stock = self.twins.stock()
+        with self.oracle.attending(stock, pair.attend):
+            pair.expected = self.twins.run(stock, example, training=training, gradients=training)
         return pair
 
     def _why_idle(self, pair: Pair) -> str | None:
@@ -169,7 +172,7 @@ class _Checks:
         idle = inside.keys() - pair.calls.keys()
         for seed in range(SEED + 1, SEED + 1 + _CHANCES) if idle else ():
             with calls_of(live := self.twins.injected()) as calls:
-                self.twins.run(live, self.others[0][0], training=True, seed=seed)
+                self.twins.run(live, self.examples[0][0], training=True, seed=seed)
             idle -= calls.keys()
         return f"{inside[min(idle)]} never ran: in train mode its forward computes something else" if idle else None
 
