@@ -82,11 +82,17 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
         return value._replace(**{key if isinstance(key, str) else type(value)._fields[key]: entry})
     if isinstance(value, tuple) and isinstance(key, int):
         made = type(value)([*value[:key], entry, *value[key + 1 :]])
-        made.__dict__.update(value.__dict__) if hasattr(value, "__dict__") else None
+        if hasattr(value, "__dict__"):
+            made.__dict__.update(value.__dict__)
+            _replace_attributes(made, value, key, entry)
         return made
     if isinstance(value, (list, Mapping)):
-        twin: Any = copy.copy(value)
-        twin[key] = entry
+        try:
+            twin: Any = copy.copy(value)
+            twin[key] = entry
+        except Exception as error:
+            raise ModelError(f"a {type(value).__name__} cannot be copied with another entry: {error}") from error
+        _replace_attributes(twin, value, key, entry)
         return twin
     if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
         twin = copy.copy(value)
@@ -95,6 +101,17 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
     if isinstance(value, fx.Proxy):  # of a list or tuple: how many entries it has is not known
         raise ModelError("torch.fx cannot trace a model with SimAM on one map of a list: trace it first, then inject")
     raise KeyError(key)
+
+
+def _replace_attributes(twin: Any, value: Any, key: Any, entry: Any) -> None:
+    """Attributes of a container that hold one of its entries too, as in dicts whose keys are attributes."""
+    if getattr(value, "__dict__", None) is value:
+        twin.__dict__ = twin
+        return
+    old, attributes = value[key], getattr(twin, "__dict__", {})
+    for name, held in list(attributes.items()):
+        if any(tensor is old for _, tensor in tensors_in(held)):
+            attributes[name] = map_nested(lambda leaf: entry if leaf is old else leaf, held)
 
 
 def entry_at(value: Any, key: Key) -> Any:

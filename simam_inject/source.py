@@ -35,6 +35,8 @@ def find_expression(module: nn.Module, code: types.CodeType, instruction: int) -
     name = names[0]
     if len(names) > 1:
         return f"it is computed in a method with two names ({names[0]} and {names[1]})"
+    if name in vars(module):
+        return f"it is computed in the method {name}, which was replaced on the instance"
     if not may_run(kind, name):
         return f"it is computed in the method {name}, which forward does not call by its name"
     if name != "forward" and _is_called_through_classes(kind, name):

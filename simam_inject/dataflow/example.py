@@ -173,8 +173,8 @@ def example_like(model: nn.Module, shapes: Any) -> Example:
         _, dtype, *shape = leaf.split()
         size = tuple(map(int, shape))
         kind: torch.dtype = getattr(torch, dtype)
-        if kind.is_floating_point:
-            return _random_input(model, size, batched=True).to(kind)
+        if kind.is_floating_point:  # in the parameters' dtype, which may be another one now
+            return _random_input(model, size, batched=True)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         return torch.zeros(size, dtype=kind, device=device)
 

@@ -20,6 +20,10 @@ from simam_inject.modules import runs_hooks
 
 _NOT_BASES = frozenset({"Module", "object"})
 UNUSED = "its output is never used"
+_IN_PLACE = (
+    "it modifies a tensor in place, and its result is not read under its own name; use `before` with an operation that "
+    "reads that tensor"
+)
 _SCRIPTED = "is a torch.jit.ScriptModule, whose operations cannot be recorded"
 
 
@@ -114,7 +118,9 @@ class Surveyor:
             read = [value] if value is not None else [one for _, one in node.meta["values"]]
         if value is not None and kind != "input" and "obstacle" not in facts:
             returned = value.made if frame is None else frame.end
-            facts |= {} if self._is_used(value, returned) else {"obstacle": UNUSED}
+            if not self._is_used(value, returned):
+                is_in_place = value.made in self.base.writes.get(value.storage, ())
+                facts |= {"obstacle": _IN_PLACE if is_in_place else UNUSED}
         return Site(
             path=path,
             scope=node.meta["scope"],

@@ -94,7 +94,8 @@ def attach(
         kind: str = site["edit"]["kind"] if site["expression"] is None else site["expression"]["method"]
         by_hook[site["edit"]["module"], kind].append(site)
     hooks = [(path, _hook(modules[path], here)) for (path, _), here in by_hook.items()]
-    presence = _presence(model, hooks, sites, recipes, example) if hooks else None
+    peers = [site["path"] for site, (_, _, made) in zip(sites, children, strict=True) if not isinstance(made, SimAM)]
+    presence = _presence(model, hooks, sites, recipes, example, peers) if hooks else None
     _exchange(model, children, [(modules[path], hook) for path, hook in hooks], presence)
 
 
@@ -185,6 +186,7 @@ def _presence(
     sites: Sequence[SiteRecord],
     recipes: list[dict[str, Any]],
     example: dict[str, Any] | None,
+    peers: list[str],
 ) -> Presence:
     holders = []
     for path, hook in hooks:
@@ -192,7 +194,7 @@ def _presence(
         is_last = any(path and site["path"] == ".".join(names[:-1]) for site in hook.sites)
         holders.append((names, hook, children_from(model, names) if is_last else 0))
     witnesses = [(tuple(site["witness"].split(".")), site["path"]) for site in sites if site["witness"]]
-    return Presence(holders, witnesses, recipes, example)
+    return Presence(holders, witnesses, recipes, example, peers)
 
 
 @dataclass(frozen=True, slots=True)

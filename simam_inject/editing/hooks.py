@@ -44,11 +44,17 @@ def _check_shape(site: SiteRecord, x: Tensor) -> None:
             f"tensor of shape {tuple(shape)}; use inputs with a batch dimension, or inject with such an example"
         )
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
-    if not is_traced and shape[site["channel_dim"]] != channels and channels in shape:
+    if not is_traced and shape[site["channel_dim"]] != channels and channels in shape and not _is_pruned(site, shape):
         raise ModelError(
             f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, but got a tensor of "
             f"shape {tuple(shape)}, whose channels are in another dimension; {ADVICE}"
         )
+
+
+def _is_pruned(site: SiteRecord, shape: torch.Size) -> bool:
+    """Only the number of samples and channels differs from the planned shape."""
+    spatial = slice(2, None) if site["channel_dim"] == 1 else slice(1, -1)
+    return tuple(shape[spatial]) == tuple(site["shape"][spatial])
 
 
 def lost(site: SiteRecord, why: str) -> ModelError:

@@ -25,6 +25,7 @@ PRESENCE = "simam_presence"
 _Path = tuple[str, ...]
 _HOLDERS = TypeAdapter(list[tuple[_Path, InstanceOf[SiteHook], int]])
 _WITNESSES = TypeAdapter(list[tuple[_Path, str]])
+_PEERS = TypeAdapter(list[str])
 
 
 class Presence:
@@ -36,6 +37,7 @@ class Presence:
         witnesses: path of each norm that must stay one, with the path of its site.
         recipes: the recipes that were applied, as dicts.
         example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
+        peers: paths of the sites at which another attention module than SimAM was put in.
     """
 
     def __init__(
@@ -44,15 +46,17 @@ class Presence:
         witnesses: list[tuple[_Path, str]],
         recipes: list[dict[str, Any]],
         example: dict[str, Any] | None,
+        peers: list[str],
     ) -> None:
         self.holders = holders
         self.witnesses = witnesses
         self.recipes = recipes
         self.example = example
+        self.peers = peers
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
-        twin = memo[id(self)] = Presence([], list(self.witnesses), self.recipes, self.example)
+        twin = memo[id(self)] = Presence([], list(self.witnesses), self.recipes, self.example, self.peers)
         twin.holders = [(path, copy.deepcopy(hook, memo), behind) for path, hook, behind in self.holders]
         return twin
 
@@ -62,6 +66,7 @@ class Presence:
         self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
         self.recipes = checked_recipes(state.get("recipes"))
         self.example = checked_example(state.get("example"))
+        self.peers = checked(_PEERS, state.get("peers"), "the list of other attention modules")
 
     def __call__(self, root: nn.Module, _args: Any) -> None:
         """Check every edit.

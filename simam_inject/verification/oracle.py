@@ -82,9 +82,8 @@ class Oracle:
             return None
         with torch.no_grad():
             found, wanted = attention.forward(wide), self._formula(entry, call, wide)
-        problem = why_far(call.result, wanted.to(call.given.dtype), "the formula") or why_far(
-            found, wanted, "the formula"
-        )
+        problem = why_far(call.result, wanted.to(call.given.dtype), "the formula")
+        problem = problem or why_far(found, wanted, "the formula")
         return problem and f"{entry.site['path']} {problem}"
 
     def why_no_gradient(self, entry: Attended, call: Call) -> str | None:

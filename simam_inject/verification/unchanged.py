@@ -26,7 +26,9 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
         if attention is None:
             return Check(name, False, f"{site['path']} has lost its module {site['child']}")
         if not isinstance(attention, SimAM):
-            continue
+            if site["path"] in presence.peers:
+                continue
+            return Check(name, False, f"{site['path']} has a {type(attention).__name__} in the place of its SimAM")
         if attention.bypassed:
             return Check(name, False, f"{site['path']} is bypassed")
         found, wanted = (attention.e_lambda, attention.channel_dim), (site["e_lambda"], site["channel_dim"])

@@ -388,3 +388,21 @@ def test_constants_keep_their_numbers(kind, capsys):
     assert devices == (["meta"] + ["cpu"] * 6 if writes else ["meta"] * 3 + ["cpu"] * 3)
     assert model.strides.tolist() == [2, 4]
     assert not model.count.any()
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.h = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        y = self.c(x)
+        y.mul_(2.0)
+        return self.h(y)
+
+
+def test_an_in_place_operation_is_read_under_the_name_of_its_tensor():
+    stock, x = InPlace().eval(), torch.rand(2, 3, 8, 8)
+    with pytest.raises(NoMatchError, match=r"mul: .*it modifies a tensor in place.*use `before`"):
+        plan(stock, {"rules": [{"path": "mul", "after": "output"}]}, example_inputs=x)
+    assert plan(stock, {"rules": [{"path": "h", "before": "input"}]}, example_inputs=x).insertions

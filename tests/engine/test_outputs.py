@@ -3,7 +3,7 @@
 import copy
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
@@ -307,3 +307,82 @@ def test_a_container_whose_identity_matters_is_right_or_refused(factory, rule):
         return
     with torch.no_grad(), bypass(model):
         assert same_bits(model(x), stock(x))
+
+
+class AttrDict(dict):
+    """As in many repositories: keys are attributes."""
+
+    def __init__(self, **entries):
+        super().__init__(**entries)
+        self.__dict__ = self
+
+
+class KeepsFirst(dict):
+    def __init__(self, **entries):
+        super().__init__(**entries)
+        self.first = entries["p"]
+
+
+class KeepsList(dict):
+    def __init__(self, **entries):
+        super().__init__(**entries)
+        self.maps = list(entries.values())
+
+
+class TwoMaps(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.c, self.d, self.kind = conv(3, 4), conv(3, 4), kind
+
+    def forward(self, x):
+        return self.kind(p=self.c(x), q=self.d(x))
+
+
+class ReadsAttributes(nn.Module):
+    def __init__(self, kind, read):
+        super().__init__()
+        self.f, self.t, self.read = TwoMaps(kind), conv(4, 4), read
+
+    def forward(self, x):
+        p, q = self.read(self.f(x))
+        return self.t(p - 2 * q)
+
+
+@pytest.mark.parametrize(
+    ("kind", "read"),
+    [
+        (AttrDict, lambda maps: (maps.p, maps.q)),
+        (KeepsFirst, lambda maps: (maps.first, maps["q"])),
+        (KeepsList, lambda maps: maps.maps),
+    ],
+)
+def test_attributes_that_hold_the_entries_of_a_container_are_attended_too(kind, read):
+    stock = ReadsAttributes(kind, read).double().eval()
+    x, rule = X.double(), {"e_lambda": E_LAMBDA, "rules": [{"path": "f", "after": "output"}]}
+    model = inject(copy.deepcopy(stock), rule, example_inputs=x)
+    wanted = stock.t(attend(stock.f.c(x)) - 2 * attend(stock.f.d(x)))
+    assert (model(x) - wanted).abs().max() < 1e-10
+    assert (model(x) - stock(x)).abs().max() > 1e-3
+
+
+def test_a_container_that_cannot_be_copied_is_refused():
+    stock = ReadsAttributes(lambda **maps: MappingProxyType(maps), lambda maps: (maps["p"], maps["q"])).eval()
+    with pytest.raises(InjectError, match="a mappingproxy cannot be copied"):
+        inject(stock, {"rules": [{"path": "f", "after": "output"}]}, example_inputs=X)
+
+
+class Slimmable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.width = nn.Parameter(torch.randn(8, 3, 3, 3)), 8
+
+    def forward(self, x):
+        return nn.functional.conv2d(x, self.weight[: self.width], padding=1)
+
+
+def test_fewer_channels_are_no_other_layout():
+    stock = nn.Sequential(Slimmable(), nn.Tanh()).double().eval()
+    rule = {"e_lambda": E_LAMBDA, "rules": [{"path": "0", "after": "output"}]}
+    model = inject(copy.deepcopy(stock), rule, example_inputs=X.double())  # 8 channels of 8 x 8
+    model[0].width = stock[0].width = 6
+    assert (model(X.double()) - attend(stock[0](X.double())).tanh()).abs().max() < 1e-10

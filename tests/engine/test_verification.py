@@ -516,3 +516,15 @@ def test_a_module_with_a_fast_path(name, rule):
     model = inject(OfTokens(FAST[name]()).eval(), {"rules": [rule]}, example_inputs=X)
     assert verify(model).ok
     assert injected(model)
+
+
+@pytest.mark.parametrize("other", [nn.Identity, nn.Tanh, lambda: nn.Sequential(SimAM())])
+def test_another_module_in_the_place_of_a_simam(other):
+    model = build()
+    model.block.a.simam = other()
+    assert "in the place of its SimAM" in failures(model)[PLANNED]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_remembered_example_has_the_dtype_of_the_parameters(dtype):
+    assert verify(build().to(dtype)).ok
