@@ -2,10 +2,10 @@
 
 The forward runs again with a larger batch, and again with a larger image; only shapes are noted. The dimension that
 changes with the batch is the batch dimension, those that change with the image are spatial, the rest are channels.
-Where a network takes one size only, the layout is propagated through its operations: a convolution writes N, C, spatial;
-permutations and reshapes move the channels; a linear layer or a layer norm over a tensor of unknown layout writes
-channels last. What does not come from these (the input, parameters, constants, operations that are not known) has no
-layout: SimAM is not applied to a guess. Class names are not used.
+Where a network takes one size only, the layout is propagated through its operations: a convolution writes N, C,
+spatial; permutations and reshapes move the channels; a linear layer or a layer norm over a tensor of unknown layout
+writes channels last. What does not come from these (the input, parameters, constants, operations that are not known)
+has no layout: SimAM is not applied to a guess. Class names are not used.
 """
 
 from __future__ import annotations
