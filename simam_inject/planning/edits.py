@@ -48,20 +48,21 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
-    found = [_output(flow, site, value), _input(flow, site, value, None)]
-    hooks = [edit for edit in found if not isinstance(edit, str)]
-    for edit in hooks:
-        if _is_always(flow, site, edit):
-            return Resolved(edit)
+    output = _output(flow, site, value)
+    if isinstance(output, Output) and _is_always(flow, site, output):
+        return Resolved(output)
+    given = _input(flow, site, value, None)
+    if isinstance(given, Input) and _is_always(flow, site, given):
+        return Resolved(given)
     rewritten = _rewritten(flow, site, value)
     if isinstance(rewritten, Resolved):
         return rewritten
-    for edit in hooks:
-        does = "returns" if isinstance(edit, Output) else "alone reads"
-        note = f"{edit.module or 'the model'} {does} this value in the example; this may depend on the input"
-        return Resolved(edit, note=note)
-    reason = next((str(problem) for problem in found if problem), "no module returns it or alone reads it")
-    return f"{reason}; {rewritten}{_nearest(flow, site)}"
+    hook = given if isinstance(output, str) else output
+    if not isinstance(hook, str):
+        does = "returns" if isinstance(hook, Output) else "alone reads"
+        note = f"{hook.module or 'the model'} {does} this value in the example; this may depend on the input"
+        return Resolved(hook, note=note)
+    return f"{output or given or 'no module returns it or alone reads it'}; {rewritten}{_nearest(flow, site)}"
 
 
 def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
