@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import threading
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ from functools import lru_cache, partial
 from itertools import islice
 
 from torch import nn
+
+_PARSING = threading.Lock()
+"""Python 3.11 raises a SystemError now and then if several threads parse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ def method_source(method: object) -> MethodSource | None:
 
 def _parse(text: str) -> ast.stmt:
     is_indented = text[:1].isspace()
-    function = ast.parse(f"if True:\n{text}" if is_indented else text).body[0]
+    with _PARSING:
+        function = ast.parse(f"if True:\n{text}" if is_indented else text).body[0]
     function = function.body[0] if isinstance(function, ast.If) else function
     return ast.increment_lineno(function, -int(is_indented))
 

@@ -434,3 +434,18 @@ def test_a_file_that_was_changed_after_its_import_is_not_compiled(nets):
     file.write_text(file.read_text().replace("y + y", "y * y"))
     with pytest.raises(NoMatchError, match=r"b\.add: .*source of its forward is not available, or was changed"):
         plan(stock, recipe("add[1]"), example_inputs=image())
+
+
+@pytest.mark.parametrize("name", ["output", "input"])
+def test_a_method_may_have_the_name_of_an_edit(nets, name):
+    text = (
+        "    def NAME(self, y):\n        z = <<y * 2.0>>\n        return z + z * self.h(z)\n    def forward(self, x):\n"
+    )
+    text += "        #@ return attend(self.NAME(attend(x)))\n        return self.NAME(x)\n"
+    stock, oracle = nets(text.replace("NAME", name))
+    sites = [{"after": "mul[1]"}, {"after": "output"}, {"before": "input"}]
+    rules = {"e_lambda": E_LAMBDA, "rules": [{"block": "Block", **site} for site in sites]}
+    model = inject(copy.deepcopy(stock), rules, example_inputs=image())
+    assert len(injected(model)) == 3
+    assert distance(run(model, image())[0], run(oracle, image())[0]) < 1e-8
+    assert distance(run(model, image())[0], run(stock, image())[0]) > 1e-3
