@@ -1,33 +1,43 @@
 """What a forward can reach outside the model, and what it must find again afterwards: planning leaves no trace.
 
-A twin has containers and counters of its own. Globals, class attributes, closures, default arguments and caches of
-functions belong to everybody: they are noted before the forwards of a twin, and put back after them.
+A twin has containers and counters of its own. Globals, class attributes, closures, default arguments, caches of
+functions and settings of the process belong to everybody: they are noted before the forwards of a twin, and put back
+after them. Of an imported module, only what the code names is looked at.
 """
 
 from __future__ import annotations
 
 import contextvars
-import copy
+import copyreg
+import dis
 import gc
+import importlib.util
+import os
 import random
+import sys
 import types
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from functools import _lru_cache_wrapper, partial, partialmethod
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from functools import _lru_cache_wrapper, lru_cache, partial, partialmethod
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-_CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict)
+_CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
+"""Their methods are used for classes derived from them too, which may have replaced `update` or `__iter__`."""
 _WRAPPERS = (staticmethod, classmethod, types.MethodType, property, partial, partialmethod, tuple)
-_FOREIGN = frozenset({"torch", "numpy", "logging", "threading", "typing", "collections", "re", "os", "sys", "builtins",
-                      "abc", "functools", "enum", "simam_inject", "lightning", "pydantic"})  # fmt: skip
-"""Libraries whose state no forward of a user's network is expected to change."""
+_LIBRARIES = frozenset({"torch", "numpy", "simam_inject", "lightning", "pydantic"})
+_FOREIGN = _LIBRARIES | {"logging", "threading", "typing", "re", "os", "sys", "builtins", "abc", "functools", "enum"}
+"""Libraries whose objects no forward of a user's network is expected to change."""
+_FOREIGN_CODE = _LIBRARIES | sys.stdlib_module_names
+"""Libraries whose modules, functions and classes hold nothing of a user's network."""
 _DEPTH = 8
-_MOST_ENTRIES = 256
+_MOST_ENTRIES = 10_000
+_IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 _MISSING = object()
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
@@ -35,9 +45,27 @@ SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared"
 modules hold with them, so twins hold the very same ones."""
 
 
+def _set_environment(saved: dict[str, str]) -> None:
+    for name in os.environ.keys() - saved.keys():
+        del os.environ[name]
+    os.environ.update(saved)
+
+
+_SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
+    (torch.get_default_dtype, torch.set_default_dtype),
+    (torch.is_grad_enabled, torch.set_grad_enabled),
+    (torch.get_num_threads, torch.set_num_threads),
+    (partial(getattr, torch.backends.cudnn, "benchmark"), partial(setattr, torch.backends.cudnn, "benchmark")),
+    (partial(getattr, torch.backends.cudnn, "deterministic"), partial(setattr, torch.backends.cudnn, "deterministic")),
+    (np.geterr, lambda saved: np.seterr(**saved)),
+    (lambda: dict(os.environ), _set_environment),
+)
+"""How to read and to set what a forward may change for the whole process."""
+
+
 @contextmanager
 def same_surroundings(model: nn.Module) -> Iterator[None]:
-    """Restore random states, and what forwards changed outside the model: globals, class attributes, caches."""
+    """Restore random states and settings, and what forwards changed outside the model: globals, classes, caches."""
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
     with ExitStack() as stack:  # puts everything back, also if one step raises
@@ -45,6 +73,8 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
+        for get, put in _SETTINGS:
+            stack.callback(_set_again, get, put, get())
         for put_back in reachable.undo:
             stack.callback(put_back)
         yield
@@ -57,13 +87,19 @@ class _Reachable:
         self.undo: list[Callable[[], None]] = []
         self.seen = {id(module) for module in model.modules()}
         """What needs no look; the modules themselves have twins."""
+        self.waiting: deque[tuple[Any, int]] = deque()
         self.alive: list[Any] = []
         self.shared: set[int] = set()
         for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
             self.visit(kind, 0)
-        for module in model.modules():
-            for value in module.__dict__.values():
-                self._visit_code(value)
+        for value in chain.from_iterable(module.__dict__.values() for module in model.modules()):
+            self._visit_code(value)
+        for name, hooks in vars(nn.modules.module).items():
+            if name.startswith("_global_") and isinstance(hooks, dict):  # hooks of all modules run in twins too
+                for hook in hooks.values():
+                    self.visit(hook, 0)
+        while self.waiting:  # what is near comes first: `seen` is not to hide what is behind it
+            self._note(*self.waiting.popleft())
 
     def _visit_code(self, value: Any) -> None:
         """Functions that stand on a module, or in one of its tables of hooks; the classes of objects that do."""
@@ -72,29 +108,86 @@ class _Reachable:
             self.visit(item if is_code else type(item), 0)
 
     def visit(self, value: Any, depth: int) -> None:
-        """Note one thing, and what can be reached from it."""
-        if depth > _DEPTH or id(value) in self.seen or isinstance(value, (str, int, float, types.ModuleType)):
+        """One thing is to be noted, and what can be reached from it."""
+        if depth > _DEPTH or isinstance(value, (*_ATOMS, types.ModuleType)) or id(value) in self.seen:
             return
         self.seen.add(id(value))
         self.alive.append(value)
+        self.waiting.append((value, depth))
+
+    def _note(self, value: Any, depth: int) -> None:
         for kinds, note in self._notes:
             if isinstance(value, kinds):
                 note(self, value, depth)
                 return
-        if not _is_foreign(type(value)) and hasattr(value, "__dict__"):
-            self.visit(type(value), depth + 1)
-            self._container(value.__dict__, depth + 1)
-            if all(isinstance(held, _ATOMS) for held in value.__dict__.values()):
-                self.shared.add(id(value))
+        held = self._attributes(value, depth)
+        if held is not None and all(isinstance(each, _ATOMS) for each in held):
+            self.shared.add(id(value))
+
+    def _attributes(self, value: Any, depth: int) -> list[Any] | None:
+        """Note what an object holds in its `__dict__` and its slots, and return it; None if it has neither."""
+        kind, attributes = type(value), getattr(value, "__dict__", None)
+        if _is_of(_FOREIGN, kind.__module__):
+            return None
+        self.visit(kind, depth + 1)
+        slots: list[str] = copyreg._slotnames(kind)  # type: ignore[attr-defined]
+        if not slots and attributes is None:
+            return None
+        put, drop = partial(object.__setattr__, value), partial(object.__delattr__, value)
+        held = self._hold(lambda: slots, partial(getattr, value), put, drop, depth)
+        if isinstance(attributes, dict):
+            held += attributes.values()
+            self._container(attributes, depth + 1)
+        return held
+
+    def _hold(
+        self,
+        names: Callable[[], Iterable[str]],
+        get: Callable[[str, Any], Any],
+        put: Callable[[str, Any], None],
+        drop: Callable[[str], None],
+        depth: int,
+    ) -> list[Any]:
+        """Note what stands at these names, and return it. What is added there is removed, submodules excepted."""
+        before = {name: get(name, _MISSING) for name in names()}
+
+        def put_back() -> None:
+            for name in [*before, *(set(names()) - before.keys())]:
+                was, now = before.get(name, _MISSING), get(name, _MISSING)
+                if was is _MISSING and now is not _MISSING and not isinstance(now, types.ModuleType):
+                    drop(name)
+                elif was is not now and was is not _MISSING:
+                    put(name, was)
+
+        self.undo.append(put_back)
+        held = [value for value in before.values() if value is not _MISSING]
+        for value in held:
+            self.visit(value, depth + 1)
+        return held
 
     def _wrapper(self, wrapper: Any, depth: int) -> None:
         for part in gc.get_referents(wrapper)[:_MOST_ENTRIES]:
             self.visit(part, depth)
 
     def _cache(self, function: Any, depth: int) -> None:
-        misses = function.cache_info().misses
-        self.undo.append(lambda: function.cache_clear() if function.cache_info().misses > misses else None)
-        self.visit(function.__wrapped__, depth)
+        """Keep what a cache holds. Its dict is known to the garbage collector alone, and comes after all results."""
+        held, info = gc.get_referents(function), function.cache_info()
+        table = [part for part in held if type(part) is dict and part is not function.__dict__][-1]
+        before = set(table)
+
+        def put_back() -> None:
+            added = function.cache_info().misses - info.misses
+            if added and (not before or not 0 < added <= info.maxsize - len(before)):  # it may have dropped some
+                function.cache_clear()
+            for key in table.keys() - before:
+                del table[key]
+
+        if info.maxsize is not None:  # its entries are links of a list; without a limit it is a dict like any other
+            self.undo.append(put_back)
+            self.seen.add(id(table))
+        for part in held:
+            if type(part) is not tuple:  # the arguments of a call
+                self.visit(part, depth)
 
     def _variable(self, variable: contextvars.ContextVar[Any], _depth: int) -> None:
         try:
@@ -104,30 +197,39 @@ class _Reachable:
         self.undo.append(lambda: variable.reset(token))
 
     def _function(self, function: types.FunctionType, depth: int) -> None:
-        if _is_foreign(function):
+        if _is_of(_FOREIGN_CODE, function.__module__):
             return
-        names = function.__globals__
-        before = {name: names[name] for name in _names_in(function.__code__) if name in names}
-        self.undo.append(partial(_put_back, names.get, names.__setitem__, before))
-        defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        for item in (*before.values(), *defaults):
-            self.visit(item, depth + 1)
+        names = _names_in(function.__code__)
+        contents = []
         for cell in function.__closure__ or ():
-            try:
-                content = cell.cell_contents
-            except ValueError:  # not filled yet
-                continue
-            self.visit(content, depth + 1)
-            self.undo.append(partial(setattr, cell, "cell_contents", content))
+            with suppress(ValueError):  # not filled yet
+                contents.append(cell.cell_contents)
+                self.undo.append(partial(setattr, cell, "cell_contents", contents[-1]))
+        for space in _spaces(function, names, contents):
+            self._hold(lambda: names, space.get, space.__setitem__, space.__delitem__, depth)
+        for item in (*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
+            self.visit(item, depth + 1)
         self._container(function.__dict__, depth)
 
     def _container(self, container: Any, depth: int) -> None:
-        if type(container) not in _CONTAINERS:
+        kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
+        saved = _content(kind, container)
+        self.undo.append(partial(_refill, kind, container, saved))
+        if len(saved) <= _MOST_ENTRIES:
+            for item in saved:
+                self.visit(item[1] if issubclass(kind, dict) else item, depth + 1)
+        self._attributes(container, depth)
+
+    def _array(self, array: np.ndarray[Any, Any], _depth: int) -> None:
+        if not array.flags.writeable or array.dtype.hasobject:
             return
-        self.undo.append(partial(_refill, container, copy.copy(container)))
-        if len(container) <= _MOST_ENTRIES:
-            for item in list(container.values() if isinstance(container, dict) else container):
-                self.visit(item, depth + 1)
+        saved = array.copy()
+
+        def put_back() -> None:
+            if array.tobytes() != saved.tobytes():
+                array[...] = saved
+
+        self.undo.append(put_back)
 
     def _tensor(self, tensor: torch.Tensor, _depth: int) -> None:
         if tensor.is_inference() or type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_meta:
@@ -142,18 +244,9 @@ class _Reachable:
         self.undo.append(put_back)
 
     def _class(self, kind: type, depth: int) -> None:
-        if _is_foreign(kind):
-            return
-        before = dict(vars(kind))
-
-        def put_back() -> None:
-            for name in [name for name in vars(kind) if name not in before]:
-                delattr(kind, name)
-            _put_back(vars(kind).get, partial(setattr, kind), before)
-
-        self.undo.append(put_back)
-        for value in before.values():
-            self.visit(value, depth + 1)
+        if not _is_of(_FOREIGN_CODE, kind.__module__):
+            put, drop = partial(setattr, kind), partial(delattr, kind)
+            self._hold(lambda: list(vars(kind)), vars(kind).get, put, drop, depth)
 
     _notes: tuple[tuple[Any, Callable[[_Reachable, Any, int], None]], ...] = (
         (types.FunctionType, _function),
@@ -161,32 +254,88 @@ class _Reachable:
         (_lru_cache_wrapper, _cache),
         (_CONTAINERS, _container),
         (torch.Tensor, _tensor),
+        (np.ndarray, _array),
         (contextvars.ContextVar, _variable),
         (type, _class),
     )
 
 
-def _is_foreign(value: Any) -> bool:
-    return str(getattr(value, "__module__", "builtins")).partition(".")[0] in _FOREIGN
+def _is_of(libraries: frozenset[str], module: Any) -> bool:
+    return str(module).partition(".")[0] in libraries
 
 
-def _names_in(code: types.CodeType) -> Iterator[str]:
-    yield from code.co_names
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    yield code
     for const in code.co_consts:
         if isinstance(const, types.CodeType):
-            yield from _names_in(const)
+            yield from _codes(const)
 
 
-def _put_back(get: Callable[[str, Any], Any], put: Callable[[str, Any], None], before: dict[str, Any]) -> None:
-    for name, value in before.items():
-        if get(name, _MISSING) is not value:
-            put(name, value)
+@lru_cache(4096)
+def _names_in(code: types.CodeType) -> frozenset[str]:
+    """Every name, and every text, which may be a name: `globals()["CACHE"]`."""
+    texts = (const for each in _codes(code) for const in each.co_consts if isinstance(const, str))
+    return frozenset(chain(texts, *(each.co_names for each in _codes(code))))
 
 
-def _refill(container: Any, saved: Any) -> None:
-    is_same = len(container) == len(saved) and all(a is b for a, b in zip(container, saved, strict=True))
-    if is_same and isinstance(container, dict):
-        is_same = all(container[key] is saved[key] for key in saved)
-    if not is_same:
-        container.clear()
-        (container.update if isinstance(container, (dict, set)) else container.extend)(saved)
+@lru_cache(4096)
+def _imports_in(code: types.CodeType) -> tuple[tuple[str, Any, int], ...]:
+    """Name, what is imported from it, and number of dots of each import statement."""
+    found = []
+    for each in _codes(code):
+        if _IMPORT_NAME in each.co_code[::2]:
+            steps = [step for step in dis.get_instructions(each) if step.opname != "EXTENDED_ARG"]
+            for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
+                if step.opcode == _IMPORT_NAME:
+                    found.append((step.argval, names.argval, level.argval))
+    return tuple(found)
+
+
+def _imported_by(function: types.FunctionType) -> Iterator[types.ModuleType]:
+    """Modules that its code imports. Those of a forward are loaded now, so that they are known before it runs."""
+    for name, names, level in _imports_in(function.__code__):
+        with suppress(Exception):  # of another system, or not installed
+            path = importlib.util.resolve_name("." * level + name, function.__globals__.get("__package__"))
+            if function.__name__ == "forward":
+                module = importlib.import_module(path)
+                for each in names or ():
+                    if not hasattr(module, each):
+                        importlib.import_module(f"{path}.{each}")
+            yield sys.modules[path]
+
+
+def _spaces(function: types.FunctionType, names: frozenset[str], contents: list[Any]) -> list[dict[str, Any]]:
+    """The globals of a function, and those of the modules that it can name: `pk.util.get` goes through two."""
+    spaces = [function.__globals__]
+    found = [*contents, *_imported_by(function)]
+    for space in spaces:
+        for module in chain(found, [space[name] for name in names & space.keys()]):
+            if isinstance(module, types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
+                spaces += [vars(module)] if all(vars(module) is not known for known in spaces) else []
+    return spaces
+
+
+def _content(kind: Any, container: Any) -> tuple[Any, ...]:
+    return tuple(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))
+
+
+def _refill(kind: Any, container: Any, saved: tuple[Any, ...]) -> None:
+    now = _content(kind, container)
+    pairs = zip(now, saved, strict=False)
+    if issubclass(kind, dict):
+        is_same = all(key is other and value is held for (key, value), (other, held) in pairs)
+    else:
+        is_same = all(one is other for one, other in pairs)
+    if is_same and len(now) == len(saved):
+        return
+    kind.clear(container)
+    if issubclass(kind, dict):
+        for key, value in saved:
+            kind.__setitem__(container, key, value)
+    else:
+        (kind.update if kind is set else kind.extend)(container, saved)
+
+
+def _set_again(get: Callable[[], Any], put: Callable[[Any], Any], saved: Any) -> None:
+    if get() != saved:
+        put(saved)

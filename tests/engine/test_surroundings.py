@@ -6,14 +6,17 @@ forward writes to. Both are as they were before `plan`, `inject` and `verify`, a
 
 import contextvars
 import functools
+import importlib
 import os
 import queue
 import random
+import sys
 import threading
 import weakref
-from collections import deque
-from types import SimpleNamespace
+from collections import Counter, OrderedDict, deque
+from types import ModuleType, SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -185,12 +188,167 @@ def test_a_cache_of_a_class_or_a_method_holds_real_tensors(factory, monkeypatch)
     runs_as_before(build(factory), build(factory))
 
 
+# Modules that a forward names or imports
+
+
+UTIL = """
+import functools, torch
+CACHE, held = {}, None
+def table(side):
+    return torch.arange(side * side, dtype=torch.float64).view(side, side)
+@functools.lru_cache
+def in_lru_cache(side):
+    return table(side)
+def in_dict(side):
+    if side not in CACHE:
+        CACHE[side] = table(side)
+    return CACHE[side]
+def in_global(side):
+    global held, later
+    if held is None:
+        held = later = table(side)
+    return later
+"""
+
+
+class NamesModule(B):
+    def forward(self, x):
+        return self.b(self.a(x) + util.get(8))  # noqa: F821
+
+
+class NamesPackage(B):
+    def forward(self, x):
+        return self.b(self.a(x) + planned.util.get(8))  # noqa: F821
+
+
+class ImportsModule(B):
+    def forward(self, x):
+        from planned import util
+
+        return self.b(self.a(x) + util.get(8))
+
+
+class ImportsFunction(B):
+    def forward(self, x):
+        from planned.util import get
+
+        return self.b(self.a(x) + get(8))
+
+
+@pytest.mark.parametrize("cache", ["in_lru_cache", "in_dict", "in_global"])
+@pytest.mark.parametrize("factory", [NamesModule, NamesPackage, ImportsModule, ImportsFunction])
+def test_a_cache_of_an_imported_module_holds_real_tensors(factory, cache, tmp_path, monkeypatch):
+    (tmp_path / "planned").mkdir()
+    (tmp_path / "planned" / "__init__.py").touch()
+    (tmp_path / "planned" / "util.py").write_text(f"{UTIL}\nget = {cache}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in ("planned", "planned.util"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    if factory in (NamesModule, NamesPackage):
+        monkeypatch.setitem(globals(), "util", importlib.import_module("planned.util"))
+        monkeypatch.setitem(globals(), "planned", importlib.import_module("planned"))
+    runs_as_before(build(factory), build(factory))
+
+
+class RelativeImport(B):
+    def forward(self, x):
+        from . import blocks
+
+        return self.b(self.a(x) + getattr(blocks, "added", 0))
+
+
+def test_a_module_is_left_without_what_the_forward_added_to_it():
+    model = build(lambda: Writes(lambda *_: setattr(BOXES, "later", 1)))
+    plan(model, RECIPE, example_inputs=image())
+    assert not hasattr(BOXES, "later")
+    plan(build(RelativeImport), RECIPE, example_inputs=image())
+
+
+# What a cache held before is the same afterwards
+
+
+def noise(side):
+    return torch.randn(side, side, dtype=torch.float64)
+
+
+class Noises:
+    made = staticmethod(functools.lru_cache(noise))
+
+
+def of_one_size(side):
+    return FULL(side)
+
+
+FULL, BARE, ENDLESS = functools.lru_cache(1)(noise), functools.lru_cache(noise), functools.cache(noise)
+
+
+class AddsNoise(B):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.b(self.a(x) + self.function(x.shape[-1]))
+
+
+@pytest.mark.parametrize("cache", [BARE, ENDLESS, Noises.made, functools.partial(BARE)])
+def test_a_cache_holds_the_same_values(cache):
+    model, other = build(lambda: AddsNoise(cache)), image().repeat(1, 1, 2, 2)
+    first = run(model, image())
+    plan(model, RECIPE, example_inputs=image())
+    plan(model, RECIPE, example_inputs=other)
+    assert same_bits(run(model, image()), first)
+    assert run(model, other).device.type == "cpu"
+
+
+def test_a_full_cache_holds_real_tensors():
+    model = build(lambda: AddsNoise(of_one_size))
+    run(model, image())
+    plan(model, RECIPE, example_inputs=image())
+    assert run(model, image()).device.type == "cpu"
+
+
 # Counters: `write` is what the forward does, `read` what must stay
 
 
 ACTIVATIONS, SEEN, NUMBER = {}, [], 0
 LOCAL, VARIABLE = threading.local(), contextvars.ContextVar("calls", default=0)
 COUNTER = torch.zeros(1)
+COUNTS, HISTOGRAM, ORDERED = Counter(), np.zeros(3), OrderedDict(a=1, b=2)
+LARGE = {number: [] for number in range(1000)}
+BOXES = ModuleType("boxes")
+BOXES.number, BOXES.log, BOXES.config = 0, [], SimpleNamespace(step=0)
+
+
+class Slots:
+    __slots__ = ("calls", "later")
+
+    def __init__(self):
+        self.calls = 0
+
+
+class MoreSlots(Slots):
+    __slots__ = ("more",)
+
+
+class Registry(dict):
+    """Changes what is written into it, and has an attribute."""
+
+    calls = 0
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, [value])
+
+    def update(self, *_args):
+        raise TypeError("write one at a time")
+
+
+class Log(list):
+    def __iter__(self):
+        return iter(["nothing"])
+
+
+SLOTS, MORE_SLOTS, REGISTRY, LOG = Slots(), MoreSlots(), Registry(), Log()
 
 
 class Writes(B):
@@ -220,6 +378,26 @@ def count_class(model, _y):
 
 def count_local(_model, _y):
     LOCAL.calls = getattr(LOCAL, "calls", 0) + 1
+
+
+def count_in_module(_model, y):
+    BOXES.number += 1
+    BOXES.log.append(y)
+    BOXES.config.step += 1
+
+
+def count_in_slots(_model, _y):
+    SLOTS.calls += 1
+    SLOTS.later = MORE_SLOTS.more = SLOTS.calls
+
+
+def count_in_registry(_model, y):
+    REGISTRY["y"] = y
+    REGISTRY.calls += 1
+
+
+def count_in_array(_model, _y):
+    HISTOGRAM[0] += 1
 
 
 def closure():
@@ -266,6 +444,14 @@ def counters():
         "default": (lambda _, y, seen=SEEN: seen.append(y), lambda: len(SEEN)),
         "context variable": (lambda *_: VARIABLE.set(VARIABLE.get() + 1), VARIABLE.get),
         "thread local": (count_local, lambda: getattr(LOCAL, "calls", 0)),
+        "module": (count_in_module, lambda: (BOXES.number, len(BOXES.log), BOXES.config.step)),
+        "counter": (lambda *_: COUNTS.update(["calls"]), lambda: dict(COUNTS)),
+        "ordered dict": (lambda *_: ORDERED.move_to_end(next(iter(ORDERED))), lambda: [*ORDERED]),
+        "own dict": (count_in_registry, lambda: (len(REGISTRY), REGISTRY.calls)),
+        "own list": (lambda _, y: LOG.append(y), lambda: len(LOG)),
+        "slots": (count_in_slots, lambda: (SLOTS.calls, hasattr(SLOTS, "later"), hasattr(MORE_SLOTS, "more"))),
+        "array": (count_in_array, HISTOGRAM.tolist),
+        "large dict": (lambda _, y: LARGE[3].append(y), lambda: len(LARGE[3])),
         "tensor": (lambda *_: COUNTER.add_(1), COUNTER.item),
         "generator": (lambda *_: torch.rand(1), lambda: torch.get_rng_state().tolist()),
         "random": (lambda *_: random.random(), random.getstate),
@@ -288,6 +474,49 @@ def test_what_every_forward_writes_to_stays(name, as_hook):
     assert read() == before
     run(model, image())
     assert read() != before
+
+
+@pytest.mark.parametrize(
+    ("get", "put", "value"),
+    [
+        (torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+        (lambda: os.environ.get("PLANNED"), lambda value: os.environ.__setitem__("PLANNED", value), "1"),
+        (lambda: np.geterr()["over"], lambda value: np.seterr(over=value), "ignore"),
+        (lambda: torch.backends.cudnn.benchmark, lambda value: setattr(torch.backends.cudnn, "benchmark", value), True),
+    ],
+)
+def test_settings_of_the_process_stay(get, put, value):
+    before = get()
+    plan(build(lambda: Writes(lambda *_: put(value))), RECIPE, example_inputs=image())
+    assert get() == before != value
+
+
+class Counts:
+    def __init__(self):
+        self.calls = Counter()
+
+    def __call__(self, module, *_):
+        self.calls[type(module)] += 1
+
+    def method(self, module, *_):
+        self(module)
+
+    def function(self):
+        def hook(module, *_):
+            self.calls[type(module)] += 1
+
+        return hook
+
+
+@pytest.mark.parametrize("name", ["register_module_forward_hook", "register_module_forward_pre_hook"])
+@pytest.mark.parametrize("hook", [lambda counts: counts, lambda counts: counts.method, Counts.function])
+def test_a_hook_of_all_modules_writes_nothing(name, hook):
+    counts = Counts()
+    with getattr(nn.modules.module, name)(hook(counts)):
+        plan(build(B), RECIPE, example_inputs=image())
+        assert not counts.calls
+        build(B)(image())
+    assert counts.calls
 
 
 class TellsParent(nn.Module):
