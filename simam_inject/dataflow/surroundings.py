@@ -90,9 +90,11 @@ class _Reachable:
         self.waiting: deque[tuple[Any, int]] = deque()
         self.alive: list[Any] = []
         self.shared: set[int] = set()
+        held = [value for module in model.modules() for value in module.__dict__.values()]
+        self.imported = [value for value in held if isinstance(value, types.ModuleType)]
         for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
             self.visit(kind, 0)
-        for value in chain.from_iterable(module.__dict__.values() for module in model.modules()):
+        for value in held:
             self._visit_code(value)
         for name, hooks in vars(nn.modules.module).items():
             if name.startswith("_global_") and isinstance(hooks, dict):  # hooks of all modules run in twins too
@@ -137,7 +139,7 @@ class _Reachable:
         held = self._hold(lambda: slots, partial(getattr, value), put, drop, depth)
         if isinstance(attributes, dict):
             held += attributes.values()
-            self._container(attributes, depth + 1)
+            self.visit(attributes, depth + 1)
         return held
 
     def _hold(
@@ -205,11 +207,11 @@ class _Reachable:
             with suppress(ValueError):  # not filled yet
                 contents.append(cell.cell_contents)
                 self.undo.append(partial(setattr, cell, "cell_contents", contents[-1]))
-        for space in _spaces(function, names, contents):
+        for space in _spaces(function, names, [*contents, *self.imported]):
             self._hold(lambda: names, space.get, space.__setitem__, space.__delitem__, depth)
         for item in (*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.visit(item, depth + 1)
-        self._container(function.__dict__, depth)
+        self.visit(function.__dict__, depth)
 
     def _container(self, container: Any, depth: int) -> None:
         kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
@@ -304,10 +306,10 @@ def _imported_by(function: types.FunctionType) -> Iterator[types.ModuleType]:
             yield sys.modules[path]
 
 
-def _spaces(function: types.FunctionType, names: frozenset[str], contents: list[Any]) -> list[dict[str, Any]]:
+def _spaces(function: types.FunctionType, names: frozenset[str], others: list[Any]) -> list[dict[str, Any]]:
     """The globals of a function, and those of the modules that it can name: `pk.util.get` goes through two."""
     spaces = [function.__globals__]
-    found = [*contents, *_imported_by(function)]
+    found = [*others, *_imported_by(function), *(sys.modules[name] for name in names & sys.modules.keys())]
     for space in spaces:
         for module in chain(found, [space[name] for name in names & space.keys()]):
             if isinstance(module, types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
