@@ -17,7 +17,7 @@ from simam_inject.dataflow.example import Example, example_like, example_of, sha
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import attach, attended_in, detach, restorer
+from simam_inject.editing.attach import attach, attended_in, detach, restorer, strip
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
@@ -151,7 +151,7 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
     """
     network = network_of(model)
     check_injectable(network)
-    return survey_model(network, example_of(network, example_inputs), detach).anatomy
+    return survey_model(network, example_of(network, example_inputs), strip).anatomy
 
 
 def injected(model: nn.Module) -> tuple[Insertion, ...]:
@@ -232,7 +232,7 @@ def _plan(
     network = network_of(model)
     check_injectable(network)
     present = injected(network)
-    flow = survey_model(network, example_of(network, example_inputs), detach, with_values=with_values)
+    flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
     modules = _own_modules(network)
 

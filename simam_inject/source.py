@@ -5,13 +5,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import threading
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 
 from torch import nn
+
+_PARSING = threading.Lock()
+"""Python 3.11 raises a SystemError now and then if several threads parse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +43,7 @@ def find_expression(module: nn.Module, code: types.CodeType, instruction: int) -
         return f"it is computed in the method {name}, which was replaced on the instance"
     if not may_run(kind, name):
         return f"it is computed in the method {name}, which forward does not call by its name"
-    if name != "forward" and _is_called_through_classes(kind, name):
+    if _is_kept(module, code) or (name != "forward" and _is_called_otherwise(kind, name)):
         return f"it is computed in the method {name}, which is not always called as self.{name}"
     positions = next(islice(code.co_positions(), instruction // 2, None), None)
     if positions is None or None in positions:
@@ -78,7 +82,8 @@ def method_source(method: object) -> MethodSource | None:
 
 def _parse(text: str) -> ast.stmt:
     is_indented = text[:1].isspace()
-    function = ast.parse(f"if True:\n{text}" if is_indented else text).body[0]
+    with _PARSING:
+        function = ast.parse(f"if True:\n{text}" if is_indented else text).body[0]
     function = function.body[0] if isinstance(function, ast.If) else function
     return ast.increment_lineno(function, -int(is_indented))
 
@@ -127,52 +132,14 @@ def always_returns(kind: type, expression: Expression) -> bool:
     Only plain code is recognised: one `return` at the end, of the expression itself or of a variable that is set from
     it in the same block of statements and not mentioned in between.
     """
-    source, node = _parsed(kind, expression)
-    if not _is_returned(source, node):
-        return False
-    if expression.method == "forward":
-        return True
-    forward = method_source(inspect.getattr_static(kind, "forward", None))  # it may hand over to this method
-    calls = [call for call in ast.walk(forward.function) if isinstance(call, ast.Call)] if forward else []
-    mine = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == expression.method]
-    return forward is not None and len(mine) == 1 and _is_returned(forward.function, mine[0])
-
-
-def always_passes(kind: type, expression: Expression, call: Expression) -> bool:
-    """A value goes to one call of a child and nowhere else, and that call gets nothing else, whichever way is taken."""
-    if expression.method != call.method:
-        return False
-    source, node = _parsed(kind, expression)
-    reader = locate(source, call.span)
-    if not isinstance(reader, ast.Call) or not isinstance(reader.func, ast.Attribute):
-        return False
-    child = reader.func.attr
-    if sum(isinstance(n, ast.Attribute) and n.attr == child for n in ast.walk(source)) > 1:
-        return False
-    if child in _mentioned_elsewhere(kind, expression.method) or "getattr" in mentioned_by_forward(kind):
-        return False
-    arguments = [*reader.args, *(keyword.value for keyword in reader.keywords)]
-    return node in arguments or any(_is_from(source, argument, node) for argument in arguments)
-
-
-def _parsed(kind: type, expression: Expression) -> tuple[ast.FunctionDef, ast.expr | ast.AugAssign]:
     source = method_source(inspect.getattr_static(kind, expression.method))
     assert source is not None  # the expression was found in it
-    return source.function, locate(source.function, expression.span)
-
-
-def _is_returned(function: ast.FunctionDef, node: ast.expr | ast.AugAssign) -> bool:
-    *_, last = function.body
+    function, node = source.function, locate(source.function, expression.span)
+    last = function.body[-1]
     returns = [n for n in ast.walk(function) if isinstance(n, (ast.Return, ast.Yield, ast.YieldFrom))]
-    if returns != [last] or not isinstance(last, ast.Return):
+    if expression.method != "forward" or returns != [last] or not isinstance(last, ast.Return):
         return False
-    value = last.value
-    entries: list[ast.expr] = []
-    if isinstance(value, (ast.Tuple, ast.List)):
-        entries = value.elts
-    elif isinstance(value, ast.Dict):
-        entries = value.values
-    return any(entry is node or _is_from(function, entry, node) for entry in [value, *entries])
+    return last.value is node or _is_from(function, last.value, node)
 
 
 def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | ast.AugAssign) -> bool:
@@ -199,20 +166,23 @@ def _is_shared(function: ast.FunctionDef, name: str) -> bool:
     return name in used or any(name in n.names for n in nodes if isinstance(n, (ast.Global, ast.Nonlocal)))
 
 
-def _mentioned_elsewhere(kind: type, method: str) -> set[str]:
-    """Every name in the code of the class's methods, this one and `__init__` aside."""
-    own = [base for base in kind.__mro__ if base not in (nn.Module, object)]
-    methods = [value for base in own for name, value in vars(base).items() if name not in (method, "__init__")]
-    functions = [getattr(value, "fget", value) for value in methods]
-    return {name for each in functions if callable(each) for name in _names_in(_plain_code(inspect.unwrap(each)))}
-
-
 def may_run(kind: type, method: str) -> bool:
     """The class's forward may run the method by its name; so may tools that choose between several forwards."""
     return method.startswith("forward") or method in run_by_forward(kind)
 
 
-def _is_called_through_classes(kind: type, method: str) -> bool:
+def _is_kept(module: nn.Module, code: types.CodeType) -> bool:
+    """The instance keeps a bound method of this code in an attribute, also inside a list, tuple, dict or partial."""
+    held = [value.func if isinstance(value, partial) else value for value in vars(module).values()]
+    for value in held:
+        entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        methods = [entry.func if isinstance(entry, partial) else entry for entry in entries]
+        if any(isinstance(entry, types.MethodType) and _plain_code(entry.__func__) is code for entry in methods):
+            return True
+    return False
+
+
+def _is_called_otherwise(kind: type, method: str) -> bool:
     """Somewhere the method is looked up on something else than `self`, which does not find one on the instance."""
     for function in _functions(kind):
         code = _plain_code(function)

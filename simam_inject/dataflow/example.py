@@ -166,6 +166,7 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
 
 def example_like(model: nn.Module, shapes: Any) -> Example:
     """Random arguments of the shapes that `shapes_of` wrote down."""
+    floating: list[torch.dtype] = []
 
     def fill(leaf: Any) -> Any:
         if not isinstance(leaf, str) or not leaf.startswith("tensor "):
@@ -173,8 +174,12 @@ def example_like(model: nn.Module, shapes: Any) -> Example:
         _, dtype, *shape = leaf.split()
         size = tuple(map(int, shape))
         kind: torch.dtype = getattr(torch, dtype)
-        if kind.is_floating_point:  # in the parameters' dtype, which may be another one now
-            return _random_input(model, size, batched=True)
+        if (
+            kind.is_floating_point
+        ):  # those of the first one's dtype get that of the parameters, which may be another now
+            floating.append(kind)
+            made = _random_input(model, size, batched=True)
+            return made if kind == floating[0] else made.to(kind)
         device = next((p.device for p in model.parameters()), torch.device("cpu"))
         return torch.zeros(size, dtype=kind, device=device)
 

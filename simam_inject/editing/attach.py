@@ -83,7 +83,7 @@ def attach(
     modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
     before = {(id(part.module), name): child for part in _parts(model) for name, child in part.children.items()}
     children: list[tuple[nn.Module, str, nn.Module]] = []
-    by_hook: dict[tuple[str, str], list[SiteRecord]] = defaultdict(list)
+    by_hook: dict[tuple[str, str, str | None], list[SiteRecord]] = defaultdict(list)
     for site, setting in zip(sites, settings or [(1.0, 1.0)] * len(sites), strict=True):
         holder = _holder(model, modules, site)
         there = before.get((id(holder), site["child"]))
@@ -91,9 +91,9 @@ def attach(
             raise ModelError(f"{site['edit']['module'] or 'the model'} has an attribute {site['child']!r} already")
         made = there if keep and there is not None else _attention(holder, model, site, setting, factory)
         children.append((holder, site["child"], made))
-        kind: str = site["edit"]["kind"] if site["expression"] is None else site["expression"]["method"]
-        by_hook[site["edit"]["module"], kind].append(site)
-    hooks = [(path, _hook(modules[path], here)) for (path, _), here in by_hook.items()]
+        method = None if site["expression"] is None else site["expression"]["method"]
+        by_hook[site["edit"]["module"], site["edit"]["kind"], method].append(site)
+    hooks = [(path, _hook(modules[path], here)) for (path, *_), here in by_hook.items()]
     peers = [site["path"] for site, (_, _, made) in zip(sites, children, strict=True) if not isinstance(made, SimAM)]
     presence = _presence(model, hooks, sites, recipes, example, peers) if hooks else None
     _exchange(model, children, [(modules[path], hook) for path, hook in hooks], presence)
@@ -108,7 +108,7 @@ def _exchange(
     """Put these in the place of what is there: all, or nothing if an error is raised."""
     restore = restorer(model)
     try:
-        _clear(model)
+        strip(model)
         for holder, name, attention in children:
             holder._modules[name] = attention
         for holder, hook in hooks:
@@ -125,7 +125,7 @@ def _exchange(
 
 def detach(model: nn.Module) -> None:
     """Remove every SimAM, every hook and the presence check from a model."""
-    _clear(model)
+    strip(model)
     _forget_compiled_code()
 
 
@@ -163,14 +163,14 @@ def _hook(module: nn.Module, sites: list[SiteRecord]) -> SiteHook:
     kind = sites[0]["edit"]["kind"]
     if kind == "output":
         is_conv = isinstance(module, nn.modules.conv._ConvNd)
-        return OutputHook(sites, getattr(module, "bias", None) is not None if is_conv else None)
+        return OutputHook.of(sites, getattr(module, "bias", None) is not None if is_conv else None)
     if kind == "input":
-        return InputHook(sites, _parameter_names(module))
+        return InputHook.of(sites, _parameter_names(module))
     method = str((sites[0]["expression"] or {})["method"])
     if not isinstance(vars(module).get(method), (RewrittenMethod, type(None))):
         name = sites[0]["edit"]["module"] or "the model"
         raise ModelError(f"{method} of {name} was replaced on the instance, and cannot be rewritten")
-    return RewrittenMethod(module, method, sites)
+    return RewrittenMethod.of(module, method, sites)
 
 
 def _parameter_names(module: nn.Module) -> list[str]:
@@ -194,7 +194,7 @@ def _presence(
         is_last = any(path and site["path"] == ".".join(names[:-1]) for site in hook.sites)
         holders.append((names, hook, children_from(model, names) if is_last else 0))
     witnesses = [(tuple(site["witness"].split(".")), site["path"]) for site in sites if site["witness"]]
-    return Presence(holders, witnesses, recipes, example, peers)
+    return Presence.of(holders, witnesses, recipes, example, peers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +235,8 @@ def _parts(model: nn.Module) -> list[_Part]:
     return found
 
 
-def _clear(model: nn.Module) -> None:
+def strip(model: nn.Module) -> None:
+    """Remove everything from a twin, which nobody has compiled."""
     for part in _parts(model):
         part.take_out()
 
@@ -245,7 +246,7 @@ def restorer(model: nn.Module) -> Callable[[], None]:
     parts = _parts(model)
 
     def restore() -> None:
-        _clear(model)
+        strip(model)
         for part in parts:
             part.put_back()
 
@@ -256,7 +257,7 @@ def restorer(model: nn.Module) -> Callable[[], None]:
 def without_attention(model: nn.Module) -> Iterator[nn.Module]:
     """Context manager in which the model has no SimAM; restores the same ones afterwards."""
     restore = restorer(model)
-    _clear(model)
+    strip(model)
     try:
         yield model
     finally:

@@ -63,11 +63,20 @@ def lost(site: SiteRecord, why: str) -> ModelError:
 
 
 class SiteHook:
-    """What runs the SimAMs of one module for one kind of edit. `table` and `key` say where torch finds it."""
+    """What runs the SimAMs of one module for one kind of edit. `table` and `key` say where torch finds a hook.
+
+    There is no `__init__`, which a pickle could call with anything: `of` makes one, and `__setstate__` checks a file.
+    """
 
     table: ClassVar[str]
     key: ClassVar[str]
     sites: list[SiteRecord]
+
+    @classmethod
+    def _made(cls, **state: Any) -> Self:
+        made = cls()
+        vars(made).update(state)
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Another hook with the same records, which are never modified."""
@@ -112,17 +121,20 @@ class OutputHook(SiteHook):
 
     table, key = "_forward_hooks", "simam_output"
 
-    def __init__(self, sites: list[SiteRecord], has_bias: bool | None = None) -> None:
-        self.sites = sites
-        self.has_bias = has_bias
-        """Whether a convolution had a bias: folding a norm into it gives it one."""
+    has_bias: bool | None
+    """Whether a convolution had a bias: folding a norm into it gives it one."""
+
+    @classmethod
+    def of(cls, sites: list[SiteRecord], has_bias: bool | None = None) -> Self:
+        """The hook for sites of one module."""
+        return cls._made(sites=sites, has_bias=has_bias)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds."""
         has_bias = state.get("has_bias")
         if not isinstance(has_bias, (bool, type(None))):
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
-        self.__init__(checked_sites(state.get("sites"), "output"), has_bias)  # type: ignore[misc]
+        self.sites, self.has_bias = checked_sites(state.get("sites"), "output"), has_bias
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hook before all others, so that they see the output of SimAM."""
@@ -146,17 +158,20 @@ class InputHook(SiteHook):
 
     table, key = "_forward_pre_hooks", "simam_input"
 
-    def __init__(self, sites: list[SiteRecord], names: list[str]) -> None:
-        self.sites = sites
-        self.names = names
-        """Parameters of the module's forward, so that an argument is found however it is passed."""
+    names: list[str]
+    """Parameters of the module's forward, so that an argument is found however it is passed."""
+
+    @classmethod
+    def of(cls, sites: list[SiteRecord], names: list[str]) -> Self:
+        """The hook for sites of one module."""
+        return cls._made(sites=sites, names=names)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds."""
         names = state.get("names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FileError("a hook of SimAM is not valid: names is not a list of str")
-        self.__init__(checked_sites(state.get("sites"), "input"), list(names))  # type: ignore[misc]
+        self.sites, self.names = checked_sites(state.get("sites"), "input"), list(names)
 
     def put_on(self, module: nn.Module) -> None:
         """Register the pre-hook, with keyword arguments."""

@@ -29,34 +29,41 @@ _PEERS = TypeAdapter(list[str])
 
 
 class Presence:
-    """Forward pre-hook of the root: paths, hooks (which are data), witnesses, and what an injection was made of.
+    """Forward pre-hook of the root: paths, hooks (which are data), witnesses, and what an injection was made of."""
 
-    Args:
-        holders: path of each holder, the hook on it, and how many children of its container run from it on; 0 where it
-            does not attend the output of a container.
-        witnesses: path of each norm that must stay one, with the path of its site.
-        recipes: the recipes that were applied, as dicts.
-        example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
-        peers: paths of the sites at which another attention module than SimAM was put in.
-    """
+    holders: list[tuple[_Path, SiteHook, int]]
+    witnesses: list[tuple[_Path, str]]
+    recipes: list[dict[str, Any]]
+    example: dict[str, Any] | None
+    peers: list[str]
 
-    def __init__(
-        self,
+    @classmethod
+    def of(
+        cls,
         holders: list[tuple[_Path, SiteHook, int]],
         witnesses: list[tuple[_Path, str]],
         recipes: list[dict[str, Any]],
         example: dict[str, Any] | None,
         peers: list[str],
-    ) -> None:
-        self.holders = holders
-        self.witnesses = witnesses
-        self.recipes = recipes
-        self.example = example
-        self.peers = peers
+    ) -> Presence:
+        """The check for an injection. There is no `__init__`, which a pickle could call with anything.
+
+        Args:
+            holders: path of each holder, the hook on it, and how many children of its container run from it on; 0 where
+                it does not attend the output of a container.
+            witnesses: path of each norm that must stay one, with the path of its site.
+            recipes: the recipes that were applied, as dicts.
+            example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
+            peers: paths of the sites at which another attention module than SimAM was put in.
+        """
+        made = cls()
+        made.holders, made.witnesses, made.recipes = holders, witnesses, recipes
+        made.example, made.peers = example, peers
+        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
-        twin = memo[id(self)] = Presence([], list(self.witnesses), self.recipes, self.example, self.peers)
+        twin = memo[id(self)] = Presence.of([], list(self.witnesses), self.recipes, self.example, self.peers)
         twin.holders = [(path, copy.deepcopy(hook, memo), behind) for path, hook, behind in self.holders]
         return twin
 

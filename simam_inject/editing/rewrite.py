@@ -27,12 +27,20 @@ from simam_inject.source import locate, may_run, method_source
 class RewrittenMethod(SiteHook):
     """A method of one module with SimAM around some of its expressions; an attribute of the instance under its name."""
 
-    def __init__(self, owner: nn.Module, method: str, sites: list[SiteRecord]) -> None:
-        self.owner = owner
-        self.method = method
-        self.sites = sites
-        self.function = compile_method(owner, method, sites)
-        self.original = getattr(type(owner), method)
+    owner: nn.Module
+    method: str
+    function: types.FunctionType
+    original: object
+
+    @classmethod
+    def of(cls, owner: nn.Module, method: str, sites: list[SiteRecord]) -> Self:
+        """The method of this module with SimAM inside it.
+
+        Raises:
+            ModelError: the class has another version of the method than the one that was planned.
+        """
+        function, original = compile_method(owner, method, sites), getattr(type(owner), method)
+        return cls._made(owner=owner, method=method, sites=sites, function=function, original=original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -68,11 +76,11 @@ class RewrittenMethod(SiteHook):
         """
         bound = vars(module).get(self.method)
         if not isinstance(bound, RewrittenMethod):
-            raise lost(self.sites[0], f"{self.method} of its module was replaced by another function")
+            raise lost(self.sites[0], f"{self.method} of its module was removed, or replaced by another function")
         if bound.owner is not module and module is root and self.method == "forward":  # looked up before this check
             raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
         if bound.owner is not module:
-            RewrittenMethod(module, self.method, self.sites).put_on(module)
+            RewrittenMethod.of(module, self.method, self.sites).put_on(module)
         return False
 
     @property
@@ -83,7 +91,8 @@ class RewrittenMethod(SiteHook):
     @property
     def __func__(self) -> types.FunctionType:
         """As of a plain method."""
-        return self.function
+        function: types.FunctionType = vars(self)["function"]
+        return function
 
     @property
     def __self__(self) -> nn.Module:
@@ -120,7 +129,7 @@ class RewrittenMethod(SiteHook):
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
         try:
-            self.__init__(owner, method, sites)  # type: ignore[misc]
+            vars(self).update(vars(RewrittenMethod.of(owner, method, sites)))
         except ModelError as error:
             raise FileError(f"SimAM cannot be restored: {error}") from None
 

@@ -1,8 +1,8 @@
 """Find the least invasive exact edit: the output of a module, the input of one, or one expression of a forward.
 
 A hook needs a module that returns the value (or that alone reads it), and that runs once for each time the value is
-computed. A value that a forward computes inside may go elsewhere when flags, sizes or modes change: if the source does
-not show that the module always returns or reads it, its expression is wrapped. Where neither is possible, a hook
+computed. A value that a forward computes inside may go elsewhere when flags, sizes or modes change: its expression in
+the source is wrapped, unless the source shows that the module always returns it. Where there is no source, a hook
 attends it as in the example, and the plan has a note.
 """
 
@@ -18,7 +18,7 @@ from simam_inject.dataflow.values import Frame, Value
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
-from simam_inject.source import Expression, always_passes, always_returns, find_expression, mentioned_by_forward
+from simam_inject.source import Expression, always_returns, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
 _FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
@@ -48,20 +48,21 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
 
 
 def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
-    found = [_output(flow, site, value), _input(flow, site, value, None)]
-    hooks = [edit for edit in found if not isinstance(edit, str)]
-    for edit in hooks:
-        if _is_always(flow, site, edit):
-            return Resolved(edit)
+    output = _output(flow, site, value)
+    if isinstance(output, Output) and _is_always(flow, site, output):
+        return Resolved(output)
+    given = _input(flow, site, value, None)
+    if isinstance(given, Input) and _is_always(flow, site, given):
+        return Resolved(given)
     rewritten = _rewritten(flow, site, value)
     if isinstance(rewritten, Resolved):
         return rewritten
-    for edit in hooks:
-        does = "returns" if isinstance(edit, Output) else "alone reads"
-        note = f"{edit.module or 'the model'} {does} this value in the example; this may depend on the input"
-        return Resolved(edit, note=note)
-    reason = next((str(problem) for problem in found if problem), "no module returns it or alone reads it")
-    return f"{reason}; {rewritten}{_nearest(flow, site)}"
+    hook = given if isinstance(output, str) else output
+    if not isinstance(hook, str):
+        does = "returns" if isinstance(hook, Output) else "alone reads"
+        note = f"{hook.module or 'the model'} {does} this value in the example; this may depend on the input"
+        return Resolved(hook, note=note)
+    return f"{output or given or 'no module returns it or alone reads it'}; {rewritten}{_nearest(flow, site)}"
 
 
 def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
@@ -72,23 +73,12 @@ def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
         return True
     if isinstance(modules.get(named), CONTAINERS) or isinstance(owner, CONTAINERS):
         return True
-    expression = _expression(flow, site.path)
-    if owner is None or expression is None:
-        return False
-    if isinstance(edit, Output):
-        return edit.module == site.scope and always_returns(type(owner), expression)
-    call, is_child = _expression(flow, edit.module), edit.module.rpartition(".")[0] == site.scope
-    return is_child and call is not None and always_passes(type(owner), expression, call)
-
-
-def _expression(flow: Dataflow, path: str) -> Expression | None:
-    """Where in the source of its scope's forward the value at a path is computed."""
-    node = flow.recording.nodes.get(path)
+    node = flow.recording.nodes.get(site.path)
     source = None if node is None else node.meta.get("source")
-    if node is None or source is None:
-        return None
-    found = find_expression(flow.recording.modules[node.meta["scope"]], *source)
-    return None if isinstance(found, str) else found
+    if owner is None or source is None or not isinstance(edit, Output) or edit.module != site.scope:
+        return False
+    expression = find_expression(owner, *source)
+    return isinstance(expression, Expression) and always_returns(type(owner), expression)
 
 
 def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:

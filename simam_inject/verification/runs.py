@@ -17,7 +17,7 @@ from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.survey import run_as_written
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
-from simam_inject.editing.attach import attended_in, detach
+from simam_inject.editing.attach import attended_in, strip
 
 SEED = 0x51A4_0001
 """A seed that no forward would set by itself."""
@@ -44,7 +44,7 @@ class Twins:
     def stock(self) -> nn.Module:
         """The model without its SimAM."""
         twin = self._twin()
-        detach(twin)
+        strip(twin)
         return twin
 
     def injected(self) -> nn.Module:

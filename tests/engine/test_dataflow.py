@@ -10,7 +10,7 @@ from torch import nn
 from simam_inject import bypass, inject, injected, plan, simam, verify
 from simam_inject.dataflow.example import example_of
 from simam_inject.dataflow.survey import survey_model
-from simam_inject.editing.attach import detach
+from simam_inject.editing.attach import strip
 from simam_inject.errors import NoMatchError
 from tests import oracle
 from tests.engine.blocks import Block, conv
@@ -380,7 +380,7 @@ def test_constants_keep_their_numbers(kind, capsys):
     model = kind().eval()
     args = (X, torch.tensor([3, 5])) if kind is TimeStep else (X,)
     found, full = (
-        survey_model(model, example_of(model, args), detach, with_values=values).anatomy for values in (False, True)
+        survey_model(model, example_of(model, args), strip, with_values=values).anatomy for values in (False, True)
     )
     assert found.sites == full.sites
     devices = capsys.readouterr().out.split()

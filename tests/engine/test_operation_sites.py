@@ -384,14 +384,14 @@ def test_without_a_source_a_hook_attends_it_and_the_plan_says_so(end, edit):
 
 ENDS = {
     "the block's result": ("y", Output("b")),
-    "what one child always reads": ("self.h(y)", Input("b.h", 0)),
+    "what one child reads": ("self.h(y)", Rewritten("b", "add")),
     "read twice": ("self.h(y) * y", Rewritten("b", "add")),
     "read by a child that may be passed by": ("y if self.flag else self.h(y)", Rewritten("b", "add")),
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_a_hook_is_used_where_the_source_shows_that_it_always_meets_the_value(nets, name):
+def test_a_hook_is_used_where_the_source_shows_that_the_value_is_always_returned(nets, name):
     end, edit = ENDS[name]
     stock, _ = nets(f"    def forward(self, x):\n        y = self.c(x) + x\n        return {end}\n")
     (only,) = plan(stock, recipe("add"), example_inputs=image()).insertions
@@ -401,6 +401,7 @@ def test_a_hook_is_used_where_the_source_shows_that_it_always_meets_the_value(ne
 METHODS = {
     "two names": ("    act_b = act\n", "self.act_b(y) if self.flag else self.act(y)", "two names"),
     "through the class": ("", "Block.act(self, y) if self.flag else self.act(y)", "self.act"),
+    "kept in an attribute": ("", "self.kept_method(y) if self.flag else self.act(y)", "self.act"),
     "of a name that is computed": ("", 'getattr(self, "a" + "ct")(y)', "by its name"),
 }
 
@@ -410,6 +411,8 @@ def test_a_method_that_is_not_always_found_on_the_instance_is_not_rewritten(nets
     alias, call, reason = METHODS[name]
     act = "    def act(self, y):\n        z = y * 2.0\n        return z + z\n"
     stock, _ = nets(f"{act}{alias}    def forward(self, x):\n        y = self.c(x)\n        return self.h({call})\n")
+    if "kept_method" in call:
+        stock.b.kept_method = stock.b.act
     with pytest.raises(NoMatchError, match=rf"b\.mul: .*{reason}"):
         plan(stock, recipe("mul"), example_inputs=image())
 
@@ -431,3 +434,18 @@ def test_a_file_that_was_changed_after_its_import_is_not_compiled(nets):
     file.write_text(file.read_text().replace("y + y", "y * y"))
     with pytest.raises(NoMatchError, match=r"b\.add: .*source of its forward is not available, or was changed"):
         plan(stock, recipe("add[1]"), example_inputs=image())
+
+
+@pytest.mark.parametrize("name", ["output", "input"])
+def test_a_method_may_have_the_name_of_an_edit(nets, name):
+    text = (
+        "    def NAME(self, y):\n        z = <<y * 2.0>>\n        return z + z * self.h(z)\n    def forward(self, x):\n"
+    )
+    text += "        #@ return attend(self.NAME(attend(x)))\n        return self.NAME(x)\n"
+    stock, oracle = nets(text.replace("NAME", name))
+    sites = [{"after": "mul[1]"}, {"after": "output"}, {"before": "input"}]
+    rules = {"e_lambda": E_LAMBDA, "rules": [{"block": "Block", **site} for site in sites]}
+    model = inject(copy.deepcopy(stock), rules, example_inputs=image())
+    assert len(injected(model)) == 3
+    assert distance(run(model, image())[0], run(oracle, image())[0]) < 1e-8
+    assert distance(run(model, image())[0], run(stock, image())[0]) > 1e-3

@@ -6,10 +6,11 @@ from functools import partial
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
 from torch.nn.utils.prune import l1_unstructured
 
-from simam_inject import SimAM, api, bypass, eject, inject, injected, simam, verify
+from simam_inject import SimAM, api, bypass, eject, inject, injected, plan, simam, verify
 from simam_inject.editing import hooks, rewrite
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.planning import planner
@@ -528,3 +529,31 @@ def test_another_module_in_the_place_of_a_simam(other):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_the_remembered_example_has_the_dtype_of_the_parameters(dtype):
     assert verify(build().to(dtype)).ok
+
+
+class TakesTime(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = conv()
+
+    def forward(self, x, t):
+        assert t.dtype == torch.float64
+        return self.c(x) * t.to(x.dtype)[:, None, None, None]
+
+
+def test_the_remembered_example_keeps_other_dtypes():
+    x = torch.rand(2, 4, 8, 8)
+    rule = {"rules": [{"path": "c", "after": "output"}]}
+    model = inject(TakesTime().eval(), rule, example_inputs=(x, torch.rand(2, dtype=torch.float64)))
+    assert verify(model).ok
+    assert verify(model.half()).ok
+
+
+def test_plans_and_checks_keep_what_is_compiled(monkeypatch):
+    model, resets = build(), []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: resets.append(1))
+    plan(model, "after block.b", example_inputs=X)
+    verify(model)
+    assert resets == []
+    eject(model)
+    assert resets == [1]

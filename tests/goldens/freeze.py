@@ -122,12 +122,12 @@ def take_all(key, model, inputs):
     from simam_inject import InjectError
     from simam_inject.dataflow.example import example_of
     from simam_inject.dataflow.survey import survey_model
-    from simam_inject.editing.attach import detach
+    from simam_inject.editing.attach import strip
     from simam_inject.matching import match
     from simam_inject.planning.planner import decide
     from simam_inject.recipe import load_recipe
 
-    flow, found = survey_model(model, example_of(model, inputs), detach), {}
+    flow, found = survey_model(model, example_of(model, inputs), strip), {}
     for name in recipes_for(key):
         recipe = load_recipe(name)
         try:

@@ -407,7 +407,31 @@ def test_a_file_cannot_call_our_classes_with_nonsense():
     model = expressions()
     sites = copy.deepcopy(hooks_on(model)[0].sites)
     with pytest.raises(ModelError, match="is not run by forward"):
-        RewrittenMethod(model, "overwrite", sites)
+        RewrittenMethod.of(model, "overwrite", sites)
     with pytest.raises(ModelError, match="is not run by forward"):
-        RewrittenMethod(model, "__init__", sites)
+        RewrittenMethod.of(model, "__init__", sites)
     assert isinstance(SimAM(0.1), nn.Module)
+
+
+class Calls:
+    """Pickled as a call of a class."""
+
+    def __init__(self, kind, *arguments):
+        self.call = kind, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        Calls(OutputHook, [{"path": "a"}]),
+        Calls(InputHook, [{"path": "a"}], ["x"]),
+        Calls(Presence, [], [], [], {"args": ["tensor float32 999999 999999"], "kwargs": {}}, []),
+        Calls(RewrittenMethod, mixed(), "forward", []),
+    ],
+)
+def test_a_file_cannot_make_hooks_without_the_checks(hostile):
+    with pytest.raises(Exception, match="takes no arguments"):
+        weights_only(hostile)

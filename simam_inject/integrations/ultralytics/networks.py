@@ -113,7 +113,7 @@ def prune_presence(network: nn.Module) -> None:
     holders = [holder for holder in presence.holders if is_there(holder[0])]
     witnesses = [witness for witness in presence.witnesses if is_there(witness[0])]
     if len(holders) < len(presence.holders):
-        set_presence(network, Presence(holders, witnesses, presence.recipes, presence.example, presence.peers))
+        set_presence(network, Presence.of(holders, witnesses, presence.recipes, presence.example, presence.peers))
 
 
 def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
