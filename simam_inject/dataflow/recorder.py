@@ -201,8 +201,8 @@ class Recorder(Namer):
         """Arguments with nodes in the place of tensors."""
 
         def node_of(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):
-                return leaf
+            if not isinstance(leaf, torch.Tensor):  # a container of another class is read as a list
+                return [node_of(tensor) for _, tensor in tensors_in(leaf)] or leaf
             return None if id(leaf) in self.states else self._node_of(frame, self._value(leaf))
 
         args, kwargs = map_nested(node_of, given)

@@ -228,7 +228,7 @@ class _Reachable:
         saved = array.copy()
 
         def put_back() -> None:
-            if array.tobytes() != saved.tobytes():
+            if not np.array_equal(array, saved):
                 array[...] = saved
 
         self.undo.append(put_back)

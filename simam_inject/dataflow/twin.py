@@ -31,7 +31,8 @@ _CONTENT = frozenset(
 _ATOMS = (type, types.BuiltinFunctionType, types.ModuleType, types.CodeType, torch.dtype, torch.device, torch.Size)
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
-compared by identity, and objects with a `__del__`: the end of a copy would close what the original uses."""
+compared by identity, and objects with a `__del__`: the end of a copy would close what the original uses. One that holds
+a module is copied all the same, without its `__del__`: what it runs has to be the twin's."""
 _HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
 
 
@@ -77,7 +78,7 @@ class _Copier(pickle.Pickler):
     def persistent_id(self, value: Any) -> int | None:
         """The number of what goes through by reference; None for what is copied."""
         kind = type(value)
-        if kind in _CONTENT:
+        if kind in _CONTENT or kind in weakref.ProxyTypes:  # a proxy says that it is an instance of its target's class
             return None
         if id(value) not in self.twins:
             if isinstance(value, _Uncopied):
@@ -101,11 +102,19 @@ class _Copier(pickle.Pickler):
         kind = type(value)
         if isinstance(value, types.FunctionType):
             return not _closes_over_state(value, set())
-        is_foreign = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES or hasattr(kind, "__del__")
-        return is_foreign or isinstance(value, self.shared) or id(value) in SHARED.get()
+        is_foreign = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES
+        return (
+            is_foreign
+            or (hasattr(kind, "__del__") and not _holds_modules(value))
+            or isinstance(value, self.shared)
+            or id(value) in SHARED.get()
+        )
 
     def reducer_override(self, value: Any) -> Any:
         """How to make the copy of an object that is no plain container."""
+        if type(value) in weakref.ProxyTypes:
+            target = value.__dir__.__self__
+            return (weakref.proxy, (target,)) if id(target) in self.twins else (_same, (_Uncopied(value),))
         if isinstance(value, types.FunctionType):
             return _empty_function, (_Uncopied(value),), _held_by(value), None, None, _fill_function
         if isinstance(value, types.MethodType):
@@ -113,6 +122,10 @@ class _Copier(pickle.Pickler):
         if isinstance(value, weakref.ref):
             target = value()
             return (weakref.ref, (target,)) if id(target) in self.twins else (_same, (_Uncopied(value),))
+        if hasattr(type(value), "__del__"):
+            kind = type(value)
+            quiet = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__del__": _nothing})
+            return object.__new__, (quiet,), vars(value)
         try:
             parts = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         except Exception:  # a lock, a generator, an open file
@@ -158,6 +171,14 @@ class _Loader(pickle.Unpickler):
 
 def _same(value: Any) -> Any:
     return value
+
+
+def _nothing(_object: Any) -> None:
+    """In the place of a `__del__`."""
+
+
+def _holds_modules(value: Any) -> bool:
+    return any(isinstance(held, nn.Module) for held in getattr(value, "__dict__", {}).values())
 
 
 def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:

@@ -1,6 +1,7 @@
 """Every kind of value: lists of chunks, dicts, in-place operations, repeated modules, every rank and size."""
 
 import copy
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -406,3 +407,47 @@ def test_an_in_place_operation_is_read_under_the_name_of_its_tensor():
     with pytest.raises(NoMatchError, match=r"mul: .*it modifies a tensor in place.*use `before`"):
         plan(stock, {"rules": [{"path": "mul", "after": "output"}]}, example_inputs=x)
     assert plan(stock, {"rules": [{"path": "h", "before": "input"}]}, example_inputs=x).insertions
+
+
+class Named(dict):
+    pass
+
+
+class Listed(list):
+    pass
+
+
+class ReadsTwo(nn.Module):
+    def __init__(self, keys):
+        super().__init__()
+        self.c, self.keys = nn.Conv2d(4, 4, 3, padding=1), keys
+
+    def forward(self, maps):
+        return self.c(maps[self.keys[0]]) + maps[self.keys[1]]
+
+
+class GivesTwo(nn.Module):
+    def __init__(self, make, keys):
+        super().__init__()
+        self.a, self.b, self.k = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1), ReadsTwo(keys)
+        self.make = make
+
+    def forward(self, x):
+        return self.k(self.make(self.a(x), self.b(x)))
+
+
+@pytest.mark.parametrize(
+    ("make", "keys"),
+    [
+        (lambda p, q: Named(p=p, q=q), "pq"),
+        (lambda p, q: Listed([p, q]), (0, 1)),
+        (lambda p, q: OrderedDict(p=p, q=q), "pq"),
+    ],
+)
+def test_what_a_container_of_any_class_brings_is_read(make, keys):
+    found = plan(
+        GivesTwo(make, keys).eval(),
+        {"rules": [{"path": "k", "before": "input"}]},
+        example_inputs=torch.rand(2, 3, 8, 8),
+    )
+    assert [insertion.path for insertion in found.insertions] == ["a", "b"]

@@ -666,3 +666,35 @@ def test_another_thread_draws_numbers_as_before_where_planning_draws_none():
     plan(build(B), RECIPE, example_inputs=image())
     torch.manual_seed(3)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Closes:
+    def __init__(self, module):
+        self.module, self.calls, self.closed = module, 0, []
+
+    def __call__(self, x):
+        self.calls += 1
+        return self.module(x)
+
+    def __del__(self):
+        self.closed.append(True)
+
+
+class RunsByAnother(nn.Module):
+    def __init__(self, refer):
+        super().__init__()
+        self.a, self.t = nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.__dict__["other"] = refer(self.t)
+
+    def forward(self, x):
+        return self.other(self.a(x))
+
+
+@pytest.mark.parametrize("refer", [Closes, weakref.proxy, lambda module: module.__call__])
+def test_what_refers_to_a_module_refers_to_its_twin(refer):
+    model, x = RunsByAnother(refer).train(), torch.rand(2, 3, 8, 8)
+    inject(model, {"rules": [{"path": "a", "after": "output"}]}, example_inputs=x)
+    assert model.t.num_batches_tracked == 0
+    assert getattr(model.other, "calls", 0) == 0
+    model(x)
+    assert model.t.num_batches_tracked == 1
