@@ -100,7 +100,7 @@ class Recorder(Namer):
                 self._write_operation(frame, func, kind, args, kwargs, outputs, path)
             for value in inputs:  # a leaf reads its arguments as a whole; anything else comes from elsewhere
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
-                    value.reads.append(Read(self.tick, path))
+                    value.readings.append(Read(self.tick, path))
         return result
 
     def _enter_values(self, path: str, values: Entries, kind: str, inputs: tuple[Value, ...]) -> None:
@@ -165,7 +165,7 @@ class Recorder(Namer):
         else:
             self._enter_values(path, frame.outputs, kind, frame.inputs)
             for value in frame.inputs:
-                value.reads.append(Read(frame.start, path))
+                value.readings.append(Read(frame.start, path))
         if parent is None:
             self.recording.results = [value for _, value in frame.outputs]
         elif parent.graph is not None:

@@ -133,7 +133,7 @@ class Surveyor:
 
     def _is_used(self, value: Value, tick: int) -> bool:
         """An operation reads it after a tick, or the model returns it; being an argument or an entry does not count."""
-        if any(read.tick > tick for read in value.reads) or value in self.base.results:
+        if any(read.tick > tick for read in value.readings) or value in self.base.results:
             return True
         aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.kind == "alias")
         return any(self._is_used(alias, tick) for alias in aliases if value in alias.inputs)

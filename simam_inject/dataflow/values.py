@@ -44,7 +44,8 @@ class Value:
     """Kind of that operation; `alias` for an input that a block returns as it is."""
     inputs: tuple[Value, ...] = ()
     """What that operation reads."""
-    reads: list[Read] = field(default_factory=list)
+    readings: list[Read] = field(default_factory=list)
+    """Where and when it is read; `Site.reads` is the other way round: what an operation reads."""
     returns: list[tuple[Frame, tuple[Key, ...]]] = field(default_factory=list)
     """Module calls that return it, innermost first."""
     arguments: list[tuple[Frame, Key, tuple[Key, ...]]] = field(default_factory=list)

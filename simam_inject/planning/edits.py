@@ -85,7 +85,7 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
     """Attend what one reader reads: by its own hook if it is a module, as for all if nothing else reads it."""
     node = flow.recording.nodes.get(reader)
     frame: Frame | None = None if node is None else node.meta.get("frame")
-    ticks = [read.tick for read in value.reads if read.path == reader]
+    ticks = [read.tick for read in value.readings if read.path == reader]
     reason = f"{reader} is an operation, and other operations read the same value: name a module, or use after"
     reason += _nearest(flow, site)
     if frame is not None:
@@ -95,7 +95,7 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
         ticks, reason = [frame.start, frame.end], given or f"{reader} reads it more than once"
     if not ticks or value in flow.recording.results:
         return reason
-    is_read_by_others = any(not min(ticks) <= read.tick <= max(ticks) for read in value.reads)
+    is_read_by_others = any(not min(ticks) <= read.tick <= max(ticks) for read in value.readings)
     return reason if is_read_by_others else _for_all(flow, site, value)
 
 
@@ -130,7 +130,7 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
         return problem
     if value.made < frame.start:
         return f"{name} returns a tensor that it did not compute"
-    if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.reads):
+    if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.readings):
         return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
     if sum(returned is value for _, returned in frame.outputs) > 1:
         return f"{name} returns it twice"
@@ -166,7 +166,7 @@ def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
     if not writes:
         return None
     for other in flow.recording.by_storage[value.storage]:
-        if other is not value and other.made <= tick and any(read.tick > min(writes) for read in other.reads):
+        if other is not value and other.made <= tick and any(read.tick > min(writes) for read in other.readings):
             return "it shares memory with a tensor that is read after an in-place operation modified it"
     return None
 
@@ -192,9 +192,9 @@ def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> In
 def _reads_alone(value: Value, frame: Frame, reader: Frame | None) -> bool:
     """All reads of the value are inside a call; those inside it are all of the reader's, where there is one."""
     if reader is None:
-        return bool(value.reads) and all(frame.spans(read.tick) for read in value.reads)
+        return bool(value.readings) and all(frame.spans(read.tick) for read in value.readings)
     is_related = frame is reader or frame.start < reader.start <= frame.end or reader.spans(frame.start)
-    return is_related and all(frame.spans(read.tick) == reader.spans(read.tick) for read in value.reads)
+    return is_related and all(frame.spans(read.tick) == reader.spans(read.tick) for read in value.readings)
 
 
 def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
@@ -206,7 +206,7 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
     if any(returned is value for _, returned in frame.outputs):
         return f"{frame.path} returns it"
     writes = [write for write in flow.recording.writes.get(value.storage, ()) if write >= frame.start]
-    reads = [read.tick for other in flow.recording.by_storage.get(value.storage, ()) for read in other.reads]
+    reads = [read.tick for other in flow.recording.by_storage.get(value.storage, ()) for read in other.readings]
     if writes and any(tick > min(writes) and not frame.spans(tick) for tick in reads):
         return "an in-place operation modifies it while other operations still read it"
     return None
@@ -241,7 +241,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
 
 def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
     """The norm that alone reads the attended value."""
-    readers = {read.path for read in value.reads}
+    readers = {read.path for read in value.readings}
     if len(readers) != 1 or isinstance(edit, Rewritten):
         return None
     node = flow.recording.nodes.get(readers.pop())
