@@ -1,4 +1,6 @@
-"""The hooks that run SimAM: data only, no reference to a module, so that copies and pickles of a model are whole.
+"""The hooks that run SimAM: data only, without a reference to a module, so that copies and pickles of a model are whole.
+
+Only a rewritten method (`rewrite`) knows the module whose method it is.
 
 A SimAM is a child of the module that holds it; the hook on that module finds it by name.
 """
