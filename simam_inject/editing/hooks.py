@@ -1,4 +1,4 @@
-"""The hooks that run SimAM: data only, without a reference to a module, so that copies and pickles of a model are whole.
+"""The hooks that run SimAM: data only, without references to modules, so that copies and pickles are whole.
 
 Only a rewritten method (`rewrite`) knows the module whose method it is.
 
