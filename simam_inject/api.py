@@ -23,7 +23,7 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import every_path, explain_idle, match
-from simam_inject.modules import check_injectable
+from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.planning.records import PRESENT, Insertion, Verification
@@ -207,13 +207,13 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     keys and parameters are unchanged. A check that cannot be run on this model has `ok=None` and a reason.
 
     Args:
-        model: a model with SimAM.
+        model: a model with SimAM, which DDP or `torch.compile` may have wrapped.
         example_inputs: as for `inject`; None uses inputs of the shapes that `inject` was given.
 
     Raises:
         ModelError: the model has no SimAM, or raises on the example inputs.
     """
-    network = network_of(model)
+    network = unwrapped(network_of(model))
     presence = presence_of(network)
     if presence is None:
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")

@@ -1,4 +1,4 @@
-"""Add SimAM to a model and remove it again: the only file that changes a model."""
+"""Add SimAM to a model and remove it again: all sites, or none if an error is raised."""
 
 from __future__ import annotations
 

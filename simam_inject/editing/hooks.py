@@ -1,4 +1,6 @@
-"""The hooks that run SimAM: data only, no reference to a module, so that copies and pickles of a model are whole.
+"""The hooks that run SimAM: data only, without references to modules, so that copies and pickles are whole.
+
+Only a rewritten method (`rewrite`) knows the module whose method it is.
 
 A SimAM is a child of the module that holds it; the hook on that module finds it by name.
 """
@@ -15,6 +17,8 @@ from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.nested import entry_at, replace_entry
 
+NO_TENSOR, NO_ENTRY = "was planned for a tensor, but got", "which is missing in this call"
+"""Words of the errors for a call without the planned value, which a network may have in train mode only."""
 ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
 
@@ -30,7 +34,7 @@ def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
-        raise ModelError(f"SimAM at {site['path']} was planned for a tensor, but got a {type(x).__name__}; {ADVICE}")
+        raise ModelError(f"SimAM at {site['path']} {NO_TENSOR} a {type(x).__name__}; {ADVICE}")
     if site["channel_dim"] == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
         return attention(x.movedim(-1, 1)).movedim(1, -1)
     return attention(x)
@@ -205,9 +209,7 @@ def _attend_entry(module: nn.Module, site: SiteRecord, value: Any) -> Any:
     try:
         entry = entry_at(value, key)
     except KeyError:
-        raise ModelError(
-            f"SimAM at {site['path']} is applied to entry {key!r}, which is missing in this call"
-        ) from None
+        raise ModelError(f"SimAM at {site['path']} is applied to entry {key!r}, {NO_ENTRY}") from None
     return replace_entry(value, key, attend(module, site, entry))
 
 

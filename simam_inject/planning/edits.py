@@ -258,7 +258,9 @@ def _folding(flow: Dataflow, edit: Edit) -> str:
     while path:
         module = flow.recording.modules[path]
         fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)
-        if fold is not None and not isinstance(module, CONTAINERS):
+        block = flow.anatomy.site_by_path.get(path)
+        is_map = block is not None and block.obstacle is None  # heads have a `fuse` that drops what only training needs
+        if fold is not None and is_map and not isinstance(module, CONTAINERS):
             return (
                 f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
                 "survives it"

@@ -18,6 +18,7 @@ from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.survey import cannot_run
 from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.editing.attach import Attended, attended_in
+from simam_inject.editing.hooks import NO_ENTRY, NO_TENSOR
 from simam_inject.errors import describe_exception
 from simam_inject.planning.records import Check, Verification
 from simam_inject.verification.formula import Call, why_not_bypassed
@@ -129,8 +130,8 @@ class _Checks:
     def _in_train_mode(self) -> list[Check]:
         names = f"{_BYPASSED} in train mode", "equal to the formula in train mode, gradients included"
         pair = self._pair(training=True)
-        if pair is None:  # a detector without targets
-            reason = f"the original does not run in train mode on this example ({self.failure:.120})"
+        if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
+            reason = f"the model does not run in train mode on this example ({self.failure:.150})"
             return [Check(name, None, reason) for name in names]
         values = pair.check(names[1])
         # What a SimAM returns is all that differs: the rest of both networks has computed the same.
@@ -158,6 +159,8 @@ class _Checks:
         except Exception as error:
             stock = self.twins.stock()
             self.twins.run(stock, example, training=training, gradients=training)  # raises, unless SimAM is the cause
+            if training and any(words in str(error) for words in (NO_TENSOR, NO_ENTRY)):  # as outputs of detectors
+                raise
             return Pair(self.oracle, {}, None, f"raises where the original does not: {describe_exception(error):.150}")
         pair = Pair(self.oracle, calls, output)
         stock = self.twins.stock()

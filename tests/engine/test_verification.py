@@ -557,3 +557,22 @@ def test_plans_and_checks_keep_what_is_compiled(monkeypatch):
     assert resets == []
     eject(model)
     assert resets == [1]
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_a_wrapped_model_is_verified(wrap):
+    assert verify(wrap(build())).ok
+
+
+class OtherOutputs(Net):
+    def forward(self, x):
+        y = super().forward(x)
+        return {"maps": y} if self.training else (y, y.mean())
+
+
+def test_an_output_of_eval_mode_alone_is_said_not_to_run_in_train_mode():
+    torch.manual_seed(1)
+    model = inject(OtherOutputs().eval(), {"rules": [{"block": "OtherOutputs", "after": "output"}]}, example_inputs=X)
+    found = {check.name: check for check in verify(model).checks}
+    assert found[TRAIN].ok is None
+    assert "does not run in train mode" in found[TRAIN].detail
