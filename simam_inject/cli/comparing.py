@@ -83,8 +83,13 @@ def _set_up(options: CompareOptions) -> Experiment:
         amp=options.amp,
         compile=options.compile,
     )
-    weights, pretrained = options.weights, options.pretrained
-    return set_up(options.model, options.data, training, options.device, pretrained=pretrained, weights=weights)
+    return set_up(
+        *(options.model, options.data, training, options.device),
+        recipes=options.recipe,
+        e_lambdas=[float(parse_number(text)) for text in options.e_lambda],
+        pretrained=options.pretrained,
+        weights=options.weights,
+    )
 
 
 def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:

@@ -12,7 +12,7 @@ from typing import Any
 from simam_inject.compare.records import PLAIN, Experiment, Train, Variant
 from simam_inject.compare.report import SIGN, Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
-from simam_inject.compare.variants import list_variants, run_cell
+from simam_inject.compare.variants import check_recipes, list_variants, run_cell
 from simam_inject.errors import CompareError
 
 Progress = Callable[[int, int, float | None], None]
@@ -68,6 +68,8 @@ def compare(
 
     Raises:
         CompareError: An argument is invalid, the storage cannot be written, or holds other settings.
+        RecipeError: A recipe does not exist or is invalid; no run is started.
+        NoMatchError: A recipe has no effect on the network; no run is started.
 
     Example:
         >>> def train(model, seed, report):  # doctest: +SKIP
@@ -80,6 +82,7 @@ def compare(
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     variants = list_variants(recipes, against, e_lambdas)
+    check_recipes(make_model, recipes, e_lambdas, example_inputs)
     experiment = Experiment(make_model, train, example_inputs, batches, settings or {})
     written = _describe_settings(experiment, variants)
     with _storage_errors():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from simam_inject.compare.records import Experiment, Report
-from simam_inject.compare.training import Training, fit, make_loaders, open_folder
+from simam_inject.compare.training import Images, Training, fit, make_loaders, open_folder
+from simam_inject.compare.variants import check_recipes
 from simam_inject.errors import CompareError
 from simam_inject.zoo import build, load_weights
 
@@ -23,28 +25,40 @@ _QUIET = {"plots": False, "save": False, "exist_ok": True}
 
 
 def set_up(
-    model: str, data: str, training: Training, device: str, *, pretrained: bool = False, weights: str | None = None
+    model: str,
+    data: str,
+    training: Training,
+    device: str,
+    *,
+    recipes: Sequence[str] = (),
+    e_lambdas: Sequence[float] = (),
+    pretrained: bool = False,
+    weights: str | None = None,
 ) -> Experiment:
     """The experiment for a model of the zoo: a classifier, or a YOLO.
 
     Raises:
-        InjectError: The model, the data or the weights are invalid.
+        InjectError: The model, the data, the weights or a recipe are invalid.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CompareError("no CUDA device is available here; --device cpu")
     if build(model).source != "ultralytics":
-        return _set_up_classifier(model, data, training, device, pretrained=pretrained, weights=weights)
+        images = open_folder(data, training.size, augment=training.augment)
+        experiment = _set_up_classifier(model, data, images, training, device, pretrained=pretrained, weights=weights)
+        check_recipes(experiment.make_model, recipes, e_lambdas, experiment.example_inputs)
+        loader, _ = make_loaders(images, training, seed=0)
+        return replace(experiment, batches=list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None)
     if pretrained:
         raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
-    return _set_up_yolo(model, data, training, device, weights)
+    experiment = _set_up_yolo(model, data, training, device, weights)
+    check_recipes(experiment.make_model, recipes, e_lambdas, experiment.example_inputs)
+    return experiment
 
 
 def _set_up_classifier(
-    model: str, data: str, training: Training, device: str, *, pretrained: bool, weights: str | None
+    model: str, data: str, images: Images, training: Training, device: str, *, pretrained: bool, weights: str | None
 ) -> Experiment:
     """A network on an image folder; the metric is top-1 accuracy."""
-    images = open_folder(data, training.size, augment=training.augment)
-    loader, _ = make_loaders(images, training, seed=0)
     built = build(model, pretrained=pretrained, num_classes=len(images.classes))
     state = load_weights(built, Path(weights)).model.state_dict() if weights else None
 
@@ -57,9 +71,8 @@ def _set_up_classifier(
     def train(network: nn.Module, seed: int, report: Report) -> float:
         return fit(network, images, training, device, seed, report)
 
-    warm = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
     settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights, **asdict(training)}
-    return Experiment(make_model, train, _make_example(min(training.batch, 8), training.size), warm, settings)
+    return Experiment(make_model, train, _make_example(min(training.batch, 8), training.size), settings=settings)
 
 
 def _set_up_yolo(model: str, data: str, training: Training, device: str, weights: str | None) -> Experiment:

@@ -131,7 +131,9 @@ def make_loaders(
     """Each process reads its own part of both; of the validation set every image exactly once."""
     step = training.batch * processes
     if len(images.train) < step:
-        raise CompareError(f"{len(images.train)} training images are fewer than one batch of {step}")
+        raise CompareError(
+            f"{len(images.train)} training images are fewer than one batch of {step}; use a smaller --batch"
+        )
     sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
     part = Subset(images.val, range(rank, len(images.val), processes))
     workers = training.workers

@@ -17,11 +17,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from simam_inject import inject
+from simam_inject.api import inject, no_effect, plan
 from simam_inject.bench.measuring import Quartiles, bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
 from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
-from simam_inject.errors import CompareError, InjectError
+from simam_inject.errors import CompareError, InjectError, NoMatchError
+from simam_inject.recipe import adjusted, load_recipe
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -57,6 +58,29 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
+
+
+def check_recipes(
+    make_model: Callable[..., Any], recipes: Sequence[Any], e_lambdas: Sequence[float] = (), example_inputs: Any = None
+) -> None:
+    """Plan each recipe once on a new network, since a recipe without effect would be trained for nothing.
+
+    Raises:
+        RecipeError: A recipe does not exist or is invalid, or a lambda is.
+        NoMatchError: A recipe has no effect on the network.
+        ModelError: The network cannot be planned.
+    """
+    loaded = [load_recipe(recipe) for recipe in recipes]
+    for value in e_lambdas:
+        adjusted(loaded[0], e_lambda=value)
+    try:
+        model = _make(make_model, seed=0)
+    except Exception:  # each run reports it
+        return
+    for recipe in loaded:
+        found = plan(model, recipe, example_inputs=example_inputs)
+        if not found.insertions and not found.is_done:
+            raise NoMatchError(no_effect(found))
 
 
 def run_cell(experiment: Experiment, variant: Variant, seed: int) -> Cell:
@@ -96,11 +120,7 @@ def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modu
 
     The weights depend on the seed alone; the parameters of other attentions are drawn after them.
     """
-    seed_everything(seed)
-    make = experiment.make_model
-    model = make(seed) if _takes_seed(make) else make()
-    if not isinstance(model, nn.Module):
-        raise CompareError(f"make_model returned {type(model).__name__}; it must return a new torch.nn.Module")
+    model = _make(experiment.make_model, seed)
     digest = hashlib.sha256()
     for name, tensor in model.state_dict().items():
         if isinstance(tensor, torch.Tensor):
@@ -116,6 +136,14 @@ def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modu
         # The same for every variant: gains exist for SimAM only, and would favour it.
         update_bn(experiment.batches, model)
     return model, digest.hexdigest()[:16]
+
+
+def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
+    seed_everything(seed)
+    model = make_model(seed) if _takes_seed(make_model) else make_model()
+    if not isinstance(model, nn.Module):
+        raise CompareError(f"make_model returned {type(model).__name__}; it must return a new torch.nn.Module")
+    return model
 
 
 def _takes_seed(make_model: Callable[..., Any]) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from simam_inject.compare import compare
 from simam_inject.compare.records import AGAIN_OFFSET
-from simam_inject.errors import CompareError
+from simam_inject.errors import CompareError, NoMatchError, RecipeError
 from tests.compare.networks import RECIPE, attended_by, attention_of, make_model, noisy
 
 ARMS = ["plain", "plain again", "simam", "se"]
@@ -117,12 +117,22 @@ def test_a_run_that_goes_wrong_is_a_result(how, error):
     assert re.search(rf"\| se \| {RECIPE} \|.*\| 2 of 8 \|", comparison.to_markdown())
 
 
-def test_a_recipe_that_matches_nothing_is_shown():
-    comparison = compare(make_model, [RECIPE, "after bottleneck"], noisy, seeds=5)
-    (error,) = {cell.error for cell in comparison.cells if cell.recipe == "after bottleneck"}
-    assert "bottleneck" in error
-    assert [row.failed for row in comparison.differences] == [0, 5]
-    assert error.splitlines()[0] in comparison.to_markdown()
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"recipes": [RECIPE, "papr"]}, RecipeError, "did you mean 'paper'"),
+        ({"recipes": [RECIPE, "after bottleneck"]}, NoMatchError, "bottleneck"),
+        ({"recipes": ["yolo-neck"]}, NoMatchError, "matches no site"),
+        ({"recipes": [RECIPE], "e_lambdas": [0.1, -1.0]}, RecipeError, "e_lambda"),
+    ],
+)
+def test_a_recipe_without_effect_is_refused_before_the_first_run(tmp_path, given, error, message):
+    def train(model, seed, report):
+        raise AssertionError("a run was started")
+
+    with pytest.raises(error, match=message):
+        compare(make_model, train=train, storage=str(tmp_path / "study.journal"), **given)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_metric_of_the_wrong_sign_is_reported_at_once_and_in_the_report():
