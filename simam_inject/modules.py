@@ -85,4 +85,6 @@ def _describe(thing: object) -> str:
         return f"the class {thing.__name__}; give an instance of it"
     if inspect.isroutine(thing):
         return f"the function {thing.__name__}; give the model that it returns"
-    return f"{thing!r}" if isinstance(thing, str) else f"an object of type {type(thing).__name__}"
+    if isinstance(thing, str):
+        return f"{thing!r}; build it first, e.g. torchvision.models.resnet18()"
+    return f"an object of type {type(thing).__name__}"

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
-from simam_inject.cli.program import MAIN_JOB, MainJobGroup, add_command, run
+from simam_inject.cli.program import MAIN_JOB, MainJobCommand, MainJobGroup, add_command, run
 
 FIRST_COMMANDS = """\
 Add SimAM attention to a convolutional network. Start with:
@@ -65,7 +65,9 @@ def recipes(context: typer.Context) -> None:
         run(looking.list_recipes)
 
 
-add_command(app, MAIN_JOB, injecting.inject, options.InjectOptions, hidden=True, no_args_is_help=True)
+add_command(
+    app, MAIN_JOB, injecting.inject, options.InjectOptions, cls=MainJobCommand, hidden=True, no_args_is_help=True
+)
 add_command(app, "sites", looking.sites, options.ModelOptions)
 add_command(app, "explain", looking.explain, options.Options)
 add_command(app, "report", looking.report, options.PageOptions)

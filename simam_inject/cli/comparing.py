@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from simam_inject.cli.options import CompareOptions, StudyOptions, parse_number
-from simam_inject.cli.program import MAIN_JOB, MainJobGroup, Report, Step, add_command, show_error
+from simam_inject.cli.preparing import check_weights
+from simam_inject.cli.program import MAIN_JOB, MainJobCommand, MainJobGroup, Report, Step, add_command, show_error
 from simam_inject.zoo.names import is_yolo_name
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ compare_app = typer.Typer(
 
 def compare(options: CompareOptions, step: Step) -> Report:
     """Run the cells of the study that are not done, and print its report."""
+    check_weights(options)
     step(f"setting up {options.model}", of=2)
     comparison = _work_together(options, _set_up(options), step)
     if len(comparison.cells) < comparison.total:
@@ -153,5 +155,5 @@ def _describe_progress(done: int, total: int, seconds_left: float | None) -> str
     return f"{done} of {total} runs, about {f'{hours} h ' if hours else ''}{minutes} min left"
 
 
-add_command(compare_app, MAIN_JOB, compare, CompareOptions, hidden=True, no_args_is_help=True)
+add_command(compare_app, MAIN_JOB, compare, CompareOptions, cls=MainJobCommand, hidden=True, no_args_is_help=True)
 add_command(compare_app, "report", report, StudyOptions)

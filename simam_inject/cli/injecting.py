@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -23,9 +24,10 @@ def inject(options: InjectOptions, step: Step) -> Report:
     _check_together(options)
     work = (options.calibrate is not None) + (options.output is not None)
     prepared, plan = make_plan(options, step, steps=2 if options.dry_run else 4 + work)
-    calibration, verification, next_steps = None, None, ["inject: the same command without --dry-run"]
+    calibration, verification, wrote = None, None, ""
+    next_steps = ["inject: the same command without --dry-run"]
     if not options.dry_run:
-        calibration, verification, next_steps = _carry_out(options, prepared, plan, step)
+        calibration, verification, wrote, next_steps = _carry_out(options, prepared, plan, step)
     from rich.text import Text
 
     from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
@@ -35,6 +37,7 @@ def inject(options: InjectOptions, step: Step) -> Report:
     view += render_plan(plan, applied=not options.dry_run, why=options.why, verbose=options.verbose)
     view += render_verification(verification, verbose=options.verbose) if verification else ()
     view += [str(calibration)] if calibration else ()
+    view += [wrote] if wrote else ()
     view += [Text("next:", "bold"), *(f"  {line}" for line in next_steps)]
     ok = verification is None or verification.ok
     data = {
@@ -75,7 +78,8 @@ def _not_yolo(options: InjectOptions) -> ModelError:
 
 def _carry_out(
     options: InjectOptions, prepared: Prepared, plan: Plan, step: Step
-) -> tuple[Calibration | None, Verification, list[str]]:
+) -> tuple[Calibration | None, Verification, str, list[str]]:
+    """Modify the model; what was found, what was exported, and the next steps."""
     from simam_inject.api import verify
     from simam_inject.warmup import calibrate
 
@@ -88,23 +92,29 @@ def _carry_out(
     step("verifying")
     verification: Verification = prepared.run(verify)
     if not verification.ok:
-        return calibration, verification, ["do not train this model; please report the lines above and its name"]
+        return calibration, verification, "", ["do not train this model; please report the lines above and its name"]
     if options.output is not None:
         step(f"saving {options.output}")
     python = f"in Python: from simam_inject import inject; inject(model, {_arguments(options, prepared, plan)})"
-    return calibration, verification, [python, _save(options, prepared)]
+    if options.output is not None and options.output.suffix in EXPORTS:
+        return calibration, verification, _export(options.output, options.dynamic, prepared), [python]
+    return calibration, verification, "", [python, _save(options.output, options, prepared)]
 
 
-def _save(options: InjectOptions, prepared: Prepared) -> str:
-    """Write `--output`, and say what to do with it."""
-    model, path = prepared.model, options.output
+def _export(path: Path, dynamic: bool, prepared: Prepared) -> str:
+    """Write `--output` for another runtime, and say what was proven of it."""
+    from simam_inject.export import export
+
+    proof = export(prepared.model, path, example_inputs=prepared.inputs, dynamic=dynamic)
+    sites = f"{proof.live} of {len(proof.sites)} sites live"
+    return f"wrote {path}: {sites}; its output differs by {proof.difference:.1e} from eager mode ({proof.form})"
+
+
+def _save(path: Path | None, options: InjectOptions, prepared: Prepared) -> str:
+    """Write `--output` for PyTorch, and say what to do with it."""
+    model = prepared.model
     if path is None:
         return "save: add --output FILE.safetensors"
-    if path.suffix in EXPORTS:
-        from simam_inject.export import export
-
-        proof = export(model, path, example_inputs=prepared.inputs, dynamic=options.dynamic)
-        return f"{path} has {proof.live} live sites; its output differs by {proof.difference:.1e} ({proof.form})"
     if path.suffix == ".pt":  # the checkpoint of ultralytics, which its trainer continues with
         if not hasattr(model, "save"):
             raise _not_yolo(options)

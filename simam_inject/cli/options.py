@@ -91,6 +91,16 @@ def writable(*suffixes: str) -> Callable[[str], Path]:
     return parse
 
 
+def folder(text: str) -> Path:
+    """A parser of a folder that exists."""
+    path = Path(text)
+    if not path.is_dir():
+        raise typer.BadParameter(
+            f"{text!r} is a file, not a folder" if path.exists() else f"folder {text!r} does not exist"
+        )
+    return path
+
+
 def complete_recipe(incomplete: str) -> list[str]:
     """Names of shipped recipes, for the shell's completion."""
     from simam_inject.recipe import shipped_recipes
@@ -174,7 +184,7 @@ class InjectOptions(Options):
 
     strength: float = _STRENGTH
     calibrate: Path | None = _place(
-        "Fit gains and norm statistics to the images in this folder", "FOLDER", exists=True, file_okay=False
+        "Fit gains and norm statistics to the images in this folder", "FOLDER", parser=folder
     )
     dry_run: bool = _output("Print the plan and change nothing", default=False)
     why: bool = _output("Also list near misses with their reasons", default=False)
@@ -192,7 +202,7 @@ class PageOptions(Options):
     """What is put in, and where the page about it is written."""
 
     strength: float = _STRENGTH
-    html: Path = _output("Output file", "FILE.html", default=..., parser=writable())
+    html: Path = _output("Output file", "FILE.html", default=..., parser=writable(".html"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,13 +234,14 @@ class MapOptions(Options):
 class FileOptions(OutputOptions):
     """Which file is read."""
 
-    file: Path = argument("FILE", "A .safetensors file; for check also a YOLO checkpoint")
+    file: Path = argument("FILE", "A .safetensors file of --output or simam_inject.persist.save")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions(FileOptions):
     """Which file is checked, and in which model."""
 
+    file: Path = argument("FILE", "A YOLO checkpoint (.pt), or a .safetensors file of --output")
     model: str | None = _model("Load a .safetensors file into this model and verify", "MODEL")
 
 
@@ -284,6 +295,6 @@ class StudyOptions:
     """Which study, and where its report is written."""
 
     study: str = argument("STUDY", "Journal file or database URL")
-    html: Path | None = _output("Write one HTML file", "FILE", parser=writable())
+    html: Path | None = _output("Write one HTML file", "FILE.html", parser=writable(".html"))
     markdown: Path | None = _output("Write Markdown", "FILE", parser=writable())
     name: str = _study("Name of the study in the storage", default="compare")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.cli.options import EXPORTS, ModelOptions, Options
+from simam_inject.cli.options import EXPORTS, CompareOptions, ModelOptions, Options
 from simam_inject.cli.program import Step
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
 from simam_inject.zoo import ZooModel, build, load_weights
@@ -107,6 +107,12 @@ def check_model_name(name: str) -> None:
     find_library(name)
 
 
+def check_weights(options: ModelOptions | CompareOptions) -> None:
+    """Raise if two sources of weights are named: the second would overwrite the first."""
+    if options.pretrained and options.weights is not None:
+        raise ModelError(f"--pretrained and --weights {options.weights} are two sources of weights: give one of them")
+
+
 def _is_yolo_checkpoint(path: Path) -> bool:
     """Whether a file written by torch.save names classes of ultralytics; nothing is unpickled."""
     if not zipfile.is_zipfile(path):
@@ -118,6 +124,7 @@ def _is_yolo_checkpoint(path: Path) -> bool:
 def prepare(options: ModelOptions, step: Step, *, steps: int) -> Prepared:
     """Build the model that the options describe: the first of so many steps."""
     check_model_name(options.model)
+    check_weights(options)
     step(f"building {options.model}", of=steps)
     if options.seed is not None:
         import torch
@@ -154,14 +161,22 @@ def make_plan(options: Options, step: Step, *, steps: int) -> tuple[Prepared, Pl
     exclude = options.exclude or ()
     try:
         found: Plan = prepared.run(plan, recipe)
-    except NoMatchError:  # a word about the option helps more than one about a rule that it is in
+    except NoMatchError as error:  # a word about the option helps more than one about a rule that it is in
         if exclude:
             check_exclude("--exclude", exclude, prepared.run(survey))
-        raise
+        raise NoMatchError(_with_remedy(str(error))) from None
     check_exclude("--exclude", exclude, found.anatomy)
     if not found.insertions and not found.is_done:
-        raise NoMatchError(no_effect(found))
+        raise NoMatchError(_with_remedy(no_effect(found)))
     return prepared, found
+
+
+def _with_remedy(message: str) -> str:
+    """On the command line `eject` cannot be called first."""
+    from simam_inject.planning.records import PRESENT
+
+    remedy = "to start again: in Python: eject(model); here: give a file without SimAM"
+    return f"{message}\n{remedy}" if f"{PRESENT}, with" in message else message
 
 
 def images_in(folder: Path, limit: int) -> list[Path]:

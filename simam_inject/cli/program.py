@@ -20,7 +20,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from simam_inject.cli.options import PANELS
 from simam_inject.errors import InjectError, NoMatchError, VerificationError
@@ -91,6 +91,19 @@ class MainJobGroup(TyperGroup):
         shown.params = [*self.commands[MAIN_JOB].params, *self.params]
         shown.subcommand_metavar = ""
         TyperGroup.format_help(shown, ctx, formatter)
+
+
+class _MainJobContext(typer.Context):
+    @property
+    def command_path(self) -> str:
+        """What is typed for the main job: the name of its group alone."""
+        return super().command_path if self.parent is None else self.parent.command_path
+
+
+class MainJobCommand(TyperCommand):
+    """The command `MAIN_JOB`, whose usage has the words that are typed."""
+
+    context_class = _MainJobContext
 
 
 def add_command(app: typer.Typer, name: str, action: Action, options: type, **settings: Any) -> None:

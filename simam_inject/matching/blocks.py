@@ -115,7 +115,8 @@ def _search_children(search: Search, target: Child, owners: Sequence[Site]) -> N
             _enter_calls(search, target, block, name, sites)
         if not calls[block] and (search.rule.selects != "path" or not any(calls.values())):
             names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
-            near = did_you_mean(target.name, [inner for inner, _ in below])
+            words = ["output"] if search.rule.position == "after" else ["input", "residual"]
+            near = did_you_mean(target.name, [*words, *(inner for inner, _ in below)])
             search.miss(block, f"has no child {target.name}; it has {write_paths(names)}{near}")
 
 

@@ -43,7 +43,7 @@ def _check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: An
     lost = [path for path in table if path not in present and re.fullmatch(r"(.*\.)?simam(_\w+)?", str(path))]
     if lost:
         warnings.warn(
-            f"these weights were trained with SimAM at {len(lost)} places that this {type(module).__name__} lacks "
+            f"these weights were trained with SimAM at {len(lost)} sites that this {type(module).__name__} lacks "
             f"({shortened(lost, 3)}): it will compute something else. Call "
             "simam_inject.inject(model, recipe) with their recipe, or use simam_inject.persist.save and load",
             LostRecipeWarning,

@@ -107,6 +107,10 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     found = differences(file_state, own_state)
     if any(found.values()):
         only_shapes = [names for names in found.values() if names] == [found[UNFIT]] and len(found[UNFIT]) <= 6
-        hint = "\n  another number of classes? Give it with --num-classes N." if only_shapes else ""
-        raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}{hint}")
+        hint = (
+            "another number of classes? Give it with --num-classes N."
+            if only_shapes
+            else "a checkpoint of another model?"
+        )
+        raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     network.load_state_dict(dict(state))

@@ -1,6 +1,7 @@
 """Files: weights that go in, files that come out, and what `check` and `show` say about them."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -110,10 +111,24 @@ def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypat
     assert not (folder / "net.torchscript").exists()
 
 
+def test_weights_of_another_model_are_asked_about(run, folder):
+    torch.save({"fc.weight": torch.ones(2, 2)}, folder / "other.pth")
+    result = run(NET, "--weights", "other.pth", "--after", "block", *SMALL)
+    assert result.exit_code == 2
+    assert result.stderr.splitlines()[-1] == "  a checkpoint of another model?"
+
+
+def test_a_file_that_has_simam_with_another_lambda_says_how_to_start_again(run, folder):
+    run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
+    result = run(NET, "--weights", "x.safetensors", "--after", "block", "--e-lambda", "0.5", *SMALL)
+    assert result.exit_code == 1
+    assert result.stderr.endswith("to start again: in Python: eject(model); here: give a file without SimAM\n")
+
+
 def test_dynamic_exports_take_other_sizes(run, folder):
     result = run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic")
     assert result.exit_code == 0, result.stderr
-    assert "has 2 live sites" in result.stdout
+    assert re.search(r"^wrote x.pt2: 2 of 2 sites live; .* from eager mode.*\nnext:", result.stdout, re.MULTILINE)
     program = torch.export.load(folder / "x.pt2").module()
     assert program(torch.rand(3, 3, 48, 40)).shape == (3, 5)
 

@@ -103,6 +103,8 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
         ((NET, "--recipe", "typo.yaml"), 1, "rules[0].exclude: 'blocs.1' matches nothing in this model."),
         ((NET, "--recipe", "mobile", "--exclude", "conv2"), 1, "Did you mean '*.conv2'?"),
         ((NET, "--after", "block.conv9"), 1, "conv9"),
+        ((NET, "--after", "block.ouput"), 1, "did you mean 'output'?"),
+        ((NET, "--before", "block.residul"), 1, "did you mean 'residual'?"),
         (
             (NET, "--after", "block", "--input-size", "32x32"),
             2,

@@ -102,6 +102,7 @@ def test_a_model_that_raises_in_its_example_forward():
 def test_no_module(model):
     for thing in (None, 3, "resnet50", [model], {"model": model}, torch.zeros(3)):
         refuses(ModelError, "expected an nn.Module, found", thing, "after block.a")
+    refuses(ModelError, r"'resnet50'; build it first, e\.g\. torchvision", "resnet50", "after block.a")
     refuses(ModelError, "the class Net; give an instance", Net, "after block.a")
     refuses(ModelError, "the function forward; give the model that it returns", model.forward, "after block.a")
     refuses(ModelError, "found an object of type int", 3, "after block.a")
