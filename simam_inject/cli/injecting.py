@@ -106,8 +106,8 @@ def _export(path: Path, dynamic: bool, prepared: Prepared) -> str:
     from simam_inject.export import export
 
     proof = export(prepared.model, path, example_inputs=prepared.inputs, dynamic=dynamic)
-    sites = f"{proof.live} of {len(proof.sites)} sites live"
-    return f"wrote {path}: {sites}; its output differs by {proof.difference:.1e} from eager mode ({proof.form})"
+    differs = f"its output differs by {proof.difference:.1e} from eager mode ({proof.form})"
+    return f"wrote {path}, which has {proof.live} live sites; {differs}"
 
 
 def _save(path: Path | None, options: InjectOptions, prepared: Prepared) -> str:
