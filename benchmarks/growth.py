@@ -8,6 +8,7 @@ of its own). An exponent of 1 is a cost in proportion to the number of blocks.
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -41,6 +42,8 @@ class ChainBlock(nn.Module):
 
 def main(argv: list[str]) -> int:
     options = parse("growth", __doc__, argv)
+    gc.collect()
+    gc.freeze()  # a collection of all objects of torch takes 0.3 s, and would count for the step that triggers it
     lengths = LENGTHS[:3] if options.quick else LENGTHS
     rows = [_measure(length) for length in lengths]
     head = ["blocks", *(f"{step} s" for step in STEPS), *(f"{step} MB" for step in STEPS)]
