@@ -39,6 +39,14 @@ def formula(x: Tensor, e_lambda: float, spatial: tuple[int, ...], strength: floa
     return (wide * ((1 - strength) + strength * gain * gate)).to(x.dtype)
 
 
+def mean_over_deviation(x: Tensor, e_lambda: float, spatial: tuple[int, ...]) -> float:
+    """By how much subtracting the mean magnifies the rounding of a map: |mean| / sqrt(variance + lambda), at most."""
+    wide = x.detach().double()
+    spread = (wide.var(spatial, correction=0) + e_lambda).sqrt()
+    found = float((wide.mean(spatial).abs() / spread).max()) if x.numel() else 0.0
+    return found if math.isfinite(found) else 0.0
+
+
 def why_not_bypassed(entry: Attended, call: Call) -> str | None:
     """A SimAM that is bypassed returns what it is given."""
     if not isinstance(call.attention, SimAM):
@@ -50,13 +58,18 @@ def why_not_bypassed(entry: Attended, call: Call) -> str | None:
     return None if found is call.given else f"{entry.site['path']} does not return its input while it is bypassed"
 
 
-def why_far(found: Tensor, wanted: Tensor, what: str, *, factor: int = 1) -> str | None:
-    """How a tensor differs from another by more than rounding."""
+def why_far(found: Tensor, wanted: Tensor, what: str, *, factor: int = 1, magnified: float = 0.0) -> str | None:
+    """How a tensor differs from another by more than rounding.
+
+    Args:
+        magnified: see `mean_over_deviation`. Statistics are float32 for half precision too.
+    """
     if found.dtype != wanted.dtype:
         return f"is {found.dtype}, and {what} {wanted.dtype}"
     distance = 0.0 if torch.equal(found, wanted) else relative_distance(found, wanted)
     if isinstance(distance, str):
         return f"{distance} than {what}"
-    if not distance <= factor * _ROUNDING.get(found.dtype, 2e-2):
+    epsilon = torch.finfo(torch.float64 if found.dtype is torch.float64 else torch.float32).eps
+    if not distance <= factor * (_ROUNDING.get(found.dtype, 2e-2) + 8 * epsilon * magnified):
         return f"differs from {what} by {distance:.2g} of its largest value"
     return None

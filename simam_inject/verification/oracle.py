@@ -19,7 +19,7 @@ from simam_inject.dataflow.naming import Namer
 from simam_inject.editing.attach import Attended
 from simam_inject.errors import describe_exception
 from simam_inject.nested import entry_at, replace_entry
-from simam_inject.verification.formula import Call, formula, why_far
+from simam_inject.verification.formula import Call, formula, mean_over_deviation, why_far
 
 Key = tuple[str, str]
 """Which SimAM: path of its holder, and its name among the children."""
@@ -85,8 +85,9 @@ class Oracle:
             return None
         with torch.no_grad():
             found, wanted = attention.forward(wide), self._formula(entry, call, wide)
-        problem = why_far(call.result, wanted.to(call.given.dtype), "the formula")
-        problem = problem or why_far(found, wanted, "the formula")
+        magnified = self._magnified(entry, call)
+        problem = why_far(call.result, wanted.to(call.given.dtype), "the formula", magnified=magnified)
+        problem = problem or why_far(found, wanted, "the formula", magnified=magnified)
         return problem and f"{entry.site['path']} {problem}"
 
     def why_no_gradient(self, entry: Attended, call: Call) -> str | None:
@@ -103,8 +104,12 @@ class Oracle:
         with torch.enable_grad():
             x = call.given.double().requires_grad_()
             (wanted,) = torch.autograd.grad(self._formula(entry, call, x), x, weights.double())
-        problem = why_far(found, wanted.to(found.dtype), "the gradient of the formula", factor=10)
+        name, magnified = "the gradient of the formula", self._magnified(entry, call)
+        problem = why_far(found, wanted.to(found.dtype), name, factor=10, magnified=magnified)
         return problem and f"{entry.site['path']} {problem}"
+
+    def _magnified(self, entry: Attended, call: Call) -> float:
+        return mean_over_deviation(call.given, entry.site["e_lambda"], self.spatial(entry, call.shape))
 
     def _formula(self, entry: Attended, call: Call, x: Tensor) -> Tensor:
         assert isinstance(call.attention, SimAM)

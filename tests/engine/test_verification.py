@@ -576,3 +576,16 @@ def test_an_output_of_eval_mode_alone_is_said_not_to_run_in_train_mode():
     found = {check.name: check for check in verify(model).checks}
     assert found[TRAIN].ok is None
     assert "does not run in train mode" in found[TRAIN].detail
+
+
+@pytest.mark.parametrize("mean", [10.0, 1e3, 1e5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_maps_of_a_large_mean_are_right(mean, dtype):
+    torch.manual_seed(1)
+    stock = Net().eval()
+    with torch.no_grad():
+        stock.stem.bias.fill_(mean)
+        stock.block.a.bias.fill_(mean)
+    recipe = {"rules": [{"path": path, "after": "output"} for path in ("stem", "block.a")]}
+    model = inject(stock.to(dtype), recipe, example_inputs=X.to(dtype))
+    assert verify(model).ok
