@@ -18,6 +18,7 @@ from simam_inject.errors import FileError, ModelError
 from simam_inject.nested import entry_at, replace_entry
 
 NO_TENSOR, NO_ENTRY = "was planned for a tensor, but got", "which is missing in this call"
+NO_RANK = "use inputs with a batch dimension"
 """Words of the errors for a call without the planned value, which a network may have in train mode only."""
 ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
@@ -45,7 +46,7 @@ def _check_shape(site: SiteRecord, x: Tensor) -> None:
     if len(shape) != len(site["shape"]):
         raise ModelError(
             f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), but got a "
-            f"tensor of shape {tuple(shape)}; use inputs with a batch dimension, or inject with such an example"
+            f"tensor of shape {tuple(shape)}; {NO_RANK}, or inject with such an example"
         )
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
     if not is_traced and shape[site["channel_dim"]] != channels and channels in shape and not _is_pruned(site, shape):

@@ -18,7 +18,7 @@ from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.survey import cannot_run
 from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.editing.attach import Attended, attended_in
-from simam_inject.editing.hooks import NO_ENTRY, NO_TENSOR
+from simam_inject.editing.hooks import NO_ENTRY, NO_RANK, NO_TENSOR
 from simam_inject.errors import describe_exception
 from simam_inject.planning.records import Check, Verification
 from simam_inject.verification.formula import Call, why_not_bypassed
@@ -31,6 +31,8 @@ SAME_WAY = "the example forward runs the modules that were recorded"
 _BYPASSED = "bypassed: equal to the original"
 _SMALL = (64, 128, 256)
 """Image sizes to try, in pixels: many networks take none below 64, and at 64 most maps still have several positions."""
+_LARGE = 2**20
+"""Numbers in an example, from which on pairs take no larger one: the maps of all sites are kept for a while."""
 _CHANCES = 8
 """Forwards that a SimAM has to run in one of: a branch may be dropped at random."""
 
@@ -59,9 +61,12 @@ class _Checks:
         self.example = example
         self.oracle = Oracle(sites)
         self.twins = Twins(model)
-        sizes = [given for given in (*map(example.shrunk, _SMALL), example.with_size()) if given is not None]
+        is_large = sum(tensor.numel() for tensor in example.tensors) > _LARGE
+        larger = () if is_large else (example.with_size(),)
+        sizes = [given for given in (*map(example.shrunk, _SMALL), *larger) if given is not None]
         self.examples = [(given.with_batch(1) or given, "another input size") for given in sizes]
-        same_size = [given for given in (example.with_batch(1), example) if given is not None]
+        both = (example, example.with_batch(1)) if is_large else (example.with_batch(1), example)
+        same_size = [given for given in both if given is not None]
         self.examples += [(given, "the example's size") for given in same_size]
         """Examples that pairs are tried with, in this order; those that the original does not take are removed."""
         self.failure = ""
@@ -159,7 +164,9 @@ class _Checks:
         except Exception as error:
             stock = self.twins.stock()
             self.twins.run(stock, example, training=training, gradients=training)  # raises, unless SimAM is the cause
-            if training and any(words in str(error) for words in (NO_TENSOR, NO_ENTRY)):  # as outputs of detectors
+            if training and any(
+                words in str(error) for words in (NO_TENSOR, NO_RANK, NO_ENTRY)
+            ):  # as outputs of detectors
                 raise
             return Pair(self.oracle, {}, None, f"raises where the original does not: {describe_exception(error):.150}")
         pair = Pair(self.oracle, calls, output)
