@@ -53,7 +53,7 @@ class Recorder(Namer):
         self.recording.results += [value for value in alive if value not in self.recording.results]
         return self.recording
 
-    # Values, by the identity of their tensors, as Python variables are told from each other
+    # Values, by the identity of their tensors, as Python variables are distinguished from each other
 
     def _find(self, tensor: torch.Tensor) -> Value | None:
         entry = self._known.get(id(tensor))

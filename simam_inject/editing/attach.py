@@ -236,7 +236,7 @@ def _parts(model: nn.Module) -> list[_Part]:
 
 
 def strip(model: nn.Module) -> None:
-    """Remove everything from a twin, which nobody has compiled."""
+    """Remove everything from a twin, which is not compiled."""
     for part in _parts(model):
         part.take_out()
 
