@@ -118,7 +118,7 @@ def entry_at(value: Any, key: Key) -> Any:
     """The entry of a container at `key`.
 
     Raises:
-        KeyError: it is no container, or has no such entry.
+        KeyError: it is not a container, or has no such entry.
     """
     if isinstance(value, fx.Proxy):
         entry: Any = value

@@ -74,16 +74,21 @@ def method_source(method: object) -> MethodSource | None:
     text = None if code is None else _text(id(code), code)
     if code is None or text is None:
         return None
-    function = _parse(text)
+    function = _parse_method(text)
     if not isinstance(function, ast.FunctionDef) or function.decorator_list:  # decorators would run again
         return None
     return MethodSource(function, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
-def _parse(text: str) -> ast.stmt:
-    is_indented = text[:1].isspace()
+def parse(text: str) -> ast.Module:
+    """The syntax tree of a text; in one thread at a time."""
     with _PARSING:
-        function = ast.parse(f"if True:\n{text}" if is_indented else text).body[0]
+        return ast.parse(text)
+
+
+def _parse_method(text: str) -> ast.stmt:
+    is_indented = text[:1].isspace()
+    function = parse(f"if True:\n{text}" if is_indented else text).body[0]
     function = function.body[0] if isinstance(function, ast.If) else function
     return ast.increment_lineno(function, -int(is_indented))
 
@@ -191,7 +196,7 @@ def _is_called_otherwise(kind: type, method: str) -> bool:
         text = _text(id(code), code)
         if text is None:
             return True
-        uses = [n for n in ast.walk(_parse(text)) if isinstance(n, ast.Attribute) and n.attr == method]
+        uses = [n for n in ast.walk(_parse_method(text)) if isinstance(n, ast.Attribute) and n.attr == method]
         owner = code.co_varnames[:1]
         if any(not isinstance(use.value, ast.Name) or (use.value.id,) != owner for use in uses):
             return True

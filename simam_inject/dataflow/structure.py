@@ -127,7 +127,7 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
     waiting = [node]
     while waiting:
         step = waiting.pop()
-        if step.op == "placeholder" and "value" not in step.meta:  # a list of maps is no common value of theirs
+        if step.op == "placeholder" and "value" not in step.meta:  # a list of maps is not a common value
             continue
         if step not in found and step.op != "get_attr":
             found.add(step)

@@ -111,7 +111,7 @@ class _Copier(pickle.Pickler):
         )
 
     def reducer_override(self, value: Any) -> Any:
-        """How to make the copy of an object that is no plain container."""
+        """How to make the copy of an object that is not a plain container."""
         if type(value) in weakref.ProxyTypes:
             target = value.__dir__.__self__
             return (weakref.proxy, (target,)) if id(target) in self.twins else (_same, (_Uncopied(value),))

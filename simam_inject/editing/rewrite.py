@@ -21,7 +21,7 @@ from torch import nn
 from simam_inject.editing.checking import SiteRecord, checked_sites
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
 from simam_inject.errors import FileError, ModelError
-from simam_inject.source import locate, may_run, method_source
+from simam_inject.source import locate, may_run, method_source, parse
 
 
 class RewrittenMethod(SiteHook):
@@ -194,7 +194,7 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: lis
     kind = kind if kind.isidentifier() else "_"
     # A class of the same name stands around it, for private names (`self.__scale` is `self._Block__scale`). The
     # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
-    module: Any = ast.parse(f"def _closure({', '.join([*free, *attentions])}):\n class {kind}:\n  pass")
+    module: Any = parse(f"def _closure({', '.join([*free, *attentions])}):\n class {kind}:\n  pass")
     module.body[0].body[0].body = [function]
     arguments = function.args  # defaults and annotations were evaluated when the class was made
     arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]

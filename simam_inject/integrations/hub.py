@@ -77,7 +77,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         The folder.
 
     Raises:
-        ModelError: the architecture is no such name.
+        ModelError: the architecture is not such a name.
         FileError: the model cannot be saved; see `simam_inject.persist.save`.
     """
     return _write(model, Path(folder), architecture, num_classes, Path(folder).name)

@@ -164,7 +164,7 @@ def _explain(problem: Any, whole: str) -> str:
 
 
 def _write_location(location: Sequence[int | str]) -> str:
-    """`rules[1].where.channels`; a key that is no plain word stands in quotes."""
+    """`rules[1].where.channels`; a key that is not a plain word stands in quotes."""
     keys = [
         f"[{key}]" if isinstance(key, int) else f".{key:.64}" if re.fullmatch(r"\w+", key) else f".{describe(key)}"
         for key in location

@@ -29,7 +29,7 @@ _PLAIN = {
         list("-+.0123456789"),
     ),
 }
-"""What a plain scalar is, if it is no text: a pattern, and the characters that it may begin with."""
+"""What a plain scalar is, if it is not a text: a pattern, and the characters that it may begin with."""
 _COMPARISON = re.compile(r"(?:(\w+: +)|- +|[\[,] *)((?:[<>]=?|!=?) *[0-9x]+(?:, *[<>]=? *\d+)*)")
 """A comparison that stands without quotes: `>` begins a block of text for YAML, `!` a tag."""
 

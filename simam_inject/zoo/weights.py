@@ -53,7 +53,7 @@ def _read_safetensors(file: Path) -> Mapping[str, Any] | None:
         with safe_open(file, framework="pt") as opened:
             if any(key.startswith("simam") for key in opened.metadata() or {}):
                 return None
-            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is no dict
+            return {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 - it is not a dict
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
 

@@ -86,7 +86,7 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         The recipe for the stock model, and notes on dead, mistaken and ambiguous rows.
 
     Raises:
-        RecipeError: it cannot be read, is no model file, holds no live SimAM, or says what no recipe can say. Where
+        RecipeError: it cannot be read, is not a model file, holds no live SimAM, or says what no recipe can say. Where
             there is nothing to import, the message ends with the notes.
     """
     source = Path(path)
@@ -151,7 +151,7 @@ class _Reading:
         self.rows = rows
         self.notes: list[str] = []
         self.paths: dict[int, str] = {}
-        """Path in the stock model of every row that is no SimAM."""
+        """Path in the stock model of every row without SimAM."""
         for row in rows:
             if not row.is_simam:
                 self.paths[row.number] = f"model.{len(self.paths)}"
@@ -245,5 +245,5 @@ class _Reading:
 
 
 def _is_lambda(value: int | float) -> bool:
-    """It can be meant as lambda: a fraction, or an integer that is no channel count."""
+    """It can be meant as lambda: a fraction, or an integer that is not a channel count."""
     return 0 < value <= 1 if isinstance(value, int) else math.isfinite(value) and value > 0

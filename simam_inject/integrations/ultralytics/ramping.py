@@ -98,7 +98,7 @@ def take_ramp(model: Any, *, resumed: bool) -> EpochRamp | None:
     Both are taken away.
 
     Raises:
-        FileError: what the network's yaml records is no ramp.
+        FileError: what the network's yaml records is not a ramp.
     """
     given, found = model.__dict__.pop(_ATTRIBUTE, None), model.model.yaml.pop(RAMP, None)
     try:
