@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -39,13 +38,6 @@ def function_name(function: Callable[..., Any]) -> str:
 def function_kind(function: Callable[..., Any]) -> str:
     """Kind of a torch function, method or property."""
     return _kind_of(function_name(function))
-
-
-def is_method(function: Callable[..., Any]) -> bool:
-    """It is a method of tensors, rather than a function."""
-    return isinstance(function, (types.MethodDescriptorType, types.WrapperDescriptorType)) or (
-        getattr(function, "__qualname__", "").startswith(("Tensor.", "TensorBase.", "_TensorBase."))
-    )
 
 
 def conv_facts(module: nn.Module) -> dict[str, Any]:

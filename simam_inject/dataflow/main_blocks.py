@@ -14,7 +14,7 @@ from torch import nn
 
 from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.records import Site
-from simam_inject.dataflow.values import Frame, Recording
+from simam_inject.dataflow.values import Recording
 from simam_inject.modules import CONTAINERS
 
 
@@ -49,8 +49,6 @@ class MainBlocks:
 
     def find(self, residual: set[str]) -> set[str]:
         """All main blocks; where there are none, the residual blocks of one convolution."""
-        if "" not in self.recording.graphs:
-            return set()
         blocks = self._inside("")
         if not blocks:
             self.units = residual
@@ -78,21 +76,18 @@ class MainBlocks:
 
     def _inside(self, path: str) -> list[str]:
         """Main blocks among what a module calls, in order of execution."""
-        graph = self.recording.graphs.get(path)
         found: list[str] = []
-        for node in () if graph is None else graph.nodes:
-            if node.meta.get("kind") == "block":
-                child: Frame = node.meta["frame"]
-                if self._is_block(child.path) and not self._is_stage(child.path):
-                    found.append(child.path)
-                else:
-                    found += self._inside(child.path)
+        for child in [step.path for step in self.recording.first_calls[path].steps if step.kind == "block"]:
+            if self._is_block(child) and not self._is_stage(child):
+                found.append(child)
+            else:
+                found += self._inside(child)
         return list(dict.fromkeys(found))
 
     def _is_stage(self, path: str) -> bool:
         """It returns the very tensor of a block inside it."""
         frame = self.recording.first_calls[path]
-        if path not in self.recording.graphs or len(frame.outputs) != 1:
+        if len(frame.outputs) != 1:
             return False
         result = frame.outputs[0][1]
         inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]

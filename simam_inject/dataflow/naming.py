@@ -20,10 +20,9 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
-from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import function_kind, function_name
-from simam_inject.dataflow.twin import Convert, modules_with_python_forward, to_meta
-from simam_inject.dataflow.values import Frame, Recording, Shape, keyed
+from simam_inject.dataflow.twin import modules_with_python_forward, to_meta
+from simam_inject.dataflow.values import Frame
 from simam_inject.kinds import words
 from simam_inject.nested import Key, map_nested, tensors_in
 
@@ -40,10 +39,12 @@ NOT_READS = words(
 _IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
 _TELLS_META = frozenset({"is_meta", "data_ptr"})
 Tensors = list[tuple[tuple[Key, ...], torch.Tensor]]
+Arguments = list[tuple[Key, Tensors]]
+"""Of a call: position or keyword of each argument, and the tensors inside it."""
 
 
 class Namer(TorchFunctionMode):
-    """Runs forwards of one twin, and names each value of each module's forward.
+    """Names each value that the modules of a twin compute in a forward.
 
     Args:
         model: a twin (see `twin`); its forwards may write to it.
@@ -54,14 +55,13 @@ class Namer(TorchFunctionMode):
         super().__init__()
         self.model = model
         self.device = device
-        modules = list(modules_with_python_forward(model))
-        self.path_of = {id(module): path for path, module in modules}
+        self.modules = dict(modules_with_python_forward(model))
+        self.path_of = {id(module): path for path, module in self.modules.items()}
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
-        self.asks_for_values = False  # an operation failed, or it looked for data: it may go another way with values
+        self.asks_for_values = False
+        """An operation failed, or looked for data: with values, the forward may compute something else."""
         self._names_inside: dict[int, dict[int, str]] = {}
-        self.with_own_hooks = {id(m) for _, m in modules if m._forward_hooks or m._forward_pre_hooks}
-        self.active: Namer = self
-        """What the hooks of this one call: another one of the same twin may run under them."""
+        self.with_own_hooks = {id(m) for m in self.modules.values() if m._forward_hooks or m._forward_pre_hooks}
         self.start()
 
     def start(self) -> None:
@@ -72,49 +72,40 @@ class Namer(TorchFunctionMode):
         self.own_hooks: list[tuple[nn.Module, Frame | None]] = []
         """Modules whose own hooks run now, with their callers: pruning's, and the user's."""
 
-    def run(self, example: Example, convert: Convert) -> None:
-        """Run one forward on copies of the arguments; to be called inside `watching`."""
-        self.start()
-        args, kwargs = example.fresh(convert)
-        with torch.inference_mode(False), torch.no_grad(), self:
-            self.model(*args, **kwargs)
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Namer:
         """Itself: a forward that copies one of its modules copies the hooks on it."""
         return self
 
     @contextmanager
     def watching(self) -> Iterator[None]:
-        """Hooks on every module of the twin: two next to its forward, and two around its own hooks."""
+        """Inside, forwards of the twin are named: by two hooks on every module, next to its forward.
+
+        Two more surround the hooks that a module has already.
+        """
         handles = []
-        for _, module in modules_with_python_forward(self.model):
+        for module in self.modules.values():
             handles += [
-                module.register_forward_pre_hook(self._on_call, with_kwargs=True),
-                module.register_forward_hook(self._on_return, prepend=True, with_kwargs=True, always_call=True),
+                module.register_forward_pre_hook(self.enter, with_kwargs=True),
+                module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
             ]
             if id(module) in self.with_own_hooks:
                 handles += [
-                    module.register_forward_pre_hook(lambda called, _: self.active.begin_own(called), prepend=True),
-                    module.register_forward_hook(lambda called, *_: self.active.end_own(called), always_call=True),
+                    module.register_forward_pre_hook(self.begin_own, prepend=True),
+                    module.register_forward_hook(self.end_own, always_call=True),
                 ]
         try:
-            yield
+            with self:
+                yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _on_call(self, *call: Any) -> None:
-        self.active.enter(*call)
-
-    def _on_return(self, *call: Any) -> Any:
-        return self.active.leave(*call)
-
-    def begin_own(self, module: nn.Module) -> None:
-        """Hooks of a module run from now on that are not these: pruning's, or the user's."""
+    def begin_own(self, module: nn.Module, *_call: Any) -> None:
+        """From now on hooks of a module run that are not these: pruning's, or the user's."""
         if id(module) in self.with_own_hooks:
             self.own_hooks.append((module, self.frame))
 
-    def end_own(self, module: nn.Module) -> None:
+    def end_own(self, module: nn.Module, *_call: Any) -> None:
         """They have run."""
         if self.own_hooks and self.own_hooks[-1][0] is module:
             self.own_hooks.pop()
@@ -125,8 +116,19 @@ class Namer(TorchFunctionMode):
         """A value was computed: what the forward gets in its place."""
         return result
 
-    def given(self, frame: Frame, name: str, path: str, tensors: Tensors) -> None:
+    def entered(self, frame: Frame, arguments: Arguments) -> None:
+        """A module was called."""
+
+    def given(self, frame: Frame, path: str, tensors: Tensors) -> None:
         """A module was called with tensors in one of its parameters."""
+
+    def left(self, _frame: Frame, output: Any) -> Any:
+        """A module's forward has returned: what its caller gets."""
+        return output
+
+    def returned(self, _frame: Frame, path: str, output: Any) -> Any:
+        """The result of a module has a name: what its caller gets."""
+        return self.named(path, output)
 
     # Operations
 
@@ -187,24 +189,24 @@ class Namer(TorchFunctionMode):
             frame = self.frame = Frame(path, module, parent, is_scope)
             self.calls[path] += 1
             self.first_calls.setdefault(path, frame)
-            self.entered(frame, args, kwargs)
+            given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
+            arguments = [(key, tensors_in(argument)) for key, argument in given]
+            self.entered(frame, arguments)
             if is_scope:
-                self._name_arguments(frame, args, kwargs)
+                self._name_arguments(frame, arguments)
 
-    def entered(self, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module was called."""
-
-    def _name_arguments(self, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _name_arguments(self, frame: Frame, arguments: Arguments) -> None:
         names = _parameters(type(frame.module).forward)
         children = frame.module._modules.keys()
         frame.taken = frozenset(children) | frozenset(names)
-        extra = names[-1] if names else "args"
-        named = [(names[place] if place < len(names) else extra, argument) for place, argument in enumerate(args)]
-        for parameter, argument in [*named, *kwargs.items()]:
+        for key, given in arguments:
+            parameter = names[key] if isinstance(key, int) and key < len(names) else key
+            if isinstance(parameter, int):
+                parameter = names[-1] if names else "args"
             name = parameter + "_input" * (parameter in children)
-            tensors = [(keys, t) for keys, t in tensors_in(argument) if id(t) not in self.states]
+            tensors = [(keys, tensor) for keys, tensor in given if id(tensor) not in self.states]
             if tensors:
-                self.given(frame, name, frame.next_path(name), tensors)
+                self.given(frame, frame.next_path(name), tensors)
 
     def leave(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:
         """After a module's forward, before any of its own hooks."""
@@ -223,14 +225,6 @@ class Namer(TorchFunctionMode):
                 return self.returned(frame, parent.next_path(self.name_inside(parent, module)), output)
             return output
 
-    def left(self, _frame: Frame, output: Any) -> Any:
-        """A module's forward has returned: what its caller gets."""
-        return output
-
-    def returned(self, _frame: Frame, path: str, output: Any) -> Any:
-        """The result of a module has a name."""
-        return self.named(path, output)
-
     def name_inside(self, parent: Frame, module: nn.Module) -> str:
         """The module's path inside its caller; its full path where the caller does not hold it."""
         path = self.path_of[id(module)]
@@ -240,35 +234,6 @@ class Namer(TorchFunctionMode):
         if names is None:
             names = self._names_inside[id(parent.module)] = {id(m): name for name, m in parent.module.named_modules()}
         return names.get(id(module), path)
-
-
-class Shapes(Namer):
-    """Writes down the shapes of all named values, as first computed."""
-
-    def start(self) -> None:
-        """Forget the last forward."""
-        super().start()
-        self.shapes: dict[str, Shape] = {}
-
-    def named(self, path: str, result: Any) -> Any:
-        """Note the shapes of what was computed."""
-        self._note(path, tensors_in(result))
-        return result
-
-    def given(self, _frame: Frame, _name: str, path: str, tensors: Tensors) -> None:
-        """Note the shapes of what a module is given."""
-        self._note(path, tensors)
-
-    def goes_another_way(self, recording: Recording) -> bool:
-        """Some module computed more or fewer values than in a recording: as if it had filled a cache there."""
-        return any(self._names(path) != frame.names for path, frame in recording.first_calls.items())
-
-    def _names(self, path: str) -> Counter[str]:
-        return self.first_calls[path].names if path in self.first_calls else Counter()
-
-    def _note(self, path: str, tensors: Tensors) -> None:
-        for keys, tensor in tensors:
-            self.shapes.setdefault(keyed(path, keys), tuple(tensor.shape))
 
 
 @lru_cache(maxsize=1024)

@@ -1,8 +1,7 @@
 """Record one forward: which operation or module computes, returns and reads which tensor.
 
 Tensors are identified by `id`: where an operation or a module returns one of its own inputs, the forward gets another
-tensor object over the same memory. The result is one `torch.fx.Graph` for each module with children, of its first call:
-its children as leaves, its operations as calls.
+tensor object over the same memory. Each call of a module with children is recorded as a list of steps.
 """
 
 from __future__ import annotations
@@ -15,40 +14,42 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.kinds import function_facts, function_kind, is_method, module_kind
-from simam_inject.dataflow.naming import Namer, Tensors
-from simam_inject.dataflow.twin import Convert, modules_with_python_forward
-from simam_inject.dataflow.values import NEVER, NOWHERE, Entries, Frame, Layout, Read, Recording, Value, keyed
-from simam_inject.nested import Key, is_named_tuple, map_nested, tensors_in
+from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
+from simam_inject.dataflow.naming import Arguments, Namer, Tensors
+from simam_inject.dataflow.twin import Convert
+from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value
+from simam_inject.nested import map_nested, tensors_in
 
 
 class Recorder(Namer):
-    """Records a forward of one twin."""
+    """Records forwards of one twin."""
 
     def start(self) -> None:
         """Forget the last forward."""
         super().start()
-        self.recording = Recording(dict(modules_with_python_forward(self.model)), self.first_calls, self.calls)
+        self.recording = Recording(self.modules, self.first_calls, self.calls)
         self.ticks = itertools.count()
-        self.tick = 0
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
         self._storages: list[StorageWeakRef] = []
-        """As long as a weak reference is held, torch does not give the address to another storage."""
+        """As long as a weak reference exists, torch does not give the address to another storage."""
 
     def record(self, example: Example, convert: Convert) -> Recording:
-        """Run one forward, and return what it does; to be called inside `watching`.
+        """Run one forward, and return what it does.
 
         Args:
             example: the arguments; the run gets copies.
             convert: makes the copies, on the twin's device.
         """
-        self.run(example, convert)
-        # What is alive now stands in a list or an attribute, for whoever reads it after the forward.
+        self.start()
+        args, kwargs = example.fresh(convert)
+        with torch.inference_mode(False), torch.no_grad(), self.watching():
+            self.model(*args, **kwargs)
+        # A tensor that still exists is in a list or an attribute, and may be read after the forward.
         alive = [value for tensor, value in self._known.values() if tensor() is not None and value.made != NEVER]
         self.recording.results += [value for value in alive if value not in self.recording.results]
         return self.recording
@@ -70,173 +71,108 @@ class Recorder(Namer):
         return value
 
     def _value(self, tensor: torch.Tensor) -> Value:
-        """Of any tensor; what was there before the forward is entered now."""
+        """The value of any tensor; one from before the forward is added now."""
         value = self._find(tensor)
         return self._add(tensor, NOWHERE, NEVER) if value is None else value
 
     # Operations
 
     def operate(self, frame: Frame, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run one operation of a forward, and enter what it reads, writes and computes."""
+        """Run one operation of a forward, and note what it reads, writes and computes."""
         tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
         versions = [_version_of(tensor) for tensor in tensors]
         result = self.compute(func, args, kwargs, tensors)
         with torch._C.DisableTorchFunction():
-            self.tick = next(self.ticks)
+            tick = next(self.ticks)
             inputs = [self._value(tensor) for tensor in tensors if id(tensor) not in self.states]
             for tensor, version in zip(tensors, versions, strict=True):
                 if version is not None and tensor._version != version:
-                    self.recording.writes.setdefault(_storage_of(tensor), []).append(self.tick)
-            result, computed = _with_aliases(result, tensors)
+                    self.recording.writes.setdefault(_storage_of(tensor), []).append(tick)
+            result = _with_aliases(result, tensors)
             kind = function_kind(func)
             outputs = [
-                (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), self.tick))
-                for keys, tensor in computed
+                (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), tick))
+                for keys, tensor in tensors_in(result)
             ]
             path = ""
             if frame.is_scope and outputs:
                 path = frame.next_path(self.name_operation(frame, func))
-                self._enter_values(path, outputs, kind, tuple(inputs))
-                self._write_operation(frame, func, kind, args, kwargs, outputs, path)
+                step = Step(path, kind, frame, _steps_of(frame, inputs), outputs)
+                step.source, step.facts = _source_position(frame.module), function_facts(kind, args, kwargs)
+                self._enter(step)
             for value in inputs:  # a leaf reads its arguments as a whole; anything else comes from elsewhere
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
-                    value.readings.append(Read(self.tick, path))
+                    value.readings.append(Read(tick, path))
         return result
-
-    def _enter_values(self, path: str, values: Entries, kind: str, inputs: tuple[Value, ...]) -> None:
-        for keys, value in values:
-            if value.path is None:
-                value.path, value.kind, value.inputs = keyed(path, keys), kind, inputs
-        self.recording.count(path, values)
 
     # Module calls
 
-    def entered(self, frame: Frame, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Enter what a module is given, and begin its graph."""
-        self.tick = frame.start = next(self.ticks)
-        inputs = []
-        named: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
-        for name, argument in named:
-            for keys, tensor in tensors_in(argument):
+    def entered(self, frame: Frame, arguments: Arguments) -> None:
+        """Note what a module is given."""
+        frame.start = next(self.ticks)
+        for name, tensors in arguments:
+            for keys, tensor in tensors:
+                frame.given.append(tensor)
                 if id(tensor) not in self.states:
                     value = self._value(tensor)
                     value.arguments.append((frame, name, keys))
-                    inputs.append(value)
-        frame.inputs = tuple(inputs)
-        frame.given = map_nested(lambda leaf: leaf, (args, kwargs))
-        is_first = self.first_calls[frame.path] is frame
-        if frame.is_scope and is_first and (frame.parent is None or frame.parent.graph is not None):
-            frame.graph = self.recording.graphs[frame.path] = fx.Graph()
+                    frame.inputs.append(value)
 
-    def given(self, frame: Frame, name: str, path: str, tensors: Tensors) -> None:
-        """Enter a parameter of a scope's forward."""
-        values = [(keys, self._value(tensor)) for keys, tensor in tensors]
-        for keys, value in values:
-            self.recording.count(keyed(path, keys), [((), value)])
-        if frame.graph is not None:
-            self._enter_node(frame, frame.graph.placeholder(name), values, path, {"kind": "input"})
+    def given(self, frame: Frame, path: str, tensors: Tensors) -> None:
+        """Note a parameter of a scope's forward."""
+        self._enter(Step(path, "input", frame, (), [(keys, self._value(tensor)) for keys, tensor in tensors]))
 
     def left(self, frame: Frame, output: Any) -> Any:
-        """Enter what a module returns."""
-        self.tick = frame.end = next(self.ticks)
-        given = [tensor for _, tensor in tensors_in(frame.given)]
-        sources = {id(tensor): self._find(tensor) for tensor in given}
-        returned = [tensor for _, tensor in tensors_in(output)]
-        output, tensors = _with_aliases(output, given)
-        for (keys, tensor), before in zip(tensors, returned, strict=True):
+        """Note what a module returns."""
+        frame.end = next(self.ticks)
+        before = tensors_in(output)
+        output = _with_aliases(output, frame.given)
+        for (keys, tensor), (_, original) in zip(tensors_in(output), before, strict=True):
             value = self._find(tensor)
             if value is None:
-                source = sources.get(id(before))
-                value = self._add(tensor, source.layout if source else NOWHERE, self.tick)
-                if source is not None and frame.is_scope:
-                    value.kind, value.inputs = "alias", (source,)
+                source = None if tensor is original else self._find(original)
+                value = self._add(tensor, source.layout if source else NOWHERE, frame.end)
+                value.alias_of = source
             value.returns.append((frame, keys))
             frame.outputs.append((keys, value))
-        if frame.graph is not None:
-            frame.graph.output(tuple(frame.nodes[id(value)] for _, value in frame.outputs if id(value) in frame.nodes))
+        frame.given.clear()
         return output
 
     def returned(self, frame: Frame, path: str, output: Any) -> Any:
-        """Enter the call of a module as a leaf of its caller's graph."""
+        """Note the call of a module as one step of its caller."""
         parent = frame.parent
-        kind = "block" if frame.is_scope else module_kind(frame.module)
-        if frame.is_scope:
-            self.recording.count(path, frame.outputs)
-        else:
-            self._enter_values(path, frame.outputs, kind, frame.inputs)
-            for value in frame.inputs:
-                value.readings.append(Read(frame.start, path))
+        has_children = any(child is not None for child in frame.module._modules.values())
+        step = Step(path, "block" if has_children else module_kind(frame.module), parent, (), frame.outputs, frame)
         if parent is None:
             self.recording.results = [value for _, value in frame.outputs]
-        elif parent.graph is not None:
-            args, kwargs = self._in_graph(parent, frame.given)
-            node = parent.graph.call_module(self.name_inside(parent, frame.module), args, kwargs)
-            meta = {"kind": kind, "frame": frame, "source": _source_position(parent.module)}
-            self._enter_node(parent, node, frame.outputs, path, meta)
-        frame.given = ((), {})
+        else:
+            step.inputs, step.source = _steps_of(parent, frame.inputs), _source_position(parent.module)
+        if not frame.is_scope:
+            for value in frame.inputs:
+                value.readings.append(Read(frame.start, path))
+        self._enter(step)
         return output
 
-    # Graphs
-
-    def _write_operation(
-        self,
-        frame: Frame,
-        func: Callable[..., Any],
-        kind: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        outputs: Entries,
-        path: str,
-    ) -> None:
-        if frame.graph is None:
-            return
-        target, op = (func.__name__, "call_method") if is_method(func) else (func, "call_function")
-        node = frame.graph.create_node(op, target, *self._in_graph(frame, (args, kwargs)))
-        facts = function_facts(kind, args, kwargs)
-        self._enter_node(
-            frame, node, outputs, path, {"kind": kind, "source": _source_position(frame.module), "facts": facts}
-        )
-
-    def _in_graph(self, frame: Frame, given: tuple[Any, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments with nodes in the place of tensors."""
-
-        def node_of(leaf: Any) -> Any:
-            if not isinstance(leaf, torch.Tensor):  # a container of another class is read as a list
-                return [node_of(tensor) for _, tensor in tensors_in(leaf)] or leaf
-            return None if id(leaf) in self.states else self._node_of(frame, self._value(leaf))
-
-        args, kwargs = map_nested(node_of, given)
-        return tuple(args), dict(kwargs)
-
-    def _node_of(self, frame: Frame, value: Value) -> fx.Node:
-        """The node of a value in this scope; a new one for what is held in an attribute, a global or a closure."""
-        node = frame.nodes.get(id(value))
-        if node is None:
-            assert frame.graph is not None
-            node = frame.nodes[id(value)] = frame.graph.create_node("get_attr", "outside")
-            node.meta["value"] = value
-        return node
-
-    def _enter_node(self, frame: Frame, node: fx.Node, values: Entries, path: str, meta: dict[str, Any]) -> None:
-        """Describe a node, and write one more for each entry of a list, tuple or dict."""
-        node.meta |= {"path": path, "scope": frame.path, "values": values, **meta}
-        self.recording.nodes.setdefault(path, node)
-        for keys, value in values:
-            entry = node
-            for key in keys:
-                entry = node.graph.call_function(_get_entry, (entry, key))
-            if keys:
-                at = keyed(path, keys)
-                entry.meta |= {"path": at, "scope": frame.path, "entry_of": node}
-                self.recording.nodes.setdefault(at, entry)
-            entry.meta["value"] = value
-            if node.op != "placeholder" or id(value) not in frame.nodes:
-                frame.nodes[id(value)] = entry
+    def _enter(self, step: Step) -> None:
+        """Add a step to its forward and to the recording, and one more for each entry of a list, tuple or dict."""
+        is_origin = step.kind != "input" and (step.call is None or not step.call.is_scope)
+        for _, value in step.values:
+            if is_origin and value.origin is None:
+                value.origin = step
+        for one in (*step.entries(), step):
+            self.recording.steps.setdefault(one.path, one).runs += 1
+            if step.frame is not None:
+                step.frame.steps.append(one)
+                if one.value is not None and (step.kind != "input" or id(one.value) not in step.frame.step_of):
+                    step.frame.step_of[id(one.value)] = one
 
 
-def _get_entry(container: Any, key: Key) -> Any:
-    """An entry of a list, tuple or dict that a graph holds."""
-    return getattr(container, key) if isinstance(key, str) and is_named_tuple(container) else container[key]
+def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:
+    """Steps of a forward that compute values, or give them to it."""
+    for value in values:
+        if id(value) not in frame.step_of:
+            frame.step_of[id(value)] = Step("", "outside", frame, (), [((), value)])
+    return tuple(frame.step_of[id(value)] for value in values)
 
 
 def _version_of(tensor: torch.Tensor) -> int | None:
@@ -252,12 +188,9 @@ def _storage_of(tensor: torch.Tensor) -> int:
         return 0
 
 
-def _with_aliases(result: Any, given: list[torch.Tensor]) -> tuple[Any, Tensors]:
-    """The result with another tensor object in the place of every tensor that was an argument; and its tensors."""
+def _with_aliases(result: Any, given: list[torch.Tensor]) -> Any:
+    """The result with another tensor object in the place of every tensor that was an argument."""
     identities = {id(tensor) for tensor in given}
-    tensors = tensors_in(result)
-    if not any(id(tensor) in identities for _, tensor in tensors):
-        return result, tensors
 
     def alias(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or id(leaf) not in identities:
@@ -267,8 +200,8 @@ def _with_aliases(result: Any, given: list[torch.Tensor]) -> tuple[Any, Tensors]
         except (RuntimeError, NotImplementedError):  # sparse, nested
             return leaf
 
-    aliased = map_nested(alias, result)
-    return aliased, tensors_in(aliased)
+    is_alias = any(id(tensor) in identities for _, tensor in tensors_in(result))
+    return map_nested(alias, result) if is_alias else result
 
 
 def _source_position(module: nn.Module) -> tuple[types.CodeType, int] | None:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import TRANSPARENT, conv_facts, module_kind
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.structure import covers, find_structure
-from simam_inject.dataflow.values import Entries, Frame, Recording, Shape, Value, keyed
+from simam_inject.dataflow.values import Recording, Step, Value, keyed
 from simam_inject.modules import runs_hooks
 
 _NOT_BASES = frozenset({"Module", "object"})
@@ -35,10 +36,6 @@ class Dataflow:
     recording: Recording
     example: Example
 
-    def value(self, path: str) -> Value | None:
-        """The tensor at a site's path."""
-        return self.recording.values.get(path)
-
 
 class Surveyor:
     """Reads every fact that a rule can ask about off a recording.
@@ -47,17 +44,12 @@ class Surveyor:
         model: the twin that was recorded.
         example: what it was run on.
         base: what it did.
-        batch: shapes of its values for more samples; empty where it takes no more.
-        size: shapes of its values for a larger image; None where it takes one size only.
+        batch: what it did for more samples; None where it takes no more.
+        size: what it did for a larger image; None where it takes one size only.
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        example: Example,
-        base: Recording,
-        batch: dict[str, Shape],
-        size: dict[str, Shape] | None,
+        self, model: nn.Module, example: Example, base: Recording, batch: Recording | None, size: Recording | None
     ) -> None:
         self.model = model
         self.example = example
@@ -67,19 +59,18 @@ class Surveyor:
         self.length = _input_length(base, example)
 
     def survey(self) -> Dataflow:
-        """All sites, in the order of execution."""
-        sites = {path: self._node(path, node) for path, node in self.base.nodes.items()}
+        """All sites, in the order of execution; those that never ran come last."""
+        sites = {path: self._site(step) for path, step in self.base.steps.items()}
         opaque = {}
         for path, module in self.model.named_modules():
             if path not in sites and not _is_mere_container(module):
-                sites |= self._module(path, module)
+                sites |= {site.path: site for site in self._outside_of_steps(path, module)}
             if isinstance(module, torch.jit.ScriptModule):
                 opaque[path] = f"it {_SCRIPTED}"
         for path, facts in self._relations(sites).items():
             if any(facts.values()):
                 sites[path] = replace(sites[path], **facts)
-        order = {path: place for place, path in enumerate(self.base.runs)}
-        found = sorted(sites.values(), key=lambda site: (site.runs == 0, order.get(site.path, math.inf)))
+        found = sorted(sites.values(), key=lambda site: site.runs == 0)
         shapes = tuple(tuple(tensor.shape) for tensor in self.example.tensors)
         return Dataflow(Anatomy(tuple(found), shapes, opaque), self.base, self.example)
 
@@ -103,81 +94,61 @@ class Surveyor:
             for path, site in sites.items()
         }
 
-    def _node(self, path: str, node: fx.Node) -> Site:
+    def _site(self, step: Step) -> Site:
         """What a module is given, an operation computes, or a module returns to its caller; or one entry of these."""
-        whole: fx.Node = node.meta.get("entry_of", node)
-        kind: str = whole.meta["kind"]
-        frame: Frame | None = whole.meta.get("frame")
-        value: Value | None = node.meta.get("value")
-        facts = {**node.meta.get("facts", {}), **self._facts(path, value, node.meta.get("values", []))}
-        if frame is not None and whole is node:
-            facts |= _module_facts(frame.module)
-        known = [source for source in whole.all_input_nodes if source.op != "get_attr"]
-        read = [source.meta["value"] for source in known if "value" in source.meta]
-        if kind == "block":
-            read = [value] if value is not None else [one for _, one in node.meta["values"]]
-        if value is not None and kind != "input" and "obstacle" not in facts:
-            returned = value.made if frame is None else frame.end
-            if not self._is_used(value, returned):
-                is_in_place = value.made in self.base.writes.get(value.storage, ())
-                facts |= {"obstacle": _IN_PLACE if is_in_place else UNUSED}
+        whole = step.inputs[0] if step.kind == "entry" else step
+        value, call = step.value, whole.call
+        facts = _facts_of_several(step) if value is None else self._facts(step.path, value)
+        facts = {**step.facts, **facts, **({} if step.call is None else _module_facts(step.call.module))}
+        if value is not None and whole.kind != "input" and step.frame is not None:
+            facts = self._why_unused(value, value.made if call is None else call.end) | facts
+        known = [source for source in whole.inputs if source.kind != "outside"]
+        is_block = call is not None and call.is_scope
+        read = [one for _, one in step.values] if is_block else [source.value for source in known]
         return Site(
-            path=path,
-            scope=node.meta["scope"],
-            kind=kind,
-            operands=tuple(dict.fromkeys(source.meta["path"] for source in known if "path" in source.meta)),
+            path=step.path,
+            scope=step.path.rpartition(".")[0] if step.frame is None else step.frame.path,
+            kind=whole.kind,
+            operands=tuple(dict.fromkeys(source.path for source in known)),
             reads=_origins(read),
-            runs=self.base.runs[path],
+            runs=step.runs,
             **facts,
         )
+
+    def _why_unused(self, value: Value, tick: int) -> dict[str, Any]:
+        if self._is_used(value, tick):
+            return {}
+        is_in_place = value.made in self.base.writes.get(value.storage, ())
+        return {"obstacle": _IN_PLACE if is_in_place else UNUSED}
 
     def _is_used(self, value: Value, tick: int) -> bool:
         """An operation reads it after a tick, or the model returns it; being an argument or an entry does not count."""
         if any(read.tick > tick for read in value.readings) or value in self.base.results:
             return True
-        aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.kind == "alias")
-        return any(self._is_used(alias, tick) for alias in aliases if value in alias.inputs)
+        aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.alias_of is value)
+        return any(self._is_used(alias, tick) for alias in aliases)
 
-    def _module(self, path: str, module: nn.Module) -> dict[str, Site]:
-        """A module that no graph calls: the root, one that was never called, or one inside a scripted module."""
+    def _outside_of_steps(self, path: str, module: nn.Module) -> Iterator[Site]:
+        """Sites of a module that no scope calls: it never ran, or only a leaf module or a scripted one calls it."""
         frame = self.base.first_calls.get(path)
-        outputs = [] if frame is None else frame.outputs
-        whole = outputs[0][1] if len(outputs) == 1 and outputs[0][0] == () else None
-        if frame is not None:
-            facts = self._facts(path, whole, outputs)
-        elif isinstance(module, torch.jit.ScriptModule):
-            facts = {"obstacle": _SCRIPTED}
-        elif not runs_hooks(module):
-            facts = {
-                "obstacle": f"the __call__ of {type(module).__name__} runs no hooks, so what it returns is not seen"
-            }
-        else:
-            facts = {"obstacle": "never ran in the example forward"}
         kind = "block" if any(True for _ in module.children()) else module_kind(module)
-        facts |= _module_facts(module)
-        found = {path: (kind, [value for _, value in outputs], facts, self.base.calls[path])}
-        for keys, value in outputs:
-            if keys:
-                at = keyed(path, keys)
-                found[at] = ("block", [value], self._facts(at, value, []), self.base.runs[at])
-        scope = path.rpartition(".")[0]
-        return {
-            at: Site(path=at, scope=scope, kind=kind, reads=_origins(values), runs=runs, **facts)
-            for at, (kind, values, facts, runs) in found.items()
-        }
+        if frame is not None:
+            step = Step(path, kind, None, (), frame.outputs, frame, runs=self.base.calls[path])
+            yield from map(self._site, (step, *step.entries()))
+        else:
+            facts = {"obstacle": _why_not_seen(module), **_module_facts(module)}
+            yield Site(path=path, scope=path.rpartition(".")[0], kind=kind, runs=0, **facts)
 
-    def _facts(self, path: str, value: Value | None, entries: Entries) -> dict[str, Any]:
+    def _facts(self, path: str, value: Value) -> dict[str, Any]:
         """Shape facts of a value and, where SimAM cannot be applied to it, the obstacle."""
-        if value is None:
-            return _facts_of_several(path, entries)
         shape, dtype = value.shape, str(value.dtype).removeprefix("torch.")
         facts: dict[str, Any] = {"shape": shape, "dtype": dtype}
         if not value.dtype.is_floating_point:
             return facts | {"obstacle": f"contains {dtype}, not floating-point numbers"}
         if not 3 <= len(shape) <= 5:
             return facts | {"obstacle": f"is not a feature map: its shape is {shape}"}
-        size = {} if self.size is None else self.size
-        axes = find_axes(shape, value.layout, self.batch.get(path), size.get(path), fixed_size=self.size is None)
+        more, larger = (None if run is None else run.value(path) for run in (self.batch, self.size))
+        axes = find_axes(value, more, larger, fixed_size=self.size is None)
         if isinstance(axes, str):
             return facts | {"obstacle": axes}
         last = shape[-1] if axes.channel_dim == 1 else shape[-2]
@@ -189,27 +160,38 @@ class Surveyor:
         }
 
 
-def _facts_of_several(path: str, entries: Entries) -> dict[str, Any]:
-    inside = [(keys, value) for keys, value in entries if keys]
-    maps = tuple(keyed(path, keys) for keys, value in inside if len(keys) == 1 and 3 <= len(value.shape) <= 5)
+def _why_not_seen(module: nn.Module) -> str:
+    if isinstance(module, torch.jit.ScriptModule):
+        return _SCRIPTED
+    if not runs_hooks(module):
+        return f"the __call__ of {type(module).__name__} runs no hooks, so what it returns is not seen"
+    return "never ran in the example forward"
+
+
+def _facts_of_several(step: Step) -> dict[str, Any]:
+    inside = [(keys, value) for keys, value in step.values if keys]
+    maps = tuple(keyed(step.path, keys) for keys, value in inside if len(keys) == 1 and 3 <= len(value.shape) <= 5)
     count = "one tensor" if len(inside) == 1 else f"{len(inside)} tensors"
     advice = f"; name one, e.g. {maps[0]}" if maps else ", not a feature map"
     return {"maps": maps, "obstacle": f"returns {count} in a list, tuple or dict{advice}"}
 
 
-def _origins(values: list[Value]) -> tuple[str, ...]:
+def _origins(values: Sequence[Value | None]) -> tuple[str, ...]:
     """Paths of the operations that computed values, across block borders and operations that pass their input on."""
     found: dict[str, None] = {}
     waiting, seen = list(values), set()
     while waiting:
-        step = waiting.pop(0)
-        if id(step) in seen:
+        value = waiting.pop(0)
+        if value is None or value in seen:
             continue
-        seen.add(id(step))
-        if step.inputs and (step.kind in TRANSPARENT or step.kind == "alias"):
-            waiting = [*step.inputs, *waiting]
-        elif step.path is not None:
-            found[step.path.partition(":")[0]] = None
+        seen.add(value)
+        origin = value.origin
+        if origin is None:
+            waiting.insert(0, value.alias_of)
+        elif origin.inputs and origin.kind in TRANSPARENT:
+            waiting = [*(source.value for source in origin.inputs), *waiting]
+        else:
+            found[origin.path] = None
     return tuple(found)
 
 

@@ -10,16 +10,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from torch import fx, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.records import Site
-from simam_inject.dataflow.values import Recording
+from simam_inject.dataflow.values import Recording, Step
 from simam_inject.kinds import words
 
 _WEIGHTED = (_ConvNd, nn.Linear)
@@ -41,62 +41,59 @@ class Structure:
     main: set[str] = field(default_factory=set)
     decoder: set[str] = field(default_factory=set)
     on_skip: set[str] = field(default_factory=set)
-    """Paths of nodes on a skip; whatever lies inside them is on it too."""
+    """Paths of steps on a skip; whatever is inside them is on it too."""
     in_gate: set[str] = field(default_factory=set)
 
 
 def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure:
-    """Read the structure off the recorded graphs."""
+    """Read the structure off the recorded steps."""
     found = Structure()
-    upsampling = _Upsampling(recording)
-    for path, graph in recording.graphs.items():
-        for node in graph.nodes:
-            kind = node.meta.get("kind")
-            operands = [node for node in node.args[:2] if isinstance(node, fx.Node) and "value" in node.meta]
-            if kind in ("add", "mul") and len(operands) == 2 and all(node.op != "get_attr" for node in operands):
-                if kind == "mul":
-                    _enter_gate(found, operands)
-                elif _enter_join(found, upsampling, node.meta["path"], operands):
+    for path, call in recording.first_calls.items():
+        for step in call.steps:
+            if step.kind in ("add", "mul") and len(step.inputs) == 2 and all(map(_is_map, step.inputs)):
+                if step.kind == "mul":
+                    _enter_gate(found, step.inputs)
+                elif _enter_join(found, step):
                     found.residual.add(path)
     found.main = MainBlocks(recording, sites).find(found.residual)
-    found.decoder = _decoders(recording, upsampling, found.main)
+    found.decoder = _decoders(recording, found.main)
     return found
 
 
 def covers(paths: Set[str], path: str) -> bool:
-    """One of the paths is this one, or holds it."""
+    """One of the paths is this one, or contains it."""
     return path in paths or any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
-def _paths(nodes: Iterable[fx.Node]) -> Iterator[str]:
-    return (node.meta["path"] for node in nodes if "path" in node.meta)
+def _is_map(step: Step) -> bool:
+    return step.value is not None and step.kind != "outside"
 
 
-def _enter_join(found: Structure, upsampling: _Upsampling, path: str, operands: list[fx.Node]) -> bool:
-    """Enter the add at a path if it joins a branch with a skip."""
-    above = [_ancestors(operand) for operand in operands]
+def _enter_join(found: Structure, add: Step) -> bool:
+    """Enter an add if it joins a branch with a skip."""
+    above = [_ancestors(operand) for operand in add.inputs]
     own = [above[0] - above[1], above[1] - above[0]]
-    if len({_shape(operand) for operand in operands}) > 1 or not above[0] & above[1]:
+    if len(set(map(_shape, add.inputs))) > 1 or not above[0] & above[1]:
         return False
     weights = [sum(map(_weight, steps)) for steps in own]
-    upsampled = [any(upsampling.at(step) and not _keeps_size(step) for step in steps) for steps in own]
+    upsampled = [any(_upsamples(step) and not _keeps_size(step) for step in steps) for steps in own]
     branch, skip = (0, 1) if weights[0] > weights[1] else (1, 0)
     if weights[0] == weights[1] or upsampled[0] != upsampled[1] or weights[skip] > _MOST_ON_SKIP:
         return False
-    if any(map(_is_no_step_of_a_skip, own[skip])) or "path" not in operands[branch].meta:
+    if any(map(_is_no_step_of_a_skip, own[skip])):
         return False
-    found.joins[operands[branch].meta["path"]] = path
-    found.on_skip.update(_paths(own[skip]))
+    found.joins[add.inputs[branch].path] = add.path
+    found.on_skip.update(step.path for step in own[skip])
     return True
 
 
-def _is_no_step_of_a_skip(node: fx.Node) -> bool:
-    """A product or difference of two maps, or numbers made on the way (the grid of a detector's anchors)."""
-    is_made = node.op in ("call_function", "call_method") and not node.all_input_nodes
-    return is_made or node.meta.get("kind") in ("mul", "sub")
+def _is_no_step_of_a_skip(step: Step) -> bool:
+    """A product or difference of two maps, or numbers that an operation makes (the grid of a detector's anchors)."""
+    is_made = step.call is None and step.kind != "input" and not step.inputs
+    return is_made or step.kind in ("mul", "sub")
 
 
-def _enter_gate(found: Structure, operands: list[fx.Node]) -> None:
+def _enter_gate(found: Structure, operands: Sequence[Step]) -> None:
     """Enter what leads to an operand of a product that is squashed, or smaller than the other."""
     above = [_ancestors(operand) for operand in operands]
     for index, other in ((0, 1), (1, 0)):
@@ -108,122 +105,104 @@ def _enter_gate(found: Structure, operands: list[fx.Node]) -> None:
         )
         own = above[index] - above[other] - {operands[other]}
         if is_smaller or (_ends_squashed(operands[index]) and len(own) < len(above[index])):
-            found.in_gate.update(_paths(own))
+            found.in_gate.update(step.path for step in own)
 
 
-def _ends_squashed(node: fx.Node) -> bool:
+def _ends_squashed(step: Step) -> bool:
     """The last operation that is more than a reshape is a sigmoid or its like."""
     for _ in range(4):
-        if node.meta.get("kind") in _SQUASHING:
+        if step.kind in _SQUASHING:
             return True
-        if node.meta.get("kind") not in _RESHAPING:
+        if step.kind not in _RESHAPING:
             return False
-        node = next(iter(node.all_input_nodes), node)
+        step = step.inputs[0] if step.inputs else step
     return False
 
 
-def _ancestors(node: fx.Node) -> set[fx.Node]:
-    found: set[fx.Node] = set()
-    waiting = [node]
+def _ancestors(step: Step) -> set[Step]:
+    found: set[Step] = set()
+    waiting = [step]
     while waiting:
         step = waiting.pop()
-        if step.op == "placeholder" and "value" not in step.meta:  # a list of maps is not a common value
-            continue
-        if step not in found and step.op != "get_attr":
+        is_list = step.kind == "input" and step.value is None  # which is not a common value
+        if step not in found and step.kind != "outside" and not is_list:
             found.add(step)
-            waiting.extend(step.all_input_nodes)
+            waiting.extend(step.inputs)
     return found
 
 
-def _weight(node: fx.Node) -> int:
-    """Convolutions and matrix products that a node stands for."""
-    if node.op == "call_module":
-        return _weight_of(node.meta["frame"].module)
-    kind = node.meta.get("kind", "")
-    return int(kind.startswith("conv") or kind == "linear")
+def _weight(step: Step) -> int:
+    """Convolutions and matrix products in a step."""
+    if step.call is not None:
+        return _weight_of(step.call.module)
+    return int(step.kind.startswith("conv") or step.kind == "linear")
 
 
 def _weight_of(module: nn.Module) -> int:
-    """Convolutions and matrix products in a module."""
     return sum(isinstance(part, _WEIGHTED) for part in module.modules())
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
-    shape: tuple[int, ...] = node.meta["value"].shape
-    return shape
+def _shape(step: Step) -> tuple[int, ...]:
+    return () if step.value is None else step.value.shape
 
 
-def _sizes_given(node: fx.Node) -> list[tuple[int, ...]]:
-    return [_shape(source)[2:] for source in node.all_input_nodes if "value" in source.meta]
+def _sizes_given(step: Step) -> list[tuple[int, ...]]:
+    return [_shape(source)[2:] for source in step.inputs if source.value is not None]
 
 
-def _enlarges(node: fx.Node) -> bool:
+def _enlarges(step: Step) -> bool:
     """An upsampling of a map: a single pixel that is spread out, as in ASPP, is a mean."""
-    given = _sizes_given(node)
-    return node.meta.get("kind") in UPSAMPLING and (not given or max(given[0], default=1) > 1)
+    given = _sizes_given(step)
+    return step.kind in UPSAMPLING and (not given or max(given[0], default=1) > 1)
 
 
-def _keeps_size(node: fx.Node) -> bool:
+def _upsamples(step: Step) -> bool:
+    """The step enlarges a map, or is a block that does somewhere inside."""
+    return any(map(_upsamples, step.call.steps)) if step.call and step.call.is_scope else _enlarges(step)
+
+
+def _keeps_size(step: Step) -> bool:
     """A module that returns a map of the size that it is given: attention over a smaller map, enlarged again."""
-    return node.meta.get("kind") == "block" and "value" in node.meta and _shape(node)[2:] in _sizes_given(node)
+    return step.kind == "block" and step.value is not None and _shape(step)[2:] in _sizes_given(step)
 
 
-class _Upsampling:
-    """Where maps are upsampled."""
+def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> bool:
+    """The result was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
 
-    def __init__(self, recording: Recording) -> None:
-        self.graphs = recording.graphs
-
-    def at(self, node: fx.Node) -> bool:
-        """The node enlarges a map, or is a block that does somewhere inside."""
-        if node.meta.get("kind") != "block":
-            return _enlarges(node)
-        graph = self.graphs.get(node.meta["frame"].path)
-        return graph is not None and any(map(self.at, graph.nodes))
-
-    def before(self, node: fx.Node, is_add: bool, depth: int = 0) -> bool:
-        """The value was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
-
-        In a sum, a module that returns a map of the size that it is given is a branch, and no decoder.
-        """
-        kind = node.meta.get("kind", "")
-        if _enlarges(node) or (kind == "block" and self.at(node) and not (is_add and _keeps_size(node))):
-            return True
-        inputs = node.all_input_nodes if kind.startswith("conv") or kind in _PASSING else []
-        return depth < 4 and bool(inputs) and self.before(inputs[0], is_add, depth + 1)
+    In a sum, a module that returns a map of the size that it is given is a branch, and no decoder.
+    """
+    if _enlarges(step) or (step.kind == "block" and _upsamples(step) and not (is_add and _keeps_size(step))):
+        return True
+    inputs = step.inputs if step.kind.startswith("conv") or step.kind in _PASSING else ()
+    return depth < 4 and bool(inputs) and _was_upsampled(inputs[0], is_add, depth + 1)
 
 
-def _decoders(recording: Recording, upsampling: _Upsampling, main: set[str]) -> set[str]:
+def _decoders(recording: Recording, main: set[str]) -> set[str]:
     """Blocks that join an upsampled map with an earlier one, or the main blocks that read such a join."""
     found = set()
-    for path, graph in recording.graphs.items():
-        frame = recording.first_calls[path]
-        for node in graph.nodes:
-            kind = node.meta.get("kind")
-            sources = [source for source in node.all_input_nodes if "value" in source.meta]
-            if kind not in ("cat", "add") or len(sources) < 2:
+    for path, call in recording.first_calls.items():
+        for step in call.steps:
+            maps = [source for source in step.inputs if source.value is not None]
+            if step.kind not in ("cat", "add") or len({_was_upsampled(one, step.kind == "add") for one in maps}) < 2:
                 continue
-            if len({upsampling.before(source, kind == "add") for source in sources}) < 2:
-                continue
-            if path and len(frame.outputs) == 1 and _weight_of(frame.module):
+            if path and len(call.outputs) == 1 and _weight_of(call.module):
                 found.add(path)
-            found |= _readers_among(node, main)
+            found |= _readers_among(step, call.steps, main)
     found = {path for path in found if not covers(found - {path}, path)}
     alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
-    for path, graph in recording.graphs.items():  # the last one often has no skip to join
-        is_alike = path and (path.rpartition(".")[0], type(recording.modules[path])) in alike
-        if is_alike and any(map(_enlarges, graph.nodes)):
+    for path, call in recording.first_calls.items():  # the last one often has no skip to join
+        is_alike = path and (path.rpartition(".")[0], type(call.module)) in alike
+        if is_alike and any(map(_enlarges, call.steps)):
             found.add(path)
     return found
 
 
-def _readers_among(node: fx.Node, main: set[str], depth: int = 0) -> set[str]:
-    """Main blocks that read the join in the same forward, at once or behind an attention or an activation."""
+def _readers_among(join: Step, steps: Sequence[Step], main: set[str], depth: int = 0) -> set[str]:
+    """Main blocks that read the join in the same forward, directly or after an attention or an activation."""
     found = set()
-    for user in node.users:
-        path = user.meta.get("path", "")
-        if path in main:
-            found.add(path)
-        elif depth < 2 and user.meta.get("kind") in ("relu", "identity", "getitem", "dropout"):
-            found |= _readers_among(user, main, depth + 1)
+    for step in steps:
+        if join in step.inputs and step.path in main:
+            found.add(step.path)
+        elif join in step.inputs and depth < 2 and step.kind in ("relu", "identity", "getitem", "dropout"):
+            found |= _readers_among(step, steps, main, depth + 1)
     return found

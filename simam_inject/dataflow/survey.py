@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -10,11 +11,11 @@ from torch import nn
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
-from simam_inject.dataflow.naming import Shapes
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_sketch, twin_of
+from simam_inject.dataflow.values import Recording, Step
 from simam_inject.errors import ModelError, describe_exception
 
 
@@ -57,50 +58,49 @@ def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelErr
 
 def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
     device = None if convert is to_clone else torch.device("meta")
-    twin = _twin_in_eval_mode(model, strip, convert)
-    recorder, experiment = Recorder(twin, device), Shapes(twin, device)
 
-    def again(given: Example | None) -> Shapes | None:
-        """The forward on another example, under the same hooks; None where the model takes no such one."""
-        return experiment if given is not None and _runs(experiment, given, convert) else None
+    def new_recorder() -> Recorder:
+        twin = twin_of(model, convert)
+        strip(twin)
+        set_mode(twin, training=False)
+        run_as_written(twin)
+        return Recorder(twin, device)
 
-    def anew(given: Example | None) -> Shapes | None:
-        """The same on a twin of its own, whose caches are empty."""
-        other = Shapes(_twin_in_eval_mode(model, strip, convert), device)
-        with other.watching():
-            return other if given is not None and _runs(other, given, convert) else None
+    recorder = new_recorder()
+    base = recorder.record(example, convert)
+    if device is not None and recorder.asks_for_values:
+        raise ModelError("the forward depends on values, and catches the error that there are none")
 
-    with recorder.watching():
-        base = recorder.record(example, convert)
-        if device is not None and recorder.asks_for_values:
-            raise ModelError("the forward depends on values, and catches the error that there are none")
-        recorder.active, run = experiment, again
-        larger = example.with_batch(SAMPLES_ADDED)
-        batch = again(larger)
-        if batch is not None and batch.goes_another_way(base):
-            run, batch = anew, anew(larger)
-        shapes = {} if batch is None else batch.shapes
-        sizes = (run(example.with_size(spatial)) for spatial in SPATIAL)
-        size = next((found.shapes for found in sizes if found is not None), None)
-    is_larger = any(value.shape != shapes.get(path, value.shape) for path, value in base.values.items())
-    return Surveyor(twin, example, base, shapes if is_larger else {}, size).survey()
+    def again(given: Example | None, recorder: Recorder) -> Recording | None:
+        """The forward on another example; None where the model takes no such one."""
+        try:
+            return None if given is None else recorder.record(given, convert)
+        except Exception:
+            return None
 
-
-def _twin_in_eval_mode(model: nn.Module, strip: Callable[[nn.Module], object], convert: Convert) -> nn.Module:
-    twin = twin_of(model, convert)
-    strip(twin)
-    set_mode(twin, training=False)
-    run_as_written(twin)
-    return twin
+    larger = example.with_batch(SAMPLES_ADDED)
+    batch = again(larger, recorder)
+    is_cached = batch is not None and not _has_same_names(batch, base)
+    if is_cached:  # names mean other values in the second forward: run further ones on twins whose caches are empty
+        batch = again(larger, new_recorder())
+    if batch is not None and all(_has_same_shape(step, batch) for step in base.steps.values()):
+        batch = None
+    sizes = (again(example.with_size(spatial), new_recorder() if is_cached else recorder) for spatial in SPATIAL)
+    size = next((found for found in sizes if found is not None), None)
+    return Surveyor(recorder.model, example, base, batch, size).survey()
 
 
-def _runs(experiment: Shapes, example: Example, convert: Convert) -> bool:
-    """The model takes the example: more than one size, and another number of samples."""
-    try:
-        experiment.run(example, convert)
-    except Exception:
-        return False
-    return True
+def _has_same_names(recording: Recording, base: Recording) -> bool:
+    """Every module computed as many values as in another forward, and has not filled a cache in that."""
+    calls = recording.first_calls
+    return all(
+        (calls[path].names if path in calls else Counter()) == call.names for path, call in base.first_calls.items()
+    )
+
+
+def _has_same_shape(step: Step, recording: Recording) -> bool:
+    value, other = step.value, recording.value(step.path)
+    return value is None or other is None or value.shape == other.shape
 
 
 def run_as_written(twin: nn.Module) -> None:

@@ -1,19 +1,21 @@
-"""What a recording consists of: values, the module calls that take and return them, and one graph per module."""
+"""What a recording consists of: tensor values, calls of modules, and the steps of each call."""
 
 from __future__ import annotations
 
+import types
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from simam_inject.nested import Key
 
 Shape = tuple[int, ...]
 Layout = frozenset[int]
-"""Dimensions that hold channels: {1} for N, C, spatial; two while a channel shuffle has split them; none if unknown."""
+"""Dimensions that hold channels: {1} for N, C, spatial; two after a channel shuffle has split them; none if unknown."""
 NOWHERE: Layout = frozenset()
 NEVER = -1
 
@@ -30,20 +32,19 @@ def keyed(path: str, keys: tuple[Key, ...]) -> str:
 
 @dataclass(eq=False, slots=True, repr=False)
 class Value:
-    """One tensor that the forward held."""
+    """One tensor of a forward."""
 
-    shape: tuple[int, ...]
+    shape: Shape
     dtype: torch.dtype
     storage: int
+    """Identity of its memory; 0 if unknown."""
     layout: Layout
     made: int = NEVER
-    """Tick at which it came to be; NEVER for parameters, buffers and whatever was there before."""
-    path: str | None = None
-    """Path of the operation or leaf module that computed it."""
-    kind: str = ""
-    """Kind of that operation; `alias` for an input that a block returns as it is."""
-    inputs: tuple[Value, ...] = ()
-    """What that operation reads."""
+    """Time at which it was computed; NEVER for parameters, buffers and everything else from before the forward."""
+    origin: Step | None = None
+    """The operation or leaf module that computed it."""
+    alias_of: Value | None = None
+    """The argument that a module returned as it is: the result counts as another value."""
     readings: list[Read] = field(default_factory=list)
     """Where and when it is read; `Site.reads` is the other way round: what an operation reads."""
     returns: list[tuple[Frame, tuple[Key, ...]]] = field(default_factory=list)
@@ -66,6 +67,40 @@ class Read:
 
 
 @dataclass(eq=False, slots=True, repr=False)
+class Step:
+    """One step of a module's forward: a parameter, an operation, the call of a child, or one entry of their result."""
+
+    path: str
+    kind: str
+    """As `Site.kind`; `entry` for an entry of a list, tuple or dict, and `outside` for a tensor that the forward finds
+    in an attribute, a global or a closure."""
+    frame: Frame | None
+    """The call that it is a step of; None for the call of the model itself."""
+    inputs: tuple[Step, ...] = ()
+    """Steps of the same forward whose results it reads."""
+    values: Entries = field(default_factory=list)
+    call: Frame | None = None
+    """The call of a child."""
+    source: tuple[types.CodeType, int] | None = None
+    """Code and instruction of the method that runs it, if that is a method of the module."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Kernel, stride and the like of a convolution that is called as a function."""
+    runs: int = 0
+    """How often the model's forward computed what has this path."""
+
+    @property
+    def value(self) -> Value | None:
+        """Its result, if that is one tensor."""
+        return self.values[0][1] if len(self.values) == 1 and not self.values[0][0] else None
+
+    def entries(self) -> Iterator[Step]:
+        """A step for each tensor in the list, tuple or dict that it returns."""
+        for keys, value in self.values:
+            if keys:
+                yield Step(keyed(self.path, keys), "entry", self.frame, (self,), [((), value)])
+
+
+@dataclass(eq=False, slots=True, repr=False)
 class Frame:
     """One call of one module."""
 
@@ -77,19 +112,21 @@ class Frame:
     taken: frozenset[str] = frozenset()
     """Names that operations cannot have: those of children and parameters."""
     names: Counter[str] = field(default_factory=Counter)
+    """How many values of each name it has computed."""
     start: int = 0
     end: int = 0
-    graph: fx.Graph | None = None
-    """Only for the first call of a scope."""
-    nodes: dict[int, fx.Node] = field(default_factory=dict)
-    """Node of each value that this forward holds, by `id(Value)`."""
-    given: tuple[Any, Any] = ((), {})
-    """The arguments with containers copied: a forward may write into a list that it is given."""
-    inputs: tuple[Value, ...] = ()
+    steps: list[Step] = field(default_factory=list)
+    """Of a scope, in the order of execution."""
+    step_of: dict[int, Step] = field(default_factory=dict)
+    """The step of each value that the forward has used, by `id(Value)`."""
+    given: list[torch.Tensor] = field(default_factory=list)
+    """All tensors among the arguments, during the call."""
+    inputs: list[Value] = field(default_factory=list)
+    """Values of these, parameters and buffers excepted."""
     outputs: Entries = field(default_factory=list)
 
     def spans(self, tick: int) -> bool:
-        """The tick lies inside this call."""
+        """The time lies inside this call."""
         return self.start <= tick <= self.end
 
     def next_path(self, name: str) -> str:
@@ -100,32 +137,22 @@ class Frame:
 
 @dataclass(eq=False, slots=True, repr=False)
 class Recording:
-    """What one forward did."""
+    """What one forward did. Times are counted in ticks, one for each operation, begin and end of a call."""
 
-    modules: dict[str, nn.Module] = field(default_factory=dict)
-    first_calls: dict[str, Frame] = field(default_factory=dict)
+    modules: dict[str, nn.Module]
+    first_calls: dict[str, Frame]
     """First call of every module that ran."""
-    calls: Counter[str] = field(default_factory=Counter)
+    calls: Counter[str]
     """How often each module ran, by path."""
-    runs: Counter[str] = field(default_factory=Counter)
-    """How often each named value was computed, in the order in which their first computation ended."""
-    values: dict[str, Value] = field(default_factory=dict)
-    """Tensor values by path, as first computed; those of lists are `path:key`."""
-    graphs: dict[str, fx.Graph] = field(default_factory=dict)
-    """Of the first call of each module with children, by path."""
-    nodes: dict[str, fx.Node] = field(default_factory=dict)
-    """Node of each named value, in the graph of its scope; `meta` holds kind, scope, values and source position."""
+    steps: dict[str, Step] = field(default_factory=dict)
+    """First step with each path, in the order in which they ended."""
     writes: dict[int, list[int]] = field(default_factory=dict)
     """Ticks at which memory was written in place, by storage."""
     by_storage: dict[int, list[Value]] = field(default_factory=dict)
     results: list[Value] = field(default_factory=list)
-    """What the model returns, or keeps in a list or an attribute."""
+    """What the model returns, or stores in a list or an attribute."""
 
-    def count(self, path: str, entries: Entries) -> None:
-        """One more computation of what has a path."""
-        for keys, value in entries:
-            at = keyed(path, keys)
-            self.runs[at] += 1
-            self.values.setdefault(at, value)
-        if not (len(entries) == 1 and entries[0][0] == ()):
-            self.runs[path] += 1
+    def value(self, path: str) -> Value | None:
+        """The tensor that has a path, as first computed."""
+        step = self.steps.get(path)
+        return None if step is None else step.value

@@ -37,7 +37,7 @@ class Resolved:
 
 def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     """The edit that attends a site, for everyone who reads it or for one reader alone; a sentence if there is none."""
-    value = flow.value(site.path)
+    value = flow.recording.value(site.path)
     if value is None:
         return "its value could not be recorded in the example forward"
     found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
@@ -73,18 +73,19 @@ def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
         return True
     if isinstance(modules.get(named), CONTAINERS) or isinstance(owner, CONTAINERS):
         return True
-    node = flow.recording.nodes.get(site.path)
-    source = None if node is None else node.meta.get("source")
-    if owner is None or source is None or not isinstance(edit, Output) or edit.module != site.scope:
+    step = flow.recording.steps.get(site.path)
+    if owner is None or step is None or step.source is None:
         return False
-    expression = find_expression(owner, *source)
+    if not isinstance(edit, Output) or edit.module != site.scope:
+        return False
+    expression = find_expression(owner, *step.source)
     return isinstance(expression, Expression) and always_returns(type(owner), expression)
 
 
 def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
     """Attend what one reader reads: by its own hook if it is a module, as for all if nothing else reads it."""
-    node = flow.recording.nodes.get(reader)
-    frame: Frame | None = None if node is None else node.meta.get("frame")
+    step = flow.recording.steps.get(reader)
+    frame = None if step is None else step.call
     ticks = [read.tick for read in value.readings if read.path == reader]
     reason = f"{reader} is an operation, and other operations read the same value: name a module, or use after"
     reason += _nearest(flow, site)
@@ -216,20 +217,23 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
 
 
 def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
-    node = flow.recording.nodes.get(site.path)
-    if node is None or "source" not in node.meta or "value" not in node.meta:
+    step, owner, name = (
+        flow.recording.steps.get(site.path),
+        flow.recording.modules[site.scope],
+        site.scope or "the model",
+    )
+    if step is None or step.frame is None or step.value is None or step.kind in ("entry", "input"):
         return "it is one of several tensors that one call returns" if ":" in site.path else "no operation computes it"
-    source, owner, name = node.meta["source"], flow.recording.modules[site.scope], site.scope or "the model"
-    if source is None:
+    if step.source is None:
         return "the operation that computes it is not in a method of the module"
-    is_repeated = sum(other.meta.get("source") == source for other in node.graph.nodes) > 1
+    is_repeated = sum(other.source == step.source for other in step.frame.steps) > 1
     if is_repeated or site.runs > flow.recording.calls[site.scope]:
         return "it is computed in a loop, or together with other operations"
     if isinstance(owner, CONTAINERS) or _lists_its_children(owner):
         return f"{name} iterates over its children"
     if isinstance(owner, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose code is made anew in each copy"
-    expression = find_expression(owner, *source)
+    expression = find_expression(owner, *step.source)
     if isinstance(expression, str):
         return expression
     inside = site.path[len(site.scope) + 1 :] if site.scope else site.path
@@ -242,10 +246,10 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
 def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
     """The norm that alone reads the attended value."""
     readers = {read.path for read in value.readings}
-    if len(readers) != 1 or isinstance(edit, Rewritten):
+    if len(readers) != 1 or "" in readers or isinstance(edit, Rewritten):
         return None
-    node = flow.recording.nodes.get(readers.pop())
-    frame: Frame | None = None if node is None else node.meta.get("frame")
+    step = flow.recording.steps.get(readers.pop())
+    frame = None if step is None else step.call
     if frame is None or frame.path == edit.module:
         return None
     return frame.path if isinstance(frame.module, NORMS) else None

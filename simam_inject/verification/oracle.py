@@ -138,7 +138,7 @@ class Oracle:
                 elif edit["kind"] == "input" and entry not in named:
                     before = _before(edit["argument"], edit["key"], partial(function, entry))
                     handles.append(modules[entry.path].register_forward_pre_hook(before, with_kwargs=True))
-            with recorder.attending() if inside else nullcontext():
+            with recorder.watching() if inside else nullcontext():
                 yield
         finally:
             scopes = [_scope(entry) for entry in inside]
@@ -204,12 +204,6 @@ class _NamedValues(Namer):
         for at, function in functions.items():
             path, _, key = at.partition(":")
             self.functions.setdefault(path, []).append((int(key) if key.isdigit() else key or None, function))
-
-    @contextmanager
-    def attending(self) -> Iterator[None]:
-        """Watch the network."""
-        with self.watching(), self:
-            yield
 
     def names_in(self, scope: str) -> Counter[str]:
         """How many values of each name the first call of a module computed."""
