@@ -154,19 +154,17 @@ class Axes:
     measured: bool
 
 
-def find_axes(value: Value, batch: Value | None, size: Value | None, *, fixed_size: bool) -> Axes | str:
+def find_axes(value: Value, batch: Shape | None, size: Shape | None, *, fixed_size: bool) -> Axes | str:
     """Batch, channels and spatial dimensions of a value of rank 3 to 5; or why SimAM cannot be applied to it.
 
     Args:
         value: in the example forward.
-        batch: the same with more samples, if that was run.
-        size: the same for a larger image, if that was run.
+        batch: its shape with more samples, if that was run.
+        size: its shape for a larger image, if that was run.
         fixed_size: the network takes no other image size.
     """
     shape, layout, rank = value.shape, value.layout, len(value.shape)
-    other_batch, other_size = (
-        other.shape if other is not None and len(other.shape) == rank else None for other in (batch, size)
-    )
+    other_batch, other_size = (other if other is not None and len(other) == rank else None for other in (batch, size))
     resized = {dim for dim in range(rank) if other_size is not None and other_size[dim] != shape[dim]}
     problem = _NO_BATCH if layout == {0} else None
     if other_batch is not None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
@@ -20,9 +20,10 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
+from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import function_kind, function_name
-from simam_inject.dataflow.twin import modules_with_python_forward, to_meta
-from simam_inject.dataflow.values import Frame
+from simam_inject.dataflow.twin import Convert, modules_with_python_forward, to_meta
+from simam_inject.dataflow.values import Frame, Shape, keyed
 from simam_inject.kinds import words
 from simam_inject.nested import Key, map_nested, tensors_in
 
@@ -44,7 +45,7 @@ Arguments = list[tuple[Key, Tensors]]
 
 
 class Namer(TorchFunctionMode):
-    """Names each value that the modules of a twin compute in a forward.
+    """Names each value that the modules of a twin compute in a forward, and notes its shape.
 
     Args:
         model: a twin (see `twin`); its forwards may write to it.
@@ -69,8 +70,22 @@ class Namer(TorchFunctionMode):
         self.frame: Frame | None = None
         self.calls: Counter[str] = Counter()
         self.first_calls: dict[str, Frame] = {}
+        self.shapes: dict[str, Shape] = {}
+        """Of every tensor that has a path, as first computed."""
         self.own_hooks: list[tuple[nn.Module, Frame | None]] = []
         """Modules whose own hooks run now, with their callers: pruning's, and the user's."""
+
+    def run(self, example: Example, convert: Convert) -> Self:
+        """Run one forward on copies of the arguments, which `convert` makes."""
+        self.start()
+        args, kwargs = example.fresh(convert)
+        with torch.inference_mode(False), torch.no_grad(), self.watching():
+            self.model(*args, **kwargs)
+        return self
+
+    def names_in(self, path: str) -> Counter[str]:
+        """How many values of each name the first call of a module computed."""
+        return Counter(self.first_calls[path].names) if path in self.first_calls else Counter()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Namer:
         """Itself: a forward that copies one of its modules copies the hooks on it."""
@@ -112,15 +127,19 @@ class Namer(TorchFunctionMode):
 
     # What a subclass does with names
 
-    def named(self, _path: str, result: Any) -> Any:
+    def named(self, path: str, result: Any) -> Any:
         """A value was computed: what the forward gets in its place."""
+        for keys, tensor in tensors_in(result):
+            self.shapes.setdefault(keyed(path, keys), tuple(tensor.shape))
         return result
 
     def entered(self, frame: Frame, arguments: Arguments) -> None:
         """A module was called."""
 
-    def given(self, frame: Frame, path: str, tensors: Tensors) -> None:
+    def given(self, _frame: Frame, path: str, tensors: Tensors) -> None:
         """A module was called with tensors in one of its parameters."""
+        for keys, tensor in tensors:
+            self.shapes.setdefault(keyed(path, keys), tuple(tensor.shape))
 
     def left(self, _frame: Frame, output: Any) -> Any:
         """A module's forward has returned: what its caller gets."""

@@ -39,16 +39,8 @@ class Recorder(Namer):
         """As long as a weak reference exists, torch does not give the address to another storage."""
 
     def record(self, example: Example, convert: Convert) -> Recording:
-        """Run one forward, and return what it does.
-
-        Args:
-            example: the arguments; the run gets copies.
-            convert: makes the copies, on the twin's device.
-        """
-        self.start()
-        args, kwargs = example.fresh(convert)
-        with torch.inference_mode(False), torch.no_grad(), self.watching():
-            self.model(*args, **kwargs)
+        """What one forward does; see `run`."""
+        self.run(example, convert)
         # A tensor that still exists is in a list or an attribute, and may be read after the forward.
         alive = [value for tensor, value in self._known.values() if tensor() is not None and value.made != NEVER]
         self.recording.results += [value for value in alive if value not in self.recording.results]

@@ -16,7 +16,7 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import TRANSPARENT, conv_facts, module_kind
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.dataflow.structure import covers, find_structure
-from simam_inject.dataflow.values import Recording, Step, Value, keyed
+from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
 from simam_inject.modules import runs_hooks
 
 _NOT_BASES = frozenset({"Module", "object"})
@@ -44,17 +44,25 @@ class Surveyor:
         model: the twin that was recorded.
         example: what it was run on.
         base: what it did.
-        batch: what it did for more samples; None where it takes no more.
-        size: what it did for a larger image; None where it takes one size only.
+        batch: shapes of its values for more samples; empty where it takes no more.
+        size: shapes of its values for a larger image; None where it takes one size only.
     """
 
     def __init__(
-        self, model: nn.Module, example: Example, base: Recording, batch: Recording | None, size: Recording | None
+        self,
+        model: nn.Module,
+        example: Example,
+        base: Recording,
+        batch: dict[str, Shape],
+        size: dict[str, Shape] | None,
     ) -> None:
         self.model = model
         self.example = example
         self.base = base
-        self.batch = batch
+        is_larger = any(
+            step.value and step.value.shape != batch.get(at, step.value.shape) for at, step in base.steps.items()
+        )
+        self.batch = batch if is_larger else {}
         self.size = size
         self.length = _input_length(base, example)
 
@@ -147,8 +155,8 @@ class Surveyor:
             return facts | {"obstacle": f"contains {dtype}, not floating-point numbers"}
         if not 3 <= len(shape) <= 5:
             return facts | {"obstacle": f"is not a feature map: its shape is {shape}"}
-        more, larger = (None if run is None else run.value(path) for run in (self.batch, self.size))
-        axes = find_axes(value, more, larger, fixed_size=self.size is None)
+        size = {} if self.size is None else self.size
+        axes = find_axes(value, self.batch.get(path), size.get(path), fixed_size=self.size is None)
         if isinstance(axes, str):
             return facts | {"obstacle": axes}
         last = shape[-1] if axes.channel_dim == 1 else shape[-2]

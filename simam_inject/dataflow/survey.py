@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -11,11 +10,11 @@ from torch import nn
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
+from simam_inject.dataflow.naming import Namer
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_sketch, twin_of
-from simam_inject.dataflow.values import Recording, Step
 from simam_inject.errors import ModelError, describe_exception
 
 
@@ -59,48 +58,34 @@ def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelErr
 def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
     device = None if convert is to_clone else torch.device("meta")
 
-    def new_recorder() -> Recorder:
+    def new_twin() -> nn.Module:
         twin = twin_of(model, convert)
         strip(twin)
         set_mode(twin, training=False)
         run_as_written(twin)
-        return Recorder(twin, device)
+        return twin
 
-    recorder = new_recorder()
+    recorder = Recorder(new_twin(), device)
     base = recorder.record(example, convert)
     if device is not None and recorder.asks_for_values:
         raise ModelError("the forward depends on values, and catches the error that there are none")
 
-    def again(given: Example | None, recorder: Recorder) -> Recording | None:
+    def again(given: Example | None, twin: nn.Module) -> Namer | None:
         """The forward on another example; None where the model takes no such one."""
+        namer = Namer(twin, device)
         try:
-            return None if given is None else recorder.record(given, convert)
+            return None if given is None else namer.run(given, convert)
         except Exception:
             return None
 
-    larger = example.with_batch(SAMPLES_ADDED)
-    batch = again(larger, recorder)
-    is_cached = batch is not None and not _has_same_names(batch, base)
-    if is_cached:  # names mean other values in the second forward: run further ones on twins whose caches are empty
-        batch = again(larger, new_recorder())
-    if batch is not None and all(_has_same_shape(step, batch) for step in base.steps.values()):
-        batch = None
-    sizes = (again(example.with_size(spatial), new_recorder() if is_cached else recorder) for spatial in SPATIAL)
-    size = next((found for found in sizes if found is not None), None)
-    return Surveyor(recorder.model, example, base, batch, size).survey()
-
-
-def _has_same_names(recording: Recording, base: Recording) -> bool:
-    """Every module computed as many values as in another forward, and has not filled a cache in that."""
-    calls = recording.first_calls
-    return all(
-        (calls[path].names if path in calls else Counter()) == call.names for path, call in base.first_calls.items()
-    )
-
-
-def _has_same_shape(step: Step, recording: Recording) -> bool:
-    value, other = step.value, recording.value(step.path)
-    return value is None or other is None or value.shape == other.shape
+    twin, larger = recorder.model, example.with_batch(SAMPLES_ADDED)
+    batch = again(larger, twin)
+    is_cached = batch is not None and any(batch.names_in(path) != call.names for path, call in base.first_calls.items())
+    if is_cached:  # the first forward filled a cache, so that names mean other values: run on twins with empty caches
+        batch = again(larger, new_twin())
+    sizes = (again(example.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
+    size = next((found.shapes for found in sizes if found is not None), None)
+    return Surveyor(twin, example, base, {} if batch is None else batch.shapes, size).survey()
 
 
 def run_as_written(twin: nn.Module) -> None:

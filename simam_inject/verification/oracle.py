@@ -205,11 +205,6 @@ class _NamedValues(Namer):
             path, _, key = at.partition(":")
             self.functions.setdefault(path, []).append((int(key) if key.isdigit() else key or None, function))
 
-    def names_in(self, scope: str) -> Counter[str]:
-        """How many values of each name the first call of a module computed."""
-        frame = self.first_calls.get(scope)
-        return Counter() if frame is None else Counter(frame.names)
-
     def named(self, path: str, result: Any) -> Any:
         """What the forward gets in the place of a named value."""
         for key, function in self.functions.get(path, ()):
