@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,26 +59,20 @@ class Example:
         """
         if self._is_list_of_images:
             images = self.args[0]
-            return Example(
-                ([*images, *[_noisy(images[0], seed) for seed in range(count)]], *self.args[1:]), self.kwargs
-            )
-        first = self._first(3)
+            return Example(([*images, *_noisy_copies(images[0], count)], *self.args[1:]), self.kwargs)
+        first = self._image
         if first is None:
             return None
 
         def grow(tensor: torch.Tensor) -> torch.Tensor:
-            if not tensor.dim() or tensor.shape[0] != first.shape[0]:
-                return tensor
-            return torch.cat([tensor, *[_noisy(tensor[:1], seed) for seed in range(count)]])
+            has_batch = tensor.dim() > 0 and tensor.shape[0] == first.shape[0]
+            return torch.cat([tensor, *_noisy_copies(tensor[:1], count)]) if has_batch else tensor
 
         return self._with(grow)
 
     def shrunk(self, side: int) -> Example | None:
         """The same example with images of at most this size; None where none is larger."""
-        first = self._first(3)
-        if first is None or max(first.shape[2:]) <= side:
-            return None
-        return self._resized(first, slice(2, None), lambda length: min(side, length))
+        return self._resized(SPATIAL[0], lambda length: min(side, length))
 
     def with_size(self, spatial: slice = SPATIAL[0]) -> Example | None:
         """The same example at a larger spatial size; None where no argument has one.
@@ -86,17 +80,12 @@ class Example:
         Args:
             spatial: which dimensions of an argument are spatial.
         """
-        first = self._first(3)
-        if first is None:
-            return None
-        is_video = first.dim() == 5
+        is_video = self._image is not None and self._image.dim() == 5
 
-        def enlarge(length: int) -> int:
-            if length >= 48:
-                return length + 64
-            return 2 * length if is_video else length + 32
+        def enlarged(length: int) -> int:
+            return length + 64 if length >= 48 else 2 * length if is_video else length + 32
 
-        return self._resized(first, spatial, enlarge)
+        return self._resized(spatial, enlarged)
 
     @property
     def _is_list_of_images(self) -> bool:
@@ -104,10 +93,11 @@ class Example:
         images = self.args[0] if self.args and isinstance(self.args[0], list) else []
         return bool(images) and all(isinstance(image, torch.Tensor) and image.dim() == 3 for image in images)
 
-    def _first(self, rank: int) -> torch.Tensor | None:
-        """The first tensor of at least this rank; None for a list of images, which a detector resizes itself."""
+    @property
+    def _image(self) -> torch.Tensor | None:
+        """The first tensor of at least three dimensions; None for a list of images, which a detector resizes itself."""
         tensors = () if self._is_list_of_images else self.tensors
-        return next((tensor for tensor in tensors if tensor.dim() >= rank), None)
+        return next((tensor for tensor in tensors if tensor.dim() > 2), None)
 
     def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Example:
         def apply(leaf: Any) -> Any:
@@ -115,33 +105,40 @@ class Example:
 
         return Example(*map_nested(apply, (self.args, self.kwargs)))
 
-    def _resized(self, first: torch.Tensor, spatial: slice, length_for: Callable[[int], int]) -> Example:
-        """Other lengths of the dimensions of all tensors that are like the first: parts of them, or repeated parts."""
-        dims = range(first.dim())[spatial]
-        lengths = {first.shape[dim] for dim in dims}
+    def _resized(self, spatial: slice, length_for: Callable[[int], int]) -> Example | None:
+        """Other lengths of all tensors that are like the image: parts of them, or repeated parts; None if they stay."""
+        image = self._image
+        if image is None:
+            return None
+        dims = range(image.dim())[spatial]
+        lengths = {image.shape[dim]: length_for(image.shape[dim]) for dim in dims}
 
         def resize(tensor: torch.Tensor) -> torch.Tensor:
-            for dim in dims if tensor.dim() == first.dim() else ():
+            for dim in dims if tensor.dim() == image.dim() else ():
                 length = tensor.shape[dim]
                 if length in lengths:
-                    places = torch.arange(length_for(length), device=tensor.device) % length
-                    tensor = tensor.index_select(dim, places)
+                    tensor = tensor.index_select(dim, torch.arange(lengths[length], device=tensor.device) % length)
             return tensor
 
-        return self._with(resize)
+        return self._with(resize) if any(new != length for length, new in lengths.items()) else None
 
 
-def _noisy(tensor: torch.Tensor, seed: int) -> torch.Tensor:
+def _noisy_copies(tensor: torch.Tensor, count: int) -> list[torch.Tensor]:
+    """The tensor with different noise added; integers and tensors without data stay as they are."""
     if not tensor.is_floating_point() or tensor.is_meta:
-        return tensor
-    noise = torch.rand(
-        tensor.shape, generator=torch.Generator().manual_seed(seed + 1), device="cpu", dtype=torch.float32
-    )
-    return (tensor.detach() + noise.to(tensor.device, tensor.dtype)).detach()
+        return [tensor] * count
+    noise = (_noise(tensor.shape, seed).to(tensor.device, tensor.dtype) for seed in range(1, count + 1))
+    return [(tensor.detach() + one).detach() for one in noise]
+
+
+def _noise(shape: Sequence[int], seed: int) -> torch.Tensor:
+    """Uniform numbers in [0, 1) from a generator of its own: the global random state is not advanced."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(tuple(shape), generator=generator, device="cpu", dtype=torch.float32)
 
 
 def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
-    """The example forward's arguments, on the model's own device and in its own floating dtype where we choose them.
+    """The arguments of the example forward; a default is on the model's device and in its floating-point dtype.
 
     Args:
         model: any module; asked for its declared input size only if `example_inputs` is None.
@@ -151,7 +148,7 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
         ModelError: `example_inputs` is of another type.
     """
     if example_inputs is None:
-        return Example((_random_input(model, declared_size(model)),), {})
+        return Example((_random_input(model, (1, *declared_size(model))),), {})
     if isinstance(example_inputs, Mapping):
         return Example((), dict(example_inputs))
     if isinstance(example_inputs, tuple):
@@ -165,26 +162,25 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
 
 
 def example_like(model: nn.Module, shapes: Any) -> Example:
-    """Random arguments of the shapes that `shapes_of` wrote down."""
-    floating: list[torch.dtype] = []
+    """Random arguments of the shapes that `shapes_of` returned.
+
+    Tensors of the dtype that the first floating-point one had get the dtype of the parameters, which may have changed.
+    """
+    device, _ = _device_and_dtype(model)
+    first: list[torch.dtype] = []
 
     def fill(leaf: Any) -> Any:
         if not isinstance(leaf, str) or not leaf.startswith("tensor "):
             return leaf
-        _, dtype, *shape = leaf.split()
-        size = tuple(map(int, shape))
-        kind: torch.dtype = getattr(torch, dtype)
-        if (
-            kind.is_floating_point
-        ):  # those of the first one's dtype get that of the parameters, which may be another now
-            floating.append(kind)
-            made = _random_input(model, size, batched=True)
-            return made if kind == floating[0] else made.to(kind)
-        device = next((p.device for p in model.parameters()), torch.device("cpu"))
-        return torch.zeros(size, dtype=kind, device=device)
+        _, name, *lengths = leaf.split()
+        shape, dtype = tuple(map(int, lengths)), getattr(torch, name)
+        if not dtype.is_floating_point:
+            return torch.zeros(shape, dtype=dtype, device=device)
+        first.append(dtype)
+        made = _random_input(model, shape)
+        return made if dtype == first[0] else made.to(dtype)
 
-    args, kwargs = map_nested(fill, (tuple(shapes["args"]), dict(shapes["kwargs"])))
-    return Example(args, kwargs)
+    return Example(*map_nested(fill, (tuple(shapes["args"]), dict(shapes["kwargs"]))))
 
 
 def shapes_of(example: Example) -> dict[str, Any] | None:
@@ -223,12 +219,14 @@ def declared_size(model: nn.Module) -> tuple[int, ...]:
     return DEFAULT_SIZE
 
 
-def _random_input(model: nn.Module, size: tuple[int, ...], *, batched: bool = False) -> torch.Tensor:
-    """Uniform noise in [0, 1) from a generator of its own: the global random state is not advanced."""
-    device, dtype = next(
-        ((p.device, p.dtype) for p in model.parameters() if p.is_floating_point()),
-        (torch.device("cpu"), torch.get_default_dtype()),
-    )
-    shape = size if batched else (1, *size)
-    noise = torch.rand(shape, generator=torch.Generator().manual_seed(0), device="cpu", dtype=torch.float32)
-    return noise.to(dtype) if device.type == "meta" else noise.to(device, dtype)
+def _random_input(model: nn.Module, shape: tuple[int, ...]) -> torch.Tensor:
+    """Noise on the device and in the dtype of a model."""
+    device, dtype = _device_and_dtype(model)
+    return _noise(shape, seed=0).to(None if device.type == "meta" else device, dtype)
+
+
+def _device_and_dtype(model: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Those of the first floating-point parameter."""
+    parameters = (p for p in model.parameters() if p.is_floating_point())
+    first = next(parameters, torch.empty(0, device="cpu"))
+    return first.device, first.dtype

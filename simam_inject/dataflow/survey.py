@@ -62,7 +62,6 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
         twin = twin_of(model, convert)
         strip(twin)
         set_mode(twin, training=False)
-        run_as_written(twin)
         return twin
 
     recorder = Recorder(new_twin(), device)
@@ -86,13 +85,6 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
     sizes = (again(example.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
     size = next((found.shapes for found in sizes if found is not None), None)
     return Surveyor(twin, example, base, {} if batch is None else batch.shapes, size).survey()
-
-
-def run_as_written(twin: nn.Module) -> None:
-    """Parts that are compiled run their own forward: a recording is not to be compiled."""
-    for module in twin.modules():
-        if type(module).__name__ == "OptimizedModule":
-            module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
 
 
 def _refuse_while_tracing() -> None:

@@ -15,6 +15,7 @@ import types
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -31,8 +32,8 @@ _CONTENT = frozenset(
 _ATOMS = (type, types.BuiltinFunctionType, types.ModuleType, types.CodeType, torch.dtype, torch.device, torch.Size)
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
-compared by identity, and objects with a `__del__`: the end of a copy would close what the original uses. One that holds
-a module is copied all the same, without its `__del__`: what it runs has to be the twin's."""
+compared by identity, and objects with a `__del__`: deleting a copy would close what the original uses. One that refers
+to a module is copied nevertheless, without its `__del__`: what it runs has to be the twin's."""
 _HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
 
 
@@ -55,13 +56,6 @@ def to_clone(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().clone()
 
 
-class _Uncopied:
-    """What the function that makes a copy needs as it is."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-
-
 class _Copier(pickle.Pickler):
     def __init__(self, buffer: io.BytesIO, convert: Convert, shared: type | tuple[()]) -> None:
         super().__init__(buffer, protocol=pickle.HIGHEST_PROTOCOL)
@@ -81,20 +75,17 @@ class _Copier(pickle.Pickler):
         if kind in _CONTENT or kind in weakref.ProxyTypes:  # a proxy says that it is an instance of its target's class
             return None
         if id(value) not in self.twins:
-            if isinstance(value, _Uncopied):
-                return self.pass_on(value.value)
             if kind is object or isinstance(value, _ATOMS) or self._is_shared(value):
-                return self.pass_on(value)
+                return self._pass_on(value)
             if isinstance(value, torch.Tensor):
                 self._enter(value, self._tensor(value), value.__dict__, {})
             elif isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
                 self.module(value)
             else:
                 return None
-        return self.pass_on(self.twins[id(value)])
+        return self._pass_on(self.twins[id(value)])
 
-    def pass_on(self, value: Any) -> int:
-        """A number for it."""
+    def _pass_on(self, value: Any) -> int:
         self.passed.append(value)
         return len(self.passed) - 1
 
@@ -105,32 +96,37 @@ class _Copier(pickle.Pickler):
         is_foreign = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES
         return (
             is_foreign
-            or (hasattr(kind, "__del__") and not _holds_modules(value))
+            or (hasattr(kind, "__del__") and not _refers_to_modules(value))
             or isinstance(value, self.shared)
             or id(value) in SHARED.get()
         )
 
     def reducer_override(self, value: Any) -> Any:
         """How to make the copy of an object that is not a plain container."""
-        if type(value) in weakref.ProxyTypes:
-            target = value.__dir__.__self__
-            return (weakref.proxy, (target,)) if id(target) in self.twins else (_same, (_Uncopied(value),))
+        is_proxy = type(value) in weakref.ProxyTypes
+        if is_proxy or isinstance(value, weakref.ref):
+            target = value.__dir__.__self__ if is_proxy else value()
+            make = weakref.proxy if is_proxy else weakref.ref
+            return (make, (target,)) if id(target) in self.twins else self._by_reference(value)
         if isinstance(value, types.FunctionType):
-            return _empty_function, (_Uncopied(value),), _held_by(value), None, None, _fill_function
+            cells = tuple(types.CellType() for _ in value.__closure__ or ())
+            twin = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
+            return *self._by_reference(twin), _contents_of(value), None, None, _fill_function
         if isinstance(value, types.MethodType):
             return types.MethodType, (value.__func__, value.__self__)
-        if isinstance(value, weakref.ref):
-            target = value()
-            return (weakref.ref, (target,)) if id(target) in self.twins else (_same, (_Uncopied(value),))
         if hasattr(type(value), "__del__"):
             kind = type(value)
-            quiet = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__del__": _nothing})
+            quiet = type(kind.__name__, (kind,), {"__module__": kind.__module__, "__del__": lambda _: None})
             return object.__new__, (quiet,), vars(value)
         try:
             parts = value.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         except Exception:  # a lock, a generator, an open file
             parts = ""
-        return (_same, (_Uncopied(value),)) if isinstance(parts, str) else parts
+        return self._by_reference(value) if isinstance(parts, str) else parts
+
+    def _by_reference(self, value: Any) -> tuple[Callable[[int], Any], tuple[int]]:
+        """How to make the very same object."""
+        return self.passed.__getitem__, (self._pass_on(value),)
 
     def module(self, module: nn.Module) -> None:
         """Make the twin of a module, still empty."""
@@ -169,24 +165,16 @@ class _Loader(pickle.Unpickler):
         return self.passed[number]
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
-def _nothing(_object: Any) -> None:
-    """In the place of a `__del__`."""
-
-
-def _holds_modules(value: Any) -> bool:
-    return any(isinstance(held, nn.Module) for held in getattr(value, "__dict__", {}).values())
+def _refers_to_modules(value: Any) -> bool:
+    return any(isinstance(each, nn.Module) for each in getattr(value, "__dict__", {}).values())
 
 
 def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
     """What it closes over, or has as a default, could belong to the model, or could be written to by a forward."""
     seen.add(id(function))
-    defaults, keywords, cells, _ = _held_by(function)
-    for held in (*(defaults or ()), *(keywords or {}).values(), *cells.values()):
-        content = held.__self__ if isinstance(held, types.MethodType) else held
+    defaults, keywords, cells, _ = _contents_of(function)
+    for value in (*(defaults or ()), *(keywords or {}).values(), *cells.values()):
+        content = value.__self__ if isinstance(value, types.MethodType) else value
         if isinstance(content, (nn.Module, torch.Tensor, list, dict, set, deque)):
             return True
         if isinstance(content, types.FunctionType) and id(content) not in seen and _closes_over_state(content, seen):
@@ -194,24 +182,17 @@ def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
     return False
 
 
-def _held_by(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any], dict[str, Any]]:
+def _contents_of(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any], dict[str, Any]]:
     """Defaults, keyword defaults, contents of cells that are filled, and attributes."""
     cells = {}
     for index, cell in enumerate(function.__closure__ or ()):
-        try:
+        with suppress(ValueError):  # not filled yet
             cells[index] = cell.cell_contents
-        except ValueError:  # not filled yet
-            continue
     return function.__defaults__, function.__kwdefaults__, cells, function.__dict__
 
 
-def _empty_function(function: types.FunctionType) -> types.FunctionType:
-    cells = tuple(types.CellType() for _ in function.__closure__ or ())
-    return types.FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
-
-
-def _fill_function(twin: types.FunctionType, held: tuple[Any, Any, dict[int, Any], dict[str, Any]]) -> None:
-    twin.__defaults__, twin.__kwdefaults__, cells, attributes = held
+def _fill_function(twin: types.FunctionType, contents: tuple[Any, Any, dict[int, Any], dict[str, Any]]) -> None:
+    twin.__defaults__, twin.__kwdefaults__, cells, attributes = contents
     twin.__dict__.update(attributes)
     for index, content in cells.items():
         (twin.__closure__ or ())[index].cell_contents = content
@@ -251,11 +232,16 @@ def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) 
 def twin_of(model: nn.Module, convert: Convert) -> nn.Module:
     """Return the same network over other tensors: modules, hooks and containers are copies, in the same modes.
 
+    Parts that are compiled run their own forward.
+
     Args:
         model: left as it is.
-        convert: see `copied_with`. A tensor that stands at two places in the model has one twin.
+        convert: see `copied_with`. A tensor that is at two places in the model has one twin.
     """
     twin: nn.Module = copied_with(convert, model)
+    for module in twin.modules():
+        if type(module).__name__ == "OptimizedModule":
+            module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
     return twin
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.survey import run_as_written
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in, strip
 
@@ -39,13 +38,13 @@ class Twins:
 
     def stock(self) -> nn.Module:
         """The model without its SimAM."""
-        twin = self._twin()
+        twin = twin_of(self.model, self._copy)
         strip(twin)
         return twin
 
     def injected(self) -> nn.Module:
         """The model with every SimAM at full strength."""
-        twin = self._twin()
+        twin = twin_of(self.model, self._copy)
         for entry in attended_in(twin):
             if isinstance(entry.attention, SimAM):
                 entry.attention.strength = 1.0
@@ -65,11 +64,6 @@ class Twins:
         finally:
             if any(copy._version for copy in self._parameters.values()):  # the forward wrote into them
                 self._parameters.clear()
-
-    def _twin(self) -> nn.Module:
-        twin = twin_of(self.model, self._copy)
-        run_as_written(twin)
-        return twin
 
     def _copy(self, tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
