@@ -40,8 +40,9 @@ NOT_READS = words(
 _IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
 _TELLS_META = frozenset({"is_meta", "data_ptr"})
 Tensors = list[tuple[tuple[Key, ...], torch.Tensor]]
-Arguments = list[tuple[Key, Tensors]]
-"""Of a call: position or keyword of each argument, and the tensors inside it."""
+Arguments = list[tuple[Key, str | None, Tensors]]
+"""Of a call: position or keyword of each argument, its path if it has one, and the tensors inside it, parameters and
+buffers of the model excepted."""
 
 
 class Namer(TorchFunctionMode):
@@ -129,25 +130,22 @@ class Namer(TorchFunctionMode):
 
     def named(self, path: str, result: Any) -> Any:
         """A value was computed: what the forward gets in its place."""
-        for keys, tensor in tensors_in(result):
-            self.shapes.setdefault(keyed(path, keys), tuple(tensor.shape))
+        self._note(path, tensors_in(result))
         return result
 
-    def entered(self, frame: Frame, arguments: Arguments) -> None:
+    def entered(self, _frame: Frame, arguments: Arguments) -> None:
         """A module was called."""
+        for _, path, tensors in arguments:
+            if path is not None:
+                self._note(path, tensors)
 
-    def given(self, _frame: Frame, path: str, tensors: Tensors) -> None:
-        """A module was called with tensors in one of its parameters."""
+    def left(self, _frame: Frame, path: str | None, output: Any) -> Any:
+        """A module's forward has returned: what its caller gets. Without a path, rules cannot name it."""
+        return output if path is None else self.named(path, output)
+
+    def _note(self, path: str, tensors: Tensors) -> None:
         for keys, tensor in tensors:
             self.shapes.setdefault(keyed(path, keys), tuple(tensor.shape))
-
-    def left(self, _frame: Frame, output: Any) -> Any:
-        """A module's forward has returned: what its caller gets."""
-        return output
-
-    def returned(self, _frame: Frame, path: str, output: Any) -> Any:
-        """The result of a module has a name: what its caller gets."""
-        return self.named(path, output)
 
     # Operations
 
@@ -197,35 +195,30 @@ class Namer(TorchFunctionMode):
     # Module calls
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Before a module's forward, behind all of its own pre-hooks."""
+        """Before a module's forward, after all of its own pre-hooks."""
         path = self.path_of.get(id(module))
         if path is None:  # a copy that the forward has made: its operations are those of its caller
             return
         self.end_own(module)
         with torch._C.DisableTorchFunction():
-            parent = self.frame
-            is_scope = parent is None or any(child is not None for child in module._modules.values())
+            parent, children = self.frame, module._modules
+            is_scope = parent is None or any(child is not None for child in children.values())
             frame = self.frame = Frame(path, module, parent, is_scope)
+            if is_scope:
+                frame.taken = frozenset([*children, *_parameters(type(module).forward)])
             self.calls[path] += 1
             self.first_calls.setdefault(path, frame)
+            frame.given = [tensor for _, tensor in tensors_in((args, kwargs))]
             given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
-            arguments = [(key, tensors_in(argument)) for key, argument in given]
-            self.entered(frame, arguments)
-            if is_scope:
-                self._name_arguments(frame, arguments)
+            self.entered(frame, [self._argument(frame, key, argument) for key, argument in given])
 
-    def _name_arguments(self, frame: Frame, arguments: Arguments) -> None:
-        names = _parameters(type(frame.module).forward)
-        children = frame.module._modules.keys()
-        frame.taken = frozenset(children) | frozenset(names)
-        for key, given in arguments:
-            parameter = names[key] if isinstance(key, int) and key < len(names) else key
-            if isinstance(parameter, int):
-                parameter = names[-1] if names else "args"
-            name = parameter + "_input" * (parameter in children)
-            tensors = [(keys, tensor) for keys, tensor in given if id(tensor) not in self.states]
-            if tensors:
-                self.given(frame, frame.next_path(name), tensors)
+    def _argument(self, frame: Frame, key: Key, argument: Any) -> tuple[Key, str | None, Tensors]:
+        tensors = [(keys, tensor) for keys, tensor in tensors_in(argument) if id(tensor) not in self.states]
+        if not tensors or not frame.is_scope:
+            return key, None, tensors
+        names = _parameters(type(frame.module).forward) or ("args",)
+        name = key if isinstance(key, str) else names[min(key, len(names) - 1)]
+        return key, frame.next_path(name + "_input" * (name in frame.module._modules)), tensors
 
     def leave(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:
         """After a module's forward, before any of its own hooks."""
@@ -237,18 +230,16 @@ class Namer(TorchFunctionMode):
                 return output
             parent = self.frame = frame.parent
             self.begin_own(module)
-            output = self.left(frame, output)
-            if frame.is_scope:
-                return self.returned(frame, frame.path, output)
-            if parent is not None and parent.is_scope:
-                return self.returned(frame, parent.next_path(self.name_inside(parent, module)), output)
-            return output
+            path = frame.path if frame.is_scope else None
+            if not frame.is_scope and parent is not None and parent.is_scope:
+                path = parent.next_path(self._name_inside(parent, module))
+            return self.left(frame, path, output)
 
-    def name_inside(self, parent: Frame, module: nn.Module) -> str:
-        """The module's path inside its caller; its full path where the caller does not hold it."""
+    def _name_inside(self, parent: Frame, module: nn.Module) -> str:
+        """The module's path inside its caller; its full path where it is not a part of its caller."""
         path = self.path_of[id(module)]
         if not parent.path or path.startswith(parent.path + "."):
-            return path[len(parent.path) + 1 :] if parent.path else path
+            return path.removeprefix(parent.path).removeprefix(".")
         names = self._names_inside.get(id(parent.module))
         if names is None:
             names = self._names_inside[id(parent.module)] = {id(m): name for name, m in parent.module.named_modules()}

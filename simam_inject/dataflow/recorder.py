@@ -20,7 +20,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.kinds import function_facts, function_kind, module_kind
-from simam_inject.dataflow.naming import Arguments, Namer, Tensors
+from simam_inject.dataflow.naming import Arguments, Namer
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value
 from simam_inject.nested import map_nested, tensors_in
@@ -100,22 +100,18 @@ class Recorder(Namer):
     # Module calls
 
     def entered(self, frame: Frame, arguments: Arguments) -> None:
-        """Note what a module is given."""
+        """Note what a module is given; in a scope, as steps of its forward."""
         frame.start = next(self.ticks)
-        for name, tensors in arguments:
-            for keys, tensor in tensors:
-                frame.given.append(tensor)
-                if id(tensor) not in self.states:
-                    value = self._value(tensor)
-                    value.arguments.append((frame, name, keys))
-                    frame.inputs.append(value)
+        for key, path, tensors in arguments:
+            values = [(keys, self._value(tensor)) for keys, tensor in tensors]
+            for keys, value in values:
+                value.arguments.append((frame, key, keys))
+                frame.inputs.append(value)
+            if path is not None:
+                self._enter(Step(path, "input", frame, (), values))
 
-    def given(self, frame: Frame, path: str, tensors: Tensors) -> None:
-        """Note a parameter of a scope's forward."""
-        self._enter(Step(path, "input", frame, (), [(keys, self._value(tensor)) for keys, tensor in tensors]))
-
-    def left(self, frame: Frame, output: Any) -> Any:
-        """Note what a module returns."""
+    def left(self, frame: Frame, path: str | None, output: Any) -> Any:
+        """Note what a module returns; if it has a path, as one step of its caller."""
         frame.end = next(self.ticks)
         before = tensors_in(output)
         output = _with_aliases(output, frame.given)
@@ -128,22 +124,22 @@ class Recorder(Namer):
             value.returns.append((frame, keys))
             frame.outputs.append((keys, value))
         frame.given.clear()
+        if frame.parent is None:
+            self.recording.results = [value for _, value in frame.outputs]
+        if path is not None:
+            self._enter_call(frame, path)
         return output
 
-    def returned(self, frame: Frame, path: str, output: Any) -> Any:
-        """Note the call of a module as one step of its caller."""
-        parent = frame.parent
-        has_children = any(child is not None for child in frame.module._modules.values())
-        step = Step(path, "block" if has_children else module_kind(frame.module), parent, (), frame.outputs, frame)
-        if parent is None:
-            self.recording.results = [value for _, value in frame.outputs]
-        else:
+    def _enter_call(self, frame: Frame, path: str) -> None:
+        parent, module = frame.parent, frame.module
+        has_children = any(child is not None for child in module._modules.values())
+        step = Step(path, "block" if has_children else module_kind(module), parent, (), frame.outputs, frame)
+        if parent is not None:
             step.inputs, step.source = _steps_of(parent, frame.inputs), _source_position(parent.module)
         if not frame.is_scope:
             for value in frame.inputs:
                 value.readings.append(Read(frame.start, path))
         self._enter(step)
-        return output
 
     def _enter(self, step: Step) -> None:
         """Add a step to its forward and to the recording, and one more for each entry of a list, tuple or dict."""

@@ -1,8 +1,8 @@
-"""What a forward can reach outside the model, and what it must find again afterwards: planning leaves no trace.
+"""Save and restore what a forward can change outside the model, so that planning has no side effects.
 
 A twin has containers and counters of its own. Globals, class attributes, closures, default arguments, caches of
-functions and settings of the process belong to everybody: they are noted before the forwards of a twin, and put back
-after them. Of an imported module, only what the code names is looked at.
+functions and settings of the process are shared with the user's code: they are saved before the forwards of a twin, and
+restored after them. Of an imported module, only what the code names is saved.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import copyreg
 import dis
 import gc
 import importlib.util
+import operator
 import os
 import random
 import sys
@@ -28,21 +29,20 @@ import torch
 from torch import nn
 
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-"""Their methods are used for classes derived from them too, which may have replaced `update` or `__iter__`."""
+"""Their methods are used for classes derived from them too, which may have overridden `update` or `__iter__`."""
 _WRAPPERS = (staticmethod, classmethod, types.MethodType, property, partial, partialmethod, tuple)
 _LIBRARIES = frozenset({"torch", "numpy", "simam_inject", "lightning", "pydantic"})
 _FOREIGN = _LIBRARIES | {"logging", "threading", "typing", "re", "os", "sys", "builtins", "abc", "functools", "enum"}
 """Libraries whose objects no forward of a user's network is expected to change."""
 _FOREIGN_CODE = _LIBRARIES | sys.stdlib_module_names
-"""Libraries whose modules, functions and classes hold nothing of a user's network."""
+"""Libraries whose modules, functions and classes refer to nothing of a user's network."""
 _DEPTH = 8
 _MOST_ENTRIES = 10_000
-_IMPORT_NAME = dis.opmap["IMPORT_NAME"]
 _MISSING = object()
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
-"""`id` of objects of numbers and names alone that globals or classes hold: a forward may compare by identity what its
-modules hold with them, so twins hold the very same ones."""
+"""`id` of the objects of globals and classes that consist of numbers and strings: a forward may compare them by
+identity with what its modules refer to, so a twin refers to the very same ones."""
 
 
 def _set_environment(saved: dict[str, str]) -> None:
@@ -68,66 +68,63 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
     """Restore random states and settings, and what forwards changed outside the model: globals, classes, caches."""
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
-    with ExitStack() as stack:  # puts everything back, also if one step raises
+    with ExitStack() as stack:  # restores everything, also if one step raises
         stack.callback(SHARED.reset, SHARED.set(frozenset(reachable.shared)))
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         stack.callback(random.setstate, random.getstate())
         stack.callback(np.random.set_state, np.random.get_state())
-        for get, put in _SETTINGS:
-            stack.callback(_set_again, get, put, get())
-        for put_back in reachable.undo:
-            stack.callback(put_back)
+        for read, write in _SETTINGS:
+            stack.callback(_restore_setting, read, write, read())
+        for restore in reachable.restore:
+            stack.callback(restore)
         yield
 
 
 class _Reachable:
-    """Walks from the classes, hooks and functions of a model to everything that their code can name."""
+    """Walks from the classes, hooks and functions of a model to everything that their code can name, and saves it."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.undo: list[Callable[[], None]] = []
+        self.restore: list[Callable[[], None]] = []
         self.seen = {id(module) for module in model.modules()}
-        """What needs no look; the modules themselves have twins."""
+        """What is not visited again; the modules themselves have twins."""
         self.waiting: deque[tuple[Any, int]] = deque()
         self.alive: list[Any] = []
+        """What was visited, so that no `id` is used twice."""
         self.shared: set[int] = set()
-        held = [value for module in model.modules() for value in module.__dict__.values()]
-        self.imported = [value for value in held if isinstance(value, types.ModuleType)]
+        attributes = [value for module in model.modules() for value in module.__dict__.values()]
+        self.imported = [value for value in attributes if isinstance(value, types.ModuleType)]
         for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
             self.visit(kind, 0)
-        for value in held:
-            self._visit_code(value)
+        for value in attributes:  # functions, also in tables of hooks; of other objects, their classes
+            for item in value.values() if isinstance(value, dict) else (value,):
+                is_code = isinstance(item, (types.FunctionType, types.MethodType, partial, _lru_cache_wrapper))
+                self.visit(item if is_code else type(item), 0)
         for name, hooks in vars(nn.modules.module).items():
             if name.startswith("_global_") and isinstance(hooks, dict):  # hooks of all modules run in twins too
                 for hook in hooks.values():
                     self.visit(hook, 0)
-        while self.waiting:  # what is near comes first: `seen` is not to hide what is behind it
-            self._note(*self.waiting.popleft())
-
-    def _visit_code(self, value: Any) -> None:
-        """Functions that stand on a module, or in one of its tables of hooks; the classes of objects that do."""
-        for item in value.values() if isinstance(value, dict) else (value,):
-            is_code = isinstance(item, (types.FunctionType, types.MethodType, partial, _lru_cache_wrapper))
-            self.visit(item if is_code else type(item), 0)
+        while self.waiting:  # near things first, so that `seen` does not hide what is behind them
+            self._save(*self.waiting.popleft())
 
     def visit(self, value: Any, depth: int) -> None:
-        """One thing is to be noted, and what can be reached from it."""
+        """Save one thing later, and what can be reached from it."""
         if depth > _DEPTH or isinstance(value, (*_ATOMS, types.ModuleType)) or id(value) in self.seen:
             return
         self.seen.add(id(value))
         self.alive.append(value)
         self.waiting.append((value, depth))
 
-    def _note(self, value: Any, depth: int) -> None:
-        for kinds, note in self._notes:
+    def _save(self, value: Any, depth: int) -> None:
+        for kinds, save in self._savers:
             if isinstance(value, kinds):
-                note(self, value, depth)
+                save(self, value, depth)
                 return
-        held = self._attributes(value, depth)
-        if held is not None and all(isinstance(each, _ATOMS) for each in held):
+        attributes = self._attributes(value, depth)
+        if attributes is not None and all(isinstance(each, _ATOMS) for each in attributes):
             self.shared.add(id(value))
 
     def _attributes(self, value: Any, depth: int) -> list[Any] | None:
-        """Note what an object holds in its `__dict__` and its slots, and return it; None if it has neither."""
+        """Save and return the values in the `__dict__` and the slots of an object; None if it has neither."""
         kind, attributes = type(value), getattr(value, "__dict__", None)
         if _is_of(_FOREIGN, kind.__module__):
             return None
@@ -135,49 +132,49 @@ class _Reachable:
         slots: list[str] = copyreg._slotnames(kind)  # type: ignore[attr-defined]
         if not slots and attributes is None:
             return None
-        put, drop = partial(object.__setattr__, value), partial(object.__delattr__, value)
-        held = self._hold(lambda: slots, partial(getattr, value), put, drop, depth)
+        write, delete = partial(object.__setattr__, value), partial(object.__delattr__, value)
+        found = self._names(lambda: slots, partial(getattr, value), write, delete, depth)
         if isinstance(attributes, dict):
-            held += attributes.values()
+            found += attributes.values()
             self.visit(attributes, depth + 1)
-        return held
+        return found
 
-    def _hold(
+    def _names(
         self,
         names: Callable[[], Iterable[str]],
-        get: Callable[[str, Any], Any],
-        put: Callable[[str, Any], None],
-        drop: Callable[[str], None],
+        read: Callable[[str, Any], Any],
+        write: Callable[[str, Any], None],
+        delete: Callable[[str], None],
         depth: int,
     ) -> list[Any]:
-        """Note what stands at these names, and return it. What is added there is removed, submodules excepted."""
-        before = {name: get(name, _MISSING) for name in names()}
+        """Save and return the values of these names. What is added there is deleted, submodules excepted."""
+        before = {name: read(name, _MISSING) for name in names()}
 
-        def put_back() -> None:
+        def restore() -> None:
             for name in [*before, *(set(names()) - before.keys())]:
-                was, now = before.get(name, _MISSING), get(name, _MISSING)
-                if was is _MISSING and now is not _MISSING and not isinstance(now, types.ModuleType):
-                    drop(name)
-                elif was is not now and was is not _MISSING:
-                    put(name, was)
+                saved, now = before.get(name, _MISSING), read(name, _MISSING)
+                if saved is _MISSING and now is not _MISSING and not isinstance(now, types.ModuleType):
+                    delete(name)
+                elif saved is not now and saved is not _MISSING:
+                    write(name, saved)
 
-        self.undo.append(put_back)
-        held = [value for value in before.values() if value is not _MISSING]
-        for value in held:
+        self.restore.append(restore)
+        found = [value for value in before.values() if value is not _MISSING]
+        for value in found:
             self.visit(value, depth + 1)
-        return held
+        return found
 
     def _wrapper(self, wrapper: Any, depth: int) -> None:
         for part in gc.get_referents(wrapper)[:_MOST_ENTRIES]:
             self.visit(part, depth)
 
     def _cache(self, function: Any, depth: int) -> None:
-        """Keep what a cache holds. Its dict is known to the garbage collector alone, and comes after all results."""
-        held, info = gc.get_referents(function), function.cache_info()
-        table = [part for part in held if type(part) is dict and part is not function.__dict__][-1]
+        """An `lru_cache`. Only the garbage collector knows its dict, which it lists after all results."""
+        parts, info = gc.get_referents(function), function.cache_info()
+        table = [part for part in parts if type(part) is dict and part is not function.__dict__][-1]
         before = set(table)
 
-        def put_back() -> None:
+        def restore() -> None:
             added = function.cache_info().misses - info.misses
             if added and (not before or not 0 < added <= info.maxsize - len(before)):  # it may have dropped some
                 function.cache_clear()
@@ -185,18 +182,15 @@ class _Reachable:
                 del table[key]
 
         if info.maxsize is not None:  # its entries are links of a list; without a limit it is a dict like any other
-            self.undo.append(put_back)
+            self.restore.append(restore)
             self.seen.add(id(table))
-        for part in held:
+        for part in parts:
             if type(part) is not tuple:  # the arguments of a call
                 self.visit(part, depth)
 
     def _variable(self, variable: contextvars.ContextVar[Any], _depth: int) -> None:
-        try:
-            token = variable.set(variable.get())
-        except LookupError:  # it has no value, and no default
-            return
-        self.undo.append(lambda: variable.reset(token))
+        with suppress(LookupError):  # it has no value, and no default
+            self.restore.append(partial(variable.reset, variable.set(variable.get())))
 
     def _function(self, function: types.FunctionType, depth: int) -> None:
         if _is_of(_FOREIGN_CODE, function.__module__):
@@ -206,9 +200,9 @@ class _Reachable:
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # not filled yet
                 contents.append(cell.cell_contents)
-                self.undo.append(partial(setattr, cell, "cell_contents", contents[-1]))
+                self.restore.append(partial(setattr, cell, "cell_contents", contents[-1]))
         for space in _spaces(function, names, [*contents, *self.imported]):
-            self._hold(lambda: names, space.get, space.__setitem__, space.__delitem__, depth)
+            self._names(lambda: names, space.get, space.__setitem__, space.__delitem__, depth)
         for item in (*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.visit(item, depth + 1)
         self.visit(function.__dict__, depth)
@@ -216,10 +210,10 @@ class _Reachable:
     def _container(self, container: Any, depth: int) -> None:
         kind = next(kind for kind in _CONTAINERS if isinstance(container, kind))
         saved = _content(kind, container)
-        self.undo.append(partial(_refill, kind, container, saved))
-        if len(saved) <= _MOST_ENTRIES:
-            for item in saved:
-                self.visit(item[1] if issubclass(kind, dict) else item, depth + 1)
+        self.restore.append(partial(_refill, kind, container, saved))
+        if kind.__len__(container) <= _MOST_ENTRIES:
+            for item in saved[1::2] if issubclass(kind, dict) else saved:
+                self.visit(item, depth + 1)
         self._attributes(container, depth)
 
     def _array(self, array: np.ndarray[Any, Any], _depth: int) -> None:
@@ -227,30 +221,30 @@ class _Reachable:
             return
         saved = array.copy()
 
-        def put_back() -> None:
+        def restore() -> None:
             if not np.array_equal(array, saved):
                 array[...] = saved
 
-        self.undo.append(put_back)
+        self.restore.append(restore)
 
     def _tensor(self, tensor: torch.Tensor, _depth: int) -> None:
         if tensor.is_inference() or type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_meta:
             return
         version, saved = tensor._version, tensor.detach().clone()
 
-        def put_back() -> None:
+        def restore() -> None:
             if tensor._version != version:
                 with torch.no_grad():
                     tensor.copy_(saved)
 
-        self.undo.append(put_back)
+        self.restore.append(restore)
 
     def _class(self, kind: type, depth: int) -> None:
         if not _is_of(_FOREIGN_CODE, kind.__module__):
-            put, drop = partial(setattr, kind), partial(delattr, kind)
-            self._hold(lambda: list(vars(kind)), vars(kind).get, put, drop, depth)
+            write, delete = partial(setattr, kind), partial(delattr, kind)
+            self._names(lambda: list(vars(kind)), vars(kind).get, write, delete, depth)
 
-    _notes: tuple[tuple[Any, Callable[[_Reachable, Any, int], None]], ...] = (
+    _savers: tuple[tuple[Any, Callable[[_Reachable, Any, int], None]], ...] = (
         (types.FunctionType, _function),
         (_WRAPPERS, _wrapper),
         (_lru_cache_wrapper, _cache),
@@ -275,27 +269,21 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 @lru_cache(4096)
 def _names_in(code: types.CodeType) -> frozenset[str]:
-    """Every name, and every text, which may be a name: `globals()["CACHE"]`."""
-    texts = (const for each in _codes(code) for const in each.co_consts if isinstance(const, str))
-    return frozenset(chain(texts, *(each.co_names for each in _codes(code))))
+    """Every name, and every string, which may be a name: `globals()["CACHE"]`."""
+    strings = (const for each in _codes(code) for const in each.co_consts if isinstance(const, str))
+    return frozenset(chain(strings, *(each.co_names for each in _codes(code))))
 
 
 @lru_cache(4096)
-def _imports_in(code: types.CodeType) -> tuple[tuple[str, Any, int], ...]:
-    """Name, what is imported from it, and number of dots of each import statement."""
-    found = []
-    for each in _codes(code):
-        if _IMPORT_NAME in each.co_code[::2]:
-            steps = [step for step in dis.get_instructions(each) if step.opname != "EXTENDED_ARG"]
-            for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
-                if step.opcode == _IMPORT_NAME:
-                    found.append((step.argval, names.argval, level.argval))
-    return tuple(found)
+def _imports_in(code: types.CodeType) -> tuple[tuple[str, int, Any], ...]:
+    """Name, number of dots, and what is imported from it, of each import statement."""
+    importing = (each for each in _codes(code) if dis.opmap["IMPORT_NAME"] in each.co_code[::2])
+    return tuple(found for each in importing for found in dis._find_imports(each))  # type: ignore[attr-defined]
 
 
 def _imported_by(function: types.FunctionType) -> Iterator[types.ModuleType]:
     """Modules that its code imports. Those of a forward are loaded now, so that they are known before it runs."""
-    for name, names, level in _imports_in(function.__code__):
+    for name, level, names in _imports_in(function.__code__):
         with suppress(Exception):  # of another system, or not installed
             path = importlib.util.resolve_name("." * level + name, function.__globals__.get("__package__"))
             if function.__name__ == "forward":
@@ -318,26 +306,22 @@ def _spaces(function: types.FunctionType, names: frozenset[str], others: list[An
 
 
 def _content(kind: Any, container: Any) -> tuple[Any, ...]:
-    return tuple(kind.items(container) if issubclass(kind, dict) else kind.__iter__(container))
+    """The entries of a container; of a dict, each key and then its value."""
+    return tuple(chain.from_iterable(kind.items(container)) if issubclass(kind, dict) else kind.__iter__(container))
 
 
 def _refill(kind: Any, container: Any, saved: tuple[Any, ...]) -> None:
     now = _content(kind, container)
-    pairs = zip(now, saved, strict=False)
-    if issubclass(kind, dict):
-        is_same = all(key is other and value is held for (key, value), (other, held) in pairs)
-    else:
-        is_same = all(one is other for one, other in pairs)
-    if is_same and len(now) == len(saved):
+    if len(now) == len(saved) and all(map(operator.is_, now, saved)):
         return
     kind.clear(container)
     if issubclass(kind, dict):
-        for key, value in saved:
+        for key, value in zip(saved[::2], saved[1::2], strict=True):
             kind.__setitem__(container, key, value)
     else:
         (kind.update if kind is set else kind.extend)(container, saved)
 
 
-def _set_again(get: Callable[[], Any], put: Callable[[Any], Any], saved: Any) -> None:
-    if get() != saved:
-        put(saved)
+def _restore_setting(read: Callable[[], Any], write: Callable[[Any], Any], saved: Any) -> None:
+    if read() != saved:
+        write(saved)
