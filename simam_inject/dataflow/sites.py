@@ -137,7 +137,7 @@ class Surveyor:
         return any(self._is_used(alias, tick) for alias in aliases)
 
     def _outside_of_steps(self, path: str, module: nn.Module) -> Iterator[Site]:
-        """Sites of a module that no scope calls: it never ran, or only a leaf module or a scripted one calls it."""
+        """Sites of a module whose path no step has: it never ran, or its caller does not contain it or is a leaf."""
         frame = self.base.first_calls.get(path)
         kind = "block" if any(True for _ in module.children()) else module_kind(module)
         if frame is not None:

@@ -9,6 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from simam_inject import bypass, inject, injected, plan, simam, verify
+from simam_inject.api import survey
 from simam_inject.dataflow.example import example_of
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import strip
@@ -451,3 +452,38 @@ def test_what_a_container_of_any_class_brings_is_read(make, keys):
         example_inputs=torch.rand(2, 3, 8, 8),
     )
     assert [insertion.path for insertion in found.insertions] == ["a", "b"]
+
+
+class Carrier:
+    def __init__(self, tensors):
+        self.tensors = tensors
+
+
+class Ignores(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, _carrier, y):
+        return self.c(y)
+
+
+class Carries(Block):
+    """As torchvision's detectors pass an ImageList on."""
+
+    def __init__(self):
+        super().__init__()
+        self.k = Ignores()
+
+    def forward(self, x):
+        return self.k(Carrier(self.a(x).sigmoid()), self.b(x))
+
+
+def test_what_only_an_object_carries_during_the_forward_is_not_returned():
+    assert survey(Carries().eval(), example_inputs=X).site_by_path["sigmoid"].obstacle == "its output is never used"
+
+
+def test_a_list_that_a_module_is_given_has_run():
+    model = GivesTwo(lambda *maps: list(maps), (0, 1)).eval()
+    given = survey(model, example_inputs=torch.rand(2, 3, 8, 8)).site_by_path["k.maps"]
+    assert (given.runs, given.maps) == (1, ("k.maps:0", "k.maps:1"))
