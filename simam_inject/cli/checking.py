@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simam_inject.cli.options import CheckOptions, FileOptions
 from simam_inject.cli.preparing import check_model_name
 from simam_inject.cli.program import Report, Step
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError
 from simam_inject.zoo import build
+from simam_inject.zoo.yolo import check_installed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -47,7 +47,7 @@ def show(options: FileOptions, step: Step) -> Report:
 
 
 def _check_saved(file: Path, model: str | None, step: Step) -> Report:
-    """A file of ours agrees with itself; loaded into its model, it is verified."""
+    """A file that is valid contains SimAM; loaded into its model, it is verified."""
     from simam_inject.persist import load, read
 
     manifest = read(file)
@@ -83,8 +83,7 @@ def _view(file: Path, manifest: Manifest) -> Iterator[RenderableType]:
 
 
 def _check_checkpoint(file: Path, step: Step) -> Report:
-    if find_spec("ultralytics") is None:
-        raise ModelError("YOLO checkpoints need ultralytics: pip install 'simam_inject[ultralytics]'")
+    check_installed(f"{file}")
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 
     step("running it as trained, fused and exported")

@@ -1,6 +1,7 @@
 """The trainer and its image folders, and `simam-inject compare` from end to end on stripes drawn here."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -185,6 +186,25 @@ def test_the_command_plans_each_recipe_once(command, monkeypatch):
     )
     assert command("--budget", "0s", "--recipe", "after relu").exit_code == 0
     assert planned == [RECIPE, "after relu"]
+
+
+def test_a_worker_that_prints_much_is_not_blocked(command, tmp_path, monkeypatch):
+    worker, done = tmp_path / "python", tmp_path / "done"
+    worker.write_text(f"#!/bin/sh\nhead -c 200000 /dev/zero >&2\ntouch {done}\nexit 3\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    work, deadline = comparing._work, time.monotonic() + 20
+
+    def work_after_the_worker(*arguments):
+        while not done.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return work(*arguments)
+
+    monkeypatch.setattr(comparing, "_work", work_after_the_worker)
+    result = command("--budget", "0s", "--workers", "2")
+    assert result.exit_code == 0, result.output
+    assert "a worker ended with exit code 3" in result.stderr
 
 
 def test_a_budget_and_another_command_on_the_same_study(command):
