@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from simam_inject.cli.options import EXPORTS, InjectOptions
-from simam_inject.cli.preparing import apply_plan, batches_of, describe, make_plan, run_example
+from simam_inject.cli.preparing import apply_plan, as_inserted, batches_of, describe, make_plan, run_example
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import ModelError
 from simam_inject.zoo import ZooModel
@@ -28,6 +28,7 @@ def inject(options: InjectOptions, step: Step) -> Report:
     next_steps = ["inject: the same command without --dry-run"]
     if not options.dry_run:
         calibration, verification = _insert(options, built, plan, step)
+        plan = as_inserted(built, plan)
         next_steps = ["do not train this model; please report the lines above and its name"]
     if verification is not None and verification.ok:
         if options.output is not None:

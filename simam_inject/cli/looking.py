@@ -8,7 +8,7 @@ from functools import partial
 import typer
 
 from simam_inject.cli.options import BenchOptions, ModelFileOptions, ModelOptions, Options, PageOptions, RecipeOptions
-from simam_inject.cli.preparing import apply_plan, describe, make_plan, prepare, run_example
+from simam_inject.cli.preparing import apply_plan, as_inserted, describe, make_plan, prepare, run_example
 from simam_inject.cli.program import Report, Step
 
 
@@ -50,7 +50,9 @@ def report(options: PageOptions, step: Step) -> Report:
     apply_plan(built, plan, options.strength)
     step("verifying")
     verification = run_example(verify, built)
-    page = render_page(plan, verification, heading=f"{options.model}, {plan.recipe.name}", note=built.note)
+    page = render_page(
+        as_inserted(built, plan), verification, heading=f"{options.model}, {plan.recipe.name}", note=built.note
+    )
     options.html.write_text(page, encoding="utf-8")
     view = f"wrote {options.html}: {len(plan.placed)} sites, {str(verification).splitlines()[0]}"
     return Report([view], {"html": options.html, "ok": verification.ok}, verification.ok)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import zipfile
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -132,6 +133,17 @@ def apply_plan(built: ZooModel, plan: Plan, strength: float) -> None:
     plan.apply()
     if strength != 1.0:
         set_strength(built.model, strength)
+
+
+def as_inserted(built: ZooModel, plan: Plan) -> Plan:
+    """An applied plan, with the strength and gain that its sites have now."""
+    from simam_inject.api import injected
+
+    site_by_module = {site.module: site for site in injected(built.model)}
+    insertions, present = (
+        tuple(site_by_module[site.module] for site in sites) for sites in (plan.insertions, plan.present)
+    )
+    return replace(plan, insertions=insertions, present=present)
 
 
 def describe(built: ZooModel, plan: Plan, more: str = "") -> str:
