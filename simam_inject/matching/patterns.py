@@ -9,17 +9,17 @@ from collections.abc import Sequence
 
 from simam_inject.dataflow.records import Site
 from simam_inject.matching.search import Search, check_facts, write_paths
-from simam_inject.recipe.operations import Link, find_member
+from simam_inject.recipe.operations import Link, find_element
 
 
 def search_pattern(search: Search) -> None:
-    """Enter what a `pattern` rule names in the model: a member of each chain that it finds."""
+    """Enter what a `pattern` rule names in the model: an element of each chain that it finds."""
     chain = search.rule.chain
-    member = find_member(chain, search.rule.target)
+    element = find_element(chain, search.rule.target)
     for start in search.anatomy.sites:
         sites = _follow(search, chain, start) if chain[0].kind.names(start.kind) else []
         if sites:
-            _enter(search, sites, member)
+            _enter(search, sites, element)
 
 
 def _follow(search: Search, chain: Sequence[Link], start: Site) -> list[Site]:
@@ -29,7 +29,7 @@ def _follow(search: Search, chain: Sequence[Link], start: Site) -> list[Site]:
         site = _only_reader(search, sites, link) if sites else start
         if site is None:
             return []
-        reason = check_facts(site, link.facts.conditions(), f"the pattern's {link} requires")
+        reason = check_facts(site, link.facts.conditions(), f"the pattern's {link.text} requires")
         if reason is not None:
             search.miss(start.path, reason if site is start else f"{site.path}: {reason}", len(sites))
             return []
@@ -46,19 +46,19 @@ def _only_reader(search: Search, sites: list[Site], link: Link) -> Site | None:
     if len(last.readers) > 1:
         found = f"{len(last.readers)} operations ({write_paths(last.readers)}); in a pattern each value has one reader"
     elif reader is not None:
-        found = f"{reader.path} ({reader.kind}); the pattern requires {link}"
+        found = f"{reader.path} ({reader.kind}); the pattern requires {link.text}"
     else:
-        found = f"no operation; the pattern requires {link}"
+        found = f"no operation; the pattern requires {link.text}"
     search.miss(sites[0].path, f"{last.path} is read by {found}", len(sites))
     return None
 
 
-def _enter(search: Search, chain: list[Site], member: int) -> None:
-    """Enter the member that the rule names; for `before`, the operand through which it reads the member ahead of it."""
-    named = chain[member]
+def _enter(search: Search, chain: list[Site], element: int) -> None:
+    """Enter the element that the rule names; for `before`, the operand through which it reads the previous element."""
+    named = chain[element]
     operands: list[str] = []
-    if search.rule.position == "before" and member > 0:
-        previous, sites = chain[member - 1].path, search.anatomy.site_by_path
+    if search.rule.position == "before" and element > 0:
+        previous, sites = chain[element - 1].path, search.anatomy.site_by_path
         operands = [
             path for path in named.operands if path == previous or (path in sites and previous in sites[path].reads)
         ]

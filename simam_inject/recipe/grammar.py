@@ -30,7 +30,7 @@ from simam_inject.recipe.wording import describe, did_you_mean
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, max_length=4000)]
 Name = Annotated[Text, Field(min_length=1)]
-_ONE, _MANY, _WORD, _MAPPING = "<one>", "<many>", "<word>", "<mapping>"
+_TAGS = ("<simple>", "<composed>")
 """Tags of unions. pydantic writes them into the location of a problem; no key of a recipe looks like them."""
 _NAMES = {
     "a valid tuple": "a list",
@@ -54,23 +54,22 @@ def allow(what: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def either(simple: Any, composed: Any, types: Any) -> Any:
+    """The type of a field that has the type `composed` for instances of `types`, and `simple` for any other value."""
+    tag = Discriminator(lambda value: _TAGS[isinstance(value, types)])
+    return Annotated[Annotated[simple, Tag(_TAGS[0])] | Annotated[composed, Tag(_TAGS[1])], tag]
+
+
 def one_or_many(name: str, entry: Any, most: int) -> Any:
     """The type of a field that holds one entry, or a list of them as a tuple; `name` is that of its schema."""
     unwrap = AfterValidator(lambda entries: entries[0] if len(entries) == 1 else entries)
     many = Annotated[tuple[entry, ...], Field(min_length=1, max_length=most), unwrap]
-    tag = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
-    return TypeAliasType(name, Annotated[Annotated[entry, Tag(_ONE)] | Annotated[many, Tag(_MANY)], tag])
-
-
-def word_or_mapping(word: Any, mapping: Any) -> Any:
-    """The type of a field that holds a text, or a mapping that a model describes."""
-    tag = Discriminator(lambda value: _MAPPING if isinstance(value, Mapping | BaseModel) else _WORD)
-    return Annotated[Annotated[word, Tag(_WORD)] | Annotated[mapping, Tag(_MAPPING)], tag]
+    return TypeAliasType(name, either(entry, many, list | tuple))
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """What a field of `one_or_many` holds, as a tuple."""
-    return value if isinstance(value, tuple) else (value,)
+    """The value of a field of `one_or_many` as a tuple."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 class KeyedError(ValueError):
@@ -142,7 +141,7 @@ def explaining(whole: str) -> Iterator[None]:
 
 def _explain(problem: Any, whole: str) -> str:
     kind, found, context = problem["type"], describe(problem["input"]), problem.get("ctx", {})
-    location = [part for part in problem["loc"] if part not in (_ONE, _MANY, _WORD, _MAPPING)]
+    location = [part for part in problem["loc"] if part not in _TAGS]
     if kind == "value_error":
         reason = context["error"]
         location += [reason.key] if isinstance(reason, KeyedError) else []
