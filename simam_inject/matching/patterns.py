@@ -13,17 +13,17 @@ from simam_inject.recipe.operations import Link, find_element
 
 
 def search_pattern(search: Search) -> None:
-    """Enter what a `pattern` rule names in the model: an element of each chain that it finds."""
+    """Add what a `pattern` rule names in the model: an element of each chain that it finds."""
     chain = search.rule.chain
     element = find_element(chain, search.rule.target)
     for start in search.anatomy.sites:
         sites = _follow(search, chain, start) if chain[0].kind.names(start.kind) else []
         if sites:
-            _enter(search, sites, element)
+            _add_element(search, sites, element)
 
 
 def _follow(search: Search, chain: Sequence[Link], start: Site) -> list[Site]:
-    """The sites of the chain that begins at one, or nothing; then the search has the reason."""
+    """The sites of the chain that begins at `start`; empty, with a near miss, if there is none."""
     sites: list[Site] = []
     for link in chain:
         site = _only_reader(search, sites, link) if sites else start
@@ -38,7 +38,7 @@ def _follow(search: Search, chain: Sequence[Link], start: Site) -> list[Site]:
 
 
 def _only_reader(search: Search, sites: list[Site], link: Link) -> Site | None:
-    """The one operation that reads the last of the sites, if it is what the link wants."""
+    """The one operation that reads the last of the sites, if it is of the kind of the link; else a near miss."""
     last = sites[-1]
     reader = search.anatomy.site_by_path.get(last.readers[0]) if len(last.readers) == 1 else None
     if reader is not None and link.kind.names(reader.kind):
@@ -53,8 +53,8 @@ def _only_reader(search: Search, sites: list[Site], link: Link) -> Site | None:
     return None
 
 
-def _enter(search: Search, chain: list[Site], element: int) -> None:
-    """Enter the element that the rule names; for `before`, the operand through which it reads the previous element."""
+def _add_element(search: Search, chain: list[Site], element: int) -> None:
+    """Add the element that the rule names; for `before`, the operand through which it reads the previous element."""
     named = chain[element]
     operands: list[str] = []
     if search.rule.position == "before" and element > 0:
