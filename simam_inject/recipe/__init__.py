@@ -1,8 +1,6 @@
-"""The recipe language: where SimAM goes, written once for every architecture.
+"""The recipe language: where SimAM is applied, written once for every architecture. Does not import torch.
 
-    text, mapping, name or selector -> load_recipe -> Recipe of Rules, validated and frozen
-
-Nothing here knows torch or a model.
+text, mapping, name or selector -> load_recipe -> Recipe of Rules, validated and frozen
 """
 
 from simam_inject.recipe.recipe import Recipe as Recipe

@@ -1,6 +1,6 @@
-"""The base of the recipe's models: frozen, closed, and every mistake one `RecipeError`.
+"""Base class of the recipe models: frozen, without unknown keys, and every mistake raises a `RecipeError`.
 
-The message starts with the path of the offending key: `rules[1].where.channels: found 'big'; allowed is ...`.
+The message starts with the path of the offending key: `rules[1].where.channels: found 'big'; expected ...`.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _NAMES = {
     "a valid number": "a number",
     "a valid integer": "a whole number",
 }
-"""What pydantic calls a JSON type, and what YAML parsers do."""
+"""Names of JSON types in pydantic's messages, and in ours."""
 
 
 def allow(what: str) -> WrapValidator:
-    """Answer whatever fails in a type with one sentence: what was found, and what is allowed."""
+    """Replace any error of a type by one sentence: what was found, and what is expected."""
 
     def check(value: object, check_type: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -73,7 +73,7 @@ def as_tuple(value: Any) -> tuple[Any, ...]:
 
 
 class KeyedError(ValueError):
-    """A mapping that is wrong at one of its keys."""
+    """An error at one key of a mapping."""
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(problem)
@@ -81,23 +81,23 @@ class KeyedError(ValueError):
 
 
 class Grammar(BaseModel):
-    """Base of the recipe's models. Fields hold JSON types as they were written, lists as tuples."""
+    """Base class of the recipe models. Fields contain JSON types as written, lists as tuples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     homes: ClassVar[Mapping[str, str]] = {}
-    """Keys that belong elsewhere, and where."""
+    """Keys of other models, and where they belong."""
 
     def __init__(self, /, **keys: Any) -> None:
         with explaining(type(self).__name__.lower()):
             super().__init__(**keys)
 
-    # Says to pydantic that a nested model may be built without this constructor: its errors then carry the whole path.
+    # pydantic then builds nested models without this constructor, so that their errors have the whole path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, data: Any) -> Any:
-        """Refuse what is not a mapping of known keys; a key without a value was not given."""
+        """Refuse what is not a mapping of known keys, and drop keys without a value."""
         fields = ", ".join(cls.model_fields)
         if isinstance(data, cls):
             return data
@@ -128,10 +128,10 @@ class Grammar(BaseModel):
 
 @contextmanager
 def explaining(whole: str) -> Iterator[None]:
-    """Turn pydantic's errors into a `RecipeError` with the first problem as a sentence behind its path.
+    """Turn a pydantic error into a `RecipeError`: the path of its first problem, and a sentence.
 
     Args:
-        whole: what the message calls the path without keys.
+        whole: the path that the message gives if the problem is not at a key.
     """
     try:
         yield
@@ -163,7 +163,7 @@ def _explain(problem: Any, whole: str) -> str:
 
 
 def _write_location(location: Sequence[int | str]) -> str:
-    """`rules[1].where.channels`; a key that is not a plain word stands in quotes."""
+    """`rules[1].where.channels`; a key that is not a plain word is quoted."""
     keys = [
         f"[{key}]" if isinstance(key, int) else f".{key:.64}" if re.fullmatch(r"\w+", key) else f".{describe(key)}"
         for key in location

@@ -1,8 +1,8 @@
 """Names in a recipe: globs on paths and class names, kinds of operations, places in a block.
 
-A glob has `*`, `?`, `[34]`, `[!34]` and `{a,b}`; `*` crosses dots, so `layer3.*` is everything below `layer3`. Braces
-are expanded into plain globs; each becomes one regular expression with atomic groups (`fnmatch` writes it), so that no
-text makes the search explode.
+A glob has `*`, `?`, `[34]`, `[!34]` and `{a,b}`; `*` matches dots, too, so `layer3.*` is everything below `layer3`.
+Braces are expanded into plain globs, which `fnmatch` turns into regular expressions with atomic groups: these take no
+exponential time on any text.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Glob(str):
 
     @property
     def is_wild(self) -> bool:
-        """It contains a wildcard, so that it may match more than its own text."""
+        """Whether it contains a wildcard, so that it may match more than its own text."""
         return not frozenset("*?[{").isdisjoint(self)
 
     def matches(self, text: str) -> bool:
@@ -72,7 +72,7 @@ def lineage(path: str) -> tuple[str, ...]:
 
 @lru_cache(maxsize=1024)
 def _compile(text: str) -> re.Pattern[str]:
-    """One pattern for all texts that the braces stand for."""
+    """One regular expression for all texts that the braces expand to."""
     texts = list(islice(_expand(text), MAX_ALTERNATIVES + 1))
     if len(texts) > MAX_ALTERNATIVES:
         raise ValueError(f"{text!r} expands to more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
@@ -82,7 +82,7 @@ def _compile(text: str) -> re.Pattern[str]:
 
 
 def _expand(text: str) -> Iterator[str]:
-    """The texts that the braces stand for; the first innermost pair is expanded first."""
+    """The texts that the braces expand to; the first innermost pair is expanded first."""
     found = _BRACES.search(text)
     if found is None:
         yield text
@@ -124,11 +124,11 @@ class Kind(str):
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What a block returns, what it is given, or the branch just before it joins the skip."""
+    """The output or input of a block, or its branch just before it joins the skip connection."""
 
     word: Literal["output", "input", "residual"]
     key: str | None = None
-    """`output` only: one entry of a list, tuple or dict; None for all that it returns."""
+    """Of `output`: one entry of a list, tuple or dict; None for everything that the block returns."""
 
     def __str__(self) -> str:
         return self.word if self.key is None else f"{self.word}:{self.key}"
@@ -136,11 +136,11 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A child of the block, named by its path inside the block; or an operation of the block."""
+    """A child of the block, by its path inside the block, or an operation in its forward."""
 
     name: Glob
     call: int | None = None
-    """Which call in one forward, from 1; 0 is every call; None is the only one."""
+    """Which call in one forward, from 1; 0 for every call; None for the only one."""
 
     def __str__(self) -> str:
         return self.name if self.call is None else f"{self.name}[{self.call or '*'}]"
@@ -150,7 +150,7 @@ def parse_place(text: str) -> Whole | Child:
     """Read a name at `after` or `before`: output, output:0, input, residual, conv2, m.*.cv2, relu[2], relu[*].
 
     Raises:
-        ValueError: not a glob, or a call number that is none.
+        ValueError: not a glob, or call number 0.
     """
     word, colon, key = text.partition(":")
     if word.lower() == "output":

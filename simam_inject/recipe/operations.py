@@ -1,6 +1,7 @@
 """Operations with conditions, one by one or in a chain: `{op: conv2d, kernel: 3}`, `conv2d[k=3] > *norm > act`.
 
-A chain follows the dataflow across block borders: `a > b` holds when `b` reads what `a` computes and nothing else does.
+A chain follows the dataflow across block borders: `a > b` matches if `b` is the only operation that reads the result of
+`a`.
 
 A condition on a fact is a number, `">=64"`, `">=8, <=32"` (all of these), `"1x7"`, a list (any of these), or
 `depthwise` for groups. A fact with several dimensions (a map of 56x56, a kernel of 3x3) satisfies a single number when
@@ -92,7 +93,7 @@ class Conditions(Grammar):
 
 
 class Operation(Conditions):
-    """Every operation of some kinds inside the block, or the first or last of them."""
+    """The operations of some kinds inside a block: every one, the first or the last."""
 
     op: Kinds = Field(description="Kind(s) of operation: conv2d, batch_norm, relu, add; or a family: conv, act.")
     which: Literal["all", "first", "last"] = Field(

@@ -1,4 +1,4 @@
-"""A recipe: an ordered list of rules, of which the first that takes a site owns it; and whatever names one."""
+"""A recipe: an ordered list of rules; and how it is found by name, file or selector, and adjusted."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ else:
 class Recipe(Grammar):
     """Where SimAM is applied, for any model. A mistake raises `RecipeError`.
 
-    `extends` names a shipped recipe; it is resolved at once: the record holds its own rules, then those of the base, so
-    that its own rules take their sites first, and `extends` is None.
+    `extends` names a shipped recipe, whose rules are appended at once: `extends` of the record is None. A site belongs
+    to the first rule that matches it.
 
     >>> Recipe(rules=[Rule(block="Bottleneck", after="conv2")]).to_dict()
     {'version': 1, 'rules': [{'block': 'Bottleneck', 'after': 'conv2'}]}
@@ -159,7 +159,11 @@ def load_shipped(name: object, place: str = "recipe") -> Recipe:
 
 
 def load_text(text: str | bytes, name: str) -> Recipe:
-    """The recipe that a YAML text holds, by that name if it gives itself none.
+    """The recipe in a YAML text.
+
+    Args:
+        text: the YAML.
+        name: name of the recipe unless the text contains one.
 
     Raises:
         RecipeError: the text is not YAML, or not a recipe.
