@@ -88,35 +88,32 @@ def _set_up(options: CompareOptions) -> Experiment:
     return set_up(
         *(options.model, options.data, training, options.device),
         recipes=options.recipe,
-        e_lambdas=[float(parse_number(text)) for text in options.e_lambda],
+        e_lambdas=_lambdas(options),
         pretrained=options.pretrained,
         weights=options.weights,
     )
 
 
 def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
-    from simam_inject.compare import compare
+    from simam_inject.compare.running import run_study
     from simam_inject.compare.study import import_optuna
+    from simam_inject.compare.variants import list_variants
 
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
-    return compare(
-        experiment.make_model,
-        options.recipe,
-        experiment.train,
-        options.against,
-        options.seeds,
-        options.study,
-        e_lambdas=[float(parse_number(text)) for text in options.e_lambda],
-        example_inputs=experiment.example_inputs,
-        batches=experiment.batches,
+    variants = list_variants(options.recipe, options.against, _lambdas(options))
+    return run_study(
+        *(experiment, variants, options.seeds, options.study),
         resolve=options.resolve,
         budget=options.budget,
-        settings=experiment.settings,
         name=options.name,
         retry_stale=options.retry_stale,
         progress=lambda done, total, seconds: step.show(done, total, _describe_progress(done, total, seconds)),
     )
+
+
+def _lambdas(options: CompareOptions) -> list[float]:
+    return [float(parse_number(text)) for text in options.e_lambda]
 
 
 def _work_together(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:

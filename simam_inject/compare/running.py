@@ -84,6 +84,29 @@ def compare(
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, recipes, e_lambdas, example_inputs)
     experiment = Experiment(make_model, train, example_inputs, batches, settings or {})
+    return run_study(
+        *(experiment, variants, seeds, storage),
+        resolve=resolve,
+        budget=budget,
+        name=name,
+        retry_stale=retry_stale,
+        progress=progress,
+    )
+
+
+def run_study(
+    experiment: Experiment,
+    variants: Sequence[Variant],
+    seeds: int,
+    storage: Any,
+    *,
+    resolve: float | None,
+    budget: float | None,
+    name: str,
+    retry_stale: bool,
+    progress: Progress,
+) -> Comparison:
+    """Run cells of a study whose recipes have been checked. The arguments are those of `compare`."""
     written = _describe_settings(experiment, variants)
     with _storage_errors():
         study = Study(storage, written, variants, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
