@@ -82,16 +82,10 @@ def compare(
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     variants = list_variants(recipes, against, e_lambdas)
-    check_recipes(make_model, recipes, e_lambdas, example_inputs)
+    check_recipes(make_model, variants, example_inputs)
     experiment = Experiment(make_model, train, example_inputs, batches, settings or {})
-    return run_study(
-        *(experiment, variants, seeds, storage),
-        resolve=resolve,
-        budget=budget,
-        name=name,
-        retry_stale=retry_stale,
-        progress=progress,
-    )
+    options = {"name": name, "resolve": resolve, "retry_stale": retry_stale}
+    return run_study(experiment, variants, seeds, storage, budget, progress, **options)
 
 
 def run_study(
@@ -99,17 +93,18 @@ def run_study(
     variants: Sequence[Variant],
     seeds: int,
     storage: Any,
-    *,
-    resolve: float | None,
     budget: float | None,
-    name: str,
-    retry_stale: bool,
     progress: Progress,
+    **options: Any,
 ) -> Comparison:
-    """Run cells of a study whose recipes have been checked. The arguments are those of `compare`."""
-    written = _describe_settings(experiment, variants)
+    """Run the cells of a study whose recipes have been checked.
+
+    Args:
+        experiment, variants, seeds, storage, budget, progress: See `compare`.
+        **options: See `Study`.
+    """
     with _storage_errors():
-        study = Study(storage, written, variants, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
+        study = Study(storage, _describe_settings(experiment, variants), variants, seeds, **options)
         with study.heartbeat():
             _work(study, experiment, budget, progress)
         return study.comparison()
@@ -118,10 +113,8 @@ def run_study(
 def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
     """What a result depends on, as JSON."""
     recipes = {variant.recipe: variant.where for variant in variants if variant.recipe}
-    written = {
-        name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()
-    }
-    return {"recipes": written, "warm_start": experiment.batches is not None, **experiment.settings}
+    texts = {name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()}
+    return {"recipes": texts, "warm_start": experiment.batches is not None, **experiment.settings}
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import mmap
 import os
 import platform
 import shlex
@@ -68,10 +67,7 @@ class _JournalLock:
     def acquire(self) -> bool:
         self._file = self._path.open("r+b")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        if self._file.seek(0, os.SEEK_END):
-            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-                end = written.rfind(b"\n") + 1
-            self._file.truncate(end)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
