@@ -136,6 +136,7 @@ def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modu
         inject(model, variant.where, example_inputs=experiment.example_inputs, attention=peer, verify=False)
     if experiment.batches is not None:
         # The same for every variant: gains exist for SimAM only, and would favour it.
+        seed_everything(seed)  # a loader may shuffle
         update_bn(experiment.batches, model)
     return model, digest.hexdigest()[:16]
 
