@@ -136,9 +136,9 @@ def test_recipes_are_checked_before_the_number_of_training_images(images):
     many = Training(epochs=1, batch=500, size=16)
     for recipes, message in ((["papr"], "did you mean 'paper'"), (["unet"], "matches no site")):
         with pytest.raises(InjectError, match=message):
-            set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=recipes)
+            set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(recipes, [], []))
     with pytest.raises(CompareError, match=r"fewer than one batch of 500; use a smaller --batch"):
-        set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=["after conv2d"])
+        set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(["after conv2d"], [], []))
 
 
 def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
