@@ -16,7 +16,7 @@ from simam_inject.zoo.names import is_yolo_name
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
-    from simam_inject.compare.records import Experiment
+    from simam_inject.compare.records import Experiment, Variant
 
 _STOPPED = 130
 _WIDE = 100
@@ -37,7 +37,11 @@ def compare(options: CompareOptions, step: Step) -> Report:
     """Run the cells of the study that are not done, and print its report."""
     check_weights(options)
     step(f"setting up {options.model}", of=2)
-    comparison = _work_together(options, _set_up(options), step)
+    from simam_inject.compare.variants import list_variants
+
+    lambdas = [float(parse_number(text)) for text in options.e_lambda]
+    variants = list_variants(options.recipe, options.against, lambdas)
+    comparison = _work_together(options, _set_up(options, variants), variants, step)
     if len(comparison.cells) < comparison.total:
         typer.echo(
             f"{len(comparison.cells)} of {comparison.total} runs are done; the same command continues the study; add "
@@ -68,7 +72,7 @@ def _shown(comparison: Comparison) -> Any:
     return Markdown(text) if sys.stdout.isatty() and Console().width >= _WIDE else text
 
 
-def _set_up(options: CompareOptions) -> Experiment:
+def _set_up(options: CompareOptions, variants: list[Variant]) -> Experiment:
     from simam_inject.compare.setups import set_up
     from simam_inject.compare.training import Training
 
@@ -86,40 +90,28 @@ def _set_up(options: CompareOptions) -> Experiment:
         compile=options.compile,
     )
     return set_up(
-        *(options.model, options.data, training, options.device),
-        recipes=options.recipe,
-        e_lambdas=[float(parse_number(text)) for text in options.e_lambda],
+        *(options.model, options.data, training, options.device, variants),
         pretrained=options.pretrained,
         weights=options.weights,
     )
 
 
-def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
-    from simam_inject.compare import compare
+def _work(options: CompareOptions, experiment: Experiment, variants: list[Variant], step: Step) -> Comparison:
+    from simam_inject.compare.running import run_study
     from simam_inject.compare.study import import_optuna
 
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
-    return compare(
-        experiment.make_model,
-        options.recipe,
-        experiment.train,
-        options.against,
-        options.seeds,
-        options.study,
-        e_lambdas=[float(parse_number(text)) for text in options.e_lambda],
-        example_inputs=experiment.example_inputs,
-        batches=experiment.batches,
+    return run_study(
+        *(experiment, variants, options.seeds, options.study, options.budget),
+        lambda done, total, seconds: step.show(done, total, _describe_progress(done, total, seconds)),
         resolve=options.resolve,
-        budget=options.budget,
-        settings=experiment.settings,
         name=options.name,
         retry_stale=options.retry_stale,
-        progress=lambda done, total, seconds: step.show(done, total, _describe_progress(done, total, seconds)),
     )
 
 
-def _work_together(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
+def _work_together(options: CompareOptions, experiment: Experiment, variants: list[Variant], step: Step) -> Comparison:
     """Run cells here and in processes of their own; what a process that died left is run here."""
     from simam_inject.compare.study import open_storage
 
@@ -131,11 +123,11 @@ def _work_together(options: CompareOptions, experiment: Experiment, step: Step) 
         for _ in range(options.workers - 1)
     ]
     try:
-        comparison = _work(options, experiment, step)
+        comparison = _work(options, experiment, variants, step)
         for words, code in [(other.communicate()[1], other.returncode) for other in others]:
             if code:
                 typer.echo(f"a worker ended with exit code {code}: {words.strip()[-1000:]}", err=True)
-        return _work(options, experiment, step) if others else comparison
+        return _work(options, experiment, variants, step) if others else comparison
     except KeyboardInterrupt:
         for other in others:
             other.wait()

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from simam_inject import plan
 from simam_inject.cli import comparing
 from simam_inject.cli.options import parse_time
-from simam_inject.compare import Report, load_comparison
+from simam_inject.compare import Report, load_comparison, variants
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, open_folder
 from simam_inject.errors import CompareError, InjectError
@@ -135,9 +136,9 @@ def test_recipes_are_checked_before_the_number_of_training_images(images):
     many = Training(epochs=1, batch=500, size=16)
     for recipes, message in ((["papr"], "did you mean 'paper'"), (["unet"], "matches no site")):
         with pytest.raises(InjectError, match=message):
-            set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=recipes)
+            set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(recipes, [], []))
     with pytest.raises(CompareError, match=r"fewer than one batch of 500; use a smaller --batch"):
-        set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=["after conv2d"])
+        set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(["after conv2d"], [], []))
 
 
 def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
@@ -175,6 +176,15 @@ def test_the_command_from_end_to_end(command, tmp_path):
     assert done.exit_code == 0, done.output
     assert (tmp_path / "r.html").read_text(encoding="utf-8").count("<svg") == 2
     assert "| plain again |" in (tmp_path / "r.md").read_text(encoding="utf-8")
+
+
+def test_the_command_plans_each_recipe_once(command, monkeypatch):
+    planned = []
+    monkeypatch.setattr(
+        variants, "plan", lambda model, recipe, **more: planned.append(recipe.name) or plan(model, recipe, **more)
+    )
+    assert command("--budget", "0s", "--recipe", "after relu").exit_code == 0
+    assert planned == [RECIPE, "after relu"]
 
 
 def test_a_budget_and_another_command_on_the_same_study(command):
