@@ -107,6 +107,8 @@ def load_recipe(source: RecipeLike) -> Recipe:
             f"recipe: found {describe(source)}; expected a Recipe, a mapping, the name of a shipped recipe, a path "
             "to a YAML file, or a selector such as 'after bottleneck.conv2'"
         )
+    if (word := source.strip().lower()) in _WHOLE:
+        raise RecipeError(f"recipe: found {describe(source)}; write {word} BLOCK.CHILD, e.g. '{word} bottleneck.conv2'")
     if found := _SELECTOR.fullmatch(source):
         return _read_selector(found[1].lower(), found[2])
     names = shipped_recipes()

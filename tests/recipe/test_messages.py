@@ -148,7 +148,7 @@ SELECTORS = [
     ("after after bottleneck", "selector", ["'after after bottleneck'"]),
     ("before after bottleneck", "selector", ["'before after bottleneck'"]),
     ("into bottleneck", "recipe", ["'into bottleneck'", "'after bottleneck.conv2'"]),
-    ("after", "recipe", ["'after'", "'after bottleneck.conv2'"]),
+    ("after", "recipe", ["found 'after'", "write after BLOCK.CHILD"]),
     ("before bottleneck.output", "before", ["write after: output", "(in the selector 'before bottleneck.output')"]),
     ("after bottleneck.relu[0]", "after", ["counted from 1", "(in the selector 'after bottleneck.relu[0]')"]),
 ]
