@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
@@ -18,7 +20,7 @@ from simam_inject.zoo.names import find_library
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
-    from simam_inject.compare.records import Experiment
+    from simam_inject.compare.records import Experiment, Variant
 
 _STOPPED = 130
 """Exit code of a process that Ctrl-C ended."""
@@ -38,7 +40,22 @@ def compare(options: CompareOptions, step: Step) -> Report:
     """Run the cells of the study that are not done, and print its report."""
     check_weights(options)
     step(f"setting up {options.model}", of=2)
-    comparison = _work_together(options, _set_up(options), step)
+    from simam_inject.compare.running import run_study
+    from simam_inject.compare.study import import_optuna
+    from simam_inject.compare.variants import list_variants
+
+    optuna = import_optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
+    variants = list_variants(options.recipe, options.against, options.e_lambda)
+    work = partial(
+        run_study,
+        *(_set_up(options, variants), variants, options.seeds, options.study, options.budget),
+        lambda done, total, seconds: step.show(done, total, _describe_progress(done, total, seconds)),
+        resolve=options.resolve,
+        name=options.name,
+        retry_stale=options.retry_stale,
+    )
+    comparison = _work_together(options, work)
     if len(comparison.cells) < comparison.total:
         typer.echo(
             f"{len(comparison.cells)} of {comparison.total} runs are done; the same command continues the study; add "
@@ -60,7 +77,7 @@ def report(options: StudyOptions, step: Step) -> Report:
     return Report([f"wrote {' and '.join(files)}" if files else comparison.to_markdown()])
 
 
-def _set_up(options: CompareOptions) -> Experiment:
+def _set_up(options: CompareOptions, variants: list[Variant]) -> Experiment:
     from simam_inject.compare.setups import set_up
     from simam_inject.compare.training import Training
 
@@ -78,33 +95,13 @@ def _set_up(options: CompareOptions) -> Experiment:
         compile=options.compile,
     )
     return set_up(
-        *(options.model, options.data, training, options.device),
-        recipes=options.recipe,
-        e_lambdas=options.e_lambda,
+        *(options.model, options.data, training, options.device, variants),
         pretrained=options.pretrained,
         weights=options.weights,
     )
 
 
-def _work(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
-    from simam_inject.compare.running import run_study
-    from simam_inject.compare.study import import_optuna
-    from simam_inject.compare.variants import list_variants
-
-    optuna = import_optuna()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
-    variants = list_variants(options.recipe, options.against, options.e_lambda)
-    return run_study(
-        *(experiment, variants, options.seeds, options.study),
-        resolve=options.resolve,
-        budget=options.budget,
-        name=options.name,
-        retry_stale=options.retry_stale,
-        progress=lambda done, total, seconds: step.show(done, total, _describe_progress(done, total, seconds)),
-    )
-
-
-def _work_together(options: CompareOptions, experiment: Experiment, step: Step) -> Comparison:
+def _work_together(options: CompareOptions, work: Callable[[], Comparison]) -> Comparison:
     """Run cells here and in other processes, and at the end those of a process that died."""
     from simam_inject.compare.study import open_storage
 
@@ -116,13 +113,13 @@ def _work_together(options: CompareOptions, experiment: Experiment, step: Step) 
         logs = [stack.enter_context(TemporaryFile("w+")) for _ in range(options.workers - 1)]
         others = [subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=log) for log in logs]
         try:
-            comparison = _work(options, experiment, step)
+            comparison = work()
             for other, log in zip(others, logs, strict=True):
                 if other.wait():
                     log.seek(0)
                     words = log.read().strip()[-1000:]
                     typer.echo(f"a worker ended with exit code {other.returncode}: {words}", err=True)
-            return _work(options, experiment, step) if others else comparison
+            return work() if others else comparison
         except KeyboardInterrupt:
             for other in others:
                 other.wait()

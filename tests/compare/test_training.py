@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from simam_inject import plan
 from simam_inject.cli import comparing
 from simam_inject.cli.options import parse_time
-from simam_inject.compare import Report, load_comparison, variants
+from simam_inject.compare import Report, load_comparison, running, variants
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, open_folder
 from simam_inject.errors import CompareError, InjectError
@@ -137,9 +137,9 @@ def test_recipes_are_checked_before_the_number_of_training_images(images):
     many = Training(epochs=1, batch=500, size=16)
     for recipes, message in ((["papr"], "did you mean 'paper'"), (["unet"], "matches no site")):
         with pytest.raises(InjectError, match=message):
-            set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=recipes)
+            set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(recipes, [], []))
     with pytest.raises(CompareError, match=r"fewer than one batch of 500; use a smaller --batch"):
-        set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=["after conv2d"])
+        set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(["after conv2d"], [], []))
 
 
 def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
@@ -193,15 +193,15 @@ def test_a_worker_that_prints_much_is_not_blocked(command, tmp_path, monkeypatch
     worker.write_text(f"#!/bin/sh\nhead -c 200000 /dev/zero >&2\ntouch {done}\nexit 3\n")
     worker.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(worker))
-    work, deadline = comparing._work, time.monotonic() + 20
+    run_study, deadline = running.run_study, time.monotonic() + 20
 
-    def work_after_the_worker(*arguments):
+    def run_after_the_worker(*arguments, **options):
         while not done.exists():
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        return work(*arguments)
+        return run_study(*arguments, **options)
 
-    monkeypatch.setattr(comparing, "_work", work_after_the_worker)
+    monkeypatch.setattr(running, "run_study", run_after_the_worker)
     result = command("--budget", "0s", "--workers", "2")
     assert result.exit_code == 0, result.output
     assert "a worker ended with exit code 3" in result.stderr
