@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import mmap
 import os
 import platform
 import shlex
@@ -39,6 +38,7 @@ HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
+_JOURNAL_START = b'{"op_code":'
 _RESULTS, _OWNERS = ("COMPLETE", "FAIL"), ("RUNNING", "COMPLETE", "FAIL")
 
 
@@ -68,10 +68,7 @@ class _JournalLock:
     def acquire(self) -> bool:
         self._file = self._path.open("r+b")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        if self._file.seek(0, os.SEEK_END):
-            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-                end = written.rfind(b"\n") + 1
-            self._file.truncate(end)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
@@ -95,15 +92,26 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
         except Exception as error:
             reason = describe_exception(error.__cause__ or error)
             raise CompareError(f"{storage.rpartition('@')[-1]} cannot be opened: {reason}") from None
-    path, lock = Path(storage), _JournalLock(Path(storage))
+    path = Path(storage)
     if must_exist and not path.is_file():
         raise CompareError(f"no such study: {path}")
     if not path.parent.is_dir():
         raise CompareError(f"no such folder: {path.parent}, for the study {path.name}")
     try:
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock))
+        _check_journal(path)
+        backend = optuna.storages.journal.JournalFileBackend(str(path), _JournalLock(path))
+        return optuna.storages.JournalStorage(backend)
     except (ValueError, KeyError):
         raise CompareError(f"{path} is not a study: compare did not write this file") from None
+
+
+def _check_journal(path: Path) -> None:
+    """Raise for a file that is no journal; Optuna ignores a last line that it cannot read, and the lock removes it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            start = file.read(len(_JOURNAL_START))
+        if not _JOURNAL_START.startswith(start):  # it is shorter in an empty file, or after a first write that failed
+            raise ValueError
 
 
 @dataclass(frozen=True, slots=True)

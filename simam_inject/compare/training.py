@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
@@ -108,15 +109,14 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
 
 def _hold_out(train: Any, val: Any) -> tuple[Any, Any]:
     """Every fifth image of a class for validation, the others for training."""
-    targets = np.array(train.targets)
-    held = [np.flatnonzero(targets == label)[_SPLIT - 1 :: _SPLIT] for label in range(len(train.classes))]
-    chosen = np.sort(np.concatenate(held))
-    if not len(chosen):
+    labels = np.array(train.targets)  # in ascending order
+    number_in_class = np.arange(len(labels)) - np.searchsorted(labels, labels)
+    chosen = number_in_class % _SPLIT == _SPLIT - 1
+    if not chosen.any():
         raise CompareError(
             f"every class has fewer than {_SPLIT} images, too few to hold out one in {_SPLIT} for validation"
         )
-    others = np.setdiff1d(np.arange(len(targets)), chosen)
-    return Subset(train, others.tolist()), Subset(val, chosen.tolist())
+    return Subset(train, np.flatnonzero(~chosen).tolist()), Subset(val, np.flatnonzero(chosen).tolist())
 
 
 def _read(part: Any) -> TensorDataset:
@@ -169,12 +169,9 @@ class Trainer:
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         self.steps = min(len(self.loader), training.steps or len(self.loader))
         rate = training.rate * training.batch * self.processes / 256
-        matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": training.decay}, {"params": others, "weight_decay": 0.0}]
+        groups = param_groups_weight_decay(network, training.decay)
         self.optimizer = torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=training.smoothing)
         runnable: Any = network if self.wrapped is None else self.wrapped
         self.runnable = torch.compile(runnable) if training.compile else runnable
 
@@ -206,7 +203,8 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         images, labels = self._placed(images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
-            loss: Tensor = self.criterion(self.runnable(images), labels)
+            logits = self.runnable(images)
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.training.smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip)

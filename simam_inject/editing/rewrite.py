@@ -194,8 +194,10 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: lis
     kind = kind if kind.isidentifier() else "_"
     # A class of the same name stands around it, for private names (`self.__scale` is `self._Block__scale`). The
     # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
-    module: Any = parse(f"def _closure({', '.join([*free, *attentions])}):\n class {kind}:\n  pass")
-    module.body[0].body[0].body = [function]
+    # Its name is that of the global class, or of the closure's variable, as in the original.
+    scope = "pass" if kind in free else f"global {kind}"
+    module: Any = parse(f"def _closure({', '.join([*free, *attentions])}):\n {scope}\n class {kind}:\n  pass")
+    module.body[0].body[1].body = [function]
     arguments = function.args  # defaults and annotations were evaluated when the class was made
     arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
     arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]

@@ -1,8 +1,8 @@
 """deepcopy, pickle, torch.save, a fresh process: the same model each time, and nothing executed on the way."""
 
 import copy
-import json
 import io
+import json
 import pickle
 import subprocess
 import sys
