@@ -217,7 +217,9 @@ def test_a_hostile_recorded_site_is_refused(record):
 
 def test_a_recorded_site_whose_module_is_not_there_is_an_error(record):
     table = copy.deepcopy(record)
-    table["simam"]["sites"][0].update(edit={"kind": "output", "module": "model.0.cnov", "key": None}, module="model.0.cnov.simam")
+    table["simam"]["sites"][0].update(
+        edit={"kind": "output", "module": "model.0.cnov", "key": None}, module="model.0.cnov.simam"
+    )
     with pytest.raises(FileError, match=r"has no module 'model\.0\.cnov'"):
         tasks.DetectionModel(table, verbose=False)
 
