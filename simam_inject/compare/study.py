@@ -38,6 +38,7 @@ HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
+_CELL = TypeAdapter(Cell)
 _JOURNAL_START = b'{"op_code":'
 _RESULTS, _OWNERS = ("COMPLETE", "FAIL"), ("RUNNING", "COMPLETE", "FAIL")
 
@@ -97,21 +98,14 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
         raise CompareError(f"no such study: {path}")
     if not path.parent.is_dir():
         raise CompareError(f"no such folder: {path.parent}, for the study {path.name}")
+    start = path.read_bytes()[: len(_JOURNAL_START)] if path.is_file() else b""
     try:
-        _check_journal(path)
+        if not _JOURNAL_START.startswith(start):  # Optuna ignores a last line that it cannot read
+            raise ValueError
         backend = optuna.storages.journal.JournalFileBackend(str(path), _JournalLock(path))
         return optuna.storages.JournalStorage(backend)
     except (ValueError, KeyError):
         raise CompareError(f"{path} is not a study: compare did not write this file") from None
-
-
-def _check_journal(path: Path) -> None:
-    """Raise for a file that is no journal; Optuna ignores a last line that it cannot read, and the lock removes it."""
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(len(_JOURNAL_START))
-        if not _JOURNAL_START.startswith(start):  # it is shorter in an empty file, or after a first write that failed
-            raise ValueError
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,11 +274,10 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
 
 
 def _read(study: optuna.Study) -> Comparison:
-    attributes, cells, cell_type = study.user_attrs, dict[str, Cell](), TypeAdapter(Cell)
+    attributes, cells = study.user_attrs, dict[str, Cell]()
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name in _RESULTS and "outcome" in trial.user_attrs:
-            cell = cell_type.validate_python(json.loads(trial.user_attrs["outcome"]))
-            cells.setdefault(trial.user_attrs["cell"], cell)
+            cells.setdefault(trial.user_attrs["cell"], _CELL.validate_json(trial.user_attrs["outcome"]))
     return Comparison(
         cells=tuple(cells.values()),
         settings=attributes.get("settings", {}),
