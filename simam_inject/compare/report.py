@@ -16,7 +16,7 @@ from simam_inject.compare import figures, statistics
 from simam_inject.compare.records import AGAIN, PLAIN, Cell, Costs
 from simam_inject.compare.statistics import BETTER, LEVEL, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
 
-SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
+WRONG_SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if comparison.looks > 1:
         yield f"seeds were added after a first result, so every p value is multiplied by {comparison.looks}"
     if len(plain) > 1 and 2 * sum(cell.falls for cell in plain) > len(plain):
-        yield SIGN
+        yield WRONG_SIGN
     if len(plain) > 1 and len({cell.value for cell in plain} - {None}) == 1:
         yield "plain gave the same value at every seed: the runs ignore the seed, or the metric is saturated"
     starts = {(cell.seed, cell.weights) for cell in comparison.cells if cell.weights}
@@ -206,12 +206,12 @@ def _row(comparison: Comparison, row: Difference) -> tuple[str, ...]:
     return (
         *(row.variant, row.recipe, f"{row.seeds}", _signed(row.mean)),
         "" if math.isnan(row.low) else f"{_signed(row.low)} to {_signed(row.high)}",
-        *(p, row.verdict, _remedy(row, comparison.resolve)),
+        *(p, row.verdict, _power(row, comparison.resolve)),
         "" if noise is None else f"±{noise:.2f}",
     )
 
 
-def _remedy(row: Difference, resolve: float | None) -> str:
+def _power(row: Difference, resolve: float | None) -> str:
     """How many seeds find the difference of interest, or which difference so many seeds find."""
     if row.verdict in (BETTER, WORSE) or row.variant == AGAIN or math.isnan(row.sd):
         return ""

@@ -9,7 +9,7 @@ from statistics import median
 from typing import Any
 
 from simam_inject.compare.records import PLAIN, Experiment, Train, Variant
-from simam_inject.compare.report import SIGN, Comparison
+from simam_inject.compare.report import WRONG_SIGN, Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.compare.variants import check_recipes, list_variants, run_cell
 from simam_inject.errors import CompareError
@@ -144,4 +144,4 @@ def _work(study: Study, experiment: Experiment, budget: float | None, progress: 
         study.finish(claim, cell)
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
-            warnings.warn(SIGN, stacklevel=3)
+            warnings.warn(WRONG_SIGN, stacklevel=3)

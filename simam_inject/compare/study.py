@@ -120,8 +120,8 @@ class Claim:
 class Study:
     """The cells of one comparison in a storage, and this process as one of the workers."""
 
-    _at_work: ClassVar[set[str]] = set()
-    """Workers of this process whose heartbeat is on."""
+    _active: ClassVar[set[str]] = set()
+    """Workers of this process that have a heartbeat."""
 
     def __init__(
         self,
@@ -214,15 +214,15 @@ class Study:
             if worker is None:
                 continue
             is_silent = time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0)) > STALE
-            if (self._retry_stale and is_silent) or self._is_gone(worker):
+            if (self._retry_stale and is_silent) or self._has_ended(worker):
                 self._end(trial.number, "PRUNED")
 
-    def _is_gone(self, worker: str) -> bool:
+    def _has_ended(self, worker: str) -> bool:
         machine, pid, _ = worker.rsplit(":", 2)
         if machine != platform.node():
             return False
         if int(pid) == os.getpid():
-            return worker not in self._at_work
+            return worker not in self._active
         try:
             os.kill(int(pid), 0)
         except OSError as error:
@@ -231,7 +231,7 @@ class Study:
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Write a sign of life every few seconds while the body runs."""
+        """Write the time every few seconds while the body runs, so that other workers see that this one is alive."""
         over, key = threading.Event(), f"heartbeat {self.worker}"
 
         def beat() -> None:
@@ -242,11 +242,11 @@ class Study:
         self._study.set_user_attr(key, time.time())
         thread = threading.Thread(target=beat, daemon=True, name="simam_inject heartbeat")
         thread.start()
-        self._at_work.add(self.worker)
+        self._active.add(self.worker)
         try:
             yield
         finally:
-            self._at_work.discard(self.worker)
+            self._active.discard(self.worker)
             over.set()
             thread.join()
 
