@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -53,6 +52,8 @@ def photograph(
     Raises:
         FileError: it cannot be read as an image.
     """
+    from torchvision.transforms.functional import normalize, pil_to_tensor
+
     channels, height, width = size
     try:
         with Image.open(path) as file:
@@ -69,16 +70,10 @@ def photograph(
         top, left = round((height - inner_height) / 2 - 0.1), round((width - inner_width) / 2 - 0.1)
     framed = Image.new(image.mode, (width, height), GREY if channels == 1 else (GREY,) * 3)
     framed.paste(image.resize((inner_width, inner_height), Image.Resampling.BILINEAR), (left, top))
-    tensor = _tensor(framed)
+    pixels, seen = (pil_to_tensor(picture).float() / 255 for picture in (image, framed))
     if normalization is not None:
-        mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
-        tensor = (tensor - mean) / deviation
-    return Photograph(path.name, _tensor(image), tensor[None], (top, left, inner_height, inner_width))
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255
+        seen = normalize(seen, *normalization)
+    return Photograph(path.name, pixels, seen[None], (top, left, inner_height, inner_width))
 
 
 def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str, path: Path) -> None:

@@ -145,10 +145,13 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
         example_inputs: a tensor, a tuple (positional), a dict (keywords), a list (one list argument), or None.
 
     Raises:
-        ModelError: `example_inputs` is of another type.
+        ModelError: `example_inputs` is of another type, or a shape such as (1, 3, 64, 64).
     """
     if example_inputs is None:
         return Example((_random_input(model, (1, *declared_size(model))),), {})
+    if isinstance(example_inputs, (tuple, list)) and len(example_inputs) > 2 and {*map(type, example_inputs)} == {int}:
+        shape = ", ".join(map(str, example_inputs))
+        raise ModelError(f"example_inputs is a shape, not a tensor: give example_inputs=torch.rand({shape})")
     if isinstance(example_inputs, Mapping):
         return Example((), dict(example_inputs))
     if isinstance(example_inputs, tuple):

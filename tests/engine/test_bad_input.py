@@ -77,6 +77,9 @@ def test_inputs_the_model_does_not_accept(model):
     refuses(ModelError, told, model, "after block.a", example_inputs=wrong)
     refuses(ModelError, "cannot be run on the example input", model, "after block.a", example_inputs={"image": X})
     refuses(ModelError, "example_inputs is a str", model, "after block.a", example_inputs="3x8x8")
+    for shape in ((1, 3, 8, 8), [1, 3, 8, 8], torch.Size((1, 3, 8, 8))):
+        advice = r"is a shape, not a tensor: give example_inputs=torch.rand\(1, 3, 8, 8\)"
+        refuses(ModelError, advice, model, "after block.a", example_inputs=shape)
 
 
 class Raises(Net):

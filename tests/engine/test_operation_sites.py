@@ -231,6 +231,13 @@ CASES = {
         y = <<self.c(x) * self.__gain>>
         return self.h(y) + y if self.flag else self.h(y) - y
 """),
+    "its own class": ("mul", flag, 8, """
+    def forward(self, x):
+        y = <<self.c(x) * 1.5>>
+        if isinstance(self, Block) and self.flag:
+            y = y + len(super(Block, self).extra_repr())
+        return self.h(y) + y
+"""),
     "a chain over lines": ("mul", nothing, 8, """
     def forward(self, x):
         y = <<self.c(x)
