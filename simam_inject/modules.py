@@ -75,7 +75,7 @@ def runs_hooks(module: nn.Module) -> bool:
 
 
 def is_taken(module: nn.Module, name: str) -> bool:
-    """The module has an attribute of this name; `__getattr__` is not asked, which may answer to any."""
+    """The module has an attribute of this name, apart from those that a `__getattr__` of its class makes up."""
     own = {*module.__dict__, *module._modules, *module._parameters, *module._buffers}
     return name in own or inspect.getattr_static(type(module), name, None) is not None
 

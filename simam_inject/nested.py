@@ -56,7 +56,7 @@ def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[t
 def map_nested(function: Callable[[Any], Any], value: Any) -> Any:
     """Apply `function` to the leaves of nested lists, tuples and dicts, and rebuild the containers.
 
-    A dataclass that holds tensors is copied; objects of other classes are leaves.
+    A dataclass that contains tensors is copied; objects of other classes are leaves.
     """
     kind = type(value)
     if kind in (list, tuple):
@@ -104,14 +104,14 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
 
 
 def _replace_attributes(twin: Any, value: Any, key: Any, entry: Any) -> None:
-    """Attributes of a container that hold one of its entries too, as in dicts whose keys are attributes."""
+    """Replace the entry in attributes of the container too, as in dicts whose keys are attributes."""
     if getattr(value, "__dict__", None) is value:
         twin.__dict__ = twin
         return
     old, attributes = value[key], getattr(twin, "__dict__", {})
-    for name, held in list(attributes.items()):
-        if any(tensor is old for _, tensor in tensors_in(held)):
-            attributes[name] = map_nested(lambda leaf: entry if leaf is old else leaf, held)
+    for name, content in list(attributes.items()):
+        if any(tensor is old for _, tensor in tensors_in(content)):
+            attributes[name] = map_nested(lambda leaf: entry if leaf is old else leaf, content)
 
 
 def entry_at(value: Any, key: Key) -> Any:

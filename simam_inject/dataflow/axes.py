@@ -22,7 +22,7 @@ from simam_inject.kinds import FAMILIES, words
 from simam_inject.nested import map_nested
 
 SAMPLES_ADDED = 1
-"""How many samples the experiment with a larger batch adds: where a first dimension grows by more, it holds windows."""
+"""How many samples the run with a larger batch adds: a first dimension that grows by more consists of windows."""
 
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("embedding", "multi_head_attention_forward", "gru", "lstm", "rnn_")
@@ -51,7 +51,7 @@ def layout_after(
 
     Args:
         kind: of the operation.
-        func: the torch function, to be asked what it does to a tensor of distinct strides; its args and kwargs.
+        func: the torch function, which is called for a tensor of distinct strides too; with its args and kwargs.
         inputs: the tensors that it reads, parameters aside.
         result: one tensor that it computed.
     """
@@ -95,7 +95,7 @@ def _moved(
 ) -> Layout:
     """Layout after an operation that only moves elements: do the same to a probe, and look where its strides went.
 
-    The channel dimension of a contiguous tensor has a stride of its own, by which it is found again in the result.
+    Each dimension of a contiguous tensor has another stride, by which the channels are found again in the result.
     """
     if not source.layout or 0 in source.shape:
         return NOWHERE
@@ -131,7 +131,7 @@ def _found_again(source: Value, probe: torch.Tensor, target: torch.Tensor) -> La
             elif size != 1 and length > size and step > stride and step % stride == 0 and step < stride * length:
                 found.add(place)  # the outer part of channels that were split into groups
             elif size != 1 and size > length and step < stride and size * step == stride * length:
-                found.add(place)  # channels merged with what stands behind them (space to depth)
+                found.add(place)  # channels merged with the next dimensions (space to depth)
             elif size == length == 1 and place == dim and target.dim() == len(source.shape):
                 found.add(place)
     return frozenset(found)
@@ -191,7 +191,12 @@ _NO_BATCH = "has no batch dimension: its shape is {}; give an example with a bat
 
 
 def _why_no_samples(grown: list[int], more: int) -> str | None:
-    """Why the first dimension holds no samples, for the dimensions that grow with the batch and by how much it does."""
+    """Why the first dimension is not the batch.
+
+    Args:
+        grown: dimensions that are larger with a larger batch.
+        more: how much larger the first dimension is then.
+    """
     if not grown:
         return "does not depend on the batch: its shape is {} for any number of samples"
     if grown != [0]:
@@ -205,7 +210,7 @@ def _why_no_samples(grown: list[int], more: int) -> str | None:
 
 
 def _known_channel(layout: Layout, candidates: set[int], resized: set[int], has_batch: bool) -> int | str:
-    """The dimension of the channels as the operations tell it, among those that the experiments leave."""
+    """The dimension of the channels according to the operations, among those that the other runs leave."""
     if not candidates:
         return "has no dimension of fixed size that could hold channels: its shape is {}"
     known = layout & candidates if resized else layout

@@ -9,16 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.dataflow.twin import copied_with
+from simam_inject.dataflow.twin import copied_with, to_clone
 from simam_inject.errors import ModelError
 from simam_inject.nested import map_nested, tensors_in
 
 DEFAULT_SIZE = (3, 224, 224)
-
-
-def copied(tensor: torch.Tensor) -> torch.Tensor:
-    """Another tensor with the same content, of no graph; a leaf that asks for gradients does again."""
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 SPATIAL = slice(2, None), slice(1, -1), slice(-2, None)
@@ -37,7 +32,9 @@ class Example:
         """All tensors among the arguments, in order."""
         return tuple(tensor for _, tensor in tensors_in([self.args, self.kwargs]))
 
-    def fresh(self, convert: Callable[[torch.Tensor], torch.Tensor] = copied) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fresh(
+        self, convert: Callable[[torch.Tensor], torch.Tensor] = to_clone
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments for one run, which may write into them, empty lists and fill dicts: the example stays.
 
         Args:
@@ -47,7 +44,7 @@ class Example:
         return args, kwargs
 
     def run(self, call: Callable[..., Any]) -> Any:
-        """What `call` returns for arguments of its own."""
+        """What `call` returns for copies of the arguments."""
         args, kwargs = self.fresh()
         return call(*args, **kwargs)
 
@@ -132,7 +129,7 @@ def _noisy_copies(tensor: torch.Tensor, count: int) -> list[torch.Tensor]:
 
 
 def _noise(shape: Sequence[int], seed: int) -> torch.Tensor:
-    """Uniform numbers in [0, 1) from a generator of its own: the global random state is not advanced."""
+    """Uniform numbers in [0, 1), without use of the global random state."""
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(tuple(shape), generator=generator, device="cpu", dtype=torch.float32)
 
@@ -141,7 +138,7 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
     """The arguments of the example forward; a default is on the model's device and in its floating-point dtype.
 
     Args:
-        model: any module; asked for its declared input size only if `example_inputs` is None.
+        model: any module; only if `example_inputs` is None, the input size that it declares is used.
         example_inputs: a tensor, a tuple (positional), a dict (keywords), a list (one list argument), or None.
 
     Raises:
@@ -214,7 +211,7 @@ def declared_size(model: nn.Module) -> tuple[int, ...]:
         channels = getattr(model, "in_chans", None)
         return (channels if isinstance(channels, int) else size[0], *size[1:])
     yaml = getattr(model, "yaml", None)
-    if isinstance(yaml, Mapping) and "backbone" in yaml:  # ultralytics; its `args` hold imgsz once it has a task
+    if isinstance(yaml, Mapping) and "backbone" in yaml:  # ultralytics; its `args` contain imgsz once it has a task
         image = getattr(model, "args", None)
         image = image.get("imgsz") if isinstance(image, Mapping) else getattr(image, "imgsz", None)
         side = image if isinstance(image, int) else 640

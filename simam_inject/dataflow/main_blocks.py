@@ -1,13 +1,15 @@
 """Main blocks: what a network repeats between its stem and its head, from the dataflow alone.
 
-Walking down from the root: a module is a block if it returns one feature map, is not a plain container, holds at least
+From the root downwards: a module is a block if it returns one feature map, is not a plain container, contains at least
 two convolutions (or one and two matrix products), and its maps span at most two reductions; a block that returns the
 very tensor of a block inside it is a stage, and its parts are looked at instead.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from os.path import commonprefix
 
 from torch import nn
@@ -17,35 +19,43 @@ from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.values import Recording
 from simam_inject.modules import CONTAINERS
 
+_PRODUCTS = ("linear", "matmul", "scaled_dot_product_attention", "multi_head_attention_forward")
+
+
+@dataclass(slots=True)
+class _Contents:
+    """What a module contains, and what it is given."""
+
+    convolutions: int = 0
+    products: int = 0
+    maps: set[tuple[int, int]] = field(default_factory=set)
+    """Number of spatial dimensions and reduction of each map in it."""
+    given: set[tuple[int, int]] = field(default_factory=set)
+    """The same of the maps that it is given."""
+
 
 class MainBlocks:
-    """The walk down that finds the main blocks."""
+    """Finds the main blocks, from the root downwards."""
 
     def __init__(self, recording: Recording, sites: Mapping[str, Site]) -> None:
         self.recording = recording
         self.sites = sites
-        self.products: dict[str, tuple[int, int]] = {}
-        self.reductions: dict[str, set[tuple[int, int]]] = {}
-        """Of the maps in each module: number of spatial dimensions and reduction."""
-        self.given: dict[str, set[tuple[int, int]]] = {}
-        """The same of the maps that each module is given."""
+        self.contents: defaultdict[str, _Contents] = defaultdict(_Contents)
         self.classes: set[type[nn.Module]] = set()
         """Classes of blocks that were found: another is a block although it returns what its last part does."""
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
         for site in sites.values():
             is_map = site.obstacle is None and site.spatial is not None and max(site.spatial) > 1
+            maps = {(len(site.spatial), site.reduction)} if is_map and site.spatial and site.reduction else set()
             for above in _above(site.path if site.kind == "block" else site.scope):
-                convs, linears = self.products.get(above, (0, 0))
-                if site.kind.startswith("conv") and is_map:
-                    convs += 1
-                elif site.kind in ("linear", "matmul", "scaled_dot_product_attention", "multi_head_attention_forward"):
-                    linears += 1
-                self.products[above] = convs, linears
-                if is_map and site.spatial and site.reduction is not None and _makes_maps(site.kind):
-                    self.reductions.setdefault(above, set()).add((len(site.spatial), site.reduction))
-            if site.kind == "input" and is_map and site.spatial and site.reduction is not None:
-                self.given.setdefault(site.scope, set()).add((len(site.spatial), site.reduction))
+                contents = self.contents[above]
+                contents.convolutions += is_map and site.kind.startswith("conv")
+                contents.products += site.kind in _PRODUCTS
+                if maps and _makes_maps(site.kind):
+                    contents.maps |= maps
+            if site.kind == "input":
+                self.contents[site.scope].given |= maps
 
     def find(self, residual: set[str]) -> set[str]:
         """All main blocks; where there are none, the residual blocks of one convolution."""
@@ -64,15 +74,16 @@ class MainBlocks:
             return False
         if site.kind != "block" or site.obstacle is not None or site.spatial is None or max(site.spatial) <= 1:
             return False
-        convs, linears = self.products.get(path, (0, 0))
-        if convs < 2 and not (convs >= 1 and (linears >= 2 or path in self.units)):
+        inside = self.contents[path]
+        has_products = inside.products >= 2 or path in self.units
+        if inside.convolutions < 2 and not (inside.convolutions and has_products):
             return False
-        rank, given = len(site.spatial), self.given.get(path, set())
-        if given and rank not in {rank for rank, _ in given}:  # turns a map into tokens, or back
+        rank = len(site.spatial)
+        if inside.given and rank not in {rank for rank, _ in inside.given}:  # turns a map into tokens, or back
             return False
-        least = min([site.reduction or 1, *(reduction for _, reduction in given)])
-        found = self.reductions.get(path, ())  # a map larger than those outside is a table of attention
-        return sum(one == rank and reduction >= least for one, reduction in found) <= 2
+        least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)])
+        # A map larger than those outside is a table of attention.
+        return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= 2
 
     def _inside(self, path: str) -> list[str]:
         """Main blocks among what a module calls, in order of execution."""
@@ -96,10 +107,10 @@ class MainBlocks:
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
-        """Leave out what stands before the first class that is repeated, and behind the last.
+        """Leave out the stem, before the first class that is repeated, and the head, after the last one.
 
-        Neither stem nor head is what lies in the same container as all blocks of that class, or a last stage of one
-        block of its own class, which shrinks the map further.
+        A block in the same container as all blocks of that class is part of neither, nor is a last stage that is one
+        block of another class and makes the map smaller.
         """
         kinds = [type(self.recording.modules[path]) for path in blocks]
         repeated = [index for index, kind in enumerate(kinds) if kinds.count(kind) > 1]

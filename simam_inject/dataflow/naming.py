@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
@@ -38,7 +38,8 @@ NOT_READS = words(
 )
 """Attributes and methods that do not look at a tensor's content."""
 _IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
-_TELLS_META = frozenset({"is_meta", "data_ptr"})
+_SHOWS_META = frozenset({"is_meta", "data_ptr"})
+"""What tells a forward that its tensors have no data."""
 Tensors = list[tuple[tuple[Key, ...], torch.Tensor]]
 Arguments = list[tuple[Key, str | None, Tensors]]
 """Of a call: position or keyword of each argument, its path if it has one, and the tensors inside it, parameters and
@@ -61,7 +62,7 @@ class Namer(TorchFunctionMode):
         self.path_of = {id(module): path for path, module in self.modules.items()}
         self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
         self.asks_for_values = False
-        """An operation failed, or looked for data: with values, the forward may compute something else."""
+        """An operation failed, or the forward asked whether there is data: with data it may do something else."""
         self._names_inside: dict[int, dict[int, str]] = {}
         self.with_own_hooks = {id(m) for m in self.modules.values() if m._forward_hooks or m._forward_pre_hooks}
         self.start()
@@ -89,7 +90,7 @@ class Namer(TorchFunctionMode):
         return Counter(self.first_calls[path].names) if path in self.first_calls else Counter()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Namer:
-        """Itself: a forward that copies one of its modules copies the hooks on it."""
+        """Returns this object: a forward that copies one of its modules copies the hooks on it too."""
         return self
 
     @contextmanager
@@ -117,7 +118,7 @@ class Namer(TorchFunctionMode):
                 handle.remove()
 
     def begin_own(self, module: nn.Module, *_call: Any) -> None:
-        """From now on hooks of a module run that are not these: pruning's, or the user's."""
+        """From now on other hooks of a module run: pruning's, or the user's."""
         if id(module) in self.with_own_hooks:
             self.own_hooks.append((module, self.frame))
 
@@ -157,7 +158,7 @@ class Namer(TorchFunctionMode):
             kwargs = {**kwargs, "device": self.device}
         name = function_name(func)
         if self.frame is None or name in NOT_READS:
-            self.asks_for_values |= name in _TELLS_META
+            self.asks_for_values |= name in _SHOWS_META
             return func(*args, **kwargs)
         return self.operate(self.frame, func, args, kwargs)
 
@@ -181,7 +182,7 @@ class Namer(TorchFunctionMode):
     def compute(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[torch.Tensor]
     ) -> Any:
-        """What an operation returns: without data if one of its tensors has none, though constants have kept theirs."""
+        """What an operation returns: without data if one of its tensors has none, even if others are constants."""
         try:
             if len({tensor.is_meta for tensor in tensors}) > 1:
                 args, kwargs = _without_data(func, args, kwargs)
@@ -258,10 +259,10 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
 def _without_data(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of an operation of which some are constants with data, and others have none."""
+    """Arguments of an operation on constants with data and on tensors without: all of them without."""
     written = kwargs.get("out", args[0] if _IN_PLACE.search(getattr(func, "__name__", "")) else None)
     if any(not tensor.is_meta for _, tensor in tensors_in(written)):
-        raise RuntimeError("a constant is overwritten by what has no data here")
+        raise RuntimeError("a constant is overwritten by a tensor without data")
     new_args, new_kwargs = map_nested(_as_meta, (tuple(args), dict(kwargs)))
     return new_args, new_kwargs
 

@@ -46,7 +46,7 @@ class Recorder(Namer):
         self.recording.results += [value for value in alive if value not in self.recording.results]
         return self.recording
 
-    # Values, by the identity of their tensors, as Python variables are distinguished from each other
+    # Values, by the identity of their tensors
 
     def _find(self, tensor: torch.Tensor) -> Value | None:
         entry = self._known.get(id(tensor))
@@ -92,7 +92,7 @@ class Recorder(Namer):
                 step = Step(path, kind, frame, _steps_of(frame, inputs), outputs)
                 step.source, step.facts = _source_position(frame.module), function_facts(kind, args, kwargs)
                 self._enter(step)
-            for value in inputs:  # a leaf reads its arguments as a whole; anything else comes from elsewhere
+            for value in inputs:  # of its arguments and what it computes, a leaf is one reader; see `_enter_call`
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
                     value.readings.append(Read(tick, path))
         return result

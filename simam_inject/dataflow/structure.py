@@ -28,7 +28,7 @@ _MOST_ON_SKIP = 2
 _SQUASHING = words("sigmoid hardsigmoid softmax tanh hard_sigmoid clamp relu6")
 _RESHAPING = words("view reshape expand expand_as unsqueeze interpolate")
 _PASSING = words("batch_norm relu pad identity dropout getitem group_norm")
-"""Kinds that may stand between an upsampling and the join that it is for."""
+"""Kinds that may come between an upsampling and the join that it is for."""
 
 
 @dataclass(slots=True)

@@ -103,7 +103,7 @@ class _Reachable:
             if name.startswith("_global_") and isinstance(hooks, dict):  # hooks of all modules run in twins too
                 for hook in hooks.values():
                     self.visit(hook, 0)
-        while self.waiting:  # near things first, so that `seen` does not hide what is behind them
+        while self.waiting:  # near things first: `seen` must not cut off what they lead to
             self._save(*self.waiting.popleft())
 
     def visit(self, value: Any, depth: int) -> None:

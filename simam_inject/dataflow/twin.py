@@ -28,7 +28,7 @@ _FEW = 16
 _CONTENT = frozenset(
     [int, float, complex, bool, str, bytes, types.NoneType, list, dict, tuple, set, OrderedDict, defaultdict, deque]
 )
-"""Classes whose instances are copied with what they hold."""
+"""Classes whose instances are copied together with their contents."""
 _ATOMS = (type, types.BuiltinFunctionType, types.ModuleType, types.CodeType, torch.dtype, torch.device, torch.Size)
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
@@ -52,8 +52,8 @@ def to_sketch(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def to_clone(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor's content in memory of its own."""
-    return tensor.detach().clone()
+    """A copy of the tensor with its content, outside of any autograd graph, which requires gradients as it does."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 class _Copier(pickle.Pickler):
@@ -136,8 +136,9 @@ class _Copier(pickle.Pickler):
                 twin.__dict__[name] = type(value)()
             elif name != "_compiled_call_impl":  # code that was compiled for the original would run the original
                 state[name] = value
-        held = object.__getstate__(module)
-        self._enter(module, twin, state, held[1] if isinstance(held, tuple) else {})
+        attributes_and_slots = object.__getstate__(module)
+        slots = attributes_and_slots[1] if isinstance(attributes_and_slots, tuple) else {}
+        self._enter(module, twin, state, slots)
 
     def _enter(self, original: Any, twin: Any, attributes: dict[str, Any], slots: dict[str, Any]) -> None:
         self.twins[id(original)] = twin
@@ -151,7 +152,7 @@ class _Copier(pickle.Pickler):
         if isinstance(tensor, nn.Parameter) and type(twin) is torch.Tensor:
             wants = tensor.requires_grad and not twin.is_inference() and (twin.is_floating_point() or twin.is_complex())
             twin = nn.Parameter(twin, requires_grad=wants)
-        if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:  # one with methods of its own
+        if isinstance(tensor, nn.Parameter) and type(tensor) is not nn.Parameter:  # one with methods
             twin = torch.Tensor._make_subclass(type(tensor), twin.detach(), twin.requires_grad)
         return twin
 
@@ -199,7 +200,7 @@ def _fill_function(twin: types.FunctionType, contents: tuple[Any, Any, dict[int,
 
 
 def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) -> Any:
-    """A copy of any structure; what it holds twice is one thing in the copy.
+    """A copy of any structure; what is in it twice is one thing in the copy.
 
     Args:
         convert: makes the copy of a tensor: `to_meta`, `to_sketch`, `to_clone`, or any other function.
@@ -215,9 +216,9 @@ def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) 
         copier.dump(value)
         filled = []
         while copier.waiting:
-            twin, held = copier.waiting.popleft()
+            twin, contents = copier.waiting.popleft()
             filled.append(twin)
-            copier.dump(held)
+            copier.dump(contents)
         buffer.seek(0)
         loader = _Loader(buffer, copier.passed)
         copy = loader.load()
