@@ -31,8 +31,6 @@ class Attended:
     """One site that is in a model now."""
 
     holder: nn.Module
-    path: str
-    """Path of the holder now."""
     site: Insertion
     """As it was planned, with paths from this model."""
 
@@ -53,7 +51,7 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
     for path, module in model.named_modules():
         for hook in hooks_on(module):
             for site in hook.sites:
-                yield Attended(module, path, site if site.edit.module == path else _seen_from(site, path))
+                yield Attended(module, site if site.edit.module == path else _seen_from(site, path))
 
 
 def _seen_from(site: Insertion, holder: str) -> Insertion:
