@@ -75,7 +75,7 @@ class Oracle:
     def why_not_formula(self, entry: Attended, call: Call) -> str | None:
         """How the result of a call differs from the formula; also of the same in float64, where more shows."""
         attention, wide = call.attention, call.given.double()
-        if not isinstance(attention, SimAM):  # another attention module, put in by a factory
+        if not isinstance(attention, SimAM):  # another attention module, made by a factory
             return None
         with torch.no_grad():
             found, wanted = attention.forward(wide), self._formula(entry, call, wide)

@@ -1,7 +1,7 @@
 """One forward of the injected model, and one of the original that goes on with the results of its SimAMs.
 
 At each site the original computes a value, which has to be what the SimAM was given, and the formula of it what the
-SimAM gave. As the original goes on with the very result, nothing is left of rounding: all else is equal bit for bit.
+SimAM returned. As the original continues with that result, rounding does not add up: the outputs are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class Pair:
         """A site through which no gradient passes, or another one."""
         live, stock = _nodes_behind(self.output), _nodes_behind(self.expected)
         for entry, call, node in self._right:
-            if node is None:  # nothing before it asks for a gradient
+            if node is None:  # nothing before it requires a gradient
                 continue
             if call.edges is None or (node in stock and call.edges[1].node not in live):
                 return f"the gradient does not pass through a SimAM at {entry.site.path}"

@@ -16,7 +16,7 @@ _KEYS = "state_dict keys and parameters unchanged"
 
 
 def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
-    """Every SimAM stands where its record says, with the recorded settings, and not bypassed."""
+    """Every site has its SimAM, with the recorded settings, and not bypassed."""
     name = "every SimAM is the one planned"
     presence = presence_of(model)
     if presence is None:

@@ -32,7 +32,7 @@ _BYPASSED = "bypassed: equal to the original"
 _SMALL = (64, 128, 256)
 """Image sizes to try, in pixels: many networks take none below 64, and at 64 most maps still have several positions."""
 _LARGE = 2**20
-"""Numbers in an example, from which on pairs take no larger one: the maps of all sites are kept for a while."""
+"""Elements of an example above which pairs do not enlarge it: the maps of all sites are in memory at once."""
 _CHANCES = 8
 """Forwards that a SimAM has to run in one of: a branch may be dropped at random."""
 
