@@ -1,6 +1,6 @@
 """Candidates of `pattern` rules: chains of operations along the dataflow, whatever block each of them is in.
 
-`a > b` holds when `b` reads what `a` computes and nothing else does, so that an attention between them has one reader.
+`a > b` matches if `b` is the only operation that reads the result of `a`, so that a SimAM between them has one reader.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.errors import shortened
 from simam_inject.matching.records import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.operations import Numbers, admits
@@ -94,9 +95,7 @@ def write_path(path: str) -> str:
 
 def write_paths(paths: Iterable[str]) -> str:
     """A few paths or names, and how many more there are."""
-    every = list(dict.fromkeys(paths))
-    more = f" and {len(every) - MAX_SHOWN} more" if len(every) > MAX_SHOWN else ""
-    return ", ".join(map(write_path, every[:MAX_SHOWN])) + more
+    return shortened(list(dict.fromkeys(map(write_path, paths))), MAX_SHOWN)
 
 
 def write_counts(names: Iterable[str]) -> str:

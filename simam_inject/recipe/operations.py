@@ -79,7 +79,7 @@ def _holds(test: str, fact: Fact) -> bool:
 
 
 class Conditions(Grammar):
-    """Conditions on the facts of an operation; all of them hold."""
+    """Conditions on the facts of an operation, all of which must be met."""
 
     kernel: Numbers | None = Field(default=None, description="Kernel of a convolution or pooling.")
     stride: Numbers | None = Field(default=None, description="Stride of a convolution or pooling.")

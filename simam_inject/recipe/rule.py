@@ -45,11 +45,11 @@ _SCHEMA: dict[str, Any] = {
         {"anyOf": [{"required": [key]} for key in ("pattern", "after", "before")]},
     ],
 }
-"""What the keys of a rule have to do with each other, as far as a schema can say it."""
+"""Which keys of a rule go together, as far as a schema can express it."""
 
 
 class Where(Conditions):
-    """Conditions on the facts of a site; all of them hold."""
+    """Conditions on the facts of a site, all of which must be met."""
 
     channels: Numbers | None = Field(default=None, description="Channels of the feature map.")
     spatial: Numbers | None = Field(
@@ -208,7 +208,7 @@ class Rule(Grammar):
 
     @property
     def chain(self) -> tuple[Link, ...]:
-        """The members of the pattern."""
+        """The elements of `pattern`."""
         return () if self.pattern is None else parse_chain(self.pattern)
 
     @property
@@ -224,12 +224,12 @@ class Rule(Grammar):
 
     @property
     def conditions(self) -> tuple[tuple[str, Numbers], ...]:
-        """What `where` says."""
+        """Name and condition of each fact in `where`."""
         return () if self.where is None else cast("Where", self.where).conditions()
 
     @property
     def choice(self) -> Pick:
-        """What `pick` says."""
+        """The value of `pick`."""
         return cast("Pick", self.pick)
 
     @property
