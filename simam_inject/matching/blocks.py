@@ -18,7 +18,7 @@ from simam_inject.dataflow.records import Site
 from simam_inject.kinds import NOT_OPERATIONS, find_kind
 from simam_inject.matching.search import Search, check_facts, parent_of, write_path, write_paths
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.names import Child, Whole
+from simam_inject.recipe.names import BlockValue, Child
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import did_you_mean, join_names
@@ -78,7 +78,7 @@ def _look_inside(search: Search, blocks: Sequence[Site]) -> Inside:
     return inside
 
 
-def _add_output(search: Search, block: Site, target: Whole) -> None:
+def _add_output(search: Search, block: Site, target: BlockValue) -> None:
     site = block if target.key is None else search.anatomy.site_by_path.get(f"{block.path}:{target.key}")
     if site is not None:
         search.add(site, block.path)
@@ -148,7 +148,7 @@ def _search_operations(search: Search, target: Operation, blocks: Sequence[Site]
     for block in blocks:
         alone = [("", block)] if target.which == "all" and not call else []
         sites = [site for _, site in inside.get(block.path, alone)]
-        meant = [site for site in sites if target.is_one(site.kind)]
+        meant = [site for site in sites if target.includes(site.kind)]
         counted = [site for site in meant if _counts(search, target, site)]
         ran = [site for site in counted if site.runs]
         chosen = {"all": counted, "first": ran[:1], "last": ran[-1:]}[target.which]

@@ -23,13 +23,13 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.recipe.grammar import Grammar, Name, Text, allow, as_tuple, either, one_or_many
-from simam_inject.recipe.names import Child, Glob, Whole, parse_place
+from simam_inject.recipe.grammar import Name, RecipeModel, Text, allow, as_tuple, either, one_or_many
+from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place
 from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_element, parse_chain
 from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
-Target = Whole | Child | Operation
+Target = BlockValue | Child | Operation
 Structure = Literal["residual", "main", "decoder"]
 _MISPLACED = {
     ("before", "output"): "a block's output is not read inside the block; write after: output",
@@ -64,7 +64,7 @@ class Where(Conditions):
 Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 
 
-class Pick(Grammar):
+class Pick(RecipeModel):
     """A choice among the sites that a rule found."""
 
     model_config = ConfigDict(
@@ -138,7 +138,7 @@ else:
     PickField = either(_Word, Pick, Mapping | Pick)
 
 
-class Rule(Grammar):
+class Rule(RecipeModel):
     """One rule of a recipe. A mistake raises `RecipeError`.
 
     >>> Rule(block="Bottleneck", after="conv2").position
@@ -175,7 +175,7 @@ class Rule(Grammar):
         if written is None:
             return None
         target = _read_target(written)
-        if isinstance(target, Whole) and (info.field_name, target.word) in _MISPLACED:
+        if isinstance(target, BlockValue) and (info.field_name, target.word) in _MISPLACED:
             raise ValueError(_MISPLACED[str(info.field_name), target.word])
         if info.data.get("pattern") is not None:
             find_element(parse_chain(info.data["pattern"]), target)
@@ -220,7 +220,7 @@ class Rule(Grammar):
     def target(self) -> Target:
         """What the rule names: a child, an operation, the output, the input, or the residual branch."""
         written = self.after if self.before is None else self.before
-        return Whole("output") if written is None else _read_target(written)
+        return BlockValue("output") if written is None else _read_target(written)
 
     @property
     def conditions(self) -> tuple[tuple[str, Numbers], ...]:
