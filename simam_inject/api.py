@@ -269,7 +269,7 @@ def _apply(network: nn.Module, planned: Plan, attention: Callable[[int], nn.Modu
         recipes=[*(presence.recipes if presence is not None else []), planned.recipe.to_dict()],
         example=shapes_of(planned.flow.example),
         factory=attention,
-        keep=True,
+        reuse=True,
     )
 
 

@@ -1,6 +1,6 @@
 """The hooks that run SimAM: data only, without references to modules, so that copies and pickles are whole.
 
-Only a rewritten method (`rewrite`) knows the module whose method it is.
+Only a rewritten method (`rewrite`) refers to a module: the one whose method it is.
 
 A SimAM is a child of the module that holds it; the hook on that module finds it by name.
 """
@@ -28,7 +28,7 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
     """Apply the SimAM at a site to a value.
 
     Raises:
-        ModelError: the SimAM is gone, or the value is not a map of the planned number of dimensions.
+        ModelError: the SimAM was removed, or the value is not a map of the planned number of dimensions.
     """
     attention = module._modules.get(site.child)
     if attention is None:
@@ -112,7 +112,7 @@ class SiteHook:
         """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does.
 
         Returns:
-            True if it was gone; False if it stands under another key, or a copy of it does.
+            True if it was missing; False if the module has it, or a copy of it, under another key.
 
         Raises:
             ModelError: the model is being compiled, and no hook can be added.
