@@ -14,7 +14,7 @@ from simam_inject.matching import (
     Hit,
     Matches,
     Skip,
-    idle_exclude,
+    unmatched_exclude,
     unmatched_message,
     value_of,
     why_not_attendable,
@@ -73,8 +73,8 @@ def _check_rules(recipe: Recipe, flow: Dataflow, skips: Sequence[Skip], fulfille
     for index, rule in enumerate(recipe.rules):
         if index not in fulfilled and not rule.optional:
             raise NoMatchError(_explain_nothing(recipe, index, flow, skips))
-    if idle := idle_exclude(recipe, flow.anatomy):
-        raise NoMatchError(idle)
+    if message := unmatched_exclude(recipe, flow.anatomy):
+        raise NoMatchError(message)
 
 
 # Calls of one module: `head`, `head[2]`, `head[3]` for a head that is shared by the levels of a pyramid
