@@ -16,7 +16,7 @@ from torch import nn
 from benchmarks.coverage.examples import Inputs
 from benchmarks.coverage.records import Finding
 from simam_inject import SimAM, eject, verify
-from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.example import Example, copied
 from simam_inject.dataflow.twin import set_mode, to_clone, to_meta, twin_of
 from simam_inject.editing.attach import attended_in, without_attention
 from simam_inject.verification.outputs import difference, tensors_of
@@ -157,7 +157,7 @@ def _never_ran(model: nn.Module, inputs: Inputs, convert: Callable[[torch.Tensor
 
     for path, module in attentions_of(twin).items():
         module.register_forward_hook(note(path))
-    args, kwargs = Example(inputs.args, {}).fresh(convert if convert is to_meta else to_clone)
+    args, kwargs = Example(inputs.args, {}).fresh(convert if convert is to_meta else copied)
     with torch.no_grad():
         twin(*args, **kwargs)
     idle = attentions_of(twin).keys() - ran

@@ -9,11 +9,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.dataflow.twin import copied_with, to_clone
+from simam_inject.dataflow.twin import copied_with
 from simam_inject.errors import ModelError
 from simam_inject.nested import map_nested, tensors_in
 
 DEFAULT_SIZE = (3, 224, 224)
+
+
+def copied(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy outside of any autograd graph, which requires gradients as the tensor does."""
+    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
 
 
 SPATIAL = slice(2, None), slice(1, -1), slice(-2, None)
@@ -32,9 +37,7 @@ class Example:
         """All tensors among the arguments, in order."""
         return tuple(tensor for _, tensor in tensors_in([self.args, self.kwargs]))
 
-    def fresh(
-        self, convert: Callable[[torch.Tensor], torch.Tensor] = to_clone
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fresh(self, convert: Callable[[torch.Tensor], torch.Tensor] = copied) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments for one run, which may write into them, empty lists and fill dicts: the example stays.
 
         Args:

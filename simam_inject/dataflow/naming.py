@@ -234,7 +234,9 @@ class Namer(TorchFunctionMode):
             path = frame.path if frame.is_scope else None
             if not frame.is_scope and parent is not None and parent.is_scope:
                 path = parent.next_path(self._name_inside(parent, module))
-            return self.left(frame, path, output)
+            output = self.left(frame, path, output)
+            frame.given.clear()
+            return output
 
     def _name_inside(self, parent: Frame, module: nn.Module) -> str:
         """The module's path inside its caller; its full path where it is not a part of its caller."""

@@ -123,7 +123,6 @@ class Recorder(Namer):
                 value.alias_of = source
             value.returns.append((frame, keys))
             frame.outputs.append((keys, value))
-        frame.given.clear()
         if frame.parent is None:
             self.recording.results = [value for _, value in frame.outputs]
         if path is not None:

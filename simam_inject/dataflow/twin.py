@@ -52,8 +52,8 @@ def to_sketch(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def to_clone(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy of the tensor with its content, outside of any autograd graph, which requires gradients as it does."""
-    return tensor.detach().clone().requires_grad_(tensor.requires_grad)
+    """A copy of the tensor with its content."""
+    return tensor.detach().clone()
 
 
 class _Copier(pickle.Pickler):
