@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
-from simam_inject.zoo.names import did_you_mean, list_ultralytics, unknown_model
+from simam_inject.zoo.names import list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 
@@ -53,11 +53,14 @@ def _load(name: str, checkpoint: str) -> tuple[Any, str]:
     from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+    from simam_inject.recipe.wording import nearest
+
     is_file = name == checkpoint and Path(name).is_file()
     if _is_model_file(name):
         raise ModelError(f"{name}: a model file of your own has no published weights.")
     if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
-        advice = did_you_mean(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
+        near = nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
+        advice = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
     with fetching(f"ultralytics:{name}", pretrained=not is_file):
         model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these
