@@ -35,6 +35,8 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         ModelError: ultralytics is missing, the name is unknown, or the file cannot be fetched or read.
     """
     check_installed(name)
+    from simam_inject.dataflow.example import declared_size
+
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     if pretrained or name.endswith(".pt"):
         if num_classes is not None:
@@ -42,10 +44,11 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
                 f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
             )
         model, note = _load(name, f"{stem}.pt")
+        size = declared_size(model.model)
     else:
         model, note = _construct(name, stem, num_classes), describe_weights("ultralytics", pretrained=False)
-    size = 224 if model.task == "classify" else 640
-    return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
+        size = (3, 224, 224) if model.task == "classify" else declared_size(model.model)
+    return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, *size),))
 
 
 def _load(name: str, checkpoint: str) -> tuple[Any, str]:
