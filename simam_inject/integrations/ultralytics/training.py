@@ -33,12 +33,15 @@ def install() -> None:
 
 
 class Tripwire:
-    """Callback that stops a training whose networks lack a site. A class, so that a DDP worker can unpickle it."""
+    """Callback that stops a training whose networks lack a site. A class, so that a DDP worker can unpickle it.
+
+    It is called at the first event at which both the trainer's model and its EMA exist, the last one before a batch.
+    """
 
     def __init__(self, record: Record) -> None:
         self.record = record
 
-    def __call__(self, trainer: Any) -> None:
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
         """Check the trainer's model, and the EMA, which alone is validated and saved; say that SimAM is live.
 
         Raises:
@@ -65,9 +68,12 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     write(model.model)
     record = recorded(model.model) or Record.of(model.model)
     ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
-    # the first event with both the trainer's model and its EMA, and the last before a batch
-    callbacks: list[tuple[str, Any]] = [("on_pretrain_routine_end", Tripwire(record))]
-    callbacks += ramp.callbacks() if ramp is not None else []
+    callbacks = [
+        (event, getattr(part, event))
+        for part in (Tripwire(record), ramp)
+        for event in model.callbacks
+        if hasattr(part, event)
+    ]
     for event, call in callbacks:
         model.callbacks[event].insert(0, call)
     switch: dict[str, Any] = {"model": model.model}
