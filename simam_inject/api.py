@@ -22,7 +22,7 @@ from simam_inject.editing.bypass import bypassed
 from simam_inject.editing.presence import presence_of
 from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
-from simam_inject.matching import every_path, explain_idle, match
+from simam_inject.matching import explain_idle, match
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
@@ -285,7 +285,7 @@ def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
         NoMatchError: there is one.
     """
     globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude)]
-    if message := explain_idle(place, globs, every_path(anatomy)):
+    if message := explain_idle(place, globs, anatomy):
         raise NoMatchError(message)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from simam_inject.cli.options import MapOptions
 from simam_inject.cli.preparing import Prepared, images_in, make_plan, prepare
 from simam_inject.cli.program import Report, Step
-from simam_inject.errors import InjectError, ModelError, NoMatchError, shortened
+from simam_inject.errors import InjectError, ModelError, NoMatchError, RecipeError, shortened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,7 +58,11 @@ def _chosen(prepared: Prepared, globs: list[str] | None) -> set[str]:
         raise ModelError(f"{prepared.built.name} has no SimAM: add --recipe NAME or --after BLOCK")
     if not globs:
         return set({site.reduction: site.path for site in sites}.values())
-    chosen = {site.path for site in sites for text in globs if Glob(text).covers(site.path)}
+    try:
+        wanted = [Glob(text) for text in globs]
+    except ValueError as error:
+        raise RecipeError(f"--site: {error}") from None
+    chosen = {site.path for site in sites for glob in wanted if glob.covers(site.path)}
     if not chosen:
         known = shortened([site.path for site in sites])
         raise NoMatchError(f"no site matches --site {' '.join(globs)}; SimAM is at {known}")

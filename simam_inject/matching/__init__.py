@@ -1,6 +1,5 @@
-"""Matching: (recipe, anatomy) -> hits and misses. Pure: no torch, no model, nothing is changed."""
+"""Matching: recipe and anatomy -> hits and near misses. No torch, no model."""
 
-from simam_inject.matching.explain import every_path as every_path
 from simam_inject.matching.explain import explain_idle as explain_idle
 from simam_inject.matching.explain import idle_exclude as idle_exclude
 from simam_inject.matching.explain import unmatched_message as unmatched_message

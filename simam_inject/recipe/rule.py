@@ -23,9 +23,9 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.recipe.grammar import Grammar, Name, Text, allow, as_tuple, one_or_many, word_or_mapping
-from simam_inject.recipe.names import Child, Whole, parse_glob, parse_place
-from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_member, parse_chain
+from simam_inject.recipe.grammar import Grammar, Name, Text, allow, as_tuple, either, one_or_many
+from simam_inject.recipe.names import Child, Glob, Whole, parse_place
+from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_element, parse_chain
 from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
@@ -125,18 +125,17 @@ else:
         "in quotes: '0', 'conv2', 'relu[2]', '{conv1,conv2}' for several"
     )
     Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
-    Globs = one_or_many("Globs", Annotated[Name, AfterValidator(parse_glob)], 100)
+    Globs = one_or_many("Globs", Annotated[Name, AfterValidator(Glob)], 100)
     Structures = one_or_many("Structures", Structure, 3)
-    TargetField = word_or_mapping(
-        Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)], Operation
-    )
+    _Place = Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)]
+    TargetField = either(_Place, Operation, Mapping | Operation)
     WhereField = Where
     _Word = Annotated[
         Literal["all", "first", "last"],
         allow("'all', 'first', 'last', or a mapping such as {last: 1, per: reduction}"),
         AfterValidator(lambda word: Pick() if word == "all" else Pick(**{word: 1})),
     ]
-    PickField = word_or_mapping(_Word, Pick)
+    PickField = either(_Word, Pick, Mapping | Pick)
 
 
 class Rule(Grammar):
@@ -179,7 +178,7 @@ class Rule(Grammar):
         if isinstance(target, Whole) and (info.field_name, target.word) in _MISPLACED:
             raise ValueError(_MISPLACED[str(info.field_name), target.word])
         if info.data.get("pattern") is not None:
-            find_member(parse_chain(info.data["pattern"]), target)
+            find_element(parse_chain(info.data["pattern"]), target)
         return written
 
     @model_validator(mode="after")

@@ -131,6 +131,7 @@ MESSAGES = [
     ),
     ("resnet", "{block: layer1, after: 0.conv2}", ["a module path: write path: layer1.0.conv2, after: output"]),
     ("resnet", "{block: layer1, before: input}", ["a module path: write path: layer1, before: input"]),
+    ("resnet", "{block: '" + "{a,b}" * 5 + "', after: '" + "{a,b}" * 3 + "'}", ["no block named"]),
     ("resnet", "{path: Layer1, after: output}", ["mean 'layer1'?", "letter case"]),
     ("resnet", "{path: 'layer1|layer2', after: output}", ["globs, not regular expressions"]),
     ("resnet", "{block: Bottleneck, after: output, path: layr1}", ["\npath: 'layr1' matches", "mean 'layer1'?"]),
