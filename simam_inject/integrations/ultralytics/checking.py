@@ -90,7 +90,7 @@ def _load(path: Path) -> Any:
         return YOLO(str(path)).model.float().eval()
     except InjectError:
         raise
-    except Exception as error:  # whatever unpickling somebody's file raises
+    except Exception as error:  # unpickling a file may raise anything
         raise FileError(f"ultralytics cannot load {path}: {type(error).__name__}: {error}") from error
 
 

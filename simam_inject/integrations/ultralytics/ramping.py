@@ -1,4 +1,4 @@
-"""A ramp of the strength, of model and EMA, that rides the callbacks of a trainer."""
+"""A ramp of the strength during a YOLO training, of the network and its EMA, by callbacks of the trainer."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _ATTRIBUTE = "_simam_ramp"
 def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
     """Raise the strength of every SimAM from `start` to 1 during the first epochs of the next `model.train(...)`.
 
-    The strength follows the epoch and the batch within it, so a training that is resumed or redoes an epoch goes on
-    where it should; `last.pt` carries the ramp for `resume=True`. A checkpoint carries the strength of its epoch.
+    The strength depends on the epoch and the batch within it, so it is right when a training is resumed or an epoch
+    repeated. Each checkpoint contains the strength of its epoch, and `last.pt` the ramp, for `resume=True`.
 
     Args:
         model: an injected `YOLO`, `RTDETR`, ... object.

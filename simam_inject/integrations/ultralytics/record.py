@@ -47,7 +47,7 @@ def recorded(network: Any) -> Record | None:
 def write(network: Any) -> None:
     """Record what is in a network now, and the recorded sites of branches that `fuse()` took out of it.
 
-    The yaml gets replaced, since trainers hand one dict to several networks.
+    The yaml is replaced by another dict, since several networks of a trainer may have the same one.
 
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.

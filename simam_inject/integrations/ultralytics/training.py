@@ -21,7 +21,7 @@ from simam_inject.integrations.ultralytics.record import missing_sites, names_of
 from simam_inject.persist.record import Record
 
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
-"""Network -> an object that is another one whenever the network computes something else than before."""
+"""Network -> an object that is replaced by another one whenever the sites or weights of the network change."""
 _STAMP = "_simam_stamp"
 
 
@@ -100,14 +100,14 @@ def rebuilds_from_name() -> bool:
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     stamped = _stamps.get(model.model) if isinstance(model.model, nn.Module) else None
-    if vars(model).get(_STAMP) is not stamped:  # the predictor holds a fused copy of the network as it was
+    if vars(model).get(_STAMP) is not stamped:  # the predictor has a fused copy of the network as it was
         model.predictor = None
         vars(model)[_STAMP] = stamped
     return original(model, *args, **kwargs)
 
 
 def stamp(network: nn.Module) -> None:
-    """Note that a network computes something else than before, so that the next `predict` copies and fuses it anew."""
+    """Note that a network has changed, so that the next `predict` copies and fuses it again."""
     _stamps[network] = object()
 
 
