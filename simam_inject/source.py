@@ -11,8 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
+from typing import Annotated
 
+from pydantic import ConfigDict, Field
 from torch import nn
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How records are read from files, which somebody else may have written."""
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\W\d]\w*$")]
+"""A name in Python."""
+Count = Annotated[int, Field(ge=0, le=2**40)]
 
 _PARSING = threading.Lock()
 """Python 3.11 raises a SystemError now and then if several threads parse."""
@@ -22,11 +30,12 @@ _PARSING = threading.Lock()
 class Expression:
     """One expression of a method: data, so that it can be stored in a file and found again."""
 
-    method: str
+    __pydantic_config__ = STRICT
+    method: Name
     """Name of the method."""
-    digest: str
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     """Hash of the method's source, so that another version of it is refused."""
-    span: tuple[int, int, int, int]
+    span: tuple[Count, Count, Count, Count]
     """First line, column, last line, end column; lines counted from the first line of the method's source."""
 
 

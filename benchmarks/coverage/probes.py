@@ -238,7 +238,7 @@ def _is_idle(model: nn.Module, attention: str, inputs: Inputs) -> bool:
     It is known of what a module returns; a result of a function is taken to matter.
     """
     entry = next(entry for entry in attended_in(model) if modules_path(entry) == attention)
-    name, _, index = str(entry.site["path"]).partition("[")
+    name, _, index = str(entry.site.path).partition("[")
     with without_attention(model):
         module = dict(model.named_modules()).get(name)
         call = int(index.rstrip("]") or 1) - 1 if index else None
@@ -253,7 +253,7 @@ def _is_idle(model: nn.Module, attention: str, inputs: Inputs) -> bool:
 
 def modules_path(entry: Any) -> str:
     """Dotted path of the SimAM of a site."""
-    return f"{entry.path}.{entry.site['child']}" if entry.path else str(entry.site["child"])
+    return f"{entry.path}.{entry.site.child}" if entry.path else str(entry.site.child)
 
 
 def _trains_at_all(model: nn.Module, inputs: Inputs) -> bool:

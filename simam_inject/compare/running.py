@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 from simam_inject.compare.records import PLAIN, Experiment, Train, Variant
-from simam_inject.compare.report import SIGN, Comparison
+from simam_inject.compare.report import WRONG_SIGN, Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.compare.variants import check_recipes, list_variants, run_cell
 from simam_inject.errors import CompareError
@@ -106,11 +105,18 @@ def run_study(
         experiment, variants, seeds, storage, budget, progress: See `compare`.
         **options: See `Study`.
     """
-    with _storage_errors():
+    optuna = import_optuna()
+    try:
         study = Study(storage, _describe_settings(experiment, variants), variants, seeds, **options)
         with study.heartbeat():
             _work(study, experiment, budget, progress)
         return study.comparison()
+    except (OSError, optuna.exceptions.StorageInternalError) as error:
+        reason = getattr(error, "strerror", None) or error.__cause__ or error
+        raise CompareError(
+            f"the study cannot be written: {reason}; every finished run is saved. Free some space or fix the "
+            "cause, and run the same command again"
+        ) from error
 
 
 def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
@@ -118,18 +124,6 @@ def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> d
     recipes = {variant.recipe: variant.where for variant in variants if variant.recipe}
     texts = {name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()}
     return {"recipes": texts, "warm_start": experiment.batches is not None, **experiment.settings}
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, import_optuna().exceptions.StorageInternalError) as error:
-        reason = getattr(error, "strerror", None) or error.__cause__ or error
-        raise CompareError(
-            f"the study cannot be written: {reason}; every finished run is saved. Free some space or fix the "
-            "cause, and run the same command again"
-        ) from error
 
 
 def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> None:
@@ -150,4 +144,4 @@ def _work(study: Study, experiment: Experiment, budget: float | None, progress: 
         study.finish(claim, cell)
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
-            warnings.warn(SIGN, stacklevel=3)
+            warnings.warn(WRONG_SIGN, stacklevel=3)

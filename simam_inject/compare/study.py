@@ -38,6 +38,7 @@ HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
+_CELL = TypeAdapter(Cell)
 _JOURNAL_START = b'{"op_code":'
 _RESULTS, _OWNERS = ("COMPLETE", "FAIL"), ("RUNNING", "COMPLETE", "FAIL")
 
@@ -97,21 +98,14 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
         raise CompareError(f"no such study: {path}")
     if not path.parent.is_dir():
         raise CompareError(f"no such folder: {path.parent}, for the study {path.name}")
+    start = path.read_bytes()[: len(_JOURNAL_START)] if path.is_file() else b""
     try:
-        _check_journal(path)
+        if not _JOURNAL_START.startswith(start):  # Optuna ignores a last line that it cannot read
+            raise ValueError
         backend = optuna.storages.journal.JournalFileBackend(str(path), _JournalLock(path))
         return optuna.storages.JournalStorage(backend)
     except (ValueError, KeyError):
         raise CompareError(f"{path} is not a study: compare did not write this file") from None
-
-
-def _check_journal(path: Path) -> None:
-    """Raise for a file that is no journal; Optuna ignores a last line that it cannot read, and the lock removes it."""
-    if path.is_file():
-        with path.open("rb") as file:
-            start = file.read(len(_JOURNAL_START))
-        if not _JOURNAL_START.startswith(start):  # it is shorter in an empty file, or after a first write that failed
-            raise ValueError
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +120,8 @@ class Claim:
 class Study:
     """The cells of one comparison in a storage, and this process as one of the workers."""
 
-    _at_work: ClassVar[set[str]] = set()
-    """Workers of this process whose heartbeat is on."""
+    _active: ClassVar[set[str]] = set()
+    """Workers of this process that have a heartbeat."""
 
     def __init__(
         self,
@@ -220,15 +214,15 @@ class Study:
             if worker is None:
                 continue
             is_silent = time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0)) > STALE
-            if (self._retry_stale and is_silent) or self._is_gone(worker):
+            if (self._retry_stale and is_silent) or self._has_ended(worker):
                 self._end(trial.number, "PRUNED")
 
-    def _is_gone(self, worker: str) -> bool:
+    def _has_ended(self, worker: str) -> bool:
         machine, pid, _ = worker.rsplit(":", 2)
         if machine != platform.node():
             return False
         if int(pid) == os.getpid():
-            return worker not in self._at_work
+            return worker not in self._active
         try:
             os.kill(int(pid), 0)
         except OSError as error:
@@ -237,7 +231,7 @@ class Study:
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Write a sign of life every few seconds while the body runs."""
+        """Write the time every few seconds while the body runs, so that other workers see that this one is alive."""
         over, key = threading.Event(), f"heartbeat {self.worker}"
 
         def beat() -> None:
@@ -248,11 +242,11 @@ class Study:
         self._study.set_user_attr(key, time.time())
         thread = threading.Thread(target=beat, daemon=True, name="simam_inject heartbeat")
         thread.start()
-        self._at_work.add(self.worker)
+        self._active.add(self.worker)
         try:
             yield
         finally:
-            self._at_work.discard(self.worker)
+            self._active.discard(self.worker)
             over.set()
             thread.join()
 
@@ -280,11 +274,10 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
 
 
 def _read(study: optuna.Study) -> Comparison:
-    attributes, cells, cell_type = study.user_attrs, dict[str, Cell](), TypeAdapter(Cell)
+    attributes, cells = study.user_attrs, dict[str, Cell]()
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name in _RESULTS and "outcome" in trial.user_attrs:
-            cell = cell_type.validate_python(json.loads(trial.user_attrs["outcome"]))
-            cells.setdefault(trial.user_attrs["cell"], cell)
+            cells.setdefault(trial.user_attrs["cell"], _CELL.validate_json(trial.user_attrs["outcome"]))
     return Comparison(
         cells=tuple(cells.values()),
         settings=attributes.get("settings", {}),

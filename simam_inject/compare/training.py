@@ -56,7 +56,7 @@ class Training:
     workers: int = 0
     """Loading processes per training process."""
     augment: bool = True
-    """Random crops and mirrors; without, images are only resized, and kept in memory."""
+    """Random crops and mirrors; without, images are only resized, and stay in memory."""
     amp: bool = False
     compile: bool = False
 
@@ -104,7 +104,7 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     classes = tuple(train.classes)
     if parts[0] == parts[1]:
         train, val = _hold_out(train, val)
-    return Images(train, val, classes) if augment else Images(_read(train), _read(val), classes)
+    return Images(train, val, classes) if augment else Images(_load(train), _load(val), classes)
 
 
 def _hold_out(train: Any, val: Any) -> tuple[Any, Any]:
@@ -119,8 +119,8 @@ def _hold_out(train: Any, val: Any) -> tuple[Any, Any]:
     return Subset(train, np.flatnonzero(~chosen).tolist()), Subset(val, np.flatnonzero(chosen).tolist())
 
 
-def _read(part: Any) -> TensorDataset:
-    """In memory: without augmentation, images are the same in every epoch."""
+def _load(part: Any) -> TensorDataset:
+    """The images in memory: without augmentation, they are the same in every epoch."""
     pixels, labels = zip(*(part[index] for index in range(len(part))), strict=True)
     return TensorDataset(torch.stack(pixels), torch.tensor(labels))
 
@@ -184,7 +184,7 @@ class Trainer:
 
     @property
     def result(self) -> nn.Module:
-        """The network to keep: the average where there is one."""
+        """The network that counts: the average where there is one."""
         return self.network if self.ema is None else self.ema.module
 
     def train(self, on_step: Callable[[int, Tensor], None] = lambda _step, _loss: None) -> Tensor:
@@ -201,7 +201,7 @@ class Trainer:
         return total / self.steps
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        images, labels = self._placed(images, labels)
+        images, labels = self._to_device(images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
             logits = self.runnable(images)
             loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.training.smoothing)
@@ -214,7 +214,7 @@ class Trainer:
             self.ema.update_parameters(self.network)
         return loss.detach()
 
-    def _placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch on the device, channels last."""
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         return images, labels.to(self.device, non_blocking=True)
@@ -226,7 +226,7 @@ class Trainer:
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         right = []
         for batch in loader:
-            images, labels = self._placed(*batch)
+            images, labels = self._to_device(*batch)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
                 logits = network(images)
             total += nn.functional.cross_entropy(logits.float(), labels, reduction="sum")

@@ -91,11 +91,11 @@ class Presence:
                 module = self._follow(root, place)
             if count and children_from(root, self.holders[place][0]) != count:
                 raise ModelError(
-                    f"the children of {hook.sites[0]['path']} have changed, so SimAM is no longer applied to its "
+                    f"the children of {hook.sites[0].path} have changed, so SimAM is no longer applied to its "
                     f"output; {ADVICE}"
                 )
             if not hook.is_on(module) and hook.mend(module, root):
-                mended.append(hook.sites[0]["path"])
+                mended.append(hook.sites[0].path)
         for path, site_path in self.witnesses:
             if not _is_norm_at(root, path):
                 norm = _module_at(root, path)
@@ -115,7 +115,7 @@ class Presence:
         """Every attention module of the root, with or without its hook: its holder and its name."""
         for path, hook, _ in self.holders:
             module = _module_at(root, path)
-            names = [site["child"] for site in hook.sites]
+            names = [site.child for site in hook.sites]
             yield from ((module, name) for name in names if module is not None and name in module._modules)
 
     def _follow(self, root: nn.Module, place: int) -> Any:
@@ -128,7 +128,7 @@ class Presence:
             parts = tuple(path.split(".")) if path else ()
             if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(old, parts):
                 self.holders[place] = parts, hook, count
-                own = {site["path"] for site in hook.sites}
+                own = {site.path for site in hook.sites}
                 self.witnesses = [
                     (_moved_along(root, old, parts, witness) if site in own else witness, site)
                     for witness, site in self.witnesses
@@ -186,7 +186,7 @@ def children_from(root: nn.Module, path: _Path) -> int:
 
 def _holds(module: nn.Module, hook: SiteHook) -> bool:
     """Every SimAM of the hook is a child of the module."""
-    return all(site["child"] in module._modules for site in hook.sites)
+    return all(site.child in module._modules for site in hook.sites)
 
 
 def presence_of(model: nn.Module) -> Presence | None:

@@ -25,14 +25,15 @@ _SYMBOLS = {"add": "(+)", "mul": "(*)", "sub": "(-)", "cat": "(cat)"}
 class Drawing:
     """One kind of block with SimAM in it."""
 
-    class_name: str
+    block: str
+    """Its class."""
     lines: tuple[str, ...]
     paths: tuple[str, ...]
-    """The blocks that look like this."""
+    """The blocks with these lines."""
 
     def __str__(self) -> str:
         count = f"{len(self.paths)} blocks, first {self.paths[0]}" if len(self.paths) > 1 else self.paths[0]
-        return "\n".join([f"{self.class_name} ({count or 'the model itself'})", *(f"  {line}" for line in self.lines)])
+        return "\n".join([f"{self.block} ({count or 'the model itself'})", *(f"  {line}" for line in self.lines)])
 
 
 def draw(anatomy: Anatomy, insertions: Iterable[Insertion]) -> tuple[Drawing, ...]:

@@ -11,12 +11,13 @@ from typing import Any
 
 import jinja2
 import yaml
+from rich.filesize import decimal
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import Insertion, Verification
 from simam_inject.reporting.drawing import draw
-from simam_inject.reporting.formats import MODEL, Table, format_bytes, format_map
+from simam_inject.reporting.formats import MODEL, Table, format_map
 from simam_inject.reporting.plans import bytes_per_image, notes, sites_table
 from simam_inject.reporting.sites import CONTAINERS, blocks_around
 
@@ -48,7 +49,7 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
         heading=heading,
         note=note,
         inputs=", ".join("x".join(map(str, shape)) for shape in plan.anatomy.input_shapes),
-        moved=format_bytes(bytes_per_image(plan)),
+        moved=decimal(bytes_per_image(plan)),
         passed=sum(check.ok is True for check in checks),
         failed=any(check.ok is False for check in checks),
         network=draw_network(plan.anatomy, plan.placed),

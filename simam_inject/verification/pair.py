@@ -45,7 +45,7 @@ def calls_of(twin: nn.Module, left_out: Collection[Key] = (), *, is_large: bool 
         edges = None
         if torch.is_grad_enabled() and given.requires_grad and result.requires_grad:
             edges = get_gradient_edge(given), get_gradient_edge(result)
-        dim = entry.site["channel_dim"] % given.dim()
+        dim = entry.site.channel_dim % given.dim()
         some = (slice(None),) * dim + (slice(None, None, max(1, given.shape[dim] // _CHANNELS) if is_large else 1),)
         one, other = (tensor.detach()[some].clone() for tensor in (given, result))
         calls.setdefault(key_of(entry), []).append(Call(attention, given.shape, one, other, edges))
@@ -83,7 +83,7 @@ class Pair:
 
     def attend(self, entry: Attended, x: Tensor) -> Tensor:
         """For `Oracle.attending`: compare the value of a site with what the SimAM was given, and return its result."""
-        if entry.site["channel_dim"] == -1 and not isinstance(entry.attention, SimAM):  # others are given N, C, spatial
+        if entry.site.channel_dim == -1 and not isinstance(entry.attention, SimAM):  # others are given N, C, spatial
             return self._attend(entry, x.movedim(-1, 1)).movedim(1, -1)
         return self._attend(entry, x)
 
@@ -95,7 +95,7 @@ class Pair:
             return x
         call = calls[place]
         problem = why_far(call.given, x, "what the original computes there", factor=10)
-        problem = f"{entry.site['path']} {problem}" if problem else self.oracle.why_not_formula(entry, call)
+        problem = f"{entry.site.path} {problem}" if problem else self.oracle.why_not_formula(entry, call)
         if problem is not None:
             self._problems.append(problem)
             return x
@@ -115,7 +115,7 @@ class Pair:
             if key_of(entry) in self.oracle.unnamed:
                 yield from filter(None, (self.oracle.why_not_formula(entry, call) for call in calls))
             elif len(calls) != expected:
-                path = entry.site["path"]
+                path = entry.site.path
                 yield f"{path} ran {len(calls)} time(s), and the original computes it {expected} time(s)"
         yield from self._problems
 
@@ -126,7 +126,7 @@ class Pair:
             if node is None:  # nothing before it asks for a gradient
                 continue
             if call.edges is None or (node in stock and call.edges[1].node not in live):
-                return f"the gradient does not pass through a SimAM at {entry.site['path']}"
+                return f"the gradient does not pass through a SimAM at {entry.site.path}"
             if problem := self.oracle.why_no_gradient(entry, call):
                 return problem
         return None

@@ -112,7 +112,7 @@ class _Checks:
         check = check_outputs(names[0], output, plain)
         if check.ok is False:  # `nn.MultiheadAttention` computes in another way where there are hooks, within rounding
             check = check_outputs(names[0], output, self.twins.run(self.twins.stock(), self.example))
-        idle = [entry.site["path"] for entry in self.sites if key_of(entry) not in self.oracle.shapes]
+        idle = [entry.site.path for entry in self.sites if key_of(entry) not in self.oracle.shapes]
         if len(idle) == len(self.sites):
             return [check, Check(names[1], False, f"{idle[0]} never ran")]
         found = f"{len(self.sites) - len(idle)} of {len(self.sites)}"
@@ -121,7 +121,7 @@ class _Checks:
         return [_unless(self._bypass_problems(calls), check), _unless(problems, Check(names[1], True, found))]
 
     def _why_not_live(self, entry: Attended, calls: list[Call]) -> str | None:
-        path, dim, planned = entry.site["path"], entry.site["channel_dim"], entry.site["shape"]
+        path, dim, planned = entry.site.path, entry.site.channel_dim, entry.site.shape
         expected = len(self.oracle.shapes.get(key_of(entry), []))
         if len(calls) != expected:
             return f"{path} ran {len(calls)} times instead of {expected}" if calls else f"{path} never ran"
@@ -176,8 +176,8 @@ class _Checks:
 
     def _why_idle(self, pair: Pair) -> str | None:
         """A SimAM inside a forward that computes other values in train mode, and among them not this one."""
-        rewritten = [entry for entry in self.sites if entry.site["edit"]["kind"] == "rewritten"]
-        inside = {key_of(entry): entry.site["path"] for entry in rewritten if key_of(entry) in self.oracle.unnamed}
+        rewritten = [entry for entry in self.sites if entry.site.edit.kind == "rewritten"]
+        inside = {key_of(entry): entry.site.path for entry in rewritten if key_of(entry) in self.oracle.unnamed}
         idle = inside.keys() - pair.calls.keys()
         for seed in range(SEED + 1, SEED + 1 + _CHANCES) if idle else ():
             with calls_of(live := self.twins.injected()) as calls:

@@ -51,7 +51,7 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module, found a {type(model).__name__}")
     entries = list(attended_in(network_of(model)))
-    found = [(entry.site["path"], entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
+    found = [(entry.site.path, entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
     if not found:
         other = next((type(entry.attention).__name__ for entry in entries if entry.attention is not None), None)
         if other is not None:

@@ -41,16 +41,11 @@ def find_library(name: str) -> str:
     raise unknown_model(bare, _candidates(prefix), library=prefix)
 
 
-def is_yolo_name(name: str) -> bool:
-    """True if the name looks like one of ultralytics': `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
-    return name.endswith((".pt", ".yaml", ".yml")) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
-
-
 def _may_be_ultralytics(name: str, prefix: str) -> bool:
-    """It has the name, or building it says what is wrong: with a file, or with the installation."""
+    """Whether ultralytics has the name, or building it says what is wrong with a file or with the installation."""
     if name.endswith((".pt", ".yaml", ".yml")) or name in list_ultralytics():
         return True
-    return not list_ultralytics() and (bool(prefix) or is_yolo_name(name))
+    return not list_ultralytics() and (bool(prefix) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None)
 
 
 def _candidates(library: str) -> list[str]:

@@ -14,9 +14,14 @@ from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
-_INSTALL = 'pip install "simam_inject[ultralytics]"'
-_DETECTION_SIZE = 640
-_CLASSIFICATION_SIZE = 224
+
+def check_installed(name: str) -> None:
+    """Raise if ultralytics is missing, which the model or checkpoint of this name needs."""
+    if find_spec("ultralytics") is None:
+        raise ModelError(
+            f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: "
+            'pip install "simam_inject[ultralytics]"'
+        )
 
 
 def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -29,10 +34,7 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
     Raises:
         ModelError: ultralytics is missing, the name is unknown, or the file cannot be fetched or read.
     """
-    if find_spec("ultralytics") is None:
-        raise ModelError(
-            f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
-        )
+    check_installed(name)
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     if pretrained or name.endswith(".pt"):
         if num_classes is not None:
@@ -42,7 +44,7 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         model, note = _load(name, f"{stem}.pt")
     else:
         model, note = _construct(name, stem, num_classes), describe_weights("ultralytics", pretrained=False)
-    size = _CLASSIFICATION_SIZE if model.task == "classify" else _DETECTION_SIZE
+    size = 224 if model.task == "classify" else 640
     return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
 
 

@@ -142,7 +142,8 @@ def test_calibration_reports_every_site(run, folder, built):
         Image.effect_noise((40, 30), 60 + index).convert("RGB").save(images / f"{index}.png")
     result = run(NET, "--after", "block", *SMALL, "--calibrate", "images", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["calibration"]
+    data = json.loads(result.stdout)
+    assert [fit["gain"] for fit in data["calibration"]["sites"]] == [site["gain"] for site in data["insertions"]]
     assert all(site.gain > 1.0 for site in injected(built[0].model))
     (folder / "empty").mkdir()
     assert "no image found in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr

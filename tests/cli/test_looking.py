@@ -94,7 +94,7 @@ class _Page(HTMLParser):
 
 
 def test_report_is_one_whole_page(run, folder):
-    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", "page.html")
+    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--strength", "0.5", "--html", "page.html")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == "wrote page.html: 2 sites, verified: 7 checks"
     text = (folder / "page.html").read_text()
@@ -107,6 +107,7 @@ def test_report_is_one_whole_page(run, folder):
     assert text.count('class="simam"') == 2
     assert "<title>blocks.0: Block, 8x16x16\nSimAM after blocks.0</title>" in text
     assert "after: output" in text
+    assert "2 sites (blocks.0 .. blocks.1): strength 0.5" in text
     assert sum(row[:1] == ["ok"] for row in page.rows) == 7
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -183,6 +184,18 @@ def test_a_line_that_a_killed_worker_left_half_written_costs_nothing(file):
     queue.finish(claim, cell(claim))
     assert all(json.loads(line) for line in file.read_bytes().splitlines())
     assert len(load_comparison(file).cells) == 1
+
+
+def test_a_learning_curve_that_diverged_is_stored(file):
+    def train(model, seed, report):
+        report(1, float("nan"))
+        report(2, float("inf"))
+        return float("nan")
+
+    compare(make_model, [RECIPE], train, seeds=1, storage=file)
+    (first, second) = load_comparison(file).cells[0].curve
+    assert (math.isnan(first[1]), second) == (True, (2, math.inf))
+    assert "diverged" in load_comparison(file).to_markdown()
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The trainer and its image folders, and `simam-inject compare` from end to end on stripes drawn here."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from simam_inject import plan
 from simam_inject.cli import comparing
 from simam_inject.cli.options import parse_time
-from simam_inject.compare import Report, load_comparison, variants
+from simam_inject.compare import Report, load_comparison, running, variants
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, open_folder
 from simam_inject.errors import CompareError, InjectError
@@ -185,6 +186,25 @@ def test_the_command_plans_each_recipe_once(command, monkeypatch):
     )
     assert command("--budget", "0s", "--recipe", "after relu").exit_code == 0
     assert planned == [RECIPE, "after relu"]
+
+
+def test_a_worker_that_prints_much_is_not_blocked(command, tmp_path, monkeypatch):
+    worker, done = tmp_path / "python", tmp_path / "done"
+    worker.write_text(f"#!/bin/sh\nhead -c 200000 /dev/zero >&2\ntouch {done}\nexit 3\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    run_study, deadline = running.run_study, time.monotonic() + 20
+
+    def run_after_the_worker(*arguments, **options):
+        while not done.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return run_study(*arguments, **options)
+
+    monkeypatch.setattr(running, "run_study", run_after_the_worker)
+    result = command("--budget", "0s", "--workers", "2")
+    assert result.exit_code == 0, result.output
+    assert "a worker ended with exit code 3" in result.stderr
 
 
 def test_a_budget_and_another_command_on_the_same_study(command):
