@@ -65,8 +65,7 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     """Train an injected network, or raise."""
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
-    write(model.model)
-    record = recorded(model.model) or Record.of(model.model)
+    record = write(model.model)
     ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
     callbacks = [
         (event, getattr(part, event))
