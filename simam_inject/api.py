@@ -21,7 +21,7 @@ from simam_inject.editing.attach import attach, attended_in, detach, restorer, s
 from simam_inject.editing.bypass import bypassed
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
-from simam_inject.matching import explain_idle, match
+from simam_inject.matching import explain_unmatched_glob, match
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
@@ -269,7 +269,7 @@ def _apply(network: nn.Module, planned: Plan, attention: Callable[[int], nn.Modu
         recipes=[*(presence.recipes if presence is not None else []), planned.recipe.to_dict()],
         example=shapes_of(planned.flow.example),
         factory=attention,
-        keep=True,
+        reuse=True,
     )
 
 
@@ -280,7 +280,7 @@ def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
         NoMatchError: there is one.
     """
     globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude)]
-    if message := explain_idle(place, globs, anatomy):
+    if message := explain_unmatched_glob(place, globs, anatomy):
         raise NoMatchError(message)
 
 

@@ -1,6 +1,6 @@
 """Checks of the operator's arguments, with their error messages.
 
-Everything here looks at metadata only (rank, dtype, a Python number), so a compiled or exported graph holds none of it.
+They depend on metadata only (rank, dtype, a Python number), so compiled and exported graphs do not contain them.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_gain(value: object) -> float:
 
 
 def _number(value: object) -> float:
-    """Return `value` as a float; NaN, which no range includes, unless it is a real number. A bool does not count."""
+    """Return `value` as a float; NaN, which is in no range, for a bool and for what is not a real number."""
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):

@@ -31,8 +31,6 @@ class Attended:
     """One site that is in a model now."""
 
     holder: nn.Module
-    path: str
-    """Path of the holder now."""
     site: Insertion
     """As it was planned, with paths from this model."""
 
@@ -53,7 +51,7 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
     for path, module in model.named_modules():
         for hook in hooks_on(module):
             for site in hook.sites:
-                yield Attended(module, path, site if site.edit.module == path else _seen_from(site, path))
+                yield Attended(module, site if site.edit.module == path else _seen_from(site, path))
 
 
 def _seen_from(site: Insertion, holder: str) -> Insertion:
@@ -90,17 +88,17 @@ def attach(
     recipes: list[dict[str, Any]],
     example: dict[str, Any] | None = None,
     factory: Factory | None = None,
-    keep: bool = False,
+    reuse: bool = False,
 ) -> None:
     """Replace the sites of a model by these. If an error is raised, the model is unchanged.
 
     Args:
         model: the root; changed in place.
         sites: as planned or read from a file; nothing is run or traced.
-        recipes: what they were planned from, kept for the record.
-        example: shapes of the example's arguments, kept for `verify`.
+        recipes: what the sites were planned from, as dicts.
+        example: shapes of the example's arguments, for a later `verify`.
         factory: makes another attention module than SimAM.
-        keep: where a SimAM stands already it stays, with its attributes and hooks.
+        reuse: keep the SimAM modules that the model has at these sites, with their attributes and hooks.
 
     Raises:
         ModelError: a holder is missing, or cannot hold a SimAM.
@@ -114,7 +112,7 @@ def attach(
         there = before.get((id(holder), site.child))
         if there is None and is_taken(holder, site.child):
             raise ModelError(f"{site.edit.module or 'the model'} has an attribute {site.child!r} already")
-        made = there if keep and there is not None else _attention(holder, model, site, factory)
+        made = there if reuse and there is not None else _attention(holder, model, site, factory)
         children.append((holder, site.child, made))
         method = None if site.expression is None else site.expression.method
         by_hook[site.edit.module, site.edit.kind, method].append(site)
@@ -130,7 +128,7 @@ def _exchange(
     hooks: list[tuple[nn.Module, SiteHook]],
     presence: Presence | None,
 ) -> None:
-    """Put these in the place of what is there: all, or nothing if an error is raised."""
+    """Replace what the model has by these: all, or nothing if an error is raised."""
     restore = restorer(model)
     try:
         strip(model)
@@ -242,13 +240,13 @@ class _Part:
 
 
 def _parts(model: nn.Module) -> list[_Part]:
-    """What is in a model, hooks that were dropped and SimAMs that were kept included."""
-    found, kept = [], defaultdict[int, set[str]](set)
+    """What is in a model, including SimAMs whose hook was dropped."""
+    found, expected = [], defaultdict[int, set[str]](set)
     for module in list(model.modules()):
         presence, hooks = presence_of(module), hooks_on(module)  # a part may have been injected by itself
         for holder, name in presence.children(module) if presence is not None else ():
-            kept[id(holder)].add(name)
-        names = {site.child for hook in hooks for site in hook.sites} | kept[id(module)]
+            expected[id(holder)].add(name)
+        names = {site.child for hook in hooks for site in hook.sites} | expected[id(module)]
         children = {name: module._modules[name] for name in names if name in module._modules}
         if presence is not None or hooks or children:
             found.append(_Part(module, presence, hooks, children))

@@ -117,6 +117,6 @@ def checked_recipes(value: object) -> list[dict[str, Any]]:
 
 
 def checked_example(value: object) -> dict[str, Any] | None:
-    """The shapes that `shapes_of` wrote down, or a FileError; none asks for a huge tensor."""
+    """The shapes that `shapes_of` wrote down, or a FileError, also if a tensor would be huge."""
     shapes: dict[str, Any] | None = checked(checks_of(ExampleRecord | None), value, "a record of SimAM example inputs")
     return shapes

@@ -57,7 +57,7 @@ class Presence:
             witnesses: path of each norm that must stay one, with the path of its site.
             recipes: the recipes that were applied, as dicts.
             example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
-            peers: paths of the sites at which another attention module than SimAM was put in.
+            peers: paths of the sites that have another attention module than SimAM.
         """
         made = cls()
         made.holders, made.witnesses, made.recipes = holders, witnesses, recipes
@@ -107,7 +107,7 @@ class Presence:
         if mended:
             warnings.warn(
                 f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
-                "and were put back",
+                "and were restored",
                 stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`
             )
 
@@ -119,9 +119,9 @@ class Presence:
             yield from ((module, name) for name in names if module is not None and name in module._modules)
 
     def _follow(self, root: nn.Module, place: int) -> Any:
-        """Where a holder stands now that was wrapped, or moved inside its container; its path is written down anew.
+        """Find a holder that was wrapped, or moved inside its container, and record its new path.
 
-        One that another module has replaced, and that is only kept somewhere, does not count.
+        A holder that was replaced, and is only referenced from elsewhere, counts as lost.
         """
         old, hook, count = self.holders[place]
         for path, module in root.named_modules():
@@ -155,7 +155,7 @@ def _is_moved(old: _Path, new: _Path) -> bool:
 
 
 def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
-    """Where a norm stands now: it went the way of the module before it, or into the same wrapper, as QAT fuses."""
+    """New path of a norm: it was moved like the module before it, or into the same wrapper, as QAT fuses."""
     beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
     found = [beside, path]
     for start in range(len(old)):
@@ -171,7 +171,7 @@ def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
 
 
 def _is_norm_at(root: nn.Module, path: _Path) -> bool:
-    """A normalization layer of torch, or a module with running statistics of its own, stands there."""
+    """Whether there is a normalization layer of torch, or a module with running statistics of its own."""
     module = _module_at(root, path)
     return isinstance(module, (*NORMS, nn.RMSNorm)) or hasattr(module, "running_mean")
 

@@ -47,7 +47,7 @@ class RewrittenMethod(SiteHook):
         """Call the method on the module that it was bound on.
 
         Raises:
-            ModelError: it stands somewhere else, where a damaged or hostile file can put it.
+            ModelError: it is bound elsewhere, as a damaged or hostile file can do.
         """
         if self.owner.__dict__.get(self.method) is not self:
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
@@ -70,10 +70,10 @@ class RewrittenMethod(SiteHook):
         return vars(module).get(self.method) is self and self.owner is module
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:
-        """Bind it anew on a shallow copy of its owner (as DataParallel makes), which shares the method.
+        """Bind a new one on a shallow copy of its owner (as DataParallel makes), which shares the method.
 
         Raises:
-            ModelError: another function stands in its place, or the copy is the root itself.
+            ModelError: it was replaced by another function, or the copy is the root itself.
         """
         bound = vars(module).get(self.method)
         if not isinstance(bound, RewrittenMethod):
@@ -120,7 +120,7 @@ class RewrittenMethod(SiteHook):
         return {"owner": self.owner, "method": self.method, "sites": write_sites(self.sites)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a file holds, and compile the code of the class anew. The owner may not be complete yet.
+        """Check what a file holds, and compile the code of the class again. The owner may not be complete yet.
 
         Raises:
             FileError: a field is not valid, or the class has another version of the method.
@@ -192,7 +192,7 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: lis
     attentions = [f"_simam_{place}" for place in range(len(sites))]
     *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
     kind = kind if kind.isidentifier() else "_"
-    # A class of the same name stands around it, for private names (`self.__scale` is `self._Block__scale`). The
+    # It is compiled inside a class of the same name, for private names (`self.__scale` is `self._Block__scale`). The
     # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
     # Its name is that of the global class, or of the closure's variable, as in the original.
     scope = "pass" if kind in free else f"global {kind}"

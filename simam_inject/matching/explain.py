@@ -49,12 +49,14 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if [(miss.path, miss.depth) for miss in near] == [("", 0)]:
         return f"{head}: {near[0].reason}"
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
-    lines += [f"  {sentence}" for sentence in _unseen(anatomy)]
-    idle = explain_idle("path", as_tuple(selected.path), anatomy) if selected.selects != "path" else None
-    return "\n".join([*lines, *([idle] if idle else [])])
+    lines += [f"  {sentence}" for sentence in _opaque_blocks(anatomy)]
+    filters = () if selected.selects == "path" else as_tuple(selected.path)
+    if unmatched := explain_unmatched_glob("path", filters, anatomy):
+        lines.append(unmatched)
+    return "\n".join(lines)
 
 
-def explain_nothing(rule: Rule, anatomy: Anatomy) -> str:
+def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
     """Why a rule has no near miss either: nothing has the structure, class, kind or path that it selects."""
     if rule.selects == "structure":
         words = as_tuple(rule.structure)
@@ -69,24 +71,23 @@ def explain_nothing(rule: Rule, anatomy: Anatomy) -> str:
         globs = as_tuple(rule.path)
         hints = dict.fromkeys(_hint_path(glob, anatomy.site_by_path) for glob in globs)
         sentence = f"this model has no value at {join_names(map(repr, globs))}.{''.join(hints)}"
-    return " ".join([sentence, *_unseen(anatomy)])
+    return " ".join([sentence, *_opaque_blocks(anatomy)])
 
 
-def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
+def unmatched_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
     """The message for the first `exclude` that matches nothing in the model; None if there is none.
 
     That of an optional rule may match nothing, like the rule itself.
     """
     for index, rule in enumerate(recipe.rules):
-        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", as_tuple(rule.exclude), anatomy)
-        if message is not None:
-            return " ".join(
-                [message, *_unseen(anatomy), "(In a recipe for many models, mark the rule with optional: true.)"]
-            )
+        globs = () if rule.optional else as_tuple(rule.exclude)
+        if message := explain_unmatched_glob(f"rules[{index}].exclude", globs, anatomy):
+            advice = "(In a recipe for many models, mark the rule with optional: true.)"
+            return " ".join([message, *_opaque_blocks(anatomy), advice])
     return None
 
 
-def explain_idle(place: str, globs: Iterable[Glob], anatomy: Anatomy) -> str | None:
+def explain_unmatched_glob(place: str, globs: Iterable[Glob], anatomy: Anatomy) -> str | None:
     """The message for the first glob, given at `place`, that matches nothing in the model; None if all match."""
     paths = {part for path in anatomy.site_by_path for part in lineage(path)}
     for glob in globs:
@@ -95,7 +96,7 @@ def explain_idle(place: str, globs: Iterable[Glob], anatomy: Anatomy) -> str | N
     return None
 
 
-def _unseen(anatomy: Anatomy) -> list[str]:
+def _opaque_blocks(anatomy: Anatomy) -> list[str]:
     """A sentence on the modules whose inside could not be recorded."""
     if not anatomy.opaque:
         return []

@@ -19,7 +19,7 @@ from itertools import chain
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.blocks import search_blocks
-from simam_inject.matching.explain import explain_nothing
+from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.patterns import search_pattern
 from simam_inject.matching.records import Hit, Matches, Skip
 from simam_inject.matching.search import Search, check_facts, parent_of, write_fact, write_path, write_paths
@@ -79,7 +79,7 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit
     """The sites that one rule takes; the search collects the near misses."""
     (search_pattern if search.rule.chain else search_blocks)(search)
     if not search.candidates and not search.misses:
-        search.miss("", explain_nothing(search.rule, search.anatomy))
+        search.miss("", explain_no_candidate(search.rule, search.anatomy))
     named = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}
     filtered = [hit for hit in named.values() if _complies(search, hit)]
     free: Owners = defaultdict(list)

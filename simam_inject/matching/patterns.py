@@ -1,6 +1,6 @@
 """Candidates of `pattern` rules: chains of operations along the dataflow, whatever block each of them is in.
 
-`a > b` holds when `b` reads what `a` computes and nothing else does, so that an attention between them has one reader.
+`a > b` matches if `b` is the only operation that reads the result of `a`, so that a SimAM between them has one reader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def search_pattern(search: Search) -> None:
     chain = search.rule.chain
     element = find_element(chain, search.rule.target)
     for start in search.anatomy.sites:
-        sites = _follow(search, chain, start) if chain[0].kind.names(start.kind) else []
+        sites = _follow(search, chain, start) if chain[0].kind.includes(start.kind) else []
         if sites:
             _add_element(search, sites, element)
 
@@ -41,7 +41,7 @@ def _only_reader(search: Search, sites: list[Site], link: Link) -> Site | None:
     """The one operation that reads the last of the sites, if it is of the kind of the link; else a near miss."""
     last = sites[-1]
     reader = search.anatomy.site_by_path.get(last.readers[0]) if len(last.readers) == 1 else None
-    if reader is not None and link.kind.names(reader.kind):
+    if reader is not None and link.kind.includes(reader.kind):
         return reader
     if len(last.readers) > 1:
         found = f"{len(last.readers)} operations ({write_paths(last.readers)}); in a pattern each value has one reader"

@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.errors import shortened
 from simam_inject.matching.records import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.operations import Numbers, admits
+from simam_inject.recipe.operations import Numbers, is_met
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import join_names
 
@@ -69,7 +70,7 @@ def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) ->
         fact: int | tuple[int, ...] | None = getattr(site, name)
         if fact is None:
             problem = f"this {site.kind} has no {name}{f': {site.obstacle}' if site.obstacle else ''}"
-        elif not admits(condition, fact, depthwise=name == "groups" and site.depthwise):
+        elif not is_met(condition, fact, depthwise=name == "groups" and site.depthwise):
             problem = f"{name} is {write_fact(fact)}"
         else:
             continue
@@ -94,9 +95,7 @@ def write_path(path: str) -> str:
 
 def write_paths(paths: Iterable[str]) -> str:
     """A few paths or names, and how many more there are."""
-    every = list(dict.fromkeys(paths))
-    more = f" and {len(every) - MAX_SHOWN} more" if len(every) > MAX_SHOWN else ""
-    return ", ".join(map(write_path, every[:MAX_SHOWN])) + more
+    return shortened(list(dict.fromkeys(map(write_path, paths))), MAX_SHOWN)
 
 
 def write_counts(names: Iterable[str]) -> str:

@@ -11,7 +11,7 @@ from pydantic import Field
 from simam_inject.source import STRICT, Count, Expression, Name
 
 PRESENT = "already has SimAM"
-"""Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
+"""Reason of a skip whose site has the SimAM of the rule already; if its lambda differs, the reason says so."""
 Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Text without line breaks and other control characters."""
 Path = Line
@@ -79,7 +79,7 @@ class Insertion:
     rule: Annotated[int, Field(ge=0, le=10**6)]
     """Index of the rule in the recipe that took the site, from 0."""
     edit: Annotated[Edit, Field(discriminator="kind")]
-    """How it is put in."""
+    """How it is applied."""
     module: Path
     """Dotted name of the SimAM module, e.g. `layer1.0.conv2.simam`; that of its holder is `edit.module`."""
     reader: Path | None = None
@@ -94,7 +94,7 @@ class Insertion:
     strength: Annotated[float, Field(ge=0, le=1)] = 1.0
     gain: Annotated[float, Field(gt=0)] = 1.0
     note: Line = ""
-    """What a user should know: what folding weights removes, or that a hook may not meet the value in each forward."""
+    """What a user should know: what folding weights removes, or that a hook may not get the value in each forward."""
     witness: Path | None = None
     """Path of the norm that alone reads the value: folded into a convolution, it would be folded across SimAM."""
     expression: Expression | None = None

@@ -80,7 +80,7 @@ class KeyedError(ValueError):
         self.key = key
 
 
-class Grammar(BaseModel):
+class RecipeModel(BaseModel):
     """Base class of the recipe models. Fields contain JSON types as written, lists as tuples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -88,7 +88,7 @@ class Grammar(BaseModel):
     """Keys of other models, and where they belong."""
 
     def __init__(self, /, **keys: Any) -> None:
-        with explaining(type(self).__name__.lower()):
+        with as_recipe_error(type(self).__name__.lower()):
             super().__init__(**keys)
 
     # pydantic then builds nested models without this constructor, so that their errors have the whole path.
@@ -118,7 +118,7 @@ class Grammar(BaseModel):
         Raises:
             RecipeError: the message starts with the path of the offending key.
         """
-        with explaining(cls.__name__.lower()):
+        with as_recipe_error(cls.__name__.lower()):
             return cls.model_validate(data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -127,7 +127,7 @@ class Grammar(BaseModel):
 
 
 @contextmanager
-def explaining(whole: str) -> Iterator[None]:
+def as_recipe_error(whole: str) -> Iterator[None]:
     """Turn a pydantic error into a `RecipeError`: the path of its first problem, and a sentence.
 
     Args:

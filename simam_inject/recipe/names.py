@@ -115,7 +115,7 @@ class Kind(str):
             )
         return super().__new__(cls, kind or text.lower())
 
-    def names(self, kind: str) -> bool:
+    def includes(self, kind: str) -> bool:
         """An operation of this kind is meant."""
         if kind in NOT_OPERATIONS:
             return False
@@ -123,7 +123,7 @@ class Kind(str):
 
 
 @dataclass(frozen=True, slots=True)
-class Whole:
+class BlockValue:
     """The output or input of a block, or its branch just before it joins the skip connection."""
 
     word: Literal["output", "input", "residual"]
@@ -146,7 +146,7 @@ class Child:
         return self.name if self.call is None else f"{self.name}[{self.call or '*'}]"
 
 
-def parse_place(text: str) -> Whole | Child:
+def parse_place(text: str) -> BlockValue | Child:
     """Read a name at `after` or `before`: output, output:0, input, residual, conv2, m.*.cv2, relu[2], relu[*].
 
     Raises:
@@ -154,11 +154,11 @@ def parse_place(text: str) -> Whole | Child:
     """
     word, colon, key = text.partition(":")
     if word.lower() == "output":
-        return Whole("output", key if colon else None)
+        return BlockValue("output", key if colon else None)
     if text.lower() == "input":
-        return Whole("input")
+        return BlockValue("input")
     if text.lower() == "residual":
-        return Whole("residual")
+        return BlockValue("residual")
     called = _CALL.fullmatch(text)
     if called is None:
         return Child(Glob(text))

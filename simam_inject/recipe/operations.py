@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from simam_inject.kinds import FAMILIES, KINDS, find_kind
-from simam_inject.recipe.grammar import Grammar, Name, allow, as_tuple, one_or_many
-from simam_inject.recipe.names import Child, Kind, Whole
+from simam_inject.recipe.grammar import Name, RecipeModel, allow, as_tuple, one_or_many
+from simam_inject.recipe.names import BlockValue, Child, Kind
 from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
 MAX_LENGTH = 400
@@ -51,7 +51,7 @@ else:
     Kinds = one_or_many("Kinds", Annotated[Name, Field(json_schema_extra=_KNOWN), AfterValidator(Kind)], 16)
 
 
-def admits(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
+def is_met(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
     """The fact satisfies the condition.
 
     Args:
@@ -59,7 +59,7 @@ def admits(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
         fact: a number, or one for each dimension.
         depthwise: the fact is the number of groups of a depthwise convolution.
 
-    >>> admits(">=8, <=32", 16), admits((1, "3x3"), (3, 3)), admits("!=1x7", (1, 7))
+    >>> is_met(">=8, <=32", 16), is_met((1, "3x3"), (3, 3)), is_met("!=1x7", (1, 7))
     (True, True, False)
     """
     return any(
@@ -78,8 +78,8 @@ def _holds(test: str, fact: Fact) -> bool:
     return (facts == wanted) is (sign != "!=")
 
 
-class Conditions(Grammar):
-    """Conditions on the facts of an operation; all of them hold."""
+class Conditions(RecipeModel):
+    """Conditions on the facts of an operation, all of which must be met."""
 
     kernel: Numbers | None = Field(default=None, description="Kernel of a convolution or pooling.")
     stride: Numbers | None = Field(default=None, description="Stride of a convolution or pooling.")
@@ -100,9 +100,9 @@ class Operation(Conditions):
         default="all", description="Which of the operations in each block, in execution order."
     )
 
-    def is_one(self, kind: str) -> bool:
+    def includes(self, kind: str) -> bool:
         """An operation of this kind is meant."""
-        return any(name.names(kind) for name in as_tuple(self.op))
+        return any(name.includes(kind) for name in as_tuple(self.op))
 
     def __str__(self) -> str:
         op = self.op if isinstance(self.op, str) else f"[{', '.join(self.op)}]"
@@ -150,13 +150,13 @@ def _parse_link(text: str) -> Link:
     return Link(text, Kind(found["name"]), Conditions.model_validate(dict(pairs)))
 
 
-def find_element(chain: Sequence[Link], target: Whole | Child | Operation) -> int:
+def find_element(chain: Sequence[Link], target: BlockValue | Child | Operation) -> int:
     """Index of the element of a chain that a target names; the output is the last.
 
     Raises:
         ValueError: no element has that name, or several do and no number says which.
     """
-    if target == Whole("output"):
+    if target == BlockValue("output"):
         return len(chain) - 1
     wanted = target.name if isinstance(target, Child) else str(target)
     found = [index for index, link in enumerate(chain) if link.kind in (wanted.lower(), find_kind(wanted))]

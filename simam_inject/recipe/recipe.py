@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.grammar import Grammar, Text, as_tuple
+from simam_inject.recipe.grammar import RecipeModel, Text, as_tuple
 from simam_inject.recipe.rule import Lambda, Rule, Where
 from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
@@ -28,7 +28,7 @@ else:
     Rules = Annotated[tuple[Rule, ...], Field(max_length=100)]
 
 
-class Recipe(Grammar):
+class Recipe(RecipeModel):
     """Where SimAM is applied, for any model. A mistake raises `RecipeError`.
 
     `extends` names a shipped recipe, whose rules are appended at once: `extends` of the record is None. A site belongs

@@ -1,4 +1,4 @@
-"""The formula, written anew and in float64, and what is known of one call of a SimAM."""
+"""An independent implementation of the formula in float64, and the record of one call of a SimAM."""
 
 from __future__ import annotations
 

@@ -19,17 +19,10 @@ from simam_inject.dataflow.naming import Namer
 from simam_inject.editing.attach import Attended
 from simam_inject.errors import describe_exception
 from simam_inject.nested import entry_at, replace_entry
-from simam_inject.planning.records import Input, Output
+from simam_inject.planning.records import Input, Output, Rewritten
 from simam_inject.verification.formula import Call, formula, mean_over_deviation, why_far
 
-Key = tuple[str, str]
-"""Which SimAM: path of its holder, and its name among the children."""
 _Function = Callable[[Tensor], Tensor]
-
-
-def key_of(entry: Attended) -> Key:
-    """The same for a site of a model and of its twins."""
-    return entry.path, entry.site.child
 
 
 class Oracle:
@@ -41,13 +34,13 @@ class Oracle:
 
     def __init__(self, sites: list[Attended]) -> None:
         self.sites = sites
-        self.shapes: dict[Key, list[torch.Size]] = {}
-        """Shapes of each site in the first forward."""
-        self.unnamed: set[Key] = set()
+        self.shapes: dict[str, list[torch.Size]] = {}
+        """Shapes of each site in the first forward; sites are identified by `Insertion.module`."""
+        self.unnamed: set[str] = set()
         """Sites inside a forward that computes other values than in the first, so that names do not say which."""
         self._names: list[dict[str, Counter[str]]] = []
         """Of each forward, how many values of each name the modules with sites inside computed, by path."""
-        self._spatial: dict[Key, tuple[int, ...]] = {}
+        self._spatial: dict[str, tuple[int, ...]] = {}
 
     def has_left_out(self) -> bool:
         """Leave out the sites of modules that computed other values in the last forward than in the first.
@@ -57,7 +50,7 @@ class Oracle:
         """
         before = self.unnamed
         changed = {scope for scope, names in self._names[-1].items() if names != self._names[0][scope]}
-        self.unnamed = {key_of(entry) for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
+        self.unnamed = {entry.site.module for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
         return self.unnamed != before
 
     def spatial(self, entry: Attended, shape: torch.Size) -> tuple[int, ...]:
@@ -65,7 +58,7 @@ class Oracle:
 
         The first dimension is the batch. Of the others, the one that stays while another changes holds the channels.
         """
-        key, inner = key_of(entry), range(1, len(shape))
+        key, inner = entry.site.module, range(1, len(shape))
         first = self.shapes.get(key, [torch.Size()])[0]
         if key not in self._spatial and len(first) == len(shape) > 2:
             fixed = [dim for dim in inner if first[dim] == shape[dim]]
@@ -76,13 +69,13 @@ class Oracle:
 
     def note_shape(self, entry: Attended, x: Tensor) -> Tensor:
         """For `attending`, in the first forward."""
-        self.shapes.setdefault(key_of(entry), []).append(x.shape)
+        self.shapes.setdefault(entry.site.module, []).append(x.shape)
         return x
 
     def why_not_formula(self, entry: Attended, call: Call) -> str | None:
         """How the result of a call differs from the formula; also of the same in float64, where more shows."""
         attention, wide = call.attention, call.given.double()
-        if not isinstance(attention, SimAM):  # another attention module, put in by a factory
+        if not isinstance(attention, SimAM):  # another attention module, made by a factory
             return None
         with torch.no_grad():
             found, wanted = attention.forward(wide), self._formula(entry, call, wide)
@@ -126,7 +119,7 @@ class Oracle:
 
         modules = dict(stock.named_modules())
         inside = [entry for entry in self.sites if _is_named(entry)]
-        named = [entry for entry in inside if key_of(entry) not in self.unnamed]
+        named = [entry for entry in inside if entry.site.module not in self.unnamed]
         functions: dict[str, _Function] = {entry.site.path: partial(function, entry) for entry in named}
         recorder = _NamedValues(stock, functions)
         handles = []
@@ -138,7 +131,7 @@ class Oracle:
                     handles.append(_returning(entry, modules).register_forward_hook(hook, prepend=True))
                 elif isinstance(edit, Input) and entry not in named:
                     before = _before(edit.argument, edit.key, partial(function, entry))
-                    handles.append(modules[entry.path].register_forward_pre_hook(before, with_kwargs=True))
+                    handles.append(modules[edit.module].register_forward_pre_hook(before, with_kwargs=True))
             with recorder.attending() if inside else nullcontext():
                 yield
         finally:
@@ -150,13 +143,14 @@ class Oracle:
 
 def _is_named(entry: Attended) -> bool:
     """The value is found by its name; other sites by the module that returns or reads it."""
-    kind, position = entry.site.edit.kind, entry.site.position
-    return kind == "rewritten" or (kind == "input" and position == "after")
+    edit, position = entry.site.edit, entry.site.position
+    return isinstance(edit, Rewritten) or (isinstance(edit, Input) and position == "after")
 
 
 def _scope(entry: Attended) -> str:
     """Path of the module whose forward computes a value that is found by its name."""
-    return entry.path if entry.site.edit.kind == "rewritten" else entry.site.path.rpartition(".")[0]
+    edit, path = entry.site.edit, entry.site.path
+    return edit.owner if isinstance(edit, Rewritten) else path.rpartition(".")[0]
 
 
 def _returning(entry: Attended, modules: dict[str, nn.Module]) -> nn.Module:
@@ -164,7 +158,7 @@ def _returning(entry: Attended, modules: dict[str, nn.Module]) -> nn.Module:
     path, colon, _ = entry.site.path.partition(":")
     edit = entry.site.edit
     is_module = path in modules and isinstance(edit, Output) and (edit.key is not None) == bool(colon)
-    return modules[path if is_module and entry.site.runs == 1 else entry.path]
+    return modules[path if is_module and entry.site.runs == 1 else edit.module]
 
 
 def _after(key: int | str | None, function: _Function) -> Callable[..., Any]:

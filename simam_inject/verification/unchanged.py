@@ -16,7 +16,7 @@ _KEYS = "state_dict keys and parameters unchanged"
 
 
 def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
-    """Every SimAM stands where its record says, with the recorded settings, and not bypassed."""
+    """Every site has its SimAM, with the recorded settings, and not bypassed."""
     name = "every SimAM is the one planned"
     presence = presence_of(model)
     if presence is None:
@@ -63,7 +63,7 @@ def same_tensors(model: nn.Module, sites: list[Attended], keys: list[str], befor
         before: the tensors before the injection, where they are known.
     """
     attentions = [(entry, entry.attention) for entry in sites if entry.attention is not None]
-    own = [f"{entry.path}.{entry.site.child}.".lstrip(".") for entry, module in attentions if [*module.parameters()]]
+    own = [f"{entry.site.module}." for entry, module in attentions if [*module.parameters()]]
     now = [key for key in model.state_dict() if not key.startswith(tuple(own))]
     if now != keys:
         return Check(_KEYS, False, f"keys differ: {', '.join(sorted(set(now) ^ set(keys))[:3])}")

@@ -123,7 +123,7 @@ def _is_model(value: Any) -> bool:
 
 
 def _locate(error: BaseException) -> str:
-    """What an exception of the user's code says, with the file and line of the innermost frame there."""
+    """The message of an exception in the user's code, with the file and line where it was raised."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{describe_exception(error)}{where}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
-from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
+from simam_inject.zoo.names import did_you_mean, list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 
@@ -49,7 +49,7 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
 
 
 def _load(name: str, checkpoint: str) -> tuple[Any, str]:
-    """A file, if the name says so and it is there, or what ultralytics publishes; with a note on its weights."""
+    """An existing checkpoint, or the one that ultralytics publishes, with a note on its weights."""
     from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
@@ -57,11 +57,10 @@ def _load(name: str, checkpoint: str) -> tuple[Any, str]:
     if _is_model_file(name):
         raise ModelError(f"{name}: a model file of your own has no published weights.")
     if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
-        near = find_nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
-        advice = f" Did you mean {', '.join(near)}?" if near else ""
+        advice = did_you_mean(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
     with fetching(f"ultralytics:{name}", pretrained=not is_file):
-        model = YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
+        model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these
     return model, f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)
 
 
@@ -75,7 +74,7 @@ def _construct(name: str, stem: str, num_classes: int | None) -> Any:
         _check_model_file(name, text)
         is_rtdetr = is_rtdetr or "RTDETRDecoder" in text
     elif stem not in list_ultralytics():
-        raise unknown_model(stem, list_ultralytics(), library="ultralytics")
+        raise unknown_model(stem, "ultralytics")
     with fetching(f"ultralytics:{name}", pretrained=False):
         # Only a checkpoint makes `YOLO` an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
         model = (RTDETR if is_rtdetr else YOLO)(file)

@@ -188,6 +188,7 @@ MISTAKES = [
     ("resnet50 --after block --e-lambda -1", "e_lambda"),
     ("resnet50 --after block --e-lambda nan", "e_lambda"),
     ("resnet50 --after block --e-lambda small", "write a number"),
+    ("resnet50 --after block --seed 99999999999999999999", "4294967295"),
     ("resnet50 --after block --strength 2", "less than or equal to 1"),
     ("resnet50 --after block --input-size 32", "channels x height x width"),
     ("resnet50 --after block --input-size 3x0x32", "channels x height x width"),

@@ -11,7 +11,7 @@ import pytest
 
 from simam_inject.errors import RecipeError
 from simam_inject.recipe import Recipe, Rule, Where, load_recipe, read_shipped, shipped_recipes, texts
-from simam_inject.recipe.names import Child, Glob, Whole
+from simam_inject.recipe.names import BlockValue, Child, Glob
 from simam_inject.recipe.operations import Operation
 
 FULL = {
@@ -81,7 +81,7 @@ def test_a_rule_offers_parsed_views():
     assert fourth.selector == "path head, before {op: [conv2d, linear], kernel: 1 or 3x3}"
     assert (fifth.structure, sixth.structure) == (("main", "residual"), "decoder")
     assert fifth.selector == "structure main or residual, after {op: conv, kernel: !=1, which: last}"
-    assert sixth.target == Whole("output", "p3")
+    assert sixth.target == BlockValue("output", "p3")
     assert third.selector == "pattern conv2d > batch_norm > relu, after batch_norm"
 
 
@@ -101,18 +101,18 @@ def test_python_builds_the_same_record():
 
 
 SELECTORS = [
-    ("after bottleneck", "bottleneck", "after", Whole("output")),
-    ("  after   Bottleneck ", "Bottleneck", "after", Whole("output")),
+    ("after bottleneck", "bottleneck", "after", BlockValue("output")),
+    ("  after   Bottleneck ", "Bottleneck", "after", BlockValue("output")),
     ("after bottleneck.conv2", "bottleneck", "after", Child(Glob("conv2"))),
     ("after bottleneck.relu[2]", "bottleneck", "after", Child(Glob("relu"), 2)),
     ("after bottleneck.relu[*]", "bottleneck", "after", Child(Glob("relu"), 0)),
     ("after bottleneck.downsample.0", "bottleneck", "after", Child(Glob("downsample.0"))),
     ("after {c2f,c3.*}.m.0", "{c2f,c3.*}", "after", Child(Glob("m.0"))),
-    ("after basicblock.output", "basicblock", "after", Whole("output")),
+    ("after basicblock.output", "basicblock", "after", BlockValue("output")),
     ("before basicblock.bn2", "basicblock", "before", Child(Glob("bn2"))),
-    ("before basicblock.residual", "basicblock", "before", Whole("residual")),
-    ("before detect", "detect", "before", Whole("input")),
-    ("before detect.input", "detect", "before", Whole("input")),
+    ("before basicblock.residual", "basicblock", "before", BlockValue("residual")),
+    ("before detect", "detect", "before", BlockValue("input")),
+    ("before detect.input", "detect", "before", BlockValue("input")),
 ]
 
 

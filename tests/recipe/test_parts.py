@@ -8,7 +8,7 @@ import pytest
 from simam_inject.errors import RecipeError
 from simam_inject.kinds import FAMILIES, KINDS, find_kind, kind_of
 from simam_inject.recipe.names import Glob, Kind, lineage
-from simam_inject.recipe.operations import Operation, admits
+from simam_inject.recipe.operations import Operation, is_met
 from simam_inject.recipe.rule import Pick, Rule
 
 GLOBS = [
@@ -93,14 +93,14 @@ BOUNDS = [
 @pytest.mark.parametrize(("bounds", "fact", "expected"), BOUNDS)
 def test_bounds_admit(bounds, fact, expected):
     operation = Operation(op="conv", kernel=bounds)
-    assert admits(operation.kernel, fact) is expected
+    assert is_met(operation.kernel, fact) is expected
 
 
 def test_depthwise_is_a_fact_of_its_own():
     groups = Operation(op="conv", groups=["depthwise", 32]).groups
-    assert admits(groups, 64, depthwise=True)
-    assert admits(groups, 32)
-    assert not admits(groups, 64)
+    assert is_met(groups, 64, depthwise=True)
+    assert is_met(groups, 32)
+    assert not is_met(groups, 64)
     with pytest.raises(RecipeError, match="found 'depthwise'"):
         Operation(op="conv", kernel="depthwise")
 
@@ -135,7 +135,7 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "kind", "expected"), NAMES)
 def test_names_of_operations(name, kind, expected):
-    assert Kind(name).names(kind) is expected
+    assert Kind(name).includes(kind) is expected
 
 
 SPELLINGS = [
@@ -157,7 +157,7 @@ def test_one_vocabulary_for_classes_functions_and_operators(name, kind):
     assert kind_of(name) == kind
     if kind in KINDS:
         assert find_kind(name) == kind
-        assert Kind(name.strip("_")).names(kind), "the name of a class or function names its kind as well"
+        assert Kind(name.strip("_")).includes(kind), "the name of a class or function names its kind as well"
 
 
 def test_a_family_is_no_kind():
