@@ -27,7 +27,7 @@ def check(options: CheckOptions, step: Step) -> Report:
     file = options.file
     step(f"reading {file}", of=2)
     if file.suffix == ".safetensors":
-        return _check_saved(file, options.model, step)
+        return _check_saved(options, step)
     if file.suffix == ".pt":
         return _check_checkpoint(file, step)
     raise FileError(
@@ -60,10 +60,11 @@ def _describe(file: Path, manifest: Manifest) -> Report:
     return Report(view, {"path": file, "sites": sites, "recipes": manifest.recipes, "versions": manifest.versions})
 
 
-def _check_saved(file: Path, model: str | None, step: Step) -> Report:
+def _check_saved(options: CheckOptions, step: Step) -> Report:
     """Check that a valid file contains SimAM, and verify the model that it is loaded into."""
     from simam_inject.persist import load, read
 
+    file, model = options.file, options.model
     manifest = read(file)
     found = _describe(file, manifest)
     view, data, ok = [*found.view], found.data, bool(manifest.insertions)
@@ -75,7 +76,7 @@ def _check_saved(file: Path, model: str | None, step: Step) -> Report:
 
         check_model_name(model)
         step(f"loading it into {model} and verifying")
-        data["verification"] = verification = verify(load(file, build(model).model))
+        data["verification"] = verification = verify(load(file, build(model, num_classes=options.num_classes).model))
         view += render_verification(verification)
         ok = verification.ok
     return Report(view, {**data, "ok": ok}, ok)

@@ -118,6 +118,7 @@ _MODEL_NAME = argument(
 )
 _RECIPE = partial(_place, "A shipped recipe or a YAML file", "NAME|FILE", autocompletion=complete_recipe)
 _PRETRAINED = _model("Load the library's pretrained weights", default=False)
+_NUM_CLASSES = _model("Number of classes of the head", "N", min=1)
 _STRENGTH = _place("From 0 (no effect) to 1 (SimAM)", "F", default=1.0, min=0.0, max=1.0)
 _DEVICE = _measure("cpu or cuda", default="cpu", callback=one_of("device", "cpu", "cuda", "cuda:N"))
 _AGAINST = _measure(
@@ -145,8 +146,8 @@ class ModelOptions(OutputOptions):
         dir_okay=False,
     )
     pretrained: bool = _PRETRAINED
-    num_classes: int | None = _model("Number of classes of the head", "N", min=1)
-    seed: int | None = _model("Seed of the random weights", "N", min=0)
+    num_classes: int | None = _NUM_CLASSES
+    seed: int | None = _model("Seed of the random weights", "N", min=0, max=2**32 - 1)
     input_size: tuple[int, ...] | None = _model(
         "Size of one example: channels x height x width", "CxHxW", parser=parse_size
     )
@@ -172,7 +173,7 @@ class Options(ModelOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InjectOptions(Options):
-    """What is put in, saved and printed."""
+    """What is inserted, saved and printed."""
 
     strength: float = _STRENGTH
     calibrate: Path | None = _place(
@@ -191,7 +192,7 @@ class InjectOptions(Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageOptions(Options):
-    """What is put in, and where the page about it is written."""
+    """What is inserted, and where the page about it is written."""
 
     strength: float = _STRENGTH
     html: Path = _output("Output file", "FILE.html", default=..., parser=writable(".html"))
@@ -235,6 +236,7 @@ class CheckOptions(FileOptions):
 
     file: Path = argument("FILE", "A YOLO checkpoint (.pt), or a .safetensors file of --output")
     model: str | None = _model("Load a .safetensors file into this model and verify", "MODEL")
+    num_classes: int | None = _NUM_CLASSES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

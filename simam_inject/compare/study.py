@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import shlex
 import sys
 import threading
@@ -209,13 +210,12 @@ class Study:
 
     def _free_dead(self) -> None:
         """Give back the cells of workers of this machine that are gone, and with `retry_stale` those of silent ones."""
+        heartbeats = self._study.user_attrs
         for trial in self._trials("RUNNING"):
-            worker = trial.user_attrs.get("worker")
-            if worker is None:
-                continue
-            is_silent = time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0)) > STALE
-            if (self._retry_stale and is_silent) or self._has_ended(worker):
-                self._end(trial.number, "PRUNED")
+            if worker := trial.user_attrs.get("worker"):
+                is_silent = time.time() - float(heartbeats.get(f"heartbeat {worker}", 0.0)) > STALE
+                if (self._retry_stale and is_silent) or self._has_ended(worker):
+                    self._end(trial.number, "PRUNED")
 
     def _has_ended(self, worker: str) -> bool:
         machine, pid, _ = worker.rsplit(":", 2)
@@ -288,20 +288,21 @@ def _read(study: optuna.Study) -> Comparison:
     )
 
 
-def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None:
-    other = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+def _check_same(written: dict[str, Any], given: dict[str, Any], name: str) -> None:
+    other = [key for key in sorted(written.keys() | given.keys()) if written.get(key) != given.get(key)]
     if other:
-        lines = [f"  {key}: {there.get(key)!r} in the study, {asked.get(key)!r} here" for key in other]
+        lines = "\n".join(f"  {key}: {written.get(key)!r} in the study, {given.get(key)!r} here" for key in other)
         raise CompareError(
-            "\n".join([f"the storage has a study {name!r} with other settings; nothing was changed", *lines])
-            + "\nuse another file or name, or the settings of that study"
+            f"the storage has a study {name!r} with other settings; nothing was changed\n{lines}\n"
+            "use another file or name, or the settings of that study"
         )
 
 
 def _made_with() -> dict[str, str]:
-    """The command and the versions, for the report."""
+    """The command without passwords of databases, and the versions, for the report."""
     program = Path(sys.argv[0]).name or "python"
-    command = shlex.join(["simam-inject" if program == "__main__.py" else program, *sys.argv[1:]])
+    arguments = [re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", argument) for argument in sys.argv[1:]]
+    command = shlex.join(["simam-inject" if program == "__main__.py" else program, *arguments])
     found = {"command": command, "python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -134,7 +134,8 @@ def make_loaders(
         raise CompareError(
             f"{len(images.train)} training images are fewer than one batch of {step}; use a smaller --batch"
         )
-    sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
+    order = 1000 * seed  # the sampler adds the epoch: epoch 1 of seed 0 is not epoch 0 of seed 1
+    sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=order, drop_last=True)
     part = Subset(images.val, range(rank, len(images.val), processes))
     workers = training.workers
     load: Any = partial(

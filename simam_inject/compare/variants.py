@@ -137,7 +137,8 @@ def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modu
     if experiment.batches is not None:
         # The same for every variant: gains exist for SimAM only, and would favour it.
         seed_everything(seed)  # a loader may shuffle
-        update_bn(experiment.batches, model)
+        device = next((parameter.device for parameter in model.parameters()), None)
+        update_bn(experiment.batches, model, device)
     return model, digest.hexdigest()[:16]
 
 

@@ -18,10 +18,11 @@ from simam_inject.errors import FileError, ModelError
 from simam_inject.nested import entry_at, replace_entry
 from simam_inject.planning.records import Input, Insertion, Rewritten
 
-NO_TENSOR, NO_ENTRY = "was planned for a tensor, but got", "which is missing in this call"
-NO_RANK = "use inputs with a batch dimension"
-"""Words of the errors for a call without the planned value, which a network may have in train mode only."""
 ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
+
+
+class NoValueError(ModelError):
+    """A call does not have the planned value: some outputs of detectors exist in eval mode only."""
 
 
 def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
@@ -36,7 +37,7 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
-        raise ModelError(f"SimAM at {site.path} {NO_TENSOR} a {type(x).__name__}; {ADVICE}")
+        raise NoValueError(f"SimAM at {site.path} was planned for a tensor, but got a {type(x).__name__}; {ADVICE}")
     if site.channel_dim == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
         return attention(x.movedim(-1, 1)).movedim(1, -1)
     return attention(x)
@@ -45,9 +46,9 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
 def _check_shape(site: Insertion, x: Tensor) -> None:
     channels, shape = site.shape[site.channel_dim], x.shape
     if len(shape) != len(site.shape):
-        raise ModelError(
+        raise NoValueError(
             f"SimAM at {site.path} was planned for {len(site.shape)} dimensions ({site.axes}), but got a "
-            f"tensor of shape {tuple(shape)}; {NO_RANK}, or inject with such an example"
+            f"tensor of shape {tuple(shape)}; use inputs with a batch dimension, or inject with such an example"
         )
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
     if not is_traced and shape[site.channel_dim] != channels and channels in shape and not _is_pruned(site, shape):
@@ -216,7 +217,7 @@ def _attend_entry(module: nn.Module, site: Insertion, value: Any) -> Any:
     try:
         entry = entry_at(value, key)
     except KeyError:
-        raise ModelError(f"SimAM at {site.path} is applied to entry {key!r}, {NO_ENTRY}") from None
+        raise NoValueError(f"SimAM at {site.path} is applied to entry {key!r}, which is missing in this call") from None
     return replace_entry(value, key, attend(module, site, entry))
 
 

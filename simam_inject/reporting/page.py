@@ -64,7 +64,7 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
 
 
 def _render(template: str, **values: Any) -> str:
-    """A template of this folder, filled; whatever is put into it is escaped."""
+    """A template of this folder with these values, which are escaped."""
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(text).render(**values)
@@ -90,9 +90,9 @@ def draw_network(anatomy: Anatomy, insertions: Sequence[Insertion]) -> str:
 
 
 def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> list[tuple[Site, list[Insertion]]]:
-    """What is drawn, with the SimAMs in it: blocks, and convolutions and poolings between.
+    """What is drawn, each with the SimAMs inside: blocks, and convolutions and poolings between them.
 
-    Of containers, and of blocks that hold main or decoder blocks, what they hold is drawn.
+    Containers, and blocks that contain main or decoder blocks, are not drawn themselves, but what is inside them.
     """
     mapped = [site for site in anatomy.sites if site.runs and site.spatial and site.path and ":" not in site.path]
     dims = Counter(len(site.spatial or ()) for site in mapped).most_common(1)

@@ -27,7 +27,7 @@ _HEADINGS = ("position", "count", "CxHxW", "reduction", "e_lambda", "edit", "axe
 
 
 def plan_to_dict(plan: Plan, verification: Verification | None = None) -> dict[str, Any]:
-    """JSON types: what the plan says of itself, totals, and the verification."""
+    """The plan, totals and the verification as JSON types."""
     totals = {"sites": len(plan.placed), "parameters": 0, "bytes_per_image": bytes_per_image(plan)}
     checks = [asdict(check) for check in verification.checks] if verification else []
     checked = {"ok": verification.ok, "checks": checks} if verification else None
@@ -35,9 +35,9 @@ def plan_to_dict(plan: Plan, verification: Verification | None = None) -> dict[s
 
 
 def bytes_per_image(plan: Plan) -> int:
-    """Bytes that the attention moves for one image at the least: each attended map is read once and written once.
+    """Bytes that SimAM reads and writes for one image at least: each attended map once.
 
-    Counters of floating point operations do not know SimAM; memory traffic is what it costs.
+    Its cost is memory traffic; tools that count floating point operations do not count it.
     """
     batch = next((shape[0] for shape in plan.anatomy.input_shapes if len(shape) > 3), 1)
     return round(sum(insertion.bytes_moved for insertion in plan.placed) / max(1, batch))
@@ -112,7 +112,7 @@ def sites_table(placed: Sequence[Insertion], anatomy: Anatomy | None = None, *, 
 
 
 def notes(placed: Sequence[Insertion], *, verbose: bool = False) -> Iterator[str]:
-    """What is out of the ordinary about sites."""
+    """What is unusual about sites, one line for each fact."""
     return _grouped(((one.path, fact) for one in placed for fact in _facts(one)), verbose)
 
 
@@ -146,7 +146,7 @@ def render_verification(verification: Verification, *, verbose: bool = False) ->
 
 
 def render_bench(measured: Bench) -> Iterator[RenderableType]:
-    """One line per variant and mode. A ratio too spread out to be quoted says so instead of a number."""
+    """One line per variant and mode, with `too noisy` for a ratio whose quartiles are too far apart."""
     conditions = measured.conditions
     words = [f"batch {conditions.batch}", conditions.dtype, "channels last" if conditions.channels_last else "NCHW"]
     words += ["compiled" if conditions.compile else "eager", f"{conditions.rounds} rounds"]

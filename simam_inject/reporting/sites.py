@@ -11,12 +11,13 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from simam_inject import modules
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.errors import shortened
 from simam_inject.matching import why_not_attendable
 from simam_inject.reporting.formats import MODEL, Table, format_count, format_map, format_span
 
-CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
+CONTAINERS = frozenset({"Module", *(kind.__name__ for kind in modules.CONTAINERS)})
 """Classes of torch that only contain other modules: a rule that names one selects nothing in particular."""
 
 

@@ -75,6 +75,8 @@ def test_a_saved_file_is_shown_and_checked_and_read_as_weights(run, folder):
     assert "0 sites inserted with e_lambda 0.0001, 2 already there, 0 skipped" in again.stdout
     assert "\nverified: " in again.stdout
     assert run("check", "x.safetensors", "--model", "nets.py:make_wide").exit_code == 0
+    run("nets.py:make_wide", "--num-classes", "7", "--after", "block", *SMALL, "--output", "wide.safetensors")
+    assert run("check", "wide.safetensors", "--model", "nets.py:make_wide", "--num-classes", "7").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,12 @@ def test_report_is_one_whole_page(run, folder):
     assert sum(row[:1] == ["ok"] for row in page.rows) == 7
 
 
+def test_a_full_disk_is_one_message(run, folder):
+    (folder / "page.html").symlink_to("/dev/full")
+    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", "page.html")
+    assert (result.exit_code, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
 def test_report_needs_a_folder_that_exists(run):
     assert run("report", "nets.py:Net", "--after", "block", "--html", "nowhere/page.html").exit_code == 2
 
@@ -188,6 +194,7 @@ MISTAKES = [
     ("resnet50 --after block --e-lambda -1", "e_lambda"),
     ("resnet50 --after block --e-lambda nan", "e_lambda"),
     ("resnet50 --after block --e-lambda small", "write a number"),
+    ("resnet50 --after block --seed 99999999999999999999", "4294967295"),
     ("resnet50 --after block --strength 2", "less than or equal to 1"),
     ("resnet50 --after block --input-size 32", "channels x height x width"),
     ("resnet50 --after block --input-size 3x0x32", "channels x height x width"),

@@ -155,6 +155,15 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(file):
     assert len(other.cells) == 3
 
 
+def test_the_command_is_recorded_without_the_password_of_the_database(file, monkeypatch):
+    words = ["--study", "postgresql+psycopg2://me:se/cret@host:5432/name", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", ["simam-inject", "compare", "resnet18", *words])
+    compare(make_model, [RECIPE], noisy, seeds=1, storage=file)
+    assert "cret" not in file.read_text(encoding="utf-8")
+    command = "simam-inject compare resnet18 --study 'postgresql+psycopg2://me:***@host:5432/name' --seeds 1"
+    assert command in load_comparison(file).to_markdown()
+
+
 def test_seeds_that_are_added_after_a_look_are_counted(file):
     once = compare(make_model, [RECIPE], noisy, seeds=5, storage=file)
     same = compare(make_model, [RECIPE], noisy, seeds=5, storage=file)

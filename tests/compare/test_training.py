@@ -15,7 +15,7 @@ from simam_inject.cli import comparing
 from simam_inject.cli.options import parse_time
 from simam_inject.compare import Report, load_comparison, running, variants
 from simam_inject.compare.setups import set_up
-from simam_inject.compare.training import Training, fit, open_folder
+from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError, InjectError
 from tests.compare.networks import RECIPE
 
@@ -76,6 +76,16 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(images):
         ends.append(network[0].weight.detach().clone())
     assert torch.equal(ends[0], ends[1])
     assert not torch.equal(ends[0], ends[2])
+
+
+def test_no_two_seeds_and_epochs_share_an_order(images):
+    orders = []
+    for seed in range(3):
+        loader, _ = make_loaders(open_folder(images, 16, augment=False), SHORT, seed)
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)
+            orders.append(tuple(loader.sampler))
+    assert len(set(orders)) == 9
 
 
 def test_a_loss_that_is_not_finite_ends_the_run(images):
