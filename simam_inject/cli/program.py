@@ -141,7 +141,7 @@ def run(action: Action, options: Any = None) -> None:
             if quiet:
                 warnings.simplefilter("ignore")
             report = action(options, Step(bar))
-    except (InjectError, PermissionError) as error:  # the latter of a file to write or to read
+    except (InjectError, OSError) as error:  # the latter of a file to read or to write
         show_error(str(error))
         if wants_json:
             typer.echo(json.dumps({"error": str(error)}))

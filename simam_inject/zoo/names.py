@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,21 +85,14 @@ def _files(package: str, folder: str, pattern: str) -> list[Path]:
 
 def unknown_model(name: str, library: str = "") -> ModelError:
     """The error for a name that a library does not have (without `library`, none of them), with the nearest names."""
-    names = {"torchvision": list_torchvision, "timm": list_timm, "ultralytics": list_ultralytics}
-    if library:
-        found, candidates = f"{library} has no model {name!r}", names[library]()
-    else:
-        found = f"no library has a model {name!r}"
-        first = set(list_torchvision())  # a name of torchvision and timm means torchvision's
-        timm = (f"timm:{one}" if one in first else one for one in list_timm())
-        candidates = (*list_torchvision(), *timm, *list_ultralytics())
-    return ModelError(f"{found}.{did_you_mean(name, candidates)} A model is named {FORMS}.")
+    from simam_inject.recipe.wording import nearest
 
-
-def did_you_mean(name: str, candidates: Iterable[str]) -> str:
-    """` Did you mean resnet50, timm:resnet50?`: candidates that are similar without their prefix; empty for none."""
-    by_bare_name: dict[str, list[str]] = {}
-    for candidate in candidates:
-        by_bare_name.setdefault(candidate.rpartition(":")[2].lower(), []).append(candidate)
-    near = [one for bare in difflib.get_close_matches(name.lower(), by_bare_name, n=5) for one in by_bare_name[bare]]
-    return f" Did you mean {', '.join(near[:5])}?" if near else ""
+    names = {"torchvision": list_torchvision(), "timm": list_timm(), "ultralytics": list_ultralytics()}
+    known = names[library] if library else {one for listed in names.values() for one in listed}
+    twice = set() if library else {*names["torchvision"]} & {*names["timm"]}
+    near = []
+    for one in nearest(name, known, count=5):
+        near += [one, f"timm:{one}"] if one in twice else [one]
+    found = f"{library} has no model {name!r}" if library else f"no library has a model {name!r}"
+    advice = f" Did you mean {', '.join(near[:5])}?" if near else ""
+    return ModelError(f"{found}.{advice} A model is named {FORMS}.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
-from simam_inject.zoo.names import did_you_mean, list_ultralytics, unknown_model
+from simam_inject.zoo.names import list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
 
@@ -35,6 +35,8 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
         ModelError: ultralytics is missing, the name is unknown, or the file cannot be fetched or read.
     """
     check_installed(name)
+    from simam_inject.dataflow.example import declared_size
+
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     if pretrained or name.endswith(".pt"):
         if num_classes is not None:
@@ -42,10 +44,11 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
                 f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
             )
         model, note = _load(name, f"{stem}.pt")
+        size = declared_size(model.model)
     else:
         model, note = _construct(name, stem, num_classes), describe_weights("ultralytics", pretrained=False)
-    size = 224 if model.task == "classify" else 640
-    return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
+        size = (3, 224, 224) if model.task == "classify" else declared_size(model.model)
+    return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, *size),))
 
 
 def _load(name: str, checkpoint: str) -> tuple[Any, str]:
@@ -53,11 +56,14 @@ def _load(name: str, checkpoint: str) -> tuple[Any, str]:
     from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
+    from simam_inject.recipe.wording import nearest
+
     is_file = name == checkpoint and Path(name).is_file()
     if _is_model_file(name):
         raise ModelError(f"{name}: a model file of your own has no published weights.")
     if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
-        advice = did_you_mean(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
+        near = nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
+        advice = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
     with fetching(f"ultralytics:{name}", pretrained=not is_file):
         model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these

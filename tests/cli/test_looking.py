@@ -111,6 +111,12 @@ def test_report_is_one_whole_page(run, folder):
     assert sum(row[:1] == ["ok"] for row in page.rows) == 7
 
 
+def test_a_full_disk_is_one_message(run, folder):
+    (folder / "page.html").symlink_to("/dev/full")
+    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", "page.html")
+    assert (result.exit_code, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
 def test_report_needs_a_folder_that_exists(run):
     assert run("report", "nets.py:Net", "--after", "block", "--html", "nowhere/page.html").exit_code == 2
 
