@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from simam_inject.attention import composite, cpu
-from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_gain, check_input, check_strength
+from simam_inject.attention.arguments import check_channel_dim, check_input, check_number
 from simam_inject.errors import describe_exception
 
 SMALLEST, LARGEST = 1e-30, 1e30
@@ -84,7 +84,7 @@ def simam(
         return result
     e_lambda, dims = _checked(x, e_lambda, channel_dim)
     if not composite.is_compiled():  # compiled, the two may be symbols, whose values no branch may use
-        strength, gain = check_strength(strength), check_gain(gain)
+        strength, gain = check_number("strength", strength), check_number("gain", gain)
         if strength == 0.0:
             return x.clone()
         if torch.compiler.is_compiling() or not _is_plain_eager(x):
@@ -115,7 +115,7 @@ def gate(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
 def _checked(x: object, e_lambda: object, channel_dim: object) -> tuple[float, tuple[int, ...]]:
     """Return lambda within its range, and the spatial dimensions."""
     rank = check_input(x).dim()
-    number = min(max(check_e_lambda(e_lambda), SMALLEST), LARGEST)
+    number = min(max(check_number("e_lambda", e_lambda), SMALLEST), LARGEST)
     return number, composite.spatial_dims(rank, check_channel_dim(channel_dim))
 
 

@@ -154,14 +154,12 @@ def _forward(
     # Every lane updates its own (count, mean, sum(d^2)) by Welford's method; they are merged at the end.
     energy = tl.zeros((planes, span), tl.float32)
     if is_whole:
-        inside = exists[:, None] & (lane < positions)
-        x = _read(x_rows, x_strides, lane, inside)
+        x, inside = _read(x_rows, x_strides, lane, exists, positions)
         count, means = inside.to(tl.float32), x
     else:
         count, means = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
         for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
+            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
             count += inside.to(tl.float32)
             delta = tl.where(inside, x - means, 0.0)
             means += delta / tl.maximum(count, 1.0)
@@ -172,8 +170,7 @@ def _forward(
     a = 1.0 / (tl.sum(energy, 1) * (4.0 / tl.maximum(positions - 1, 1)) + 4.0 * e_lambda)
     for begin in range(0, span if is_whole else positions, span):
         if not is_whole:
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
+            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
         deviation = x - mean[:, None]
         y = x * (keep + scale * tl.sigmoid(deviation * deviation * a[:, None] + 0.5))
         _write(y_rows, y_strides, begin + lane, inside, y)
@@ -206,16 +203,15 @@ def _backward(
     a = tl.load(a_ptr + sample * channels + channel, mask=exists, other=0.0)[:, None]
     lane = tl.arange(0, span)[None, :]
     if is_whole:
-        inside = exists[:, None] & (lane < positions)
-        x, grad = _read(x_rows, x_strides, lane, inside), _read(grad_rows, result_strides, lane, inside)
+        x, inside = _read(x_rows, x_strides, lane, exists, positions)
+        grad, _ = _read(grad_rows, result_strides, lane, exists, positions)
         deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
         firsts, seconds = product, product * deviation
     else:
         firsts, seconds = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
         for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
-            grad = _read(grad_rows, result_strides, begin + lane, inside)
+            x, _ = _read(x_rows, x_strides, begin + lane, exists, positions)
+            grad, _ = _read(grad_rows, result_strides, begin + lane, exists, positions)
             deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
             firsts += product
             seconds += product * deviation
@@ -224,9 +220,8 @@ def _backward(
     result_rows = _rows(result_ptr, result_strides, sample, channel)
     for begin in range(0, span if is_whole else positions, span):
         if not is_whole:
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
-            grad = _read(grad_rows, result_strides, begin + lane, inside)
+            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
+            grad, _ = _read(grad_rows, result_strides, begin + lane, exists, positions)
             deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
         dx = gated + 2.0 * a * (product - first - second * deviation)
         _write(result_rows, result_strides, begin + lane, inside, dx)
@@ -248,9 +243,10 @@ def _rows(pointer, strides, sample, channel):
 
 
 @triton.jit
-def _read(rows, strides, position, inside):
-    """Return a tile in float32, zero outside."""
-    return tl.load(rows + position * strides[2], mask=inside, other=0.0).to(tl.float32)
+def _read(rows, strides, position, exists, positions):
+    """Return a tile in float32, zero outside of the map, and which of its elements are inside."""
+    inside = exists[:, None] & (position < positions)
+    return tl.load(rows + position * strides[2], mask=inside, other=0.0).to(tl.float32), inside
 
 
 @triton.jit

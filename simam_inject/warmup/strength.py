@@ -9,7 +9,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
-from simam_inject.attention.arguments import check_strength
+from simam_inject.attention.arguments import check_number
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 
@@ -36,7 +36,7 @@ def set_strength(model: nn.Module, value: float) -> None:
         >>> model.layer1[0].conv2.simam
         SimAM(e_lambda=0.1, strength=0.5)
     """
-    strength = check_strength(value)
+    strength = check_number("strength", value)
     for _, attention in simams_of(model):
         attention.strength = strength
     update(model)
@@ -94,7 +94,7 @@ class Ramp:
 
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
         self._models = (model, *more)
-        self._steps, self._start, self._done = _checked_steps(steps), check_strength(start), 0
+        self._steps, self._start, self._done = _checked_steps(steps), check_number("strength", start), 0
         if any(all(attention.gain == 1.0 for _, attention in simams_of(one)) for one in self._models):
             warnings.warn(
                 "a ramp without gains makes the statistics of norms lag behind, which costs more accuracy on the way "
@@ -133,7 +133,8 @@ class Ramp:
         done = state.get("done") if isinstance(state, dict) else None
         if type(done) is not int or done < 0 or state.keys() != self.state_dict().keys():
             raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
-        self._steps, self._start, self._done = _checked_steps(state["steps"]), check_strength(state["start"]), done
+        start = check_number("strength", state["start"])
+        self._steps, self._start, self._done = _checked_steps(state["steps"]), start, done
         self._set()
 
     def _set(self) -> None:
