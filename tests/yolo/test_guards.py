@@ -279,7 +279,7 @@ class Trainer:
 
 
 def test_the_tripwire_looks_at_model_and_ema_through_wrappers(yolo):
-    tripwire = training.Tripwire(read(yolo.model))
+    tripwire = training.Tripwire(read(yolo.model)).on_pretrain_routine_end
     stock = copy.deepcopy(yolo.model)
     eject(stock)
     tripwire(Trainer(nn.ModuleList([stock, yolo.model]), yolo.model))  # a student beside its teacher
