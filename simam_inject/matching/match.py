@@ -81,17 +81,12 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit
     (search_pattern if search.rule.chain else search_blocks)(search)
     if not search.candidates and not search.misses:
         search.miss("", explain_no_candidate(search.rule, search.anatomy))
-    named = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}
-    filtered = [hit for hit in named.values() if _complies(search, hit)]
+    candidates = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}.values()
     free: Owners = defaultdict(list)
-    outermost_first = sorted(filtered, key=lambda hit: (hit.path.count("."), hit.path != ""))
-    for hit in outermost_first:
+    for hit in sorted(candidates, key=lambda hit: (hit.path.count("."), hit.path != "")):  # the outermost path first
         value = value_of(hit.attended, search.anatomy)
-        conflict = _conflict(hit, [*owners[value], *free[value]])
-        if conflict is None:
+        if _complies(search, hit) and _is_free(search, hit, [*owners[value], *free[value]]):
             free[value].append(hit)
-        else:
-            search.reject(hit, conflict, OWNED)
     taken = list(chain.from_iterable(free.values()))
     if not search.rule.choice.takes_all:
         taken = _pick(search, taken, order)
@@ -131,15 +126,16 @@ def value_of(site: Site, anatomy: Anatomy) -> str:
     return site.path
 
 
-def _conflict(candidate: Hit, taken: Iterable[Hit]) -> str | None:
-    """Why the candidate cannot be taken, given the hits that attend its value; None if it can."""
+def _is_free(search: Search, candidate: Hit, taken: Iterable[Hit]) -> bool:
+    """None of the hits that attend the same value has the same reader; otherwise the candidate is a near miss."""
     for other in taken:
         readers = {_only_reader(candidate), _only_reader(other)}
         if None in readers or len(readers) == 1:
             whose = f"taken by rules[{other.rule}]" if other.rule != candidate.rule else "which this rule takes"
             same = f"is the same value as {write_path(other.path)}," if other.path != candidate.path else "already"
-            return f"{same} {whose}"
-    return None
+            search.reject(candidate, f"{same} {whose}", OWNED)
+            return False
+    return True
 
 
 def _only_reader(candidate: Hit) -> str | None:
