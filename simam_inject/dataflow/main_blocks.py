@@ -85,7 +85,7 @@ class MainBlocks:
                 child: Frame = node.meta["frame"]
                 if self._is_block(child.path) and not self._is_stage(child.path):
                     found.append(child.path)
-                else:
+                elif child.path not in _above(path):  # a module may call itself
                     found += self._inside(child.path)
         return list(dict.fromkeys(found))
 

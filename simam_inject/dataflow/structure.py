@@ -173,13 +173,18 @@ class _Upsampling:
 
     def __init__(self, recording: Recording) -> None:
         self.graphs = recording.graphs
+        self.blocks: dict[str, bool] = {}
+        """Whether each block enlarges a map; False while it is found out, since a block may call itself."""
 
     def at(self, node: fx.Node) -> bool:
         """The node enlarges a map, or is a block that does somewhere inside."""
         if node.meta.get("kind") != "block":
             return _enlarges(node)
-        graph = self.graphs.get(node.meta["frame"].path)
-        return graph is not None and any(map(self.at, graph.nodes))
+        path = node.meta["frame"].path
+        if path not in self.blocks:
+            self.blocks[path] = False
+            self.blocks[path] = path in self.graphs and any(map(self.at, self.graphs[path].nodes))
+        return self.blocks[path]
 
     def before(self, node: fx.Node, is_add: bool, depth: int = 0) -> bool:
         """The value was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
