@@ -52,7 +52,7 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     for path, graph in recording.graphs.items():
         for node in graph.nodes:
             kind = node.meta.get("kind")
-            operands = [node for node in node.args[:2] if isinstance(node, fx.Node) and "value" in node.meta]
+            operands = [source for source in node.all_input_nodes[:2] if "value" in source.meta]
             if kind in ("add", "mul") and len(operands) == 2 and all(node.op != "get_attr" for node in operands):
                 if kind == "mul":
                     _enter_gate(found, operands)
