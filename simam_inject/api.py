@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,14 +16,12 @@ from torch import nn
 from simam_inject.adapters import network_of, update
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
-from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import attach, attended_in, detach, restorer, strip
 from simam_inject.editing.bypass import bypassed
 from simam_inject.editing.presence import presence_of
-from simam_inject.editing.records import record_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
-from simam_inject.matching import every_path, explain_idle, match
+from simam_inject.matching import explain_unmatched_glob, match
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
@@ -238,17 +237,18 @@ def _plan(
     present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
     decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
+    insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decision.insertions)
     modules = _own_modules(network)
 
     def apply(planned: Plan) -> nn.Module:
         if injected(network) != planned.present or _own_modules(network) != modules:
             raise ModelError("the model has changed since the plan was made; call plan again")
         if planned.insertions:
-            _apply(network, planned, flow, strength, attention)
+            _apply(network, planned, attention)
         update(model)
         return model
 
-    return Plan(recipe, tuple(decision.insertions), tuple(decision.skips), flow, present, apply)
+    return Plan(recipe, insertions, tuple(decision.skips), flow, present, apply)
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:
@@ -257,24 +257,19 @@ def _own_modules(network: nn.Module) -> dict[str, int]:
     return {path: id(module) for path, module in network.named_modules() if id(module) not in attention}
 
 
-def _apply(
-    network: nn.Module, planned: Plan, flow: Dataflow, strength: float, attention: Callable[[int], nn.Module] | None
-) -> None:
-    there = list(attended_in(network))
+def _apply(network: nn.Module, planned: Plan, attention: Callable[[int], nn.Module] | None) -> None:
     presence = presence_of(network)
-    if there and attention is not None:
+    if planned.present and attention is not None:
         raise ModelError(
             "the model already has attention at its sites; call eject(model) before injecting other modules"
         )
-    sites = [*(entry.site for entry in there), *map(record_of, planned.insertions)]
     attach(
         network,
-        sites,
+        planned.placed,
         recipes=[*(presence.recipes if presence is not None else []), planned.recipe.to_dict()],
-        example=shapes_of(flow.example),
-        settings=[(float(strength), 1.0)] * len(sites),
+        example=shapes_of(planned.flow.example),
         factory=attention,
-        keep=True,
+        reuse=True,
     )
 
 
@@ -285,7 +280,7 @@ def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
         NoMatchError: there is one.
     """
     globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude)]
-    if message := explain_idle(place, globs, every_path(anatomy)):
+    if message := explain_unmatched_glob(place, globs, anatomy):
         raise NoMatchError(message)
 
 

@@ -33,7 +33,7 @@ class CompareError(InjectError):
 
 
 def describe_exception(error: BaseException) -> str:
-    """The class of somebody else's exception and the first line of its message, without decoration and full stop."""
+    """The class of any exception and the first line of its message, without decoration and full stop."""
     first = str(error).strip().partition("\n")[0]
     sentence = re.sub(r"^[^\w'\"`<(\[]+", "", first).rstrip(". ")
     return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__

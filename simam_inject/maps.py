@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -42,59 +44,59 @@ def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -
         torch.Size([1, 1, 16, 16])
     """
 
-    def gate_of(attention: SimAM, x: Tensor) -> Tensor:
-        return gate(x, attention.e_lambda, channel_dim=attention.channel_dim)
+    def mean_gate(name: str, attention: SimAM, x: Tensor) -> Tensor:
+        values = gate(x, attention.e_lambda, channel_dim=attention.channel_dim)
+        return _channels(name, values, attention, channel).mean(1, keepdim=True)
 
-    return _record(model, inputs, gate_of, channel)
+    return _record(model, inputs, mean_gate)
 
 
 def difference_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -> dict[str, Tensor]:
-    """How far attention has moved the map at each site: |with - without| / mean |without|, as `attention_maps`.
+    """Return how much SimAM changes the map at each site: |with - without| / mean |without|, as `attention_maps`.
 
-    With attention is what the site hands on in the model as it is, with its strength and gain, after everything that
-    earlier sites changed; without is the map at the same place of the model with all SimAMs bypassed.
+    "With" is the output of the SimAM in the model as it is: with its strength and gain, and after everything that
+    earlier sites changed. "Without" is the map at the same place of the model with all SimAMs bypassed.
     """
+
+    def plain_map(name: str, attention: SimAM, x: Tensor) -> Tensor:
+        return _channels(name, x, attention, channel).clone()
+
+    def change(name: str, attention: SimAM, x: Tensor) -> Tensor:
+        before, after = plain[name], _channels(name, attention.forward(x), attention, channel)
+        size = before.abs().mean(tuple(range(1, before.dim())), keepdim=True).clamp(min=1e-30)
+        return (after - before).abs().mean(1, keepdim=True) / size
+
     with bypassed(network_of(model)):
-        plain = _record(model, inputs, lambda _, x: x, channel, average=False)
-    attended = _record(model, inputs, SimAM.forward, channel, average=False)
-    maps = {}
-    for path, y in attended.items():
-        x = plain[path]
-        size = x.abs().mean(tuple(range(1, x.dim())), keepdim=True).clamp(min=1e-30)
-        maps[path] = (y - x).abs().mean(1, keepdim=True) / size
-    return maps
+        plain = _record(model, inputs, plain_map)
+    return _record(model, inputs, change)
+
+
+def _channels(name: str, values: Tensor, attention: SimAM, channel: int | None) -> Tensor:
+    """N x C x spatial; of one channel, N x 1 x spatial."""
+    values = values.movedim(attention.channel_dim, 1)
+    if channel is None:
+        return values
+    if not 0 <= channel < values.shape[1]:
+        raise ArgumentError(f"the map at {name} has channels 0 to {values.shape[1] - 1}; found {channel}")
+    return values.narrow(1, channel, 1)
 
 
 def _record(
-    model: nn.Module,
-    inputs: tuple[Any, ...],
-    function: Callable[[SimAM, Tensor], Tensor],
-    channel: int | None,
-    average: bool = True,
+    model: nn.Module, inputs: tuple[Any, ...], measure: Callable[[str, SimAM, Tensor], Tensor]
 ) -> dict[str, Tensor]:
+    """What `measure` returns for the name, the SimAM and the input of each run of a site, by name."""
     network = network_of(model)
     found: dict[str, Tensor] = {}
 
-    def watch(path: str) -> Callable[[Any, Any], None]:
-        def look(attention: SimAM, args: tuple[Tensor, ...]) -> None:
-            values = function(attention, args[0].detach())
-            values = values.movedim(-1, 1) if attention.channel_dim == -1 else values
-            if channel is not None:
-                if not 0 <= channel < values.shape[1]:
-                    raise ArgumentError(f"the map at {path} has channels 0 to {values.shape[1] - 1}; found {channel}")
-                values = values.narrow(1, channel, 1)
-            run = sum(name == path or name.startswith(f"{path} (run ") for name in found) + 1
-            name = path if run == 1 else f"{path} (run {run})"
-            found[name] = values.mean(1, keepdim=True) if average else values.clone()
+    def look(path: str, attention: SimAM, args: tuple[Tensor, ...]) -> None:
+        runs = sum(name.partition(" (run ")[0] == path for name in found)
+        name = f"{path} (run {runs + 1})" if runs else path
+        found[name] = measure(name, attention, args[0].detach())
 
-        return look
-
-    sites = simams_of(network)
-    handles = [attention.register_forward_pre_hook(watch(path)) for path, attention in sites]
-    try:
-        with evaluating(network), torch.no_grad():
-            network(*inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack:
+        for path, attention in simams_of(network):
+            stack.enter_context(attention.register_forward_pre_hook(partial(look, path)))
+        stack.enter_context(evaluating(network))
+        stack.enter_context(torch.no_grad())
+        network(*inputs)
     return found

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -15,23 +14,23 @@ from torch.nn.functional import interpolate
 from simam_inject.errors import FileError
 
 GREY = 114
-"""What ultralytics fills the borders of a letterbox with."""
+"""Colour of the borders of a letterbox in ultralytics."""
 
 
 @dataclass(frozen=True, slots=True)
 class Photograph:
-    """A photograph, and what a network gets to see of it."""
+    """A photograph, and the input that is made of it."""
 
     name: str
     pixels: Tensor
     """C x height x width, from 0 to 1."""
     input: Tensor
-    """1 x C x height x width, as the network takes it."""
+    """1 x C x height x width, normalized."""
     box: tuple[int, int, int, int]
     """Top, left, height and width of the photograph in the input; the rest is border."""
 
     def undo(self, values: Tensor) -> Tensor:
-        """A map of the network, h x w over the whole input, as height x width over the photograph, border cut off."""
+        """Resize a map, h x w over the whole input, to the size of the photograph, without the border."""
         height, width = self.input.shape[2:]
         top, left, inner_height, inner_width = self.box
         whole = interpolate(values[None, None].float(), (height, width), mode="bilinear", align_corners=False)
@@ -42,17 +41,19 @@ class Photograph:
 def photograph(
     path: Path, size: tuple[int, int, int], *, normalization: Any = None, letterbox: bool = False
 ) -> Photograph:
-    """Read a photograph, and bring it to the input size of a network.
+    """Read a photograph and resize it to the input size of a network.
 
     Args:
         path: a file that Pillow can read.
         size: channels (1 or 3), height and width of the input.
         normalization: mean and deviation of each channel, or None.
-        letterbox: keep the proportions, in the middle, with grey borders, as ultralytics does; else stretch.
+        letterbox: keep the aspect ratio, with grey borders, as ultralytics does; if False, stretch.
 
     Raises:
         FileError: it cannot be read as an image.
     """
+    from torchvision.transforms.functional import normalize, pil_to_tensor
+
     channels, height, width = size
     try:
         with Image.open(path) as file:
@@ -69,25 +70,19 @@ def photograph(
         top, left = round((height - inner_height) / 2 - 0.1), round((width - inner_width) / 2 - 0.1)
     framed = Image.new(image.mode, (width, height), GREY if channels == 1 else (GREY,) * 3)
     framed.paste(image.resize((inner_width, inner_height), Image.Resampling.BILINEAR), (left, top))
-    tensor = _tensor(framed)
+    pixels, seen = (pil_to_tensor(picture).float() / 255 for picture in (image, framed))
     if normalization is not None:
-        mean, deviation = (torch.tensor(values).view(-1, 1, 1) for values in normalization)
-        tensor = (tensor - mean) / deviation
-    return Photograph(path.name, _tensor(image), tensor[None], (top, left, inner_height, inner_width))
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return data.view(image.height, image.width, -1).permute(2, 0, 1).float() / 255
+        seen = normalize(seen, *normalization)
+    return Photograph(path.name, pixels, seen[None], (top, left, inner_height, inner_width))
 
 
 def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str, path: Path) -> None:
-    """Write a picture: one row for each photograph, with each of its maps laid over it, and a colour bar for each.
+    """Draw a row for each photograph: each of its maps over the photograph in grey, with a colour bar.
 
     Args:
         rows: photographs, each with its maps (h x w over the whole input) by title; the same titles in each row.
-        unit: what a map's values are.
-        path: the file; its suffix says the format, which matplotlib has to know. No display is needed.
+        unit: name of the values of a map.
+        path: the file; its suffix is the format, one that matplotlib can write. No display is needed.
 
     Raises:
         FileError: the file cannot be written.

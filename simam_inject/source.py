@@ -11,8 +11,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
+from typing import Annotated
 
+from pydantic import ConfigDict, Field
 from torch import nn
+
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+"""How records are read from files, which are untrusted."""
+Name = Annotated[str, Field(max_length=200, pattern=r"^[^\W\d]\w*$")]
+"""A name in Python."""
+Count = Annotated[int, Field(ge=0, le=2**40)]
 
 _PARSING = threading.Lock()
 """Python 3.11 raises a SystemError now and then if several threads parse."""
@@ -22,11 +30,12 @@ _PARSING = threading.Lock()
 class Expression:
     """One expression of a method: data, so that it can be stored in a file and found again."""
 
-    method: str
+    __pydantic_config__ = STRICT
+    method: Name
     """Name of the method."""
-    digest: str
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
     """Hash of the method's source, so that another version of it is refused."""
-    span: tuple[int, int, int, int]
+    span: tuple[Count, Count, Count, Count]
     """First line, column, last line, end column; lines counted from the first line of the method's source."""
 
 
@@ -43,11 +52,11 @@ def find_expression(module: nn.Module, code: types.CodeType, instruction: int) -
         return f"it is computed in the method {name}, which was replaced on the instance"
     if not may_run(kind, name):
         return f"it is computed in the method {name}, which forward does not call by its name"
-    if _is_kept(module, code) or (name != "forward" and _is_called_otherwise(kind, name)):
+    if _is_referenced(module, code) or (name != "forward" and _is_called_otherwise(kind, name)):
         return f"it is computed in the method {name}, which is not always called as self.{name}"
     positions = next(islice(code.co_positions(), instruction // 2, None), None)
     if positions is None or None in positions:
-        return "Python keeps no source positions for it"
+        return "Python has no source position for it"
     first, last, start, end = (int(number or 0) for number in positions)
     source = method_source(getattr(type(module), name))
     if source is None:
@@ -69,7 +78,7 @@ class MethodSource:
 
 
 def method_source(method: object) -> MethodSource | None:
-    """The source of a plain method; None for one that is decorated, built in, or whose file is gone or was changed."""
+    """The source of a plain method; None if it is decorated or built in, or its file is missing or was changed."""
     code = _plain_code(method)
     text = None if code is None else _text(id(code), code)
     if code is None or text is None:
@@ -95,7 +104,7 @@ def _parse_method(text: str) -> ast.stmt:
 
 @lru_cache(maxsize=512)
 def _text(_identity: int, code: types.CodeType) -> str | None:
-    """The source text of a function; None if its file is gone, or was edited since it was imported.
+    """The source text of a function; None if its file is missing, or was edited since it was imported.
 
     Args:
         _identity: `id` of the code: equal code of two files has two texts.
@@ -118,7 +127,7 @@ def _codes(filename: str, text: str) -> frozenset[types.CodeType]:
 
 
 def locate(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.expr | ast.AugAssign:
-    """The expression, or the augmented assignment (`x += y`), that stands at a span of a method's source.
+    """The expression, or the augmented assignment (`x += y`), at a span of a method's source.
 
     Raises:
         LookupError: there is none.
@@ -164,7 +173,7 @@ def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | 
 
 
 def _is_shared(function: ast.FunctionDef, name: str) -> bool:
-    """Functions inside this one use the variable, at any time, or it belongs to another scope."""
+    """Whether inner functions use the variable, or it is declared global or nonlocal."""
     nodes = list(ast.walk(function))
     inner = [n for n in nodes if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)) and n != function]
     used = {n.id for one in inner for n in ast.walk(one) if isinstance(n, ast.Name)}
@@ -176,10 +185,10 @@ def may_run(kind: type, method: str) -> bool:
     return method.startswith("forward") or method in run_by_forward(kind)
 
 
-def _is_kept(module: nn.Module, code: types.CodeType) -> bool:
-    """The instance keeps a bound method of this code in an attribute, also inside a list, tuple, dict or partial."""
-    held = [value.func if isinstance(value, partial) else value for value in vars(module).values()]
-    for value in held:
+def _is_referenced(module: nn.Module, code: types.CodeType) -> bool:
+    """Whether an attribute of the instance is, or contains, a bound method of this code."""
+    values = [value.func if isinstance(value, partial) else value for value in vars(module).values()]
+    for value in values:
         entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
         methods = [entry.func if isinstance(entry, partial) else entry for entry in entries]
         if any(isinstance(entry, types.MethodType) and _plain_code(entry.__func__) is code for entry in methods):
@@ -204,7 +213,7 @@ def _is_called_otherwise(kind: type, method: str) -> bool:
 
 
 def _functions(kind: type) -> Iterator[object]:
-    """Every function that stands in the class and its bases, without its decorators."""
+    """Every function of the class and its bases, without its decorators."""
     for base in kind.__mro__:
         if base not in (nn.Module, object):
             for each in vars(base).values():
@@ -236,7 +245,7 @@ def _names_in(code: types.CodeType | None) -> list[str]:
 
 
 def _spans(node: ast.expr | ast.AugAssign) -> list[tuple[int, int, int, int]]:
-    """Where a code object can say that an expression stands; columns count bytes in both."""
+    """Positions that a code object can give for an expression; columns count bytes in both."""
     end = (node.end_lineno or 0) - 1, node.end_col_offset or 0
     found = [(node.lineno - 1, node.col_offset, *end)]
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):  # over several lines: from the name on

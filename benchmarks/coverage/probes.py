@@ -237,8 +237,8 @@ def _is_idle(model: nn.Module, attention: str, inputs: Inputs) -> bool:
 
     It is known of what a module returns; a result of a function is taken to matter.
     """
-    entry = next(entry for entry in attended_in(model) if modules_path(entry) == attention)
-    name, _, index = str(entry.site["path"]).partition("[")
+    entry = next(entry for entry in attended_in(model) if entry.site.module == attention)
+    name, _, index = entry.site.path.partition("[")
     with without_attention(model):
         module = dict(model.named_modules()).get(name)
         call = int(index.rstrip("]") or 1) - 1 if index else None
@@ -249,11 +249,6 @@ def _is_idle(model: nn.Module, attention: str, inputs: Inputs) -> bool:
             return not _trains_at_all(model, inputs) or not _moves(model, module, inputs, call)
         finally:
             set_mode(model, training=False)
-
-
-def modules_path(entry: Any) -> str:
-    """Dotted path of the SimAM of a site."""
-    return f"{entry.path}.{entry.site['child']}" if entry.path else str(entry.site["child"])
 
 
 def _trains_at_all(model: nn.Module, inputs: Inputs) -> bool:

@@ -1,6 +1,6 @@
 """Checks of the operator's arguments, with their error messages.
 
-Everything here looks at metadata only (rank, dtype, a Python number), so a compiled or exported graph holds none of it.
+They depend on metadata only (rank, dtype, a Python number), so compiled and exported graphs do not contain them.
 """
 
 from __future__ import annotations
@@ -16,34 +16,27 @@ from torch import Tensor
 from simam_inject.errors import InjectError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_RANGES = {
+    "e_lambda": "a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)",
+    "strength": "a number from 0 (the identity) to 1 (SimAM)",
+    "gain": "a finite number above 0, e.g. 1.0 or 1.3",
+}
 
 
 class ArgumentError(InjectError, ValueError):
     """An invalid argument of `simam` or `SimAM`: a number out of range, or an unsupported rank, layout or dtype."""
 
 
-def check_e_lambda(value: object) -> float:
-    """Return `value` as a float, or raise `ArgumentError` unless it is a finite real number above 0."""
-    meaning = (
-        "e_lambda must be a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)"
-    )
-    return _check(value, 0.0 < (number := _number(value)) < math.inf, number, meaning)
-
-
-def check_strength(value: object) -> float:
-    """Return `value` as a float, or raise `ArgumentError` unless it is a real number from 0 to 1."""
-    meaning = "strength must be a number from 0 (the identity) to 1 (SimAM)"
-    return _check(value, 0.0 <= (number := _number(value)) <= 1.0, number, meaning)
-
-
-def check_gain(value: object) -> float:
-    """Return `value` as a float, or raise `ArgumentError` unless it is a finite real number above 0."""
-    meaning = "gain must be a finite number above 0, e.g. 1.0 or 1.3"
-    return _check(value, 0.0 < (number := _number(value)) < math.inf, number, meaning)
+def check_number(name: str, value: object) -> float:
+    """Return `value` as a float, or raise `ArgumentError` unless it is a real number in the range of the argument."""
+    number = _number(value)
+    if not (0.0 <= number <= 1.0 if name == "strength" else 0.0 < number < math.inf):
+        raise ArgumentError(f"{name} must be {_RANGES[name]}; found {value!r:.40} ({type(value).__name__})")
+    return number
 
 
 def _number(value: object) -> float:
-    """Return `value` as a float; NaN, which no range includes, unless it is a real number. A bool does not count."""
+    """Return `value` as a float; NaN, which is in no range, for a bool and for what is not a real number."""
     if type(value) is float:
         return value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
@@ -52,12 +45,6 @@ def _number(value: object) -> float:
         return float(cast(SupportsFloat, value))
     except OverflowError:  # an int beyond the floats
         return math.inf
-
-
-def _check(value: object, is_valid: bool, number: float, meaning: str) -> float:
-    if not is_valid:
-        raise ArgumentError(f"{meaning}; found {value!r:.40} ({type(value).__name__})")
-    return number
 
 
 def warn_of_channel_count(e_lambda: object) -> None:
@@ -81,14 +68,10 @@ def check_input(x: object) -> Tensor:
     """Return `x`, or raise `ArgumentError` unless it is a dense tensor of rank 3 to 5 and of one of `DTYPES`."""
     if not isinstance(x, Tensor):
         raise ArgumentError(f"simam expects a torch.Tensor; found {type(x).__name__}")
-    if x.is_nested:
-        raise ArgumentError(
-            "simam expects one dense feature map; found a nested tensor; apply it to each entry of x.unbind()"
-        )
-    if x.layout != torch.strided:
-        raise ArgumentError(
-            f"simam expects a dense feature map; found layout {x.layout}; convert it first, with x.to_dense()"
-        )
+    if x.is_nested or x.layout != torch.strided:
+        found = f"layout {x.layout}; convert it first, with x.to_dense()"
+        found = "a nested tensor; apply it to each entry of x.unbind()" if x.is_nested else found
+        raise ArgumentError(f"simam expects a dense feature map; found {found}")
     if x.dtype not in DTYPES:
         remedy = "dequantize()" if x.is_quantized else "float()"
         raise ArgumentError(

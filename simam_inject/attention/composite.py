@@ -10,10 +10,10 @@ and, for the gradient g of y and with h = g x s (1 - s):
     dx = g (1 - strength + strength gain s)
          + 2 a strength gain [ h d - sum(h d) / n - (4 a / (n - 1)) sum(h d^2) d ]
 
-n - 1 reads max(n - 1, 1) throughout, so a 1x1 map has the gate sigmoid(1/2) and not NaN. Everything is computed in
-float32 (float64 for float64) and rounded once, to the dtype of x: autocast finds nothing to change.
+n - 1 is max(n - 1, 1) throughout, so the gate of a 1x1 map is sigmoid(1/2) and not NaN. Everything is computed in
+float32 (float64 for float64) and rounded once, to the dtype of x, so autocast changes nothing.
 
-`forward` and `backward` are for maps of shape (N, C, spatial), as those of `cpu` and `kernels` are.
+`forward` and `backward` take maps of shape (N, C, spatial), like those of `cpu` and `kernels`.
 
 Source: Yang, Zhang, Li, Xie, "SimAM: A Simple, Parameter-Free Attention Module for Convolutional Neural Networks",
 ICML 2021, PMLR 139:11863-11874; written from the formula.
@@ -42,7 +42,7 @@ def widen(x: Tensor) -> Tensor:
 
 
 def cast_to(dtype: torch.dtype, x: Tensor) -> Tensor:
-    """`x` in `dtype`. A cast to the dtype at hand would leave a node in an exported graph."""
+    """`x` in `dtype`. A cast that changes nothing would be a node in an exported graph."""
     return x if x.dtype == dtype else x.to(dtype)
 
 
@@ -81,7 +81,7 @@ def two_pass_gate(wide: Tensor, e_lambda: float, dims: tuple[int, ...]) -> Tenso
 def is_compiled() -> bool:
     """Whether `torch.compile` traces this, and not an exporter.
 
-    The flag is read itself: up to torch 2.11 `torch.compiler.is_exporting()` is true while `torch.compile` traces, too.
+    Up to torch 2.11 `torch.compiler.is_exporting()` is also true under `torch.compile`, so the flag itself is read.
     """
     return torch.compiler.is_compiling() and not torch.compiler._is_exporting_flag
 
@@ -89,7 +89,7 @@ def is_compiled() -> bool:
 def forward(
     x: Tensor, e_lambda: float, strength: float, gain: float, saves: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Return y and, with `saves`, mu and a: the form for compilers, and for devices that have no other."""
+    """Return y and, with `saves`, mu and a: the form for compilers, and for devices without an own implementation."""
     wide = widen(x)
     mean, a = statistics(wide, e_lambda)
     y = cast_to(x.dtype, wide * _weight(_gate(wide - mean, a), strength, gain))
@@ -97,9 +97,9 @@ def forward(
 
 
 def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
-    """Return dx from the gradient of y and from what `forward` was given and returned, in closed form.
+    """Return dx in closed form from the gradient of y and from the arguments and results of `forward`.
 
-    To differentiate it again, hand it `mean` and `a` as functions of x.
+    It can be differentiated if `mean` and `a` are functions of x.
     """
     wide, wide_grad, dims = widen(x), widen(grad), spatial_dims(x.dim())
     n, less_one = counts(x, dims)
@@ -115,8 +115,8 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
 def statistics(wide: Tensor, e_lambda: float) -> tuple[Tensor, Tensor]:
     """Return mu and a of every plane.
 
-    On a GPU by one `var_mean`, of which Inductor makes one reduction: one read of memory. On a CPU the second read is
-    from cache, and two plain sums are faster than Welford's update (by a quarter compiled, threefold in eager mode).
+    On a GPU, `var_mean` becomes one reduction, which reads memory once. On a CPU, where the second read is from cache,
+    two plain sums are faster than Welford's update: by a quarter compiled, by a factor of three in eager mode.
     """
     dims = spatial_dims(wide.dim())
     n, less_one = counts(wide, dims)
@@ -136,8 +136,8 @@ def _gate(deviation: Tensor, a: Tensor) -> Tensor:
 def _weight(s: Tensor, strength: float, gain: float) -> Tensor:
     """Return (1 - strength) + strength * gain * s.
 
-    A compiler fuses it, and is not asked what the numbers are: a branch would compile each value of a ramp anew. So,
-    with torch 2.11, would a number that is only ever multiplied with another number.
+    Compiled, there is no branch on the two numbers, since each value of a ramp would be compiled again. With torch
+    2.11, so would a product of the two numbers, hence a tensor is multiplied by one after the other.
     """
     if is_compiled():
         return s * strength * gain + (1.0 - strength)

@@ -1,7 +1,7 @@
-"""SimAM on a CPU, eagerly: a few in-place passes over pieces of the batch small enough to stay in cache.
+"""SimAM on a CPU in eager mode: a few in-place passes over pieces of the batch that are small enough for the cache.
 
-The cost is the exponential (a third of the time with AVX-512, half of it with AVX2). The rest is made to run in cache
-and without temporaries, which is what the plain form loses its time on. The formulas are in `composite`; here
+The exponential takes a third of the time with AVX-512, and half of it with AVX2. The plain form loses most of its time
+with temporaries and reads of main memory, which are avoided here. The formulas are in `composite`, with
 keep = 1 - strength and scale = strength * gain, so that y = x (keep + scale s).
 """
 
@@ -16,17 +16,17 @@ from simam_inject.attention.composite import counts, spatial_dims, statistics_dt
 
 FORWARD_PIECE = 1 << 19
 BACKWARD_PIECE = 1 << 18
-"""Elements of one piece. A backward works on about four float32 tensors of that size, a forward on two: both near 4 MB.
-Smaller pieces stay closer to the core, but every piece costs some 15 microseconds, a backward's 30: what fills no more
-than two pieces is left whole."""
+"""Elements of one piece. A backward works on about four float32 tensors of this size, a forward on two: both 4 MB.
+Smaller pieces fit into faster caches, but each costs some 15 microseconds (30 in a backward). A map of at most two
+pieces is not cut."""
 LARGE, LARGE_HALF = 2 * BACKWARD_PIECE, 8 * BACKWARD_PIECE
-"""Elements of a sample or plane above which its backward walks in pieces. In half precision the walk computes all of it
-twice, so it starts later where there are more samples, of which one's temporaries are a small part of the whole map."""
+"""Elements of a sample or plane above which its backward is computed in segments, to need less memory. In half
+precision this computes everything twice, so the limit is higher if one sample is a small part of the batch."""
 PADDING = 64
-"""Elements between two tensors that are read together: a multiple of 4096 bytes apart, they compete for the cache."""
+"""Elements between two tensors that are read together: at a multiple of 4096 bytes they would compete for the cache."""
 
 NO_REDUCTION = 0
-"""Of `aten::mse_loss`, which so is (x - mu)^2 in one pass instead of two. The public binding has no `out`."""
+"""With it, `aten::mse_loss` is (x - mu)^2 in one pass instead of two. The public binding has no `out`."""
 
 
 def forward(
@@ -37,7 +37,7 @@ def forward(
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
     dtype = statistics_dtype(x.dtype)
-    # Before y, so that the next map finds this memory again, and in cache, while y is still in use.
+    # Allocated before y, so that the next map gets the same memory, still in cache, while y is in use.
     scratch = None if dtype == x.dtype else _scratch(x, dtype)
     y, mean, a = torch.empty_like(x), None, None
     tensors = [x, y]
@@ -59,8 +59,8 @@ def forward(
 def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
     """Return the gradient of x from that of y and from what `forward` saved.
 
-    Beside the result it needs at most 1.5 times x where x is large. In half precision the four float32 temporaries of a
-    piece take eight times its size, so a large map is cut into eight pieces at least.
+    A large x needs at most 1.5 times its size in addition to the result. In half precision the four float32 temporaries
+    of a piece take eight times its size, so a large map is cut into at least eight pieces.
     """
     result = torch.empty_like(x)
     size, largest = BACKWARD_PIECE, LARGE
@@ -122,7 +122,7 @@ def _write_energy(x: Tensor, energy: Tensor, kept: Sequence[Tensor], floor: Tens
 
 
 def _write_product(x: Tensor, energy: Tensor, pair: Tensor | None, y: Tensor, keep: float, scale: float) -> None:
-    """Write x (keep + scale sigmoid(energy)); overwrites `energy`. `pair` is both stacked, if they are."""
+    """Write x (keep + scale sigmoid(energy)), and overwrite `energy`. `pair` is x and `energy`, if they are stacked."""
     if pair is not None and keep == 0.0 and scale == 1.0:
         torch.ops.aten.glu.out(pair, 0, out=pair[1:])  # sigmoid and product in one pass
     elif keep == 0.0:
@@ -138,9 +138,9 @@ def _attend_backward(piece: Sequence[Tensor], walk: int | None, keep: float, sca
 
     Here r = sqrt(a), z = r d and h has the factor `scale`: two passes fewer than the closed form of `composite`.
 
-    With `walk`, the sample or plane is walked along twice, in segments of so many elements, cut from its outermost
-    dimension. What does not wait for the sums is left in `result` by the first walk. Half precision would be rounded
-    there, so its second walk computes it again.
+    With `walk`, the sample or plane is computed in segments of that many elements, cut along its outermost dimension:
+    first the sums, and in `result` all terms that do not contain them; then the rest. In half precision, where
+    `result` would be rounded twice, the second loop computes these terms again.
     """
     x, grad, result, mean, a = piece
     dims = _spatial(x)
@@ -157,7 +157,7 @@ def _attend_backward(piece: Sequence[Tensor], walk: int | None, keep: float, sca
         if walk:
             if dx is out:
                 dx.addcmul_(product, root, value=2)
-            del dx, z, product  # before the next segment needs their like
+            del dx, z, product  # frees the memory for the next segment
     first.mul_(-1 / n)
     second.mul_(-4 / less_one)
     for part, part_grad, out in segments:
@@ -181,7 +181,7 @@ def _terms(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return g s, z and h z, first and last with the factor `scale`; the first is in `result` if its dtype allows."""
     wide = widen(x)
-    # One copy is cheaper than several passes over two layouts.
+    # One copy takes less time than several passes over two layouts.
     wide_grad = widen(grad) if grad.stride() == x.stride() else torch.empty_like(wide).copy_(grad)
     z = (wide - mean).mul_(root)
     s = torch.addcmul(z.new_full((), 0.5), z, z).sigmoid_()

@@ -1,18 +1,18 @@
-"""`simam`: one formula, and the choice of how to run it.
+"""`simam`: one formula, and the choice of its implementation.
 
-    where the call happens                        what runs
+    mode                                          implementation
     eager, on a CPU                               `cpu`, an in-place loop over cache-sized pieces
     eager, on a GPU                               `kernels`, in Triton
-    under `torch.compile`                         `composite.forward` and `composite.backward`, its closed form
+    under `torch.compile`                         `composite.forward` and the closed form `composite.backward`
     torch.export, ONNX, torch.jit.trace           `composite.two_pass`
     torch.func, forward-mode AD, dispatch modes   `composite.two_pass`
-    torch.fx.symbolic_trace                       nothing: recorded as one call of `simam`
+    torch.fx.symbolic_trace                       none: recorded as one call of `simam`
 
-The closed form also serves other devices, a GPU without Triton, and float64 and odd strides on a GPU. For a backward,
-x and two numbers per plane are kept.
+`composite.forward` is also used on other devices, on a GPU without Triton, and for float64 and irregular strides on a
+GPU. x and two numbers per plane are saved for a backward.
 
-No path is an opaque operator: on a GPU SimAM is bound by memory, and a compiler that sees into it fuses it with its
-neighbours, which is worth more than any kernel of its own.
+None of them is an opaque operator: on a GPU SimAM is bound by memory, and a compiler can fuse plain operations with
+their neighbours, which saves more time than any kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from simam_inject.attention import composite, cpu
-from simam_inject.attention.arguments import check_channel_dim, check_e_lambda, check_gain, check_input, check_strength
+from simam_inject.attention.arguments import check_channel_dim, check_input, check_number
 from simam_inject.errors import describe_exception
 
 SMALLEST, LARGEST = 1e-30, 1e30
@@ -49,8 +49,8 @@ def simam(
         channel_dim: 1 for (N, C, spatial), -1 for (N, spatial, C). It names the order of the dimensions; the memory
             format is free, and preserved.
         strength: from 0 (the identity) to 1 (SimAM), for a warm start of a trained network.
-        gain: finite and above 0; what the gate is multiplied by, to keep the scale of the signal. Compiled, neither of
-            the two is checked, since a check of a changing value would compile the graph again.
+        gain: finite and above 0; the gate is multiplied by it, to preserve the scale of the signal. Under
+            `torch.compile`, strength and gain are not checked, since each new value would be compiled again.
 
     Returns:
         A new tensor of the shape, dtype and memory format of `x`, at strength 0 a copy of it, whose gradient is the
@@ -83,8 +83,8 @@ def simam(
         result: Tensor = handle_torch_function(simam, (x,), x, e_lambda, channel_dim=channel_dim, **numbers)
         return result
     e_lambda, dims = _checked(x, e_lambda, channel_dim)
-    if not composite.is_compiled():  # compiled, the two may be symbols, and nothing may depend on their value
-        strength, gain = check_strength(strength), check_gain(gain)
+    if not composite.is_compiled():  # compiled, the two may be symbols, whose values no branch may use
+        strength, gain = check_number("strength", strength), check_number("gain", gain)
         if strength == 0.0:
             return x.clone()
         if torch.compiler.is_compiling() or not _is_plain_eager(x):
@@ -115,12 +115,12 @@ def gate(x: Tensor, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> Tensor:
 def _checked(x: object, e_lambda: object, channel_dim: object) -> tuple[float, tuple[int, ...]]:
     """Return lambda within its range, and the spatial dimensions."""
     rank = check_input(x).dim()
-    number = min(max(check_e_lambda(e_lambda), SMALLEST), LARGEST)
+    number = min(max(check_number("e_lambda", e_lambda), SMALLEST), LARGEST)
     return number, composite.spatial_dims(rank, check_channel_dim(channel_dim))
 
 
 def _is_plain_eager(x: Tensor) -> bool:
-    """Whether nothing watches or transforms the operations, so that in-place loops and kernels are invisible."""
+    """Whether nothing records or transforms the operations, so that in-place loops and kernels are possible."""
     return (
         type(x) in (Tensor, torch.nn.Parameter)
         and not torch._C._are_functorch_transforms_active()
@@ -139,7 +139,7 @@ def _attend(x: Tensor, e_lambda: float, strength: float, gain: float) -> Tensor:
 
 
 class Attention(torch.autograd.Function):
-    """Attention whose backward reads x, mu and a. Compilers trace it; it is never opaque."""
+    """Attention with a backward from x, mu and a. Compilers trace it; it is never opaque."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, e_lambda: float, strength: float, gain: float) -> Any:
@@ -153,8 +153,8 @@ class Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         """Return the gradient of x.
 
-        Under `create_graph` the kept statistics would pass for constants: they are computed again, as functions of x.
-        Many gradients at once (`is_grads_batched`, a vectorized jacobian) write into no buffer of one.
+        With `create_graph`, the saved statistics would be constants, so they are computed again as functions of x.
+        A batch of gradients (`is_grads_batched`, a vectorized jacobian) cannot be written into the buffer of one.
         """
         x, mean, a = ctx.saved_tensors
         e_lambda, strength, gain = ctx.numbers
@@ -168,7 +168,7 @@ class Attention(torch.autograd.Function):
 
 
 def _is_batched(grad: Tensor) -> bool:
-    """Whether it is many gradients in one tensor; autograd's own batches are of an older kind than those of `vmap`."""
+    """Whether it is a batch of gradients; those of autograd are of an older kind than those of `vmap`."""
     functorch = torch._C._functorch
     return functorch.is_legacy_batchedtensor(grad) or functorch.is_batchedtensor(grad)
 
@@ -185,7 +185,7 @@ def implementation_for(x: Tensor) -> Any:
 
 @functools.cache
 def kernels_on(device: torch.device) -> Any:
-    """Return the module that launches Triton kernels on `device`, tried once; None, with a warning, if it cannot.
+    """Return the module of the Triton kernels if they run on `device`, tried once; otherwise None, with a warning.
 
     Triton may be missing, or lack the C compiler that it builds its launcher with.
     """

@@ -1,16 +1,16 @@
-"""SimAM in Triton, for eager mode on a GPU. Not imported before a GPU tensor is attended.
+"""SimAM in Triton, for eager mode on a GPU. Imported when the first GPU tensor is attended.
 
-A tile is some planes of one sample by some of their positions. A tensor comes as its (sample, channel, position)
-strides, so the same kernels serve channels-first memory, where positions lie together, and channels-last, where
-channels do: only the shape of the tile differs, and the compiler orders the threads along the stride that is one. With
-`is_whole` the planes of a tile stay on chip and every tensor is read or written once; otherwise a program walks along
-its planes twice, for the sums and to apply, and the second read mostly comes from L2.
+Each program computes a tile: some planes of one sample by some of their positions. A tensor is given by its (sample,
+channel, position) strides, so the same kernels work in channels-first memory, where the positions of a plane are
+adjacent, and in channels-last memory, where the channels are: only the shape of the tile differs. With `is_whole` a
+tile contains all positions, stays on chip, and every tensor is read or written once; otherwise a program loops over its
+planes twice, first for the sums, and its second read mostly comes from L2.
 
-Sums are float32, and there are no atomics: results do not depend on the order in which programs run. The formulas are
-those of `composite`; here keep = 1 - strength and scale = strength * gain, so that y = x (keep + scale s).
+Sums are float32, and there are no atomics, so results do not depend on the order of the programs. The formulas are in
+`composite`, with keep = 1 - strength and scale = strength * gain, so that y = x (keep + scale s).
 
 Tested under Triton's interpreter, and compiled for sm_90 without a device. **Not timed on a GPU yet**: tile sizes, the
-number of warps and the limits between the two kinds are from theory.
+number of warps, and from which size on programs loop, are from theory.
 """
 
 # Triton reads annotations as types of its own, and ships none.
@@ -31,21 +31,21 @@ from torch import Tensor
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORWARD_ROOM, BACKWARD_ROOM = 16384, 8192
-"""Elements of a tile that stay in registers. A backward holds two inputs."""
+"""Most elements of a tile, which is in registers. A backward has two inputs."""
 SMALL_TILE = 2048
-"""Elements of a tile where nothing asks for more."""
+"""Elements of a tile of several small planes, and of one step of a loop."""
 NARROWEST, WIDEST = 16, 64
 """Channels of a channels-last tile. 16 of half precision are 32 bytes, the unit of memory traffic."""
 PROGRAMS = 264
-"""Wanted: two for each of the 132 processors of an H100 or H200. With fewer, channels-last tiles become narrower."""
+"""Two for each of the 132 processors of an H100 or H200. For fewer programs, channels-last tiles become narrower."""
 LONGEST = 2**31 - 1
 """Offsets within one sample are 32 bits wide."""
 
 
 def fits(x: Tensor) -> bool:
-    """Whether the kernels can attend `x` where it lies.
+    """Whether the kernels can read `x` without a copy.
 
-    That is not float64, of one spatial stride, and no two elements share memory or are too far apart in one sample.
+    They take no float64, several spatial strides, elements that share memory, or samples with offsets beyond 32 bits.
     """
     try:
         flat = flatten(x, spatial_order(x))
@@ -96,21 +96,21 @@ def _launch(kernel: Any, room: int, maps: list[Tensor], *others: Tensor | float 
 
 
 def spatial_order(x: Tensor) -> list[int]:
-    """Return the spatial dimensions, outermost in memory first. SimAM does not care for their order."""
+    """Return the spatial dimensions, outermost in memory first. SimAM does not depend on their order."""
     strides = x.stride()
     return sorted(range(2, x.dim()), key=lambda dim: (x.shape[dim] > 1, -strides[dim]))
 
 
 def flatten(x: Tensor, order: list[int]) -> Tensor:
-    """Return `x` as a view of (sample, channel, position); a RuntimeError says that there is none in this order."""
+    """Return `x` as a view of (sample, channel, position); raise a RuntimeError if there is none in this order."""
     return x.permute(0, 1, *order).view(*x.shape[:2], prod(x.shape[2:]))
 
 
 def choose(flat: Tensor, room: int) -> tuple[int, dict[str, int]]:
-    """Return how many programs attend `flat`, of which each may keep `room` elements on chip, and their tile.
+    """Return the number of programs, and their tile of at most `room` elements.
 
-    That is planes, all of one sample, by a span of positions: all of them, or one step of a walk. Both are powers of
-    two. A thread has 16 elements of it, 32 in the largest tile, fewer in the smallest.
+    A tile is `planes` of one sample by a `span` of positions: all of them, or one step of a loop. Both are powers of
+    two. A thread computes 16 elements of a tile, 32 of the largest, fewer of the smallest.
     """
     samples, channels, positions = flat.shape
     span = triton.next_power_of_2(positions)
@@ -151,17 +151,15 @@ def _forward(
     sample, channel, exists = _own_planes(channels, planes)
     x_rows, y_rows = _rows(x_ptr, x_strides, sample, channel), _rows(y_ptr, y_strides, sample, channel)
     lane = tl.arange(0, span)[None, :]
-    # Every lane keeps (count, mean, sum(d^2)) of what it has seen, by Welford's update; they are merged at the end.
+    # Every lane updates its own (count, mean, sum(d^2)) by Welford's method; they are merged at the end.
     energy = tl.zeros((planes, span), tl.float32)
     if is_whole:
-        inside = exists[:, None] & (lane < positions)
-        x = _read(x_rows, x_strides, lane, inside)
+        x, inside = _read(x_rows, x_strides, lane, exists, positions)
         count, means = inside.to(tl.float32), x
     else:
         count, means = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
         for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
+            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
             count += inside.to(tl.float32)
             delta = tl.where(inside, x - means, 0.0)
             means += delta / tl.maximum(count, 1.0)
@@ -172,8 +170,7 @@ def _forward(
     a = 1.0 / (tl.sum(energy, 1) * (4.0 / tl.maximum(positions - 1, 1)) + 4.0 * e_lambda)
     for begin in range(0, span if is_whole else positions, span):
         if not is_whole:
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
+            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
         deviation = x - mean[:, None]
         y = x * (keep + scale * tl.sigmoid(deviation * deviation * a[:, None] + 0.5))
         _write(y_rows, y_strides, begin + lane, inside, y)
@@ -206,16 +203,15 @@ def _backward(
     a = tl.load(a_ptr + sample * channels + channel, mask=exists, other=0.0)[:, None]
     lane = tl.arange(0, span)[None, :]
     if is_whole:
-        inside = exists[:, None] & (lane < positions)
-        x, grad = _read(x_rows, x_strides, lane, inside), _read(grad_rows, result_strides, lane, inside)
+        x, inside = _read(x_rows, x_strides, lane, exists, positions)
+        grad, _ = _read(grad_rows, result_strides, lane, exists, positions)
         deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
         firsts, seconds = product, product * deviation
     else:
         firsts, seconds = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
         for begin in range(0, positions, span):
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
-            grad = _read(grad_rows, result_strides, begin + lane, inside)
+            x, _ = _read(x_rows, x_strides, begin + lane, exists, positions)
+            grad, _ = _read(grad_rows, result_strides, begin + lane, exists, positions)
             deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
             firsts += product
             seconds += product * deviation
@@ -224,9 +220,8 @@ def _backward(
     result_rows = _rows(result_ptr, result_strides, sample, channel)
     for begin in range(0, span if is_whole else positions, span):
         if not is_whole:
-            inside = exists[:, None] & (begin + lane < positions)
-            x = _read(x_rows, x_strides, begin + lane, inside)
-            grad = _read(grad_rows, result_strides, begin + lane, inside)
+            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
+            grad, _ = _read(grad_rows, result_strides, begin + lane, exists, positions)
             deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
         dx = gated + 2.0 * a * (product - first - second * deviation)
         _write(result_rows, result_strides, begin + lane, inside, dx)
@@ -248,9 +243,10 @@ def _rows(pointer, strides, sample, channel):
 
 
 @triton.jit
-def _read(rows, strides, position, inside):
-    """Return a tile in float32, zero outside."""
-    return tl.load(rows + position * strides[2], mask=inside, other=0.0).to(tl.float32)
+def _read(rows, strides, position, exists, positions):
+    """Return a tile in float32, zero outside of the map, and which of its elements are inside."""
+    inside = exists[:, None] & (position < positions)
+    return tl.load(rows + position * strides[2], mask=inside, other=0.0).to(tl.float32), inside
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""What the attention costs in the user's own model: plain, injected, and with other attentions at the same sites."""
+"""What SimAM costs in the user's own model, compared with the plain model and with other attentions at its sites."""
 
 from simam_inject.bench.run import Bench as Bench
 from simam_inject.bench.run import Conditions as Conditions

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from simam_inject.bench.measuring import Quartiles, bytes_kept, peak_bytes, rati
 from simam_inject.bench.variants import PLAIN, SIMAM, make_variants
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError, describe_exception
-from simam_inject.nested import map_nested, tensors_in
+from simam_inject.nested import tensors_in
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,7 +48,7 @@ class Row:
     """To the plain model, round by round."""
     images_per_second: float
     kept_bytes: int | None
-    """What autograd keeps for the backward pass, parameters aside; in training only."""
+    """Bytes that autograd saves for the backward pass, without parameters; in training only."""
     peak_bytes: int | None
 
 
@@ -59,15 +59,11 @@ class Bench:
     rows: tuple[Row, ...]
     sites: int
     floor_bytes: int
-    """One read and one write of every attended map of the batch: the least that the attention must move."""
+    """Bytes of one read and one write of every attended map of the batch: the least that SimAM must move."""
     conditions: Conditions
     machine: dict[str, str]
     not_run: tuple[tuple[str, str], ...]
     """Modes the model does not run in, with the reason."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types only."""
-        return asdict(self)
 
 
 def bench(
@@ -85,12 +81,12 @@ def bench(
         model: any network that `inject` takes.
         recipe: as for `inject`.
         conditions: device, batch, dtype, memory format, compiled or not.
-        against: names of `variants.PEERS` to put in SimAM's places.
+        against: names of `variants.PEERS` to insert at the sites of SimAM.
         example_inputs: as for `inject`, for one image.
-        step: called with a description at the begin of each step: once for inserting, once for each round of each mode.
+        step: called with a description when a step starts: once for inserting, once for each round of each mode.
 
     Raises:
-        InjectError: the recipe, the model or a peer is not fit; no CUDA device where one is asked for.
+        InjectError: the recipe, the model or a peer cannot be used, or there is no CUDA device.
     """
     if conditions.device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available here; measure on the CPU with --device cpu")
@@ -101,7 +97,7 @@ def bench(
     batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)
     if batch is None:
         raise ModelError("the example input has no batch dimension; measure with --batch 1")
-    batch = Example(*map_nested(partial(_moved, conditions=conditions), (batch.args, batch.kwargs)))
+    batch = Example(*batch.fresh(partial(_moved, conditions=conditions)))
     step("inserting")
     variants = make_variants(network, recipe, example_inputs, against)
     sites = injected(variants[SIMAM])
@@ -111,7 +107,7 @@ def bench(
     for mode, run in (("inference", _inference), ("training", _training)):
         try:
             for variant in models.values():
-                run(variant, batch)
+                run(variant.train(mode == "training"), batch)
         except Exception as error:
             not_run.append((mode, describe_exception(error)))
         else:
@@ -131,8 +127,8 @@ def _measure(
 ) -> list[Row]:
     device = torch.device(conditions.device)
     kept = {}
-    for name, model in models.items() if mode == "training" else ():
-        kept[name] = bytes_kept(model, partial(batch.run, model.train()))
+    if mode == "training":
+        kept = {name: bytes_kept(model, partial(batch.run, model)) for name, model in models.items()}
     runs = {name: partial(run, model, batch) for name, model in models.items()}
     times = time_rounds(
         runs, rounds=conditions.rounds, warmups=conditions.warmups, device=device, before_round=before_round
@@ -152,21 +148,19 @@ def _ready(model: nn.Module, conditions: Conditions) -> nn.Module:
     return torch.compile(model) if conditions.compile else model  # type: ignore[return-value]
 
 
-def _moved(leaf: Any, conditions: Conditions) -> Any:
-    if not isinstance(leaf, torch.Tensor):
-        return leaf
-    moved = leaf.to(conditions.device, DTYPES[conditions.dtype] if leaf.is_floating_point() else None)
+def _moved(tensor: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+    moved = tensor.to(conditions.device, DTYPES[conditions.dtype] if tensor.is_floating_point() else None)
     return moved.to(memory_format=torch.channels_last) if conditions.channels_last and moved.dim() == 4 else moved
 
 
 @torch.inference_mode()
 def _inference(model: nn.Module, batch: Example) -> None:
-    model.eval()(*batch.args, **batch.kwargs)
+    model(*batch.args, **batch.kwargs)
 
 
 def _training(model: nn.Module, batch: Example) -> None:
     try:
-        outputs = [tensor for _, tensor in tensors_in(model.train()(*batch.args, **batch.kwargs))]
+        outputs = [tensor for _, tensor in tensors_in(model(*batch.args, **batch.kwargs))]
         torch.stack([tensor.float().mean() for tensor in outputs if tensor.requires_grad]).sum().backward()  # type: ignore[no-untyped-call]
     finally:
         model.zero_grad(set_to_none=True)

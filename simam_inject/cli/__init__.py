@@ -1,4 +1,4 @@
-"""The command line. It is the only place that prints, and it imports what is heavy only when a command runs."""
+"""The command line: the only package that prints. Large libraries are imported only when a command needs them."""
 
 from simam_inject.cli.app import main as main
 

@@ -1,4 +1,4 @@
-"""The commands, in the order of the help. Each is a function of a file here; what is heavy it imports when it runs."""
+"""The commands, in the order of the help. Each is a function of a file here, which imports torch only when it runs."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
-from simam_inject.cli.program import MAIN_JOB, MainJobCommand, MainJobGroup, add_command, run
+from simam_inject.cli.program import MAIN_JOB, MainJobGroup, add_command, run
 
 FIRST_COMMANDS = """\
 Add SimAM attention to a convolutional network. Start with:
@@ -27,7 +27,7 @@ recipes_app = typer.Typer(rich_markup_mode="rich")
 
 
 def main() -> None:
-    """Entry point of `simam-inject`. Libraries' banners and retries are silenced, and a warning is one line."""
+    """Entry point of `simam-inject`. Silences the banners and retries of libraries, and prints warnings in one line."""
     os.environ.setdefault("YOLO_VERBOSE", "false")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
@@ -50,7 +50,7 @@ def describe_program(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version")
     ] = False,
 ) -> None:
-    """Put the SimAM attention into a convolutional network: the same object, the same keys, verified.
+    """Add SimAM attention to a convolutional network, in place, and verify it; state_dict keys do not change.
 
     Exit codes: 0 done, 1 nothing matched or verification failed, 2 bad usage, recipe, model or file.
     """
@@ -65,9 +65,7 @@ def recipes(context: typer.Context) -> None:
         run(looking.list_recipes)
 
 
-add_command(
-    app, MAIN_JOB, injecting.inject, options.InjectOptions, cls=MainJobCommand, hidden=True, no_args_is_help=True
-)
+add_command(app, MAIN_JOB, injecting.inject, options.InjectOptions)
 add_command(app, "sites", looking.sites, options.ModelOptions)
 add_command(app, "explain", looking.explain, options.Options)
 add_command(app, "report", looking.report, options.PageOptions)

@@ -1,19 +1,19 @@
-"""`check` and `show`: is SimAM live in a file, and what does a file hold beside its weights?"""
+"""`check` and `show`: is SimAM live in a file, and what does the file contain besides its weights?"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import CheckOptions, FileOptions
 from simam_inject.cli.preparing import check_model_name
 from simam_inject.cli.program import Report, Step
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError
 from simam_inject.zoo import build
+from simam_inject.zoo.yolo import check_installed
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -27,7 +27,7 @@ def check(options: CheckOptions, step: Step) -> Report:
     file = options.file
     step(f"reading {file}", of=2)
     if file.suffix == ".safetensors":
-        return _check_saved(file, options.model, step)
+        return _check_saved(options, step)
     if file.suffix == ".pt":
         return _check_checkpoint(file, step)
     raise FileError(
@@ -37,21 +37,37 @@ def check(options: CheckOptions, step: Step) -> Report:
 
 
 def show(options: FileOptions, step: Step) -> Report:
-    """Show what a .safetensors file holds beside its weights: sites, recipes, versions. Needs no model."""
+    """Show what a .safetensors file contains besides its weights: sites, recipes, versions. Needs no model."""
     from simam_inject.persist import read
 
     step(f"reading {options.file}", of=1)
-    manifest = read(options.file)
-    recipes = [f"recipe: {json.dumps(recipe)}" for recipe in manifest.recipes]
-    return Report([*_view(options.file, manifest), *recipes], _as_dict(options.file, manifest))
+    return _describe(options.file, read(options.file))
 
 
-def _check_saved(file: Path, model: str | None, step: Step) -> Report:
-    """A file of ours agrees with itself; loaded into its model, it is verified."""
+def _describe(file: Path, manifest: Manifest) -> Report:
+    from simam_inject.reporting.formats import format_count
+    from simam_inject.reporting.plans import sites_table
+
+    names = ", ".join(str(recipe.get("name") or "recipe") for recipe in manifest.recipes) or "no recipe"
+    view: list[RenderableType] = [
+        f"{file} ({names})",
+        sites_table(manifest.insertions),
+        f"{format_count(len(manifest.insertions), 'site')}; tensor names and shapes are as saved",
+        "written with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
+        *(f"recipe: {json.dumps(recipe)}" for recipe in manifest.recipes),
+    ]
+    sites = [asdict(site) for site in manifest.insertions]
+    return Report(view, {"path": file, "sites": sites, "recipes": manifest.recipes, "versions": manifest.versions})
+
+
+def _check_saved(options: CheckOptions, step: Step) -> Report:
+    """Check that a valid file contains SimAM, and verify the model that it is loaded into."""
     from simam_inject.persist import load, read
 
+    file, model = options.file, options.model
     manifest = read(file)
-    view, data, ok = [*_view(file, manifest)], _as_dict(file, manifest), bool(manifest.insertions)
+    found = _describe(file, manifest)
+    view, data, ok = [*found.view], found.data, bool(manifest.insertions)
     if model is None and ok:
         view.append("to load it into its model and verify: add --model MODEL")
     elif model is not None and ok:
@@ -60,40 +76,23 @@ def _check_saved(file: Path, model: str | None, step: Step) -> Report:
 
         check_model_name(model)
         step(f"loading it into {model} and verifying")
-        data["verification"] = verification = verify(load(file, build(model).model))
+        data["verification"] = verification = verify(load(file, build(model, num_classes=options.num_classes).model))
         view += render_verification(verification)
         ok = verification.ok
     return Report(view, {**data, "ok": ok}, ok)
 
 
-def _as_dict(file: Path, manifest: Manifest) -> dict[str, Any]:
-    sites = [asdict(site) for site in manifest.insertions]
-    return {"path": file, "sites": sites, "recipes": manifest.recipes, "versions": manifest.versions}
-
-
-def _view(file: Path, manifest: Manifest) -> Iterator[RenderableType]:
-    from simam_inject.reporting.formats import format_count
-    from simam_inject.reporting.plans import sites_table
-
-    names = ", ".join(str(recipe.get("name") or "recipe") for recipe in manifest.recipes) or "no recipe"
-    yield f"{file} ({names})"
-    yield sites_table(manifest.insertions)
-    yield f"{format_count(len(manifest.insertions), 'site')}; tensor names and shapes are as saved"
-    yield "written with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
-
-
 def _check_checkpoint(file: Path, step: Step) -> Report:
-    if find_spec("ultralytics") is None:
-        raise ModelError("YOLO checkpoints need ultralytics: pip install 'simam_inject[ultralytics]'")
+    check_installed(f"{file}")
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 
     step("running it as trained, fused and exported")
     checkup = check_checkpoint(file)
     ok = not checkup.faults
-    return Report([*_checkup_lines(checkup)], {**asdict(checkup), "ok": ok}, ok)
+    return Report([*_lines(checkup)], {**asdict(checkup), "ok": ok}, ok)
 
 
-def _checkup_lines(checkup: Checkup) -> Iterator[RenderableType]:
+def _lines(checkup: Checkup) -> Iterator[RenderableType]:
     from simam_inject.reporting.formats import Table
 
     yield f"{checkup.path} ({checkup.network}, {checkup.recipe or 'no record'})"

@@ -1,73 +1,75 @@
-"""The commands to look around: what a rule can name, where SimAM would go, what it costs, the shipped recipes."""
+"""The commands that show: what a rule can name, where SimAM is applied, what it costs, and the shipped recipes."""
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 
 import typer
 
 from simam_inject.cli.options import BenchOptions, ModelFileOptions, ModelOptions, Options, PageOptions, RecipeOptions
-from simam_inject.cli.preparing import make_plan, prepare
+from simam_inject.cli.preparing import apply_plan, as_inserted, describe, make_plan, prepare, run_example
 from simam_inject.cli.program import Report, Step
 
 
 def sites(options: ModelOptions, step: Step) -> Report:
     """Show what can be named in MODEL: block classes, their children, shapes. The first command to run."""
-    prepared = prepare(options, step, steps=2)
+    built = prepare(options, step, steps=2)
     step("running it once")
     from rich.text import Text
 
     from simam_inject.api import survey
     from simam_inject.reporting.sites import render_sites, sites_to_dict
 
-    anatomy = prepared.run(survey)
-    data = {"model": options.model, "source": prepared.built.source, **sites_to_dict(anatomy)}
-    return Report([Text(f"{options.model} ({prepared.built.note})", "bold"), *render_sites(anatomy)], data)
+    anatomy = run_example(survey, built)
+    data = {"model": options.model, "source": built.source, **sites_to_dict(anatomy)}
+    return Report([Text(f"{built.name} ({built.note})", "bold"), *render_sites(anatomy)], data)
 
 
 def explain(options: Options, step: Step) -> Report:
     """Draw where SimAM would go in each kind of block of MODEL. Changes nothing."""
-    prepared, plan = make_plan(options, step, steps=2)
+    built, plan = make_plan(options, step, steps=2)
     from rich.text import Text
 
     from simam_inject.reporting.drawing import draw
 
     drawings = draw(plan.anatomy, plan.placed)
-    view = Text("\n\n".join([prepared.heading(plan), *map(str, drawings)]))
+    view = Text("\n\n".join([describe(built, plan), *map(str, drawings)]))
     view.highlight_regex(r"(?m)^\S.*", "bold cyan")
     view.highlight_words(["[SimAM]"], "bold green")
-    blocks = [{"block": one.class_name, "lines": one.lines, "paths": one.paths} for one in drawings]
-    return Report(view, {"model": options.model, "recipe": plan.recipe.to_dict(), "blocks": blocks})
+    return Report([view], {"model": options.model, "recipe": plan.recipe.to_dict(), "blocks": drawings})
 
 
 def report(options: PageOptions, step: Step) -> Report:
     """Write one self-contained HTML page about an injection: the network drawn, sites, skips, cost, checks, recipe."""
-    prepared, plan = make_plan(options, step, steps=4)
+    built, plan = make_plan(options, step, steps=4)
     from simam_inject.api import verify
     from simam_inject.reporting.page import render_page
 
     step("inserting SimAM")
-    prepared.apply(plan, options.strength)
+    apply_plan(built, plan, options.strength)
     step("verifying")
-    verification = prepared.run(verify)
-    page = render_page(plan, verification, heading=f"{options.model}, {plan.recipe.name}", note=prepared.built.note)
+    verification = run_example(verify, built)
+    page = render_page(
+        as_inserted(built, plan), verification, heading=f"{options.model}, {plan.recipe.name}", note=built.note
+    )
     options.html.write_text(page, encoding="utf-8")
     view = f"wrote {options.html}: {len(plan.placed)} sites, {str(verification).splitlines()[0]}"
-    return Report(view, {"html": options.html, "ok": verification.ok}, verification.ok)
+    return Report([view], {"html": options.html, "ok": verification.ok}, verification.ok)
 
 
 def bench(options: BenchOptions, step: Step) -> Report:
     """Measure what the recipe costs in MODEL: plain, with SimAM, with other attentions at the same sites."""
-    prepared, plan = make_plan(options, step, steps=3 + 2 * options.rounds)
+    built, plan = make_plan(options, step, steps=3 + 2 * options.rounds)
     from rich.text import Text
 
     from simam_inject.bench import Conditions, bench
     from simam_inject.reporting.plans import render_bench
 
     how = (options.device, options.batch, options.dtype, options.channels_last, options.compile, options.rounds)
-    measured = prepared.run(partial(bench, against=options.against, step=step), plan.recipe, Conditions(*how))
-    data = {"model": options.model, "source": prepared.built.source, "recipe": plan.recipe.to_dict()}
-    return Report([Text(prepared.heading(plan), "bold"), *render_bench(measured)], {**data, **measured.to_dict()})
+    measured = run_example(partial(bench, against=options.against, step=step), built, plan.recipe, Conditions(*how))
+    data = {"model": options.model, "source": built.source, "recipe": plan.recipe.to_dict(), **asdict(measured)}
+    return Report([Text(describe(built, plan), "bold"), *render_bench(measured)], data)
 
 
 def list_recipes(_options: None, _step: Step) -> Report:
@@ -87,7 +89,7 @@ def show_recipe(options: RecipeOptions, _step: Step) -> Report:
     """Print a shipped recipe as YAML."""
     from simam_inject.recipe import read_shipped
 
-    return Report(read_shipped(options.name))
+    return Report([read_shipped(options.name)])
 
 
 def import_recipe(options: ModelFileOptions, _step: Step) -> Report:
@@ -99,6 +101,6 @@ def import_recipe(options: ModelFileOptions, _step: Step) -> Report:
     for note in found.notes:
         typer.echo(f"note: {note}", err=True)
     if options.output is None:
-        return Report(text)
+        return Report([text])
     options.output.write_text(text, encoding="utf-8")
-    return Report(f"wrote {options.output}")
+    return Report([f"wrote {options.output}"])

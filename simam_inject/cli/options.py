@@ -7,51 +7,43 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import typer
 
 PANELS = (None, "Placement", "The study", "The model", "Measurement", "The training", "Output")
 """The boxes of the help, in their order; arguments are in none."""
 EXPORTS = (".onnx", ".pt2", ".torchscript")
-"""Suffixes of files that other runtimes run; those of `simam_inject.export.exporting`, which imports torch."""
+"""Suffixes of exported files: those of `simam_inject.export.exporting`, which imports torch."""
 PEERS = ("se", "eca", "cbam", "gc")
 """Names of `simam_inject.bench.variants.PEERS`, which imports torch."""
 DTYPES = ("fp32", "bf16", "fp16")
 
 
-class Size(tuple[int, ...]):
+def parse_size(text: str) -> tuple[int, ...]:
     """`3x224x224` -> (3, 224, 224): channels, then one to three spatial sizes."""
-
-    __slots__ = ()
-
-    def __new__(cls, text: str) -> Self:
-        """Read a size."""
-        parts = text.lower().split("x")
-        if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-            raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
-        return super().__new__(cls, map(int, parts))
-
-    def __str__(self) -> str:
-        return "x".join(map(str, self))
+    parts = text.lower().split("x")
+    if not 2 <= len(parts) <= 4 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
+    return tuple(map(int, parts))
 
 
-class Names(tuple[str, ...]):
+def parse_names(text: str) -> tuple[str, ...]:
     """`a, b` -> (a, b)."""
-
-    __slots__ = ()
-
-    def __new__(cls, text: str) -> Self:
-        """Read what has commas between."""
-        return super().__new__(cls, filter(None, map(str.strip, text.split(","))))
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def parse_number(text: str) -> int | float:
-    """A number as it was written: an integer stays one, since an integer lambda is probably a channel count."""
+    """An integer stays one, since `e_lambda` warns about an integer: it is probably a channel count."""
     try:
         return int(text) if text.lstrip("+-").isdecimal() else float(text)
     except ValueError:
         raise typer.BadParameter(f"found {text!r}; write a number, e.g. 1e-4") from None
+
+
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """`1e-4,0.1` -> (1e-4, 0.1)."""
+    return tuple(float(parse_number(part)) for part in parse_names(text))
 
 
 def parse_time(text: str) -> float:
@@ -76,7 +68,7 @@ def one_of(noun: str, *known: str) -> Callable[[Any], Any]:
 
 
 def writable(*suffixes: str) -> Callable[[str], Path]:
-    """A parser of a file in a folder that exists, with one of these suffixes if there are any."""
+    """A parser of a file to write: in an existing folder, with one of these suffixes if there are any."""
 
     def parse(text: str) -> Path:
         path = Path(text)
@@ -92,12 +84,12 @@ def writable(*suffixes: str) -> Callable[[str], Path]:
 
 
 def folder(text: str) -> Path:
-    """A parser of a folder that exists."""
+    """A parser of an existing folder."""
     path = Path(text)
+    if path.is_file():
+        raise typer.BadParameter(f"{text!r} is a file, not a folder")
     if not path.is_dir():
-        raise typer.BadParameter(
-            f"{text!r} is a file, not a folder" if path.exists() else f"folder {text!r} does not exist"
-        )
+        raise typer.BadParameter(f"folder {text!r} does not exist")
     return path
 
 
@@ -126,10 +118,11 @@ _MODEL_NAME = argument(
 )
 _RECIPE = partial(_place, "A shipped recipe or a YAML file", "NAME|FILE", autocompletion=complete_recipe)
 _PRETRAINED = _model("Load the library's pretrained weights", default=False)
+_NUM_CLASSES = _model("Number of classes of the head", "N", min=1)
 _STRENGTH = _place("From 0 (no effect) to 1 (SimAM)", "F", default=1.0, min=0.0, max=1.0)
 _DEVICE = _measure("cpu or cuda", default="cpu", callback=one_of("device", "cpu", "cuda", "cuda:N"))
 _AGAINST = _measure(
-    f"Other attentions: {','.join(PEERS)}", "A,B", default="", parser=Names, callback=one_of("attention", *PEERS)
+    f"Other attentions: {','.join(PEERS)}", "A,B", default="", parser=parse_names, callback=one_of("attention", *PEERS)
 )
 
 
@@ -153,9 +146,11 @@ class ModelOptions(OutputOptions):
         dir_okay=False,
     )
     pretrained: bool = _PRETRAINED
-    num_classes: int | None = _model("Number of classes of the head", "N", min=1)
-    seed: int | None = _model("Seed of the random weights", "N", min=0)
-    input_size: Size | None = _model("Size of one example: channels x height x width", "CxHxW", parser=Size)
+    num_classes: int | None = _NUM_CLASSES
+    seed: int | None = _model("Seed of the random weights", "N", min=0, max=2**32 - 1)
+    input_size: tuple[int, ...] | None = _model(
+        "Size of one example: channels x height x width", "CxHxW", parser=parse_size
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,16 +166,14 @@ class Options(ModelOptions):
     @property
     def sources(self) -> list[str]:
         """What `load_recipe` reads: `--recipe`, and a selector for each `--after` and `--before`."""
-        places = [
-            *(f"after {place}" for place in self.after or ()),
-            *(f"before {place}" for place in self.before or ()),
-        ]
-        return [*([self.recipe] if self.recipe else []), *places]
+        after = [f"after {place}" for place in self.after or ()]
+        before = [f"before {place}" for place in self.before or ()]
+        return [*([self.recipe] if self.recipe else []), *after, *before]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InjectOptions(Options):
-    """What is put in, saved and printed."""
+    """What is inserted, saved and printed."""
 
     strength: float = _STRENGTH
     calibrate: Path | None = _place(
@@ -199,7 +192,7 @@ class InjectOptions(Options):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageOptions(Options):
-    """What is put in, and where the page about it is written."""
+    """What is inserted, and where the page about it is written."""
 
     strength: float = _STRENGTH
     html: Path = _output("Output file", "FILE.html", default=..., parser=writable(".html"))
@@ -214,7 +207,7 @@ class BenchOptions(Options):
     dtype: str = _measure("fp32, bf16 or fp16", default="fp32", callback=one_of("dtype", *DTYPES))
     channels_last: bool = _measure("Use the channels_last memory format", default=False)
     compile: bool = _measure("With torch.compile", default=False)
-    against: Names = _AGAINST
+    against: tuple[str, ...] = _AGAINST
     rounds: int = _measure("Timed rounds", "N", default=15, min=3)
 
 
@@ -243,6 +236,7 @@ class CheckOptions(FileOptions):
 
     file: Path = argument("FILE", "A YOLO checkpoint (.pt), or a .safetensors file of --output")
     model: str | None = _model("Load a .safetensors file into this model and verify", "MODEL")
+    num_classes: int | None = _NUM_CLASSES
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,8 +261,10 @@ class CompareOptions:
     model: str = _MODEL_NAME
     data: str = _study("Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", default=...)
     recipe: list[str] = _RECIPE(default=...)
-    against: Names = _AGAINST
-    e_lambda: Names = _study("Lambdas of SimAM; one variant for each", "A,B", default="", parser=Names)
+    against: tuple[str, ...] = _AGAINST
+    e_lambda: tuple[float, ...] = _study(
+        "Lambdas of SimAM; one variant for each", "A,B", default="", parser=parse_numbers
+    )
     seeds: int = _study("Runs of each variant; below 5 nothing is tested", "N", default=10, min=1)
     study: str = _study("Journal file or database URL", "FILE|URL", default="compare.journal")
     name: str = _study("Name of the study, where the storage holds several", default="compare")

@@ -1,11 +1,11 @@
-"""What the commands do first: build the model, make its example inputs, compose the recipe, plan."""
+"""What the commands do first: build the model, compose the recipe, plan; and read images as the model takes them."""
 
 from __future__ import annotations
 
 import random
 import zipfile
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,75 +23,8 @@ if TYPE_CHECKING:
     from simam_inject.recipe import Recipe
 
 WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
-"""Suffixes of files that hold weights, not a model that can be built; `.pt` is looked into."""
+"""Suffixes of files that contain weights, not a model that can be built; a `.pt` may be either."""
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A model that is ready to be looked at or injected."""
-
-    options: ModelOptions
-    built: ZooModel
-
-    @property
-    def model(self) -> Any:
-        """The model itself."""
-        return self.built.model
-
-    @property
-    def inputs(self) -> tuple[Any, ...] | None:
-        """Noise in [0, 1) for one forward with one image, of `--input-size` or of the size that the zoo knows.
-
-        None where the model itself declares its size (timm, ultralytics) or the size is not known.
-        """
-        import torch
-
-        built, size, shapes = self.built, self.options.input_size, self.built.input_shapes
-        if size is None and built.source != "torchvision":
-            return None
-        if size is not None:
-            shapes = (tuple(size) if built.takes_list else (1, *size),) * max(1, len(shapes))
-        noise = torch.Generator().manual_seed(0)
-        images = [torch.rand(shape, generator=noise) for shape in shapes]
-        return (images,) if built.takes_list else tuple(images)
-
-    def heading(self, plan: Plan, more: str = "") -> str:
-        """Names of model and recipe, and which weights it has."""
-        return f"{self.built.name}, {plan.recipe.name or 'recipe'}{more} ({self.built.note})"
-
-    def run(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """What a function such as `plan` finds in the model on its example inputs."""
-        try:
-            return function(self.model, *arguments, example_inputs=self.inputs)
-        except ModelError as error:
-            size = self.options.input_size
-            if size is None or len(size) != 2:
-                raise
-            raise ModelError(
-                f"{error}\n--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
-            ) from error
-
-    def apply(self, plan: Plan, strength: float) -> None:
-        """Carry out a plan."""
-        from simam_inject.warmup import set_strength
-
-        plan.apply()
-        if strength != 1.0:
-            set_strength(self.model, strength)
-
-    def photograph(self, path: Path) -> Photograph:
-        """A photograph as the model takes it."""
-        from simam_inject.adapters import network_of
-        from simam_inject.dataflow.example import declared_size
-        from simam_inject.pictures import photograph
-
-        built, shapes = self.built, self.built.input_shapes
-        size = self.options.input_size or (shapes[0][1:] if shapes else declared_size(network_of(self.model)))
-        if built.takes_list or len(shapes) > 1 or len(size) != 3 or size[0] not in (1, 3):
-            raise ModelError(f"{built.name} does not take batches of images of one size")
-        letterbox = built.source == "ultralytics" and getattr(self.model, "task", "") != "classify"
-        return photograph(path, (size[0], size[1], size[2]), normalization=built.normalization, letterbox=letterbox)
 
 
 def check_model_name(name: str) -> None:
@@ -116,12 +49,12 @@ def check_weights(options: ModelOptions | CompareOptions) -> None:
 def _is_yolo_checkpoint(path: Path) -> bool:
     """Whether a file written by torch.save names classes of ultralytics; nothing is unpickled."""
     if not zipfile.is_zipfile(path):
-        return True  # old format: let ultralytics say what is wrong
+        return True  # an older format, for which ultralytics raises an error
     with zipfile.ZipFile(path) as file:
         return any(b"ultralytics" in file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
 
 
-def prepare(options: ModelOptions, step: Step, *, steps: int) -> Prepared:
+def prepare(options: ModelOptions, step: Step, *, steps: int) -> ZooModel:
     """Build the model that the options describe: the first of so many steps."""
     check_model_name(options.model)
     check_weights(options)
@@ -131,11 +64,13 @@ def prepare(options: ModelOptions, step: Step, *, steps: int) -> Prepared:
 
         torch.manual_seed(options.seed)
     built = build(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
-    return Prepared(options, built if options.weights is None else load_weights(built, options.weights))
+    if options.weights is not None:
+        built = load_weights(built, options.weights)
+    return built if options.input_size is None else built.with_size(options.input_size)
 
 
 def compose_recipe(options: Options) -> Recipe:
-    """The rules of `--recipe`, then one for each selector; the first rule that takes a site owns it."""
+    """The rules of `--recipe`, then one rule for each selector; a site belongs to the first rule that matches it."""
     from simam_inject.recipe import Recipe, adjusted, load_recipe
 
     recipes = [load_recipe(text) for text in options.sources]
@@ -146,29 +81,28 @@ def compose_recipe(options: Options) -> Recipe:
     return adjusted(Recipe.from_dict(together), options.exclude or (), options.e_lambda)
 
 
-def make_plan(options: Options, step: Step, *, steps: int) -> tuple[Prepared, Plan]:
+def make_plan(options: Options, step: Step, *, steps: int) -> tuple[ZooModel, Plan]:
     """Build the model and plan the recipe for it: the first two of so many steps.
 
     Raises:
         NoMatchError: The recipe, a rule of it or a glob of `--exclude` has no effect.
     """
-    check_model_name(options.model)
     recipe = compose_recipe(options)
-    prepared = prepare(options, step, steps=steps)
+    built = prepare(options, step, steps=steps)
     step("running it once and planning")
     from simam_inject.api import check_exclude, no_effect, plan, survey
 
     exclude = options.exclude or ()
     try:
-        found: Plan = prepared.run(plan, recipe)
-    except NoMatchError as error:  # a word about the option helps more than one about a rule that it is in
+        found: Plan = run_example(plan, built, recipe)
+    except NoMatchError as error:  # a message about the option is clearer than one about a rule that contains it
         if exclude:
-            check_exclude("--exclude", exclude, prepared.run(survey))
+            check_exclude("--exclude", exclude, run_example(survey, built))
         raise NoMatchError(_with_remedy(str(error))) from None
     check_exclude("--exclude", exclude, found.anatomy)
     if not found.insertions and not found.is_done:
         raise NoMatchError(_with_remedy(no_effect(found)))
-    return prepared, found
+    return built, found
 
 
 def _with_remedy(message: str) -> str:
@@ -179,23 +113,78 @@ def _with_remedy(message: str) -> str:
     return f"{message}\n{remedy}" if f"{PRESENT}, with" in message else message
 
 
+def run_example(function: Callable[..., Any], built: ZooModel, *arguments: Any) -> Any:
+    """Call a function of the API such as `plan` with the model and its example inputs."""
+    try:
+        return function(built.model, *arguments, example_inputs=built.example_inputs)
+    except ModelError as error:
+        if [len(shape) for shape in built.input_shapes] != [3] or built.takes_list:
+            raise
+        size = "x".join(map(str, built.input_shapes[0][1:]))
+        raise ModelError(
+            f"{error}\n--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
+        ) from error
+
+
+def apply_plan(built: ZooModel, plan: Plan, strength: float) -> None:
+    """Insert SimAM at the sites of a plan, with the strength of `--strength`."""
+    from simam_inject.warmup import set_strength
+
+    plan.apply()
+    if strength != 1.0:
+        set_strength(built.model, strength)
+
+
+def as_inserted(built: ZooModel, plan: Plan) -> Plan:
+    """An applied plan, with the strength and gain that its sites have now."""
+    from simam_inject.api import injected
+
+    site_by_module = {site.module: site for site in injected(built.model)}
+    insertions, present = (
+        tuple(site_by_module[site.module] for site in sites) for sites in (plan.insertions, plan.present)
+    )
+    return replace(plan, insertions=insertions, present=present)
+
+
+def describe(built: ZooModel, plan: Plan, more: str = "") -> str:
+    """Names of model and recipe, and which weights the model has."""
+    return f"{built.name}, {plan.recipe.name}{more} ({built.note})"
+
+
 def images_in(folder: Path, limit: int) -> list[Path]:
-    """The images in a folder and its subfolders, in alphabetical order; spread over all of them if there are more."""
+    """The images in a folder and its subfolders in alphabetical order; of more than `limit`, evenly spaced ones."""
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not found:
         raise ModelError(f"no image found in {str(folder)!r}; supported formats: {', '.join(IMAGES)}")
     return found if len(found) <= limit else [found[index * len(found) // limit] for index in range(limit)]
 
 
-def batches_of(prepared: Prepared, folder: Path) -> Iterable[Tensor]:
-    """At most 256 images of a folder as the model takes them, in batches of at most 16, read anew in each pass.
+def read_photograph(built: ZooModel, path: Path) -> Photograph:
+    """A photograph at the input size of the model."""
+    from simam_inject.adapters import network_of
+    from simam_inject.dataflow.example import declared_size
+    from simam_inject.pictures import photograph
 
-    In mixed order: where folders are classes each batch would else hold one class, whose statistics are not the set's.
+    shapes = built.input_shapes or ((1, *declared_size(network_of(built.model))),)
+    if built.takes_list or len(shapes) > 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
+        raise ModelError(f"{built.name} does not take batches of images of one size")
+    _, channels, height, width = shapes[0]
+    letterbox = built.source == "ultralytics" and getattr(built.model, "task", "") != "classify"
+    return photograph(path, (channels, height, width), normalization=built.normalization, letterbox=letterbox)
+
+
+def batches_of(built: ZooModel, folder: Path) -> Iterable[Tensor]:
+    """At most 256 images of a folder at the input size of the model, in batches of at most 16, read in each pass.
+
+    They are shuffled: where folders are classes, each batch would otherwise contain one class only.
     """
     import torch
     from torch.utils.data import DataLoader
 
     paths = images_in(folder, limit=256)
     random.Random(0).shuffle(paths)
-    read = prepared.photograph
-    return DataLoader(paths, 16, collate_fn=lambda part: torch.cat([read(path).input for path in part]))  # type: ignore[arg-type]
+    return DataLoader(
+        paths,  # type: ignore[arg-type]
+        batch_size=16,
+        collate_fn=lambda part: torch.cat([read_photograph(built, path).input for path in part]),
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
@@ -15,10 +16,10 @@ from simam_inject.compare import figures, statistics
 from simam_inject.compare.records import AGAIN, PLAIN, Cell, Costs
 from simam_inject.compare.statistics import BETTER, LEVEL, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
 
-SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
+WRONG_SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Comparison:
     """All runs of a study, and the differences between them.
 
@@ -36,19 +37,24 @@ class Comparison:
     """Runs of the whole study; more than `cells` while it is unfinished."""
     looks: int = 1
     resolve: float | None = None
-    differences: tuple[Difference, ...] = field(init=False)
-    """Each variant and recipe against plain."""
-    noise_floor: Difference | None = field(init=False)
-    """*Plain again*: the same weights with another data order. Its true difference is zero."""
 
-    def __post_init__(self) -> None:
-        keys = dict.fromkeys((cell.variant, cell.recipe) for cell in self.cells)
-        values = {key: {cell.seed: cell.value for cell in self.of(*key)} for key in keys}
-        plain, again = values.pop((PLAIN, ""), {}), values.pop((AGAIN, ""), None)
-        differences = statistics.compare_to(plain, values, resolve=self.resolve, looks=self.looks)
-        floor = statistics.compare_to(plain, {} if again is None else {(AGAIN, ""): again})
-        object.__setattr__(self, "differences", differences)
-        object.__setattr__(self, "noise_floor", replace(floor[0], verdict=NOISE_ONLY) if floor else None)
+    @cached_property
+    def differences(self) -> tuple[Difference, ...]:
+        """Each variant and recipe against plain."""
+        arms = dict.fromkeys((cell.variant, cell.recipe) for cell in self.cells if cell.recipe)
+        values = {arm: self._values(*arm) for arm in arms}
+        return statistics.compare_to(self._values(PLAIN), values, resolve=self.resolve, looks=self.looks)
+
+    @cached_property
+    def noise_floor(self) -> Difference | None:
+        """*Plain again*: the same weights with another data order. Its true difference is zero."""
+        if not self.of(AGAIN):
+            return None
+        (found,) = statistics.compare_to(self._values(PLAIN), {(AGAIN, ""): self._values(AGAIN)})
+        return replace(found, verdict=NOISE_ONLY)
+
+    def _values(self, variant: str, recipe: str = "") -> dict[int, float | None]:
+        return {cell.seed: cell.value for cell in self.of(variant, recipe)}
 
     def of(self, variant: str, recipe: str = "") -> tuple[Cell, ...]:
         """Runs of one variant, by seed."""
@@ -114,7 +120,7 @@ def _notes(comparison: Comparison) -> Iterator[str]:
     if comparison.looks > 1:
         yield f"seeds were added after a first result, so every p value is multiplied by {comparison.looks}"
     if len(plain) > 1 and 2 * sum(cell.falls for cell in plain) > len(plain):
-        yield SIGN
+        yield WRONG_SIGN
     if len(plain) > 1 and len({cell.value for cell in plain} - {None}) == 1:
         yield "plain gave the same value at every seed: the runs ignore the seed, or the metric is saturated"
     starts = {(cell.seed, cell.weights) for cell in comparison.cells if cell.weights}
@@ -200,12 +206,12 @@ def _row(comparison: Comparison, row: Difference) -> tuple[str, ...]:
     return (
         *(row.variant, row.recipe, f"{row.seeds}", _signed(row.mean)),
         "" if math.isnan(row.low) else f"{_signed(row.low)} to {_signed(row.high)}",
-        *(p, row.verdict, _remedy(row, comparison.resolve)),
+        *(p, row.verdict, _power(row, comparison.resolve)),
         "" if noise is None else f"±{noise:.2f}",
     )
 
 
-def _remedy(row: Difference, resolve: float | None) -> str:
+def _power(row: Difference, resolve: float | None) -> str:
     """How many seeds find the difference of interest, or which difference so many seeds find."""
     if row.verdict in (BETTER, WORSE) or row.variant == AGAIN or math.isnan(row.sd):
         return ""

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
 from simam_inject.compare.records import PLAIN, Experiment, Train, Variant
-from simam_inject.compare.report import SIGN, Comparison
+from simam_inject.compare.report import WRONG_SIGN, Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.compare.variants import check_recipes, list_variants, run_cell
 from simam_inject.errors import CompareError
+from simam_inject.warmup.batches import readable_twice
 
 Progress = Callable[[int, int, float | None], None]
 """Called with the cells done, all cells, and the seconds left at the pace of this worker (None before its first)."""
@@ -54,8 +54,8 @@ def compare(
         storage: None for memory, a path for a journal file, a database URL, or an Optuna storage.
         e_lambdas: SimAM once with each of these instead of the recipe's own.
         example_inputs: As for `inject`; the costs are measured on them.
-        batches: For trained weights: batches on which the batch norm statistics of every variant, including plain, are
-            computed again before training.
+        batches: For trained weights: tensors or (input, target) pairs on which the batch norm statistics of every
+            variant, including plain, are computed again before training.
         resolve: A difference of interest: the result contains how many seeds find it.
         budget: Seconds after which no new run starts.
         settings: What else the result depends on (data, epochs, ...); a study with other settings is refused.
@@ -70,6 +70,7 @@ def compare(
         CompareError: An argument is invalid, the storage cannot be written, or holds other settings.
         RecipeError: A recipe does not exist or is invalid; no run is started.
         NoMatchError: A recipe has no effect on the network; no run is started.
+        ModelError: The network cannot be planned, or `batches` cannot be iterated over.
 
     Example:
         >>> def train(model, seed, report):  # doctest: +SKIP
@@ -82,16 +83,11 @@ def compare(
     if seeds < 1:
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     variants = list_variants(recipes, against, e_lambdas)
-    check_recipes(make_model, recipes, e_lambdas, example_inputs)
+    check_recipes(make_model, variants, example_inputs)
+    batches = None if batches is None else readable_twice(batches, passes=2)  # each run reads them
     experiment = Experiment(make_model, train, example_inputs, batches, settings or {})
-    return run_study(
-        *(experiment, variants, seeds, storage),
-        resolve=resolve,
-        budget=budget,
-        name=name,
-        retry_stale=retry_stale,
-        progress=progress,
-    )
+    options = {"name": name, "resolve": resolve, "retry_stale": retry_stale}
+    return run_study(experiment, variants, seeds, storage, budget, progress, **options)
 
 
 def run_study(
@@ -99,41 +95,35 @@ def run_study(
     variants: Sequence[Variant],
     seeds: int,
     storage: Any,
-    *,
-    resolve: float | None,
     budget: float | None,
-    name: str,
-    retry_stale: bool,
     progress: Progress,
+    **options: Any,
 ) -> Comparison:
-    """Run cells of a study whose recipes have been checked. The arguments are those of `compare`."""
-    written = _describe_settings(experiment, variants)
-    with _storage_errors():
-        study = Study(storage, written, variants, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
+    """Run the cells of a study whose recipes have been checked.
+
+    Args:
+        experiment, variants, seeds, storage, budget, progress: See `compare`.
+        **options: See `Study`.
+    """
+    optuna = import_optuna()
+    try:
+        study = Study(storage, _describe_settings(experiment, variants), variants, seeds, **options)
         with study.heartbeat():
             _work(study, experiment, budget, progress)
         return study.comparison()
-
-
-def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
-    """What a result depends on, as JSON."""
-    recipes = {variant.recipe: variant.where for variant in variants if variant.recipe}
-    written = {
-        name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()
-    }
-    return {"recipes": written, "warm_start": experiment.batches is not None, **experiment.settings}
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    try:
-        yield
-    except (OSError, import_optuna().exceptions.StorageInternalError) as error:
+    except (OSError, optuna.exceptions.StorageInternalError) as error:
         reason = getattr(error, "strerror", None) or error.__cause__ or error
         raise CompareError(
             f"the study cannot be written: {reason}; every finished run is saved. Free some space or fix the "
             "cause, and run the same command again"
         ) from error
+
+
+def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
+    """What a result depends on, as JSON."""
+    recipes = {variant.recipe: variant.where for variant in variants if variant.recipe}
+    texts = {name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()}
+    return {"recipes": texts, "warm_start": experiment.batches is not None, **experiment.settings}
 
 
 def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> None:
@@ -154,4 +144,4 @@ def _work(study: Study, experiment: Experiment, budget: float | None, progress: 
         study.finish(claim, cell)
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
-            warnings.warn(SIGN, stacklevel=3)
+            warnings.warn(WRONG_SIGN, stacklevel=3)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from simam_inject.compare.records import Experiment, Report
-from simam_inject.compare.training import Images, Training, fit, make_loaders, open_folder
+from simam_inject.compare.records import Experiment, Report, Variant
+from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.compare.variants import check_recipes
 from simam_inject.errors import CompareError
 from simam_inject.zoo import build, load_weights
@@ -29,41 +30,42 @@ def set_up(
     data: str,
     training: Training,
     device: str,
+    variants: Sequence[Variant] = (),
     *,
-    recipes: Sequence[str] = (),
-    e_lambdas: Sequence[float] = (),
     pretrained: bool = False,
     weights: str | None = None,
 ) -> Experiment:
     """The experiment for a model of the zoo: a classifier, or a YOLO.
 
     Raises:
-        InjectError: The model, the data, the weights or a recipe are invalid.
+        InjectError: The model, the data, the weights or the recipe of a variant are invalid.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CompareError("no CUDA device is available here; --device cpu")
     if build(model).source != "ultralytics":
-        images = open_folder(data, training.size, augment=training.augment)
-        experiment = _set_up_classifier(model, data, images, training, device, pretrained=pretrained, weights=weights)
-        check_recipes(experiment.make_model, recipes, e_lambdas, experiment.example_inputs)
-        loader, _ = make_loaders(images, training, seed=0)
-        return replace(experiment, batches=list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None)
+        return _set_up_classifier(model, data, training, device, variants, pretrained=pretrained, weights=weights)
     if pretrained:
         raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
-    experiment = _set_up_yolo(model, data, training, device, weights)
-    check_recipes(experiment.make_model, recipes, e_lambdas, experiment.example_inputs)
-    return experiment
+    return _set_up_yolo(model, data, training, device, variants, weights)
 
 
 def _set_up_classifier(
-    model: str, data: str, images: Images, training: Training, device: str, *, pretrained: bool, weights: str | None
+    model: str,
+    data: str,
+    training: Training,
+    device: str,
+    variants: Sequence[Variant],
+    *,
+    pretrained: bool,
+    weights: str | None,
 ) -> Experiment:
     """A network on an image folder; the metric is top-1 accuracy."""
-    built = build(model, pretrained=pretrained, num_classes=len(images.classes))
-    state = load_weights(built, Path(weights)).model.state_dict() if weights else None
+    images = open_folder(data, training.size, augment=training.augment)
+    make = partial(build, model, pretrained=pretrained, num_classes=len(images.classes))
+    state = load_weights(make(), Path(weights)).model.state_dict() if weights else None
 
     def make_model() -> nn.Module:
-        network: nn.Module = build(model, pretrained=pretrained, num_classes=len(images.classes)).model
+        network: nn.Module = make().model
         if state is not None:
             network.load_state_dict(state)
         return network
@@ -71,11 +73,17 @@ def _set_up_classifier(
     def train(network: nn.Module, seed: int, report: Report) -> float:
         return fit(network, images, training, device, seed, report)
 
+    example = _make_example(min(training.batch, 8), training.size)
+    check_recipes(make_model, variants, example)
+    loader, _ = make_loaders(images, training, seed=0)  # raises an error if the images are too few
+    batches = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
     settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights, **asdict(training)}
-    return Experiment(make_model, train, _make_example(min(training.batch, 8), training.size), settings=settings)
+    return Experiment(make_model, train, example, batches, settings)
 
 
-def _set_up_yolo(model: str, data: str, training: Training, device: str, weights: str | None) -> Experiment:
+def _set_up_yolo(
+    model: str, data: str, training: Training, device: str, variants: Sequence[Variant], weights: str | None
+) -> Experiment:
     """A YOLO and the data set of its `data.yaml`; the metric is mAP50-95 (or top-1) of the averaged weights."""
     yolo = build(weights or model).model
     classes = _count_classes(data, yolo.task)
@@ -102,8 +110,10 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
             trainer.train()
             return 100 * float(trainer.metrics[metric])
 
+    example = _make_example(1, training.size)
+    check_recipes(make_model, variants, example)
     settings = {"model": model, "data": data, "weights": weights, "size": training.size, **used}
-    return Experiment(make_model, train, _make_example(1, training.size), settings=settings)
+    return Experiment(make_model, train, example, settings=settings)
 
 
 def _make_example(images: int, size: int) -> torch.Tensor:

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import fcntl
 import json
-import mmap
 import os
 import platform
+import re
 import shlex
 import sys
 import threading
@@ -39,6 +39,8 @@ HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
+_CELL = TypeAdapter(Cell)
+_JOURNAL_START = b'{"op_code":'
 _RESULTS, _OWNERS = ("COMPLETE", "FAIL"), ("RUNNING", "COMPLETE", "FAIL")
 
 
@@ -68,10 +70,7 @@ class _JournalLock:
     def acquire(self) -> bool:
         self._file = self._path.open("r+b")
         fcntl.flock(self._file, fcntl.LOCK_EX)
-        if self._file.seek(0, os.SEEK_END):
-            with mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-                end = written.rfind(b"\n") + 1
-            self._file.truncate(end)
+        self._file.truncate(self._file.read().rfind(b"\n") + 1)
         return True
 
     def release(self) -> None:
@@ -95,13 +94,17 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
         except Exception as error:
             reason = describe_exception(error.__cause__ or error)
             raise CompareError(f"{storage.rpartition('@')[-1]} cannot be opened: {reason}") from None
-    path, lock = Path(storage), _JournalLock(Path(storage))
+    path = Path(storage)
     if must_exist and not path.is_file():
         raise CompareError(f"no such study: {path}")
     if not path.parent.is_dir():
         raise CompareError(f"no such folder: {path.parent}, for the study {path.name}")
+    start = path.read_bytes()[: len(_JOURNAL_START)] if path.is_file() else b""
     try:
-        return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path), lock))
+        if not _JOURNAL_START.startswith(start):  # Optuna ignores a last line that it cannot read
+            raise ValueError
+        backend = optuna.storages.journal.JournalFileBackend(str(path), _JournalLock(path))
+        return optuna.storages.JournalStorage(backend)
     except (ValueError, KeyError):
         raise CompareError(f"{path} is not a study: compare did not write this file") from None
 
@@ -118,8 +121,8 @@ class Claim:
 class Study:
     """The cells of one comparison in a storage, and this process as one of the workers."""
 
-    _at_work: ClassVar[set[str]] = set()
-    """Workers of this process whose heartbeat is on."""
+    _active: ClassVar[set[str]] = set()
+    """Workers of this process that have a heartbeat."""
 
     def __init__(
         self,
@@ -207,20 +210,19 @@ class Study:
 
     def _free_dead(self) -> None:
         """Give back the cells of workers of this machine that are gone, and with `retry_stale` those of silent ones."""
+        heartbeats = self._study.user_attrs
         for trial in self._trials("RUNNING"):
-            worker = trial.user_attrs.get("worker")
-            if worker is None:
-                continue
-            is_silent = time.time() - float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0)) > STALE
-            if (self._retry_stale and is_silent) or self._is_gone(worker):
-                self._end(trial.number, "PRUNED")
+            if worker := trial.user_attrs.get("worker"):
+                is_silent = time.time() - float(heartbeats.get(f"heartbeat {worker}", 0.0)) > STALE
+                if (self._retry_stale and is_silent) or self._has_ended(worker):
+                    self._end(trial.number, "PRUNED")
 
-    def _is_gone(self, worker: str) -> bool:
+    def _has_ended(self, worker: str) -> bool:
         machine, pid, _ = worker.rsplit(":", 2)
         if machine != platform.node():
             return False
         if int(pid) == os.getpid():
-            return worker not in self._at_work
+            return worker not in self._active
         try:
             os.kill(int(pid), 0)
         except OSError as error:
@@ -229,7 +231,7 @@ class Study:
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
-        """Write a sign of life every few seconds while the body runs."""
+        """Write the time every few seconds while the body runs, so that other workers see that this one is alive."""
         over, key = threading.Event(), f"heartbeat {self.worker}"
 
         def beat() -> None:
@@ -240,11 +242,11 @@ class Study:
         self._study.set_user_attr(key, time.time())
         thread = threading.Thread(target=beat, daemon=True, name="simam_inject heartbeat")
         thread.start()
-        self._at_work.add(self.worker)
+        self._active.add(self.worker)
         try:
             yield
         finally:
-            self._at_work.discard(self.worker)
+            self._active.discard(self.worker)
             over.set()
             thread.join()
 
@@ -272,11 +274,10 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
 
 
 def _read(study: optuna.Study) -> Comparison:
-    attributes, cells, cell_type = study.user_attrs, dict[str, Cell](), TypeAdapter(Cell)
+    attributes, cells = study.user_attrs, dict[str, Cell]()
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name in _RESULTS and "outcome" in trial.user_attrs:
-            cell = cell_type.validate_python(json.loads(trial.user_attrs["outcome"]))
-            cells.setdefault(trial.user_attrs["cell"], cell)
+            cells.setdefault(trial.user_attrs["cell"], _CELL.validate_json(trial.user_attrs["outcome"]))
     return Comparison(
         cells=tuple(cells.values()),
         settings=attributes.get("settings", {}),
@@ -287,20 +288,21 @@ def _read(study: optuna.Study) -> Comparison:
     )
 
 
-def _check_same(there: dict[str, Any], asked: dict[str, Any], name: str) -> None:
-    other = [key for key in sorted(there.keys() | asked.keys()) if there.get(key) != asked.get(key)]
+def _check_same(written: dict[str, Any], given: dict[str, Any], name: str) -> None:
+    other = [key for key in sorted(written.keys() | given.keys()) if written.get(key) != given.get(key)]
     if other:
-        lines = [f"  {key}: {there.get(key)!r} in the study, {asked.get(key)!r} here" for key in other]
+        lines = "\n".join(f"  {key}: {written.get(key)!r} in the study, {given.get(key)!r} here" for key in other)
         raise CompareError(
-            "\n".join([f"the storage has a study {name!r} with other settings; nothing was changed", *lines])
-            + "\nuse another file or name, or the settings of that study"
+            f"the storage has a study {name!r} with other settings; nothing was changed\n{lines}\n"
+            "use another file or name, or the settings of that study"
         )
 
 
 def _made_with() -> dict[str, str]:
-    """The command and the versions, for the report."""
+    """The command without passwords of databases, and the versions, for the report."""
     program = Path(sys.argv[0]).name or "python"
-    command = shlex.join(["simam-inject" if program == "__main__.py" else program, *sys.argv[1:]])
+    arguments = [re.sub(r"(://[^:/@]+):[^@]*@", r"\1:***@", argument) for argument in sys.argv[1:]]
+    command = shlex.join(["simam-inject" if program == "__main__.py" else program, *arguments])
     found = {"command": command, "python": platform.python_version(), "machine": platform.machine()}
     for package in _PACKAGES:
         with suppress(metadata.PackageNotFoundError):

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDataset
@@ -55,7 +56,7 @@ class Training:
     workers: int = 0
     """Loading processes per training process."""
     augment: bool = True
-    """Random crops and mirrors; without, images are only resized, and kept in memory."""
+    """Random crops and mirrors; without, images are only resized, and stay in memory."""
     amp: bool = False
     compile: bool = False
 
@@ -103,24 +104,23 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
     classes = tuple(train.classes)
     if parts[0] == parts[1]:
         train, val = _hold_out(train, val)
-    return Images(train, val, classes) if augment else Images(_read(train), _read(val), classes)
+    return Images(train, val, classes) if augment else Images(_load(train), _load(val), classes)
 
 
 def _hold_out(train: Any, val: Any) -> tuple[Any, Any]:
     """Every fifth image of a class for validation, the others for training."""
-    targets = np.array(train.targets)
-    held = [np.flatnonzero(targets == label)[_SPLIT - 1 :: _SPLIT] for label in range(len(train.classes))]
-    chosen = np.sort(np.concatenate(held))
-    if not len(chosen):
+    labels = np.array(train.targets)  # in ascending order
+    number_in_class = np.arange(len(labels)) - np.searchsorted(labels, labels)
+    chosen = number_in_class % _SPLIT == _SPLIT - 1
+    if not chosen.any():
         raise CompareError(
             f"every class has fewer than {_SPLIT} images, too few to hold out one in {_SPLIT} for validation"
         )
-    others = np.setdiff1d(np.arange(len(targets)), chosen)
-    return Subset(train, others.tolist()), Subset(val, chosen.tolist())
+    return Subset(train, np.flatnonzero(~chosen).tolist()), Subset(val, np.flatnonzero(chosen).tolist())
 
 
-def _read(part: Any) -> TensorDataset:
-    """In memory: without augmentation, images are the same in every epoch."""
+def _load(part: Any) -> TensorDataset:
+    """The images in memory: without augmentation, they are the same in every epoch."""
     pixels, labels = zip(*(part[index] for index in range(len(part))), strict=True)
     return TensorDataset(torch.stack(pixels), torch.tensor(labels))
 
@@ -134,7 +134,8 @@ def make_loaders(
         raise CompareError(
             f"{len(images.train)} training images are fewer than one batch of {step}; use a smaller --batch"
         )
-    sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=seed, drop_last=True)
+    order = 1000 * seed  # the sampler adds the epoch: epoch 1 of seed 0 is not epoch 0 of seed 1
+    sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=order, drop_last=True)
     part = Subset(images.val, range(rank, len(images.val), processes))
     workers = training.workers
     load: Any = partial(
@@ -169,12 +170,9 @@ class Trainer:
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
         self.steps = min(len(self.loader), training.steps or len(self.loader))
         rate = training.rate * training.batch * self.processes / 256
-        matrices = [parameter for parameter in network.parameters() if parameter.ndim > 1]
-        others = [parameter for parameter in network.parameters() if parameter.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": training.decay}, {"params": others, "weight_decay": 0.0}]
+        groups = param_groups_weight_decay(network, training.decay)
         self.optimizer = torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
-        self.criterion = nn.CrossEntropyLoss(label_smoothing=training.smoothing)
         runnable: Any = network if self.wrapped is None else self.wrapped
         self.runnable = torch.compile(runnable) if training.compile else runnable
 
@@ -187,7 +185,7 @@ class Trainer:
 
     @property
     def result(self) -> nn.Module:
-        """The network to keep: the average where there is one."""
+        """The network that counts: the average where there is one."""
         return self.network if self.ema is None else self.ema.module
 
     def train(self, on_step: Callable[[int, Tensor], None] = lambda _step, _loss: None) -> Tensor:
@@ -204,9 +202,10 @@ class Trainer:
         return total / self.steps
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        images, labels = self._placed(images, labels)
+        images, labels = self._to_device(images, labels)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
-            loss: Tensor = self.criterion(self.runnable(images), labels)
+            logits = self.runnable(images)
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=self.training.smoothing)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.network.parameters(), self.training.clip)
@@ -216,7 +215,7 @@ class Trainer:
             self.ema.update_parameters(self.network)
         return loss.detach()
 
-    def _placed(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The batch on the device, channels last."""
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         return images, labels.to(self.device, non_blocking=True)
@@ -228,7 +227,7 @@ class Trainer:
         total = torch.zeros((), device=self.device, dtype=torch.float64)
         right = []
         for batch in loader:
-            images, labels = self._placed(*batch)
+            images, labels = self._to_device(*batch)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.training.amp):
                 logits = network(images)
             total += nn.functional.cross_entropy(logits.float(), labels, reduction="sum")

@@ -10,6 +10,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -18,9 +20,10 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from simam_inject.api import inject, no_effect, plan
-from simam_inject.bench.measuring import Quartiles, bytes_kept, time_rounds
+from simam_inject.bench.measuring import bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
 from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
+from simam_inject.dataflow.example import example_of
 from simam_inject.errors import CompareError, InjectError, NoMatchError
 from simam_inject.recipe import adjusted, load_recipe
 
@@ -60,9 +63,7 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
 
 
-def check_recipes(
-    make_model: Callable[..., Any], recipes: Sequence[Any], e_lambdas: Sequence[float] = (), example_inputs: Any = None
-) -> None:
+def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], example_inputs: Any = None) -> None:
     """Plan each recipe once on a new network, since a recipe without effect would be trained for nothing.
 
     Raises:
@@ -70,14 +71,15 @@ def check_recipes(
         NoMatchError: A recipe has no effect on the network.
         ModelError: The network cannot be planned.
     """
-    loaded = [load_recipe(recipe) for recipe in recipes]
-    for value in e_lambdas:
-        adjusted(loaded[0], e_lambda=value)
+    recipes = {variant.recipe: load_recipe(variant.where) for variant in variants if variant.recipe}
+    for variant in variants:
+        if variant.e_lambda is not None:
+            adjusted(recipes[variant.recipe], e_lambda=variant.e_lambda)
     try:
         model = _make(make_model, seed=0)
     except Exception:  # each run reports it
         return
-    for recipe in loaded:
+    for recipe in recipes.values():
         found = plan(model, recipe, example_inputs=example_inputs)
         if not found.insertions and not found.is_done:
             raise NoMatchError(no_effect(found))
@@ -134,7 +136,9 @@ def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modu
         inject(model, variant.where, example_inputs=experiment.example_inputs, attention=peer, verify=False)
     if experiment.batches is not None:
         # The same for every variant: gains exist for SimAM only, and would favour it.
-        update_bn(experiment.batches, model)
+        seed_everything(seed)  # a loader may shuffle
+        device = next((parameter.device for parameter in model.parameters()), None)
+        update_bn(experiment.batches, model, device)
     return model, digest.hexdigest()[:16]
 
 
@@ -163,12 +167,12 @@ def _measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
         return Costs(parameters)
     try:
         device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-        given = example_inputs if isinstance(example_inputs, (tuple, list)) else (example_inputs,)
-        inputs = [one.to(device) if isinstance(one, torch.Tensor) else one for one in given]
-        kept = bytes_kept(model.train(), lambda: model(*inputs))
+        args, kwargs = example_of(model, example_inputs).fresh(lambda tensor: tensor.to(device))
+        run = partial(model, *args, **kwargs)
+        kept = bytes_kept(model.train(), run)
         model.eval()
         with torch.inference_mode():
-            times = time_rounds({"": lambda: model(*inputs)}, rounds=7, warmups=2, device=device)[""]
-        return Costs(parameters, kept, Quartiles.of(times).median)
-    except Exception:  # the network cannot be timed on these inputs; its result stays
+            times = time_rounds({"": run}, rounds=7, warmups=2, device=device)[""]
+        return Costs(parameters, kept, median(times))
+    except Exception:  # the network cannot be timed on these inputs, which does not affect its result
         return Costs(parameters)

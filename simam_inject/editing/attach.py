@@ -7,21 +7,20 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.checking import SiteRecord
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
 from simam_inject.editing.presence import Presence, children_from, presence_of, set_presence
-from simam_inject.editing.records import insertion_of, seen_from
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.errors import ModelError
 from simam_inject.modules import CONTAINERS, is_taken
-from simam_inject.planning.records import Insertion
+from simam_inject.planning.records import Insertion, Output, Rewritten
 
 Factory = Callable[[int], nn.Module]
 """Makes an attention module for a number of channels."""
@@ -32,20 +31,19 @@ class Attended:
     """One site that is in a model now."""
 
     holder: nn.Module
-    path: str
-    """Path of the holder now."""
-    site: SiteRecord
-    """With paths as this model sees them."""
+    site: Insertion
+    """As it was planned, with paths from this model."""
 
     @property
     def attention(self) -> nn.Module | None:
         """The module that attends; None if it was removed."""
-        return self.holder._modules.get(self.site["child"])
+        return self.holder._modules.get(self.site.child)
 
     @property
     def insertion(self) -> Insertion:
-        """The record of `injected`."""
-        return insertion_of(self.site, self.attention)
+        """The site with what is set on its attention now."""
+        strength, gain = (getattr(self.attention, name, 1.0) for name in ("strength", "gain"))
+        return replace(self.site, strength=strength, gain=gain)
 
 
 def attended_in(model: nn.Module) -> Iterator[Attended]:
@@ -53,29 +51,54 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
     for path, module in model.named_modules():
         for hook in hooks_on(module):
             for site in hook.sites:
-                yield Attended(module, path, site if site["edit"]["module"] == path else seen_from(site, path))
+                yield Attended(module, site if site.edit.module == path else _seen_from(site, path))
+
+
+def _seen_from(site: Insertion, holder: str) -> Insertion:
+    """The site with paths from another root: that of a part which was injected, or of a network around the part.
+
+    Args:
+        holder: path of the holder from that root.
+    """
+    at = site.edit.module
+    edit: Any = replace(site.edit, **{"owner" if isinstance(site.edit, Rewritten) else "module": holder})  # type: ignore[arg-type]
+    moved = replace(site, edit=edit, module=_join(holder, site.child), witness=None)
+    if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
+        add = partial(_join, holder.removesuffix(at).removesuffix("."))
+        reader, witness = site.reader and add(site.reader), site.witness and add(site.witness)
+        return replace(moved, path=add(site.path), reader=reader, witness=witness)
+    if not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
+        prefix = at.removesuffix(holder)
+        return replace(moved, path=_without(prefix, site.path), reader=site.reader and _without(prefix, site.reader))
+    return moved
+
+
+def _join(prefix: str, path: str) -> str:
+    return f"{prefix}.{path}".strip(".")
+
+
+def _without(prefix: str, path: str) -> str:
+    return path.removeprefix(prefix.removesuffix(".")).removeprefix(".")
 
 
 def attach(
     model: nn.Module,
-    sites: Sequence[SiteRecord],
+    sites: Sequence[Insertion],
     *,
     recipes: list[dict[str, Any]],
     example: dict[str, Any] | None = None,
-    settings: Sequence[tuple[float, float]] | None = None,
     factory: Factory | None = None,
-    keep: bool = False,
+    reuse: bool = False,
 ) -> None:
     """Replace the sites of a model by these. If an error is raised, the model is unchanged.
 
     Args:
         model: the root; changed in place.
         sites: as planned or read from a file; nothing is run or traced.
-        recipes: what they were planned from, kept for the record.
-        example: shapes of the example's arguments, kept for `verify`.
-        settings: strength and gain of each site; 1 and 1 without.
+        recipes: what the sites were planned from, as dicts.
+        example: shapes of the example's arguments, for a later `verify`.
         factory: makes another attention module than SimAM.
-        keep: where a SimAM stands already it stays, with its attributes and hooks.
+        reuse: keep the SimAM modules that the model has at these sites, with their attributes and hooks.
 
     Raises:
         ModelError: a holder is missing, or cannot hold a SimAM.
@@ -83,18 +106,18 @@ def attach(
     modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
     before = {(id(part.module), name): child for part in _parts(model) for name, child in part.children.items()}
     children: list[tuple[nn.Module, str, nn.Module]] = []
-    by_hook: dict[tuple[str, str, str | None], list[SiteRecord]] = defaultdict(list)
-    for site, setting in zip(sites, settings or [(1.0, 1.0)] * len(sites), strict=True):
+    by_hook: dict[tuple[str, str, str | None], list[Insertion]] = defaultdict(list)
+    for site in sites:
         holder = _holder(model, modules, site)
-        there = before.get((id(holder), site["child"]))
-        if there is None and is_taken(holder, site["child"]):
-            raise ModelError(f"{site['edit']['module'] or 'the model'} has an attribute {site['child']!r} already")
-        made = there if keep and there is not None else _attention(holder, model, site, setting, factory)
-        children.append((holder, site["child"], made))
-        method = None if site["expression"] is None else site["expression"]["method"]
-        by_hook[site["edit"]["module"], site["edit"]["kind"], method].append(site)
+        there = before.get((id(holder), site.child))
+        if there is None and is_taken(holder, site.child):
+            raise ModelError(f"{site.edit.module or 'the model'} has an attribute {site.child!r} already")
+        made = there if reuse and there is not None else _attention(holder, model, site, factory)
+        children.append((holder, site.child, made))
+        method = None if site.expression is None else site.expression.method
+        by_hook[site.edit.module, site.edit.kind, method].append(site)
     hooks = [(path, _hook(modules[path], here)) for (path, *_), here in by_hook.items()]
-    peers = [site["path"] for site, (_, _, made) in zip(sites, children, strict=True) if not isinstance(made, SimAM)]
+    peers = [site.path for site, (_, _, made) in zip(sites, children, strict=True) if not isinstance(made, SimAM)]
     presence = _presence(model, hooks, sites, recipes, example, peers) if hooks else None
     _exchange(model, children, [(modules[path], hook) for path, hook in hooks], presence)
 
@@ -105,7 +128,7 @@ def _exchange(
     hooks: list[tuple[nn.Module, SiteHook]],
     presence: Presence | None,
 ) -> None:
-    """Put these in the place of what is there: all, or nothing if an error is raised."""
+    """Replace what the model has by these: all, or nothing if an error is raised."""
     restore = restorer(model)
     try:
         strip(model)
@@ -129,25 +152,21 @@ def detach(model: nn.Module) -> None:
     _forget_compiled_code()
 
 
-def _holder(model: nn.Module, modules: dict[str, nn.Module], site: SiteRecord) -> nn.Module:
-    path = site["edit"]["module"]
+def _holder(model: nn.Module, modules: dict[str, nn.Module], site: Insertion) -> nn.Module:
+    path = site.edit.module
     if path not in modules:
-        raise ModelError(
-            f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site['path']}"
-        )
+        raise ModelError(f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site.path}")
     if isinstance(modules[path], (*CONTAINERS, torch.jit.ScriptModule)):
         raise ModelError(f"{path} is a {type(modules[path]).__name__}, which cannot have a SimAM as a child")
     return modules[path]
 
 
-def _attention(
-    holder: nn.Module, model: nn.Module, site: SiteRecord, setting: tuple[float, float], factory: Factory | None
-) -> nn.Module:
+def _attention(holder: nn.Module, model: nn.Module, site: Insertion, factory: Factory | None) -> nn.Module:
     if factory is None:
-        attention: nn.Module = SimAM(site["e_lambda"], channel_dim=site["channel_dim"])
-        attention.strength, attention.gain = setting  # type: ignore[assignment]
+        attention: nn.Module = SimAM(site.e_lambda, channel_dim=site.channel_dim)
+        attention.strength, attention.gain = site.strength, site.gain  # type: ignore[assignment]
     else:
-        attention = factory(site["shape"][site["channel_dim"]])
+        attention = factory(site.shape[site.channel_dim])
         tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
         if not isinstance(attention, nn.Module):
             raise ModelError(
@@ -158,19 +177,18 @@ def _attention(
     return attention.train(holder.training)
 
 
-def _hook(module: nn.Module, sites: list[SiteRecord]) -> SiteHook:
+def _hook(module: nn.Module, sites: list[Insertion]) -> SiteHook:
     """The hook for sites of one kind on one module."""
-    kind = sites[0]["edit"]["kind"]
-    if kind == "output":
+    edit, expression = sites[0].edit, sites[0].expression
+    if isinstance(edit, Output):
         is_conv = isinstance(module, nn.modules.conv._ConvNd)
         return OutputHook.of(sites, getattr(module, "bias", None) is not None if is_conv else None)
-    if kind == "input":
+    if expression is None:
         return InputHook.of(sites, _parameter_names(module))
-    method = str((sites[0]["expression"] or {})["method"])
-    if not isinstance(vars(module).get(method), (RewrittenMethod, type(None))):
-        name = sites[0]["edit"]["module"] or "the model"
-        raise ModelError(f"{method} of {name} was replaced on the instance, and cannot be rewritten")
-    return RewrittenMethod.of(module, method, sites)
+    if not isinstance(vars(module).get(expression.method), (RewrittenMethod, type(None))):
+        name = edit.module or "the model"
+        raise ModelError(f"{expression.method} of {name} was replaced on the instance, and cannot be rewritten")
+    return RewrittenMethod.of(module, expression.method, sites)
 
 
 def _parameter_names(module: nn.Module) -> list[str]:
@@ -183,7 +201,7 @@ def _parameter_names(module: nn.Module) -> list[str]:
 def _presence(
     model: nn.Module,
     hooks: list[tuple[str, SiteHook]],
-    sites: Sequence[SiteRecord],
+    sites: Sequence[Insertion],
     recipes: list[dict[str, Any]],
     example: dict[str, Any] | None,
     peers: list[str],
@@ -191,9 +209,9 @@ def _presence(
     holders = []
     for path, hook in hooks:
         names = tuple(path.split(".")) if path else ()
-        is_last = any(path and site["path"] == ".".join(names[:-1]) for site in hook.sites)
+        is_last = any(path and site.path == ".".join(names[:-1]) for site in hook.sites)
         holders.append((names, hook, children_from(model, names) if is_last else 0))
-    witnesses = [(tuple(site["witness"].split(".")), site["path"]) for site in sites if site["witness"]]
+    witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
     return Presence.of(holders, witnesses, recipes, example, peers)
 
 
@@ -222,13 +240,13 @@ class _Part:
 
 
 def _parts(model: nn.Module) -> list[_Part]:
-    """What is in a model, hooks that were dropped and SimAMs that were kept included."""
-    found, kept = [], defaultdict[int, set[str]](set)
+    """What is in a model, including SimAMs whose hook was dropped."""
+    found, expected = [], defaultdict[int, set[str]](set)
     for module in list(model.modules()):
         presence, hooks = presence_of(module), hooks_on(module)  # a part may have been injected by itself
         for holder, name in presence.children(module) if presence is not None else ():
-            kept[id(holder)].add(name)
-        names = {site["child"] for hook in hooks for site in hook.sites} | kept[id(module)]
+            expected[id(holder)].add(name)
+        names = {site.child for hook in hooks for site in hook.sites} | expected[id(module)]
         children = {name: module._modules[name] for name in names if name in module._modules}
         if presence is not None or hooks or children:
             found.append(_Part(module, presence, hooks, children))

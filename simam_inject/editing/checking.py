@@ -1,6 +1,6 @@
-"""The record of a site, and its validation: copies and files are untrusted, and contain data only.
+"""Write and read what pickles and files hold of SimAM. They are untrusted, and contain data only.
 
-The same record stands in the hooks of a model, in its pickles, in safetensors files and in the YAML of a YOLO.
+An `Insertion` is written in the same way in pickles of hooks, in safetensors files and in the YAML of a YOLO.
 """
 
 from __future__ import annotations
@@ -8,25 +8,19 @@ from __future__ import annotations
 import math
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, ConfigDict, Field, JsonValue, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypeAliasType, TypedDict  # those of `typing` need Python 3.12
 
-from simam_inject.attention.arguments import check_channel_dim
 from simam_inject.errors import FileError
+from simam_inject.planning.records import Insertion
+from simam_inject.source import STRICT
 
 T = TypeVar("T")
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 _TENSOR = re.compile(r"tensor (u?int\d{1,2}|b?float\d{1,2}|complex\d{2,3}|bool)( \d{1,8}){0,8}")
 _LARGEST = 2**31
 """Elements of one recorded example tensor: a file must not make anybody allocate more."""
-
-
-def _child(name: str) -> str:
-    if not re.fullmatch(r"simam(_\w+)?", name):
-        raise ValueError(f"{name!r:.60} is not the name of a SimAM")
-    return name
 
 
 def _small(text: str) -> str:
@@ -34,40 +28,6 @@ def _small(text: str) -> str:
     if text.startswith("tensor ") and not is_valid:
         raise ValueError(f"{text!r:.60} is not the dtype and shape of an example tensor")
     return text
-
-
-Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
-"""Text without line breaks and other control characters."""
-Path = Line
-"""A dotted path: compared and shown, never run."""
-Name = Annotated[str, Field(max_length=200, pattern=r"^[^\W\d]\w*$")]
-Count = Annotated[int, Field(ge=0, le=2**40)]
-_Key = Annotated[int, Field(ge=-1000, le=1000)] | Path | None
-
-
-class _OutputEdit(TypedDict):
-    kind: Literal["output"]
-    module: Path
-    key: _Key
-
-
-class _InputEdit(TypedDict):
-    kind: Literal["input"]
-    module: Path
-    argument: Annotated[int, Field(ge=0, le=1000)] | Name
-    key: _Key
-
-
-class _RewrittenEdit(TypedDict):
-    kind: Literal["rewritten"]
-    module: Path
-    value: Path
-
-
-class _Expression(TypedDict):
-    method: Name
-    digest: Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
-    span: Annotated[list[Count] | tuple[Count, ...], Field(min_length=4, max_length=4)]
 
 
 _Argument = TypeAliasType(
@@ -86,49 +46,21 @@ class _Example(TypedDict):
 
 
 if TYPE_CHECKING:
-    EditRecord = dict[str, Any]
-    ExpressionRecord = dict[str, Any]
     ExampleRecord = dict[str, Any]
 else:
-    EditRecord = Annotated[_OutputEdit | _InputEdit | _RewrittenEdit, Field(discriminator="kind")]
-    ExpressionRecord = _Expression
     ExampleRecord = _Example
 
 
-@with_config(STRICT)
-class SiteRecord(TypedDict):
-    """One attended site. Plain values only."""
-
-    child: Annotated[str, Field(max_length=300), AfterValidator(_child)]
-    """Name of the SimAM among the children of the module that holds it."""
-    edit: EditRecord
-    """`{"kind": "output", "module": ..., "key": ...}` and its like."""
-    path: Path
-    position: Literal["after", "before"]
-    reader: Path | None
-    rule: Annotated[int, Field(ge=0, le=10**6)]
-    e_lambda: Annotated[float, Field(gt=0)]
-    shape: Annotated[list[Count], Field(min_length=3, max_length=5)]
-    channel_dim: Annotated[int, AfterValidator(check_channel_dim)]
-    axes: Annotated[str, Field(max_length=10)]
-    axes_measured: bool
-    dtype: Annotated[str, Field(max_length=20, pattern=r"^\w*$")]
-    reduction: Count | None
-    runs: Count
-    note: Line
-    witness: Path | None
-    """Path of the norm that alone reads the site."""
-    expression: ExpressionRecord | None
-    """For a rewritten forward: method, digest and span of the wrapped expression."""
-
-
-def _consistent(site: SiteRecord) -> SiteRecord:
-    if (site["edit"]["kind"] == "rewritten") != (site["expression"] is not None):
-        raise ValueError(f"{site['path']} is not attended by {site['edit']['kind']}")
+def _consistent(site: Insertion) -> Insertion:
+    holder = site.edit.module
+    if not re.fullmatch(r"simam(_\w+)?", site.child) or site.module != f"{holder}.{site.child}".lstrip("."):
+        raise ValueError(f"{site.module!r:.60} is not the name of a SimAM in {holder!r:.60}")
+    if (site.edit.kind == "rewritten") != (site.expression is not None) or site.channel_dim not in (1, -1):
+        raise ValueError(f"{site.path} is not attended by {site.edit.kind} with channel_dim {site.channel_dim}")
     return site
 
 
-Site = Annotated[SiteRecord, AfterValidator(_consistent)]
+Site = Annotated[Insertion, AfterValidator(_consistent)]
 Recipes = list[dict[str, JsonValue]]
 """Recipes as plain data."""
 
@@ -142,11 +74,14 @@ def checks_of(kind: Any) -> TypeAdapter[Any]:
 def checked(checks: TypeAdapter[T], value: object, what: str) -> T:
     """The value as the checks read it: a copy, so that nothing can be added afterwards.
 
+    Args:
+        value: plain data; a `str` is a text of JSON.
+
     Raises:
         FileError: it is not valid; the message says where and why.
     """
     try:
-        return checks.validate_python(value, strict=True)
+        return checks.validate_json(value) if isinstance(value, str) else checks.validate_python(value, strict=True)
     except ValidationError as error:
         raise FileError(f"{what} is not valid: {first_problem(error)}") from None
 
@@ -159,16 +94,20 @@ def first_problem(error: ValidationError) -> str:
     return f"{place}: {reason}" if place else reason
 
 
-def checked_sites(value: object, *kinds: str) -> list[SiteRecord]:
-    """Sites of these kinds of edit, of all kinds without.
+def write_sites(sites: list[Insertion]) -> str:
+    """The sites as JSON."""
+    return checks_of(list[Site]).dump_json(sites).decode()
+
+
+def read_sites(text: object, kind: str) -> list[Insertion]:
+    """Sites of this kind of edit.
 
     Raises:
-        FileError: it is not a list of site records.
+        FileError: it is not what `write_sites` writes.
     """
-    sites: list[SiteRecord] = checked(checks_of(list[Site]), value, "a record of SimAM sites")
-    for site in sites:
-        if kinds and site["edit"]["kind"] not in kinds:
-            raise FileError(f"a record of SimAM sites is not valid: {site['path']} is not attended by {kinds[0]}")
+    sites: list[Insertion] = checked(checks_of(list[Site]), text, "a record of SimAM sites")
+    if any(site.edit.kind != kind for site in sites):
+        raise FileError(f"a record of SimAM sites is not valid: {sites[0].path} is not attended by {kind}")
     return sites
 
 
@@ -178,6 +117,6 @@ def checked_recipes(value: object) -> list[dict[str, Any]]:
 
 
 def checked_example(value: object) -> dict[str, Any] | None:
-    """The shapes that `shapes_of` wrote down, or a FileError; none asks for a huge tensor."""
+    """The shapes that `shapes_of` wrote down, or a FileError, also if a tensor would be huge."""
     shapes: dict[str, Any] | None = checked(checks_of(ExampleRecord | None), value, "a record of SimAM example inputs")
     return shapes

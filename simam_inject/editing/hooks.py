@@ -1,6 +1,6 @@
 """The hooks that run SimAM: data only, without references to modules, so that copies and pickles are whole.
 
-Only a rewritten method (`rewrite`) knows the module whose method it is.
+Only a rewritten method (`rewrite`) refers to a module: the one whose method it is.
 
 A SimAM is a child of the module that holds it; the hook on that module finds it by name.
 """
@@ -13,58 +13,60 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.checking import SiteRecord, checked_sites
+from simam_inject.editing.checking import read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.nested import entry_at, replace_entry
+from simam_inject.planning.records import Input, Insertion, Rewritten
 
-NO_TENSOR, NO_ENTRY = "was planned for a tensor, but got", "which is missing in this call"
-NO_RANK = "use inputs with a batch dimension"
-"""Words of the errors for a call without the planned value, which a network may have in train mode only."""
 ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
 
-def attend(module: nn.Module, site: SiteRecord, x: Any) -> Any:
+class NoValueError(ModelError):
+    """A call does not have the planned value: some outputs of detectors exist in eval mode only."""
+
+
+def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
     """Apply the SimAM at a site to a value.
 
     Raises:
-        ModelError: the SimAM is gone, or the value is not a map of the planned number of dimensions.
+        ModelError: the SimAM was removed, or the value is not a map of the planned number of dimensions.
     """
-    attention = module._modules.get(site["child"])
+    attention = module._modules.get(site.child)
     if attention is None:
-        raise ModelError(f"SimAM at {site['path']} is missing: its module {site['child']!r} was removed; {ADVICE}")
+        raise ModelError(f"SimAM at {site.path} is missing: its module {site.child!r} was removed; {ADVICE}")
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
-        raise ModelError(f"SimAM at {site['path']} {NO_TENSOR} a {type(x).__name__}; {ADVICE}")
-    if site["channel_dim"] == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
+        raise NoValueError(f"SimAM at {site.path} was planned for a tensor, but got a {type(x).__name__}; {ADVICE}")
+    if site.channel_dim == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
         return attention(x.movedim(-1, 1)).movedim(1, -1)
     return attention(x)
 
 
-def _check_shape(site: SiteRecord, x: Tensor) -> None:
-    channels, shape = site["shape"][site["channel_dim"]], x.shape
-    if len(shape) != len(site["shape"]):
-        raise ModelError(
-            f"SimAM at {site['path']} was planned for {len(site['shape'])} dimensions ({site['axes']}), but got a "
-            f"tensor of shape {tuple(shape)}; {NO_RANK}, or inject with such an example"
+def _check_shape(site: Insertion, x: Tensor) -> None:
+    channels, shape = site.shape[site.channel_dim], x.shape
+    if len(shape) != len(site.shape):
+        raise NoValueError(
+            f"SimAM at {site.path} was planned for {len(site.shape)} dimensions ({site.axes}), but got a "
+            f"tensor of shape {tuple(shape)}; use inputs with a batch dimension, or inject with such an example"
         )
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
-    if not is_traced and shape[site["channel_dim"]] != channels and channels in shape and not _is_pruned(site, shape):
+    if not is_traced and shape[site.channel_dim] != channels and channels in shape and not _is_pruned(site, shape):
         raise ModelError(
-            f"SimAM at {site['path']} was planned for {site['axes']} with {channels} channels, but got a tensor of "
+            f"SimAM at {site.path} was planned for {site.axes} with {channels} channels, but got a tensor of "
             f"shape {tuple(shape)}, whose channels are in another dimension; {ADVICE}"
         )
 
 
-def _is_pruned(site: SiteRecord, shape: torch.Size) -> bool:
+def _is_pruned(site: Insertion, shape: torch.Size) -> bool:
     """Only the number of samples and channels differs from the planned shape."""
-    spatial = slice(2, None) if site["channel_dim"] == 1 else slice(1, -1)
-    return tuple(shape[spatial]) == tuple(site["shape"][spatial])
+    spatial = slice(2, None) if site.channel_dim == 1 else slice(1, -1)
+    return tuple(shape[spatial]) == site.shape[spatial]
 
 
-def lost(site: SiteRecord, why: str) -> ModelError:
+def lost(site: Insertion, why: str) -> ModelError:
     """The error for a site whose SimAM does not run any more."""
-    return ModelError(f"SimAM at {site['path']} was lost: {why}; {ADVICE}")
+    return ModelError(f"SimAM at {site.path} was lost: {why}; {ADVICE}")
 
 
 class SiteHook:
@@ -75,7 +77,7 @@ class SiteHook:
 
     table: ClassVar[str]
     key: ClassVar[str]
-    sites: list[SiteRecord]
+    sites: list[Insertion]
 
     @classmethod
     def _made(cls, **state: Any) -> Self:
@@ -88,6 +90,9 @@ class SiteHook:
         twin = memo[id(self)] = object.__new__(type(self))
         vars(twin).update(vars(self))
         return twin
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "sites": write_sites(self.sites)}
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hook on a module."""
@@ -108,7 +113,7 @@ class SiteHook:
         """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does.
 
         Returns:
-            True if it was gone; False if it stands under another key, or a copy of it does.
+            True if it was missing; False if the module has it, or a copy of it, under another key.
 
         Raises:
             ModelError: the model is being compiled, and no hook can be added.
@@ -130,7 +135,7 @@ class OutputHook(SiteHook):
     """Whether a convolution had a bias: folding a norm into it gives it one."""
 
     @classmethod
-    def of(cls, sites: list[SiteRecord], has_bias: bool | None = None) -> Self:
+    def of(cls, sites: list[Insertion], has_bias: bool | None = None) -> Self:
         """The hook for sites of one module."""
         return cls._made(sites=sites, has_bias=has_bias)
 
@@ -139,7 +144,7 @@ class OutputHook(SiteHook):
         has_bias = state.get("has_bias")
         if not isinstance(has_bias, (bool, type(None))):
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
-        self.sites, self.has_bias = checked_sites(state.get("sites"), "output"), has_bias
+        self.sites, self.has_bias = read_sites(state.get("sites"), "output"), has_bias
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hook before all others, so that they see the output of SimAM."""
@@ -150,7 +155,7 @@ class OutputHook(SiteHook):
         """Apply SimAM to the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
             raise ModelError(
-                f"{self.sites[0]['path']} has a bias now, so a norm may have been folded into it, across the SimAM "
+                f"{self.sites[0].path} has a bias now, so a norm may have been folded into it, across the SimAM "
                 f"between them; {ADVICE}"
             )
         for site in self.sites:
@@ -167,7 +172,7 @@ class InputHook(SiteHook):
     """Parameters of the module's forward, so that an argument is found however it is passed."""
 
     @classmethod
-    def of(cls, sites: list[SiteRecord], names: list[str]) -> Self:
+    def of(cls, sites: list[Insertion], names: list[str]) -> Self:
         """The hook for sites of one module."""
         return cls._made(sites=sites, names=names)
 
@@ -176,7 +181,7 @@ class InputHook(SiteHook):
         names = state.get("names")
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FileError("a hook of SimAM is not valid: names is not a list of str")
-        self.sites, self.names = checked_sites(state.get("sites"), "input"), list(names)
+        self.sites, self.names = read_sites(state.get("sites"), "input"), list(names)
 
     def put_on(self, module: nn.Module) -> None:
         """Register the pre-hook, with keyword arguments."""
@@ -191,26 +196,28 @@ class InputHook(SiteHook):
             holder[place] = _attend_entry(module, site, holder[place])
         return tuple(positional), keywords
 
-    def _find(self, site: SiteRecord, positional: list[Any], keywords: dict[str, Any]) -> tuple[Any, Any]:
-        argument = site["edit"]["argument"]
+    def _find(self, site: Insertion, positional: list[Any], keywords: dict[str, Any]) -> tuple[Any, Any]:
+        assert isinstance(site.edit, Input)
+        argument = site.edit.argument
         position = self.names.index(argument) if argument in self.names else argument
         name = self.names[position] if isinstance(position, int) and position < len(self.names) else argument
         if isinstance(position, int) and position < len(positional):
             return positional, position
         if name in keywords:
             return keywords, name
-        raise ModelError(f"SimAM at {site['path']} is applied to argument {argument!r}, which this call does not pass")
+        raise ModelError(f"SimAM at {site.path} is applied to argument {argument!r}, which this call does not pass")
 
 
-def _attend_entry(module: nn.Module, site: SiteRecord, value: Any) -> Any:
+def _attend_entry(module: nn.Module, site: Insertion, value: Any) -> Any:
     """The value with SimAM applied to it, or to the entry of it that the site names."""
-    key = site["edit"]["key"]
+    assert not isinstance(site.edit, Rewritten)
+    key = site.edit.key
     if key is None:
         return attend(module, site, value)
     try:
         entry = entry_at(value, key)
     except KeyError:
-        raise ModelError(f"SimAM at {site['path']} is applied to entry {key!r}, {NO_ENTRY}") from None
+        raise NoValueError(f"SimAM at {site.path} is applied to entry {key!r}, which is missing in this call") from None
     return replace_entry(value, key, attend(module, site, entry))
 
 

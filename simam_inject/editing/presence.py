@@ -57,7 +57,7 @@ class Presence:
             witnesses: path of each norm that must stay one, with the path of its site.
             recipes: the recipes that were applied, as dicts.
             example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
-            peers: paths of the sites at which another attention module than SimAM was put in.
+            peers: paths of the sites that have another attention module than SimAM.
         """
         made = cls()
         made.holders, made.witnesses, made.recipes = holders, witnesses, recipes
@@ -91,11 +91,11 @@ class Presence:
                 module = self._follow(root, place)
             if count and children_from(root, self.holders[place][0]) != count:
                 raise ModelError(
-                    f"the children of {hook.sites[0]['path']} have changed, so SimAM is no longer applied to its "
+                    f"the children of {hook.sites[0].path} have changed, so SimAM is no longer applied to its "
                     f"output; {ADVICE}"
                 )
             if not hook.is_on(module) and hook.mend(module, root):
-                mended.append(hook.sites[0]["path"])
+                mended.append(hook.sites[0].path)
         for path, site_path in self.witnesses:
             if not _is_norm_at(root, path):
                 norm = _module_at(root, path)
@@ -107,7 +107,7 @@ class Presence:
         if mended:
             warnings.warn(
                 f"the hooks of {len(mended)} SimAM modules ({mended[0]}, ...) had been dropped from their modules, "
-                "and were put back",
+                "and were restored",
                 stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`
             )
 
@@ -115,20 +115,20 @@ class Presence:
         """Every attention module of the root, with or without its hook: its holder and its name."""
         for path, hook, _ in self.holders:
             module = _module_at(root, path)
-            names = [site["child"] for site in hook.sites]
+            names = [site.child for site in hook.sites]
             yield from ((module, name) for name in names if module is not None and name in module._modules)
 
     def _follow(self, root: nn.Module, place: int) -> Any:
-        """Where a holder stands now that was wrapped, or moved inside its container; its path is written down anew.
+        """Find a holder that was wrapped, or moved inside its container, and record its new path.
 
-        One that another module has replaced, and that is only kept somewhere, does not count.
+        A holder that was replaced, and is only referenced from elsewhere, counts as lost.
         """
         old, hook, count = self.holders[place]
         for path, module in root.named_modules():
             parts = tuple(path.split(".")) if path else ()
             if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(old, parts):
                 self.holders[place] = parts, hook, count
-                own = {site["path"] for site in hook.sites}
+                own = {site.path for site in hook.sites}
                 self.witnesses = [
                     (_moved_along(root, old, parts, witness) if site in own else witness, site)
                     for witness, site in self.witnesses
@@ -155,7 +155,7 @@ def _is_moved(old: _Path, new: _Path) -> bool:
 
 
 def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
-    """Where a norm stands now: it went the way of the module before it, or into the same wrapper, as QAT fuses."""
+    """New path of a norm: it was moved like the module before it, or into the same wrapper, as QAT fuses."""
     beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
     found = [beside, path]
     for start in range(len(old)):
@@ -171,7 +171,7 @@ def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
 
 
 def _is_norm_at(root: nn.Module, path: _Path) -> bool:
-    """A normalization layer of torch, or a module with running statistics of its own, stands there."""
+    """Whether there is a normalization layer of torch, or a module with running statistics of its own."""
     module = _module_at(root, path)
     return isinstance(module, (*NORMS, nn.RMSNorm)) or hasattr(module, "running_mean")
 
@@ -186,7 +186,7 @@ def children_from(root: nn.Module, path: _Path) -> int:
 
 def _holds(module: nn.Module, hook: SiteHook) -> bool:
     """Every SimAM of the hook is a child of the module."""
-    return all(site["child"] in module._modules for site in hook.sites)
+    return all(site.child in module._modules for site in hook.sites)
 
 
 def presence_of(model: nn.Module) -> Presence | None:

@@ -18,9 +18,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from simam_inject.editing.checking import SiteRecord, checked_sites
+from simam_inject.editing.checking import read_sites, write_sites
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
 from simam_inject.errors import FileError, ModelError
+from simam_inject.planning.records import Insertion
 from simam_inject.source import locate, may_run, method_source, parse
 
 
@@ -33,7 +34,7 @@ class RewrittenMethod(SiteHook):
     original: object
 
     @classmethod
-    def of(cls, owner: nn.Module, method: str, sites: list[SiteRecord]) -> Self:
+    def of(cls, owner: nn.Module, method: str, sites: list[Insertion]) -> Self:
         """The method of this module with SimAM inside it.
 
         Raises:
@@ -46,7 +47,7 @@ class RewrittenMethod(SiteHook):
         """Call the method on the module that it was bound on.
 
         Raises:
-            ModelError: it stands somewhere else, where a damaged or hostile file can put it.
+            ModelError: it is bound elsewhere, as a damaged or hostile file can do.
         """
         if self.owner.__dict__.get(self.method) is not self:
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
@@ -69,10 +70,10 @@ class RewrittenMethod(SiteHook):
         return vars(module).get(self.method) is self and self.owner is module
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:
-        """Bind it anew on a shallow copy of its owner (as DataParallel makes), which shares the method.
+        """Bind a new one on a shallow copy of its owner (as DataParallel makes), which shares the method.
 
         Raises:
-            ModelError: another function stands in its place, or the copy is the root itself.
+            ModelError: it was replaced by another function, or the copy is the root itself.
         """
         bound = vars(module).get(self.method)
         if not isinstance(bound, RewrittenMethod):
@@ -116,16 +117,16 @@ class RewrittenMethod(SiteHook):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self.owner, "method": self.method, "sites": self.sites}
+        return {"owner": self.owner, "method": self.method, "sites": write_sites(self.sites)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a file holds, and compile the code of the class anew. The owner may not be complete yet.
+        """Check what a file holds, and compile the code of the class again. The owner may not be complete yet.
 
         Raises:
             FileError: a field is not valid, or the class has another version of the method.
         """
-        owner, method, sites = state.get("owner"), state.get("method"), checked_sites(state.get("sites"), "rewritten")
-        methods = {(site["expression"] or {})["method"] for site in sites}
+        owner, method, sites = state.get("owner"), state.get("method"), read_sites(state.get("sites"), "rewritten")
+        methods = {site.expression and site.expression.method for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
         try:
@@ -134,7 +135,7 @@ class RewrittenMethod(SiteHook):
             raise FileError(f"SimAM cannot be restored: {error}") from None
 
 
-def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> types.FunctionType:
+def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> types.FunctionType:
     """The function of the owner's class with SimAM around the expressions of these sites.
 
     Raises:
@@ -147,14 +148,13 @@ def compile_method(owner: nn.Module, method: str, sites: list[SiteRecord]) -> ty
         raise ModelError(f"{where} is not run by forward, so SimAM cannot be added inside it; {ADVICE}")
     if source is None or not isinstance(original, types.FunctionType):
         raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
-    wrapped: dict[int, SiteRecord] = {}
+    wrapped: dict[int, Insertion] = {}
     function = source.function
     for site in sites:
-        expression = site["expression"] or {}
-        if expression.get("digest") != source.digest:
+        if site.expression is None or site.expression.digest != source.digest:
             raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
         try:
-            wrapped[id(locate(function, tuple(expression["span"])))] = site
+            wrapped[id(locate(function, site.expression.span))] = site
         except LookupError as error:
             raise ModelError(f"{where} has {error}; inject the model again") from None
     _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(function)
@@ -186,13 +186,13 @@ class _Wrapper(ast.NodeTransformer):
         return [result, made] if is_augmented else made
 
 
-def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: list[SiteRecord]) -> types.FunctionType:
+def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: list[Insertion]) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
     free = original.__code__.co_freevars
     attentions = [f"_simam_{place}" for place in range(len(sites))]
     *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
     kind = kind if kind.isidentifier() else "_"
-    # A class of the same name stands around it, for private names (`self.__scale` is `self._Block__scale`). The
+    # It is compiled inside a class of the same name, for private names (`self.__scale` is `self._Block__scale`). The
     # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
     # Its name is that of the global class, or of the closure's variable, as in the original.
     scope = "pass" if kind in free else f"global {kind}"
@@ -216,7 +216,7 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: lis
     return result
 
 
-def _attend(site: SiteRecord, owner: nn.Module, x: Any) -> Any:
+def _attend(site: Insertion, owner: nn.Module, x: Any) -> Any:
     return attend(owner, site, x)
 
 

@@ -18,10 +18,10 @@ from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in, without_attention
 from simam_inject.errors import describe_exception
-from simam_inject.export.gates import Artefact
+from simam_inject.export.graph import Artefact
 from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, tolerance_for
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
-from simam_inject.export.shapes import other_example, parse_dynamic, widened
+from simam_inject.export.shapes import parse_dynamic, vary
 from simam_inject.modules import check_injectable, unwrapped
 
 SUFFIXES = {".onnx": "onnx_file", ".pt2": "program", ".torchscript": "script"}
@@ -73,12 +73,14 @@ def export(
     if target.is_dir():
         raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
     network = _network(model)
-    example = widened(example_of(network, example_inputs), varying)
+    example = example_of(network, example_inputs)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as folder:
         written = Path(folder) / target.name
-        with as_exported(network) as twin:
-            _write(twin, form, example, varying, written)
-        report = _prove(network, written, example, varying, tolerance, complete=True)
+        with as_exported(network) as twin, warnings.catch_warnings(action="ignore"):  # no user can act on them
+            _write(twin, form, vary(twin, example, varying), written, varying)
+        report = _prove(network, written, example, varying, tolerance)
+        if any(comparison.left_out for comparison in report.comparisons):
+            raise LostSiteError(f"the file lacks the last {report.comparisons[0].left_out} outputs of the model")
         written.replace(target)
     return replace(report, path=target)
 
@@ -102,10 +104,10 @@ def prove(
     if not source.is_file():
         raise ExportError(f"no such file: {str(source)!r}")
     network, varying = _network(model), parse_dynamic(dynamic)
-    example = widened(example_of(network, example_inputs), varying)
+    example = example_of(network, example_inputs)
     for candidate in itertools.chain([network], adapter_of(model).deployed(model)):
         try:
-            return _prove(candidate, source, example, varying, tolerance, complete=False)
+            return _prove(candidate, source, example, varying, tolerance)
         except LostSiteError as error:
             lost = error
     raise lost
@@ -119,7 +121,7 @@ def read(path: Path) -> Artefact:
     """
     form = _form_of(path)
     try:
-        with _quiet():
+        with warnings.catch_warnings(action="ignore"):  # deprecations of the libraries
             artefact: Artefact = form.read(path)
     except Exception as error:  # of zip, JSON, protobuf and the runtimes
         raise ExportError(f"{path} cannot be opened as {path.suffix[1:]}: {error}") from None
@@ -148,10 +150,12 @@ def _network(model: nn.Module) -> nn.Module:
     if not attentions:
         raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions.items():
-        if attention.bypassed or attention.strength == 0:
-            state = "is bypassed" if attention.bypassed else "has strength 0"
-            advice = "leave bypass()" if attention.bypassed else "call set_strength(model, 1.0)"
-            raise ExportError(f"{name} {state} and would be missing in the export; {advice} first")
+        if attention.bypassed:
+            raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")
+        if attention.strength == 0:
+            raise ExportError(
+                f"{name} has strength 0 and would be missing in the export; call set_strength(model, 1.0) first"
+            )
     weak = [attention.strength for attention in attentions.values() if attention.strength < 1]
     if weak:
         warnings.warn(
@@ -162,43 +166,30 @@ def _network(model: nn.Module) -> nn.Module:
     return network
 
 
-def _write(twin: nn.Module, form: Any, example: Example, varying: tuple[str, ...], path: Path) -> None:
+def _write(twin: nn.Module, form: Any, examples: tuple[Example, ...], path: Path, varying: tuple[str, ...]) -> None:
     try:
-        with _quiet():
-            form.write(twin, example, varying, path)
+        form.write(twin, examples, path)
     except ExportError:
         raise
     except Exception as error:  # an exporter raises anything at all
+        blame = "with SimAM in it, though it can without"
         try:
-            with without_attention(twin), _quiet():
-                form.write(twin, example, varying, path)
+            with without_attention(twin):
+                form.write(twin, examples, path)
         except Exception:
             advice = "dynamic='batch' or fixed sizes may do" if "size" in varying else "another suffix may do"
             blame = f"with or without SimAM; {advice}"
-        else:
-            blame = "with SimAM in it, though it can without"
         reason = describe_exception(error)
         raise ExportError(f"the exporter cannot express this model {blame}: {reason}") from error
 
 
-def _quiet() -> warnings.catch_warnings[None]:
-    """Without the exporters' deprecations and tracer warnings: no user can act on them, and the proof checks better."""
-    return warnings.catch_warnings(action="ignore")
-
-
 def _prove(
-    model: nn.Module,
-    path: Path,
-    example: Example,
-    varying: tuple[str, ...],
-    tolerance: float | None,
-    *,
-    complete: bool,
+    model: nn.Module, path: Path, example: Example, varying: tuple[str, ...], tolerance: float | None
 ) -> ExportReport:
     artefact = read(path)
     allowed = tolerance_for(example) if tolerance is None else tolerance
     with as_exported(model) as twin:
-        sites = count_sites(artefact.gates, expected_sites(twin, example))
-        examples = [example, other_example(twin, example, varying)] if varying else [example]
-        comparisons = tuple(compare(twin, artefact, given, allowed, complete=complete) for given in examples)
+        examples = vary(twin, example, varying)
+        sites = count_sites(artefact.gates, expected_sites(twin, examples[0]))
+        comparisons = tuple(compare(twin, artefact, given, allowed) for given in examples)
     return ExportReport(path, path.suffix[1:], sites, comparisons, allowed, varying)

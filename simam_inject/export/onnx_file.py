@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import ast
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
-import onnxscript  # noqa: F401  # torch's exporter needs it, and says so later and less clearly
 import torch
-from onnx import numpy_helper
+from onnxscript import ir
 from torch import Tensor, nn
 
 from simam_inject.dataflow.example import Example
-from simam_inject.export.gates import Artefact, Gate, Operation, find_gates
+from simam_inject.export.graph import Artefact, Operation, Value, find_gates
 from simam_inject.export.records import ExportError
-from simam_inject.export.shapes import dynamic_shapes
+from simam_inject.export.shapes import NAMES, dynamic_shapes
 
 
-def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Path) -> None:
+def write(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
     """Export to one self-contained file, with the size names batch, height and width where they may vary.
 
     Raises:
@@ -27,10 +27,10 @@ def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Pa
     """
     program = torch.onnx.export(
         model,
-        example.args,
-        kwargs=example.kwargs,
+        examples[0].args,
+        kwargs=examples[0].kwargs,
         dynamo=True,
-        dynamic_shapes=dynamic_shapes(model, example, dynamic, named=True),
+        dynamic_shapes=dynamic_shapes(model, examples, NAMES),
         verbose=False,
     )
     assert program is not None
@@ -42,8 +42,7 @@ def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Pa
 
 def read(path: Path) -> Artefact:
     """Open a file. Its graph is checked by `onnx.checker`."""
-    model = onnx.load(str(path))
-    onnx.checker.check_model(model)
+    onnx.checker.check_model(str(path))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
@@ -56,38 +55,28 @@ def read(path: Path) -> Artefact:
         feed = {name: np.ascontiguousarray(tensor.detach().cpu().numpy()) for name, tensor in given.items()}
         return [torch.from_numpy(np.array(result)) for result in session.run(None, feed)]
 
-    return Artefact(_gates_of(model), run)
-
-
-def _gates_of(model: onnx.ModelProto) -> tuple[Gate, ...]:
-    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
-    for node in model.graph.node:
-        for attribute in node.attribute if node.op_type == "Constant" else ():
-            if attribute.name == "value":
-                tensors[node.output[0]] = attribute.t
-    constants = {
-        name: float(numpy_helper.to_array(tensor).item())
-        for name, tensor in tensors.items()
-        if all(length == 1 for length in tensor.dims)
+    model = ir.load(path)
+    graph = {
+        str(output.name): Operation(
+            node.op_type.lower(), [_value(given) for given in node.inputs if given], scope_of(node)
+        )
+        for node in model.graph
+        for output in node.outputs
     }
-    operations = [
-        Operation(node.op_type.lower(), [constants.get(name, name) for name in node.input], node.output, scope_of(node))
-        for node in model.graph.node
-    ]
-    return find_gates(operations, [result.name for result in model.graph.output])
+    return Artefact(find_gates(graph, map(_value, model.graph.outputs)), run)
 
 
-def scope_of(node: onnx.NodeProto) -> str:
+def _value(value: ir.Value) -> Value:
+    tensor = ir.convenience.get_const_tensor(value)
+    return str(value.name) if tensor is None or tensor.size != 1 else float(tensor.numpy().item())
+
+
+def scope_of(node: ir.Node) -> str:
     """Path of the node's module: from the dynamo exporter's metadata, else from the node name of the older exporter."""
-    metadata: dict[str, str] = {entry.key: entry.value for entry in node.metadata_props}
-    written = metadata.get("pkg.torch.onnx.name_scopes")
-    if written:
-        try:
-            scopes = ast.literal_eval(written)
-        except (ValueError, SyntaxError):
-            return ""
-        return str(scopes[-2]) if isinstance(scopes, list) and len(scopes) > 1 else ""
+    scopes = re.findall("'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))  # a list as text
+    if scopes:
+        return str(scopes[-2]) if len(scopes) > 1 else ""
     path = ""
-    for part in node.name.split("/")[1:-1]:  # /layer1/layer1.0.conv2.simam/Sigmoid
+    for part in str(node.name).split("/")[1:-1]:  # /layer1/layer1.0.conv2.simam/Sigmoid
         path = part if part.startswith(f"{path}.") or not path else f"{path}.{part}"
     return path

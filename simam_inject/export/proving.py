@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.export.gates import Artefact, Gate
+from simam_inject.export.graph import Artefact, Gate
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
@@ -68,23 +69,24 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
     Raises:
         LostSiteError: one is not there, does not reach the output, or has another lambda.
     """
-    known = {site.module: site for site in expected}
-    missing = {site.module: site.runs for site in expected}
-    by_structure = set()
+    names = {site.module for site in expected}
     live = [gate for gate in gates if gate.is_live]
-    for gate in sorted(live, key=lambda gate: gate.module not in known):  # those with names first
-        fitting = [site for site in expected if missing[site.module] > 0 and _has_lambda(gate, site)]
-        site = known[gate.module] if gate.module in known else next(iter(fitting), None)
-        if site is None:
-            continue
-        if gate.e_lambda is not None and not _has_lambda(gate, site):
-            raise LostSiteError(
-                f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
-            )
-        missing[site.module] -= 1
-        if gate.module != site.module:
-            by_structure.add(site.module)
-    lost = [site for site in expected if missing[site.module] > 0]
+    nameless = [gate for gate in live if gate.module not in names]
+    found, lost = [], []
+    for site in expected:
+        named = [gate for gate in live if gate.module == site.module]
+        for gate in named:
+            if gate.e_lambda is not None and not _has_lambda(gate, site):
+                raise LostSiteError(
+                    f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
+                )
+        missing = max(site.runs - len(named), 0)
+        fitting = [gate for gate in nameless if _has_lambda(gate, site)][:missing]
+        for gate in fitting:
+            nameless.remove(gate)
+        if len(fitting) < missing:
+            lost.append(site)
+        found.append(replace(site, found_by="structure") if fitting else site)
     if lost:
         unused = {gate.module for gate in gates if not gate.is_live}
         paths = [site.path + " (computed, but its output is never used)" * (site.module in unused) for site in lost]
@@ -92,7 +94,7 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
             f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(paths)}. "
             f"Its graph holds {len(live)} live of {sum(site.runs for site in expected)}"
         )
-    return tuple(replace(site, found_by="structure") if site.module in by_structure else site for site in expected)
+    return tuple(found)
 
 
 def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
@@ -100,51 +102,46 @@ def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
     return gate.e_lambda is not None and math.isclose(gate.e_lambda, wanted, rel_tol=_LAMBDA_PRECISION)
 
 
-def compare(
-    model: nn.Module, artefact: Artefact, example: Example, tolerance: float, *, complete: bool = True
-) -> Comparison:
-    """Run both on the example.
+def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: float) -> Comparison:
+    """Run both on the example. The file may leave out the last outputs, as ultralytics leaves out what a loss needs.
 
     Args:
         model: in eval mode.
         tolerance: largest difference that is allowed.
-        complete: the file returns all that eager mode does. Otherwise it may leave out the last outputs, as ultralytics
-            leaves out what only a loss needs.
 
     Raises:
         LostSiteError: they differ by more than the tolerance, or the file's output is not finite where eager's is.
     """
-    ours = list(tensors_of(example.run(model)))
+    ours = _numbers(example.run(model))
     with bypassed(model):
-        plain = list(tensors_of(example.run(model)))
+        plain = _numbers(example.run(model))
     shapes = tuple(tuple(tensor.shape) for tensor in example.tensors)
     shown = ", ".join("x".join(map(str, shape)) for shape in shapes)
     try:
-        theirs = artefact.run(example)
+        theirs = _numbers(artefact.run(example))
     except Exception as error:
         raise ExportError(f"the file does not run on an input of {shown}: {describe_exception(error)}") from None
-    left_out = len(ours) - len(theirs)
-    if not theirs or left_out < 0 or (complete and left_out):
+    if not 0 < len(theirs) <= len(ours):
         raise LostSiteError(f"the file has {len(theirs)} outputs, the model {len(ours)}")
+    left_out = len(ours) - len(theirs)
     ours, plain = ours[: len(theirs)], plain[: len(theirs)]
-    found, wanted = ([tuple(tensor.shape) for tensor in tensors] for tensors in (theirs, ours))
-    if found != wanted:
-        raise LostSiteError(f"the outputs of the file have the shapes {found}, those of the model {wanted}")
-    difference, effect = _relative_difference(theirs, ours), _relative_difference(plain, ours)
-    if not difference <= tolerance:  # NaN too
+    difference, effect = relative_distance(theirs, ours), relative_distance(plain, ours)
+    if isinstance(difference, str):
+        found = " and ".join(str([tuple(tensor.shape) for tensor in tensors]) for tensors in (theirs, ours))
+        raise LostSiteError(f"the file's output and the model's do not compare: {difference} ({found})")
+    if difference > tolerance:
         raise LostSiteError(
             f"the file's output differs from eager mode on an input of {shown}: {difference:.3g} relative, "
             f"{tolerance:g} allowed"
         )
-    return Comparison(shapes, difference, effect, left_out)
+    return Comparison(shapes, difference, math.nan if isinstance(effect, str) else effect, left_out)
 
 
 def tolerance_for(example: Example) -> float:
-    """The default for the input's dtype."""
+    """The default for the dtype of the input."""
     return max((TOLERANCES[tensor.dtype] for tensor in example.tensors if tensor.dtype in TOLERANCES), default=1e-4)
 
 
-def _relative_difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """The worst of all outputs; NaN where one of the two is not finite and the other is."""
-    found = relative_distance(*([tensor.double().cpu() for tensor in tensors] for tensors in (one, other)))
-    return math.nan if isinstance(found, str) else found
+def _numbers(output: Any) -> list[Tensor]:
+    """The tensors of an output in double precision, on the CPU; complex ones stay complex."""
+    return [tensor.cpu().to(torch.promote_types(tensor.dtype, torch.float64)) for tensor in tensors_of(output)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.dataflow.example import Example
-from simam_inject.export.gates import Artefact, Operation, Value, find_gates
+from simam_inject.export.graph import Artefact, Graph, Operation, Value, find_gates
 from simam_inject.export.records import ExportError
 from simam_inject.verification.outputs import tensors_of
 
 
-def write(model: nn.Module, example: Example, dynamic: tuple[str, ...], path: Path) -> None:  # noqa: ARG001
-    """Trace and save. A trace has no fixed sizes of its own, so `dynamic` is left to the proof."""
-    args, kwargs = example.fresh()
+def write(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
+    """Trace and save. A trace has no fixed sizes of its own, so whether they may vary is left to the proof."""
+    args, kwargs = examples[0].fresh()
     bound = inspect.signature(model.forward).bind(*args, **kwargs)
     if bound.kwargs:
         raise ExportError(
@@ -32,8 +33,7 @@ def read(path: Path) -> Artefact:
     module: Any = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
     program = _Program()
     results = program.call(module, "", "forward", [])
-    gates = find_gates(program.operations, map(str, results))
-    return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
+    return Artefact(find_gates(program.graph, results), lambda example: list(tensors_of(example.run(module))))
 
 
 class _Program:
@@ -43,11 +43,11 @@ class _Program:
     """
 
     def __init__(self) -> None:
-        self.operations: list[Operation] = []
+        self.graph: Graph = {}
         self.calls = 0
 
     def call(self, module: Any, path: str, method: str, arguments: list[Value]) -> list[Value]:
-        """Note the operations of one call; return the names of what it returns."""
+        """Add the operations of one call to the graph; return the names of what it returns."""
         graph = getattr(module, method).graph
         this, *parameters = (value.debugName() for value in graph.inputs())
         names: dict[str, Value] = dict(zip(parameters, arguments, strict=False))
@@ -59,22 +59,20 @@ class _Program:
             return [names.get(value.debugName(), prefix + value.debugName()) for value in values]
 
         for node in graph.nodes():
-            kind, inputs = node.kind(), list(node.inputs())
+            inputs, outputs = list(node.inputs()), [output.debugName() for output in node.outputs()]
             owner, owner_path = modules.get(inputs[0].debugName(), (None, "")) if inputs else (None, "")
-            if kind == "prim::GetAttr" and owner is not None:
+            if node.kind() == "prim::GetAttr" and owner is not None:
                 name = node.s("name")
                 if isinstance(child := getattr(owner, name), torch.jit.ScriptModule):
-                    modules[node.output().debugName()] = child, f"{owner_path}.{name}".lstrip(".")
-            elif kind == "prim::CallMethod" and owner is not None:
-                returned = self.call(owner, owner_path, node.s("name"), values_of(inputs[1:]))
-                names[node.output().debugName()] = returned[0]
-            elif kind == "prim::Constant":
+                    modules[outputs[0]] = child, f"{owner_path}.{name}".lstrip(".")
+            elif node.kind() == "prim::CallMethod" and owner is not None:
+                names[outputs[0]] = self.call(owner, owner_path, node.s("name"), values_of(inputs[1:]))[0]
+            elif node.kind() == "prim::Constant":
                 value = node.output().toIValue()
                 value = value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
                 if isinstance(value, (int, float)):
-                    names[node.output().debugName()] = float(value)
+                    names[outputs[0]] = float(value)
             else:
-                kind = kind.removeprefix("aten::")
-                outputs = [str(name) for name in values_of(node.outputs())]
-                self.operations.append(Operation(kind, values_of(inputs), outputs, path))
+                operation = Operation(node.kind().removeprefix("aten::"), values_of(inputs), path)
+                self.graph |= {prefix + name: operation for name in outputs}
         return values_of(graph.outputs())

@@ -84,7 +84,7 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
     if "." in architecture:
         raise ModelError(f"{architecture!r} has a tag, which chooses weights: register a name without a tag")
     if not timm.is_model(architecture):
-        raise unknown_model(architecture, timm.list_models(), library="timm")
+        raise unknown_model(architecture, "timm")
     name = name or f"{architecture}{SEPARATOR}{_word(resolved.name)}"
     if not name.isidentifier():
         raise ModelError(f"invalid name for a timm model: {name!r}: letters, digits and _ only; pass name=...")

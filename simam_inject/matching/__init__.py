@@ -1,8 +1,7 @@
-"""Matching: (recipe, anatomy) -> hits and misses. Pure: no torch, no model, nothing is changed."""
+"""Matching: recipe and anatomy -> hits and near misses. No torch, no model."""
 
-from simam_inject.matching.explain import every_path as every_path
-from simam_inject.matching.explain import explain_idle as explain_idle
-from simam_inject.matching.explain import idle_exclude as idle_exclude
+from simam_inject.matching.explain import explain_unmatched_glob as explain_unmatched_glob
+from simam_inject.matching.explain import unmatched_exclude as unmatched_exclude
 from simam_inject.matching.explain import unmatched_message as unmatched_message
 from simam_inject.matching.match import match as match
 from simam_inject.matching.match import value_of as value_of

@@ -1,11 +1,12 @@
-"""Candidates of rules that select blocks, by structure, class name or path, and name something of each block.
+"""Candidates of rules that select blocks by structure, class name or path.
 
-What it names:
-    output      what the block returns, each map where it returns several; `output:0` is one of them
-    input       every value the block is given, for the block alone
-    a child     by its path inside the block; a name that no selected block has as a child may be a kind of operation
-    {op: ...}   every operation of the kind, at any depth, or the first or last of them
-    residual    the branch that enters an add of the block's own forward
+What a rule names in each block:
+
+output      what the block returns, or each feature map of a list, tuple or dict; `output:0` is one of them
+input       each input of the block, for the block alone
+a child     by its path inside the block; if no selected block has such a child, the operations of that kind
+{op: ...}   every operation of the kind, at any depth, or the first or last of them
+residual    the branch that an addition of the block's own forward joins with the skip connection
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from simam_inject.dataflow.records import Site
 from simam_inject.kinds import NOT_OPERATIONS, find_kind
 from simam_inject.matching.search import Search, check_facts, parent_of, write_path, write_paths
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.names import Child, Whole
+from simam_inject.recipe.names import BlockValue, Child
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import did_you_mean, join_names
@@ -27,27 +28,27 @@ Inside = Mapping[str, Sequence[tuple[str, Site]]]
 
 
 def search_blocks(search: Search) -> None:
-    """Enter what a `structure` or `block` rule, or a rule with `path` alone, names in the model."""
+    """Add what a `structure` or `block` rule, or a rule with `path` alone, names in the model."""
     target = search.rule.target
-    owners = [site for site in search.anatomy.sites if _is_selected(site, search.rule)]
+    blocks = [site for site in search.anatomy.sites if _is_selected(site, search.rule)]
     if isinstance(target, Operation):
-        _search_operations(search, target, owners)
+        _search_operations(search, target, blocks)
     elif isinstance(target, Child):
-        _search_children(search, target, owners)
+        _search_children(search, target, blocks)
     elif target.word == "residual":
-        _search_branches(search, owners)
+        _search_branches(search, blocks)
     else:
-        for owner in owners:
+        for block in blocks:
             if target.word == "input":
-                search.add_operands(owner, owner.operands, owner.path)
+                search.add_operands(block, block.operands, block.path)
             else:
-                _enter_output(search, owner, target)
+                _add_output(search, block, target)
 
 
 def _is_selected(site: Site, rule: Rule) -> bool:
-    """The site is a block that the rule selects.
+    """The rule selects the site as a block.
 
-    A wildcard selects neither leaf modules by class nor inputs by path: both are meant only where they are written out.
+    Wildcards select no modules without children (by class) and no inputs (by path).
     """
     if rule.selects == "structure":
         return not set(as_tuple(rule.structure)).isdisjoint(site.structure)
@@ -63,10 +64,10 @@ def _is_selected(site: Site, rule: Rule) -> bool:
     )
 
 
-def _look_inside(search: Search, owners: Sequence[Site]) -> Inside:
-    """One walk over all sites: each is entered with every selected block above it."""
+def _look_inside(search: Search, blocks: Sequence[Site]) -> Inside:
+    """List all sites inside each selected block, in one pass over the model."""
     inside: dict[str, list[tuple[str, Site]]] = {
-        owner.path: [] for owner in owners if owner.kind == "block" and ":" not in owner.path
+        block.path: [] for block in blocks if block.kind == "block" and ":" not in block.path
     }
     for site in search.anatomy.sites:
         above = site.path
@@ -77,47 +78,47 @@ def _look_inside(search: Search, owners: Sequence[Site]) -> Inside:
     return inside
 
 
-def _enter_output(search: Search, owner: Site, target: Whole) -> None:
-    site = owner if target.key is None else search.anatomy.site_by_path.get(f"{owner.path}:{target.key}")
+def _add_output(search: Search, block: Site, target: BlockValue) -> None:
+    site = block if target.key is None else search.anatomy.site_by_path.get(f"{block.path}:{target.key}")
     if site is not None:
-        search.add(site, owner.path)
+        search.add(site, block.path)
     else:
-        maps = f"the maps {write_paths(owner.maps)}" if owner.maps else "no list, tuple or dict of feature maps"
-        search.miss(owner.path, f"returns {maps}; there is no {target}")
+        maps = f"the maps {write_paths(block.maps)}" if block.maps else "no list, tuple or dict of feature maps"
+        search.miss(block.path, f"returns {maps}; there is no {target}")
 
 
-def _search_branches(search: Search, owners: Sequence[Site]) -> None:
+def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
     branches: defaultdict[str, list[tuple[Site, Site]]] = defaultdict(list)
     for site in search.anatomy.sites:
         join = search.anatomy.site_by_path.get(site.joins) if site.joins is not None else None
         if join is not None:
             branches[join.scope].append((join, site))
-    for owner in owners:
-        for join, branch in branches.get(owner.path, ()):
-            search.add_operands(join, [branch.path], owner.path)
-        if owner.path not in branches and owner.kind == "block":
-            below = [scope for scope in branches if not owner.path or scope.startswith(f"{owner.path}.")]
+    for block in blocks:
+        for join, branch in branches.get(block.path, ()):
+            search.add_operands(join, [branch.path], block.path)
+        if block.path not in branches and block.kind == "block":
+            below = [scope for scope in branches if not block.path or scope.startswith(f"{block.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
-            search.miss(owner.path, f"no branch joins a skip connection in its own forward{nearest}")
+            search.miss(block.path, f"no branch joins a skip connection in its own forward{nearest}")
 
 
-def _search_children(search: Search, target: Child, owners: Sequence[Site]) -> None:
-    """A name means the children of that name; where no selected block has one, the operations of that kind."""
-    inside = _look_inside(search, owners)
-    calls = {block: _find_calls(target, below) for block, below in inside.items()}
+def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> None:
+    """Add the children of a name; if no selected block has one, the operations of that kind."""
+    inside = _look_inside(search, blocks)
+    calls = {path: _find_calls(target, below) for path, below in inside.items()}
     computed = {site.kind for below in inside.values() for _, site in below} - NOT_OPERATIONS
     is_kind = not target.name.is_wild and (find_kind(target.name) or target.name in computed)
     if is_kind and not any(calls.values()):
-        _search_operations(search, Operation(op=target.name), owners, target.call)
+        _search_operations(search, Operation(op=target.name), blocks, target.call)
         return
-    for block, below in inside.items():
-        for name, sites in calls[block].items():
-            _enter_calls(search, target, block, name, sites)
-        if not calls[block] and (search.rule.selects != "path" or not any(calls.values())):
+    for path, below in inside.items():
+        for name, sites in calls[path].items():
+            _add_calls(search, target, path, name, sites)
+        if not calls[path] and (search.rule.selects != "path" or not any(calls.values())):
             names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
             words = ["output"] if search.rule.position == "after" else ["input", "residual"]
             near = did_you_mean(target.name, [*words, *(inner for inner, _ in below)])
-            search.miss(block, f"has no child {target.name}; it has {write_paths(names)}{near}")
+            search.miss(path, f"has no child {target.name}; it has {write_paths(names)}{near}")
 
 
 def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> Mapping[str, Sequence[Site]]:
@@ -130,47 +131,41 @@ def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> Mapping[str
     return calls
 
 
-def _enter_calls(search: Search, target: Child, block: str, name: str, sites: Sequence[Site]) -> None:
-    """Enter those calls of one child that the rule means."""
+def _add_calls(search: Search, target: Child, path: str, name: str, sites: Sequence[Site]) -> None:
+    """Add the calls of one child of the block at `path` that the rule means."""
     is_any = target.call == 0 or target.name.is_wild or len(sites) == 1
     chosen = sites[target.call - 1 : target.call] if target.call else sites if is_any else []
     for site in chosen:
-        search.add(site, block)
+        search.add(site, path)
     if not chosen:
         calls = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
-        search.miss(sites[0].path, f"is called as {calls} in {write_path(block)}; the rule names {target}")
+        search.miss(sites[0].path, f"is called as {calls} in {write_path(path)}; the rule names {target}")
 
 
-def _search_operations(search: Search, target: Operation, owners: Sequence[Site], call: int | None = None) -> None:
-    """Enter the operations of each block, at any depth; `call` is the number of one of them, from 1."""
-    inside = _look_inside(search, owners)
-    for owner in owners:
-        below = inside.get(owner.path)
-        alone = [owner] if target.which == "all" and not call else []
-        sites = alone if below is None else [site for _, site in below]
-        meant = [site for site in sites if target.is_one(site.kind)]
-        _enter_operations(search, target, owner, meant, call)
-        if not meant and below is not None and search.rule.selects != "path":
+def _search_operations(search: Search, target: Operation, blocks: Sequence[Site], call: int | None = None) -> None:
+    """Add the operations inside each block that meet the conditions: all, one of those that ran, or the `call`-th."""
+    inside = _look_inside(search, blocks)
+    for block in blocks:
+        alone = [("", block)] if target.which == "all" and not call else []
+        sites = [site for _, site in inside.get(block.path, alone)]
+        meant = [site for site in sites if target.includes(site.kind)]
+        counted = [site for site in meant if _counts(search, target, site)]
+        ran = [site for site in counted if site.runs]
+        chosen = {"all": counted, "first": ran[:1], "last": ran[-1:]}[target.which]
+        chosen = counted[call - 1 : call] if call else chosen
+        for site in counted:
+            if site in chosen:
+                search.add(site, block.path)
+            else:
+                search.miss(site.path, f"is not {search.rule.target} in {write_path(block.path)}")
+        if not meant and block.path in inside and search.rule.selects != "path":
             computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS))
             wanted = join_names(as_tuple(target.op))
-            search.miss(owner.path, f"has no operation {wanted}; it computes {computed}")
-
-
-def _enter_operations(search: Search, target: Operation, owner: Site, sites: Sequence[Site], call: int | None) -> None:
-    """Enter the operations of one block that meet the conditions: all, or one of those that ran."""
-    counted = [site for site in sites if _counts(search, target, site)]
-    ran = [site for site in counted if site.runs]
-    chosen = {"all": counted, "first": ran[:1], "last": ran[-1:]}[target.which]
-    chosen = counted[call - 1 : call] if call else chosen
-    for site in counted:
-        if site in chosen:
-            search.add(site, owner.path)
-        else:
-            search.miss(site.path, f"is not {search.rule.target} in {write_path(owner.path)}")
+            search.miss(block.path, f"has no operation {wanted}; it computes {computed}")
 
 
 def _counts(search: Search, target: Operation, site: Site) -> bool:
-    """The operation meets the conditions, and in a structure rule lies on the main path; if not, it becomes a miss."""
+    """The operation meets the conditions, and in a structure rule it is on the main path; if not, it is a near miss."""
     if search.rule.selects == "structure" and (site.on_skip or site.in_gate):
         what = "is on the skip connection" if site.on_skip else "only scales another feature map"
         search.miss(site.path, f"{what}; a structure rule counts operations on the main path")

@@ -1,10 +1,10 @@
-"""Why a rule takes nothing: the nearest misses with their reasons, or what its names may mean."""
+"""Why a rule matches nothing: the nearest misses with their reasons, or what its names may mean."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.kinds import NOT_OPERATIONS
@@ -19,7 +19,6 @@ from simam_inject.recipe.wording import join_names, nearest
 NEAREST = 3
 _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
-_NAME = re.compile(r"\w+")
 _STRUCTURES = {
     "main": "no module that returns one feature map has two convolutions within two map sizes",
     "residual": "no module joins a branch with a skip connection in its own forward",
@@ -34,11 +33,11 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
         recipe: the recipe.
         rule: index of the rule, from 0.
         anatomy: the facts about the model.
-        misses: what matching left out; those of other rules are ignored.
+        misses: the near misses of the recipe; those of other rules are ignored.
 
     Returns:
-        The message of a `NoMatchError`: the rule; the nearest misses with their reasons, or one sentence where nothing
-        of the model came near; modules whose inside could not be recorded.
+        The message of a `NoMatchError`: the rule; its nearest misses with their reasons; modules whose inside could not
+        be recorded; a `path` that matches nothing.
     """
     selected = recipe.rules[rule]
     head = f"rules[{rule}] ({selected.selector}) matches no site"
@@ -50,58 +49,54 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if [(miss.path, miss.depth) for miss in near] == [("", 0)]:
         return f"{head}: {near[0].reason}"
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
-    lines += [f"  {sentence}" for sentence in _unseen(anatomy)]
-    idle = explain_idle("path", as_tuple(selected.path), every_path(anatomy)) if selected.selects != "path" else None
-    return "\n".join([*lines, *([idle] if idle else [])])
+    lines += [f"  {sentence}" for sentence in _opaque_blocks(anatomy)]
+    filters = () if selected.selects == "path" else as_tuple(selected.path)
+    if unmatched := explain_unmatched_glob("path", filters, anatomy):
+        lines.append(unmatched)
+    return "\n".join(lines)
 
 
-def explain_nothing(rule: Rule, anatomy: Anatomy) -> str:
-    """Why a rule came near no site: nothing has the structure, the class, the kind or the path that it selects."""
+def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
+    """Why a rule has no near miss either: nothing has the structure, class, kind or path that it selects."""
     if rule.selects == "structure":
         words = as_tuple(rule.structure)
         reasons = " and ".join(_STRUCTURES[word] for word in words)
         sentence = f"no block of this model is {join_names(words)}: {reasons}."
     elif rule.selects == "block":
         sentence = _explain_classes(rule, anatomy)
-    elif rule.chain:
+    elif rule.selects == "pattern":
         kinds = [site.kind for site in anatomy.sites if site.kind not in NOT_OPERATIONS]
         sentence = f"this model computes no {rule.chain[0].kind}; its operations are {write_counts(kinds)}."
     else:
         globs = as_tuple(rule.path)
-        hints = dict.fromkeys(_hint_path(glob, every_path(anatomy)) for glob in globs)
+        hints = dict.fromkeys(_hint_path(glob, anatomy.site_by_path) for glob in globs)
         sentence = f"this model has no value at {join_names(map(repr, globs))}.{''.join(hints)}"
-    return " ".join([sentence, *_unseen(anatomy)])
+    return " ".join([sentence, *_opaque_blocks(anatomy)])
 
 
-def idle_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
-    """The message for the first `exclude` that leaves nothing out because it matches nothing; None if there is none.
+def unmatched_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
+    """The message for the first `exclude` that matches nothing in the model; None if there is none.
 
-    That of an optional rule may match nothing, since the rule itself may: so one recipe can speak of many models.
+    That of an optional rule may match nothing, like the rule itself.
     """
-    paths = every_path(anatomy)
     for index, rule in enumerate(recipe.rules):
-        message = None if rule.optional else explain_idle(f"rules[{index}].exclude", as_tuple(rule.exclude), paths)
-        if message is not None:
-            return " ".join(
-                [message, *_unseen(anatomy), "(In a recipe for many models, mark the rule with optional: true.)"]
-            )
+        globs = () if rule.optional else as_tuple(rule.exclude)
+        if message := explain_unmatched_glob(f"rules[{index}].exclude", globs, anatomy):
+            advice = "(In a recipe for many models, mark the rule with optional: true.)"
+            return " ".join([message, *_opaque_blocks(anatomy), advice])
     return None
 
 
-def explain_idle(place: str, globs: Iterable[Glob], paths: frozenset[str]) -> str | None:
-    """The message for the first of the globs at `place` that matches none of the paths; None if all match."""
+def explain_unmatched_glob(place: str, globs: Iterable[Glob], anatomy: Anatomy) -> str | None:
+    """The message for the first glob, given at `place`, that matches nothing in the model; None if all match."""
+    paths = {part for path in anatomy.site_by_path for part in lineage(path)}
     for glob in globs:
         if not any(map(glob.matches, paths)):
             return f"{place}: {str(glob)!r} matches nothing in this model.{_hint_path(glob, paths)}"
     return None
 
 
-def every_path(anatomy: Anatomy) -> frozenset[str]:
-    """Paths of all values and of all modules that contain one."""
-    return frozenset(part for path in anatomy.site_by_path for part in lineage(path))
-
-
-def _unseen(anatomy: Anatomy) -> list[str]:
+def _opaque_blocks(anatomy: Anatomy) -> list[str]:
     """A sentence on the modules whose inside could not be recorded."""
     if not anatomy.opaque:
         return []
@@ -123,26 +118,34 @@ def _explain_classes(rule: Rule, anatomy: Anatomy) -> str:
 
 
 def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
-    """A sentence for a name at `block` that is the path of a module; empty for any other."""
+    """A sentence for a `block` that is the path of a module; empty for any other."""
     for glob in as_tuple(rule.block):
-        whole = f"{glob}.{rule.target}" if isinstance(rule.target, Child) else glob
-        if any(map(Glob(whole).matches, anatomy.site_by_path)):
+        path = f"{glob}.{rule.target}" if isinstance(rule.target, Child) else glob
+        if _matches_any(path, anatomy.site_by_path):
             place = "output" if rule.position == "after" else "input"
-            return f" {whole!r} is a module path: write path: {whole}, {rule.position}: {place}."
+            return f" {path!r} is a module path: write path: {path}, {rule.position}: {place}."
     return ""
 
 
-def _hint_path(glob: Glob, paths: frozenset[str]) -> str:
-    """A sentence on how a glob that matches none of the paths may have been meant; empty where nothing is near."""
+def _hint_path(glob: Glob, paths: Collection[str]) -> str:
+    """A sentence on what may be meant by a glob that matches none of the paths; empty if nothing is near."""
     if _REGULAR.search(glob):
         return " Paths are globs, not regular expressions: * is any text, alternatives are {a,b}."
     names = {name for path in paths for name in path.split(".")}
     parts = [
-        part if part in names or not _NAME.fullmatch(part) else next(iter(nearest(part, names, count=1)), part)
+        next(iter(nearest(part, names, count=1)), part) if re.fullmatch(r"\w+", part) and part not in names else part
         for part in glob.split(".")
     ]
-    mended = ".".join(parts)  # `layr4.*` becomes `layer4.*`
-    for text in (mended, f"*.{glob}", f"*.{mended}"):
-        if any(map(Glob(text).matches, paths)):
+    corrected = ".".join(parts)  # `layr4.*` becomes `layer4.*`
+    for text in (corrected, f"*.{glob}", f"*.{corrected}"):
+        if _matches_any(text, paths):
             return f" Did you mean {text!r}? A glob is matched against the whole path, letter case included."
     return ""
+
+
+def _matches_any(text: str, paths: Iterable[str]) -> bool:
+    """The text is a glob that matches one of the paths."""
+    try:
+        return any(map(Glob(text).matches, paths))
+    except ValueError:  # composed of globs, it can be too long or have too many alternatives
+        return False

@@ -1,23 +1,25 @@
-"""(recipe, anatomy) -> hits and misses. Pure: it knows facts about a model, never the model.
+"""The sites that a recipe matches in a model, from its anatomy alone.
 
 For each rule, in order:
-    find        what the rule names                         -> candidates
-    narrow      path, exclude, where                        -> misses with what was found and what is wanted
-    own         values that an earlier rule took stay its   -> misses
-    pick        first, last, every, per group               -> misses
 
-A value is owned by whatever path it was taken: `layer1` (a Sequential), `layer1.2` (its last block) and
-`layer1.2.relu[3]` (that block's last operation) are one value, and two attentions on it would be one after the other.
+    search      what the rule names: candidates
+    filter      by path, exclude and where
+    own         a value belongs to the first rule that matches it
+    pick        first, last, every, per group
+
+A candidate that fails becomes a near miss with its reason. `layer1` (a Sequential), `layer1.2` (its last block) and
+`layer1.2.relu[3]` (that block's last operation) are one value, to which SimAM is applied once.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.matching.blocks import search_blocks
-from simam_inject.matching.explain import explain_nothing
+from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.patterns import search_pattern
 from simam_inject.matching.records import Hit, Matches, Skip
 from simam_inject.matching.search import Search, check_facts, parent_of, write_fact, write_path, write_paths
@@ -29,19 +31,19 @@ OWNED = 100
 PICKED = 101
 """Depths of the two last steps: a candidate that fails there met every condition."""
 Owners = defaultdict[str, list[Hit]]
-"""Value -> the candidates that attend it."""
+"""By value, the hits that attend it."""
 
 
 def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
-    """Find the sites that a recipe takes.
+    """Find the sites that a recipe matches.
 
     Args:
-        recipe: the rules; the first that takes a site owns it.
+        recipe: the rules; a site belongs to the first that matches it.
         anatomy: the facts about the model.
 
     Returns:
-        Hits in the order the model computes them; misses rule by rule, each with its reason. Values that cannot be
-        attended are hits all the same, unless `pick` counts: to skip them is the plan's business.
+        Hits in the order the model computes them; near misses rule by rule, each with its reason. Values that cannot be
+        attended are hits, too, unless the rule has a `pick`; the plan skips them.
     """
     order = {site.path: place for place, site in enumerate(anatomy.sites)}
     owners: Owners = defaultdict(list)
@@ -51,7 +53,7 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
         search = Search(rule, index, recipe.e_lambda if rule.e_lambda is None else rule.e_lambda, anatomy)
         taken = _take(search, owners, order)
         hits += taken
-        # A value may fail as one thing and be taken as another, e.g. as the start and as the end of a chain.
+        # A value that fails in one role may be taken in another, e.g. as the start and as the end of a chain.
         paths = {hit.named.path for hit in taken}
         missed = [miss for miss in dict.fromkeys(search.misses) if miss.path not in paths]
         misses += sorted(missed, key=lambda miss: order.get(miss.path, -1))
@@ -60,7 +62,7 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
 
 
 def why_not_attendable(site: Site) -> str | None:
-    """Why no rule could attend this value; None if it is a feature map larger than 1x1 that the model computes."""
+    """Why SimAM cannot be applied to the value; None if it is a feature map larger than 1x1 that the model computes."""
     if site.obstacle is not None:
         return site.obstacle
     if site.runs < 1:
@@ -74,31 +76,31 @@ def why_not_attendable(site: Site) -> str | None:
 
 
 def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit]:
-    """One rule's way from candidates to what it takes; the search collects the misses."""
+    """The sites that one rule takes; the search collects the near misses."""
     (search_pattern if search.rule.chain else search_blocks)(search)
     if not search.candidates and not search.misses:
-        search.miss("", explain_nothing(search.rule, search.anatomy))
+        search.miss("", explain_no_candidate(search.rule, search.anatomy))
     named = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}
-    narrowed = [hit for hit in named.values() if _complies(search, hit)]
-    free: list[Hit] = []
-    own: Owners = defaultdict(list)
-    outermost_first = sorted(narrowed, key=lambda hit: (hit.path.count("."), hit.path != ""))
+    filtered = [hit for hit in named.values() if _complies(search, hit)]
+    free: Owners = defaultdict(list)
+    outermost_first = sorted(filtered, key=lambda hit: (hit.path.count("."), hit.path != ""))
     for hit in outermost_first:
         value = value_of(hit.attended, search.anatomy)
-        conflict = _conflict(hit, [*owners[value], *own[value]])
-        if conflict is not None:
-            search.miss(hit.named.path, conflict, OWNED)
+        conflict = _conflict(hit, [*owners[value], *free[value]])
+        if conflict is None:
+            free[value].append(hit)
         else:
-            own[value].append(hit)
-            free.append(hit)
-    taken = free if search.rule.choice.takes_all else _pick(search, free, order)
+            search.miss(hit.named.path, conflict, OWNED)
+    taken = list(chain.from_iterable(free.values()))
+    if not search.rule.choice.takes_all:
+        taken = _pick(search, taken, order)
     for hit in taken:
         owners[value_of(hit.attended, search.anatomy)].append(hit)
     return taken
 
 
 def _complies(search: Search, candidate: Hit) -> bool:
-    """A candidate meets `path`, `exclude` and every condition of `where`; if not, it becomes a miss."""
+    """A candidate meets `path`, `exclude` and every condition of `where`; if not, it becomes a near miss."""
     rule, named, attended = search.rule, candidate.named, candidate.attended
     paths = as_tuple(rule.path)
     if rule.selects != "path" and paths and not any(glob.covers(named.path) for glob in paths):
@@ -120,7 +122,7 @@ def _complies(search: Search, candidate: Hit) -> bool:
 
 
 def value_of(site: Site, anatomy: Anatomy) -> str:
-    """Path of the operation that computes what a block returns or is given; the own path of any other value."""
+    """Path of the operation that computes the output or input of a block; the site's own path for any other value."""
     if site.kind in ("block", "input") and len(site.reads) == 1 and site.obstacle is None:
         origin = anatomy.site_by_path.get(site.reads[0])
         if origin is not None and origin.shape == site.shape:
@@ -129,7 +131,7 @@ def value_of(site: Site, anatomy: Anatomy) -> str:
 
 
 def _conflict(candidate: Hit, taken: Iterable[Hit]) -> str | None:
-    """Why a rule cannot have the candidate, of whose value some are taken; None if it is free."""
+    """Why the candidate cannot be taken, given the hits that attend its value; None if it can."""
     for other in taken:
         readers = {_only_reader(candidate), _only_reader(other)}
         if None in readers or len(readers) == 1:
@@ -140,17 +142,17 @@ def _conflict(candidate: Hit, taken: Iterable[Hit]) -> str | None:
 
 
 def _only_reader(candidate: Hit) -> str | None:
-    """For whom alone the value is attended; what a block is given is, for that block."""
+    """Path of the only reader for which the value is attended: for the input of a block, that block."""
     given = candidate.attended.scope if candidate.attended.kind == "input" else None
     return candidate.reader if candidate.reader is not None else given
 
 
 def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> list[Hit]:
-    """The rule's choice in each group; only values that can be attended count."""
+    """What the rule picks in each group; only values that can be attended count."""
     pick = search.rule.choice
     groups: defaultdict[object, list[Hit]] = defaultdict(list)
     for hit in sorted(candidates, key=lambda hit: order[hit.path]):
-        # Of the whole model no site has a fact, and all are one group.
+        # `model` is no attribute of a site: all sites are in one group.
         group = parent_of(hit.block) if pick.per == "parent" else getattr(hit.attended, pick.per, "")
         problem = why_not_attendable(hit.attended) or (f"its {pick.per} is not known" if group is None else None)
         if problem is not None:

@@ -1,4 +1,4 @@
-"""What matching says: hits, and for every candidate that was touched and not taken, a near miss with its reason."""
+"""Results of matching: hits, and near misses with their reasons."""
 
 from __future__ import annotations
 
@@ -9,16 +9,14 @@ from simam_inject.dataflow.records import Site
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A site that a rule takes."""
+    """A site that a rule matches."""
 
     named: Site
-    """The value that the rule names; `path`, `exclude` and facts of operations look at it."""
+    """The value that the rule names; `path`, `exclude` and conditions on operations apply to it."""
     attended: Site
     """The value that is attended: the named one, or for `before` one that it reads."""
     position: str
-    """`after`: every reader of the value gets the attended one. `before`: only `reader` does."""
-    reader: str | None
-    """For `before`: path of the one operation, or block, that reads the attended value."""
+    """`after`: for every reader of the value. `before`: for `reader` alone."""
     block: str
     """Path of the selected block; for a pattern, that of the operation."""
     rule: int
@@ -30,16 +28,21 @@ class Hit:
         """The attended value, named as `Site.path` is."""
         return self.attended.path
 
+    @property
+    def reader(self) -> str | None:
+        """For `before`: path of the one operation, or block, that reads the attended value."""
+        return self.named.path if self.position == "before" else None
+
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A site that a rule named, or nearly named, and that gets no SimAM."""
+    """A site that a rule matches, or nearly matches, and that gets no SimAM."""
 
     path: str
     reason: str
     rule: int
     hit: bool
-    """True: the rule took it and it was skipped all the same (a 1x1 map). False: a near miss."""
+    """True: the rule matches it, but SimAM cannot be applied (a 1x1 map). False: a near miss."""
     depth: int = 0
     """Of a near miss, how many of the rule's conditions it met before one failed: the larger, the nearer."""
 

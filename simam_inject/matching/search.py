@@ -1,4 +1,4 @@
-"""What one rule finds, and the words of reasons."""
+"""The search of one rule through a model, and how reasons are written."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.errors import shortened
 from simam_inject.matching.records import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.operations import Numbers, admits
+from simam_inject.recipe.operations import Numbers, is_met
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import join_names
 
@@ -18,7 +19,7 @@ MAX_SHOWN = 8
 
 @dataclass(slots=True)
 class Search:
-    """One rule's search through a model: candidates, and for each near one a `Skip` with the reason why it is none."""
+    """What one rule finds in a model: candidates, and near misses with their reasons."""
 
     rule: Rule
     index: int
@@ -28,10 +29,10 @@ class Search:
     misses: list[Skip] = field(default_factory=list)
 
     def add(self, named: Site, block: str) -> None:
-        """Enter what a rule names: for `after` the value, or each map that it holds; for `before` what it reads."""
+        """Add what a rule names: for `after` the value, or each of its maps; for `before` what it reads."""
         if self.rule.position == "after":
             for site in [self.anatomy.site_by_path[path] for path in named.maps] or [named]:
-                self.candidates.append(Hit(site, site, "after", None, block, self.index, self.e_lambda))
+                self._add_hit(site, site, block)
         elif len(named.operands) > 1:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
             self.miss(named.path, f"reads {values}; before needs an operation that reads one")
@@ -39,19 +40,21 @@ class Search:
             self.add_operands(named, named.operands, block)
 
     def add_operands(self, named: Site, operands: Sequence[str], block: str) -> None:
-        """Enter values that a site reads, to be attended for that site alone."""
+        """Add values that a site reads, to be attended for that site alone."""
         for operand in dict.fromkeys(operands):
             attended = self.anatomy.site_by_path.get(operand)
             if attended is None:
                 self.miss(named.path, f"reads {operand}, which is not a feature map")
             else:
-                hit = Hit(named, attended, "before", named.path, block, self.index, self.e_lambda)
-                self.candidates.append(hit)
+                self._add_hit(named, attended, block)
         if not operands:
             self.miss(named.path, "reads no value that the model computes")
 
+    def _add_hit(self, named: Site, attended: Site, block: str) -> None:
+        self.candidates.append(Hit(named, attended, self.rule.position, block, self.index, self.e_lambda))
+
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
-        """Enter a near miss; `depth` says how many conditions it met."""
+        """Add a near miss, which met so many of the conditions."""
         self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))
 
 
@@ -59,15 +62,15 @@ def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) ->
     """Why a site does not satisfy conditions on its facts; None if it does.
 
     Args:
-        site: an operation or an attended map.
+        site: an operation or a feature map.
         facts: name and condition of each.
-        wants: who sets the conditions, for the reason.
+        wants: what the reason says before the condition: `where.channels requires`.
     """
     for name, condition in facts:
         fact: int | tuple[int, ...] | None = getattr(site, name)
         if fact is None:
             problem = f"this {site.kind} has no {name}{f': {site.obstacle}' if site.obstacle else ''}"
-        elif not admits(condition, fact, depthwise=name == "groups" and site.depthwise):
+        elif not is_met(condition, fact, depthwise=name == "groups" and site.depthwise):
             problem = f"{name} is {write_fact(fact)}"
         else:
             continue
@@ -76,7 +79,7 @@ def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) ->
 
 
 def parent_of(path: str) -> str:
-    """Path of the module above a value; the model itself is above all."""
+    """Path of the module that contains the value."""
     return path.partition(":")[0].rpartition(".")[0]
 
 
@@ -86,15 +89,13 @@ def write_fact(fact: int | tuple[int, ...]) -> str:
 
 
 def write_path(path: str) -> str:
-    """The path; the model itself has none."""
+    """The path; that of the model is empty."""
     return path or "the model itself"
 
 
 def write_paths(paths: Iterable[str]) -> str:
     """A few paths or names, and how many more there are."""
-    every = list(dict.fromkeys(paths))
-    more = f" and {len(every) - MAX_SHOWN} more" if len(every) > MAX_SHOWN else ""
-    return ", ".join(map(write_path, every[:MAX_SHOWN])) + more
+    return shortened(list(dict.fromkeys(map(write_path, paths))), MAX_SHOWN)
 
 
 def write_counts(names: Iterable[str]) -> str:

@@ -9,23 +9,22 @@ import json
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
-from simam_inject.editing.checking import STRICT, ExampleRecord, Recipes, Site, SiteRecord, first_problem
+from simam_inject.editing.checking import ExampleRecord, Recipes, Site, first_problem
 from simam_inject.editing.presence import presence_of
-from simam_inject.editing.records import insertion_of
 from simam_inject.errors import FileError, ModelError, RecipeError
+from simam_inject.planning.plan import Insertions
 from simam_inject.planning.records import Insertion
 from simam_inject.recipe import Recipe
+from simam_inject.source import STRICT
 
-FORMAT = 2
+FORMAT = 3
 KEY = "simam_inject"
 """Key of the manifest in the metadata of a safetensors file."""
-
-Setting = tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(gt=0)]]
 
 
 def _known(number: int) -> int:
@@ -50,8 +49,6 @@ class Record(BaseModel):
     format: Annotated[int, AfterValidator(_known)] = FORMAT
     sites: list[Site]
     """In module order; empty for a model without SimAM."""
-    settings: list[Setting]
-    """Strength and gain of each site."""
     recipes: Annotated[Recipes, AfterValidator(_resolved)]
     """The recipes that were applied, resolved."""
     example: ExampleRecord | None = None
@@ -59,9 +56,7 @@ class Record(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if len(self.settings) != len(self.sites):
-            raise ValueError("it has no strength and gain for every site")
-        if len({(site["edit"]["module"], site["child"]) for site in self.sites}) < len(self.sites):
+        if len({site.module for site in self.sites}) < len(self.sites):
             raise ValueError("it lists the same SimAM twice")
         return self
 
@@ -72,21 +67,21 @@ class Record(BaseModel):
         Raises:
             FileError: it holds attention other than SimAM.
         """
-        sites, settings = [], []
+        sites = []
         for entry in attended_in(network):
             attention = entry.attention
             if not isinstance(attention, SimAM):
                 raise FileError(
-                    f"the attention at {entry.site['path']} is a {type(attention).__name__}, and files hold SimAM "
+                    f"the attention at {entry.site.path} is a {type(attention).__name__}, and files hold SimAM "
                     "only; save model.state_dict(), and keep the recipe and the factory"
                 )
-            sites.append({**entry.site, "e_lambda": float(attention.e_lambda)})
-            settings.append((float(attention.strength), float(attention.gain)))
+            sites.append(replace(entry.insertion, e_lambda=float(attention.e_lambda)))
         found = [presence for module in network.modules() if (presence := presence_of(module)) is not None]
         recipes = [recipe for presence in found for recipe in presence.recipes]
         root = presence_of(network)
-        data = {"sites": sites, "settings": settings, "recipes": recipes, "example": root.example if root else None}
-        return cls.read(data | more, "the record of this model")
+        example = root.example if root else None
+        made = cls.model_construct(sites=sites, recipes=recipes, example=example, **more)
+        return cls.read(made.model_dump_json(), "the record of this model")
 
     @classmethod
     def read(cls, data: object, name: str = "its SimAM record") -> Self:
@@ -105,15 +100,12 @@ class Record(BaseModel):
     @property
     def insertions(self) -> tuple[Insertion, ...]:
         """The sites as `simam_inject.injected` lists them."""
-        return tuple(
-            replace(insertion_of(site, None), strength=strength, gain=gain)
-            for site, (strength, gain) in zip(self.sites, self.settings, strict=True)
-        )
+        return Insertions(self.sites)
 
     @property
     def lambdas(self) -> dict[str, float]:
         """Attended value -> lambda: two networks with the same ones attend at the same places."""
-        return {_place(site): site["e_lambda"] for site in self.sites}
+        return {_place(site): site.e_lambda for site in self.sites}
 
     def attach_to(self, network: nn.Module) -> None:
         """Make these the sites of a network, instead of those that it has; all or nothing. Traces and runs nothing.
@@ -122,16 +114,17 @@ class Record(BaseModel):
             FileError: the network cannot hold them.
         """
         try:
-            attach(network, self.sites, recipes=self.recipes, example=self.example, settings=self.settings)
+            attach(network, self.sites, recipes=self.recipes, example=self.example)
         except ModelError as error:
             raise FileError(f"SimAM cannot be restored: {error}") from None
 
     def set_strengths(self, network: nn.Module) -> None:
         """Give each SimAM of a network, which has the same `lambdas`, its strength and gain."""
-        settings = dict(zip(map(_place, self.sites), self.settings, strict=True))
+        sites = {_place(site): site for site in self.sites}
         for entry in attended_in(network):
             attention: Any = entry.attention
-            attention.strength, attention.gain = settings[_place(entry.site)]
+            site = sites[_place(entry.site)]
+            attention.strength, attention.gain = site.strength, site.gain
 
 
 class Manifest(Record):
@@ -143,5 +136,5 @@ class Manifest(Record):
     """SHA-256 of the names and shapes of the tensors."""
 
 
-def _place(site: SiteRecord) -> str:
-    return (site["path"] or "(model)") + (f" before {site['reader']}" if site["reader"] else "")
+def _place(site: Insertion) -> str:
+    return (site.path or "(model)") + (f" before {site.reader}" if site.reader else "")

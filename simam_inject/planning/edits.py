@@ -27,7 +27,7 @@ _FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equiv
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The edit for one value, and what belongs to it; the fields are those of an `Insertion`."""
+    """The edit for one value, with further fields of its `Insertion`."""
 
     edit: Edit
     expression: Expression | None = None
@@ -66,7 +66,7 @@ def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
 
 
 def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
-    """The hook meets the value of the site whatever the forward's Python decides: flags, modes and sizes change."""
+    """Whether the hook gets the value of the site in every forward, also after flags, modes and sizes have changed."""
     modules, named = flow.recording.modules, site.path.partition(":")[0]
     owner = modules.get(site.scope)
     if site.kind == "input" or (isinstance(edit, Output) and edit.module == named.partition("[")[0]):
@@ -154,12 +154,12 @@ def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]
 
 
 def _lists_its_children(module: nn.Module) -> bool:
-    """The module's own forward, or a method that it runs, asks for its children as a list."""
+    """The module's own forward, or a method that it runs, lists its children."""
     return not _LISTS_CHILDREN.isdisjoint(mentioned_by_forward(type(module)))
 
 
 def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
-    """Another tensor over the same memory is read after somebody wrote into that memory: it would miss the write."""
+    """Another tensor that shares its memory is read after an in-place write: a new tensor would not get the write."""
     if not value.storage:
         return None
     writes = [write for write in flow.recording.writes.get(value.storage, ()) if write > tick]
@@ -228,7 +228,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     if isinstance(owner, CONTAINERS) or _lists_its_children(owner):
         return f"{name} iterates over its children"
     if isinstance(owner, fx.GraphModule):
-        return f"{name} is a torch.fx.GraphModule, whose code is made anew in each copy"
+        return f"{name} is a torch.fx.GraphModule, whose code is generated again in each copy"
     expression = find_expression(owner, *source)
     if isinstance(expression, str):
         return expression

@@ -13,7 +13,7 @@ from torch import nn
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.matching import Skip
-from simam_inject.planning.records import PRESENT, Insertion, write_edit
+from simam_inject.planning.records import PRESENT, Insertion
 from simam_inject.recipe import Recipe
 
 _SHOWN = 12
@@ -112,7 +112,7 @@ def _table(insertions: tuple[Insertion, ...]) -> str:
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:
     found = asdict(insertion) | {"shape": list(insertion.shape), "bytes_moved": insertion.bytes_moved}
-    found["edit"] = write_edit(insertion.edit)
+    found["edit"] |= {"module": insertion.edit.module}
     return {name: value for name, value in found.items() if name not in ("witness", "expression")}
 
 

@@ -14,7 +14,7 @@ from simam_inject.matching import (
     Hit,
     Matches,
     Skip,
-    idle_exclude,
+    unmatched_exclude,
     unmatched_message,
     value_of,
     why_not_attendable,
@@ -56,10 +56,12 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
         if reason is None:
             site = replace(site, runs=flow.recording.calls[module]) if module is not None else site
             resolved = resolve(flow, site, hit.reader)
-            if isinstance(resolved, Resolved):
-                decision.insertions.append(_insertion(flow, site, hit, resolved, names))
-            else:
+            if isinstance(resolved, str):
                 reason = f"SimAM cannot be applied: {resolved}"
+            else:
+                reason = _why_taken(hit, resolved.edit, present, decision.insertions)
+            if isinstance(resolved, Resolved) and reason is None:
+                decision.insertions.append(_insertion(flow, site, hit, resolved, names))
         if reason in (None, PRESENT) or module is not None:
             fulfilled.add(hit.rule)
         if reason is not None:
@@ -73,8 +75,8 @@ def _check_rules(recipe: Recipe, flow: Dataflow, skips: Sequence[Skip], fulfille
     for index, rule in enumerate(recipe.rules):
         if index not in fulfilled and not rule.optional:
             raise NoMatchError(_explain_nothing(recipe, index, flow, skips))
-    if idle := idle_exclude(recipe, flow.anatomy):
-        raise NoMatchError(idle)
+    if message := unmatched_exclude(recipe, flow.anatomy):
+        raise NoMatchError(message)
 
 
 # Calls of one module: `head`, `head[2]`, `head[3]` for a head that is shared by the levels of a pyramid
@@ -144,6 +146,14 @@ def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
             wanted = f"with e_lambda {one.e_lambda:g} instead of {hit.e_lambda:g}; call eject(model) first"
             return PRESENT if one.e_lambda == hit.e_lambda else f"{PRESENT}, {wanted}"
     return None
+
+
+def _why_taken(hit: Hit, edit: Edit, present: Sequence[Insertion], planned: Sequence[Insertion]) -> str | None:
+    """The reason of a hit that has the edit of another one: an identity makes one tensor the value of two sites."""
+    if there := [one for one in present if one.edit == edit]:
+        return _why_present(hit, there)
+    other = next((one for one in planned if one.edit == edit), None)
+    return None if other is None else f"is the same value as {other.path or '(model)'}, taken by rules[{other.rule}]"
 
 
 # Insertions

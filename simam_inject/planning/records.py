@@ -2,44 +2,58 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
-from simam_inject.source import Expression
+from pydantic import Field
+
+from simam_inject.source import STRICT, Count, Expression, Name
 
 PRESENT = "already has SimAM"
-"""Reason of a skip whose site has the very SimAM that the rule wants; one with another lambda says more."""
+"""Reason of a skip whose site has the SimAM of the rule already; if its lambda differs, the reason says so."""
+Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text without line breaks and other control characters."""
+Path = Line
+"""A dotted path."""
+Key = Annotated[int, Field(ge=-1000, le=1000)] | Line | None
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """The value is what `module` returns: a forward hook on it, whatever its forward does."""
 
-    module: str
+    __pydantic_config__ = STRICT
+    module: Path
     """Dotted path of the module that holds the SimAM as a child."""
-    key: int | str | None = None
+    key: Key = None
     """Which entry, where the module returns a list, tuple or dict."""
+    kind: Literal["output"] = field(default="output", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Input:
     """The value is read by one module alone: a forward pre-hook on it."""
 
-    module: str
-    argument: int | str
+    __pydantic_config__ = STRICT
+    module: Path
+    argument: Annotated[int, Field(ge=0, le=1000)] | Name
     """Position or keyword of the argument."""
-    key: int | str | None = None
+    key: Key = None
     """Which entry, where the argument is a list, tuple or dict."""
+    kind: Literal["input"] = field(default="input", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Rewritten:
     """The value is an operation's in the middle of a forward: that one expression of the source is wrapped."""
 
-    owner: str
+    __pydantic_config__ = STRICT
+    owner: Path
     """Dotted path of the module whose method computes the value."""
-    value: str
+    value: Path
     """Name of the value inside the owner, such as `add` or `mul[2]`."""
+    kind: Literal["rewritten"] = field(default="rewritten", repr=False)
 
     @property
     def module(self) -> str:
@@ -50,56 +64,52 @@ class Rewritten:
 Edit = Output | Input | Rewritten
 
 
-def write_edit(edit: Edit) -> dict[str, Any]:
-    """The edit as plain data: its kind, the path of the holder as `module`, and its other fields."""
-    if isinstance(edit, Rewritten):
-        return {"kind": "rewritten", "module": edit.owner, "value": edit.value}
-    return {"kind": "output" if isinstance(edit, Output) else "input", **asdict(edit)}
-
-
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """One SimAM: planned, or in the model now."""
+    """One SimAM: planned, or in the model now. Plain data: hooks, pickles and files hold it (`editing.checking`)."""
 
-    path: str
+    __pydantic_config__ = STRICT
+    path: Path
     """The attended value, named as `Site.path` is."""
-    position: str
+    position: Annotated[str, Field(pattern="^(after|before)$")]
     """`after`: every reader of the value gets the attended one. `before`: only `reader` does."""
-    shape: tuple[int, ...]
+    shape: Annotated[tuple[Count, ...], Field(min_length=3, max_length=5)]
     """Shape of the attended map in the example forward."""
-    e_lambda: float
-    rule: int
+    e_lambda: Annotated[float, Field(gt=0)]
+    rule: Annotated[int, Field(ge=0, le=10**6)]
     """Index of the rule in the recipe that took the site, from 0."""
-    edit: Edit
-    """How it is put in."""
-    module: str
+    edit: Annotated[Edit, Field(discriminator="kind")]
+    """How it is applied."""
+    module: Path
     """Dotted name of the SimAM module, e.g. `layer1.0.conv2.simam`; that of its holder is `edit.module`."""
-    reader: str | None = None
+    reader: Path | None = None
     """For `before`: path of the one operation that reads the attended value."""
     channel_dim: int = 1
-    axes: str = "NCHW"
+    axes: Annotated[str, Field(max_length=10)] = "NCHW"
     axes_measured: bool = True
-    dtype: str = "float32"
-    reduction: int | None = None
-    runs: int = 1
+    dtype: Annotated[str, Field(max_length=20, pattern=r"^\w*$")] = "float32"
+    reduction: Count | None = None
+    runs: Count = 1
     """How often one forward runs it."""
-    strength: float = 1.0
-    gain: float = 1.0
-    note: str = ""
-    """What a user should know: what folding weights removes, or that a hook may not meet the value in each forward."""
-    witness: str | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] = 1.0
+    gain: Annotated[float, Field(gt=0)] = 1.0
+    note: Line = ""
+    """What a user should know: what folding weights removes, or that a hook may not get the value in each forward."""
+    witness: Path | None = None
     """Path of the norm that alone reads the value: folded into a convolution, it would be folded across SimAM."""
     expression: Expression | None = None
     """For `Rewritten`: where in the source."""
 
     @property
+    def child(self) -> str:
+        """Name of the SimAM among the children of its holder."""
+        return self.module.rpartition(".")[2]
+
+    @property
     def bytes_moved(self) -> int:
         """Bytes one forward of the example moves for this attention at the least: one read, one write per run."""
         size = {"float64": 8, "float32": 4}.get(self.dtype, 2)
-        elements = 1
-        for length in self.shape:
-            elements *= length
-        return 2 * size * elements * self.runs
+        return 2 * size * math.prod(self.shape) * self.runs
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""The base of the recipe's models: frozen, closed, and every mistake one `RecipeError`.
+"""Base class of the recipe models: frozen, without unknown keys, and every mistake raises a `RecipeError`.
 
-The message starts with the path of the offending key: `rules[1].where.channels: found 'big'; allowed is ...`.
+The message starts with the path of the offending key: `rules[1].where.channels: found 'big'; expected ...`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from simam_inject.recipe.wording import describe, did_you_mean
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, max_length=4000)]
 Name = Annotated[Text, Field(min_length=1)]
-_ONE, _MANY, _WORD, _MAPPING = "<one>", "<many>", "<word>", "<mapping>"
+_TAGS = ("<simple>", "<composed>")
 """Tags of unions. pydantic writes them into the location of a problem; no key of a recipe looks like them."""
 _NAMES = {
     "a valid tuple": "a list",
@@ -39,11 +39,11 @@ _NAMES = {
     "a valid number": "a number",
     "a valid integer": "a whole number",
 }
-"""What pydantic calls a JSON type, and what YAML parsers do."""
+"""Names of JSON types in pydantic's messages, and in ours."""
 
 
 def allow(what: str) -> WrapValidator:
-    """Answer whatever fails in a type with one sentence: what was found, and what is allowed."""
+    """Replace any error of a type by one sentence: what was found, and what is expected."""
 
     def check(value: object, check_type: ValidatorFunctionWrapHandler) -> Any:
         try:
@@ -54,51 +54,50 @@ def allow(what: str) -> WrapValidator:
     return WrapValidator(check)
 
 
+def either(simple: Any, composed: Any, types: Any) -> Any:
+    """The type of a field that has the type `composed` for instances of `types`, and `simple` for any other value."""
+    tag = Discriminator(lambda value: _TAGS[isinstance(value, types)])
+    return Annotated[Annotated[simple, Tag(_TAGS[0])] | Annotated[composed, Tag(_TAGS[1])], tag]
+
+
 def one_or_many(name: str, entry: Any, most: int) -> Any:
     """The type of a field that holds one entry, or a list of them as a tuple; `name` is that of its schema."""
     unwrap = AfterValidator(lambda entries: entries[0] if len(entries) == 1 else entries)
     many = Annotated[tuple[entry, ...], Field(min_length=1, max_length=most), unwrap]
-    tag = Discriminator(lambda value: _MANY if isinstance(value, list | tuple) else _ONE)
-    return TypeAliasType(name, Annotated[Annotated[entry, Tag(_ONE)] | Annotated[many, Tag(_MANY)], tag])
-
-
-def word_or_mapping(word: Any, mapping: Any) -> Any:
-    """The type of a field that holds a text, or a mapping that a model describes."""
-    tag = Discriminator(lambda value: _MAPPING if isinstance(value, Mapping | BaseModel) else _WORD)
-    return Annotated[Annotated[word, Tag(_WORD)] | Annotated[mapping, Tag(_MAPPING)], tag]
+    return TypeAliasType(name, either(entry, many, list | tuple))
 
 
 def as_tuple(value: Any) -> tuple[Any, ...]:
-    """What a field of `one_or_many` holds, as a tuple."""
-    return value if isinstance(value, tuple) else (value,)
+    """The value of a field of `one_or_many` as a tuple."""
+    return tuple(value) if isinstance(value, list | tuple) else (value,)
 
 
 class KeyedError(ValueError):
-    """A mapping that is wrong at one of its keys."""
+    """An error at one key of a mapping."""
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(problem)
         self.key = key
 
 
-class Grammar(BaseModel):
-    """Base of the recipe's models. Fields hold JSON types as they were written, lists as tuples."""
+class RecipeModel(BaseModel):
+    """Base class of the recipe models. Fields contain JSON types as written, lists as tuples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     homes: ClassVar[Mapping[str, str]] = {}
-    """Keys that belong elsewhere, and where."""
+    """Keys of other models, and where they belong."""
 
     def __init__(self, /, **keys: Any) -> None:
-        with explaining(type(self).__name__.lower()):
+        with as_recipe_error(type(self).__name__.lower()):
             super().__init__(**keys)
 
-    # Says to pydantic that a nested model may be built without this constructor: its errors then carry the whole path.
+    # pydantic then builds nested models without this constructor, so that their errors have the whole path.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
 
     @model_validator(mode="before")
     @classmethod
     def _check_keys(cls, data: Any) -> Any:
-        """Refuse what is not a mapping of known keys; a key without a value was not given."""
+        """Refuse what is not a mapping of known keys, and drop keys without a value."""
         fields = ", ".join(cls.model_fields)
         if isinstance(data, cls):
             return data
@@ -119,7 +118,7 @@ class Grammar(BaseModel):
         Raises:
             RecipeError: the message starts with the path of the offending key.
         """
-        with explaining(cls.__name__.lower()):
+        with as_recipe_error(cls.__name__.lower()):
             return cls.model_validate(data)
 
     def to_dict(self) -> dict[str, Any]:
@@ -128,11 +127,11 @@ class Grammar(BaseModel):
 
 
 @contextmanager
-def explaining(whole: str) -> Iterator[None]:
-    """Turn pydantic's errors into a `RecipeError` with the first problem as a sentence behind its path.
+def as_recipe_error(whole: str) -> Iterator[None]:
+    """Turn a pydantic error into a `RecipeError`: the path of its first problem, and a sentence.
 
     Args:
-        whole: what the message calls the path without keys.
+        whole: the path that the message gives if the problem is not at a key.
     """
     try:
         yield
@@ -142,7 +141,7 @@ def explaining(whole: str) -> Iterator[None]:
 
 def _explain(problem: Any, whole: str) -> str:
     kind, found, context = problem["type"], describe(problem["input"]), problem.get("ctx", {})
-    location = [part for part in problem["loc"] if part not in (_ONE, _MANY, _WORD, _MAPPING)]
+    location = [part for part in problem["loc"] if part not in _TAGS]
     if kind == "value_error":
         reason = context["error"]
         location += [reason.key] if isinstance(reason, KeyedError) else []
@@ -164,7 +163,7 @@ def _explain(problem: Any, whole: str) -> str:
 
 
 def _write_location(location: Sequence[int | str]) -> str:
-    """`rules[1].where.channels`; a key that is not a plain word stands in quotes."""
+    """`rules[1].where.channels`; a key that is not a plain word is quoted."""
     keys = [
         f"[{key}]" if isinstance(key, int) else f".{key:.64}" if re.fullmatch(r"\w+", key) else f".{describe(key)}"
         for key in location

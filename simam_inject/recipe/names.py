@@ -1,8 +1,8 @@
 """Names in a recipe: globs on paths and class names, kinds of operations, places in a block.
 
-A glob has `*`, `?`, `[34]`, `[!34]` and `{a,b}`; `*` crosses dots, so `layer3.*` is everything below `layer3`. Braces
-are expanded into plain globs; each becomes one regular expression with atomic groups (`fnmatch` writes it), so that no
-text makes the search explode.
+A glob has `*`, `?`, `[34]`, `[!34]` and `{a,b}`; `*` matches dots, too, so `layer3.*` is everything below `layer3`.
+Braces are expanded into plain globs, which `fnmatch` turns into regular expressions with atomic groups: these take no
+exponential time on any text.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Literal
+from typing import Literal, Self
 
 from simam_inject.kinds import FAMILIES, KINDS, NOT_OPERATIONS, find_kind
 from simam_inject.recipe.wording import describe, did_you_mean
@@ -26,13 +26,20 @@ _CALL = re.compile(r"(?P<name>.+)\[(?P<call>\d{1,4}|\*)\]")
 
 
 class Glob(str):
-    """A glob on a dotted path or a class name. Make it with `parse_glob`, which refuses what cannot be expanded."""
+    """A glob on a dotted path or a class name."""
 
     __slots__ = ()
 
+    def __new__(cls, text: str) -> Self:
+        """Raise a `ValueError` for unbalanced braces, too many alternatives, or too many characters."""
+        if len(text) > MAX_LENGTH:
+            raise ValueError(f"found a glob of {len(text)} characters; at most {MAX_LENGTH} are allowed")
+        _compile(text)
+        return super().__new__(cls, text)
+
     @property
     def is_wild(self) -> bool:
-        """It holds a wildcard, so that it may match more than its own text."""
+        """Whether it contains a wildcard, so that it may match more than its own text."""
         return not frozenset("*?[{").isdisjoint(self)
 
     def matches(self, text: str) -> bool:
@@ -41,7 +48,7 @@ class Glob(str):
 
     def matches_any_case(self, text: str) -> bool:
         """The same with letter case ignored: the rule for class names."""
-        return Glob(self.casefold()).matches(text.casefold())
+        return _compile(self.casefold()).fullmatch(text.casefold()) is not None
 
     def covers(self, path: str) -> bool:
         """`path`, or a module that contains it, matches: the rule for the filters `path` and `exclude`."""
@@ -63,21 +70,9 @@ def lineage(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((path, value, *above)))
 
 
-def parse_glob(text: str) -> Glob:
-    """Read a glob.
-
-    Raises:
-        ValueError: too long, unbalanced braces, or too many alternatives.
-    """
-    if len(text) > MAX_LENGTH:
-        raise ValueError(f"found a glob of {len(text)} characters; at most {MAX_LENGTH} are allowed")
-    _compile(text)
-    return Glob(text)
-
-
 @lru_cache(maxsize=1024)
 def _compile(text: str) -> re.Pattern[str]:
-    """One pattern for all texts that the braces stand for."""
+    """One regular expression for all texts that the braces expand to."""
     texts = list(islice(_expand(text), MAX_ALTERNATIVES + 1))
     if len(texts) > MAX_ALTERNATIVES:
         raise ValueError(f"{text!r} expands to more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
@@ -87,7 +82,7 @@ def _compile(text: str) -> re.Pattern[str]:
 
 
 def _expand(text: str) -> Iterator[str]:
-    """The texts that the braces stand for; the first innermost pair is expanded first."""
+    """The texts that the braces expand to; the first innermost pair is expanded first."""
     found = _BRACES.search(text)
     if found is None:
         yield text
@@ -97,47 +92,43 @@ def _expand(text: str) -> Iterator[str]:
 
 
 class Kind(str):
-    """A name of operations: a kind, a family or a glob. Make it with `parse_kind`."""
+    """A name of operations: a kind, a family or a glob. Other spellings become the kind that they mean.
+
+    >>> Kind("BatchNorm2d"), Kind("Concat"), Kind("*Norm")
+    ('batch_norm', 'cat', '*norm')
+    """
 
     __slots__ = ()
 
-    def names(self, kind: str) -> bool:
+    def __new__(cls, text: str) -> Self:
+        """Raise a `ValueError` for what is neither a name nor a glob, and for a name that is almost a known one."""
+        if text.lower() == "depthwise":
+            raise ValueError("depthwise is a condition, not an operation; write conv2d with groups=depthwise")
+        if Glob(text).is_wild:
+            return super().__new__(cls, text.lower())
+        kind = find_kind(text)
+        near = "" if kind else did_you_mean(text, KINDS | FAMILIES.keys(), cutoff=0.75)
+        if near or not _OPERATION.fullmatch(text):
+            raise ValueError(
+                f"found {describe(text)}; operations are named like conv2d, batch_norm, relu, add, cat or *norm, or by "
+                f"family ({', '.join(FAMILIES)}){near}"
+            )
+        return super().__new__(cls, kind or text.lower())
+
+    def includes(self, kind: str) -> bool:
         """An operation of this kind is meant."""
         if kind in NOT_OPERATIONS:
             return False
         return kind in FAMILIES[self] if self in FAMILIES else Glob(self).matches(kind)
 
 
-def parse_kind(text: str) -> Kind:
-    """Read the name of an operation; spellings such as `BatchNorm2d` become the kind they mean.
-
-    Raises:
-        ValueError: no name or glob, or a name that is almost, but not quite, a known one.
-
-    >>> parse_kind("BatchNorm2d"), parse_kind("Concat"), parse_kind("*Norm")
-    ('batch_norm', 'cat', '*norm')
-    """
-    if text.lower() == "depthwise":
-        raise ValueError("depthwise is a condition, not an operation; write conv2d with groups=depthwise")
-    if Glob(text).is_wild:
-        return Kind(parse_glob(text).lower())
-    kind = find_kind(text)
-    near = "" if kind else did_you_mean(text, KINDS | FAMILIES.keys(), cutoff=0.75)
-    if near or not _OPERATION.fullmatch(text):
-        raise ValueError(
-            f"found {describe(text)}; operations are named like conv2d, batch_norm, relu, add, cat or *norm, or by "
-            f"family ({', '.join(FAMILIES)}){near}"
-        )
-    return Kind(kind or text.lower())
-
-
 @dataclass(frozen=True, slots=True)
-class Whole:
-    """What a block returns, what it is given, or the branch just before it joins the skip."""
+class BlockValue:
+    """The output or input of a block, or its branch just before it joins the skip connection."""
 
     word: Literal["output", "input", "residual"]
     key: str | None = None
-    """`output` only: one entry of a list, tuple or dict; None for all that it returns."""
+    """Of `output`: one entry of a list, tuple or dict; None for everything that the block returns."""
 
     def __str__(self) -> str:
         return self.word if self.key is None else f"{self.word}:{self.key}"
@@ -145,32 +136,32 @@ class Whole:
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A child of the block, named by its path inside the block; or an operation of the block."""
+    """A child of the block, by its path inside the block, or an operation in its forward."""
 
     name: Glob
     call: int | None = None
-    """Which call in one forward, from 1; 0 is every call; None is the only one."""
+    """Which call in one forward, from 1; 0 for every call; None for the only one."""
 
     def __str__(self) -> str:
         return self.name if self.call is None else f"{self.name}[{self.call or '*'}]"
 
 
-def parse_place(text: str) -> Whole | Child:
+def parse_place(text: str) -> BlockValue | Child:
     """Read a name at `after` or `before`: output, output:0, input, residual, conv2, m.*.cv2, relu[2], relu[*].
 
     Raises:
-        ValueError: not a glob, or a call number that is none.
+        ValueError: not a glob, or call number 0.
     """
     word, colon, key = text.partition(":")
     if word.lower() == "output":
-        return Whole("output", key if colon else None)
+        return BlockValue("output", key if colon else None)
     if text.lower() == "input":
-        return Whole("input")
+        return BlockValue("input")
     if text.lower() == "residual":
-        return Whole("residual")
+        return BlockValue("residual")
     called = _CALL.fullmatch(text)
     if called is None:
-        return Child(parse_glob(text))
+        return Child(Glob(text))
     if called["call"] == "0":
         raise ValueError(f"found {describe(text)}; calls are counted from 1: {called['name']}[1] is the first")
-    return Child(parse_glob(called["name"]), 0 if called["call"] == "*" else int(called["call"]))
+    return Child(Glob(called["name"]), 0 if called["call"] == "*" else int(called["call"]))

@@ -1,6 +1,7 @@
 """Operations with conditions, one by one or in a chain: `{op: conv2d, kernel: 3}`, `conv2d[k=3] > *norm > act`.
 
-A chain follows the dataflow across block borders: `a > b` holds when `b` reads what `a` computes and nothing else does.
+A chain follows the dataflow across block borders: `a > b` matches if `b` is the only operation that reads the result of
+`a`.
 
 A condition on a fact is a number, `">=64"`, `">=8, <=32"` (all of these), `"1x7"`, a list (any of these), or
 `depthwise` for groups. A fact with several dimensions (a map of 56x56, a kernel of 3x3) satisfies a single number when
@@ -19,8 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from simam_inject.kinds import FAMILIES, KINDS, find_kind
-from simam_inject.recipe.grammar import Grammar, Name, allow, as_tuple, one_or_many
-from simam_inject.recipe.names import Child, Kind, Whole, parse_kind
+from simam_inject.recipe.grammar import Name, RecipeModel, allow, as_tuple, one_or_many
+from simam_inject.recipe.names import BlockValue, Child, Kind
 from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
 MAX_LENGTH = 400
@@ -47,18 +48,18 @@ else:
     Numbers = one_or_many("Numbers", Annotated[_Number, allow(f"{_NUMBER}, or a list of these")], 64)
     Groups = one_or_many("Groups", Annotated[_Group, allow(f"{_NUMBER}, depthwise, or a list of these")], 64)
     _KNOWN = {"anyOf": [{"enum": sorted(FAMILIES.keys() | KINDS)}, {}]}  # an editor completes these and takes others
-    Kinds = one_or_many("Kinds", Annotated[Name, Field(json_schema_extra=_KNOWN), AfterValidator(parse_kind)], 16)
+    Kinds = one_or_many("Kinds", Annotated[Name, Field(json_schema_extra=_KNOWN), AfterValidator(Kind)], 16)
 
 
-def admits(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
+def is_met(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
     """The fact satisfies the condition.
 
     Args:
-        condition: as it stands in a recipe.
+        condition: as written in a recipe.
         fact: a number, or one for each dimension.
         depthwise: the fact is the number of groups of a depthwise convolution.
 
-    >>> admits(">=8, <=32", 16), admits((1, "3x3"), (3, 3)), admits("!=1x7", (1, 7))
+    >>> is_met(">=8, <=32", 16), is_met((1, "3x3"), (3, 3)), is_met("!=1x7", (1, 7))
     (True, True, False)
     """
     return any(
@@ -77,8 +78,8 @@ def _holds(test: str, fact: Fact) -> bool:
     return (facts == wanted) is (sign != "!=")
 
 
-class Conditions(Grammar):
-    """Conditions on the facts of an operation; all of them hold."""
+class Conditions(RecipeModel):
+    """Conditions on the facts of an operation, all of which must be met."""
 
     kernel: Numbers | None = Field(default=None, description="Kernel of a convolution or pooling.")
     stride: Numbers | None = Field(default=None, description="Stride of a convolution or pooling.")
@@ -92,16 +93,16 @@ class Conditions(Grammar):
 
 
 class Operation(Conditions):
-    """Every operation of some kinds inside the block, or the first or last of them."""
+    """The operations of some kinds inside a block: every one, the first or the last."""
 
     op: Kinds = Field(description="Kind(s) of operation: conv2d, batch_norm, relu, add; or a family: conv, act.")
     which: Literal["all", "first", "last"] = Field(
         default="all", description="Which of the operations in each block, in execution order."
     )
 
-    def is_one(self, kind: str) -> bool:
+    def includes(self, kind: str) -> bool:
         """An operation of this kind is meant."""
-        return any(name.names(kind) for name in as_tuple(self.op))
+        return any(name.includes(kind) for name in as_tuple(self.op))
 
     def __str__(self) -> str:
         op = self.op if isinstance(self.op, str) else f"[{', '.join(self.op)}]"
@@ -112,33 +113,25 @@ class Operation(Conditions):
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One member of a chain."""
+    """One operation of a chain."""
 
     text: str
-    name: str
-    """As it was written, without the conditions."""
+    """As it was written."""
     kind: Kind
     facts: Conditions
-
-    def is_named(self, name: str) -> bool:
-        """The name means this member."""
-        return self.name.lower() == name.lower() or self.kind == find_kind(name)
-
-    def __str__(self) -> str:
-        return self.text
 
 
 @lru_cache(maxsize=256)
 def parse_chain(text: str) -> tuple[Link, ...]:
-    """Read what stands at `pattern`.
+    """Read a `pattern`.
 
     Raises:
-        ValueError: too long, or a member that is not valid.
+        ValueError: too long, or an element that is not valid.
     """
     parts = re.split(r">(?![^\[]*\])", text)
     if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
         raise ValueError(
-            f"found {len(parts)} members; expected at most {MAX_LINKS}, and at most {MAX_LENGTH} characters"
+            f"found {len(parts)} elements; expected at most {MAX_LINKS}, and at most {MAX_LENGTH} characters"
         )
     return tuple(_parse_link(part.strip()) for part in parts)
 
@@ -154,21 +147,21 @@ def _parse_link(text: str) -> Link:
     pairs = [(_SHORT.get(fact["key"], fact["key"]), fact["bounds"].lstrip("= ")) for fact in facts if fact]
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"{describe(text)} gives a condition twice")
-    return Link(text, found["name"], parse_kind(found["name"]), Conditions.model_validate(dict(pairs)))
+    return Link(text, Kind(found["name"]), Conditions.model_validate(dict(pairs)))
 
 
-def find_member(chain: Sequence[Link], target: Whole | Child | Operation) -> int:
-    """Index of the member of a chain that a target names; the output is the last.
+def find_element(chain: Sequence[Link], target: BlockValue | Child | Operation) -> int:
+    """Index of the element of a chain that a target names; the output is the last.
 
     Raises:
-        ValueError: no member has that name, or several do and no number says which.
+        ValueError: no element has that name, or several do and no number says which.
     """
-    if target == Whole("output"):
+    if target == BlockValue("output"):
         return len(chain) - 1
     wanted = target.name if isinstance(target, Child) else str(target)
-    found = [index for index, link in enumerate(chain) if link.is_named(wanted)]
+    found = [index for index, link in enumerate(chain) if link.kind in (wanted.lower(), find_kind(wanted))]
     if not found or not isinstance(target, Child):
-        near = did_you_mean(wanted, {link.name for link in chain})
+        near = did_you_mean(wanted, {link.kind for link in chain})
         raise ValueError(f"{str(target)!r} is not an element of the chain{near}")
     call = 1 if target.call is None and len(found) == 1 else target.call
     if not call or call > len(found):

@@ -1,4 +1,4 @@
-"""A recipe: an ordered list of rules, of which the first that takes a site owns it; and whatever names one."""
+"""A recipe: an ordered list of rules; and how it is found by name, file or selector, and adjusted."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.grammar import Grammar, Text
+from simam_inject.recipe.grammar import RecipeModel, Text, as_tuple
 from simam_inject.recipe.rule import Lambda, Rule, Where
 from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
@@ -28,11 +28,11 @@ else:
     Rules = Annotated[tuple[Rule, ...], Field(max_length=100)]
 
 
-class Recipe(Grammar):
+class Recipe(RecipeModel):
     """Where SimAM is applied, for any model. A mistake raises `RecipeError`.
 
-    `extends` names a shipped recipe; it is resolved at once: the record holds its own rules, then those of the base, so
-    that its own rules take their sites first, and `extends` is None.
+    `extends` names a shipped recipe, whose rules are appended at once: `extends` of the record is None. A site belongs
+    to the first rule that matches it.
 
     >>> Recipe(rules=[Rule(block="Bottleneck", after="conv2")]).to_dict()
     {'version': 1, 'rules': [{'block': 'Bottleneck', 'after': 'conv2'}]}
@@ -110,8 +110,7 @@ def load_recipe(source: RecipeLike) -> Recipe:
     if (word := source.strip().lower()) in _WHOLE:
         raise RecipeError(f"recipe: found {describe(source)}; write {word} BLOCK.CHILD, e.g. '{word} bottleneck.conv2'")
     if found := _SELECTOR.fullmatch(source):
-        position = found[1].lower()
-        return Recipe(name=f"{position} {found[2]}", rules=[selector(position, found[2])])
+        return _read_selector(found[1].lower(), found[2])
     names = shipped_recipes()
     if source in names:
         return load_shipped(source)
@@ -124,25 +123,17 @@ def load_recipe(source: RecipeLike) -> Recipe:
     )
 
 
-def selector(position: str, text: str) -> Rule:
-    """The rule that `--after TEXT` or `--before TEXT` stands for.
-
-    Args:
-        position: `after` or `before`.
-        text: a block class, or a block class, a dot and what may stand at `after` or `before`: `bottleneck`,
-            `bottleneck.conv2`, `bottleneck.relu[2]`, `basicblock.residual`.
-
-    Raises:
-        RecipeError: the text is not of this form.
-    """
-    written = describe(f"{position} {text}")
-    parts = _PARTS.fullmatch(text.strip())
-    if position not in _WHOLE or parts is None:
-        raise RecipeError(f"selector: found {written}; expected after or before, then BLOCK or BLOCK.CHILD")
+def _read_selector(position: str, text: str) -> Recipe:
+    """The recipe of one rule for `after bottleneck`, `after bottleneck.conv2`, `before basicblock.residual`."""
+    name = f"{position} {text}"
+    parts = _PARTS.fullmatch(text)
+    if parts is None:
+        raise RecipeError(f"selector: found {describe(name)}; expected after or before, then BLOCK or BLOCK.CHILD")
     try:
-        return Rule.from_dict({"block": parts[1], position: parts[2] or _WHOLE[position]})
+        rule = Rule.from_dict({"block": parts[1], position: parts[2] or _WHOLE[position]})
     except RecipeError as error:
-        raise RecipeError(f"{error} (in the selector {written})") from None
+        raise RecipeError(f"{error} (in the selector {describe(name)})") from None
+    return Recipe(name=name, rules=[rule])
 
 
 def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
@@ -155,13 +146,9 @@ def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None
         return recipe
     data = recipe.to_dict()
     for rule in data["rules"]:
-        globs = [*_as_list(rule.get("exclude", [])), *_as_list(exclude)]
+        globs = [*as_tuple(rule.get("exclude", ())), *as_tuple(exclude)]
         rule.update({"exclude": globs or None} | ({} if e_lambda is None else {"e_lambda": None}))
     return Recipe.from_dict(data | ({} if e_lambda is None else {"e_lambda": e_lambda}))
-
-
-def _as_list(entries: str | Sequence[str]) -> list[str]:
-    return [entries] if isinstance(entries, str) else list(entries)
 
 
 def load_shipped(name: object, place: str = "recipe") -> Recipe:
@@ -174,7 +161,11 @@ def load_shipped(name: object, place: str = "recipe") -> Recipe:
 
 
 def load_text(text: str | bytes, name: str) -> Recipe:
-    """The recipe that a YAML text holds, by that name if it gives itself none.
+    """The recipe in a YAML text.
+
+    Args:
+        text: the YAML.
+        name: name of the recipe unless the text contains one.
 
     Raises:
         RecipeError: the text is not YAML, or not a recipe.

@@ -23,13 +23,13 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.recipe.grammar import Grammar, Name, Text, allow, as_tuple, one_or_many, word_or_mapping
-from simam_inject.recipe.names import Child, Whole, parse_glob, parse_place
-from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_member, parse_chain
+from simam_inject.recipe.grammar import Name, RecipeModel, Text, allow, as_tuple, either, one_or_many
+from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place
+from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_element, parse_chain
 from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
-Target = Whole | Child | Operation
+Target = BlockValue | Child | Operation
 Structure = Literal["residual", "main", "decoder"]
 _MISPLACED = {
     ("before", "output"): "a block's output is not read inside the block; write after: output",
@@ -45,11 +45,11 @@ _SCHEMA: dict[str, Any] = {
         {"anyOf": [{"required": [key]} for key in ("pattern", "after", "before")]},
     ],
 }
-"""What the keys of a rule have to do with each other, as far as a schema can say it."""
+"""Which keys of a rule go together, as far as a schema can express it."""
 
 
 class Where(Conditions):
-    """Conditions on the facts of a site; all of them hold."""
+    """Conditions on the facts of a site, all of which must be met."""
 
     channels: Numbers | None = Field(default=None, description="Channels of the feature map.")
     spatial: Numbers | None = Field(
@@ -64,7 +64,7 @@ class Where(Conditions):
 Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 
 
-class Pick(Grammar):
+class Pick(RecipeModel):
     """A choice among the sites that a rule found."""
 
     model_config = ConfigDict(
@@ -125,21 +125,20 @@ else:
         "in quotes: '0', 'conv2', 'relu[2]', '{conv1,conv2}' for several"
     )
     Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
-    Globs = one_or_many("Globs", Annotated[Name, AfterValidator(parse_glob)], 100)
+    Globs = one_or_many("Globs", Annotated[Name, AfterValidator(Glob)], 100)
     Structures = one_or_many("Structures", Structure, 3)
-    TargetField = word_or_mapping(
-        Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)], Operation
-    )
+    _Place = Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)]
+    TargetField = either(_Place, Operation, Mapping | Operation)
     WhereField = Where
     _Word = Annotated[
         Literal["all", "first", "last"],
         allow("'all', 'first', 'last', or a mapping such as {last: 1, per: reduction}"),
         AfterValidator(lambda word: Pick() if word == "all" else Pick(**{word: 1})),
     ]
-    PickField = word_or_mapping(_Word, Pick)
+    PickField = either(_Word, Pick, Mapping | Pick)
 
 
-class Rule(Grammar):
+class Rule(RecipeModel):
     """One rule of a recipe. A mistake raises `RecipeError`.
 
     >>> Rule(block="Bottleneck", after="conv2").position
@@ -176,10 +175,10 @@ class Rule(Grammar):
         if written is None:
             return None
         target = _read_target(written)
-        if isinstance(target, Whole) and (info.field_name, target.word) in _MISPLACED:
+        if isinstance(target, BlockValue) and (info.field_name, target.word) in _MISPLACED:
             raise ValueError(_MISPLACED[str(info.field_name), target.word])
         if info.data.get("pattern") is not None:
-            find_member(parse_chain(info.data["pattern"]), target)
+            find_element(parse_chain(info.data["pattern"]), target)
         return written
 
     @model_validator(mode="after")
@@ -209,7 +208,7 @@ class Rule(Grammar):
 
     @property
     def chain(self) -> tuple[Link, ...]:
-        """The members of the pattern."""
+        """The elements of `pattern`."""
         return () if self.pattern is None else parse_chain(self.pattern)
 
     @property
@@ -221,16 +220,16 @@ class Rule(Grammar):
     def target(self) -> Target:
         """What the rule names: a child, an operation, the output, the input, or the residual branch."""
         written = self.after if self.before is None else self.before
-        return Whole("output") if written is None else _read_target(written)
+        return BlockValue("output") if written is None else _read_target(written)
 
     @property
     def conditions(self) -> tuple[tuple[str, Numbers], ...]:
-        """What `where` says."""
+        """Name and condition of each fact in `where`."""
         return () if self.where is None else cast("Where", self.where).conditions()
 
     @property
     def choice(self) -> Pick:
-        """What `pick` says."""
+        """The value of `pick`."""
         return cast("Pick", self.pick)
 
     @property

@@ -1,7 +1,7 @@
-"""The texts of recipes: those that come with the program, and YAML -> JSON types for texts from anywhere.
+"""Texts of recipes: the shipped ones, and YAML from any source, which becomes plain JSON types.
 
-YAML is read by `yaml.SafeLoader` with less: no tags, no aliases, no key twice, at most 64 KiB; only plain data comes
-out. Numbers are YAML 1.2's: `1e-4` is a number, `on` and `12:30` are texts.
+`yaml.SafeLoader` is restricted further: no tags, no aliases, no duplicate keys, at most 64 KiB. Scalars are those of
+YAML 1.2: `1e-4` is a number, `on` and `12:30` are texts.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PLAIN = {
         list("-+.0123456789"),
     ),
 }
-"""What a plain scalar is, if it is not a text: a pattern, and the characters that it may begin with."""
+"""Types of plain scalars that are no texts: a pattern, and the characters that they may begin with."""
 _COMPARISON = re.compile(r"(?:(\w+: +)|- +|[\[,] *)((?:[<>]=?|!=?) *[0-9x]+(?:, *[<>]=? *\d+)*)")
-"""A comparison that stands without quotes: `>` begins a block of text for YAML, `!` a tag."""
+"""A comparison without quotes: in YAML `>` begins a block of text, and `!` a tag."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -93,7 +93,7 @@ def read_yaml(data: bytes | str) -> Any:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file, one more than a recipe may have at most.
+    """The bytes of a file, at most one more than a recipe may have.
 
     Raises:
         RecipeError: it cannot be read.
@@ -118,7 +118,7 @@ def _decode(data: bytes | str) -> str:
 
 
 def _hint(line: str) -> str:
-    """Advice from the line where reading stopped."""
+    """Advice on the line in which the YAML is not valid."""
     if "\t" in line:
         return "; YAML indents with spaces, not tabs"
     if comparison := _COMPARISON.search(line):
@@ -128,7 +128,7 @@ def _hint(line: str) -> str:
     return ""
 
 
-def _find_shelf() -> Traversable:
+def _recipe_folder() -> Traversable:
     """The folder of the shipped recipes: in the wheel beside the package's modules, in a checkout at its top."""
     for folder in (files("simam_inject") / "recipes", Path(__file__).resolve().parents[2] / "recipes"):
         if (folder / f"paper{_SUFFIX}").is_file():
@@ -138,7 +138,7 @@ def _find_shelf() -> Traversable:
 
 def shipped_recipes() -> tuple[str, ...]:
     """Names of the shipped recipes, sorted."""
-    entries = (entry.name for entry in _find_shelf().iterdir())
+    entries = (entry.name for entry in _recipe_folder().iterdir())
     return tuple(sorted(name.removesuffix(_SUFFIX) for name in entries if name.endswith(_SUFFIX)))
 
 
@@ -156,4 +156,4 @@ def read_shipped(name: object, place: str = "recipe") -> str:
     if name not in names:
         near = did_you_mean(name, names)
         raise RecipeError(f"{place}: no shipped recipe is named {describe(name)}; available: {', '.join(names)}{near}")
-    return (_find_shelf() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
+    return (_recipe_folder() / f"{name}{_SUFFIX}").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Words for messages: what was found, and what is near it. Bounded and safe for any value."""
+"""Parts of error messages: what was found, and which names are similar. Short and safe for any value."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def describe(value: object) -> str:
 
 
 def nearest(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> tuple[str, ...]:
-    """The names nearest to `name`, letter case ignored, the nearest first."""
+    """The names most similar to `name`, letter case ignored, the most similar first."""
     by_fold = {known.casefold(): known for known in sorted(names)}
     near = difflib.get_close_matches(name[:100].casefold(), list(by_fold), n=count, cutoff=cutoff)
     return tuple(by_fold[fold] for fold in near)

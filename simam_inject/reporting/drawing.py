@@ -1,10 +1,10 @@
-"""Positions drawn: the dataflow of a block as text, with the SimAM in it.
+"""The dataflow of a block drawn as text, with SimAM in it.
 
     conv1 > bn1 > relu > conv2 > [SimAM] > bn2 > relu > conv3 > bn3 > (+) > relu
     x > downsample > (+)
 
-Each line is one way through the block. A value that several operations read begins the lines that it feeds; `(+)` and
-`(cat)` are where lines meet.
+Each line is one way through the block. A value that several operations read is the start of several lines; lines meet
+in `(+)` and `(cat)`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ _SYMBOLS = {"add": "(+)", "mul": "(*)", "sub": "(-)", "cat": "(cat)"}
 class Drawing:
     """One kind of block with SimAM in it."""
 
-    class_name: str
+    block: str
+    """Its class."""
     lines: tuple[str, ...]
     paths: tuple[str, ...]
-    """The blocks that look like this."""
+    """The blocks with these lines."""
 
     def __str__(self) -> str:
         count = f"{len(self.paths)} blocks, first {self.paths[0]}" if len(self.paths) > 1 else self.paths[0]
-        return "\n".join([f"{self.class_name} ({count or 'the model itself'})", *(f"  {line}" for line in self.lines)])
+        return "\n".join([f"{self.block} ({count or 'the model itself'})", *(f"  {line}" for line in self.lines)])
 
 
 def draw(anatomy: Anatomy, insertions: Iterable[Insertion]) -> tuple[Drawing, ...]:
-    """Draw every block that holds an insertion; blocks that look the same are drawn once."""
+    """Draw every block that contains an insertion; blocks that look the same are drawn once."""
     by_scope: dict[str, list[Insertion]] = {}
     for insertion in insertions:
         by_scope.setdefault(_scope(anatomy, insertion), []).append(insertion)

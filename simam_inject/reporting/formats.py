@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from rich import box, table
@@ -14,9 +13,9 @@ from simam_inject.dataflow.records import Site
 from simam_inject.planning.records import Insertion
 
 MODEL = "(the model)"
-"""What stands for the empty path."""
+"""How the empty path is written."""
 _SHORT = 14, 34
-"""Cells up to this length stay on one line in a terminal of 80 columns; the second is for the first column."""
+"""Cells up to this length are not wrapped in a terminal of 80 columns; the second number is for the first column."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +33,11 @@ class Table:
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     bold: Container[int] = ()
-    """Numbers of rows that stand out."""
+    """Indices of the rows in bold."""
 
     @property
     def kinds(self) -> list[str]:
-        """`number` for a column that ends at the right, `name` for one whose cells do not wrap, else `text`."""
+        """Of each column: `number` is aligned to the right, `name` is not wrapped, and `text` is wrapped."""
         return [self._kind(column, [row[column] for row in self.rows]) for column in range(len(self.headings))]
 
     def _kind(self, column: int, cells: list[str]) -> str:
@@ -63,11 +62,6 @@ class Table:
         return made
 
 
-def as_json(value: Any) -> Any:
-    """Records and what they hold as JSON reads it back: tuples as lists, paths as strings."""
-    return json.loads(json.dumps(value, default=lambda one: asdict(one) if is_dataclass(one) else str(one)))  # type: ignore[arg-type]
-
-
 def format_map(found: Site | Insertion) -> str:
     """Channels x spatial sizes of a feature map: `256x56x56`; the whole shape in brackets if it is not one."""
     shape = found.shape
@@ -75,15 +69,6 @@ def format_map(found: Site | Insertion) -> str:
         return "-" if shape is None else f"({', '.join(map(str, shape))})"
     spatial = shape[2:] if found.channel_dim == 1 else shape[1:-1]
     return "x".join(map(str, (shape[found.channel_dim], *spatial)))
-
-
-def format_bytes(count: float) -> str:
-    """`43.7 MB`: decimal units, three digits."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
 
 
 def format_count(count: int, noun: str) -> str:

@@ -11,12 +11,13 @@ from typing import Any
 
 import jinja2
 import yaml
+from rich.filesize import decimal
 
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import Insertion, Verification
 from simam_inject.reporting.drawing import draw
-from simam_inject.reporting.formats import MODEL, Table, format_bytes, format_map
+from simam_inject.reporting.formats import MODEL, Table, format_map
 from simam_inject.reporting.plans import bytes_per_image, notes, sites_table
 from simam_inject.reporting.sites import CONTAINERS, blocks_around
 
@@ -48,7 +49,7 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
         heading=heading,
         note=note,
         inputs=", ".join("x".join(map(str, shape)) for shape in plan.anatomy.input_shapes),
-        moved=format_bytes(bytes_per_image(plan)),
+        moved=decimal(bytes_per_image(plan)),
         passed=sum(check.ok is True for check in checks),
         failed=any(check.ok is False for check in checks),
         network=draw_network(plan.anatomy, plan.placed),
@@ -63,7 +64,7 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
 
 
 def _render(template: str, **values: Any) -> str:
-    """A template of this folder, filled; whatever is put into it is escaped."""
+    """A template of this folder with these values, which are escaped."""
     text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     return environment.from_string(text).render(**values)
@@ -89,9 +90,9 @@ def draw_network(anatomy: Anatomy, insertions: Sequence[Insertion]) -> str:
 
 
 def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> list[tuple[Site, list[Insertion]]]:
-    """What is drawn, with the SimAMs in it: blocks, and convolutions and poolings between.
+    """What is drawn, each with the SimAMs inside: blocks, and convolutions and poolings between them.
 
-    Of containers, and of blocks that hold main or decoder blocks, what they hold is drawn.
+    Containers, and blocks that contain main or decoder blocks, are not drawn themselves, but what is inside them.
     """
     mapped = [site for site in anatomy.sites if site.runs and site.spatial and site.path and ":" not in site.path]
     dims = Counter(len(site.spatial or ()) for site in mapped).most_common(1)

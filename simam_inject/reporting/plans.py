@@ -7,12 +7,13 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
+from rich.filesize import decimal
 from rich.text import Text
 
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import Insertion, Verification
-from simam_inject.reporting.formats import MODEL, Table, as_json, format_bytes, format_count, format_map, format_span
+from simam_inject.reporting.formats import MODEL, Table, format_count, format_map, format_span
 from simam_inject.reporting.sites import kind_of_place, local_name
 
 if TYPE_CHECKING:
@@ -26,17 +27,17 @@ _HEADINGS = ("position", "count", "CxHxW", "reduction", "e_lambda", "edit", "axe
 
 
 def plan_to_dict(plan: Plan, verification: Verification | None = None) -> dict[str, Any]:
-    """JSON types: what the plan says of itself, totals, and the verification."""
+    """The plan, totals and the verification as JSON types."""
     totals = {"sites": len(plan.placed), "parameters": 0, "bytes_per_image": bytes_per_image(plan)}
-    checked = None if verification is None else {"ok": verification.ok, **asdict(verification)}
-    found: dict[str, Any] = as_json({**plan.to_dict(), "totals": totals, "verification": checked})
-    return found
+    checks = [asdict(check) for check in verification.checks] if verification else []
+    checked = {"ok": verification.ok, "checks": checks} if verification else None
+    return {**plan.to_dict(), "totals": totals, "verification": checked}
 
 
 def bytes_per_image(plan: Plan) -> int:
-    """Bytes that the attention moves for one image at the least: each attended map is read once and written once.
+    """Bytes that SimAM reads and writes for one image at least: each attended map once.
 
-    Counters of floating point operations do not know SimAM; memory traffic is what it costs.
+    Its cost is memory traffic; tools that count floating point operations do not count it.
     """
     batch = next((shape[0] for shape in plan.anatomy.input_shapes if len(shape) > 3), 1)
     return round(sum(insertion.bytes_moved for insertion in plan.placed) / max(1, batch))
@@ -72,7 +73,7 @@ def render_plan(plan: Plan, *, applied: bool, why: bool = False, verbose: bool =
     if near:
         shows = "" if why else f" (--why shows {'it' if len(near) == 1 else 'them'})"
         counts.append(f"{len(near)} near miss{'es' * (len(near) > 1)}{shows}")
-    moved = f"{format_bytes(bytes_per_image(plan))} memory traffic per image"
+    moved = f"{decimal(bytes_per_image(plan))} memory traffic per image"
     yield Text(", ".join(counts), "bold").append(f"; parameters +0; {moved}", "not bold")
 
 
@@ -111,7 +112,7 @@ def sites_table(placed: Sequence[Insertion], anatomy: Anatomy | None = None, *, 
 
 
 def notes(placed: Sequence[Insertion], *, verbose: bool = False) -> Iterator[str]:
-    """What is out of the ordinary about sites."""
+    """What is unusual about sites, one line for each fact."""
     return _grouped(((one.path, fact) for one in placed for fact in _facts(one)), verbose)
 
 
@@ -145,7 +146,7 @@ def render_verification(verification: Verification, *, verbose: bool = False) ->
 
 
 def render_bench(measured: Bench) -> Iterator[RenderableType]:
-    """One line per variant and mode. A ratio too spread out to be quoted says so instead of a number."""
+    """One line per variant and mode, with `too noisy` for a ratio whose quartiles are too far apart."""
     conditions = measured.conditions
     words = [f"batch {conditions.batch}", conditions.dtype, "channels last" if conditions.channels_last else "NCHW"]
     words += ["compiled" if conditions.compile else "eager", f"{conditions.rounds} rounds"]
@@ -153,7 +154,7 @@ def render_bench(measured: Bench) -> Iterator[RenderableType]:
     headings = ("mode", "variant", "ms", "x plain (quartiles)", "images/s", "kept", "peak")
     table = Table(headings, [_cells(row) for row in measured.rows])
     yield table if any(row.peak_bytes for row in measured.rows) else table.without("peak")
-    floor = format_bytes(measured.floor_bytes)
+    floor = decimal(measured.floor_bytes)
     yield Text(f"{format_count(measured.sites, 'site')}; per batch, the attention reads and writes at least {floor}")
     machine = ", ".join(f"{key} {value}" for key, value in measured.machine.items())
     yield Text(f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process")
@@ -162,7 +163,7 @@ def render_bench(measured: Bench) -> Iterator[RenderableType]:
 
 
 def _cells(row: Row) -> tuple[str, ...]:
-    memory = ("-" if count is None else format_bytes(count) for count in (row.kept_bytes, row.peak_bytes))
+    memory = ("-" if count is None else decimal(count) for count in (row.kept_bytes, row.peak_bytes))
     speed = f"{row.images_per_second:.1f}"
     return row.mode, row.variant, f"{row.seconds.median * 1e3:.2f}", _ratio(row.ratio), speed, *memory
 

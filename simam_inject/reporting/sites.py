@@ -11,13 +11,14 @@ from typing import Any
 from rich.console import RenderableType
 from rich.text import Text
 
+from simam_inject import modules
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.errors import shortened
 from simam_inject.matching import why_not_attendable
 from simam_inject.reporting.formats import MODEL, Table, format_count, format_map, format_span
 
-CONTAINERS = frozenset({"Sequential", "ModuleList", "ModuleDict", "Module"})
-"""Classes of torch that only hold others: they can be named, but name nothing in particular."""
+CONTAINERS = frozenset({"Module", *(kind.__name__ for kind in modules.CONTAINERS)})
+"""Classes of torch that only contain other modules: a rule that names one selects nothing in particular."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +37,19 @@ class Place:
 
     @property
     def maps(self) -> list[str]:
-        """Channels x spatial sizes, distinct, the largest first, whatever the order: a neck goes up and down."""
+        """Distinct feature maps (channels x spatial sizes), the largest first, since a neck goes up and down."""
         mapped = [site for site in self.sites if site.shape is not None]
         mapped.sort(key=lambda site: prod(site.spatial or ()), reverse=True)
         return list(dict.fromkeys(map(format_map, mapped)))
 
     @property
     def reductions(self) -> list[int]:
-        """Distinct, in order."""
+        """Distinct reductions, in ascending order."""
         return sorted({site.reduction for site in self.sites if site.reduction is not None})
 
     @property
     def obstacle(self) -> str | None:
-        """Why none of them can be attended; None if one can."""
+        """Why SimAM cannot be applied to any of them; None if it can be applied to one."""
         obstacles = [why_not_attendable(site) for site in self.sites]
         return obstacles[0] if all(obstacles) else None
 
@@ -89,7 +90,7 @@ def class_of(anatomy: Anatomy, path: str) -> str:
 
 
 def blocks_around(anatomy: Anatomy, site: Site) -> Iterator[Site]:
-    """The blocks around a value, from the inside; the model itself is not one."""
+    """The blocks around a value from the inside to the outside, without the model itself."""
     path = site.scope
     while path:
         block = anatomy.site_by_path.get(path)
@@ -103,15 +104,15 @@ def _owner_of(anatomy: Anatomy, site: Site) -> str:
     return next((block.path for block in blocks_around(anatomy, site) if block.class_name not in CONTAINERS), "")
 
 
-def _is_class(site: Site) -> bool:
-    """A block whose class says what it is. A map in a list (`fpn:0`) is none."""
+def _has_own_class(site: Site) -> bool:
+    """Whether it is a block that a rule can name by its class: not a container, nor a map in a list (`fpn:0`)."""
     return site.kind == "block" and site.class_name not in CONTAINERS and ":" not in site.path
 
 
 def kind_of_place(anatomy: Anatomy, path: str) -> str:
     """A site without its place in the model: `Bottleneck.conv2`, `Bottleneck`, `VGG.features.*`."""
     site = anatomy.site_by_path.get(path)
-    if site is None or _is_class(site):
+    if site is None or _has_own_class(site):
         return path if site is None else class_of(anatomy, path)
     owner = _owner_of(anatomy, site)
     return f"{class_of(anatomy, owner)}.{re.sub(r'(?<![^.])[0-9]+(?![^.])', '*', local_name(path, owner))}"
@@ -125,7 +126,7 @@ def summarize(anatomy: Anatomy) -> list[Place]:
         if site.kind == "block" and ":" not in site.path:
             blocks.setdefault(site.class_name or "", []).append(site)
         owner = _owner_of(anatomy, site)
-        has_own_row = _is_class(site) and site.scope != owner
+        has_own_row = _has_own_class(site) and site.scope != owner
         if owner in anatomy.site_by_path and site.kind != "input" and site.path and not has_own_row:
             names = inside.setdefault(anatomy.site_by_path[owner].class_name or "", {})
             names.setdefault(local_name(site.path, owner), []).append(site)

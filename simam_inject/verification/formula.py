@@ -1,4 +1,4 @@
-"""The formula, written anew and in float64, and what is known of one call of a SimAM."""
+"""An independent implementation of the formula in float64, and the record of one call of a SimAM."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def why_not_bypassed(entry: Attended, call: Call) -> str | None:
     with torch.no_grad():
         found = call.attention.forward(call.given)
     call.attention.bypassed = False
-    return None if found is call.given else f"{entry.site['path']} does not return its input while it is bypassed"
+    return None if found is call.given else f"{entry.site.path} does not return its input while it is bypassed"
 
 
 def why_far(found: Tensor, wanted: Tensor, what: str, *, factor: int = 1, magnified: float = 0.0) -> str | None:

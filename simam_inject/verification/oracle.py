@@ -19,16 +19,10 @@ from simam_inject.dataflow.naming import Namer
 from simam_inject.editing.attach import Attended
 from simam_inject.errors import describe_exception
 from simam_inject.nested import entry_at, replace_entry
+from simam_inject.planning.records import Input, Output, Rewritten
 from simam_inject.verification.formula import Call, formula, mean_over_deviation, why_far
 
-Key = tuple[str, str]
-"""Which SimAM: path of its holder, and its name among the children."""
 _Function = Callable[[Tensor], Tensor]
-
-
-def key_of(entry: Attended) -> Key:
-    """The same for a site of a model and of its twins."""
-    return entry.path, entry.site["child"]
 
 
 class Oracle:
@@ -40,13 +34,13 @@ class Oracle:
 
     def __init__(self, sites: list[Attended]) -> None:
         self.sites = sites
-        self.shapes: dict[Key, list[torch.Size]] = {}
-        """Shapes of each site in the first forward."""
-        self.unnamed: set[Key] = set()
+        self.shapes: dict[str, list[torch.Size]] = {}
+        """Shapes of each site in the first forward; sites are identified by `Insertion.module`."""
+        self.unnamed: set[str] = set()
         """Sites inside a forward that computes other values than in the first, so that names do not say which."""
         self._names: list[dict[str, Counter[str]]] = []
         """Of each forward, how many values of each name the modules with sites inside computed, by path."""
-        self._spatial: dict[Key, tuple[int, ...]] = {}
+        self._spatial: dict[str, tuple[int, ...]] = {}
 
     def has_left_out(self) -> bool:
         """Leave out the sites of modules that computed other values in the last forward than in the first.
@@ -56,7 +50,7 @@ class Oracle:
         """
         before = self.unnamed
         changed = {scope for scope, names in self._names[-1].items() if names != self._names[0][scope]}
-        self.unnamed = {key_of(entry) for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
+        self.unnamed = {entry.site.module for entry in self.sites if _is_named(entry) and _scope(entry) in changed}
         return self.unnamed != before
 
     def spatial(self, entry: Attended, shape: torch.Size) -> tuple[int, ...]:
@@ -64,31 +58,31 @@ class Oracle:
 
         The first dimension is the batch. Of the others, the one that stays while another changes holds the channels.
         """
-        key, inner = key_of(entry), range(1, len(shape))
+        key, inner = entry.site.module, range(1, len(shape))
         first = self.shapes.get(key, [torch.Size()])[0]
         if key not in self._spatial and len(first) == len(shape) > 2:
             fixed = [dim for dim in inner if first[dim] == shape[dim]]
             if len(fixed) == 1:
                 self._spatial[key] = tuple(dim for dim in inner if dim != fixed[0])
-        planned = range(2, len(shape)) if entry.site["channel_dim"] == 1 else range(1, len(shape) - 1)
+        planned = range(2, len(shape)) if entry.site.channel_dim == 1 else range(1, len(shape) - 1)
         return self._spatial.get(key, tuple(planned))
 
     def note_shape(self, entry: Attended, x: Tensor) -> Tensor:
         """For `attending`, in the first forward."""
-        self.shapes.setdefault(key_of(entry), []).append(x.shape)
+        self.shapes.setdefault(entry.site.module, []).append(x.shape)
         return x
 
     def why_not_formula(self, entry: Attended, call: Call) -> str | None:
         """How the result of a call differs from the formula; also of the same in float64, where more shows."""
         attention, wide = call.attention, call.given.double()
-        if not isinstance(attention, SimAM):  # another attention module, put in by a factory
+        if not isinstance(attention, SimAM):  # another attention module, made by a factory
             return None
         with torch.no_grad():
             found, wanted = attention.forward(wide), self._formula(entry, call, wide)
         magnified = self._magnified(entry, call)
         problem = why_far(call.result, wanted.to(call.given.dtype), "the formula", magnified=magnified)
         problem = problem or why_far(found, wanted, "the formula", magnified=magnified)
-        return problem and f"{entry.site['path']} {problem}"
+        return problem and f"{entry.site.path} {problem}"
 
     def why_no_gradient(self, entry: Attended, call: Call) -> str | None:
         """How the gradient of a call differs from the formula's; after the forward, which may have overwritten maps."""
@@ -98,7 +92,7 @@ class Oracle:
         try:
             (found,) = torch.autograd.grad((result,), (given,), (weights.to(call.result),), retain_graph=True)
         except RuntimeError as error:
-            return f"{entry.site['path']} has no gradient: {describe_exception(error):.150}"
+            return f"{entry.site.path} has no gradient: {describe_exception(error):.150}"
         if not isinstance(call.attention, SimAM):
             return None
         with torch.enable_grad():
@@ -106,14 +100,14 @@ class Oracle:
             (wanted,) = torch.autograd.grad(self._formula(entry, call, x), x, weights.double())
         name, magnified = "the gradient of the formula", self._magnified(entry, call)
         problem = why_far(found, wanted.to(found.dtype), name, factor=10, magnified=magnified)
-        return problem and f"{entry.site['path']} {problem}"
+        return problem and f"{entry.site.path} {problem}"
 
     def _magnified(self, entry: Attended, call: Call) -> float:
-        return mean_over_deviation(call.given, entry.site["e_lambda"], self.spatial(entry, call.shape))
+        return mean_over_deviation(call.given, entry.site.e_lambda, self.spatial(entry, call.shape))
 
     def _formula(self, entry: Attended, call: Call, x: Tensor) -> Tensor:
         assert isinstance(call.attention, SimAM)
-        return formula(x, entry.site["e_lambda"], self.spatial(entry, call.shape), gain=call.attention.gain)
+        return formula(x, entry.site.e_lambda, self.spatial(entry, call.shape), gain=call.attention.gain)
 
     @contextmanager
     def attending(self, stock: nn.Module, attend: Callable[[Attended, Tensor], Tensor]) -> Iterator[None]:
@@ -125,19 +119,19 @@ class Oracle:
 
         modules = dict(stock.named_modules())
         inside = [entry for entry in self.sites if _is_named(entry)]
-        named = [entry for entry in inside if key_of(entry) not in self.unnamed]
-        functions: dict[str, _Function] = {entry.site["path"]: partial(function, entry) for entry in named}
+        named = [entry for entry in inside if entry.site.module not in self.unnamed]
+        functions: dict[str, _Function] = {entry.site.path: partial(function, entry) for entry in named}
         recorder = _NamedValues(stock, functions)
         handles = []
         try:
             for entry in self.sites:
-                edit = entry.site["edit"]
-                if edit["kind"] == "output":
-                    hook = _after(edit["key"], partial(function, entry))
+                edit = entry.site.edit
+                if isinstance(edit, Output):
+                    hook = _after(edit.key, partial(function, entry))
                     handles.append(_returning(entry, modules).register_forward_hook(hook, prepend=True))
-                elif edit["kind"] == "input" and entry not in named:
-                    before = _before(edit["argument"], edit["key"], partial(function, entry))
-                    handles.append(modules[entry.path].register_forward_pre_hook(before, with_kwargs=True))
+                elif isinstance(edit, Input) and entry not in named:
+                    before = _before(edit.argument, edit.key, partial(function, entry))
+                    handles.append(modules[edit.module].register_forward_pre_hook(before, with_kwargs=True))
             with recorder.attending() if inside else nullcontext():
                 yield
         finally:
@@ -149,20 +143,22 @@ class Oracle:
 
 def _is_named(entry: Attended) -> bool:
     """The value is found by its name; other sites by the module that returns or reads it."""
-    kind, position = entry.site["edit"]["kind"], entry.site["position"]
-    return kind == "rewritten" or (kind == "input" and position == "after")
+    edit, position = entry.site.edit, entry.site.position
+    return isinstance(edit, Rewritten) or (isinstance(edit, Input) and position == "after")
 
 
 def _scope(entry: Attended) -> str:
     """Path of the module whose forward computes a value that is found by its name."""
-    return entry.path if entry.site["edit"]["kind"] == "rewritten" else entry.site["path"].rpartition(".")[0]
+    edit, path = entry.site.edit, entry.site.path
+    return edit.owner if isinstance(edit, Rewritten) else path.rpartition(".")[0]
 
 
 def _returning(entry: Attended, modules: dict[str, nn.Module]) -> nn.Module:
     """The module that the path names; the holder for a value that it computes inside, or in several calls."""
-    path, colon, _ = entry.site["path"].partition(":")
-    is_module = path in modules and (entry.site["edit"]["key"] is not None) == bool(colon)
-    return modules[path if is_module and entry.site["runs"] == 1 else entry.path]
+    path, colon, _ = entry.site.path.partition(":")
+    edit = entry.site.edit
+    is_module = path in modules and isinstance(edit, Output) and (edit.key is not None) == bool(colon)
+    return modules[path if is_module and entry.site.runs == 1 else edit.module]
 
 
 def _after(key: int | str | None, function: _Function) -> Callable[..., Any]:

@@ -1,7 +1,7 @@
 """One forward of the injected model, and one of the original that goes on with the results of its SimAMs.
 
 At each site the original computes a value, which has to be what the SimAM was given, and the formula of it what the
-SimAM gave. As the original goes on with the very result, nothing is left of rounding: all else is equal bit for bit.
+SimAM returned. As the original continues with that result, rounding does not add up: the outputs are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended, attended_in
 from simam_inject.planning.records import Check
 from simam_inject.verification.formula import Call, why_far
-from simam_inject.verification.oracle import Key, Oracle, key_of
+from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.outputs import difference, relative_distance, tensors_of
 
 _CHANNELS = 8
 """About how many channels of a large map are looked at."""
 _LARGEST_DISTANCE = 1e-3
 """Of two outputs, relative to the largest value: a module may compute in another way where there are hooks."""
-Calls = dict[Key, list[Call]]
+Calls = dict[str, list[Call]]
+"""Of each SimAM, by its dotted name."""
 
 
 @contextmanager
-def calls_of(twin: nn.Module, left_out: Collection[Key] = (), *, is_large: bool = False) -> Iterator[Calls]:
+def calls_of(twin: nn.Module, left_out: Collection[str] = (), *, is_large: bool = False) -> Iterator[Calls]:
     """Inside, the calls of every SimAM of an injected twin are written down.
 
     Args:
@@ -45,11 +46,11 @@ def calls_of(twin: nn.Module, left_out: Collection[Key] = (), *, is_large: bool 
         edges = None
         if torch.is_grad_enabled() and given.requires_grad and result.requires_grad:
             edges = get_gradient_edge(given), get_gradient_edge(result)
-        dim = entry.site["channel_dim"] % given.dim()
+        dim = entry.site.channel_dim % given.dim()
         some = (slice(None),) * dim + (slice(None, None, max(1, given.shape[dim] // _CHANNELS) if is_large else 1),)
         one, other = (tensor.detach()[some].clone() for tensor in (given, result))
-        calls.setdefault(key_of(entry), []).append(Call(attention, given.shape, one, other, edges))
-        return given if key_of(entry) in left_out else None
+        calls.setdefault(entry.site.module, []).append(Call(attention, given.shape, one, other, edges))
+        return given if entry.site.module in left_out else None
 
     hooked = [(entry, entry.attention) for entry in attended_in(twin) if entry.attention is not None]
     handles = [attention.register_forward_hook(partial(note, entry)) for entry, attention in hooked]
@@ -76,26 +77,26 @@ class Pair:
         self.expected: Any = None
         """The original's output; to be set when it has run."""
         self._failure = problem
-        self._counts: Counter[Key] = Counter()
+        self._counts: Counter[str] = Counter()
         self._problems: list[str] = []
         self._right: list[tuple[Attended, Call, Any]] = []
         """Calls, with their node in the autograd graph of the original."""
 
     def attend(self, entry: Attended, x: Tensor) -> Tensor:
         """For `Oracle.attending`: compare the value of a site with what the SimAM was given, and return its result."""
-        if entry.site["channel_dim"] == -1 and not isinstance(entry.attention, SimAM):  # others are given N, C, spatial
+        if entry.site.channel_dim == -1 and not isinstance(entry.attention, SimAM):  # others are given N, C, spatial
             return self._attend(entry, x.movedim(-1, 1)).movedim(1, -1)
         return self._attend(entry, x)
 
     def _attend(self, entry: Attended, x: Tensor) -> Tensor:
-        key = key_of(entry)
+        key = entry.site.module
         place, calls = self._counts[key], self.calls.get(key, [])
         self._counts[key] += 1
         if place >= len(calls):
             return x
         call = calls[place]
         problem = why_far(call.given, x, "what the original computes there", factor=10)
-        problem = f"{entry.site['path']} {problem}" if problem else self.oracle.why_not_formula(entry, call)
+        problem = f"{entry.site.path} {problem}" if problem else self.oracle.why_not_formula(entry, call)
         if problem is not None:
             self._problems.append(problem)
             return x
@@ -111,11 +112,11 @@ class Pair:
 
     def _site_problems(self) -> Iterator[str]:
         for entry in self.oracle.sites:
-            calls, expected = self.calls.get(key_of(entry), []), self._counts[key_of(entry)]
-            if key_of(entry) in self.oracle.unnamed:
+            calls, expected = self.calls.get(entry.site.module, []), self._counts[entry.site.module]
+            if entry.site.module in self.oracle.unnamed:
                 yield from filter(None, (self.oracle.why_not_formula(entry, call) for call in calls))
             elif len(calls) != expected:
-                path = entry.site["path"]
+                path = entry.site.path
                 yield f"{path} ran {len(calls)} time(s), and the original computes it {expected} time(s)"
         yield from self._problems
 
@@ -123,10 +124,10 @@ class Pair:
         """A site through which no gradient passes, or another one."""
         live, stock = _nodes_behind(self.output), _nodes_behind(self.expected)
         for entry, call, node in self._right:
-            if node is None:  # nothing before it asks for a gradient
+            if node is None:  # nothing before it requires a gradient
                 continue
             if call.edges is None or (node in stock and call.edges[1].node not in live):
-                return f"the gradient does not pass through a SimAM at {entry.site['path']}"
+                return f"the gradient does not pass through a SimAM at {entry.site.path}"
             if problem := self.oracle.why_no_gradient(entry, call):
                 return problem
         return None

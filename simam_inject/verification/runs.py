@@ -21,7 +21,7 @@ Marks = tuple[tuple[str, int, int | None], ...]
 
 
 def tensor_marks(model: nn.Module) -> Marks:
-    """Name, identity and version of every parameter and buffer: another if somebody writes into it."""
+    """Name, identity and version of every parameter and buffer: both change when it is written to."""
     tensors = (*model.named_parameters(), *model.named_buffers())
     return tuple((name, id(t), None if t.is_inference() else t._version) for name, t in tensors)
 

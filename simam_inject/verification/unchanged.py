@@ -16,7 +16,7 @@ _KEYS = "state_dict keys and parameters unchanged"
 
 
 def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
-    """Every SimAM stands where its record says, with the recorded settings, and not bypassed."""
+    """Every site has its SimAM, with the recorded settings, and not bypassed."""
     name = "every SimAM is the one planned"
     presence = presence_of(model)
     if presence is None:
@@ -24,21 +24,21 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
     for entry in sites:
         attention, site = entry.attention, entry.site
         if attention is None:
-            return Check(name, False, f"{site['path']} has lost its module {site['child']}")
+            return Check(name, False, f"{site.path} has lost its module {site.child}")
         if not isinstance(attention, SimAM):
-            if site["path"] in presence.peers:
+            if site.path in presence.peers:
                 continue
-            return Check(name, False, f"{site['path']} has a {type(attention).__name__} in the place of its SimAM")
+            return Check(name, False, f"{site.path} has a {type(attention).__name__} in the place of its SimAM")
         if attention.bypassed:
-            return Check(name, False, f"{site['path']} is bypassed")
-        found, wanted = (attention.e_lambda, attention.channel_dim), (site["e_lambda"], site["channel_dim"])
+            return Check(name, False, f"{site.path} is bypassed")
+        found, wanted = (attention.e_lambda, attention.channel_dim), (site.e_lambda, site.channel_dim)
         if found != wanted:
             return Check(
-                name, False, f"{site['path']} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}"
+                name, False, f"{site.path} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}"
             )
-        wish = _lambdas(presence.recipes, site["rule"])
-        if wish and site["e_lambda"] not in wish:
-            return Check(name, False, f"{site['path']} has e_lambda {site['e_lambda']:g}; its recipe has {wish[0]:g}")
+        wish = _lambdas(presence.recipes, site.rule)
+        if wish and site.e_lambda not in wish:
+            return Check(name, False, f"{site.path} has e_lambda {site.e_lambda:g}; its recipe has {wish[0]:g}")
     expected = sum(len(hook.sites) for _, hook, _ in presence.holders)
     if expected != len(sites):
         return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
@@ -63,7 +63,7 @@ def same_tensors(model: nn.Module, sites: list[Attended], keys: list[str], befor
         before: the tensors before the injection, where they are known.
     """
     attentions = [(entry, entry.attention) for entry in sites if entry.attention is not None]
-    own = [f"{entry.path}.{entry.site['child']}.".lstrip(".") for entry, module in attentions if [*module.parameters()]]
+    own = [f"{entry.site.module}." for entry, module in attentions if [*module.parameters()]]
     now = [key for key in model.state_dict() if not key.startswith(tuple(own))]
     if now != keys:
         return Check(_KEYS, False, f"keys differ: {', '.join(sorted(set(now) ^ set(keys))[:3])}")

@@ -18,11 +18,11 @@ from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.survey import cannot_run
 from simam_inject.dataflow.twin import modules_with_python_forward
 from simam_inject.editing.attach import Attended, attended_in
-from simam_inject.editing.hooks import NO_ENTRY, NO_RANK, NO_TENSOR
+from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception
-from simam_inject.planning.records import Check, Verification
+from simam_inject.planning.records import Check, Rewritten, Verification
 from simam_inject.verification.formula import Call, why_not_bypassed
-from simam_inject.verification.oracle import Oracle, key_of
+from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.pair import Calls, Pair, calls_of, check_outputs
 from simam_inject.verification.runs import SEED, Marks, Twins
 from simam_inject.verification.unchanged import as_planned, same_tensors
@@ -32,7 +32,7 @@ _BYPASSED = "bypassed: equal to the original"
 _SMALL = (64, 128, 256)
 """Image sizes to try, in pixels: many networks take none below 64, and at 64 most maps still have several positions."""
 _LARGE = 2**20
-"""Numbers in an example, from which on pairs take no larger one: the maps of all sites are kept for a while."""
+"""Elements of an example above which pairs do not enlarge it: the maps of all sites are in memory at once."""
 _CHANCES = 8
 """Forwards that a SimAM has to run in one of: a branch may be dropped at random."""
 
@@ -107,22 +107,22 @@ class _Checks:
     def _at_the_size_of_the_example(self, plain: Any) -> list[Check]:
         names = f"{_BYPASSED} in eval mode", "every SimAM ran, on the planned shape, with a finite result"
         twin = self.twins.injected()
-        with calls_of(twin, [key_of(entry) for entry in self.sites], is_large=True) as calls:
+        with calls_of(twin, [entry.site.module for entry in self.sites], is_large=True) as calls:
             output = self.twins.run(twin, self.example)
         check = check_outputs(names[0], output, plain)
         if check.ok is False:  # `nn.MultiheadAttention` computes in another way where there are hooks, within rounding
             check = check_outputs(names[0], output, self.twins.run(self.twins.stock(), self.example))
-        idle = [entry.site["path"] for entry in self.sites if key_of(entry) not in self.oracle.shapes]
+        idle = [entry.site.path for entry in self.sites if entry.site.module not in self.oracle.shapes]
         if len(idle) == len(self.sites):
             return [check, Check(names[1], False, f"{idle[0]} never ran")]
         found = f"{len(self.sites) - len(idle)} of {len(self.sites)}"
         found += f"; the example does not reach {', '.join(idle[:3])}" if idle else ""
-        problems = (self._why_not_live(entry, calls.get(key_of(entry), [])) for entry in self.sites)
+        problems = (self._why_not_live(entry, calls.get(entry.site.module, [])) for entry in self.sites)
         return [_unless(self._bypass_problems(calls), check), _unless(problems, Check(names[1], True, found))]
 
     def _why_not_live(self, entry: Attended, calls: list[Call]) -> str | None:
-        path, dim, planned = entry.site["path"], entry.site["channel_dim"], entry.site["shape"]
-        expected = len(self.oracle.shapes.get(key_of(entry), []))
+        path, dim, planned = entry.site.path, entry.site.channel_dim, entry.site.shape
+        expected = len(self.oracle.shapes.get(entry.site.module, []))
         if len(calls) != expected:
             return f"{path} ran {len(calls)} times instead of {expected}" if calls else f"{path} never ran"
         if calls and (len(calls[0].shape) != len(planned) or planned[dim] not in {call.shape[dim] for call in calls}):
@@ -130,7 +130,7 @@ class _Checks:
         return next(filter(None, (self.oracle.why_not_formula(entry, call) for call in calls)), None)
 
     def _bypass_problems(self, calls: Calls) -> Iterable[str | None]:
-        return (why_not_bypassed(entry, call) for entry in self.sites for call in calls.get(key_of(entry), [])[:1])
+        return (why_not_bypassed(entry, call) for entry in self.sites for call in calls.get(entry.site.module, [])[:1])
 
     def _in_train_mode(self) -> list[Check]:
         names = f"{_BYPASSED} in train mode", "equal to the formula in train mode, gradients included"
@@ -164,8 +164,7 @@ class _Checks:
         except Exception as error:
             stock = self.twins.stock()
             self.twins.run(stock, example, training=training, gradients=training)  # raises, unless SimAM is the cause
-            is_absent = any(words in str(error) for words in (NO_TENSOR, NO_RANK, NO_ENTRY))
-            if training and is_absent:  # as the outputs that detectors have in eval mode only
+            if training and isinstance(error, NoValueError):
                 raise
             return Pair(self.oracle, {}, None, f"raises where the original does not: {describe_exception(error):.150}")
         pair = Pair(self.oracle, calls, output)
@@ -176,8 +175,8 @@ class _Checks:
 
     def _why_idle(self, pair: Pair) -> str | None:
         """A SimAM inside a forward that computes other values in train mode, and among them not this one."""
-        rewritten = [entry for entry in self.sites if entry.site["edit"]["kind"] == "rewritten"]
-        inside = {key_of(entry): entry.site["path"] for entry in rewritten if key_of(entry) in self.oracle.unnamed}
+        rewritten = [entry for entry in self.sites if isinstance(entry.site.edit, Rewritten)]
+        inside = {entry.site.module: entry.site.path for entry in rewritten if entry.site.module in self.oracle.unnamed}
         idle = inside.keys() - pair.calls.keys()
         for seed in range(SEED + 1, SEED + 1 + _CHANCES) if idle else ():
             with calls_of(live := self.twins.injected()) as calls:

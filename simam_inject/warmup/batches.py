@@ -1,4 +1,4 @@
-"""Batches of whatever loader, as arguments of one forward."""
+"""Batches of any loader as arguments of one forward."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IMAGES = ("img", "image", "images", "input", "inputs", "pixel_values", "x")
 
 
 def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
-    """The batches as something to iterate over so many times: what can be read only once is kept in a list.
+    """The batches as something that can be iterated over so many times: an iterator becomes a list.
 
     Raises:
         ModelError: they cannot be iterated over.
@@ -35,7 +35,7 @@ def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
 
 
 def run_batches(network: nn.Module, batches: Iterable[Any], description: str) -> None:
-    """Run the network on each batch in turn, with a progress bar where there is a terminal to see it.
+    """Run the network on each batch in turn, with a progress bar if stderr is a terminal.
 
     Raises:
         ModelError: no batch is given, or the network cannot run one.
@@ -53,7 +53,7 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """All modules in eval mode inside, and each in its own afterwards. Code that is compiled in place does not run."""
+    """Context manager in which all modules are in eval mode, and code that was compiled in place runs eagerly."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -65,8 +65,8 @@ def evaluating(network: nn.Module) -> Iterator[None]:
 
 
 def _run(network: nn.Module, batch: Any, index: int) -> None:
-    place = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
-    args, kwargs = map_nested(lambda leaf: _placed(leaf, place), _arguments(network, batch, index))
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+    args, kwargs = map_nested(lambda leaf: _converted(leaf, like), _arguments(network, batch, index))
     tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
     shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]) or "no tensor"
     if any(tensor.numel() == 0 for tensor in tensors):
@@ -78,8 +78,8 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
     except Exception as error:
         hint = "; these may be labels: of a pair the first entry is taken as the input"
         labels = hint if tensors and tensors[0].dim() <= 2 else ""
-        said = describe_exception(error)
-        raise ModelError(f"the model cannot run on batch {index}, {shapes}{labels}: {said}") from error
+        reason = describe_exception(error)
+        raise ModelError(f"the model cannot run on batch {index}, {shapes}{labels}: {reason}") from error
 
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -99,10 +99,10 @@ def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, .
     raise ModelError(f"batch {index} is {found}; give tensors, (input, target) pairs or dicts")
 
 
-def _placed(leaf: Any, place: Tensor) -> Any:
-    """The leaf where the model is, in its dtype; pictures of bytes as numbers from 0 to 1."""
+def _converted(leaf: Any, like: Tensor) -> Any:
+    """The leaf on the device of `like` and in its dtype; images of bytes become numbers from 0 to 1."""
     if not isinstance(leaf, Tensor):
         return leaf
     if leaf.dtype == torch.uint8 and leaf.dim() >= 3:
-        return leaf.to(place.device, place.dtype) / 255
-    return leaf.to(place.device, place.dtype) if leaf.is_floating_point() else leaf.to(place.device)
+        return leaf.to(like.device, like.dtype) / 255
+    return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)

@@ -1,14 +1,13 @@
 """`calibrate`: gains by least squares, then statistics of norms, from a few batches and without labels.
 
-The gain of a site is the number that brings its attended map y = x * gate nearest to the map x that was there before:
-c = sum(x y) / sum(y y), over everything seen so far. It is fitted in the order in which the sites run. Inside the
-forward of one batch a site fits its gain, and hands on c * y at once, so every later site measures a map that is
-corrected already. With one batch this is exact. With several, a later batch refines the gains; what an early batch saw
-of the later sites was corrected with the gains of that moment. That hardly matters, since a gate depends on the shape
-of a map's distribution and hardly on its scale.
+The gain of a site is the number c for which c * y, with y = x * gate, is closest to the feature map x: c = sum(x y) /
+sum(y y), over all batches. During the forward of a batch, each site updates its gain and returns c * y, so that later
+sites measure maps that are corrected already. With one batch this is exact. With several, what an early batch measured
+at later sites was corrected with the gains of that moment; this matters little, since a gate depends on the shape of
+the distribution of a map and hardly on its scale.
 
-Statistics of norms are pooled in the same way, over all samples, in a second pass: mean and unbiased variance of what a
-norm reads, with everything in eval mode, each norm using what has been pooled so far. No mode or momentum is touched.
+In a second pass, each norm gets the mean and the unbiased variance of its input over all samples. All modules are in
+eval mode, and each norm uses what was measured so far. Modes and momenta do not change.
 """
 
 from __future__ import annotations
@@ -78,22 +77,22 @@ def calibrate(
 ) -> Calibration:
     """Fit SimAM to a trained network, in place and without labels: a gain for each site, then new norm statistics.
 
-    Runs in eval mode and without gradients, and preserves modes. If an error is raised, nothing is changed.
+    Runs in eval mode and without gradients; modes are preserved. If an error is raised, nothing is changed.
     Where `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same
     numbers.
 
     Args:
         model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
         batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts, or one tensor. A thousand images
-            are plenty: `itertools.islice(loader, 8)`, in mixed order, as `shuffle=True` gives them: from batches that
-            are sorted by class the norms get statistics that fit no class. They are put where the model is, in its
-            dtype; images of bytes are divided by 255. For a `YOLO` object also the YAML file (or name, or folder of
-            classes) of its data set: 512 of its training images are taken, resized as for validation.
-        gains: fit the gains. Measured at strength 1, whatever the strength is now.
-        norms: estimate the running statistics of norms again, at the strength that the model has. At strength 0 they
-            fit already, and are left.
-        frozen_norms: frozen norms too: `FrozenBatchNorm2d`, and those in eval mode whose parameters do not train or
-            whose model is in train mode.
+            are enough: `itertools.islice(loader, 8)`. They must be in mixed order (`shuffle=True`): from batches that
+            are sorted by class, the norms get statistics that fit no class. Tensors are moved to the device of the
+            model and converted to its dtype; images of bytes are divided by 255. For a `YOLO` object also the YAML file
+            (or name, or folder of classes) of its data set: 512 of its training images, resized as for validation.
+        gains: fit the gains, at strength 1, whatever the strength is now.
+        norms: compute the running statistics of norms again, at the strength that the model has. At strength 0 they
+            fit already and do not change.
+        frozen_norms: also of frozen norms: `FrozenBatchNorm2d`, and those in eval mode whose parameters do not train
+            or whose model is in train mode.
 
     Returns:
         The gains with their errors; `print` shows a table.
@@ -143,7 +142,7 @@ def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Itera
     with ExitStack() as stack:
         for attention, path in paths.items():
             stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums)))
-        with _together(network):
+        with _failing_together(network):
             run_batches(network, source, "fitting gains")
             idle = [path for attention, path in paths.items() if attention not in sums]
             if idle:
@@ -151,7 +150,7 @@ def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Itera
                     f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be "
                     "calibrated; end its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
                 )
-    pooled = dict(zip(paths, _reduced(torch.stack([sums[attention] for attention in paths]), network), strict=True))
+    pooled = dict(zip(paths, _summed(torch.stack([sums[attention] for attention in paths]), network), strict=True))
     for attention, strength in strengths.items():
         attention.strength, attention.gain = strength, _gain(pooled[attention])
     return tuple(_fit(paths[attention], pooled[attention]) for attention in sums)
@@ -171,7 +170,7 @@ def _attend(path: str, sums: dict[SimAM, Tensor], attention: SimAM, args: tuple[
 
 def _gain(sums: Tensor) -> float:
     _, xy, yy = sums.tolist()
-    return xy / yy if yy else 1.0  # a map of zeros, as of a dead layer, says nothing
+    return xy / yy if yy else 1.0  # a map of zeros, as of a dead layer, has no best gain
 
 
 def _fit(path: str, sums: Tensor) -> SiteFit:
@@ -216,10 +215,10 @@ def _fit_norms(network: nn.Module, targets: list[tuple[str, nn.Module]], source:
     with ExitStack() as stack:
         for norm in norms:
             stack.enter_context(norm.norm.register_forward_pre_hook(norm))
-        with _together(network):
+        with _failing_together(network):
             run_batches(network, source, "estimating norms")
     for norm in norms:
-        norm.sums = _reduced(norm.sums, network)
+        norm.sums = _summed(norm.sums, network)
     ran = [norm for norm in norms if norm.sums[0].any()]
     for norm in ran:
         norm.write()
@@ -261,24 +260,24 @@ def _restored_on_error(network: nn.Module, sites: list[tuple[str, SimAM]]) -> It
         raise
 
 
-def _reduced(sums: Tensor, network: nn.Module) -> Tensor:
+def _summed(sums: Tensor, network: nn.Module) -> Tensor:
     """The sum over all processes."""
     if not (dist.is_available() and dist.is_initialized()):
         return sums
-    there = sums.to(next((parameter.device for parameter in network.parameters()), sums.device))
-    dist.all_reduce(there)
-    return there.cpu()
+    moved = sums.to(next((parameter.device for parameter in network.parameters()), sums.device))
+    dist.all_reduce(moved)
+    return moved.cpu()
 
 
 @contextmanager
-def _together(network: nn.Module) -> Iterator[None]:
-    """Fails in all processes if it fails in one, so that none waits for sums that never come."""
+def _failing_together(network: nn.Module) -> Iterator[None]:
+    """Raise in all processes if the body raises in one; the others would wait for its sums for ever."""
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    if _reduced(torch.tensor([failure is not None], dtype=torch.int32), network).item() and failure is None:
+    if _summed(torch.tensor([failure is not None], dtype=torch.int32), network).item() and failure is None:
         failure = ModelError("calibration failed in another process")
     if failure is not None:
         raise failure

@@ -9,7 +9,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
-from simam_inject.attention.arguments import check_strength
+from simam_inject.attention.arguments import check_number
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 
@@ -36,22 +36,22 @@ def set_strength(model: nn.Module, value: float) -> None:
         >>> model.layer1[0].conv2.simam
         SimAM(e_lambda=0.1, strength=0.5)
     """
-    strength = check_strength(value)
+    strength = check_number("strength", value)
     for _, attention in simams_of(model):
         attention.strength = strength
     update(model)
 
 
 def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
-    """Path of the site and SimAM of everything that is in a model, in module order.
+    """The SimAMs of a model, each with the path of its site, in module order.
 
     Raises:
-        ModelError: this is not a module, or it has no SimAM.
+        ModelError: the model is not a module, or has no SimAM.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module, found a {type(model).__name__}")
     entries = list(attended_in(network_of(model)))
-    found = [(entry.site["path"], entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
+    found = [(entry.site.path, entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
     if not found:
         other = next((type(entry.attention).__name__ for entry in entries if entry.attention is not None), None)
         if other is not None:
@@ -68,15 +68,15 @@ def ramped(start: float, progress: float) -> float:
 class Ramp:
     """Raises the strength of a model's SimAMs in equal steps to 1, while the model is fine-tuned.
 
-    Fit the gains first (`calibrate`): at strength 0 nothing is lost, and with gains little on the way. Without them the
-    running statistics of the norms lag behind a signal that shrinks from step to step, and evaluation gets worse in the
-    middle of the ramp than it would be without one.
+    Fit the gains first (`calibrate`): the outputs at strength 0 are those of the original network, and accuracy changes
+    little afterwards. Without gains, the running statistics of the norms lag behind a signal that gets weaker with each
+    step, and evaluation in the middle of the ramp is worse than without a ramp.
 
     Args:
         model: a model with SimAM in it.
-        *more: its copies, such as `AveragedModel(model)`, which follow.
+        *more: copies of the model, such as `AveragedModel(model)`, which get the same strength.
         steps: number of calls of `step` until the strength is 1; a fifth of the training is a good length.
-        start: the strength before the first step, which is set at once.
+        start: the strength before the first step; it is set at once.
 
     Raises:
         ArgumentError: `steps` is not a whole number above 0, or `start` not a number from 0 to 1.
@@ -94,7 +94,7 @@ class Ramp:
 
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
         self._models = (model, *more)
-        self._steps, self._start, self._done = _checked_steps(steps), check_strength(start), 0
+        self._steps, self._start, self._done = _checked_steps(steps), check_number("strength", start), 0
         if any(all(attention.gain == 1.0 for _, attention in simams_of(one)) for one in self._models):
             warnings.warn(
                 "a ramp without gains makes the statistics of norms lag behind, which costs more accuracy on the way "
@@ -114,26 +114,27 @@ class Ramp:
         return self._done >= self._steps
 
     def step(self) -> float:
-        """Go one step, and return the strength. To be called after each step of the optimizer."""
+        """Go one step and return the strength. Call it after each step of the optimizer."""
         if not self.finished:
             self._done += 1
             self._set()
         return self.strength
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the ramp is, as plain numbers."""
+        """Length, start and number of steps done, as plain numbers."""
         return {"steps": self._steps, "start": self._start, "done": self._done}
 
     def load_state_dict(self, state: Any) -> None:
-        """Go on where another ramp was: its length and start count from here on, and the models get its strength.
+        """Continue another ramp: take over its length, start and steps, and set the strength of the models.
 
         Raises:
-            ArgumentError: this is not the state of a ramp.
+            ArgumentError: `state` is not the state of a ramp.
         """
         done = state.get("done") if isinstance(state, dict) else None
         if type(done) is not int or done < 0 or state.keys() != self.state_dict().keys():
             raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
-        self._steps, self._start, self._done = _checked_steps(state["steps"]), check_strength(state["start"]), done
+        start = check_number("strength", state["start"])
+        self._steps, self._start, self._done = _checked_steps(state["steps"]), start, done
         self._set()
 
     def _set(self) -> None:

@@ -7,7 +7,6 @@ folder importable, as if it were a script there.
 from __future__ import annotations
 
 import ast
-import difflib
 import sys
 import traceback
 from collections.abc import Iterator
@@ -36,7 +35,9 @@ def build_factory(name: str, *, pretrained: bool = False, num_classes: int | Non
         module = _import_source(name, source)
         if not hasattr(module, factory_name):
             public = sorted(attribute for attribute in vars(module) if not attribute.startswith("_"))
-            near = difflib.get_close_matches(factory_name, public, n=3)
+            from simam_inject.recipe.wording import nearest
+
+            near = nearest(factory_name, public)
             advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(public) or 'no public names'}."
             raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
         model = factory = getattr(module, factory_name)
@@ -123,7 +124,7 @@ def _is_model(value: Any) -> bool:
 
 
 def _locate(error: BaseException) -> str:
-    """What an exception of the user's code says, with the file and line of the innermost frame there."""
+    """The message of an exception in the user's code, with the file and line where it was raised."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
     where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
     return f"{describe_exception(error)}{where}"

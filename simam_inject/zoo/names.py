@@ -1,10 +1,8 @@
-"""Which names exist, and which are near to one that does not. No library is imported for it: that takes seconds."""
+"""Names of models, and suggestions for a wrong one. Read from the libraries' source: importing them takes seconds."""
 
 from __future__ import annotations
 
-import difflib
 import re
-from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,29 +36,14 @@ def find_library(name: str) -> str:
         return "ultralytics"
     if not name.strip():
         raise ModelError(f"The model has no name. A model is named {FORMS}.")
-    raise unknown_model(bare, _candidates(prefix), library=prefix)
-
-
-def is_yolo_name(name: str) -> bool:
-    """True if the name looks like one of ultralytics': `yolov8n`, `rtdetr-l`, any `.pt` or `.yaml`."""
-    return name.endswith((".pt", ".yaml", ".yml")) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None
+    raise unknown_model(bare, prefix)
 
 
 def _may_be_ultralytics(name: str, prefix: str) -> bool:
-    """It has the name, or building it says what is wrong: with a file, or with the installation."""
+    """Whether ultralytics has the name, or building it says what is wrong with a file or with the installation."""
     if name.endswith((".pt", ".yaml", ".yml")) or name in list_ultralytics():
         return True
-    return not list_ultralytics() and (bool(prefix) or is_yolo_name(name))
-
-
-def _candidates(library: str) -> list[str]:
-    """Names to suggest, as the user should write them. A name of torchvision and timm means torchvision's."""
-    names = {"torchvision": list_torchvision, "timm": list_timm, "ultralytics": list_ultralytics}
-    if library:
-        return list(names[library]())
-    plain = set(list_torchvision())
-    timm = [f"timm:{name}" if name in plain else name for name in list_timm()]
-    return [*list_torchvision(), *timm, *list_ultralytics()]
+    return not list_ultralytics() and (bool(prefix) or re.match(r"yolo(e-)?v?\d|rtdetr-", name) is not None)
 
 
 @cache
@@ -100,24 +83,16 @@ def _files(package: str, folder: str, pattern: str) -> list[Path]:
     return sorted(path for root in roots for path in Path(root, folder).rglob(pattern))
 
 
-def unknown_model(name: str, candidates: Iterable[str], *, library: str = "") -> ModelError:
-    """The error for a name that no library has, with the nearest names that exist.
+def unknown_model(name: str, library: str = "") -> ModelError:
+    """The error for a name that a library does not have (without `library`, none of them), with the nearest names."""
+    from simam_inject.recipe.wording import nearest
 
-    Args:
-        name: What was asked for, without a library's prefix.
-        candidates: Names to compare with, in the form the user should write.
-        library: The library that was asked; "" for all of them.
-    """
-    near = find_nearest(name, candidates)
+    names = {"torchvision": list_torchvision(), "timm": list_timm(), "ultralytics": list_ultralytics()}
+    known = names[library] if library else {one for listed in names.values() for one in listed}
+    twice = set() if library else {*names["torchvision"]} & {*names["timm"]}
+    near = []
+    for one in nearest(name, known, count=5):
+        near += [one, f"timm:{one}"] if one in twice else [one]
     found = f"{library} has no model {name!r}" if library else f"no library has a model {name!r}"
-    advice = f" Did you mean {', '.join(near)}?" if near else ""
+    advice = f" Did you mean {', '.join(near[:5])}?" if near else ""
     return ModelError(f"{found}.{advice} A model is named {FORMS}.")
-
-
-def find_nearest(name: str, candidates: Iterable[str], count: int = 5) -> tuple[str, ...]:
-    """Those of `candidates` whose part after the library's prefix is most like `name`, best first."""
-    by_bare_name: dict[str, list[str]] = {}
-    for candidate in candidates:
-        by_bare_name.setdefault(candidate.rpartition(":")[2].lower(), []).append(candidate)
-    bare_names = difflib.get_close_matches(name.lower(), by_bare_name, n=count, cutoff=0.6)
-    return tuple(candidate for bare_name in bare_names for candidate in by_bare_name[bare_name])[:count]

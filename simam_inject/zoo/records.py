@@ -1,16 +1,13 @@
-"""What the zoo returns: a model and what its library says about it; or one error, whatever a library raised."""
+"""What the zoo returns: a model and what its library declares about it, or one kind of error for whatever fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
-
-Normalization = tuple[tuple[float, ...], tuple[float, ...]]
-"""Mean and standard deviation of each channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +23,25 @@ class ZooModel:
     note: str
     """Which weights it has, and which of several models of that name it is."""
     input_shapes: tuple[tuple[int, ...], ...] = ()
-    """Shape of each input, a batch of one included, that its library made it for; empty if not known."""
+    """Shape of each input for one image, including the batch dimension; empty if not known."""
     takes_list: bool = False
-    """True for torchvision's detectors: they take a list of images without the batch dimension."""
-    normalization: Normalization | None = None
-    """What its library subtracts from and divides images in [0, 1] by; None for images as they are."""
+    """True for torchvision's detectors: they take a list of images without a batch dimension."""
+    normalization: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    """Mean and standard deviation of each channel of images in [0, 1]; None if the model takes images as they are."""
+
+    @property
+    def example_inputs(self) -> tuple[Any, ...] | None:
+        """Arguments of one forward: uniform noise in [0, 1), always the same; None without `input_shapes`."""
+        import torch
+
+        noise = torch.Generator().manual_seed(0)
+        images = [torch.rand(shape, generator=noise) for shape in self.input_shapes]
+        return ((images,) if self.takes_list else tuple(images)) or None
+
+    def with_size(self, size: tuple[int, ...]) -> ZooModel:
+        """The same model with inputs of another size: channels, then the spatial sizes."""
+        shape = size if self.takes_list else (1, *size)
+        return replace(self, input_shapes=(shape,) * max(1, len(self.input_shapes)))
 
 
 def describe_weights(library: str, *, pretrained: bool) -> str:

@@ -20,16 +20,16 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
 
     Args:
         built: the model.
-        file: `.safetensors` (one of ours also puts its SimAM back), or a `state_dict` that `torch.save` wrote, alone or
-            under a key such as `state_dict`; for a YOLO also a checkpoint of ultralytics, which is a pickle: load one
-            from people you trust.
+        file: `.safetensors` (one of `simam_inject.persist.save` also restores SimAM), or a `state_dict` that
+            `torch.save` wrote, alone or under a key such as `state_dict`; for a YOLO also a checkpoint of ultralytics,
+            which is a pickle: load one from people you trust.
 
     Returns:
         The same model, with the note changed.
 
     Raises:
         ModelError: the file cannot be read, or its names or shapes are not those of the model.
-        FileError: one of ours was made for another model.
+        FileError: a file of `simam_inject.persist.save` was made for another model.
     """
     noted = replace(built, note=f"weights of {file.name}")
     if file.suffix != ".safetensors":
@@ -59,7 +59,7 @@ def _read_safetensors(file: Path) -> Mapping[str, Any] | None:
 
 
 def _read_pickle(file: Path) -> Mapping[str, Any] | None:
-    """The `state_dict` in a file that torch.save wrote; None for one that holds objects of ultralytics."""
+    """The `state_dict` in a file that torch.save wrote; None if it contains objects of ultralytics."""
     import torch
 
     try:

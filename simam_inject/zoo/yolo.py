@@ -11,12 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
-from simam_inject.zoo.names import find_nearest, list_ultralytics, unknown_model
+from simam_inject.zoo.names import list_ultralytics, unknown_model
 from simam_inject.zoo.records import ZooModel, describe_weights, fetching
 
-_INSTALL = 'pip install "simam_inject[ultralytics]"'
-_DETECTION_SIZE = 640
-_CLASSIFICATION_SIZE = 224
+
+def check_installed(name: str) -> None:
+    """Raise if ultralytics is missing, which the model or checkpoint of this name needs."""
+    if find_spec("ultralytics") is None:
+        raise ModelError(
+            f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: "
+            'pip install "simam_inject[ultralytics]"'
+        )
 
 
 def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -29,10 +34,9 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
     Raises:
         ModelError: ultralytics is missing, the name is unknown, or the file cannot be fetched or read.
     """
-    if find_spec("ultralytics") is None:
-        raise ModelError(
-            f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: {_INSTALL}"
-        )
+    check_installed(name)
+    from simam_inject.dataflow.example import declared_size
+
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     if pretrained or name.endswith(".pt"):
         if num_classes is not None:
@@ -40,26 +44,29 @@ def build_ultralytics(name: str, *, pretrained: bool = False, num_classes: int |
                 f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
             )
         model, note = _load(name, f"{stem}.pt")
+        size = declared_size(model.model)
     else:
         model, note = _construct(name, stem, num_classes), describe_weights("ultralytics", pretrained=False)
-    size = _CLASSIFICATION_SIZE if model.task == "classify" else _DETECTION_SIZE
-    return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, 3, size, size),))
+        size = (3, 224, 224) if model.task == "classify" else declared_size(model.model)
+    return ZooModel(name=name, model=model, source="ultralytics", note=note, input_shapes=((1, *size),))
 
 
 def _load(name: str, checkpoint: str) -> tuple[Any, str]:
-    """A file, if the name says so and it is there, or what ultralytics publishes; with a note on its weights."""
+    """An existing checkpoint, or the one that ultralytics publishes, with a note on its weights."""
     from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
+
+    from simam_inject.recipe.wording import nearest
 
     is_file = name == checkpoint and Path(name).is_file()
     if _is_model_file(name):
         raise ModelError(f"{name}: a model file of your own has no published weights.")
     if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
-        near = find_nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
+        near = nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
         advice = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
     with fetching(f"ultralytics:{name}", pretrained=not is_file):
-        model = YOLO(checkpoint)  # it turns into RTDETR, YOLOWorld or YOLOE by itself, by what the checkpoint holds
+        model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these
     return model, f"weights of {checkpoint}" if is_file else describe_weights("ultralytics", pretrained=True)
 
 
@@ -73,7 +80,7 @@ def _construct(name: str, stem: str, num_classes: int | None) -> Any:
         _check_model_file(name, text)
         is_rtdetr = is_rtdetr or "RTDETRDecoder" in text
     elif stem not in list_ultralytics():
-        raise unknown_model(stem, list_ultralytics(), library="ultralytics")
+        raise unknown_model(stem, "ultralytics")
     with fetching(f"ultralytics:{name}", pretrained=False):
         # Only a checkpoint makes `YOLO` an RT-DETR; built from a YAML it has no task for it (ultralytics 8.4).
         model = (RTDETR if is_rtdetr else YOLO)(file)

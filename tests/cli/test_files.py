@@ -75,6 +75,8 @@ def test_a_saved_file_is_shown_and_checked_and_read_as_weights(run, folder):
     assert "0 sites inserted with e_lambda 0.0001, 2 already there, 0 skipped" in again.stdout
     assert "\nverified: " in again.stdout
     assert run("check", "x.safetensors", "--model", "nets.py:make_wide").exit_code == 0
+    run("nets.py:make_wide", "--num-classes", "7", "--after", "block", *SMALL, "--output", "wide.safetensors")
+    assert run("check", "wide.safetensors", "--model", "nets.py:make_wide", "--num-classes", "7").exit_code == 0
 
 
 @pytest.mark.parametrize(
@@ -142,7 +144,8 @@ def test_calibration_reports_every_site(run, folder, built):
         Image.effect_noise((40, 30), 60 + index).convert("RGB").save(images / f"{index}.png")
     result = run(NET, "--after", "block", *SMALL, "--calibrate", "images", "--json")
     assert result.exit_code == 0, result.stderr
-    assert json.loads(result.stdout)["calibration"]
+    data = json.loads(result.stdout)
+    assert [fit["gain"] for fit in data["calibration"]["sites"]] == [site["gain"] for site in data["insertions"]]
     assert all(site.gain > 1.0 for site in injected(built[0].model))
     (folder / "empty").mkdir()
     assert "no image found in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr

@@ -94,7 +94,7 @@ class _Page(HTMLParser):
 
 
 def test_report_is_one_whole_page(run, folder):
-    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", "page.html")
+    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--strength", "0.5", "--html", "page.html")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == "wrote page.html: 2 sites, verified: 7 checks"
     text = (folder / "page.html").read_text()
@@ -107,7 +107,14 @@ def test_report_is_one_whole_page(run, folder):
     assert text.count('class="simam"') == 2
     assert "<title>blocks.0: Block, 8x16x16\nSimAM after blocks.0</title>" in text
     assert "after: output" in text
+    assert "2 sites (blocks.0 .. blocks.1): strength 0.5" in text
     assert sum(row[:1] == ["ok"] for row in page.rows) == 7
+
+
+def test_a_full_disk_is_one_message(run, folder):
+    (folder / "page.html").symlink_to("/dev/full")
+    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", "page.html")
+    assert (result.exit_code, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
 
 
 def test_report_needs_a_folder_that_exists(run):
@@ -187,6 +194,7 @@ MISTAKES = [
     ("resnet50 --after block --e-lambda -1", "e_lambda"),
     ("resnet50 --after block --e-lambda nan", "e_lambda"),
     ("resnet50 --after block --e-lambda small", "write a number"),
+    ("resnet50 --after block --seed 99999999999999999999", "4294967295"),
     ("resnet50 --after block --strength 2", "less than or equal to 1"),
     ("resnet50 --after block --input-size 32", "channels x height x width"),
     ("resnet50 --after block --input-size 3x0x32", "channels x height x width"),

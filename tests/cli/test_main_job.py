@@ -1,6 +1,7 @@
 """`simam-inject MODEL --after X`: what is reported, what is returned, what a mistake says."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -26,6 +27,15 @@ def test_report_of_a_verified_injection(run):
     assert [line for line in result.stdout.splitlines() if line.startswith("verified: ")] == ["verified: 7 checks"]
     assert "inject(model, 'after block', example_inputs=torch.rand(1, 3, 32, 32))" in result.stdout
     assert "weights as Net makes them" in result.stdout
+
+
+def test_the_size_is_part_of_the_next_step_unless_the_model_declares_it(run):
+    def advice(*options):
+        return re.search(r"inject\(model, (.*)\)\n", run("timm:test_resnet", *place, *options).stdout)[1]
+
+    place = ("--after", "basicblock")
+    assert advice() == advice("--input-size", "3x160x160") == "'after basicblock'"
+    assert advice("--input-size", "3x224x224") == "'after basicblock', example_inputs=torch.rand(1, 3, 224, 224)"
 
 
 def test_verbose_names_each_check_and_quiet_prints_nothing(run):
@@ -160,6 +170,8 @@ def test_the_strength_reaches_every_simam(run, built):
     result = run(NET, "--after", "block", *SMALL, "--strength", "0.25")
     assert result.exit_code == 0, result.stderr
     assert {site.strength for site in injected(built[0].model)} == {0.25}
+    data = json.loads(run(NET, "--after", "block", *SMALL, "--strength", "0.25", "--json").stdout)
+    assert {site["strength"] for site in data["insertions"]} == {0.25}
     assert "nets.py:Net, after block, strength 0.25 (" in result.stdout
     assert "strength=0.25" in result.stdout
 

@@ -82,6 +82,7 @@ def test_differences_follow_the_strength(maps):
             1,
             "no site matches --site three.*; SimAM is at blocks.0.conv1, blocks.1.conv1",
         ),
+        ((*USUAL, "--site", "{three"), 2, "--site: '{three' has an unbalanced brace"),
         ((*USUAL, "--channel", "8"), 2, "has channels 0 to 7; found 8"),
         ((*USUAL, "--output", "maps.txt"), 2, "must end in .png, .jpg, .pdf, .svg"),
         ((*USUAL, "--output", "none/maps.png"), 2, "no such folder: 'none'"),

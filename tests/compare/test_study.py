@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -154,6 +155,15 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(file):
     assert len(other.cells) == 3
 
 
+def test_the_command_is_recorded_without_the_password_of_the_database(file, monkeypatch):
+    words = ["--study", "postgresql+psycopg2://me:se/cret@host:5432/name", "--seeds", "1"]
+    monkeypatch.setattr("sys.argv", ["simam-inject", "compare", "resnet18", *words])
+    compare(make_model, [RECIPE], noisy, seeds=1, storage=file)
+    assert "cret" not in file.read_text(encoding="utf-8")
+    command = "simam-inject compare resnet18 --study 'postgresql+psycopg2://me:***@host:5432/name' --seeds 1"
+    assert command in load_comparison(file).to_markdown()
+
+
 def test_seeds_that_are_added_after_a_look_are_counted(file):
     once = compare(make_model, [RECIPE], noisy, seeds=5, storage=file)
     same = compare(make_model, [RECIPE], noisy, seeds=5, storage=file)
@@ -183,6 +193,18 @@ def test_a_line_that_a_killed_worker_left_half_written_costs_nothing(file):
     queue.finish(claim, cell(claim))
     assert all(json.loads(line) for line in file.read_bytes().splitlines())
     assert len(load_comparison(file).cells) == 1
+
+
+def test_a_learning_curve_that_diverged_is_stored(file):
+    def train(model, seed, report):
+        report(1, float("nan"))
+        report(2, float("inf"))
+        return float("nan")
+
+    compare(make_model, [RECIPE], train, seeds=1, storage=file)
+    (first, second) = load_comparison(file).cells[0].curve
+    assert (math.isnan(first[1]), second) == (True, (2, math.inf))
+    assert "diverged" in load_comparison(file).to_markdown()
 
 
 @contextmanager
@@ -230,13 +252,21 @@ def test_a_study_that_is_not_there(tmp_path, make, message):
         load_comparison(make(tmp_path))
 
 
-def test_a_file_that_is_no_study(tmp_path):
-    (tmp_path / "notes.txt").write_text("hello\nworld\n", encoding="utf-8")
+@pytest.mark.parametrize("text", ["hello", "hello\n", "hello\nworld\n", '{"op_code":0}\nhello\n{}\n'])
+def test_a_file_that_is_no_study_is_refused_and_left_alone(tmp_path, text):
+    file = tmp_path / "notes.txt"
+    file.write_text(text, encoding="utf-8")
     with pytest.raises(CompareError, match="is not a study"):
-        load_comparison(tmp_path / "notes.txt")
-    optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(tmp_path / "empty.journal")))
+        load_comparison(file)
+    with pytest.raises(CompareError, match="is not a study"):
+        compare(make_model, [RECIPE], noisy, seeds=1, storage=file)
+    assert file.read_text(encoding="utf-8") == text
+
+
+def test_a_storage_without_the_study_lists_those_that_it_has(file):
+    optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(file)))
     with pytest.raises(CompareError, match="has no study named 'compare'; it has: none"):
-        load_comparison(tmp_path / "empty.journal")
+        load_comparison(file)
 
 
 def work(storage, seeds):

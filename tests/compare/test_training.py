@@ -1,6 +1,7 @@
 """The trainer and its image folders, and `simam-inject compare` from end to end on stripes drawn here."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from typer.testing import CliRunner
 from simam_inject import plan
 from simam_inject.cli import comparing
 from simam_inject.cli.options import parse_time
-from simam_inject.compare import Report, load_comparison, variants
+from simam_inject.compare import Report, load_comparison, running, variants
 from simam_inject.compare.setups import set_up
-from simam_inject.compare.training import Training, fit, open_folder
+from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError, InjectError
 from tests.compare.networks import RECIPE
 
@@ -77,6 +78,16 @@ def test_the_same_seed_is_the_same_run_and_another_is_not(images):
     assert not torch.equal(ends[0], ends[2])
 
 
+def test_no_two_seeds_and_epochs_share_an_order(images):
+    orders = []
+    for seed in range(3):
+        loader, _ = make_loaders(open_folder(images, 16, augment=False), SHORT, seed)
+        for epoch in range(3):
+            loader.sampler.set_epoch(epoch)
+            orders.append(tuple(loader.sampler))
+    assert len(set(orders)) == 9
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(images):
     report = Report()
     value = fit(
@@ -136,9 +147,9 @@ def test_recipes_are_checked_before_the_number_of_training_images(images):
     many = Training(epochs=1, batch=500, size=16)
     for recipes, message in ((["papr"], "did you mean 'paper'"), (["unet"], "matches no site")):
         with pytest.raises(InjectError, match=message):
-            set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=recipes)
+            set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(recipes, [], []))
     with pytest.raises(CompareError, match=r"fewer than one batch of 500; use a smaller --batch"):
-        set_up(f"{images}/net.py:net", str(images), many, "cpu", recipes=["after conv2d"])
+        set_up(f"{images}/net.py:net", str(images), many, "cpu", variants.list_variants(["after conv2d"], [], []))
 
 
 def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
@@ -185,6 +196,25 @@ def test_the_command_plans_each_recipe_once(command, monkeypatch):
     )
     assert command("--budget", "0s", "--recipe", "after relu").exit_code == 0
     assert planned == [RECIPE, "after relu"]
+
+
+def test_a_worker_that_prints_much_is_not_blocked(command, tmp_path, monkeypatch):
+    worker, done = tmp_path / "python", tmp_path / "done"
+    worker.write_text(f"#!/bin/sh\nhead -c 200000 /dev/zero >&2\ntouch {done}\nexit 3\n")
+    worker.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(worker))
+    run_study, deadline = running.run_study, time.monotonic() + 20
+
+    def run_after_the_worker(*arguments, **options):
+        while not done.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return run_study(*arguments, **options)
+
+    monkeypatch.setattr(running, "run_study", run_after_the_worker)
+    result = command("--budget", "0s", "--workers", "2")
+    assert result.exit_code == 0, result.output
+    assert "a worker ended with exit code 3" in result.stderr
 
 
 def test_a_budget_and_another_command_on_the_same_study(command):

@@ -13,7 +13,7 @@ from simam_inject.editing import attach
 from simam_inject.errors import ModelError, NoMatchError
 from tests.engine.blocks import Block, Net, conv
 from tests.engine.snapshot import snapshot
-from tests.oracle import hooked, same_bits
+from tests.oracle import assert_right, hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 
@@ -469,3 +469,37 @@ def test_a_returned_map_that_only_the_block_itself_reads_is_skipped(entries, tak
     assert [one.path for one in planned.insertions] == [f"several:{entry}" for entry in taken]
     skipped = {skip.path: skip.reason for skip in planned.skips}
     assert all("never used" in skipped[f"several:{entry}"] for entry in {0, 1} - set(taken))
+
+
+class Pyramid(nn.Module):
+    """Returns a map that an `Identity` passes on, inside a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.block, self.pool = Block(), nn.Identity()
+
+    def forward(self, x):
+        x = self.pool(self.block(x) + 1)
+        return x.mean((2, 3)), [x, x * 2]
+
+
+@pytest.mark.parametrize("rules", [["*"], ["pool", ":1:0"], [":1:0", "pool"]])
+def test_two_names_of_one_tensor_are_attended_once(rules):
+    torch.manual_seed(1)
+    x = torch.rand(2, 4, 8, 8, dtype=torch.float64)
+    plain = Pyramid().double().eval()
+    model = copy.deepcopy(plain)
+    exclude = ["block*", "add", "mul", ":1:1"] if rules == ["*"] else []
+    inject(
+        model,
+        {"rules": [{"path": path, "after": "output", "optional": True} for path in rules]},
+        example_inputs=x,
+        exclude=exclude,
+    )
+    assert [insertion.edit.module for insertion in injected(model)] == ["pool"]
+    with hooked(copy.deepcopy(plain), ["pool"], 1e-4, simam) as oracle, torch.no_grad():
+        assert_right(model(x), oracle(x), plain(x))
+    names = [{"path": path, "after": "output", "optional": True} for path in ("pool", ":1:0")]
+    with pytest.warns(UserWarning, match="already have SimAM"):
+        inject(model, {"rules": names}, example_inputs=x)
+    assert len(injected(model)) == 1

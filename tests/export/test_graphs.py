@@ -8,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxscript import ir
 from torch import nn
 
 from simam_inject import inject
@@ -17,7 +18,7 @@ from tests.export.networks import attended, image
 
 
 def attention_nodes(path):
-    return [node for node in onnx.load(str(path)).graph.node if scope_of(node).endswith(".simam")]
+    return [node for node in ir.load(path).graph if scope_of(node).endswith(".simam")]
 
 
 def test_a_site_of_fixed_size_is_short_and_computes_no_shape(tmp_path):

@@ -7,7 +7,7 @@ import torch
 
 from simam_inject import bypass, eject
 from simam_inject.export import LostSiteError, export, prove
-from simam_inject.export.gates import Operation, find_gates
+from simam_inject.export.graph import Operation, find_gates
 from tests.export.networks import attended, image
 from tests.networks import Network
 
@@ -20,7 +20,7 @@ def write(model, path):
     from simam_inject.dataflow.example import Example
     from simam_inject.export.exporting import _form_of
 
-    _form_of(path).write(model.eval(), Example((image(),), {}), (), path)
+    _form_of(path).write(model.eval(), (Example((image(),), {}),), path)
     return path
 
 
@@ -113,24 +113,24 @@ def test_a_failed_proof_leaves_the_file_that_was_there(tmp_path, monkeypatch):
 
 def chain(*, half=0.5, root="sqrt", reads=True):
     """SimAM's graph by hand, and near misses of it."""
-    operations = (
-        Operation("mean", ("x",), ("mean",)),
-        Operation("sub", ("x", "mean"), ("d",)),
-        Operation("mul", ("d", 1 / 16), ("small",)),
-        Operation("mul", ("small", "small"), ("squares",)),
-        Operation("mean", ("squares",), ("variance",)),
-        Operation("mul", ("variance", 4.0), ("spread",)),
-        Operation("add", ("spread", 4 * 1e-4 / 256), ("energy",)),
-        Operation(root, ("energy",), ("root",)),
-        Operation("div", ("small", "root"), ("normal",)),
-        Operation("mul", ("normal", "normal"), ("square",)),
-        Operation("add", (half, "square"), ("argument",)),
-        Operation("sigmoid", ("argument",), ("gate",)),
-        Operation("cast", ("gate",), ("narrow",)),
-        Operation("mul", ("x", "narrow"), ("y",)),
-        Operation("relu", ("y" if reads else "x",), ("z",)),
-    )
-    return operations, ("z",)
+    graph = {
+        "mean": Operation("mean", ("x",)),
+        "d": Operation("sub", ("x", "mean")),
+        "small": Operation("mul", ("d", 1 / 16)),
+        "squares": Operation("mul", ("small", "small")),
+        "variance": Operation("mean", ("squares",)),
+        "spread": Operation("mul", ("variance", 4.0)),
+        "energy": Operation("add", ("spread", 4 * 1e-4 / 256)),
+        "root": Operation(root, ("energy",)),
+        "normal": Operation("div", ("small", "root")),
+        "square": Operation("mul", ("normal", "normal")),
+        "argument": Operation("add", (half, "square")),
+        "gate": Operation("sigmoid", ("argument",)),
+        "narrow": Operation("cast", ("gate",)),
+        "y": Operation("mul", ("x", "narrow")),
+        "z": Operation("relu", ("y" if reads else "x",)),
+    }
+    return graph, ("z",)
 
 
 def test_the_formula_is_recognised_without_names():
@@ -149,12 +149,12 @@ def test_a_gate_that_nothing_reads_is_not_live():
 
 
 def test_squeeze_and_excite_is_no_gate():
-    operations = (
-        Operation("conv", ("x",), ("c",)),
-        Operation("sigmoid", ("c",), ("s",)),
-        Operation("mul", ("x", "s"), ("y",)),
-    )
-    assert find_gates(operations, ("y",)) == ()
+    graph = {
+        "c": Operation("conv", ("x",)),
+        "s": Operation("sigmoid", ("c",)),
+        "y": Operation("mul", ("x", "s")),
+    }
+    assert find_gates(graph, ("y",)) == ()
 
 
 class Pair(torch.nn.Module):
@@ -177,3 +177,24 @@ def test_a_file_may_leave_out_the_last_outputs_only(tmp_path):
     assert comparison.left_out == 1
     with pytest.raises(LostSiteError, match="the file has 3 outputs, the model 2"):
         prove(write(three, tmp_path / "three.pt2"), model, example_inputs=image())
+
+
+class Spectrum(torch.nn.Module):
+    """Returns a complex tensor."""
+
+    def __init__(self, phase):
+        super().__init__()
+        self.net = attended()
+        self.phase = phase
+
+    def forward(self, x):
+        y = self.net(x)
+        return torch.complex(y, self.phase * y)
+
+
+def test_the_imaginary_part_of_an_output_is_compared(tmp_path):
+    model, other = Spectrum(1.0), Spectrum(2.0)
+    other.net = model.net
+    assert export(model, tmp_path / "net.pt2", example_inputs=image()).difference < 1e-5
+    with pytest.raises(LostSiteError, match="output differs from eager mode"):
+        prove(write(other, tmp_path / "other.pt2"), model, example_inputs=image())

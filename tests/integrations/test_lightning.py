@@ -213,7 +213,7 @@ def test_the_best_checkpoint_of_a_fit_is_injected(tmp_path):
 def test_a_hostile_record_is_refused(tmp_path):
     file = saved(tmp_path, inject(Net(), RECIPE, example_inputs=IMAGE, verify=False))
     checkpoint = torch.load(file, weights_only=False)
-    checkpoint[KEY]["record"]["sites"][0]["child"] = "forward"
+    checkpoint[KEY]["record"]["sites"][0]["module"] = "forward"
     torch.save(checkpoint, file)
     with pytest.raises(FileError, match="is not the name of a SimAM"):
         Net.load_from_checkpoint(file)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from simam_inject.dataflow.records import Anatomy
-from simam_inject.matching import idle_exclude, match, unmatched_message
+from simam_inject.matching import match, unmatched_exclude, unmatched_message
 from simam_inject.recipe import Recipe
 from tests.matching.networks import NETWORKS
 
@@ -131,6 +131,7 @@ MESSAGES = [
     ),
     ("resnet", "{block: layer1, after: 0.conv2}", ["a module path: write path: layer1.0.conv2, after: output"]),
     ("resnet", "{block: layer1, before: input}", ["a module path: write path: layer1, before: input"]),
+    ("resnet", "{block: '" + "{a,b}" * 5 + "', after: '" + "{a,b}" * 3 + "'}", ["no block named"]),
     ("resnet", "{path: Layer1, after: output}", ["mean 'layer1'?", "letter case"]),
     ("resnet", "{path: 'layer1|layer2', after: output}", ["globs, not regular expressions"]),
     ("resnet", "{block: Bottleneck, after: output, path: layr1}", ["\npath: 'layr1' matches", "mean 'layer1'?"]),
@@ -192,7 +193,7 @@ IDLE = [
 
 @pytest.mark.parametrize(("text", "hint"), IDLE)
 def test_an_exclude_that_matches_nothing_says_what_is_near(text, hint):
-    message = idle_exclude(
+    message = unmatched_exclude(
         Recipe(rules=[{"block": "Bottleneck", "after": "conv2", "exclude": text}]), NETWORKS["resnet"]
     )
     assert message is not None
@@ -213,9 +214,9 @@ def test_an_exclude_that_matches_nothing_says_what_is_near(text, hint):
 )
 def test_an_exclude_that_matches_a_path_or_may_match_none_is_fine(text, optional):
     rule = {"block": "Bottleneck", "after": "conv2", "exclude": text, "optional": optional}
-    assert idle_exclude(Recipe(rules=[rule]), NETWORKS["resnet"]) is None
+    assert unmatched_exclude(Recipe(rules=[rule]), NETWORKS["resnet"]) is None
 
 
 def test_one_that_matches_does_not_excuse_the_other():
     rule = {"block": "Bottleneck", "after": "conv2", "exclude": ["layer2", "layr1"]}
-    assert "'layr1'" in str(idle_exclude(Recipe(rules=[rule]), NETWORKS["resnet"]))
+    assert "'layr1'" in str(unmatched_exclude(Recipe(rules=[rule]), NETWORKS["resnet"]))

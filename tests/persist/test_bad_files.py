@@ -123,11 +123,11 @@ def test_renamed_tensors(file, refused):
 @pytest.mark.parametrize(
     ("version", "words"),
     [
-        (1, "in format 1 by an older simam_inject; this one reads format 2"),
-        (3, "in format 3 by a newer simam_inject; this one reads format 2"),
+        (2, "in format 2 by an older simam_inject; this one reads format 3"),
+        (4, "in format 4 by a newer simam_inject; this one reads format 3"),
         (None, "format: "),
         (True, "format: "),
-        ("2", "format: "),
+        ("3", "format: "),
     ],
 )
 def test_other_formats(version, words, file, refused):
@@ -143,17 +143,18 @@ def test_another_recipe_version(file, refused):
 def twice(data):
     """List the first site again."""
     data["sites"].append(data["sites"][0])
-    data["settings"].append([1.0, 1.0])
-
-
-def without(name):
-    """Leave out the last entry of a field."""
-    return lambda data: data.update({name: data[name][:-1]})
 
 
 def edit(**changes):
     """Change the edit of the first site."""
     return lambda data: data["sites"][0]["edit"].update(changes)
+
+
+def held_by(module):
+    """Let another module hold the first SimAM."""
+    return lambda data: data["sites"][0].update(
+        edit=data["sites"][0]["edit"] | {"module": module}, module=f"{module}.simam"
+    )
 
 
 def site(**changes):
@@ -171,10 +172,9 @@ def site(**changes):
         (lambda data: data.update(sites={"a": 1}), "sites: "),
         (lambda data: data["sites"].append({"module": 1}), "sites.2"),
         (twice, "the same SimAM twice"),
-        (without("settings"), "no strength and gain for every site"),
-        (lambda data: data.update(settings=[[2.0, 1.0]] * 2), "settings.0.0: "),
-        (lambda data: data.update(settings=[[1.0, -1.0]] * 2), "settings.0.1: "),
-        (lambda data: data.update(settings=[[1.0, float("nan")]] * 2), "settings.0.1: "),
+        (site(strength=2.0), "sites.0.strength: "),
+        (site(gain=-1.0), "sites.0.gain: "),
+        (site(gain=float("nan")), "sites.0.gain: "),
         (lambda data: data.update(recipes=[{}]), "holds a recipe that this package cannot read"),
         (lambda data: data.update(versions={"torch": 2}), "versions.torch: "),
         (lambda data: data.update(layout=None), "layout: "),
@@ -187,18 +187,19 @@ def site(**changes):
             lambda data: data.update(example={"args": ["tensor float32 99999999 99999999"], "kwargs": {}}),
             "example.args.0: ",
         ),
-        (edit(module="nowhere"), "Network has no module 'nowhere'"),
-        (edit(module="blocks"), "Sequential, which cannot have a SimAM as a child"),
-        (edit(module="blocks.0.conv1.weight"), "Network has no module"),
-        (edit(module="__class__"), "Network has no module"),
+        (held_by("nowhere"), "Network has no module 'nowhere'"),
+        (held_by("blocks"), "Sequential, which cannot have a SimAM as a child"),
+        (held_by("blocks.0.conv1.weight"), "Network has no module"),
+        (held_by("__class__"), "Network has no module"),
         (edit(module="a\nb"), "sites.0.edit.output.module|sites.0.edit.module"),
+        (edit(module="blocks.1"), "is not the name of a SimAM in 'blocks.1'"),
         (edit(kind="call"), "sites.0.edit"),
         (edit(key=[1]), "sites.0.edit"),
         (edit(kind="input", argument="x); import os"), "sites.0.edit"),
         (edit(extra=1), "sites.0.edit"),
-        (site(child="__class__"), "sites.0.child: .* is not the name of a SimAM"),
-        (site(child="simam_x\n"), "sites.0.child"),
-        (site(child="forward"), "sites.0.child"),
+        (site(module="blocks.0.__class__"), "sites.0: .* is not the name of a SimAM"),
+        (site(module="blocks.0.simam_x\n"), "sites.0.module"),
+        (site(module="blocks.0.forward"), "sites.0: .* is not the name of a SimAM"),
         (site(path=5), "sites.0.path"),
         (site(path="a" * 2000), "sites.0.path"),
         (site(position="inside"), "sites.0.position"),
@@ -206,7 +207,7 @@ def site(**changes):
         (site(e_lambda=-1.0), "sites.0.e_lambda"),
         (site(e_lambda="0.1"), "sites.0.e_lambda"),
         (site(channel_dim=[1]), "sites.0.channel_dim"),
-        (site(channel_dim=0), "sites.0.channel_dim"),
+        (site(channel_dim=0), "with channel_dim 0"),
         (site(shape=[1, 2]), "sites.0.shape"),
         (site(shape=[1, 2, -3]), "sites.0.shape"),
         (site(extra=1), "sites.0.extra"),
@@ -214,7 +215,8 @@ def site(**changes):
         (site(expression={"method": "os.system", "digest": "0" * 16, "span": [0, 0, 0, 0]}), "sites.0.expression"),
         (
             lambda data: data["sites"][0].update(
-                edit={"kind": "rewritten", "module": "blocks.0", "value": "add"},
+                edit={"kind": "rewritten", "owner": "blocks.0", "value": "add"},
+                module="blocks.0.simam_add",
                 expression={"method": "__setattr__", "digest": "0" * 16, "span": [0, 0, 0, 0]},
             ),
             "BasicBlock.__setattr__ is not run by forward",
@@ -228,7 +230,13 @@ def test_metadata_that_say_nonsense(change, words, file, refused):
 
 def test_a_site_that_another_module_holds_gets_its_settings(file):
     """The model has the file's sites at the same places, though the file names another child for one of them."""
-    rewrite(file, lambda data: data["sites"][0].update(child="simam_other") or data.update(settings=[[0.5, 1.0]] * 2))
+
+    def change(data):
+        for place, one in enumerate(data["sites"]):
+            one.update(strength=0.5)
+            one.update(module=f"{one['module']}_other" if place == 0 else one["module"])
+
+    rewrite(file, change)
     other = inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False)
     load(file, other)
     assert {site.strength for site in injected(other)} == {0.5}

@@ -89,7 +89,7 @@ def test_the_metadata_tell_recipe_sites_and_versions(file):
     with safe_open(file, framework="pt") as opened:
         assert opened.metadata()["format"] == "pt"
         data = json.loads(opened.metadata()[KEY])
-    assert sorted(data) == ["example", "format", "layout", "recipes", "settings", "sites", "versions"]
+    assert sorted(data) == ["example", "format", "layout", "recipes", "sites", "versions"]
 
 
 def test_two_recipes_are_both_remembered(model, tmp_path):
@@ -249,7 +249,7 @@ def test_other_sites_are_refused(file):
 
 def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path):
     file = save(inject(mixed(0), INSIDE, example_inputs=EXAMPLE, verify=False), tmp_path / "x.safetensors")
-    digest = read(file).sites[0]["expression"]["digest"]
+    digest = read(file).sites[0].expression.digest
     file.write_bytes(file.read_bytes().replace(digest.encode(), b"0" * 16))
     other = mixed(1)
     before = state(other)

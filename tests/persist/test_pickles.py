@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import pickle
 import subprocess
 import sys
@@ -269,7 +270,14 @@ def test_an_optimizer_goes_on_after_both_were_saved(tmp_path):
 
 
 def state_of(hook):
-    return copy.deepcopy({name: value for name, value in hook.__dict__.items() if name != "function"})
+    return copy.deepcopy(hook.__getstate__())
+
+
+def with_first_site(state, change):
+    """The state with a change of its first site, which is JSON."""
+    sites = json.loads(state["sites"])
+    change(sites[0])
+    return state | {"sites": json.dumps(sites)}
 
 
 def rebuilt(kind, state):
@@ -280,8 +288,8 @@ def rebuilt(kind, state):
 
 
 SITES = [
-    lambda site: site.update(child="__class__"),
-    lambda site: site.update(child="forward"),
+    lambda site: site.update(module="__class__"),
+    lambda site: site.update(module="forward"),
     lambda site: site.update(path=5),
     lambda site: site.update(e_lambda=float("nan")),
     lambda site: site.update(e_lambda="0.1"),
@@ -303,30 +311,22 @@ def test_a_hook_with_a_hostile_site_is_refused(build, change):
     hook = next(hook for module in model.modules() for hook in hooks_on(module))
     state = state_of(hook)
     assert rebuilt(type(hook), copy.deepcopy(state)).sites == hook.sites
-    change(state["sites"][0])
     with pytest.raises(FileError, match="is not valid"):
-        rebuilt(type(hook), state)
+        rebuilt(type(hook), with_first_site(state, change))
 
 
 def test_a_hook_with_hostile_fields_is_refused():
     for kind, state in (
-        (OutputHook, {"sites": [], "has_bias": "yes"}),
+        (OutputHook, {"sites": "[]", "has_bias": "yes"}),
         (OutputHook, {"sites": "x", "has_bias": None}),
+        (OutputHook, {"sites": [1], "has_bias": None}),
         (OutputHook, {}),
-        (InputHook, {"sites": [], "names": "x"}),
-        (InputHook, {"sites": [], "names": [5]}),
-        (RewrittenMethod, {"sites": [], "method": "forward", "owner": nn.ReLU()}),
+        (InputHook, {"sites": "[]", "names": "x"}),
+        (InputHook, {"sites": "[]", "names": [5]}),
+        (RewrittenMethod, {"sites": "[]", "method": "forward", "owner": nn.ReLU()}),
     ):
         with pytest.raises(FileError, match="is not valid"):
             rebuilt(kind, state)
-
-
-def test_a_site_cannot_be_added_after_the_check():
-    state = state_of(hooks_on(outputs().blocks[0].conv2)[0])
-    hook = rebuilt(OutputHook, state)
-    state["sites"].append({"child": "x"})
-    state["sites"][0]["child"] = "x"
-    assert [site["child"] for site in hook.sites] == ["simam"]
 
 
 @pytest.mark.parametrize(
@@ -376,9 +376,9 @@ def hostile(method, name, where):
 
     model = expressions()
     (there,) = hooks_on(model)
-    state = copy.deepcopy({"method": method, "sites": there.sites})
-    state["sites"][0]["expression"].update(method=method, digest=method_source(getattr(Mixed, method)).digest)
-    rewritten = rebuilt(RewrittenMethod, state | {"owner": model})
+    digest = method_source(getattr(Mixed, method)).digest
+    state = with_first_site(state_of(there), lambda site: site["expression"].update(method=method, digest=digest))
+    rewritten = rebuilt(RewrittenMethod, state | {"owner": model, "method": method})
     if where == "attribute":
         del model.__dict__["mix"]
         model.__dict__[name] = rewritten
@@ -405,7 +405,7 @@ def test_a_method_that_a_file_binds_elsewhere_does_not_run(name, where, ran):
 def test_a_file_cannot_call_our_classes_with_nonsense():
     """An unpickler may call an allowed class with arguments of the file."""
     model = expressions()
-    sites = copy.deepcopy(hooks_on(model)[0].sites)
+    sites = hooks_on(model)[0].sites
     with pytest.raises(ModelError, match="is not run by forward"):
         RewrittenMethod.of(model, "overwrite", sites)
     with pytest.raises(ModelError, match="is not run by forward"):

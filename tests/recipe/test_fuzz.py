@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from simam_inject.errors import RecipeError
 from simam_inject.matching import match, unmatched_message
-from simam_inject.recipe import Recipe, Rule, Where, load_recipe, read_shipped, selector, shipped_recipes
+from simam_inject.recipe import Recipe, Rule, Where, load_recipe, read_shipped, shipped_recipes
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.recipe import load_text
 from simam_inject.recipe.rule import Pick
@@ -124,7 +124,7 @@ def check_source(source):
 
 
 def check_selector(position, text):
-    read((position, text), lambda source: selector(*source))
+    read(f"{position} {text}", load_recipe)
 
 
 @st.composite

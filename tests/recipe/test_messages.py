@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from simam_inject.errors import InjectError, RecipeError
-from simam_inject.recipe import Recipe, Rule, Where, load_recipe, selector
+from simam_inject.recipe import Recipe, Rule, Where, load_recipe
 
 
 def rule(text):
@@ -143,24 +143,21 @@ def test_a_channel_count_as_lambda_is_warned_of():
 
 
 SELECTORS = [
-    (("after", "bottleneck."), "selector", ["'after bottleneck.'", "BLOCK.CHILD"]),
-    (("after", ".conv2"), "selector", ["'after .conv2'", "BLOCK.CHILD"]),
-    (("after", "after bottleneck"), "selector", ["'after after bottleneck'"]),
-    (("before", "after bottleneck"), "selector", ["'before after bottleneck'"]),
-    (("into", "bottleneck"), "selector", ["'into bottleneck'", "after or before"]),
-    (
-        ("before", "bottleneck.output"),
-        "before",
-        ["write after: output", "(in the selector 'before bottleneck.output')"],
-    ),
-    (("after", "bottleneck.relu[0]"), "after", ["counted from 1", "(in the selector 'after bottleneck.relu[0]')"]),
+    ("after bottleneck.", "selector", ["'after bottleneck.'", "BLOCK.CHILD"]),
+    ("after .conv2", "selector", ["'after .conv2'", "BLOCK.CHILD"]),
+    ("after after bottleneck", "selector", ["'after after bottleneck'"]),
+    ("before after bottleneck", "selector", ["'before after bottleneck'"]),
+    ("into bottleneck", "recipe", ["'into bottleneck'", "'after bottleneck.conv2'"]),
+    ("after", "recipe", ["found 'after'", "write after BLOCK.CHILD"]),
+    ("before bottleneck.output", "before", ["write after: output", "(in the selector 'before bottleneck.output')"]),
+    ("after bottleneck.relu[0]", "after", ["counted from 1", "(in the selector 'after bottleneck.relu[0]')"]),
 ]
 
 
-@pytest.mark.parametrize(("selected", "path", "facts"), SELECTORS, ids=str)
-def test_a_selector_that_is_not_one_says_so(selected, path, facts):
+@pytest.mark.parametrize(("text", "path", "facts"), SELECTORS, ids=str)
+def test_a_selector_that_is_not_one_says_so(text, path, facts):
     with pytest.raises(RecipeError) as caught:
-        selector(*selected)
+        load_recipe(text)
     assert str(caught.value).startswith(f"{path}: ")
     assert not [fact for fact in facts if fact not in str(caught.value)], str(caught.value)
 

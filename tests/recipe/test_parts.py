@@ -7,8 +7,8 @@ import pytest
 
 from simam_inject.errors import RecipeError
 from simam_inject.kinds import FAMILIES, KINDS, find_kind, kind_of
-from simam_inject.recipe.names import lineage, parse_glob, parse_kind
-from simam_inject.recipe.operations import Operation, admits
+from simam_inject.recipe.names import Glob, Kind, lineage
+from simam_inject.recipe.operations import Operation, is_met
 from simam_inject.recipe.rule import Pick, Rule
 
 GLOBS = [
@@ -38,12 +38,12 @@ GLOBS = [
 
 @pytest.mark.parametrize(("glob", "text", "expected"), GLOBS)
 def test_globs_match_whole_texts(glob, text, expected):
-    assert parse_glob(glob).matches(text) is expected
+    assert Glob(glob).matches(text) is expected
 
 
 def test_letter_case_counts_in_paths_and_not_in_classes():
-    assert not parse_glob("layer1").matches("Layer1")
-    assert parse_glob("BASIC*").matches_any_case("basicBlock")
+    assert not Glob("layer1").matches("Layer1")
+    assert Glob("BASIC*").matches_any_case("basicBlock")
 
 
 def test_a_filter_covers_what_is_inside_a_module():
@@ -51,15 +51,15 @@ def test_a_filter_covers_what_is_inside_a_module():
     assert lineage("a") == ("a",)
     assert lineage("a.fpn:0") == ("a.fpn:0", "a.fpn", "a")
     assert lineage("a.fpn[2]:p.3") == ("a.fpn[2]:p.3", "a.fpn[2]", "a.fpn", "a")
-    assert parse_glob("neck").covers("neck:p3")
-    assert parse_glob("layer4").covers("layer4.0.relu[2]")
-    assert parse_glob("*relu").covers("layer4.0.relu[2]")
-    assert not parse_glob("layer4").covers("layer40.0")
-    assert not parse_glob("layer4.0").covers("layer4")
+    assert Glob("neck").covers("neck:p3")
+    assert Glob("layer4").covers("layer4.0.relu[2]")
+    assert Glob("*relu").covers("layer4.0.relu[2]")
+    assert not Glob("layer4").covers("layer40.0")
+    assert not Glob("layer4.0").covers("layer4")
 
 
 def test_no_glob_makes_the_search_explode():
-    glob = parse_glob("*a" * 90 + "b")
+    glob = Glob("*a" * 90 + "b")
     start = time.process_time()
     assert not glob.matches("a" * 5000)
     assert time.process_time() - start < 2.0
@@ -93,14 +93,14 @@ BOUNDS = [
 @pytest.mark.parametrize(("bounds", "fact", "expected"), BOUNDS)
 def test_bounds_admit(bounds, fact, expected):
     operation = Operation(op="conv", kernel=bounds)
-    assert admits(operation.kernel, fact) is expected
+    assert is_met(operation.kernel, fact) is expected
 
 
 def test_depthwise_is_a_fact_of_its_own():
     groups = Operation(op="conv", groups=["depthwise", 32]).groups
-    assert admits(groups, 64, depthwise=True)
-    assert admits(groups, 32)
-    assert not admits(groups, 64)
+    assert is_met(groups, 64, depthwise=True)
+    assert is_met(groups, 32)
+    assert not is_met(groups, 64)
     with pytest.raises(RecipeError, match="found 'depthwise'"):
         Operation(op="conv", kernel="depthwise")
 
@@ -135,7 +135,7 @@ NAMES = [
 
 @pytest.mark.parametrize(("name", "kind", "expected"), NAMES)
 def test_names_of_operations(name, kind, expected):
-    assert parse_kind(name).names(kind) is expected
+    assert Kind(name).includes(kind) is expected
 
 
 SPELLINGS = [
@@ -157,7 +157,7 @@ def test_one_vocabulary_for_classes_functions_and_operators(name, kind):
     assert kind_of(name) == kind
     if kind in KINDS:
         assert find_kind(name) == kind
-        assert parse_kind(name.strip("_")).names(kind), "the name of a class or function names its kind as well"
+        assert Kind(name.strip("_")).includes(kind), "the name of a class or function names its kind as well"
 
 
 def test_a_family_is_no_kind():

@@ -12,7 +12,7 @@ from simam_inject.matching import Skip
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Verification
 from simam_inject.recipe import load_recipe
-from simam_inject.reporting.formats import Table, format_bytes, format_map, format_span
+from simam_inject.reporting.formats import Table, format_map, format_span
 from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification, sites_table
 
 
@@ -142,14 +142,6 @@ def test_dict_is_json_and_whole():
     assert data["verification"]["ok"] is True
     assert data["verification"]["checks"][2] == {"name": "oracle", "ok": None, "detail": "no float64"}
     assert plan_to_dict(make_plan(()))["verification"] is None
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (43_700_000, "43.7 MB"), (2.5e9, "2.5 GB"), (3e15, "3e+03 TB")],
-)
-def test_bytes(count, text):
-    assert format_bytes(count) == text
 
 
 @pytest.mark.parametrize(

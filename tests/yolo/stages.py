@@ -286,7 +286,7 @@ def resume() -> dict:
     yolo.train(resume=True)
     assert seen == [(1, COUNT, COUNT), (2, COUNT, COUNT)], seen
     assert strengths == [[value] for value in STRENGTHS[2:]], strengths
-    assert {strength for strength, _ in yolo.model.yaml["simam"]["settings"]} == {1.0}
+    assert {site["strength"] for site in yolo.model.yaml["simam"]["sites"]} == {1.0}
     return check_pair(yolo.model(images()), yolo.model, images())
 
 

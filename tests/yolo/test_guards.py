@@ -195,9 +195,9 @@ def test_a_yaml_file_may_hold_a_recipe_in_the_users_words(wide, words):
 HOSTILE = [
     ("/etc/passwd", "names a file"),
     (7, "is a int"),
-    ({"format": 3, "recipes": [], "sites": [], "settings": []}, "a newer simam_inject"),
-    ({"format": 2, "recipes": [7], "sites": [], "settings": []}, r"model.yaml\['simam'\] is not valid: recipes.0"),
-    ({"format": 2, "recipes": [], "sites": ["x"], "settings": []}, r"is not valid: sites.0"),
+    ({"format": 4, "recipes": [], "sites": []}, "a newer simam_inject"),
+    ({"format": 3, "recipes": [7], "sites": []}, r"model.yaml\['simam'\] is not valid: recipes.0"),
+    ({"format": 3, "recipes": [], "sites": ["x"]}, r"is not valid: sites.0"),
 ]
 
 
@@ -210,14 +210,16 @@ def test_a_foreign_record_is_refused(found, message):
 def test_a_hostile_recorded_site_is_refused(record):
     """One case: what a record may hold is tested with files, tests/persist/test_bad_files.py."""
     table = copy.deepcopy(record)
-    table["simam"]["sites"][0]["child"] = "simam(x) or open('ran', 'w')"
-    with pytest.raises(FileError, match=r"sites\.0\.child"):
+    table["simam"]["sites"][0]["module"] += "(x) or open('ran', 'w')"
+    with pytest.raises(FileError, match=r"sites\.0: .* is not the name of a SimAM"):
         tasks.DetectionModel(table, verbose=False)
 
 
 def test_a_recorded_site_whose_module_is_not_there_is_an_error(record):
     table = copy.deepcopy(record)
-    table["simam"]["sites"][0]["edit"]["module"] = "model.0.cnov"
+    table["simam"]["sites"][0].update(
+        edit={"kind": "output", "module": "model.0.cnov", "key": None}, module="model.0.cnov.simam"
+    )
     with pytest.raises(FileError, match=r"has no module 'model\.0\.cnov'"):
         tasks.DetectionModel(table, verbose=False)
 
@@ -259,7 +261,7 @@ def test_eject_leaves_no_trace_on_the_yolo_object(yolo):
 
 def test_a_second_injection_is_recorded_with_the_first(yolo):
     inject(yolo, "after sppf", example_inputs=torch.rand(1, 3, 64, 64), verify=False)
-    assert {site["path"] for site in read(yolo.model).sites} == {*SITES, "model.9"}
+    assert {site.path for site in read(yolo.model).sites} == {*SITES, "model.9"}
     assert len(read(yolo.model).recipes) == 2
 
 

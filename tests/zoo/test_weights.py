@@ -75,9 +75,11 @@ def _unpublished() -> str:
 def test_a_checkpoint_file_is_loaded(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     saved = YOLO("yolov8n.yaml")
+    saved.ckpt = {"train_args": {"imgsz": 320}}
     saved.save("mine.pt")
     built = build("mine.pt")
     assert built.note == "weights of mine.pt"
+    assert built.input_shapes == ((1, 3, 320, 320),)
     key, expected = next(iter(saved.model.state_dict().items()))
     assert torch.equal(built.model.model.state_dict()[key].float(), expected.half().float())
 

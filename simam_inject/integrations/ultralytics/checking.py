@@ -93,7 +93,7 @@ def _load(path: Path) -> Any:
 def _compare(
     record: Record | None, trained: tuple[ExportedSite, ...], fused: tuple[ExportedSite, ...]
 ) -> tuple[CheckedSite, ...]:
-    planned = {site.module: site for site in record.insertions} if record else {}
+    planned = {site.module: site for site in record.sites} if record else {}
     runs, runs_fused = ({site.module: site.runs for site in found} for found in (trained, fused))
     sites: dict[str, Insertion | ExportedSite] = {**planned, **{site.module: site for site in trained}}
     return tuple(

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ SECTIONS = ("backbone", "head")
 _SIMAM = re.compile(r"_?simam_?", re.IGNORECASE)
 _ALONE = re.compile(r"|(module|attention|att|block|layer|[23]d)", re.IGNORECASE)
 """What may be left of the name of a row that is a SimAM and nothing else."""
+_OUTPUT = "output of the model"
+"""Class of a row that stands for whatever reads the last one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +41,18 @@ class Row:
     number: int
     sources: tuple[int, ...]
     """Numbers of the rows it reads; -1 is the input image."""
-    repeats: int
     module: str
-    args: tuple[Any, ...]
-
-    @property
-    def stock_module(self) -> str:
-        """The class without SimAM: `C2f` of `C2f_SimAM`."""
-        return _SIMAM.sub("", self.module)
-
-    @property
-    def is_simam(self) -> bool:
-        """The row is a SimAM and nothing else."""
-        return self.module != self.stock_module and bool(_ALONE.fullmatch(self.stock_module.rpartition(".")[2]))
+    stock_module: str
+    """The class without SimAM: `C2f` of `C2f_SimAM`."""
+    stock_path: str
+    """Path of the layer in the stock model; of a SimAM, that of the layer that takes its number."""
+    e_lambda: float | None
+    """Of a row that is a SimAM and nothing else; None for any other row."""
 
     @property
     def is_block(self) -> bool:
         """The row is a block with a SimAM inside."""
-        return self.module != self.stock_module and not self.is_simam
+        return self.module != self.stock_module and self.e_lambda is None
 
     @property
     def is_bottleneck(self) -> bool:
@@ -94,11 +90,11 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
     try:
         if not isinstance(data, Mapping):
             raise RecipeError(f"recipe: found {describe(data)}; a model file is a mapping with 'backbone' and 'head'")
-        reading = _Reading(list(_read_rows(data)))
+        reading = _Reading(data)
         rules = reading.rules()
         if not rules:
-            dead = any(row.is_simam for row in reading.rows)
-            problem = "no row reads the output of a SimAM row" if dead else "no row contains SimAM"
+            is_dead = any(row.e_lambda is not None for row in reading.rows)
+            problem = "no row reads the output of a SimAM row" if is_dead else "no row contains SimAM"
             start = f"backbone: {problem}, so there is nothing to import"
             raise RecipeError("\n  note: ".join([start, *reading.notes]))
     except RecipeError as error:
@@ -113,24 +109,121 @@ def write_recipe(recipe: Recipe) -> str:
     return yaml.safe_dump(recipe.to_dict(), sort_keys=False, allow_unicode=True, width=120)
 
 
-def _read_rows(data: Mapping[str, Any]) -> Iterator[Row]:
-    """The rows of a model file, their `from` resolved."""
-    number = 0
-    for section in SECTIONS:
-        if not isinstance(data.get(section), list):
-            raise RecipeError(f"{section}: is missing; an ultralytics model file lists its layers in backbone and head")
-        for index, entry in enumerate(data[section]):
-            yield _read_row(f"{section}[{index}]", number, entry)
-            number += 1
+class _Reading:
+    """The rows of one file, and what is to be said about them."""
 
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self.notes: list[str] = []
+        self.rows: list[Row] = []
+        self.origins: dict[int, tuple[int, float | None]] = {-1: (-1, None)}
+        """Number of a row -> the layer of the stock model whose value it returns, and the lambda of a SimAM between."""
+        for section in SECTIONS:
+            if not isinstance(data.get(section), list):
+                raise RecipeError(
+                    f"{section}: is missing; an ultralytics model file lists its layers in backbone and head"
+                )
+            for index, entry in enumerate(data[section]):
+                self.rows.append(self._read_row(f"{section}[{index}]", entry))
 
-def _read_row(place: str, number: int, entry: object) -> Row:
-    if isinstance(entry, list) and len(entry) == 4:
-        source, repeats, module, args = entry
-        if isinstance(module, str) and type(repeats) is int and isinstance(args, list):
-            sources = tuple(_resolve(place, number, one) for one in (source if isinstance(source, list) else [source]))
-            return Row(place, number, sources, repeats, module, tuple(args))
-    raise RecipeError(f"{place}: is not a row; rows are [from, repeats, module, args], e.g. [-1, 1, SimAM, []]")
+    def _read_row(self, place: str, entry: object) -> Row:
+        source, repeats, module, args = entry if isinstance(entry, list) and len(entry) == 4 else (None,) * 4
+        if not isinstance(module, str) or type(repeats) is not int or not isinstance(args, list):
+            raise RecipeError(f"{place}: is not a row; rows are [from, repeats, module, args], e.g. [-1, 1, SimAM, []]")
+        number, stock_module = len(self.rows), _SIMAM.sub("", module)
+        sources = tuple(_resolve(place, number, one) for one in (source if isinstance(source, list) else [source]))
+        stock_path = f"model.{sum(row.e_lambda is None for row in self.rows)}"
+        row = Row(place, number, sources, module, stock_module, stock_path, None)
+        if module == stock_module or not _ALONE.fullmatch(stock_module.rpartition(".")[2]):
+            return row
+        if repeats > 1:
+            self.notes.append(f"{row}: repeated {repeats} times; the recipe has one")
+        if len(sources) != 1:
+            raise RecipeError(f"{place}: a SimAM reads one layer; found {join_names(map(str, sources), 'and')}")
+        return replace(row, e_lambda=self._read_lambda(row, args))
+
+    def _read_lambda(self, row: Row, args: list[Any]) -> float:
+        """The lambda a SimAM row means: its only number, or the second beside a channel count."""
+        numbers = [value for value in args if type(value) in (int, float)]
+        e_lambda = next((float(value) for value in reversed(numbers) if _is_lambda(value)), DEFAULT_E_LAMBDA)
+        for value in numbers:
+            if not _is_lambda(value):
+                self.notes.append(
+                    f"{row}: {value} is probably a channel count and would make the gate a constant; the recipe has "
+                    f"e_lambda {e_lambda:g}"
+                )
+        return e_lambda
+
+    def rules(self) -> list[Rule]:
+        """A rule for each place; places of one kind and lambda share one."""
+        after: dict[float | None, list[str]] = defaultdict(list)
+        inside: list[str] = []
+        before: list[Rule] = []
+        for row in (row for row in self.rows if row.is_block):
+            self._note_block(row)
+            (inside if row.is_bottleneck else after[DEFAULT_E_LAMBDA]).append(row.stock_path)
+        for layer, readers in sorted(self._readers().items()):
+            row, lambdas = self.rows[layer], {e_lambda for _, e_lambda in readers}
+            if lambdas == {None}:
+                continue
+            if row.is_block and not row.is_bottleneck:
+                self.notes.append(f"{row}: a SimAM row follows it and would apply SimAM twice")
+            elif len(lambdas) == 1:
+                after[lambdas.pop()].append(row.stock_path)
+            else:
+                before += [
+                    self._before(layer, reader, e_lambda) for reader, e_lambda in dict.fromkeys(readers) if e_lambda
+                ]
+        rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
+        if inside:
+            rules.append(Rule(block="Bottleneck", path=inside, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
+        return rules + before
+
+    def _readers(self) -> dict[int, list[tuple[Row, float | None]]]:
+        """Layer -> the rows that read its value, each with the lambda of the SimAM that the value goes through."""
+        last = tuple(row.number for row in self.rows[-1:])
+        rows = [*self.rows, Row("", len(self.rows), last, _OUTPUT, _OUTPUT, "", None)]
+        used: set[int] = set()
+        for row in reversed(rows):
+            if row.e_lambda is None or row.number in used:
+                used.update(row.sources)
+        readers: dict[int, list[tuple[Row, float | None]]] = defaultdict(list)
+        for row in rows:
+            if row.e_lambda is not None:
+                self.origins[row.number] = self._origin_of(row, row.e_lambda, is_used=row.number in used)
+                continue
+            self.origins[row.number] = row.number, None
+            for source in row.sources:
+                layer, e_lambda = self.origins[source]
+                readers[layer].append((row, e_lambda))
+        return readers
+
+    def _origin_of(self, row: Row, e_lambda: float, *, is_used: bool) -> tuple[int, float]:
+        layer, other = self.origins[row.sources[0]]
+        if not is_used:
+            self.notes.append(f"{row}: its output is never used; the recipe omits it")
+        elif layer < 0:
+            raise RecipeError(f"{row.place}: is applied to the input image, not to a layer of the stock model")
+        elif other is not None:
+            self.notes.append(f"{row}: is applied to row {row.sources[0]}, also a SimAM; the recipe has one")
+        return layer, e_lambda
+
+    def _before(self, layer: int, row: Row, e_lambda: float) -> Rule:
+        """The rule for one reader among several. Its other inputs stay as they are."""
+        if row.module == _OUTPUT:
+            place = self.rows[-1].place
+            raise RecipeError(f"{place}: is the output, and other rows read row {layer} plain; no recipe says that")
+        origins = [self.origins[source] for source in row.sources]
+        others = [other for other, through in origins if through is None or other != layer]
+        if layer in others or -1 in others:
+            found = "the input image too" if -1 in others else f"row {layer} both plain and through a SimAM"
+            raise RecipeError(f"{row.place}: reads {found}; no recipe can distinguish the two")
+        exclude = tuple(self.rows[other].stock_path for other in others)
+        return Rule(path=row.stock_path, before="input", exclude=exclude, e_lambda=e_lambda)
+
+    def _note_block(self, row: Row) -> None:
+        where = "after its second convolution, before the add" if row.is_bottleneck else "on what it returns"
+        other = "" if row.is_bottleneck else "; if yours attends the concat inside, write before: cv2"
+        self.notes.append(f"{row}: taken for {row.stock_module} with a SimAM {where}, where most forks have it{other}")
 
 
 def _resolve(place: str, number: int, source: object) -> int:
@@ -142,106 +235,6 @@ def _resolve(place: str, number: int, source: object) -> int:
             "before"
         )
     return resolved
-
-
-class _Reading:
-    """The rows of one file, and what is to be said about them."""
-
-    def __init__(self, rows: list[Row]) -> None:
-        self.rows = rows
-        self.notes: list[str] = []
-        self.paths: dict[int, str] = {}
-        """Path in the stock model of every row without SimAM."""
-        for row in rows:
-            if not row.is_simam:
-                self.paths[row.number] = f"model.{len(self.paths)}"
-        self.lambdas = {row.number: self._read_lambda(row) for row in rows if row.is_simam}
-
-    def rules(self) -> list[Rule]:
-        """A rule for each place; places of one kind and lambda share one."""
-        after: dict[float, list[str]] = {}
-        before: list[Rule] = []
-        for row in (row for row in self.rows if row.is_block):
-            self._note_block(row)
-            if not row.is_bottleneck:
-                after.setdefault(DEFAULT_E_LAMBDA, []).append(self.paths[row.number])
-        for layer, readers in self._readers().items():
-            common, *more = {e_lambda for _, e_lambda in readers}
-            if self.rows[layer].is_block and not self.rows[layer].is_bottleneck:
-                self.notes.append(f"{self.rows[layer]}: a SimAM row follows it and would apply SimAM twice")
-            elif common is not None and not more:
-                after.setdefault(common, []).append(self.paths[layer])
-            else:
-                before += [self._before(layer, row, e_lambda) for row, e_lambda in dict.fromkeys(readers) if e_lambda]
-        rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
-        inside = [self.paths[row.number] for row in self.rows if row.is_bottleneck]
-        if inside:
-            rules.append(Rule(block="Bottleneck", path=inside, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
-        return rules + before
-
-    def _readers(self) -> dict[int, list[tuple[int, float | None]]]:
-        """Attended layer -> each read of it: by which row, and with which lambda if through a SimAM."""
-        found: dict[int, list[tuple[int, float | None]]] = {}
-        used: set[int] = set()
-        for row in self.rows:
-            if row.is_simam and row is not self.rows[-1]:
-                continue  # one at the end is the output, and reads for it
-            for source in row.sources if not row.is_simam else (row.number,):
-                layer, chain = self._attended(source)
-                used.update(chain)
-                found.setdefault(layer, []).append((row.number, self.lambdas[chain[0]] if chain else None))
-        for number in sorted(self.lambdas.keys() - used):
-            self.notes.append(f"{self.rows[number]}: its output is never used; the recipe omits it")
-        return {layer: reads for layer, reads in sorted(found.items()) if any(e_lambda for _, e_lambda in reads)}
-
-    def _attended(self, source: int) -> tuple[int, list[int]]:
-        """The layer whose value a row hands on, and the SimAM rows in between, the last one first."""
-        chain: list[int] = []
-        while source in self.lambdas:
-            chain.append(source)
-            source = self.rows[source].sources[0]
-        if chain and source < 0:
-            place = self.rows[chain[-1]].place
-            raise RecipeError(f"{place}: is applied to the input image, not to a layer of the stock model")
-        for row, other in pairwise(chain):
-            note = f"{self.rows[row]}: is applied to row {other}, also a SimAM; the recipe has one"
-            if note not in self.notes:
-                self.notes.append(note)
-        return source, chain
-
-    def _before(self, layer: int, reader: int, e_lambda: float) -> Rule:
-        """The rule for one reader among several. Its other inputs stay as they are."""
-        row = self.rows[reader]
-        if row.is_simam:
-            raise RecipeError(f"{row.place}: is the output, and other rows read row {layer} plain; no recipe says that")
-        origins = map(self._attended, row.sources)
-        others = [base for base, chain in origins if not chain or base != layer]
-        if layer in others or -1 in others:
-            found = "the input image too" if -1 in others else f"row {layer} both plain and through a SimAM"
-            raise RecipeError(f"{row.place}: reads {found}; no recipe can distinguish the two")
-        exclude = tuple(self.paths[other] for other in others)
-        return Rule(path=self.paths[reader], before="input", exclude=exclude, e_lambda=e_lambda)
-
-    def _note_block(self, row: Row) -> None:
-        where = "after its second convolution, before the add" if row.is_bottleneck else "on what it returns"
-        other = "" if row.is_bottleneck else "; if yours attends the concat inside, write before: cv2"
-        self.notes.append(f"{row}: taken for {row.stock_module} with a SimAM {where}, where most forks have it{other}")
-
-    def _read_lambda(self, row: Row) -> float:
-        """The lambda a row means: its only number, or the second beside a channel count."""
-        if row.repeats > 1:
-            self.notes.append(f"{row}: repeated {row.repeats} times; the recipe has one")
-        if len(row.sources) != 1:
-            raise RecipeError(f"{row.place}: a SimAM reads one layer; found {join_names(map(str, row.sources), 'and')}")
-        numbers = [value for value in row.args if type(value) in (int, float)]
-        e_lambda = next((float(value) for value in reversed(numbers) if _is_lambda(value)), DEFAULT_E_LAMBDA)
-        for value in numbers:
-            if not _is_lambda(value):
-                self.notes.append(
-                    f"{row}: {value} is probably a channel count and would make the gate a constant; the recipe has "
-                    f"e_lambda {e_lambda:g}"
-                )
-        return e_lambda
 
 
 def _is_lambda(value: int | float) -> bool:

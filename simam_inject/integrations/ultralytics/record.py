@@ -1,6 +1,6 @@
 """The record of an injection in `model.yaml["simam"]`: what `simam_inject.persist.record.Record` reads.
 
-    {"format": 2, "recipes": [...], "sites": [{"path": "model.2", ...}, ...], "settings": [[1.0, 1.0], ...], ...}
+    {"format": 3, "recipes": [...], "sites": [{"path": "model.2", ...}, ...], ...}
 
 A YAML file of the user's own may have a recipe, the name of a shipped one or a selector in its place.
 """
@@ -52,15 +52,11 @@ def write(network: Any) -> None:
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
-    now = Record.of(network).model_dump(mode="json")
-    if now == network.yaml.get(KEY):
-        return
-    before, modules = recorded(network), dict(network.named_modules())
-    for site, setting in zip(before.sites, before.settings, strict=True) if before else ():
-        if site["edit"]["module"] not in modules:
-            now["sites"].append(site)
-            now["settings"].append(list(setting))
-    network.yaml = {**network.yaml, KEY: now}
+    now, before, modules = Record.of(network), recorded(network), dict(network.named_modules())
+    gone = [site for site in before.sites if site.edit.module not in modules] if before else []
+    table = now.model_copy(update={"sites": [*now.sites, *gone]}).model_dump(mode="json")
+    if table != network.yaml.get(KEY):
+        network.yaml = {**network.yaml, KEY: table}
 
 
 def erase(network: Any) -> None:
@@ -81,7 +77,7 @@ def missing_sites(network: nn.Module, record: Record) -> list[Insertion]:
     """
     there = {entry.insertion.module for entry in attended_in(network) if entry.attention is not None}
     holders = {path for path, _ in network.named_modules()}
-    wanted = (site for site in record.insertions if site.module.rpartition(".")[0] in holders)
+    wanted = (site for site in record.sites if site.module.rpartition(".")[0] in holders)
     return [site for site in wanted if site.module not in there]
 
 

@@ -31,9 +31,12 @@ class Operation:
     kind: str
     """add, div, mul, pow, sigmoid, sqrt, ...: the format's own name, without prefix and in lower case."""
     inputs: Sequence[Value]
-    outputs: Sequence[str]
     scope: str = ""
     """Path of the module whose forward it is from; "" if the file does not say."""
+
+
+Graph = dict[str, Operation]
+"""Name of a value -> the operation that computes it, in the order of the file. Calls of submodules are written out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,49 +61,49 @@ class Artefact:
     """Every tensor that the exported program returns, on the CPU or where the program keeps its weights."""
 
 
-def find_gates(operations: Sequence[Operation], results: Iterable[str]) -> tuple[Gate, ...]:
+def find_gates(graph: Graph, results: Iterable[Value]) -> tuple[Gate, ...]:
     """Every SimAM in a graph, in order.
 
     Args:
-        operations: without calls of submodules, in the order of the file.
-        results: names of the values that the graph returns.
+        graph: all of its operations.
+        results: names of the values that it returns.
     """
-    producers: dict[Value, Operation] = {name: operation for operation in operations for name in operation.outputs}
     needed: set[Value] = set()
-    waiting: list[Value] = list(results)
+    waiting = list(results)
     while waiting:
         name = waiting.pop()
-        if name in producers and name not in needed:
+        if name in graph and name not in needed:
             needed.add(name)
-            waiting += producers[name].inputs
+            waiting += graph[str(name)].inputs
     gates = []
-    for operation in operations:
+    for name, operation in graph.items():
         if operation.kind == "sigmoid":
             module = operation.scope if re.search(r"(^|\.)simam(_\w*)?$", operation.scope) else ""
-            e_lambda = _read_lambda(producers, operation.inputs[0])
+            e_lambda = _read_lambda(graph, operation.inputs[0])
             if module or e_lambda is not None:
-                gates.append(Gate(module, e_lambda, operation.outputs[0] in needed))
+                gates.append(Gate(module, e_lambda, name in needed))
     return tuple(gates)
 
 
-def _read_lambda(producers: dict[Value, Operation], argument: Value) -> float | None:
+def _read_lambda(graph: Graph, argument: Value) -> float | None:
     """Lambda, if a sigmoid's argument is SimAM's."""
 
     def without_casts(value: Value) -> Value:
-        while value in producers and producers[value].kind in _CASTS:
-            value = producers[value].inputs[0]
+        while isinstance(value, str) and value in graph and graph[value].kind in _CASTS:
+            value = graph[value].inputs[0]
         return value
 
     def operands(value: Value, *kinds: str) -> list[Value]:
-        operation = producers[without_casts(value)]
+        operation = graph[str(without_casts(value))]
         if operation.kind not in kinds:
             raise LookupError
         return [without_casts(operand) for operand in operation.inputs[:2]]
 
     def constant_and_rest(value: Value) -> tuple[float, Value]:
-        one, other = operands(value, "add")
-        constant, rest = (one, other) if isinstance(one, float) else (other, one)
-        return float(constant), rest
+        constant, rest = sorted(operands(value, "add"), key=lambda operand: isinstance(operand, str))
+        if isinstance(constant, str):
+            raise LookupError
+        return constant, rest
 
     try:
         half, square = constant_and_rest(argument)
