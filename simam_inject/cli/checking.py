@@ -56,8 +56,8 @@ def _describe(file: Path, manifest: Manifest) -> Report:
         "written with " + ", ".join(f"{name} {version}" for name, version in manifest.versions.items()),
         *(f"recipe: {json.dumps(recipe)}" for recipe in manifest.recipes),
     ]
-    sites = [asdict(site) for site in manifest.insertions]
-    return Report(view, {"path": file, "sites": sites, "recipes": manifest.recipes, "versions": manifest.versions})
+    data = {"path": file, "sites": manifest.insertions, "recipes": manifest.recipes, "versions": manifest.versions}
+    return Report(view, data)
 
 
 def _check_saved(options: CheckOptions, step: Step) -> Report:

@@ -160,7 +160,7 @@ def _network(model: nn.Module) -> nn.Module:
     if weak:
         warnings.warn(
             f"{len(weak)} of {len(attentions)} SimAM have a strength below 1 (the least is {min(weak):g}), as in the "
-            "middle of a ramp; the file keeps it",
+            "middle of a ramp; the file has the same",
             stacklevel=3,
         )
     return network

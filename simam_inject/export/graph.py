@@ -58,7 +58,7 @@ class Artefact:
     gates: tuple[Gate, ...]
     """Every SimAM in its graph, in order."""
     run: Callable[[Example], list[Tensor]]
-    """Every tensor that the exported program returns, on the CPU or where the program keeps its weights."""
+    """Every tensor that the exported program returns, on the CPU or on the device of its weights."""
 
 
 def find_gates(graph: Graph, results: Iterable[Value]) -> tuple[Gate, ...]:

@@ -25,6 +25,8 @@ def read(path: Path) -> Artefact:
     """Open a file."""
     program = torch.export.load(path)
     module = program.module()
+    if any(node.op == "get_attr" for node in program.graph.nodes):  # graphs of regions under autocast or a grad mode
+        program = program.run_decompositions({})  # writes them out, without the paths of modules
     graph = {node.name: _operation(node) for node in program.graph.nodes if node.op == "call_function"}
     results = [node.name for node in program.graph.output_node().all_input_nodes]
     return Artefact(find_gates(graph, results), lambda example: list(tensors_of(example.run(module))))

@@ -38,7 +38,7 @@ _LAMBDA_PRECISION = 0.05
 def as_exported(model: nn.Module) -> Iterator[nn.Module]:
     """A twin of the model in eval mode, over tensors of its own: whatever is done to it, the model is as it was.
 
-    Inside, no gradients are kept, and a GPU computes in full float32 (TensorFloat-32 differs by 1e-3).
+    Inside, no gradients are recorded, and a GPU computes in full float32 (TensorFloat-32 differs by 1e-3).
     """
     exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
     with same_surroundings(model), torch.no_grad(), exact:

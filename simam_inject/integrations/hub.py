@@ -1,6 +1,6 @@
-"""The Hugging Face Hub: a repository or a folder holds the weights, the recipe, and how the model is built.
+"""The Hugging Face Hub: a repository or a folder with the weights, the SimAM sites, and how the model is built.
 
-For a model class of your own, a mixin in the place of `PyTorchModelHubMixin`:
+For a model class of your own, a mixin instead of `PyTorchModelHubMixin`:
 
     class Net(nn.Module, SimamHubMixin): ...
     net.save_pretrained("folder"); net.push_to_hub("me/net"); Net.from_pretrained("me/net")
@@ -32,7 +32,7 @@ from simam_inject.persist import load, save
 from simam_inject.zoo import build
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
-"""What `PyTorchModelHubMixin` hands on beside the arguments of the class; the last two before huggingface_hub 1.0."""
+"""What `PyTorchModelHubMixin` passes beside the arguments of the class; the last two before huggingface_hub 1.0."""
 _NAMES = "timm:NAME, torchvision:NAME or ultralytics:NAME"
 _CARD = """---
 library_name: simam_inject
@@ -40,20 +40,20 @@ library_name: simam_inject
 
 # {architecture} with SimAM
 
-`model.safetensors` holds the weights, and in its metadata the places of {sites} SimAM modules. Any reader of
+`model.safetensors` contains the weights, and in its metadata the places of {sites} SimAM modules. Any reader of
 safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained("{name}")` restores SimAM too.
 """
 
 
 class _Config(BaseModel, strict=True):
-    """How a model is built. Names of libraries only, never of files or Python modules: it may be somebody else's."""
+    """How a model is built: by a library. A downloaded file must not name files or Python modules, which run code."""
 
     architecture: Annotated[str, Field(pattern=r"^(timm:\w[\w.-]*|torchvision:\w+|ultralytics:\w[\w-]*)$")]
     num_classes: int | None = None
 
 
 class SimamHubMixin(PyTorchModelHubMixin):
-    """`PyTorchModelHubMixin` whose files carry the SimAM sites, and whose `from_pretrained` puts them back."""
+    """`PyTorchModelHubMixin` whose files contain the SimAM sites, and whose `from_pretrained` restores them."""
 
     def _save_pretrained(self, save_directory: Path) -> None:
         assert isinstance(self, nn.Module), "SimamHubMixin is for subclasses of nn.Module"
@@ -110,7 +110,7 @@ def push_to_hub(
 def from_pretrained(
     name: str | Path, model: nn.Module | None = None, *, strict: bool = True, **options: Any
 ) -> nn.Module:
-    """Build a model, put its SimAM in and load its weights; in eval mode.
+    """Build a model, add its SimAM and load its weights. The model is in eval mode.
 
     Args:
         name: a folder, or a repository of the Hub.

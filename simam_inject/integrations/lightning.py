@@ -1,12 +1,12 @@
-"""Lightning: SimAM by a callback, and checkpoints that keep it.
+"""Lightning: SimAM by a callback, and checkpoints that contain it.
 
     trainer = Trainer(callbacks=[SimAMCallback("paper", ramp_steps=2000, calibrate_batches=8)])
     trainer.fit(Net())
     Net.load_from_checkpoint("best.ckpt")        # injected, at the strength that it was saved with
 
-A module that was given to `inject` directly is kept as well: once this file is imported, which `inject` and unpickling
-do, every checkpoint of an injected module holds the record of its sites, and a module that is loaded from such a
-checkpoint comes out injected. A process that imports neither cannot read the checkpoint, so no site is lost silently.
+It works for a module that was injected directly, too: once this file is imported, which `inject` and unpickling do,
+every checkpoint of an injected module contains the record of its sites, and a module that is loaded from such a
+checkpoint is injected. A process without this package cannot read the checkpoint, so no site is lost silently.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ else:
 __all__ = ["SimAMCallback"]
 
 KEY = "simam_inject"
-"""Where a checkpoint holds the record."""
+"""Key of the record in a checkpoint."""
 
 
 class SimAMCallback(Callback):
-    """Injects the module in `setup`, before the optimizers are made. A module that has SimAM already keeps its own.
+    """Injects the module in `setup`, before the optimizers are made. A module that has SimAM already is not changed.
 
     Args:
         recipe: whatever `inject` takes.
         example_inputs: for one forward of the module; None uses its `example_input_array`.
         ramp_steps: raise the strength from `start` to 1 over this many optimizer steps; 0 leaves it at 1. The strength
-            follows `trainer.global_step`, so a resumed training goes on where it was. Copies that another callback
-            keeps, such as `WeightAveraging`'s, follow.
+            depends on `trainer.global_step`, so a resumed training continues where it was. Copies that another callback
+            makes, such as those of `WeightAveraging`, get the same strength.
         start: strength of the first step, from 0 to 1.
         calibrate_batches: fit gains to a trained module on so many batches of the training data, before the first step;
             see `calibrate`. 0 leaves the gains as they are. A resumed training has those of its checkpoint.
@@ -102,9 +102,9 @@ class SimAMCallback(Callback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
         copies = [value for value in values if isinstance(value, nn.Module) and _simams_in(value)]
-        for kept in copies:
-            for copied, part in zip(_simams_in(kept), _simams_in(pl_module), strict=False):
-                copied.gain = part.gain
+        for copied in copies:
+            for part, original in zip(_simams_in(copied), _simams_in(pl_module), strict=False):
+                part.gain = original.gain
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
@@ -133,7 +133,7 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
 
 def _restore_model(original: Callable[..., None], connector: Any) -> None:
     original(connector)
-    _put_back(connector.trainer.lightning_module, connector._loaded_checkpoint)
+    _restore_sites(connector.trainer.lightning_module, connector._loaded_checkpoint)
 
 
 def _load_state(
@@ -141,11 +141,11 @@ def _load_state(
 ) -> Any:
     loaded = original(kind, checkpoint, *args, **kwargs)
     if isinstance(loaded, nn.Module):  # or a LightningDataModule
-        _put_back(loaded, checkpoint)
+        _restore_sites(loaded, checkpoint)
     return loaded
 
 
-def _put_back(module: nn.Module, checkpoint: Any) -> None:
+def _restore_sites(module: nn.Module, checkpoint: Any) -> None:
     """Give a module the sites and settings of its checkpoint.
 
     Raises:
@@ -162,8 +162,8 @@ def _put_back(module: nn.Module, checkpoint: Any) -> None:
         record.set_strengths(module)
     else:
         warnings.warn(
-            "the module has SimAM at other sites than its checkpoint, and keeps them; eject(module) before loading "
-            "gives it those of the checkpoint",
+            "the module has SimAM at other sites than its checkpoint, and they stay; call eject(module) before loading "
+            "to get those of the checkpoint",
             stacklevel=5,
         )
 

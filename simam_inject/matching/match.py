@@ -53,8 +53,9 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
         search = Search(rule, index, recipe.e_lambda if rule.e_lambda is None else rule.e_lambda, anatomy)
         taken = _take(search, owners, order)
         hits += taken
-        # A value that fails in one role may be taken in another, e.g. as the start and as the end of a chain.
-        paths = {hit.named.path for hit in taken}
+        # A value that fails in one role may be taken in another, e.g. as the start and as the end of a chain. Where one
+        # input of a block is taken, the reasons of the others stay.
+        paths = {hit.named.path for hit in taken if hit.position == "after" or rule.chain}
         missed = [miss for miss in dict.fromkeys(search.misses) if miss.path not in paths]
         misses += sorted(missed, key=lambda miss: order.get(miss.path, -1))
     hits.sort(key=lambda hit: (order[hit.path], order.get(hit.reader or "", -1)))
@@ -80,17 +81,12 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit
     (search_pattern if search.rule.chain else search_blocks)(search)
     if not search.candidates and not search.misses:
         search.miss("", explain_no_candidate(search.rule, search.anatomy))
-    named = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}
-    filtered = [hit for hit in named.values() if _complies(search, hit)]
+    candidates = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}.values()
     free: Owners = defaultdict(list)
-    outermost_first = sorted(filtered, key=lambda hit: (hit.path.count("."), hit.path != ""))
-    for hit in outermost_first:
+    for hit in sorted(candidates, key=lambda hit: (hit.path.count("."), hit.path != "")):  # the outermost path first
         value = value_of(hit.attended, search.anatomy)
-        conflict = _conflict(hit, [*owners[value], *free[value]])
-        if conflict is None:
+        if _complies(search, hit) and _is_free(search, hit, [*owners[value], *free[value]]):
             free[value].append(hit)
-        else:
-            search.miss(hit.named.path, conflict, OWNED)
     taken = list(chain.from_iterable(free.values()))
     if not search.rule.choice.takes_all:
         taken = _pick(search, taken, order)
@@ -104,11 +100,11 @@ def _complies(search: Search, candidate: Hit) -> bool:
     rule, named, attended = search.rule, candidate.named, candidate.attended
     paths = as_tuple(rule.path)
     if rule.selects != "path" and paths and not any(glob.covers(named.path) for glob in paths):
-        search.miss(named.path, f"its path is not in path: {' or '.join(paths)}", 1)
+        search.reject(candidate, f"its path is not in path: {' or '.join(paths)}", 1)
         return False
     for glob in as_tuple(rule.exclude):
         if glob.covers(named.path) or glob.matches(attended.path):
-            search.miss(named.path, f"excluded by {glob}", 2)
+            search.reject(candidate, f"excluded by {glob}", 2)
             return False
     for met, (name, condition) in enumerate(rule.conditions):
         is_of_operation = name in Conditions.model_fields
@@ -116,7 +112,7 @@ def _complies(search: Search, candidate: Hit) -> bool:
         if reason is not None:
             if is_of_operation and named.kind == "block":
                 reason += f"; for an operation inside write {rule.position}: {{op: conv2d, {name}: ...}}"
-            search.miss(named.path, reason, 3 + met)
+            search.reject(candidate, reason, 3 + met)
             return False
     return True
 
@@ -130,15 +126,16 @@ def value_of(site: Site, anatomy: Anatomy) -> str:
     return site.path
 
 
-def _conflict(candidate: Hit, taken: Iterable[Hit]) -> str | None:
-    """Why the candidate cannot be taken, given the hits that attend its value; None if it can."""
+def _is_free(search: Search, candidate: Hit, taken: Iterable[Hit]) -> bool:
+    """None of the hits that attend the same value has the same reader; otherwise the candidate is a near miss."""
     for other in taken:
         readers = {_only_reader(candidate), _only_reader(other)}
         if None in readers or len(readers) == 1:
             whose = f"taken by rules[{other.rule}]" if other.rule != candidate.rule else "which this rule takes"
             same = f"is the same value as {write_path(other.path)}," if other.path != candidate.path else "already"
-            return f"{same} {whose}"
-    return None
+            search.reject(candidate, f"{same} {whose}", OWNED)
+            return False
+    return True
 
 
 def _only_reader(candidate: Hit) -> str | None:
@@ -156,7 +153,7 @@ def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> l
         group = parent_of(hit.block) if pick.per == "parent" else getattr(hit.attended, pick.per, "")
         problem = why_not_attendable(hit.attended) or (f"its {pick.per} is not known" if group is None else None)
         if problem is not None:
-            search.miss(hit.named.path, f"pick {pick} does not count it: {problem}", PICKED)
+            search.reject(hit, f"pick {pick} does not count it: {problem}", PICKED)
         else:
             groups[group].append(hit)
     taken: list[Hit] = []
@@ -165,6 +162,6 @@ def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> l
         reason = f"pick {pick} takes {write_paths(hit.path for hit in chosen)}"
         for hit in members:
             if hit not in chosen:
-                search.miss(hit.named.path, reason, PICKED)
+                search.reject(hit, reason, PICKED)
         taken += chosen
     return taken

@@ -53,6 +53,11 @@ class Search:
     def _add_hit(self, named: Site, attended: Site, block: str) -> None:
         self.candidates.append(Hit(named, attended, self.rule.position, block, self.index, self.e_lambda))
 
+    def reject(self, hit: Hit, reason: str, depth: int) -> None:
+        """Make a near miss of a candidate. Of several inputs of a block, the reason names the one that is meant."""
+        is_one_of_several = hit.named.kind == "block" and hit.reader is not None and len(hit.named.operands) > 1
+        self.miss(hit.named.path, f"input {hit.path}: {reason}" if is_one_of_several else reason, depth)
+
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
         """Add a near miss, which met so many of the conditions."""
         self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))

@@ -1,8 +1,8 @@
-"""Weights and where their SimAM is, in one safetensors file.
+"""Weights and SimAM sites in one safetensors file.
 
-A parameter-free module leaves no trace in a `state_dict`: weights that were trained with SimAM load strictly into a
-model without it, which then computes something else. So the sites are in the file, and `load` puts SimAM back before
-it copies the weights. See docs/files.md.
+A module without parameters leaves no trace in a `state_dict`: weights that were trained with SimAM load strictly into a
+model without it, which then computes something else. So the file contains the sites as well, and `load` adds SimAM
+before it copies the weights. See docs/files.md.
 """
 
 from simam_inject.persist.files import load, read, save

@@ -1,6 +1,7 @@
-"""Model -> file in one step, and file -> model with every check before any change; nothing is unpickled or run.
+"""`save`, `load` and `read`: a model's weights and SimAM sites in a safetensors file.
 
-read the header -> check the file against itself -> against the model -> put SimAM in -> copy the weights
+`load` reads the file, compares it with the layout that it was saved with, then with the model, adds SimAM, and copies
+the weights. All checks come before the first change, and nothing is unpickled or run.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
-    """Write a model's weights, and where its SimAM is, into one safetensors file. The model is not changed.
+    """Write a model's weights and SimAM sites into one safetensors file. The model is not changed.
 
     The tensors are the `state_dict`, under its own keys and all of them (tied weights are written once for each key),
     so that every reader of safetensors can use them. Sites with their strength and gain, recipes, versions and a hash
-    of names and shapes are in the metadata. The file appears in one step: a crash or a full disk leaves the old one.
+    of names and shapes are in the metadata. After a crash or on a full disk, the old file is still there.
 
     Args:
         model: any `nn.Module` or ultralytics `YOLO`, with or without SimAM; DDP, DataParallel and `torch.compile`
@@ -48,7 +49,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        FileError: the model holds something that such a file cannot hold, or the file cannot be written.
+        FileError: the model has something that such a file cannot store, or the file cannot be written.
 
     Example:
         >>> import tempfile, torchvision
@@ -72,17 +73,17 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
-    """Put SimAM where the file says, copy the file's weights, return the same model. In place, all or nothing.
+    """Add SimAM at the sites of a file, copy its weights, and return the same model. In place, all or nothing.
 
-    Nothing of the file is unpickled or executed, and nothing of the model is run. A model that has the file's
-    very sites already gets the weights, strengths and gains.
+    Nothing of the file is unpickled or executed, and nothing of the model is run. A model that has the same sites
+    already gets the weights, strengths and gains.
 
     Args:
         path: what `save` wrote.
         model: built by the same code as the saved one, with or without its SimAM. Wrappers (DDP, `torch.compile`) are
-            unwrapped, but SimAM cannot be put into a wrapped model any more.
-        strict: names of tensors must agree. False: those in one of the two only are left out, with one warning;
-            shapes and sites must agree all the same.
+            unwrapped, but SimAM cannot be added to a wrapped model.
+        strict: the names of tensors must agree. False: those in one of the two only are left out, with one warning;
+            shapes and sites must agree in any case.
 
     Raises:
         FileError: the file is truncated, foreign, a pickle, of another format, or made for another model; the message
@@ -115,7 +116,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
 
 
 def read(path: str | os.PathLike[str]) -> Manifest:
-    """What a saved file says beside its weights: recipes, sites, versions. No model is needed.
+    """The recipes, sites and versions in a saved file. No model is needed.
 
     Raises:
         FileError: it is truncated, foreign, a pickle, or of another format.
@@ -126,7 +127,7 @@ def read(path: str | os.PathLike[str]) -> Manifest:
 
 @contextlib.contextmanager
 def naming(file: Path) -> Iterator[None]:
-    """Start every message with the file's name."""
+    """Every `FileError` inside starts with the name of the file."""
     try:
         yield
     except FileError as error:
@@ -134,7 +135,7 @@ def naming(file: Path) -> Iterator[None]:
 
 
 def copy_all(network: nn.Module, tensors: State) -> None:
-    """Copy tensors that were checked before; if that fails all the same, the network's are as they were."""
+    """Copy tensors, all or nothing. Their names and shapes were checked before, but hooks may raise."""
     before = {name: value.detach().clone() for name, value in network.state_dict().items() if name in tensors}
     try:
         network.load_state_dict(tensors, strict=False)
@@ -150,7 +151,7 @@ def state_of(network: nn.Module) -> State:
     """The `state_dict`.
 
     Raises:
-        FileError: it holds something else than plain tensors with data.
+        FileError: it contains something else than plain tensors with data.
     """
     state = network.state_dict()
     for name, value in state.items():
@@ -192,7 +193,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def _read(file: Path) -> tuple[Manifest, State]:
-    """The manifest, and the tensors: mapped, so that those which are not used are not read."""
+    """The manifest and the tensors, which are mapped into memory: unused ones are not read."""
     try:
         with safe_open(file, framework="pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)

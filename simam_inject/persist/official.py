@@ -1,8 +1,8 @@
 """The checkpoints that SimAM's authors publish, for torchvision's ResNet and MobileNetV2.
 
-The authors wrap the attended convolution and its SimAM in a Sequential, so `conv2.weight` is `conv2.0.weight` there;
-where the attention is a member of the block's own Sequential, all later members are numbered higher. So tensors are
-matched by name, and where that fails, all of them by their order:
+The authors wrap the attended convolution and its SimAM in a Sequential, so `conv2.weight` is `conv2.0.weight` there.
+Where the attention is an element of the block's own Sequential, all later elements have higher numbers. So tensors are
+matched by name, or if that fails, all of them in order:
 
     exact       the tensor of the same name has the same shape
     unwrapped   the tensor of that name without a `.0` at the end of its module does
@@ -70,7 +70,7 @@ class OfficialReport:
 
 
 def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: float = E_LAMBDA) -> OfficialReport:
-    """Load one of the authors' checkpoints into a torchvision model, and put SimAM where they have it.
+    """Load one of the authors' checkpoints into a torchvision model, and add SimAM at the same places as they do.
 
     Changes the model in place, all or nothing. The file is read by `torch.load(weights_only=True)`.
 

@@ -1,6 +1,6 @@
-"""The record of an injection: data, never code. The same one stands in safetensors files and in a YOLO's YAML.
+"""The record of an injection, as safetensors files, Lightning checkpoints and the YAML of a YOLO contain it.
 
-Everything in it may have been written by somebody else, so every field is checked before anything is done with it.
+It is plain data from a file that is not trusted, so every field is checked before it is used.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _resolved(recipes: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 class Record(BaseModel):
-    """Where SimAM is in one network, and what it was made of."""
+    """The SimAM sites of a network, and the recipes that they come from."""
 
     model_config = ConfigDict(**STRICT, frozen=True)
 
@@ -85,10 +85,10 @@ class Record(BaseModel):
 
     @classmethod
     def read(cls, data: object, name: str = "its SimAM record") -> Self:
-        """The record that plain data, or a text of JSON, hold.
+        """The record in plain data, or in a text of JSON.
 
         Raises:
-            FileError: they hold no record of this format, or a field of it is not valid.
+            FileError: it is not a record of this format, or a field is not valid.
         """
         try:
             return cls.model_validate_json(data if isinstance(data, str) else json.dumps(data))
@@ -104,14 +104,14 @@ class Record(BaseModel):
 
     @property
     def lambdas(self) -> dict[str, float]:
-        """Attended value -> lambda: two networks with the same ones attend at the same places."""
+        """Attended value -> lambda. Two networks with equal ones have the same sites."""
         return {_place(site): site.e_lambda for site in self.sites}
 
     def attach_to(self, network: nn.Module) -> None:
-        """Make these the sites of a network, instead of those that it has; all or nothing. Traces and runs nothing.
+        """Replace the sites of a network by these, all or nothing. Nothing is traced or run.
 
         Raises:
-            FileError: the network cannot hold them.
+            FileError: a module that should have a SimAM is missing or cannot have one.
         """
         try:
             attach(network, self.sites, recipes=self.recipes, example=self.example)
@@ -119,7 +119,7 @@ class Record(BaseModel):
             raise FileError(f"SimAM cannot be restored: {error}") from None
 
     def set_strengths(self, network: nn.Module) -> None:
-        """Give each SimAM of a network, which has the same `lambdas`, its strength and gain."""
+        """Set strength and gain of each SimAM of a network that has the same sites."""
         sites = {_place(site): site for site in self.sites}
         for entry in attended_in(network):
             attention: Any = entry.attention
@@ -128,7 +128,7 @@ class Record(BaseModel):
 
 
 class Manifest(Record):
-    """What a saved file says beside its weights."""
+    """The metadata of a saved file."""
 
     versions: dict[str, str]
     """Of this package, torch, and the libraries whose classes the model is made of."""

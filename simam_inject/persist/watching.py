@@ -1,7 +1,7 @@
-"""A warning for weights that were trained with SimAM and meet a model without it.
+"""A warning when weights that were trained with SimAM are loaded into a model without it.
 
-torch attaches a table `_metadata` to a `state_dict` that names every module, and so every SimAM, and `torch.save` keeps
-it. A watched model compares the table with itself before it loads. A plain dict of tensors has no such table.
+torch adds a table `_metadata` to a `state_dict`, which names every module and so every SimAM, and `torch.save` writes
+it as well. A watched model is compared with the table before it loads. A plain dict of tensors has no such table.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LONG = 24
 """Sites from which on a table groups them by kind of block."""
-_EDITS = {"Output": "output", "Input": "input", "Rewritten": "expression"}
+_EDITS = {"output": "output", "input": "input", "rewritten": "expression"}
 _HEADINGS = ("position", "count", "CxHxW", "reduction", "e_lambda", "edit", "axes", "module")
 
 
@@ -90,7 +90,7 @@ def sites_table(placed: Sequence[Insertion], anatomy: Anatomy | None = None, *, 
         name = kind_of_place(anatomy, one.path) if anatomy else one.path or MODEL
         reader = local_name(one.reader or "", one.path.rpartition(".")[0])
         position = f"before {reader}" if one.reader else one.position
-        groups.setdefault((name, position, one.e_lambda, _EDITS[type(one.edit).__name__]), []).append(one)
+        groups.setdefault((name, position, one.e_lambda, _EDITS[one.edit.kind]), []).append(one)
     rows = [
         (
             name,

@@ -2,7 +2,6 @@
 
 import copy
 import json
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -46,7 +45,7 @@ def test_rows_of_every_variant_in_both_modes():
     assert measured.floor_bytes == 2 * 2 * (2 * 4 * 8 * 16 * 16)  # batch, sites, read and write of 8 x 16 x 16 floats
     assert not injected(model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert json.loads(json.dumps(asdict(measured)))["sites"] == 2
+    assert json.loads(json.dumps(measured.to_dict()))["sites"] == 2
 
 
 def test_training_keeps_about_one_copy_of_each_attended_map():

@@ -71,6 +71,25 @@ def test_a_file_without_names_is_counted_by_what_it_computes(tmp_path):
     assert [site.found_by for site in report.sites] == ["structure", "structure"]
 
 
+class Mixed(Network):
+    """Runs its blocks under autocast, which `torch.export` puts into a graph of their own."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = self.blocks(self.stem(x))
+        return self.head(y.float().mean((2, 3)))
+
+
+def test_sites_in_a_region_of_the_graph_are_counted(tmp_path):
+    model = attended(network=Mixed)
+    report = export(model, tmp_path / "net.pt2", example_inputs=image(), tolerance=1e-2)
+    assert (report.live, {site.found_by for site in report.sites}) == (2, {"structure"})
+    less = copy.deepcopy(model)
+    less.blocks[1].conv2.simam.bypassed = True
+    with pytest.raises(LostSiteError, match="lost 1 of 2"):
+        prove(write(less, tmp_path / "less.pt2"), model, example_inputs=image(), tolerance=1e-2)
+
+
 class Shortened(Network):
     """Skips its second block unless told otherwise."""
 

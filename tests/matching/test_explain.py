@@ -90,6 +90,9 @@ REASONS = [
         ["layer1.0.bn2: this batch_norm has no kernel"],
     ),
     ("plain", "{pattern: 'conv1d > relu'}", "", ["no conv1d", "conv2d (3), mul (1), relu (1), sigmoid (1)"]),
+    # one of several inputs, where another is taken
+    ("pyramid", "{block: Head, before: input, exclude: 'neck:0'}", "head", ["input neck:0: excluded by neck:0"]),
+    ("pyramid", "{block: Head, before: input, where: {reduction: 4}}", "head", ["input neck:0: reduction is"]),
     # structure
     ("zorp", "{structure: main, after: {op: conv}}", "body.0.side", ["is on the skip connection"]),
     ("zorp", "{structure: main, after: {op: conv}}", "body.0.squeeze", ["only scales another feature map"]),

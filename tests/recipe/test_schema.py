@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe import Recipe, Rule, Where, read_shipped, shipped_recipes
+from simam_inject.recipe import Recipe, read_shipped, shipped_recipes
 from tests.recipe.mini_schema import problems
 
 ROOT = Path(__file__).parents[2]
@@ -57,14 +57,6 @@ BAD = [
 def test_the_published_schema_is_current():
     assert json.loads(PUBLISHED.read_text()) == SCHEMA, "write it again: see CONTRIBUTING.md"
     assert SCHEMA["$schema"].endswith("2020-12/schema")
-
-
-def test_the_schema_knows_every_key_of_the_models():
-    assert list(SCHEMA["properties"]) == list(Recipe.model_fields)
-    assert list(SCHEMA["$defs"]["Rule"]["properties"]) == list(Rule.model_fields)
-    assert list(SCHEMA["$defs"]["Where"]["properties"]) == list(Where.model_fields)
-    described = [*SCHEMA["properties"].values(), *SCHEMA["$defs"]["Rule"]["properties"].values()]
-    assert all(entry["description"] for entry in described)
 
 
 @pytest.mark.parametrize("text", GOOD)

@@ -75,19 +75,6 @@ def test_without_the_shield_a_norm_folded_across_a_site_is_an_error(image, monke
         fused_difference(network, image)
 
 
-def test_blocks_are_hidden_from_folding_alone(image):
-    network = injected_small(BETWEEN, image)
-    kept, before = network.model[0], dict(vars(network))
-    view = networks.foldable(network)
-    assert kept not in view.modules()
-    assert kept not in view.model.modules()
-    assert kept not in copy.deepcopy(view).model.modules()
-    assert kept in network.modules()
-    assert vars(network) == before
-    assert network.fuse(verbose=False) is network
-    assert hasattr(kept, "bn")
-
-
 def test_two_threads_fuse_at_the_same_time(image):
     network = injected_small(BETWEEN, image)
     with torch.no_grad():
@@ -96,6 +83,8 @@ def test_two_threads_fuse_at_the_same_time(image):
         fused = list(pool.map(lambda _: copy.deepcopy(network).fuse(verbose=False)(image)[0].detach(), range(8)))
     assert all(torch.allclose(found, expected, atol=1e-4) for found in fused)
     assert len(injected(network)) == 2
+    assert network.fuse(verbose=False) is network
+    assert hasattr(network.model[0], "bn"), "the norm beside SimAM"
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +268,7 @@ class Trainer:
 
 
 def test_the_tripwire_looks_at_model_and_ema_through_wrappers(yolo):
-    tripwire = training.Tripwire(read(yolo.model))
+    tripwire = training.Tripwire(read(yolo.model)).on_pretrain_routine_end
     stock = copy.deepcopy(yolo.model)
     eject(stock)
     tripwire(Trainer(nn.ModuleList([stock, yolo.model]), yolo.model))  # a student beside its teacher

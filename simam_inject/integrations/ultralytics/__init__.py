@@ -1,17 +1,17 @@
 """ultralytics: an injected YOLO stays injected through training, fusion, export and loading.
 
-The library builds networks anew behind the user's back, from `model.yaml`, the one container that survives all of it.
-So the sites are recorded there (`record`), and every network that is built from such a dict comes out injected
-(`networks`). Five things could still lose a site, and each has its guard:
+The library builds new networks from `model.yaml` when it trains, resumes and tunes; it copies that dict wherever the
+network goes. So the sites are recorded there (`record`), and every network that is built from such a dict is injected
+(`networks`). Five things could still lose a site:
 
-    fuse() folds a norm across a SimAM between conv and norm     those blocks keep their norm (`networks`)
-    load() replaces head modules when class counts differ        the recorded sites are put back (`networks`)
+    fuse() folds a norm across a SimAM between conv and norm     such a block is not folded (`networks`)
+    load() replaces head modules when class counts differ        the recorded sites are restored (`networks`)
     train() rebuilds a YAML-built network from its file name     ultralytics' own switches (`training`)
-    predict() keeps the fused copy of its first call             the copy is dropped (`training`)
-    anything else                                                a tripwire before the first batch (`training`)
+    predict() runs the fused copy that its first call made       the copy is dropped (`training`)
+    anything else                                                a check before the first batch (`training`)
 
-Importing this package arms it for the process; unpickling an injected network imports it. Networks without a record are
-not touched.
+Importing this package changes these functions for the process; unpickling an injected network imports it. Networks
+without a record are not affected.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ OLDEST, NEWEST = "8.4.0", "8.4.190"
 
 
 class UltralyticsAdapter(Adapter):
-    """The sites stand in the network's yaml, and `predict` copies the network anew when it has changed."""
+    """The sites are recorded in the network's yaml, and `predict` copies the network again when it has changed."""
 
     def network(self, model: nn.Module) -> nn.Module:
         """The network inside a `YOLO` object; a network itself.
@@ -57,7 +57,7 @@ class UltralyticsAdapter(Adapter):
         return inner
 
     def update(self, model: nn.Module) -> None:
-        """Write sites and settings into the network's yaml as well. Trackers of a running `track` start anew."""
+        """Write the sites into the network's yaml as well. Trackers of a running `track` start again."""
         super().update(model)
         network = self.network(model)
         attention = [entry.attention for entry in attended_in(network)]
@@ -68,9 +68,9 @@ class UltralyticsAdapter(Adapter):
         training.stamp(network)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Copies with their norms folded away and without the branches that only training needs.
+        """Copies with folded norms and without the branches that only training needs.
 
-        An exporter keeps either of two heads, by its option `nms`; then there are two copies.
+        Of two heads, an export contains one, depending on its option `nms`: then there are two copies.
         """
         network: Any = self.network(model)
         for end2end in (False, True) if getattr(network, "end2end", False) else (None,):
@@ -81,12 +81,12 @@ class UltralyticsAdapter(Adapter):
             yield twin.fuse(verbose=False)
 
     def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:
-        """Training images of a data set, for a `YOLO` object; its network alone does not know how they are read."""
+        """Training images of a data set, for a `YOLO` object; its network alone cannot read them."""
         return training_images(model, data) if isinstance(model, Model) else None
 
 
 def warn_if_untested(version: str = ultralytics.__version__) -> None:
-    """Say once, at import, that a release was not tested."""
+    """Warn about a release that was not tested."""
     oldest, found, newest = (list(map(int, re.findall(r"\d+", one)))[:3] for one in (OLDEST, version, NEWEST))
     if not oldest <= found <= newest:
         warnings.warn(

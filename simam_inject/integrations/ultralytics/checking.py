@@ -71,8 +71,12 @@ def check_checkpoint(path: Path) -> Checkup:
     sites = _compare(record, trained, fused)
     file, exported, faults = path.with_suffix(".onnx"), None, _faults(record, sites)
     if trained and file.is_file():
-        exported, fault = _count_exported(file, tuple(site for site in fused if site.runs))
-        faults += [f"{file.name}: {fault}"] if fault else []
+        try:
+            gates = read(file).gates
+            exported = sum(gate.is_live for gate in gates)
+            count_sites(gates, tuple(site for site in fused if site.runs))
+        except InjectError as error:  # onnxruntime is not installed, it is no .onnx, or it lost a site
+            faults.append(f"{file.name}: {error}")
     name = names_of(record) if record else ""
     return Checkup(path, type(network).__name__, name, sites, exported, tuple(faults))
 
@@ -86,7 +90,7 @@ def _load(path: Path) -> Any:
         return YOLO(str(path)).model.float().eval()
     except InjectError:
         raise
-    except Exception as error:  # whatever unpickling somebody's file raises
+    except Exception as error:  # unpickling a file may raise anything
         raise FileError(f"ultralytics cannot load {path}: {type(error).__name__}: {error}") from error
 
 
@@ -123,15 +127,3 @@ def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
         for kind, found in kinds.items()
         if found
     ]
-
-
-def _count_exported(file: Path, expected: tuple[ExportedSite, ...]) -> tuple[int | None, str]:
-    """How many sites the file's graph has, and what is wrong with it."""
-    live = None
-    try:
-        artefact = read(file)
-        live = sum(gate.is_live for gate in artefact.gates)
-        count_sites(artefact.gates, expected)
-    except InjectError as error:  # onnxruntime is not installed, it is no .onnx, or it lost a site
-        return live, str(error)
-    return live, ""

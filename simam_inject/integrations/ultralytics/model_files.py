@@ -82,8 +82,8 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         The recipe for the stock model, and notes on dead, mistaken and ambiguous rows.
 
     Raises:
-        RecipeError: it cannot be read, is not a model file, holds no live SimAM, or says what no recipe can say. Where
-            there is nothing to import, the message ends with the notes.
+        RecipeError: it cannot be read, is not a model file, has no SimAM whose output is used, or no recipe can
+            express it. Where there is nothing to import, the message ends with the notes.
     """
     source = Path(path)
     data = read_yaml(read_file(source))
@@ -110,7 +110,7 @@ def write_recipe(recipe: Recipe) -> str:
 
 
 class _Reading:
-    """The rows of one file, and what is to be said about them."""
+    """The rows of one file, and notes on them."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.notes: list[str] = []

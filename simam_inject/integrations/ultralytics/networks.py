@@ -1,11 +1,11 @@
 """What ultralytics' networks do differently once this package is imported, since the library has no point of extension.
 
-* `__init__` of every network class: a network whose yaml has a record comes out injected;
-* `BaseModel.load`: the sites are what they were before;
-* `BaseModel.fuse` and `is_fused`: blocks that folding would change the result of keep their norm, or their branches;
-* `torch_safe_load`: a checkpoint with a record but without its sites is reported.
+* `__init__` of every network class: a network whose yaml has a record is injected;
+* `BaseModel.load`: the sites are the same as before;
+* `BaseModel.fuse` and `is_fused`: blocks that would compute something else when folded are not folded;
+* `torch_safe_load`: a checkpoint with a record but without its sites gives a warning.
 
-Networks without a record and without SimAM are handed on to the library as they are.
+Networks without a record and without SimAM are not affected.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def install() -> None:
 def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **kwargs: Any) -> None:
     original(network, *args, **kwargs)
     found = read(network)
-    if found is None or any(attended_in(network)):  # a base class's `__init__` has put them in
+    if found is None or any(attended_in(network)):  # from the `__init__` of a base class
         return
     if isinstance(found, Record):  # no random number is drawn: the initial weights are an uninjected network's
         found.attach_to(network)
@@ -78,7 +78,7 @@ def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwa
 def foldable(network: Any) -> Any:
     """A shallow copy of a network for `fuse()` and `is_fused()`, whose `modules()` omit the blocks that must stay.
 
-    The network itself is not touched: other threads may copy it, or run it, meanwhile.
+    The network itself is not changed, since other threads may copy or run it meanwhile.
     """
     view, layers = copy.copy(network), copy.copy(network.model)
     vars(view)["_modules"] = {**network._modules, "model": layers}
@@ -92,7 +92,7 @@ def _foldable_modules(part: nn.Module) -> Iterator[nn.Module]:
 
 
 def must_stay(module: nn.Module) -> bool:
-    """Folding this block would lose a SimAM, or fold across one: a site stands inside, before its activation."""
+    """Folding this block would lose a SimAM or fold across it: there is one inside, before its activation."""
     if not isinstance(module, (Conv, ConvTranspose, RepConv, RepVGGDW)):
         return False
     inner = [part for name, child in module.named_children() if name != "act" for part in child.modules()]

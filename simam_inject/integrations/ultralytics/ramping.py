@@ -1,8 +1,7 @@
-"""A ramp of the strength, of model and EMA, that rides the callbacks of a trainer."""
+"""A ramp of the strength during a YOLO training, of the network and its EMA, by callbacks of the trainer."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import nn
@@ -20,8 +19,8 @@ _ATTRIBUTE = "_simam_ramp"
 def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
     """Raise the strength of every SimAM from `start` to 1 during the first epochs of the next `model.train(...)`.
 
-    The strength follows the epoch and the batch within it, so a training that is resumed or redoes an epoch goes on
-    where it should; `last.pt` carries the ramp for `resume=True`. A checkpoint carries the strength of its epoch.
+    The strength depends on the epoch and the batch within it, so it is right when a training is resumed or an epoch
+    repeated. Each checkpoint contains the strength of its epoch, and `last.pt` the ramp, for `resume=True`.
 
     Args:
         model: an injected `YOLO`, `RTDETR`, ... object.
@@ -44,7 +43,7 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
 
 
 class EpochRamp:
-    """The callbacks of a trainer. A class, so that a DDP worker can unpickle them.
+    """Callbacks of a trainer, by the names of its events. A class, so that a DDP worker can unpickle them.
 
     Raises:
         ModelError: a number is out of range.
@@ -57,19 +56,11 @@ class EpochRamp:
             )
         self.epochs, self.start, self.batch = float(epochs), float(start), 0
 
-    def callbacks(self) -> list[tuple[str, Callable[[Any], None]]]:
-        """Events of a trainer with what to do."""
-        return [
-            ("on_train_epoch_start", self.begin_epoch),
-            ("on_train_batch_start", self.begin_batch),
-            ("on_train_epoch_end", self.record),
-        ]
-
-    def begin_epoch(self, _: Any) -> None:
+    def on_train_epoch_start(self, _: Any) -> None:
         """Count from the epoch's start, also where an epoch is done again."""
         self.batch = 0
 
-    def begin_batch(self, trainer: Any) -> None:
+    def on_train_batch_start(self, trainer: Any) -> None:
         """Set the strength of this batch, in whatever is trained and saved."""
         epoch = trainer.epoch + self.batch / len(trainer.train_loader)
         self.batch += 1
@@ -78,7 +69,7 @@ class EpochRamp:
                 if isinstance(module, SimAM):
                     module.strength = ramped(self.start, epoch / self.epochs)
 
-    def record(self, trainer: Any) -> None:
+    def on_train_epoch_end(self, trainer: Any) -> None:
         """Write strength and ramp into the yaml of what is saved after the epoch."""
         for model in trained_models(trainer).values():
             for network in filter(recorded, networks_in(model)):

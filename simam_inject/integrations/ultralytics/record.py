@@ -44,19 +44,20 @@ def recorded(network: Any) -> Record | None:
     return found if isinstance(found, Record) else None
 
 
-def write(network: Any) -> None:
-    """Record what is in a network now, and the recorded sites of branches that `fuse()` took out of it.
+def write(network: Any) -> Record:
+    """Record what is in a network now, and the recorded sites of branches that `fuse()` removed; return the record.
 
-    The yaml gets replaced, since trainers hand one dict to several networks.
+    The yaml is replaced by another dict, since several networks of a trainer may have the same one.
 
     Raises:
         FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
     now, before, modules = Record.of(network), recorded(network), dict(network.named_modules())
     gone = [site for site in before.sites if site.edit.module not in modules] if before else []
-    table = now.model_copy(update={"sites": [*now.sites, *gone]}).model_dump(mode="json")
-    if table != network.yaml.get(KEY):
+    record = now.model_copy(update={"sites": [*now.sites, *gone]})
+    if (table := record.model_dump(mode="json")) != network.yaml.get(KEY):
         network.yaml = {**network.yaml, KEY: table}
+    return record
 
 
 def erase(network: Any) -> None:

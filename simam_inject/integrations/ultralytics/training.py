@@ -21,7 +21,7 @@ from simam_inject.integrations.ultralytics.record import missing_sites, names_of
 from simam_inject.persist.record import Record
 
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
-"""Network -> an object that is another one whenever the network computes something else than before."""
+"""Network -> an object that is replaced by another one whenever the sites or weights of the network change."""
 _STAMP = "_simam_stamp"
 
 
@@ -33,12 +33,15 @@ def install() -> None:
 
 
 class Tripwire:
-    """Callback that stops a training whose networks lack a site. A class, so that a DDP worker can unpickle it."""
+    """Callback that stops a training whose networks lack a site. A class, so that a DDP worker can unpickle it.
+
+    It is called at the first event at which both the trainer's model and its EMA exist, the last one before a batch.
+    """
 
     def __init__(self, record: Record) -> None:
         self.record = record
 
-    def __call__(self, trainer: Any) -> None:
+    def on_pretrain_routine_end(self, trainer: Any) -> None:
         """Check the trainer's model, and the EMA, which alone is validated and saved; say that SimAM is live.
 
         Raises:
@@ -62,12 +65,14 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     """Train an injected network, or raise."""
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
-    write(model.model)
-    record = recorded(model.model) or Record.of(model.model)
+    record = write(model.model)
     ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
-    # the first event with both the trainer's model and its EMA, and the last before a batch
-    callbacks: list[tuple[str, Any]] = [("on_pretrain_routine_end", Tripwire(record))]
-    callbacks += ramp.callbacks() if ramp is not None else []
+    callbacks = [
+        (event, getattr(part, event))
+        for part in (Tripwire(record), ramp)
+        for event in model.callbacks
+        if hasattr(part, event)
+    ]
     for event, call in callbacks:
         model.callbacks[event].insert(0, call)
     switch: dict[str, Any] = {"model": model.model}
@@ -94,14 +99,14 @@ def rebuilds_from_name() -> bool:
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     stamped = _stamps.get(model.model) if isinstance(model.model, nn.Module) else None
-    if vars(model).get(_STAMP) is not stamped:  # the predictor holds a fused copy of the network as it was
+    if vars(model).get(_STAMP) is not stamped:  # the predictor has a fused copy of the network as it was
         model.predictor = None
         vars(model)[_STAMP] = stamped
     return original(model, *args, **kwargs)
 
 
 def stamp(network: nn.Module) -> None:
-    """Note that a network computes something else than before, so that the next `predict` copies and fuses it anew."""
+    """Note that a network has changed, so that the next `predict` copies and fuses it again."""
     _stamps[network] = object()
 
 
