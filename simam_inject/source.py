@@ -64,8 +64,8 @@ def find_expression(module: nn.Module, code: types.CodeType, instruction: int) -
     span = (first - code.co_firstlineno, start, last - code.co_firstlineno, end)
     try:
         locate(source.function, span)
-    except LookupError:
-        return "its expression is not found in the source of the forward"
+    except LookupError as error:
+        return f"its expression cannot be wrapped in the source of the forward: {error}"
     return Expression(name, source.digest, span)
 
 

@@ -91,7 +91,7 @@ class MainBlocks:
         for child in [step.path for step in self.recording.first_calls[path].steps if step.kind == "block"]:
             if self._is_block(child) and not self._is_stage(child):
                 found.append(child)
-            else:
+            elif child not in _above(path):  # a module may call itself
                 found += self._inside(child)
         return list(dict.fromkeys(found))
 

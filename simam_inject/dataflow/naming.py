@@ -241,6 +241,9 @@ class Namer(TorchFunctionMode):
     def _name_inside(self, parent: Frame, module: nn.Module) -> str:
         """The module's path inside its caller; its full path where it is not a part of its caller."""
         path = self.path_of[id(module)]
+        own = [name for name, child in parent.module._modules.items() if child is module]
+        if own and self.calls[path.rpartition(".")[0]]:  # shared with another caller, whose name for it the path is
+            return own[0]
         if not parent.path or path.startswith(parent.path + "."):
             return path.removeprefix(parent.path).removeprefix(".")
         names = self._names_inside.get(id(parent.module))

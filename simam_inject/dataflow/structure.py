@@ -50,9 +50,10 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     found = Structure()
     for path, call in recording.first_calls.items():
         for step in call.steps:
-            if step.kind in ("add", "mul") and len(step.inputs) == 2 and all(map(_is_map, step.inputs)):
+            operands = step.inputs[:2]
+            if step.kind in ("add", "mul") and len(operands) == 2 and all(map(_is_map, operands)):
                 if step.kind == "mul":
-                    _enter_gate(found, step.inputs)
+                    _enter_gate(found, operands)
                 elif _enter_join(found, step):
                     found.residual.add(path)
     found.main = MainBlocks(recording, sites).find(found.residual)
@@ -71,9 +72,10 @@ def _is_map(step: Step) -> bool:
 
 def _enter_join(found: Structure, add: Step) -> bool:
     """Enter an add if it joins a branch with a skip."""
-    above = [_ancestors(operand) for operand in add.inputs]
+    operands = add.inputs[:2]
+    above = [_ancestors(operand) for operand in operands]
     own = [above[0] - above[1], above[1] - above[0]]
-    if len(set(map(_shape, add.inputs))) > 1 or not above[0] & above[1]:
+    if len(set(map(_shape, operands))) > 1 or not above[0] & above[1]:
         return False
     weights = [sum(map(_weight, steps)) for steps in own]
     upsampled = [any(_upsamples(step) and not _keeps_size(step) for step in steps) for steps in own]
@@ -82,7 +84,7 @@ def _enter_join(found: Structure, add: Step) -> bool:
         return False
     if any(map(_is_no_step_of_a_skip, own[skip])):
         return False
-    found.joins[add.inputs[branch].path] = add.path
+    found.joins[operands[branch].path] = add.path
     found.on_skip.update(step.path for step in own[skip])
     return True
 

@@ -133,7 +133,7 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
         return f"{name} returns a tensor that it did not compute"
     if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.readings):
         return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
-    if sum(returned is value for _, returned in frame.outputs) > 1:
+    if sum(call.path == frame.path for call, _ in value.returns) > 1:  # in one call, or from a call of itself
         return f"{name} returns it twice"
     return _why_not_replaced(flow, value, frame.end)
 

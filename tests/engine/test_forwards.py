@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from simam_inject import bypass, eject, inject, injected, simam
-from simam_inject.errors import NoMatchError
+from simam_inject.errors import InjectError, NoMatchError
 from simam_inject.planning.records import Output, Rewritten
 from tests.engine.blocks import Block, conv
 from tests.oracle import hooked, same_bits
@@ -359,6 +359,33 @@ def test_a_part_that_runs_twice():
     """The two calls stand at one place of the source."""
     with pytest.raises(NoMatchError, match="computed in a loop, or together with other operations"):
         pair(RunsPartTwice, "after RunsPartTwice.a[1]")
+
+
+class Mirrored(Block):
+    """The average over an image and its mirror image: the forward calls the model itself."""
+
+    def forward(self, x, *, mirrored=True):
+        if mirrored:
+            return self(x, mirrored=False) + self(x.flip(-1), mirrored=False).flip(-1)
+        return self.b(self.a(x))
+
+
+class Again(Block):
+    def forward(self, x, times=2):
+        y = self.a(x)
+        return self.b(y) if times == 0 else self(y.tanh(), times - 1)
+
+
+@pytest.mark.parametrize("block", [Mirrored, Again])
+def test_a_model_that_calls_itself(block):
+    plain, ours = pair(block, {"rules": [{"path": "a", "after": "output"}]})
+    hold(plain, ours, ["a"])
+
+
+def test_the_output_of_a_block_that_returns_what_it_returned():
+    """A hook would attend it once for each of the calls."""
+    with pytest.raises(InjectError):
+        inject(nn.Sequential(Again()), {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X)
 
 
 def test_the_parts_of_a_timm_network():

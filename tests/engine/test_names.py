@@ -131,3 +131,24 @@ def test_further_calls_of_a_module_are_skips_with_a_reason(factory, others, rule
     assert sorted(skips) == [f"block.h[{count + 2}]" for count in range(others)]
     both = plan(Net(factory()).eval(), {"rules": [{"path": "block.h*", **rule}]}, example_inputs=X)
     assert not [skip for skip in both.skips if "is another call" in skip.reason]
+
+
+class SharesItsActivation(nn.Module):
+    """One activation in a container and beside it, as in networks for restoration."""
+
+    def __init__(self):
+        super().__init__()
+        act = nn.LeakyReLU(0.2)
+        self.body, self.b, self.act = nn.Sequential(conv(), act, conv()), conv(), act
+
+    def forward(self, x):
+        return self.act(self.b(self.body(x))) + x
+
+
+@pytest.mark.parametrize("rule", [{"after": "act"}, {"before": "residual"}])
+def test_a_call_beside_the_container_that_shares_the_module(rule):
+    plain = Net(SharesItsActivation()).eval()
+    ours = inject(copy.deepcopy(plain), {"rules": [{"block": "SharesItsActivation", **rule}]}, example_inputs=X)
+    block, stem = plain.block, plain.stem(X)
+    assert [insertion.path for insertion in injected(ours)] == ["block.act"]
+    assert same_bits(ours(X), simam(block.act(block.b(block.body(stem)))) + stem)

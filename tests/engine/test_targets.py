@@ -180,7 +180,12 @@ class Reversed(MadeAct):
         return F.relu(x.__radd__(self.c(x))) * 1.5
 
 
-MADE = [MadeAct, MadeSequential, MadeBefore, MadeNorm, MadePool, Reversed]
+class ByKeyword(MadeAct):
+    def forward(self, x):
+        return nn.ReLU()(torch.add(input=self.c(x), other=x))
+
+
+MADE = [MadeAct, MadeSequential, MadeBefore, MadeNorm, MadePool, Reversed, ByKeyword]
 
 
 @pytest.mark.parametrize("block", MADE)
