@@ -94,7 +94,9 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
         if isinstance(given, Input):
             return Resolved(given)
         ticks, reason = [frame.start, frame.end], given or f"{reader} reads it more than once"
-    if not ticks or value in flow.recording.results:
+    if not ticks:
+        return f"{reader} reads what another call of {site.path} returns{_nearest(flow, site)}"
+    if value in flow.recording.results:
         return reason
     is_read_by_others = any(not min(ticks) <= read.tick <= max(ticks) for read in value.readings)
     return reason if is_read_by_others else _for_all(flow, site, value)

@@ -152,3 +152,17 @@ def test_a_call_beside_the_container_that_shares_the_module(rule):
     block, stem = plain.block, plain.stem(X)
     assert [insertion.path for insertion in injected(ours)] == ["block.act"]
     assert same_bits(ours(X), simam(block.act(block.b(block.body(stem)))) + stem)
+
+
+class RunsABlockTwice(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Block()
+
+    def forward(self, x):
+        return self.inner(self.inner(x).tanh()) + x
+
+
+def test_a_branch_that_ends_in_another_call_of_a_block():
+    with pytest.raises(NoMatchError, match=r"add reads what another call of block\.inner returns"):
+        plan(Net(RunsABlockTwice()), "before RunsABlockTwice.residual", example_inputs=X)
