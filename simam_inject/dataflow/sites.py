@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
@@ -141,7 +141,8 @@ class Surveyor:
         frame = self.base.first_calls.get(path)
         kind = "block" if any(True for _ in module.children()) else module_kind(module)
         if frame is not None:
-            step = Step(path, kind, None, (), frame.outputs, frame, runs=self.base.calls[path])
+            step = Step.add(fx.Graph(), "call_module", path, (), path, kind, None, frame.outputs, frame)
+            step.runs = self.base.calls[path]
             yield from map(self._site, (step, *step.entries()))
         else:
             facts = {"obstacle": _why_not_seen(module), **_module_facts(module)}

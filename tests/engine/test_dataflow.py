@@ -487,3 +487,13 @@ def test_a_list_that_a_module_is_given_has_run():
     model = GivesTwo(lambda *maps: list(maps), (0, 1)).eval()
     given = survey(model, example_inputs=torch.rand(2, 3, 8, 8)).site_by_path["k.maps"]
     assert (given.runs, given.maps) == (1, ("k.maps:0", "k.maps:1"))
+
+
+def test_each_call_of_a_module_with_children_is_a_graph_of_torch_fx():
+    model = Carries().eval()
+    calls = survey_model(model, example_of(model, X), strip).recording.first_calls
+    nodes = [(node.op, str(node.target), [str(arg) for arg in node.args]) for node in calls[""].graph.nodes]
+    assert nodes[:2] == [("placeholder", "x", []), ("call_module", "a", ["x"])]
+    assert nodes[3:] == [("call_module", "b", ["x"]), ("call_module", "k", ["b"])]
+    assert [node.op for node in calls["k"].graph.nodes] == ["placeholder", "call_module"]
+    assert calls["a"].graph is None
