@@ -66,4 +66,11 @@ def test_coverage_is_what_the_table_says():
     (row,) = re.findall(r"^\| public-styles \|(.*)\|$", table, flags=re.MULTILINE)
     *_, in_scope, done, _numeric, failed = (cell.strip() for cell in row.split("|"))
     assert int(done) - int(failed) == int(in_scope)
-    assert f"{in_scope} test networks modelled on public repositories" in " ".join(README.split())
+    counts = re.findall(r"^\| (?!public)\S+ \| \d+ \|.*?(\d+) \| (\d+) of \d+ \| 0 \|$", table, flags=re.MULTILINE)
+    models, in_full = (sum(map(int, column)) for column in zip(*counts, strict=True))
+    words = " ".join(README.split())
+    assert f"{in_scope} test networks modelled on public repositories" in words
+    assert (
+        f"{models:,} models of torchvision, timm, ultralytics and three more libraries, {in_full} of them in full"
+        in words
+    )

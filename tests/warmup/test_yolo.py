@@ -53,7 +53,8 @@ def test_its_record_carries_strength_and_gain(yolo, tmp_path):
     calibrate(yolo, torch.rand(4, 3, 64, 64))
     Ramp(yolo, steps=4).step()
     gains = [site.gain for site in injected(yolo)]
-    assert yolo.model.yaml["simam"]["settings"] == [[0.25, gain] for gain in gains]  # what a trainer builds from
+    sites = yolo.model.yaml["simam"]["sites"]  # what a trainer builds from
+    assert [(site["strength"], site["gain"]) for site in sites] == [(0.25, gain) for gain in gains]
     yolo.save(tmp_path / "warm.pt")
     found = injected(ultralytics.YOLO(tmp_path / "warm.pt"))
     assert [(site.strength, site.gain) for site in found] == [(0.25, gain) for gain in gains]
