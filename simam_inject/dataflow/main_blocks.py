@@ -32,6 +32,8 @@ class _Contents:
     """Number of spatial dimensions and reduction of each map in it."""
     given: set[tuple[int, int]] = field(default_factory=set)
     """The same of the maps that it is given."""
+    shapes: set[tuple[int, ...]] = field(default_factory=set)
+    """Of all tensors that it is given: the image of a network of one size has no known axes."""
 
 
 class MainBlocks:
@@ -56,6 +58,7 @@ class MainBlocks:
                     contents.maps |= maps
             if site.kind == "input":
                 self.contents[site.scope].given |= maps
+                self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
 
     def find(self, residual: set[str]) -> set[str]:
         """All main blocks; where there are none, the residual blocks of one convolution."""
@@ -79,7 +82,8 @@ class MainBlocks:
         if inside.convolutions < 2 and not (inside.convolutions and has_products):
             return False
         rank = len(site.spatial)
-        if inside.given and rank not in {rank for rank, _ in inside.given}:  # turns a map into tokens, or back
+        given = {rank for rank, _ in inside.given} or {len(shape) - 2 for shape in inside.shapes}
+        if given and rank not in given:  # turns a map into tokens, or back
             return False
         least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)])
         # A map larger than those outside is a table of attention.
