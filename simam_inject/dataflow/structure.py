@@ -189,7 +189,7 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
                 continue
             if path and len(call.outputs) == 1 and _weight_of(call.module):
                 found.add(path)
-            found |= _readers_among(step, call.steps, main)
+            found |= _readers_among(step, main)
     found = {path for path in found if not covers(found - {path}, path)}
     alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
     for path, call in recording.first_calls.items():  # the last one often has no skip to join
@@ -199,12 +199,12 @@ def _decoders(recording: Recording, main: set[str]) -> set[str]:
     return found
 
 
-def _readers_among(join: Step, steps: Sequence[Step], main: set[str], depth: int = 0) -> set[str]:
+def _readers_among(join: Step, main: set[str], depth: int = 0) -> set[str]:
     """Main blocks that read the join in the same forward, directly or after an attention or an activation."""
     found = set()
-    for step in steps:
-        if join in step.inputs and step.path in main:
+    for step in join.readers:
+        if step.path in main:
             found.add(step.path)
-        elif join in step.inputs and depth < 2 and step.kind in ("relu", "identity", "getitem", "dropout"):
-            found |= _readers_among(step, steps, main, depth + 1)
+        elif depth < 2 and step.kind in ("relu", "identity", "getitem", "dropout"):
+            found |= _readers_among(step, main, depth + 1)
     return found

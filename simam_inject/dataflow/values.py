@@ -113,6 +113,11 @@ class Step:
         return tuple(arg.meta["step"] for arg in self.node.args if isinstance(arg, fx.Node))
 
     @property
+    def readers(self) -> tuple[Step, ...]:
+        """Steps of the same forward that read its result."""
+        return tuple(node.meta["step"] for node in self.node.users)
+
+    @property
     def value(self) -> Value | None:
         """Its result, if that is one tensor."""
         return self.values[0][1] if len(self.values) == 1 and not self.values[0][0] else None

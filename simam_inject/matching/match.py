@@ -149,7 +149,7 @@ def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> l
     pick = search.rule.choice
     groups: defaultdict[object, list[Hit]] = defaultdict(list)
     for hit in sorted(candidates, key=lambda hit: order[hit.path]):
-        # `model` is no attribute of a site: all sites are in one group.
+        # A site has no attribute `model`: all sites are in one group.
         group = parent_of(hit.block) if pick.per == "parent" else getattr(hit.attended, pick.per, "")
         problem = why_not_attendable(hit.attended) or (f"its {pick.per} is not known" if group is None else None)
         if problem is not None:

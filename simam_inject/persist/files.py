@@ -196,7 +196,7 @@ def _read(file: Path) -> tuple[Manifest, State]:
     """The manifest and the tensors, which are mapped into memory: unused ones are not read."""
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
             texts = opened.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(_why_unreadable(file, error)) from None

@@ -58,9 +58,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
             resolved = resolve(flow, site, hit.reader)
             if isinstance(resolved, str):
                 reason = f"SimAM cannot be applied: {resolved}"
-            else:
-                reason = _why_taken(hit, resolved.edit, present, decision.insertions)
-            if isinstance(resolved, Resolved) and reason is None:
+            elif (reason := _why_taken(hit, resolved.edit, present, decision.insertions)) is None:
                 decision.insertions.append(_insertion(flow, site, hit, resolved, names))
         if reason in (None, PRESENT) or module is not None:
             fulfilled.add(hit.rule)

@@ -29,7 +29,7 @@ _PLAIN = {
         list("-+.0123456789"),
     ),
 }
-"""Types of plain scalars that are no texts: a pattern, and the characters that they may begin with."""
+"""Types of plain scalars other than text: a pattern, and the characters that they may begin with."""
 _COMPARISON = re.compile(r"(?:(\w+: +)|- +|[\[,] *)((?:[<>]=?|!=?) *[0-9x]+(?:, *[<>]=? *\d+)*)")
 """A comparison without quotes: in YAML `>` begins a block of text, and `!` a tag."""
 

@@ -38,7 +38,7 @@ class SiteFit:
     path: str
     gain: float
     error_before: float
-    """Size of y - x relative to x at gain 1, as root mean square: 0 is no change, 0.3 is usual for a cold SimAM."""
+    """Size of y - x relative to x at gain 1, as root mean square: 0 means unchanged, 0.3 is usual for a cold SimAM."""
     error_after: float
     """The same with the gain."""
 
