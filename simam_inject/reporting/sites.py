@@ -1,64 +1,55 @@
-"""A model's sites by block class: what a rule can name in it, as a table with selectors, and as JSON types."""
+"""What a rule can name in a model: block classes, and inside them the operations and child modules."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-from rich.console import RenderableType
-from rich.text import Text
-
-from simam_inject import modules
 from simam_inject.dataflow.records import Anatomy, Site
 from simam_inject.errors import shortened
-from simam_inject.matching import why_not_attendable
-from simam_inject.reporting.formats import MODEL, Table, format_count, format_map, format_span
-
-CONTAINERS = frozenset({"Module", *(kind.__name__ for kind in modules.CONTAINERS)})
-"""Classes of torch that only contain other modules: a rule that names one selects nothing in particular."""
+from simam_inject.kinds import FAMILIES
+from simam_inject.matching.match import why_not_attendable
+from simam_inject.planning.tables import Table, format_map, format_span
+from simam_inject.reporting.drawing import CONTAINERS
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """What a rule can name: the blocks of one class, or the values of one name inside them."""
+class Group:
+    """All sites of one name: the blocks of a class, or what has the same name inside of them."""
 
     name: str
-    """A class, or a name inside its blocks: `conv2`, `relu[2]`, `add`, `net.0`."""
-    sites: tuple[Site, ...]
-    children: tuple[Place, ...] = ()
+    sites: list[Site] = field(default_factory=list)
+    children: list[Group] = field(default_factory=list)
 
     @property
     def kind(self) -> str:
-        """What computes the value, with kernel and depth for a convolution; for a block its class."""
-        return " / ".join(dict.fromkeys(map(_kind, self.sites)))
+        """`block`, or of something inside a block the operation with its kernel, or the class."""
+        if self.sites[0].class_name == self.name:
+            return "block"
+        kinds = [site.class_name or "block" if site.kind == "block" else _kind_of(site) for site in self.sites]
+        return " / ".join(dict.fromkeys(kinds))
 
     @property
     def maps(self) -> list[str]:
-        """Distinct feature maps (channels x spatial sizes), the largest first, since a neck goes up and down."""
-        mapped = [site for site in self.sites if site.shape is not None]
-        mapped.sort(key=lambda site: prod(site.spatial or ()), reverse=True)
-        return list(dict.fromkeys(map(format_map, mapped)))
+        """Distinct sizes, from the largest to the smallest."""
+        ordered = sorted(self.sites, key=lambda site: -math.prod(site.spatial or ()))
+        return list(dict.fromkeys(map(format_map, ordered)))
 
     @property
     def reductions(self) -> list[int]:
-        """Distinct reductions, in ascending order."""
+        """Distinct reductions, ascending."""
         return sorted({site.reduction for site in self.sites if site.reduction is not None})
 
     @property
     def obstacle(self) -> str | None:
-        """Why SimAM cannot be applied to any of them; None if it can be applied to one."""
-        obstacles = [why_not_attendable(site) for site in self.sites]
-        return obstacles[0] if all(obstacles) else None
-
-    def has(self, structure: str) -> bool:
-        """Whether one of the blocks is `main`, `residual` or `decoder`."""
-        return any(structure in site.structure for site in self.sites)
+        """Why SimAM can be applied to none of them; None if it can to some."""
+        reasons = [why_not_attendable(site) for site in self.sites]
+        return None if None in reasons else reasons[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON types."""
+        """JSON types only."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -71,125 +62,97 @@ class Place:
         }
 
 
-def _kind(site: Site) -> str:
-    if site.kind == "block" and site.class_name:
-        return site.class_name
-    kernel = "x".join(map(str, site.kernel or ()))
-    return " ".join(filter(None, ("depthwise" if site.depthwise else "", site.kind, kernel)))
+def _kind_of(site: Site) -> str:
+    return f"{site.kind} {'x'.join(map(str, site.kernel))}" if site.kernel else site.kind
 
 
-def local_name(path: str, scope: str) -> str:
-    """`layer1.0.conv2` inside `layer1.0` -> `conv2`."""
-    return path.removeprefix(f"{scope}.") if scope else path
+def owner_of(site: Site, anatomy: Anatomy) -> tuple[str, str]:
+    """The class of the nearest block around a site that is no plain container, and the name of the site inside it."""
+    scope = site.scope
+    while (block := anatomy.site_by_path.get(scope)) is not None and block.class_name in CONTAINERS and scope:
+        scope = block.scope
+    name = site.path.removeprefix(f"{scope}.") if scope else site.path
+    return (block and block.class_name) or "", name
 
 
-def class_of(anatomy: Anatomy, path: str) -> str:
-    """Class of a block; `model` where it is not known."""
-    site = anatomy.site_by_path.get(path)
-    return (site.class_name if site is not None else None) or "model"
-
-
-def blocks_around(anatomy: Anatomy, site: Site) -> Iterator[Site]:
-    """The blocks around a value from the inside to the outside, without the model itself."""
-    path = site.scope
-    while path:
-        block = anatomy.site_by_path.get(path)
-        if block is not None:
-            yield block
-        path = path.rpartition(".")[0] if block is None else block.scope
-
-
-def _owner_of(anatomy: Anatomy, site: Site) -> str:
-    """Path of the nearest block around a value that is not a plain container; "" for the model."""
-    return next((block.path for block in blocks_around(anatomy, site) if block.class_name not in CONTAINERS), "")
-
-
-def _has_own_class(site: Site) -> bool:
-    """Whether it is a block that a rule can name by its class: not a container, nor a map in a list (`fpn:0`)."""
-    return site.kind == "block" and site.class_name not in CONTAINERS and ":" not in site.path
-
-
-def kind_of_place(anatomy: Anatomy, path: str) -> str:
-    """A site without its place in the model: `Bottleneck.conv2`, `Bottleneck`, `VGG.features.*`."""
-    site = anatomy.site_by_path.get(path)
-    if site is None or _has_own_class(site):
-        return path if site is None else class_of(anatomy, path)
-    owner = _owner_of(anatomy, site)
-    return f"{class_of(anatomy, owner)}.{re.sub(r'(?<![^.])[0-9]+(?![^.])', '*', local_name(path, owner))}"
-
-
-def summarize(anatomy: Anatomy) -> list[Place]:
-    """The block classes of a model: main blocks first, then others that occur several times, plain containers last."""
-    blocks: dict[str, list[Site]] = {}
-    inside: dict[str, dict[str, list[Site]]] = {}
+def summarize(anatomy: Anatomy) -> list[Group]:
+    """The block classes of a model: those of main blocks first, plain containers last."""
+    groups: dict[str, Group] = {}
+    for site in anatomy.blocks():
+        name = site.class_name or site.path
+        groups.setdefault(name, Group(name)).sites.append(site)
+    children: dict[tuple[str, str], Group] = {}
     for site in anatomy.sites:
-        if site.kind == "block" and ":" not in site.path:
-            blocks.setdefault(site.class_name or "", []).append(site)
-        owner = _owner_of(anatomy, site)
-        has_own_row = _has_own_class(site) and site.scope != owner
-        if owner in anatomy.site_by_path and site.kind != "input" and site.path and not has_own_row:
-            names = inside.setdefault(anatomy.site_by_path[owner].class_name or "", {})
-            names.setdefault(local_name(site.path, owner), []).append(site)
-    classes = [
-        Place(name, tuple(sites), tuple(Place(child, tuple(values)) for child, values in inside.get(name, {}).items()))
-        for name, sites in blocks.items()
-    ]
-    return sorted(classes, key=lambda one: (one.name in CONTAINERS, not one.has("main"), len(one.sites) == 1))
+        owner, name = owner_of(site, anatomy)
+        block = anatomy.site_by_path.get(site.scope)
+        is_named_by_class = site.kind == "block" and site.class_name not in CONTAINERS
+        if is_named_by_class and block is not None and block.class_name in CONTAINERS:
+            continue
+        if owner in groups and site.kind != "input" and site.path:
+            if (owner, name) not in children:
+                groups[owner].children.append(children.setdefault((owner, name), Group(name)))
+            children[owner, name].sites.append(site)
+
+    def rank(group: Group) -> int:
+        is_main = any("main" in site.structure for site in group.sites)
+        return 2 if group.name in CONTAINERS else 0 if is_main else 1
+
+    return sorted(groups.values(), key=rank)
 
 
 def sites_to_dict(anatomy: Anatomy) -> dict[str, Any]:
-    """What `render_sites` shows, with the path of every block."""
-    classes = [{**one.to_dict(), "kind": "block"} for one in summarize(anatomy)]
-    return {"input_shapes": anatomy.input_shapes, "classes": classes, "opaque": anatomy.opaque}
+    """The summary as JSON types."""
+    return {
+        "input_shapes": [list(shape) for shape in anatomy.input_shapes],
+        "classes": [group.to_dict() for group in summarize(anatomy)],
+        "opaque": dict(anatomy.opaque),
+    }
 
 
-def render_sites(anatomy: Anatomy) -> Iterator[RenderableType]:
-    """The block classes of a model with what a rule can name inside them, and selectors that fit this model.
-
-    Every class has a row; what is inside has one if SimAM can be applied to it.
-    """
-    rows: list[tuple[str, ...]] = []
-    bold: list[int] = []
-    obstacles: dict[str, list[str]] = {}
-    classes = summarize(anatomy)
-    for found in classes:
-        bold.append(len(rows))
-        for place in (found, *(found.children if found.name not in CONTAINERS else ())):
-            if place.obstacle is not None:
-                name = found.name if place is found else f"{found.name}.{place.name}"
-                obstacles.setdefault(place.obstacle.partition(": its shape is")[0], []).append(name)
-            if place is found or place.obstacle is None:
-                name, kind = (found.name, "block") if place is found else (f"  {place.name}", place.kind)
-                maps = format_span(place.maps) + (" *" if place.obstacle else "")
-                rows.append((name, kind, str(len(place.sites)), maps, format_span(place.reductions, "..")))
-    yield Table(("block class, children", "kind", "count", "CxHxW", "reduction"), rows, bold)
-    yield from (Text(f"* {shortened(names)}: {obstacle}", "yellow") for obstacle, names in obstacles.items())
+def render_sites(anatomy: Anatomy) -> Iterator[Table | str]:
+    """The summary as a table, notes on what cannot be attended, and selectors to begin with."""
+    groups = summarize(anatomy)
+    rows, notes = [], dict[str, list[str]]()
+    for group in groups:
+        rows.append(_row(group, group.name))
+        rows += [_row(child, f"  {child.name}") for child in group.children if child.obstacle is None]
+        for each, name in [(group, group.name), *((child, f"{group.name}.{child.name}") for child in group.children)]:
+            if each.obstacle is not None:
+                notes.setdefault(each.obstacle.partition(": its shape is")[0], []).append(name)
+    yield Table(["block class, children", "kind", "count", "CxHxW", "reduction"], rows)
+    for reason, names in notes.items():
+        yield f"* {shortened(names)}: {reason}"
     if anatomy.opaque:
-        count = format_count(len(anatomy.opaque), "block")
-        yield Text(f"{count} without names inside; SimAM can be applied to the output:", "yellow")
-        yield from (Text(f"  {path or MODEL}: {reason}") for path, reason in anatomy.opaque.items())
-    yield Text("select sites with:", "bold")
-    yield from (Text(f"  {selector}") for selector in suggest(classes))
+        blocks = "1 block" if len(anatomy.opaque) == 1 else f"{len(anatomy.opaque)} blocks"
+        yield f"{blocks} without names inside; SimAM can be applied to the output:"
+        yield from (f"  {path or '(model)'}: {reason}" for path, reason in anatomy.opaque.items())
+    yield "select sites with:"
+    yield from (f"  {selector}" for selector in _suggest(groups))
 
 
-def suggest(classes: Sequence[Place]) -> Iterator[str]:
-    """Selectors for the class that the model repeats: its output, its convolution, its residual branch.
+def _row(group: Group, name: str) -> list[str]:
+    maps = format_span(group.maps) + " *" * (group.obstacle is not None)
+    reductions = format_span(group.reductions).replace(" .. ", "..")
+    return [name, group.kind, str(len(group.sites)), maps, reductions]
 
-    The model itself is never suggested, since its last value is the result and not a feature map.
-    """
-    named = [one for one in classes if one.name not in CONTAINERS and one.children and one.sites[0].path]
-    main = max(
-        (one for one in named if one.obstacle is None),
-        key=lambda one: (one.has("main"), one.has("residual"), len(one.sites) > 1, len(one.children) * len(one.sites)),
-        default=None,
-    )
-    if main is None:
+
+def _suggest(groups: list[Group]) -> Iterator[str]:
+    """Selectors for the first class of blocks: its output, its last spatial convolution, its residual branch."""
+    for group in groups:
+        is_result = any(not site.path for site in group.sites)
+        if group.obstacle is None and not is_result and group.name not in CONTAINERS:
+            break
+    else:
         yield "--recipe every-conv"
         return
-    name = main.name.lower()
-    yield f"--after {name}"
-    convs = [child for child in main.children if "conv" in child.kind and child.obstacle is None]
-    wide = [child for child in convs if max(child.sites[0].kernel or (1,)) > 1]
-    yield from (f"--after {name}.{child.name}" for child in (wide or convs)[-1:])
-    if any(site.joins for child in main.children for site in child.sites):
-        yield f"--before {name}.residual"
+    word = group.name.lower()
+    yield f"--after {word}"
+    convs = [child.name for child in group.children if child.obstacle is None and any(map(_is_spatial, child.sites))]
+    if convs:
+        yield f"--after {word}.{convs[-1]}"
+    if any(site.joins for child in group.children for site in child.sites):
+        yield f"--before {word}.residual"
+
+
+def _is_spatial(site: Site) -> bool:
+    return site.kind in FAMILIES["conv"] and max(site.kernel or (1,)) > 1
