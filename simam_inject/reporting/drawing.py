@@ -50,9 +50,10 @@ def _scope_of(insertion: Insertion, anatomy: Anatomy) -> str:
     """The block to draw: for its output the block itself, unless it is a container or nothing is known inside."""
     path = insertion.path.partition(":")[0]
     block = anatomy.site_by_path.get(path)
-    if insertion.position == "after" and block is not None and block.class_name not in CONTAINERS:
-        if any(site.scope == path for site in anatomy.sites if site.path != path):
-            return path
+    is_container = block is None or block.class_name in CONTAINERS
+    is_known = any(site.scope == path for site in anatomy.sites if site.path != path)
+    if insertion.position == "after" and is_known and not is_container:
+        return path
     site = anatomy.site_by_path.get(insertion.path)
     return site.scope if site is not None else path.rpartition(".")[0]
 
@@ -76,23 +77,25 @@ class _Block:
         read = {_whole(operand) for operands in self.operands.values() for operand in operands}
         ends = [path for path, site in self.sites.items() if path not in read and site.kind != "input"]
         seen: set[str] = set()
-        lines, sides = [], [(end, "") for end in reversed(ends)]
-        for value, reader in sides:  # the list grows while lines are drawn
-            is_side, parts = bool(reader), [self._label(reader)] if reader else []
-            while True:
-                path = _whole(value)
-                parts += [SIMAM] * self._is_attended(value, reader) + [self._label(path)]
-                operands = [] if path in seen else self.operands[path]
-                seen.add(path)
-                if not operands:
-                    break
-                value, *others = sorted(operands, key=lambda operand: -self.length[_whole(operand)])
-                sides += [(other, path) for other in others]
-                reader = path
-            starts_at_input = self.sites[path].kind == "input"
-            lines.append(parts if is_side or not starts_at_input else parts[:-1])
-        counts = Counter(" > ".join(reversed(parts)) for parts in lines)
+        sides, lines = [(end, "") for end in reversed(ends)], []
+        for value, reader in sides:  # grows while lines are drawn
+            lines.append(" > ".join(reversed(self._trace(value, reader, seen, sides))))
+        counts = Counter(lines)
         return tuple(line if count == 1 else f"{line}  ({count} times)" for line, count in counts.items())
+
+    def _trace(self, value: str, reader: str, seen: set[str], sides: list[tuple[str, str]]) -> list[str]:
+        """From a value back to one that is drawn already, or to an input; what else is read on the way joins `sides`."""
+        is_side, parts = bool(reader), [self._label(reader)] if reader else []
+        while True:
+            path = _whole(value)
+            parts += [SIMAM] * self._is_attended(value, reader) + [self._label(path)]
+            operands = [] if path in seen else self.operands[path]
+            seen.add(path)
+            if not operands:
+                return parts if is_side or self.sites[path].kind != "input" else parts[:-1]
+            value, *others = sorted(operands, key=lambda operand: -self.length[_whole(operand)])
+            sides += [(other, path) for other in others]
+            reader = path
 
     def _label(self, path: str) -> str:
         if len(self.operands[path]) > 1:
@@ -102,14 +105,12 @@ class _Block:
 
     def _is_attended(self, value: str, reader: str) -> bool:
         """SimAM is applied to the value before this reader; without a reader, to what the block returns."""
-        for one in self.insertions:
-            if one.position == "before":
-                found = (one.path, one.reader) == (value, reader)
-            else:
-                found = one.path in (value, _whole(value)) or (not reader and _whole(one.path) == self.scope)
-            if found:
-                return True
-        return False
+        return any(
+            (one.path, one.reader) == (value, reader)
+            if one.position == "before"
+            else one.path in (value, _whole(value)) or (not reader and _whole(one.path) == self.scope)
+            for one in self.insertions
+        )
 
 
 def _whole(path: str) -> str:

@@ -1,4 +1,4 @@
-"""One HTML page about an injection, which needs no other file: the network drawn, sites, skips, cost, checks, recipe."""
+"""One HTML page about an injection, which needs no other file: network, sites, skips, cost, checks, recipe."""
 
 from __future__ import annotations
 

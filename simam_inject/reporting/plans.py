@@ -12,7 +12,7 @@ from rich.filesize import decimal as format_bytes
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.records import PRESENT, Insertion, Verification
-from simam_inject.planning.tables import Table, format_map, format_position, format_span, sites_table
+from simam_inject.planning.tables import Table, format_map, format_span, sites_table
 from simam_inject.reporting.sites import owner_of
 
 _LONG = 24

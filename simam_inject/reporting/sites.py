@@ -84,14 +84,14 @@ def summarize(anatomy: Anatomy) -> list[Group]:
     children: dict[tuple[str, str], Group] = {}
     for site in anatomy.sites:
         owner, name = owner_of(site, anatomy)
-        block = anatomy.site_by_path.get(site.scope)
-        is_named_by_class = site.kind == "block" and site.class_name not in CONTAINERS
-        if is_named_by_class and block is not None and block.class_name in CONTAINERS:
+        around = anatomy.site_by_path.get(site.scope)
+        in_container = around is not None and around.class_name in CONTAINERS
+        is_named_by_class = in_container and site.kind == "block" and site.class_name not in CONTAINERS
+        if owner not in groups or not site.path or site.kind == "input" or is_named_by_class:
             continue
-        if owner in groups and site.kind != "input" and site.path:
-            if (owner, name) not in children:
-                groups[owner].children.append(children.setdefault((owner, name), Group(name)))
-            children[owner, name].sites.append(site)
+        if (owner, name) not in children:
+            groups[owner].children.append(children.setdefault((owner, name), Group(name)))
+        children[owner, name].sites.append(site)
 
     def rank(group: Group) -> int:
         is_main = any("main" in site.structure for site in group.sites)
