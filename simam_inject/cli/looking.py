@@ -1,105 +1,131 @@
-"""The commands that show: what a rule can name, where SimAM is applied, what it costs, and the shipped recipes."""
+"""Commands that change nothing: `sites`, `explain`, `bench`, `recipes`."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict
-from functools import partial
+from typing import TYPE_CHECKING
 
-import typer
+from simam_inject.cli.injecting import heading
+from simam_inject.cli.options import (
+    BenchOptions,
+    ConvertOptions,
+    ModelOptions,
+    RecipeOptions,
+    ShippedOptions,
+)
+from simam_inject.cli.preparing import compose_recipe, make_plan, prepare
+from simam_inject.cli.program import Report, Step, note
 
-from simam_inject.cli.options import BenchOptions, ModelFileOptions, ModelOptions, Options, PageOptions, RecipeOptions
-from simam_inject.cli.preparing import apply_plan, as_inserted, describe, make_plan, prepare, run_example
-from simam_inject.cli.program import Report, Step
+if TYPE_CHECKING:
+    from simam_inject.bench import Bench
+    from simam_inject.planning.tables import Table
 
 
 def sites(options: ModelOptions, step: Step) -> Report:
     """Show what can be named in MODEL: block classes, their children, shapes. The first command to run."""
-    built = prepare(options, step, steps=2)
-    step("running it once")
-    from rich.text import Text
-
+    prepared = prepare(options, step)
     from simam_inject.api import survey
     from simam_inject.reporting.sites import render_sites, sites_to_dict
 
-    anatomy = run_example(survey, built)
-    data = {"model": options.model, "source": built.source, **sites_to_dict(anatomy)}
-    return Report([Text(f"{built.name} ({built.note})", "bold"), *render_sites(anatomy)], data)
+    step("recording the forward")
+    anatomy = survey(prepared.built.model, example_inputs=prepared.inputs)
+    head = f"{prepared.built.name} ({prepared.built.note})"
+    names = {"model": prepared.built.name, "source": prepared.built.source}
+    return Report([head, *render_sites(anatomy)], {**names, **sites_to_dict(anatomy)})
 
 
-def explain(options: Options, step: Step) -> Report:
+def explain(options: RecipeOptions, step: Step) -> Report:
     """Draw where SimAM would go in each kind of block of MODEL. Changes nothing."""
-    built, plan = make_plan(options, step, steps=2)
-    from rich.text import Text
-
+    recipe = compose_recipe(options)
+    prepared = prepare(options, step)
+    step("planning")
+    plan = make_plan(prepared, recipe, options)
     from simam_inject.reporting.drawing import draw
 
     drawings = draw(plan.anatomy, plan.placed)
-    view = Text("\n\n".join([describe(built, plan), *map(str, drawings)]))
-    view.highlight_regex(r"(?m)^\S.*", "bold cyan")
-    view.highlight_words(["[SimAM]"], "bold green")
-    return Report([view], {"model": options.model, "recipe": plan.recipe.to_dict(), "blocks": drawings})
-
-
-def report(options: PageOptions, step: Step) -> Report:
-    """Write one self-contained HTML page about an injection: the network drawn, sites, skips, cost, checks, recipe."""
-    built, plan = make_plan(options, step, steps=4)
-    from simam_inject.api import verify
-    from simam_inject.reporting.page import render_page
-
-    step("inserting SimAM")
-    apply_plan(built, plan, options.strength)
-    step("verifying")
-    verification = run_example(verify, built)
-    page = render_page(
-        as_inserted(built, plan), verification, heading=f"{options.model}, {plan.recipe.name}", note=built.note
-    )
-    options.html.write_text(page, encoding="utf-8")
-    view = f"wrote {options.html}: {len(plan.placed)} sites, {str(verification).splitlines()[0]}"
-    return Report([view], {"html": options.html, "ok": verification.ok}, verification.ok)
+    parts = [heading(prepared, recipe, options), *(line for each in drawings for line in ("", *str(each).splitlines()))]
+    names = {"model": prepared.built.name, "recipe": plan.recipe.to_dict()}
+    return Report(parts, {**names, "blocks": [asdict(drawing) for drawing in drawings]})
 
 
 def bench(options: BenchOptions, step: Step) -> Report:
     """Measure what the recipe costs in MODEL: plain, with SimAM, with other attentions at the same sites."""
-    built, plan = make_plan(options, step, steps=3 + 2 * options.rounds)
-    from rich.text import Text
-
+    recipe = compose_recipe(options)
+    prepared = prepare(options, step)
     from simam_inject.bench import Conditions, bench
-    from simam_inject.reporting.plans import render_bench
 
-    how = (options.device, options.batch, options.dtype, options.channels_last, options.compile, options.rounds)
-    measured = run_example(partial(bench, against=options.against, step=step), built, plan.recipe, Conditions(*how))
-    data = {"model": options.model, "source": built.source, "recipe": plan.recipe.to_dict(), **asdict(measured)}
-    return Report([Text(describe(built, plan), "bold"), *render_bench(measured)], data)
+    names = ("device", "batch", "dtype", "channels_last", "compile", "rounds")
+    conditions = Conditions(**{name: getattr(options, name) for name in names})
+    make_plan(prepared, recipe, options)
+    found = bench(
+        prepared.built.model,
+        recipe,
+        conditions,
+        against=options.against,
+        example_inputs=prepared.inputs,
+        step=step,
+    )
+    about = {"model": prepared.built.name, "source": prepared.built.source, "recipe": recipe.to_dict()}
+    return Report([heading(prepared, recipe, options), *_render_bench(found)], {**about, **found.to_dict()})
 
 
-def list_recipes(_options: None, _step: Step) -> Report:
-    """Report the shipped recipes."""
+def _render_bench(found: Bench) -> Iterator[Table | str]:
+    from rich.filesize import decimal
+
+    from simam_inject.planning.tables import Table
+
+    conditions = found.conditions
+    layout, mode = "NHWC" if conditions.channels_last else "NCHW", "compiled" if conditions.compile else "eager"
+    yield f"batch {conditions.batch}, {conditions.dtype}, {layout}, {mode}, {conditions.rounds} rounds"
+    rows = []
+    for row in found.rows:
+        ratio = f"{row.ratio.median:.3f}"
+        if row.variant != "plain":
+            ratio += f" ({row.ratio.low:.3f}-{row.ratio.high:.3f})"
+        sizes = ["-" if size is None else decimal(size) for size in (row.kept_bytes, row.peak_bytes)]
+        ms, speed = f"{1e3 * row.seconds.median:.2f}", f"{row.images_per_second:.1f}"
+        rows.append([row.mode, row.variant, ms, "noisy" if row.ratio.is_noisy else ratio, speed, *sizes])
+    table = Table(["mode", "variant", "ms", "x plain (quartiles)", "images/s", "kept", "peak"], rows)
+    yield table if any(row.peak_bytes is not None for row in found.rows) else table.without("peak")
+    for mode, reason in found.not_run:
+        yield f"{mode}: not run: {reason}"
+    sites = "1 site" if found.sites == 1 else f"{found.sites} sites"
+    yield f"{sites}; per batch, the attention reads and writes at least {decimal(found.floor_bytes)}"
+    machine = ", ".join(f"{name} {value}" for name, value in found.machine.items())
+    yield f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process"
+    if any(row.kept_bytes is not None for row in found.rows):
+        yield "kept: bytes that the forward keeps for the backward pass"
+
+
+def recipes(_options: None, _step: Step) -> Report:
+    """List the shipped recipes."""
+    from simam_inject.planning.tables import Table
     from simam_inject.recipe import load_recipe, shipped_recipes
-    from simam_inject.reporting.formats import Table
 
     rows = [
-        (recipe.name, recipe.description, "\n".join(rule.selector for rule in recipe.rules), f"{recipe.e_lambda:g}")
-        for recipe in map(load_recipe, shipped_recipes())
+        [each.name, each.description, "\n".join(rule.selector for rule in each.rules), f"{each.e_lambda:g}"]
+        for each in map(load_recipe, shipped_recipes())
     ]
-    table = Table(("recipe", "description", "rules", "e_lambda"), rows)
+    table = Table(["recipe", "description", "rules", "e_lambda"], rows)
     return Report([table, "print one: simam-inject recipes show NAME"])
 
 
-def show_recipe(options: RecipeOptions, _step: Step) -> Report:
+def show_recipe(options: ShippedOptions, _step: Step) -> Report:
     """Print a shipped recipe as YAML."""
     from simam_inject.recipe import read_shipped
 
     return Report([read_shipped(options.name)])
 
 
-def import_recipe(options: ModelFileOptions, _step: Step) -> Report:
+def convert(options: ConvertOptions, _step: Step) -> Report:
     """Turn an ultralytics model file with SimAM rows into the same placement on the stock model, whose weights load."""
     from simam_inject.integrations.ultralytics.model_files import import_model_yaml, write_recipe
 
     found = import_model_yaml(options.file)
+    for line in found.notes:
+        note(f"note: {line}")
     text = write_recipe(found.recipe)
-    for note in found.notes:
-        typer.echo(f"note: {note}", err=True)
     if options.output is None:
         return Report([text])
     options.output.write_text(text, encoding="utf-8")

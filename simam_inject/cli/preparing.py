@@ -1,64 +1,122 @@
-"""What the commands do first: build the model, compose the recipe, plan; and read images as the model takes them."""
+"""What commands begin with: checks that need no torch, the recipe of the options, the model, images of a folder."""
 
 from __future__ import annotations
 
 import random
 import zipfile
-from collections.abc import Callable, Iterable
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.cli.options import EXPORTS, CompareOptions, ModelOptions, Options
+from simam_inject.cli.options import ModelOptions, RecipeOptions
 from simam_inject.cli.program import Step
-from simam_inject.errors import ModelError, NoMatchError, RecipeError
+from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError
 from simam_inject.zoo import ZooModel, build, load_weights
 from simam_inject.zoo.names import find_library
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from simam_inject import Plan
     from simam_inject.pictures import Photograph
+    from simam_inject.planning.plan import Plan
     from simam_inject.recipe import Recipe
 
 WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
-"""Suffixes of files that contain weights, not a model that can be built; a `.pt` may be either."""
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def check_model_name(name: str) -> None:
-    """Raise for a file of weights in the place of the model, and for an unknown name, before torch is imported."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model with its weights, and the inputs of one forward."""
+
+    built: ZooModel
+    size: tuple[int, ...] | None
+    """As given with `--input-size`."""
+
+    @property
+    def inputs(self) -> Any:
+        """For `example_inputs`."""
+        return self.built.example_inputs
+
+    @property
+    def declared(self) -> tuple[int, ...]:
+        """The input size that the network itself declares."""
+        from simam_inject.adapters import network_of
+        from simam_inject.dataflow.example import declared_size
+
+        return declared_size(network_of(self.built.model))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Channels and spatial sizes of one image."""
+        shapes = self.built.input_shapes
+        return self.declared if not shapes else shapes[0] if self.built.takes_list else shapes[0][1:]
+
+    @property
+    def code(self) -> str:
+        """The argument `example_inputs` in Python, where these are not the inputs that the network declares."""
+        shapes, takes_list = self.built.input_shapes, self.built.takes_list
+        if not shapes or shapes == ((1, *self.declared),):
+            return ""
+        tensors = ", ".join(f"torch.rand({', '.join(map(str, shape))})" for shape in shapes)
+        whole = f"[{tensors}]" if takes_list else tensors if len(shapes) == 1 else f"({tensors})"
+        return f", example_inputs={whole}"
+
+
+def check_model(name: str) -> str:
+    """The library of a model name; an error for what is none, before torch is imported.
+
+    Raises:
+        ModelError: no library has the name, or it is a file of something else.
+    """
     path = Path(name)
-    if path.suffix in EXPORTS:
-        raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
-    if path.suffix in WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_yolo_checkpoint(path)):
-        raise ModelError(
-            f"{name} contains weights, not a model: give the model and add --weights {name}, "
-            f"e.g. simam-inject resnet50 --weights {name} --after bottleneck"
-        )
-    find_library(name)
+    if path.suffix in WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
+        raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
+    if path.suffix in (".onnx", ".pt2", ".torchscript", ".engine"):
+        raise ModelError(f"{name} is an exported graph, to which SimAM cannot be added: inject, then export")
+    return find_library(name)
 
 
-def check_weights(options: ModelOptions | CompareOptions) -> None:
-    """Raise if two sources of weights are named: the second would overwrite the first."""
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file contains objects of ultralytics; in doubt it may, and loading it says what is wrong."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            pickles = [opened.read(name) for name in opened.namelist() if name.endswith("data.pkl")]
+    except (OSError, zipfile.BadZipFile):
+        return True
+    return not pickles or any(b"ultralytics" in data for data in pickles)
+
+
+def compose_recipe(options: RecipeOptions) -> Recipe:
+    """The recipe that the options describe together.
+
+    Raises:
+        RecipeError: there is none, or one part is not valid.
+    """
+    from simam_inject.recipe import Recipe, adjusted, load_recipe
+
+    places = [f"after {place}" for place in options.after] + [f"before {place}" for place in options.before]
+    parts = [load_recipe(part) for part in (*filter(None, [options.recipe]), *places)]
+    if not parts:
+        raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
+    recipe = parts[0]
+    if len(parts) > 1:
+        name = ", ".join(part.name for part in parts)
+        recipe = Recipe(name=name, e_lambda=recipe.e_lambda, rules=[rule for part in parts for rule in part.rules])
+    return adjusted(recipe, options.exclude, options.e_lambda)
+
+
+def prepare(options: ModelOptions, step: Step) -> Prepared:
+    """Build the model, load its weights, and find out which inputs it takes.
+
+    Raises:
+        InjectError: the model or the weights cannot be used.
+    """
     if options.pretrained and options.weights is not None:
-        raise ModelError(f"--pretrained and --weights {options.weights} are two sources of weights: give one of them")
-
-
-def _is_yolo_checkpoint(path: Path) -> bool:
-    """Whether a file written by torch.save names classes of ultralytics; nothing is unpickled."""
-    if not zipfile.is_zipfile(path):
-        return True  # an older format, for which ultralytics raises an error
-    with zipfile.ZipFile(path) as file:
-        return any(b"ultralytics" in file.read(name) for name in file.namelist() if name.endswith("data.pkl"))
-
-
-def prepare(options: ModelOptions, step: Step, *, steps: int) -> ZooModel:
-    """Build the model that the options describe: the first of so many steps."""
-    check_model_name(options.model)
-    check_weights(options)
-    step(f"building {options.model}", of=steps)
+        raise ModelError("--pretrained and --weights both load weights; give one of them")
+    check_model(options.model)
+    step("building the model")
     if options.seed is not None:
         import torch
 
@@ -66,125 +124,68 @@ def prepare(options: ModelOptions, step: Step, *, steps: int) -> ZooModel:
     built = build(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
     if options.weights is not None:
         built = load_weights(built, options.weights)
-    return built if options.input_size is None else built.with_size(options.input_size)
+    return Prepared(built if options.input_size is None else built.with_size(options.input_size), options.input_size)
 
 
-def compose_recipe(options: Options) -> Recipe:
-    """The rules of `--recipe`, then one rule for each selector; a site belongs to the first rule that matches it."""
-    from simam_inject.recipe import Recipe, adjusted, load_recipe
-
-    recipes = [load_recipe(text) for text in options.sources]
-    if not recipes:
-        raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
-    rules = [rule.to_dict() for recipe in recipes for rule in recipe.rules]
-    together = {**recipes[0].to_dict(), "name": ", ".join(recipe.name for recipe in recipes), "rules": rules}
-    return adjusted(Recipe.from_dict(together), options.exclude or (), options.e_lambda)
-
-
-def make_plan(options: Options, step: Step, *, steps: int) -> tuple[ZooModel, Plan]:
-    """Build the model and plan the recipe for it: the first two of so many steps.
+def make_plan(prepared: Prepared, recipe: Recipe, options: RecipeOptions, strength: float = 1.0) -> Plan:
+    """The plan of a command.
 
     Raises:
-        NoMatchError: The recipe, a rule of it or a glob of `--exclude` has no effect.
+        InjectError: the model cannot be planned, or the recipe or `--exclude` has no effect.
     """
-    recipe = compose_recipe(options)
-    built = prepare(options, step, steps=steps)
-    step("running it once and planning")
-    from simam_inject.api import check_exclude, no_effect, plan, survey
+    from simam_inject import api
 
-    exclude = options.exclude or ()
+    model, size = prepared.built.model, prepared.size
     try:
-        found: Plan = run_example(plan, built, recipe)
-    except NoMatchError as error:  # a message about the option is clearer than one about a rule that contains it
-        if exclude:
-            check_exclude("--exclude", exclude, run_example(survey, built))
-        raise NoMatchError(_with_remedy(str(error))) from None
-    check_exclude("--exclude", exclude, found.anatomy)
-    if not found.insertions and not found.is_done:
-        raise NoMatchError(_with_remedy(no_effect(found)))
-    return built, found
-
-
-def _with_remedy(message: str) -> str:
-    """On the command line `eject` cannot be called first."""
-    from simam_inject.planning.records import PRESENT
-
-    remedy = "to start again: in Python: eject(model); here: give a file without SimAM"
-    return f"{message}\n{remedy}" if f"{PRESENT}, with" in message else message
-
-
-def run_example(function: Callable[..., Any], built: ZooModel, *arguments: Any) -> Any:
-    """Call a function of the API such as `plan` with the model and its example inputs."""
-    try:
-        return function(built.model, *arguments, example_inputs=built.example_inputs)
+        plan = api.make_plan(model, recipe, prepared.inputs, strength)
+    except NoMatchError as error:
+        api.check_exclude("--exclude", options.exclude, api.survey(model, example_inputs=prepared.inputs))
+        advice = "\nto start again: in Python: eject(model); here: give a file without SimAM"
+        raise NoMatchError(f"{error}{advice * ('eject(model)' in str(error))}") from None
     except ModelError as error:
-        if [len(shape) for shape in built.input_shapes] != [3] or built.takes_list:
+        if size is None or len(size) != 2:
             raise
-        size = "x".join(map(str, built.input_shapes[0][1:]))
+        text = "x".join(map(str, size))
         raise ModelError(
-            f"{error}\n--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
-        ) from error
+            f"{error}\n--input-size {text} is channels x length; an image is channels x height x width: 3x{text}"
+        ) from None
+    api.check_exclude("--exclude", options.exclude, plan.anatomy)
+    if not plan.insertions and not plan.is_done:
+        raise NoMatchError(api.no_effect(plan))
+    return plan
 
 
-def apply_plan(built: ZooModel, plan: Plan, strength: float) -> None:
-    """Insert SimAM at the sites of a plan, with the strength of `--strength`."""
-    from simam_inject.warmup import set_strength
+def images_in(folder: Path, limit: int = 256) -> list[Path]:
+    """Images of a folder and its subfolders, in the order of their names; at most `limit`, spread evenly.
 
-    plan.apply()
-    if strength != 1.0:
-        set_strength(built.model, strength)
-
-
-def as_inserted(built: ZooModel, plan: Plan) -> Plan:
-    """An applied plan, with the strength and gain that its sites have now."""
-    from simam_inject.api import injected
-
-    site_by_module = {site.module: site for site in injected(built.model)}
-    insertions, present = (
-        tuple(site_by_module[site.module] for site in sites) for sites in (plan.insertions, plan.present)
-    )
-    return replace(plan, insertions=insertions, present=present)
-
-
-def describe(built: ZooModel, plan: Plan, more: str = "") -> str:
-    """Names of model and recipe, and which weights the model has."""
-    return f"{built.name}, {plan.recipe.name}{more} ({built.note})"
-
-
-def images_in(folder: Path, limit: int) -> list[Path]:
-    """The images in a folder and its subfolders in alphabetical order; of more than `limit`, evenly spaced ones."""
+    Raises:
+        FileError: there is none.
+    """
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not found:
-        raise ModelError(f"no image found in {str(folder)!r}; supported formats: {', '.join(IMAGES)}")
-    return found if len(found) <= limit else [found[index * len(found) // limit] for index in range(limit)]
+        raise FileError(f"no image found in {str(folder)!r}; images end in {', '.join(IMAGES)}")
+    return found[:: -(-len(found) // limit)]
 
 
-def read_photograph(built: ZooModel, path: Path) -> Photograph:
-    """A photograph at the input size of the model."""
-    from simam_inject.adapters import network_of
-    from simam_inject.dataflow.example import declared_size
+def photographs(prepared: Prepared, files: Sequence[Path]) -> list[Photograph]:
+    """Images as the model takes them.
+
+    Raises:
+        FileError: one cannot be read.
+    """
     from simam_inject.pictures import photograph
 
-    shapes = built.input_shapes or ((1, *declared_size(network_of(built.model))),)
-    if built.takes_list or len(shapes) > 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
-        raise ModelError(f"{built.name} does not take batches of images of one size")
-    _, channels, height, width = shapes[0]
-    letterbox = built.source == "ultralytics" and getattr(built.model, "task", "") != "classify"
-    return photograph(path, (channels, height, width), normalization=built.normalization, letterbox=letterbox)
+    letterbox, normalization = prepared.built.source == "ultralytics", prepared.built.normalization
+    if len(prepared.shape) != 3:
+        raise ModelError(f"{prepared.built.name} does not take images: its input is {prepared.shape}")
+    size = (prepared.shape[0], prepared.shape[1], prepared.shape[2])
+    return [photograph(file, size, letterbox=letterbox, normalization=normalization) for file in files]
 
 
-def batches_of(built: ZooModel, folder: Path) -> Iterable[Tensor]:
-    """At most 256 images of a folder at the input size of the model, in batches of at most 16, read in each pass.
-
-    They are shuffled: where folders are classes, each batch would otherwise contain one class only.
-    """
+def batches_of(prepared: Prepared, files: Sequence[Path], size: int = 16) -> Iterator[Tensor]:
+    """Batches of images in mixed order: a folder may be sorted by class, and each batch needs several classes."""
     import torch
-    from torch.utils.data import DataLoader
 
-    paths = images_in(folder, limit=256)
-    random.Random(0).shuffle(paths)
-    return DataLoader(
-        paths,  # type: ignore[arg-type]
-        batch_size=16,
-        collate_fn=lambda part: torch.cat([read_photograph(built, path).input for path in part]),
-    )
+    mixed = random.Random(0).sample(files, len(files))
+    for start in range(0, len(mixed), size):
+        yield torch.cat([shot.input for shot in photographs(prepared, mixed[start : start + size])])

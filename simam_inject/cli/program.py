@@ -1,185 +1,162 @@
-"""How a command is called: its options are read, it is run with a progress bar, and its report is printed.
+"""How every command runs: its options become a record, its work is shown as progress, and its report is printed.
 
-A command is a function `(options, step) -> Report`. `add_command` turns each field of its options object into an
-option; `run` calls it, shows the progress on stderr, and prints the report on stdout.
+A command is a function `(options, step) -> Report` whose docstring is its help. It calls `step(description)` at the
+start of each step. Whatever other code prints meanwhile, such as a user's factory, goes to stderr.
 """
 
 from __future__ import annotations
 
-import inspect
+import contextlib
 import json
-import os
 import sys
-import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import redirect_stdout
-from copy import copy
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import Field, dataclass, field, fields
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any
+from inspect import Parameter, Signature
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperGroup
 
 from simam_inject.cli.options import PANELS
 from simam_inject.errors import InjectError, NoMatchError, VerificationError
 
 if TYPE_CHECKING:
-    from rich.console import RenderableType
-    from rich.progress import Progress
+    from simam_inject.planning.tables import Table
 
-DONE, NO_EFFECT, BAD_USAGE = 0, 1, 2
-"""Exit codes: done; nothing matched or verification failed; bad usage, recipe, model or file."""
-MAIN_JOB = "inject"
-"""Name of the command that runs for a first word that is not a subcommand."""
-_PIPE_WIDTH = 120
-_SECONDS_BETWEEN_LINES = 30.0
+FIRST = """\
+Add SimAM attention to a convolutional network. Start with:
+
+  simam-inject sites resnet50                      list blocks and layers
+  simam-inject resnet50 --after bottleneck         add SimAM, and verify
+  simam-inject resnet50 --recipe paper --dry-run   preview a shipped recipe
+  simam-inject recipes                             the shipped recipes
+
+All options and commands: simam-inject --help"""
+Step = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a command prints."""
+    """What a command has to say."""
 
-    view: Sequence[RenderableType]
-    """For people, part by part; a string is printed as it is."""
-    data: Any = None
-    """For programs: what `json` can write, paths and dataclasses."""
+    parts: Iterable[Table | str] = ()
+    """For people: tables, and texts, of which one line is wrapped unless it begins with two spaces."""
+    data: dict[str, Any] = field(default_factory=dict)
+    """For `--json`."""
     ok: bool = True
-    """False makes the exit code 1."""
+    """False: something is wrong, and the exit code is 1."""
 
 
-class Step:
-    """`step("planning")` begins the next step of a command. Shown as a bar on a terminal, and nowhere else."""
+def command(run: Callable[[Any, Step], Report], record: type) -> Callable[..., None]:
+    """The function that Typer calls, with a parameter for each field of the record."""
 
-    def __init__(self, bar: Progress) -> None:
-        self._bar, self._begun, self._last_line = bar, -1, -_SECONDS_BETWEEN_LINES
-        self._task = bar.add_task("", total=None)
+    def call(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            execute(run, record(**values))
 
-    def __call__(self, words: str, of: int | None = None) -> None:
-        """Begin the next step; the first call says how many there are."""
-        self._begun += 1
-        self._bar.update(self._task, completed=self._begun, total=of, description=words)
-
-    def show(self, done: int, total: int, words: str) -> None:
-        """Show how far a step is that takes hours; without a terminal, by a line on stderr every 30 seconds."""
-        self._bar.update(self._task, completed=done, total=total, description=words)
-        is_due = time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES
-        if self._bar.disable and (is_due or done == total):
-            self._last_line = time.monotonic()
-            typer.echo(words, err=True)
-
-
-Action = Callable[[Any, Step], Report]
+    hints, ordered = get_type_hints(record), sorted(fields(record), key=_panel)
+    annotations = {each.name: str if each.default.parser else hints[each.name] for each in ordered}
+    parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
+    parameters += [
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=annotations[each.name])
+        for each in ordered
+    ]
+    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {"context": typer.Context, **annotations}
+    call.__doc__ = run.__doc__
+    return call
 
 
-class MainJobGroup(TyperGroup):
-    """A group that runs `MAIN_JOB` on other first words, and whose help is that command's, followed by the others."""
+def _panel(option: Field[Any]) -> int:
+    """The position of its box in the help."""
+    return PANELS.index(option.default.rich_help_panel or "")
+
+
+class ModelGroup(TyperGroup):
+    """Commands by name, and a command of its own for any other first word: a model.
+
+    The parameters of that command are those of the group. They are left out where the first word is a command.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Insert the main job's name unless the first word is a command, nearly one, or an option of the group."""
-        own = {option for parameter in self.get_params(ctx) for option in parameter.opts}
-        if args and args[0] not in {*own, *self.commands}:
-            has_argument = len(args) > 1 and not args[1].startswith("-")
-            is_typo = has_argument and get_close_matches(args[0], {*self.commands} - {MAIN_JOB}, cutoff=0.7)
-            args = args if is_typo else [MAIN_JOB, *args]
+        """Decide by the first word. A misspelled command is one, so that it is answered with the right name."""
+        if not args and ctx.parent is None and not ctx.resilient_parsing:
+            typer.echo(FIRST)
+            ctx.exit()
+        is_command = bool(args) and bool(get_close_matches(args[0], self.commands, cutoff=0.8))
+        ctx.meta[self] = ctx.allow_interspersed_args = not is_command
         return super().parse_args(ctx, args)
 
-    def format_help(self, ctx: Any, formatter: Any) -> None:
-        """Show the main job's arguments and options as the program's own."""
-        shown = copy(self)
-        shown.params = [*self.commands[MAIN_JOB].params, *self.params]
-        shown.subcommand_metavar = ""
-        TyperGroup.format_help(shown, ctx, formatter)
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters; in the context of a command only those without a value, such as `--help`."""
+        params = super().get_params(ctx)
+        is_own = ctx.command is self and ctx.meta.get(self, True)
+        return params if is_own else [param for param in params if not param.expose_value]
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """The usage of the command of its own."""
+        return super().collect_usage_pieces(ctx)[:-1]
 
 
-class _MainJobContext(typer.Context):
-    @property
-    def command_path(self) -> str:
-        """What the user types for the main job: the name of its group alone."""
-        return super().command_path if self.parent is None else self.parent.command_path
+def group(run: Any, record: type) -> typer.Typer:
+    """Commands, and one for any first word that is none of them."""
+    made = typer.Typer(cls=ModelGroup, pretty_exceptions_enable=False)
+    made.callback(invoke_without_command=True)(command(run, record))
+    return made
 
 
-class MainJobCommand(TyperCommand):
-    """The command `MAIN_JOB`, which is typed without its name."""
-
-    context_class = _MainJobContext
-
-
-def add_command(app: typer.Typer, name: str, action: Action, options: type) -> None:
-    """Register an action: its docstring is the help, each field of its options object an option or argument."""
-
-    def command(**values: Any) -> None:
-        run(action, options(**values))
-
-    parameters = []
-    for parameter in inspect.signature(options).parameters.values():
-        if parameter.default.default is False:  # a flag; Typer would add `--no-json` to `--json`
-            parameter.default.param_decls = (f"--{parameter.name.replace('_', '-')}",)
-        # Typer would read the text of a tuple by itself, without the parser.
-        parameters.append(parameter.replace(annotation=Any) if parameter.default.parser else parameter)
-    parameters.sort(key=lambda parameter: PANELS.index(parameter.default.rich_help_panel))
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    command.__doc__ = action.__doc__
-    is_main_job = name == MAIN_JOB
-    kind = MainJobCommand if is_main_job else TyperCommand
-    app.command(name, cls=kind, hidden=is_main_job, no_args_is_help=is_main_job)(command)
-
-
-def run(action: Action, options: Any = None) -> None:
-    """Call an action and print its report.
-
-    Whatever libraries print goes to stderr, so that stdout contains the report and nothing else. With `--json` that is
-    one object, `{"error": ...}` for a mistake; with `--quiet` nothing.
-
-    Raises:
-        typer.Exit: Always, with the exit code.
-    """
-    wants_json, quiet = getattr(options, "json", False), getattr(options, "quiet", False)
+def execute(run: Callable[[Any, Step], Report], options: Any) -> None:
+    """Run a command, print what it reports, and exit with 1 or 2 if something is wrong."""
+    as_json = getattr(options, "json", False)
     try:
-        with redirect_stdout(sys.stderr), warnings.catch_warnings(), _bar(shown=not wants_json and not quiet) as bar:
-            if quiet:
-                warnings.simplefilter("ignore")
-            report = action(options, Step(bar))
-    except (InjectError, OSError) as error:  # the latter of a file to read or to write
-        show_error(str(error))
-        if wants_json:
-            typer.echo(json.dumps({"error": str(error)}))
-        raise typer.Exit(NO_EFFECT if isinstance(error, (NoMatchError, VerificationError)) else BAD_USAGE) from None
-    if wants_json:
-        typer.echo(json.dumps(report.data, default=_to_json, indent=2))
-    elif not quiet:
-        _show(report.view)
-    raise typer.Exit(DONE if report.ok else NO_EFFECT)
+        with _working(getattr(options, "steps", None)) as step:
+            report = run(options, step)
+            parts = () if as_json or getattr(options, "quiet", False) else tuple(report.parts)
+    except (InjectError, OSError) as error:
+        _fail(error, as_json=as_json)
+    if as_json:
+        typer.echo(json.dumps(report.data, indent=2))
+    for part in parts:
+        _show(part)
+    if not report.ok:
+        raise typer.Exit(1)
 
 
-def _to_json(value: Any) -> Any:
-    return asdict(value) if is_dataclass(value) else str(value)  # type: ignore[arg-type]
+def note(text: str) -> None:
+    """Print a line for people that is no part of the report."""
+    typer.echo(text, err=True)
 
 
-def _show(view: Sequence[RenderableType]) -> None:
+def _fail(error: Exception, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({"error": str(error)}))
+    typer.secho("error", fg="red", bold=True, nl=False, err=True)
+    note(f": {error}")
+    raise typer.Exit(1 if isinstance(error, (NoMatchError, VerificationError)) else 2)
+
+
+def _show(part: Table | str) -> None:
     from rich.console import Console
 
-    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
-    console = Console(highlight=False, width=None if is_sized else _PIPE_WIDTH)
-    for part in view:
-        if isinstance(part, str):
-            typer.echo(part.removesuffix("\n"))
-        else:
-            console.print(part)
+    is_code = isinstance(part, str) and ("\n" in part or part.startswith("  "))
+    console = Console(markup=False, highlight=False, emoji=False)
+    console.print(part.rstrip() if isinstance(part, str) else part, soft_wrap=is_code)
 
 
-def _bar(*, shown: bool) -> Progress:
+@contextlib.contextmanager
+def _working(steps: int | None) -> Iterator[Step]:
+    """Show progress on a terminal, send what is printed to stderr, and write each warning in one line."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress
 
-    text = TextColumn("{task.description}")
-    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), text)
-    console = Console(stderr=True)
-    is_off = not shown or not console.is_terminal
-    return Progress(*columns, console=console, transient=True, redirect_stdout=False, disable=is_off)
-
-
-def show_error(message: str) -> None:
-    """Print a mistake's message on stderr."""
-    typer.echo(f"{typer.style('error:', fg='red', bold=True)} {message}", err=True)
+    written = warnings.formatwarning
+    warnings.formatwarning = lambda message, *_args, **_more: f"warning: {message}\n"
+    progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    task = progress.add_task("", total=steps, completed=-1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr), progress:
+            yield lambda description: progress.update(task, advance=1, description=description)
+    finally:
+        warnings.formatwarning = written

@@ -158,11 +158,10 @@ def test_an_integer_lambda_warns_in_one_line(run):
 
 def test_a_failed_verification_is_1_and_saves_nothing(run, folder, monkeypatch):
     failed = Verification((Check("bypass", False, "off by 0.5"),))
-    monkeypatch.setattr("simam_inject.api.verify", lambda model, example_inputs=None: failed)
+    monkeypatch.setattr("simam_inject.api.check_model", lambda *_args, **_more: failed)
     result = run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
-    assert result.exit_code == 1
-    assert "failed: bypass: off by 0.5" in result.stdout
-    assert "do not train this model" in result.stdout
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "verification failed, and the model was restored. bypass: off by 0.5" in result.stderr
     assert not (folder / "x.safetensors").exists()
 
 
