@@ -31,20 +31,21 @@ def show(options: ShowOptions, _step: Step) -> Report:
 
 def check(options: CheckOptions, step: Step) -> Report:
     """Check that SimAM is live in a file, and in the .onnx of the same name beside a checkpoint. Exits 1 if not."""
-    if not options.file.is_file():
-        raise FileError(f"no such file: {str(options.file)!r}")
-    if options.file.suffix == ".safetensors":
-        return _check_saved(options, step)
-    if options.file.suffix != ".pt":
+    file = options.file
+    if file.suffix not in (".safetensors", ".pt"):
         raise FileError(
-            f"{options.file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save; an "
-            f"exported file is checked against its model with simam_inject.export.prove({str(options.file)!r}, model)"
+            f"{file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save; an exported file "
+            f"is checked against its model with simam_inject.export.prove({str(file)!r}, model)"
         )
-    check_installed(str(options.file))
+    if not file.is_file():
+        raise FileError(f"no such file: {str(file)!r}")
+    if file.suffix == ".safetensors":
+        return _check_saved(options, step)
+    check_installed(str(file))
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 
     step("checking")
-    found = check_checkpoint(options.file)
+    found = check_checkpoint(file)
     ok = not found.faults
     return Report(_render_checkup(found), {**asdict(found), "path": str(found.path), "ok": ok}, ok)
 

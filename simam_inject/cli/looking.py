@@ -76,7 +76,10 @@ def _render_bench(found: Bench) -> Iterator[Table | str]:
     from simam_inject.planning.tables import Table
 
     conditions = found.conditions
-    layout, mode = "NHWC" if conditions.channels_last else "NCHW", "compiled" if conditions.compile else "eager"
+    layout, mode = (
+        "channels last" if conditions.channels_last else "NCHW",
+        "compiled" if conditions.compile else "eager",
+    )
     yield f"batch {conditions.batch}, {conditions.dtype}, {layout}, {mode}, {conditions.rounds} rounds"
     rows = []
     for row in found.rows:
@@ -85,7 +88,7 @@ def _render_bench(found: Bench) -> Iterator[Table | str]:
             ratio += f" ({row.ratio.low:.3f}-{row.ratio.high:.3f})"
         sizes = ["-" if size is None else decimal(size) for size in (row.kept_bytes, row.peak_bytes)]
         ms, speed = f"{1e3 * row.seconds.median:.2f}", f"{row.images_per_second:.1f}"
-        rows.append([row.mode, row.variant, ms, "noisy" if row.ratio.is_noisy else ratio, speed, *sizes])
+        rows.append([row.mode, row.variant, ms, "too noisy" if row.ratio.is_noisy else ratio, speed, *sizes])
     table = Table(["mode", "variant", "ms", "x plain (quartiles)", "images/s", "kept", "peak"], rows)
     yield table if any(row.peak_bytes is not None for row in found.rows) else table.without("peak")
     for mode, reason in found.not_run:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from simam_inject.cli.options import MapsOptions
-from simam_inject.cli.preparing import Prepared, compose_recipe, images_in, make_plan, photographs, prepare
+from simam_inject.cli.preparing import Prepared, compose_recipe, images_in, make_plan, prepare, read_image
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, shortened
 
@@ -32,7 +32,7 @@ def maps(options: MapsOptions, step: Step) -> Report:
 
     step("running the model")
     look = difference_maps if options.difference else attention_maps
-    shots = photographs(prepared, files)
+    shots = [read_image(prepared, file) for file in files]
     found = [look(prepared.built.model, shot.input, channel=options.channel) for shot in shots]
     names = [name for name, value in found[0].items() if value.dim() == 4 and name.partition(" (run ")[0] in chosen]
     if not names:

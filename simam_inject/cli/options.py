@@ -239,14 +239,16 @@ class MapsOptions(StrengthOptions):
 class ShowOptions(OutputOptions):
     """`show`."""
 
-    file: Path = typer.Argument(..., help="A .safetensors file of --output or simam_inject.persist.save")
+    file: Path = typer.Argument(
+        ..., metavar="FILE", help="A .safetensors file of --output or simam_inject.persist.save"
+    )
 
 
 @_record
 class CheckOptions(OutputOptions):
     """`check`."""
 
-    file: Path = typer.Argument(..., help="A YOLO checkpoint (.pt), or a .safetensors file of --output")
+    file: Path = typer.Argument(..., metavar="FILE", help="A YOLO checkpoint (.pt), or a .safetensors file of --output")
     model: str | None = _model("Load a .safetensors file into this model and verify", "MODEL")
     num_classes: int | None = _model("Number of classes of the head", "N", min=1)
 
@@ -300,7 +302,7 @@ class CompareOptions:
 class StudyOptions:
     """`compare report`."""
 
-    study: str = typer.Argument(..., help="Journal file or database URL")
+    study: str = typer.Argument(..., metavar="STUDY", help="Journal file or database URL")
     name: str = _study("Name of the study in the storage", None, "compare")
     html: Path | None = _output("Write one HTML file", "FILE.html", parser=file_to_write(".html"))
     markdown: Path | None = _output("Write Markdown", "FILE", parser=file_to_write())

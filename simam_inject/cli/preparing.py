@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,28 +164,36 @@ def images_in(folder: Path, limit: int = 256) -> list[Path]:
     found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
     if not found:
         raise FileError(f"no image found in {str(folder)!r}; images end in {', '.join(IMAGES)}")
-    return found[:: -(-len(found) // limit)]
+    return found if len(found) <= limit else [found[index * len(found) // limit] for index in range(limit)]
 
 
-def photographs(prepared: Prepared, files: Sequence[Path]) -> list[Photograph]:
-    """Images as the model takes them.
+def read_image(prepared: Prepared, file: Path) -> Photograph:
+    """An image as the model takes it.
 
     Raises:
-        FileError: one cannot be read.
+        ModelError: the model takes something else than batches of images.
+        FileError: it cannot be read.
     """
     from simam_inject.pictures import photograph
 
-    letterbox, normalization = prepared.built.source == "ultralytics", prepared.built.normalization
-    if len(prepared.shape) != 3:
-        raise ModelError(f"{prepared.built.name} does not take images: its input is {prepared.shape}")
-    size = (prepared.shape[0], prepared.shape[1], prepared.shape[2])
-    return [photograph(file, size, letterbox=letterbox, normalization=normalization) for file in files]
+    built = prepared.built
+    if built.takes_list or len(built.input_shapes) > 1 or len(prepared.shape) != 3 or prepared.shape[0] not in (1, 3):
+        raise ModelError(f"{built.name} does not take batches of images of one size")
+    channels, height, width = prepared.shape
+    letterbox = built.source == "ultralytics" and getattr(built.model, "task", "") != "classify"
+    return photograph(file, (channels, height, width), normalization=built.normalization, letterbox=letterbox)
 
 
-def batches_of(prepared: Prepared, files: Sequence[Path], size: int = 16) -> Iterator[Tensor]:
-    """Batches of images in mixed order: a folder may be sorted by class, and each batch needs several classes."""
+def batches_of(prepared: Prepared, files: list[Path]) -> Iterable[Tensor]:
+    """Batches of images, read again in each pass, in mixed order: a folder may be sorted by class, and each batch needs
+    several classes.
+    """
     import torch
+    from torch.utils.data import DataLoader
 
-    mixed = random.Random(0).sample(files, len(files))
-    for start in range(0, len(mixed), size):
-        yield torch.cat([shot.input for shot in photographs(prepared, mixed[start : start + size])])
+    random.Random(0).shuffle(files)
+    return DataLoader(
+        files,  # type: ignore[arg-type]
+        batch_size=16,
+        collate_fn=lambda part: torch.cat([read_image(prepared, file).input for file in part]),
+    )

@@ -42,7 +42,7 @@ class Report:
     """What a command has to say."""
 
     parts: Iterable[Table | str] = ()
-    """For people: tables, and texts, of which one line is wrapped unless it begins with two spaces."""
+    """For people: tables, and texts. Sentences are wrapped, lines to copy are not: indented ones, and names of files."""
     data: dict[str, Any] = field(default_factory=dict)
     """For `--json`."""
     ok: bool = True
@@ -140,7 +140,7 @@ def _fail(error: Exception, *, as_json: bool) -> None:
 def _show(part: Table | str) -> None:
     from rich.console import Console
 
-    is_code = isinstance(part, str) and ("\n" in part or part.startswith("  "))
+    is_code = isinstance(part, str) and ("\n" in part or part.startswith(("  ", "wrote ", "recipe: ")))
     console = Console(markup=False, highlight=False, emoji=False)
     console.print(part.rstrip() if isinstance(part, str) else part, soft_wrap=is_code)
 

@@ -71,7 +71,7 @@ class Table:
     def __rich__(self) -> rich.table.Table:
         from rich import box, table, text
 
-        shown = table.Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="bold")
+        shown = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
         for heading, kind in zip(self.headings, self.kinds, strict=True):
             side = "right" if kind == "number" else "left"
             shown.add_column(heading, justify=side, no_wrap=kind == "name", overflow="fold")  # type: ignore[arg-type]

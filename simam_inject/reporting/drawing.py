@@ -84,7 +84,7 @@ class _Block:
         return tuple(line if count == 1 else f"{line}  ({count} times)" for line, count in counts.items())
 
     def _trace(self, value: str, reader: str, seen: set[str], sides: list[tuple[str, str]]) -> list[str]:
-        """From a value back to one that is drawn already, or to an input; what else is read on the way joins `sides`."""
+        """From a value back to one that is drawn, or to an input; what else is read on the way joins `sides`."""
         is_side, parts = bool(reader), [self._label(reader)] if reader else []
         while True:
             path = _whole(value)
