@@ -14,6 +14,9 @@ AGAIN_OFFSET = 1_000_000
 """*Plain again* has the weights of seed s and the data order of seed s + this."""
 
 
+WRONG_SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
+
+
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One column of the comparison."""
