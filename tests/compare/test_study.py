@@ -63,8 +63,8 @@ def test_two_workers_that_claim_at_the_same_time_run_no_cell_twice(file, monkeyp
     first, second = (open_study(file, PLAIN, SIMAM) for _ in range(2))
     with first.heartbeat(), second.heartbeat():
         held = first.take()
-        seen, looks = second._trials, iter([[], []])  # the second looked before the first had claimed anything
-        monkeypatch.setattr(second, "_trials", lambda *states: next(looks, None) or seen(*states))
+        seen, looks = second._owners, iter([{}, {}])  # the second looked before the first had claimed anything
+        monkeypatch.setattr(second, "_owners", lambda: next(looks, None) or seen())
         other = second.take()
         assert [held.variant, other.variant] == [PLAIN, SIMAM]
         assert first.take() is second.take() is None
