@@ -111,7 +111,7 @@ def summarize(pairs: Sequence[float]) -> tuple[float, float, float, float, float
 
 
 def holm(ps: Sequence[float], looks: int = 1) -> list[float]:
-    """p values after Holm's step-down correction, times `looks`, in the order given; NaN for a test that was not made.
+    """The p values after Holm's step-down correction, times `looks`, in the order given; NaN for one that is.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
