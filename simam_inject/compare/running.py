@@ -121,9 +121,8 @@ def run_study(
 
 def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
     """What a result depends on, as JSON."""
-    recipes = {variant.recipe: variant.where for variant in variants if variant.recipe}
-    texts = {name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()}
-    return {"recipes": texts, "warm_start": experiment.batches is not None, **experiment.settings}
+    recipes = {variant.recipe: variant.where.to_dict() for variant in variants if variant.where is not None}
+    return {"recipes": recipes, "warm_start": experiment.batches is not None, **experiment.settings}
 
 
 def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> None:

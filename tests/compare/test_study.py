@@ -155,6 +155,15 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(file):
     assert len(other.cells) == 3
 
 
+def test_a_recipe_that_was_edited_is_another_setting(file, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("version: 1\nrules:\n  - {block: Sequential, after: '0'}\n", encoding="utf-8")
+    compare(make_model, [str(recipe)], noisy, seeds=1, storage=file)
+    recipe.write_text("version: 1\nrules:\n  - {block: Sequential, after: '2'}\n", encoding="utf-8")
+    with pytest.raises(CompareError, match="other settings; nothing was changed\n  recipes: "):
+        compare(make_model, [str(recipe)], noisy, seeds=1, storage=file)
+
+
 def test_the_command_is_recorded_without_the_password_of_the_database(file, monkeypatch):
     words = ["--study", "postgresql+psycopg2://me:se/cret@host:5432/name", "--seeds", "1"]
     monkeypatch.setattr("sys.argv", ["simam-inject", "compare", "resnet18", *words])
