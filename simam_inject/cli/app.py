@@ -3,19 +3,19 @@
 import typer
 
 from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
-from simam_inject.cli.program import command, execute, group
+from simam_inject.cli.program import command, group
 
-recipes_app = typer.Typer(help=looking.recipes.__doc__, pretty_exceptions_enable=False)
+recipes_app = typer.Typer(help=looking.list_recipes.__doc__)
+recipes_app.command("show")(looking.show_recipe)
+recipes_app.command("from-yaml")(looking.convert)
 
 
 @recipes_app.callback(invoke_without_command=True)
 def _list_recipes(context: typer.Context) -> None:
     if context.invoked_subcommand is None:
-        execute(looking.recipes, None)
+        looking.list_recipes()
 
 
-recipes_app.command("show")(command(looking.show_recipe, options.ShippedOptions))
-recipes_app.command("from-yaml")(command(looking.convert, options.ConvertOptions))
 app = group(injecting.inject, options.InjectOptions)
 for _name, _run, _record in (
     ("sites", looking.sites, options.ModelOptions),

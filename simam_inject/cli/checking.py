@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import CheckOptions, ShowOptions
 from simam_inject.cli.preparing import check_model
@@ -17,16 +16,26 @@ from simam_inject.zoo.yolo import check_installed
 
 if TYPE_CHECKING:
     from simam_inject.integrations.ultralytics.checking import Checkup
-    from simam_inject.persist.record import Manifest
     from simam_inject.planning.tables import Table
 
 
 def show(options: ShowOptions, _step: Step) -> Report:
     """Show what a .safetensors file contains besides its weights: sites, recipes, versions. Needs no model."""
     from simam_inject.persist import read
+    from simam_inject.planning.tables import sites_table
 
-    manifest = read(options.file)
-    return Report(_render(options.file, manifest), _to_dict(options.file, manifest))
+    found = read(options.file)
+    sites, lambdas = found.insertions, {site.e_lambda for site in found.insertions}
+    names = [str(recipe.get("name", "a recipe without name")) for recipe in found.recipes]
+    parts: list[Table | str] = [
+        f"{options.file} ({', '.join(names) or 'no recipe'})",
+        sites_table(sites).without("e_lambda" if len(lambdas) == 1 else ""),
+        f"{len(sites)} site{'s' if len(sites) != 1 else ''}; tensor names and shapes are as saved",
+        f"written with {', '.join(f'{name} {version}' for name, version in found.versions.items())}",
+        *(f"recipe: {json.dumps(recipe)}" for recipe in found.recipes),
+    ]
+    about = {"recipes": list(found.recipes), "versions": dict(found.versions)}
+    return Report(parts, {"path": str(options.file), "sites": [asdict(site) for site in sites], **about})
 
 
 def check(options: CheckOptions, step: Step) -> Report:
@@ -46,71 +55,38 @@ def check(options: CheckOptions, step: Step) -> Report:
 
     step("checking")
     found = check_checkpoint(file)
-    ok = not found.faults
-    return Report(_render_checkup(found), {**asdict(found), "path": str(found.path), "ok": ok}, ok)
+    return Report(_render(found), {**asdict(found), "path": str(file), "ok": not found.faults}, ok=not found.faults)
 
 
 def _check_saved(options: CheckOptions, step: Step) -> Report:
     """The file's own record, and with a model the checks of `verify`."""
-    from simam_inject.persist import load, read
-
-    manifest = read(options.file)
-    parts, data = [*_render(options.file, manifest)], _to_dict(options.file, manifest)
+    shown = show(ShowOptions(file=options.file), step)
     if options.model is None:
-        return Report([*parts, "to load it into its model and verify: add --model MODEL"], {**data, "ok": True})
+        return Report(
+            [*shown.parts, "to load it into its model and verify: add --model MODEL"], shown.data | {"ok": True}
+        )
     from simam_inject.api import verify
+    from simam_inject.persist import load
     from simam_inject.reporting.plans import render_verification
 
     check_model(options.model)
     step("verifying")
     found = verify(load(options.file, build(options.model, num_classes=options.num_classes).model))
-    data |= {"verification": asdict(found), "ok": found.ok}
-    return Report([*parts, *render_verification(found)], data, found.ok)
+    data = shown.data | {"verification": asdict(found), "ok": found.ok}
+    return Report([*shown.parts, *render_verification(found)], data, ok=found.ok)
 
 
-def _render(path: Path, manifest: Manifest) -> Iterator[Table | str]:
-    from simam_inject.planning.tables import sites_table
-
-    names = ", ".join(str(recipe.get("name", "a recipe without name")) for recipe in manifest.recipes) or "no recipe"
-    yield f"{path} ({names})"
-    lambdas = {site.e_lambda for site in manifest.insertions}
-    yield sites_table(manifest.insertions).without("e_lambda" if len(lambdas) == 1 else "")
-    count = len(manifest.insertions)
-    yield f"{count} site{'s' if count != 1 else ''}; tensor names and shapes are as saved"
-    yield f"written with {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}"
-    for recipe in manifest.recipes:
-        yield f"recipe: {json.dumps(recipe)}"
-
-
-def _to_dict(path: Path, manifest: Manifest) -> dict[str, Any]:
-    return {
-        "path": str(path),
-        "sites": [asdict(site) for site in manifest.insertions],
-        "recipes": list(manifest.recipes),
-        "versions": dict(manifest.versions),
-    }
-
-
-def _render_checkup(found: Checkup) -> Iterator[Table | str]:
+def _render(found: Checkup) -> Iterator[Table | str]:
     from simam_inject.planning.tables import Table
 
     yield f"{found.path} ({', '.join(filter(None, [found.network, found.recipe]))})"
-    words = {True: "yes", False: "NO"}
-    rows = [
-        [
-            site.path or "(model)",
-            f"{site.e_lambda:g}",
-            words[site.planned],
-            words[site.present],
-            str(site.runs),
-            str(site.runs_fused),
-        ]
-        for site in found.sites
-    ]
+    rows = []
+    for site in found.sites:
+        words = ["yes" if fact else "NO" for fact in (site.planned, site.present)]
+        rows.append([site.path or "(model)", f"{site.e_lambda:g}", *words, str(site.runs), str(site.runs_fused)])
     if rows:
         yield Table(["site", "e_lambda", "planned", "present", "runs", "runs fused"], rows)
         yield f"{sum(site.is_live for site in found.sites)} of {len(found.sites)} sites are live"
     if found.exported is not None:
         yield f"{found.exported} of {len(found.sites)} sites reach the output of {found.path.with_suffix('.onnx').name}"
-    for fault in found.faults:
-        yield f"fault: {fault}"
+    yield from (f"fault: {fault}" for fault in found.faults)

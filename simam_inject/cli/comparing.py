@@ -16,33 +16,36 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import check_model
 from simam_inject.cli.program import Report, Step, command, group, note
-from simam_inject.errors import ModelError
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
-    from simam_inject.compare.records import Experiment, Variant
 
 _STOPPED = 130
 """Exit code of a process that Ctrl-C ended."""
 
 
 def compare(options: CompareOptions, step: Step) -> Report:
-    """Train MODEL plain, with SimAM and with other attentions, from the same weights, and test the differences. A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by
+    """Train MODEL plain, with SimAM and with other attentions, from the same weights, and test the differences.
+    A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
     machine.
     """
-    if options.pretrained and options.weights is not None:
-        raise ModelError("--pretrained and --weights both load weights; give one of them")
-    library = check_model(options.model)
+    library = check_model(options.model, pretrained=options.pretrained, weights=options.weights)
     step(f"setting up {options.model}")
     from simam_inject.compare.running import run_study
+    from simam_inject.compare.setups import set_up
     from simam_inject.compare.study import import_optuna, open_storage
+    from simam_inject.compare.training import Training
     from simam_inject.compare.variants import list_variants
 
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
     variants = list_variants(options.recipe, options.against, options.e_lambda)
-    experiment = _set_up(options, variants, size=options.size or (640 if library == "ultralytics" else 224))
+    same = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "ema", "augment", "amp", "compile")}
+    size = options.size or (640 if library == "ultralytics" else 224)
+    training = Training(**same, size=size, warmup=min(5.0, options.epochs / 6), workers=options.loaders)
+    about = (options.model, options.data, training, options.device, variants)
+    experiment = set_up(*about, pretrained=options.pretrained, weights=options.weights)
     open_storage(options.study)  # creates the tables of a new database, which several processes cannot do at once
     work = partial(
         run_study,
@@ -68,26 +71,6 @@ def report(options: StudyOptions, _step: Step) -> Report:
     found.save(options.html, options.markdown)
     files = [str(file) for file in (options.html, options.markdown) if file is not None]
     return Report([f"wrote {' and '.join(files)}" if files else found.to_markdown()])
-
-
-def _set_up(options: CompareOptions, variants: list[Variant], size: int) -> Experiment:
-    from simam_inject.compare.setups import set_up
-    from simam_inject.compare.training import Training
-
-    training = Training(
-        epochs=options.epochs,
-        batch=options.batch,
-        size=size,
-        rate=options.rate,
-        warmup=min(5.0, options.epochs / 6),
-        ema=options.ema,
-        workers=options.loaders,
-        augment=options.augment,
-        amp=options.amp,
-        compile=options.compile,
-    )
-    about = (options.model, options.data, training, options.device, variants)
-    return set_up(*about, pretrained=options.pretrained, weights=options.weights)
 
 
 def _work_together(options: CompareOptions, work: Callable[[], Comparison]) -> Comparison:

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from simam_inject.cli.injecting import heading
-from simam_inject.cli.options import (
-    BenchOptions,
-    ConvertOptions,
-    ModelOptions,
-    RecipeOptions,
-    ShippedOptions,
-)
-from simam_inject.cli.preparing import compose_recipe, make_plan, prepare
-from simam_inject.cli.program import Report, Step, note
+from simam_inject.cli.options import BenchOptions, ModelOptions, RecipeOptions, file_to_write
+from simam_inject.cli.preparing import make_plan, prepare
+from simam_inject.cli.program import Report, Step, errors_shown, note, show
 
 if TYPE_CHECKING:
     from simam_inject.bench import Bench
@@ -29,45 +26,33 @@ def sites(options: ModelOptions, step: Step) -> Report:
     from simam_inject.reporting.sites import render_sites, sites_to_dict
 
     step("recording the forward")
-    anatomy = survey(prepared.built.model, example_inputs=prepared.inputs)
-    head = f"{prepared.built.name} ({prepared.built.note})"
-    names = {"model": prepared.built.name, "source": prepared.built.source}
-    return Report([head, *render_sites(anatomy)], {**names, **sites_to_dict(anatomy)})
+    anatomy, built = survey(prepared.model, example_inputs=prepared.inputs), prepared.built
+    data = {"model": built.name, "source": built.source, **sites_to_dict(anatomy)}
+    return Report([f"{built.name} ({built.note})", *render_sites(anatomy)], data)
 
 
 def explain(options: RecipeOptions, step: Step) -> Report:
     """Draw where SimAM would go in each kind of block of MODEL. Changes nothing."""
-    recipe = compose_recipe(options)
-    prepared = prepare(options, step)
-    step("planning")
-    plan = make_plan(prepared, recipe, options)
+    prepared, plan = make_plan(options, step)
     from simam_inject.reporting.drawing import draw
 
     drawings = draw(plan.anatomy, plan.placed)
-    parts = [heading(prepared, recipe, options), *(line for each in drawings for line in ("", *str(each).splitlines()))]
-    names = {"model": prepared.built.name, "recipe": plan.recipe.to_dict()}
-    return Report(parts, {**names, "blocks": [asdict(drawing) for drawing in drawings]})
+    lines = [line for drawing in drawings for line in ("", *str(drawing).splitlines())]
+    data = {"model": prepared.built.name, "recipe": plan.recipe.to_dict(), "blocks": list(map(asdict, drawings))}
+    return Report([heading(prepared, plan), *lines], data)
 
 
 def bench(options: BenchOptions, step: Step) -> Report:
     """Measure what the recipe costs in MODEL: plain, with SimAM, with other attentions at the same sites."""
-    recipe = compose_recipe(options)
-    prepared = prepare(options, step)
+    prepared, plan = make_plan(options, step)
     from simam_inject.bench import Conditions, bench
 
     names = ("device", "batch", "dtype", "channels_last", "compile", "rounds")
     conditions = Conditions(**{name: getattr(options, name) for name in names})
-    make_plan(prepared, recipe, options)
-    found = bench(
-        prepared.built.model,
-        recipe,
-        conditions,
-        against=options.against,
-        example_inputs=prepared.inputs,
-        step=step,
-    )
-    about = {"model": prepared.built.name, "source": prepared.built.source, "recipe": recipe.to_dict()}
-    return Report([heading(prepared, recipe, options), *_render_bench(found)], {**about, **found.to_dict()})
+    more = {"example_inputs": prepared.inputs, "against": options.against, "step": step}
+    found = bench(prepared.model, plan.recipe, conditions, **more)
+    about = {"model": prepared.built.name, "source": prepared.built.source, "recipe": plan.recipe.to_dict()}
+    return Report([heading(prepared, plan), *_render_bench(found)], {**about, **found.to_dict()})
 
 
 def _render_bench(found: Bench) -> Iterator[Table | str]:
@@ -101,7 +86,7 @@ def _render_bench(found: Bench) -> Iterator[Table | str]:
         yield "kept: bytes that the forward keeps for the backward pass"
 
 
-def recipes(_options: None, _step: Step) -> Report:
+def list_recipes() -> None:
     """List the shipped recipes."""
     from simam_inject.planning.tables import Table
     from simam_inject.recipe import load_recipe, shipped_recipes
@@ -110,26 +95,30 @@ def recipes(_options: None, _step: Step) -> Report:
         [each.name, each.description, "\n".join(rule.selector for rule in each.rules), f"{each.e_lambda:g}"]
         for each in map(load_recipe, shipped_recipes())
     ]
-    table = Table(["recipe", "description", "rules", "e_lambda"], rows)
-    return Report([table, "print one: simam-inject recipes show NAME"])
+    show(Table(["recipe", "description", "rules", "e_lambda"], rows))
+    show("print one: simam-inject recipes show NAME")
 
 
-def show_recipe(options: ShippedOptions, _step: Step) -> Report:
+def show_recipe(name: Annotated[str, typer.Argument(metavar="NAME")]) -> None:
     """Print a shipped recipe as YAML."""
     from simam_inject.recipe import read_shipped
 
-    return Report([read_shipped(options.name)])
+    with errors_shown():
+        show(read_shipped(name))
 
 
-def convert(options: ConvertOptions, _step: Step) -> Report:
+def convert(
+    file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="A model file with SimAM rows")],
+    output: Annotated[str | None, typer.Option(metavar="FILE", help="Output file", parser=file_to_write())] = None,
+) -> None:
     """Turn an ultralytics model file with SimAM rows into the same placement on the stock model, whose weights load."""
     from simam_inject.integrations.ultralytics.model_files import import_model_yaml, write_recipe
 
-    found = import_model_yaml(options.file)
-    for line in found.notes:
-        note(f"note: {line}")
-    text = write_recipe(found.recipe)
-    if options.output is None:
-        return Report([text])
-    options.output.write_text(text, encoding="utf-8")
-    return Report([f"wrote {options.output}"])
+    with errors_shown():
+        found = import_model_yaml(file)
+        for line in found.notes:
+            note(f"note: {line}")
+        text = write_recipe(found.recipe)
+        if output is not None:
+            Path(output).write_text(text, encoding="utf-8")
+        show(text if output is None else f"wrote {output}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from simam_inject.cli.options import MapsOptions
-from simam_inject.cli.preparing import Prepared, compose_recipe, images_in, make_plan, prepare, read_image
+from simam_inject.cli.preparing import Prepared, images_in, make_plan, prepare, read_image, selectors
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, shortened
 
@@ -20,12 +20,11 @@ def maps(options: MapsOptions, step: Step) -> Report:
     files = [file for path in options.images for file in (images_in(path, _MOST) if path.is_dir() else [path])]
     if len(files) > _MOST:
         raise FileError(f"{len(files)} images do not fit into one picture; give at most {_MOST}")
-    has_recipe = bool(options.recipe or options.after or options.before)
-    recipe = compose_recipe(options) if has_recipe else None
-    prepared = prepare(options, step)
-    if recipe is not None:
-        step("applying")
-        make_plan(prepared, recipe, options, options.strength).apply()
+    if selectors(options):
+        prepared, plan = make_plan(options, step, options.strength)
+        plan.apply()
+    else:
+        prepared = prepare(options, step)
     chosen = _choose(prepared, options.site)
     from simam_inject.maps import attention_maps, difference_maps
     from simam_inject.pictures import draw_maps
@@ -33,7 +32,7 @@ def maps(options: MapsOptions, step: Step) -> Report:
     step("running the model")
     look = difference_maps if options.difference else attention_maps
     shots = [read_image(prepared, file) for file in files]
-    found = [look(prepared.built.model, shot.input, channel=options.channel) for shot in shots]
+    found = [look(prepared.model, shot.input, channel=options.channel) for shot in shots]
     names = [name for name, value in found[0].items() if value.dim() == 4 and name.partition(" (run ")[0] in chosen]
     if not names:
         raise ModelError("none of these sites has a two-dimensional feature map")
@@ -50,15 +49,11 @@ def maps(options: MapsOptions, step: Step) -> Report:
 
 
 def _choose(prepared: Prepared, patterns: list[str]) -> set[str]:
-    """The sites to draw: those that `--site` matches, or the last of each reduction.
-
-    Raises:
-        InjectError: there is none.
-    """
+    """The sites to draw: those that `--site` matches, or the last of each reduction."""
     from simam_inject import injected
     from simam_inject.recipe.names import Glob
 
-    sites = injected(prepared.built.model)
+    sites = injected(prepared.model)
     if not sites:
         raise ModelError(f"{prepared.built.name} has no SimAM: add --recipe NAME or --after BLOCK")
     if not patterns:

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import typer
 
 PEERS = ("se", "eca", "cbam", "gc")
-DTYPES = ("fp32", "bf16", "fp16")
 EXPORTS = (".onnx", ".pt2", ".torchscript")
-"""Names of `bench.PEERS`, `bench.run.DTYPES` and `export.SUFFIXES`, which cannot be imported without torch."""
+Dtype = Literal["fp32", "bf16", "fp16"]
+"""Names of `bench.PEERS`, `export.SUFFIXES` and `bench.run.DTYPES`, which cannot be imported without torch."""
 PANELS = ("", "Placement", "The study", "The model", "Measurement", "The training", "Output")
 """Boxes of the help, in order; arguments come first."""
 
@@ -47,7 +47,7 @@ def parse_time(text: str) -> float:
     try:
         return float(number) * {"h": 3600, "m": 60, "s": 1}[unit]
     except ValueError:
-        raise typer.BadParameter(f"found {text!r}; write a time, e.g. 2h, 30m or 90s") from None
+        raise typer.BadParameter("write a time, e.g. 2h, 30m or 90s") from None
 
 
 def parse_peers(text: str) -> tuple[str, ...]:
@@ -65,21 +65,12 @@ def parse_device(text: str) -> str:
     return text
 
 
-def parse_dtype(text: str) -> str:
-    """A dtype to compute in."""
-    if text not in DTYPES:
-        raise typer.BadParameter(f"found {text!r}; choose from {', '.join(DTYPES)}")
-    return text
-
-
 def parse_folder(text: str) -> Path:
     """A folder that exists."""
-    path = Path(text)
-    if path.is_file():
-        raise typer.BadParameter(f"{text!r} is a file, not a folder")
-    if not path.is_dir():
-        raise typer.BadParameter(f"folder {text!r} does not exist")
-    return path
+    if not Path(text).is_dir():
+        is_file = Path(text).is_file()
+        raise typer.BadParameter(f"{text!r} is a file, not a folder" if is_file else f"folder {text!r} does not exist")
+    return Path(text)
 
 
 def file_to_write(*suffixes: str) -> Callable[[str], Path]:
@@ -131,24 +122,23 @@ _MODEL = (
     "MODULE:FACTORY"
 )
 _WEIGHTS = "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint"
-_record = partial(dataclass, frozen=True, slots=True, kw_only=True)
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
     """What a command prints."""
 
-    steps: ClassVar[int] = 1
-    """How many steps of work the command reports."""
+    steps: ClassVar[int | None] = None
+    """How many steps of work the command reports; None if that is not known."""
     json: bool = _flag("Output", "Print only JSON", "--json")
     quiet: bool = _flag("Output", "Print only errors", "--quiet")
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions(OutputOptions):
     """A model, its weights, and the size of its input."""
 
-    steps = 2
+    steps = 5
     model: str = typer.Argument(..., metavar="MODEL", help=_MODEL)
     weights: Path | None = _model(_WEIGHTS, "FILE", **_existing)
     pretrained: bool = _flag("The model", "Load the library's pretrained weights", "--pretrained")
@@ -159,7 +149,7 @@ class ModelOptions(OutputOptions):
     )
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RecipeOptions(ModelOptions):
     """A model, and where SimAM is applied: `explain`."""
 
@@ -170,18 +160,17 @@ class RecipeOptions(ModelOptions):
     e_lambda: float | None = _place("Lambda of every site, above 0; overrides the recipe", "F", parser=parse_number)
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StrengthOptions(RecipeOptions):
     """The options of commands that apply SimAM."""
 
     strength: float = _place("From 0 (no effect) to 1 (SimAM)", "F", 1.0, min=0.0, max=1.0)
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InjectOptions(StrengthOptions):
     """`simam-inject MODEL`."""
 
-    steps = 5
     version: bool = _flag("", "Print the version", "--version", callback=_print_version, is_eager=True)
     calibrate: Path | None = _place(
         "Fit gains and norm statistics to the images in this folder", "FOLDER", parser=parse_folder
@@ -197,21 +186,20 @@ class InjectOptions(StrengthOptions):
     dynamic: bool = _flag("Output", "Export with dynamic batch and image size", "--dynamic")
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ReportOptions(StrengthOptions):
     """`report`."""
 
-    steps = 4
     html: Path = _output("Output file", "FILE.html", ..., parser=file_to_write(".html"))
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions(RecipeOptions):
     """`bench`."""
 
     device: str = _measure("cpu or cuda", None, "cpu", parser=parse_device)
     batch: int = _measure("Images per batch", "N", 1, min=1)
-    dtype: str = _measure("fp32, bf16 or fp16", None, "fp32", parser=parse_dtype)
+    dtype: Dtype = _measure("What to compute in", None, "fp32")
     channels_last: bool = _flag("Measurement", "Use the channels_last memory format", "--channels-last")
     compile: bool = _flag("Measurement", "With torch.compile", "--compile")
     against: tuple[str, ...] = _measure("Other attentions: se,eca,cbam,gc", "A,B", "", parser=parse_peers)
@@ -223,11 +211,10 @@ class BenchOptions(RecipeOptions):
         return 3 + 2 * self.rounds
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class MapsOptions(StrengthOptions):
     """`maps`."""
 
-    steps = 5
     images: list[Path] = typer.Argument(..., metavar="IMAGE...", help="Images, or folders of images", exists=True)
     site: list[str] = _place("Sites to draw, e.g. 'layer4.*'; default: the last of each map size", "GLOB", [])
     channel: int | None = _output("Draw this channel instead of the mean over channels", "N", min=0)
@@ -235,7 +222,7 @@ class MapsOptions(StrengthOptions):
     output: Path = _output("The picture", "FILE", "maps.png", parser=file_to_write(".png", ".jpg", ".pdf", ".svg"))
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ShowOptions(OutputOptions):
     """`show`."""
 
@@ -244,7 +231,7 @@ class ShowOptions(OutputOptions):
     )
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CheckOptions(OutputOptions):
     """`check`."""
 
@@ -253,22 +240,7 @@ class CheckOptions(OutputOptions):
     num_classes: int | None = _model("Number of classes of the head", "N", min=1)
 
 
-@_record
-class ShippedOptions:
-    """`recipes show`."""
-
-    name: str = typer.Argument(..., metavar="NAME")
-
-
-@_record
-class ConvertOptions:
-    """`recipes from-yaml`."""
-
-    file: str = typer.Argument(..., metavar="FILE.yaml", help="A model file with SimAM rows")
-    output: Path | None = _output("Output file", "FILE", parser=file_to_write())
-
-
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class CompareOptions:
     """`compare`."""
 
@@ -298,7 +270,7 @@ class CompareOptions:
     loaders: int = _train("Data-loading processes per worker", "N", 0)
 
 
-@_record
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StudyOptions:
     """`compare report`."""
 

@@ -1,4 +1,4 @@
-"""What commands begin with: checks that need no torch, the recipe of the options, the model, images of a folder."""
+"""What commands begin with: the recipe of the options, checks that need no torch, the model, its plan, images."""
 
 from __future__ import annotations
 
@@ -22,58 +22,19 @@ if TYPE_CHECKING:
     from simam_inject.planning.plan import Plan
     from simam_inject.recipe import Recipe
 
-WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
-IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
+_EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
+_IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A model with its weights, and the inputs of one forward."""
-
-    built: ZooModel
-    size: tuple[int, ...] | None
-    """As given with `--input-size`."""
-
-    @property
-    def inputs(self) -> Any:
-        """For `example_inputs`."""
-        return self.built.example_inputs
-
-    @property
-    def declared(self) -> tuple[int, ...]:
-        """The input size that the network itself declares."""
-        from simam_inject.adapters import network_of
-        from simam_inject.dataflow.example import declared_size
-
-        return declared_size(network_of(self.built.model))
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Channels and spatial sizes of one image."""
-        shapes = self.built.input_shapes
-        return self.declared if not shapes else shapes[0] if self.built.takes_list else shapes[0][1:]
-
-    @property
-    def code(self) -> str:
-        """The argument `example_inputs` in Python, where these are not the inputs that the network declares."""
-        shapes, takes_list = self.built.input_shapes, self.built.takes_list
-        if not shapes or shapes == ((1, *self.declared),):
-            return ""
-        tensors = ", ".join(f"torch.rand({', '.join(map(str, shape))})" for shape in shapes)
-        whole = f"[{tensors}]" if takes_list else tensors if len(shapes) == 1 else f"({tensors})"
-        return f", example_inputs={whole}"
-
-
-def check_model(name: str) -> str:
-    """The library of a model name; an error for what is none, before torch is imported.
-
-    Raises:
-        ModelError: no library has the name, or it is a file of something else.
-    """
+def check_model(name: str, *, pretrained: bool = False, weights: object = None) -> str:
+    """The library that a model name means, or an error that says what it is instead. Imports no torch."""
+    if pretrained and weights is not None:
+        raise ModelError("--pretrained and --weights both load weights; give one of them")
     path = Path(name)
-    if path.suffix in WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
+    if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
         raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
-    if path.suffix in (".onnx", ".pt2", ".torchscript", ".engine"):
+    if path.suffix in _EXPORTED:
         raise ModelError(f"{name} is an exported graph, to which SimAM cannot be added: inject, then export")
     return find_library(name)
 
@@ -88,16 +49,17 @@ def _is_checkpoint(path: Path) -> bool:
     return not pickles or any(b"ultralytics" in data for data in pickles)
 
 
-def compose_recipe(options: RecipeOptions) -> Recipe:
-    """The recipe that the options describe together.
+def selectors(options: RecipeOptions) -> list[str]:
+    """What the options select with, in order: a recipe, then the places after and before."""
+    recipe = [] if options.recipe is None else [options.recipe]
+    return [*recipe, *(f"after {place}" for place in options.after), *(f"before {place}" for place in options.before)]
 
-    Raises:
-        RecipeError: there is none, or one part is not valid.
-    """
+
+def compose_recipe(options: RecipeOptions) -> Recipe:
+    """The one recipe that the options describe together."""
     from simam_inject.recipe import Recipe, adjusted, load_recipe
 
-    places = [f"after {place}" for place in options.after] + [f"before {place}" for place in options.before]
-    parts = [load_recipe(part) for part in (*filter(None, [options.recipe]), *places)]
+    parts = list(map(load_recipe, selectors(options)))
     if not parts:
         raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
     recipe = parts[0]
@@ -107,16 +69,42 @@ def compose_recipe(options: RecipeOptions) -> Recipe:
     return adjusted(recipe, options.exclude, options.e_lambda)
 
 
-def prepare(options: ModelOptions, step: Step) -> Prepared:
-    """Build the model, load its weights, and find out which inputs it takes.
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model with its weights, and the inputs of one forward."""
 
-    Raises:
-        InjectError: the model or the weights cannot be used.
-    """
-    if options.pretrained and options.weights is not None:
-        raise ModelError("--pretrained and --weights both load weights; give one of them")
-    check_model(options.model)
+    built: ZooModel
+    declared: tuple[int, ...]
+    """Channels and spatial sizes of the input that the network itself declares."""
+
+    @property
+    def model(self) -> Any:
+        """The network, or the `YOLO` object."""
+        return self.built.model
+
+    @property
+    def inputs(self) -> Any:
+        """For `example_inputs`; None for those that the network declares."""
+        return self.built.example_inputs
+
+    @property
+    def code(self) -> str:
+        """For `example_inputs` in Python, after a comma; "" where the network declares these inputs itself."""
+        shapes = self.built.input_shapes
+        if not shapes or shapes == ((1, *self.declared),):
+            return ""
+        tensors = ", ".join(f"torch.rand({', '.join(map(str, shape))})" for shape in shapes)
+        whole = f"[{tensors}]" if self.built.takes_list else tensors if len(shapes) == 1 else f"({tensors})"
+        return f", example_inputs={whole}"
+
+
+def prepare(options: ModelOptions, step: Step) -> Prepared:
+    """Build the model, load its weights, and find out which inputs it takes."""
+    check_model(options.model, pretrained=options.pretrained, weights=options.weights)
     step("building the model")
+    from simam_inject.adapters import network_of
+    from simam_inject.dataflow.example import declared_size
+
     if options.seed is not None:
         import torch
 
@@ -124,70 +112,60 @@ def prepare(options: ModelOptions, step: Step) -> Prepared:
     built = build(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
     if options.weights is not None:
         built = load_weights(built, options.weights)
-    return Prepared(built if options.input_size is None else built.with_size(options.input_size), options.input_size)
+    if options.input_size is not None:
+        built = built.with_size(options.input_size)
+    return Prepared(built, declared_size(network_of(built.model)))
 
 
-def make_plan(prepared: Prepared, recipe: Recipe, options: RecipeOptions, strength: float = 1.0) -> Plan:
-    """The plan of a command.
-
-    Raises:
-        InjectError: the model cannot be planned, or the recipe or `--exclude` has no effect.
-    """
+def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tuple[Prepared, Plan]:
+    """The model and the plan of its recipe, which has an effect."""
+    recipe = compose_recipe(options)
+    prepared = prepare(options, step)
     from simam_inject import api
 
-    model, size = prepared.built.model, prepared.size
+    step("planning")
+    model, inputs = prepared.model, prepared.inputs
     try:
-        plan = api.make_plan(model, recipe, prepared.inputs, strength)
-    except NoMatchError as error:
-        api.check_exclude("--exclude", options.exclude, api.survey(model, example_inputs=prepared.inputs))
+        plan = api.make_plan(model, recipe, inputs, strength)
+    except NoMatchError as error:  # a message about the option is clearer than one about a rule that contains it
+        api.check_exclude("--exclude", options.exclude, api.survey(model, example_inputs=inputs))
         advice = "\nto start again: in Python: eject(model); here: give a file without SimAM"
         raise NoMatchError(f"{error}{advice * ('eject(model)' in str(error))}") from None
     except ModelError as error:
-        if size is None or len(size) != 2:
+        if options.input_size is None or len(options.input_size) != 2:
             raise
-        text = "x".join(map(str, size))
-        raise ModelError(
-            f"{error}\n--input-size {text} is channels x length; an image is channels x height x width: 3x{text}"
-        ) from None
+        size = "x".join(map(str, options.input_size))
+        advice = f"--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
+        raise ModelError(f"{error}\n{advice}") from None
     api.check_exclude("--exclude", options.exclude, plan.anatomy)
     if not plan.insertions and not plan.is_done:
         raise NoMatchError(api.no_effect(plan))
-    return plan
+    return prepared, plan
 
 
 def images_in(folder: Path, limit: int = 256) -> list[Path]:
-    """Images of a folder and its subfolders, in the order of their names; at most `limit`, spread evenly.
-
-    Raises:
-        FileError: there is none.
-    """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGES)
+    """The images of a folder and its subfolders in order of their names; of more than `limit`, evenly spaced ones."""
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _IMAGES)
     if not found:
-        raise FileError(f"no image found in {str(folder)!r}; images end in {', '.join(IMAGES)}")
+        raise FileError(f"no image found in {str(folder)!r}; supported formats: {', '.join(_IMAGES)}")
     return found if len(found) <= limit else [found[index * len(found) // limit] for index in range(limit)]
 
 
 def read_image(prepared: Prepared, file: Path) -> Photograph:
-    """An image as the model takes it.
-
-    Raises:
-        ModelError: the model takes something else than batches of images.
-        FileError: it cannot be read.
-    """
+    """An image as the model takes it."""
     from simam_inject.pictures import photograph
 
     built = prepared.built
-    if built.takes_list or len(built.input_shapes) > 1 or len(prepared.shape) != 3 or prepared.shape[0] not in (1, 3):
+    shapes = built.input_shapes or ((1, *prepared.declared),)
+    if built.takes_list or len(shapes) > 1 or len(shapes[0]) != 4 or shapes[0][1] not in (1, 3):
         raise ModelError(f"{built.name} does not take batches of images of one size")
-    channels, height, width = prepared.shape
+    _, channels, height, width = shapes[0]
     letterbox = built.source == "ultralytics" and getattr(built.model, "task", "") != "classify"
     return photograph(file, (channels, height, width), normalization=built.normalization, letterbox=letterbox)
 
 
 def batches_of(prepared: Prepared, files: list[Path]) -> Iterable[Tensor]:
-    """Batches of images, read again in each pass, in mixed order: a folder may be sorted by class, and each batch needs
-    several classes.
-    """
+    """Batches of images in mixed order, since a folder may be sorted by class; read again in each pass."""
     import torch
     from torch.utils.data import DataLoader
 

@@ -11,7 +11,7 @@ import json
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from inspect import Parameter, Signature
 from typing import TYPE_CHECKING, Any, get_type_hints
@@ -42,7 +42,7 @@ class Report:
     """What a command has to say."""
 
     parts: Iterable[Table | str] = ()
-    """For people: tables, and texts. Sentences are wrapped, lines to copy are not: indented ones, and names of files."""
+    """For people: tables, and texts, which are wrapped unless they are indented, have several lines or name a file."""
     data: dict[str, Any] = field(default_factory=dict)
     """For `--json`."""
     ok: bool = True
@@ -56,22 +56,20 @@ def command(run: Callable[[Any, Step], Report], record: type) -> Callable[..., N
         if context.invoked_subcommand is None:
             execute(run, record(**values))
 
-    hints, ordered = get_type_hints(record), sorted(fields(record), key=_panel)
-    annotations = {each.name: str if each.default.parser else hints[each.name] for each in ordered}
+    def panel(option: Parameter) -> int:
+        return PANELS.index(option.default.rich_help_panel or "")
+
+    hints = get_type_hints(record)
+    options = [Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(record)]
     parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    parameters += [
-        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=annotations[each.name])
-        for each in ordered
+    parameters += [  # Typer takes the type from a parser
+        option.replace(annotation=str if option.default.parser else hints[option.name])
+        for option in sorted(options, key=panel)
     ]
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {"context": typer.Context, **annotations}
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
     call.__doc__ = run.__doc__
     return call
-
-
-def _panel(option: Field[Any]) -> int:
-    """The position of its box in the help."""
-    return PANELS.index(option.default.rich_help_panel or "")
 
 
 class ModelGroup(TyperGroup):
@@ -108,20 +106,30 @@ def group(run: Any, record: type) -> typer.Typer:
 
 
 def execute(run: Callable[[Any, Step], Report], options: Any) -> None:
-    """Run a command, print what it reports, and exit with 1 or 2 if something is wrong."""
+    """Run a command, print what it reports, and exit with 1 if something is wrong."""
     as_json = getattr(options, "json", False)
-    try:
-        with _working(getattr(options, "steps", None)) as step:
-            report = run(options, step)
-            parts = () if as_json or getattr(options, "quiet", False) else tuple(report.parts)
-    except (InjectError, OSError) as error:
-        _fail(error, as_json=as_json)
+    with errors_shown(as_json=as_json), _working(getattr(options, "steps", None)) as step:
+        report = run(options, step)
+        parts = () if as_json or getattr(options, "quiet", False) else tuple(report.parts)
     if as_json:
         typer.echo(json.dumps(report.data, indent=2))
     for part in parts:
-        _show(part)
+        show(part)
     if not report.ok:
         raise typer.Exit(1)
+
+
+@contextlib.contextmanager
+def errors_shown(*, as_json: bool = False) -> Iterator[None]:
+    """Print a user's mistake as one message, and exit with 1 if nothing matched or a check failed, else with 2."""
+    try:
+        yield
+    except (InjectError, OSError) as error:
+        if as_json:
+            typer.echo(json.dumps({"error": str(error)}))
+        typer.secho("error", fg="red", bold=True, nl=False, err=True)
+        note(f": {error}")
+        raise typer.Exit(1 if isinstance(error, (NoMatchError, VerificationError)) else 2) from None
 
 
 def note(text: str) -> None:
@@ -129,15 +137,8 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def _fail(error: Exception, *, as_json: bool) -> None:
-    if as_json:
-        typer.echo(json.dumps({"error": str(error)}))
-    typer.secho("error", fg="red", bold=True, nl=False, err=True)
-    note(f": {error}")
-    raise typer.Exit(1 if isinstance(error, (NoMatchError, VerificationError)) else 2)
-
-
-def _show(part: Table | str) -> None:
+def show(part: Table | str) -> None:
+    """Print a part of a report."""
     from rich.console import Console
 
     is_code = isinstance(part, str) and ("\n" in part or part.startswith(("  ", "wrote ", "recipe: ")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simam_inject.dataflow.records import Site
 from simam_inject.planning.records import Insertion
@@ -71,7 +71,8 @@ class Table:
     def __rich__(self) -> rich.table.Table:
         from rich import box, table, text
 
-        shown = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False, header_style="bold")
+        look: dict[str, Any] = {"pad_edge": False, "show_edge": False, "header_style": "bold"}
+        shown = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **look)
         for heading, kind in zip(self.headings, self.kinds, strict=True):
             side = "right" if kind == "number" else "left"
             shown.add_column(heading, justify=side, no_wrap=kind == "name", overflow="fold")  # type: ignore[arg-type]
