@@ -1,115 +1,99 @@
-"""Recognise SimAM in an exported graph, whatever the format, by the name of its module and by what is computed.
+"""SimAM in an exported graph: found by its formula, whatever the format, and named where the file names modules.
 
-Each format is first written as operations with kinds, names of values and scalar constants. In it a gate is
+    gate = sigmoid(n * n + 1/2)    n = small / sqrt(mean(small * small) * c + 4 lambda s^2)    small = s * (x - mean(x))
 
-    sigmoid(n^2 + 1/2),   n = small / sqrt(energy),   energy = mean(small^2) c + 4 lambda s^2
-
-which no other layer computes, and lambda can be read from the constants. A sigmoid that the file says is of a module
-called `simam...` counts as well, so a graph that was optimised beyond recognition is still counted if it has names.
+with s = `EXPORT_SCALE`; see `simam_inject.attention.composite`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from simam_inject.attention.composite import EXPORT_SCALE
-from simam_inject.dataflow.example import Example
 
+Value = str | float | None
+"""An operand: the name of a value, or a constant number; None for anything else."""
 _CASTS = ("cast", "identity", "to", "_to_copy")
-Value = str | float
-"""The name of a value, unique in its graph, or a scalar constant."""
+_MEANS = ("mean", "reducemean")
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One operation of an exported graph."""
+    """One operation of a graph, stored under the name of its result."""
 
     kind: str
-    """add, div, mul, pow, sigmoid, sqrt, ...: the format's own name, without prefix and in lower case."""
-    inputs: Sequence[Value]
-    scope: str = ""
-    """Path of the module whose forward it is from; "" if the file does not say."""
-
-
-Graph = dict[str, Operation]
-"""Name of a value -> the operation that computes it, in the order of the file. Calls of submodules are written out."""
+    """Name of the operator in lower case, e.g. `mul`."""
+    operands: tuple[Value, ...]
+    module: str = ""
+    """Path of the module that computes it; "" if the file does not say."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One SimAM in an exported graph."""
+    """One occurrence of the formula."""
 
+    e_lambda: float
     module: str
-    """Path of the module it was exported from (`layer1.0.conv2.simam`); "" where the file does not say."""
-    e_lambda: float | None
-    """As in the graph's constants; None where the graph computes SimAM in another form than this package writes."""
+    """Path of the SimAM module; "" if the file does not say."""
     is_live: bool
-    """A result of the graph depends on it."""
+    """An output of the graph depends on it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Artefact:
-    """An exported file, opened."""
-
-    gates: tuple[Gate, ...]
-    """Every SimAM in its graph, in order."""
-    run: Callable[[Example], list[Tensor]]
-    """Every tensor that the exported program returns, on the CPU or on the device of its weights."""
-
-
-def find_gates(graph: Graph, results: Iterable[Value]) -> tuple[Gate, ...]:
-    """Every SimAM in a graph, in order.
+def find_gates(graph: Mapping[str, Operation], results: Iterable[Value]) -> tuple[Gate, ...]:
+    """Every gate of a graph, in its order.
 
     Args:
-        graph: all of its operations.
-        results: names of the values that it returns.
+        graph: all operations by the name of their result; one with several results is stored under each of them.
+        results: the names of the outputs.
     """
-    needed: set[Value] = set()
-    waiting = list(results)
-    while waiting:
-        name = waiting.pop()
-        if name in graph and name not in needed:
-            needed.add(name)
-            waiting += graph[str(name)].inputs
-    gates = []
-    for name, operation in graph.items():
-        if operation.kind == "sigmoid":
-            module = operation.scope if re.search(r"(^|\.)simam(_\w*)?$", operation.scope) else ""
-            e_lambda = _read_lambda(graph, operation.inputs[0])
-            if module or e_lambda is not None:
-                gates.append(Gate(module, e_lambda, name in needed))
-    return tuple(gates)
+    live: set[Value] = set()
+    pending = list(results)
+    while pending:
+        name = pending.pop()
+        if isinstance(name, str) and name in graph and name not in live:
+            live.add(name)
+            pending += graph[name].operands
+    gates = [
+        (name, operation, _lambda_of(graph, operation))
+        for name, operation in graph.items()
+        if operation.kind == "sigmoid"
+    ]
+    return tuple(
+        Gate(e_lambda, operation.module, name in live) for name, operation, e_lambda in gates if e_lambda is not None
+    )
 
 
-def _read_lambda(graph: Graph, argument: Value) -> float | None:
-    """Lambda, if a sigmoid's argument is SimAM's."""
+def _lambda_of(graph: Mapping[str, Operation], sigmoid: Operation) -> float | None:
+    """The lambda of a gate; None for a sigmoid of something else."""
 
-    def without_casts(value: Value) -> Value:
+    def uncast(value: Value) -> Value:
         while isinstance(value, str) and value in graph and graph[value].kind in _CASTS:
-            value = graph[value].inputs[0]
+            value = graph[value].operands[0]
         return value
 
     def operands(value: Value, *kinds: str) -> list[Value]:
-        operation = graph[str(without_casts(value))]
-        if operation.kind not in kinds:
-            raise LookupError
-        return [without_casts(operand) for operand in operation.inputs[:2]]
+        """Those of an operation of such a kind, constants last."""
+        operation = graph.get(value) if isinstance(value, str) else None
+        if operation is None or operation.kind not in kinds:
+            raise ValueError
+        return sorted(map(uncast, operation.operands[:2]), key=lambda operand: not isinstance(operand, str))
 
-    def constant_and_rest(value: Value) -> tuple[float, Value]:
-        constant, rest = sorted(operands(value, "add"), key=lambda operand: isinstance(operand, str))
-        if isinstance(constant, str):
-            raise LookupError
-        return constant, rest
+    def is_square(value: Value, factor: Value) -> bool:
+        return operands(value, "mul") == [factor, factor]
 
     try:
-        half, square = constant_and_rest(argument)
-        base, exponent = operands(square, "mul", "pow")
-        root = operands(base, "div")[1]
-        floor, _ = constant_and_rest(operands(root, "sqrt")[0])
-    except (LookupError, ValueError):  # another operation, or other operands
+        square, half = operands(uncast(sigmoid.operands[0]), "add")
+        normal = operands(square, "mul")[0]
+        small, root = operands(normal, "div")
+        spread, constant = operands(operands(root, "sqrt")[0], "add")
+        variance = next(factor for factor in operands(spread, "mul") if _kind(graph, factor) in _MEANS)
+        squares = operands(variance, *_MEANS)[0]
+        is_gate = half == 0.5 and is_square(square, normal) and is_square(squares, small)
+    except (ValueError, StopIteration):
         return None
-    return floor / (4 * EXPORT_SCALE**2) if exponent in (base, 2) and abs(half - 0.5) < 1e-3 else None
+    return constant / (4 * EXPORT_SCALE**2) if is_gate and isinstance(constant, float) else None
+
+
+def _kind(graph: Mapping[str, Operation], value: Value) -> str:
+    return graph[value].kind if isinstance(value, str) and value in graph else ""
