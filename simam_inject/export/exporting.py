@@ -20,7 +20,7 @@ from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in, without_attention
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.export.formats import FORMS, Artefact, Form
-from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, tolerance_for
+from simam_inject.export.proving import TOLERANCES, as_exported, compare, count_sites, expected_sites
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import parse_dynamic, vary
 from simam_inject.modules import check_injectable, unwrapped
@@ -128,12 +128,9 @@ def read(path: Path) -> Artefact:
 def _form_of(path: Path) -> Form:
     if path.suffix not in FORMS:
         raise ExportError(f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(FORMS)}")
-    if path.suffix == ".onnx":
-        for name in ("onnx", "onnxruntime", "onnxscript"):
-            if importlib.util.find_spec(name) is None:
-                raise ExportError(
-                    f"ONNX needs the package {name!r}; install it with: pip install 'simam_inject[export]'"
-                )
+    lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if path.suffix == ".onnx" and lacking:
+        raise ExportError(f"ONNX needs the package {lacking[0]!r}; install it with: pip install 'simam_inject[export]'")
     return FORMS[path.suffix]
 
 
@@ -194,7 +191,9 @@ def _prove(
     model: nn.Module, path: Path, example: Example, varying: tuple[str, ...], tolerance: float | None
 ) -> ExportReport:
     artefact = read(path)
-    allowed = tolerance_for(example) if tolerance is None else tolerance
+    dtypes = {tensor.dtype for tensor in example.tensors}
+    default = max((TOLERANCES[dtype] for dtype in dtypes & TOLERANCES.keys()), default=1e-4)
+    allowed = default if tolerance is None else tolerance
     with as_exported(model) as twin:
         examples = vary(twin, example, varying)
         sites = count_sites(artefact.gates, expected_sites(twin, examples[0]))

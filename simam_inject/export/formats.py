@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,8 +28,7 @@ class Artefact:
     """Returns the output tensors for an example."""
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
+class Form(NamedTuple):
     """One format. What is of another size in the second of the examples is written as dynamic."""
 
     write: Callable[[nn.Module, Sequence[Example], Path], None]
@@ -59,7 +58,9 @@ def _read_onnx(path: Path) -> Artefact:
         return value.name if value is not None else None
 
     onnx.checker.check_model(str(path))
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     graph = ir.load(path).graph
     operations = {
         str(output.name): Operation(node.op_type.lower(), tuple(map(operand, node.inputs)), scope_of(node))
@@ -69,7 +70,7 @@ def _read_onnx(path: Path) -> Artefact:
 
     def run(example: Example) -> list[Tensor]:
         names = [value.name for value in session.get_inputs()]
-        arrays = [tensor.detach().cpu().numpy() for tensor in example.tensors]
+        arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in example.tensors]
         return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True)))]
 
     return Artefact(find_gates(operations, [value.name for value in graph.outputs]), run)

@@ -30,6 +30,10 @@ from simam_inject.export.records import Comparison, ExportedSite, ExportError, L
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
 
+TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
+"""By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
+
+
 @contextmanager
 def as_exported(model: nn.Module) -> Iterator[nn.Module]:
     """A twin of the model in eval mode, over tensors of its own: whatever is done to it, the model is as it was.
@@ -68,23 +72,22 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
         LostSiteError: one is not there, does not reach the output, or has another lambda.
     """
     live = [gate for gate in gates if gate.is_live]
-    named = Counter(gate.module for gate in live)
-    by_module = {site.module: site for site in expected}
-    nameless = [gate for gate in live if gate.module not in by_module]
-    for gate in live:
-        site = by_module.get(gate.module)
-        if site is not None and not _has_lambda(gate, site):
-            raise LostSiteError(
-                f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
-            )
+    nameless = [gate for gate in live if gate.module not in {site.module for site in expected}]
     found, lost = [], []
     for site in expected:
-        missing = max(site.runs - named[site.module], 0)
+        named = [gate for gate in live if gate.module == site.module]
+        for gate in named:
+            if not _has_lambda(gate, site):
+                raise LostSiteError(
+                    f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
+                )
+        missing = max(site.runs - len(named), 0)
         fitting = [gate for gate in nameless if _has_lambda(gate, site)][:missing]
-        nameless = [gate for gate in nameless if all(gate is not other for other in fitting)]
+        for gate in fitting:
+            nameless.remove(gate)
         found.append(replace(site, found_by="structure") if fitting else site)
         if len(fitting) < missing:
-            is_unused = any(gate.module == site.module for gate in gates if not gate.is_live)
+            is_unused = any(gate.module == site.module and not gate.is_live for gate in gates)
             lost.append(site.path + " (computed, but its output is never used)" * is_unused)
     if lost:
         raise LostSiteError(
@@ -97,14 +100,6 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
 def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
     """Within 5 %: a lambda that was folded into a float16 constant is not exact."""
     return math.isclose(gate.e_lambda, min(max(site.e_lambda, SMALLEST), LARGEST), rel_tol=0.05)
-
-
-def tolerance_for(example: Example) -> float:
-    """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
-    allowed = {torch.float64: 1e-6, torch.float16: 1e-2, torch.bfloat16: 1e-2}
-    return max(
-        (allowed.get(tensor.dtype, 1e-4) for tensor in example.tensors if tensor.is_floating_point()), default=1e-4
-    )
 
 
 def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: float) -> Comparison:

@@ -98,8 +98,6 @@ def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, fol
 
 
 def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypatch):
-    from dataclasses import replace
-
     from simam_inject.export.formats import FORMS
 
     form = FORMS[".torchscript"]
@@ -108,7 +106,7 @@ def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypat
         with bypass(model):
             form.write(model, *arguments)
 
-    monkeypatch.setitem(FORMS, ".torchscript", replace(form, write=write_without_attention))
+    monkeypatch.setitem(FORMS, ".torchscript", form._replace(write=write_without_attention))
     result = run(NET, "--after", "block", *SMALL, "--output", "net.torchscript")
     assert result.exit_code == 1
     assert "lost 2 of 2 SimAM sites" in result.stderr

@@ -1,7 +1,6 @@
 """The proof refuses every file that is not the model, and says which site is gone."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import torch
@@ -122,7 +121,7 @@ def test_a_failed_proof_leaves_the_file_that_was_there(tmp_path, monkeypatch):
         with bypass(model):
             form.write(model, *arguments)
 
-    monkeypatch.setitem(FORMS, ".torchscript", replace(form, write=write_without_attention))
+    monkeypatch.setitem(FORMS, ".torchscript", form._replace(write=write_without_attention))
     with pytest.raises(LostSiteError, match="lost 2 of 2"):
         export(model, target, example_inputs=image())
     assert target.read_text() == "the old file"
