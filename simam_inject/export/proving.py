@@ -29,7 +29,6 @@ from simam_inject.export.graph import Gate
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
-
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
 

@@ -48,7 +48,7 @@ def test_a_file_of_something_else_is_one_message(thing, run, folder):
     torch.save(thing, folder / "w.pth")
     result = run(NET, "--weights", "w.pth", "--after", "block", *SMALL)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: w.pth holds ")
+    assert result.stderr.startswith("error: w.pth: it ")
 
 
 def test_output_is_what_load_puts_into_a_fresh_model(run, folder):
