@@ -99,7 +99,9 @@ def _write_program(model: nn.Module, examples: Sequence[Example], path: Path) ->
 def _read_program(path: Path) -> Artefact:
     program = torch.export.load(path)
     module = program.module()
-    graph = program.run_decompositions({}).graph  # regions, as under autocast, are graphs of their own before
+    if any(node.op == "get_attr" for node in program.graph.nodes):  # graphs of regions under autocast or a grad mode
+        program = program.run_decompositions({})  # writes them out, without the paths of modules
+    graph = program.graph
     operations = {node.name: _operation_of(node) for node in graph.nodes if node.op == "call_function"}
     gates = find_gates(operations, [node.name for node in graph.output_node().all_input_nodes])
     return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
@@ -112,10 +114,8 @@ def _operation_of(node: fx.Node) -> Operation:
             operands.append(leaf.name)
         elif isinstance(leaf, (int, float)):
             operands.append(float(leaf))
-    stack = list((node.meta.get("nn_module_stack") or {}).values())
-    path = str(stack[-1][0]).partition("@")[0] if stack else ""  # a second call is `path@1`
-    target: Any = node.target
-    return Operation(getattr(target, "_opname", ""), tuple(operands), path)
+    stack = list(node.meta.get("nn_module_stack", {}).values())  # (path, class) of each module, the innermost last
+    return Operation(getattr(node.target, "_opname", ""), tuple(operands), str(stack[-1][0]) if stack else "")
 
 
 def _write_trace(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
@@ -132,12 +132,12 @@ def _read_trace(path: Path) -> Artefact:
         for method in map(child._c._get_method, child._c._method_names()):
             for node in method.graph.findAllNodes("aten::sigmoid"):
                 node.output().setDebugName(f"{name}@")  # where calls are written out, a number is added to the name
-    operations = {}
-    for node in module.inlined_graph.nodes():
+    graph, operations = module.inlined_graph, {}
+    for node in graph.nodes():
         kind, operands = node.kind().removeprefix("aten::"), tuple(map(_operand_of, node.inputs()))
         for name in (output.debugName() for output in node.outputs()):
             operations[name] = Operation(kind, operands, name.rpartition("@")[0])
-    gates = find_gates(operations, [value.debugName() for value in module.inlined_graph.outputs()])
+    gates = find_gates(operations, [value.debugName() for value in graph.outputs()])
     return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
 
 

@@ -76,7 +76,7 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
     for site in expected:
         named = [gate for gate in live if gate.module == site.module]
         for gate in named:
-            if not _has_lambda(gate, site):
+            if gate.e_lambda is not None and not _has_lambda(gate, site):
                 raise LostSiteError(
                     f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
                 )
@@ -98,7 +98,9 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
 
 def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
     """Within 5 %: a lambda that was folded into a float16 constant is not exact."""
-    return math.isclose(gate.e_lambda, min(max(site.e_lambda, SMALLEST), LARGEST), rel_tol=0.05)
+    return gate.e_lambda is not None and math.isclose(
+        gate.e_lambda, min(max(site.e_lambda, SMALLEST), LARGEST), rel_tol=0.05
+    )
 
 
 def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: float) -> Comparison:
