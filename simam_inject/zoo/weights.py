@@ -1,4 +1,4 @@
-"""The weights of a file, loaded into a model. What does not load is one message."""
+"""The weights of a file, loaded into a model."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import FileError, ModelError
-from simam_inject.zoo.records import ZooModel, fetching
+from simam_inject.errors import FileError, InjectError, ModelError, describe_exception
+from simam_inject.zoo.records import ZooModel
 
 
 def load_weights(built: ZooModel, file: Path) -> ZooModel:
     """Load a file's weights into a model, in place.
 
     Args:
-        built: the model.
+        built: The model.
         file: `.safetensors` (one of `simam_inject.persist.save` also restores SimAM), or a `state_dict` that
             `torch.save` wrote, alone or under a key such as `state_dict`; for a YOLO also a checkpoint of ultralytics,
             which is a pickle: load one from people you trust.
@@ -24,41 +24,50 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
         The same model, with the note changed.
 
     Raises:
-        FileError: the file cannot be read, or one of `simam_inject.persist.save` was made for another model.
-        ModelError: its names or shapes are not those of the model.
+        FileError: The file cannot be read, or one of `simam_inject.persist.save` was made for another model.
+        ModelError: Its names or shapes are not those of the model.
     """
     from simam_inject.persist import load
     from simam_inject.persist.checkpoints import read_checkpoint, without_prefix
     from simam_inject.persist.files import naming, read_tensors
     from simam_inject.persist.record import KEY
 
-    noted = replace(built, note=f"weights of {file.name}")
+    note, texts = f"weights of {file.name}", dict[str, str]()
+    state: Mapping[str, Any]
     try:
         with naming(file):
-            state, texts = read_tensors(file) if file.suffix == ".safetensors" else (read_checkpoint(file)[0], {})
+            if file.suffix == ".safetensors":
+                state, texts = read_tensors(file)
+            else:
+                state, _ = read_checkpoint(file)
     except FileError as error:
         if "could run code (ultralytics." not in str(error):  # the class that a restricted load refuses
             raise
-        return _load_checkpoint(noted, file)
+        state, note = _read_yolo(built, file)
     if KEY in texts:
         load(file, built.model)
     else:
         _copy(built, file, without_prefix(state))
-    return noted
+    return replace(built, note=note)
 
 
-def _load_checkpoint(built: ZooModel, file: Path) -> ZooModel:
+def _read_yolo(built: ZooModel, file: Path) -> tuple[Mapping[str, Any], str]:
+    """The weights of a checkpoint of ultralytics, and a note that says if its SimAM sites are left out."""
     if built.source != "ultralytics":
         raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models.")
     from ultralytics import YOLO
 
     from simam_inject.api import injected
 
-    with fetching(str(file), pretrained=True):
+    try:
         loaded = YOLO(str(file))
-    _copy(built, file, loaded.model.state_dict())
+    except InjectError:
+        raise
+    except Exception as error:
+        raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
     sites = len(injected(loaded))
-    return replace(built, note=f"{built.note}, not its {sites} SimAM sites: name it as the model") if sites else built
+    left_out = f", not its {sites} SimAM sites: name it as the model" if sites else ""
+    return loaded.model.state_dict(), f"weights of {file.name}{left_out}"
 
 
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
@@ -67,16 +76,13 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     from simam_inject.persist.files import UNFIT, differences, listed
 
     network = network_of(built.model)
-    file_state, own_state = (
+    theirs, ours = (
         {name: value for name, value in one.items() if hasattr(value, "shape")} for one in (state, network.state_dict())
     )
-    found = differences(file_state, own_state)
+    found = differences(theirs, ours)
     if any(found.values()):
-        only_shapes = [names for names in found.values() if names] == [found[UNFIT]] and len(found[UNFIT]) <= 6
-        hint = (
-            "another number of classes? Give it with --num-classes N."
-            if only_shapes
-            else "a checkpoint of another model?"
-        )
+        head_only = 0 < len(found[UNFIT]) <= 6 and sum(map(len, found.values())) == len(found[UNFIT])
+        other = "another number of classes? Give it with --num-classes N."
+        hint = other if head_only else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     network.load_state_dict(dict(state))
