@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from simam_inject.errors import ModelError
 from simam_inject.export import ExportError, export, prove
 from tests.export.networks import attended, image
 from tests.networks import Network
@@ -32,6 +33,11 @@ def test_refused_before_anything_is_written(build, name, options, words, tmp_pat
     with pytest.raises(ExportError, match=words):
         export(build(), tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_example_that_the_forward_method_does_not_accept(tmp_path):
+    with pytest.raises(ModelError, match="does not accept the example inputs: missing a required argument: 'x'"):
+        export(attended(), tmp_path / "net.pt2", example_inputs={"image": image()})
 
 
 def test_a_folder_in_the_place_of_the_file(tmp_path):
