@@ -31,7 +31,7 @@ def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[
     with one number per sample is no longer known as such, and keeps its length.
 
     Raises:
-        ExportError: the model accepts no larger images.
+        ExportError: the model accepts no larger images, or takes none.
     """
     batch = next((len(tensor) for tensor in example.tensors if _is_map(tensor)), 0)
 
@@ -48,6 +48,10 @@ def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[
 
     if not dynamic:
         return (example,)
+    if not batch:
+        raise ExportError(
+            "no input has a batch, channels and spatial dimensions, so dynamic has no effect: leave it out"
+        )
     count, reason = max(batch, 2) if "batch" in dynamic else batch, ""
     for lengthen in (lambda length: length + 32, lambda length: 2 * length) if "size" in dynamic else (int,):
         other = resized(count + ("batch" in dynamic), lengthen)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from simam_inject import inject
 from simam_inject.errors import ModelError
 from simam_inject.export import ExportError, export, prove
 from tests.export.networks import attended, image
@@ -95,6 +96,19 @@ def test_a_model_of_one_size_asked_for_all(tmp_path):
         export(model, tmp_path / "net.pt2", example_inputs=image(), dynamic=True)
     report = export(model, tmp_path / "net.pt2", example_inputs=image(), dynamic="batch")
     assert report.dynamic == ("batch",)
+
+
+class Generator(Network):
+    """Makes an image from a vector."""
+
+    def forward(self, z):
+        return super().forward(z.view(-1, 3, 8, 8))
+
+
+def test_a_model_without_images_asked_for_all_batches(tmp_path):
+    model = inject(Generator(), "after basicblock.conv2", example_inputs=torch.rand(2, 192), verify=False)
+    with pytest.raises(ExportError, match="dynamic has no effect"):
+        export(model, tmp_path / "net.pt2", example_inputs=torch.rand(2, 192), dynamic="batch")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".torchscript"])
