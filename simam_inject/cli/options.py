@@ -13,7 +13,7 @@ import typer
 PEERS = ("se", "eca", "cbam", "gc")
 EXPORTS = (".onnx", ".pt2", ".torchscript")
 Dtype = Literal["fp32", "bf16", "fp16"]
-"""Names of `bench.PEERS`, `export.SUFFIXES` and `bench.run.DTYPES`, which cannot be imported without torch."""
+"""Names of `bench.PEERS`, `export.formats.FORMS` and `bench.run.DTYPES`, which cannot be imported without torch."""
 PANELS = ("", "Placement", "The study", "The model", "Measurement", "The training", "Output")
 """Boxes of the help, in order; arguments come first."""
 

@@ -68,7 +68,8 @@ def command(run: Callable[[Any, Step], Report], record: type) -> Callable[..., N
     ]
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {each.name: each.annotation for each in parameters}
-    call.__doc__ = run.__doc__
+    paragraphs = (run.__doc__ or "").split("\n\n")
+    call.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     return call
 
 
