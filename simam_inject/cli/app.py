@@ -1,5 +1,9 @@
 """The program: `simam-inject MODEL ...`, and the other commands by name."""
 
+import logging
+import os
+import warnings
+
 import typer
 
 from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
@@ -32,5 +36,9 @@ app.add_typer(comparing.compare_app, name="compare")
 
 
 def main() -> None:
-    """Run the program."""
+    """Run the program, without the banners and retries of libraries, and with warnings in one line."""
+    os.environ.setdefault("YOLO_VERBOSE", "false")
+    os.environ.setdefault("YOLO_AUTOINSTALL", "false")
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.formatwarning = lambda message, *_args, **_more: f"warning: {message}\n"
     app(prog_name="simam-inject")

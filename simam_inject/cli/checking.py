@@ -61,6 +61,8 @@ def check(options: CheckOptions, step: Step) -> Report:
 def _check_saved(options: CheckOptions, step: Step) -> Report:
     """The file's own record, and with a model the checks of `verify`."""
     shown = show(ShowOptions(file=options.file), step)
+    if not shown.data["sites"]:
+        return Report(shown.parts, shown.data | {"ok": False}, ok=False)
     if options.model is None:
         return Report(
             [*shown.parts, "to load it into its model and verify: add --model MODEL"], shown.data | {"ok": True}
@@ -79,7 +81,7 @@ def _check_saved(options: CheckOptions, step: Step) -> Report:
 def _render(found: Checkup) -> Iterator[Table | str]:
     from simam_inject.planning.tables import Table
 
-    yield f"{found.path} ({', '.join(filter(None, [found.network, found.recipe]))})"
+    yield f"{found.path} ({found.network}, {found.recipe or 'no record'})"
     rows = []
     for site in found.sites:
         words = ["yes" if fact else "NO" for fact in (site.planned, site.present)]
@@ -88,5 +90,8 @@ def _render(found: Checkup) -> Iterator[Table | str]:
         yield Table(["site", "e_lambda", "planned", "present", "runs", "runs fused"], rows)
         yield f"{sum(site.is_live for site in found.sites)} of {len(found.sites)} sites are live"
     if found.exported is not None:
-        yield f"{found.exported} of {len(found.sites)} sites reach the output of {found.path.with_suffix('.onnx').name}"
-    yield from (f"fault: {fault}" for fault in found.faults)
+        wanted = sum(site.runs_fused for site in found.sites)
+        yield f"{found.path.stem}.onnx: {found.exported} of {wanted} sites are in its graph"
+    yield from (f"wrong: {fault}" for fault in found.faults)
+    if not all(site.present for site in found.sites) or not found.sites:
+        yield "to add SimAM: inject(YOLO(...), recipe), then train; see docs/yolo.md"

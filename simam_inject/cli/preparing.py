@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
 _EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
-_IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+_IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 def check_model(name: str, *, pretrained: bool = False, weights: object = None) -> str:
@@ -35,7 +35,7 @@ def check_model(name: str, *, pretrained: bool = False, weights: object = None) 
     if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
         raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
     if path.suffix in _EXPORTED:
-        raise ModelError(f"{name} is an exported graph, to which SimAM cannot be added: inject, then export")
+        raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
     return find_library(name)
 
 

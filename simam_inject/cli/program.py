@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -35,6 +36,8 @@ Add SimAM attention to a convolutional network. Start with:
 
 All options and commands: simam-inject --help"""
 Step = Callable[[str], None]
+_PIPE_WIDTH = 120
+"""Characters of a line where the output is not a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +111,11 @@ def group(run: Any, record: type) -> typer.Typer:
 
 def execute(run: Callable[[Any, Step], Report], options: Any) -> None:
     """Run a command, print what it reports, and exit with 1 if something is wrong."""
-    as_json = getattr(options, "json", False)
-    with errors_shown(as_json=as_json), _working(getattr(options, "steps", None)) as step:
+    as_json, quiet = getattr(options, "json", False), getattr(options, "quiet", False)
+    steps = getattr(options, "steps", None)
+    with errors_shown(as_json=as_json), _working(steps, shown=not as_json and not quiet, quiet=quiet) as step:
         report = run(options, step)
-        parts = () if as_json or getattr(options, "quiet", False) else tuple(report.parts)
+        parts = () if as_json or quiet else tuple(report.parts)
     if as_json:
         typer.echo(json.dumps(report.data, indent=2))
     for part in parts:
@@ -143,22 +147,20 @@ def show(part: Table | str) -> None:
     from rich.console import Console
 
     is_code = isinstance(part, str) and ("\n" in part or part.startswith(("  ", "wrote ", "recipe: ")))
-    console = Console(markup=False, highlight=False, emoji=False)
+    is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
+    console = Console(markup=False, highlight=False, emoji=False, width=None if is_sized else _PIPE_WIDTH)
     console.print(part.rstrip() if isinstance(part, str) else part, soft_wrap=is_code)
 
 
 @contextlib.contextmanager
-def _working(steps: int | None) -> Iterator[Step]:
-    """Show progress on a terminal, send what is printed to stderr, and write each warning in one line."""
+def _working(steps: int | None, *, shown: bool, quiet: bool) -> Iterator[Step]:
+    """Show progress on a terminal, and send to stderr what other code prints."""
     from rich.console import Console
     from rich.progress import Progress
 
-    written = warnings.formatwarning
-    warnings.formatwarning = lambda message, *_args, **_more: f"warning: {message}\n"
-    progress = Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+    progress = Progress(console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty()))
     task = progress.add_task("", total=steps, completed=-1)
-    try:
-        with contextlib.redirect_stdout(sys.stderr), progress:
-            yield lambda description: progress.update(task, advance=1, description=description)
-    finally:
-        warnings.formatwarning = written
+    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), progress:
+        if quiet:
+            warnings.simplefilter("ignore")
+        yield lambda description: progress.update(task, advance=1, description=description)

@@ -77,9 +77,10 @@ def notes_on(insertions: Iterable[Insertion], *, each: bool = False) -> Iterator
     """What is unusual about sites: their axes, several runs, strength, gain, and what planning noted."""
     notes: list[tuple[str, str]] = []
     for one in insertions:
-        inferred = "" if one.axes_measured else ", inferred from the operations, not measured"
-        if one.channel_dim != 1 or inferred:
-            notes.append((one.path, f"the axes are {one.axes}{inferred}"))
+        if one.axes not in ("NCHW", ""):
+            notes.append((one.path, f"the axes are {one.axes}"))
+        if not one.axes_measured:
+            notes.append((one.path, "the axes are inferred, since the model takes one input size"))
         if one.runs > 1:
             notes.append((one.path, f"runs {one.runs} times per forward"))
         if one.strength != 1:
@@ -110,7 +111,7 @@ def _by_kind(insertions: Iterable[Insertion], anatomy: Anatomy) -> Table:
     rows = []
     for (name, position, e_lambda, edit), found in kinds.items():
         maps = format_span(map(format_map, found))
-        reductions = format_span(one.reduction for one in found).replace(" .. ", "..")
+        reductions = format_span(sorted({one.reduction for one in found if one.reduction})).replace(" .. ", "..")
         rows.append([name, position, str(len(found)), maps, reductions, e_lambda, edit])
     return Table(["kind of site", "position", "count", "CxHxW", "reduction", "e_lambda", "edit"], rows)
 
