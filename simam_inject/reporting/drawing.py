@@ -98,9 +98,9 @@ class _Block:
             reader = path
 
     def _label(self, path: str) -> str:
-        if len(self.operands[path]) > 1:
-            kind = self.sites[path].kind
-            return _SYMBOLS.get(kind, f"({kind})")
+        site = self.sites[path]
+        if site.class_name is None and site.kind != "block" and (len(self.operands[path]) > 1 or site.kind == "cat"):
+            return _SYMBOLS.get(site.kind, f"({site.kind})")
         return re.sub(r"\[\d+\]$", "", path.removeprefix(f"{self.scope}."))
 
     def _is_attended(self, value: str, reader: str) -> bool:
