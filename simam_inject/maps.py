@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -76,9 +77,9 @@ def _channels(name: str, values: Tensor, attention: SimAM, channel: int | None) 
     values = values.movedim(attention.channel_dim, 1)
     if channel is None:
         return values
-    if not 0 <= channel < values.shape[1]:
+    if channel not in range(values.shape[1]):
         raise ArgumentError(f"the map at {name} has channels 0 to {values.shape[1] - 1}; found {channel}")
-    return values.narrow(1, channel, 1)
+    return values.narrow(1, int(channel), 1)
 
 
 def _record(
@@ -87,8 +88,11 @@ def _record(
     """What `measure` returns for the name, the SimAM and the input of each run of a site, by name."""
     network = network_of(model)
     found: dict[str, Tensor] = {}
+    thread = threading.get_ident()
 
     def look(path: str, attention: SimAM, args: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() != thread:  # another one runs the same model
+            return
         runs = sum(name.partition(" (run ")[0] == path for name in found)
         name = f"{path} (run {runs + 1})" if runs else path
         found[name] = measure(name, attention, args[0].detach())

@@ -89,6 +89,7 @@ class SimAMCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
         """Inject."""
+        pl_module.configure_model()  # where large models are built; Lightning calls it after `setup`, and repeatedly
         if injected(pl_module):
             return
         example = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array

@@ -22,7 +22,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from simam_inject.adapters import network_of, update
-from simam_inject.editing.attach import detach
+from simam_inject.editing.attach import attended_in, detach
 from simam_inject.errors import FileError, ModelError, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
@@ -68,6 +68,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         )
     network = network_of(unwrapped(model))
     state = state_of(network)
+    _check_paths(network, state)
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
     manifest = Manifest.of(network, versions=_versions_of(packages), layout=_layout_of(state))
     # Clones, not views: safetensors refuses tensors that share memory or are not contiguous.
@@ -94,7 +95,10 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     Raises:
         FileError: the file is truncated, foreign, a pickle, of another format, or made for another model; the message
             says what differs. The model is unchanged.
+        ModelError: the model is wrapped, or is none.
     """
+    if isinstance(path, nn.Module):
+        raise ModelError("the file comes first: load(path, model)")
     file, network = Path(path), network_of(unwrapped(model))
     with naming(file):
         manifest, tensors = _read(file)
@@ -173,20 +177,58 @@ def state_of(network: nn.Module) -> State:
     return state
 
 
+def _check_paths(network: nn.Module, state: State) -> None:
+    """Refuse wrappers that leave their name out of the `state_dict`, but not out of the paths of sites.
+
+    Raises:
+        FileError: there is one, as of activation checkpointing or Lightning Fabric.
+    """
+    named = {name[:end] for name in state for end, letter in enumerate(name) if letter == "."}
+    for entry in attended_in(network):
+        parts = entry.site.edit.module.split(".")
+        for path in (".".join(parts[:count]) for count in range(1, len(parts) + 1) if parts != [""]):
+            module = network.get_submodule(path)
+            if path not in named and next(module.parameters(), None) is not None:
+                raise FileError(
+                    f"the module {path}, which contains SimAM, has another name in the state_dict: save the model "
+                    "without the wrapper"
+                )
+
+
 def differences(file: State, model: State) -> dict[str, list[str]]:
     """Maps a kind of difference to the tensors that differ in this way; `UNFIT` to those with another shape or kind."""
-    unfit = []
-    for name in (name for name in model if name in file):
-        ours, theirs = model[name], file[name]
-        if ours.shape != theirs.shape:
-            unfit.append(f"{name} (file {_size(theirs.shape)}, model {_size(ours.shape)})")
-        elif (ours.is_floating_point(), ours.is_complex()) != (theirs.is_floating_point(), theirs.is_complex()):
-            unfit.append(f"{name} (file {theirs.dtype}, model {ours.dtype})")
+    common = [name for name in model if name in file]
+    reasons = [(name, _why_unfit(model[name], file[name])) for name in common]
+    unfit = [f"{name} ({reason})" for name, reason in reasons if reason]
+    first: dict[tuple[int, ...], str] = {}
+    for name in common:
+        ours = model[name]
+        other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
+        if other != name and not torch.equal(file[name], file[other]):
+            unfit.append(f"{name} (one tensor with {other} in the model, another one in the file)")
     return {
         "in the model, not in the file": [name for name in model if name not in file],
         "in the file, not in the model": [name for name in file if name not in model],
         UNFIT: unfit,
     }
+
+
+def _why_unfit(ours: torch.Tensor, theirs: torch.Tensor) -> str | None:
+    """Why a tensor of the model cannot hold that of the file: another shape or kind, or values out of range."""
+    if ours.shape != theirs.shape:
+        return f"file {_size(theirs.shape)}, model {_size(ours.shape)}"
+    if ours.dtype == theirs.dtype:
+        return None
+    kinds = [(one.is_floating_point(), one.is_complex(), one.dtype == torch.bool) for one in (ours, theirs)]
+    dtypes = f"file {theirs.dtype}, model {ours.dtype}"
+    if kinds[0] != kinds[1]:
+        return dtypes
+    converted = theirs.to(ours.dtype)
+    if ours.is_floating_point() or ours.is_complex():
+        fits = torch.equal(converted.isfinite(), theirs.isfinite())
+    else:
+        fits = torch.equal(converted.to(theirs.dtype), theirs)
+    return None if fits else f"{dtypes}, which cannot represent its values"
 
 
 def listed(found: dict[str, list[str]]) -> str:

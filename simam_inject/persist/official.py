@@ -142,5 +142,5 @@ def _map_keys(weights: State, ours: State) -> tuple[Mapped, ...]:
     return tuple(map(Mapped, weights, targets, hows))
 
 
-def _signature(state: State) -> list[tuple[str, torch.Size]]:
-    return [(key.rpartition(".")[2], tensor.shape) for key, tensor in state.items()]
+def _signature(state: State) -> list[tuple[str, torch.Size, bool]]:
+    return [(key.rpartition(".")[2], tensor.shape, tensor.is_floating_point()) for key, tensor in state.items()]

@@ -75,6 +75,11 @@ class Record(BaseModel):
                     f"the attention at {entry.site.path} is a {type(attention).__name__}, and files hold SimAM "
                     "only; save model.state_dict(), and keep the recipe and the factory"
                 )
+            if attention.channel_dim != entry.site.channel_dim:
+                raise FileError(
+                    f"the SimAM at {entry.site.path} has channel_dim {attention.channel_dim}, and was planned for "
+                    f"{entry.site.channel_dim}: inject the model again"
+                )
             sites.append(replace(entry.insertion, e_lambda=float(attention.e_lambda)))
         found = [presence for module in network.modules() if (presence := presence_of(module)) is not None]
         recipes = [recipe for presence in found for recipe in presence.recipes]

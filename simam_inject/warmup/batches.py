@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from simam_inject.nested import map_nested, tensors_in
 
 _IMAGES = ("img", "image", "images", "input", "inputs", "pixel_values", "x")
 """Keys under which dicts of data sets keep their images; ultralytics has the first."""
+_EVALUATING = threading.RLock()
 
 
 def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
@@ -29,7 +31,8 @@ def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise ModelError(
             f"batches is a {type(batches).__name__}; give a DataLoader, an iterable of tensors or of (input, target) "
-            "pairs, or one tensor; for a YOLO object also the YAML file of its data set"
+            "pairs, or one tensor; for a YOLO object also the YAML file of its data set, and for a torch Dataset "
+            "DataLoader(dataset, batch_size=...)"
         )
     return list(batches) if passes > 1 and iter(batches) is batches else batches
 
@@ -53,15 +56,19 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
 
 @contextmanager
 def evaluating(network: nn.Module) -> Iterator[None]:
-    """Context manager in which all modules are in eval mode, and code that was compiled in place runs eagerly."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.compiler.set_stance("force_eager"):  # hooks that look at values would break its graphs
-            yield
-    finally:
-        for module, training in modes:
-            module.training = training
+    """Context manager in which all modules are in eval mode, and code that was compiled in place runs eagerly.
+
+    In one thread at a time: both are restored, and the latter is a setting of the process.
+    """
+    with _EVALUATING:
+        modes = [(module, module.training) for module in network.modules()]
+        network.eval()
+        try:
+            with torch.compiler.set_stance("force_eager"):  # hooks that look at values would break its graphs
+                yield
+        finally:
+            for module, training in modes:
+                module.training = training
 
 
 def _run(network: nn.Module, batch: Any, index: int) -> None:
@@ -96,6 +103,8 @@ def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, .
         return (batch[0],), {}
     elif isinstance(batch, Tensor):
         return (batch,), {}
+    elif hasattr(batch, "__array__"):
+        found = "a NumPy array, not a tensor (torch.from_numpy makes one)"
     raise ModelError(f"batch {index} is {found}; give tensors, (input, target) pairs or dicts")
 
 

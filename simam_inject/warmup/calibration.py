@@ -192,6 +192,12 @@ class _Norm:
     def __call__(self, _norm: Any, args: tuple[Tensor, ...]) -> None:
         """Forward pre-hook."""
         x = args[0].detach()
+        channels = len(self.norm.running_mean)
+        if x.shape[1] != channels or (channels in x.shape[2:] and not _is_known(self.norm)):
+            raise ModelError(
+                f"the norm {self.path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which "
+                "dimension contains them is not known; leave frozen_norms out"
+            )
         dims = [dim for dim in range(x.dim()) if dim != 1]
         spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
         variance, mean = (statistic.cpu().double() for statistic in spread)
@@ -217,6 +223,10 @@ def _fit_norms(network: nn.Module, targets: list[tuple[str, nn.Module]], source:
         run_batches(network, source, "estimating norms")
     ran = [norm for norm in norms if norm.sums[0].any()]
     for norm in ran:
+        if norm.sums[0, 0] < 2:
+            raise ModelError(
+                f"the norm {norm.path} reads one value per channel, which has no variance: give more samples"
+            )
         norm.write()
     return len(ran)
 
@@ -232,6 +242,11 @@ def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[list[tuple[str, nn.
     ]
     taken = [(path, module) for path, module in found if frozen_too or not _is_frozen(network, module)]
     return taken, len(found) - len(taken)
+
+
+def _is_known(norm: nn.Module) -> bool:
+    """A norm of a library, whose channels are in the second dimension."""
+    return type(norm).__module__.partition(".")[0] in ("torch", "torchvision", "timm")
 
 
 def _is_frozen(network: nn.Module, norm: nn.Module) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from typing import Any
 
 from torch import nn
@@ -43,7 +44,7 @@ def set_strength(model: nn.Module, value: float) -> None:
 
 
 def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
-    """The SimAMs of a model, each with the path of its site, in module order.
+    """The SimAMs of a model in module order, each with the path of its site; `path before reader` if others share it.
 
     Raises:
         ModelError: the model is not a module, or has no SimAM.
@@ -51,7 +52,12 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module, found a {type(model).__name__}")
     entries = list(attended_in(network_of(model)))
-    found = [(entry.site.path, entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
+    shared = [path for path, count in Counter(entry.site.path for entry in entries).items() if count > 1]
+    found = [
+        (f"{site.path} before {site.reader}" if site.path in shared and site.reader else site.path, attention)
+        for site, attention in ((entry.site, entry.attention) for entry in entries)
+        if isinstance(attention, SimAM)
+    ]
     if not found:
         other = next((type(entry.attention).__name__ for entry in entries if entry.attention is not None), None)
         if other is not None:

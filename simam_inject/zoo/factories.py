@@ -34,7 +34,7 @@ def build_factory(name: str, options: dict[str, Any]) -> ZooModel:
     with _importable(Path.cwd(), *([file.parent] if file else [])):
         try:
             module = _import_file(file) if file else importlib.import_module(source)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
         if not hasattr(module, factory_name):
             raise ModelError(f"{name}: {source} has no {factory_name!r}. {_suggest(factory_name, module)}")
@@ -52,10 +52,12 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
     if callable(factory) and not isinstance(factory, nn.Module):
         try:
             model = factory(**options)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
     if not isinstance(model, nn.Module):  # a `YOLO` object is one as well
-        raise ModelError(f"{name}: it gives a {type(model).__qualname__}, not a torch.nn.Module or a YOLO object.")
+        raise ModelError(
+            f"{name}: it gives an object of type {type(model).__qualname__}, not a torch.nn.Module or a YOLO object."
+        )
     return model
 
 

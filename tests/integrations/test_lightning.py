@@ -223,3 +223,22 @@ def test_a_hostile_record_is_refused(tmp_path):
 def test_numbers_out_of_range(options):
     with pytest.raises(RecipeError, match="ramp_steps must be a number of steps"):
         SimAMCallback(RECIPE, **options)
+
+
+class Late(Net):
+    """Its network is built by `configure_model`, which Lightning calls after `setup`."""
+
+    def __init__(self):
+        super().__init__()
+        self.built, self.net = self.net, None
+
+    def configure_model(self):
+        if self.net is None:
+            self.net = self.built
+
+
+def test_a_network_that_is_built_by_configure_model(tmp_path):
+    module = Late()
+    saved(tmp_path, module, SimAMCallback(RECIPE))
+    assert {site.path for site in injected(module)} == set(SITES)
+    assert any(True for _ in _simams_in(module.net))

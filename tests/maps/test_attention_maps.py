@@ -1,6 +1,7 @@
 """`attention_maps`: the gate of the formula at each site, and nothing else changed."""
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -116,3 +117,28 @@ def test_mistakes():
         attention_maps(attended(), images(1), channel=8)
     with pytest.raises(ModelError, match="no SimAM in this model"):
         attention_maps(plain(), images(1))
+
+
+def test_threads_that_share_a_model_get_their_own_maps():
+    model, x = attended().eval(), images(2)
+    alone = attention_maps(model, x)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: attention_maps(model, x), range(16)))
+    for maps in found:
+        assert maps.keys() == alone.keys()
+        assert all(torch.equal(maps[name], alone[name]) for name in alone)
+
+
+def test_two_readers_of_one_value_have_two_maps():
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            x = self.a(x)
+            return self.b(x) + self.c(x)
+
+    rules = [{"path": name, "before": "input"} for name in "bc"]
+    model = inject(Fork(), {"rules": rules}, example_inputs=torch.rand(1, 3, 8, 8))
+    assert list(attention_maps(model, torch.rand(1, 3, 8, 8))) == ["a before b", "a before c"]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from simam_inject import eject, inject, injected, verify
-from simam_inject.errors import FileError
+from simam_inject.errors import FileError, ModelError
 from simam_inject.persist import load, read, save
 from simam_inject.persist.record import KEY
 from tests.networks import BasicBlock, Network
@@ -342,3 +342,81 @@ def test_a_file_and_a_model_of_other_dtypes(tmp_path, written, read):
     other = load(path, net(1).to(read))
     assert injected(other) == injected(model)
     assert torch.equal(other.stem.weight, model.stem.weight.to(read))
+
+
+class Pair(nn.Module):
+    """Two convolutions, of one weight or of two."""
+
+    def __init__(self, tied):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.register_buffer("limits", torch.tensor([3, 0]))
+        if tied:
+            self.b.weight = self.a.weight
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+PAIR = {"rules": [{"pattern": "conv2d"}]}
+MAPS = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+
+
+def test_weights_of_an_untied_model_are_refused_by_a_tied_one(tmp_path):
+    untied, tied = (inject(Pair(is_tied), PAIR, example_inputs=MAPS) for is_tied in (False, True))
+    with pytest.raises(FileError, match=r"b.weight \(one tensor with a.weight in the model"):
+        load(save(untied, tmp_path / "untied.safetensors"), tied)
+    load(save(tied, tmp_path / "tied.safetensors"), untied)
+    assert torch.equal(untied(MAPS), tied(MAPS))
+
+
+def large(pair):
+    pair.a.weight.data[0, 0, 0, 0] = 1e5
+    return pair
+
+
+def with_limits(values, dtype):
+    def change(pair):
+        pair.limits = torch.tensor(values, dtype=dtype)
+        return pair
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("saved", "loading", "words"),
+    [
+        (large, nn.Module.half, r"a.weight \(file torch.float32, model torch.float16, which cannot represent"),
+        (with_limits([3, 0], torch.int64), with_limits([True, True], torch.bool), "file torch.int64, model torch.bool"),
+        (with_limits([300, 0], torch.int64), with_limits([0, 0], torch.int8), "int8, which cannot represent"),
+        (with_limits([-1, 0], torch.int64), with_limits([0, 0], torch.uint8), "uint8, which cannot represent"),
+    ],
+)
+def test_values_that_a_dtype_cannot_represent_are_refused(saved, loading, words, tmp_path):
+    file = save(inject(saved(Pair(False)), PAIR, example_inputs=MAPS), tmp_path / "x.safetensors")
+    model = loading(Pair(False))
+    before = state(model)
+    with pytest.raises(FileError, match=words):
+        load(file, model)
+    assert not injected(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_wrapper_that_keeps_its_name_out_of_the_state_dict_is_refused(model, tmp_path):
+    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, nn.Conv2d))
+    with pytest.raises(FileError, match="has another name in the state_dict"):
+        save(model, tmp_path / "wrapped.safetensors")
+
+
+def test_a_channel_dim_that_was_changed_is_refused(tmp_path):
+    model = inject(Pair(False), PAIR, example_inputs=MAPS)
+    model.a.simam.channel_dim = -1
+    with pytest.raises(FileError, match="has channel_dim -1, and was planned for 1"):
+        save(model, tmp_path / "x.safetensors")
+
+
+def test_the_arguments_of_load_are_not_exchanged(model, file):
+    with pytest.raises(ModelError, match="the file comes first"):
+        load(model, file)

@@ -245,6 +245,7 @@ MISTAKES = {
     "labels": (lambda: [(torch.arange(16), images())], r"batch 0, \(16,\) int64; these may be labels"),
     "NaN": (lambda: [images(), images() * torch.nan], "the map at blocks.0.first has values that are not finite"),
     "paths": (lambda: ["a.jpg"], "batch 0 is a str"),
+    "arrays": (lambda: [images().numpy()], r"batch 0 is a NumPy array, not a tensor \(torch.from_numpy"),
     "dict": (lambda: [{"cls": torch.zeros(3)}], "batch 0 is a dict of"),
 }
 
@@ -357,3 +358,67 @@ def test_the_progress_bar_is_shown_in_a_terminal_only(monkeypatch, capsys):
     assert out == ""
     assert "fitting gains" in err
     assert "100%" in err
+
+
+class ChannelsLastNorm(nn.Module):
+    """A norm of N, H, W, C with frozen statistics."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x):
+        return (x - self.running_mean) / self.running_var.sqrt()
+
+
+class ChannelsLastNetwork(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 1)
+        self.norm = ChannelsLastNorm(width)
+
+    def forward(self, x):
+        return self.norm(self.stem(x).permute(0, 2, 3, 1)).mean((1, 2))
+
+
+@pytest.mark.parametrize("width", [8, 16])  # of maps of 16x16: their height is mistaken for their channels
+def test_norms_whose_channels_are_elsewhere_are_refused(width):
+    model = inject(
+        ChannelsLastNetwork(width), {"rules": [{"path": "stem", "after": "output"}]}, example_inputs=images(2)
+    )
+    before = state_of(model)
+    with pytest.raises(ModelError, match=r"norm has .* which dimension contains them is not known"):
+        calibrate(model, images(), frozen_norms=True)
+    assert_same_state(model, before)
+    assert calibrate(model, images()).frozen == 1
+
+
+@pytest.mark.parametrize("batches", [torch.rand(1, 3, 1, 1), [torch.rand(1, 3, 1, 1)]])
+def test_one_value_per_channel_is_refused(batches):
+    model = attended()
+    before = state_of(model)
+    with pytest.raises(ModelError, match="one value per channel"):
+        calibrate(model, batches, gains=False)
+    assert_same_state(model, before)
+    calibrate(model, torch.rand(2, 3, 1, 1), gains=False)
+
+
+def test_two_sites_of_one_value_have_two_names():
+    both = nn.ModuleDict({"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(4, 4, 1), "c": nn.Conv2d(4, 4, 1)})
+
+    class Fork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = both
+
+        def forward(self, x):
+            x = self.parts["a"](x)
+            return self.parts["b"](x) + self.parts["c"](x)
+
+    rules = [{"path": f"parts.{name}", "before": "input"} for name in "bc"]
+    model = inject(Fork(), {"rules": rules}, example_inputs=images(2))
+    assert [site.path for site in calibrate(model, images()).sites] == [
+        "parts.a before parts.b",
+        "parts.a before parts.c",
+    ]

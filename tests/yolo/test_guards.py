@@ -407,3 +407,12 @@ def test_without_the_switches_a_yaml_built_net_trips_the_wire(workshop):
 
 def test_without_arming_on_load_training_from_a_file_loses_everything(workshop):
     workshop.run("without_arming")
+
+
+def test_a_bypassed_model_is_not_trained():
+    yolo = inject(YOLO("yolov8n.yaml"), "yolo-neck", verify=False)
+    with bypass(yolo), pytest.raises(ModelError, match="is bypassed"):
+        yolo.train(data="none.yaml", epochs=1)
+    yolo.model.get_submodule(injected(yolo)[0].module).bypassed = True
+    with pytest.raises(ModelError, match="end the bypass first"):
+        yolo.train(data="none.yaml", epochs=1)

@@ -14,6 +14,7 @@ from ultralytics.engine.model import Model
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.adapters import wrap
+from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.integrations.ultralytics.ramping import take_ramp, trained_models
@@ -55,9 +56,15 @@ class Tripwire:
 
 
 def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Train an injected network, or raise."""
+    """Train an injected network.
+
+    Raises:
+        ModelError: a SimAM is bypassed.
+    """
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
+    if any(isinstance(entry.attention, SimAM) and entry.attention.bypassed for entry in attended_in(model.model)):
+        raise ModelError("a SimAM of this model is bypassed, and the trainer would build it anew: end the bypass first")
     record = write(model.model)
     ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
     callbacks = [
