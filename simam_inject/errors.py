@@ -39,6 +39,12 @@ def describe_exception(error: BaseException) -> str:
     return f"{type(error).__name__}: {sentence}" if sentence else type(error).__name__
 
 
+def a_type(value: object) -> str:
+    """The class of a value with its article: `a Conv2d`, `an int`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
 def shortened(lines: Sequence[str], shown: int = 5, joint: str = ", ") -> str:
     """The first of many things that a message lists, and how many more there are."""
     more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, a_type
 
 Key = int | str
 """An entry of a list, tuple or dict."""
@@ -91,7 +91,7 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
             twin: Any = copy.copy(value)
             twin[key] = entry
         except Exception as error:
-            raise ModelError(f"a {type(value).__name__} cannot be copied with another entry: {error}") from error
+            raise ModelError(f"{a_type(value)} cannot be copied with another entry: {error}") from error
         _replace_attributes(twin, value, key, entry)
         return twin
     if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):

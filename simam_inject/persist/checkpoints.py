@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from simam_inject.errors import FileError
+from simam_inject.errors import FileError, a_type
 
 _HOLDERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "weights")
 """Keys under which training programs store the `state_dict`."""
@@ -42,7 +42,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         others += [str(name) for name in content if name != holder]
         content = content[holder]
     if not isinstance(content, Mapping):
-        raise FileError(f"it holds a {type(content).__name__}, not a state_dict")
+        raise FileError(f"it holds {a_type(content)}, not a state_dict")
     if not content or not all(_is_entry(name, value) for name, value in content.items()):
         raise FileError("it is not a state_dict of tensors")
     return dict(content), tuple(others)

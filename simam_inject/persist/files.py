@@ -23,7 +23,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.editing.attach import attended_in, detach
-from simam_inject.errors import FileError, ModelError, shortened
+from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
 
@@ -166,7 +166,7 @@ def state_of(network: nn.Module) -> State:
     state = network.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
-            raise FileError(f"{name} is a {type(value).__name__}: a safetensors file stores tensors only")
+            raise FileError(f"{name} is {a_type(value)}: a safetensors file stores tensors only")
         if value.is_meta:
             raise FileError(f"{name} is on the meta device and has no data")
         if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:

@@ -16,7 +16,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
 from simam_inject.editing.checking import ExampleRecord, Recipes, Site, first_problem
 from simam_inject.editing.presence import presence_of
-from simam_inject.errors import FileError, ModelError, RecipeError
+from simam_inject.errors import FileError, ModelError, RecipeError, a_type
 from simam_inject.planning.plan import Insertions
 from simam_inject.planning.records import Insertion
 from simam_inject.recipe import Recipe
@@ -72,7 +72,7 @@ class Record(BaseModel):
             attention = entry.attention
             if not isinstance(attention, SimAM):
                 raise FileError(
-                    f"the attention at {entry.site.path} is a {type(attention).__name__}, and files hold SimAM "
+                    f"the attention at {entry.site.path} is {a_type(attention)}, and files hold SimAM "
                     "only; save model.state_dict(), and keep the recipe and the factory"
                 )
             if attention.channel_dim != entry.site.channel_dim:

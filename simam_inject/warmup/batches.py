@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simam_inject.errors import ModelError, describe_exception
+from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.nested import map_nested, tensors_in
 
 _IMAGES = ("img", "image", "images", "input", "inputs", "pixel_values", "x")
@@ -30,7 +30,7 @@ def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
         return [batches]
     if isinstance(batches, (str, bytes, Mapping)) or not isinstance(batches, Iterable):
         raise ModelError(
-            f"batches is a {type(batches).__name__}; give a DataLoader, an iterable of tensors or of (input, target) "
+            f"batches is {a_type(batches)}; give a DataLoader, an iterable of tensors or of (input, target) "
             "pairs, or one tensor; for a YOLO object also the YAML file of its data set, and for a torch Dataset "
             "DataLoader(dataset, batch_size=...)"
         )
@@ -91,7 +91,7 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments; targets are left out."""
-    found = f"a {type(batch).__name__}"
+    found = f"{a_type(batch)}"
     if isinstance(batch, Mapping):
         accepted = inspect.signature(network.forward).parameters.keys() - {"label", "labels"}
         keywords = {key: value for key, value in batch.items() if key in accepted}

@@ -240,7 +240,7 @@ def test_a_site_that_runs_twice_has_one_gain_for_both():
 MISTAKES = {
     "empty loader": (list, "the loader is empty"),
     "empty batch": (lambda: [images(), images()[:0]], r"batch 1 is empty, \(0, 3, 16, 16\) float32"),
-    "no iterable": (lambda: 3, "batches is a int; give a DataLoader"),
+    "no iterable": (lambda: 3, "batches is an int; give a DataLoader"),
     "another shape": (lambda: [images(), torch.rand(4, 5, 16, 16)], r"cannot run on batch 1, \(4, 5, 16, 16\) float32"),
     "labels": (lambda: [(torch.arange(16), images())], r"batch 0, \(16,\) int64; these may be labels"),
     "NaN": (lambda: [images(), images() * torch.nan], "the map at blocks.0.first has values that are not finite"),

@@ -183,7 +183,7 @@ def test_a_yaml_file_may_hold_a_recipe_in_the_users_words(wide, words):
 
 HOSTILE = [
     ("/etc/passwd", "names a file"),
-    (7, "is a int"),
+    (7, "is an int"),
     ({"format": 4, "recipes": [], "sites": []}, "a newer simam_inject"),
     ({"format": 3, "recipes": [7], "sites": []}, r"model.yaml\['simam'\] is not valid: recipes.0"),
     ({"format": 3, "recipes": [], "sites": ["x"]}, r"is not valid: sites.0"),

@@ -8,7 +8,7 @@ from torch import nn
 from ultralytics.engine.model import Model
 
 from simam_inject.attention import SimAM
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.integrations.ultralytics.record import RAMP, networks_in, recorded, write
 from simam_inject.warmup.strength import Ramp, ramped
 
@@ -37,7 +37,7 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
     """
     planned = EpochRamp(epochs, start)
     if not isinstance(model, Model):
-        raise ModelError(f"ramp expects the YOLO object whose train() is called next, found a {type(model).__name__}")
+        raise ModelError(f"ramp expects the YOLO object whose train() is called next, found {a_type(model)}")
     Ramp(model, steps=1, start=planned.start)  # sets the first strength, and warns without gains
     model.__dict__[_ATTRIBUTE] = planned
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import FileError
+from simam_inject.errors import FileError, a_type
 from simam_inject.persist.record import Record
 from simam_inject.planning.records import Insertion
 
@@ -35,7 +35,7 @@ def read(network: Any) -> Record | str | Mapping[str, Any] | None:
         raise FileError(f"{name} names a file, {found!r}; write the recipe itself, or the name of a shipped recipe")
     if found is None or isinstance(found, str):
         return found
-    raise FileError(f"{name} is a {type(found).__name__}; expected a recipe or its name")
+    raise FileError(f"{name} is {a_type(found)}; expected a recipe or its name")
 
 
 def recorded(network: Any) -> Record | None:
