@@ -19,6 +19,7 @@ from torch import nn
 
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError
+from simam_inject.modules import check_is_module
 
 _LIGHTNING = "simam_inject.integrations.lightning"
 _INTEGRATIONS = {
@@ -102,7 +103,12 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network inside a library's own object; the model itself if it is one."""
+    """The network inside a library's own object; the model itself if it is one.
+
+    Raises:
+        ModelError: not a module.
+    """
+    check_is_module(model)
     return adapter_of(model).network(model)
 
 

@@ -186,9 +186,10 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
         >>> torch.equal(plain, eject(model)(x))
         True
     """
+    network = network_of(model)
     update(model)
     try:
-        with bypassed(network_of(model)):
+        with bypassed(network):
             yield model
     finally:
         update(model)

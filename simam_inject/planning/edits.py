@@ -238,7 +238,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     expression = find_expression(owner, *step.source)
     if isinstance(expression, str):
         return expression
-    inside = site.path[len(site.scope) + 1 :] if site.scope else site.path
+    inside = site.path.removeprefix(f"{site.scope}.")
     return _why_not_replaced(flow, value, value.made) or Resolved(Rewritten(site.scope, inside), expression)
 
 

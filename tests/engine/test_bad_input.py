@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
+from simam_inject import InjectError, SimAM, attention_maps, bypass, eject, inject, injected, plan, simam, verify
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
 from tests.engine.blocks import Block, Net
 from tests.engine.snapshot import snapshot
@@ -109,6 +109,13 @@ def test_no_module(model):
     refuses(ModelError, "the class Net; give an instance", Net, "after block.a")
     refuses(ModelError, "the function forward; give the model that it returns", model.forward, "after block.a")
     refuses(ModelError, "found an object of type int", 3, "after block.a")
+
+
+@pytest.mark.parametrize("action", [eject, injected, verify, attention_maps, lambda thing: bypass(thing).__enter__()])
+def test_no_module_for_the_other_functions(action):
+    for thing, told in ((Net, "the class Net; give an instance"), ("resnet50", "build it first"), (None, "NoneType")):
+        with pytest.raises(ModelError, match=f"expected an nn.Module, found .*{told}"):
+            action(thing)
 
 
 @pytest.fixture
