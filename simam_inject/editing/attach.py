@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
@@ -113,6 +114,8 @@ def attach(
         if there is None and is_taken(holder, site.child):
             raise ModelError(f"{site.edit.module or 'the model'} has an attribute {site.child!r} already")
         made = there if reuse and there is not None else _attention(holder, model, site, factory)
+        if any(made is other for _, _, other in children):
+            raise ModelError("attention must return a new module for each site; it returned the same one twice")
         children.append((holder, site.child, made))
         method = None if site.expression is None else site.expression.method
         by_hook[site.edit.module, site.edit.kind, method].append(site)
@@ -172,6 +175,8 @@ def _attention(holder: nn.Module, model: nn.Module, site: Insertion, factory: Fa
             raise ModelError(
                 f"attention must return an nn.Module for a number of channels; it returned a {type(attention).__name__}"
             )
+        if any(map(is_lazy, attention.parameters())):
+            raise ModelError(f"attention returned a {type(attention).__name__} whose parameters have no shape yet")
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
     return attention.train(holder.training)
