@@ -17,7 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
-from simam_inject.editing.presence import Presence, children_from, presence_of, set_presence
+from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.errors import ModelError
 from simam_inject.modules import CONTAINERS, is_taken
@@ -214,8 +214,7 @@ def _presence(
     holders = []
     for path, hook in hooks:
         names = tuple(path.split(".")) if path else ()
-        is_last = any(path and site.path == ".".join(names[:-1]) for site in hook.sites)
-        holders.append((names, hook, children_from(model, names) if is_last else 0))
+        holders.append((names, hook, distance_to_end(model, names, hook.sites)))
     witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
     return Presence.of(holders, witnesses, recipes, example, peers)
 
