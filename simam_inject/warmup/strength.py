@@ -48,6 +48,8 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     Raises:
         ModelError: the model is not a module, or has no SimAM.
     """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, found a {type(model).__name__}")
     entries = list(attended_in(network_of(model)))
     found = [(entry.site.path, entry.attention) for entry in entries if isinstance(entry.attention, SimAM)]
     if not found:
