@@ -34,22 +34,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_is_module(model: object) -> None:
-    """Refuse a class, a function and everything else that is no model.
+def check_module(model: object) -> nn.Module:
+    """Return the model, or raise an error for what is no module.
 
     Raises:
-        ModelError: not a module.
+        ModelError: it is a class, a function, a name, or another object.
     """
     if not isinstance(model, nn.Module):
         raise ModelError(f"expected an nn.Module, found {_describe(model)}")
+    return model
 
 
-def check_injectable(model: nn.Module) -> None:
+def check_injectable(thing: object) -> None:
     """Raise an error for a model that cannot be injected.
 
     Raises:
-        ModelError: wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
+        ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
     """
+    model = check_module(thing)
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:
