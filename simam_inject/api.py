@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from simam_inject.adapters import network_of, update
+from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.survey import survey_model
@@ -79,14 +80,31 @@ def inject(
         raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
     if attention is not None and not callable(attention):
         raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
+    if attention is not None and strength != 1.0:
+        raise ModelError(f"strength={strength:g} is for SimAM, and has no effect on the modules that attention makes")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
     planned = make_plan(model, resolved, example_inputs, strength, attention)
     check_exclude("exclude", exclude, planned.anatomy)
+    _check_present(model, planned, attention)
     planned, _ = carry_out(model, planned, verify=verify)
     if planned.is_done:
         count = sum(skip.reason == PRESENT for skip in planned.skips)
-        warnings.warn(f"nothing to inject: all {count} sites already have SimAM", stacklevel=2)
+        warnings.warn(
+            f"nothing to inject: all {count} sites already have SimAM, whose strength stays (see set_strength)",
+            stacklevel=2,
+        )
     return model
+
+
+def _check_present(model: nn.Module, planned: Plan, attention: Callable[[int], nn.Module] | None) -> None:
+    """Refuse what would leave another attention module at the sites than the one that is asked for."""
+    entries = [entry.attention for entry in attended_in(network_of(model))]
+    others = [type(module).__name__ for module in entries if module is not None and not isinstance(module, SimAM)]
+    if entries and (attention is not None or (planned.is_done and others)):
+        names = " and ".join(dict.fromkeys([*others, *(["SimAM"] if len(others) < len(entries) else [])]))
+        raise ModelError(
+            f"the model already has attention at its sites ({names}); call eject(model) before injecting other modules"
+        )
 
 
 class _OtherWay(VerificationError):
@@ -288,10 +306,6 @@ def _own_modules(network: nn.Module) -> dict[str, int]:
 
 def _apply(network: nn.Module, planned: Plan, attention: Callable[[int], nn.Module] | None) -> None:
     presence = presence_of(network)
-    if planned.present and attention is not None:
-        raise ModelError(
-            "the model already has attention at its sites; call eject(model) before injecting other modules"
-        )
     attach(
         network,
         planned.placed,
@@ -308,7 +322,7 @@ def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
     Raises:
         NoMatchError: there is one.
     """
-    globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude)]
+    globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude or ())]
     if message := explain_unmatched_glob(place, globs, anatomy):
         raise NoMatchError(message)
 

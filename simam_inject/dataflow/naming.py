@@ -233,13 +233,14 @@ class Namer(TorchFunctionMode):
             self.begin_own(module)
             path = frame.path if frame.is_scope else None
             if not frame.is_scope and parent is not None and parent.is_scope:
-                path = parent.next_path(self._name_inside(parent, module))
+                name = self._name_inside(parent, module)
+                path = frame.path if name is None else parent.next_path(name)
             output = self.left(frame, path, output)
             frame.given.clear()
             return output
 
-    def _name_inside(self, parent: Frame, module: nn.Module) -> str:
-        """The module's path inside its caller; its full path where it is not a part of its caller."""
+    def _name_inside(self, parent: Frame, module: nn.Module) -> str | None:
+        """The module's path inside its caller; None where it is not a part of its caller."""
         path = self.path_of[id(module)]
         own = [name for name, child in parent.module._modules.items() if child is module]
         if own and self.calls[path.rpartition(".")[0]]:  # shared with another caller, whose name for it the path is
@@ -249,7 +250,7 @@ class Namer(TorchFunctionMode):
         names = self._names_inside.get(id(parent.module))
         if names is None:
             names = self._names_inside[id(parent.module)] = {id(m): name for name, m in parent.module.named_modules()}
-        return names.get(id(module), path)
+        return names.get(id(module))
 
 
 @lru_cache(maxsize=1024)

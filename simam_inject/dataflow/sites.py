@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
@@ -72,7 +72,7 @@ class Surveyor:
         opaque = {}
         for path, module in self.model.named_modules():
             if path not in sites and not _is_mere_container(module):
-                sites |= {site.path: site for site in self._outside_of_steps(path, module)}
+                sites[path] = self._outside_of_steps(path, module)
             if isinstance(module, torch.jit.ScriptModule):
                 opaque[path] = f"it {_SCRIPTED}"
         for path, facts in self._relations(sites).items():
@@ -136,17 +136,15 @@ class Surveyor:
         aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.alias_of is value)
         return any(self._is_used(alias, tick) for alias in aliases)
 
-    def _outside_of_steps(self, path: str, module: nn.Module) -> Iterator[Site]:
-        """Sites of a module whose path no step has: it never ran, or its caller does not contain it or is a leaf."""
+    def _outside_of_steps(self, path: str, module: nn.Module) -> Site:
+        """The site of a module whose path no step has: it never ran, or a leaf called it."""
         frame = self.base.first_calls.get(path)
         kind = "block" if any(True for _ in module.children()) else module_kind(module)
-        if frame is not None:
-            step = Step.add(fx.Graph(), "call_module", path, (), path, kind, None, frame.outputs, frame)
-            step.runs = self.base.calls[path]
-            yield from map(self._site, (step, *step.entries()))
-        else:
-            facts = {"obstacle": _why_not_seen(module), **_module_facts(module)}
-            yield Site(path=path, scope=path.rpartition(".")[0], kind=kind, runs=0, **facts)
+        obstacle = _why_not_seen(module)
+        if frame is not None and frame.parent is not None:
+            obstacle = f"is called by {frame.parent.path}, a module without children, whose inside is not recorded"
+        runs, scope = self.base.calls[path], path.rpartition(".")[0]
+        return Site(path=path, scope=scope, kind=kind, runs=runs, obstacle=obstacle, **_module_facts(module))
 
     def _facts(self, path: str, value: Value) -> dict[str, Any]:
         """Shape facts of a value and, where SimAM cannot be applied to it, the obstacle."""

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
-from simam_inject.editing.presence import Presence, children_from, presence_of, set_presence
+from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.errors import ModelError
 from simam_inject.modules import CONTAINERS, is_taken
@@ -116,6 +117,8 @@ def attach(
         if there is None and is_taken(holder, site.child):
             raise ModelError(f"{site.edit.module or 'the model'} has an attribute {site.child!r} already")
         made = there if reuse and there is not None else _attention(holder, model, site, factory)
+        if any(made is other for _, _, other in children):
+            raise ModelError("attention must return a new module for each site; it returned the same one twice")
         children.append((holder, site.child, made))
         method = None if site.expression is None else site.expression.method
         by_hook[site.edit.module, site.edit.kind, method].append(site)
@@ -175,6 +178,8 @@ def _attention(holder: nn.Module, model: nn.Module, site: Insertion, factory: Fa
             raise ModelError(
                 f"attention must return an nn.Module for a number of channels; it returned a {type(attention).__name__}"
             )
+        if any(map(is_lazy, attention.parameters())):
+            raise ModelError(f"attention returned a {type(attention).__name__} whose parameters have no shape yet")
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
     return attention.train(holder.training)
@@ -212,8 +217,7 @@ def _presence(
     holders = []
     for path, hook in hooks:
         names = tuple(path.split(".")) if path else ()
-        is_last = any(path and site.path == ".".join(names[:-1]) for site in hook.sites)
-        holders.append((names, hook, children_from(model, names) if is_last else 0))
+        holders.append((names, hook, distance_to_end(model, names, hook.sites)))
     witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
     return Presence.of(holders, witnesses, recipes, example, peers)
 

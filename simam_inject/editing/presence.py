@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from simam_inject.editing.checking import checked, checked_example, checked_reci
 from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
 from simam_inject.errors import ModelError
 from simam_inject.modules import NORMS
+from simam_inject.planning.records import Insertion, Output
 
 PRESENCE = "simam_presence"
 _Path = tuple[str, ...]
@@ -52,8 +53,7 @@ class Presence:
         """The check for an injection. There is no `__init__`, which a pickle could call with anything.
 
         Args:
-            holders: path of each holder, the hook on it, and how many children of its container run from it on, itself
-                included; 0 where it does not attend the output of a container.
+            holders: path of each holder, the hook on it, and its `distance_to_end`.
             witnesses: path of each norm that must stay one, with the path of its site.
             recipes: the recipes that were applied, as dicts.
             example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
@@ -89,11 +89,12 @@ class Presence:
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
                 module = self._follow(root, place)
-            if count and children_from(root, self.holders[place][0]) != count:
-                raise ModelError(
-                    f"the children of {hook.sites[0].path} have changed, so SimAM is no longer applied to its "
-                    f"output; {ADVICE}"
-                )
+            if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
+                site = hook.sites[0]
+                end = f"{site.reader} have changed, so SimAM is no longer applied to its input"
+                if isinstance(site.edit, Output):
+                    end = f"{site.path} have changed, so SimAM is no longer applied to its output"
+                raise ModelError(f"the children of {end}; {ADVICE}")
             if not hook.is_on(module) and hook.mend(module, root):
                 mended.append(hook.sites[0].path)
         for path, site_path in self.witnesses:
@@ -176,12 +177,23 @@ def _is_norm_at(root: nn.Module, path: _Path) -> bool:
     return isinstance(module, (*NORMS, nn.RMSNorm)) or hasattr(module, "running_mean")
 
 
-def children_from(root: nn.Module, path: _Path) -> int:
-    """How many modules of its `Sequential` run from the one at a path on, itself included; 0 without one."""
-    container = _module_at(root, path[:-1])
-    if not isinstance(container, nn.Sequential) or path[-1] not in container._modules:
-        return 0
-    return len(container._modules) - list(container._modules).index(path[-1])
+def distance_to_end(root: nn.Module, path: _Path, sites: Sequence[Insertion]) -> int:
+    """For the output of a Sequential, how many of its children run from the holder on, itself included; for its input,
+    how many run up to the holder. In a Sequential at the end of another, the sum. 0 for any other site.
+    """
+    found = 0
+    for site in sites:
+        is_output = isinstance(site.edit, Output)
+        container = site.path.partition("[")[0] if is_output else site.reader
+        names, outer = (tuple(each.split(".")) if each else () for each in (site.edit.module, container or ""))
+        depth = len(names) - len(outer) if container is not None and names[: len(outer)] == outer else 0
+        for end in range(len(path), len(path) - depth, -1):
+            parent = _module_at(root, path[: end - 1])
+            children = list(parent._modules) if isinstance(parent, nn.Sequential) else []
+            if path[end - 1] in children:
+                place = children.index(path[end - 1])
+                found += len(children) - place if is_output else place + 1
+    return found
 
 
 def _holds(module: nn.Module, hook: SiteHook) -> bool:

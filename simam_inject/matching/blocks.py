@@ -105,6 +105,8 @@ def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
 def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> None:
     """Add the children of a name; if no selected block has one, the operations of that kind."""
     inside = _look_inside(search, blocks)
+    for block in blocks if not inside else ():
+        search.miss(block.path, f"has no children, and so no {target}")
     calls = {path: _find_calls(target, below) for path, below in inside.items()}
     computed = {site.kind for below in inside.values() for _, site in below} - NOT_OPERATIONS
     is_kind = not target.name.is_wild and (find_kind(target.name) or target.name in computed)

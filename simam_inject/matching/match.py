@@ -83,7 +83,7 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit
         search.miss("", explain_no_candidate(search.rule, search.anatomy))
     candidates = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}.values()
     free: Owners = defaultdict(list)
-    for hit in sorted(candidates, key=lambda hit: (hit.path.count("."), hit.path != "")):  # the outermost path first
+    for hit in sorted(candidates, key=_by_path):
         value = value_of(hit.attended, search.anatomy)
         if _complies(search, hit) and _is_free(search, hit, [*owners[value], *free[value]]):
             free[value].append(hit)
@@ -93,6 +93,11 @@ def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit
     for hit in taken:
         owners[value_of(hit.attended, search.anatomy)].append(hit)
     return taken
+
+
+def _by_path(hit: Hit) -> tuple[bool, int, bool]:
+    """The outermost path first; last what is deep inside lists and dicts, which is attended under another name only."""
+    return hit.path.count(":") > 1, hit.path.count("."), hit.path != ""
 
 
 def _complies(search: Search, candidate: Hit) -> bool:

@@ -59,27 +59,43 @@ def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
         return rewritten
     hook = given if isinstance(output, str) else output
     if not isinstance(hook, str):
-        does = "returns" if isinstance(hook, Output) else "alone reads"
-        note = f"{hook.module or 'the model'} {does} this value in the example; this may depend on the input"
-        return Resolved(hook, note=note)
+        return Resolved(hook, note=_as_in_the_example(hook))
     return f"{output or given or 'no module returns it or alone reads it'}; {rewritten}{_nearest(flow, site)}"
+
+
+def _as_in_the_example(hook: Output | Input) -> str:
+    does = "returns" if isinstance(hook, Output) else "alone reads"
+    return f"{hook.module or 'the model'} {does} this value in the example; this may depend on the input"
 
 
 def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
     """Whether the hook gets the value of the site in every forward, also after flags, modes and sizes have changed."""
-    modules, named = flow.recording.modules, site.path.partition(":")[0]
-    owner = modules.get(site.scope)
-    if site.kind == "input" or (isinstance(edit, Output) and edit.module == named.partition("[")[0]):
-        return True
-    if isinstance(modules.get(named), CONTAINERS) or isinstance(owner, CONTAINERS):
+    named = site.path.partition(":")[0]
+    owner = flow.recording.modules.get(site.scope)
+    if isinstance(edit, Input):  # what a module is given, or what the next child of a Sequential reads
+        holder = edit.module if site.kind == "input" else edit.module.rpartition(".")[0]
+        return holder == site.scope and (site.kind == "input" or _is_sequence(owner))
+    if edit.module == named.partition("[")[0] or _is_at_an_end(flow, edit.module, named):
         return True
     step = flow.recording.steps.get(site.path)
     if owner is None or step is None or step.source is None:
         return False
-    if not isinstance(edit, Output) or edit.module != site.scope:
+    if edit.module != site.scope:
         return False
     expression = find_expression(owner, *step.source)
     return isinstance(expression, Expression) and always_returns(type(owner), expression)
+
+
+def _is_at_an_end(flow: Dataflow, module: str, container: str) -> bool:
+    """The module is the container, or the part that a Sequential runs first or last, as found in the recording."""
+    parent = module.rpartition(".")[0]
+    is_part = bool(module) and _is_sequence(flow.recording.modules.get(parent))
+    return module == container or (is_part and _is_at_an_end(flow, parent, container))
+
+
+def _is_sequence(module: nn.Module | None) -> bool:
+    """It runs its children one after another, whatever happens."""
+    return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
 def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
@@ -92,7 +108,8 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
     if frame is not None:
         given = _input(flow, flow.anatomy.site_by_path[reader], value, frame)
         if isinstance(given, Input):
-            return Resolved(given)
+            is_always = _is_at_an_end(flow, given.module, frame.path)
+            return Resolved(given, note="" if is_always else _as_in_the_example(given))
         ticks, reason = [frame.start, frame.end], given or f"{reader} reads it more than once"
     if not ticks:
         return f"{reader} reads what another call of {site.path} returns{_nearest(flow, site)}"
@@ -178,11 +195,12 @@ def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
 
 
 def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> Input | str:
-    """The outermost module that alone reads the value (or through which `reader` does)."""
+    """The outermost module that alone reads the value; for one reader, this module itself or one inside it."""
     if reader is None and value in flow.recording.results:
         return "the model returns it"
     reason = ""
-    for frame, name, keys in sorted(value.arguments, key=lambda entry: entry[0].start):
+    own = site.scope if site.kind == "input" else None
+    for frame, name, keys in sorted(value.arguments, key=lambda entry: (entry[0].path != own, entry[0].start)):
         if not frame.path or value.made >= frame.start or not _reads_alone(value, frame, reader):
             continue
         problem = _why_no_input(flow, site, value, frame, keys)
@@ -196,8 +214,8 @@ def _reads_alone(value: Value, frame: Frame, reader: Frame | None) -> bool:
     """All reads of the value are inside a call; those inside it are all of the reader's, where there is one."""
     if reader is None:
         return bool(value.readings) and all(frame.spans(read.tick) for read in value.readings)
-    is_related = frame is reader or frame.start < reader.start <= frame.end or reader.spans(frame.start)
-    return is_related and all(frame.spans(read.tick) == reader.spans(read.tick) for read in value.readings)
+    reads = (frame.spans(read.tick) == reader.spans(read.tick) for read in value.readings)
+    return reader.spans(frame.start) and all(reads)
 
 
 def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
@@ -238,7 +256,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     expression = find_expression(owner, *step.source)
     if isinstance(expression, str):
         return expression
-    inside = site.path[len(site.scope) + 1 :] if site.scope else site.path
+    inside = site.path.removeprefix(f"{site.scope}.")
     return _why_not_replaced(flow, value, value.made) or Resolved(Rewritten(site.scope, inside), expression)
 
 

@@ -43,8 +43,11 @@ class Glob(str):
         return not frozenset("*?[{").isdisjoint(self)
 
     def matches(self, text: str) -> bool:
-        """The whole of `text` matches, letter case included; a text always matches itself, brackets or not."""
-        return text == self or _compile(self).fullmatch(text) is not None
+        """The whole of `text` matches, letter case included; a text always matches itself, brackets or not.
+
+        `mul[1]` is `mul`, the first of several.
+        """
+        return self in (text, f"{text}[1]") or _compile(self).fullmatch(text) is not None
 
     def matches_any_case(self, text: str) -> bool:
         """The same with letter case ignored: the rule for class names."""
@@ -52,7 +55,7 @@ class Glob(str):
 
     def covers(self, path: str) -> bool:
         """`path`, or a module that contains it, matches: the rule for the filters `path` and `exclude`."""
-        return any(self.matches(part) for part in lineage(path))
+        return self.matches(path) or any(part == self or _compile(self).fullmatch(part) for part in lineage(path))
 
 
 def lineage(path: str) -> tuple[str, ...]:

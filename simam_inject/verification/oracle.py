@@ -144,7 +144,8 @@ class Oracle:
 def _is_named(entry: Attended) -> bool:
     """The value is found by its name; other sites by the module that returns or reads it."""
     edit, position = entry.site.edit, entry.site.position
-    return isinstance(edit, Rewritten) or (isinstance(edit, Input) and position == "after")
+    is_argument = edit.module == entry.site.path.rpartition(".")[0]  # `block.x`: what the holder itself is given
+    return isinstance(edit, Rewritten) or (isinstance(edit, Input) and position == "after" and not is_argument)
 
 
 def _scope(entry: Attended) -> str:

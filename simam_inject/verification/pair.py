@@ -18,6 +18,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended, attended_in
+from simam_inject.errors import ModelError
 from simam_inject.planning.records import Check
 from simam_inject.verification.formula import Call, why_far
 from simam_inject.verification.oracle import Oracle
@@ -43,6 +44,8 @@ def calls_of(twin: nn.Module, left_out: Collection[str] = (), *, is_large: bool 
 
     def note(entry: Attended, attention: nn.Module, args: Any, result: Tensor) -> Tensor | None:
         given: Tensor = args[0]
+        if not isinstance(result, Tensor):
+            raise ModelError(f"attention at {entry.site.path} returned a {type(result).__name__} instead of a tensor")
         edges = None
         if torch.is_grad_enabled() and given.requires_grad and result.requires_grad:
             edges = get_gradient_edge(given), get_gradient_edge(result)

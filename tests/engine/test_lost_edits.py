@@ -705,6 +705,41 @@ def test_children_before_the_last_may_change():
     assert_right(run(model), expected, plain)
 
 
+class EndsInAnother(nn.Module):
+    """The output of `body` is that of `body.1.1`, and its input that of `body.0`."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, padding=1)
+        self.body = nn.Sequential(
+            nn.Conv2d(8, 8, 3, padding=1), nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.ReLU())
+        )
+
+    def forward(self, x):
+        return self.body(self.stem(x)) * 2
+
+
+@pytest.mark.parametrize("copied", [False, True])
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [
+        ({"after": "output"}, lambda net: net.body.append(nn.Tanh())),
+        ({"after": "output"}, lambda net: net.body[-1].append(nn.Tanh())),
+        ({"before": "input"}, lambda net: net.body.insert(0, nn.Tanh())),
+    ],
+)
+def test_both_ends_of_containers(rule, change, copied):
+    torch.manual_seed(3)
+    stock = settle(EndsInAnother())
+    model = inject(copy.deepcopy(stock), {"rules": [{"path": "body", **rule}]}, example_inputs=image())
+    model = copy.deepcopy(model) if copied else model
+    model.body.insert(1, nn.Tanh())
+    run(model)  # that is between the ends
+    change(model)
+    with pytest.raises(InjectError, match=r"the children of body have changed, so SimAM is no longer applied"):
+        run(model)
+
+
 # eject after a loss leaves nothing
 
 

@@ -166,3 +166,87 @@ class RunsABlockTwice(nn.Module):
 def test_a_branch_that_ends_in_another_call_of_a_block():
     with pytest.raises(NoMatchError, match=r"add reads what another call of block\.inner returns"):
         plan(Net(RunsABlockTwice()), "before RunsABlockTwice.residual", example_inputs=X)
+
+
+class CallsAModuleOfItsParent(nn.Module):
+    def __init__(self, parent):
+        super().__init__()
+        self.c, self.parent = conv(), [parent]
+
+    def forward(self, x):
+        return self.parent[0].other(self.c(x)) * 2.0
+
+
+class LeafThatCallsAModuleOfItsParent(nn.Module):
+    def __init__(self, parent):
+        super().__init__()
+        self.parent = [parent]
+
+    def forward(self, x):
+        return self.parent[0].other(x) * 2.0
+
+
+class Lends(nn.Module):
+    """Has a convolution that another module calls."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.other, self.block = conv(), kind(self)
+
+    def forward(self, x):
+        return self.block(x).relu()
+
+
+@pytest.mark.parametrize(
+    ("rule", "places"),
+    [
+        ({"path": "block.other", "after": "output"}, ["block.other"]),
+        ({"path": "block.other", "before": "input"}, ["block.block.c"]),
+        ({"path": "block.*", "after": "conv2d"}, ["block.other", "block.block.c"]),
+        ({"pattern": "conv2d", "path": "block"}, ["block.other", "block.block.c"]),
+    ],
+)
+def test_a_module_that_another_one_than_its_parent_calls_has_its_own_path(rule, places):
+    plain = Net(Lends(CallsAModuleOfItsParent)).eval()
+    ours = inject(copy.deepcopy(plain), {"rules": [rule]}, example_inputs=X)
+    assert [insertion.path for insertion in injected(ours)] == places
+    with hooked(plain, places, 1e-4, simam):
+        assert same_bits(ours(X), plain(X))
+
+
+def test_a_module_that_a_leaf_calls_is_skipped_with_the_true_reason():
+    rule = {"path": "block.other", "after": "output"}
+    with pytest.raises(NoMatchError, match=r"is called by block\.block, a module without children"):
+        plan(Net(Lends(LeafThatCallsAModuleOfItsParent)), {"rules": [rule]}, example_inputs=X)
+
+
+class ReturnsNested(Block):
+    def forward(self, x):
+        y = self.a(x) * 2.0
+        return {"maps": [y, self.b(y)]}
+
+
+def test_a_value_deep_inside_the_output_is_attended_under_its_own_name():
+    everything = {"rules": [{"path": "*", "after": "output"}]}
+    found = plan(ReturnsNested(), everything, example_inputs=torch.rand(2, 4, 8, 8))
+    assert [insertion.path for insertion in found.insertions] == ["a", "mul", "b"]
+
+
+def test_the_first_of_several_by_its_number():
+    class Multiplies(Block):
+        def forward(self, x):
+            return self.b(self.a(x) * 2.0) * 3.0
+
+    def found(**rule):
+        recipe = {"rules": [{**rule, "after": "output"}]}
+        return [one.path for one in plan(Net(Multiplies()), recipe, example_inputs=X).insertions]
+
+    assert found(path="block.mul[1]") == found(path="block.mul") == ["block.mul"]
+    assert found(path="block.[am]*", exclude="block.mul[1]") == ["block.a", "block.mul[2]"]
+    assert found(path="block.[am]*", exclude="block.mul") == ["block.a"]
+
+
+def test_an_operation_inside_a_module_without_children():
+    rule = {"path": "block.a", "after": "relu"}
+    with pytest.raises(NoMatchError, match=r"block\.a: has no children, and so no relu"):
+        plan(Net(Block()), {"rules": [rule]}, example_inputs=X)

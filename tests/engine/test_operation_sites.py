@@ -456,3 +456,53 @@ def test_a_method_may_have_the_name_of_an_edit(nets, name):
     assert len(injected(model)) == 3
     assert distance(run(model, image())[0], run(oracle, image())[0]) < 1e-8
     assert distance(run(model, image())[0], run(stock, image())[0]) > 1e-3
+
+
+class OneReaderOfItsInput(nn.Module):
+    """A flag adds a reader of what the block is given, and of what its Sequential returns."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.Tanh()
+        self.c = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), self.act)
+        self.h, self.flag, self.kept, self.attend = nn.Conv2d(4, 4, 3, padding=1), False, [], {}
+
+    def forward(self, x):
+        y = self.mark("after c", self.c(self.mark("before c", x)))
+        z = self.act(self.h(self.mark("before h", y)))
+        return z + x + y if self.flag else z
+
+    def mark(self, place, x):
+        return self.attend.get(place, nn.Identity())(x)
+
+
+@pytest.mark.parametrize(
+    ("place", "edit"),
+    [("before c", Input("b.c.0", 0)), ("before h", Input("b.h", 0)), ("after c", Rewritten("b", "c"))],
+)
+def test_a_reader_that_a_flag_adds(place, edit):
+    stock = Net(OneReaderOfItsInput).double().eval()
+    oracle = copy.deepcopy(stock)
+    oracle.b.attend[place] = attend
+    position, name = place.split()
+    rules = [{"block": "OneReaderOfItsInput", position: name}]
+    model = inject(copy.deepcopy(stock), {"e_lambda": E_LAMBDA, "rules": rules}, example_inputs=image())
+    assert [(one.edit, one.note) for one in injected(model)] == [(edit, "")]
+    for change in (nothing, flag):
+        for each in (stock, oracle, model):
+            change(each)
+        plain, expected, found = (run(each, image()) for each in (stock, oracle, model))
+        assert distance(expected, plain) > 1e-4
+        assert distance(found, expected) < 1e-8
+
+
+class OwnForward(nn.Sequential):
+    def forward(self, x):
+        y = self[0](x) * 2.0
+        return self[1](y)
+
+
+def test_a_sequential_with_a_forward_of_its_own_has_a_note():
+    net = Net(lambda: OwnForward(nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1))).double()
+    (only,) = plan(net, {"rules": [{"block": "OwnForward", "after": "mul"}]}, example_inputs=image()).insertions
+    assert (only.edit, "this may depend on the input" in only.note) == (Input("b.1", 0), True)

@@ -10,7 +10,7 @@ from torch import nn
 
 from simam_inject import SimAM, eject, inject, injected, plan, simam, verify
 from simam_inject.editing import attach
-from simam_inject.errors import ModelError, NoMatchError
+from simam_inject.errors import InjectError, ModelError, NoMatchError
 from tests.engine.blocks import Block, Net, conv
 from tests.engine.snapshot import snapshot
 from tests.oracle import assert_right, hooked, same_bits
@@ -503,3 +503,49 @@ def test_two_names_of_one_tensor_are_attended_once(rules):
     with pytest.warns(UserWarning, match="already have SimAM"):
         inject(model, {"rules": names}, example_inputs=x)
     assert len(injected(model)) == 1
+
+
+@pytest.mark.parametrize("kinds", [(None, Scale), (Scale, None), (Scale, nn.Identity)])
+def test_other_attention_at_the_same_sites_is_refused(kinds):
+    first, second = kinds
+    model = inject(network(), "after block.a", example_inputs=X, attention=first)
+    before, name = snapshot(model), "SimAM" if first is None else "Scale"
+    with pytest.raises(ModelError, match=rf"already has attention at its sites \({name}\); call eject\(model\)"):
+        inject(model, "after block.a", example_inputs=X, attention=second)
+    assert snapshot(model) == before
+
+
+def shared(_channels, _module=nn.Identity()):  # noqa: B008 - one for all
+    return _module
+
+
+class Pair(Scale):
+    def forward(self, x):
+        return x, super().forward(x)
+
+
+class NotYet(Scale):
+    def __init__(self, channels):
+        nn.Module.__init__(self)
+        self.scale = nn.LazyConv2d(channels, 1, bias=False)
+
+
+@pytest.mark.parametrize(
+    ("factory", "told"),
+    [
+        (shared, "must return a new module for each site"),
+        (Pair, r"attention at 1\.inner\.a returned a tuple instead of a tensor"),
+        (NotYet, "a NotYet whose parameters have no shape yet"),
+    ],
+)
+def test_attention_that_cannot_be_used_leaves_the_model_as_it_was(factory, told):
+    model = network()
+    before = snapshot(model)
+    with pytest.raises(InjectError, match=told):
+        inject(model, "after block.a", example_inputs=X, attention=factory)
+    assert snapshot(model) == before
+
+
+def test_strength_for_other_attention_is_refused():
+    with pytest.raises(ModelError, match=r"strength=0\.5 is for SimAM"):
+        inject(network(), "after block.a", example_inputs=X, strength=0.5, attention=Scale)
