@@ -4,6 +4,9 @@ From the root downwards: a module is a block if it returns one feature map, is n
 two convolutions (or one and two matrix products), and its maps span at most two reductions; a block that returns the
 very tensor of a block inside it is a stage, and its parts are looked at instead. What is given no map of known axes (as
 the image of a network of one size) may span more reductions, if there is no block inside it: the stem of a transformer.
+What contains all convolutions is the network itself in a wrapper, and a class whose modules contain each other is a
+recursion: their parts are looked at instead, if there are blocks among them. Where a network has no block, plain
+`Sequential`s count as well.
 """
 
 from __future__ import annotations
@@ -49,6 +52,10 @@ class MainBlocks:
         """Classes of blocks that were found: another is a block although it returns what its last part does."""
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
+        self.recursive: set[type[nn.Module]] = set()
+        """Classes of blocks that contain blocks of their own class, as the levels of an hourglass do."""
+        self.with_containers = False
+        """Plain Sequentials count as blocks."""
         for site in sites.values():
             is_map = site.obstacle is None and site.spatial is not None and max(site.spatial) > 1
             maps = {(len(site.spatial), site.reduction)} if is_map and site.spatial and site.reduction else set()
@@ -63,20 +70,28 @@ class MainBlocks:
                 self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
 
     def find(self, residual: set[str]) -> set[str]:
-        """All main blocks; where there are none, the residual blocks of one convolution."""
+        """All main blocks; where there are none, the residual blocks of one convolution, or plain Sequentials."""
         blocks = self._inside("")
+        self.recursive = self._recursive_among(blocks)
+        blocks = self._inside("") or blocks
         if not blocks:
             self.units = residual
             blocks = self._inside("")
+        if not blocks:
+            self.with_containers = True
+            blocks = self._inside("")
+            self.with_containers = len(blocks) > 1
         self.classes = {type(self.recording.modules[path]) for path in blocks}
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
 
     def _is_block(self, path: str, most: float = 2) -> bool:
         """Whether a module is a block, whose maps have `most` reductions at the most."""
-        site = self.sites.get(path)
+        site = self._result(path)
         module = self.recording.modules.get(path)
-        if site is None or module is None or not path or type(module) in CONTAINERS:
+        if site is None or module is None or not path or type(module) in self.recursive:
+            return False
+        if type(module) in CONTAINERS and (not self.with_containers or self._is_everything(path)):
             return False
         if site.kind != "block" or site.obstacle is not None or site.spatial is None or max(site.spatial) <= 1:
             return False
@@ -96,12 +111,36 @@ class MainBlocks:
         """Main blocks among what a module calls, in order of execution."""
         found: list[str] = []
         for child in [step.path for step in self.recording.first_calls[path].steps if step.kind == "block"]:
-            if self._is_block(child) and not self._is_stage(child):
+            is_block = self._is_block(child) and not self._is_stage(child)
+            if is_block and not self._is_everything(child):
                 found.append(child)
             elif child not in _above(path):  # a module may call itself
-                is_whole = not self.contents[child].given and self._is_block(child, most=math.inf)
+                is_whole = is_block or (not self.contents[child].given and self._is_block(child, most=math.inf))
                 found += self._inside(child) or [child] * is_whole
         return list(dict.fromkeys(found))
+
+    def _result(self, path: str) -> Site | None:
+        """What a module returns; of a list, tuple or dict with one tensor, that one."""
+        site = self.sites.get(path)
+        frame = self.recording.first_calls.get(path)
+        is_one = site is not None and frame is not None and len(site.maps) == len(frame.outputs) == 1
+        return self.sites.get(site.maps[0]) if site is not None and is_one else site
+
+    def _is_everything(self, path: str) -> bool:
+        """A module contains all convolutions of the network."""
+        return self.contents[path].convolutions == self.contents[""].convolutions
+
+    def _recursive_among(self, blocks: list[str]) -> set[type[nn.Module]]:
+        """Classes of blocks of which one contains its own class, or that all are inside one of their own class."""
+        modules = self.recording.modules
+        found, alone = set(), set()
+        for path in blocks:
+            kind = type(modules[path])
+            if any(type(part) is kind for part in modules[path].modules() if part is not modules[path]):
+                found.add(kind)
+            if not any(type(modules[above]) is kind for above in _above(path)[1:]):
+                alone.add(kind)
+        return found | ({type(modules[path]) for path in blocks} - alone)
 
     def _is_stage(self, path: str) -> bool:
         """It returns the very tensor of a block inside it."""
@@ -135,7 +174,8 @@ class MainBlocks:
                 if container and above[: len(container)] == container and len(above) in depths:
                     found.add(path)
         for path, previous in zip(blocks[last + 1 :], blocks[last:], strict=False):
-            if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):
+            now, before = (getattr(self._result(one), "reduction", None) or 0 for one in (path, previous))
+            if now <= before:
                 break
             found.add(path)
         return found

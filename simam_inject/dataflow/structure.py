@@ -20,14 +20,14 @@ from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.values import Recording, Step
-from simam_inject.kinds import words
+from simam_inject.kinds import FAMILIES, words
 
 _WEIGHTED = (_ConvNd, nn.Linear)
 _MOST_ON_SKIP = 2
 """A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
 _SQUASHING = words("sigmoid hardsigmoid softmax tanh hard_sigmoid clamp relu6")
 _RESHAPING = words("view reshape expand expand_as unsqueeze interpolate")
-_PASSING = words("batch_norm relu pad identity dropout getitem group_norm")
+_PASSING = FAMILIES["norm"] | FAMILIES["act"] | words("pad identity dropout getitem")
 """Kinds that may come between an upsampling and the join that it is for."""
 
 
