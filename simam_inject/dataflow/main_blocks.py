@@ -50,6 +50,7 @@ class MainBlocks:
         self.contents: defaultdict[str, _Contents] = defaultdict(_Contents)
         self.classes: set[type[nn.Module]] = set()
         """Classes of blocks that were found: another is a block although it returns what its last part does."""
+        self.residual: set[str] = set()
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
         self.recursive: set[type[nn.Module]] = set()
@@ -71,6 +72,7 @@ class MainBlocks:
 
     def find(self, residual: set[str]) -> set[str]:
         """All main blocks; where there are none, the residual blocks of one convolution, or plain Sequentials."""
+        self.residual = residual
         blocks = self._inside("")
         self.recursive = self._recursive_among(blocks)
         blocks = self._inside("") or blocks
@@ -103,6 +105,8 @@ class MainBlocks:
         given = {rank for rank, _ in inside.given} or {len(shape) - 2 for shape in inside.shapes}
         if given and rank not in given:  # turns a map into tokens, or back
             return False
+        if path in self.residual and (rank, site.reduction) in inside.given:
+            most = math.inf  # a U-Net with a skip connection around it
         # A map larger than those outside is a table of attention.
         least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)]) if inside.given else 1
         return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= most
