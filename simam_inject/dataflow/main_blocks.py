@@ -152,8 +152,8 @@ class MainBlocks:
         if len(frame.outputs) != 1:
             return False
         result = frame.outputs[0][1]
-        inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
-        inner = [call for call in inner if self._is_block(call.path)]
+        returning = [call for call, _ in result.returns if len(call.outputs) == 1]
+        inner = [call for call in returning if call.path.startswith(f"{path}.") and self._is_block(call.path)]
         own = type(self.recording.modules[path])
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 

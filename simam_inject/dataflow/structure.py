@@ -199,10 +199,12 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
                     found.add(path)
                 found |= _readers_among(step, structure.main)
     found = {path for path in found if not _is_part_of_another(recording, found, path)}
-    alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
+    alike = set()
     for path, call in recording.first_calls.items():  # the last one often has no skip to join
-        is_alike = type(call.module) not in CONTAINERS and (path.rpartition(".")[0], type(call.module)) in alike
-        if is_alike and any(map(_enlarges, call.steps)):
+        kind = (path.rpartition(".")[0], type(call.module))
+        if path in found:
+            alike.add(kind)
+        elif kind in alike and type(call.module) not in CONTAINERS and any(map(_enlarges, call.steps)):
             found.add(path)
     return found
 
