@@ -6,7 +6,7 @@ very tensor of a block inside it is a stage, and its parts are looked at instead
 the image of a network of one size) may span more reductions, if there is no block inside it: the stem of a transformer.
 What contains all convolutions is the network itself in a wrapper, and a class whose modules contain each other is a
 recursion: their parts are looked at instead, if there are blocks among them. Where a network has no block, plain
-`Sequential`s count as well.
+`Sequential`s that have most of its convolutions count as well.
 """
 
 from __future__ import annotations
@@ -82,14 +82,15 @@ class MainBlocks:
         if not blocks:
             self.with_containers = True
             blocks = self._inside("")
-            self.with_containers = len(blocks) > 1
+            inside = sum(self.contents[path].convolutions for path in blocks)
+            self.with_containers = len(blocks) > 1 and inside > self.contents[""].convolutions / 2
         self.classes = {type(self.recording.modules[path]) for path in blocks}
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
 
     def _is_block(self, path: str, most: float = 2) -> bool:
         """Whether a module is a block, whose maps have `most` reductions at the most."""
-        site = self._result(path)
+        site = self.sites.get(path)
         module = self.recording.modules.get(path)
         if site is None or module is None or not path or type(module) in self.recursive:
             return False
@@ -123,13 +124,6 @@ class MainBlocks:
                 found += self._inside(child) or [child] * is_whole
         return list(dict.fromkeys(found))
 
-    def _result(self, path: str) -> Site | None:
-        """What a module returns; of a list, tuple or dict with one tensor, that one."""
-        site = self.sites.get(path)
-        frame = self.recording.first_calls.get(path)
-        is_one = site is not None and frame is not None and len(site.maps) == len(frame.outputs) == 1
-        return self.sites.get(site.maps[0]) if site is not None and is_one else site
-
     def _is_everything(self, path: str) -> bool:
         """A module contains all convolutions of the network."""
         return self.contents[path].convolutions == self.contents[""].convolutions
@@ -152,8 +146,8 @@ class MainBlocks:
         if len(frame.outputs) != 1:
             return False
         result = frame.outputs[0][1]
-        returning = [call for call, _ in result.returns if len(call.outputs) == 1]
-        inner = [call for call in returning if call.path.startswith(f"{path}.") and self._is_block(call.path)]
+        inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
+        inner = [call for call in inner if self._is_block(call.path)]
         own = type(self.recording.modules[path])
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 
@@ -178,8 +172,7 @@ class MainBlocks:
                 if container and above[: len(container)] == container and len(above) in depths:
                     found.add(path)
         for path, previous in zip(blocks[last + 1 :], blocks[last:], strict=False):
-            now, before = (getattr(self._result(one), "reduction", None) or 0 for one in (path, previous))
-            if now <= before:
+            if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):
                 break
             found.add(path)
         return found
