@@ -19,6 +19,7 @@ from torch import nn
 
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError
+from simam_inject.modules import check_module
 
 _LIGHTNING = "simam_inject.integrations.lightning"
 _INTEGRATIONS = {
@@ -102,8 +103,12 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network inside a library's own object; the model itself if it is one."""
-    return adapter_of(model).network(model)
+    """The network inside a library's own object; the model itself if it is one.
+
+    Raises:
+        ModelError: it is no module, e.g. a class, or holds no network.
+    """
+    return adapter_of(check_module(model)).network(model)
 
 
 def update(model: nn.Module) -> None:
