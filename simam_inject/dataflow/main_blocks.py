@@ -4,6 +4,9 @@ From the root downwards: a module is a block if it returns one feature map, is n
 two convolutions (or one and two matrix products), and its maps span at most two reductions; a block that returns the
 very tensor of a block inside it is a stage, and its parts are looked at instead. What is given no map of known axes (as
 the image of a network of one size) may span more reductions, if there is no block inside it: the stem of a transformer.
+What contains all convolutions is the network itself in a wrapper, and a class whose modules contain each other is a
+recursion: their parts are looked at instead, if there are blocks among them. Where a network has no block, plain
+`Sequential`s that have most of its convolutions count as well.
 """
 
 from __future__ import annotations
@@ -47,8 +50,13 @@ class MainBlocks:
         self.contents: defaultdict[str, _Contents] = defaultdict(_Contents)
         self.classes: set[type[nn.Module]] = set()
         """Classes of blocks that were found: another is a block although it returns what its last part does."""
+        self.residual: set[str] = set()
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
+        self.recursive: set[type[nn.Module]] = set()
+        """Classes of blocks that contain blocks of their own class, as the levels of an hourglass do."""
+        self.with_containers = False
+        """Plain Sequentials count as blocks."""
         for site in sites.values():
             is_map = site.obstacle is None and site.spatial is not None and max(site.spatial) > 1
             maps = {(len(site.spatial), site.reduction)} if is_map and site.spatial and site.reduction else set()
@@ -63,11 +71,19 @@ class MainBlocks:
                 self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
 
     def find(self, residual: set[str]) -> set[str]:
-        """All main blocks; where there are none, the residual blocks of one convolution."""
+        """All main blocks; where there are none, the residual blocks of one convolution, or plain Sequentials."""
+        self.residual = residual
         blocks = self._inside("")
+        self.recursive = self._recursive_among(blocks)
+        blocks = self._inside("") or blocks
         if not blocks:
             self.units = residual
             blocks = self._inside("")
+        if not blocks:
+            self.with_containers = True
+            blocks = self._inside("")
+            inside = sum(self.contents[path].convolutions for path in blocks)
+            self.with_containers = len(blocks) > 1 and inside > self.contents[""].convolutions / 2
         self.classes = {type(self.recording.modules[path]) for path in blocks}
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
@@ -76,7 +92,9 @@ class MainBlocks:
         """Whether a module is a block, whose maps have `most` reductions at the most."""
         site = self.sites.get(path)
         module = self.recording.modules.get(path)
-        if site is None or module is None or not path or type(module) in CONTAINERS:
+        if site is None or module is None or not path or type(module) in self.recursive:
+            return False
+        if type(module) in CONTAINERS and (not self.with_containers or self._is_everything(path)):
             return False
         if site.kind != "block" or site.obstacle is not None or site.spatial is None or max(site.spatial) <= 1:
             return False
@@ -88,6 +106,8 @@ class MainBlocks:
         given = {rank for rank, _ in inside.given} or {len(shape) - 2 for shape in inside.shapes}
         if given and rank not in given:  # turns a map into tokens, or back
             return False
+        if path in self.residual and (rank, site.reduction) in inside.given:
+            most = math.inf  # a U-Net with a skip connection around it
         # A map larger than those outside is a table of attention.
         least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)]) if inside.given else 1
         return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= most
@@ -96,12 +116,29 @@ class MainBlocks:
         """Main blocks among what a module calls, in order of execution."""
         found: list[str] = []
         for child in [step.path for step in self.recording.first_calls[path].steps if step.kind == "block"]:
-            if self._is_block(child) and not self._is_stage(child):
+            is_block = self._is_block(child) and not self._is_stage(child)
+            if is_block and not self._is_everything(child):
                 found.append(child)
             elif child not in _above(path):  # a module may call itself
-                is_whole = not self.contents[child].given and self._is_block(child, most=math.inf)
+                is_whole = is_block or (not self.contents[child].given and self._is_block(child, most=math.inf))
                 found += self._inside(child) or [child] * is_whole
         return list(dict.fromkeys(found))
+
+    def _is_everything(self, path: str) -> bool:
+        """A module contains all convolutions of the network."""
+        return self.contents[path].convolutions == self.contents[""].convolutions
+
+    def _recursive_among(self, blocks: list[str]) -> set[type[nn.Module]]:
+        """Classes of blocks of which one contains its own class, or that all are inside one of their own class."""
+        modules = self.recording.modules
+        found, alone = set(), set()
+        for path in blocks:
+            kind = type(modules[path])
+            if any(type(part) is kind for part in modules[path].modules() if part is not modules[path]):
+                found.add(kind)
+            if not any(type(modules[above]) is kind for above in _above(path)[1:]):
+                alone.add(kind)
+        return found | ({type(modules[path]) for path in blocks} - alone)
 
     def _is_stage(self, path: str) -> bool:
         """It returns the very tensor of a block inside it."""

@@ -4,8 +4,8 @@
   convolutions and matrix products than the other (the skip), which goes through two at the most.
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
-* A **decoder block** is the smallest module that joins (`cat`, `add`) an upsampled map with an earlier one, and the
-  main block that reads the join; so is a block of the same class beside it that upsamples without such a join.
+* A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
+  that reads such a join; so is a block of the same class beside it that upsamples without such a join.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from torch.nn.modules.conv import _ConvNd
 from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.records import Site
-from simam_inject.dataflow.values import Recording, Step
-from simam_inject.kinds import words
+from simam_inject.dataflow.values import Frame, Recording, Step
+from simam_inject.kinds import FAMILIES, words
+from simam_inject.modules import CONTAINERS
 
 _WEIGHTED = (_ConvNd, nn.Linear)
 _MOST_ON_SKIP = 2
 """A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
 _SQUASHING = words("sigmoid hardsigmoid softmax tanh hard_sigmoid clamp relu6")
 _RESHAPING = words("view reshape expand expand_as unsqueeze interpolate")
-_PASSING = words("batch_norm relu pad identity dropout getitem group_norm")
+_PASSING = FAMILIES["norm"] | FAMILIES["act"] | words("pad identity dropout getitem")
 """Kinds that may come between an upsampling and the join that it is for."""
 
 
@@ -57,7 +58,7 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
                 elif _enter_join(found, step):
                     found.residual.add(path)
     found.main = MainBlocks(recording, sites).find(found.residual)
-    found.decoder = _decoders(recording, found.main)
+    found.decoder = _decoders(recording, found)
     return found
 
 
@@ -80,8 +81,10 @@ def _enter_join(found: Structure, add: Step) -> bool:
     weights = [sum(map(_weight, steps)) for steps in own]
     upsampled = [any(_upsamples(step) and not _keeps_size(step) for step in steps) for steps in own]
     branch, skip = (0, 1) if weights[0] > weights[1] else (1, 0)
-    if weights[0] == weights[1] or upsampled[0] != upsampled[1] or weights[skip] > _MOST_ON_SKIP:
+    if weights[0] == weights[1] or weights[skip] > _MOST_ON_SKIP:
         return False
+    if upsampled[0] != upsampled[1] and (own[skip] or _was_upsampled(operands[branch], is_add=True)):
+        return False  # joins another scale, as a pyramid does
     if any(map(_is_no_step_of_a_skip, own[skip])):
         return False
     found.joins[operands[branch].path] = add.path
@@ -168,43 +171,66 @@ def _keeps_size(step: Step) -> bool:
     return step.kind == "block" and step.value is not None and _shape(step)[2:] in _sizes_given(step)
 
 
-def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> bool:
-    """The result was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
+def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
+    """1 if the result was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
 
-    In a sum, a module that returns a map of the size that it is given is a branch, and no decoder.
+    Half of that for a module that returns a map of the size that it is given, and upsamples inside; in a sum, it is a
+    branch, and no decoder.
     """
-    if _enlarges(step) or (step.kind == "block" and _upsamples(step) and not (is_add and _keeps_size(step))):
-        return True
+    if _enlarges(step):
+        return 1
+    if step.kind == "block" and _upsamples(step):
+        return (0 if is_add else 0.5) if _keeps_size(step) else 1
     inputs = step.inputs if step.kind.startswith("conv") or step.kind in _PASSING else ()
-    return depth < 4 and bool(inputs) and _was_upsampled(inputs[0], is_add, depth + 1)
+    return _was_upsampled(inputs[0], is_add, depth + 1) if depth < 4 and inputs else 0
 
 
-def _decoders(recording: Recording, main: set[str]) -> set[str]:
-    """Blocks that join an upsampled map with an earlier one, or the main blocks that read such a join."""
-    found = set()
+def _decoders(recording: Recording, structure: Structure) -> set[str]:
+    """Blocks that join an upsampled map with one that they are given, or the blocks that read such a join."""
+    residual = set(structure.joins.values())
+    found: set[str] = set()
     for path, call in recording.first_calls.items():
         for step in call.steps:
             maps = [source for source in step.inputs if source.value is not None]
-            if step.kind not in ("cat", "add") or len({_was_upsampled(one, step.kind == "add") for one in maps}) < 2:
+            if step.kind not in ("cat", "add") or step.path in residual:
                 continue
-            if path and len(call.outputs) == 1 and _weight_of(call.module):
-                found.add(path)
-            found |= _readers_among(step, main)
-    found = {path for path in found if not covers(found - {path}, path)}
-    alike = {(path.rpartition(".")[0], type(recording.modules[path])) for path in found}
+            if len({_was_upsampled(one, step.kind == "add") for one in maps}) > 1:
+                if path and len(call.outputs) == 1 and _weight_of(call.module) and _is_given_one(call, maps):
+                    found.add(path)
+                found |= _readers_among(step, structure.main)
+    found = {path for path in found if not _is_part_of_another(recording, found, path)}
+    alike = set()
     for path, call in recording.first_calls.items():  # the last one often has no skip to join
-        is_alike = path and (path.rpartition(".")[0], type(call.module)) in alike
-        if is_alike and any(map(_enlarges, call.steps)):
+        kind = (path.rpartition(".")[0], type(call.module))
+        if path in found:
+            alike.add(kind)
+        elif kind in alike and type(call.module) not in CONTAINERS and any(map(_enlarges, call.steps)):
             found.add(path)
     return found
 
 
+def _is_given_one(call: Frame, joined: Sequence[Step]) -> bool:
+    """A decoder block is given the earlier map; a whole network, perhaps in a wrapper, computes it from its image."""
+    maps = [value for value in call.inputs if len(value.shape) > 2]
+    return len(maps) > 1 or any(step.value in maps for step in joined)
+
+
+def _is_part_of_another(recording: Recording, found: set[str], path: str) -> bool:
+    """Another of the decoder blocks contains it; of one class, which contains itself, all levels are decoder blocks."""
+    kind = type(recording.modules[path])
+    return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)
+
+
 def _readers_among(join: Step, main: set[str], depth: int = 0) -> set[str]:
-    """Main blocks that read the join in the same forward, directly or after an attention or an activation."""
+    """Blocks that read the join in the same forward, directly or after a convolution, a norm or an activation.
+
+    Of other modules than main blocks, those of several convolutions that return one map of that size.
+    """
     found = set()
     for step in join.readers:
-        if step.path in main:
+        is_block = step.kind == "block" and step.call is not None and _keeps_size(step)
+        if step.path in main or (is_block and _weight(step) > 1):
             found.add(step.path)
-        elif depth < 2 and step.kind in ("relu", "identity", "getitem", "dropout"):
+        elif depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv")):
             found |= _readers_among(step, main, depth + 1)
     return found

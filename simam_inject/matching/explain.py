@@ -12,6 +12,7 @@ from simam_inject.matching.records import Skip
 from simam_inject.matching.search import write_counts, write_path
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Child, Glob, lineage
+from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.recipe import Recipe
 from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import join_names, nearest
@@ -20,9 +21,11 @@ NEAREST = 3
 _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
 _STRUCTURES = {
-    "main": "no module that returns one feature map has two convolutions within two map sizes",
+    "main": "no module that returns one feature map has two convolutions within two map sizes (plain "
+    "Sequentials count if two or more have most of the convolutions)",
     "residual": "no module joins a branch with a skip connection in its own forward",
-    "decoder": "no module joins an upsampled feature map with an earlier one",
+    "decoder": "no module joins an upsampled feature map with an earlier one that it is given, and no block reads such "
+    "a join",
 }
 
 
@@ -58,6 +61,7 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
 
 def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
     """Why a rule has no near miss either: nothing has the structure, class, kind or path that it selects."""
+    globs = as_tuple(rule.path)
     if rule.selects == "structure":
         words = as_tuple(rule.structure)
         reasons = " and ".join(_STRUCTURES[word] for word in words)
@@ -65,13 +69,19 @@ def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
     elif rule.selects == "block":
         sentence = _explain_classes(rule, anatomy)
     elif rule.selects == "pattern":
-        kinds = [site.kind for site in anatomy.sites if site.kind not in NOT_OPERATIONS]
-        sentence = f"this model computes no {rule.chain[0].kind}; its operations are {write_counts(kinds)}."
+        sentence = f"this model computes no {rule.chain[0].kind}; its operations are {_operations(anatomy)}."
+    elif any(_matches_any(glob, anatomy.site_by_path) for glob in globs):
+        wanted = join_names(as_tuple(rule.target.op)) if isinstance(rule.target, Operation) else str(rule.target)
+        where = join_names(map(repr, globs))
+        sentence = f"nothing at {where} computes {wanted}; the operations of this model are {_operations(anatomy)}."
     else:
-        globs = as_tuple(rule.path)
         hints = dict.fromkeys(_hint_path(glob, anatomy.site_by_path) for glob in globs)
         sentence = f"this model has no value at {join_names(map(repr, globs))}.{''.join(hints)}"
     return " ".join([sentence, *_opaque_blocks(anatomy)])
+
+
+def _operations(anatomy: Anatomy) -> str:
+    return write_counts(site.kind for site in anatomy.sites if site.kind not in NOT_OPERATIONS)
 
 
 def unmatched_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:

@@ -1,0 +1,259 @@
+"""Wrappers, recursions, plain Sequentials and residual U-Nets: structure where modules are no ready-made blocks.
+
+Every site is written by hand, and outputs are compared with plain hooks at these sites.
+"""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+from torch import nn
+
+from simam_inject import inject, injected, plan
+from simam_inject.errors import NoMatchError
+from tests.goldens.freeze import spread
+from tests.nets.parts import c1, c3
+from tests.oracle import E_LAMBDA, assert_right, hooked
+
+
+class Sleeve(nn.Module):
+    """What a LightningModule or a normalizing wrapper does."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+        self.register_buffer("mean", torch.full((1, 3, 1, 1), 0.1))
+
+    def forward(self, x):
+        return self.net(x - self.mean)
+
+
+class Darn(nn.Module):
+    def __init__(self, width=8):
+        super().__init__()
+        self.first, self.second = c3(width, width), c3(width, width)
+
+    def forward(self, x):
+        return x + self.second(F.relu(self.first(x)))
+
+
+class Sharpen(nn.Module):
+    """Super-resolution: all maps have one size."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.body = c3(3, 8), nn.Sequential(Darn(), Darn(), Darn())
+        self.tail = nn.Sequential(c3(8, 12), nn.PixelShuffle(2))
+
+    def forward(self, x):
+        return self.tail(self.body(self.head(x)))
+
+
+def double(before, after):
+    return nn.Sequential(c3(before, after), nn.ReLU(), c3(after, after), nn.ReLU())
+
+
+class Basin(nn.Module):
+    """A U-Net of plain Sequentials in one forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.down1, self.down2, self.deep = double(3, 8), double(8, 12), double(12, 16)
+        self.grow2, self.up2 = nn.ConvTranspose2d(16, 12, 2, 2), double(24, 12)
+        self.grow1, self.up1 = nn.ConvTranspose2d(12, 8, 2, 2), double(16, 8)
+        self.last = c1(8, 1)
+
+    def forward(self, x):
+        one = self.down1(x)
+        two = self.down2(F.max_pool2d(one, 2))
+        x = self.deep(F.max_pool2d(two, 2))
+        x = self.up2(torch.cat([F.elu(self.grow2(x)), two], 1))
+        return self.last(self.up1(torch.cat([F.leaky_relu(self.grow1(x)), one], 1)))
+
+
+class Stitch(nn.Module):
+    """Restoration: decoder stages are Sequentials of residual blocks, after an addition or a 1x1 convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.enc1, self.enc2 = c3(3, 8), nn.Sequential(Darn(), Darn()), nn.Sequential(Darn(16), Darn(16))
+        self.shrink1, self.shrink2 = nn.Conv2d(8, 16, 2, 2), nn.Conv2d(16, 32, 2, 2)
+        self.deep = nn.Sequential(Darn(32))
+        self.grow2, self.dec2 = nn.Sequential(c1(32, 64), nn.PixelShuffle(2)), nn.Sequential(Darn(16), Darn(16))
+        self.grow1, self.fuse = nn.Sequential(c1(16, 32), nn.PixelShuffle(2)), c1(16, 8)
+        self.dec1, self.tail = nn.Sequential(Darn(), Darn()), c3(8, 3)
+
+    def forward(self, x):
+        one = self.enc1(self.head(x))
+        two = self.enc2(self.shrink1(one))
+        y = self.dec2(self.grow2(self.deep(self.shrink2(two))) + two)
+        y = self.dec1(self.fuse(torch.cat([self.grow1(y), one], 1)))
+        return self.tail(y) + x
+
+
+class Onion(nn.Module):
+    """One level of a generator: its peel around the next level."""
+
+    def __init__(self, outside, inside, core=None, *, is_outermost=False):
+        super().__init__()
+        self.is_outermost = is_outermost
+        width = inside if core is None else 2 * inside
+        grow = [nn.ReLU(), nn.ConvTranspose2d(width, 3 if is_outermost else outside, 4, 2, 1)]
+        down = nn.Conv2d(3 if is_outermost else outside, inside, 4, 2, 1)
+        self.peel = nn.Sequential(down, nn.LeakyReLU(0.2), *([] if core is None else [core]), *grow)
+
+    def forward(self, x):
+        return self.peel(x) if self.is_outermost else torch.cat([x, self.peel(x)], 1)
+
+
+class Chalice(nn.Module):
+    """One level of an hourglass, which contains the next one."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.side, self.before = Darn(), Darn()
+        self.inner = Chalice(depth - 1) if depth > 1 else nn.Sequential(Darn(), Darn())
+        self.after = Darn()
+
+    def forward(self, x):
+        low = self.after(self.inner(self.before(F.max_pool2d(x, 2))))
+        return self.side(x) + F.interpolate(low, scale_factor=2)
+
+
+class Rim(nn.Module):
+    def __init__(self, before, after):
+        super().__init__()
+        self.filt, self.norm = c3(before, after), nn.BatchNorm2d(after)
+
+    def forward(self, x):
+        return F.relu(self.norm(self.filt(x)))
+
+
+class Funnel(nn.Module):
+    """A U-Net of three sizes with a skip connection around it."""
+
+    def __init__(self, before):
+        super().__init__()
+        self.inlet, self.e1, self.e2, self.e3 = Rim(before, 8), Rim(8, 4), Rim(4, 4), Rim(4, 4)
+        self.d2, self.d1 = Rim(8, 4), Rim(8, 8)
+
+    def forward(self, x):
+        x = self.inlet(x)
+        one = self.e1(x)
+        two = self.e2(F.max_pool2d(one, 2))
+        y = F.interpolate(self.e3(F.max_pool2d(two, 2)), scale_factor=2)
+        y = F.interpolate(self.d2(torch.cat([y, two], 1)), scale_factor=2)
+        return self.d1(torch.cat([y, one], 1)) + x
+
+
+class Distil(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f1, self.f2, self.f3 = Funnel(3), Funnel(8), Funnel(8)
+        self.g2, self.g1, self.last = Funnel(16), Funnel(16), c1(8, 1)
+
+    def forward(self, x):
+        one = self.f1(x)
+        two = self.f2(F.max_pool2d(one, 2))
+        x = F.interpolate(self.f3(F.max_pool2d(two, 2)), scale_factor=2)
+        x = F.interpolate(self.g2(torch.cat([x, two], 1)), scale_factor=2)
+        return self.last(self.g1(torch.cat([x, one], 1)))
+
+
+class Bloom(nn.Module):
+    """A generator's residual block: both operands of its addition are upsampled."""
+
+    def __init__(self):
+        super().__init__()
+        self.k1, self.k2, self.side = c3(8, 8), c3(8, 8), c1(8, 8)
+
+    def forward(self, x):
+        y = self.k2(F.relu(self.k1(F.interpolate(F.relu(x), scale_factor=2))))
+        return y + self.side(F.interpolate(x, scale_factor=2))
+
+
+def generator():
+    return nn.Sequential(c3(3, 8), Bloom(), Bloom(), c3(8, 3))
+
+
+def separable(before, after, stride=1):
+    return nn.Sequential(c3(before, before, stride, groups=before), nn.ReLU(), c1(before, after), nn.ReLU())
+
+
+def separables():
+    layers = [nn.Sequential(c3(3, 8, 2), nn.ReLU()), separable(8, 12), separable(12, 16, 2), separable(16, 16)]
+    return Sleeve(nn.Sequential(*layers))
+
+
+def onion():
+    core = Onion(16, 16)
+    core = Onion(8, 16, Onion(16, 16, core))
+    return Sleeve(Onion(3, 8, core, is_outermost=True))
+
+
+class Shelf(nn.Module):
+    """Its only blocks, two of its head, have few of its convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [part for step in range(6) for part in (c3(8 if step else 3, 8, 1 + step % 2), nn.ReLU())]
+        self.trunk, self.box, self.kind = nn.Sequential(*layers), double(8, 4), double(8, 4)
+
+    def forward(self, x):
+        x = self.trunk(x)
+        return self.box(x), self.kind(x)
+
+
+LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
+CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
+CASES = [
+    (Sharpen, "block-output", "body.{0,1,2}"),
+    (lambda: Sleeve(Sharpen()), "block-output", "net.body.{0,1,2}"),
+    (lambda: Sleeve(Sleeve(Sharpen())), "paper", "net.net.body.{0,1,2}.second"),
+    (Basin, "paper", "{down1,down2,deep,up2,up1}.2"),
+    (Basin, "unet", "up2 up1"),
+    (lambda: Sleeve(Basin()), "unet", "net.up2 net.up1"),
+    (Stitch, "unet", "dec2 dec1"),
+    (lambda: Sleeve(Stitch()), "unet", "net.dec2 net.dec1"),
+    (lambda: Sleeve(Stitch()), "block-output", "net.{enc1,enc2,dec2,dec1}.{0,1} net.deep.0"),
+    (Stitch, "residual", "{enc1,enc2,dec2,dec1}.{0,1}.second deep.0.second tail"),
+    (onion, "unet", LEVELS),
+    (lambda: nn.Sequential(c3(3, 8), Chalice(2), c1(8, 2)), "block-output", CHALICE),
+    (Distil, "block-output", "f1 f2 f3 g2 g1"),
+    (Distil, "residual", "{f1,f2,f3,g2,g1}.d1"),
+    (Distil, "unet", "g2 g1"),
+    (generator, "residual", "{1,2}.k2"),
+    (generator, "unet", ""),
+    (Shelf, "block-output", ""),
+    (separables, "paper", "net.{1,2,3}.0"),
+    (separables, "block-output", "net.{1,2,3}"),
+]
+
+
+@pytest.mark.parametrize(("factory", "recipe", "places"), CASES)
+def test_sites(factory, recipe, places):
+    torch.manual_seed(2)
+    stock = factory().double().eval()
+    image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    if not places:
+        with pytest.raises(NoMatchError, match=r"no module (joins an upsampled|that returns one) feature map"):
+            plan(stock, recipe, example_inputs=image)
+        return
+    model = inject(copy.deepcopy(stock), recipe, example_inputs=image, e_lambda=E_LAMBDA, verify=False)
+    places = spread(places)
+    assert {one.path for one in injected(model)} == set(places)
+    with torch.no_grad():
+        with hooked(stock, places):
+            expected = stock(image)
+        assert_right(model(image), expected, stock(image))
+
+
+def test_an_operation_that_nothing_computes():
+    volume = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1))
+    image = torch.rand(1, 1, 8, 8, 8)
+    for recipe in ("mobile", {"rules": [{"path": "*", "after": "conv2d"}]}):
+        with pytest.raises(NoMatchError, match=r"nothing at '\*' computes conv2d; .* conv3d \(2\), relu \(1\)"):
+            plan(volume, recipe, example_inputs=image)
+    with pytest.raises(NoMatchError, match="has no value at 'layr"):
+        plan(volume, {"rules": [{"path": "layr.*", "after": {"op": "conv2d"}}]}, example_inputs=image)
