@@ -59,7 +59,7 @@ class Truth:
         return formula(x, self.e_lambda, self.spatial, gain=self.attention.gain)
 
     def _why_far(self, x: Tensor, found: Tensor, wanted: Tensor, dtype: torch.dtype, *, factor: int = 1) -> str | None:
-        distance = relative_distance(found, wanted)
+        distance = relative_distance(found, wanted.to(found.dtype))
         if isinstance(distance, str):
             return f"{distance} than the formula"
         epsilon = torch.finfo(torch.promote_types(dtype, torch.float32)).eps  # of statistics, in half precision too

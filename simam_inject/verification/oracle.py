@@ -33,6 +33,8 @@ class Oracle:
         self.sites = sites
         self.shapes: dict[str, torch.Size] = {}
         """Of the value at each site that the first forward reached."""
+        self.ran: set[str] = set()
+        """Paths of the modules that it ran."""
         self.scopes = {entry.site.module: _scope(entry) for entry in sites if _is_named(entry)}
         """Path of the module whose forward computes the value, for sites that are found by a name inside it."""
         self.names: list[dict[str, Counter[str]]] = []
@@ -68,9 +70,10 @@ class Oracle:
             else:
                 handles.append(_add_hook(entry, modules, partial(function, entry)))
         try:
-            with namer.watching() if self.scopes else nullcontext():
+            with namer.watching() if self.scopes or is_first else nullcontext():
                 return forward(stock)
         finally:
+            self.ran = {path for path, count in namer.calls.items() if count} if is_first else self.ran
             self.names.append({scope: namer.names_in(scope) for scope in self.scopes.values()})
             for handle in handles:
                 handle.remove()

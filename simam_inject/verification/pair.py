@@ -27,26 +27,12 @@ _CHANNELS = 8
 
 
 class _Call(NamedTuple):
-    """One call of an attention module."""
+    """One call of an attention module: what it was given, where gradients are compared, and from where autograd goes on."""
 
     attention: nn.Module
     given: Tensor | None
-    """Only where gradients are compared: maps are large."""
     result: Tensor
     node: Any
-    """In the autograd graph: where the network goes on."""
-
-
-class _GoOnWith(torch.autograd.Function):
-    """A result in the place of a value, which gets the gradient of the result."""
-
-    @staticmethod
-    def forward(_ctx: Any, _value: Tensor, result: Tensor) -> Tensor:
-        return result.detach().clone()
-
-    @staticmethod
-    def backward(_ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad, None
 
 
 class Pair:
@@ -60,12 +46,7 @@ class Pair:
     """
 
     def __init__(
-        self,
-        oracle: Oracle,
-        forward: Callable[[nn.Module], Any],
-        *,
-        training: bool = False,
-        bypassed: bool = False,
+        self, oracle: Oracle, forward: Callable[[nn.Module], Any], *, training: bool = False, bypassed: bool = False
     ) -> None:
         self.oracle, self.forward, self.training, self.bypassed = oracle, forward, training, bypassed
         self.calls: dict[str, list[_Call]] = defaultdict(list)
@@ -148,7 +129,8 @@ class Pair:
     def _why_other(self, entry: Attended, call: _Call, x: Tensor) -> str | None:
         """Why a call is not that of the formula on the value that the original computes."""
         planned, dim = entry.site.shape, entry.site.channel_dim
-        if x.dim() != len(planned) or (entry.site.runs == 1 and x.shape[dim] != planned[dim]):
+        is_other = x.dim() != len(planned) or (entry.site.runs == 1 and x.shape[dim] != planned[dim])
+        if self.bypassed and is_other:
             return f"ran on {tuple(x.shape)}, planned {planned}"
         if not isinstance(call.attention, SimAM):  # on another value, the outputs differ
             return None
@@ -162,7 +144,8 @@ class Pair:
         if self.bypassed:
             return x
         is_moved = entry.site.channel_dim == -1 and not isinstance(call.attention, SimAM)  # as in `editing.hooks`
-        result: Tensor = _GoOnWith.apply(x, call.result.movedim(1, -1) if is_moved else call.result)
+        result = call.result.movedim(1, -1) if is_moved else call.result
+        result = torch.where(torch.ones_like(x, dtype=torch.bool), result, x)  # x stays in the graph
         self.nodes.append((entry, call, result.grad_fn))
         return result
 
@@ -176,11 +159,11 @@ class Pair:
 
 def _nodes_behind(output: Any) -> set[Any]:
     """Every autograd node that a backward of the output reaches."""
-    found: set[Any] = {None}
-    ahead = [tensor.grad_fn for tensor in tensors_of(output)]
+    found: set[Any] = set()
+    ahead: list[Any] = [tensor.grad_fn for tensor in tensors_of(output)]
     while ahead:
         node = ahead.pop()
-        if node not in found:
+        if node is not None and node not in found:
             found.add(node)
             ahead += [behind for behind, _ in node.next_functions]
-    return found - {None}
+    return found

@@ -19,7 +19,7 @@ from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.survey import cannot_run
-from simam_inject.dataflow.twin import modules_with_python_forward, set_mode, to_clone, twin_of
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, strip
 from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
@@ -80,62 +80,51 @@ class _Checks:
         """Every check that runs the model, and that of its tensors."""
         tensors = same_tensors(self.model, self.sites, list(self._stock().state_dict()), before)
         first = Pair(self.oracle, partial(self._run, example=self.example), bypassed=True)
-        ran = self._run_first(first)
-        if recorded is not None and ran != recorded:
-            path = min(ran ^ recorded)
-            does = ("runs", "did not") if path in ran else ("does not run", "did")
-            return [tensors, Check(SAME_WAY, False, f"{path} {does[0]}, and {does[1]} while the model was recorded")]
-        bypassed = _unless(first.not_bypassed, first.check_outputs("bypassed: equal to the original in eval mode"))
-        other = self._pair(training=False)
-        name = f"equal to the formula in hooks on the original, at {(self.examples or [('', 'no size')])[0][1]}"
-        changed = other.check(name) if other else Check(name, None, f"the model does not run there: {self.failure}")
-        return [tensors, bypassed, self._live(first), changed, *self._in_train_mode()]
-
-    def _run_first(self, pair: Pair) -> set[str]:
-        """Run the pair at the size of the example; the paths of the modules that run in the original."""
-        ran: set[str] = set()
-        error = None
         try:
-            pair.run_injected(self._injected())
-        except Exception as raised:
-            error = raised
-        stock = self._stock()
-        for path, module in modules_with_python_forward(stock):
-            module.register_forward_pre_hook(partial(_note_path, ran, path, id(module)))
-        try:
-            pair.run_original(stock)
+            error = self._run_both(first)
         except Exception as own:
             raise cannot_run(self.model, self.example, own) from own
+        if recorded is not None and recorded != self.oracle.ran:
+            paths = shortened(sorted(recorded ^ self.oracle.ran))
+            return [tensors, Check(SAME_WAY, False, f"it ran only now, or only while the model was recorded: {paths}")]
         if error is not None:
             raise error
-        return ran
+        bypassed = _unless(first.not_bypassed, first.check_outputs("bypassed: equal to the original in eval mode"))
+        return [tensors, bypassed, self._live(first), self._at_another_size(), *self._in_train_mode()]
 
     def _live(self, pair: Pair) -> Check:
-        name = "every SimAM ran, on the planned shape, with a finite result"
         idle = [entry.site.path for entry in self.sites if entry.site.module not in self.oracle.shapes]
+        nothing = [f"{idle[0]} never ran"] if len(idle) == len(self.sites) else []
         found = f"{len(self.sites) - len(idle)} of {len(self.sites)}"
         found += f"; the example does not reach {shortened(idle, 3)}" if idle else ""
-        nothing = [f"{idle[0]} never ran"] if len(idle) == len(self.sites) else []
-        return _unless([*pair.problems.values()] or nothing, Check(name, True, found))
+        live = Check("every SimAM ran, on the planned shape, with a finite result", True, found)
+        return _unless([*pair.problems.values()] or nothing, live)
+
+    def _at_another_size(self) -> Check:
+        pair = self._pair(training=False)
+        name = "equal to the formula in hooks on the original, at "
+        if pair is None:
+            return Check(f"{name}another input size", None, f"the model does not run there ({self.failure})")
+        return pair.check(name + self.examples[0][1])
 
     def _in_train_mode(self) -> list[Check]:
         names = (
             "bypassed: equal to the original in train mode",
             "equal to the formula in train mode, gradients included",
         )
-        idle = set(self.oracle.scopes)
-        for seed in range(_SEED, _SEED + _CHANCES):
-            pair = self._pair(training=True, seed=seed)
-            if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
-                reason = f"the model does not run in train mode on this example ({self.failure})"
-                return [Check(name, None, reason) for name in names]
+        idle, seed = set(self.oracle.scopes), _SEED
+        while (pair := self._pair(training=True, seed=seed)) and not pair.problems and seed < _SEED + _CHANCES:
             idle &= self.oracle.changed() - pair.calls.keys()
-            if pair.problems or not idle:
+            if not idle:
                 break
+            seed += 1
+        if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
+            reason = f"the model does not run in train mode on this example ({self.failure})"
+            return [Check(name, None, reason) for name in names]
         values = pair.check(names[1])
         if values.ok:
             words = "never ran: in train mode its forward computes something else"
-            values = _unless([f"{e.site.path} {words}" for e in self.sites if e.site.module in idle], values)
+            values = _unless([f"{one.site.path} {words}" for one in self.sites if one.site.module in idle], values)
         # What a SimAM returns is all that differs: the rest of both networks has computed the same.
         return [_unless(pair.not_bypassed, Check(names[0], values.ok or None, values.detail)), values]
 
@@ -145,28 +134,29 @@ class _Checks:
             forward = partial(self._run, example=self.examples[0][0], training=training, seed=seed)
             pair = Pair(self.oracle, forward, training=training)
             try:
-                if self._is_run(pair, forward):
-                    return pair
-            except Exception as error:  # of the original; also batch norm on one value
-                self.failure = f"{describe_exception(error):.150}"
+                error = self._run_both(pair)
+                does_not_exist = training and isinstance(error, NoValueError)
+            except Exception as own:  # also batch norm on one value
+                error, does_not_exist = own, True
+            self.failure = f"{describe_exception(error):.150}" if error else ""
+            if not does_not_exist:
+                pair.problems |= {"": f"raises where the original does not: {self.failure}"} if error else {}
+                return pair
             del self.examples[0]
         return None
 
-    def _is_run(self, pair: Pair, forward: partial[Any]) -> bool:
-        """Run both; False if a site does not exist in train mode."""
+    def _run_both(self, pair: Pair) -> Exception | None:
+        """The error that the injected model raises, and the original does not; raises what the original raises."""
+        error = None
         try:
             pair.run_injected(self._injected())
-        except Exception as error:
-            self.failure = f"{describe_exception(error):.150}"
-            if pair.training and isinstance(error, NoValueError):
-                return False
-            forward(self._stock())
-            pair.problems[""] = f"raises where the original does not: {self.failure}"
-            return True
+        except Exception as raised:
+            error, pair.bypassed = raised, True
         pair.run_original(self._stock())
-        if changed := self.oracle.changed() & pair.problems.keys():
+        changed = self.oracle.changed() & pair.problems.keys()
+        if changed and error is None:
             pair.run_original(self._stock(), changed)
-        return True
+        return error
 
     # Twins, each for one forward
 
@@ -202,12 +192,6 @@ class _Checks:
         finally:
             if any(copy._version for copy in self.parameters.values()):  # the forward wrote into them
                 self.parameters.clear()
-
-
-def _note_path(ran: set[str], path: str, identity: int, module: nn.Module, _args: Any) -> None:
-    """Pre-hook of a module; a copy that a forward makes has the hook of the original."""
-    if id(module) == identity:
-        ran.add(path)
 
 
 def _unless(problems: list[str], check: Check) -> Check:
