@@ -32,10 +32,11 @@ class Oracle:
     def __init__(self, sites: list[Attended]) -> None:
         self.sites = sites
         self.shapes: dict[str, torch.Size] = {}
-        """Of the value at each site that the first forward reached."""
+        """Of the value at each site, in the first forward that reached it."""
         self.ran: set[str] = set()
-        """Paths of the modules that it ran."""
-        self.scopes = {entry.site.module: _scope(entry) for entry in sites if _is_named(entry)}
+        """Paths of the modules that the first forward ran."""
+        scopes = {entry.site.module: _scope(entry) for entry in sites}
+        self.scopes = {site: scope for site, scope in scopes.items() if scope is not None}
         """Path of the module whose forward computes the value, for sites that are found by a name inside it."""
         self.names: list[dict[str, Counter[str]]] = []
         """Of each forward, how many values of each name these modules computed."""
@@ -47,36 +48,28 @@ class Oracle:
         exchange: Callable[[Attended, Tensor], Tensor],
         unnumbered: Collection[str] = (),
     ) -> Any:
-        """What a forward of the original returns that goes on with other values at the sites.
+        """What a forward of the original returns that goes on with what `exchange` returns for the value of each site.
 
-        Args:
-            stock: a twin without SimAM.
-            forward: runs it.
-            exchange: returns what the original goes on with in the place of the value of a site.
-            unnumbered: sites for which it is called with each value of the same operation: `add[2]` as well as `add`.
+        For `unnumbered` sites, `exchange` is called with each value of the same operation: `add[2]` as well as `add`.
         """
-        is_first = not self.names
 
         def function(entry: Attended, x: Tensor) -> Tensor:
-            if is_first:
-                self.shapes.setdefault(entry.site.module, x.shape)
+            self.shapes.setdefault(entry.site.module, x.shape)
             with torch._C.DisableTorchFunction():  # operations of the oracle are not those of the forward
                 return exchange(entry, x)
 
-        modules, namer, handles = dict(stock.named_modules()), _SiteNamer(stock), []
+        modules, namer = dict(stock.named_modules()), _SiteNamer(stock)
         for entry in self.sites:
             if entry.site.module in self.scopes:
                 namer.add(entry.site.path, partial(function, entry), entry.site.module not in unnumbered)
             else:
-                handles.append(_add_hook(entry, modules, partial(function, entry)))
+                _add_hook(entry, modules, partial(function, entry))
         try:
-            with namer.watching() if self.scopes or is_first else nullcontext():
+            with namer.watching() if self.scopes or not self.ran else nullcontext():
                 return forward(stock)
         finally:
-            self.ran = {path for path, count in namer.calls.items() if count} if is_first else self.ran
+            self.ran = self.ran or {path for path, count in namer.calls.items() if count}
             self.names.append({scope: namer.names_in(scope) for scope in self.scopes.values()})
-            for handle in handles:
-                handle.remove()
 
     def changed(self) -> set[str]:
         """Sites in modules whose last forward computed other values than the first, so that names mean other values."""
@@ -94,33 +87,31 @@ class Oracle:
         return tuple(dim for dim in dims if dim != channel)
 
 
-def _is_named(entry: Attended) -> bool:
-    """The value is found by its name; other sites by the module that returns or reads it."""
-    edit, position = entry.site.edit, entry.site.position
-    return isinstance(edit, Rewritten) or (isinstance(edit, Input) and position == "after")
-
-
-def _scope(entry: Attended) -> str:
+def _scope(entry: Attended) -> str | None:
+    """Path of the module that computes a value inside; None if it is found by the module that returns or reads it."""
     edit, path = entry.site.edit, entry.site.path
-    return edit.owner if isinstance(edit, Rewritten) else path.rpartition(".")[0]
+    if isinstance(edit, Rewritten):
+        return edit.owner
+    return path.rpartition(".")[0] if isinstance(edit, Input) and entry.site.position == "after" else None
 
 
-def _add_hook(entry: Attended, modules: dict[str, nn.Module], function: _Function) -> Any:
-    """A hook on the module that the path names; on the holder for a value that it computes inside, or repeatedly."""
+def _add_hook(entry: Attended, modules: dict[str, nn.Module], function: _Function) -> None:
+    """Register a hook on the module that the path names; on the holder for a value that it computes inside, or repeatedly."""
     site, edit = entry.site, entry.site.edit
     assert not isinstance(edit, Rewritten)
     if isinstance(edit, Output):
         path, colon, _ = site.path.partition(":")
         is_module = path in modules and site.runs == 1 and (edit.key is not None) == bool(colon)
         module = modules[path if is_module else edit.module]
-        return module.register_forward_hook(lambda _m, _a, output: _replaced(output, edit.key, function), prepend=True)
+        module.register_forward_hook(lambda _m, _a, output: _replaced(output, edit.key, function), prepend=True)
+        return
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         given[edit.argument] = _replaced(given[edit.argument], edit.key, function)
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
-    return modules[edit.module].register_forward_pre_hook(before, with_kwargs=True)
+    modules[edit.module].register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _replaced(value: Any, key: Key | None, function: _Function) -> Any:

@@ -7,7 +7,7 @@ with that result, rounding does not add up: the outputs are equal bit for bit.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ _CHANNELS = 8
 
 
 class _Call(NamedTuple):
-    """One call of an attention module: what it was given, where gradients are compared, and from where autograd goes on."""
+    """One call of an attention module: its input, if gradients are compared, and the autograd node that goes on."""
 
     attention: nn.Module
     given: Tensor | None
@@ -54,13 +54,10 @@ class Pair:
         self.problems: dict[str, str] = {}
         """The first one of each, by its path."""
         self.not_bypassed: list[str] = []
-        self.output: Any = None
-        self.wanted: Any = None
 
     def check(self, name: str) -> Check:
         """Whether the injected model is the original with the formula at its sites."""
-        problems = [*self.problems.values()]
-        return Check(name, False, shortened(problems, joint="; ")) if problems else self.check_outputs(name)
+        return unless(self.problems.values(), self.check_outputs(name))
 
     def check_outputs(self, name: str) -> Check:
         """Whether both outputs are equal bit for bit; not run where there is nothing to compare."""
@@ -74,7 +71,7 @@ class Pair:
         for entry in attended_in(twin):
             assert entry.attention is not None
             entry.attention.register_forward_hook(partial(self._record, entry))
-        self.output = self.forward(twin)
+        self.output: Any = self.forward(twin)
 
     def _record(self, entry: Attended, attention: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:
         """Hook of an attention module: returns what the network goes on with, and may write into."""
@@ -116,15 +113,18 @@ class Pair:
                 return x
             return self._go_on(entry, calls.popleft(), x)
 
-        self.wanted = self.oracle.run(stock, self.forward, exchange, unnumbered)
+        self.wanted: Any = self.oracle.run(stock, self.forward, exchange, unnumbered)
         for entry in self.oracle.sites:
             if waiting.get(entry.site.module):
                 problem = f"{entry.site.path} ran on another value, or more often, than the original computes"
                 self.problems.setdefault(entry.site.module, problem)
             elif entry.site.module not in self.calls and entry.site.module in self.problems:
                 self.problems[entry.site.module] = f"{entry.site.path} never ran"
-        if self.training and not self.problems:
-            self._compare_graphs()
+        if self.training and not self.problems:  # the gradient of the output must reach each site as in the original
+            ours, theirs = _nodes_behind(self.output), _nodes_behind(self.wanted)
+            for entry, call, node in self.nodes:
+                if node in theirs and call.node not in ours:
+                    self.problems[entry.site.module] = f"{entry.site.path} gets no gradient from the output"
 
     def _why_other(self, entry: Attended, call: _Call, x: Tensor) -> str | None:
         """Why a call is not that of the formula on the value that the original computes."""
@@ -149,13 +149,6 @@ class Pair:
         self.nodes.append((entry, call, result.grad_fn))
         return result
 
-    def _compare_graphs(self) -> None:
-        """The gradient of the output reaches each site that it reaches in the original."""
-        ours, theirs = _nodes_behind(self.output), _nodes_behind(self.wanted)
-        for entry, call, node in self.nodes:
-            if node in theirs and call.node not in ours:
-                self.problems[entry.site.module] = f"{entry.site.path} gets no gradient from the output"
-
 
 def _nodes_behind(output: Any) -> set[Any]:
     """Every autograd node that a backward of the output reaches."""
@@ -167,3 +160,9 @@ def _nodes_behind(output: Any) -> set[Any]:
             found.add(node)
             ahead += [behind for behind, _ in node.next_functions]
     return found
+
+
+def unless(problems: Iterable[str], check: Check) -> Check:
+    """The check, failed if there are problems."""
+    found = shortened([*problems], joint="; ")
+    return Check(check.name, False, found) if found else check

@@ -25,7 +25,7 @@ from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.planning.records import Check, Verification
 from simam_inject.verification.oracle import Oracle
-from simam_inject.verification.pair import Pair
+from simam_inject.verification.pair import Pair, unless
 from simam_inject.verification.unchanged import Marks, as_planned, same_tensors
 
 SAME_WAY = "the example forward runs the modules that were recorded"
@@ -89,16 +89,16 @@ class _Checks:
             return [tensors, Check(SAME_WAY, False, f"it ran only now, or only while the model was recorded: {paths}")]
         if error is not None:
             raise error
-        bypassed = _unless(first.not_bypassed, first.check_outputs("bypassed: equal to the original in eval mode"))
+        bypassed = unless(first.not_bypassed, first.check_outputs("bypassed: equal to the original in eval mode"))
         return [tensors, bypassed, self._live(first), self._at_another_size(), *self._in_train_mode()]
 
     def _live(self, pair: Pair) -> Check:
         idle = [entry.site.path for entry in self.sites if entry.site.module not in self.oracle.shapes]
-        nothing = [f"{idle[0]} never ran"] if len(idle) == len(self.sites) else []
         found = f"{len(self.sites) - len(idle)} of {len(self.sites)}"
         found += f"; the example does not reach {shortened(idle, 3)}" if idle else ""
         live = Check("every SimAM ran, on the planned shape, with a finite result", True, found)
-        return _unless([*pair.problems.values()] or nothing, live)
+        nothing = [f"{path} never ran" for path in idle if len(idle) == len(self.sites)]
+        return unless([*pair.problems.values(), *nothing], live)
 
     def _at_another_size(self) -> Check:
         pair = self._pair(training=False)
@@ -124,9 +124,9 @@ class _Checks:
         values = pair.check(names[1])
         if values.ok:
             words = "never ran: in train mode its forward computes something else"
-            values = _unless([f"{one.site.path} {words}" for one in self.sites if one.site.module in idle], values)
+            values = unless([f"{one.site.path} {words}" for one in self.sites if one.site.module in idle], values)
         # What a SimAM returns is all that differs: the rest of both networks has computed the same.
-        return [_unless(pair.not_bypassed, Check(names[0], values.ok or None, values.detail)), values]
+        return [unless(pair.not_bypassed, Check(names[0], values.ok or None, values.detail)), values]
 
     def _pair(self, *, training: bool, seed: int = _SEED) -> Pair | None:
         """A forward of the injected model and one of the original, with the first example that the original takes."""
@@ -192,8 +192,3 @@ class _Checks:
         finally:
             if any(copy._version for copy in self.parameters.values()):  # the forward wrote into them
                 self.parameters.clear()
-
-
-def _unless(problems: list[str], check: Check) -> Check:
-    """The check, failed if there are problems."""
-    return Check(check.name, False, shortened(problems, joint="; ")) if problems else check
