@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from simam_inject.dataflow.naming import Namer
 from simam_inject.editing.attach import Attended
-from simam_inject.nested import Key, entry_at, replace_entry
+from simam_inject.nested import Key, entries_of, replace_entry
 from simam_inject.planning.records import Input, Output, Rewritten
 
 _Function = Callable[[Tensor], Tensor]
@@ -96,7 +96,7 @@ def _scope(entry: Attended) -> str | None:
 
 
 def _add_hook(entry: Attended, modules: dict[str, nn.Module], function: _Function) -> None:
-    """Register a hook on the module that the path names; on the holder for a value that it computes inside, or repeatedly."""
+    """Register a hook on the module that the path names; on the holder for what it computes inside, or repeatedly."""
     site, edit = entry.site, entry.site.edit
     assert not isinstance(edit, Rewritten)
     if isinstance(edit, Output):
@@ -108,19 +108,19 @@ def _add_hook(entry: Attended, modules: dict[str, nn.Module], function: _Functio
 
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        given[edit.argument] = _replaced(given[edit.argument], edit.key, function)
+        given[edit.argument] = _replaced(given.get(edit.argument), edit.key, function)
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
     modules[edit.module].register_forward_pre_hook(before, with_kwargs=True)
 
 
 def _replaced(value: Any, key: Key | None, function: _Function) -> Any:
-    """The value, or a copy with another entry at `key`; the very container where the entry stays."""
-    if key is None:
-        return function(value)
-    given = entry_at(value, key)
-    attended = function(given)
-    return value if attended is given else replace_entry(value, key, attended)
+    """The value, or a copy with another entry at `key`; the very value where nothing changes, or no tensor is there."""
+    given = value if key is None else dict(entries_of(value) or ()).get(key)
+    attended = function(given) if isinstance(given, Tensor) else given
+    if key is None or attended is given:
+        return value if attended is given else attended
+    return replace_entry(value, key, attended)
 
 
 class _SiteNamer(Namer):
