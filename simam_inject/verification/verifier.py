@@ -140,7 +140,8 @@ class _Checks:
                 error, does_not_exist = own, True
             self.failure = f"{describe_exception(error):.150}" if error else ""
             if not does_not_exist:
-                pair.problems |= {"": f"raises where the original does not: {self.failure}"} if error else {}
+                if error is not None:
+                    pair.problems = {"": f"raises where the original does not: {self.failure}"}
                 return pair
             del self.examples[0]
         return None
