@@ -38,6 +38,7 @@ from torchvision import datasets
 
 from simam_inject import inject, injected, plan
 from simam_inject.compare.training import (
+    IMAGENET,
     Images,
     Trainer,
     Training,
@@ -145,13 +146,14 @@ def joined() -> Iterator[Process]:
 
 def open_images(options: argparse.Namespace, process: Process) -> Images:
     name, colon, folder = options.data.partition(":")
+    normalization = build(options.model).normalization or IMAGENET
     if not colon or name not in TORCHVISION:
-        return open_folder(options.data, options.size)
+        return open_folder(options.data, options.size, normalization=normalization)
     if options.download and process.is_first:
         TORCHVISION[name](folder, download=True)
     if process.count > 1:
         dist.barrier()
-    varied, plain = make_transforms(options.size, augment=True)
+    varied, plain = make_transforms(options.size, augment=True, normalization=normalization)
     train = TORCHVISION[name](folder, train=True, transform=varied)
     return Images(train, TORCHVISION[name](folder, train=False, transform=plain), tuple(train.classes))
 

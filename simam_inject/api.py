@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 from torch import nn
@@ -79,27 +80,46 @@ def inject(
     if attention is not None and not callable(attention):
         raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
-    planned = _plan(model, resolved, example_inputs, strength, attention)
+    planned = make_plan(model, resolved, example_inputs, strength, attention)
     check_exclude("exclude", exclude, planned.anatomy)
-    try:
-        return _inject(model, planned, verify)
-    except _OtherWay:  # its forward depends on values, which the first recording does not have
-        planned = _plan(model, resolved, example_inputs, strength, attention, with_values=True)
-    try:
-        return _inject(model, planned, verify)
-    except _OtherWay as error:
-        raise VerificationError(str(error)) from None
+    planned, _ = carry_out(model, planned, verify=verify)
+    if planned.is_done:
+        count = sum(skip.reason == PRESENT for skip in planned.skips)
+        warnings.warn(f"nothing to inject: all {count} sites already have SimAM", stacklevel=2)
+    return model
 
 
 class _OtherWay(VerificationError):
     """The model's forward runs other modules than its recording did."""
 
 
-def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
+def carry_out(model: nn.Module, planned: Plan, *, verify: bool = True) -> tuple[Plan, Verification | None]:
+    """Apply a plan and verify the model, which is restored if a check fails.
+
+    If the forward depends on values, which its recording does not have, and runs other modules than were recorded, the
+    model is planned again with values.
+
+    Returns:
+        The plan that was applied, and the checks; None instead of them without `verify`, or if there was nothing to do.
+
+    Raises:
+        NoMatchError: the plan has no effect.
+        VerificationError: a check failed.
+    """
+    try:
+        return planned, _apply_verified(model, planned, verify)
+    except _OtherWay:
+        assert planned.replan is not None
+        planned = planned.replan()
+    try:
+        return planned, _apply_verified(model, planned, verify)
+    except _OtherWay as error:
+        raise VerificationError(str(error)) from None
+
+
+def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verification | None:
     if planned.is_done:
-        count = sum(skip.reason == PRESENT for skip in planned.skips)
-        warnings.warn(f"nothing to inject: all {count} sites already have SimAM", stacklevel=3)
-        return model
+        return None
     if not planned.insertions:
         raise NoMatchError(no_effect(planned))
     network = network_of(model)
@@ -107,7 +127,7 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
     marks = tensor_marks(network)
     planned.apply()
     if not verify:
-        return model
+        return None
     recorded = {path for path, count in planned.flow.recording.calls.items() if count}
     try:
         found = check_model(network, planned.flow.example, marks, recorded=recorded)
@@ -118,7 +138,7 @@ def _inject(model: ModelT, planned: Plan, verify: bool) -> ModelT:
         update(model)
         error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
-    return model
+    return found
 
 
 def _failed(found: Verification) -> VerificationError:
@@ -141,7 +161,7 @@ def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) ->
         >>> found.insertions[0].path, found.insertions[0].axes
         ('layer1.0.conv2', 'NCHW')
     """
-    return _plan(model, load_recipe(recipe), example_inputs)
+    return make_plan(model, load_recipe(recipe), example_inputs)
 
 
 def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
@@ -222,7 +242,7 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     return check_model(network, example)
 
 
-def _plan(
+def make_plan(
     model: nn.Module,
     recipe: Recipe,
     example_inputs: Any,
@@ -231,6 +251,11 @@ def _plan(
     *,
     with_values: bool = False,
 ) -> Plan:
+    """The plan of `plan`, with the strength and the attention of `inject`.
+
+    Args:
+        with_values: record the forward with real values, on a copy of the model.
+    """
     network = network_of(model)
     check_injectable(network)
     present = injected(network)
@@ -247,7 +272,8 @@ def _plan(
         update(model)
         return model
 
-    return Plan(recipe, insertions, tuple(decision.skips), flow, present, apply)
+    replan = partial(make_plan, model, recipe, example_inputs, strength, attention, with_values=True)
+    return Plan(recipe, insertions, tuple(decision.skips), flow, present, apply, replan)
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:

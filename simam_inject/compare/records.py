@@ -9,9 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from simam_inject.recipe import Recipe
+
 PLAIN, AGAIN, SIMAM = "plain", "plain again", "simam"
 AGAIN_OFFSET = 1_000_000
 """*Plain again* has the weights of seed s and the data order of seed s + this."""
+
+
+WRONG_SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +26,9 @@ class Variant:
     attention: str
     """`plain`, `plain again`, `simam` or the name of another attention."""
     recipe: str = ""
-    where: Any = None
-    """The recipe as it was given."""
+    """The name of its recipe in results."""
+    where: Recipe | None = None
+    """The recipe, with the lambda of this variant."""
     e_lambda: float | None = None
 
     @property

@@ -1,22 +1,20 @@
-"""The result of a comparison, and its report: Markdown, and one HTML file that needs no other file."""
+"""The result of a comparison, and its report: Markdown, and one HTML file that needs no other file.
+
+The words and tables of both are in `words.j2`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import jinja2
-
 from simam_inject.compare import figures, statistics
-from simam_inject.compare.records import AGAIN, PLAIN, Cell, Costs
-from simam_inject.compare.statistics import BETTER, LEVEL, NOISE_ONLY, NOT_RESOLVED, WORSE, Difference
-
-WRONG_SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
+from simam_inject.compare.records import AGAIN, PLAIN, WRONG_SIGN, Cell, Costs
+from simam_inject.compare.statistics import NOISE_ONLY, Difference
 
 
 @dataclass(frozen=True)
@@ -86,21 +84,39 @@ class Comparison:
         return statistics.sample_noise([plain[s].right() for s in seeds], [other[s].right() for s in seeds], unit)
 
     @property
+    def starts_differ(self) -> bool:
+        """The variants of some seed did not start from the same weights."""
+        starts = {(cell.seed, cell.weights) for cell in self.cells if cell.weights}
+        return len(starts) > len({seed for seed, _ in starts})
+
+    @property
+    def answer(self) -> str:
+        """The result in a sentence or two."""
+        return " ".join(_template("words.j2").module.answer(self).split())
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What limits the validity of the result."""
-        return tuple(_notes(self))
+        return tuple(filter(None, map(str.strip, _template("words.j2").module.notes(self).splitlines())))
 
     def to_markdown(self) -> str:
         """The report as Markdown: tables and notes, without figures."""
-        return _render("report.md.j2", describe(self))
+        return self._render("report.md.j2")
 
     __str__ = to_markdown
 
     def to_html(self) -> str:
         """The report as one HTML page with its figures inside."""
-        rows = {_name(row, " · "): row for row in _rows(self)}
-        drawn = {"differences": figures.draw_differences(rows, self.noise_floor), "curves": list(_draw_curves(self))}
-        return _render("report.html.j2", describe(self) | drawn)
+        curves = {}
+        for recipe in dict.fromkeys(row.recipe for row in self.differences):
+            arms = [
+                (PLAIN, ""),
+                (AGAIN, ""),
+                *((row.variant, recipe) for row in self.differences if row.recipe == recipe),
+            ]
+            curves[recipe] = figures.draw_curves({arm[0]: self.of(*arm) for arm in arms})
+        differences = figures.draw_differences(self._rows(), self.noise_floor)
+        return self._render("report.html.j2", differences=differences, curves=curves)
 
     def save(self, html: str | Path | None = None, markdown: str | Path | None = None) -> None:
         """Write the report to files."""
@@ -109,156 +125,29 @@ class Comparison:
         if markdown is not None:
             Path(markdown).write_text(self.to_markdown(), encoding="utf-8")
 
+    def _rows(self) -> list[Difference]:
+        return [*([] if self.noise_floor is None else [self.noise_floor]), *self.differences]
 
-def _notes(comparison: Comparison) -> Iterator[str]:
-    plain, floor = comparison.of(PLAIN), comparison.noise_floor
-    if len(comparison.cells) < comparison.total:
-        yield (
-            f"unfinished: {len(comparison.cells)} of {comparison.total} runs; the verdicts are valid only if the "
-            "decision to stop did not depend on them"
-        )
-    if comparison.looks > 1:
-        yield f"seeds were added after a first result, so every p value is multiplied by {comparison.looks}"
-    if len(plain) > 1 and 2 * sum(cell.falls for cell in plain) > len(plain):
-        yield WRONG_SIGN
-    if len(plain) > 1 and len({cell.value for cell in plain} - {None}) == 1:
-        yield "plain gave the same value at every seed: the runs ignore the seed, or the metric is saturated"
-    starts = {(cell.seed, cell.weights) for cell in comparison.cells if cell.weights}
-    if len(starts) > len({seed for seed, _ in starts}):
-        yield (
-            "the variants of one seed did not start from the same weights: make_model ignores the seed, or the "
-            "workers differ. The differences are noisier than necessary"
-        )
-    if floor is not None and floor.p < LEVEL:
-        yield (
-            f"plain again differs from plain by {floor.mean:+.2f} (p {floor.p:.3f}), though nothing but the data order "
-            "differs: this happens by chance in one study out of twenty. Interpret small differences with care"
-        )
+    def _render(self, template: str, **figures: Any) -> str:
+        hidden = ("variants", "recipes")
+        settings = [(key, value) for key, value in self.settings.items() if key not in hidden and value is not None]
+        return str(_template(template).render(c=self, rows=self._rows(), settings=settings, **figures))
 
 
-def _render(template: str, data: dict[str, Any]) -> str:
+def _template(name: str) -> Any:
+    import jinja2
+
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=".html" in template,
-        undefined=jinja2.StrictUndefined,
+        autoescape=".html" in name,
         trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.get_template(template).render(data)
-
-
-def describe(comparison: Comparison) -> dict[str, Any]:
-    """What both forms of the report contain, as text."""
-    model, rows = comparison.settings.get("model"), _rows(comparison)
-    arms = [(PLAIN, ""), *((row.variant, row.recipe) for row in rows)]
-    hidden = ("variants", "recipes")
-    settings = [(key, value) for key, value in comparison.settings.items() if key not in hidden and value is not None]
-    failed = (cell for cell in comparison.cells if cell.value is None)
-    return {
-        "title": f"Attention compared in {model}" if model else "Attention compared",
-        "answer": answer(comparison),
-        "notes": comparison.notes,
-        "rows": [_row(comparison, row) for row in rows],
-        "costs": [_cost_row(comparison, *arm) for arm in arms],
-        "failures": [(f"{c.variant} {c.recipe} seed {c.seed}".replace("  ", " "), c.error) for c in failed],
-        "made_with": [*comparison.made_with.items(), *settings],
-    }
-
-
-def _rows(comparison: Comparison) -> list[Difference]:
-    floor = [comparison.noise_floor] if comparison.noise_floor is not None else []
-    return [*floor, *comparison.differences]
-
-
-def _name(row: Difference, joint: str) -> str:
-    return f"{row.variant}{joint}{row.recipe}" if row.recipe else row.variant
-
-
-def answer(comparison: Comparison) -> str:
-    """The result in a sentence or two."""
-    by_verdict: dict[str, list[Difference]] = {}
-    for row in comparison.differences:
-        by_verdict.setdefault(row.verdict, []).append(row)
-    parts = []
-    for verdict in (BETTER, WORSE):
-        if found := by_verdict.get(verdict):
-            names = ", ".join(f"{_name(row, ' at ')} ({_signed(row.mean)})" for row in found)
-            parts.append(f"{verdict.capitalize()} than plain: {names}.")
-    if found := by_verdict.get(NOT_RESOLVED):
-        which = "None of the others" if parts else "No variant"
-        sizes = sorted(row.detectable for row in found)
-        low, high = f"{sizes[0]:.2g}", f"{sizes[-1]:.2g}"
-        missed = f"{low} to {high} (depending on the variant)" if low != high else low
-        parts.append(
-            f"{which} differs significantly from plain; with this many seeds, true differences below {missed} may "
-            "go undetected."
-        )
-    if found := by_verdict.get(NOISE_ONLY):
-        parts.append(
-            f"{len(found)} of {len(comparison.differences)} comparisons have fewer than 5 usable seeds, or differences "
-            "that are the same at every seed: their numbers are an estimate of the noise only."
-        )
-    return " ".join(parts) or "No results yet."
-
-
-def _row(comparison: Comparison, row: Difference) -> tuple[str, ...]:
-    p = "" if math.isnan(row.p) or row.variant == AGAIN else f"{row.p:.3f}" if row.p >= 0.001 else "< 0.001"
-    noise = comparison.test_noise(row.variant, row.recipe)
-    return (
-        *(row.variant, row.recipe, f"{row.seeds}", _signed(row.mean)),
-        "" if math.isnan(row.low) else f"{_signed(row.low)} to {_signed(row.high)}",
-        *(p, row.verdict, _power(row, comparison.resolve)),
-        "" if noise is None else f"±{noise:.2f}",
-    )
-
-
-def _power(row: Difference, resolve: float | None) -> str:
-    """How many seeds find the difference of interest, or which difference so many seeds find."""
-    if row.verdict in (BETTER, WORSE) or row.variant == AGAIN or math.isnan(row.sd):
-        return ""
-    if resolve is not None:
-        return f"{'over 100,000' if row.needed is None else row.needed} seeds detect {resolve:g}"
-    return f"{row.seeds} seeds detect {row.detectable:.2g}"
-
-
-def _cost_row(comparison: Comparison, variant: str, recipe: str) -> tuple[str, ...]:
-    cells, costs = comparison.of(variant, recipe), comparison.costs(variant, recipe) or Costs(0)
-    plain = comparison.costs(PLAIN) or costs
-    values = [cell.value for cell in cells if cell.value is not None]
-    failed, added = len(cells) - len(values), costs.parameters - plain.parameters
-    spread = f" ({stdev(values):.2f})" if len(values) > 1 else ""
-    return (
-        *(variant, recipe),
-        f"{mean(values):.2f}{spread}" if values else "",
-        f"{costs.parameters:,}" + (f" ({added:+,})" if added else "") if costs.parameters else "",
-        _with_factor(costs.kept_bytes, plain.kept_bytes, 2**-20, "MiB"),
-        _with_factor(costs.seconds, plain.seconds, 1e3, "ms"),
-        f"{failed} of {len(cells)}" if failed else "",
-    )
-
-
-def _with_factor(value: float | None, plain: float | None, scale: float, unit: str) -> str:
-    """A cost, and how many times that of plain it is."""
-    if value is None:
-        return ""
-    return f"{scale * value:.2f} {unit}" + (f" (\N{MULTIPLICATION SIGN}{value / plain:.2f})" if plain else "")
+    environment.globals |= {"WRONG_SIGN": WRONG_SIGN, "mean": mean, "stdev": stdev}
+    environment.filters["signed"] = _signed
+    environment.tests["known"] = lambda value: not math.isnan(value)
+    return environment.get_template(name)
 
 
 def _signed(value: float) -> str:
     return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _draw_curves(comparison: Comparison) -> Iterator[tuple[str, str]]:
-    """For each recipe, a figure of the mean over the seeds after each epoch; none if no curve was reported."""
-    for recipe in dict.fromkeys(row.recipe for row in comparison.differences):
-        variants = [row.variant for row in comparison.differences if row.recipe == recipe]
-        arms = [(PLAIN, ""), (AGAIN, ""), *((variant, recipe) for variant in variants)]
-        curves = {name: curve for name, at in arms if (curve := _mean_curve(comparison.of(name, at)))}
-        if curves:
-            yield recipe, figures.draw_curves(curves)
-
-
-def _mean_curve(cells: tuple[Cell, ...]) -> list[tuple[int, float]]:
-    """Over the epochs that every finished run reported."""
-    curves = [dict(cell.curve) for cell in cells if cell.curve and cell.value is not None]
-    shared = sorted(set.intersection(*map(set, curves))) if curves else []
-    return [(epoch, mean(curve[epoch] for curve in curves)) for epoch in shared]

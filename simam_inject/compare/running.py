@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from simam_inject.compare.records import PLAIN, Experiment, Train, Variant
-from simam_inject.compare.report import WRONG_SIGN, Comparison
+from simam_inject.compare.records import PLAIN, WRONG_SIGN, Experiment, Train, Variant
+from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.compare.variants import check_recipes, list_variants, run_cell
 from simam_inject.errors import CompareError
@@ -121,9 +121,8 @@ def run_study(
 
 def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
     """What a result depends on, as JSON."""
-    recipes = {variant.recipe: variant.where for variant in variants if variant.recipe}
-    texts = {name: recipe.to_dict() if hasattr(recipe, "to_dict") else f"{recipe}" for name, recipe in recipes.items()}
-    return {"recipes": texts, "warm_start": experiment.batches is not None, **experiment.settings}
+    recipes = {variant.recipe: variant.where.to_dict() for variant in variants if variant.where is not None}
+    return {"recipes": recipes, "warm_start": experiment.batches is not None, **experiment.settings}
 
 
 def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> None:

@@ -15,14 +15,12 @@ from torch import nn
 from torch.optim.swa_utils import update_bn
 
 from simam_inject.compare.records import Experiment, Report, Variant
-from simam_inject.compare.training import Training, fit, make_loaders, open_folder
+from simam_inject.compare.training import IMAGENET, Training, fit, make_loaders, open_folder
 from simam_inject.compare.variants import check_recipes
 from simam_inject.errors import CompareError
 from simam_inject.zoo import build, load_weights
 
 _WARM_BATCHES = 8
-_QUIET = {"plots": False, "save": False, "exist_ok": True}
-"""Settings of ultralytics with which a run writes no files."""
 
 
 def set_up(
@@ -42,26 +40,16 @@ def set_up(
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CompareError("no CUDA device is available here; --device cpu")
-    if build(model).source != "ultralytics":
-        return _set_up_classifier(model, data, training, device, variants, pretrained=pretrained, weights=weights)
-    if pretrained:
-        raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
-    return _set_up_yolo(model, data, training, device, variants, weights)
+    built = build(model)
+    if built.source == "ultralytics":
+        if pretrained:
+            raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
+        return _set_up_yolo(model, data, training, device, variants, weights)
+    normalization = built.normalization or IMAGENET
+    images = open_folder(data, training.size, augment=training.augment, normalization=normalization)
 
-
-def _set_up_classifier(
-    model: str,
-    data: str,
-    training: Training,
-    device: str,
-    variants: Sequence[Variant],
-    *,
-    pretrained: bool,
-    weights: str | None,
-) -> Experiment:
-    """A network on an image folder; the metric is top-1 accuracy."""
-    images = open_folder(data, training.size, augment=training.augment)
     make = partial(build, model, pretrained=pretrained, num_classes=len(images.classes))
+    # Of a file of this package only the weights: its SimAMs would be in plain too.
     state = load_weights(make(), Path(weights)).model.state_dict() if weights else None
 
     def make_model() -> nn.Module:
@@ -77,7 +65,8 @@ def _set_up_classifier(
     check_recipes(make_model, variants, example)
     loader, _ = make_loaders(images, training, seed=0)  # raises an error if the images are too few
     batches = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
-    settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights, **asdict(training)}
+    settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights}
+    settings |= {"normalization": normalization, **asdict(training)}
     return Experiment(make_model, train, example, batches, settings)
 
 
@@ -88,6 +77,8 @@ def _set_up_yolo(
     yolo = build(weights or model).model
     classes = _count_classes(data, yolo.task)
     metric = "metrics/accuracy_top1" if yolo.task == "classify" else "metrics/mAP50-95(B)"
+    used = {"epochs": training.epochs, "batch": training.batch, "amp": training.amp, "workers": training.workers}
+    quiet = {"plots": False, "save": False, "exist_ok": True, "patience": training.epochs + 1}  # no early end
 
     def make_model() -> Any:
         made = type(yolo.model)(yolo.model.yaml, ch=3, nc=classes, verbose=False)
@@ -95,13 +86,10 @@ def _set_up_yolo(
             made.load(yolo.model)
         return made
 
-    used = {"epochs": training.epochs, "batch": training.batch, "amp": training.amp, "workers": training.workers}
-    given = {"model": model, "data": data, "device": device, "imgsz": training.size, **used, **_QUIET}
-
     def train(made: nn.Module, seed: int, report: Report) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            overrides = {**given, "seed": seed, "project": folder, "patience": training.epochs + 1}  # no early end
-            trainer = yolo.task_map[yolo.task]["trainer"](overrides=overrides)
+            given = {"model": model, "data": data, "device": device, "imgsz": training.size, "project": folder}
+            trainer = yolo.task_map[yolo.task]["trainer"](overrides={**given, **used, **quiet, "seed": seed})
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
             trainer.add_callback("on_fit_epoch_end", lambda done: report(done.epoch + 1, 100 * done.metrics[metric]))

@@ -1,13 +1,6 @@
-"""What a set of paired runs shows, and what it cannot show.
+"""Paired t tests of variants against plain, with Holm's correction over the whole study.
 
-For one variant and the plain network, d_s = value(variant, seed s) - value(plain, seed s). Both start from the same
-weights and see the same data order, so d_s is a paired difference. From n of them:
-
-    interval  mean(d) +- t(0.975, n - 1) * sd(d) / sqrt(n)      each difference alone
-    p         two-sided t test of mean(d) = 0, then Holm over all comparisons of the study
-
-The verdict follows p after Holm, so that a study whose variants are all equal reports "better" or "worse" for any of
-them in at most 5 % of cases. Holm, S. (1979), A simple sequentially rejective multiple test procedure.
+Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 6, 1979.
 """
 
 from __future__ import annotations
@@ -20,74 +13,68 @@ from dataclasses import dataclass
 import numpy as np
 
 BETTER, WORSE, NOT_RESOLVED, NOISE_ONLY = "better", "worse", "not resolved", "noise estimate only"
+"""The four verdicts."""
 LEVEL, POWER = 0.05, 0.8
-FEWEST_SEEDS = 5
-"""With fewer pairs, the estimate of the noise is too poor for a test."""
-_MOST_SEEDS = 100_000
+FEWEST, MOST = 5, 100_000
+"""Seeds of a test: with fewer nothing is tested; a difference that needs more counts as out of reach."""
 
 Values = Mapping[int, float | None]
-"""Value of each seed; None for a run that gave none."""
+"""Result of each seed; None if the run failed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One variant and recipe against the plain network, in the unit of the metric."""
+    """A variant minus plain, seed by seed, in units of the metric."""
 
     variant: str
     recipe: str
     pairs: tuple[float, ...]
-    """Variant minus plain for each seed at which both runs gave a value."""
+    """The difference at each seed that both finished."""
     mean: float
     low: float
+    """Lower end of the 95 % t interval, for this difference alone."""
     high: float
-    """`low` to `high`: 95 % t interval of the mean, for this difference alone. NaN if `sd` is."""
     sd: float
-    """Standard deviation of the pairs; NaN for fewer than two different values."""
+    """Standard deviation of `pairs`."""
     p: float
-    """After Holm over all comparisons of the study; NaN where nothing was tested."""
+    """Of a paired t test, with Holm's correction over all differences of the study; NaN if not tested."""
     verdict: str
-    """`better`, `worse`, `not resolved` or `noise estimate only`."""
+    """`better`, `worse`, `not resolved`, or `noise estimate only`."""
     failed: int
-    """Runs of this variant that raised or diverged. They are not in the mean, and the verdict is never `better`."""
+    """Runs of the variant without a result."""
     detectable: float
-    """The smallest true difference that so many seeds find with 80 % power."""
+    """The true difference that these seeds find with 80 % power after correction."""
     needed: int | None
-    """Seeds that find the difference `resolve` with 80 % power; None if none was given or `sd` is NaN."""
+    """Seeds that find the difference of interest with 80 % power; None if none was named or no number suffices."""
 
     @property
     def seeds(self) -> int:
-        """Number of pairs."""
+        """Seeds that both the variant and plain finished."""
         return len(self.pairs)
 
 
 def compare_to(
     plain: Values, others: Mapping[tuple[str, str], Values], *, resolve: float | None = None, looks: int = 1
 ) -> tuple[Difference, ...]:
-    """Test every variant against the plain network, with Holm over all of them.
+    """Test each variant against plain; the comparisons together are one family of tests.
 
     Args:
-        plain: Values of the plain network by seed.
-        others: Values by seed of each (variant, recipe).
-        resolve: A difference of interest, in the unit of the metric.
-        looks: How often the number of seeds was chosen after results were seen; every p is multiplied by it.
-
-    Example:
-        >>> plain = {seed: value for seed, value in enumerate([60.1, 61.0, 59.2, 60.4, 60.8])}
-        >>> better = {seed: value + 2 + seed / 10 for seed, value in plain.items()}
-        >>> compare_to(plain, {("simam", "paper"): better})[0].verdict
-        'better'
+        plain: results without attention.
+        others: results by variant and recipe.
+        resolve: the difference of interest, for `Difference.needed`.
+        looks: how often the study was evaluated, each time with more seeds; every p is multiplied by it.
     """
-    samples = [_subtract(values, plain) for values in others.values()]
-    moments = [summarize(pairs) for pairs in samples]
-    adjusted = holm([p for *_, p in moments], looks)
-    plain_failed, family, result = _count_failed(plain), len(others) * looks, []
-    for key, pairs, (mean, low, high, sd, _), p in zip(others, samples, moments, adjusted, strict=True):
+    samples = {key: _subtract(values, plain) for key, values in others.items()}
+    summaries = [summarize(pairs) for pairs in samples.values()]
+    corrected = holm([p for *_, p in summaries], looks)
+    family, plain_failed, differences = len(others) * looks, _count_failed(plain), []
+    for (key, pairs), (mean, low, high, sd, _), p in zip(samples.items(), summaries, corrected, strict=True):
         failed = _count_failed(others[key])
         verdict = _verdict(p, mean, failed, plain_failed)
         detectable = detectable_difference(len(pairs), sd, family)
         needed = None if resolve is None else seeds_needed(resolve, sd, family)
-        result.append(Difference(*key, pairs, mean, low, high, sd, p, verdict, failed, detectable, needed))
-    return tuple(result)
+        differences.append(Difference(*key, pairs, mean, low, high, sd, p, verdict, failed, detectable, needed))
+    return tuple(differences)
 
 
 def _subtract(values: Values, plain: Values) -> tuple[float, ...]:
@@ -102,16 +89,16 @@ def _count_failed(values: Values) -> int:
 def _verdict(p: float, mean: float, failed: int, plain_failed: int) -> str:
     if math.isnan(p):
         return NOISE_ONLY
-    if p >= LEVEL or (mean > 0 and failed) or (mean < 0 and plain_failed):
+    if p >= LEVEL or (failed if mean > 0 else plain_failed):  # the runs that failed might have been the bad ones
         return NOT_RESOLVED
     return BETTER if mean > 0 else WORSE
 
 
 def summarize(pairs: Sequence[float]) -> tuple[float, float, float, float, float]:
-    """Mean, low and high of its 95 % t interval, standard deviation, and the two-sided p of a mean of zero.
+    """Mean, both ends of its 95 % t interval, standard deviation, and p of a t test against 0.
 
-    All but the mean are NaN for fewer than two different values: equal differences at every seed come from runs that
-    do not depend on the seed, and count as one run. p is NaN for fewer than `FEWEST_SEEDS` values.
+    Equal differences at every seed come from runs that ignore the seed, so all but the mean are NaN. p is NaN for fewer
+    than five.
     """
     from scipy import stats
 
@@ -119,63 +106,62 @@ def summarize(pairs: Sequence[float]) -> tuple[float, float, float, float, float
     if not pairs or np.ptp(pairs) <= 1e-12 * max(1.0, abs(mean)):  # equal but for rounding
         return mean, math.nan, math.nan, math.nan, math.nan
     test = stats.ttest_1samp(pairs, 0)
-    low, high = test.confidence_interval(1 - LEVEL)
-    p = float(test.pvalue) if len(pairs) >= FEWEST_SEEDS else math.nan
-    return mean, float(low), float(high), float(np.std(pairs, ddof=1)), p
+    low, high = map(float, test.confidence_interval(1 - LEVEL))
+    return mean, low, high, float(np.std(pairs, ddof=1)), float(test.pvalue) if len(pairs) >= FEWEST else math.nan
 
 
 def holm(ps: Sequence[float], looks: int = 1) -> list[float]:
-    """The p values adjusted by Holm's step-down method and multiplied by `looks`, in the order given; NaN stays NaN.
+    """The p values after Holm's step-down correction, times `looks`, in the order given; NaN for one that is.
 
     Example:
         >>> holm([0.01, 0.04, 0.03])
         [0.03, 0.06, 0.06]
     """
-    raw = np.asarray(ps, float)
-    order, adjusted = np.argsort(raw), np.empty_like(raw)  # NaN comes last
-    factors = np.sum(~np.isnan(raw)) - np.arange(len(raw))
-    adjusted[order] = np.maximum.accumulate(raw[order] * factors)
-    return list(map(float, np.minimum(1.0, adjusted * looks)))
+    corrected, largest = [math.nan] * len(ps), 0.0
+    order = sorted((p, place) for place, p in enumerate(ps) if not math.isnan(p))
+    for rank, (p, place) in enumerate(order):
+        largest = max(largest, min(1.0, p * (len(order) - rank) * looks))
+        corrected[place] = largest
+    return corrected
 
 
 def detectable_difference(seeds: int, sd: float, family: int = 1) -> float:
-    """The smallest true difference that so many seeds find with 80 % power; NaN if `sd` is.
+    """The true difference that so many seeds find with 80 % power, in the strictest step of Holm's correction.
 
     Args:
-        seeds: Number of pairs.
-        sd: Standard deviation of the paired differences.
-        family: Number of comparisons: the power is that in the strictest step of Holm's method.
+        seeds: number of pairs.
+        sd: standard deviation of the paired differences.
+        family: number of comparisons.
     """
     from scipy import special, stats
 
+    if seeds < 2:
+        return math.nan
     critical = stats.t.isf(LEVEL / family / 2, seeds - 1)
-    return float(sd / math.sqrt(max(seeds, 1)) * special.nctdtrinc(seeds - 1, 1 - POWER, critical))
+    return float(sd / math.sqrt(seeds) * special.nctdtrinc(seeds - 1, 1 - POWER, critical))
 
 
 def seeds_needed(difference: float, sd: float, family: int = 1) -> int | None:
     """The fewest seeds that find a true difference with 80 % power; None if `sd` is NaN or 100,000 do not suffice.
 
     Example:
-        >>> seeds_needed(1.0, 0.67)  # one comparison, paired differences with a standard deviation of 0.67
+        >>> seeds_needed(1.0, 0.67)  # one comparison; 0.67 was measured when fine-tuning
         6
     """
-    if math.isnan(sd):
-        return None
-    counts = range(FEWEST_SEEDS, _MOST_SEEDS)
-    index = bisect_left(counts, True, key=lambda seeds: detectable_difference(seeds, sd, family) <= abs(difference))
-    return counts[index] if index < len(counts) else None
+    counts = range(FEWEST, MOST)
+    place = bisect_left(counts, True, key=lambda seeds: detectable_difference(seeds, sd, family) <= abs(difference))
+    return counts[place] if place < len(counts) else None
 
 
 def sample_noise(plain: Sequence[np.ndarray], other: Sequence[np.ndarray], unit: float) -> float | None:
-    """Half of the 95 % interval of a difference over test sets of this size; None if the lengths differ.
+    """Half of the 95 % interval of a difference over other test sets of the same size; None if the lengths differ.
 
     Args:
-        plain: For each seed, which test samples were right: booleans of shape (samples,).
-        other: The same for the variant, seeds in the same order.
-        unit: The metric's value if all samples are right (100 for percent).
+        plain: for each seed, which samples were right.
+        other: the same of the variant.
+        unit: the metric if all samples are right, e.g. 100.
     """
-    lengths = {len(correct) for correct in (*plain, *other)}
-    if len(lengths) != 1 or min(lengths) < 2:
+    if len({len(right) for right in (*plain, *other)}) != 1 or len(plain[0]) < 2:
         return None
-    change = np.mean([b.astype(float) - a for a, b in zip(plain, other, strict=True)], axis=0)
-    return float(1.96 * unit * np.std(change, ddof=1) / math.sqrt(len(change)))
+    gains = np.mean(other, axis=0) - np.mean(plain, axis=0)
+    return float(1.96 * unit * np.std(gains, ddof=1) / math.sqrt(len(gains)))

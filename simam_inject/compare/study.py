@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from importlib import metadata
+from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import uuid4
@@ -38,23 +38,22 @@ if TYPE_CHECKING:
 HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
+_LIBRARIES = ("optuna", "scipy", "matplotlib", "jinja2")
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
-_CELL = TypeAdapter(Cell)
 _JOURNAL_START = b'{"op_code":'
-_RESULTS, _OWNERS = ("COMPLETE", "FAIL"), ("RUNNING", "COMPLETE", "FAIL")
+_RESULTS = ("COMPLETE", "FAIL")
 
 
 def import_optuna() -> Any:
-    """The optuna module, or a message that names what to install."""
-    try:
-        import matplotlib as mpl  # noqa: F401
-        import optuna
-        import scipy  # noqa: F401
-    except ImportError as error:
-        raise CompareError(
-            f"{error.name} is not installed, which compare needs: pip install 'simam_inject[compare]'"
-        ) from None
-    return optuna
+    """The optuna module; a message that names what to install if it or another library of compare is missing."""
+    for name in _LIBRARIES:
+        try:
+            import_module(name)
+        except ImportError:
+            raise CompareError(
+                f"{name} is not installed, which compare needs: pip install 'simam_inject[compare]'"
+            ) from None
+    return sys.modules["optuna"]
 
 
 class _JournalLock:
@@ -111,9 +110,9 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """A cell that this worker runs, and its trial."""
+    """A cell that this worker runs, and the id of its trial."""
 
-    trial: optuna.Trial
+    trial: int
     variant: Variant
     seed: int
 
@@ -152,70 +151,71 @@ class Study:
             load_if_exists=True,
         )
         self._retry_stale, self.worker = retry_stale, f"{platform.node()}:{os.getpid()}:{uuid4().hex}"
-        attributes = self._study.user_attrs
+        attributes, write = self._study.user_attrs, self._study.set_user_attr
         names = [(variant.name, variant.recipe) for variant in variants]
         settings = json.loads(json.dumps({**settings, "variants": names}))
         if "settings" in attributes:
             _check_same(attributes["settings"], settings, name)
         else:
-            self._study.set_user_attr("made_with", _made_with())
-            self._study.set_user_attr("settings", settings)
+            write("made_with", _made_with())
+            write("settings", settings)
         if resolve is not None:
-            self._study.set_user_attr("resolve", resolve)
+            write("resolve", resolve)
         planned = attributes.get("planned", [])
         if not planned or seeds > planned[-1]:
-            planned = [*(planned if self._trials(*_RESULTS) else []), seeds]
-            self._study.set_user_attr("planned", planned)
-            self._study.set_user_attr("cells", seeds * len(variants))
+            planned = [*(planned if self.counts()[0] else []), seeds]
+            write("planned", planned)
+            write("cells", seeds * len(variants))
         # Seed by seed, so that a study that is stopped is balanced.
         cells = [(variant, seed) for seed in range(planned[-1]) for variant in variants]
         self._cells = {json.dumps([variant.name, variant.recipe, seed]): (variant, seed) for variant, seed in cells}
 
-    def _trials(self, *states: str) -> list[FrozenTrial]:
-        wanted = tuple(self._optuna.trial.TrialState[state] for state in states)
-        return self._study.get_trials(deepcopy=False, states=wanted)
+    def _owners(self) -> dict[str, FrozenTrial]:
+        """The trial of each cell that has a result or a worker."""
+        trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name != "PRUNED"]
+        return {trial.user_attrs["cell"]: trial for trial in reversed(trials) if "cell" in trial.user_attrs}
 
     def take(self) -> Claim | None:
         """The next cell, now claimed by this worker; None if every cell has a result or a worker."""
         self._free_dead()
         while True:
-            owned = {trial.user_attrs.get("cell") for trial in self._trials(*_OWNERS)}
-            cell = next((cell for cell in self._cells if cell not in owned), None)
+            owners = self._owners()
+            cell = next((cell for cell in self._cells if cell not in owners), None)
             if cell is None:
                 return None
-            running = self._optuna.trial.create_trial(
+            running = self._optuna.create_trial(
                 state=self._optuna.trial.TrialState.RUNNING, user_attrs={"cell": cell, "worker": self.worker}
             )
-            study_id = self._storage.get_study_id_from_name(self._study.study_name)
-            trial = self._optuna.Trial(self._study, self._storage.create_new_trial(study_id, running))
-            same = (other for other in self._trials(*_OWNERS) if other.user_attrs.get("cell") == cell)
-            if all(other.number >= trial.number for other in same):
+            trial = self._storage.create_new_trial(self._study._study_id, running)
+            if self._owners()[cell]._trial_id == trial:
                 return Claim(trial, *self._cells[cell])
-            self._end(trial.number, "PRUNED")  # another worker claimed it at the same time
+            self._end(trial, "PRUNED")  # another worker claimed it at the same time
 
     def finish(self, claim: Claim, cell: Cell) -> None:
         """Store the result, unless the cell was given to another worker meanwhile."""
-        with suppress(self._optuna.exceptions.UpdateFinishedTrialError):
-            claim.trial.set_user_attr("outcome", json.dumps(asdict(cell)))
-            self._end(claim.trial.number, "FAIL" if cell.value is None else "COMPLETE", cell.value)
+        self._end(claim.trial, "FAIL" if cell.value is None else "COMPLETE", cell)
 
     def release(self, claim: Claim) -> None:
         """Give back a cell that has no result."""
-        self._end(claim.trial.number, "PRUNED")
+        self._end(claim.trial, "PRUNED")
 
-    def _end(self, number: int, state: str, value: float | None = None) -> None:
+    def _end(self, trial: int, state: str, cell: Cell | None = None) -> None:
         """End a running trial, unless another worker did."""
         with suppress(self._optuna.exceptions.UpdateFinishedTrialError):
-            self._study.tell(number, value, self._optuna.trial.TrialState[state], skip_if_finished=True)
+            if cell is not None:
+                self._storage.set_trial_user_attr(trial, "outcome", json.dumps(asdict(cell)))
+            values = None if cell is None or cell.value is None else [cell.value]
+            self._storage.set_trial_state_values(trial, self._optuna.trial.TrialState[state], values)
 
     def _free_dead(self) -> None:
         """Give back the cells of workers of this machine that are gone, and with `retry_stale` those of silent ones."""
         heartbeats = self._study.user_attrs
-        for trial in self._trials("RUNNING"):
-            if worker := trial.user_attrs.get("worker"):
+        for trial in self._owners().values():
+            worker = trial.user_attrs.get("worker")
+            if trial.state.name == "RUNNING" and worker:
                 is_silent = time.time() - float(heartbeats.get(f"heartbeat {worker}", 0.0)) > STALE
                 if (self._retry_stale and is_silent) or self._has_ended(worker):
-                    self._end(trial.number, "PRUNED")
+                    self._end(trial._trial_id, "PRUNED")
 
     def _has_ended(self, worker: str) -> bool:
         machine, pid, _ = worker.rsplit(":", 2)
@@ -252,7 +252,8 @@ class Study:
 
     def counts(self) -> tuple[int, int]:
         """Cells that have a result, and all."""
-        return len(self._trials(*_RESULTS)), int(self._study.user_attrs["cells"])
+        done = sum(trial.state.name in _RESULTS for trial in self._owners().values())
+        return done, int(self._study.user_attrs.get("cells", 0))
 
     def comparison(self) -> Comparison:
         """The finished cells."""
@@ -274,10 +275,10 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
 
 
 def _read(study: optuna.Study) -> Comparison:
-    attributes, cells = study.user_attrs, dict[str, Cell]()
+    attributes, cells, read = study.user_attrs, dict[str, Cell](), TypeAdapter(Cell)
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name in _RESULTS and "outcome" in trial.user_attrs:
-            cells.setdefault(trial.user_attrs["cell"], _CELL.validate_json(trial.user_attrs["outcome"]))
+            cells.setdefault(trial.user_attrs["cell"], read.validate_json(trial.user_attrs["outcome"]))
     return Comparison(
         cells=tuple(cells.values()),
         settings=attributes.get("settings", {}),

@@ -26,7 +26,9 @@ from simam_inject.compare.records import Report
 from simam_inject.compare.variants import seed_everything
 from simam_inject.errors import CompareError
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]
+"""Mean and standard deviation of each channel of images in [0, 1]."""
+IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SPLIT = 5
 """Of a folder without train/ and val/, every fifth image of a class is for validation."""
 
@@ -70,9 +72,11 @@ class Images:
     classes: tuple[str, ...]
 
 
-def make_transforms(size: int, *, augment: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def make_transforms(
+    size: int, *, augment: bool, normalization: Normalization = IMAGENET
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Those of training and of validation images."""
-    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, DEVIATION)]
+    finish = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(*normalization)]
     if not augment:
         whole = v2.Compose([v2.Resize((size, size), antialias=True), *finish])
         return whole, whole
@@ -80,7 +84,9 @@ def make_transforms(size: int, *, augment: bool) -> tuple[Callable[..., Any], Ca
     return varied, v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size), *finish])
 
 
-def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Images:
+def open_folder(
+    folder: str | Path, size: int, *, augment: bool = True, normalization: Normalization = IMAGENET
+) -> Images:
     """Images of `train/CLASS/` and `val/CLASS/`, or of `CLASS/` alone, which is split class by class.
 
     Raises:
@@ -94,7 +100,9 @@ def open_folder(folder: str | Path, size: int, *, augment: bool = True) -> Image
         if not part.is_dir():
             raise CompareError(f"no such folder: {part}; give a folder with train/ and val/, or one of classes")
     try:
-        train, val = map(datasets.ImageFolder, parts, make_transforms(size, augment=augment))
+        train, val = map(
+            datasets.ImageFolder, parts, make_transforms(size, augment=augment, normalization=normalization)
+        )
     except FileNotFoundError as error:
         raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None
     if train.classes != val.classes:

@@ -9,7 +9,7 @@ import inspect
 import math
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -31,29 +31,27 @@ _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Sequence[float]) -> list[Variant]:
-    """Plain, plain again, and for each recipe SimAM (with each lambda) and the others."""
+    """Plain, plain again, and for each recipe SimAM (with each lambda) and the others.
+
+    Raises:
+        CompareError: An attention is unknown, there is no recipe, or two have the same name.
+        RecipeError: A recipe does not exist or is invalid, or a lambda is.
+    """
     for name in against:
         if name not in PEERS:
             raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
-    lambdas: Sequence[float | None] = list(dict.fromkeys(e_lambdas)) or [None]
-    variants = [Variant(PLAIN), Variant(AGAIN)]
-    for name, recipe in _name_recipes(recipes).items():
-        variants += [Variant(SIMAM, name, recipe, value) for value in lambdas]
-        variants += [Variant(peer, name, recipe) for peer in dict.fromkeys(against)]
-    return variants
-
-
-def _name_recipes(recipes: Sequence[Any]) -> dict[str, Any]:
-    """Each recipe by its name in results."""
     if isinstance(recipes, str) or not recipes:
         raise CompareError("recipes must be a list with at least one recipe, such as ['paper', 'residual']")
-    named: dict[str, Any] = {}
-    for number, recipe in enumerate(recipes, 1):
-        name = str(recipe if isinstance(recipe, str) else getattr(recipe, "name", None) or f"recipe {number}")
-        if name in named:
+    variants = [Variant(PLAIN), Variant(AGAIN)]
+    for number, given in enumerate(recipes, 1):
+        recipe = load_recipe(given)
+        name = given if isinstance(given, str) else recipe.name or f"recipe {number}"
+        if any(variant.recipe == name for variant in variants):
             raise CompareError(f"two recipes are called {name!r}; give each its own name")
-        named[name] = recipe
-    return named
+        lambdas: Iterable[float | None] = dict.fromkeys(e_lambdas) or [None]
+        variants += [Variant(SIMAM, name, adjusted(recipe, e_lambda=value), value) for value in lambdas]
+        variants += [Variant(peer, name, recipe) for peer in dict.fromkeys(against)]
+    return variants
 
 
 def seed_everything(seed: int) -> None:
@@ -67,19 +65,12 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
     """Plan each recipe once on a new network, since a recipe without effect would be trained for nothing.
 
     Raises:
-        RecipeError: A recipe does not exist or is invalid, or a lambda is.
         NoMatchError: A recipe has no effect on the network.
         ModelError: The network cannot be planned.
+        CompareError: `make_model` makes no network.
     """
-    recipes = {variant.recipe: load_recipe(variant.where) for variant in variants if variant.recipe}
-    for variant in variants:
-        if variant.e_lambda is not None:
-            adjusted(recipes[variant.recipe], e_lambda=variant.e_lambda)
-    try:
-        model = _make(make_model, seed=0)
-    except Exception:  # each run reports it
-        return
-    for recipe in recipes.values():
+    model = _make(make_model, seed=0)
+    for recipe in {variant.recipe: variant.where for variant in variants if variant.where is not None}.values():
         found = plan(model, recipe, example_inputs=example_inputs)
         if not found.insertions and not found.is_done:
             raise NoMatchError(no_effect(found))
@@ -128,12 +119,10 @@ def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modu
         if isinstance(tensor, torch.Tensor):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    if variant.attention == SIMAM:
-        inject(model, variant.where, example_inputs=experiment.example_inputs, e_lambda=variant.e_lambda)
-    elif variant.recipe:
+    if variant.where is not None:
+        peer = None if variant.attention == SIMAM else peer_factory(variant.attention)
         # Verification runs forwards, which would move the statistics of CBAM's batch norm.
-        peer = peer_factory(variant.attention)
-        inject(model, variant.where, example_inputs=experiment.example_inputs, attention=peer, verify=False)
+        inject(model, variant.where, example_inputs=experiment.example_inputs, attention=peer, verify=peer is None)
     if experiment.batches is not None:
         # The same for every variant: gains exist for SimAM only, and would favour it.
         seed_everything(seed)  # a loader may shuffle

@@ -2,11 +2,13 @@
 
 From the root downwards: a module is a block if it returns one feature map, is not a plain container, contains at least
 two convolutions (or one and two matrix products), and its maps span at most two reductions; a block that returns the
-very tensor of a block inside it is a stage, and its parts are looked at instead.
+very tensor of a block inside it is a stage, and its parts are looked at instead. What is given no map of known axes (as
+the image of a network of one size) may span more reductions, if there is no block inside it: the stem of a transformer.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -70,7 +72,8 @@ class MainBlocks:
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
 
-    def _is_block(self, path: str) -> bool:
+    def _is_block(self, path: str, most: float = 2) -> bool:
+        """Whether a module is a block, whose maps have `most` reductions at the most."""
         site = self.sites.get(path)
         module = self.recording.modules.get(path)
         if site is None or module is None or not path or type(module) in CONTAINERS:
@@ -85,9 +88,9 @@ class MainBlocks:
         given = {rank for rank, _ in inside.given} or {len(shape) - 2 for shape in inside.shapes}
         if given and rank not in given:  # turns a map into tokens, or back
             return False
-        least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)])
         # A map larger than those outside is a table of attention.
-        return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= 2
+        least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)]) if inside.given else 1
+        return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= most
 
     def _inside(self, path: str) -> list[str]:
         """Main blocks among what a module calls, in order of execution."""
@@ -96,7 +99,8 @@ class MainBlocks:
             if self._is_block(child) and not self._is_stage(child):
                 found.append(child)
             elif child not in _above(path):  # a module may call itself
-                found += self._inside(child)
+                is_whole = not self.contents[child].given and self._is_block(child, most=math.inf)
+                found += self._inside(child) or [child] * is_whole
         return list(dict.fromkeys(found))
 
     def _is_stage(self, path: str) -> bool:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.factories import build_factory
-from simam_inject.zoo.libraries import build_timm, build_torchvision
 from simam_inject.zoo.names import find_library, list_timm
 from simam_inject.zoo.records import ZooModel
 from simam_inject.zoo.yolo import build_ultralytics
 
-_BUILDERS: dict[str, Callable[..., ZooModel]] = {
-    "": build_factory,
-    "timm": build_timm,
-    "torchvision": build_torchvision,
-    "ultralytics": build_ultralytics,
-}
+_FRAMES = 16
+_FLOW_SIZE = 128
+"""The smallest size of images that torchvision's RAFT takes."""
 
 
 def build(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
@@ -35,12 +33,70 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
 
     Raises:
         ModelError: The name is unknown, a package is missing, or the weights cannot be fetched.
+
+    Example:
+        >>> build("resnet18", num_classes=10).input_shapes
+        ((1, 3, 224, 224),)
     """
     if num_classes is not None and num_classes < 1:
         raise ModelError(f"num_classes is {num_classes}; it must be at least 1.")
+    options = {} if num_classes is None else {"num_classes": num_classes}
     library = find_library(name)
+    if not library:
+        return build_factory(name, {"pretrained": True, **options} if pretrained else options)
+    builders = {"torchvision": _build_torchvision, "timm": _build_timm, "ultralytics": build_ultralytics}
     own_name = name.removeprefix(f"{library}:")
-    built = _BUILDERS[library](own_name, pretrained=pretrained, num_classes=num_classes)
+    fetched = pretrained or (own_name.endswith(".pt") and not Path(own_name).is_file())
+    try:
+        built = builders[library](own_name, options, pretrained=pretrained)
+    except ModelError:
+        raise
+    except Exception as error:  # each library lets the exceptions of its own download client through
+        problem = f"{library}:{own_name}: cannot {'load the pretrained weights' if fetched else 'build the model'}"
+        advice = " Without `pretrained` the weights are random." * pretrained
+        raise ModelError(f"{problem}: {describe_exception(error)}.{advice}") from error
+    note = built.note or (f"{library}'s pretrained weights" if pretrained else "random weights")
     if library == "torchvision" and own_name == name and name in list_timm():
-        built = replace(built, note=f"{built.note}; {name} is torchvision's, timm has its own: timm:{name}")
-    return replace(built, name=name)
+        note += f"; {name} is torchvision's, timm has its own: timm:{name}"
+    return replace(built, name=name, note=note)
+
+
+def _build_torchvision(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:
+    """A model of any kind with random or its best published weights, and the input size of its published weights."""
+    from torchvision import models
+
+    builder = models.get_model_builder(name)
+    options = {"weights": "DEFAULT" if pretrained else None, **options}
+    if "weights_backbone" in inspect.signature(builder).parameters:
+        options["weights_backbone"] = None
+    if not pretrained and builder.__module__.endswith((".googlenet", ".inception")):
+        options["init_weights"] = True  # without it these two warn (torchvision 0.29)
+    model = builder(**options)
+    transform: Any = models.get_model_weights(name)["DEFAULT"].transforms()
+    kind = builder.__module__.split(".")[2]
+    if kind == "detection":  # it normalizes and resizes images by itself
+        size = model.transform.fixed_size or (min(model.transform.min_size),) * 2
+        return ZooModel(name, model, "torchvision", "", ((3, *size),), takes_list=True)
+    if kind == "optical_flow":
+        return ZooModel(name, model, "torchvision", "", ((1, 3, _FLOW_SIZE, _FLOW_SIZE),) * 2)
+    if hasattr(model, "image_size"):  # a ViT's positions are made for one size, and its best weights may have another
+        size = [model.image_size]
+    else:
+        size = transform.resize_size if kind == "segmentation" else transform.crop_size
+    frames = (_FRAMES,) if kind == "video" else ()
+    shape = (1, 3, *frames, *(size if len(size) == 2 else (*size, *size)))
+    return ZooModel(
+        name, model, "torchvision", "", (shape,), normalization=(tuple(transform.mean), tuple(transform.std))
+    )
+
+
+def _build_timm(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:
+    """A model of timm; a tag (`resnet50.a1_in1k`) chooses among its published weights."""
+    import timm
+
+    model = timm.create_model(name, pretrained=pretrained, **options)
+    config = getattr(model, "pretrained_cfg", {})
+    size, mean, deviation = (config.get(key) for key in ("input_size", "mean", "std"))
+    shapes = ((1, *size),) if size else ()
+    normalization = (tuple(mean), tuple(deviation)) if mean and deviation else None
+    return ZooModel(name, model, "timm", "", shapes, normalization=normalization)

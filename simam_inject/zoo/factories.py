@@ -7,12 +7,12 @@ folder importable, as if it were a script there.
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,59 +21,57 @@ from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.records import ZooModel
 
 
-def build_factory(name: str, *, pretrained: bool = False, num_classes: int | None = None) -> ZooModel:
-    """Build what a user's factory returns. `pretrained` and `num_classes` go to a factory that takes them.
+def build_factory(name: str, options: dict[str, Any]) -> ZooModel:
+    """Build what a user's factory returns for these keyword arguments.
 
     Raises:
-        ModelError: The file, module or factory does not exist, raises, refuses an option or returns no model.
+        ModelError: There is no such file, module or factory, it raises an error, or it returns something else.
     """
     source, _, factory_name = name.rpartition(":")
-    options: dict[str, Any] = {"pretrained": True} if pretrained else {}
-    if num_classes is not None:
-        options["num_classes"] = num_classes
-    with _importable(Path.cwd(), *([Path(source).resolve().parent] if source.endswith(".py") else [])):
-        module = _import_source(name, source)
+    file = Path(source).resolve() if source.endswith(".py") else None
+    if file is not None and not file.is_file():
+        raise ModelError(f"{name}: no such file: {source}.")
+    with _importable(Path.cwd(), *([file.parent] if file else [])):
+        try:
+            module = _import_file(file) if file else importlib.import_module(source)
+        except Exception as error:
+            raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
         if not hasattr(module, factory_name):
-            public = sorted(attribute for attribute in vars(module) if not attribute.startswith("_"))
-            from simam_inject.recipe.wording import nearest
+            raise ModelError(f"{name}: {source} has no {factory_name!r}. {_suggest(factory_name, module)}")
+        model = _call(name, getattr(module, factory_name), options)
+    return ZooModel(name, model, source, f"weights as {factory_name} makes them")
 
-            near = nearest(factory_name, public)
-            advice = f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(public) or 'no public names'}."
-            raise ModelError(f"{name}: {source} has no {factory_name!r}. {advice}")
-        model = factory = getattr(module, factory_name)
-        if _is_model(factory) and options:
-            raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
-        if callable(factory) and not _is_model(factory):
-            try:
-                model = factory(**options)
-            except Exception as error:
-                raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
-    if not _is_model(model):
+
+def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
+    """The model that a factory returns, or that it is."""
+    from torch import nn
+
+    model = factory
+    if isinstance(factory, nn.Module) and options:
+        raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
+    if callable(factory) and not isinstance(factory, nn.Module):
+        try:
+            model = factory(**options)
+        except Exception as error:
+            raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
+    if not isinstance(model, nn.Module):  # a `YOLO` object is one as well
         raise ModelError(f"{name}: it gives a {type(model).__qualname__}, not a torch.nn.Module or a YOLO object.")
-    return ZooModel(name=name, model=model, source=source, note=f"weights as {factory_name} makes them")
+    return model
 
 
-def which_factory(name: str) -> ModelError:
-    """The error for a file without a factory: what it defines, read from its source without running it."""
-    try:
-        tree = ast.parse(Path(name).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return ModelError(f"no such file: {name}.")
-    except (OSError, SyntaxError, ValueError) as error:
-        return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
-    names = [public for node in tree.body for public in _names_in(node) if not public.startswith("_")]
-    if not names:
-        return ModelError(f"{name} defines no function, class or model.")
-    return ModelError(f"{name}: which model? It defines {', '.join(names)}. Write {name}:{names[-1]}.")
+def _locate(error: BaseException) -> str:
+    """The message of an exception in the user's code, with the file and line where it was raised."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
+    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
+    return f"{describe_exception(error)}{where}"
 
 
-def _names_in(node: ast.stmt) -> list[str]:
-    """Names of what may be a factory: a function, a class, or the result of a call."""
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
-        return [node.name]
-    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
-        return [target.id for target in node.targets if isinstance(target, ast.Name)]
-    return []
+def _suggest(factory_name: str, module: ModuleType) -> str:
+    from simam_inject.recipe.wording import nearest
+
+    names = sorted(name for name in vars(module) if not name.startswith("_"))
+    near = nearest(factory_name, names)
+    return f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(names) or 'no public names'}."
 
 
 @contextmanager
@@ -87,44 +85,39 @@ def _importable(*folders: Path) -> Iterator[None]:
             sys.path.remove(folder)
 
 
-def _import_source(name: str, source: str) -> ModuleType:
-    is_file = source.endswith(".py")
-    if is_file and not Path(source).is_file():
-        raise ModelError(f"{name}: no such file: {source}.")
-    try:
-        return _import_file(Path(source).resolve()) if is_file else import_module(source)
-    except Exception as error:
-        raise ModelError(f"{name}: {source} cannot be imported: {_locate(error)}") from error
-
-
 def _import_file(file: Path) -> ModuleType:
     """Import a file under its own name, so that classes it defines can be pickled, or beside a module of that name."""
     loaded = sys.modules.get(file.stem)
     if loaded is not None and getattr(loaded, "__file__", None) == str(file):
         return loaded
-    module_name = file.stem if loaded is None else f"{file.stem}_from_{abs(hash(file)):x}"
-    spec = spec_from_file_location(module_name, file)
+    name = file.stem if loaded is None else f"{file.stem}_from_{abs(hash(file)):x}"
+    spec = importlib.util.spec_from_file_location(name, file)
     assert spec is not None
     assert spec.loader is not None
-    module = sys.modules[module_name] = module_from_spec(spec)
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[module_name]
+        del sys.modules[name]
         raise
     return module
 
 
-def _is_model(value: Any) -> bool:
-    from torch import nn
-
-    return isinstance(value, nn.Module) or (
-        type(value).__module__.startswith("ultralytics.") and isinstance(getattr(value, "model", None), nn.Module)
-    )
-
-
-def _locate(error: BaseException) -> str:
-    """The message of an exception in the user's code, with the file and line where it was raised."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != __file__]
-    where = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{describe_exception(error)}{where}"
+def which_factory(name: str) -> ModelError:
+    """The error for a file without a factory: what it defines, read from its source without running it."""
+    try:
+        tree = ast.parse(Path(name).read_bytes())
+    except OSError:
+        return ModelError(f"no such file: {name}. A model of your own is FILE.py:FACTORY.")
+    except (SyntaxError, ValueError) as error:
+        return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
+    names = []
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            names.append(node.name)
+        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            names += [target.id for target in node.targets if isinstance(target, ast.Name)]
+    names = [name for name in names if not name.startswith("_")]
+    if not names:
+        return ModelError(f"{name} defines no function, class or model.")
+    return ModelError(f"{name}: which model? It defines {', '.join(names)}. Write {name}:{names[-1]}.")

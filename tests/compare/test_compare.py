@@ -188,9 +188,11 @@ def test_arguments_that_are_not_fit(given, message):
         compare(make_model, **{"recipes": [RECIPE], "train": noisy, **given})
 
 
-def test_a_make_model_that_makes_no_model():
-    (error,) = {cell.error for cell in compare(lambda: "resnet18", [RECIPE], noisy, seeds=1).cells}
-    assert error == "make_model returned str; it must return a new torch.nn.Module"
+def test_a_make_model_that_makes_no_model_is_refused_before_the_first_run(tmp_path):
+    for make, error in ((lambda: "resnet18", CompareError), (lambda: 1 / 0, ZeroDivisionError)):
+        with pytest.raises(error, match=r"make_model returned str; it must return a new torch.nn.Module|division"):
+            compare(make, [RECIPE], noisy, seeds=1, storage=tmp_path / "study.journal")
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: (x,), lambda x: {"input": x}])

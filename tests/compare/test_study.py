@@ -63,8 +63,8 @@ def test_two_workers_that_claim_at_the_same_time_run_no_cell_twice(file, monkeyp
     first, second = (open_study(file, PLAIN, SIMAM) for _ in range(2))
     with first.heartbeat(), second.heartbeat():
         held = first.take()
-        seen, looks = second._trials, iter([[], []])  # the second looked before the first had claimed anything
-        monkeypatch.setattr(second, "_trials", lambda *states: next(looks, None) or seen(*states))
+        seen, looks = second._owners, iter([{}, {}])  # the second looked before the first had claimed anything
+        monkeypatch.setattr(second, "_owners", lambda: next(looks, None) or seen())
         other = second.take()
         assert [held.variant, other.variant] == [PLAIN, SIMAM]
         assert first.take() is second.take() is None
@@ -153,6 +153,15 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(file):
     assert file.read_bytes().startswith(before)
     other = compare(make_model, [RECIPE], noisy, seeds=1, storage=file, settings={"epochs": 4}, name="longer")
     assert len(other.cells) == 3
+
+
+def test_a_recipe_that_was_edited_is_another_setting(file, tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("version: 1\nrules:\n  - {block: Sequential, after: '0'}\n", encoding="utf-8")
+    compare(make_model, [str(recipe)], noisy, seeds=1, storage=file)
+    recipe.write_text("version: 1\nrules:\n  - {block: Sequential, after: '2'}\n", encoding="utf-8")
+    with pytest.raises(CompareError, match="other settings; nothing was changed\n  recipes: "):
+        compare(make_model, [str(recipe)], noisy, seeds=1, storage=file)
 
 
 def test_the_command_is_recorded_without_the_password_of_the_database(file, monkeypatch):

@@ -1,5 +1,6 @@
 """The trainer and its image folders, and `simam-inject compare` from end to end on stripes drawn here."""
 
+import itertools
 import sys
 import time
 
@@ -17,6 +18,7 @@ from simam_inject.compare import Report, load_comparison, running, variants
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError, InjectError
+from simam_inject.zoo import build
 from tests.compare.networks import RECIPE
 
 SHORT = Training(epochs=3, batch=8, size=16, rate=2.0, warmup=0, augment=False)
@@ -158,6 +160,30 @@ def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
     setup = set_up(f"{images}/net.py:net", str(images), SHORT, "cpu", weights=str(tmp_path / "net.pt"))
     assert torch.equal(setup.make_model()[0].weight, trained[0].weight)
     assert len(setup.batches) == 8
+
+
+@pytest.mark.parametrize(
+    ("model", "mean", "deviation"),
+    [
+        ("timm:test_resnet", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+        ("torchvision:resnet18", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    ],
+)
+def test_images_are_normalized_as_the_weights_of_the_model_expect(tmp_path, model, mean, deviation):
+    for part, name in itertools.product(("train", "val"), ("black", "white")):
+        (tmp_path / part / name).mkdir(parents=True)
+        Image.new("RGB", (16, 16), name).save(tmp_path / part / name / "image.png")
+    short = Training(epochs=0, batch=2, size=16, augment=False)
+    setup = set_up(model, str(tmp_path), short, "cpu", weights=str(save_weights(model, tmp_path)))
+    pixels = setup.batches[0][0].amin((0, 2, 3)), setup.batches[0][0].amax((0, 2, 3))
+    for found, level in zip(pixels, (0, 1), strict=True):
+        torch.testing.assert_close(found, (level - torch.tensor(mean)) / torch.tensor(deviation))
+    assert setup.settings["normalization"] == (mean, deviation)
+
+
+def save_weights(model, folder):
+    torch.save(build(model, num_classes=2).model.state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
 
 
 @pytest.fixture

@@ -145,8 +145,7 @@ def test_the_example_prints_accuracies_before_and_after(folder, monkeypatch, cap
     monkeypatch.setitem(sys.modules, spec.name, example)
     spec.loader.exec_module(example)
     monkeypatch.chdir(folder)
-    monkeypatch.setattr("simam_inject.compare.training.MEAN", [0.0] * 3)  # the network takes pixels from 0 to 1
-    monkeypatch.setattr("simam_inject.compare.training.DEVIATION", [1.0] * 3)
+    monkeypatch.setattr(example, "IMAGENET", ([0.0] * 3, [1.0] * 3))  # the network takes pixels from 0 to 1
     words = ["nets.py:Net", "--recipe", RECIPE, "--warm-start"]
     words += ["--data", "photos", "--epochs", "0", "--size", "24", "--batch", "8", "--workers", "0"]
     for file in ("trained.pth", "warm.safetensors"):
