@@ -1,8 +1,8 @@
-"""Adapters for libraries that wrap their models in another object, or need more than hooks to stay injected.
+"""Adapters for libraries that wrap networks in another object, or build new networks that must be injected too.
 
-Each adapter is one file or folder of `integrations`, loaded by name when a model of its library is met. A network that
-an adapter keeps injected carries a mark, whose unpickling loads the integration: a checkpoint works in a process that
-imports only its library.
+Each adapter is one file or folder of `integrations`, imported when a model of its library is first used. Its injected
+networks have a mark as an attribute, and unpickling the mark imports the integration: a checkpoint can be loaded and
+trained by a program that imports only the library.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import nn
 
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError
+from simam_inject.modules import check_module
 
 _LIGHTNING = "simam_inject.integrations.lightning"
 _INTEGRATIONS = {
@@ -27,27 +28,30 @@ _INTEGRATIONS = {
     "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
     "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
 }
-"""Maps the module that defines a class of the library to the module whose `ADAPTER` is for it."""
+"""Module that defines classes of a library -> the integration, whose `ADAPTER` is for these classes."""
 _MARK = "simam_integration"
 _ORIGINAL = "_simam_original"
 
 
 class Adapter:
-    """What is done for a library's network, or for an object that holds one; as it is, for one that needs nothing.
+    """How the models of one library are handled. This base class is for models that need nothing.
 
     Args:
-        integration: module that unpickling an injected network loads; None for none.
+        integration: Name of the module to import when an injected network is unpickled; None for none.
     """
 
     def __init__(self, integration: str | None = None) -> None:
         self.integration = integration
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network inside the object, or the network itself."""
+        """The network inside a library's object such as `YOLO`; a network itself is returned as it is."""
         return model
 
     def update(self, model: nn.Module) -> None:
-        """Called after the sites, their settings or the weights have changed: make it persist in the library."""
+        """Write the sites and their settings to where the library looks for them when it copies, saves or rebuilds.
+
+        Called after the sites, their settings or the weights have changed.
+        """
         network = self.network(model)
         if self.integration is not None and any(attended_in(network)):
             network.__dict__[_MARK] = IntegrationMark(self.integration)
@@ -55,23 +59,23 @@ class Adapter:
             network.__dict__.pop(_MARK, None)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
-        """Copies of the network in the forms that the library exports, where they are others than the network's."""
+        """Copies of the network as the library exports it; none if it is exported as it is."""
         yield from ()
 
     def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:  # noqa: ARG002
-        """Batches of a data set that the library reads by a name or a file; None if it reads none for this object."""
+        """Batches of a data set, given the name or file by which the library reads it; None if it cannot read one."""
         return None
 
 
 class IntegrationMark:
-    """Attribute of a network; unpickling it loads the integration that it names."""
+    """Attribute of an injected network; unpickling it imports the integration with this name."""
 
     def __init__(self, integration: str) -> None:
         self.integration = integration
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         name = state.get("integration")
-        if name not in _INTEGRATIONS.values():  # a file names nothing else to import
+        if name not in _INTEGRATIONS.values():  # a file must not import anything else
             raise FileError(f"the file asks for the integration {name!r:.80}, which this package does not have")
         self.integration = str(name)
         importlib.import_module(self.integration)
@@ -84,14 +88,14 @@ def _load(integration: str) -> Adapter:
     except (ImportError, AttributeError, KeyError) as error:
         if integration != _LIGHTNING:
             raise
-        # a release that names its functions otherwise; models that are no LightningModule need none of it
+        # this release has other function names; models that are not a LightningModule do not need them
         warnings.warn(f"checkpoints of this release of Lightning will not contain SimAM: {error!r}", stacklevel=4)
         return Adapter()
     return adapter
 
 
 def adapter_of(model: nn.Module) -> Adapter:
-    """The adapter for this object, its integration loaded if need be."""
+    """The adapter for this object; its integration is imported if it has not been."""
     if any(name in sys.modules for name, integration in _INTEGRATIONS.items() if integration == _LIGHTNING):
         _load(_LIGHTNING)  # whatever is injected may be a part of a LightningModule
     for base in type(model).__mro__:
@@ -102,19 +106,23 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network inside a library's own object; the model itself if it is one."""
-    return adapter_of(model).network(model)
+    """The network inside a library's object such as `YOLO`, or the model itself.
+
+    Raises:
+        ModelError: It is not a module, e.g. a class, or the object holds no network.
+    """
+    return adapter_of(check_module(model)).network(model)
 
 
 def update(model: nn.Module) -> None:
-    """Let the library's own object keep what is in its network now; see `Adapter.update`."""
+    """Write the current sites to where the library looks for them; see `Adapter.update`."""
     adapter_of(model).update(model)
 
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
-    """Let calls of a function go to `around(function, *arguments)`, once for the process.
+    """Replace a function of a class or module by `around(function, *arguments)`, once for the process.
 
-    For a class or module of a library that has no point of extension where one is needed.
+    For libraries without a point of extension where one is needed.
     """
     original = vars(owner)[name]
     if hasattr(original, _ORIGINAL):

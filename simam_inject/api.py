@@ -206,9 +206,10 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
         >>> torch.equal(plain, eject(model)(x))
         True
     """
+    network = network_of(model)
     update(model)
     try:
-        with bypassed(network_of(model)):
+        with bypassed(network):
             yield model
     finally:
         update(model)
@@ -234,7 +235,9 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     network = unwrapped(network_of(model))
     presence = presence_of(network)
     if presence is None:
-        raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
+        part = next((path for path, module in network.named_modules() if presence_of(module) is not None), None)
+        where = f"SimAM was injected into the part {part!r} of this {type(network).__name__}: verify that module"
+        raise ModelError(where if part else "no SimAM in this model; inject(model, recipe) adds it")
     if example_inputs is None and presence.example is not None:
         example = example_like(network, presence.example)
     else:

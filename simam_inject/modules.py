@@ -34,14 +34,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def check_injectable(model: object) -> None:
+def check_module(model: object) -> nn.Module:
+    """Return the model, or raise an error for what is no module.
+
+    Raises:
+        ModelError: it is a class, a function, a name, or another object.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"expected an nn.Module, found {_describe(model)}")
+    return model
+
+
+def check_injectable(thing: object) -> None:
     """Raise an error for a model that cannot be injected.
 
     Raises:
         ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected an nn.Module, found {_describe(model)}")
+    model = check_module(thing)
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}
     for name, label in _WRAPPERS.items():
         if name in names:

@@ -30,7 +30,7 @@ ALLOWED = {
     "planning": ("dataflow", "errors", "matching", "modules", "nested", "recipe", "source"),
     "editing": ("attention", "errors", "modules", "nested", "planning.records", "source"),
     "verification": ("attention", "dataflow", "editing", "errors", "nested", "planning.records"),
-    "adapters": ("editing", "errors"),
+    "adapters": ("editing", "errors", "modules"),
 }
 """What each stage may import of the others. Whatever is not named here is built on top of `api`."""
 

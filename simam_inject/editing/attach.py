@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,8 @@ def _seen_from(site: Insertion, holder: str) -> Insertion:
     if not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
         prefix = at.removesuffix(holder)
         return replace(moved, path=_without(prefix, site.path), reader=site.reader and _without(prefix, site.reader))
+    if at and re.match(rf"{re.escape(at)}([.:]|$)", site.path):  # the holder was wrapped, or moved in its container
+        return replace(moved, path=holder + site.path.removeprefix(at))
     return moved
 
 

@@ -105,6 +105,10 @@ class SiteHook:
             del table[key]
             with_keywords.pop(key, None)
 
+    def belongs_to(self, module: nn.Module, name: str) -> bool:  # noqa: ARG002
+        """The module on which it was found under this name is the one that it attends, or a shallow copy of it."""
+        return True
+
     def is_on(self, module: nn.Module) -> bool:
         """The module runs this very hook."""
         return getattr(module, self.table).get(self.key) is self
@@ -226,7 +230,8 @@ def hooks_on(module: nn.Module) -> list[SiteHook]:
     if isinstance(module, torch.jit.ScriptModule):
         return []
     tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
-    return [hook for table in tables for hook in table.values() if isinstance(hook, SiteHook)]
+    found = [(name, hook) for table in tables for name, hook in table.items() if isinstance(hook, SiteHook)]
+    return [hook for name, hook in found if hook.belongs_to(module, str(name))]
 
 
 torch.serialization.add_safe_globals([OutputHook, InputHook])

@@ -65,6 +65,10 @@ class RewrittenMethod(SiteHook):
         for name in [name for name, value in vars(module).items() if value is self]:
             del vars(module)[name]
 
+    def belongs_to(self, module: nn.Module, name: str) -> bool:
+        """False for another module that refers to it, as what `torch.compile(block)` returns does."""
+        return self.owner is module or (name == self.method and type(self.owner) is type(module))
+
     def is_on(self, module: nn.Module) -> bool:
         """The module runs this very method, on itself."""
         return vars(module).get(self.method) is self and self.owner is module

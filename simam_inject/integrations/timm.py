@@ -26,7 +26,7 @@ from typing import Any
 
 import timm
 import timm.layers
-from timm.models import DefaultCfg, get_pretrained_cfg, register_model
+from timm.models import DefaultCfg, get_arch_pretrained_cfgs, register_model
 from torch import nn
 
 from simam_inject.api import inject
@@ -102,19 +102,11 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     entrypoint.__module__ = __name__
     entrypoint.__doc__ = f"{architecture} with SimAM: {resolved.description or resolved.name}."
-    default_cfgs[name] = _published(architecture)
+    config_by_tag = {config.tag or "": config for config in get_arch_pretrained_cfgs(architecture).values()}
+    default_cfgs[name] = DefaultCfg(tags=deque(config_by_tag), cfgs=config_by_tag)  # the default tag is the first
     register_model(entrypoint)
     globals()[name] = entrypoint  # register_model lists it in `__all__`
     return name
-
-
-def _published(architecture: str) -> DefaultCfg:
-    """The published weights of an architecture, those of its default tag first."""
-    configs = filter(None, map(get_pretrained_cfg, timm.list_models(architecture, include_tags=True)))
-    by_tag = {config.tag or "": config for config in configs}
-    default = get_pretrained_cfg(architecture)
-    first = default.tag or "" if default is not None else ""
-    return DefaultCfg(tags=deque(sorted(by_tag, key=lambda tag: tag != first)), cfgs=by_tag)
 
 
 def _word(text: str) -> str:

@@ -107,9 +107,9 @@ def which_factory(name: str) -> ModelError:
     """The error for a file without a factory: what it defines, read from its source without running it."""
     try:
         tree = ast.parse(Path(name).read_bytes())
-    except OSError:
+    except FileNotFoundError:
         return ModelError(f"no such file: {name}. A model of your own is FILE.py:FACTORY.")
-    except (SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
     names = []
     for node in tree.body:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import InjectError, SimAM, eject, inject, injected, plan, simam, verify
+from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, plan, simam, verify
+from simam_inject.api import survey
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
 from tests.engine.blocks import Block, Net
 from tests.engine.snapshot import snapshot
@@ -109,6 +110,21 @@ def test_no_module(model):
     refuses(ModelError, "the class Net; give an instance", Net, "after block.a")
     refuses(ModelError, "the function forward; give the model that it returns", model.forward, "after block.a")
     refuses(ModelError, "found an object of type int", 3, "after block.a")
+
+
+@pytest.mark.parametrize("function", [eject, injected, verify, survey, lambda thing: bypass(thing).__enter__()])
+def test_no_module_for_the_other_functions(function):
+    for thing in (None, Net, "resnet50"):
+        with pytest.raises(ModelError, match=r"expected an nn\.Module, found"):
+            function(thing)
+
+
+def test_a_part_that_was_injected_is_named_where_the_whole_is_verified():
+    model = inject(network(), "after block.a", example_inputs=torch.rand(2, 3, 8, 8))
+    whole = torch.optim.swa_utils.AveragedModel(model)
+    with pytest.raises(ModelError, match="into the part 'module' of this AveragedModel"):
+        verify(whole)
+    assert verify(whole.module).ok
 
 
 @pytest.fixture

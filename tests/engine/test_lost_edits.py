@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import InjectError, SimAM, bypass, eject, inject, injected
+from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
+from simam_inject.persist import load, save
 from tests.oracle import E_LAMBDA, assert_right, attend, distance, hooked, same_bits
 
 
@@ -601,6 +602,55 @@ def test_a_holder_that_is_moved_or_wrapped_is_followed_and_its_norm_too(name):
     owner.add_module(name, nn.Identity())  # folded into the convolution
     with pytest.raises(InjectError, match=r"body\.0"):
         run(model)
+
+
+class Scaled(nn.Module):
+    """With a value that only an expression of its forward is."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x):
+        y = self.one(x) * 2.0
+        return self.two(y) + y
+
+
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def compiled(part):
+    return torch.compile(part, backend="eager")
+
+
+WRAPPERS = {
+    "compiled": (lambda net: net.__setitem__(1, compiled(net[1])), "1._orig_mod"),
+    "wrapped": (lambda net: net.__setitem__(1, Around(net[1])), "1.inner"),
+    "moved": (lambda net: net.insert(0, nn.Identity()), "2"),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_sites_of_a_block_that_is_wrapped_or_moved_are_listed_once_and_verified(name, tmp_path):
+    wrap, path = WRAPPERS[name]
+    stock = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), Scaled(), nn.Conv2d(3, 3, 3, padding=1)).double().eval()
+    model = inject(copy.deepcopy(stock), recipe("1.mul", "1.two"), example_inputs=image())
+    before, plain = run(model), run(stock)
+    wrap(model)
+    assert [site.path for site in injected(model)] == [f"{path}.mul", f"{path}.two"]
+    assert_right(run(model), before, plain)
+    found = verify(model, example_inputs=image())
+    assert found.ok, found
+    wrap(stock)
+    assert_right(run(load(save(model, tmp_path / "net.safetensors"), stock)), before, plain)
+    eject(model)
+    assert distance(run(model), plain) < 1e-8
 
 
 class Ends(nn.Module):

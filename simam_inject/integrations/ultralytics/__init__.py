@@ -19,20 +19,25 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
+import torch
 import ultralytics
 from torch import nn
+from torch.utils.data import DataLoader, Subset
+from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 from ultralytics.engine.model import Model
 
 from simam_inject.adapters import Adapter
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
-from simam_inject.integrations.ultralytics import networks, training
-from simam_inject.integrations.ultralytics.images import training_images
+from simam_inject.integrations.ultralytics import networks as networks
+from simam_inject.integrations.ultralytics import training
 from simam_inject.integrations.ultralytics.ramping import ramp
 from simam_inject.integrations.ultralytics.record import erase, write
 
@@ -81,8 +86,27 @@ class UltralyticsAdapter(Adapter):
             yield twin.fuse(verbose=False)
 
     def batches(self, model: nn.Module, data: str) -> Iterable[Any] | None:
-        """Training images of a data set, for a `YOLO` object; its network alone cannot read them."""
-        return training_images(model, data) if isinstance(model, Model) else None
+        """Batches of at most 512 training images, in mixed order, resized as for validation and not augmented.
+
+        They are those that the validator of the model's task reads. Only a `YOLO` object can read a data set.
+
+        Raises:
+            ModelError: ultralytics cannot read the data set.
+        """
+        if not isinstance(model, Model):
+            return None
+        try:
+            with tempfile.TemporaryDirectory() as folder:  # a validator makes a folder for its results
+                options = {**model.overrides, "data": data, "mode": "val", "split": "train", "rect": False}
+                validator = model._smart_load("validator")(args=options, save_dir=Path(folder))
+            validator.data = (check_cls_dataset if model.task == "classify" else check_det_dataset)(data)
+            validator.stride, validator.names = int(max(model.model.stride)), validator.data["names"]
+            images = validator.build_dataset(validator.data["train"])
+        except Exception as error:
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ModelError(f"ultralytics cannot read the data set {data!r}: {reason[0]}") from error
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()[:512]
+        return DataLoader(Subset(images, order), 16, collate_fn=getattr(images, "collate_fn", None))
 
 
 def warn_if_untested(version: str = ultralytics.__version__) -> None:
@@ -97,6 +121,4 @@ def warn_if_untested(version: str = ultralytics.__version__) -> None:
 
 
 warn_if_untested()
-networks.install()
-training.install()
 ADAPTER = UltralyticsAdapter(__name__)

@@ -63,22 +63,37 @@ def check_checkpoint(path: Path) -> Checkup:
     """Look into a checkpoint and the .onnx file of the same name beside it. Changes neither.
 
     Raises:
-        FileError: the file does not exist, or ultralytics cannot load it.
+        FileError: The file does not exist, or ultralytics cannot load it.
     """
     network = _load(path)
     record, example = recorded(network), Example((example_of(network).tensors[0],), {})
-    trained, fused = (expected_sites(net, example) for net in (network, copy.deepcopy(network).fuse(verbose=False)))
-    sites = _compare(record, trained, fused)
+    planned = {site.module: site for site in record.sites} if record else {}
+    trained, fused = (
+        {site.module: site for site in expected_sites(net, example)}
+        for net in (network, copy.deepcopy(network).fuse(verbose=False))
+    )
+    found: dict[str, Insertion | ExportedSite] = {**planned, **trained}
+    sites = tuple(
+        CheckedSite(
+            path=site.path,
+            e_lambda=site.e_lambda,
+            planned=module in planned,
+            present=module in trained,
+            runs=trained[module].runs if module in trained else 0,
+            runs_fused=fused[module].runs if module in fused else 0,
+        )
+        for module, site in found.items()
+    )
     file, exported, faults = path.with_suffix(".onnx"), None, _faults(record, sites)
     if trained and file.is_file():
         try:
             gates = read(file).gates
             exported = sum(gate.is_live for gate in gates)
-            count_sites(gates, tuple(site for site in fused if site.runs))
+            count_sites(gates, tuple(site for site in fused.values() if site.runs))
         except InjectError as error:  # onnxruntime is not installed, it is no .onnx, or it lost a site
             faults.append(f"{file.name}: {error}")
-    name = names_of(record) if record else ""
-    return Checkup(path, type(network).__name__, name, sites, exported, tuple(faults))
+    recipe = names_of(record) if record else ""
+    return Checkup(path, type(network).__name__, recipe, sites, exported, tuple(faults))
 
 
 def _load(path: Path) -> Any:
@@ -94,36 +109,13 @@ def _load(path: Path) -> Any:
         raise FileError(f"ultralytics cannot load {path}: {type(error).__name__}: {error}") from error
 
 
-def _compare(
-    record: Record | None, trained: tuple[ExportedSite, ...], fused: tuple[ExportedSite, ...]
-) -> tuple[CheckedSite, ...]:
-    planned = {site.module: site for site in record.sites} if record else {}
-    runs, runs_fused = ({site.module: site.runs for site in found} for found in (trained, fused))
-    sites: dict[str, Insertion | ExportedSite] = {**planned, **{site.module: site for site in trained}}
-    return tuple(
-        CheckedSite(
-            path=site.path,
-            e_lambda=site.e_lambda,
-            planned=module in planned,
-            present=module in runs,
-            runs=runs.get(module, 0),
-            runs_fused=runs_fused.get(module, 0),
-        )
-        for module, site in sites.items()
-    )
-
-
 def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     if not sites:
         why = "its record lists no sites" if record else "its yaml has no record of it"
         return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
-    kinds = {
-        "not recorded in model.yaml, so training from this file would lose": [s for s in sites if not s.planned],
-        "recorded and missing from the network": [s for s in sites if not s.present],
-        "present but never run": [s for s in sites if s.present and not s.runs],
+    faulty = {
+        "not recorded in model.yaml, so training from this file would lose": [s.path for s in sites if not s.planned],
+        "recorded and missing from the network": [s.path for s in sites if not s.present],
+        "present but never run": [s.path for s in sites if s.present and not s.runs],
     }
-    return [
-        f"{len(found)} of {len(sites)} sites {kind}: {shortened([site.path for site in found])}"
-        for kind, found in kinds.items()
-        if found
-    ]
+    return [f"{len(paths)} of {len(sites)} sites {why}: {shortened(paths)}" for why, paths in faulty.items() if paths]

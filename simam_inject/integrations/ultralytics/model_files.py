@@ -8,13 +8,13 @@ else before those readers that do. A block class with SimAM inside (`C2f_SimAM`)
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -24,43 +24,9 @@ from simam_inject.recipe.recipe import DEFAULT_E_LAMBDA
 from simam_inject.recipe.texts import read_file, read_yaml
 from simam_inject.recipe.wording import describe, join_names
 
-SECTIONS = ("backbone", "head")
 _SIMAM = re.compile(r"_?simam_?", re.IGNORECASE)
-_ALONE = re.compile(r"|(module|attention|att|block|layer|[23]d)", re.IGNORECASE)
+_ALONE = re.compile(r"(nn\.)?(module|attention|att|block|layer|[23]d)?", re.IGNORECASE)
 """What may be left of the name of a row that is a SimAM and nothing else."""
-_OUTPUT = "output of the model"
-"""Class of a row that stands for whatever reads the last one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One layer of a model file."""
-
-    place: str
-    """Path in the file: `head[3]`."""
-    number: int
-    sources: tuple[int, ...]
-    """Numbers of the rows it reads; -1 is the input image."""
-    module: str
-    stock_module: str
-    """The class without SimAM: `C2f` of `C2f_SimAM`."""
-    stock_path: str
-    """Path of the layer in the stock model; of a SimAM, that of the layer that takes its number."""
-    e_lambda: float | None
-    """Of a row that is a SimAM and nothing else; None for any other row."""
-
-    @property
-    def is_block(self) -> bool:
-        """The row is a block with a SimAM inside."""
-        return self.module != self.stock_module and self.e_lambda is None
-
-    @property
-    def is_bottleneck(self) -> bool:
-        """The row is a `Bottleneck` with a SimAM inside."""
-        return self.is_block and self.stock_module.lower() == "bottleneck"
-
-    def __str__(self) -> str:
-        return f"row {self.number} ({self.module})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,17 +38,49 @@ class ImportedModel:
     """One sentence for each row that does not do what it seems to, or that can mean several things."""
 
 
+class _Value(NamedTuple):
+    """What a row returns: the value of a layer of the stock model, as it is or through SimAM."""
+
+    layer: int
+    """Number of the layer in the stock model; -1 for the input image."""
+    e_lambda: float | None = None
+    """Lambda of the last SimAM; None for the value as it is."""
+    through: tuple[str, ...] = ()
+    """Names of the SimAM rows between."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    place: str
+    """`head[3]`"""
+    number: int
+    module: str
+    block: str
+    """The stock class, if SimAM is inside: `C2f` of `C2f_SimAM`."""
+    path: str
+    """Its path in the stock model."""
+    reads: tuple[_Value, ...]
+
+    @property
+    def is_bottleneck(self) -> bool:
+        """Whether SimAM is in its branch, not on what it returns."""
+        return self.block.lower() == "bottleneck"
+
+    def __str__(self) -> str:
+        return f"row {self.number} ({self.module})"
+
+
 def import_model_yaml(path: str | Path) -> ImportedModel:
     """Read an ultralytics model file that contains SimAM.
 
     Args:
-        path: the YAML file.
+        path: The YAML file.
 
     Returns:
         The recipe for the stock model, and notes on dead, mistaken and ambiguous rows.
 
     Raises:
-        RecipeError: it cannot be read, is not a model file, has no SimAM whose output is used, or no recipe can
+        RecipeError: It cannot be read, is not a model file, has no SimAM whose output is used, or no recipe can
             express it. Where there is nothing to import, the message ends with the notes.
     """
     source = Path(path)
@@ -93,10 +91,10 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         reading = _Reading(data)
         rules = reading.rules()
         if not rules:
-            is_dead = any(row.e_lambda is not None for row in reading.rows)
-            problem = "no row reads the output of a SimAM row" if is_dead else "no row contains SimAM"
-            start = f"backbone: {problem}, so there is nothing to import"
-            raise RecipeError("\n  note: ".join([start, *reading.notes]))
+            problem = "no row reads the output of a SimAM row" if reading.simams else "no row contains SimAM"
+            raise RecipeError(
+                "\n  note: ".join([f"backbone: {problem}, so there is nothing to import", *reading.notes])
+            )
     except RecipeError as error:
         raise RecipeError(f"{error} (in {source})") from None
     name = source.stem if "simam" in source.stem.lower() else f"{source.stem}-simam"
@@ -114,129 +112,114 @@ class _Reading:
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self.notes: list[str] = []
-        self.rows: list[Row] = []
-        self.origins: dict[int, tuple[int, float | None]] = {-1: (-1, None)}
-        """Number of a row -> the layer of the stock model whose value it returns, and the lambda of a SimAM between."""
-        for section in SECTIONS:
+        self.values: list[_Value] = []
+        """What each row returns."""
+        self.layers: list[_Layer] = []
+        self.simams: list[str] = []
+        """Names of the rows that are SimAM."""
+        self.place = "backbone"
+        for section in ("backbone", "head"):
             if not isinstance(data.get(section), list):
                 raise RecipeError(
                     f"{section}: is missing; an ultralytics model file lists its layers in backbone and head"
                 )
             for index, entry in enumerate(data[section]):
-                self.rows.append(self._read_row(f"{section}[{index}]", entry))
+                self.place = f"{section}[{index}]"
+                self._read_row(self.place, entry)
 
-    def _read_row(self, place: str, entry: object) -> Row:
+    def _read_row(self, place: str, entry: object) -> None:
         source, repeats, module, args = entry if isinstance(entry, list) and len(entry) == 4 else (None,) * 4
         if not isinstance(module, str) or type(repeats) is not int or not isinstance(args, list):
             raise RecipeError(f"{place}: is not a row; rows are [from, repeats, module, args], e.g. [-1, 1, SimAM, []]")
-        number, stock_module = len(self.rows), _SIMAM.sub("", module)
-        sources = tuple(_resolve(place, number, one) for one in (source if isinstance(source, list) else [source]))
-        stock_path = f"model.{sum(row.e_lambda is None for row in self.rows)}"
-        row = Row(place, number, sources, module, stock_module, stock_path, None)
-        if module == stock_module or not _ALONE.fullmatch(stock_module.rpartition(".")[2]):
-            return row
+        sources = source if isinstance(source, list) else [source]
+        reads = tuple(self._resolve(place, one) for one in sources)
+        number, rest = len(self.values), _SIMAM.sub("", module)
+        if rest == module or not _ALONE.fullmatch(rest):
+            block, index = "" if rest == module else rest, len(self.layers)
+            self.layers.append(_Layer(place, number, module, block, f"model.{index}", reads))
+            self.values.append(_Value(index))
+            return
+        if len(reads) != 1:
+            raise RecipeError(f"{place}: a SimAM reads one layer; found {join_names(sources or ['none'], 'and')}")
+        name, value = f"row {number} ({module})", reads[0]
+        if value.layer < 0:
+            raise RecipeError(f"{place}: is applied to the input image, not to a layer of the stock model")
         if repeats > 1:
-            self.notes.append(f"{row}: repeated {repeats} times; the recipe has one")
-        if len(sources) != 1:
-            raise RecipeError(f"{place}: a SimAM reads one layer; found {join_names(map(str, sources), 'and')}")
-        return replace(row, e_lambda=self._read_lambda(row, args))
+            self.notes.append(f"{name}: repeated {repeats} times; the recipe has one")
+        if value.through:
+            self.notes.append(f"{name}: is applied to {value.through[-1]}, also a SimAM; the recipe has one")
+        self.values.append(_Value(value.layer, self._read_lambda(name, args), (*value.through, name)))
+        self.simams.append(name)
 
-    def _read_lambda(self, row: Row, args: list[Any]) -> float:
+    def _resolve(self, place: str, source: object) -> _Value:
+        """What the row that `from` means returns; negative numbers count back from here."""
+        number = len(self.values)
+        resolved = (source if source >= 0 else number + source) if type(source) is int else -2
+        if not -1 <= resolved < number:
+            raise RecipeError(
+                f"{place}: reads row {describe(source)}; row {number} can read rows 0 to {number - 1}, or -1 for the "
+                "one before"
+            )
+        return self.values[resolved] if resolved >= 0 else _Value(-1)
+
+    def _read_lambda(self, name: str, args: list[Any]) -> float:
         """The lambda a SimAM row means: its only number, or the second beside a channel count."""
         numbers = [value for value in args if type(value) in (int, float)]
-        e_lambda = next((float(value) for value in reversed(numbers) if _is_lambda(value)), DEFAULT_E_LAMBDA)
-        for value in numbers:
-            if not _is_lambda(value):
-                self.notes.append(
-                    f"{row}: {value} is probably a channel count and would make the gate a constant; the recipe has "
-                    f"e_lambda {e_lambda:g}"
-                )
+        counts = [value for value in numbers if not 0 < value <= (1 if type(value) is int else sys.float_info.max)]
+        e_lambda = next((float(value) for value in reversed(numbers) if value not in counts), DEFAULT_E_LAMBDA)
+        self.notes += [
+            f"{name}: {value} is probably a channel count and would make the gate a constant; the recipe has e_lambda "
+            f"{e_lambda:g}"
+            for value in counts
+        ]
         return e_lambda
 
     def rules(self) -> list[Rule]:
         """A rule for each place; places of one kind and lambda share one."""
+        output = _Layer(self.place, len(self.values), "the output", "", "", tuple(self.values[-1:]))
+        readers: dict[int, list[tuple[_Layer, float | None]]] = defaultdict(list)
+        used: set[str] = set()
+        for row in (*self.layers, output):
+            for value in row.reads:
+                readers[value.layer].append((row, value.e_lambda))
+                used.update(value.through)
+        dead = [name for name in self.simams if name not in used]
+        self.notes += [f"{name}: its output is never used; the recipe omits it" for name in dead]
         after: dict[float | None, list[str]] = defaultdict(list)
-        inside: list[str] = []
         before: list[Rule] = []
-        for row in (row for row in self.rows if row.is_block):
+        for index, row in enumerate(self.layers):
             self._note_block(row)
-            (inside if row.is_bottleneck else after[DEFAULT_E_LAMBDA]).append(row.stock_path)
-        for layer, readers in sorted(self._readers().items()):
-            row, lambdas = self.rows[layer], {e_lambda for _, e_lambda in readers}
-            if lambdas == {None}:
-                continue
-            if row.is_block and not row.is_bottleneck:
-                self.notes.append(f"{row}: a SimAM row follows it and would apply SimAM twice")
-            elif len(lambdas) == 1:
-                after[lambdas.pop()].append(row.stock_path)
+            lambdas = {e_lambda for _, e_lambda in readers[index]}
+            if row.block and not row.is_bottleneck:
+                after[DEFAULT_E_LAMBDA].append(row.path)
+                if lambdas - {None}:
+                    self.notes.append(f"{row}: a SimAM row follows it and would apply SimAM twice")
+            elif len(lambdas) == 1 and None not in lambdas:
+                after[lambdas.pop()].append(row.path)
             else:
-                before += [
-                    self._before(layer, reader, e_lambda) for reader, e_lambda in dict.fromkeys(readers) if e_lambda
-                ]
+                before += [self._before(index, *reader) for reader in dict.fromkeys(readers[index]) if reader[1]]
         rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
-        if inside:
+        if inside := [row.path for row in self.layers if row.is_bottleneck]:
             rules.append(Rule(block="Bottleneck", path=inside, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
         return rules + before
 
-    def _readers(self) -> dict[int, list[tuple[Row, float | None]]]:
-        """Layer -> the rows that read its value, each with the lambda of the SimAM that the value goes through."""
-        last = tuple(row.number for row in self.rows[-1:])
-        rows = [*self.rows, Row("", len(self.rows), last, _OUTPUT, _OUTPUT, "", None)]
-        used: set[int] = set()
-        for row in reversed(rows):
-            if row.e_lambda is None or row.number in used:
-                used.update(row.sources)
-        readers: dict[int, list[tuple[Row, float | None]]] = defaultdict(list)
-        for row in rows:
-            if row.e_lambda is not None:
-                self.origins[row.number] = self._origin_of(row, row.e_lambda, is_used=row.number in used)
-                continue
-            self.origins[row.number] = row.number, None
-            for source in row.sources:
-                layer, e_lambda = self.origins[source]
-                readers[layer].append((row, e_lambda))
-        return readers
+    def _before(self, index: int, reader: _Layer, e_lambda: float | None) -> Rule:
+        """The rule for one reader among several of a layer. Its other inputs stay as they are."""
+        number = self.layers[index].number
+        if not reader.path:
+            raise RecipeError(
+                f"{reader.place}: is the output, and other rows read row {number} plain; no recipe says that"
+            )
+        others = [value.layer for value in reader.reads if value.e_lambda is None or value.layer != index]
+        if index in others or -1 in others:
+            found = "the input image too" if -1 in others else f"row {number} both plain and through a SimAM"
+            raise RecipeError(f"{reader.place}: reads {found}; no recipe can distinguish the two")
+        exclude = tuple(self.layers[other].path for other in others)
+        return Rule(path=reader.path, before="input", exclude=exclude, e_lambda=e_lambda)
 
-    def _origin_of(self, row: Row, e_lambda: float, *, is_used: bool) -> tuple[int, float]:
-        layer, other = self.origins[row.sources[0]]
-        if not is_used:
-            self.notes.append(f"{row}: its output is never used; the recipe omits it")
-        elif layer < 0:
-            raise RecipeError(f"{row.place}: is applied to the input image, not to a layer of the stock model")
-        elif other is not None:
-            self.notes.append(f"{row}: is applied to row {row.sources[0]}, also a SimAM; the recipe has one")
-        return layer, e_lambda
-
-    def _before(self, layer: int, row: Row, e_lambda: float) -> Rule:
-        """The rule for one reader among several. Its other inputs stay as they are."""
-        if row.module == _OUTPUT:
-            place = self.rows[-1].place
-            raise RecipeError(f"{place}: is the output, and other rows read row {layer} plain; no recipe says that")
-        origins = [self.origins[source] for source in row.sources]
-        others = [other for other, through in origins if through is None or other != layer]
-        if layer in others or -1 in others:
-            found = "the input image too" if -1 in others else f"row {layer} both plain and through a SimAM"
-            raise RecipeError(f"{row.place}: reads {found}; no recipe can distinguish the two")
-        exclude = tuple(self.rows[other].stock_path for other in others)
-        return Rule(path=row.stock_path, before="input", exclude=exclude, e_lambda=e_lambda)
-
-    def _note_block(self, row: Row) -> None:
-        where = "after its second convolution, before the add" if row.is_bottleneck else "on what it returns"
-        other = "" if row.is_bottleneck else "; if yours attends the concat inside, write before: cv2"
-        self.notes.append(f"{row}: taken for {row.stock_module} with a SimAM {where}, where most forks have it{other}")
-
-
-def _resolve(place: str, number: int, source: object) -> int:
-    """Number of the row that `from` means; negative ones count back from here."""
-    resolved = (source if source >= 0 else number + source) if type(source) is int else -2
-    if not -1 <= resolved < number:
-        raise RecipeError(
-            f"{place}: reads row {describe(source)}; row {number} can read rows 0 to {number - 1}, or -1 for the one "
-            "before"
-        )
-    return resolved
-
-
-def _is_lambda(value: int | float) -> bool:
-    """It can be meant as lambda: a fraction, or an integer that is not a channel count."""
-    return 0 < value <= 1 if isinstance(value, int) else math.isfinite(value) and value > 0
+    def _note_block(self, row: _Layer) -> None:
+        where = "on what it returns, where most forks have it; if yours attends the concat inside, write before: cv2"
+        if row.is_bottleneck:
+            where = "after its second convolution, before the add, where most forks have it"
+        if row.block:
+            self.notes.append(f"{row}: taken for {row.block} with a SimAM {where}")

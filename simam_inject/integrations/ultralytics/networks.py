@@ -1,4 +1,4 @@
-"""What ultralytics' networks do differently once this package is imported, since the library has no point of extension.
+"""What ultralytics' networks do differently once this file is imported, since the library has no point of extension.
 
 * `__init__` of every network class: a network whose yaml has a record is injected;
 * `BaseModel.load`: the sites are the same as before;
@@ -27,22 +27,10 @@ from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.hooks import hooks_on
-from simam_inject.editing.presence import Presence, presence_of, set_presence
+from simam_inject.editing.presence import Presence, presence_of
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.integrations.ultralytics.record import missing_sites, read, recorded
 from simam_inject.persist.record import Record
-
-
-def install() -> None:
-    """Wrap the names, once for the process."""
-    classes = [kind for kind in vars(tasks).values() if isinstance(kind, type) and issubclass(kind, tasks.BaseModel)]
-    for network_class in classes:
-        if "__init__" in vars(network_class):
-            wrap(network_class, "__init__", _build)
-    wrap(tasks.BaseModel, "load", _load)
-    wrap(tasks.BaseModel, "fuse", _fuse)
-    wrap(tasks.BaseModel, "is_fused", _fuse)
-    wrap(tasks, "torch_safe_load", _read_checkpoint)
 
 
 def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **kwargs: Any) -> None:
@@ -68,14 +56,15 @@ def _load(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwa
 
 
 def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-    if presence_of(network) is None:
+    presence = presence_of(network)
+    if presence is None:
         return original(network, *args, **kwargs)
-    result = original(foldable(network), *args, **kwargs)
-    prune_presence(network)
+    result = original(_foldable(network), *args, **kwargs)
+    _forget_deleted_branches(network, presence)
     return network if isinstance(result, nn.Module) else result
 
 
-def foldable(network: Any) -> Any:
+def _foldable(network: Any) -> Any:
     """A shallow copy of a network for `fuse()` and `is_fused()`, whose `modules()` omit the blocks that must stay.
 
     The network itself is not changed, since other threads may copy or run it meanwhile.
@@ -99,21 +88,16 @@ def must_stay(module: nn.Module) -> bool:
     return any(map(hooks_on, inner)) or any(isinstance(hook, RewrittenMethod) for hook in hooks_on(module))
 
 
-def prune_presence(network: nn.Module) -> None:
-    """Let the presence check forget the sites in branches of a head that `fuse()` deleted: only training needs them."""
-    presence = presence_of(network)
-    if presence is None:
-        return
+def _forget_deleted_branches(network: nn.Module, presence: Presence) -> None:
+    """Do not miss sites in a branch of a head that `fuse()` deleted: only training needs it."""
     modules = dict(network.named_modules(remove_duplicate=False))
     heads = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Detect))
 
     def is_there(path: tuple[str, ...]) -> bool:
         return ".".join(path) in modules or not ".".join(path).startswith(heads)
 
-    holders = [holder for holder in presence.holders if is_there(holder[0])]
-    witnesses = [witness for witness in presence.witnesses if is_there(witness[0])]
-    if len(holders) < len(presence.holders):
-        set_presence(network, Presence.of(holders, witnesses, presence.recipes, presence.example, presence.peers))
+    presence.holders = [holder for holder in presence.holders if is_there(holder[0])]
+    presence.witnesses = [witness for witness in presence.witnesses if is_there(witness[0])]
 
 
 def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -128,3 +112,12 @@ def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any)
             stacklevel=4,
         )
     return checkpoint, file
+
+
+for _kind in list(vars(tasks).values()):
+    if isinstance(_kind, type) and issubclass(_kind, tasks.BaseModel) and "__init__" in vars(_kind):
+        wrap(_kind, "__init__", _build)
+wrap(tasks.BaseModel, "load", _load)
+wrap(tasks.BaseModel, "fuse", _fuse)
+wrap(tasks.BaseModel, "is_fused", _fuse)
+wrap(tasks, "torch_safe_load", _read_checkpoint)

@@ -25,13 +25,6 @@ _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 _STAMP = "_simam_stamp"
 
 
-def install() -> None:
-    """Wrap the names, once for the process."""
-    wrap(Model, "train", _train)
-    wrap(Model, "predict", _predict)
-    wrap(engine_trainer, "generate_ddp_command", _launch)
-
-
 class Tripwire:
     """Callback that stops a training whose networks lack a site. A class, so that a DDP worker can unpickle it.
 
@@ -127,3 +120,8 @@ def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs:
 def hands_network_to_workers() -> bool:
     """Do the workers of a multi-GPU training get the trainer's network itself?"""
     return "cloudpickle" in dist.generate_ddp_file.__code__.co_varnames
+
+
+wrap(Model, "train", _train)
+wrap(Model, "predict", _predict)
+wrap(engine_trainer, "generate_ddp_command", _launch)
