@@ -54,13 +54,12 @@ class Pair:
         self.problems: dict[str, str] = {}
         """The first one of each, by its path."""
         self.not_bypassed: list[str] = []
+        self.output: Any = None
+        self.wanted: Any = None
 
     def check(self, name: str) -> Check:
         """Whether the injected model is the original with the formula at its sites."""
-        found = (
-            Check(name, True) if self.problems else self.check_outputs(name)
-        )  # an injected model that raised has none
-        return unless(self.problems.values(), found)
+        return unless(self.problems.values(), self.check_outputs(name))
 
     def check_outputs(self, name: str) -> Check:
         """Whether both outputs are equal bit for bit; not run where there is nothing to compare."""
@@ -74,7 +73,7 @@ class Pair:
         for entry in attended_in(twin):
             assert entry.attention is not None
             entry.attention.register_forward_hook(partial(self._record, entry))
-        self.output: Any = self.forward(twin)
+        self.output = self.forward(twin)
 
     def _record(self, entry: Attended, attention: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:
         """Hook of an attention module: returns what the network goes on with, and may write into."""
@@ -116,7 +115,7 @@ class Pair:
                 return x
             return self._go_on(entry, calls.popleft(), x)
 
-        self.wanted: Any = self.oracle.run(stock, self.forward, exchange, unnumbered)
+        self.wanted = self.oracle.run(stock, self.forward, exchange, unnumbered)
         for entry in self.oracle.sites:
             if waiting.get(entry.site.module):
                 problem = f"{entry.site.path} ran on another value, or more often, than the original computes"
@@ -135,8 +134,9 @@ class Pair:
         is_other = x.dim() != len(planned) or (entry.site.runs == 1 and x.shape[dim] != planned[dim])
         if self.bypassed and is_other:
             return f"ran on {tuple(x.shape)}, planned {planned}"
-        if not isinstance(call.attention, SimAM):  # on another value, the outputs differ
-            return None
+        if not isinstance(call.attention, SimAM):
+            problem = None if call.given is None else difference(call.given, _as_given(entry, call, x))
+            return problem and f"was given another value than the original computes: {problem}"
         truth = Truth(call.attention, entry.site.e_lambda, self.oracle.spatial(entry, x.shape))
         problem = truth.why_far(self._part(entry, x), call.result)
         if problem or call.given is None or not x.requires_grad:
@@ -146,11 +146,16 @@ class Pair:
     def _go_on(self, entry: Attended, call: _Call, x: Tensor) -> Tensor:
         if self.bypassed:
             return x
-        is_moved = entry.site.channel_dim == -1 and not isinstance(call.attention, SimAM)  # as in `editing.hooks`
-        result = call.result.movedim(1, -1) if is_moved else call.result
+        result = _as_given(entry, call, call.result, source=1, destination=-1)
         result = torch.where(torch.ones_like(x, dtype=torch.bool), result, x)  # x stays in the graph
         self.nodes.append((entry, call, result.grad_fn))
         return result
+
+
+def _as_given(entry: Attended, call: _Call, x: Tensor, source: int = -1, destination: int = 1) -> Tensor:
+    """As `editing.hooks` does it: attention modules other than SimAM are given N, C, spatial."""
+    is_moved = entry.site.channel_dim == -1 and not isinstance(call.attention, SimAM)
+    return x.movedim(source, destination) if is_moved else x
 
 
 def _nodes_behind(output: Any) -> set[Any]:

@@ -108,10 +108,7 @@ class _Checks:
         return pair.check(name + self.examples[0][1])
 
     def _in_train_mode(self) -> list[Check]:
-        names = (
-            "bypassed: equal to the original in train mode",
-            "equal to the formula in train mode, gradients included",
-        )
+        bypassed, formula = "bypassed: equal to the original", "equal to the formula in train mode, gradients included"
         idle, seed = set(self.oracle.scopes), _SEED
         while (pair := self._pair(training=True, seed=seed)) and not pair.problems and seed < _SEED + _CHANCES:
             idle &= self.oracle.changed() - pair.calls.keys()
@@ -120,13 +117,13 @@ class _Checks:
             seed += 1
         if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
             reason = f"the model does not run in train mode on this example ({self.failure})"
-            return [Check(name, None, reason) for name in names]
-        values = pair.check(names[1])
+            return [Check(name, None, reason) for name in (f"{bypassed} in train mode", formula)]
+        values = pair.check(formula)
         if values.ok:
             words = "never ran: in train mode its forward computes something else"
             values = unless([f"{one.site.path} {words}" for one in self.sites if one.site.module in idle], values)
         # What a SimAM returns is all that differs: the rest of both networks has computed the same.
-        return [unless(pair.not_bypassed, Check(names[0], values.ok or None, values.detail)), values]
+        return [unless(pair.not_bypassed, Check(f"{bypassed} in train mode", values.ok or None, values.detail)), values]
 
     def _pair(self, *, training: bool, seed: int = _SEED) -> Pair | None:
         """A forward of the injected model and one of the original, with the first example that the original takes."""
