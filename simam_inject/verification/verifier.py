@@ -78,10 +78,11 @@ class _Checks:
 
     def all(self, before: Marks | None, recorded: set[str] | None) -> list[Check]:
         """Every check that runs the model, and that of its tensors."""
-        tensors = same_tensors(self.model, self.sites, list(self._stock().state_dict()), before)
+        stock = self._stock()
+        tensors = same_tensors(self.model, self.sites, list(stock.state_dict()), before)
         first = Pair(self.oracle, partial(self._run, example=self.example), bypassed=True)
         try:
-            error = self._run_both(first)
+            error = self._run_both(first, stock)
         except Exception as own:
             raise cannot_run(self.model, self.example, own) from own
         if recorded is not None and recorded != self.oracle.ran:
@@ -131,7 +132,7 @@ class _Checks:
             forward = partial(self._run, example=self.examples[0][0], training=training, seed=seed)
             pair = Pair(self.oracle, forward, training=training)
             try:
-                error = self._run_both(pair)
+                error = self._run_both(pair, self._stock())
                 does_not_exist = training and isinstance(error, NoValueError)
             except Exception as own:  # also batch norm on one value
                 error, does_not_exist = own, True
@@ -143,14 +144,14 @@ class _Checks:
             del self.examples[0]
         return None
 
-    def _run_both(self, pair: Pair) -> Exception | None:
+    def _run_both(self, pair: Pair, stock: nn.Module) -> Exception | None:
         """The error that the injected model raises, and the original does not; raises what the original raises."""
         error = None
         try:
             pair.run_injected(self._injected())
         except Exception as raised:
             error, pair.bypassed = raised, True
-        pair.run_original(self._stock())
+        pair.run_original(stock)
         changed = self.oracle.changed() & pair.problems.keys()
         if changed and error is None:
             pair.run_original(self._stock(), changed)
