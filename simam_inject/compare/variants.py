@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from simam_inject.api import inject, no_effect, plan
+from simam_inject.api import inject, injected, no_effect, plan
 from simam_inject.bench.measuring import bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
 from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
@@ -67,12 +67,14 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
     Raises:
         NoMatchError: A recipe has no effect on the network.
         ModelError: The network cannot be planned.
-        CompareError: `make_model` makes no network.
+        CompareError: `make_model` makes no network, or one that is injected already.
     """
     model = _make(make_model, seed=0)
+    if injected(model):
+        raise CompareError("make_model returns a network that is injected already, so plain would be, too; eject it")
     for recipe in {variant.recipe: variant.where for variant in variants if variant.where is not None}.values():
         found = plan(model, recipe, example_inputs=example_inputs)
-        if not found.insertions and not found.is_done:
+        if not found.insertions:
             raise NoMatchError(no_effect(found))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
+import inspect
 import itertools
 import os
 import tempfile
@@ -17,15 +18,12 @@ from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import attended_in, without_attention
-from simam_inject.errors import describe_exception
-from simam_inject.export.graph import Artefact
-from simam_inject.export.proving import as_exported, compare, count_sites, expected_sites, tolerance_for
+from simam_inject.errors import ModelError, describe_exception
+from simam_inject.export.formats import FORMS, Artefact, Form
+from simam_inject.export.proving import TOLERANCES, as_exported, compare, count_sites, expected_sites
 from simam_inject.export.records import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import parse_dynamic, vary
 from simam_inject.modules import check_injectable, unwrapped
-
-SUFFIXES = {".onnx": "onnx_file", ".pt2": "program", ".torchscript": "script"}
-"""Suffix -> the file of this package with its `write` and `read`."""
 
 
 def export(
@@ -73,13 +71,13 @@ def export(
     if target.is_dir():
         raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
     network = _network(model)
-    example = example_of(network, example_inputs)
+    example = _example(network, example_inputs)
     with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as folder:
         written = Path(folder) / target.name
         with as_exported(network) as twin, warnings.catch_warnings(action="ignore"):  # no user can act on them
-            _write(twin, form, vary(twin, example, varying), written, varying)
+            _write(form, twin, vary(twin, example, varying), written)
         report = _prove(network, written, example, varying, tolerance)
-        if any(comparison.left_out for comparison in report.comparisons):
+        if report.comparisons[0].left_out:
             raise LostSiteError(f"the file lacks the last {report.comparisons[0].left_out} outputs of the model")
         written.replace(target)
     return replace(report, path=target)
@@ -104,7 +102,7 @@ def prove(
     if not source.is_file():
         raise ExportError(f"no such file: {str(source)!r}")
     network, varying = _network(model), parse_dynamic(dynamic)
-    example = example_of(network, example_inputs)
+    example = _example(network, example_inputs)
     for candidate in itertools.chain([network], adapter_of(model).deployed(model)):
         try:
             return _prove(candidate, source, example, varying, tolerance)
@@ -122,31 +120,27 @@ def read(path: Path) -> Artefact:
     form = _form_of(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # deprecations of the libraries
-            artefact: Artefact = form.read(path)
+            return form.read(path)
     except Exception as error:  # of zip, JSON, protobuf and the runtimes
         raise ExportError(f"{path} cannot be opened as {path.suffix[1:]}: {error}") from None
-    return artefact
 
 
-def _form_of(path: Path) -> Any:
-    """The module that writes and reads the format of a suffix, imported when it is first needed."""
-    if path.suffix not in SUFFIXES:
-        raise ExportError(
-            f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(SUFFIXES)}"
-        )
-    try:
-        return importlib.import_module(f"simam_inject.export.{SUFFIXES[path.suffix]}")
-    except ImportError as error:
-        raise ExportError(
-            f"ONNX needs the package {error.name!r}; install it with: pip install 'simam_inject[export]'"
-        ) from None
+def _form_of(path: Path) -> Form:
+    if path.suffix not in FORMS:
+        raise ExportError(f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(FORMS)}")
+    lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if path.suffix == ".onnx" and lacking:
+        raise ExportError(f"ONNX needs the package {lacking[0]!r}; install it with: pip install 'simam_inject[export]'")
+    return FORMS[path.suffix]
 
 
 def _network(model: nn.Module) -> nn.Module:
+    """The network to export, every SimAM of which is switched on."""
     network = network_of(unwrapped(model))
     check_injectable(network)
-    found = [(entry.insertion.module, entry.attention) for entry in attended_in(network)]
-    attentions = {name: attention for name, attention in found if isinstance(attention, SimAM)}
+    attentions = {
+        entry.site.module: entry.attention for entry in attended_in(network) if isinstance(entry.attention, SimAM)
+    }
     if not attentions:
         raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions.items():
@@ -166,7 +160,17 @@ def _network(model: nn.Module) -> nn.Module:
     return network
 
 
-def _write(twin: nn.Module, form: Any, examples: tuple[Example, ...], path: Path, varying: tuple[str, ...]) -> None:
+def _example(network: nn.Module, example_inputs: Any) -> Example:
+    """The example with positional arguments in the order of the forward method, as files have them."""
+    example = example_of(network, example_inputs)
+    try:
+        bound = inspect.signature(network.forward).bind(*example.args, **example.kwargs)
+    except TypeError as error:
+        raise ModelError(f"the forward method does not accept the example inputs: {error}") from None
+    return Example(bound.args, bound.kwargs)
+
+
+def _write(form: Form, twin: nn.Module, examples: tuple[Example, ...], path: Path) -> None:
     try:
         form.write(twin, examples, path)
     except ExportError:
@@ -177,7 +181,7 @@ def _write(twin: nn.Module, form: Any, examples: tuple[Example, ...], path: Path
             with without_attention(twin):
                 form.write(twin, examples, path)
         except Exception:
-            advice = "dynamic='batch' or fixed sizes may do" if "size" in varying else "another suffix may do"
+            advice = "dynamic='batch' or fixed sizes may do" if len(examples) > 1 else "another suffix may do"
             blame = f"with or without SimAM; {advice}"
         reason = describe_exception(error)
         raise ExportError(f"the exporter cannot express this model {blame}: {reason}") from error
@@ -187,7 +191,9 @@ def _prove(
     model: nn.Module, path: Path, example: Example, varying: tuple[str, ...], tolerance: float | None
 ) -> ExportReport:
     artefact = read(path)
-    allowed = tolerance_for(example) if tolerance is None else tolerance
+    dtypes = {tensor.dtype for tensor in example.tensors}
+    default = max((TOLERANCES[dtype] for dtype in dtypes & TOLERANCES.keys()), default=1e-4)
+    allowed = default if tolerance is None else tolerance
     with as_exported(model) as twin:
         examples = vary(twin, example, varying)
         sites = count_sites(artefact.gates, expected_sites(twin, examples[0]))

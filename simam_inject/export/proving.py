@@ -24,14 +24,13 @@ from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.export.graph import Artefact, Gate
+from simam_inject.export.formats import Artefact
+from simam_inject.export.graph import Gate
 from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
-_LAMBDA_PRECISION = 0.05
-"""Relative; a lambda that was folded into a float16 constant is not exact."""
 
 
 @contextmanager
@@ -49,17 +48,19 @@ def as_exported(model: nn.Module) -> Iterator[nn.Module]:
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:
     """Every SimAM of the model with how often eager mode runs it."""
-    sites = [(entry.insertion, entry.attention) for entry in attended_in(model) if isinstance(entry.attention, SimAM)]
+    sites = {
+        entry.site.module: (entry.site.path, entry.attention)
+        for entry in attended_in(model)
+        if isinstance(entry.attention, SimAM)
+    }
     runs: Counter[str] = Counter()
     with ExitStack() as hooks:
-        for site, attention in sites:
-            hooks.enter_context(attention.register_forward_hook(lambda *_, name=site.module: runs.update([name])))
+        for name, (_, attention) in sites.items():
+            hooks.enter_context(attention.register_forward_hook(lambda *_, name=name: runs.update([name])))
         example.run(model)
     return tuple(
-        ExportedSite(
-            site.path, site.module, attention.e_lambda, runs[site.module], "name" if runs[site.module] else "idle"
-        )
-        for site, attention in sites
+        ExportedSite(path, name, attention.e_lambda, runs[name], "name" if runs[name] else "idle")
+        for name, (path, attention) in sites.items()
     )
 
 
@@ -69,9 +70,8 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
     Raises:
         LostSiteError: one is not there, does not reach the output, or has another lambda.
     """
-    names = {site.module for site in expected}
     live = [gate for gate in gates if gate.is_live]
-    nameless = [gate for gate in live if gate.module not in names]
+    nameless = [gate for gate in live if gate.module not in {site.module for site in expected}]
     found, lost = [], []
     for site in expected:
         named = [gate for gate in live if gate.module == site.module]
@@ -84,22 +84,23 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
         fitting = [gate for gate in nameless if _has_lambda(gate, site)][:missing]
         for gate in fitting:
             nameless.remove(gate)
-        if len(fitting) < missing:
-            lost.append(site)
         found.append(replace(site, found_by="structure") if fitting else site)
+        if len(fitting) < missing:
+            is_unused = any(gate.module == site.module and not gate.is_live for gate in gates)
+            lost.append(site.path + " (computed, but its output is never used)" * is_unused)
     if lost:
-        unused = {gate.module for gate in gates if not gate.is_live}
-        paths = [site.path + " (computed, but its output is never used)" * (site.module in unused) for site in lost]
         raise LostSiteError(
-            f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(paths)}. "
+            f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(lost)}. "
             f"Its graph holds {len(live)} live of {sum(site.runs for site in expected)}"
         )
     return tuple(found)
 
 
 def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
-    wanted = min(max(site.e_lambda, SMALLEST), LARGEST)
-    return gate.e_lambda is not None and math.isclose(gate.e_lambda, wanted, rel_tol=_LAMBDA_PRECISION)
+    """Within 5 %: a lambda that was folded into a float16 constant is not exact."""
+    return gate.e_lambda is not None and math.isclose(
+        gate.e_lambda, min(max(site.e_lambda, SMALLEST), LARGEST), rel_tol=0.05
+    )
 
 
 def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: float) -> Comparison:
@@ -110,7 +111,8 @@ def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: f
         tolerance: largest difference that is allowed.
 
     Raises:
-        LostSiteError: they differ by more than the tolerance, or the file's output is not finite where eager's is.
+        ExportError: the file does not run.
+        LostSiteError: the outputs differ by more than the tolerance, or are not finite where those of the model are.
     """
     ours = _numbers(example.run(model))
     with bypassed(model):
@@ -135,11 +137,6 @@ def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: f
             f"{tolerance:g} allowed"
         )
     return Comparison(shapes, difference, math.nan if isinstance(effect, str) else effect, left_out)
-
-
-def tolerance_for(example: Example) -> float:
-    """The default for the dtype of the input."""
-    return max((TOLERANCES[tensor.dtype] for tensor in example.tensors if tensor.dtype in TOLERANCES), default=1e-4)
 
 
 def _numbers(output: Any) -> list[Tensor]:

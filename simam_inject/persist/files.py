@@ -49,7 +49,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         The path.
 
     Raises:
-        FileError: the model has something that such a file cannot store, or the file cannot be written.
+        FileError: the model has something that such a file cannot store, or the file cannot be written. Names that end
+            in `.pt` or `.pth` are refused, since such files are pickles.
 
     Example:
         >>> import tempfile, torchvision
@@ -60,6 +61,11 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         ...     len(read(save(model, f"{folder}/net.safetensors")).insertions)
         8
     """
+    file = Path(path)
+    if file.suffix in (".pt", ".pth"):
+        raise FileError(
+            f"{file}: a {file.suffix} file is a pickle, and this is safetensors: name it {file.stem}.safetensors"
+        )
     network = network_of(unwrapped(model))
     state = state_of(network)
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
@@ -68,8 +74,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     tensors = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
     }
-    _write_in_one_step(Path(path), tensors, {"format": "pt", KEY: manifest.model_dump_json()})
-    return Path(path)
+    _write_in_one_step(file, tensors, {"format": "pt", KEY: manifest.model_dump_json()})
+    return file
 
 
 def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True) -> nn.Module:
@@ -192,14 +198,21 @@ def _size(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape)) or "scalar"
 
 
-def _read(file: Path) -> tuple[Manifest, State]:
-    """The manifest and the tensors, which are mapped into memory: unused ones are not read."""
+def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
+    """The tensors of a safetensors file, which are mapped into memory (unused ones are not read), and its metadata.
+
+    Raises:
+        FileError: it is no such file.
+    """
     try:
         with safe_open(file, framework="pt") as opened:
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
-            texts = opened.metadata() or {}
+            return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise FileError(_why_unreadable(file, error)) from None
+
+
+def _read(file: Path) -> tuple[Manifest, State]:
+    tensors, texts = read_tensors(file)
     if KEY not in texts:
         raise FileError(
             "it was not written by simam_inject.persist.save and has no record of SimAM. For weights of a model "

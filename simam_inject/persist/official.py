@@ -14,20 +14,19 @@ Source: Yang et al., "SimAM", ICML 2021; the layout of the keys is described in 
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from simam_inject.api import eject, plan
-from simam_inject.errors import FileError, NoMatchError, describe_exception
+from simam_inject.errors import FileError, NoMatchError
+from simam_inject.persist.checkpoints import read_checkpoint, without_prefix
 from simam_inject.persist.files import State, copy_all, differences, listed, naming, state_of
+from simam_inject.planning.plan import Plan
 from simam_inject.recipe import adjusted, load_recipe
 
 _FAMILIES = ("torchvision.models.resnet", "torchvision.models.mobilenetv2")
@@ -92,19 +91,10 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
                 "official checkpoints are for torchvision's ResNet, ResNeXt and MobileNetV2, not for "
                 f"{type(model).__module__}.{type(model).__name__}"
             )
-        weights, ignored = _read(Path(path))
+        weights, ignored = read_checkpoint(Path(path))
         ours = state_of(model)
         mapped = _map_keys(weights, ours)
-        others = FileError(
-            "the model has SimAM at other sites than the authors' model; call simam_inject.eject(model) first"
-        )
-        try:
-            planned = plan(model, adjusted(load_recipe("paper"), e_lambda=e_lambda))
-        except NoMatchError as error:
-            raise others from error
-        wanted = {skip.path for skip in planned.skips if skip.hit}
-        if planned.present and not (planned.is_done and {site.path for site in planned.present} == wanted):
-            raise others
+        planned = _plan(model, e_lambda)
     planned.apply()
     try:
         copy_all(model, {entry.target: weights[entry.source] for entry in mapped})
@@ -112,52 +102,44 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         if planned.insertions:
             eject(model)
         raise
-    reached = {entry.target for entry in mapped}
+    kept = ours.keys() - {entry.target for entry in mapped}
     sites = tuple(site.path for site in planned.present or planned.insertions)
-    return OfficialReport(mapped, tuple(key for key in ours if key not in reached), ignored, sites)
+    return OfficialReport(mapped, tuple(key for key in ours if key in kept), ignored, sites)
 
 
-def _read(file: Path) -> tuple[State, tuple[str, ...]]:
-    """The weights of a checkpoint, and the names of what else is in it."""
+def _plan(model: nn.Module, e_lambda: float) -> Plan:
+    """The plan of the paper's recipe, with nothing to insert if its sites are all that the model has."""
     try:
-        content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise FileError(f"it cannot be read: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
-        reason = "it holds more than tensors, which could run code, and is not read"
-        raise FileError(f"{reason} ({describe_exception(error)})") from None
-    except Exception as error:  # a damaged zip or pickle fails in as many ways as it has bytes
-        raise FileError(f"it is truncated, damaged, or no checkpoint ({describe_exception(error)})") from None
-    if not isinstance(content, Mapping):
-        raise FileError(f"it holds a {type(content).__name__}, not a checkpoint")
-    holder = next((name for name in ("state_dict", "model") if isinstance(content.get(name), Mapping)), None)
-    weights = content if holder is None else content[holder]
-    if not weights or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in weights.items()):
-        raise FileError("it is not a state_dict of tensors")
-    return weights, () if holder is None else tuple(str(name) for name in content if name != holder)
+        planned = plan(model, adjusted(load_recipe("paper"), e_lambda=e_lambda))
+        wanted = {skip.path for skip in planned.skips if skip.hit}
+        fits = not planned.present or (planned.is_done and {site.path for site in planned.present} == wanted)
+    except NoMatchError:
+        fits = False
+    if not fits:
+        raise FileError(
+            "the model has SimAM at other sites than the authors' model; call simam_inject.eject(model) first"
+        )
+    return planned
 
 
-def _map_keys(theirs: State, ours: State) -> tuple[Mapped, ...]:
+def _map_keys(weights: State, ours: State) -> tuple[Mapped, ...]:
     """Pair every key of a checkpoint with a key of the model.
 
     Raises:
         FileError: a key cannot be paired; the message says which, and what differs.
     """
-    prefix = ""
-    while all(key.startswith(f"{prefix}module.") for key in theirs):
-        prefix += "module."
+    theirs = without_prefix(weights)
     if not any(key.endswith(_COUNTER) for key in theirs):
         ours = {key: tensor for key, tensor in ours.items() if not key.endswith(_COUNTER)}
-    names = {key: key.removeprefix(prefix) for key in theirs}
-    by_name = {key: name if name in ours else re.sub(r"\.0(\.\w+)$", r"\1", name) for key, name in names.items()}
-    found = differences({target: theirs[key] for key, target in by_name.items()}, ours)
+    targets = [key if key in ours else re.sub(r"\.0(\.\w+)$", r"\1", key) for key in theirs]
+    found = differences(dict(zip(targets, theirs.values(), strict=True)), ours)
     if not any(found.values()) and len(theirs) == len(ours):
-        return tuple(
-            Mapped(key, target, "exact" if names[key] == target else "unwrapped") for key, target in by_name.items()
-        )
-    if _signature(theirs) == _signature(ours):
-        return tuple(Mapped(key, target, "in order") for key, target in zip(theirs, ours, strict=True))
-    raise FileError(f"its tensors do not fit this model:\n{listed(found)}")
+        hows = ["exact" if key == target else "unwrapped" for key, target in zip(theirs, targets, strict=True)]
+    elif _signature(theirs) == _signature(ours):
+        targets, hows = list(ours), ["in order"] * len(theirs)
+    else:
+        raise FileError(f"its tensors do not fit this model:\n{listed(found)}")
+    return tuple(map(Mapped, weights, targets, hows))
 
 
 def _signature(state: State) -> list[tuple[str, torch.Size]]:

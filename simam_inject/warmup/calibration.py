@@ -134,38 +134,37 @@ def calibrate(
 
 
 def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Iterable[Any]) -> tuple[SiteFit, ...]:
-    paths = {attention: path for path, attention in sites}
-    strengths = {attention: attention.strength for attention in paths}
-    sums: dict[SimAM, Tensor] = {}  # in the order in which the sites run
-    for attention in paths:
-        attention.strength = attention.gain = 1.0
-    with ExitStack() as stack:
-        for attention, path in paths.items():
-            stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums)))
-        with _failing_together(network):
-            run_batches(network, source, "fitting gains")
-            idle = [path for attention, path in paths.items() if attention not in sums]
-            if idle:
-                raise ModelError(
-                    f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be "
-                    "calibrated; end its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
-                )
-    pooled = dict(zip(paths, _summed(torch.stack([sums[attention] for attention in paths]), network), strict=True))
-    for attention, strength in strengths.items():
-        attention.strength, attention.gain = strength, _gain(pooled[attention])
-    return tuple(_fit(paths[attention], pooled[attention]) for attention in sums)
+    strengths = [attention.strength for _, attention in sites]
+    sums = {attention: torch.zeros(3, dtype=torch.float64) for _, attention in sites}
+    ran: dict[SimAM, str] = {}  # paths, in the order in which they run
+    with _pooled(network, sums.values()), ExitStack() as stack:
+        for path, attention in sites:
+            attention.strength = attention.gain = 1.0
+            stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums[attention], ran)))
+        run_batches(network, source, "fitting gains")
+        if idle := [path for path, attention in sites if attention not in ran]:
+            raise ModelError(
+                f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be "
+                "calibrated; end its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
+            )
+    for (_, attention), strength in zip(sites, strengths, strict=True):
+        attention.strength, attention.gain = strength, _gain(sums[attention])
+    return tuple(_fit(path, sums[attention]) for attention, path in ran.items())
 
 
-def _attend(path: str, sums: dict[SimAM, Tensor], attention: SimAM, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
+def _attend(
+    path: str, sums: Tensor, ran: dict[SimAM, str], attention: SimAM, args: tuple[Tensor, ...], y: Tensor
+) -> Tensor:
     """Forward hook: add to the sums of x x, x y and y y, and return what the fitted SimAM would."""
     if attention.bypassed:
         return y
     a, b = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (args[0], y))
-    found = torch.stack([(a * a).sum(), (a * b).sum(), (b * b).sum()]).cpu().double()
+    found = torch.stack([(a * a).sum(), (a * b).sum(), (b * b).sum()]).cpu()
     if not bool(found.isfinite().all()):
         raise ModelError(f"the map at {path} has values that are not finite (NaN or infinity)")
-    sums[attention] = sums[attention] + found if attention in sums else found
-    return y * _gain(sums[attention])
+    sums += found
+    ran[attention] = path
+    return y * _gain(sums)
 
 
 def _gain(sums: Tensor) -> float:
@@ -212,13 +211,10 @@ class _Norm:
 
 def _fit_norms(network: nn.Module, targets: list[tuple[str, nn.Module]], source: Iterable[Any]) -> int:
     norms = [_Norm(path, norm) for path, norm in targets]
-    with ExitStack() as stack:
+    with _pooled(network, [norm.sums for norm in norms]), ExitStack() as stack:
         for norm in norms:
             stack.enter_context(norm.norm.register_forward_pre_hook(norm))
-        with _failing_together(network):
-            run_batches(network, source, "estimating norms")
-    for norm in norms:
-        norm.sums = _summed(norm.sums, network)
+        run_batches(network, source, "estimating norms")
     ran = [norm for norm in norms if norm.sums[0].any()]
     for norm in ran:
         norm.write()
@@ -260,24 +256,22 @@ def _restored_on_error(network: nn.Module, sites: list[tuple[str, SimAM]]) -> It
         raise
 
 
-def _summed(sums: Tensor, network: nn.Module) -> Tensor:
-    """The sum over all processes."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return sums
-    moved = sums.to(next((parameter.device for parameter in network.parameters()), sums.device))
-    dist.all_reduce(moved)
-    return moved.cpu()
-
-
 @contextmanager
-def _failing_together(network: nn.Module) -> Iterator[None]:
-    """Raise in all processes if the body raises in one; the others would wait for its sums for ever."""
+def _pooled(network: nn.Module, sums: Iterable[Tensor]) -> Iterator[None]:
+    """Add up the sums of all processes after the body. If it raises in one, all raise: they would wait for ever."""
     failure: Exception | None = None
     try:
         yield
     except Exception as error:
         failure = error
-    if _summed(torch.tensor([failure is not None], dtype=torch.int32), network).item() and failure is None:
-        failure = ModelError("calibration failed in another process")
+    if dist.is_available() and dist.is_initialized():
+        device = next((parameter.device for parameter in network.parameters()), None)
+        failed = torch.tensor(int(failure is not None))
+        for tensor in (failed, *sums):
+            moved = tensor.to(device)
+            dist.all_reduce(moved)
+            tensor.copy_(moved)
+        if failed.item() and failure is None:
+            failure = ModelError("calibration failed in another process")
     if failure is not None:
         raise failure

@@ -48,7 +48,7 @@ def test_a_file_of_something_else_is_one_message(thing, run, folder):
     torch.save(thing, folder / "w.pth")
     result = run(NET, "--weights", "w.pth", "--after", "block", *SMALL)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: w.pth holds ")
+    assert result.stderr.startswith("error: w.pth: it ")
 
 
 def test_output_is_what_load_puts_into_a_fresh_model(run, folder):
@@ -98,15 +98,15 @@ def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, fol
 
 
 def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypatch):
-    from simam_inject.export import script
+    from simam_inject.export.formats import FORMS
 
-    original = script.write
+    form = FORMS[".torchscript"]
 
     def write_without_attention(model, *arguments):
         with bypass(model):
-            original(model, *arguments)
+            form.write(model, *arguments)
 
-    monkeypatch.setattr(script, "write", write_without_attention)
+    monkeypatch.setitem(FORMS, ".torchscript", form._replace(write=write_without_attention))
     result = run(NET, "--after", "block", *SMALL, "--output", "net.torchscript")
     assert result.exit_code == 1
     assert "lost 2 of 2 SimAM sites" in result.stderr

@@ -283,11 +283,11 @@ def test_names_that_options_repeat_are_those_of_the_modules():
     from simam_inject.bench import PEERS
     from simam_inject.bench.run import DTYPES
     from simam_inject.cli import options
-    from simam_inject.export.exporting import SUFFIXES
+    from simam_inject.export.formats import FORMS
 
     assert tuple(PEERS) == options.PEERS
     assert tuple(DTYPES) == options.DTYPES
-    assert tuple(SUFFIXES) == options.EXPORTS
+    assert tuple(FORMS) == options.EXPORTS
 
 
 MODEL_FILE = """

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from simam_inject import inject
 from simam_inject.compare import compare
 from simam_inject.compare.records import AGAIN_OFFSET
 from simam_inject.errors import CompareError, NoMatchError, RecipeError
@@ -186,6 +187,14 @@ def test_runs_that_do_not_depend_on_the_seed_are_noted():
 def test_arguments_that_are_not_fit(given, message):
     with pytest.raises(CompareError, match=message):
         compare(make_model, **{"recipes": [RECIPE], "train": noisy, **given})
+
+
+def test_a_network_that_is_injected_already_is_no_plain_one():
+    def make_attended(seed):
+        return inject(make_model(seed), RECIPE, verify=False)
+
+    with pytest.raises(CompareError, match="injected already, so plain would be, too"):
+        compare(make_attended, [RECIPE], noisy, seeds=1)
 
 
 def test_a_make_model_that_makes_no_model_is_refused_before_the_first_run(tmp_path):

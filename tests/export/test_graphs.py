@@ -13,7 +13,7 @@ from torch import nn
 
 from simam_inject import inject
 from simam_inject.export import export
-from simam_inject.export.onnx_file import scope_of
+from simam_inject.export.formats import scope_of
 from tests.export.networks import attended, image
 
 

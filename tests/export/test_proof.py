@@ -7,6 +7,7 @@ import torch
 
 from simam_inject import bypass, eject
 from simam_inject.export import LostSiteError, export, prove
+from simam_inject.export.formats import FORMS
 from simam_inject.export.graph import Operation, find_gates
 from tests.export.networks import attended, image
 from tests.networks import Network
@@ -18,9 +19,8 @@ SUFFIXES = [".pt2", ".torchscript"]
 def write(model, path):
     """An export that nobody checks."""
     from simam_inject.dataflow.example import Example
-    from simam_inject.export.exporting import _form_of
 
-    _form_of(path).write(model.eval(), (Example((image(),), {}),), path)
+    FORMS[path.suffix].write(model.eval(), (Example((image(),), {}),), path)
     return path
 
 
@@ -115,15 +115,13 @@ def test_a_failed_proof_leaves_the_file_that_was_there(tmp_path, monkeypatch):
     model = attended()
     target = tmp_path / "net.torchscript"
     target.write_text("the old file")
-    from simam_inject.export import script
-
-    original = script.write
+    form = FORMS[".torchscript"]
 
     def write_without_attention(model, *arguments):
         with bypass(model):
-            original(model, *arguments)
+            form.write(model, *arguments)
 
-    monkeypatch.setattr(script, "write", write_without_attention)
+    monkeypatch.setitem(FORMS, ".torchscript", form._replace(write=write_without_attention))
     with pytest.raises(LostSiteError, match="lost 2 of 2"):
         export(model, target, example_inputs=image())
     assert target.read_text() == "the old file"

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from simam_inject import inject
+from simam_inject.errors import ModelError
 from simam_inject.export import ExportError, export, prove
 from tests.export.networks import attended, image
 from tests.networks import Network
@@ -32,6 +34,11 @@ def test_refused_before_anything_is_written(build, name, options, words, tmp_pat
     with pytest.raises(ExportError, match=words):
         export(build(), tmp_path / name, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_example_that_the_forward_method_does_not_accept(tmp_path):
+    with pytest.raises(ModelError, match="does not accept the example inputs: missing a required argument: 'x'"):
+        export(attended(), tmp_path / "net.pt2", example_inputs={"image": image()})
 
 
 def test_a_folder_in_the_place_of_the_file(tmp_path):
@@ -89,6 +96,19 @@ def test_a_model_of_one_size_asked_for_all(tmp_path):
         export(model, tmp_path / "net.pt2", example_inputs=image(), dynamic=True)
     report = export(model, tmp_path / "net.pt2", example_inputs=image(), dynamic="batch")
     assert report.dynamic == ("batch",)
+
+
+class Generator(Network):
+    """Makes an image from a vector."""
+
+    def forward(self, z):
+        return super().forward(z.view(-1, 3, 8, 8))
+
+
+def test_a_model_without_images_asked_for_all_batches(tmp_path):
+    model = inject(Generator(), "after basicblock.conv2", example_inputs=torch.rand(2, 192), verify=False)
+    with pytest.raises(ExportError, match="dynamic has no effect"):
+        export(model, tmp_path / "net.pt2", example_inputs=torch.rand(2, 192), dynamic="batch")
 
 
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".torchscript"])

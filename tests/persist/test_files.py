@@ -303,6 +303,13 @@ def test_what_cannot_be_written(change, file, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("suffix", [".pt", ".pth"])
+def test_the_suffix_of_a_pickle_is_refused(suffix, model, tmp_path):
+    with pytest.raises(FileError, match=rf"net{suffix}: a {suffix} file is a pickle.*name it net.safetensors"):
+        save(model, tmp_path / f"net{suffix}")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_write_that_stops_halfway_leaves_the_old_file(file):
     resource = pytest.importorskip("resource")
     before = file.read_bytes()

@@ -1,0 +1,156 @@
+"""The three formats of an export: how each is written, opened, and read as a graph of operations."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from simam_inject.dataflow.example import Example
+from simam_inject.export.graph import Gate, Operation, Value, find_gates
+from simam_inject.export.records import ExportError
+from simam_inject.export.shapes import dynamic_shapes
+from simam_inject.verification.outputs import tensors_of
+
+
+@dataclass(frozen=True, slots=True)
+class Artefact:
+    """An exported file, opened."""
+
+    gates: tuple[Gate, ...]
+    run: Callable[[Example], list[Tensor]]
+    """Returns the output tensors for an example."""
+
+
+class Form(NamedTuple):
+    """One format. What is of another size in the second of the examples is written as dynamic."""
+
+    write: Callable[[nn.Module, Sequence[Example], Path], None]
+    read: Callable[[Path], Artefact]
+
+
+def _write_onnx(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
+    args, kwargs = examples[0].fresh()
+    shapes = dynamic_shapes(model, examples, ("batch", "channels", "height", "width", "depth"))
+    program = torch.onnx.export(model, args, kwargs=kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False)
+    assert program is not None
+    program.save(path, external_data=False)
+    others = [file.name for file in path.parent.iterdir() if file.name.startswith(path.name) and file != path]
+    if others:
+        raise ExportError(f"the weights are too large for one ONNX file (torch wrote {others[0]} beside it); use .pt2")
+
+
+def _read_onnx(path: Path) -> Artefact:
+    import onnx
+    import onnxruntime
+    from onnxscript import ir
+
+    def operand(value: Any) -> Value:
+        constant = ir.convenience.get_const_tensor(value) if value is not None else None
+        if constant is not None and constant.size == 1:
+            return float(constant.numpy().item())
+        return value.name if value is not None else None
+
+    onnx.checker.check_model(str(path))
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph = ir.load(path).graph
+    operations = {
+        str(output.name): Operation(node.op_type.lower(), tuple(map(operand, node.inputs)), scope_of(node))
+        for node in graph
+        for output in node.outputs
+    }
+
+    def run(example: Example) -> list[Tensor]:
+        names = [value.name for value in session.get_inputs()]
+        arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in example.tensors]
+        return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True)))]
+
+    return Artefact(find_gates(operations, [value.name for value in graph.outputs]), run)
+
+
+def scope_of(node: Any) -> str:
+    """Path of the module that computes an ONNX node: the dynamo exporter writes it into its metadata.
+
+    The older exporter, which ultralytics uses, names the node /layer1/layer1.0/conv2/simam/Sigmoid; "" for others.
+    """
+    scopes = re.findall("'([^']*)'", node.metadata_props.get("pkg.torch.onnx.name_scopes", ""))
+    if scopes:
+        return str(scopes[-2]) if len(scopes) > 1 else ""
+    path = ""
+    for part in str(node.name).split("/")[1:-1]:
+        path = part if part.startswith(f"{path}.") or not path else f"{path}.{part}"
+    return path
+
+
+def _write_program(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
+    args, kwargs = examples[0].fresh()
+    shapes = dynamic_shapes(model, examples, [torch.export.Dim.DYNAMIC] * 5)
+    torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=shapes), path)
+
+
+def _read_program(path: Path) -> Artefact:
+    program = torch.export.load(path)
+    module = program.module()
+    if any(node.op == "get_attr" for node in program.graph.nodes):  # graphs of regions under autocast or a grad mode
+        program = program.run_decompositions({})  # writes them out, without the paths of modules
+    graph = program.graph
+    operations = {node.name: _operation_of(node) for node in graph.nodes if node.op == "call_function"}
+    gates = find_gates(operations, [node.name for node in graph.output_node().all_input_nodes])
+    return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
+
+
+def _operation_of(node: fx.Node) -> Operation:
+    operands: list[Value] = []
+    for leaf in pytree.tree_leaves((node.args, node.kwargs)):
+        if isinstance(leaf, fx.Node):
+            operands.append(leaf.name)
+        elif isinstance(leaf, (int, float)):
+            operands.append(float(leaf))
+    stack = list(node.meta.get("nn_module_stack", {}).values())  # (path, class) of each module, the innermost last
+    return Operation(getattr(node.target, "_opname", ""), tuple(operands), str(stack[-1][0]) if stack else "")
+
+
+def _write_trace(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
+    args, kwargs = examples[0].fresh()
+    if kwargs:
+        raise ExportError(f"a trace takes positional arguments only; {next(iter(kwargs))!r} is a keyword argument")
+    trace: Any = torch.jit.trace(model, args, check_trace=False, strict=False)  # type: ignore[no-untyped-call]
+    torch.jit.save(trace, path)
+
+
+def _read_trace(path: Path) -> Artefact:
+    module: Any = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+    for name, child in module.named_modules():
+        for method in map(child._c._get_method, child._c._method_names()):
+            for node in method.graph.findAllNodes("aten::sigmoid"):
+                node.output().setDebugName(f"{name}@")  # where calls are written out, a number is added to the name
+    graph, operations = module.inlined_graph, {}
+    for node in graph.nodes():
+        kind, operands = node.kind().removeprefix("aten::"), tuple(map(_operand_of, node.inputs()))
+        for name in (output.debugName() for output in node.outputs()):
+            operations[name] = Operation(kind, operands, name.rpartition("@")[0])
+    gates = find_gates(operations, [value.debugName() for value in graph.outputs()])
+    return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
+
+
+def _operand_of(value: Any) -> Value:
+    constant = value.toIValue()
+    if isinstance(constant, Tensor) and constant.numel() == 1:
+        constant = constant.item()
+    return float(constant) if isinstance(constant, (int, float)) else str(value.debugName())
+
+
+FORMS = {
+    ".onnx": Form(_write_onnx, _read_onnx),
+    ".pt2": Form(_write_program, _read_program),
+    ".torchscript": Form(_write_trace, _read_trace),
+}
+"""By suffix."""
