@@ -238,9 +238,8 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
 
     In eval mode, each SimAM runs and the network goes on with its input: the outputs equal those of the original model
     bit for bit. At another input size, small if possible (that of the example where the model takes no other), in eval
-    and in train mode, the original model computes at each site what the SimAM was given, and the formula in float64
-    gives what it returned. The original goes on with that result, and its outputs equal those of the injected model:
-    bit for bit, or within 1e-3 of the largest value where a module computes in another way under hooks. The check of
+    and in train mode, each SimAM returns the formula in float64 of what the original model computes at its site. The
+    original goes on with that result, and its outputs equal those of the injected model bit for bit. The check of
     bypassed SimAM in train mode follows from this one. In train mode, gradients pass through each site. `state_dict`
     keys and parameters are unchanged. A check that cannot be run on this model has `ok=None` and a reason.
 

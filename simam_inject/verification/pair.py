@@ -1,161 +1,178 @@
 """One forward of the injected model, and one of the original that goes on with the results of its SimAMs.
 
-At each site the original computes a value, which has to be what the SimAM was given, and the formula of it what the
-SimAM returned. As the original continues with that result, rounding does not add up: the outputs are equal bit for bit.
+At each site the SimAM must have returned the formula of what the original computes there. As the original continues
+with that result, rounding does not add up: the outputs are equal bit for bit.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended, attended_in
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, a_type, shortened
 from simam_inject.planning.records import Check
-from simam_inject.verification.formula import Call, why_far
+from simam_inject.verification.formula import Truth
 from simam_inject.verification.oracle import Oracle
-from simam_inject.verification.outputs import difference, relative_distance, tensors_of
+from simam_inject.verification.outputs import difference, tensors_of
 
 _CHANNELS = 8
-"""About how many channels of a large map are looked at."""
-_LARGEST_DISTANCE = 1e-3
-"""Of two outputs, relative to the largest value: a module may compute in another way where there are hooks."""
-Calls = dict[str, list[Call]]
-"""Of each SimAM, by its dotted name."""
+"""About how many channels of a map are compared at the size of the example."""
 
 
-@contextmanager
-def calls_of(twin: nn.Module, left_out: Collection[str] = (), *, is_large: bool = False) -> Iterator[Calls]:
-    """Inside, the calls of every SimAM of an injected twin are written down.
+class _Call(NamedTuple):
+    """One call of an attention module: its input, if gradients are compared, and the autograd node that goes on."""
 
-    Args:
-        left_out: SimAMs that run, and whose result is replaced by what they are given.
-        is_large: write down some of the channels only.
-    """
-    calls: Calls = {}
-
-    def note(entry: Attended, attention: nn.Module, args: Any, result: Tensor) -> Tensor | None:
-        given: Tensor = args[0]
-        if not isinstance(result, Tensor):
-            raise ModelError(f"attention at {entry.site.path} returned a {type(result).__name__} instead of a tensor")
-        edges = None
-        if torch.is_grad_enabled() and given.requires_grad and result.requires_grad:
-            edges = get_gradient_edge(given), get_gradient_edge(result)
-        dim = entry.site.channel_dim % given.dim()
-        some = (slice(None),) * dim + (slice(None, None, max(1, given.shape[dim] // _CHANNELS) if is_large else 1),)
-        one, other = (tensor.detach()[some].clone() for tensor in (given, result))
-        calls.setdefault(entry.site.module, []).append(Call(attention, given.shape, one, other, edges))
-        return given if entry.site.module in left_out else None
-
-    hooked = [(entry, entry.attention) for entry in attended_in(twin) if entry.attention is not None]
-    handles = [attention.register_forward_hook(partial(note, entry)) for entry, attention in hooked]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
+    attention: nn.Module
+    given: Tensor | None
+    result: Tensor
+    node: Any
 
 
 class Pair:
-    """A live forward that has run, and the original's that follows it.
+    """The two forwards, in one mode on one example.
 
     Args:
-        calls: of the live forward.
-        output: its output.
-        problem: why there is none.
+        oracle: of the model.
+        forward: runs a twin.
+        training: compare gradients too.
+        bypassed: both networks go on with the input of each SimAM, which nevertheless runs and is compared.
     """
 
-    def __init__(self, oracle: Oracle, calls: Calls, output: Any, problem: str | None = None) -> None:
-        self.oracle = oracle
-        self.calls = calls
-        self.output = output
-        self.expected: Any = None
-        """The original's output; to be set when it has run."""
-        self._failure = problem
-        self._counts: Counter[str] = Counter()
-        self._problems: list[str] = []
-        self._right: list[tuple[Attended, Call, Any]] = []
-        """Calls, with their node in the autograd graph of the original."""
-
-    def attend(self, entry: Attended, x: Tensor) -> Tensor:
-        """For `Oracle.attending`: compare the value of a site with what the SimAM was given, and return its result."""
-        if entry.site.channel_dim == -1 and not isinstance(entry.attention, SimAM):  # others are given N, C, spatial
-            return self._attend(entry, x.movedim(-1, 1)).movedim(1, -1)
-        return self._attend(entry, x)
-
-    def _attend(self, entry: Attended, x: Tensor) -> Tensor:
-        key = entry.site.module
-        place, calls = self._counts[key], self.calls.get(key, [])
-        self._counts[key] += 1
-        if place >= len(calls):
-            return x
-        call = calls[place]
-        problem = why_far(call.given, x, "what the original computes there", factor=10)
-        problem = f"{entry.site.path} {problem}" if problem else self.oracle.why_not_formula(entry, call)
-        if problem is not None:
-            self._problems.append(problem)
-            return x
-        result = torch.where(torch.ones_like(x, dtype=torch.bool), call.result, x)  # x stays in the graph
-        self._right.append((entry, call, result.grad_fn))
-        return result
+    def __init__(
+        self, oracle: Oracle, forward: Callable[[nn.Module], Any], *, training: bool = False, bypassed: bool = False
+    ) -> None:
+        self.oracle, self.forward, self.training, self.bypassed = oracle, forward, training, bypassed
+        self.calls: dict[str, list[_Call]] = defaultdict(list)
+        """Of each attention module, by its path."""
+        self.problems: dict[str, str] = {}
+        """The first one of each, by its path."""
+        self.not_bypassed: list[str] = []
+        self.output: Any = None
+        self.wanted: Any = None
 
     def check(self, name: str) -> Check:
-        """The values: at every site, and of the outputs."""
-        if problem := self._failure or next(self._site_problems(), None):
-            return Check(name, False, problem)
-        return check_outputs(name, self.output, self.expected, _LARGEST_DISTANCE)
+        """Whether the injected model is the original with the formula at its sites."""
+        return unless(self.problems.values(), self.check_outputs(name))
 
-    def _site_problems(self) -> Iterator[str]:
+    def check_outputs(self, name: str) -> Check:
+        """Whether both outputs are equal bit for bit; not run where there is nothing to compare."""
+        if not any(True for _ in tensors_of(self.wanted)):
+            return Check(name, None, f"the output, a {type(self.wanted).__name__}, holds no tensors to compare")
+        differs = difference(self.output, self.wanted)
+        return Check(name, differs is None, differs or "bit for bit")
+
+    def run_injected(self, twin: nn.Module) -> None:
+        """Run the injected model, and record the calls of its attention modules."""
+        for entry in attended_in(twin):
+            assert entry.attention is not None
+            entry.attention.register_forward_hook(partial(self._record, entry))
+        self.output = self.forward(twin)
+
+    def _record(self, entry: Attended, attention: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:
+        """Hook of an attention module: returns what the network goes on with, and may write into."""
+        x: Tensor = args[0]
+        if not isinstance(result, Tensor):
+            raise ModelError(f"attention at {entry.site.path} returned {a_type(result)} instead of a tensor")
+        calls = self.calls[entry.site.module]
+        if isinstance(attention, SimAM) and not calls:
+            attention.bypassed = True
+            if attention.forward(x) is not x:
+                self.not_bypassed.append(f"{entry.site.path} does not return its input while it is bypassed")
+            attention.bypassed = False
+        passed = x if self.bypassed else result.clone()
+        kept = self._part(entry, result).clone() if self.bypassed else result
+        calls.append(_Call(attention, x if self.training else None, kept, passed.grad_fn))
+        return passed
+
+    def _part(self, entry: Attended, x: Tensor) -> Tensor:
+        """What is compared of a map: everything, or some channels of one that is large."""
+        dim = entry.site.channel_dim % x.dim()
+        some = slice(None, None, max(1, x.shape[dim] // _CHANNELS) if self.bypassed else 1)
+        return x[(slice(None),) * dim + (some,)]
+
+    def run_original(self, stock: nn.Module, unnumbered: Collection[str] = ()) -> None:
+        """Run the original with the result of the next call in the place of each value, and compare.
+
+        Args:
+            stock: a twin without SimAM.
+            unnumbered: sites where the original computes other values than in the example. Their values are those of
+                the same operation, whatever their number, that fit the next call.
+        """
+        self.problems, self.nodes = {}, list[tuple[Attended, _Call, Any]]()
+        waiting = {module: deque(calls) for module, calls in self.calls.items()}
+
+        def exchange(entry: Attended, x: Tensor) -> Tensor:
+            calls, is_any = waiting.get(entry.site.module), entry.site.module in unnumbered
+            problem = self._why_other(entry, calls[0], x) if calls else "ran less often than the original computes it"
+            if problem and not is_any:
+                self.problems.setdefault(entry.site.module, f"{entry.site.path} {problem}")
+            if problem or not calls:
+                return x
+            return self._go_on(entry, calls.popleft(), x)
+
+        self.wanted = self.oracle.run(stock, self.forward, exchange, unnumbered)
         for entry in self.oracle.sites:
-            calls, expected = self.calls.get(entry.site.module, []), self._counts[entry.site.module]
-            if entry.site.module in self.oracle.unnamed:
-                yield from filter(None, (self.oracle.why_not_formula(entry, call) for call in calls))
-            elif len(calls) != expected:
-                path = entry.site.path
-                yield f"{path} ran {len(calls)} time(s), and the original computes it {expected} time(s)"
-        yield from self._problems
+            if waiting.get(entry.site.module):
+                problem = f"{entry.site.path} ran on another value, or more often, than the original computes"
+                self.problems.setdefault(entry.site.module, problem)
+            elif entry.site.module not in self.calls and entry.site.module in self.problems:
+                self.problems[entry.site.module] = f"{entry.site.path} never ran"
+        if self.training and not self.problems:  # the gradient of the output must reach each site as in the original
+            ours, theirs = _nodes_behind(self.output), _nodes_behind(self.wanted)
+            for entry, call, node in self.nodes:
+                if node in theirs and call.node not in ours:
+                    self.problems[entry.site.module] = f"{entry.site.path} gets no gradient from the output"
 
-    def why_no_gradient(self) -> str | None:
-        """A site through which no gradient passes, or another one."""
-        live, stock = _nodes_behind(self.output), _nodes_behind(self.expected)
-        for entry, call, node in self._right:
-            if node is None:  # nothing before it requires a gradient
-                continue
-            if call.edges is None or (node in stock and call.edges[1].node not in live):
-                return f"the gradient does not pass through a SimAM at {entry.site.path}"
-            if problem := self.oracle.why_no_gradient(entry, call):
-                return problem
-        return None
+    def _why_other(self, entry: Attended, call: _Call, x: Tensor) -> str | None:
+        """Why a call is not that of the formula on the value that the original computes."""
+        planned, dim = entry.site.shape, entry.site.channel_dim
+        is_other = x.dim() != len(planned) or (entry.site.runs == 1 and x.shape[dim] != planned[dim])
+        if self.bypassed and is_other:
+            return f"ran on {tuple(x.shape)}, planned {planned}"
+        if not isinstance(call.attention, SimAM):
+            problem = None if call.given is None else difference(call.given, _as_given(entry, call, x))
+            return problem and f"was given another value than the original computes: {problem}"
+        truth = Truth(call.attention, entry.site.e_lambda, self.oracle.spatial(entry, x.shape))
+        problem = truth.why_far(self._part(entry, x), call.result)
+        if problem or call.given is None or not x.requires_grad:
+            return problem
+        return truth.why_gradient_far(x, call.given, call.result)
+
+    def _go_on(self, entry: Attended, call: _Call, x: Tensor) -> Tensor:
+        if self.bypassed:
+            return x
+        result = _as_given(entry, call, call.result, source=1, destination=-1)
+        result = torch.where(torch.ones_like(x, dtype=torch.bool), result, x)  # x stays in the graph
+        self.nodes.append((entry, call, result.grad_fn))
+        return result
 
 
-def check_outputs(name: str, found: Any, wanted: Any, largest_distance: float = 0.0) -> Check:
-    """Equal bit for bit, or within rounding; not run where there is nothing to compare."""
-    if not any(True for _ in tensors_of(wanted)):
-        return Check(name, None, f"the output, a {type(wanted).__name__}, holds no tensors to compare")
-    differs = difference(found, wanted)
-    if differs is None:
-        return Check(name, True, "bit for bit")
-    distance = relative_distance(found, wanted)
-    if isinstance(distance, str) or not 0.0 < distance <= largest_distance:
-        return Check(name, False, differs)
-    return Check(name, True, f"within {distance:.1g} of the largest value")
+def _as_given(entry: Attended, call: _Call, x: Tensor, source: int = -1, destination: int = 1) -> Tensor:
+    """As `editing.hooks` does it: attention modules other than SimAM are given N, C, spatial."""
+    is_moved = entry.site.channel_dim == -1 and not isinstance(call.attention, SimAM)
+    return x.movedim(source, destination) if is_moved else x
 
 
 def _nodes_behind(output: Any) -> set[Any]:
     """Every autograd node that a backward of the output reaches."""
     found: set[Any] = set()
-    ahead = [tensor.grad_fn for tensor in tensors_of(output) if tensor.grad_fn is not None]
+    ahead: list[Any] = [tensor.grad_fn for tensor in tensors_of(output)]
     while ahead:
         node = ahead.pop()
-        if node not in found:
+        if node is not None and node not in found:
             found.add(node)
-            ahead += [behind for behind, _ in node.next_functions if behind is not None]
+            ahead += [behind for behind, _ in node.next_functions]
     return found
+
+
+def unless(problems: Iterable[str], check: Check) -> Check:
+    """The check, failed if there are problems."""
+    found = shortened([*problems], joint="; ")
+    return Check(check.name, False, found) if found else check

@@ -8,65 +8,68 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended
-from simam_inject.editing.presence import presence_of
+from simam_inject.editing.presence import Presence, presence_of
+from simam_inject.errors import shortened
 from simam_inject.planning.records import Check
-from simam_inject.verification.runs import Marks, tensor_marks
 
-_KEYS = "state_dict keys and parameters unchanged"
+Marks = dict[str, tuple[int, int | None]]
+
+
+def tensor_marks(model: nn.Module) -> Marks:
+    """Identity and version of every parameter and buffer: one of them changes when it is replaced or written to."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: (id(tensor), None if tensor.is_inference() else tensor._version) for name, tensor in tensors}
 
 
 def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
     """Every site has its SimAM, with the recorded settings, and not bypassed."""
-    name = "every SimAM is the one planned"
     presence = presence_of(model)
-    if presence is None:
-        return Check(name, False, "the presence check was removed from the model")
-    for entry in sites:
-        attention, site = entry.attention, entry.site
-        if attention is None:
-            return Check(name, False, f"{site.path} has lost its module {site.child}")
-        if not isinstance(attention, SimAM):
-            if site.path in presence.peers:
-                continue
-            return Check(name, False, f"{site.path} has a {type(attention).__name__} in the place of its SimAM")
-        if attention.bypassed:
-            return Check(name, False, f"{site.path} is bypassed")
-        found, wanted = (attention.e_lambda, attention.channel_dim), (site.e_lambda, site.channel_dim)
-        if found != wanted:
-            return Check(
-                name, False, f"{site.path} has e_lambda {found[0]:g}, channel_dim {found[1]}; planned {wanted}"
-            )
-        wish = _lambdas(presence.recipes, site.rule)
-        if wish and site.e_lambda not in wish:
-            return Check(name, False, f"{site.path} has e_lambda {site.e_lambda:g}; its recipe has {wish[0]:g}")
-    expected = sum(len(hook.sites) for _, hook, _ in presence.holders)
-    if expected != len(sites):
-        return Check(name, False, f"{len(sites)} of {expected} sites are in the model")
-    return Check(name, True, f"{len(sites)} of {len(sites)}")
+    problem = "the presence check was removed from the model"
+    if presence is not None:
+        expected = sum(len(hook.sites) for _, hook, _ in presence.holders)
+        problem = "" if len(sites) == expected else f"{len(sites)} of {expected} sites are in the model"
+        problem = next(filter(None, (_why_other(entry, presence) for entry in sites)), problem)
+    return Check("every SimAM is the one planned", not problem, problem or f"{len(sites)} of {len(sites)}")
+
+
+def _why_other(entry: Attended, presence: Presence) -> str | None:
+    """How the SimAM at a site differs from the plan, or the plan from its recipe."""
+    attention, site = entry.attention, entry.site
+    if attention is None:
+        return f"{site.path} has lost its module {site.child}"
+    if not isinstance(attention, SimAM):
+        is_peer = site.path in presence.peers
+        return None if is_peer else f"{site.path} has a {type(attention).__name__} in the place of its SimAM"
+    if attention.bypassed:
+        return f"{site.path} is bypassed"
+    if (attention.e_lambda, attention.channel_dim) != (site.e_lambda, site.channel_dim):
+        found, planned = (f"e_lambda {one.e_lambda:g}, channel_dim {one.channel_dim}" for one in (attention, site))
+        return f"{site.path} has {found}; planned {planned}"
+    lambdas = _lambdas(presence.recipes, site.rule)
+    if lambdas and site.e_lambda not in lambdas:
+        return f"{site.path} has e_lambda {site.e_lambda:g}; its recipe has {lambdas[0]:g}"
+    return None
 
 
 def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
     """Lambda of the rule of this index in each recipe."""
-    found = []
-    for recipe in recipes:
-        rules = recipe.get("rules", ())
-        if rule < len(rules):
-            found.append(float(rules[rule].get("e_lambda", recipe.get("e_lambda", SimAM().e_lambda))))
-    return found
+    rules = [(recipe, own) for recipe in recipes for own in recipe["rules"][rule : rule + 1]]
+    return [own.get("e_lambda") or recipe.get("e_lambda") or SimAM().e_lambda for recipe, own in rules]
 
 
 def same_tensors(model: nn.Module, sites: list[Attended], keys: list[str], before: Marks | None) -> Check:
     """The keys of the state_dict are those of the network without SimAM, and no tensor was written to.
 
     Args:
-        keys: those without SimAM.
+        model: with SimAM; parameters of other attention modules do not count.
+        sites: in it.
+        keys: those without SimAM, in order.
         before: the tensors before the injection, where they are known.
     """
-    attentions = [(entry, entry.attention) for entry in sites if entry.attention is not None]
-    own = [f"{entry.site.module}." for entry, module in attentions if [*module.parameters()]]
-    now = [key for key in model.state_dict() if not key.startswith(tuple(own))]
-    if now != keys:
-        return Check(_KEYS, False, f"keys differ: {', '.join(sorted(set(now) ^ set(keys))[:3])}")
-    if before is not None and not set(before) <= set(tensor_marks(model)):
-        return Check(_KEYS, False, "a parameter or buffer was replaced or written to")
-    return Check(_KEYS, True, f"{len(keys)} keys")
+    added = tuple(f"{entry.site.module}." for entry in sites)
+    found, marks = [key for key in model.state_dict() if not key.startswith(added)], tensor_marks(model)
+    changed = [name for name, mark in (before or {}).items() if marks.get(name) != mark]
+    problem = f"{shortened(changed)}: replaced or written to" if changed else ""
+    if found != keys:
+        problem = f"keys differ: {shortened(sorted(set(found) ^ set(keys))) or 'their order'}"
+    return Check("state_dict keys and parameters unchanged", not problem, problem or f"{len(keys)} keys")
