@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from simam_inject.dataflow.twin import copied_with
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, a_type
 from simam_inject.nested import map_nested, tensors_in
 
 DEFAULT_SIZE = (3, 224, 224)
@@ -159,7 +159,7 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
     if isinstance(example_inputs, (torch.Tensor, list)):
         return Example((example_inputs,), {})
     raise ModelError(
-        f"example_inputs is a {type(example_inputs).__name__}; "
+        f"example_inputs is {a_type(example_inputs)}; "
         "give a tensor, a tuple (positional arguments), a dict (keywords) or None"
     )
 

@@ -20,7 +20,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
 from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
 from simam_inject.editing.rewrite import RewrittenMethod
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import CONTAINERS, is_taken
 from simam_inject.planning.records import Insertion, Output, Rewritten
 
@@ -176,10 +176,10 @@ def _attention(holder: nn.Module, model: nn.Module, site: Insertion, factory: Fa
         tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
         if not isinstance(attention, nn.Module):
             raise ModelError(
-                f"attention must return an nn.Module for a number of channels; it returned a {type(attention).__name__}"
+                f"attention must return an nn.Module for a number of channels; it returned {a_type(attention)}"
             )
         if any(map(is_lazy, attention.parameters())):
-            raise ModelError(f"attention returned a {type(attention).__name__} whose parameters have no shape yet")
+            raise ModelError(f"attention returned {a_type(attention)} whose parameters have no shape yet")
         if tensor is not None:
             attention.to(tensor.device, tensor.dtype)
     return attention.train(holder.training)

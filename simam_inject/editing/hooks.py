@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.checking import read_sites, write_sites
-from simam_inject.errors import FileError, ModelError
+from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.nested import entry_at, replace_entry
 from simam_inject.planning.records import Input, Insertion, Rewritten
 
@@ -37,7 +37,7 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
-        raise NoValueError(f"SimAM at {site.path} was planned for a tensor, but got a {type(x).__name__}; {ADVICE}")
+        raise NoValueError(f"SimAM at {site.path} was planned for a tensor, but got {a_type(x)}; {ADVICE}")
     if site.channel_dim == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
         return attention(x.movedim(-1, 1)).movedim(1, -1)
     return attention(x)

@@ -18,7 +18,7 @@ from torch import nn
 
 from simam_inject.editing.checking import checked, checked_example, checked_recipes
 from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import NORMS
 from simam_inject.planning.records import Insertion, Output
 
@@ -100,7 +100,7 @@ class Presence:
         for path, site_path in self.witnesses:
             if not _is_norm_at(root, path):
                 norm = _module_at(root, path)
-                became = "was removed" if norm is None else f"was replaced by a {type(norm).__name__}"
+                became = "was removed" if norm is None else f"was replaced by {a_type(norm)}"
                 raise ModelError(
                     f"the norm {'.'.join(path)} {became}, so it may have been folded across the SimAM at {site_path}; "
                     f"{ADVICE}"

@@ -15,6 +15,7 @@ from torch import fx, nn
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
+from simam_inject.errors import a_type
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.records import Edit, Input, Output, Rewritten
@@ -103,16 +104,17 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
     step = flow.recording.steps.get(reader)
     frame = None if step is None else step.call
     ticks = [read.tick for read in value.readings if read.path == reader]
-    reason = f"{reader} is an operation, and other operations read the same value: name a module, or use after"
+    name = reader or "the model"
+    reason = f"{name} is an operation, and other operations read the same value: name a module, or use after"
     reason += _nearest(flow, site)
     if frame is not None:
         given = _input(flow, flow.anatomy.site_by_path[reader], value, frame)
         if isinstance(given, Input):
             is_always = _is_at_an_end(flow, given.module, frame.path)
             return Resolved(given, note="" if is_always else _as_in_the_example(given))
-        ticks, reason = [frame.start, frame.end], given or f"{reader} reads it more than once"
+        ticks, reason = [frame.start, frame.end], given or f"{name} reads it more than once"
     if not ticks:
-        return f"{reader} reads what another call of {site.path} returns{_nearest(flow, site)}"
+        return f"{name} reads what another call of {site.path} returns{_nearest(flow, site)}"
     if value in flow.recording.results:
         return reason
     is_read_by_others = any(not min(ticks) <= read.tick <= max(ticks) for read in value.readings)
@@ -161,7 +163,7 @@ def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]
     """Why a module cannot hold a SimAM as its child, or would run it too often."""
     module, name, calls = frame.module, frame.path or "the model", flow.recording.calls[frame.path]
     if isinstance(module, CONTAINERS):
-        return f"{name} is a {type(module).__name__}, which runs all of its children"
+        return f"{name} is {a_type(module)}, which runs all of its children"
     if isinstance(module, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose copies lose its hooks"
     if _lists_its_children(module):

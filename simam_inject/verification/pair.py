@@ -64,7 +64,7 @@ class Pair:
     def check_outputs(self, name: str) -> Check:
         """Whether both outputs are equal bit for bit; not run where there is nothing to compare."""
         if not any(True for _ in tensors_of(self.wanted)):
-            return Check(name, None, f"the output, a {type(self.wanted).__name__}, holds no tensors to compare")
+            return Check(name, None, f"the output, {a_type(self.wanted)}, holds no tensors to compare")
         differs = difference(self.output, self.wanted)
         return Check(name, differs is None, differs or "bit for bit")
 

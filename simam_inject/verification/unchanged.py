@@ -9,7 +9,7 @@ from torch import nn
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended
 from simam_inject.editing.presence import Presence, presence_of
-from simam_inject.errors import shortened
+from simam_inject.errors import a_type, shortened
 from simam_inject.planning.records import Check
 
 Marks = dict[str, tuple[int, int | None]]
@@ -39,7 +39,7 @@ def _why_other(entry: Attended, presence: Presence) -> str | None:
         return f"{site.path} has lost its module {site.child}"
     if not isinstance(attention, SimAM):
         is_peer = site.path in presence.peers
-        return None if is_peer else f"{site.path} has a {type(attention).__name__} in the place of its SimAM"
+        return None if is_peer else f"{site.path} has {a_type(attention)} in the place of its SimAM"
     if attention.bypassed:
         return f"{site.path} is bypassed"
     if (attention.e_lambda, attention.channel_dim) != (site.e_lambda, site.channel_dim):
