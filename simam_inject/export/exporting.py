@@ -122,7 +122,9 @@ def read(path: Path) -> Artefact:
         with warnings.catch_warnings(action="ignore"):  # deprecations of the libraries
             return form.read(path)
     except Exception as error:  # of zip, JSON, protobuf and the runtimes
-        raise ExportError(f"{path} cannot be opened as {path.suffix[1:]}: {error}") from None
+        is_dtype = any(word in str(error) for word in ("NOT_IMPLEMENTED", "Type Error"))  # ONNX Runtime's words
+        hint = "; a .pt2 file takes every dtype" if is_dtype else ""
+        raise ExportError(f"{path.name} cannot be opened as {path.suffix[1:]}: {error}{hint}") from None
 
 
 def _form_of(path: Path) -> Form:

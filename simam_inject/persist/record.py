@@ -18,7 +18,7 @@ from simam_inject.editing.checking import ExampleRecord, Recipes, Site, first_pr
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
 from simam_inject.planning.plan import Insertions
-from simam_inject.planning.records import Insertion
+from simam_inject.planning.records import Insertion, Line
 from simam_inject.recipe import Recipe
 from simam_inject.source import STRICT
 
@@ -135,7 +135,7 @@ class Record(BaseModel):
 class Manifest(Record):
     """The metadata of a saved file."""
 
-    versions: dict[str, str]
+    versions: dict[Line, Line]
     """Of this package, torch, and the libraries whose classes the model is made of."""
     layout: str
     """SHA-256 of the names and shapes of the tensors."""

@@ -111,6 +111,14 @@ def test_a_model_without_images_asked_for_all_batches(tmp_path):
         export(model, tmp_path / "net.pt2", example_inputs=torch.rand(2, 192), dynamic="batch")
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_dtype_that_onnx_runtime_does_not_compute(dtype, tmp_path):
+    model = attended().to(dtype)
+    with pytest.raises(ExportError, match=r"(?s)^net.onnx cannot be opened as onnx: .*; a .pt2 file takes every dtype"):
+        export(model, tmp_path / "net.onnx", example_inputs=image().to(dtype))
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".torchscript"])
 def test_a_file_that_is_no_export(suffix, tmp_path):
     path = tmp_path / f"net{suffix}"
