@@ -71,6 +71,7 @@ def __getattr__(name: str) -> Any:
         value: Any = _version()
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+        _allow_classes()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # `simam_inject.plan` and its like stay what they are, whatever modules of these names are imported later.
@@ -93,10 +94,13 @@ def _version() -> str:
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
-if (
-    sys.modules.get("torch") is not None
-):  # a restricted torch.load needs to know the classes that an injected model holds
-    importlib.import_module("simam_inject.editing.presence")
+def _allow_classes() -> None:
+    """Let a restricted `torch.load` know the classes that an injected model holds."""
+    for name in ("editing.attach", "adapters") if "torch" in sys.modules else ():
+        importlib.import_module(f"{__name__}.{name}")
+
+
+_allow_classes()
 
 
 def __dir__() -> list[str]:

@@ -81,7 +81,7 @@ def inject(
     if attention is not None and not callable(attention):
         raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     if attention is not None and strength != 1.0:
-        raise ModelError(f"strength={strength:g} is for SimAM, and has no effect on the modules that attention makes")
+        raise ModelError(f"strength={strength:g} applies to SimAM only; leave it out with attention=...")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
     planned = make_plan(model, resolved, example_inputs, strength, attention)
     check_exclude("exclude", exclude, planned.anatomy)
@@ -90,7 +90,7 @@ def inject(
     if planned.is_done:
         count = sum(skip.reason == PRESENT for skip in planned.skips)
         warnings.warn(
-            f"nothing to inject: all {count} sites already have SimAM, whose strength stays (see set_strength)",
+            f"nothing to inject: all {count} sites already have SimAM; their strength is unchanged (see set_strength)",
             stacklevel=2,
         )
     return model
@@ -288,9 +288,14 @@ def make_plan(
     def apply(planned: Plan) -> nn.Module:
         if injected(network) != planned.present or _own_modules(network) != modules:
             raise ModelError("the model has changed since the plan was made; call plan again")
-        if planned.insertions:
-            _apply(network, planned, attention)
-        update(model)
+        restore = restorer(network)
+        try:
+            if planned.insertions:
+                _apply(network, planned, attention)
+            update(model)
+        except BaseException:
+            restore()
+            raise
         return model
 
     replan = partial(make_plan, model, recipe, example_inputs, strength, attention, with_values=True)

@@ -35,7 +35,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_module(model: object) -> nn.Module:
-    """Return the model, or raise an error for what is no module.
+    """Return the model, or raise an error for anything else.
 
     Raises:
         ModelError: it is a class, a function, a name, or another object.

@@ -25,7 +25,7 @@ _STOPPED = 130
 
 
 def compare(options: CompareOptions, step: Step) -> Report:
-    """Train MODEL plain, with SimAM and with other attentions, from the same weights, and test the differences.
+    """Train MODEL plain, with SimAM and with other attention modules, from the same weights, and test the differences.
     A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
     machine.

@@ -27,7 +27,7 @@ _NO_CHECKPOINT = ".pt is the checkpoint format of ultralytics"
 
 
 def inject(options: InjectOptions, step: Step) -> Report:
-    """Add SimAM attention to a convolutional network, in place, and verify it; state_dict keys do not change.
+    """Add SimAM to a convolutional network and verify it. state_dict keys do not change; --output saves the result.
 
     Exit codes: 0 done, 1 nothing matched or verification failed, 2 bad usage, recipe, model or file.
     """
@@ -122,7 +122,7 @@ def _check_options(options: InjectOptions) -> None:
     """Refuse options that do not go together, before anything large is imported."""
     suffix = options.output.suffix if options.output is not None else ""
     if options.dry_run and (options.output is not None or options.calibrate is not None):
-        raise ModelError("--dry-run changes nothing, so there is nothing to save")
+        raise ModelError("--dry-run cannot be combined with --output or --calibrate")
     if options.dynamic and suffix not in (".onnx", ".pt2"):
         raise ModelError("--dynamic needs --output x.onnx or x.pt2")
     if suffix == ".pt" and check_model(options.model) in ("torchvision", "timm"):
@@ -145,7 +145,7 @@ def _write(prepared: Prepared, path: Path, *, dynamic: bool) -> str:
     elif hasattr(prepared.model, "save"):
         prepared.model.save(path)
     else:
-        raise ModelError(f"{_NO_CHECKPOINT}, and {prepared.built.name} is no YOLO object; save it as .safetensors")
+        raise ModelError(f"{_NO_CHECKPOINT}, and {prepared.built.name} is not a YOLO object; save it as .safetensors")
     return f"wrote {path}"
 
 

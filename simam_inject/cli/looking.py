@@ -43,7 +43,7 @@ def explain(options: RecipeOptions, step: Step) -> Report:
 
 
 def bench(options: BenchOptions, step: Step) -> Report:
-    """Measure what the recipe costs in MODEL: plain, with SimAM, with other attentions at the same sites."""
+    """Measure what the recipe costs in MODEL: plain, with SimAM, with other attention modules at the same sites."""
     prepared, plan = make_plan(options, step)
     from simam_inject.bench import Conditions, bench
 
@@ -111,7 +111,7 @@ def convert(
     file: Annotated[str, typer.Argument(metavar="FILE.yaml", help="A model file with SimAM rows")],
     output: Annotated[str | None, typer.Option(metavar="FILE", help="Output file", parser=file_to_write())] = None,
 ) -> None:
-    """Turn an ultralytics model file with SimAM rows into the same placement on the stock model, whose weights load."""
+    """Write a recipe that adds SimAM to the stock model where an ultralytics model file has SimAM rows."""
     from simam_inject.integrations.ultralytics.model_files import import_model_yaml, write_recipe
 
     with errors_shown():

@@ -14,7 +14,7 @@ _MOST = 16
 
 
 def maps(options: MapsOptions, step: Step) -> Report:
-    """Draw where the SimAMs of MODEL look in images: each gate as a heat map over the photograph."""
+    """Draw the gates of SimAM in MODEL as heat maps over images."""
     if find_spec("matplotlib") is None:
         raise ModelError('drawing attention maps requires matplotlib: pip install "simam_inject[maps]"')
     files = [file for path in options.images for file in (images_in(path, _MOST) if path.is_dir() else [path])]
@@ -33,7 +33,7 @@ def maps(options: MapsOptions, step: Step) -> Report:
     look = difference_maps if options.difference else attention_maps
     shots = [read_image(prepared, file) for file in files]
     found = [look(prepared.model, shot.input, channel=options.channel) for shot in shots]
-    names = [name for name, value in found[0].items() if value.dim() == 4 and name.partition(" (run ")[0] in chosen]
+    names = [name for name, value in found[0].items() if value.dim() == 4 and _path_of(name) in chosen]
     if not names:
         raise ModelError("none of these sites has a two-dimensional feature map")
     rows = [(shot, {name: values[name][0, 0] for name in names}) for shot, values in zip(shots, found, strict=True)]
@@ -46,6 +46,11 @@ def maps(options: MapsOptions, step: Step) -> Report:
     count = "1 image" if len(files) == 1 else f"{len(files)} images"
     data = {"model": prepared.built.name, "output": str(options.output), "images": images}
     return Report([f"{options.output}: {count}, {', '.join(names)}"], data)
+
+
+def _path_of(name: str) -> str:
+    """Path of the site in a name of `attention_maps`: `path`, `path (run 2)`, `path before reader`."""
+    return name.partition(" (run ")[0].partition(" before ")[0]
 
 
 def _choose(prepared: Prepared, patterns: list[str]) -> set[str]:

@@ -51,7 +51,7 @@ def parse_time(text: str) -> float:
 
 
 def parse_peers(text: str) -> tuple[str, ...]:
-    """Names of other attentions, separated by commas."""
+    """Names of other attention modules, separated by commas."""
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     if unknown := [name for name in names if name not in PEERS]:
         raise typer.BadParameter(f"unknown attention {unknown[0]!r}; choose from {', '.join(PEERS)}")
@@ -199,10 +199,10 @@ class BenchOptions(RecipeOptions):
 
     device: str = _measure("cpu or cuda", None, "cpu", parser=parse_device)
     batch: int = _measure("Images per batch", "N", 1, min=1)
-    dtype: Dtype = _measure("What to compute in", None, "fp32")
+    dtype: Dtype = _measure("Dtype of weights and inputs", None, "fp32")
     channels_last: bool = _flag("Measurement", "Use the channels_last memory format", "--channels-last")
     compile: bool = _flag("Measurement", "With torch.compile", "--compile")
-    against: tuple[str, ...] = _measure("Other attentions: se,eca,cbam,gc", "A,B", "", parser=parse_peers)
+    against: tuple[str, ...] = _measure("Other attention modules: se,eca,cbam,gc", "A,B", "", parser=parse_peers)
     rounds: int = _measure("Timed rounds", "N", 15, min=3)
 
     @property
@@ -254,9 +254,9 @@ class CompareOptions:
     budget: float | None = _study("Start no run after this time", "2h|30m|90s", parser=parse_time)
     resolve: float | None = _study("Report how many seeds detect this difference", "F")
     workers: int = _study("Processes on this machine", "N", 1, min=1)
-    retry_stale: bool = _flag("The study", "Repeat the runs of workers that died", "--retry-stale")
+    retry_stale: bool = _flag("The study", "Also repeat the runs of silent workers elsewhere", "--retry-stale")
     pretrained: bool = _flag("The model", "Load the library's pretrained weights", "--pretrained")
-    against: tuple[str, ...] = _measure("Other attentions: se,eca,cbam,gc", "A,B", "", parser=parse_peers)
+    against: tuple[str, ...] = _measure("Other attention modules: se,eca,cbam,gc", "A,B", "", parser=parse_peers)
     device: str = _measure("cpu or cuda", None, "cpu", parser=parse_device)
     weights: str | None = _train("Trained weights to start from", "FILE")
     epochs: int = _train("Epochs of every run", "N", 20, min=1)

@@ -118,7 +118,11 @@ def prepare(options: ModelOptions, step: Step) -> Prepared:
 
 
 def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tuple[Prepared, Plan]:
-    """The model and the plan of its recipe, which has an effect."""
+    """The model and the plan of its recipe.
+
+    Raises:
+        NoMatchError: the recipe has no effect.
+    """
     recipe = compose_recipe(options)
     prepared = prepare(options, step)
     from simam_inject import api
@@ -129,7 +133,7 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
         plan = api.make_plan(model, recipe, inputs, strength)
     except NoMatchError as error:  # a message about the option is clearer than one about a rule that contains it
         api.check_exclude("--exclude", options.exclude, api.survey(model, example_inputs=inputs))
-        advice = "\nto start again: in Python: eject(model); here: give a file without SimAM"
+        advice = "\nto start over, call eject(model) in Python, or give a file without SimAM"
         raise NoMatchError(f"{error}{advice * ('eject(model)' in str(error))}") from None
     except ModelError as error:
         if options.input_size is None or len(options.input_size) != 2:

@@ -37,9 +37,9 @@ def compare(
     retry_stale: bool = False,
     progress: Progress = lambda _done, _total, _seconds: None,
 ) -> Comparison:
-    """Train a network plain, twice, and with SimAM and other attentions at the same sites; test the differences.
+    """Train a network plain, twice, and with SimAM and other attention modules at the same sites; test the differences.
 
-    All variants of a seed start from the same weights and see the same data order. Cells run seed by seed; with a
+    All variants of a seed start from the same weights and see the same data order. Runs go seed by seed; with a
     storage, the same call continues a study that was stopped, or helps from another process.
 
     Args:
@@ -49,7 +49,7 @@ def compare(
         train: `train(model, seed, report) -> float`, higher is better: the last epoch or an average of the weights,
             never the best epoch on the test set. `seed` sets the data order. `report(epoch, value)` adds to the
             learning curve; `report.samples(correct)` gives the noise of the test set.
-        against: Other attentions: `se`, `eca`, `cbam`, `gc`.
+        against: Other attention modules: `se`, `eca`, `cbam`, `gc`.
         seeds: Runs of each variant, seeds 0 to this - 1.
         storage: None for memory, a path for a journal file, a database URL, or an Optuna storage.
         e_lambdas: SimAM once with each of these instead of the recipe's own.
@@ -60,11 +60,11 @@ def compare(
         budget: Seconds after which no new run starts.
         settings: What else the result depends on (data, epochs, ...); a study with other settings is refused.
         name: Name of the study, where a storage holds several.
-        retry_stale: Repeat the cells of workers on other machines that have no heartbeat.
-        progress: Called after each cell.
+        retry_stale: Also repeat the runs of workers on other machines that have no heartbeat.
+        progress: Called after each run.
 
     Returns:
-        The comparison; of an unfinished study, the finished cells.
+        The comparison; of an unfinished study, the finished runs.
 
     Raises:
         CompareError: An argument is invalid, the storage cannot be written, or holds other settings.

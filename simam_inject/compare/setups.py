@@ -39,7 +39,7 @@ def set_up(
         InjectError: The model, the data, the weights or the recipe of a variant are invalid.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
-        raise CompareError("no CUDA device is available here; --device cpu")
+        raise CompareError("no CUDA device is available here; use --device cpu")
     built = build(model)
     if built.source == "ultralytics":
         if pretrained:

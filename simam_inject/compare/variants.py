@@ -24,7 +24,7 @@ from simam_inject.bench.measuring import bytes_kept, time_rounds
 from simam_inject.bench.variants import PEERS, peer_factory
 from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
 from simam_inject.dataflow.example import example_of
-from simam_inject.errors import CompareError, InjectError, NoMatchError
+from simam_inject.errors import CompareError, InjectError, NoMatchError, a_type
 from simam_inject.recipe import adjusted, load_recipe
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -71,7 +71,10 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
     """
     model = _make(make_model, seed=0)
     if injected(model):
-        raise CompareError("make_model returns a network that is injected already, so plain would be, too; eject it")
+        raise CompareError(
+            "make_model returns a network that already has SimAM, so the plain variant would have it too: call "
+            "eject(model)"
+        )
     for recipe in {variant.recipe: variant.where for variant in variants if variant.where is not None}.values():
         found = plan(model, recipe, example_inputs=example_inputs)
         if not found.insertions:
@@ -137,7 +140,7 @@ def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
     seed_everything(seed)
     model = make_model(seed) if _takes_seed(make_model) else make_model()
     if not isinstance(model, nn.Module):
-        raise CompareError(f"make_model returned {type(model).__name__}; it must return a new torch.nn.Module")
+        raise CompareError(f"make_model returned {a_type(model)}; it must return a new torch.nn.Module")
     return model
 
 

@@ -49,7 +49,7 @@ class MainBlocks:
         self.sites = sites
         self.contents: defaultdict[str, _Contents] = defaultdict(_Contents)
         self.classes: set[type[nn.Module]] = set()
-        """Classes of blocks that were found: another is a block although it returns what its last part does."""
+        """Classes of the blocks found so far: one is a block even if it returns the output of its last part."""
         self.residual: set[str] = set()
         self.units: set[str] = set()
         """Residual blocks that count as blocks with one convolution already."""
@@ -108,7 +108,7 @@ class MainBlocks:
             return False
         if path in self.residual and (rank, site.reduction) in inside.given:
             most = math.inf  # a U-Net with a skip connection around it
-        # A map larger than those outside is a table of attention.
+        # A map larger than the inputs of the block is an attention matrix, which does not count.
         least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)]) if inside.given else 1
         return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= most
 

@@ -172,10 +172,10 @@ def _keeps_size(step: Step) -> bool:
 
 
 def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
-    """1 if the result was upsampled in this very forward, perhaps with a convolution, norm or activation after it.
+    """How a result came to its size: 1 by upsampling in this very forward, 0 without, 0.5 by a module that returns a
+    map of the size that it is given, and upsamples inside. Operands of different numbers are joined by a decoder.
 
-    Half of that for a module that returns a map of the size that it is given, and upsamples inside; in a sum, it is a
-    branch, and no decoder.
+    A convolution, norm or activation may come after it. In a sum, such a module is a branch, and counts as 0.
     """
     if _enlarges(step):
         return 1

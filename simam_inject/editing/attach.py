@@ -261,7 +261,7 @@ def _parts(model: nn.Module) -> list[_Part]:
 
 
 def strip(model: nn.Module) -> None:
-    """Remove everything from a twin, which is not compiled."""
+    """Remove every SimAM, hook and presence check, and leave compiled code as it is."""
     for part in _parts(model):
         part.take_out()
 

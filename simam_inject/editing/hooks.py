@@ -168,7 +168,7 @@ class OutputHook(SiteHook):
 
 
 class InputHook(SiteHook):
-    """Forward pre-hook that applies SimAM to an input of a module; behind all others, to their result."""
+    """Forward pre-hook that applies SimAM to an input of a module, after all pre-hooks that were registered before."""
 
     table, key = "_forward_pre_hooks", "simam_input"
 

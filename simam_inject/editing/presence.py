@@ -178,8 +178,8 @@ def _is_norm_at(root: nn.Module, path: _Path) -> bool:
 
 
 def distance_to_end(root: nn.Module, path: _Path, sites: Sequence[Insertion]) -> int:
-    """For the output of a Sequential, how many of its children run from the holder on, itself included; for its input,
-    how many run up to the holder. In a Sequential at the end of another, the sum. 0 for any other site.
+    """Number of children of a Sequential from the holder, itself included, to the end at which the sites are: the last
+    child for an output, the first for an input. Summed over nested Sequentials; 0 for other sites.
     """
     found = 0
     for site in sites:

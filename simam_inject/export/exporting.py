@@ -34,7 +34,7 @@ def export(
     dynamic: bool | str = False,
     tolerance: float | None = None,
 ) -> ExportReport:
-    """Write the injected model to a file that other runtimes run, prove it, and return the proof. The model is not
+    """Write the injected model to a file that other runtimes run, check it, and return the report. The model is not
     changed: a copy of it is exported in eval mode.
 
     Args:
@@ -50,8 +50,8 @@ def export(
             precision.
 
     Raises:
-        ExportError: no SimAM in the model, one bypassed or at strength 0, an unknown suffix, a folder in the place of
-            the file, a model or size that the exporter cannot express.
+        ExportError: no SimAM in the model, one bypassed or at strength 0, an unknown suffix, a folder instead of a
+            file, a model or size that the exporter cannot express.
         LostSiteError: the file lacks a site, has another lambda, or computes something else. No file was written.
         ModelError: the model cannot be run on the example, or is sharded, scripted or compiled in place.
 
@@ -91,7 +91,7 @@ def prove(
     dynamic: bool | str = False,
     tolerance: float | None = None,
 ) -> ExportReport:
-    """Prove of an existing file, whoever exported it, that it is this injected model. Changes neither.
+    """Check that a file, written by any exporter, is this injected model. Neither is changed.
 
     The file may leave out the last of the model's outputs (`Comparison.left_out`), and may be of the form that the
     model's own library exports: ultralytics folds norms and removes branches that only training needs.
@@ -178,12 +178,12 @@ def _write(form: Form, twin: nn.Module, examples: tuple[Example, ...], path: Pat
     except ExportError:
         raise
     except Exception as error:  # an exporter raises anything at all
-        blame = "with SimAM in it, though it can without"
+        blame = "with SimAM, although it can without"
         try:
             with without_attention(twin):
                 form.write(twin, examples, path)
         except Exception:
-            advice = "dynamic='batch' or fixed sizes may do" if len(examples) > 1 else "another suffix may do"
+            advice = "dynamic='batch' or fixed sizes may work" if len(examples) > 1 else "another suffix may work"
             blame = f"with or without SimAM; {advice}"
         reason = describe_exception(error)
         raise ExportError(f"the exporter cannot express this model {blame}: {reason}") from error

@@ -130,7 +130,7 @@ def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: f
     difference, effect = relative_distance(theirs, ours), relative_distance(plain, ours)
     if isinstance(difference, str):
         found = " and ".join(str([tuple(tensor.shape) for tensor in tensors]) for tensors in (theirs, ours))
-        raise LostSiteError(f"the file's output and the model's do not compare: {difference} ({found})")
+        raise LostSiteError(f"the file's output {difference} than the model's ({found})")
     if difference > tolerance:
         raise LostSiteError(
             f"the file's output differs from eager mode on an input of {shown}: {difference:.3g} relative, "

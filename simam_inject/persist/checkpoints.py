@@ -31,7 +31,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
         refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
         if refused is None:
             raise FileError(
-                f"it is truncated, damaged, or no checkpoint of torch.save ({type(error).__name__})"
+                f"it is truncated, damaged, or not a checkpoint of torch.save ({type(error).__name__})"
             ) from error
         raise FileError(
             f"it holds more than tensors, which could run code ({refused[1]}), and is not loaded: save "

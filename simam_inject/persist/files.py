@@ -28,7 +28,7 @@ from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
 
 State = Mapping[str, torch.Tensor]
-UNFIT = "of another shape"
+UNFIT = "of another shape or kind"
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` and `pickle.dump` write; those of safetensors are the length of its header."""
 
@@ -43,7 +43,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Args:
         model: any `nn.Module` or ultralytics `YOLO`, with or without SimAM; DDP, DataParallel and `torch.compile`
             wrappers are unwrapped.
-        path: by custom `NAME.safetensors`.
+        path: usually ends in `.safetensors`.
 
     Returns:
         The path.
@@ -205,7 +205,7 @@ def differences(file: State, model: State) -> dict[str, list[str]]:
         ours = model[name]
         other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
         if other != name and not torch.equal(file[name], file[other]):
-            unfit.append(f"{name} (one tensor with {other} in the model, another one in the file)")
+            unfit.append(f"{name} (the same tensor as {other} in the model, with other values in the file)")
     return {
         "in the model, not in the file": [name for name in model if name not in file],
         "in the file, not in the model": [name for name in file if name not in model],
@@ -244,7 +244,7 @@ def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
     """The tensors of a safetensors file, which are mapped into memory (unused ones are not read), and its metadata.
 
     Raises:
-        FileError: it is no such file.
+        FileError: it is not such a file.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -277,7 +277,7 @@ def _why_unreadable(file: Path, error: Exception) -> str:
             "it is a pickle (written by torch.save?), which can run any code when it is read, and is not read here; if "
             "you trust it, load it yourself, inject, and use simam_inject.persist.save"
         )
-    return f"it is truncated, damaged, or no safetensors file ({error})"
+    return f"it is truncated, damaged, or not a safetensors file ({error})"
 
 
 def _write_in_one_step(path: Path, tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:

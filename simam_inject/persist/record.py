@@ -70,6 +70,8 @@ class Record(BaseModel):
         sites = []
         for entry in attended_in(network):
             attention = entry.attention
+            if attention is None:
+                raise FileError(f"the SimAM at {entry.site.path} was removed; call eject(model), and inject it again")
             if not isinstance(attention, SimAM):
                 raise FileError(
                     f"the attention at {entry.site.path} is {a_type(attention)}, and files hold SimAM "

@@ -61,12 +61,14 @@ def _for_all(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     hook = given if isinstance(output, str) else output
     if not isinstance(hook, str):
         return Resolved(hook, note=_as_in_the_example(hook))
-    return f"{output or given or 'no module returns it or alone reads it'}; {rewritten}{_nearest(flow, site)}"
+    no_hook = output or given or "no module returns it, and no module is its only reader"
+    return f"{no_hook}; {rewritten}{_nearest(flow, site)}"
 
 
 def _as_in_the_example(hook: Output | Input) -> str:
-    does = "returns" if isinstance(hook, Output) else "alone reads"
-    return f"{hook.module or 'the model'} {does} this value in the example; this may depend on the input"
+    name = hook.module or "the model"
+    does = f"{name} returns" if isinstance(hook, Output) else f"only {name} reads"
+    return f"{does} this value in the example; this may depend on the input"
 
 
 def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
@@ -289,7 +291,7 @@ def _folding(flow: Dataflow, edit: Edit) -> str:
         if fold is not None and is_map and not isinstance(module, CONTAINERS):
             return (
                 f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
-                "survives it"
+                "can be used instead"
             )
         path = path.rpartition(".")[0]
     return ""

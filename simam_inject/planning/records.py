@@ -33,7 +33,7 @@ class Output:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """The value is read by one module alone: a forward pre-hook on it."""
+    """The value is an argument of `module`: a forward pre-hook on it. `before` changes it for this module alone."""
 
     __pydantic_config__ = STRICT
     module: Path

@@ -67,7 +67,7 @@ def _kind_of(site: Site) -> str:
 
 
 def owner_of(site: Site, anatomy: Anatomy) -> tuple[str, str]:
-    """The class of the nearest block around a site that is no plain container, and the name of the site inside it."""
+    """The class of the nearest block around a site, plain containers aside, and the name of the site inside it."""
     scope = site.scope
     while (block := anatomy.site_by_path.get(scope)) is not None and block.class_name in CONTAINERS and scope:
         scope = block.scope

@@ -16,13 +16,13 @@ _ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 1e-2, torc
 """Largest distance of a SimAM from the formula, relative to the largest value, by dtype."""
 
 
-def formula(x: Tensor, e_lambda: float, spatial: tuple[int, ...], strength: float = 1.0, gain: float = 1.0) -> Tensor:
-    """SimAM in the dtype of `x`, written from the paper, over the given spatial dimensions."""
+def formula(x: Tensor, e_lambda: float, spatial: tuple[int, ...], gain: float = 1.0) -> Tensor:
+    """SimAM of strength 1 in the dtype of `x`, written from the paper, over the given spatial dimensions."""
     others = max(math.prod(x.shape[dim] for dim in spatial) - 1, 1)
     squares = (x - x.mean(spatial, keepdim=True)).square()
     variance = squares.sum(spatial, keepdim=True) / others
     gate = torch.sigmoid(squares / (4 * (variance + e_lambda)) + 0.5)
-    return x * (1 - strength + strength * gain * gate)
+    return x * (gain * gate)
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,10 +46,13 @@ def difference(one: Any, other: Any) -> str | None:
 
 
 def relative_distance(one: Any, other: Any) -> float | str:
-    """Largest difference of two outputs relative to the largest value of `other`; a sentence if they do not compare."""
+    """Largest difference of two outputs, relative to the largest value of `other`.
+
+    Where they cannot be compared, words that fit before "than": `has another shape`.
+    """
     ours, theirs = ([_real(tensor) for tensor in tensors_of(output)] for output in (one, other))
     if [tensor.shape for tensor in ours] != [tensor.shape for tensor in theirs]:
-        return "the outputs have other shapes"
+        return "has another shape"
     distance = 0.0
     for found, wanted in zip(ours, theirs, strict=True):
         if not wanted.is_floating_point() or not wanted.numel():

@@ -39,7 +39,7 @@ def _why_other(entry: Attended, presence: Presence) -> str | None:
         return f"{site.path} has lost its module {site.child}"
     if not isinstance(attention, SimAM):
         is_peer = site.path in presence.peers
-        return None if is_peer else f"{site.path} has {a_type(attention)} in the place of its SimAM"
+        return None if is_peer else f"{site.path} has {a_type(attention)} instead of its SimAM"
     if attention.bypassed:
         return f"{site.path} is bypassed"
     if (attention.e_lambda, attention.channel_dim) != (site.e_lambda, site.channel_dim):

@@ -75,6 +75,8 @@ class _Checks:
         """Examples that pairs are tried with, in this order; those that the original does not take are removed."""
         self.failure = ""
         """Why the original did not take the last of them."""
+        self.has_no_value = False
+        """It did, and the injected model has no value at a site."""
 
     def all(self, before: Marks | None, recorded: set[str] | None) -> list[Check]:
         """Every check that runs the model, and that of its tensors."""
@@ -97,7 +99,7 @@ class _Checks:
         idle = [entry.site.path for entry in self.sites if entry.site.module not in self.oracle.shapes]
         found = f"{len(self.sites) - len(idle)} of {len(self.sites)}"
         found += f"; the example does not reach {shortened(idle, 3)}" if idle else ""
-        live = Check("every SimAM ran, on the planned shape, with a finite result", True, found)
+        live = Check("every SimAM ran at the example's size, equal to the formula", True, found)
         nothing = [f"{path} never ran" for path in idle if len(idle) == len(self.sites)]
         return unless([*pair.problems.values(), *nothing], live)
 
@@ -118,6 +120,8 @@ class _Checks:
             seed += 1
         if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
             reason = f"the model does not run in train mode on this example ({self.failure})"
+            if self.has_no_value:
+                reason = f"in train mode the model has no such value, so its forward raises ({self.failure})"
             return [Check(name, None, reason) for name in (f"{bypassed} in train mode", formula)]
         values = pair.check(formula)
         if values.ok:
@@ -137,6 +141,7 @@ class _Checks:
             except Exception as own:  # also batch norm on one value
                 error, does_not_exist = own, True
             self.failure = f"{describe_exception(error):.150}" if error else ""
+            self.has_no_value = isinstance(error, NoValueError)
             if not does_not_exist:
                 if error is not None:
                     pair.problems = {"": f"raises where the original does not: {self.failure}"}

@@ -67,8 +67,8 @@ class Calibration:
         for site in self.sites:
             errors = f"{site.error_before:12.3f}  {site.error_after:5.3f}"
             lines.append(f"{site.path:{width}}  {site.gain:5.3f}  {errors}  {site.kept:6.1%}")
-        frozen = f", {self.frozen} frozen and left" if self.frozen else ""
-        lines.append(f"norms: {self.norms} estimated again{frozen}" + f" ({self.note})" * bool(self.note))
+        frozen = f", {self.frozen} frozen and unchanged" if self.frozen else ""
+        lines.append(f"norms: {self.norms} recomputed{frozen}" + f" ({self.note})" * bool(self.note))
         return "\n".join(lines)
 
 
@@ -118,9 +118,9 @@ def calibrate(
         raise ModelError(f"{reason}; calibrate before that. The order: {order}") from None
     sites = simams_of(network)
     targets, frozen = _norms_of(network, frozen_norms) if norms else ([], 0)
-    note = "" if targets or not norms else "the model has none with running statistics that is not frozen"
+    note = "" if targets or not norms else "the model has no norm with running statistics that is not frozen"
     if targets and all(attention.strength == 0.0 for _, attention in sites):
-        targets, note = [], "at strength 0 they fit already"
+        targets, note = [], "at strength 0 norms do not change"
     if not gains and not targets:
         raise ModelError(f"nothing to calibrate: {note or 'both gains and norms are turned off'}")
     if isinstance(batches, (str, PathLike)):

@@ -61,7 +61,7 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     if not found:
         other = next((type(entry.attention).__name__ for entry in entries if entry.attention is not None), None)
         if other is not None:
-            raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain; SimAM has")
+            raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain as SimAM")
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
     return found
 

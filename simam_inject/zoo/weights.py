@@ -66,7 +66,7 @@ def _read_yolo(built: ZooModel, file: Path) -> tuple[Mapping[str, Any], str]:
     except Exception as error:
         raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
     sites = len(injected(loaded))
-    left_out = f", not its {sites} SimAM sites: name it as the model" if sites else ""
+    left_out = f" without its {sites} SimAM sites (give {file.name} as MODEL for these)" if sites else ""
     return loaded.model.state_dict(), f"weights of {file.name}{left_out}"
 
 

@@ -66,7 +66,7 @@ def _load(checkpoint: str) -> tuple[Any, str]:
         advice = f" Did you mean {', '.join(near)}?" if near else ""
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
     model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these
-    return model, f"weights of {checkpoint}" if is_file else "ultralytics's pretrained weights"
+    return model, f"weights of {checkpoint}" if is_file else "pretrained weights of ultralytics"
 
 
 def _construct(name: str, options: dict[str, Any]) -> Any:

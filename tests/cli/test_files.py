@@ -124,7 +124,7 @@ def test_a_file_that_has_simam_with_another_lambda_says_how_to_start_again(run, 
     run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
     result = run(NET, "--weights", "x.safetensors", "--after", "block", "--e-lambda", "0.5", *SMALL)
     assert result.exit_code == 1
-    assert result.stderr.endswith("to start again: in Python: eject(model); here: give a file without SimAM\n")
+    assert result.stderr.endswith("to start over, call eject(model) in Python, or give a file without SimAM\n")
 
 
 def test_dynamic_exports_take_other_sizes(run, folder):

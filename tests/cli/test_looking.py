@@ -212,7 +212,7 @@ MISTAKES = [
     ("resnet50 --after block --output nowhere/x.safetensors", "no such folder: 'nowhere'"),
     (
         "resnet50 --after block --output x.safetensors --dry-run",
-        "--dry-run changes nothing, so there is nothing to save",
+        "--dry-run cannot be combined with --output or --calibrate",
     ),
     ("resnet50 --after block --output x.pt", ".pt is the checkpoint format of ultralytics"),
     ("resnet50 --after block --output x.safetensors --dynamic", "--dynamic needs --output x.onnx or x.pt2"),

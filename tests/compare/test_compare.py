@@ -193,7 +193,7 @@ def test_a_network_that_is_injected_already_is_no_plain_one():
     def make_attended(seed):
         return inject(make_model(seed), RECIPE, verify=False)
 
-    with pytest.raises(CompareError, match="injected already, so plain would be, too"):
+    with pytest.raises(CompareError, match="already has SimAM, so the plain variant"):
         compare(make_attended, [RECIPE], noisy, seeds=1)
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import SimAM, eject, inject, injected, plan, simam, verify
+from simam_inject import SimAM, api, eject, inject, injected, plan, simam, verify
 from simam_inject.editing import attach
 from simam_inject.errors import InjectError, ModelError, NoMatchError
 from tests.engine.blocks import Block, Net, conv
@@ -145,6 +145,11 @@ def test_a_plan_is_applied_once_and_to_the_planned_model():
     model = network()
     planned = plan(model, "after block.a", example_inputs=X)
     assert injected(model) == ()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(api, "update", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            planned.apply()
+    assert not injected(model)
     assert planned.apply() is model
     assert injected(model) == planned.insertions
     with pytest.raises(ModelError, match="has changed since the plan was made"):
@@ -547,5 +552,5 @@ def test_attention_that_cannot_be_used_leaves_the_model_as_it_was(factory, told)
 
 
 def test_strength_for_other_attention_is_refused():
-    with pytest.raises(ModelError, match=r"strength=0\.5 is for SimAM"):
+    with pytest.raises(ModelError, match=r"strength=0\.5 applies to SimAM only"):
         inject(network(), "after block.a", example_inputs=X, strength=0.5, attention=Scale)

@@ -96,9 +96,9 @@ def test_truncated(kept, file, refused):
 
 def test_noise(file, refused):
     file.write_bytes(random.Random(0).randbytes(4096))
-    refused("truncated, damaged, or no safetensors file")
+    refused("truncated, damaged, or not a safetensors file")
     file.write_bytes((16).to_bytes(8, "little") + random.Random(0).randbytes(4096))
-    refused("truncated, damaged, or no safetensors file")
+    refused("truncated, damaged, or not a safetensors file")
 
 
 def test_a_folder_and_nothing(refused, tmp_path):

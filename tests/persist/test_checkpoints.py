@@ -60,5 +60,5 @@ def test_code_does_not_run_and_is_named(written, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"hello", b"PK\x03\x04 no zip", b"\x80\x02garbage"])
 def test_what_is_no_checkpoint(content, tmp_path):
     (tmp_path / "x.pth").write_bytes(content)
-    with pytest.raises(FileError, match="truncated, damaged, or no checkpoint"):
+    with pytest.raises(FileError, match="truncated, damaged, or not a checkpoint"):
         read_checkpoint(tmp_path / "x.pth")

@@ -104,7 +104,7 @@ def file(tmp_path):
 
 def test_another_network(file, tmp_path, refused):
     refused("96 in the model, not in the file: layer1.2.conv1.weight", file, resnet34(num_classes=10))
-    refused(r"2 of another shape: fc.weight \(file 10x512, model 1000x512\), fc.bias", file, resnet18())
+    refused(r"2 of another shape or kind: fc.weight \(file 10x512, model 1000x512\), fc.bias", file, resnet18())
     refused(
         "torchvision's ResNet, ResNeXt and MobileNetV2, not for torch.nn.modules.linear.Linear", file, nn.Linear(2, 2)
     )

@@ -120,7 +120,7 @@ def test_frozen_norms_stay_unless_asked():
     before = copy.deepcopy(model.state_dict())
     found = calibrate(model, images())
     assert (found.norms, found.frozen) == (2, 3)
-    assert "2 estimated again, 3 frozen and left" in str(found)
+    assert "2 recomputed, 3 frozen and unchanged" in str(found)
     for path in NORMS:
         changed = not torch.equal(model.state_dict()[f"{path}.running_mean"], before[f"{path}.running_mean"])
         assert changed == (path in (NORMS[0], NORMS[4])), path
@@ -346,7 +346,7 @@ def test_other_attention_modules_have_no_gain():
 def test_the_table():
     text = str(calibrate(attended(), images()))
     row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3} +\d+\.\d%\n"
-    assert re.fullmatch(rf"site +gain +error before +after +kept\n({row}){{4}}norms: 5 estimated again", text)
+    assert re.fullmatch(rf"site +gain +error before +after +kept\n({row}){{4}}norms: 5 recomputed", text)
 
 
 def test_the_progress_bar_is_shown_in_a_terminal_only(monkeypatch, capsys):

@@ -56,7 +56,7 @@ def test_a_checkpoint_that_lost_its_sites_has_a_fault(workshop, tmp_path):
     with pytest.warns(UserWarning, match="lacks 8 of them"):
         checkup = check_checkpoint(tmp_path / "lost.pt")
     (fault,) = checkup.faults
-    assert fault.startswith("8 of 8 sites recorded and missing from the network: model.0.conv")
+    assert fault.startswith("8 of 8 sites are recorded but missing from the network: model.0.conv")
 
 
 def test_a_checkpoint_that_would_lose_its_sites_has_a_fault(workshop, tmp_path):
@@ -64,7 +64,7 @@ def test_a_checkpoint_that_would_lose_its_sites_has_a_fault(workshop, tmp_path):
     del yolo.model.yaml["simam"]
     yolo.save(str(tmp_path / "unrecorded.pt"))
     (fault,) = check_checkpoint(tmp_path / "unrecorded.pt").faults
-    assert fault.startswith("8 of 8 sites not recorded in model.yaml, so training from this file would lose")
+    assert fault.startswith("8 of 8 sites are not recorded in model.yaml, so training from this file would lose")
 
 
 @pytest.mark.parametrize(("name", "message"), [("none.pt", "no such file"), ("text.pt", "cannot load")])

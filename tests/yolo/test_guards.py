@@ -409,6 +409,17 @@ def test_without_arming_on_load_training_from_a_file_loses_everything(workshop):
     workshop.run("without_arming")
 
 
+def test_a_model_that_lost_recorded_sites_is_not_trained(yolo):
+    table = yolo.model.yaml
+    eject(yolo)
+    yolo.model.yaml = table
+    with pytest.raises(VerificationError, match=r"the network lacks 8 of 8 sites that its yaml lists, first model\.0"):
+        yolo.train(data="none.yaml", epochs=1)
+    inject(yolo, RECIPE, verify=False)
+    with pytest.raises(RuntimeError, match="does not exist"):  # the data set
+        yolo.train(data="none.yaml", epochs=1)
+
+
 def test_a_bypassed_model_is_not_trained():
     yolo = inject(YOLO("yolov8n.yaml"), "yolo-neck", verify=False)
     with bypass(yolo), pytest.raises(ModelError, match="is bypassed"):

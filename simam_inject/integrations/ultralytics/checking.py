@@ -114,8 +114,10 @@ def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
         why = "its record lists no sites" if record else "its yaml has no record of it"
         return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
     faulty = {
-        "not recorded in model.yaml, so training from this file would lose": [s.path for s in sites if not s.planned],
-        "recorded and missing from the network": [s.path for s in sites if not s.present],
-        "present but never run": [s.path for s in sites if s.present and not s.runs],
+        "are not recorded in model.yaml, so training from this file would lose them": [
+            s.path for s in sites if not s.planned
+        ],
+        "are recorded but missing from the network": [s.path for s in sites if not s.present],
+        "are present but never run": [s.path for s in sites if s.present and not s.runs],
     }
     return [f"{len(paths)} of {len(sites)} sites {why}: {shortened(paths)}" for why, paths in faulty.items() if paths]

@@ -208,7 +208,7 @@ class _Reading:
         number = self.layers[index].number
         if not reader.path:
             raise RecipeError(
-                f"{reader.place}: is the output, and other rows read row {number} plain; no recipe says that"
+                f"{reader.place}: is the output, and other rows read row {number} plain; no recipe can express this"
             )
         others = [value.layer for value in reader.reads if value.e_lambda is None or value.layer != index]
         if index in others or -1 in others:
@@ -218,8 +218,8 @@ class _Reading:
         return Rule(path=reader.path, before="input", exclude=exclude, e_lambda=e_lambda)
 
     def _note_block(self, row: _Layer) -> None:
-        where = "on what it returns, where most forks have it; if yours attends the concat inside, write before: cv2"
+        where = "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2"
         if row.is_bottleneck:
-            where = "after its second convolution, before the add, where most forks have it"
+            where = "after its second convolution, before the add, as in most forks"
         if row.block:
-            self.notes.append(f"{row}: taken for {row.block} with a SimAM {where}")
+            self.notes.append(f"{row}: read as {row.block} with SimAM {where}")

@@ -60,11 +60,18 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
 
     Raises:
         ModelError: a SimAM is bypassed.
+        VerificationError: a site that the yaml of the network lists is missing.
     """
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
     if any(isinstance(entry.attention, SimAM) and entry.attention.bypassed for entry in attended_in(model.model)):
         raise ModelError("a SimAM of this model is bypassed, and the trainer would build it anew: end the bypass first")
+    before = recorded(model.model)
+    if before is not None and (missing := missing_sites(model.model, before)):
+        raise VerificationError(
+            f"SimAM lost: the network lacks {len(missing)} of {len(before.sites)} sites that its yaml lists, first "
+            f"{missing[0].path}. Call inject again, or eject to train without SimAM."
+        )
     record = write(model.model)
     ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
     callbacks = [
