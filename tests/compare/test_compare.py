@@ -199,7 +199,7 @@ def test_a_network_that_is_injected_already_is_no_plain_one():
 
 def test_a_make_model_that_makes_no_model_is_refused_before_the_first_run(tmp_path):
     for make, error in ((lambda: "resnet18", CompareError), (lambda: 1 / 0, ZeroDivisionError)):
-        with pytest.raises(error, match=r"make_model returned str; it must return a new torch.nn.Module|division"):
+        with pytest.raises(error, match=r"make_model returned a str; it must return a new torch.nn.Module|division"):
             compare(make, [RECIPE], noisy, seeds=1, storage=tmp_path / "study.journal")
     assert not [*tmp_path.iterdir()]
 
