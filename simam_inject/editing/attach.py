@@ -161,7 +161,7 @@ def detach(model: nn.Module) -> None:
 def _holder(model: nn.Module, modules: dict[str, nn.Module], site: Insertion) -> nn.Module:
     path = site.edit.module
     if path not in modules:
-        raise ModelError(f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site.path}")
+        raise ModelError(f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site.name}")
     if isinstance(modules[path], (*CONTAINERS, torch.jit.ScriptModule)):
         raise ModelError(f"{path} is a {type(modules[path]).__name__}, which cannot have a SimAM as a child")
     return modules[path]

@@ -33,11 +33,11 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
     """
     attention = module._modules.get(site.child)
     if attention is None:
-        raise ModelError(f"SimAM at {site.path} is missing: its module {site.child!r} was removed; {ADVICE}")
+        raise ModelError(f"SimAM at {site.name} is missing: its module {site.child!r} was removed; {ADVICE}")
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
-        raise NoValueError(f"SimAM at {site.path} was planned for a tensor, but got {a_type(x)}; {ADVICE}")
+        raise NoValueError(f"SimAM at {site.name} was planned for a tensor, but got {a_type(x)}; {ADVICE}")
     if site.channel_dim == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
         return attention(x.movedim(-1, 1)).movedim(1, -1)
     return attention(x)
@@ -47,13 +47,13 @@ def _check_shape(site: Insertion, x: Tensor) -> None:
     channels, shape = site.shape[site.channel_dim], x.shape
     if len(shape) != len(site.shape):
         raise NoValueError(
-            f"SimAM at {site.path} was planned for {len(site.shape)} dimensions ({site.axes}), but got a "
+            f"SimAM at {site.name} was planned for {len(site.shape)} dimensions ({site.axes}), but got a "
             f"tensor of shape {tuple(shape)}; use inputs with a batch dimension, or inject with such an example"
         )
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
     if not is_traced and shape[site.channel_dim] != channels and channels in shape and not _is_pruned(site, shape):
         raise ModelError(
-            f"SimAM at {site.path} was planned for {site.axes} with {channels} channels, but got a tensor of "
+            f"SimAM at {site.name} was planned for {site.axes} with {channels} channels, but got a tensor of "
             f"shape {tuple(shape)}, whose channels are in another dimension; {ADVICE}"
         )
 
@@ -66,7 +66,7 @@ def _is_pruned(site: Insertion, shape: torch.Size) -> bool:
 
 def lost(site: Insertion, why: str) -> ModelError:
     """The error for a site whose SimAM does not run any more."""
-    return ModelError(f"SimAM at {site.path} was lost: {why}; {ADVICE}")
+    return ModelError(f"SimAM at {site.name} was lost: {why}; {ADVICE}")
 
 
 class SiteHook:
@@ -209,7 +209,7 @@ class InputHook(SiteHook):
             return positional, position
         if name in keywords:
             return keywords, name
-        raise ModelError(f"SimAM at {site.path} is applied to argument {argument!r}, which this call does not pass")
+        raise ModelError(f"SimAM at {site.name} is applied to argument {argument!r}, which this call does not pass")
 
 
 def _attend_entry(module: nn.Module, site: Insertion, value: Any) -> Any:
@@ -221,7 +221,7 @@ def _attend_entry(module: nn.Module, site: Insertion, value: Any) -> Any:
     try:
         entry = entry_at(value, key)
     except KeyError:
-        raise NoValueError(f"SimAM at {site.path} is applied to entry {key!r}, which is missing in this call") from None
+        raise NoValueError(f"SimAM at {site.name} is applied to entry {key!r}, which is missing in this call") from None
     return replace_entry(value, key, attend(module, site, entry))
 
 

@@ -71,15 +71,15 @@ class Record(BaseModel):
         for entry in attended_in(network):
             attention = entry.attention
             if attention is None:
-                raise FileError(f"the SimAM at {entry.site.path} was removed; call eject(model), and inject it again")
+                raise FileError(f"the SimAM at {entry.site.name} was removed; call eject(model), and inject it again")
             if not isinstance(attention, SimAM):
                 raise FileError(
-                    f"the attention at {entry.site.path} is {a_type(attention)}, and files hold SimAM "
+                    f"the attention at {entry.site.name} is {a_type(attention)}, and files hold SimAM "
                     "only; save model.state_dict(), and keep the recipe and the factory"
                 )
             if attention.channel_dim != entry.site.channel_dim:
                 raise FileError(
-                    f"the SimAM at {entry.site.path} has channel_dim {attention.channel_dim}, and was planned for "
+                    f"the SimAM at {entry.site.name} has channel_dim {attention.channel_dim}, and was planned for "
                     f"{entry.site.channel_dim}: inject the model again"
                 )
             sites.append(replace(entry.insertion, e_lambda=float(attention.e_lambda)))
@@ -144,4 +144,4 @@ class Manifest(Record):
 
 
 def _place(site: Insertion) -> str:
-    return (site.path or "(model)") + (f" before {site.reader}" if site.reader else "")
+    return site.name + (f" before {site.reader}" if site.reader else "")

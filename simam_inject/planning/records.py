@@ -101,6 +101,11 @@ class Insertion:
     """For `Rewritten`: where in the source."""
 
     @property
+    def name(self) -> str:
+        """The path for messages: `(model)` for what the model returns, `(model):0` for an entry of it."""
+        return f"(model){self.path}" if self.path[:1] in ("", ":") else self.path
+
+    @property
     def child(self) -> str:
         """Name of the SimAM among the children of its holder."""
         return self.module.rpartition(".")[2]
