@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import CheckOptions, ShowOptions
-from simam_inject.cli.preparing import check_model
+from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Report, Step
 from simam_inject.errors import FileError
 from simam_inject.zoo import build
@@ -71,7 +71,7 @@ def _check_saved(options: CheckOptions, step: Step) -> Report:
     from simam_inject.persist import load
     from simam_inject.reporting.plans import render_verification
 
-    check_model(options.model)
+    library_of(options.model)
     step("verifying")
     found = verify(load(options.file, build(options.model, num_classes=options.num_classes).model))
     data = shown.data | {"verification": asdict(found), "ok": found.ok}

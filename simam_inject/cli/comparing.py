@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING
 import typer
 
 from simam_inject.cli.options import CompareOptions, StudyOptions
-from simam_inject.cli.preparing import check_model
+from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Report, Step, command, group, note
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def compare(options: CompareOptions, step: Step) -> Report:
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
     machine.
     """
-    library = check_model(options.model, pretrained=options.pretrained, weights=options.weights)
+    library = library_of(options.model, pretrained=options.pretrained, weights=options.weights)
     step(f"setting up {options.model}")
     from simam_inject.compare.running import run_study
     from simam_inject.compare.setups import set_up

@@ -11,8 +11,8 @@ from simam_inject.cli.options import EXPORTS, InjectOptions, ReportOptions, Stre
 from simam_inject.cli.preparing import (
     Prepared,
     batches_of,
-    check_model,
     images_in,
+    library_of,
     make_plan,
     selectors,
 )
@@ -125,7 +125,7 @@ def _check_options(options: InjectOptions) -> None:
         raise ModelError("--dry-run cannot be combined with --output or --calibrate")
     if options.dynamic and suffix not in (".onnx", ".pt2"):
         raise ModelError("--dynamic needs --output x.onnx or x.pt2")
-    if suffix == ".pt" and check_model(options.model) in ("torchvision", "timm"):
+    if suffix == ".pt" and library_of(options.model) in ("torchvision", "timm"):
         raise ModelError(f"{_NO_CHECKPOINT}; save {options.model} as .safetensors")
 
 

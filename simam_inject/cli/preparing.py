@@ -27,8 +27,12 @@ _EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def check_model(name: str, *, pretrained: bool = False, weights: object = None) -> str:
-    """The library that a model name means, or an error that says what it is instead. Imports no torch."""
+def library_of(name: str, *, pretrained: bool = False, weights: object = None) -> str:
+    """The library that a model name means, without importing torch.
+
+    Raises:
+        ModelError: it means weights or an exported graph, or nothing.
+    """
     if pretrained and weights is not None:
         raise ModelError("--pretrained and --weights both load weights; give one of them")
     path = Path(name)
@@ -100,7 +104,7 @@ class Prepared:
 
 def prepare(options: ModelOptions, step: Step) -> Prepared:
     """Build the model, load its weights, and find out which inputs it takes."""
-    check_model(options.model, pretrained=options.pretrained, weights=options.weights)
+    library_of(options.model, pretrained=options.pretrained, weights=options.weights)
     step("building the model")
     from simam_inject.adapters import network_of
     from simam_inject.dataflow.example import declared_size

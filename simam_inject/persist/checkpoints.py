@@ -16,6 +16,17 @@ _HOLDERS = ("state_dict", "model_state_dict", "model", "model_state", "net", "we
 """Keys under which training programs store the `state_dict`."""
 
 
+class HoldsObjectsError(FileError):
+    """A file contains objects of a class that `torch.load(weights_only=True)` refuses to build."""
+
+    def __init__(self, class_name: str) -> None:
+        super().__init__(
+            f"it holds more than tensors, which could run code ({class_name}), and is not loaded: save "
+            "model.state_dict() instead"
+        )
+        self.class_name = class_name
+
+
 def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The tensors of a `state_dict`, alone or under a key such as `state_dict`, and the names of what is beside it.
 
@@ -33,10 +44,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             raise FileError(
                 f"it is truncated, damaged, or not a checkpoint of torch.save ({type(error).__name__})"
             ) from error
-        raise FileError(
-            f"it holds more than tensors, which could run code ({refused[1]}), and is not loaded: save "
-            "model.state_dict() instead"
-        ) from error
+        raise HoldsObjectsError(refused[1]) from error
     others: list[str] = []
     while holder := _holder_in(content):
         others += [str(name) for name in content if name != holder]

@@ -55,7 +55,7 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         problem = f"{library}:{own_name}: cannot {'load the pretrained weights' if fetched else 'build the model'}"
         advice = " Without `pretrained` the weights are random." * pretrained
         raise ModelError(f"{problem}: {describe_exception(error)}.{advice}") from error
-    note = built.note or (f"pretrained weights of {library}" if pretrained else "random weights")
+    note = built.note or (f"{library}'s pretrained weights" if pretrained else "random weights")
     if library == "torchvision" and own_name == name and name in list_timm():
         note += f"; {name} is torchvision's, timm has its own: timm:{name}"
     return replace(built, name=name, note=note)

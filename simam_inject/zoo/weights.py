@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import FileError, InjectError, ModelError, describe_exception
+from simam_inject.errors import InjectError, ModelError, describe_exception
 from simam_inject.zoo.records import ZooModel
 
 
@@ -28,22 +28,22 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
         ModelError: Its names or shapes are not those of the model.
     """
     from simam_inject.persist import load
-    from simam_inject.persist.checkpoints import read_checkpoint, without_prefix
+    from simam_inject.persist.checkpoints import HoldsObjectsError, read_checkpoint, without_prefix
     from simam_inject.persist.files import naming, read_tensors
     from simam_inject.persist.record import KEY
 
     note, texts = f"weights of {file.name}", dict[str, str]()
     state: Mapping[str, Any]
-    try:
-        with naming(file):
+    with naming(file):
+        try:
             if file.suffix == ".safetensors":
                 state, texts = read_tensors(file)
             else:
                 state, _ = read_checkpoint(file)
-    except FileError as error:
-        if "could run code (ultralytics." not in str(error):  # the class that a restricted load refuses
-            raise
-        state, note = _read_yolo(built, file)
+        except HoldsObjectsError as error:
+            if not error.class_name.startswith("ultralytics."):
+                raise
+            state, note = _read_yolo(built, file)
     if KEY in texts:
         load(file, built.model)
     else:
