@@ -96,7 +96,7 @@ def _version() -> str:
 
 def _allow_classes() -> None:
     """Let a restricted `torch.load` know the classes that an injected model holds."""
-    for name in ("editing.attach", "adapters") if "torch" in sys.modules else ():
+    for name in ("editing.attach", "adapters") if sys.modules.get("torch") is not None else ():
         importlib.import_module(f"{__name__}.{name}")
 
 

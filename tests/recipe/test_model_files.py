@@ -155,7 +155,7 @@ def test_a_block_with_simam_inside_becomes_the_stock_block_and_a_rule(tmp_path, 
     found = imported(tmp_path, with_row(2, module))
     assert rules(found) == [rule]
     (note,) = found.notes
-    assert note.startswith(f"row 2 ({module}): taken for {stock} ")
+    assert note.startswith(f"row 2 ({module}): read as {stock} ")
 
 
 @pytest.mark.parametrize("module", ["SimAM3D", "SimAM_3d", "simam_module", "nn.SimAM", "SimAMBlock", "Simam_Attention"])

@@ -319,8 +319,8 @@ def test_a_network_without_norms():
     inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=images(2), verify=False)
     found = calibrate(model, images())
     assert found.norms == 0
-    assert "none with running statistics" in str(found)
-    with pytest.raises(ModelError, match="nothing to calibrate: the model has none with running statistics"):
+    assert "no norm with running statistics" in str(found)
+    with pytest.raises(ModelError, match="nothing to calibrate: the model has no norm with running statistics"):
         calibrate(model, images(), gains=False)
     with pytest.raises(ModelError, match="both gains and norms are turned off"):
         calibrate(model, images(), gains=False, norms=False)
