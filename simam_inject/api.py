@@ -98,10 +98,14 @@ def inject(
 
 def _check_present(model: nn.Module, planned: Plan, attention: Callable[[int], nn.Module] | None) -> None:
     """Refuse what would leave another attention module at the sites than the one that is asked for."""
-    entries = [entry.attention for entry in attended_in(network_of(model))]
-    others = [type(module).__name__ for module in entries if module is not None and not isinstance(module, SimAM)]
-    if entries and (attention is not None or (planned.is_done and others)):
-        names = " and ".join(dict.fromkeys([*others, *(["SimAM"] if len(others) < len(entries) else [])]))
+    there = {skip.path for skip in planned.skips if skip.reason.startswith(PRESENT)}
+    kinds = [
+        type(entry.attention).__name__
+        for entry in attended_in(network_of(model))
+        if attention is not None or (entry.site.path in there and not isinstance(entry.attention, SimAM))
+    ]
+    if kinds:
+        names = " and ".join(dict.fromkeys(kinds))
         raise ModelError(
             f"the model already has attention at its sites ({names}); call eject(model) before injecting other modules"
         )

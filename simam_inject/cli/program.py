@@ -138,7 +138,7 @@ def errors_shown(*, as_json: bool = False) -> Iterator[None]:
 
 
 def note(text: str) -> None:
-    """Print a line for people that is no part of the report."""
+    """Print a line beside the report, for people."""
     typer.echo(text, err=True)
 
 

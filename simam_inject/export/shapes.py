@@ -27,8 +27,8 @@ def parse_dynamic(dynamic: bool | str) -> tuple[str, ...]:
 def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[Example, ...]:
     """The example; if sizes may vary, followed by one that the model accepts in which all of these are larger.
 
-    Where the batch may vary, the first has at least two samples: exporters take a one for a constant. Then an input
-    with one number per sample is no longer known as such, and keeps its length.
+    Where the batch may vary, the first has at least two samples: exporters take a one for a constant. An input
+    with one number per sample then has a fixed length in the file.
 
     Raises:
         ExportError: the model accepts no larger images, or takes none.

@@ -26,6 +26,7 @@ from simam_inject.editing.attach import attended_in, detach
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
+from simam_inject.verification.outputs import difference
 
 State = Mapping[str, torch.Tensor]
 UNFIT = "of another shape or kind"
@@ -95,7 +96,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     Raises:
         FileError: the file is truncated, foreign, a pickle, of another format, or made for another model; the message
             says what differs. The model is unchanged.
-        ModelError: the model is wrapped, or is none.
+        ModelError: the model is wrapped, or is not a module.
     """
     if isinstance(path, nn.Module):
         raise ModelError("the file comes first: load(path, model)")
@@ -204,7 +205,7 @@ def differences(file: State, model: State) -> dict[str, list[str]]:
     for name in common:
         ours = model[name]
         other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
-        if other != name and not torch.equal(file[name], file[other]):
+        if other != name and difference(file[name], file[other]) is not None:
             unfit.append(f"{name} (the same tensor as {other} in the model, with other values in the file)")
     return {
         "in the model, not in the file": [name for name in model if name not in file],

@@ -91,7 +91,7 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments; targets are left out."""
-    found = f"{a_type(batch)}"
+    found = a_type(batch)
     if isinstance(batch, Mapping):
         accepted = inspect.signature(network.forward).parameters.keys() - {"label", "labels"}
         keywords = {key: value for key, value in batch.items() if key in accepted}

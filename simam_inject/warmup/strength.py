@@ -12,7 +12,7 @@ from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_number
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import ModelError, a_type
+from simam_inject.errors import ModelError
 
 
 def set_strength(model: nn.Module, value: float) -> None:
@@ -49,8 +49,6 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     Raises:
         ModelError: the model is not a module, or has no SimAM.
     """
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"expected an nn.Module, found {a_type(model)}")
     entries = list(attended_in(network_of(model)))
     shared = [path for path, count in Counter(entry.site.path for entry in entries).items() if count > 1]
     found = [

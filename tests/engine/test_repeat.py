@@ -520,6 +520,18 @@ def test_other_attention_at_the_same_sites_is_refused(kinds):
     assert snapshot(model) == before
 
 
+def test_other_attention_at_some_of_the_sites_is_refused():
+    both = {"rules": [{"block": "block", "after": name} for name in "ab"]}
+    model = inject(network(), "after block.a", example_inputs=X, attention=Scale)
+    before = snapshot(model)
+    with pytest.raises(ModelError, match=r"already has attention at its sites \(Scale\)"):
+        inject(model, both, example_inputs=X)
+    assert snapshot(model) == before
+    inject(model, "after block.b", example_inputs=X)
+    with pytest.warns(UserWarning, match="already have SimAM"):  # the other module is elsewhere
+        inject(model, "after block.b", example_inputs=X)
+
+
 def shared(_channels, _module=nn.Identity()):  # noqa: B008 - one for all
     return _module
 

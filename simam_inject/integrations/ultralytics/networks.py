@@ -89,7 +89,7 @@ def must_stay(module: nn.Module) -> bool:
 
 
 def _forget_deleted_branches(network: nn.Module, presence: Presence) -> None:
-    """Do not miss sites in a branch of a head that `fuse()` deleted: only training needs it."""
+    """Stop checking sites in branches of heads that `fuse()` deleted, since only training needs these."""
     modules = dict(network.named_modules(remove_duplicate=False))
     heads = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Detect))
 
