@@ -70,7 +70,7 @@ def test_a_model_without_simam_is_refused():
         set_strength(plain(), 0.5)
     with pytest.raises(ModelError, match="no SimAM in this model"):
         Ramp(calibrated(), plain(), steps=3)
-    with pytest.raises(ModelError, match=r"expected an nn.Module, found an OrderedDict"):
+    with pytest.raises(ModelError, match=r"expected an nn.Module, found an object of type OrderedDict"):
         Ramp(calibrated(), calibrated().state_dict(), steps=3)
 
 
