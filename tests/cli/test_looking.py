@@ -215,6 +215,7 @@ MISTAKES = [
         "--dry-run cannot be combined with --output or --calibrate",
     ),
     ("resnet50 --after block --output x.pt", ".pt is the checkpoint format of ultralytics"),
+    ("resnet50 --after block --output x.onnx --strength 0", "--strength 0 leaves nothing of SimAM"),
     ("resnet50 --after block --output x.safetensors --dynamic", "--dynamic needs --output x.onnx or x.pt2"),
     ("resnet50 --aftre block", "No such option"),
     ("resnet50 -after block", "No such option: -a"),

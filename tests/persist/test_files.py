@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
 
-from simam_inject import eject, inject, injected, verify
+from simam_inject import bypass, eject, inject, injected, verify
 from simam_inject.errors import FileError, ModelError
 from simam_inject.persist import load, read, save
 from simam_inject.persist.record import KEY
@@ -128,6 +128,7 @@ def test_strength_gain_and_lambda_are_those_of_the_modules(model, tmp_path):
         (0.0, 1.0, 0.3),
     ]
     assert torch.equal(other(X), model(X))
+    assert injected(other) == injected(model)
     first.strength = 1.0
     assert not torch.allclose(other(X), model(X), rtol=1e-3)
 
@@ -423,3 +424,13 @@ def test_a_channel_dim_that_was_changed_is_refused(tmp_path):
 def test_the_arguments_of_load_are_not_exchanged(model, file):
     with pytest.raises(ModelError, match="the file comes first"):
         load(model, file)
+
+
+def test_a_bypassed_simam_is_not_saved(model, file, tmp_path):
+    """A file has no place for it: what is loaded would compute something else."""
+    with bypass(model), pytest.raises(FileError, match=r"conv2\.simam is bypassed"):
+        save(model, tmp_path / "y.safetensors")
+    model.blocks[0].conv2.simam.bypassed = True
+    with pytest.raises(FileError, match=r"blocks\.0\.conv2\.simam is bypassed"):
+        save(model, file)
+    assert len(read(file).insertions) == len(injected(model))
