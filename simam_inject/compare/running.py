@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any
 
-from simam_inject.compare.records import PLAIN, WRONG_SIGN, Experiment, Train, Variant
+from simam_inject.compare.cells import PLAIN, WRONG_SIGN, Experiment, Train, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.compare.variants import check_recipes, list_variants, run_cell

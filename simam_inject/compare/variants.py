@@ -21,8 +21,8 @@ from torch.optim.swa_utils import update_bn
 
 from simam_inject.api import inject, injected, no_effect, plan
 from simam_inject.bench.measuring import bytes_kept, time_rounds
-from simam_inject.bench.variants import PEERS, peer_factory
-from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
+from simam_inject.bench.peers import PEERS, peer_factory
+from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
 from simam_inject.dataflow.example import example_of
 from simam_inject.errors import CompareError, InjectError, NoMatchError, a_type
 from simam_inject.recipe import adjusted, load_recipe

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from simam_inject import InjectError, SimAM, injected
 from simam_inject.bench import Conditions, bench
 from simam_inject.bench.measuring import Quartiles, bytes_kept, ratios, time_rounds
-from simam_inject.bench.variants import make_variants
+from simam_inject.bench.peers import make_variants
 from simam_inject.cli.app import app
 
 

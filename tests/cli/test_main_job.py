@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from simam_inject import injected
-from simam_inject.planning.records import Check, Verification
+from simam_inject.verification.checks import Check, Verification
 
 NET = "nets.py:Net"
 SMALL = ("--input-size", "3x32x32")

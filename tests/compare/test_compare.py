@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from simam_inject import inject
 from simam_inject.compare import compare
-from simam_inject.compare.records import AGAIN_OFFSET
+from simam_inject.compare.cells import AGAIN_OFFSET
 from simam_inject.errors import CompareError, NoMatchError, RecipeError
 from tests.compare.networks import RECIPE, attended_by, attention_of, make_model, noisy
 

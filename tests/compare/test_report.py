@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from simam_inject.compare.records import Cell, Costs
+from simam_inject.compare.cells import Cell, Costs
 from simam_inject.compare.report import Comparison
 
 EFFECTS = {"simam": 0.1, "se": 2.5, "eca": -2.5}

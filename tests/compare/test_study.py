@@ -16,7 +16,7 @@ import optuna
 import pytest
 
 from simam_inject.compare import compare, load_comparison, study
-from simam_inject.compare.records import Cell, Report, Variant
+from simam_inject.compare.cells import Cell, Report, Variant
 from simam_inject.compare.study import Study
 from simam_inject.errors import CompareError
 from tests.compare.networks import RECIPE, make_model, noisy

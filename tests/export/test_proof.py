@@ -8,7 +8,7 @@ import torch
 from simam_inject import bypass, eject
 from simam_inject.export import LostSiteError, export, prove
 from simam_inject.export.formats import FORMS
-from simam_inject.export.graph import Operation, find_gates
+from simam_inject.export.graph import GraphNode, find_gates
 from tests.export.networks import attended, image
 from tests.networks import Network
 
@@ -131,21 +131,21 @@ def test_a_failed_proof_leaves_the_file_that_was_there(tmp_path, monkeypatch):
 def chain(*, half=0.5, root="sqrt", reads=True):
     """SimAM's graph by hand, and near misses of it."""
     graph = {
-        "mean": Operation("mean", ("x",)),
-        "d": Operation("sub", ("x", "mean")),
-        "small": Operation("mul", ("d", 1 / 16)),
-        "squares": Operation("mul", ("small", "small")),
-        "variance": Operation("mean", ("squares",)),
-        "spread": Operation("mul", ("variance", 4.0)),
-        "energy": Operation("add", ("spread", 4 * 1e-4 / 256)),
-        "root": Operation(root, ("energy",)),
-        "normal": Operation("div", ("small", "root")),
-        "square": Operation("mul", ("normal", "normal")),
-        "argument": Operation("add", (half, "square")),
-        "gate": Operation("sigmoid", ("argument",)),
-        "narrow": Operation("cast", ("gate",)),
-        "y": Operation("mul", ("x", "narrow")),
-        "z": Operation("relu", ("y" if reads else "x",)),
+        "mean": GraphNode("mean", ("x",)),
+        "d": GraphNode("sub", ("x", "mean")),
+        "small": GraphNode("mul", ("d", 1 / 16)),
+        "squares": GraphNode("mul", ("small", "small")),
+        "variance": GraphNode("mean", ("squares",)),
+        "spread": GraphNode("mul", ("variance", 4.0)),
+        "energy": GraphNode("add", ("spread", 4 * 1e-4 / 256)),
+        "root": GraphNode(root, ("energy",)),
+        "normal": GraphNode("div", ("small", "root")),
+        "square": GraphNode("mul", ("normal", "normal")),
+        "argument": GraphNode("add", (half, "square")),
+        "gate": GraphNode("sigmoid", ("argument",)),
+        "narrow": GraphNode("cast", ("gate",)),
+        "y": GraphNode("mul", ("x", "narrow")),
+        "z": GraphNode("relu", ("y" if reads else "x",)),
     }
     return graph, ("z",)
 
@@ -167,9 +167,9 @@ def test_a_gate_that_nothing_reads_is_not_live():
 
 def test_squeeze_and_excite_is_no_gate():
     graph = {
-        "c": Operation("conv", ("x",)),
-        "s": Operation("sigmoid", ("c",)),
-        "y": Operation("mul", ("x", "s")),
+        "c": GraphNode("conv", ("x",)),
+        "s": GraphNode("sigmoid", ("c",)),
+        "y": GraphNode("mul", ("x", "s")),
     }
     assert find_gates(graph, ("y",)) == ()
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from simam_inject.dataflow.records import Anatomy
+from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.matching import match, unmatched_exclude, unmatched_message
 from simam_inject.recipe import Recipe
 from tests.matching.networks import NETWORKS

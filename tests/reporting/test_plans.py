@@ -6,14 +6,15 @@ import json
 import pytest
 from rich.console import Console
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.matching import Skip
+from simam_inject.planning.insertions import Input, Insertion, Output, Rewritten
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Verification
 from simam_inject.planning.tables import Table, format_map, format_span, sites_table
 from simam_inject.recipe import load_recipe
 from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
+from simam_inject.verification.checks import Check, Verification
 
 
 def insertion(path, shape, **facts):

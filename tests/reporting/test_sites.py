@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.reporting.sites import render_sites, sites_to_dict, summarize
 
 
