@@ -79,6 +79,22 @@ def _attended():
     return inject(plain(), recipe, example_inputs=torch.rand(1, 3, 16, 16), verify=False)
 
 
+class Fork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x) + self.c(x)
+
+
+def forked():
+    """One value with a SimAM for each of its two readers."""
+    rules = [{"path": name, "before": "input"} for name in "bc"]
+    return inject(Fork(), {"rules": rules}, example_inputs=images(1))
+
+
 def calibrated():
     """The same with gains."""
     model = attended()

@@ -16,7 +16,7 @@ from simam_inject import bypass, inject, injected
 from simam_inject.errors import ModelError
 from simam_inject.warmup import calibrate, set_strength
 from tests.messages import says
-from tests.warmup.networks import NORMS, PATHS, Network, attended, fit_by_hand, images, plain
+from tests.warmup.networks import NORMS, PATHS, Network, attended, fit_by_hand, forked, images, plain
 
 
 def gains_of(model):
@@ -402,20 +402,4 @@ def test_one_value_per_channel_is_refused(batches):
 
 
 def test_two_sites_of_one_value_have_two_names():
-    both = nn.ModuleDict({"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(4, 4, 1), "c": nn.Conv2d(4, 4, 1)})
-
-    class Fork(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.parts = both
-
-        def forward(self, x):
-            x = self.parts["a"](x)
-            return self.parts["b"](x) + self.parts["c"](x)
-
-    rules = [{"path": f"parts.{name}", "before": "input"} for name in "bc"]
-    model = inject(Fork(), {"rules": rules}, example_inputs=images(2))
-    assert [site.path for site in calibrate(model, images()).sites] == [
-        "parts.a before parts.b",
-        "parts.a before parts.c",
-    ]
+    assert [site.path for site in calibrate(forked(), images()).sites] == ["a before b", "a before c"]
