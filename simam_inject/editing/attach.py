@@ -22,7 +22,7 @@ from simam_inject.editing.presence import Presence, distance_to_end, presence_of
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import CONTAINERS, is_taken
-from simam_inject.planning.records import Insertion, Output, Rewritten
+from simam_inject.planning.insertions import Insertion, Output, Rewritten
 
 Factory = Callable[[int], nn.Module]
 """Makes an attention module for a number of channels."""

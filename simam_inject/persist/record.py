@@ -13,11 +13,11 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
-from simam_inject.editing.checking import ExampleRecord, Recipes, Site, first_problem
 from simam_inject.editing.presence import presence_of
+from simam_inject.editing.serialization import ExampleRecord, Recipes, Site, first_problem
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
+from simam_inject.planning.insertions import Insertion, Line
 from simam_inject.planning.plan import Insertions
-from simam_inject.planning.records import Insertion, Line
 from simam_inject.recipe import Recipe
 from simam_inject.source import STRICT
 

@@ -133,9 +133,9 @@ def test_a_recipe_of_ones_own():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (("resnet5O", "paper"), ModelError, "timm has no model 'resnet5O'.*Did you mean resnet50"),
+        (("resnet5O", "paper"), ModelError, "'resnet5O'.*mean resnet50"),
         (("resnet50.a1_in1k", "paper"), ModelError, "a name without a tag"),
-        (("resnet50", "paper", "a-b"), ModelError, "invalid name for a timm model: 'a-b'"),
+        (("resnet50", "paper", "a-b"), ModelError, "invalid name .*'a-b'"),
         (("resnet50", {"rules": [{"pattern": "conv2d"}]}), ModelError, "'resnet50_simam_'.*pass name"),
         (("resnet50", "papr"), RecipeError, "papr"),
     ],
