@@ -63,6 +63,26 @@ def test_predict_after_eject_runs_none(yolo):
     assert simam_runs(yolo) == 0
 
 
+def test_predict_inside_bypass_runs_no_other_attention_either(yolo):
+    runs = []
+
+    class Peer(torch.nn.Identity):
+        def forward(self, x):
+            runs.append(1)
+            return 0.5 * x
+
+    def boxes():
+        return yolo.predict(PHOTO, imgsz=64, conf=0.0, verbose=False)[0].boxes.data
+
+    plain = boxes()
+    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda _: Peer())
+    assert not torch.equal(boxes(), plain)
+    with bypass(yolo):
+        assert torch.equal(boxes(), plain)
+    assert not torch.equal(boxes(), plain)
+    assert runs
+
+
 def test_predict_inside_bypass_runs_none_and_afterwards_all(yolo):
     inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
     predict(yolo)
