@@ -344,7 +344,7 @@ def test_models_that_cannot_be_calibrated_say_what_to_do(build, facts):
         calibrate(build(), images())
 
 
-def test_the_table():
+def test_the_report_is_a_table_of_sites():
     text = str(calibrate(attended(), images()))
     row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3} +\d+\.\d%\n"
     assert re.fullmatch(rf"site +gain +error before +after +kept\n({row}){{4}}norms: 5 recomputed", text)
