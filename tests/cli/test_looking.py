@@ -208,6 +208,7 @@ MISTAKES = [
     ("resnet50 --after block --output nowhere/x.safetensors", "no such folder: 'nowhere'"),
     ("resnet50 --after block --output x.safetensors --dry-run", "--dry-run cannot be combined with --output"),
     ("resnet50 --after block --output x.pt", ".pt is the checkpoint format of ultralytics"),
+    ("resnet50 --after block --output x.onnx --strength 0", "--strength 0 leaves nothing of SimAM"),
     ("resnet50 --after block --output x.safetensors --dynamic", "--output x.onnx or x.pt2"),
     ("resnet50 --aftre block", "No such option"),
     ("resnet50 -after block", "No such option: -a"),

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -175,9 +176,11 @@ def no_run(model, seed, report):
         ({"recipes": "paper"}, CompareError, says("recipes", "list")),
         ({"recipes": [RECIPE, RECIPE]}, CompareError, says("two recipes", "'after sequential.0'")),
         ({"against": ["sse"]}, CompareError, says("'sse'", "se, eca, cbam, gc")),
+        ({"seeds": 2.5}, CompareError, says("seeds is 2.5", "at least 1")),
         ({"seeds": 0}, CompareError, says("at least 1", "5 for a verdict")),
         ({"storage": "nowhere/study.journal"}, CompareError, says("no such folder", "nowhere")),
         ({"make_model": make_attended}, CompareError, says("already has SimAM", "plain")),
+        ({"make_model": partial(nn.Module.train, make_model())}, CompareError, says("same network twice", "new one")),
         ({"make_model": lambda: "resnet18"}, CompareError, says("make_model", "str", "torch.nn.Module")),
         ({"make_model": lambda: 1 / 0}, ZeroDivisionError, "division"),
     ],

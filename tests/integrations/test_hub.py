@@ -138,6 +138,12 @@ def test_only_names_of_libraries_are_written(name, tmp_path):
         hub.save_pretrained(nn.Conv2d(1, 1, 1), tmp_path, architecture=name)
 
 
+def test_a_variant_that_another_process_does_not_have_is_not_written(tmp_path):
+    with pytest.raises(ModelError, match="timm has no model 'resnet18_simam_paper'"):
+        hub.save_pretrained(nn.Conv2d(1, 1, 1), tmp_path / "net", architecture="timm:resnet18_simam_paper")
+    assert not (tmp_path / "net").exists()
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [

@@ -212,7 +212,18 @@ def test_a_hostile_record_is_refused(tmp_path):
         Net.load_from_checkpoint(file)
 
 
-@pytest.mark.parametrize("options", [{"ramp_steps": -1}, {"start": 2.0}, {"calibrate_batches": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ramp_steps": -1},
+        {"ramp_steps": "3"},
+        {"ramp_steps": 1.5},
+        {"start": 2.0},
+        {"start": None},
+        {"calibrate_batches": -1},
+        {"calibrate_batches": None},
+    ],
+)
 def test_numbers_out_of_range(options):
     with pytest.raises(RecipeError, match="ramp_steps must be a number of steps"):
         SimAMCallback(RECIPE, **options)

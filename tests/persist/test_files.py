@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-from simam_inject import eject, inject, injected, verify
+from simam_inject import bypass, eject, inject, injected, verify
 from simam_inject.errors import FileError, ModelError
 from simam_inject.persist import load, read, save
 from simam_inject.persist.record import KEY
@@ -130,6 +130,7 @@ def test_strength_gain_and_lambda_are_those_of_the_modules(model, tmp_path):
         (0.0, 1.0, 0.3),
     ]
     assert torch.equal(other(X), model(X))
+    assert injected(other) == injected(model)
     first.strength = 1.0
     assert not torch.allclose(other(X), model(X), rtol=1e-3)
 
@@ -399,3 +400,13 @@ def test_values_that_a_dtype_cannot_represent_are_refused(saved, loading, words,
 def test_the_arguments_of_load_are_not_exchanged(model, file):
     with pytest.raises(ModelError, match="the file comes first"):
         load(model, file)
+
+
+def test_a_bypassed_simam_is_not_saved(model, file, tmp_path):
+    """A file has no place for it: what is loaded would compute something else."""
+    with bypass(model), pytest.raises(FileError, match=r"conv2\.simam is bypassed"):
+        save(model, tmp_path / "y.safetensors")
+    model.blocks[0].conv2.simam.bypassed = True
+    with pytest.raises(FileError, match=r"blocks\.0\.conv2\.simam is bypassed"):
+        save(model, file)
+    assert len(read(file).insertions) == len(injected(model))

@@ -106,6 +106,21 @@ def test_sorted_keys_are_not_matched_in_order(tmp_path, refused):
     refused("its tensors do not fit this model", tmp_path / "x.pth", mobilenet_v2(num_classes=10))
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda tensor: tensor.to("meta"), "without values in the file"),
+        (lambda tensor: tensor.to_sparse() if tensor.dim() else tensor, "a torch.sparse_coo tensor in the file"),
+        (lambda tensor: (10 * tensor).to(torch.int32), "file torch.int32, model torch.float32"),
+        (lambda tensor: tensor.double() * 1e200, "which cannot represent its values"),
+    ],
+)
+def test_tensors_that_the_model_cannot_hold_are_not_matched_in_order(change, words, tmp_path, refused):
+    state = {name: change(tensor + 1) for name, tensor in resnet(resnet18).state_dict().items()}
+    torch.save(state, tmp_path / "x.pth")
+    refused(words, tmp_path / "x.pth", resnet18(num_classes=10))
+
+
 def test_other_sites_in_the_model(file, refused):
     refused("SimAM at other sites", file, inject(resnet18(num_classes=10), "after basicblock.conv1", verify=False))
     weaker = {"rules": [{"block": "BasicBlock", "after": "conv2", "e_lambda": 0.5}]}
