@@ -15,10 +15,7 @@ from simam_inject.attention import SimAM, gate, simam
 from tests.attention.test_values import bytes_kept, laid_out
 from tests.attention.truth import TOLERANCE, assert_true, distance, truth
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def kernels(code):

@@ -13,11 +13,7 @@ from tests.oracle import distance, hooked
 RECIPES = ["after basicblock.conv2", "after basicblock", "before basicblock.residual", "before basicblock.bn2"]
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def run(model, x):
