@@ -56,6 +56,26 @@ def test_predict_runs_every_site_and_none_inside_bypass_and_after_eject(yolo, in
     assert simam_runs(yolo) == 0
 
 
+def test_predict_inside_bypass_runs_no_other_attention_either(yolo):
+    runs = []
+
+    class Peer(torch.nn.Identity):
+        def forward(self, x):
+            runs.append(1)
+            return 0.5 * x
+
+    def boxes():
+        return yolo.predict(PHOTO, imgsz=64, conf=0.0, verbose=False)[0].boxes.data
+
+    plain = boxes()
+    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda _: Peer())
+    assert not torch.equal(boxes(), plain)
+    with bypass(yolo):
+        assert torch.equal(boxes(), plain)
+    assert not torch.equal(boxes(), plain)
+    assert runs
+
+
 @pytest.mark.parametrize(("name", "value"), [("gain", 1.3), ("strength", 0.5), ("e_lambda", 0.1), ("bypassed", True)])
 def test_predict_follows_what_is_set_on_a_simam(name, value, yolo):
     predict(inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False))
