@@ -57,7 +57,7 @@ def test_maps_are_by_path_in_the_order_of_execution_and_the_model_is_left():
     assert expected.std() > 0.01
 
 
-def test_channels_last():
+def test_maps_of_channels_last_values():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -113,7 +113,7 @@ def test_difference_maps_are_zero_at_strength_0_and_right_at_the_first_site():
     assert all(not value.any() for value in difference_maps(model, x).values())
 
 
-def test_mistakes():
+def test_a_channel_that_is_not_there_and_a_plain_model_are_refused():
     with pytest.raises(ArgumentError, match="has channels 0 to 7; found 8"):
         attention_maps(attended(), images(1), channel=8)
     with pytest.raises(ModelError, match="no SimAM in this model"):

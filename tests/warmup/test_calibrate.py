@@ -361,7 +361,7 @@ def test_a_forward_of_several_arguments_takes_dicts_by_their_names():
     assert calibrate(model, [{"x": x, "scale": scale}], norms=False).sites[0].gain > 1
 
 
-def test_the_table():
+def test_the_report_is_a_table_of_sites():
     text = str(calibrate(attended(), images()))
     row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3} +\d+\.\d%\n"
     assert re.fullmatch(rf"site +gain +error before +after +kept\n({row}){{4}}norms: 5 recomputed", text)

@@ -44,22 +44,15 @@ def simam_runs(yolo) -> int:
     return sum(runs)
 
 
-def test_predict_after_inject_runs_every_site(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
+@pytest.mark.parametrize("inner", [False, True], ids=["object", "inner network"])
+def test_predict_runs_every_site_and_none_inside_bypass_and_after_eject(yolo, inner):
+    target = yolo.model if inner else yolo
+    inject(target, RECIPE, example_inputs=EXAMPLE, verify=False)
     assert simam_runs(yolo) >= SITES
-
-
-def test_predict_after_inject_of_the_inner_network_runs_every_site(yolo):
-    inject(yolo.model, RECIPE, example_inputs=EXAMPLE, verify=False)
+    with bypass(target):
+        assert simam_runs(yolo) == 0
     assert simam_runs(yolo) >= SITES
-    eject(yolo.model)
-    assert simam_runs(yolo) == 0
-
-
-def test_predict_after_eject_runs_none(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
-    predict(yolo)
-    eject(yolo)
+    eject(target)
     assert simam_runs(yolo) == 0
 
 
@@ -81,14 +74,6 @@ def test_predict_inside_bypass_runs_no_other_attention_either(yolo):
         assert torch.equal(boxes(), plain)
     assert not torch.equal(boxes(), plain)
     assert runs
-
-
-def test_predict_inside_bypass_runs_none_and_afterwards_all(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
-    predict(yolo)
-    with bypass(yolo):
-        assert simam_runs(yolo) == 0
-    assert simam_runs(yolo) >= SITES
 
 
 @pytest.mark.parametrize(("name", "value"), [("gain", 1.3), ("strength", 0.5), ("e_lambda", 0.1), ("bypassed", True)])
