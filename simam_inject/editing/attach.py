@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
+from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, guard_hooks, hooks_on
 from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.errors import ModelError, a_type
@@ -149,13 +149,15 @@ def _exchange(
         restore()
         raise
     finally:
-        _forget_compiled_code()
+        guard_hooks()
+        torch.compiler.reset()
 
 
 def detach(model: nn.Module) -> None:
     """Remove every SimAM, every hook and the presence check from a model."""
     strip(model)
-    _forget_compiled_code()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _holder(model: nn.Module, modules: dict[str, nn.Module], site: Insertion) -> nn.Module:
@@ -287,9 +289,3 @@ def without_attention(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         restore()
-
-
-def _forget_compiled_code() -> None:
-    """`torch.compile` does not look at hooks: a model that was compiled before would go on without them."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
