@@ -79,7 +79,7 @@ def test_a_file_without_a_factory_lists_what_is_in_it(folder):
     with pytest.raises(ModelError) as caught:
         build("nets/own_nets.py")
     listed = "Net, ready, make_net, make_late, make_yolo, make_text, make_nothing, make_wide, fail"
-    assert str(caught.value) == f"nets/own_nets.py: which model? It defines {listed}. Write nets/own_nets.py:fail."
+    assert str(caught.value) == f"nets/own_nets.py defines {listed}: name one of them, as in nets/own_nets.py:fail"
     assert not marker.exists()
     with pytest.raises(ModelError, match="defines no function, class or model"):
         build("nets/parts.py")
@@ -113,20 +113,20 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("nets/nope.py:make", {}, "no such file: nets/nope.py."),
+        ("nets/nope.py:make", {}, "no such file: nets/nope.py"),
         ("nope.nets:make", {}, "nope.nets cannot be imported: ModuleNotFoundError: No module named 'nope'"),
         ("nets.nope:make", {}, "nets.nope cannot be imported: ModuleNotFoundError: No module named 'nets.nope'"),
         ("nets/broken.py:make", {}, "nets/broken.py cannot be imported: ModuleNotFoundError: No module named 'not_"),
         ("nets/wrong.py:f", {}, "nets/wrong.py cannot be imported: SyntaxError: invalid syntax"),
         ("nets/own_nets.py:make_nett", {}, "nets/own_nets.py has no 'make_nett'. Did you mean make_net"),
-        ("nets/parts.py:x", {}, "nets/parts.py has no 'x'. It has WIDTH."),
+        ("nets/parts.py:x", {}, "nets/parts.py has no 'x'. It has WIDTH"),
         ("nets/own_nets.py:number", {}, "it gives an object of type int, not a torch.nn.Module"),
         ("nets/own_nets.py:make_text", {}, "it gives an object of type str, not a torch.nn.Module"),
         ("nets/own_nets.py:make_nothing", {}, "it gives an object of type NoneType, not a torch.nn.Module"),
         ("nets/own_nets.py:fail", {}, "the factory raised ValueError: no weights here (own_nets.py:"),
         ("nets/own_nets.py:make_wide", {}, "the factory raised TypeError: make_wide() missing "),
         ("nets/own_nets.py:Net", {"pretrained": True}, "the factory raised TypeError: "),
-        ("nets/own_nets.py:ready", {"num_classes": 2}, "it is a finished model and takes no num_classes."),
+        ("nets/own_nets.py:ready", {"num_classes": 2}, "it is a finished model and takes no num_classes"),
     ],
 )
 def test_mistakes_are_one_line(name, options, sentence, folder):

@@ -74,8 +74,8 @@ def test_every_scale_of_a_packaged_yaml_is_listed():
             "no such file: yolov8nn.pt, and ultralytics publishes no checkpoint of that name. Did you mean",
         ),
         ("qqqqqqqq", "no library has a model 'qqqqqqqq'. A model is named NAME, torchvision:NAME, timm:NAME,"),
-        ("", "The model has no name."),
-        ("net.py", "no such file: net.py."),
+        ("", "the model has no name."),
+        ("net.py", "no such file: net.py"),
         ("mine.yaml", "ultralytics has no model 'mine'."),
     ],
 )

@@ -32,8 +32,8 @@ def test_weights_that_cannot_be_fetched_are_one_line(name, told, offline, tmp_pa
     with pytest.raises(ModelError) as caught:
         build(name, pretrained=True)
     assert str(caught.value) == (
-        f"{told}: cannot load the pretrained weights: URLError: <urlopen error the network is down. "
-        "Without `pretrained` the weights are random."
+        f"{told}: cannot load the pretrained weights: URLError: <urlopen error the network is down; "
+        "without `pretrained` the weights are random"
     )
     assert not list(tmp_path.iterdir())
 
