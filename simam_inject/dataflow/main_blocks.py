@@ -62,7 +62,7 @@ class MainBlocks:
             maps = {(len(site.spatial), site.reduction)} if is_map and site.spatial and site.reduction else set()
             for above in _above(site.path if site.kind == "block" else site.scope):
                 contents = self.contents[above]
-                contents.convolutions += is_map and site.kind.startswith("conv")
+                contents.convolutions += site.kind.startswith("conv") and max((site.shape or ())[2:], default=1) > 1
                 contents.products += site.kind in _PRODUCTS
                 if maps and _makes_maps(site.kind):
                     contents.maps |= maps
@@ -152,7 +152,7 @@ class MainBlocks:
         if len(frame.outputs) != 1:
             return False
         result = frame.outputs[0][1]
-        inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
+        inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and len(call.outputs) == 1]
         inner = [call for call in inner if self._is_block(call.path)]
         own = type(self.recording.modules[path])
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
