@@ -123,6 +123,8 @@ def _check_options(options: InjectOptions) -> None:
     suffix = options.output.suffix if options.output is not None else ""
     if options.dry_run and (options.output is not None or options.calibrate is not None):
         raise ModelError("--dry-run cannot be combined with --output or --calibrate")
+    if options.strength == 0 and suffix in EXPORTS:
+        raise ModelError("--strength 0 leaves nothing of SimAM in an exported file")
     if options.dynamic and suffix not in (".onnx", ".pt2"):
         raise ModelError("--dynamic needs --output x.onnx or x.pt2")
     if suffix == ".pt" and library_of(options.model) in ("torchvision", "timm"):

@@ -67,9 +67,11 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
     Raises:
         NoMatchError: A recipe has no effect on the network.
         ModelError: The network cannot be planned.
-        CompareError: `make_model` makes no network, or one that is injected already.
+        CompareError: `make_model` makes no network, the same one again, or one that is injected already.
     """
     model = _make(make_model, seed=0)
+    if _make(make_model, seed=0) is model:
+        raise CompareError("make_model returned the same network twice; it must make a new one for each run")
     if injected(model):
         raise CompareError(
             "make_model returns a network that already has SimAM, so the plain variant would have it too: call "

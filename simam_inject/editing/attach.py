@@ -44,8 +44,9 @@ class Attended:
     @property
     def insertion(self) -> Insertion:
         """The site with what is set on its attention now."""
-        strength, gain = (getattr(self.attention, name, 1.0) for name in ("strength", "gain"))
-        return replace(self.site, strength=strength, gain=gain)
+        names = ("e_lambda", "strength", "gain") if isinstance(self.attention, SimAM) else ()
+        now: dict[str, Any] = {name: float(getattr(self.attention, name)) for name in names}
+        return replace(self.site, **now)
 
 
 def attended_in(model: nn.Module) -> Iterator[Attended]:

@@ -69,8 +69,5 @@ def test_coverage_is_what_the_table_says():
     counts = re.findall(r"^\| (?!public)\S+ \| \d+ \|.*?(\d+) \| (\d+) of \d+ \| 0 \|$", table, flags=re.MULTILINE)
     models, in_full = (sum(map(int, column)) for column in zip(*counts, strict=True))
     words = " ".join(README.split())
-    assert f"{in_scope} test networks modelled on public repositories" in words
-    assert (
-        f"{models:,} models of torchvision, timm, ultralytics and three more libraries, {in_full} of them in full"
-        in words
-    )
+    assert f"{in_scope} test networks" in words
+    assert re.search(rf"{models:,} models of [^.]*, {in_full} of them in full", words)

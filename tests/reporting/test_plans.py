@@ -1,10 +1,8 @@
 """The report of a plan, from records made by hand."""
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
@@ -15,6 +13,7 @@ from simam_inject.planning.tables import Table, format_map, format_span, sites_t
 from simam_inject.recipe import load_recipe
 from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
 from simam_inject.verification.checks import Check, Verification
+from tests.reporting.printing import printed
 
 
 def insertion(path, shape, **facts):
@@ -58,13 +57,6 @@ FAILED = Verification((Check("keys", True), Check("bypass", False, "off by 0.1 a
 
 def make_plan(insertions=INSERTIONS, skips=(), present=(), sites=(), inputs=((1, 3, 224, 224),)):
     return Plan(load_recipe("paper"), insertions, skips, Dataflow(Anatomy(sites, inputs), None, None), present)
-
-
-def printed(*parts, width=100) -> list[str]:
-    console = Console(file=io.StringIO(), width=width)
-    for part in parts:
-        console.print(part)
-    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
 def render(plan, width=100, **options) -> list[str]:

@@ -71,6 +71,16 @@ def test_predict_inside_bypass_runs_none_and_afterwards_all(yolo):
     assert simam_runs(yolo) >= SITES
 
 
+@pytest.mark.parametrize(("name", "value"), [("gain", 1.3), ("strength", 0.5), ("e_lambda", 0.1), ("bypassed", True)])
+def test_predict_follows_what_is_set_on_a_simam(name, value, yolo):
+    predict(inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False))
+    attention = next(module for module in yolo.model.modules() if isinstance(module, SimAM))
+    setattr(attention, name, value)
+    predict(yolo)
+    used = next(module for module in yolo.predictor.model.model.modules() if isinstance(module, SimAM))
+    assert getattr(used, name) == value
+
+
 @pytest.mark.parametrize("injected_before", [False, True])
 def test_predict_after_load_runs_the_sites_and_weights_of_the_file(yolo, tmp_path, injected_before):
     if yolo.model.is_fused():

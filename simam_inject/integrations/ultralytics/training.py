@@ -24,6 +24,7 @@ from simam_inject.persist.record import Record
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 """Network -> an object that is replaced by another one whenever the sites or weights of the network change."""
 _STAMP = "_simam_stamp"
+_SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed")
 
 
 class Tripwire:
@@ -105,8 +106,11 @@ def rebuilds_from_name() -> bool:
 
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
-    stamped = _stamps.get(model.model) if isinstance(model.model, nn.Module) else None
-    if vars(model).get(_STAMP) is not stamped:  # the predictor has a fused copy of the network as it was
+    network: Any = model.model
+    parts = [part for part in network.modules() if isinstance(part, SimAM)] if isinstance(network, nn.Module) else []
+    settings = [tuple(getattr(part, name) for name in _SETTINGS) for part in parts]
+    stamped = (_stamps[network], settings) if network in _stamps else settings or None
+    if vars(model).get(_STAMP) != stamped:  # the predictor has a fused copy of the network as it was
         model.predictor = None
         vars(model)[_STAMP] = stamped
     return original(model, *args, **kwargs)
