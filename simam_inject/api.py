@@ -229,13 +229,8 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
         >>> torch.equal(plain, eject(model)(x))
         True
     """
-    network = network_of(model)
-    update(model)
-    try:
-        with bypassed(network):
-            yield model
-    finally:
-        update(model)
+    with bypassed(network_of(model)):
+        yield model
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:

@@ -110,3 +110,12 @@ def assert_right(found, expected, plain):
     """What was found is the oracle's output, which is not the plain model's."""
     assert distance(expected, plain) > FAR, "the oracle does not differ from the plain model: the test shows nothing"
     assert distance(found, expected) < NEAR
+
+
+def assert_attended(found, stock, places, *args, **options):
+    """What was found is what the stock model computes of the arguments with SimAM at the places, and not without."""
+    with torch.no_grad():
+        plain = stock(*args)
+        with hooked(stock, places, **options):
+            expected = stock(*args)
+    assert_right(found, expected, plain)

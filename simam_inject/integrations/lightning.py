@@ -128,6 +128,10 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
     checkpoint = original(connector, *args, **kwargs)
     module = connector.trainer.lightning_module
     there = [entry.attention for entry in attended_in(module)]
+    if any(isinstance(part, SimAM) and part.bypassed for part in there):
+        warnings.warn(
+            "SimAM is bypassed in this module, and will run in what is loaded from its checkpoint", stacklevel=4
+        )
     if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
         record = Record.of(module).model_dump(mode="json")
         checkpoint[KEY] = {"record": record, "integration": IntegrationMark(__name__)}

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -189,14 +190,10 @@ def _check_sites(network: nn.Module, state: State) -> None:
     for entry in attended_in(network):
         if isinstance(entry.attention, SimAM) and entry.attention.bypassed:
             raise FileError(f"{entry.site.module} is bypassed, which a file cannot say: leave bypass() first")
-        parts = entry.site.edit.module.split(".")
-        for path in (".".join(parts[:count]) for count in range(1, len(parts) + 1) if parts != [""]):
-            module = network.get_submodule(path)
-            if path not in named and next(module.parameters(), None) is not None:
-                raise FileError(
-                    f"the module {path}, which contains SimAM, has another name in the state_dict: save the model "
-                    "without the wrapper"
-                )
+        for path in accumulate(entry.site.edit.module.split("."), "{}.{}".format):
+            has_tensors = next(network.get_submodule(path).parameters(), None) is not None
+            if path and path not in named and has_tensors:
+                raise FileError(f"{path} has SimAM and has another name in the state_dict: save without its wrapper")
 
 
 def differences(file: State, model: State) -> dict[str, list[str]]:

@@ -85,7 +85,7 @@ def test_differences_follow_the_strength(maps):
         ((*USUAL, *["folder"] * 6), 2, "19 images"),
     ],
 )
-def test_mistakes(maps, words, code, message):
+def test_a_mistake_is_one_message(maps, words, code, message):
     found, out, err = maps(*words)
     assert message in err.replace("\n", " ")
     assert found == code

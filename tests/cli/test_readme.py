@@ -20,7 +20,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("project")
-def test_python_runs(capsys):
+def test_its_python_runs(capsys):
     code = "\n".join(blocks("python"))
     names = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (our own text)
@@ -35,7 +35,7 @@ NEED_FILES = ("maps", "compare", "check", "show", "bench")
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
-def test_commands_run(arguments, run, folder):
+def test_its_commands_run(arguments, run, folder):
     nets = (folder / "nets.py").read_text()
     (folder / "nets.py").write_text(f"{nets}\ndef make_net():\n    return Net()\n")
     if (

@@ -265,7 +265,7 @@ def test_a_budget_and_another_command_on_the_same_study(command):
         ((), {"data": "nowhere"}, "no such folder"),
     ],
 )
-def test_slips(command, more, given, message):
+def test_a_slip_on_the_command_line_is_one_message(command, more, given, message):
     if "cuda" in more and torch.cuda.is_available():
         pytest.skip("there is a CUDA device")
     done = command(*more, **given)
@@ -279,7 +279,7 @@ def test_a_report_of_no_study():
     assert "no such study: none.journal" in done.stderr
 
 
-def test_times():
+def test_times_are_read_in_hours_minutes_and_seconds():
     assert [parse_time(text) for text in ("2h", "30m", "90s", "45")] == [7200, 1800, 90, 45]
 
 

@@ -88,7 +88,7 @@ def test_sites_in_a_region_of_the_graph_are_counted(tmp_path):
 
 
 class Shortened(Network):
-    """Skips its second block unless told otherwise."""
+    """Skips its second block if it is not long."""
 
     is_long = True
 

@@ -14,7 +14,7 @@ pytest.importorskip("lightning.pytorch")
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
-from simam_inject import eject, inject, injected
+from simam_inject import bypass, eject, inject, injected
 from simam_inject.errors import FileError, RecipeError
 from simam_inject.integrations.lightning import KEY, SimAMCallback, _simams_in
 from tests.integrations.lightning_net import RECIPE, SITES, Net
@@ -177,6 +177,12 @@ def test_other_sites_than_the_checkpoints_warn(tmp_path):
     with pytest.warns(UserWarning, match="at other sites than its checkpoint"):
         module = Own.load_from_checkpoint(file)
     assert [site.path for site in injected(module)] == ["net.stem"]
+
+
+def test_a_checkpoint_of_a_bypassed_module_warns(tmp_path):
+    module = inject(Net(), RECIPE, example_inputs=IMAGE, verify=False)
+    with bypass(module), pytest.warns(UserWarning, match="SimAM is bypassed .* will run in what is loaded"):
+        saved(tmp_path, module)
 
 
 def test_a_module_without_attention_is_left_alone(tmp_path):

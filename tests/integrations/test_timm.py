@@ -77,7 +77,7 @@ def test_pretrained_weights_are_loaded_before_the_injection(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["list", "dict", "hook", "getter"])
-def test_features_only(kind):
+def test_features_only_is_attended_in_every_form(kind):
     options = {"features_only": True, "feature_cls": kind, "out_indices": (1, 3), "zero_init_last": False}
     torch.manual_seed(0)
     model = timm.create_model(NAME, **options).eval()

@@ -1,6 +1,7 @@
 """`attention_maps`: the gate of the formula at each site, and nothing else changed."""
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -56,7 +57,7 @@ def test_maps_are_by_path_in_the_order_of_execution_and_the_model_is_left():
     assert expected.std() > 0.01
 
 
-def test_channels_last():
+def test_maps_of_channels_last_values():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -112,7 +113,7 @@ def test_difference_maps_are_zero_at_strength_0_and_right_at_the_first_site():
     assert all(not value.any() for value in difference_maps(model, x).values())
 
 
-def test_mistakes():
+def test_a_channel_that_is_not_there_and_a_plain_model_are_refused():
     with pytest.raises(ArgumentError, match="has channels 0 to 7; found 8"):
         attention_maps(attended(), images(1), channel=8)
     with pytest.raises(ModelError, match="no SimAM in this model"):
@@ -127,6 +128,22 @@ def test_threads_that_share_a_model_get_their_own_maps():
     for maps in found:
         assert maps.keys() == alone.keys()
         assert all(torch.equal(maps[name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize("look", [attention_maps, difference_maps])
+def test_another_thread_that_runs_the_model_meanwhile_gets_its_usual_output(look):
+    model, x, served = attended().eval(), images(2), []
+    usual, main = model(x), threading.get_ident()
+
+    def serve(_module, _args):
+        if threading.get_ident() == main:
+            with ThreadPoolExecutor(1) as pool:
+                served.append(pool.submit(model, x).result())
+
+    model.stem.register_forward_pre_hook(serve)
+    look(model, x)
+    assert len(served) == 1 + (look is difference_maps)
+    assert all(torch.equal(output, usual) for output in served)
 
 
 def test_two_readers_of_one_value_have_two_maps():

@@ -91,7 +91,7 @@ def file(tmp_path):
     return checkpoint(resnet(resnet18), tmp_path / "x.pth")
 
 
-def test_another_network(file, tmp_path, refused):
+def test_a_checkpoint_of_another_network_says_what_differs(file, tmp_path, refused):
     refused("96 in the model, .*: layer1.2.conv1.weight", file, resnet34(num_classes=10))
     refused(r"2 of another shape .*: fc.weight \(file 10x512, model 1000x512\), fc.bias", file, resnet18())
     refused("ResNet, ResNeXt and MobileNetV2, .*Linear", file, nn.Linear(2, 2))
@@ -133,12 +133,12 @@ def test_more_than_tensors(tmp_path, refused):
 
 
 @pytest.mark.parametrize("kept", [0, 100, -100])
-def test_truncated(kept, file, refused):
+def test_a_truncated_checkpoint_is_refused(kept, file, refused):
     file.write_bytes(file.read_bytes()[:kept])
     refused("it (is truncated, damaged|holds more than)", file, resnet18(num_classes=10))
 
 
-def test_no_checkpoint(tmp_path, refused):
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, refused):
     refused("it cannot be read: No such file", tmp_path / "nothing.pth", resnet18())
     for content in ([1, 2], {}, {"state_dict": {"a": 1}}, {"a": torch.zeros(1), "b": 2}, {1: torch.zeros(1)}):
         torch.save(content, tmp_path / "y.pth")

@@ -157,6 +157,7 @@ def test_no_code_in_the_file():
     assert b"lambda" not in data.replace(b"e_lambda", b"")
     assert b"def mix" not in data
     assert b"return" not in data
+    assert len(data) < 2 * len(pickle.dumps(mixed())) + 20_000
 
 
 def test_a_part_of_a_copy_still_attends():

@@ -147,7 +147,7 @@ def test_dict_is_json_and_whole():
         (None, 1, "-"),
     ],
 )
-def test_maps(shape, channel_dim, text):
+def test_a_map_is_written_as_channels_by_space(shape, channel_dim, text):
     assert format_map(Site("a", "", "relu", shape=shape, channel_dim=channel_dim)) == text
 
 
@@ -155,7 +155,7 @@ def test_maps(shape, channel_dim, text):
     ("values", "text"),
     [([], "-"), ([None], "-"), (["a", "a"], "a"), (["a", "b"], "a, b"), ([2, 4, 2, 16], "2 .. 16")],
 )
-def test_spans(values, text):
+def test_a_span_is_written_from_the_least_to_the_largest(values, text):
     assert format_span(values) == text
 
 

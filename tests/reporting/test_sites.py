@@ -86,7 +86,7 @@ def render(anatomy):
     return printed(*render_sites(anatomy), width=80)
 
 
-def test_report(anatomy):
+def test_the_report_lists_classes_and_selectors_that_fit_the_model(anatomy):
     lines = render(anatomy)
     assert lines[2].split() == ["BasicBlock", "block", "4", "64x56x56", "..", "256x14x14", "4..16"]
     assert lines[4].split() == ["conv2", "conv2d", "3x3", "4", "64x56x56", "..", "256x14x14", "4..16"]

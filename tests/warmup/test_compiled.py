@@ -9,12 +9,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from simam_inject.warmup import Ramp, set_strength
 from tests.warmup.networks import backward, calibrated, images, plain
 
-
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch.compiler.reset()
-    yield
-    torch.compiler.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -65,7 +65,7 @@ def folder(project):
         ("nets/own_nets.py:make_yolo", "YOLO"),
     ],
 )
-def test_factory_builds(name, class_name, folder):
+def test_a_factory_class_or_model_is_built_by_its_name(name, class_name, folder):
     path = list(sys.path)
     built = build(name)
     assert type(built.model).__name__ == class_name

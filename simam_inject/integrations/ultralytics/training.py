@@ -25,6 +25,7 @@ _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 """Network -> an object that is replaced by another one whenever the sites or weights of the network change."""
 _STAMP = "_simam_stamp"
 _SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed")
+"""Of a SimAM, by which `predict` notices a change; of other attention, `bypass` adds a hook."""
 
 
 class Tripwire:
@@ -107,8 +108,8 @@ def rebuilds_from_name() -> bool:
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     network: Any = model.model
-    parts = [part for part in network.modules() if isinstance(part, SimAM)] if isinstance(network, nn.Module) else []
-    settings = [tuple(getattr(part, name) for name in _SETTINGS) for part in parts]
+    parts: list[Any] = [entry.attention for entry in attended_in(network)] if isinstance(network, nn.Module) else []
+    settings = [([getattr(part, name, None) for name in _SETTINGS], len(part._forward_hooks)) for part in parts if part]
     stamped = (_stamps[network], settings) if network in _stamps else settings or None
     if vars(model).get(_STAMP) != stamped:  # the predictor has a fused copy of the network as it was
         model.predictor = None
