@@ -105,10 +105,10 @@ def _has_same_names(base: Recording, other: Namer) -> bool:
 def _apart(base: Recording, both: Namer | None) -> tuple[dict[str, Shape], dict[str, Shape]] | None:
     """Shapes for more samples and shapes for a larger image, from one forward on more and larger images.
 
-    Most networks need one forward less this way. None if it does not tell the two apart: if the first dimension of a
-    value grew by another number than that of the samples, or another dimension by this number.
+    Most networks need one forward less this way. None if it does not tell the two apart: if other modules ran, if the
+    first dimension of a value grew by another number than that of the samples, or another dimension by this number.
     """
-    if both is None or not _has_same_names(base, both):
+    if both is None or both.calls != base.calls or not _has_same_names(base, both):
         return None
     batch, size = dict[str, Shape](), dict[str, Shape]()
     for path, found in both.shapes.items():
