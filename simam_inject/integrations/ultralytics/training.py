@@ -50,7 +50,7 @@ class Tripwire:
             if missing:
                 raise VerificationError(
                     f"SimAM lost: the trainer's {name} lacks {len(missing)} of {count} sites, first "
-                    f"{missing[0].path}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
+                    f"{missing[0].path}; save the injected model, model.save('x.pt'), and train YOLO('x.pt')"
                 )
         strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
         if RANK in (-1, 0) and strengths:
@@ -83,7 +83,7 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
     if before is not None and (missing := missing_sites(network, before)):
         raise VerificationError(
             f"SimAM lost: the network lacks {len(missing)} of {len(before.sites)} sites that its yaml lists, first "
-            f"{missing[0].path}. Call inject again, or eject to train without SimAM."
+            f"{missing[0].path}; call inject again, or eject to train without SimAM"
         )
 
 
