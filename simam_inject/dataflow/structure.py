@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from simam_inject.dataflow.kinds import UPSAMPLING
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.records import Site
 from simam_inject.dataflow.values import Frame, Recording, Step
-from simam_inject.kinds import FAMILIES, words
+from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
 
 _WEIGHTED = (_ConvNd, nn.Linear)
@@ -152,13 +153,19 @@ def _shape(step: Step) -> tuple[int, ...]:
 
 
 def _sizes_given(step: Step) -> list[tuple[int, ...]]:
-    return [_shape(source)[2:] for source in step.inputs if source.value is not None]
+    """Sizes of the maps that a step reads; one of which it takes only the size does not count."""
+    values = [source.value for source in step.inputs if source.value is not None]
+    call = step.call
+    return [value.shape[2:] for value in values if not call or any(call.spans(read.tick) for read in value.readings)]
 
 
 def _enlarges(step: Step) -> bool:
     """An upsampling of a map: a single pixel that is spread out, as in ASPP, is a mean."""
-    given = _sizes_given(step)
-    return step.kind in UPSAMPLING and (not given or max(given[0], default=1) > 1)
+    given, size = _sizes_given(step), _shape(step)[2:]
+    if step.kind in UPSAMPLING:
+        return not given or max(given[0], default=1) > 1
+    is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
+    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
 
 def _upsamples(step: Step) -> bool:
