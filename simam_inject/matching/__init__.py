@@ -9,3 +9,4 @@ from simam_inject.matching.match import why_not_attendable as why_not_attendable
 from simam_inject.matching.records import Hit as Hit
 from simam_inject.matching.records import Matches as Matches
 from simam_inject.matching.records import Skip as Skip
+from simam_inject.matching.search import write_path as write_path

@@ -26,6 +26,8 @@ MESSAGES = [
     ("{'-': 3}", "'-'", ["unknown key"]),
     ("{'A·': 3}", "'A·'", ["unknown key"]),
     ('{"' + "\U0001342f" * 7 + '": 3}', repr("\U0001342f" * 7), ["unknown key"]),
+    ("{extends: paper, rules: {}}", "rules", ["found a mapping", "list"]),
+    ("{extends: paper, rules: ''}", "rules", ["found ''", "list"]),
     ("{extends: 3}", "extends", ["no shipped recipe is named 3", "paper"]),
     # e_lambda
     ("{e_lambda: -1, rules: [{block: A, after: b}]}", "e_lambda", ["found -1", "greater than 0"]),
@@ -131,6 +133,8 @@ def test_the_python_constructors_raise_the_same_error():
         Where(kernel="big")
     with pytest.raises(RecipeError, match=r"^rules\[0\]: found a value of type object; expected a mapping"):
         Recipe(rules=[object()])
+    with pytest.raises(RecipeError, match=r"^rules: found a Rule; expected a list: \[Rule\(...\)\]$"):
+        Recipe(rules=Rule(block="A", after="b"))
     with pytest.raises(InjectError):
         Recipe()
 
@@ -167,3 +171,11 @@ def test_a_name_that_is_no_recipe_says_what_there_is():
         load_recipe("papr")
     with pytest.raises(RecipeError, match=r"^recipe: found a value of type object; expected a Recipe, a mapping"):
         load_recipe(object())
+
+
+@pytest.mark.parametrize(
+    "text", ["bottleneck.conv2", "after: bottleneck", "conv2d > bottleneck", "residual+paper", '{"rules": []}']
+)
+def test_what_does_not_look_like_a_name_gets_no_name_as_hint(text):
+    with pytest.raises(RecipeError, match=r"a selector such as 'after bottleneck\.conv2'$"):
+        load_recipe(text)
