@@ -138,14 +138,11 @@ def _ancestors(step: Step) -> set[Step]:
 
 
 def _weight(step: Step) -> int:
-    """Convolutions and matrix products in a step."""
-    if step.call is not None:
-        return _weight_of(step.call.module)
-    return int(step.kind.startswith("conv") or step.kind == "linear")
-
-
-def _weight_of(module: nn.Module) -> int:
-    return sum(isinstance(part, _WEIGHTED) for part in module.modules())
+    """Convolutions and matrix products in a step: as operations, or as modules where these cannot be seen."""
+    if step.call is None or not step.call.is_scope:
+        return int(step.kind.startswith("conv") or step.kind == "linear")
+    modules = sum(isinstance(part, _WEIGHTED) for part in step.call.module.modules())
+    return max(modules, sum(map(_weight, step.call.steps)))
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -202,7 +199,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             if step.kind not in ("cat", "add") or step.path in residual:
                 continue
             if len({_was_upsampled(one, step.kind == "add") for one in maps}) > 1:
-                if path and len(call.outputs) == 1 and _weight_of(call.module) and _is_given_one(call, maps):
+                if path and len(call.outputs) == 1 and any(map(_weight, call.steps)) and _is_given_one(call, maps):
                     found.add(path)
                 found |= _readers_among(step, structure.main)
     found = {path for path in found if not _is_part_of_another(recording, found, path)}

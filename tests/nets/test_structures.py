@@ -292,10 +292,44 @@ class Cell(nn.Module):
         return F.relu(self.conv(x) + self.side(F.max_pool2d(x, 3, self.stride, 1)))
 
 
+class Scaled3x3(nn.Module):
+    """A convolution without children whose weights are scaled at run time, as generators have them."""
+
+    def __init__(self, before, after, stride=1):
+        super().__init__()
+        self.weight, self.stride = nn.Parameter(torch.randn(after, before, 3, 3)), stride
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight / 9, None, self.stride, 1)
+
+
+class Blur(nn.Module):
+    """Without parameters: a filter, no layer."""
+
+    def forward(self, x):
+        return F.conv2d(x, x.new_full((x.shape[1], 1, 3, 3), 1 / 9), None, 1, 1, 1, x.shape[1])
+
+
+class Judge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.blur, self.b, self.side = Scaled3x3(8, 8), Blur(), Scaled3x3(8, 8, 2), nn.AvgPool2d(2)
+
+    def forward(self, x):
+        return self.b(self.blur(F.relu(self.a(x)))) + self.side(x)
+
+
+def judges():
+    return nn.Sequential(Scaled3x3(3, 8), Judge(), Judge(), c1(8, 2))
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
 CASES = [
+    (judges, "every-conv", "0 {1,2}.{a,b} 3"),
+    (judges, "paper", "{1,2}.b"),
+    (judges, "residual", "{1,2}.b"),
     (lambda: Stairs(FitSize), "unet", "d2 d1"),
     (lambda: Stairs(Widen), "unet", "d2 d1"),
     (lambda: Stairs(Widen), "residual", "{e1,e2,e3}.second {d2,d1}.body.second"),
