@@ -67,7 +67,7 @@ class MainBlocks:
             maps = {(len(site.spatial), site.reduction)} if is_map and site.spatial and site.reduction else set()
             for above in _above(site.path if site.kind == "block" else site.scope):
                 contents = self.contents[above]
-                contents.convolutions += site.kind.startswith("conv") and max((site.shape or ())[2:], default=1) > 1
+                contents.convolutions += is_map and site.kind.startswith("conv")
                 contents.products += site.kind in _PRODUCTS
                 if maps and _makes_maps(site.kind):
                     contents.maps |= maps
