@@ -16,8 +16,8 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import SimAM
+from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
-from simam_inject.dataflow.records import Anatomy
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import attach, attended_in, detach, restorer, strip
 from simam_inject.editing.bypass import bypassed
@@ -25,12 +25,13 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching import explain_unmatched_glob, match
 from simam_inject.modules import check_injectable, unwrapped
+from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
-from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.recipe import Recipe, RecipeLike, adjusted, load_recipe
 from simam_inject.recipe.names import Glob
 from simam_inject.verification import SAME_WAY, check_model, tensor_marks
+from simam_inject.verification.checks import Verification
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -228,13 +229,8 @@ def bypass(model: ModelT) -> Iterator[ModelT]:
         >>> torch.equal(plain, eject(model)(x))
         True
     """
-    network = network_of(model)
-    update(model)
-    try:
-        with bypassed(network):
-            yield model
-    finally:
-        update(model)
+    with bypassed(network_of(model)):
+        yield model
 
 
 def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:

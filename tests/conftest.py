@@ -41,3 +41,17 @@ def project(tmp_path, monkeypatch):
         spec = getattr(module, "__spec__", None)
         if spec and any(str(tmp_path) in str(place) for place in (spec.origin, spec.submodule_search_locations)):
             del sys.modules[name]
+
+
+@pytest.fixture
+def fresh_compiler():
+    """Nothing that is compiled stays from test to test."""
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def eager_backend(fresh_compiler) -> str:
+    """The backend of `torch.compile` that runs what was traced as it is."""
+    return "eager"

@@ -14,15 +14,15 @@ import torch
 E_LAMBDA = 0.03
 
 
-def attend(x, e_lambda=E_LAMBDA, channel_dim=1):
-    """y = x sigmoid((x - mu)^2 / (4 (v + lambda)) + 1/2), mean and variance over the space of each channel."""
+def attend(x, e_lambda=E_LAMBDA, channel_dim=1, strength=1.0, gain=1.0):
+    """y = x ((1 - strength) + strength gain sigmoid((x - mu)^2 / (4 (v + lambda)) + 1/2)); mu and v of each channel."""
     if channel_dim == -1:
-        return attend(x.movedim(-1, 1), e_lambda).movedim(1, -1)
+        return attend(x.movedim(-1, 1), e_lambda, 1, strength, gain).movedim(1, -1)
     flat = x.double().flatten(2)
     squares = (flat - flat.mean(2, keepdim=True)) ** 2
     variance = squares.sum(2, keepdim=True) / max(flat.shape[2] - 1, 1)
     gate = 1 / (1 + torch.exp(-squares / (4 * (variance + e_lambda)) - 0.5))
-    return (flat * gate).reshape(x.shape).to(x.dtype)
+    return (flat * ((1 - strength) + strength * gain * gate)).reshape(x.shape).to(x.dtype)
 
 
 def _attend_entry(output, key, change):
@@ -110,3 +110,12 @@ def assert_right(found, expected, plain):
     """What was found is the oracle's output, which is not the plain model's."""
     assert distance(expected, plain) > FAR, "the oracle does not differ from the plain model: the test shows nothing"
     assert distance(found, expected) < NEAR
+
+
+def assert_attended(found, stock, places, *args, **options):
+    """What was found is what the stock model computes of the arguments with SimAM at the places, and not without."""
+    with torch.no_grad():
+        plain = stock(*args)
+        with hooked(stock, places, **options):
+            expected = stock(*args)
+    assert_right(found, expected, plain)

@@ -15,7 +15,7 @@ from torch import nn
 from simam_inject.adapters import network_of
 from simam_inject.api import injected
 from simam_inject.bench.measuring import Quartiles, bytes_kept, peak_bytes, ratios, time_rounds
-from simam_inject.bench.variants import PLAIN, SIMAM, make_variants
+from simam_inject.bench.peers import PLAIN, SIMAM, make_variants
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.nested import tensors_in

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import CheckOptions, ShowOptions
 from simam_inject.cli.preparing import library_of
-from simam_inject.cli.program import Report, Step
+from simam_inject.cli.program import Outcome, Step
 from simam_inject.errors import FileError
 from simam_inject.zoo import build
 from simam_inject.zoo.yolo import check_installed
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from simam_inject.planning.tables import Table
 
 
-def show(options: ShowOptions, _step: Step) -> Report:
+def show(options: ShowOptions, _step: Step) -> Outcome:
     """Show what a .safetensors file contains besides its weights: sites, recipes, versions. Needs no model."""
     from simam_inject.persist import read
     from simam_inject.planning.tables import sites_table
@@ -35,10 +35,10 @@ def show(options: ShowOptions, _step: Step) -> Report:
         *(f"recipe: {json.dumps(recipe)}" for recipe in found.recipes),
     ]
     about = {"recipes": list(found.recipes), "versions": dict(found.versions)}
-    return Report(parts, {"path": str(options.file), "sites": [asdict(site) for site in sites], **about})
+    return Outcome(parts, {"path": str(options.file), "sites": [asdict(site) for site in sites], **about})
 
 
-def check(options: CheckOptions, step: Step) -> Report:
+def check(options: CheckOptions, step: Step) -> Outcome:
     """Check that SimAM is live in a file, and in the .onnx of the same name beside a checkpoint. Exits 1 if not."""
     file = options.file
     if file.suffix not in (".safetensors", ".pt"):
@@ -55,16 +55,16 @@ def check(options: CheckOptions, step: Step) -> Report:
 
     step("checking")
     found = check_checkpoint(file)
-    return Report(_render(found), {**asdict(found), "path": str(file), "ok": not found.faults}, ok=not found.faults)
+    return Outcome(_render(found), {**asdict(found), "path": str(file), "ok": not found.faults}, ok=not found.faults)
 
 
-def _check_saved(options: CheckOptions, step: Step) -> Report:
+def _check_saved(options: CheckOptions, step: Step) -> Outcome:
     """The file's own record, and with a model the checks of `verify`."""
     shown = show(ShowOptions(file=options.file), step)
     if not shown.data["sites"]:
-        return Report(shown.parts, shown.data | {"ok": False}, ok=False)
+        return Outcome(shown.parts, shown.data | {"ok": False}, ok=False)
     if options.model is None:
-        return Report(
+        return Outcome(
             [*shown.parts, "to load it into its model and verify: add --model MODEL"], shown.data | {"ok": True}
         )
     from simam_inject.api import verify
@@ -75,7 +75,7 @@ def _check_saved(options: CheckOptions, step: Step) -> Report:
     step("verifying")
     found = verify(load(options.file, build(options.model, num_classes=options.num_classes).model))
     data = shown.data | {"verification": asdict(found), "ok": found.ok}
-    return Report([*shown.parts, *render_verification(found)], data, ok=found.ok)
+    return Outcome([*shown.parts, *render_verification(found)], data, ok=found.ok)
 
 
 def _render(found: Checkup) -> Iterator[Table | str]:

@@ -15,7 +15,7 @@ import typer
 
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
-from simam_inject.cli.program import Report, Step, command, group, note
+from simam_inject.cli.program import Outcome, Step, command, group, note
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -24,7 +24,7 @@ _STOPPED = 130
 """Exit code of a process that Ctrl-C ended."""
 
 
-def compare(options: CompareOptions, step: Step) -> Report:
+def compare(options: CompareOptions, step: Step) -> Outcome:
     """Train MODEL plain, with SimAM and with other attention modules, from the same weights, and test the differences.
     A classifier is trained on FOLDER/train/CLASS and FOLDER/val/CLASS (or FOLDER/CLASS, which is split); a YOLO by
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
@@ -60,17 +60,17 @@ def compare(options: CompareOptions, step: Step) -> Report:
             f"{len(found.cells)} of {found.total} runs are done; the same command continues the study; add "
             "--retry-stale to repeat the runs of workers that died on other machines"
         )
-    return Report([found.to_markdown()])
+    return Outcome([found.to_markdown()])
 
 
-def report(options: StudyOptions, _step: Step) -> Report:
+def report(options: StudyOptions, _step: Step) -> Outcome:
     """Write the report of a study, finished or not; without a file, print it."""
     from simam_inject.compare import load_comparison
 
     found = load_comparison(options.study, options.name)
     found.save(options.html, options.markdown)
     files = [str(file) for file in (options.html, options.markdown) if file is not None]
-    return Report([f"wrote {' and '.join(files)}" if files else found.to_markdown()])
+    return Outcome([f"wrote {' and '.join(files)}" if files else found.to_markdown()])
 
 
 def _work_together(options: CompareOptions, work: Callable[[], Comparison]) -> Comparison:

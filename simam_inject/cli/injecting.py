@@ -16,17 +16,17 @@ from simam_inject.cli.preparing import (
     make_plan,
     selectors,
 )
-from simam_inject.cli.program import Report, Step
+from simam_inject.cli.program import Outcome, Step
 from simam_inject.errors import ModelError, VerificationError
 
 if TYPE_CHECKING:
     from simam_inject.planning.plan import Plan
-    from simam_inject.planning.records import Verification
+    from simam_inject.verification.checks import Verification
 
 _NO_CHECKPOINT = ".pt is the checkpoint format of ultralytics"
 
 
-def inject(options: InjectOptions, step: Step) -> Report:
+def inject(options: InjectOptions, step: Step) -> Outcome:
     """Add SimAM to a convolutional network and verify it. state_dict keys do not change; --output saves the result.
 
     Exit codes: 0 done, 1 nothing matched or verification failed, 2 bad usage, recipe, model or file.
@@ -66,10 +66,10 @@ def inject(options: InjectOptions, step: Step) -> Report:
         "calibration": None if calibration is None else asdict(calibration),
         "output": None if options.output is None else str(options.output),
     }
-    return Report(parts, data)
+    return Outcome(parts, data)
 
 
-def report(options: ReportOptions, step: Step) -> Report:
+def report(options: ReportOptions, step: Step) -> Outcome:
     """Write one self-contained HTML page about an injection: the network drawn, sites, skips, cost, checks, recipe."""
     prepared, plan = make_plan(options, step, options.strength)
     plan, verification = _carry_out(prepared, plan, options, step)
@@ -80,7 +80,7 @@ def report(options: ReportOptions, step: Step) -> Report:
     options.html.write_text(text, encoding="utf-8")
     sites = "1 site" if len(plan.placed) == 1 else f"{len(plan.placed)} sites"
     first = str(verification).partition("\n")[0]
-    return Report([f"wrote {options.html}: {sites}, {first}"], {"html": str(options.html), "ok": True})
+    return Outcome([f"wrote {options.html}: {sites}, {first}"], {"html": str(options.html), "ok": True})
 
 
 def heading(prepared: Prepared, plan: Plan, strength: float = 1.0) -> str:
@@ -123,6 +123,8 @@ def _check_options(options: InjectOptions) -> None:
     suffix = options.output.suffix if options.output is not None else ""
     if options.dry_run and (options.output is not None or options.calibrate is not None):
         raise ModelError("--dry-run cannot be combined with --output or --calibrate")
+    if options.strength == 0 and suffix in EXPORTS:
+        raise ModelError("--strength 0 leaves nothing of SimAM in an exported file")
     if options.dynamic and suffix not in (".onnx", ".pt2"):
         raise ModelError("--dynamic needs --output x.onnx or x.pt2")
     if suffix == ".pt" and library_of(options.model) in ("torchvision", "timm"):

@@ -12,14 +12,14 @@ import typer
 from simam_inject.cli.injecting import heading
 from simam_inject.cli.options import BenchOptions, ModelOptions, RecipeOptions, file_to_write
 from simam_inject.cli.preparing import make_plan, prepare
-from simam_inject.cli.program import Report, Step, errors_shown, note, show
+from simam_inject.cli.program import Outcome, Step, errors_shown, note, show
 
 if TYPE_CHECKING:
     from simam_inject.bench import Bench
     from simam_inject.planning.tables import Table
 
 
-def sites(options: ModelOptions, step: Step) -> Report:
+def sites(options: ModelOptions, step: Step) -> Outcome:
     """Show what can be named in MODEL: block classes, their children, shapes. The first command to run."""
     prepared = prepare(options, step)
     from simam_inject.api import survey
@@ -28,10 +28,10 @@ def sites(options: ModelOptions, step: Step) -> Report:
     step("recording the forward")
     anatomy, built = survey(prepared.model, example_inputs=prepared.inputs), prepared.built
     data = {"model": built.name, "source": built.source, **sites_to_dict(anatomy)}
-    return Report([f"{built.name} ({built.note})", *render_sites(anatomy)], data)
+    return Outcome([f"{built.name} ({built.note})", *render_sites(anatomy)], data)
 
 
-def explain(options: RecipeOptions, step: Step) -> Report:
+def explain(options: RecipeOptions, step: Step) -> Outcome:
     """Draw where SimAM would go in each kind of block of MODEL. Changes nothing."""
     prepared, plan = make_plan(options, step)
     from simam_inject.reporting.drawing import draw
@@ -39,10 +39,10 @@ def explain(options: RecipeOptions, step: Step) -> Report:
     drawings = draw(plan.anatomy, plan.placed)
     lines = [line for drawing in drawings for line in ("", *str(drawing).splitlines())]
     data = {"model": prepared.built.name, "recipe": plan.recipe.to_dict(), "blocks": list(map(asdict, drawings))}
-    return Report([heading(prepared, plan), *lines], data)
+    return Outcome([heading(prepared, plan), *lines], data)
 
 
-def bench(options: BenchOptions, step: Step) -> Report:
+def bench(options: BenchOptions, step: Step) -> Outcome:
     """Measure what the recipe costs in MODEL: plain, with SimAM, with other attention modules at the same sites."""
     prepared, plan = make_plan(options, step)
     from simam_inject.bench import Conditions, bench
@@ -52,7 +52,7 @@ def bench(options: BenchOptions, step: Step) -> Report:
     more = {"example_inputs": prepared.inputs, "against": options.against, "step": step}
     found = bench(prepared.model, plan.recipe, conditions, **more)
     about = {"model": prepared.built.name, "source": prepared.built.source, "recipe": plan.recipe.to_dict()}
-    return Report([heading(prepared, plan), *_render_bench(found)], {**about, **found.to_dict()})
+    return Outcome([heading(prepared, plan), *_render_bench(found)], {**about, **found.to_dict()})
 
 
 def _render_bench(found: Bench) -> Iterator[Table | str]:

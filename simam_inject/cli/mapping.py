@@ -6,14 +6,14 @@ from importlib.util import find_spec
 
 from simam_inject.cli.options import MapsOptions
 from simam_inject.cli.preparing import Prepared, images_in, make_plan, prepare, read_image, selectors
-from simam_inject.cli.program import Report, Step
+from simam_inject.cli.program import Outcome, Step
 from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, shortened
 
 _MOST = 16
 """Photographs in one picture."""
 
 
-def maps(options: MapsOptions, step: Step) -> Report:
+def maps(options: MapsOptions, step: Step) -> Outcome:
     """Draw the gates of SimAM in MODEL as heat maps over images."""
     if find_spec("matplotlib") is None:
         raise ModelError('drawing attention maps requires matplotlib: pip install "simam_inject[maps]"')
@@ -45,7 +45,7 @@ def maps(options: MapsOptions, step: Step) -> Report:
     ]
     count = "1 image" if len(files) == 1 else f"{len(files)} images"
     data = {"model": prepared.built.name, "output": str(options.output), "images": images}
-    return Report([f"{options.output}: {count}, {', '.join(names)}"], data)
+    return Outcome([f"{options.output}: {count}, {', '.join(names)}"], data)
 
 
 def _path_of(name: str) -> str:

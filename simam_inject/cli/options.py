@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -36,6 +37,18 @@ def parse_number(text: str) -> float:
     raise typer.BadParameter(f"found {text!r}; write a number, e.g. 1e-4")
 
 
+def number_from(low: float, below: float = math.inf) -> Callable[[str], float]:
+    """A parser of numbers in a range."""
+
+    def parse(text: str) -> float:
+        number = float(parse_number(str(text)))
+        if not low <= number < below:
+            raise typer.BadParameter(f"found {text}; write a number from {low:g}, below {below:g}")
+        return number
+
+    return parse
+
+
 def parse_numbers(text: str) -> tuple[float, ...]:
     """Numbers, separated by commas."""
     return tuple(parse_number(part) for part in text.split(",") if part.strip())
@@ -44,10 +57,9 @@ def parse_numbers(text: str) -> tuple[float, ...]:
 def parse_time(text: str) -> float:
     """`2h`, `30m`, `90s` or a number of seconds."""
     number, unit = (text[:-1], text[-1:]) if text[-1:] in ("h", "m", "s") else (text, "s")
-    try:
-        return float(number) * {"h": 3600, "m": 60, "s": 1}[unit]
-    except ValueError:
-        raise typer.BadParameter("write a time, e.g. 2h, 30m or 90s") from None
+    if not number.replace(".", "", 1).isdecimal():
+        raise typer.BadParameter("write a time, e.g. 2h, 30m or 90s")
+    return float(number) * {"h": 3600, "m": 60, "s": 1}[unit]
 
 
 def parse_peers(text: str) -> tuple[str, ...]:
@@ -252,7 +264,7 @@ class CompareOptions:
     study: str = _study("Journal file or database URL", "FILE|URL", "compare.journal")
     name: str = _study("Name of the study, where the storage holds several", None, "compare")
     budget: float | None = _study("Start no run after this time", "2h|30m|90s", parser=parse_time)
-    resolve: float | None = _study("Report how many seeds detect this difference", "F")
+    resolve: float | None = _study("Report how many seeds detect this difference", "F", parser=number_from(0))
     workers: int = _study("Processes on this machine", "N", 1, min=1)
     retry_stale: bool = _flag("The study", "Also repeat the runs of silent workers elsewhere", "--retry-stale")
     pretrained: bool = _flag("The model", "Load the library's pretrained weights", "--pretrained")
@@ -260,14 +272,16 @@ class CompareOptions:
     device: str = _measure("cpu or cuda", None, "cpu", parser=parse_device)
     weights: str | None = _train("Trained weights to start from", "FILE")
     epochs: int = _train("Epochs of every run", "N", 20, min=1)
-    size: int | None = _train("Image size; default 224, or 640 for a YOLO", "N")
+    size: int | None = _train("Image size; default 224, or 640 for a YOLO", "N", min=1)
     batch: int = _train("Batch size", "N", 64, min=1)
-    rate: float = _train("Learning rate for a batch of 256 images", "F", 0.1)
-    ema: float = _train("Evaluate an exponential moving average of the weights with this decay", "F", 0.0)
+    rate: float = _train("Learning rate for a batch of 256 images", "F", 0.1, parser=number_from(0))
+    ema: float = _train(
+        "Evaluate an exponential moving average of the weights with this decay", "F", 0.0, parser=number_from(0, 1)
+    )
     augment: bool = _train("Random crops and flips", None, True)
     amp: bool = _flag("The training", "Train with bfloat16 autocast", "--amp")
     compile: bool = _flag("The training", "With torch.compile", "--compile")
-    loaders: int = _train("Data-loading processes per worker", "N", 0)
+    loaders: int = _train("Data-loading processes per worker", "N", 0, min=0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

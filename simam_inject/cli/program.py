@@ -1,6 +1,6 @@
 """How every command runs: its options become a record, its work is shown as progress, and its report is printed.
 
-A command is a function `(options, step) -> Report` whose docstring is its help. It calls `step(description)` at the
+A command is a function `(options, step) -> Outcome` whose docstring is its help. It calls `step(description)` at the
 start of each step. Whatever other code prints meanwhile, such as a user's factory, goes to stderr.
 """
 
@@ -41,7 +41,7 @@ _PIPE_WIDTH = 120
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class Outcome:
     """What a command has to say."""
 
     parts: Iterable[Table | str] = ()
@@ -52,7 +52,7 @@ class Report:
     """False: something is wrong, and the exit code is 1."""
 
 
-def command(run: Callable[[Any, Step], Report], record: type) -> Callable[..., None]:
+def command(run: Callable[[Any, Step], Outcome], record: type) -> Callable[..., None]:
     """The function that Typer calls, with a parameter for each field of the record."""
 
     def call(context: typer.Context, **values: Any) -> None:
@@ -109,7 +109,7 @@ def group(run: Any, record: type) -> typer.Typer:
     return made
 
 
-def execute(run: Callable[[Any, Step], Report], options: Any) -> None:
+def execute(run: Callable[[Any, Step], Outcome], options: Any) -> None:
     """Run a command, print what it reports, and exit with 1 if something is wrong."""
     as_json, quiet = getattr(options, "json", False), getattr(options, "quiet", False)
     steps = getattr(options, "steps", None)

@@ -1,6 +1,6 @@
 """Compare attention modules in a network: paired runs, statistics, and a report."""
 
-from simam_inject.compare.records import Cell, Report
+from simam_inject.compare.cells import Cell, Report
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.running import compare
 from simam_inject.compare.statistics import Difference

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from simam_inject.compare.records import AGAIN, Cell
+from simam_inject.compare.cells import AGAIN, Cell
 from simam_inject.compare.statistics import BETTER, WORSE, Difference
 
 _INK, _GREY, _BAND, _BLUE, _ORANGE = "#222222", "#777777", "#e4e4e4", "#0b6bb5", "#c2410c"

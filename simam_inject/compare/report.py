@@ -13,7 +13,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from simam_inject.compare import figures, statistics
-from simam_inject.compare.records import AGAIN, PLAIN, WRONG_SIGN, Cell, Costs
+from simam_inject.compare.cells import AGAIN, PLAIN, WRONG_SIGN, Cell, Costs
 from simam_inject.compare.statistics import NOISE_ONLY, Difference
 
 

@@ -6,9 +6,9 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
-from simam_inject.compare.records import PLAIN, WRONG_SIGN, Experiment, Train, Variant
+from simam_inject.compare.cells import PLAIN, WRONG_SIGN, Experiment, Train, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.compare.variants import check_recipes, list_variants, run_cell
@@ -80,7 +80,7 @@ def compare(
         >>> [(d.variant, d.mean, d.verdict) for d in comparison.differences]  # doctest: +SKIP
         [('simam', -0.11, 'not resolved'), ('se', 1.1, 'not resolved'), ('eca', 2.8, 'not resolved')]
     """
-    if seeds < 1:
+    if not isinstance(cast(Any, seeds), int) or seeds < 1:
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, variants, example_inputs)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from simam_inject.compare.records import Experiment, Report, Variant
+from simam_inject.compare.cells import Experiment, Report, Variant
 from simam_inject.compare.training import IMAGENET, Training, fit, make_loaders, open_folder
 from simam_inject.compare.variants import check_recipes
 from simam_inject.errors import CompareError

@@ -27,7 +27,7 @@ from uuid import uuid4
 
 from pydantic import TypeAdapter
 
-from simam_inject.compare.records import Cell, Variant
+from simam_inject.compare.cells import Cell, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.errors import CompareError, describe_exception
 

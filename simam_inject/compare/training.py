@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, DistributedSampler, Subset, TensorDatas
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from simam_inject.compare.records import Report
+from simam_inject.compare.cells import Report
 from simam_inject.compare.variants import seed_everything
 from simam_inject.errors import CompareError
 

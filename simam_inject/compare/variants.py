@@ -21,8 +21,8 @@ from torch.optim.swa_utils import update_bn
 
 from simam_inject.api import inject, injected, no_effect, plan
 from simam_inject.bench.measuring import bytes_kept, time_rounds
-from simam_inject.bench.variants import PEERS, peer_factory
-from simam_inject.compare.records import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
+from simam_inject.bench.peers import PEERS, peer_factory
+from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
 from simam_inject.dataflow.example import example_of
 from simam_inject.errors import CompareError, InjectError, NoMatchError, a_type
 from simam_inject.recipe import adjusted, load_recipe
@@ -67,9 +67,11 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
     Raises:
         NoMatchError: A recipe has no effect on the network.
         ModelError: The network cannot be planned.
-        CompareError: `make_model` makes no network, or one that is injected already.
+        CompareError: `make_model` makes no network, the same one again, or one that is injected already.
     """
     model = _make(make_model, seed=0)
+    if _make(make_model, seed=0) is model:
+        raise CompareError("make_model returned the same network twice; it must make a new one for each run")
     if injected(model):
         raise CompareError(
             "make_model returns a network that already has SimAM, so the plain variant would have it too: call "

@@ -24,8 +24,8 @@ from os.path import commonprefix
 
 from torch import nn
 
-from simam_inject.dataflow.kinds import UPSAMPLING
-from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.anatomy import Site
+from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Recording
 from simam_inject.modules import CONTAINERS
 

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._device import _device_constructors
 
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.kinds import function_kind, function_name
+from simam_inject.dataflow.module_kinds import function_kind, function_name
 from simam_inject.dataflow.twin import Convert, modules_with_python_forward, to_meta
 from simam_inject.dataflow.values import Frame, Shape, keyed
 from simam_inject.kinds import words

@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.kinds import function_facts, function_kind, leaf_kind
+from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
 from simam_inject.dataflow.naming import Arguments, Namer
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Entries, Frame, Layout, Read, Recording, Step, Value

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.kinds import TRANSPARENT, conv_facts, module_kind
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.module_kinds import TRANSPARENT, conv_facts, module_kind
 from simam_inject.dataflow.structure import covers, find_structure
 from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
 from simam_inject.modules import runs_hooks

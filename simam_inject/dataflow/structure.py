@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from simam_inject.dataflow.kinds import UPSAMPLING
+from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.main_blocks import MainBlocks
-from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Frame, Recording, Step
 from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS

@@ -22,7 +22,7 @@ from simam_inject.editing.presence import Presence, distance_to_end, presence_of
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import CONTAINERS, is_taken
-from simam_inject.planning.records import Insertion, Output, Rewritten
+from simam_inject.planning.insertions import Insertion, Output, Rewritten
 
 Factory = Callable[[int], nn.Module]
 """Makes an attention module for a number of channels."""
@@ -44,8 +44,9 @@ class Attended:
     @property
     def insertion(self) -> Insertion:
         """The site with what is set on its attention now."""
-        strength, gain = (getattr(self.attention, name, 1.0) for name in ("strength", "gain"))
-        return replace(self.site, strength=strength, gain=gain)
+        names = ("e_lambda", "strength", "gain") if isinstance(self.attention, SimAM) else ()
+        now: dict[str, Any] = {name: float(getattr(self.attention, name)) for name in names}
+        return replace(self.site, **now)
 
 
 def attended_in(model: nn.Module) -> Iterator[Attended]:

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.checking import read_sites, write_sites
+from simam_inject.editing.serialization import read_sites, write_sites
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.nested import entry_at, replace_entry
-from simam_inject.planning.records import Input, Insertion, Rewritten
+from simam_inject.planning.insertions import Input, Insertion, Rewritten
 
 ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 

@@ -16,11 +16,11 @@ import torch
 from pydantic import InstanceOf, TypeAdapter
 from torch import nn
 
-from simam_inject.editing.checking import checked, checked_example, checked_recipes
 from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
+from simam_inject.editing.serialization import checked, checked_example, checked_recipes
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import NORMS
-from simam_inject.planning.records import Insertion, Output
+from simam_inject.planning.insertions import Insertion, Output
 
 PRESENCE = "simam_presence"
 _Path = tuple[str, ...]

@@ -18,10 +18,10 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from simam_inject.editing.checking import read_sites, write_sites
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
+from simam_inject.editing.serialization import read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
-from simam_inject.planning.records import Insertion
+from simam_inject.planning.insertions import Insertion
 from simam_inject.source import locate, may_run, method_source, parse
 
 

@@ -21,7 +21,7 @@ from simam_inject.editing.attach import attended_in, without_attention
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.export.formats import FORMS, Artefact, Form
 from simam_inject.export.proving import TOLERANCES, as_exported, compare, count_sites, expected_sites
-from simam_inject.export.records import ExportError, ExportReport, LostSiteError
+from simam_inject.export.report import ExportError, ExportReport, LostSiteError
 from simam_inject.export.shapes import parse_dynamic, vary
 from simam_inject.modules import check_injectable, unwrapped
 

@@ -13,8 +13,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from simam_inject.dataflow.example import Example
-from simam_inject.export.graph import Gate, Operation, Value, find_gates
-from simam_inject.export.records import ExportError
+from simam_inject.export.graph import Gate, GraphNode, Value, find_gates
+from simam_inject.export.report import ExportError
 from simam_inject.export.shapes import dynamic_shapes
 from simam_inject.verification.outputs import tensors_of
 
@@ -63,7 +63,7 @@ def _read_onnx(path: Path) -> Artefact:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     graph = ir.load(path).graph
     operations = {
-        str(output.name): Operation(node.op_type.lower(), tuple(map(operand, node.inputs)), scope_of(node))
+        str(output.name): GraphNode(node.op_type.lower(), tuple(map(operand, node.inputs)), scope_of(node))
         for node in graph
         for output in node.outputs
     }
@@ -107,7 +107,7 @@ def _read_program(path: Path) -> Artefact:
     return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
 
 
-def _operation_of(node: fx.Node) -> Operation:
+def _operation_of(node: fx.Node) -> GraphNode:
     operands: list[Value] = []
     for leaf in pytree.tree_leaves((node.args, node.kwargs)):
         if isinstance(leaf, fx.Node):
@@ -115,7 +115,7 @@ def _operation_of(node: fx.Node) -> Operation:
         elif isinstance(leaf, (int, float)):
             operands.append(float(leaf))
     stack = list(node.meta.get("nn_module_stack", {}).values())  # (path, class) of each module, the innermost last
-    return Operation(getattr(node.target, "_opname", ""), tuple(operands), str(stack[-1][0]) if stack else "")
+    return GraphNode(getattr(node.target, "_opname", ""), tuple(operands), str(stack[-1][0]) if stack else "")
 
 
 def _write_trace(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
@@ -136,7 +136,7 @@ def _read_trace(path: Path) -> Artefact:
     for node in graph.nodes():
         kind, operands = node.kind().removeprefix("aten::"), tuple(map(_operand_of, node.inputs()))
         for name in (output.debugName() for output in node.outputs()):
-            operations[name] = Operation(kind, operands, name.rpartition("@")[0])
+            operations[name] = GraphNode(kind, operands, name.rpartition("@")[0])
     gates = find_gates(operations, [value.debugName() for value in graph.outputs()])
     return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
 

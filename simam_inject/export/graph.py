@@ -19,7 +19,7 @@ Value = str | float | None
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
+class GraphNode:
     """One operation of a graph."""
 
     kind: str
@@ -41,7 +41,7 @@ class Gate:
     """An output of the graph depends on it."""
 
 
-def find_gates(graph: Mapping[str, Operation], results: Iterable[Value]) -> tuple[Gate, ...]:
+def find_gates(graph: Mapping[str, GraphNode], results: Iterable[Value]) -> tuple[Gate, ...]:
     """Every SimAM of a graph, in order.
 
     Args:
@@ -65,7 +65,7 @@ def find_gates(graph: Mapping[str, Operation], results: Iterable[Value]) -> tupl
     return tuple(gates)
 
 
-def _lambda_of(graph: Mapping[str, Operation], argument: Value) -> float | None:
+def _lambda_of(graph: Mapping[str, GraphNode], argument: Value) -> float | None:
     """The lambda, if this is the argument of a gate."""
 
     def operands(value: Value, *kinds: str) -> list[Value]:

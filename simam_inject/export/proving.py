@@ -26,7 +26,7 @@ from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.formats import Artefact
 from simam_inject.export.graph import Gate
-from simam_inject.export.records import Comparison, ExportedSite, ExportError, LostSiteError
+from simam_inject.export.report import Comparison, ExportedSite, ExportError, LostSiteError
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}

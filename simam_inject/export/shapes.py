@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from simam_inject.dataflow.example import Example
 from simam_inject.errors import describe_exception
-from simam_inject.export.records import ExportError
+from simam_inject.export.report import ExportError
 from simam_inject.nested import map_nested
 
 

@@ -30,6 +30,7 @@ from simam_inject.api import injected
 from simam_inject.errors import FileError, ModelError, describe_exception
 from simam_inject.persist import load, save
 from simam_inject.zoo import build
+from simam_inject.zoo.names import find_library
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
 """What `PyTorchModelHubMixin` passes beside the arguments of the class; the last two before huggingface_hub 1.0."""
@@ -138,6 +139,7 @@ def _write(model: nn.Module, folder: Path, architecture: str, num_classes: int |
         raise ModelError(
             f"architecture is {architecture!r}; it must be {_NAMES} (for your own class, see SimamHubMixin)"
         ) from None
+    find_library(architecture)  # a variant that was registered in this process cannot be built in another one
     folder.mkdir(parents=True, exist_ok=True)
     save(model, folder / SAFETENSORS_SINGLE_FILE)
     (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2), encoding="utf-8")

@@ -16,7 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -78,7 +78,9 @@ class SimAMCallback(Callback):
         calibrate_batches: int = 0,
         verify: bool = True,
     ) -> None:
-        if ramp_steps < 0 or calibrate_batches < 0 or not 0.0 <= start <= 1.0:
+        counts: list[Any] = [ramp_steps, calibrate_batches]
+        are_counts, given = all(type(count) is int and count >= 0 for count in counts), cast(Any, start)
+        if not are_counts or not isinstance(given, (int, float)) or not 0.0 <= given <= 1.0:
             raise RecipeError(
                 f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
                 f"start={start!r}, calibrate_batches={calibrate_batches!r}"
@@ -126,6 +128,10 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
     checkpoint = original(connector, *args, **kwargs)
     module = connector.trainer.lightning_module
     there = [entry.attention for entry in attended_in(module)]
+    if any(isinstance(part, SimAM) and part.bypassed for part in there):
+        warnings.warn(
+            "SimAM is bypassed in this module, and will run in what is loaded from its checkpoint", stacklevel=4
+        )
     if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
         record = Record.of(module).model_dump(mode="json")
         checkpoint[KEY] = {"record": record, "integration": IntegrationMark(__name__)}

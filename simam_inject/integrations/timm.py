@@ -31,7 +31,7 @@ from torch import nn
 
 from simam_inject.api import inject
 from simam_inject.attention import SimAM
-from simam_inject.errors import ModelError
+from simam_inject.errors import InjectError, ModelError
 from simam_inject.recipe import RecipeLike, load_recipe, shipped_recipes
 from simam_inject.zoo.names import unknown_model
 
@@ -86,7 +86,7 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
     if not timm.is_model(architecture):
         raise unknown_model(architecture, "timm")
     name = name or f"{architecture}{SEPARATOR}{_word(resolved.name)}"
-    if not name.isidentifier():
+    if not name.isidentifier() or name.endswith(SEPARATOR):
         raise ModelError(f"invalid name for a timm model: {name!r}: letters, digits and _ only; pass name=...")
     if timm.is_model(name):
         raise ModelError(f"timm already has a model {name!r}; pass another name=...")
@@ -123,10 +123,16 @@ def run_script(arguments: list[str]) -> None:
     if not arguments:
         raise SystemExit("usage: python -m simam_inject.integrations.timm SCRIPT.py [its arguments]")
     shipped = {_word(name): name for name in shipped_recipes()}
+    names, errors = [], []
     for word in arguments[1:]:
         architecture, separator, recipe = word.rpartition("=")[2].partition(".")[0].rpartition(SEPARATOR)
         if separator:
-            register(architecture, shipped.get(recipe, recipe))
+            try:
+                names.append(register(architecture, shipped.get(recipe, recipe)))
+            except InjectError as error:  # or it is no model: a folder of results has the name of the model in its own
+                errors.append(error)
+    if errors and not names:
+        raise errors[0]
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
     runpy.run_path(arguments[0], run_name="__main__")

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
-from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.anatomy import Site
 from simam_inject.kinds import NOT_OPERATIONS, find_kind
 from simam_inject.matching.search import Search, check_facts, parent_of, write_path, write_paths
 from simam_inject.recipe.grammar import as_tuple

@@ -6,9 +6,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from simam_inject.dataflow.records import Anatomy
+from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.kinds import NOT_OPERATIONS
-from simam_inject.matching.records import Skip
+from simam_inject.matching.hits import Skip
 from simam_inject.matching.search import write_counts, write_path
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Child, Glob, lineage

@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from itertools import chain
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.matching.blocks import search_blocks
 from simam_inject.matching.explain import explain_no_candidate
+from simam_inject.matching.hits import Hit, Matches, Skip
 from simam_inject.matching.patterns import search_pattern
-from simam_inject.matching.records import Hit, Matches, Skip
 from simam_inject.matching.search import Search, check_facts, parent_of, write_fact, write_path, write_paths
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.operations import Conditions
+from simam_inject.recipe.operations import FactConditions
 from simam_inject.recipe.recipe import Recipe
 
 OWNED = 100
@@ -112,7 +112,7 @@ def _complies(search: Search, candidate: Hit) -> bool:
             search.reject(candidate, f"excluded by {glob}", 2)
             return False
     for met, (name, condition) in enumerate(rule.conditions):
-        is_of_operation = name in Conditions.model_fields
+        is_of_operation = name in FactConditions.model_fields
         reason = check_facts(named if is_of_operation else attended, [(name, condition)], f"where.{name} requires")
         if reason is not None:
             if is_of_operation and named.kind == "block":

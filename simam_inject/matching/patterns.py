@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.anatomy import Site
 from simam_inject.matching.search import Search, check_facts, write_paths
 from simam_inject.recipe.operations import Link, find_element
 

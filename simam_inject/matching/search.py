@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.errors import shortened
-from simam_inject.matching.records import Hit, Skip
+from simam_inject.matching.hits import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.operations import Numbers, is_met
 from simam_inject.recipe.rule import Rule

@@ -14,6 +14,7 @@ import shutil
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
+from itertools import accumulate
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from safetensors.torch import save as serialize
 from torch import nn
 
 from simam_inject.adapters import network_of, update
+from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in, detach
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
@@ -69,7 +71,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         )
     network = network_of(unwrapped(model))
     state = state_of(network)
-    _check_paths(network, state)
+    _check_sites(network, state)
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
     manifest = Manifest.of(network, versions=_versions_of(packages), layout=_layout_of(state))
     # Clones, not views: safetensors refuses tensors that share memory or are not contiguous.
@@ -178,22 +180,20 @@ def state_of(network: nn.Module) -> State:
     return state
 
 
-def _check_paths(network: nn.Module, state: State) -> None:
-    """Refuse wrappers that leave their name out of the `state_dict`, but not out of the paths of sites.
+def _check_sites(network: nn.Module, state: State) -> None:
+    """Refuse a bypassed SimAM, and wrappers that leave their name out of the `state_dict`, but not out of its path.
 
     Raises:
-        FileError: there is one, as of activation checkpointing or Lightning Fabric.
+        FileError: there is one; such a wrapper is that of activation checkpointing or Lightning Fabric.
     """
     named = {name[:end] for name in state for end, letter in enumerate(name) if letter == "."}
     for entry in attended_in(network):
-        parts = entry.site.edit.module.split(".")
-        for path in (".".join(parts[:count]) for count in range(1, len(parts) + 1) if parts != [""]):
-            module = network.get_submodule(path)
-            if path not in named and next(module.parameters(), None) is not None:
-                raise FileError(
-                    f"the module {path}, which contains SimAM, has another name in the state_dict: save the model "
-                    "without the wrapper"
-                )
+        if isinstance(entry.attention, SimAM) and entry.attention.bypassed:
+            raise FileError(f"{entry.site.module} is bypassed, which a file cannot say: leave bypass() first")
+        for path in accumulate(entry.site.edit.module.split("."), "{}.{}".format):
+            has_tensors = next(network.get_submodule(path).parameters(), None) is not None
+            if path and path not in named and has_tensors:
+                raise FileError(f"{path} has SimAM and has another name in the state_dict: save without its wrapper")
 
 
 def differences(file: State, model: State) -> dict[str, list[str]]:
@@ -218,6 +218,8 @@ def _why_unfit(ours: torch.Tensor, theirs: torch.Tensor) -> str | None:
     """Why a tensor of the model cannot hold that of the file: another shape or kind, or values out of range."""
     if ours.shape != theirs.shape:
         return f"file {_size(theirs.shape)}, model {_size(ours.shape)}"
+    if theirs.is_meta or theirs.layout is not torch.strided:
+        return "without values in the file" if theirs.is_meta else f"a {theirs.layout} tensor in the file"
     if ours.dtype == theirs.dtype:
         return None
     kinds = [(one.is_floating_point(), one.is_complex(), one.dtype == torch.bool) for one in (ours, theirs)]

@@ -19,7 +19,6 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 
 from simam_inject.api import eject, plan
@@ -135,12 +134,16 @@ def _map_keys(weights: State, ours: State) -> tuple[Mapped, ...]:
     found = differences(dict(zip(targets, theirs.values(), strict=True)), ours)
     if not any(found.values()) and len(theirs) == len(ours):
         hows = ["exact" if key == target else "unwrapped" for key, target in zip(theirs, targets, strict=True)]
-    elif _signature(theirs) == _signature(ours):
+    elif _last_names(theirs) == _last_names(ours) and _fit(dict(zip(ours, theirs.values(), strict=True)), ours):
         targets, hows = list(ours), ["in order"] * len(theirs)
     else:
         raise FileError(f"its tensors do not fit this model:\n{listed(found)}")
     return tuple(map(Mapped, weights, targets, hows))
 
 
-def _signature(state: State) -> list[tuple[str, torch.Size, bool]]:
-    return [(key.rpartition(".")[2], tensor.shape, tensor.is_floating_point()) for key, tensor in state.items()]
+def _last_names(state: State) -> list[str]:
+    return [key.rpartition(".")[2] for key in state]
+
+
+def _fit(theirs: State, ours: State) -> bool:
+    return not any(differences(theirs, ours).values())

@@ -6,7 +6,6 @@ It is plain data from a file that is not trusted, so every field is checked befo
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
@@ -14,11 +13,11 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
-from simam_inject.editing.checking import ExampleRecord, Recipes, Site, first_problem
 from simam_inject.editing.presence import presence_of
+from simam_inject.editing.serialization import ExampleRecord, Recipes, Site, first_problem
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
+from simam_inject.planning.insertions import Insertion, Line
 from simam_inject.planning.plan import Insertions
-from simam_inject.planning.records import Insertion, Line
 from simam_inject.recipe import Recipe
 from simam_inject.source import STRICT
 
@@ -82,7 +81,7 @@ class Record(BaseModel):
                     f"the SimAM at {entry.site.name} has channel_dim {attention.channel_dim}, and was planned for "
                     f"{entry.site.channel_dim}: inject the model again"
                 )
-            sites.append(replace(entry.insertion, e_lambda=float(attention.e_lambda)))
+            sites.append(entry.insertion)
         found = [presence for module in network.modules() if (presence := presence_of(module)) is not None]
         recipes = [recipe for presence in found for recipe in presence.recipes]
         root = presence_of(network)

@@ -15,6 +15,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.errors import shortened
+from simam_inject.modules import check_module
 
 
 class LostRecipeWarning(UserWarning):
@@ -29,7 +30,7 @@ def watch(model: nn.Module) -> None:
 
 def unwatch(model: nn.Module) -> None:
     """Undo `watch`."""
-    hooks = model._load_state_dict_pre_hooks
+    hooks = check_module(model)._load_state_dict_pre_hooks
     for number in [number for number, hook in hooks.items() if getattr(hook, "hook", None) is _check]:  # torch wraps it
         del hooks[number]
 

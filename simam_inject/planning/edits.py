@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
-from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
 from simam_inject.errors import a_type
 from simam_inject.matching import why_not_attendable
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
-from simam_inject.planning.records import Edit, Input, Output, Rewritten
+from simam_inject.planning.insertions import Edit, Input, Output, Rewritten
 from simam_inject.source import Expression, always_returns, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import NoMatchError
 from simam_inject.matching import (
@@ -22,7 +22,7 @@ from simam_inject.matching import (
 )
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
-from simam_inject.planning.records import PRESENT, Edit, Input, Insertion, Output, Rewritten
+from simam_inject.planning.insertions import PRESENT, Edit, Input, Insertion, Output, Rewritten
 from simam_inject.recipe import Recipe
 
 

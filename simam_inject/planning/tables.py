@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.dataflow.records import Site
-from simam_inject.planning.records import Insertion
+from simam_inject.dataflow.anatomy import Site
+from simam_inject.planning.insertions import Insertion
 
 if TYPE_CHECKING:
     import rich.table

@@ -78,8 +78,8 @@ def _holds(test: str, fact: Fact) -> bool:
     return (facts == wanted) is (sign != "!=")
 
 
-class Conditions(RecipeModel):
-    """Conditions on the facts of an operation, all of which must be met."""
+class FactConditions(RecipeModel):
+    """FactConditions on the facts of an operation, all of which must be met."""
 
     kernel: Numbers | None = Field(default=None, description="Kernel of a convolution or pooling.")
     stride: Numbers | None = Field(default=None, description="Stride of a convolution or pooling.")
@@ -92,7 +92,7 @@ class Conditions(RecipeModel):
         return tuple((name, getattr(self, name)) for name in names if getattr(self, name) is not None)
 
 
-class Operation(Conditions):
+class Operation(FactConditions):
     """The operations of some kinds inside a block: every one, the first or the last."""
 
     op: Kinds = Field(description="Kind(s) of operation: conv2d, batch_norm, relu, add; or a family: conv, act.")
@@ -118,7 +118,7 @@ class Link:
     text: str
     """As it was written."""
     kind: Kind
-    facts: Conditions
+    facts: FactConditions
 
 
 @lru_cache(maxsize=256)
@@ -147,7 +147,7 @@ def _parse_link(text: str) -> Link:
     pairs = [(_SHORT.get(fact["key"], fact["key"]), fact["bounds"].lstrip("= ")) for fact in facts if fact]
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"{describe(text)} gives a condition twice")
-    return Link(text, Kind(found["name"]), Conditions.model_validate(dict(pairs)))
+    return Link(text, Kind(found["name"]), FactConditions.model_validate(dict(pairs)))
 
 
 def find_element(chain: Sequence[Link], target: BlockValue | Child | Operation) -> int:

@@ -25,7 +25,7 @@ from pydantic import (
 
 from simam_inject.recipe.grammar import Name, RecipeModel, Text, allow, as_tuple, either, one_or_many
 from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place
-from simam_inject.recipe.operations import Conditions, Link, Numbers, Operation, find_element, parse_chain
+from simam_inject.recipe.operations import FactConditions, Link, Numbers, Operation, find_element, parse_chain
 from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
@@ -48,7 +48,7 @@ _SCHEMA: dict[str, Any] = {
 """Which keys of a rule go together, as far as a schema can express it."""
 
 
-class Where(Conditions):
+class Where(FactConditions):
     """Conditions on the facts of a site, all of which must be met."""
 
     channels: Numbers | None = Field(default=None, description="Channels of the feature map.")

@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from simam_inject.dataflow.records import Anatomy
-from simam_inject.planning.records import Insertion
+from simam_inject.dataflow.anatomy import Anatomy
+from simam_inject.planning.insertions import Insertion
 
 SIMAM = "[SimAM]"
 CONTAINERS = ("Sequential", "ModuleList", "ModuleDict")

@@ -11,13 +11,14 @@ import jinja2
 import yaml
 from rich.filesize import decimal as format_bytes
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.kinds import FAMILIES
+from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.planning.tables import Table, format_map, sites_table
 from simam_inject.reporting.drawing import CONTAINERS, draw
 from simam_inject.reporting.plans import bytes_per_image, notes_on
+from simam_inject.verification.checks import Verification
 
 HEIGHT = 150
 """Of the largest map, in pixels of the drawing."""

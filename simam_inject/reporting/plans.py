@@ -9,11 +9,12 @@ from typing import Any
 
 from rich.filesize import decimal as format_bytes
 
-from simam_inject.dataflow.records import Anatomy
+from simam_inject.dataflow.anatomy import Anatomy
+from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import PRESENT, Insertion, Verification
 from simam_inject.planning.tables import Table, format_map, format_span, sites_table
 from simam_inject.reporting.sites import owner_of
+from simam_inject.verification.checks import Verification
 
 _LONG = 24
 """Sites from which a table has one row for each kind of site."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.errors import shortened
 from simam_inject.kinds import FAMILIES
 from simam_inject.matching.match import why_not_attendable

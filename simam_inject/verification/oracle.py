@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from simam_inject.dataflow.naming import Namer
 from simam_inject.editing.attach import Attended
 from simam_inject.nested import Key, entries_of, replace_entry
-from simam_inject.planning.records import Input, Output, Rewritten
+from simam_inject.planning.insertions import Input, Output, Rewritten
 
 _Function = Callable[[Tensor], Tensor]
 

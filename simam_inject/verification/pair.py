@@ -7,7 +7,7 @@ with that result, rounding does not add up: the outputs are equal bit for bit.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended, attended_in
-from simam_inject.errors import ModelError, a_type, shortened
-from simam_inject.planning.records import Check
+from simam_inject.errors import ModelError, a_type
+from simam_inject.verification.checks import Check, unless
 from simam_inject.verification.formula import Truth
 from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.outputs import difference, tensors_of
@@ -170,9 +170,3 @@ def _nodes_behind(output: Any) -> set[Any]:
             found.add(node)
             ahead += [behind for behind, _ in node.next_functions]
     return found
-
-
-def unless(problems: Iterable[str], check: Check) -> Check:
-    """The check, failed if there are problems."""
-    found = shortened([*problems], joint="; ")
-    return Check(check.name, False, found) if found else check

@@ -10,7 +10,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended
 from simam_inject.editing.presence import Presence, presence_of
 from simam_inject.errors import a_type, shortened
-from simam_inject.planning.records import Check
+from simam_inject.verification.checks import Check
 
 Marks = dict[str, tuple[int, int | None]]
 

@@ -23,9 +23,9 @@ from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, strip
 from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.planning.records import Check, Verification
+from simam_inject.verification.checks import Check, Verification, unless
 from simam_inject.verification.oracle import Oracle
-from simam_inject.verification.pair import Pair, unless
+from simam_inject.verification.pair import Pair
 from simam_inject.verification.unchanged import Marks, as_planned, same_tensors
 
 SAME_WAY = "the example forward runs the modules that were recorded"

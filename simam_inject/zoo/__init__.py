@@ -11,7 +11,7 @@ Weights are random unless asked for: by default nothing is downloaded.
 """
 
 from simam_inject.zoo.building import build as build
-from simam_inject.zoo.records import ZooModel as ZooModel
+from simam_inject.zoo.model import ZooModel as ZooModel
 from simam_inject.zoo.weights import load_weights as load_weights
 
 __all__ = ["ZooModel", "build", "load_weights"]

@@ -9,8 +9,8 @@ from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.factories import build_factory
+from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import find_library, list_timm
-from simam_inject.zoo.records import ZooModel
 from simam_inject.zoo.yolo import build_ultralytics
 
 _FRAMES = 16

@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
-from simam_inject.zoo.records import ZooModel
+from simam_inject.zoo.model import ZooModel
 
 
 def build_factory(name: str, options: dict[str, Any]) -> ZooModel:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import InjectError, ModelError, describe_exception
-from simam_inject.zoo.records import ZooModel
+from simam_inject.zoo.model import ZooModel
 
 
 def load_weights(built: ZooModel, file: Path) -> ZooModel:

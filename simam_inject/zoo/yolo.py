@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from simam_inject.errors import ModelError, describe_exception
+from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import list_ultralytics, unknown_model
-from simam_inject.zoo.records import ZooModel
 
 
 def check_installed(name: str) -> None:

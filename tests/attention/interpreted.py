@@ -90,7 +90,7 @@ def test_real_large_planes_are_walked_along(shape, layout, are_whole):
 
 @pytest.mark.parametrize("std", [1e-3, 300.0])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES], ids=str)
-def test_spreads(std, dtype):
+def test_maps_of_any_spread_are_true(std, dtype):
     check((torch.randn(1, 2, 20, 20) * std).to(dtype), 1e-4)
 
 
@@ -100,7 +100,7 @@ def test_constant_maps_and_extreme_lambdas(e_lambda):
 
 
 @pytest.mark.parametrize("view", STRIDED)
-def test_views(view):
+def test_views_are_true_or_left_to_the_composite(view):
     x = STRIDED[view](torch.randn(2, 4, 9, 10).to(DEVICE))
     if kernels.fits(x):
         check(x)

@@ -50,9 +50,7 @@ def test_a_table_has_a_row_for_each_map_and_says_what_made_it(command, tmp_path,
 def test_what_is_wrong_is_not_timed():
     x = torch.randn(2, 3, 8, 8, requires_grad=True)
     pass_gate({"right": SimAM(), "also right": PopularSimAM()}, x, 1e-4)
-    with pytest.raises(
-        WrongResultError, match=r"other lambda on \(2, 3, 8, 8\), torch.float32: value is .* limit 1e-06"
-    ):
+    with pytest.raises(WrongResultError, match=r"other lambda on \(2, 3, 8, 8\), .*value.* limit 1e-06"):
         pass_gate({"other lambda": SimAM(0.1)}, x, 1e-4)
     with pytest.raises(WrongResultError, match=r"no gradient.*: gradient is"):
         pass_gate({"no gradient through the gate": lambda t: t * (SimAM()(t) / t).detach()}, x, 1e-4)

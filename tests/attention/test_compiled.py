@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from functools import partial
 
 import pytest
 import torch
@@ -14,10 +15,7 @@ from simam_inject.attention import SimAM, gate, simam
 from tests.attention.test_values import bytes_kept, laid_out
 from tests.attention.truth import TOLERANCE, assert_true, distance, truth
 
-
-@pytest.fixture(autouse=True)
-def _fresh_compiler():
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def kernels(code):
@@ -41,12 +39,14 @@ def assert_nothing_is_opaque(code):
     assert "simam" not in re.sub(r"#.*", "", code)
 
 
-def test_inference_is_one_kernel_and_one_buffer():
+@pytest.mark.parametrize("neighbours", [[], [nn.BatchNorm2d(8), nn.ReLU()]], ids=["alone", "with a norm and ReLU"])
+def test_inference_is_one_kernel_and_one_buffer(neighbours):
+    block = nn.Sequential(SimAM(), *neighbours).eval()
     x = torch.randn(2, 8, 16, 16)
-    compiled = torch.compile(SimAM(), fullgraph=True)
+    expected = block[1:](truth(x, x)[0].float())
     with torch.no_grad():
-        y, (code,) = run_and_get_code(compiled, x)
-    assert distance(y, truth(x, x)[0]) < TOLERANCE[x.dtype]
+        y, (code,) = run_and_get_code(torch.compile(block, fullgraph=True), x)
+    assert distance(y, expected) < TOLERANCE[x.dtype]
     assert_nothing_is_opaque(code)
     launches, buffers = kernels(code)
     assert launches == 1
@@ -66,30 +66,19 @@ def test_passes_over_the_map():
     assert sum(popular[1]) > sum(ours[1])
 
 
-def test_neighbours_fuse_with_it():
-    block = nn.Sequential(SimAM(), nn.BatchNorm2d(8), nn.ReLU()).eval()
-    x = torch.randn(2, 8, 16, 16)
-    with torch.no_grad():
-        y, (code,) = run_and_get_code(torch.compile(block, fullgraph=True), x)
-        torch.testing.assert_close(y, block(x), atol=1e-6, rtol=1e-5)
-    assert_nothing_is_opaque(code)
-    launches, buffers = kernels(code)
-    assert launches == 1
-    assert buffers[x.numel()] == 1
-
-
 @pytest.mark.parametrize(
-    ("dtype", "layout", "made"),
+    ("dtype", "layout", "made", "numbers"),
     [
-        (torch.float32, "contiguous", [1, 1]),
+        (torch.float32, "contiguous", [1, 1], {}),
+        (torch.float32, "contiguous", [1, 1], {"strength": 0.3, "gain": 1.7}),
         # On a CPU Inductor stores h d rather than compute its exponential again.
-        (torch.bfloat16, "channels_last", [1, 2]),
+        (torch.bfloat16, "channels_last", [1, 2], {}),
     ],
     ids=str,
 )
-def test_training_is_two_kernels_that_keep_one_copy(dtype, layout, made):
+def test_training_is_two_kernels_that_keep_one_copy(dtype, layout, made, numbers):
     x = laid_out(torch.randn(2, 16, 14, 14).to(dtype), layout).requires_grad_()
-    compiled = torch.compile(simam, fullgraph=True)
+    compiled = torch.compile(partial(simam, **numbers), fullgraph=True)
     y, codes = run_fw_bw_and_get_code(lambda: compiled(x))
     for code, most in zip(codes, made, strict=True):
         assert_nothing_is_opaque(code)
@@ -97,7 +86,7 @@ def test_training_is_two_kernels_that_keep_one_copy(dtype, layout, made):
         assert launches == 1
         assert 1 <= buffers[x.numel()] <= most
     assert bytes_kept(compiled, x) <= 1.10 * x.nbytes
-    assert_true(compiled, x)
+    assert_true(compiled, x, **numbers)
     assert y.stride() == x.stride()
 
 
@@ -115,53 +104,22 @@ def test_dynamic_sizes_need_few_graphs(grad):
 
 
 @pytest.mark.parametrize("channel_dim", [1, -1])
-def test_e_lambda_and_layout_may_vary(channel_dim):
+def test_numbers_and_layout_may_vary_with_few_graphs(channel_dim):
+    """A ramp of a whole network is in tests/warmup/test_compiled.py."""
     module = SimAM(0.1, channel_dim=channel_dim)
-    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(module, fullgraph=True, backend=counter)
     x = torch.randn(2, 3, 4, 5, requires_grad=True)
-    for e_lambda in (0.1, 0.2, 1e-4):
-        module.e_lambda = e_lambda
-        torch.testing.assert_close(compiled(x), simam(x, e_lambda, channel_dim=channel_dim))
+    for step in range(12):
+        numbers = {"e_lambda": 0.1 / (1 + step), "strength": step / 11, "gain": 1.0 + step / 30}
+        for name, value in numbers.items():
+            setattr(module, name, value)
+        ours, theirs = compiled(x), simam(x, channel_dim=channel_dim, **numbers)
+        torch.testing.assert_close(ours, theirs)
+        torch.testing.assert_close(*(torch.autograd.grad(y.square().sum(), x) for y in (ours, theirs)))
+    assert counter.frame_count <= 4
     module.bypassed = True
     assert torch.equal(compiled(x), x)
-
-
-class Block(nn.Module):
-    """Two SimAMs between other layers, as in a network on a warm start."""
-
-    def __init__(self):
-        super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), SimAM(0.1), nn.BatchNorm2d(4), nn.ReLU(), SimAM(0.1))
-
-    def forward(self, x):
-        return self.layers(x)
-
-    def mix(self, strength, gain):
-        for layer in self.layers:
-            if isinstance(layer, SimAM):
-                layer.strength, layer.gain = strength, gain
-
-
-@pytest.mark.parametrize("is_training", [False, True])
-def test_a_whole_ramp_needs_few_compilations_and_equals_eager(is_training):
-    block = Block().double().train(is_training)
-    counter = CompileCounterWithBackend("aot_eager")
-    compiled = torch.compile(block, backend=counter, fullgraph=True)
-    x = torch.randn(2, 3, 8, 8, dtype=torch.float64)
-    parameters = list(block.parameters()) if is_training else []
-    for step in range(100):
-        block.mix(step / 99, 1.0 + step / 300)
-        pairs = []
-        for network in (compiled, block):
-            with torch.set_grad_enabled(is_training):
-                y = network(x)
-            grads = torch.autograd.grad(y.square().sum(), parameters) if is_training else ()
-            pairs.append([y, *grads])
-        for one, other in zip(*pairs, strict=True):
-            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
-        if step == 10:
-            after_ten = counter.frame_count
-    assert counter.frame_count == after_ten <= 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -189,19 +147,6 @@ def test_compiled_strength_0_is_the_identity(strengths, backend):
         y = compiled(x, strength=strength, gain=1.5)
     assert torch.equal(y, x)
     assert torch.equal(torch.autograd.grad(y, x, grad)[0], grad)
-
-
-def test_strength_and_gain_add_no_kernel_and_no_buffer():
-    x = torch.randn(2, 8, 16, 16, requires_grad=True)
-    compiled = torch.compile(lambda t: simam(t, strength=0.3, gain=1.7), fullgraph=True)
-    _, codes = run_fw_bw_and_get_code(lambda: compiled(x))
-    assert len(codes) == 2
-    for code in codes:
-        assert_nothing_is_opaque(code)
-        launches, buffers = kernels(code)
-        assert launches == 1
-        assert buffers[x.numel()] == 1
-    assert bytes_kept(compiled, x) <= 1.10 * x.nbytes
 
 
 def test_the_gate_compiles():

@@ -136,7 +136,7 @@ def test_kernels_compile_with_wide_loads_and_no_spills(kernel, saves, flat, room
         ((1, 1, 10**9), (10**9, 10**9, 1), 8192, False),
     ],
 )
-def test_tiles(sizes, strides, room, is_whole):
+def test_tiles_fit_their_room_and_cover_every_plane(sizes, strides, room, is_whole):
     samples, channels, positions = sizes
     programs, tile = kernels.choose(laid(sizes, strides), room)
     planes, span = tile["planes"], tile["span"]

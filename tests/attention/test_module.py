@@ -22,9 +22,9 @@ OF_NO_KIND = [True, False, "1e-4", None, [1e-4], torch.tensor(1e-4), 1j, math.na
 
 
 NUMBERS = {
-    "e_lambda": (r"e_lambda must be a finite number above 0, e\.g\. 1e-4 .* 0\.1 .*; found", [0, 0.0, -1e-4]),
-    "strength": (r"strength must be a number from 0 .* to 1 \(SimAM\); found", [-1e-9, 1.0000001]),
-    "gain": (r"gain must be a finite number above 0, .*; found", [0, 0.0]),
+    "e_lambda": (r"e_lambda .* above 0, e\.g\. 1e-4 .* 0\.1 .*; found", [0, 0.0, -1e-4]),
+    "strength": (r"strength .* from 0 .* to 1 \(SimAM\); found", [-1e-9, 1.0000001]),
+    "gain": (r"gain .* above 0, .*; found", [0, 0.0]),
 }
 
 
@@ -74,50 +74,34 @@ def test_channel_dim_is_one_or_minus_one(bad):
             build()
 
 
-@pytest.mark.parametrize(
-    ("bad", "says"),
-    [
-        (torch.ones(3), r"3 to 5 dimensions .*found shape \(3,\)"),
-        (torch.ones(2, 3), r"found shape \(2, 3\); add a batch dimension"),
-        (torch.ones(1, 1, 1, 1, 1, 1), r"found shape \(1, 1, 1, 1, 1, 1\)"),
-        (torch.ones(1, 1, 2, 2, dtype=torch.int64), r"found torch.int64; convert it first"),
-        (torch.ones(1, 1, 2, 2, dtype=torch.bool), r"found torch.bool"),
-        (torch.ones(1, 1, 2, 2).to(torch.float8_e4m3fn), r"found torch.float8_e4m3fn; convert it first"),
-        (torch.ones(1, 1, 2, 2, dtype=torch.complex64), r"found torch.complex64$"),
-        (torch.ones(1, 1, 2, 2, dtype=torch.int8), r"found torch.int8; convert it first, e.g. with x.float\(\)"),
-        (np.ones((1, 1, 2, 2)), r"expects a torch.Tensor; found ndarray"),
-        (None, r"found NoneType"),
-    ],
-)
-def test_what_is_no_feature_map_is_refused(bad, says):
-    refuse(bad, says)
-
-
-def refuse(bad, says):
-    for call in (simam, SimAM(), gate, lambda x: simam(x, strength=0.0)):
-        with pytest.raises(ArgumentError, match=says) as caught:
-            call(bad)
-        assert isinstance(caught.value, InjectError)
-        assert isinstance(caught.value, ValueError)
-        assert "\n" not in str(caught.value)
-
-
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning", "ignore:.*nested tensors:UserWarning")
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "facts"),
     [
-        (
-            lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.quint8),
-            r"found torch.quint8; .* with x.dequantize\(\)",
-        ),
-        (ONES.to_sparse, r"dense feature map; found layout torch.sparse_coo; convert it first, with x.to_dense\(\)"),
-        (ONES.to_mkldnn, r"dense feature map; found layout torch._mkldnn; .* x.to_dense\(\)"),
+        (lambda: torch.ones(3), r"3 to 5 dimensions .*found shape \(3,\)"),
+        (lambda: torch.ones(2, 3), r"found shape \(2, 3\); add a batch dimension"),
+        (lambda: torch.ones(1, 1, 1, 1, 1, 1), r"found shape \(1, 1, 1, 1, 1, 1\)"),
+        (ONES.long, r"found torch.int64; convert it first"),
+        (ONES.bool, r"found torch.bool"),
+        (lambda: ONES.to(torch.float8_e4m3fn), r"found torch.float8_e4m3fn; convert it first"),
+        (lambda: ONES.to(torch.complex64), r"found torch.complex64$"),
+        (lambda: ONES.to(torch.int8), r"found torch.int8; .*x.float\(\)"),
+        (ONES.numpy, r"torch.Tensor; found ndarray"),
+        (lambda: None, r"found NoneType"),
+        (lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.quint8), r"found torch.quint8; .*x.dequantize\(\)"),
+        (ONES.to_sparse, r"dense.* found layout torch.sparse_coo; .*x.to_dense\(\)"),
+        (ONES.to_mkldnn, r"dense.* found layout torch._mkldnn; .*x.to_dense\(\)"),
         (lambda: torch.nested.nested_tensor([ONES[0]]), r"found a nested tensor"),
         (lambda: torch.nested.nested_tensor([ONES[0]], layout=torch.jagged), r"found a nested tensor"),
     ],
 )
-def test_what_is_not_dense_is_refused(make, says):
-    refuse(make(), says)
+def test_what_is_no_dense_feature_map_is_refused(make, facts):
+    for call in (simam, SimAM(), gate, lambda x: simam(x, strength=0.0)):
+        with pytest.raises(ArgumentError, match=facts) as caught:
+            call(make())
+        assert isinstance(caught.value, InjectError)
+        assert isinstance(caught.value, ValueError)
+        assert "\n" not in str(caught.value)
 
 
 def test_arguments_after_e_lambda_are_keywords():

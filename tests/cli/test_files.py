@@ -29,26 +29,30 @@ def test_weights_are_loaded(suffix, run, folder, built):
     assert built[0].model.stem.weight.eq(0.5).all()
 
 
-def test_weights_of_another_model_name_what_differs(run, folder):
-    state = build("nets.py:make_wide", num_classes=7).model.state_dict()
-    torch.save(state, folder / "seven.pth")
-    result = run(NET, "--weights", "seven.pth", "--after", "block", *SMALL)
-    assert result.exit_code == 2
-    assert "head.weight (file 7x8, model 5x8)" in result.stderr
-    assert "--num-classes N" in result.stderr
-    state.pop("stem.weight")
-    torch.save(state | {"extra": torch.zeros(1)}, folder / "other.pth")
-    told = run(NET, "--weights", "other.pth", "--after", "block", *SMALL).stderr
-    assert "in the model, not in the file: stem.weight" in told
-    assert "in the file, not in the model: extra" in told
+def seven(**changes):
+    """Weights for seven classes, with these changes; None leaves one out."""
+    state = build("nets.py:make_wide", num_classes=7).model.state_dict() | changes
+    return {name: tensor for name, tensor in state.items() if tensor is not None}
 
 
-@pytest.mark.parametrize("thing", [build, ["a", "list"], {"a": 1}])
-def test_a_file_of_something_else_is_one_message(thing, run, folder):
-    torch.save(thing, folder / "w.pth")
+@pytest.mark.parametrize(
+    ("make", "facts"),
+    [
+        (seven, ["head.weight (file 7x8, model 5x8)", "--num-classes N"]),
+        (lambda: seven(**{"stem.weight": None}), ["not in the file: stem.weight"]),
+        (lambda: seven(extra=torch.zeros(1)), ["not in the model: extra"]),
+        (lambda: {"fc.weight": torch.ones(2, 2)}, ["checkpoint of another model?"]),
+        (lambda: build, ["w.pth: it "]),
+        (lambda: ["a", "list"], ["w.pth: it "]),
+        (lambda: {"a": 1}, ["w.pth: it "]),
+    ],
+)
+def test_weights_of_another_model_or_of_something_else(make, facts, run, folder):
+    torch.save(make(), folder / "w.pth")
     result = run(NET, "--weights", "w.pth", "--after", "block", *SMALL)
     assert result.exit_code == 2
-    assert result.stderr.startswith("error: w.pth: it ")
+    assert result.stderr.startswith("error: ")
+    assert not [fact for fact in facts if fact not in result.stderr], result.stderr
 
 
 def test_output_is_what_load_puts_into_a_fresh_model(run, folder):
@@ -72,7 +76,7 @@ def test_a_saved_file_is_shown_and_checked_and_read_as_weights(run, folder):
     checked = run("check", "x.safetensors", "--model", NET)
     assert (checked.exit_code, "verified: 7 checks" in checked.stdout) == (0, True)
     again = run(NET, "--weights", "x.safetensors", "--after", "block", *SMALL)
-    assert "0 sites inserted with e_lambda 0.0001, 2 already there, 0 skipped" in again.stdout
+    assert re.search("0 sites inserted.* 2 already there, 0 skipped", again.stdout)
     assert "\nverified: " in again.stdout
     assert run("check", "x.safetensors", "--model", "nets.py:make_wide").exit_code == 0
     run("nets.py:make_wide", "--num-classes", "7", "--after", "block", *SMALL, "--output", "wide.safetensors")
@@ -113,24 +117,18 @@ def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypat
     assert not (folder / "net.torchscript").exists()
 
 
-def test_weights_of_another_model_are_asked_about(run, folder):
-    torch.save({"fc.weight": torch.ones(2, 2)}, folder / "other.pth")
-    result = run(NET, "--weights", "other.pth", "--after", "block", *SMALL)
-    assert result.exit_code == 2
-    assert result.stderr.splitlines()[-1] == "  a checkpoint of another model?"
-
-
 def test_a_file_that_has_simam_with_another_lambda_says_how_to_start_again(run, folder):
     run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
     result = run(NET, "--weights", "x.safetensors", "--after", "block", "--e-lambda", "0.5", *SMALL)
     assert result.exit_code == 1
-    assert result.stderr.endswith("to start over, call eject(model) in Python, or give a file without SimAM\n")
+    assert "eject(model)" in result.stderr
+    assert "a file without SimAM" in result.stderr
 
 
 def test_dynamic_exports_take_other_sizes(run, folder):
     result = run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic")
     assert result.exit_code == 0, result.stderr
-    assert re.search(r"^wrote x.pt2, which has 2 live sites; .* from eager mode.*\nnext:", result.stdout, re.MULTILINE)
+    assert re.search(r"^wrote x.pt2, .* 2 live sites.*\nnext:", result.stdout, re.MULTILINE)
     program = torch.export.load(folder / "x.pt2").module()
     assert program(torch.rand(3, 3, 48, 40)).shape == (3, 5)
 

@@ -112,14 +112,15 @@ def test_report_is_one_whole_page(run, folder):
     assert sum(row[:1] == ["ok"] for row in page.rows) == 7
 
 
-def test_a_full_disk_is_one_message(run, folder):
-    (folder / "page.html").symlink_to("/dev/full")
-    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", "page.html")
-    assert (result.exit_code, result.stderr) == (2, "error: [Errno 28] No space left on device\n")
-
-
-def test_report_needs_a_folder_that_exists(run):
-    assert run("report", "nets.py:Net", "--after", "block", "--html", "nowhere/page.html").exit_code == 2
+@pytest.mark.parametrize(
+    ("page", "fact"), [("full.html", "No space left on device"), ("nowhere/page.html", "'nowhere'")]
+)
+def test_a_report_that_cannot_be_written_is_one_message(page, fact, run, folder):
+    (folder / "full.html").symlink_to("/dev/full")
+    result = run("report", "nets.py:Net", "--after", "block", *SMALL, "--html", page)
+    assert result.exit_code == 2
+    assert fact in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_recipes_lists_every_shipped_one(run):
@@ -141,8 +142,9 @@ def test_an_unknown_recipe_names_the_nearest(run):
     assert "did you mean 'paper'" in result.stderr
 
 
-def test_help_is_that_of_the_main_job_and_lists_the_others(run):
-    result = run("--help")
+@pytest.mark.parametrize("words", [["--help"], ["nets.py:Net", "--help"]])
+def test_help_is_that_of_the_main_job_and_lists_the_others(words, run):
+    result = run(*words)
     assert result.exit_code == 0
     for word in ("MODEL", "--after", "--recipe", "--dry-run", "--version", "--install-completion", "sites", "recipes"):
         assert word in result.stdout
@@ -160,12 +162,6 @@ def test_options_may_come_before_the_model(run):
     result = run("--after", "block", "--dry-run", *SMALL, "nets.py:Net")
     assert result.exit_code == 0
     assert "2 sites planned" in result.stdout
-
-
-def test_help_of_a_model_is_the_main_jobs(run):
-    result = run("nets.py:Net", "--help")
-    assert result.exit_code == 0
-    assert "--after" in result.stdout
 
 
 def test_version_is_one_line(run):
@@ -199,34 +195,32 @@ MISTAKES = [
     ("resnet50 --after block --strength 2", "less than or equal to 1"),
     ("resnet50 --after block --input-size 32", "channels x height x width"),
     ("resnet50 --after block --input-size 3x0x32", "channels x height x width"),
-    ("resnet50 --after block --weights none.pth", "file 'none.pth' does not exist"),
+    ("resnet50 --after block --weights none.pth", "'none.pth' does not exist"),
     ("resnet50 --after block --weights list.yaml --pretrained", "give one of them"),
     ("compare resnet50 --recipe paper --data . --weights list.yaml --pretrained", "give one of them"),
-    ("resnet50 --after block --calibrate none", "folder 'none' does not exist"),
-    ("resnet50 --after block --calibrate list.yaml", "'list.yaml' is a file, not a folder"),
+    ("resnet50 --after block --calibrate none", "'none' does not exist"),
+    ("resnet50 --after block --calibrate list.yaml", "'list.yaml' is a file"),
     ("report resnet50 --after block --html page.txt", "must end in .html"),
     ("compare report study --html page.txt", "must end in .html"),
     ("resnet50 --aftre block", "Usage: simam-inject [OPTIONS] {MODEL}"),
     ("compare resnet50", "Usage: simam-inject compare [OPTIONS] {MODEL}"),
     ("resnet50 --after block --output x.pkl", "must end in .safetensors"),
     ("resnet50 --after block --output nowhere/x.safetensors", "no such folder: 'nowhere'"),
-    (
-        "resnet50 --after block --output x.safetensors --dry-run",
-        "--dry-run cannot be combined with --output or --calibrate",
-    ),
+    ("resnet50 --after block --output x.safetensors --dry-run", "--dry-run cannot be combined with --output"),
     ("resnet50 --after block --output x.pt", ".pt is the checkpoint format of ultralytics"),
-    ("resnet50 --after block --output x.safetensors --dynamic", "--dynamic needs --output x.onnx or x.pt2"),
+    ("resnet50 --after block --output x.onnx --strength 0", "--strength 0 leaves nothing of SimAM"),
+    ("resnet50 --after block --output x.safetensors --dynamic", "--output x.onnx or x.pt2"),
     ("resnet50 --aftre block", "No such option"),
     ("resnet50 -after block", "No such option: -a"),
     ("site resnet50", "Did you mean 'sites'?"),
-    ("bench resnet50 --after block --against foo", "unknown attention 'foo'; choose from se, eca, cbam, gc"),
-    ("bench resnet50 --after block --dtype fp8", "is not one of 'fp32', 'bf16', 'fp16'"),
-    ("bench resnet50 --after block --device tpu", "choose from cpu, cuda, cuda:N"),
+    ("bench resnet50 --after block --against foo", "'foo'; choose from se, eca, cbam, gc"),
+    ("bench resnet50 --after block --dtype fp8", "'fp32', 'bf16', 'fp16'"),
+    ("bench resnet50 --after block --device tpu", "cpu, cuda, cuda:N"),
     ("report resnet50 --after block --html .", "'.' is a folder"),
     ("explain resnet50 --after block --strength 0.5", "No such option: --strength"),
-    ("weights.pth --after block", "give the model and add --weights weights.pth"),
-    ("weights.pt --after block", "give the model and add --weights weights.pt"),
-    ("sites weights.safetensors", "give the model and add --weights weights.safetensors"),
+    ("weights.pth --after block", "add --weights weights.pth"),
+    ("weights.pt --after block", "add --weights weights.pt"),
+    ("sites weights.safetensors", "add --weights weights.safetensors"),
     ("sites net.onnx", "is an exported graph"),
     ("sites nets.py", "Net, Deep, Broken, make_wrapped,"),
     ("nets.py --after block", "Write nets.py:make_noisy."),
@@ -317,5 +311,4 @@ def test_a_model_file_that_is_none_is_one_message(run, folder):
     (folder / "list.yaml").write_text("- 1\n")
     result = run("recipes", "from-yaml", str(folder / "list.yaml"))
     assert result.exit_code == 2
-    assert "error:" in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr.startswith("error:")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from simam_inject import injected
-from simam_inject.planning.records import Check, Verification
+from simam_inject.verification.checks import Check, Verification
 
 NET = "nets.py:Net"
 SMALL = ("--input-size", "3x32x32")
@@ -20,12 +20,9 @@ def test_report_of_a_verified_injection(run):
     lines = [line.split() for line in result.stdout.splitlines()]
     assert ["blocks.0", "after", "8x16x16", "2", "output"] in lines
     assert ["blocks.1", "after", "8x16x16", "2", "output"] in lines
-    assert (
-        "2 sites inserted with e_lambda 0.0001, 0 skipped; parameters +0; 32.8 kB memory traffic per image"
-        in result.stdout
-    )
-    assert [line for line in result.stdout.splitlines() if line.startswith("verified: ")] == ["verified: 7 checks"]
-    assert "inject(model, 'after block', example_inputs=torch.rand(1, 3, 32, 32))" in result.stdout
+    assert re.search(r"2 sites inserted .*0\.0001, 0 skipped; parameters \+0; 32\.8 kB", result.stdout)
+    assert re.findall("^verified: .*", result.stdout, re.MULTILINE) == ["verified: 7 checks"]
+    assert "'after block', example_inputs=torch.rand(1, 3, 32, 32)" in result.stdout
     assert "weights as Net makes them" in result.stdout
 
 
@@ -109,17 +106,13 @@ def test_a_map_of_one_pixel_is_skipped_with_its_reason(run, folder):
     [
         (("resnet5O", "--after", "block"), 2, "Did you mean resnet50"),
         ((NET, "--after", "blokc"), 1, "Did you mean Block"),
-        ((NET, "--after", "block", "--exclude", "blocs.1"), 1, "--exclude: 'blocs.1' matches nothing in this"),
-        ((NET, "--recipe", "typo.yaml"), 1, "rules[0].exclude: 'blocs.1' matches nothing in this model."),
+        ((NET, "--after", "block", "--exclude", "blocs.1"), 1, "--exclude: 'blocs.1' matches nothing"),
+        ((NET, "--recipe", "typo.yaml"), 1, "rules[0].exclude: 'blocs.1' matches nothing"),
         ((NET, "--recipe", "mobile", "--exclude", "conv2"), 1, "Did you mean '*.conv2'?"),
         ((NET, "--after", "block.conv9"), 1, "conv9"),
         ((NET, "--after", "block.ouput"), 1, "did you mean 'output'?"),
         ((NET, "--before", "block.residul"), 1, "did you mean 'residual'?"),
-        (
-            (NET, "--after", "block", "--input-size", "32x32"),
-            2,
-            "--input-size 32x32 is channels x length; an image is channels x height x width: 3x32x32",
-        ),
+        ((NET, "--after", "block", "--input-size", "32x32"), 2, "channels x height x width: 3x32x32"),
         (("nets.py:Broken", "--after", "block"), 2, "the user's own mistake"),
         (("nets.py:make_wrapped", "--after", "block"), 2, "DataParallel"),
         (("nets.py:make_compiled", "--after", "block"), 2, "torch.compile"),
@@ -161,7 +154,7 @@ def test_a_failed_verification_is_1_and_saves_nothing(run, folder, monkeypatch):
     monkeypatch.setattr("simam_inject.api.check_model", lambda *_args, **_more: failed)
     result = run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "verification failed, and the model was restored. bypass: off by 0.5" in result.stderr
+    assert re.search("verification failed.*restored.*bypass: off by 0.5", result.stderr)
     assert not (folder / "x.safetensors").exists()
 
 

@@ -20,7 +20,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.mark.usefixtures("project")
-def test_python_runs(capsys):
+def test_its_python_runs(capsys):
     code = "\n".join(blocks("python"))
     names = {}
     exec(compile(code, "README.md", "exec"), names)  # noqa: S102 (our own text)
@@ -35,7 +35,7 @@ NEED_FILES = ("maps", "compare", "check", "show", "bench")
 
 
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
-def test_commands_run(arguments, run, folder):
+def test_its_commands_run(arguments, run, folder):
     nets = (folder / "nets.py").read_text()
     (folder / "nets.py").write_text(f"{nets}\ndef make_net():\n    return Net()\n")
     if (
@@ -69,8 +69,5 @@ def test_coverage_is_what_the_table_says():
     counts = re.findall(r"^\| (?!public)\S+ \| \d+ \|.*?(\d+) \| (\d+) of \d+ \| 0 \|$", table, flags=re.MULTILINE)
     models, in_full = (sum(map(int, column)) for column in zip(*counts, strict=True))
     words = " ".join(README.split())
-    assert f"{in_scope} test networks modelled on public repositories" in words
-    assert (
-        f"{models:,} models of torchvision, timm, ultralytics and three more libraries, {in_full} of them in full"
-        in words
-    )
+    assert f"{in_scope} test networks" in words
+    assert re.search(rf"{models:,} models of [^.]*, {in_full} of them in full", words)

@@ -5,6 +5,7 @@ import math
 import random
 import re
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from simam_inject import inject
 from simam_inject.compare import compare
-from simam_inject.compare.records import AGAIN_OFFSET
+from simam_inject.compare.cells import AGAIN_OFFSET
 from simam_inject.errors import CompareError, NoMatchError, RecipeError
 from tests.compare.networks import RECIPE, attended_by, attention_of, make_model, noisy
+from tests.messages import says
 
 ARMS = ["plain", "plain again", "simam", "se"]
 
@@ -135,24 +137,6 @@ def test_a_run_that_goes_wrong_is_a_result(how, error):
     assert re.search(rf"\| se \| {RECIPE} \|.*\| 2 of 8 \|", comparison.to_markdown())
 
 
-@pytest.mark.parametrize(
-    ("given", "error", "message"),
-    [
-        ({"recipes": [RECIPE, "papr"]}, RecipeError, "did you mean 'paper'"),
-        ({"recipes": [RECIPE, "after bottleneck"]}, NoMatchError, "bottleneck"),
-        ({"recipes": ["yolo-neck"]}, NoMatchError, "matches no site"),
-        ({"recipes": [RECIPE], "e_lambdas": [0.1, -1.0]}, RecipeError, "e_lambda"),
-    ],
-)
-def test_a_recipe_without_effect_is_refused_before_the_first_run(tmp_path, given, error, message):
-    def train(model, seed, report):
-        raise AssertionError("a run was started")
-
-    with pytest.raises(error, match=message):
-        compare(make_model, train=train, storage=str(tmp_path / "study.journal"), **given)
-    assert not [*tmp_path.iterdir()]
-
-
 def test_a_metric_of_the_wrong_sign_is_reported_at_once_and_in_the_report():
     def train(model, seed, report):
         for epoch in range(4):
@@ -173,34 +157,38 @@ def test_runs_that_do_not_depend_on_the_seed_are_noted():
     assert comparison.differences[0].verdict == "noise estimate only"
 
 
+def make_attended(seed):
+    return inject(make_model(seed), RECIPE, verify=False)
+
+
+def no_run(model, seed, report):
+    raise AssertionError("a run was started")
+
+
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("given", "error", "message"),
     [
-        ({"recipes": []}, "recipes must be a list with at least one"),
-        ({"recipes": "paper"}, "recipes must be a list"),
-        ({"recipes": [RECIPE, RECIPE]}, "two recipes are called 'after sequential.0'"),
-        ({"against": ["sse"]}, "unknown attention 'sse'; choose from se, eca, cbam, gc"),
-        ({"seeds": 0}, "at least 1 is required, and 5 for a verdict"),
-        ({"storage": "nowhere/study.journal"}, "no such folder: nowhere"),
+        ({"recipes": [RECIPE, "papr"]}, RecipeError, "did you mean 'paper'"),
+        ({"recipes": [RECIPE, "after bottleneck"]}, NoMatchError, "bottleneck"),
+        ({"recipes": ["yolo-neck"]}, NoMatchError, "matches no site"),
+        ({"e_lambdas": [0.1, -1.0]}, RecipeError, "e_lambda"),
+        ({"recipes": []}, CompareError, says("recipes", "at least one")),
+        ({"recipes": "paper"}, CompareError, says("recipes", "list")),
+        ({"recipes": [RECIPE, RECIPE]}, CompareError, says("two recipes", "'after sequential.0'")),
+        ({"against": ["sse"]}, CompareError, says("'sse'", "se, eca, cbam, gc")),
+        ({"seeds": 2.5}, CompareError, says("seeds is 2.5", "at least 1")),
+        ({"seeds": 0}, CompareError, says("at least 1", "5 for a verdict")),
+        ({"storage": "nowhere/study.journal"}, CompareError, says("no such folder", "nowhere")),
+        ({"make_model": make_attended}, CompareError, says("already has SimAM", "plain")),
+        ({"make_model": partial(nn.Module.train, make_model())}, CompareError, says("same network twice", "new one")),
+        ({"make_model": lambda: "resnet18"}, CompareError, says("make_model", "str", "torch.nn.Module")),
+        ({"make_model": lambda: 1 / 0}, ZeroDivisionError, "division"),
     ],
 )
-def test_arguments_that_are_not_fit(given, message):
-    with pytest.raises(CompareError, match=message):
-        compare(make_model, **{"recipes": [RECIPE], "train": noisy, **given})
-
-
-def test_a_network_that_is_injected_already_is_no_plain_one():
-    def make_attended(seed):
-        return inject(make_model(seed), RECIPE, verify=False)
-
-    with pytest.raises(CompareError, match="already has SimAM, so the plain variant"):
-        compare(make_attended, [RECIPE], noisy, seeds=1)
-
-
-def test_a_make_model_that_makes_no_model_is_refused_before_the_first_run(tmp_path):
-    for make, error in ((lambda: "resnet18", CompareError), (lambda: 1 / 0, ZeroDivisionError)):
-        with pytest.raises(error, match=r"make_model returned a str; it must return a new torch.nn.Module|division"):
-            compare(make, [RECIPE], noisy, seeds=1, storage=tmp_path / "study.journal")
+def test_arguments_that_are_not_fit_are_refused_before_the_first_run(given, error, message, tmp_path):
+    fitting = {"make_model": make_model, "recipes": [RECIPE], "train": no_run, "storage": tmp_path / "study.journal"}
+    with pytest.raises(error, match=message):
+        compare(**fitting | given)
     assert not [*tmp_path.iterdir()]
 
 
@@ -217,5 +205,5 @@ def test_costs_are_measured(wrap):
 
 def test_an_optional_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(CompareError, match=r"optuna is not installed, which compare needs: pip install"):
+    with pytest.raises(CompareError, match=says("optuna is not installed", "pip install")):
         compare(make_model, [RECIPE], noisy)

@@ -8,7 +8,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from simam_inject.compare.records import Cell, Costs
+from simam_inject.compare.cells import Cell, Costs
 from simam_inject.compare.report import Comparison
 
 EFFECTS = {"simam": 0.1, "se": 2.5, "eca": -2.5}
@@ -58,23 +58,25 @@ def page():
 
 def test_the_answer_in_words():
     words = study().answer.replace("\N{MINUS SIGN}", "-")
-    found = r"Better than plain: se at paper \(\+\d\.\d\d\)\. Worse than plain: eca at paper \(-\d\.\d\d\)\. "
-    assert re.match(found, words)
-    assert re.search(r"None of the others differs .*; with this many seeds, true differences below [\d.]+ may", words)
+    better, worse, others, *_ = words.split(". ")
+    assert re.search(r"Better .*: se at paper \(\+\d\.\d\d\)$", better)
+    assert re.search(r"Worse .*: eca at paper \(-\d\.\d\d\)$", worse)
+    assert re.search(r"None of the others .* below \d\.\d+", others)
 
 
-def test_too_few_seeds_in_words():
-    assert study(4).answer.startswith("3 of 3 comparisons have fewer than 5 usable seeds")
-    assert {row.verdict for row in study(4).differences} == {"noise estimate only"}
-    assert "better" not in study(4).to_markdown().replace("Better", "")
-
-
-def test_nothing_resolved_in_words():
-    quiet = Comparison(tuple(cells(8, {"simam": 0.0})), {})
-    assert quiet.answer.startswith(
-        "No variant differs significantly from plain; with this many seeds, true differences below "
-    )
-    assert Comparison((), {}).answer == "No results yet."
+@pytest.mark.parametrize(
+    ("comparison", "answer"),
+    [
+        (study(4), "3 of 3 comparisons have fewer than 5 usable seeds"),
+        (Comparison(tuple(cells(8, {"simam": 0.0})), {}), r"No variant differs .* below \d"),
+        (Comparison((), {}), "No results yet"),
+    ],
+    ids=["too few seeds", "no effect", "no run"],
+)
+def test_without_a_verdict_the_answer_says_why(comparison, answer):
+    assert re.search(answer, comparison.answer)
+    assert not {row.verdict for row in comparison.differences} & {"better", "worse"}
+    assert "better" not in comparison.to_markdown().replace("Better", "")
 
 
 def test_seeds_for_the_difference_that_was_named():
@@ -132,11 +134,9 @@ def test_an_unfinished_study_says_so():
 def test_a_noise_floor_that_is_off_zero_is_noted():
     moved = [replace(cell, value=cell.value + 3 * (cell.variant == "plain again")) for cell in cells(10)]
     (note,) = Comparison(tuple(moved), {}).notes
-    assert note.startswith("plain again differs from plain by +")
-    assert "one study out of twenty" in note
+    assert re.search(r"plain again .* \+\d.* one study out of twenty", note)
 
 
-def test_a_study_without_any_pair_still_has_a_report():
-    lonely = [cell for cell in cells(1) if cell.variant != "plain"]
-    assert "<svg" in Comparison(tuple(lonely), {}).to_html()
-    assert "<svg" in Comparison((), {}).to_html()
+@pytest.mark.parametrize("lonely", [(), tuple(cell for cell in cells(1) if cell.variant != "plain")])
+def test_a_study_without_any_pair_still_has_a_report(lonely):
+    assert "<svg" in Comparison(lonely, {}).to_html()

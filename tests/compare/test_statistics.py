@@ -109,7 +109,7 @@ def test_seeds_and_detectable_difference_are_inverse():
         (0.0, 1, "noise estimate only"),
     ],
 )
-def test_verdicts(shift, seeds, verdict):
+def test_a_verdict_needs_five_seeds_and_a_difference(shift, seeds, verdict):
     plain = dict.fromkeys(range(seeds), 60.0)
     other = {seed: 60 + shift + 0.3 * (-1) ** seed for seed in range(seeds)}
     (difference,) = compare_to(plain, {("simam", "paper"): other}, resolve=0.5)

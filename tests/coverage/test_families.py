@@ -42,9 +42,9 @@ def _quiet():
         yield
 
 
-def made(key):
-    """The network in float64, with no parameter at zero: what a zero multiplies would be hidden."""
-    model, noise = build(key), torch.Generator().manual_seed(0)
+def awake(model):
+    """In float64, with no parameter at zero: what a zero multiplies would be hidden."""
+    noise = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.is_floating_point() and parameter.numel() and not parameter.any():
@@ -52,7 +52,7 @@ def made(key):
     for module in (model, getattr(model, "roi_heads", model)):
         if hasattr(module, "score_thresh"):
             module.score_thresh = -1.0  # with random weights, all scores are low
-    return model if key.startswith(SINGLE) else model.double()
+    return model.double()
 
 
 def run(model, inputs):
@@ -82,8 +82,13 @@ def differ(one, other):
 
 
 def check(key):
-    model = made(key)
-    inputs = inputs_for(key, model)
+    model = awake(build(key))
+    model = model.float() if key.startswith(SINGLE) else model
+    yield from check_model(key, model, inputs_for(key, model))
+
+
+def check_model(key, model, inputs):
+    """Attend everything, yield the injected model with its inputs, and take all out again."""
     plain, keys = run(model, inputs), list(model.state_dict())
     modules = dict(model.named_modules())
     planned = plan(model, EVERYTHING, example_inputs=inputs)
@@ -110,14 +115,14 @@ def check(key):
 
 
 @pytest.mark.parametrize("key", DAILY)
-def test_family(key):
+def test_every_family_is_attended_like_hooks_and_ejected(key):
     for _ in check(key):
         pass
 
 
 @pytest.mark.zoo
 @pytest.mark.parametrize("key", DAILY + OTHERS)
-def test_family_verified(key):
+def test_every_family_is_verified(key):
     for model, inputs in check(key):
         found = verify(model, example_inputs=inputs)
         assert found.ok, str(found)

@@ -1,11 +1,10 @@
-"""Where the channels are, through reshapes, permutations and blocks that check what they are given."""
+"""Where the channels are, through reshapes, permutations, attention and blocks that decide on a shape."""
 
 import pytest
 import torch
 from torch import nn
 
 from simam_inject import plan
-from simam_inject.api import survey
 
 
 class Shuffle(nn.Module):
@@ -21,8 +20,7 @@ class Shuffle(nn.Module):
 class LastAndBack(nn.Module):
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3)
-        self.norm = nn.LayerNorm(8)
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.LayerNorm(8)
 
     def forward(self, x):
         halves = self.norm(self.conv(x).permute(0, 2, 3, 1)).chunk(2, -1)
@@ -30,38 +28,45 @@ class LastAndBack(nn.Module):
         return last.movedim(-1, 1)
 
 
-def test_a_channel_shuffle_gives_channels_second():
-    planned = plan(Shuffle(), {"rules": [{"block": "Shuffle", "after": "output"}]})
-    assert [(i.path, i.channel_dim) for i in planned.insertions] == [("", 1)]
-
-
-def test_channels_last_is_seen_through_chunk_and_back():
-    sites = survey(LastAndBack(), example_inputs=torch.rand(1, 3, 9, 9)).site_by_path
-    assert {path: sites[path].channel_dim for path in ("conv", "norm", "mul", "movedim")} == {
-        "conv": 1,
-        "norm": -1,
-        "mul": -1,
-        "movedim": 1,
-    }
-
-
 class TokenBlock(nn.Module):
     def __init__(self):
         super().__init__()
-        self.norm = nn.LayerNorm(8)
-        self.mlp = nn.Linear(8, 8)
+        self.norm, self.mlp = nn.LayerNorm(8), nn.Linear(8, 8)
 
     def forward(self, x):
         return x + self.mlp(self.norm(x))
 
 
-class OpaqueTokens(nn.Module):
-    """Decides on a shape, as MobileViT's blocks do: what its child is given follows from the forward."""
+class Decoder(nn.Module):
+    """A layer of RT-DETR's decoder: attention over tokens, and a norm behind the add."""
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.blocks = nn.Sequential(TokenBlock(), TokenBlock())
+        self.attention, self.dropout, self.norm = nn.MultiheadAttention(8, 2), nn.Dropout(0.1), nn.LayerNorm(8)
+
+    def forward(self, x):
+        moved = x.transpose(0, 1)
+        x = x + self.dropout(self.attention(moved, moved, moved)[0].transpose(0, 1))
+        return self.norm(x)
+
+
+class Adding(nn.Module):
+    """Nothing reads its input as tokens but a norm behind an add."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.LayerNorm(8)
+
+    def forward(self, x):
+        return self.norm(x + x.relu())
+
+
+class Tokens(nn.Module):
+    """Decides on a shape, as MobileViT's blocks do, and gives its children tokens."""
+
+    def __init__(self, *blocks):
+        super().__init__()
+        self.conv, self.blocks = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(*blocks)
 
     def forward(self, x):
         x = self.conv(x)
@@ -70,90 +75,46 @@ class OpaqueTokens(nn.Module):
         return self.blocks(x.flatten(2).transpose(1, 2))
 
 
-def test_tokens_of_an_opaque_block_have_channels_last():
-    planned = plan(OpaqueTokens(), {"rules": [{"block": "TokenBlock", "after": "output"}]})
-    assert [(i.path, i.channel_dim) for i in planned.insertions] == [("blocks.0", -1), ("blocks.1", -1)]
-
-
-class Decoder(nn.Module):
-    """A layer of RT-DETR's decoder: attention over tokens that an opaque block makes, and a norm behind the add."""
-
-    def __init__(self):
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2)
-        self.dropout = nn.Dropout(0.1)
-        self.norm = nn.LayerNorm(8)
-
-    def forward(self, x):
-        moved = x.transpose(0, 1)
-        x = x + self.dropout(self.attention(moved, moved, moved)[0].transpose(0, 1))
-        return self.norm(x)
-
-
-class OpaqueDecoder(OpaqueTokens):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.Sequential(Decoder(), Decoder())
-
-
-def test_what_multihead_attention_returns_has_channels_last():
-    planned = plan(OpaqueDecoder(), {"rules": [{"block": "Decoder", "before": "residual"}]})
-    assert {i.path: i.channel_dim for i in planned.insertions} == {"blocks.0.dropout": -1, "blocks.1.dropout": -1}
-
-
-class Adding(nn.Module):
-    """Nothing reads its input as tokens but a norm behind an add."""
-
-    def __init__(self):
-        super().__init__()
-        self.mlp = nn.Linear(8, 8)
-        self.norm = nn.LayerNorm(8)
-
-    def forward(self, x):
-        return self.norm(x + x.relu())
-
-
-class OpaqueAdding(OpaqueTokens):
-    def __init__(self):
-        super().__init__()
-        self.blocks = nn.Sequential(Adding())
-
-
-def test_an_input_is_read_as_what_is_computed_from_it():
-    planned = plan(OpaqueAdding(), {"rules": [{"path": "blocks.0", "after": {"op": "relu"}}]})
-    assert [i.channel_dim for i in planned.insertions] == [-1]
-
-
 class PatchEmbedding(nn.Module):
-    """Checks a shape, so that it is opaque, and returns tokens of what its convolution wrote."""
+    """Checks a shape, and returns tokens of what its convolution wrote."""
 
-    def __init__(self):
+    def __init__(self, projection=None):
         super().__init__()
-        self.projection = nn.Conv2d(3, 8, 2, 2)
-        self.last = nn.Identity()
+        self.projection, self.last = projection or nn.Conv2d(3, 8, 2, 2), nn.Identity()
 
     def forward(self, x):
         if x.shape[-1] % 2:
             raise ValueError("odd width")
-        return self.last(self.projection(x).flatten(2).transpose(1, 2))
+        y = self.projection(x)
+        return self.last(y.flatten(2).transpose(1, 2) if y.dim() == 4 else y)
 
 
-class OpaqueStem(PatchEmbedding):
-    def __init__(self):
-        super().__init__()
-        self.projection = PatchEmbedding()
-
-    def forward(self, x):
-        if x.shape[-1] % 2:
-            raise ValueError("odd width")
-        return self.last(self.projection(x))
+def embedding(*inner):
+    return lambda: nn.Sequential(PatchEmbedding(*(make() for make in inner)), nn.Identity())
 
 
 @pytest.mark.parametrize(
-    ("network", "path"),
-    [(PatchEmbedding, "0"), (OpaqueStem, "0"), (OpaqueStem, "0.projection"), (OpaqueStem, "0.last")],
+    ("build", "rule", "dims"),
+    [
+        (Shuffle, {"block": "Shuffle", "after": "output"}, {"": 1}),
+        (LastAndBack, {"path": "{norm,mul,movedim}", "after": "output"}, {"norm": -1, "mul": -1, "movedim": 1}),
+        (
+            lambda: Tokens(TokenBlock(), TokenBlock()),
+            {"block": "TokenBlock", "after": "output"},
+            {"blocks.0": -1, "blocks.1": -1},
+        ),
+        (
+            lambda: Tokens(Decoder(), Decoder()),
+            {"block": "Decoder", "before": "residual"},
+            {"blocks.0.dropout": -1, "blocks.1.dropout": -1},
+        ),
+        (lambda: Tokens(Adding()), {"path": "blocks.0", "after": {"op": "relu"}}, {"blocks.0.relu": -1}),
+        (embedding(), {"path": "0", "after": "output"}, {"0": -1}),
+        (embedding(PatchEmbedding), {"path": "0", "after": "output"}, {"0": -1}),
+        (embedding(PatchEmbedding), {"path": "0.projection", "after": "output"}, {"0.projection": -1}),
+        (embedding(PatchEmbedding), {"path": "0.last", "after": "output"}, {"0.last": -1}),
+    ],
 )
-def test_what_opaque_blocks_return_is_known_from_what_was_written_last_in_them(network, path):
-    model = nn.Sequential(network(), nn.Identity())
-    planned = plan(model, {"rules": [{"path": path, "after": "output"}]})
-    assert [(i.path, i.channel_dim) for i in planned.insertions] == [(path, -1)]
+def test_the_channel_axis_is_that_of_the_value(build, rule, dims):
+    planned = plan(build(), {"rules": [rule]}, example_inputs=torch.rand(1, 3, 16, 16))
+    assert {insertion.path: insertion.channel_dim for insertion in planned.insertions} == dims

@@ -12,7 +12,7 @@ from torch import nn
 
 from simam_inject import bypass, eject, inject, injected, simam
 from simam_inject.errors import InjectError, NoMatchError
-from simam_inject.planning.records import Output, Rewritten
+from simam_inject.planning.insertions import Output, Rewritten
 from tests.engine.blocks import Block, conv
 from tests.oracle import hooked, same_bits
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from simam_inject import bypass, eject, inject, injected, plan
 from simam_inject.errors import NoMatchError
-from simam_inject.planning.records import Input, Output, Rewritten
+from simam_inject.planning.insertions import Input, Output, Rewritten
 from tests.oracle import E_LAMBDA, attend, distance, same_bits
 
 HEAD = """

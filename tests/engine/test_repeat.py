@@ -175,15 +175,15 @@ def test_a_failure_midway_leaves_everything_as_it_was(monkeypatch, step, present
         model[1].inner.register_forward_hook(lambda module, args, output: None)
         next(m for m in model.modules() if isinstance(m, SimAM)).mark = "the very same object"
     before, expected = snapshot(model), run(model)
-    real, calls = attach.SimAM, []
+    real, calls = SimAM.__init__, []
 
-    def failing(*args, **kwargs):
+    def failing(attention, *args, **kwargs):
         calls.append(args)
         if len(calls) == step + 1:
             raise error("midway")
-        return real(*args, **kwargs)
+        real(attention, *args, **kwargs)
 
-    monkeypatch.setattr(attach, "SimAM", failing)
+    monkeypatch.setattr(SimAM, "__init__", failing)
     rules = [{"block": "block", "after": "a"}, {"block": "net2", "after": "output"}]
     with pytest.raises(error, match="midway"):
         inject(model, {"rules": rules}, example_inputs=X)

@@ -15,7 +15,7 @@ from simam_inject.editing import hooks, rewrite
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.planning import planner
 from simam_inject.planning.edits import Resolved
-from simam_inject.planning.records import Input, Output, Rewritten
+from simam_inject.planning.insertions import Input, Output, Rewritten
 from tests.engine.snapshot import snapshot
 from tests.oracle import same_bits
 

@@ -42,7 +42,7 @@ def images(side):
 @pytest.mark.long
 @pytest.mark.parametrize("side", [96, 128])
 @pytest.mark.parametrize("name", MODELS)
-def test_fixed(name, side, tmp_path):
+def test_a_fixed_file_is_the_model_at_its_size(name, side, tmp_path):
     model, count = build(name)
     report = export(model, tmp_path / "net.onnx", example_inputs=images(side))
     assert report.live == len(injected(model)) == count
@@ -53,7 +53,7 @@ def test_fixed(name, side, tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("suffix", [".onnx", ".pt2", ".torchscript"])
 @pytest.mark.parametrize("name", MODELS)
-def test_dynamic(name, suffix, tmp_path):
+def test_a_dynamic_file_is_the_model_at_two_sizes(name, suffix, tmp_path):
     model, count = build(name)
     report = export(model, tmp_path / f"net{suffix}", example_inputs=images(96), dynamic=True)
     assert report.live == count
@@ -64,7 +64,7 @@ def test_dynamic(name, suffix, tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_a_detector(dynamic, tmp_path):
+def test_a_detector_is_exported_with_every_site(dynamic, tmp_path):
     yolo = pytest.importorskip("ultralytics").YOLO("yolov8n.yaml")
     inject(yolo, "after c2f", example_inputs=images(96), verify=False)
     report = export(yolo, tmp_path / "net.onnx", example_inputs=images(96), dynamic=dynamic)

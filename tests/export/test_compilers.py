@@ -13,11 +13,7 @@ from tests.oracle import distance, hooked
 RECIPES = ["after basicblock.conv2", "after basicblock", "before basicblock.residual", "before basicblock.bn2"]
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_compiler")
 
 
 def run(model, x):
@@ -87,14 +83,14 @@ def test_a_flag_that_changes_after_compiling_is_followed():
 @pytest.mark.long
 @pytest.mark.parametrize("build", [attended, doubling])
 @pytest.mark.parametrize("dynamic", [False, True])
-def test_inductor(build, dynamic):
+def test_inductor_is_equal_to_eager_at_two_sizes(build, dynamic):
     model, twin = build(), build()
     compiled = torch.compile(twin, fullgraph=True, dynamic=dynamic)
     for side in (32, 48):
         assert distance(run(compiled, image(2, side)), run(model, image(2, side))) < 1e-4
 
 
-def test_inductor_once():
+def test_inductor_gives_the_formula():
     model = attended().eval()
     ours = run(torch.compile(copy.deepcopy(model), fullgraph=True), image())
     with hooked(eject(copy.deepcopy(model)), ["blocks.0.conv2", "blocks.1.conv2"], 1e-4) as oracle:

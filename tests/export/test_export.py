@@ -49,12 +49,8 @@ def test_a_forward_with_simam_inside_is_exported(suffix, tmp_path):
     assert [(site.module, site.found_by) for site in report.sites] == [("simam_mul", "name")]
     assert report.is_decisive
     with torch.no_grad():
-        torch.testing.assert_close(
-            run_file(report.path, image(2 if suffix == ".pt2" else 1)),
-            model(image(2 if suffix == ".pt2" else 1)),
-            rtol=1e-5,
-            atol=1e-5,
-        )
+        x = image(2 if suffix == ".pt2" else 1)
+        torch.testing.assert_close(run_file(report.path, x), model(x), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -4,10 +4,18 @@ import pytest
 import torch
 
 from simam_inject import inject
-from simam_inject.errors import ModelError
+from simam_inject.errors import InjectError
 from simam_inject.export import ExportError, export, prove
 from tests.export.networks import attended, image
 from tests.networks import Network
+
+
+class Bored(Network):
+    """Its control flow depends on data, which no exporter takes."""
+
+    def forward(self, x):
+        y = super().forward(x)
+        return y if y.sum() > 0 else -y
 
 
 def off(**attributes):
@@ -25,20 +33,17 @@ def off(**attributes):
         (attended, "net", {}, r"must be one of \.onnx, \.pt2, \.torchscript"),
         (attended, "missing/net.pt2", {}, "no such folder"),
         (attended, "net.pt2", {"dynamic": "height"}, "must be True"),
-        (Network, "net.pt2", {}, r"no SimAM in this model; inject\(model, recipe\)"),
-        (lambda: off(bypassed=True), "net.pt2", {}, r"blocks\.1\.conv2\.simam is bypassed and would be missing"),
-        (lambda: off(strength=0.0), "net.pt2", {}, r"blocks\.1\.conv2\.simam has strength 0 and would be missing"),
+        (Network, "net.pt2", {}, r"no SimAM in this model; inject\("),
+        (lambda: off(bypassed=True), "net.pt2", {}, r"blocks\.1\.conv2\.simam is bypassed"),
+        (lambda: off(strength=0.0), "net.pt2", {}, r"blocks\.1\.conv2\.simam has strength 0"),
+        (attended, "net.pt2", {"example_inputs": {"image": image()}}, "missing a required argument: 'x'"),
+        (lambda: attended(network=Bored), "net.pt2", {}, "(?s)cannot express this model.*data-dependent"),
     ],
 )
-def test_refused_before_anything_is_written(build, name, options, words, tmp_path):
-    with pytest.raises(ExportError, match=words):
-        export(build(), tmp_path / name, **options)
+def test_refused_and_nothing_is_written(build, name, options, words, tmp_path):
+    with pytest.raises(InjectError, match=words):
+        export(build(), tmp_path / name, **{"example_inputs": image(), **options})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_example_that_the_forward_method_does_not_accept(tmp_path):
-    with pytest.raises(ModelError, match="does not accept the example inputs: missing a required argument: 'x'"):
-        export(attended(), tmp_path / "net.pt2", example_inputs={"image": image()})
 
 
 def test_a_folder_in_the_place_of_the_file(tmp_path):
@@ -54,27 +59,11 @@ def test_a_model_compiled_in_place_is_exported_from_its_python(tmp_path):
     assert export(model, tmp_path / "net.torchscript", example_inputs=image()).live == 2
 
 
-class Bored(Network):
-    """Its control flow depends on data, which no exporter takes."""
-
-    def forward(self, x):
-        y = super().forward(x)
-        return y if y.sum() > 0 else -y
-
-
-def test_a_model_that_no_exporter_takes(tmp_path):
-    model = attended(network=Bored)
-    with pytest.raises(ExportError, match="cannot express this model with or without SimAM") as caught:
-        export(model, tmp_path / "net.pt2", example_inputs=image())
-    assert "data-dependent" in str(caught.value)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_weights_that_torch_puts_beside_an_onnx_file(tmp_path, monkeypatch):
     from torch.onnx._internal.exporter import _onnx_program
 
     monkeypatch.setattr(_onnx_program, "_LARGE_MODEL_THRESHOLD", 10)
-    with pytest.raises(ExportError, match=r"too large for one ONNX file \(torch wrote net.onnx.data"):
+    with pytest.raises(ExportError, match="too large for one ONNX file"):
         export(attended(), tmp_path / "net.onnx", example_inputs=image())
     assert list(tmp_path.iterdir()) == []
 
@@ -114,7 +103,7 @@ def test_a_model_without_images_asked_for_all_batches(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_dtype_that_onnx_runtime_does_not_compute(dtype, tmp_path):
     model = attended().to(dtype)
-    with pytest.raises(ExportError, match=r"(?s)^net.onnx cannot be opened as onnx: .*; a .pt2 file takes every dtype"):
+    with pytest.raises(ExportError, match=r"(?s)^net.onnx cannot be opened.*.pt2 file takes every dtype"):
         export(model, tmp_path / "net.onnx", example_inputs=image().to(dtype))
     assert not list(tmp_path.iterdir())
 

@@ -48,4 +48,4 @@ class Net(LightningModule):
 
 
 RECIPE = "after block.conv"
-SITES = {"net.blocks.0.conv": 1e-4, "net.blocks.1.conv": 1e-4}
+SITES = ["net.blocks.0.conv", "net.blocks.1.conv"]

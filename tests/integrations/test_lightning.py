@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ pytest.importorskip("lightning.pytorch")
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
 
-from simam_inject import eject, inject, injected
+from simam_inject import bypass, eject, inject, injected
 from simam_inject.errors import FileError, RecipeError
 from simam_inject.integrations.lightning import KEY, SimAMCallback, _simams_in
 from tests.integrations.lightning_net import RECIPE, SITES, Net
+from tests.oracle import attend, hooked
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,25 +40,16 @@ def saved(folder, module, *callbacks, **options) -> str:
     return str(folder / "last.ckpt")
 
 
-def attend(x, e_lambda=1e-4):
-    """SimAM as the paper writes it."""
-    squares = (x - x.mean((2, 3), keepdim=True)).double() ** 2
-    variance = squares.sum((2, 3), keepdim=True) / (x.shape[2] * x.shape[3] - 1)
-    return x * torch.sigmoid(squares / (4 * (variance + e_lambda)) + 0.5).to(x.dtype)
-
-
 @torch.no_grad()
 def check_output(module, strength=1.0):
     """Close to hooks on a stock module of the same weights, and far from that module without them."""
+
     stock = Net()
     stock.load_state_dict(module.state_dict())
     stock.eval(), module.eval()
-    plain = stock(IMAGE)
-    for path in SITES:
-        stock.get_submodule(path).register_forward_hook(
-            lambda _m, _a, out: (1 - strength) * out + strength * attend(out)
-        )
-    expected, found = stock(IMAGE), module(IMAGE)
+    plain, found = stock(IMAGE), module(IMAGE)
+    with hooked(stock, SITES, 1e-4, partial(attend, strength=strength)):
+        expected = stock(IMAGE)
     near, far = (found - expected).abs().max(), (plain - expected).abs().max()
     assert far > 1000 * near, (near, far)
 
@@ -186,6 +179,12 @@ def test_other_sites_than_the_checkpoints_warn(tmp_path):
     assert [site.path for site in injected(module)] == ["net.stem"]
 
 
+def test_a_checkpoint_of_a_bypassed_module_warns(tmp_path):
+    module = inject(Net(), RECIPE, example_inputs=IMAGE, verify=False)
+    with bypass(module), pytest.warns(UserWarning, match="SimAM is bypassed .* will run in what is loaded"):
+        saved(tmp_path, module)
+
+
 def test_a_module_without_attention_is_left_alone(tmp_path):
     module = Net()
     file = saved(tmp_path, module)
@@ -219,7 +218,18 @@ def test_a_hostile_record_is_refused(tmp_path):
         Net.load_from_checkpoint(file)
 
 
-@pytest.mark.parametrize("options", [{"ramp_steps": -1}, {"start": 2.0}, {"calibrate_batches": -1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ramp_steps": -1},
+        {"ramp_steps": "3"},
+        {"ramp_steps": 1.5},
+        {"start": 2.0},
+        {"start": None},
+        {"calibrate_batches": -1},
+        {"calibrate_batches": None},
+    ],
+)
 def test_numbers_out_of_range(options):
     with pytest.raises(RecipeError, match="ramp_steps must be a number of steps"):
         SimAMCallback(RECIPE, **options)

@@ -77,7 +77,7 @@ def test_pretrained_weights_are_loaded_before_the_injection(name, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["list", "dict", "hook", "getter"])
-def test_features_only(kind):
+def test_features_only_is_attended_in_every_form(kind):
     options = {"features_only": True, "feature_cls": kind, "out_indices": (1, 3), "zero_init_last": False}
     torch.manual_seed(0)
     model = timm.create_model(NAME, **options).eval()
@@ -133,9 +133,10 @@ def test_a_recipe_of_ones_own():
 @pytest.mark.parametrize(
     ("arguments", "error", "words"),
     [
-        (("resnet5O", "paper"), ModelError, "timm has no model 'resnet5O'.*Did you mean resnet50"),
+        (("resnet5O", "paper"), ModelError, "'resnet5O'.*mean resnet50"),
         (("resnet50.a1_in1k", "paper"), ModelError, "a name without a tag"),
-        (("resnet50", "paper", "a-b"), ModelError, "invalid name for a timm model: 'a-b'"),
+        (("resnet50", "paper", "a-b"), ModelError, "invalid name .*'a-b'"),
+        (("resnet50", {"rules": [{"pattern": "conv2d"}]}), ModelError, "'resnet50_simam_'.*pass name"),
         (("resnet50", "papr"), RecipeError, "papr"),
     ],
 )
@@ -177,6 +178,8 @@ from helper import WORD
 parser = argparse.ArgumentParser()
 parser.add_argument("--model")
 parser.add_argument("--num-classes", type=int)
+parser.add_argument("--resume")
+parser.add_argument("--experiment")
 arguments = parser.parse_args()
 model = timm.create_model(arguments.model, pretrained=False, num_classes=arguments.num_classes, drop_rate=0.1)
 config = resolve_data_config(vars(arguments), model=model)
@@ -190,11 +193,21 @@ def test_a_training_script_that_knows_nothing_of_this_package(tmp_path):
     (tmp_path / "train.py").write_text(SCRIPT)
     (tmp_path / "helper.py").write_text("WORD = 'beside'")
     command = [sys.executable, "-m", "simam_inject.integrations.timm", str(tmp_path / "train.py")]
+    resumed = f"--resume=output/20260101-{NAME}-224/last.pth.tar"  # a folder with the name of the model in its own
     done = subprocess.run(
-        [*command, "--model", NAME, "--num-classes", "3"], cwd=ROOT, capture_output=True, text=True, check=False
+        [*command, "--model", NAME, "--num-classes", "3", resumed, "--experiment", f"{NAME}_2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["beside", "4", NAME]
+
+
+def test_a_misspelt_recipe_of_the_runner():
+    with pytest.raises(RecipeError, match="'papr' is neither a shipped recipe"):
+        run_script(["train.py", "--model", "resnet18_simam_papr"])
 
 
 def test_the_runner_needs_a_script():

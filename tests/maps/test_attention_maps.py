@@ -12,7 +12,7 @@ from simam_inject.attention import ArgumentError
 from simam_inject.errors import ModelError
 from simam_inject.maps import attention_maps, difference_maps
 from simam_inject.warmup import set_strength
-from tests.warmup.networks import PATHS, attended, gate, images, plain
+from tests.warmup.networks import PATHS, attended, forked, gate, images, plain
 
 
 def test_the_mean_gate_of_a_picture_made_by_hand():
@@ -56,7 +56,7 @@ def test_maps_are_by_path_in_the_order_of_execution_and_the_model_is_left():
     assert expected.std() > 0.01
 
 
-def test_channels_last():
+def test_maps_of_channels_last_values():
     class Block(nn.Module):
         def __init__(self):
             super().__init__()
@@ -112,7 +112,7 @@ def test_difference_maps_are_zero_at_strength_0_and_right_at_the_first_site():
     assert all(not value.any() for value in difference_maps(model, x).values())
 
 
-def test_mistakes():
+def test_a_channel_that_is_not_there_and_a_plain_model_are_refused():
     with pytest.raises(ArgumentError, match="has channels 0 to 7; found 8"):
         attention_maps(attended(), images(1), channel=8)
     with pytest.raises(ModelError, match="no SimAM in this model"):
@@ -130,15 +130,4 @@ def test_threads_that_share_a_model_get_their_own_maps():
 
 
 def test_two_readers_of_one_value_have_two_maps():
-    class Fork(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
-
-        def forward(self, x):
-            x = self.a(x)
-            return self.b(x) + self.c(x)
-
-    rules = [{"path": name, "before": "input"} for name in "bc"]
-    model = inject(Fork(), {"rules": rules}, example_inputs=torch.rand(1, 3, 8, 8))
-    assert list(attention_maps(model, torch.rand(1, 3, 8, 8))) == ["a before b", "a before c"]
+    assert list(attention_maps(forked(), images(1))) == ["a before b", "a before c"]

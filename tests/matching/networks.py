@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 
 INPUT = 64
 

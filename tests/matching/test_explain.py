@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from simam_inject.dataflow.records import Anatomy
+from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.matching import match, unmatched_exclude, unmatched_message
 from simam_inject.recipe import Recipe
 from tests.matching.networks import NETWORKS
@@ -212,7 +212,7 @@ def test_an_exclude_that_matches_nothing_says_what_is_near(text, hint):
         Recipe(rules=[{"block": "Bottleneck", "after": "conv2", "exclude": text}]), NETWORKS["resnet"]
     )
     assert message is not None
-    assert message.startswith(f"rules[0].exclude: {text!r} matches nothing in this model.")
+    assert message.startswith(f"rules[0].exclude: {text!r} matches nothing")
     assert hint in message
     assert "optional: true" in message
 

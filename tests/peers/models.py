@@ -28,13 +28,13 @@ def _built(key):
         if library == "torchvision":
             import torchvision
 
-            return settle(torchvision.models.get_model(name, weights=None, num_classes=10))
+            return awake(torchvision.models.get_model(name, weights=None, num_classes=10))
         import timm
 
-        return settle(timm.create_model(name, num_classes=10))
+        return awake(timm.create_model(name, num_classes=10))
 
 
-def settle(model):
+def awake(model):
     """Norm weights and layer scales that start at zero hide whole branches."""
     noise = torch.Generator().manual_seed(7)
     with torch.no_grad():

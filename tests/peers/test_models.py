@@ -31,7 +31,7 @@ def places(model):
     return {insertion.path: insertion.channel_dim for insertion in injected(model)}
 
 
-def hold(model, stock, sites, call=lambda net: net, x=None):
+def assert_like_hooks(model, stock, sites, call=lambda net: net, x=None):
     """`call` of the injected model is that of the stock one with hooks, and bypassed that of the stock one."""
     x = image() if x is None else x
     plain = run(call(stock), x)
@@ -51,7 +51,7 @@ def test_model_forward(key):
         output = run(model, image(batch, side))
         assert output.shape == (batch, 10)
         assert not torch.isnan(output).any()
-    hold(model, stock_of(key), places(model))
+    assert_like_hooks(model, stock_of(key), places(model))
 
 
 @everywhere
@@ -72,14 +72,14 @@ def test_model_default_cfgs_reset_classifier(key):
     for net in (model, stock):
         net.reset_classifier(0)
     assert run(model, image()).shape[1:] == (model.num_features,)
-    hold(model, stock, sites)
-    hold(model, stock, sites, lambda net: net.forward_features)
+    assert_like_hooks(model, stock, sites)
+    assert_like_hooks(model, stock, sites, lambda net: net.forward_features)
     torch.manual_seed(4)
     model.reset_classifier(7)
     torch.manual_seed(4)
     stock.reset_classifier(7)
     assert run(model, image()).shape == (2, 7)
-    hold(model, stock, sites)
+    assert_like_hooks(model, stock, sites)
     assert places(model) == sites
 
 
@@ -87,7 +87,7 @@ def test_model_default_cfgs_reset_classifier(key):
 def test_model_features_and_head(key):
     model, stock = injected_of(key), stock_of(key)
     sites = places(model)
-    hold(model, stock, sites, lambda net: net.forward_features)
+    assert_like_hooks(model, stock, sites, lambda net: net.forward_features)
     features = run(model.forward_features, image())
     assert distance(run(model.forward_head, features), run(model, image())) < 1e-6
     assert run(lambda x: model.forward_head(x, pre_logits=True), features).shape == (2, model.num_features)
@@ -97,7 +97,7 @@ def test_model_features_and_head(key):
 def test_model_forward_intermediates(key):
     model, stock = injected_of(key), stock_of(key)
     sites = places(model)
-    hold(model, stock, sites, lambda net: lambda x: net.forward_intermediates(x, intermediates_only=True))
+    assert_like_hooks(model, stock, sites, lambda net: lambda x: net.forward_intermediates(x, intermediates_only=True))
     final, maps = run(model.forward_intermediates, image())
     assert [each.shape for each in maps] == [each.shape for each in run(stock.forward_intermediates, image())[1]]
     assert distance(final, run(model.forward_features, image())) < 1e-6
@@ -203,7 +203,7 @@ def test_model_load_save(key, tmp_path):
     stock.load_state_dict(load_file(tmp_path / "net.safetensors"), strict=True)
     with bypass(model):
         assert same_bits(run(model, image()), run(stock, image()))
-    hold(other, stock, places(model))
+    assert_like_hooks(other, stock, places(model))
 
 
 @in_timm
@@ -243,7 +243,7 @@ def test_torchvision_segmentation(name):
     torch.manual_seed(3)
     stock = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=4).eval()
     model = inject(copy.deepcopy(stock), "stage-end", example_inputs=image(), e_lambda=0.03, verify=False)
-    hold(model, stock, places(model))
+    assert_like_hooks(model, stock, places(model))
     assert list(run(model, image())) == list(run(stock, image()))
 
 

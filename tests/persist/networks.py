@@ -1,4 +1,6 @@
-"""Small networks that are quick to inject."""
+"""Small networks that are quick to inject, and a pickle that runs code."""
+
+import os
 
 import torch
 from torch import nn
@@ -28,6 +30,16 @@ class Mixed(nn.Module):
         return self.mix(path) * Mixed.calls.append(path)
 
     calls = []  # noqa: RUF012 (one list for the class: what ran)
+
+
+class Malicious:
+    """Its pickle makes a folder where it is read."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.mark),)
 
 
 INSIDE = {"rules": [{"block": "Mixed", "after": "mul"}]}

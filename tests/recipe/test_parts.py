@@ -91,7 +91,7 @@ BOUNDS = [
 
 
 @pytest.mark.parametrize(("bounds", "fact", "expected"), BOUNDS)
-def test_bounds_admit(bounds, fact, expected):
+def test_bounds_admit_what_they_say(bounds, fact, expected):
     operation = Operation(op="conv", kernel=bounds)
     assert is_met(operation.kernel, fact) is expected
 
@@ -164,7 +164,7 @@ def test_a_family_is_no_kind():
     assert not KINDS & FAMILIES.keys()
 
 
-def test_picks_choose():
+def test_picks_choose_the_first_the_last_or_every_nth():
     hits = list("abcdefg")
     assert Rule(path="*", after="output", pick="first").choice.choose(hits) == ["a"]
     assert Pick(last=2).choose(hits) == ["f", "g"]

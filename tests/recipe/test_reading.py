@@ -39,7 +39,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("text", "value"), VALUES, ids=lambda value: str(value)[:40])
-def test_plain_values(text, value):
+def test_values_are_read_as_the_language_says(text, value):
     found = read_yaml(text.encode())
     assert found == value
     assert type(found) is type(value)

@@ -3,8 +3,8 @@
 import re
 import xml.dom.minidom
 
-from simam_inject.dataflow.records import Anatomy, Site
-from simam_inject.planning.records import Insertion, Output
+from simam_inject.dataflow.anatomy import Anatomy, Site
+from simam_inject.planning.insertions import Insertion, Output
 from simam_inject.reporting.page import HEIGHT, boxes_of, draw_network
 
 

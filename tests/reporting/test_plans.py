@@ -1,19 +1,19 @@
 """The report of a plan, from records made by hand."""
 
-import io
 import json
 
 import pytest
-from rich.console import Console
 
-from simam_inject.dataflow.records import Anatomy, Site
+from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.matching import Skip
+from simam_inject.planning.insertions import Input, Insertion, Output, Rewritten
 from simam_inject.planning.plan import Plan
-from simam_inject.planning.records import Check, Input, Insertion, Output, Rewritten, Verification
 from simam_inject.planning.tables import Table, format_map, format_span, sites_table
 from simam_inject.recipe import load_recipe
 from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
+from simam_inject.verification.checks import Check, Verification
+from tests.reporting.printing import printed
 
 
 def insertion(path, shape, **facts):
@@ -57,13 +57,6 @@ FAILED = Verification((Check("keys", True), Check("bypass", False, "off by 0.1 a
 
 def make_plan(insertions=INSERTIONS, skips=(), present=(), sites=(), inputs=((1, 3, 224, 224),)):
     return Plan(load_recipe("paper"), insertions, skips, Dataflow(Anatomy(sites, inputs), None, None), present)
-
-
-def printed(*parts, width=100) -> list[str]:
-    console = Console(file=io.StringIO(), width=width)
-    for part in parts:
-        console.print(part)
-    return [line.rstrip() for line in console.file.getvalue().splitlines() if line.strip()]
 
 
 def render(plan, width=100, **options) -> list[str]:
@@ -154,7 +147,7 @@ def test_dict_is_json_and_whole():
         (None, 1, "-"),
     ],
 )
-def test_maps(shape, channel_dim, text):
+def test_a_map_is_written_as_channels_by_space(shape, channel_dim, text):
     assert format_map(Site("a", "", "relu", shape=shape, channel_dim=channel_dim)) == text
 
 
@@ -162,7 +155,7 @@ def test_maps(shape, channel_dim, text):
     ("values", "text"),
     [([], "-"), ([None], "-"), (["a", "a"], "a"), (["a", "b"], "a, b"), ([2, 4, 2, 16], "2 .. 16")],
 )
-def test_spans(values, text):
+def test_a_span_is_written_from_the_least_to_the_largest(values, text):
     assert format_span(values) == text
 
 

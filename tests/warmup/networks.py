@@ -6,7 +6,7 @@ from functools import cache
 import torch
 from torch import nn
 
-from simam_inject import inject
+from simam_inject import calibrate, inject
 
 E_LAMBDA = 1e-3
 
@@ -77,6 +77,37 @@ def attended():
 def _attended():
     recipe = {"rules": [{"block": "Block", "after": name} for name in ("first", "second")], "e_lambda": E_LAMBDA}
     return inject(plain(), recipe, example_inputs=torch.rand(1, 3, 16, 16), verify=False)
+
+
+class Fork(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.b(x) + self.c(x)
+
+
+def forked():
+    """One value with a SimAM for each of its two readers."""
+    rules = [{"path": name, "before": "input"} for name in "bc"]
+    return inject(Fork(), {"rules": rules}, example_inputs=images(1))
+
+
+def calibrated():
+    """The same with gains."""
+    model = attended()
+    calibrate(model, images(), norms=False)
+    return model
+
+
+def backward(model, x, run=None):
+    """Outputs, gradients and buffers after a step; `run` is the model in another form, such as compiled."""
+    output = (model if run is None else run)(x)
+    model.zero_grad()
+    output.square().sum().backward()
+    return output, [parameter.grad.clone() for parameter in model.parameters()], list(model.buffers())
 
 
 def gate(x):

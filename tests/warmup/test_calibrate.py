@@ -3,6 +3,7 @@
 import copy
 import itertools
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 from simam_inject import bypass, inject, injected
 from simam_inject.errors import ModelError
 from simam_inject.warmup import calibrate, set_strength
-from tests.warmup.networks import NORMS, PATHS, Network, attended, fit_by_hand, images, plain
+from tests.messages import says
+from tests.warmup.networks import NORMS, PATHS, Network, attended, fit_by_hand, forked, images, plain
 
 
 def gains_of(model):
@@ -26,10 +28,15 @@ def state_of(model):
     return copy.deepcopy(model.state_dict()), numbers, [module.training for module in model.modules()]
 
 
-def assert_same_state(model, before):
+@contextmanager
+def refused(model, *facts, error=ModelError):
+    """Inside, calibration fails with these facts, and leaves the model as it was."""
+    before = state_of(model)
+    with pytest.raises(error, match=says(*facts)) as caught:
+        yield
+    assert len(str(caught.value)) < 300
     tensors, numbers, modes = state_of(model)
-    assert numbers == before[1]
-    assert modes == before[2]
+    assert (numbers, modes) == before[1:]
     for name, tensor in tensors.items():
         torch.testing.assert_close(tensor, before[0][name], rtol=0, atol=0, equal_nan=True)
 
@@ -237,43 +244,34 @@ def test_a_site_that_runs_twice_has_one_gain_for_both():
     assert len(sites) == 1
 
 
+def broken():
+    yield images()
+    raise OSError("disk gone")
+
+
 MISTAKES = {
-    "empty loader": (list, "the loader is empty"),
-    "empty batch": (lambda: [images(), images()[:0]], r"batch 1 is empty, \(0, 3, 16, 16\) float32"),
-    "no iterable": (lambda: 3, "batches is an int; give a DataLoader"),
-    "another shape": (lambda: [images(), torch.rand(4, 5, 16, 16)], r"cannot run on batch 1, \(4, 5, 16, 16\) float32"),
-    "labels": (lambda: [(torch.arange(16), images())], r"batch 0, \(16,\) int64; these may be labels"),
-    "NaN": (lambda: [images(), images() * torch.nan], "the map at blocks.0.first has values that are not finite"),
-    "paths": (lambda: ["a.jpg"], "batch 0 is a str"),
-    "arrays": (lambda: [images().numpy()], r"batch 0 is a NumPy array, not a tensor \(torch.from_numpy"),
-    "dict": (lambda: [{"cls": torch.zeros(3)}], "batch 0 is a dict of"),
+    "empty loader": (list, ["the loader is empty"]),
+    "empty batch": (lambda: [images(), images()[:0]], ["batch 1 is empty", "(0, 3, 16, 16) float32"]),
+    "no iterable": (lambda: 3, ["batches is an int", "DataLoader"]),
+    "another shape": (lambda: [images(), torch.rand(4, 5, 16, 16)], ["batch 1", "(4, 5, 16, 16) float32"]),
+    "labels": (lambda: [(torch.arange(16), images())], ["batch 0", "(16,) int64", "labels"]),
+    "NaN": (lambda: [images(), images() * torch.nan], ["blocks.0.first", "not finite"]),
+    "paths": (lambda: ["a.jpg"], ["batch 0 is a str"]),
+    "arrays": (lambda: [images().numpy()], ["batch 0 is a NumPy array", "torch.from_numpy"]),
+    "dict": (lambda: [{"cls": torch.zeros(3)}], ["batch 0 is a dict of"]),
+    "failing loader": (broken, ["disk gone"]),
 }
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 @pytest.mark.parametrize("gains", [True, False])
 def test_a_mistake_has_one_message_and_the_model_is_as_before(mistake, gains):
-    batches, message = MISTAKES[mistake]
+    batches, facts = MISTAKES[mistake]
     model = attended()
     calibrate(model, images(4))
-    before = state_of(model)
-    message = message if gains else message.replace("the map at blocks.0.first", "what the norm norm reads")
-    with pytest.raises(ModelError, match=message) as found:
+    facts = facts if gains else [fact.replace("blocks.0.first", "norm norm") for fact in facts]
+    with refused(model, *facts, error=OSError if batches is broken else ModelError):
         calibrate(model, batches(), gains=gains)
-    assert len(str(found.value)) < 300
-    assert_same_state(model, before)
-
-
-def test_a_failing_loader_leaves_the_model_as_before():
-    def broken():
-        yield images()
-        raise OSError("disk gone")
-
-    model = attended()
-    before = state_of(model)
-    with pytest.raises(OSError, match="disk gone"):
-        calibrate(model, broken())
-    assert_same_state(model, before)
 
 
 def test_a_site_that_never_ran():
@@ -290,15 +288,13 @@ def test_a_site_that_never_ran():
     rules = [{"path": "aux", "after": "output"}, {"path": "stem", "after": "output"}]
     inject(model, {"rules": rules}, example_inputs=images(2), verify=False)
     model.is_deployed = True
-    before = state_of(model)
-    with pytest.raises(ModelError, match=r"SimAM at aux did not run in eval mode.*exclude="):
+    with refused(model, "SimAM at aux did not run in eval mode", "exclude="):
         calibrate(model, images())
-    assert_same_state(model, before)
 
 
 def test_a_bypassed_site_is_not_calibrated():
     model = attended()
-    with bypass(model), pytest.raises(ModelError, match="end its bypass"):
+    with bypass(model), refused(model, "end its bypass"):
         calibrate(model, images())
 
 
@@ -320,30 +316,35 @@ def test_a_network_without_norms():
     found = calibrate(model, images())
     assert found.norms == 0
     assert "no norm with running statistics" in str(found)
-    with pytest.raises(ModelError, match="nothing to calibrate: the model has no norm with running statistics"):
+    with refused(model, "nothing to calibrate", "no norm with running statistics"):
         calibrate(model, images(), gains=False)
-    with pytest.raises(ModelError, match="both gains and norms are turned off"):
+    with refused(model, "gains and norms"):
         calibrate(model, images(), gains=False, norms=False)
 
 
-def test_wrapped_compiled_and_plain_models_are_refused_with_the_order():
-    order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
-    with pytest.raises(ModelError, match=rf"\(torch.compile\); calibrate before that. The order: {order}"):
-        calibrate(torch.compile(attended()), images())
-    with pytest.raises(ModelError, match=r"already wrapped \(DataParallel\)"):
-        calibrate(nn.DataParallel(attended()), images())
-    with pytest.raises(ModelError, match="no SimAM in this model; inject"):
-        calibrate(plain(), images())
-
-
-def test_other_attention_modules_have_no_gain():
+def with_peer():
     peer = {"attention": lambda channels: nn.Sigmoid()}
-    model = inject(plain(), "after Block.first", example_inputs=images(2), verify=False, **peer)
-    with pytest.raises(ModelError, match="hold Sigmoid, which has no strength and no gain"):
-        calibrate(model, images())
+    return inject(plain(), "after Block.first", example_inputs=images(2), verify=False, **peer)
 
 
-def test_the_table():
+ORDER = ("build", "inject", "calibrate", "EMA copy", "DistributedDataParallel", "torch.compile")
+
+
+@pytest.mark.parametrize(
+    ("build", "facts"),
+    [
+        (lambda: torch.compile(attended()), ["(torch.compile); calibrate before", ", ".join(ORDER)]),
+        (lambda: nn.DataParallel(attended()), ["already wrapped (DataParallel)", ", ".join(ORDER)]),
+        (plain, ["no SimAM in this model; inject"]),
+        (with_peer, ["Sigmoid", "no strength and no gain"]),
+    ],
+)
+def test_models_that_cannot_be_calibrated_say_what_to_do(build, facts):
+    with pytest.raises(ModelError, match=says(*facts)):
+        calibrate(build(), images())
+
+
+def test_the_report_is_a_table_of_sites():
     text = str(calibrate(attended(), images()))
     row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3} +\d+\.\d%\n"
     assert re.fullmatch(rf"site +gain +error before +after +kept\n({row}){{4}}norms: 5 recomputed", text)
@@ -387,38 +388,18 @@ def test_norms_whose_channels_are_elsewhere_are_refused(width):
     model = inject(
         ChannelsLastNetwork(width), {"rules": [{"path": "stem", "after": "output"}]}, example_inputs=images(2)
     )
-    before = state_of(model)
-    with pytest.raises(ModelError, match=r"norm has .* which dimension contains them is not known"):
+    with refused(model, "norm has", "dimension"):
         calibrate(model, images(), frozen_norms=True)
-    assert_same_state(model, before)
     assert calibrate(model, images()).frozen == 1
 
 
 @pytest.mark.parametrize("batches", [torch.rand(1, 3, 1, 1), [torch.rand(1, 3, 1, 1)]])
 def test_one_value_per_channel_is_refused(batches):
     model = attended()
-    before = state_of(model)
-    with pytest.raises(ModelError, match="one value per channel"):
+    with refused(model, "one value per channel"):
         calibrate(model, batches, gains=False)
-    assert_same_state(model, before)
     calibrate(model, torch.rand(2, 3, 1, 1), gains=False)
 
 
 def test_two_sites_of_one_value_have_two_names():
-    both = nn.ModuleDict({"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(4, 4, 1), "c": nn.Conv2d(4, 4, 1)})
-
-    class Fork(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.parts = both
-
-        def forward(self, x):
-            x = self.parts["a"](x)
-            return self.parts["b"](x) + self.parts["c"](x)
-
-    rules = [{"path": f"parts.{name}", "before": "input"} for name in "bc"]
-    model = inject(Fork(), {"rules": rules}, example_inputs=images(2))
-    assert [site.path for site in calibrate(model, images()).sites] == [
-        "parts.a before parts.b",
-        "parts.a before parts.c",
-    ]
+    assert [site.path for site in calibrate(forked(), images()).sites] == ["a before b", "a before c"]

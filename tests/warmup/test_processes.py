@@ -27,6 +27,7 @@ def work(rank, place, queue):
         norm = model.norm
         statistics = norm.running_mean.tolist(), norm.running_var.tolist()
         queue.put((rank, [site.gain for site in found.sites], *statistics, message, is_plain_at_0(half)))
+        dist.barrier()  # gloo aborts a process whose peer ends while it still talks
     finally:
         dist.destroy_process_group()
 

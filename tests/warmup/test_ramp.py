@@ -15,24 +15,12 @@ from simam_inject import injected
 from simam_inject.attention import ArgumentError
 from simam_inject.errors import ModelError
 from simam_inject.warmup import Ramp, calibrate, set_strength
-from tests.warmup.networks import attended, images, plain
+from tests.messages import says
+from tests.warmup.networks import attended, backward, calibrated, images, plain
 
 
 def strengths(model):
     return {site.strength for site in injected(model.module if isinstance(model, AveragedModel) else model)}
-
-
-def calibrated():
-    model = attended()
-    calibrate(model, images(), norms=False)
-    return model
-
-
-def backward(model, x):
-    output = model(x)
-    model.zero_grad()
-    output.square().sum().backward()
-    return output, [parameter.grad.clone() for parameter in model.parameters()], list(model.buffers())
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -55,29 +43,26 @@ def test_half_strength_is_half_way_at_each_site():
     assert strengths(model) == {0.5}
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.5, float("nan"), "half", None, True])
-def test_a_strength_out_of_range_is_refused_and_nothing_is_set(value):
+STRENGTHS, STEPS = (-0.1, 1.5, float("nan"), "half", None, True), (0, -1, 2.5, True, "3")
+MISTAKES = [
+    *((lambda model, value=value: set_strength(model, value), ArgumentError, "strength") for value in STRENGTHS),
+    *((lambda model, value=value: Ramp(model, steps=3, start=value), ArgumentError, "strength") for value in STRENGTHS),
+    *(
+        (lambda model, value=value: Ramp(model, steps=value), ArgumentError, "steps")
+        for value in (0, -1, 2.5, True, "3")
+    ),
+    (lambda model: set_strength(plain(), 0.5), ModelError, "no SimAM in this model"),
+    (lambda model: Ramp(plain(), model, steps=3), ModelError, "no SimAM in this model"),
+    (lambda model: Ramp(model.state_dict(), model, steps=3), ModelError, says("nn.Module", "OrderedDict")),
+]
+
+
+@pytest.mark.parametrize(("call", "error", "message"), MISTAKES)
+def test_a_mistake_is_refused_and_nothing_is_set(call, error, message):
     model = attended()
-    with pytest.raises(ArgumentError, match="strength must be a number from 0"):
-        set_strength(model, value)
-    with pytest.raises(ArgumentError, match="strength must be a number from 0"):
-        Ramp(model, steps=3, start=value)
+    with pytest.raises(error, match=message):
+        call(model)
     assert strengths(model) == {1.0}
-
-
-def test_a_model_without_simam_is_refused():
-    with pytest.raises(ModelError, match="no SimAM in this model"):
-        set_strength(plain(), 0.5)
-    with pytest.raises(ModelError, match="no SimAM in this model"):
-        Ramp(calibrated(), plain(), steps=3)
-    with pytest.raises(ModelError, match=r"expected an nn.Module, found an object of type OrderedDict"):
-        Ramp(calibrated(), calibrated().state_dict(), steps=3)
-
-
-@pytest.mark.parametrize("steps", [0, -1, 2.5, True, "3"])
-def test_steps_are_a_whole_number_above_0(steps):
-    with pytest.raises(ArgumentError, match="steps must be a whole number above 0"):
-        Ramp(calibrated(), steps=steps)
 
 
 def test_a_ramp_goes_up_in_equal_steps_and_stays():

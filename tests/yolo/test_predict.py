@@ -44,31 +44,46 @@ def simam_runs(yolo) -> int:
     return sum(runs)
 
 
-def test_predict_after_inject_runs_every_site(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
+@pytest.mark.parametrize("inner", [False, True], ids=["object", "inner network"])
+def test_predict_runs_every_site_and_none_inside_bypass_and_after_eject(yolo, inner):
+    target = yolo.model if inner else yolo
+    inject(target, RECIPE, example_inputs=EXAMPLE, verify=False)
     assert simam_runs(yolo) >= SITES
-
-
-def test_predict_after_inject_of_the_inner_network_runs_every_site(yolo):
-    inject(yolo.model, RECIPE, example_inputs=EXAMPLE, verify=False)
-    assert simam_runs(yolo) >= SITES
-    eject(yolo.model)
-    assert simam_runs(yolo) == 0
-
-
-def test_predict_after_eject_runs_none(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
-    predict(yolo)
-    eject(yolo)
-    assert simam_runs(yolo) == 0
-
-
-def test_predict_inside_bypass_runs_none_and_afterwards_all(yolo):
-    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False)
-    predict(yolo)
-    with bypass(yolo):
+    with bypass(target):
         assert simam_runs(yolo) == 0
     assert simam_runs(yolo) >= SITES
+    eject(target)
+    assert simam_runs(yolo) == 0
+
+
+def test_predict_inside_bypass_runs_no_other_attention_either(yolo):
+    runs = []
+
+    class Peer(torch.nn.Identity):
+        def forward(self, x):
+            runs.append(1)
+            return 0.5 * x
+
+    def boxes():
+        return yolo.predict(PHOTO, imgsz=64, conf=0.0, verbose=False)[0].boxes.data
+
+    plain = boxes()
+    inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda _: Peer())
+    assert not torch.equal(boxes(), plain)
+    with bypass(yolo):
+        assert torch.equal(boxes(), plain)
+    assert not torch.equal(boxes(), plain)
+    assert runs
+
+
+@pytest.mark.parametrize(("name", "value"), [("gain", 1.3), ("strength", 0.5), ("e_lambda", 0.1), ("bypassed", True)])
+def test_predict_follows_what_is_set_on_a_simam(name, value, yolo):
+    predict(inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False))
+    attention = next(module for module in yolo.model.modules() if isinstance(module, SimAM))
+    setattr(attention, name, value)
+    predict(yolo)
+    used = next(module for module in yolo.predictor.model.model.modules() if isinstance(module, SimAM))
+    assert getattr(used, name) == value
 
 
 @pytest.mark.parametrize("injected_before", [False, True])

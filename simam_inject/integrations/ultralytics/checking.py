@@ -16,10 +16,10 @@ from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import FileError, InjectError, shortened
 from simam_inject.export.exporting import read
 from simam_inject.export.proving import count_sites, expected_sites
-from simam_inject.export.records import ExportedSite
+from simam_inject.export.report import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded
 from simam_inject.persist.record import Record
-from simam_inject.planning.records import Insertion
+from simam_inject.planning.insertions import Insertion
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from torch import nn
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError, a_type
 from simam_inject.persist.record import Record
-from simam_inject.planning.records import Insertion
+from simam_inject.planning.insertions import Insertion
 
 KEY, RAMP = "simam", "simam_ramp"
 """Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with."""

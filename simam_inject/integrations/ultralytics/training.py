@@ -24,6 +24,8 @@ from simam_inject.persist.record import Record
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
 """Network -> an object that is replaced by another one whenever the sites or weights of the network change."""
 _STAMP = "_simam_stamp"
+_SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed")
+"""Of a SimAM, by which `predict` notices a change; of other attention, `bypass` adds a hook."""
 
 
 class Tripwire:
@@ -105,8 +107,11 @@ def rebuilds_from_name() -> bool:
 
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
-    stamped = _stamps.get(model.model) if isinstance(model.model, nn.Module) else None
-    if vars(model).get(_STAMP) is not stamped:  # the predictor has a fused copy of the network as it was
+    network: Any = model.model
+    parts: list[Any] = [entry.attention for entry in attended_in(network)] if isinstance(network, nn.Module) else []
+    settings = [([getattr(part, name, None) for name in _SETTINGS], len(part._forward_hooks)) for part in parts if part]
+    stamped = (_stamps[network], settings) if network in _stamps else settings or None
+    if vars(model).get(_STAMP) != stamped:  # the predictor has a fused copy of the network as it was
         model.predictor = None
         vars(model)[_STAMP] = stamped
     return original(model, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""Records of a plan and of a verification."""
+"""What a plan consists of: insertions, and the edit by which each of them is applied."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ Edit = Output | Input | Rewritten
 
 @dataclass(frozen=True, slots=True)
 class Insertion:
-    """One SimAM: planned, or in the model now. Plain data: hooks, pickles and files hold it (`editing.checking`)."""
+    """One SimAM: planned, or in the model now. Plain data, for hooks, pickles and files (`editing.serialization`)."""
 
     __pydantic_config__ = STRICT
     path: Path
@@ -115,36 +115,3 @@ class Insertion:
         """Bytes one forward of the example moves for this attention at the least: one read, one write per run."""
         size = {"float64": 8, "float32": 4}.get(self.dtype, 2)
         return 2 * size * math.prod(self.shape) * self.runs
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that verification looked at."""
-
-    name: str
-    ok: bool | None
-    """None: it could not be run on this model; `detail` says why."""
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Verification:
-    """All checks of one verification."""
-
-    checks: tuple[Check, ...]
-
-    @property
-    def ok(self) -> bool:
-        """No check failed."""
-        return all(check.ok is not False for check in self.checks)
-
-    def __str__(self) -> str:
-        passed = sum(check.ok is True for check in self.checks)
-        head = f"verified: {passed} checks" if self.ok else "verification failed"
-        words = {True: "ok", False: "failed", None: "not run"}
-        lines = [
-            f"  {words[check.ok]}: {check.name}" + f": {check.detail}" * bool(check.detail)
-            for check in self.checks
-            if check.ok is not True
-        ]
-        return "\n".join([head, *lines])

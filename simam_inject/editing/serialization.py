@@ -14,7 +14,7 @@ from pydantic import AfterValidator, JsonValue, TypeAdapter, ValidationError, wi
 from typing_extensions import TypeAliasType, TypedDict  # those of `typing` need Python 3.12
 
 from simam_inject.errors import FileError
-from simam_inject.planning.records import Insertion
+from simam_inject.planning.insertions import Insertion
 from simam_inject.source import STRICT
 
 T = TypeVar("T")

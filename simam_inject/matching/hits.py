@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from simam_inject.dataflow.records import Site
+from simam_inject.dataflow.anatomy import Site
 
 
 @dataclass(frozen=True, slots=True)
