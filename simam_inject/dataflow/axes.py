@@ -185,7 +185,7 @@ def find_axes(
     other_batch, other_size = (other if other is not None and len(other) == rank else None for other in (batch, size))
     resized = {dim for dim in range(rank) if other_size is not None and other_size[dim] != shape[dim]}
     problem = _NO_BATCH if layout == {0} else None
-    if samples is not None and shape[0] != samples:
+    if problem is None and samples is not None and shape[0] != samples:
         problem = f"its first dimension does not hold the {samples} samples of the example: its shape is {{}}"
     if other_batch is not None:
         more = other_batch[0] - shape[0] if fixed_size and other_size is None else 0

@@ -139,11 +139,16 @@ class MainBlocks:
         return self.contents[path].convolutions == self.contents[""].convolutions
 
     def _recursive_among(self, blocks: list[str]) -> set[type[nn.Module]]:
-        """Classes of blocks of which one contains, or is contained in, a module of its own class."""
-        paths = [(path, above) for path, module in self.recording.modules.items() for above in _above(path)[1:]]
+        """Classes of blocks of which one contains its own class, or that all are inside one of their own class."""
         modules = self.recording.modules
-        nested = {type(modules[path]) for path, above in paths if type(modules.get(above)) is type(modules[path])}
-        return nested & self._classes(blocks)
+        found, alone = set(), set()
+        for path in blocks:
+            kind = type(modules[path])
+            if any(type(part) is kind for part in modules[path].modules() if part is not modules[path]):
+                found.add(kind)
+            if not any(type(modules[above]) is kind for above in _above(path)[1:]):
+                alone.add(kind)
+        return found | ({type(modules[path]) for path in blocks} - alone)
 
     def _classes(self, paths: Iterable[str]) -> set[type[nn.Module]]:
         return {type(self.recording.modules[path]) for path in paths}
