@@ -23,11 +23,10 @@ from simam_inject.nested import map_nested, tensors_in
 SAMPLES_ADDED = 1
 """How many samples the run with a larger batch adds: a first dimension that grows by more consists of windows."""
 
-_SECOND_DIM: Layout = frozenset({1})
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("embedding", "multi_head_attention_forward", "gru", "lstm", "rnn_")
 _LAST_IF_UNKNOWN = ("linear", "rms_norm")
-_RESIZES = words("cat pad repeat repeat_interleave mean sum amax amin max min norm index_select")
+_RESIZES = words("cat pad repeat repeat_interleave mean sum amax amin max min norm index_select glu topk diff gather")
 """Operations that change the size of the channel dimension, and leave it where it is."""
 _REARRANGES = words("einsum tensordot as_strided permute_copy transpose_copy view_copy")
 """Operations that can move channels without a trace in shapes."""
@@ -61,7 +60,7 @@ def layout_after(
         return frozenset({rank - 1 - int(kind[-2])})  # 1, or 0 without a batch
     if kind.startswith(_SECOND) or (kind.endswith("pool") and rank > 2):
         # Tokens that are normalized by position, and pooled channels, have no layout from here on.
-        return before if before == {0} else (before or _SECOND_DIM) & _SECOND_DIM
+        return (before or frozenset({1})) if before <= {0} or 1 in before else NOWHERE
     if not rank:
         return NOWHERE
     if kind.startswith(_LAST):
