@@ -130,7 +130,8 @@ class MainBlocks:
             if is_block and not self._is_everything(child):
                 found.append(child)
             elif child not in _above(path):
-                is_whole = is_block or (not self.contents[child].given and self._is_block(child, most=math.inf))
+                is_stem = not self.contents[child].given and type(self.recording.modules[child]) not in CONTAINERS
+                is_whole = is_block or (is_stem and self._is_block(child, most=math.inf))
                 found += inside or [child] * is_whole
         return list(dict.fromkeys(found))
 
@@ -169,15 +170,17 @@ class MainBlocks:
         return [index for index, path in enumerate(blocks) if counts[type(self.recording.modules[path])] > 1]
 
     def _is_stage(self, path: str, blocks: list[str]) -> bool:
-        """It returns the very tensor of one of the blocks inside it, which have at least half of its convolutions."""
-        frame = self.recording.first_calls[path]
+        """It returns the very tensor of one of the blocks inside it, which have half of its convolutions at least.
+
+        Of a plain Sequential, any number.
+        """
+        frame, own = self.recording.first_calls[path], type(self.recording.modules[path])
         share = sum(self.contents[block].convolutions for block in blocks)
-        if len(frame.outputs) != 1 or 2 * share < self.contents[path].convolutions:
+        if len(frame.outputs) != 1 or (own not in CONTAINERS and 2 * share < self.contents[path].convolutions):
             return False
         result = frame.outputs[0][1]
         inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
         inner = [call for call in inner if self._is_block(call.path)]
-        own = type(self.recording.modules[path])
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:

@@ -13,8 +13,10 @@ from simam_inject.dataflow.example import SPATIAL, Example
 from simam_inject.dataflow.naming import Namer
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
+from simam_inject.dataflow.structure import covers
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_sketch, twin_of
+from simam_inject.dataflow.values import Recording, Shape
 from simam_inject.errors import ModelError, describe_exception
 
 
@@ -84,7 +86,13 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
         batch = again(larger, new_twin())
     sizes = (again(example.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
     size = next((found.shapes for found in sizes if found is not None), None)
-    return Surveyor(twin, example, base, {} if batch is None else batch.shapes, size).survey()
+    return Surveyor(twin, example, base, {} if batch is None else _with_samples(batch, base), size).survey()
+
+
+def _with_samples(batch: Namer, base: Recording) -> dict[str, Shape]:
+    """Shapes of values with a larger batch; without those in modules that run more often then, once for each sample."""
+    often = {path for path, count in batch.calls.items() if count > base.calls[path]}
+    return {path: shape for path, shape in batch.shapes.items() if not covers(often, path.partition("[")[0])}
 
 
 def _refuse_while_tracing() -> None:

@@ -184,6 +184,17 @@ def test_it_goes_on_raising_and_a_copy_raises_too(lose):
         run(copy.deepcopy(model))
 
 
+def test_an_input_stays_attended_once_when_its_reader_is_folded():
+    rule = {"e_lambda": E_LAMBDA, "rules": [{"path": "one.conv", "before": "input"}]}
+    stock = small()
+    model = fuse_pair(inject(copy.deepcopy(stock), rule, example_inputs=image()))
+    with hooked(stock, [">one.conv"]):
+        expected = run(stock)
+    with pytest.warns(UserWarning, match=r"1 SimAM modules .*restored"):
+        assert_right(run(model), expected, run(stock))
+    assert verify(model).ok
+
+
 @pytest.mark.parametrize("lose", [lose for lose in LOSING if lose is not delete_child])
 def test_the_same_tool_after_eject_is_as_on_the_stock_model(lose):
     stock = small(Folding)
@@ -458,6 +469,22 @@ def test_a_compiled_wrapper_is_refused_with_the_order_that_works(eager_backend):
     compiled = torch.compile(small(), backend=eager_backend)
     with pytest.raises(InjectError, match="inject first, then wrap"):
         inject(compiled, "after convblock", example_inputs=image())
+
+
+@pytest.mark.parametrize("compiling", [compiled_whole, compiled_in_place, compiled_child, compiled_function])
+@pytest.mark.parametrize("copying", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_models_of_one_class_that_are_compiled_differ_in_their_sites(compiling, copying, eager_backend):
+    stock = small()
+    nets = [
+        stock,
+        *(inject(small(), recipe(*paths), example_inputs=image()) for paths in (["one.conv"], ["two", "one.conv"])),
+    ]
+    expected = [run(net) for net in nets]
+    callables = [compiling(copying(net), eager_backend)[1] for net in nets]
+    for callable_, output in 2 * list(zip(callables, expected, strict=True)):
+        assert distance(run(callable_), output) < 1e-8
+    assert distance(expected[1], expected[0]) > 1e-4
+    assert distance(expected[2], expected[1]) > 1e-4
 
 
 @pytest.mark.parametrize("compiling", [compiled_whole, compiled_in_place, compiled_child, compiled_function])
