@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
@@ -421,4 +422,16 @@ def test_a_bypassed_model_is_not_trained():
         yolo.train(data="none.yaml", epochs=1)
     yolo.model.get_submodule(injected(yolo)[0].module).bypassed = True
     with pytest.raises(ModelError, match="end the bypass first"):
+        yolo.train(data="none.yaml", epochs=1)
+
+
+def test_a_model_that_was_ejected_is_not_trained_from_its_file_with_simam(tmp_path):
+    file = tmp_path / "yolov8n-mine.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, "simam": "after conv"}))
+    yolo = YOLO(str(file))
+    assert injected(yolo)
+    eject(yolo)
+    if not training.rebuilds_from_name():
+        pytest.skip("this release builds from the network's own yaml")
+    with pytest.raises(ModelError, match=r"would build .*yolov8n-mine\.yaml anew, with SimAM"):
         yolo.train(data="none.yaml", epochs=1)

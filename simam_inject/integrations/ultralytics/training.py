@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from ultralytics.engine import trainer as engine_trainer
 from ultralytics.engine.model import Model
+from ultralytics.nn.tasks import yaml_model_load
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.adapters import wrap
@@ -18,7 +19,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError, VerificationError
 from simam_inject.integrations.ultralytics.ramping import take_ramp, trained_models
-from simam_inject.integrations.ultralytics.record import missing_sites, names_of, networks_in, recorded, write
+from simam_inject.integrations.ultralytics.record import KEY, missing_sites, names_of, networks_in, recorded, write
 from simam_inject.persist.record import Record
 
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
@@ -49,7 +50,7 @@ class Tripwire:
             if missing:
                 raise VerificationError(
                     f"SimAM lost: the trainer's {name} lacks {len(missing)} of {count} sites, first "
-                    f"{missing[0].path}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
+                    f"{missing[0].path}; save the injected model, model.save('x.pt'), and train YOLO('x.pt')"
                 )
         strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
         if RANK in (-1, 0) and strengths:
@@ -61,10 +62,15 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     """Train an injected network.
 
     Raises:
-        ModelError: a SimAM is bypassed.
+        ModelError: a SimAM is bypassed, or was ejected from a network that is built anew from a file with SimAM.
         VerificationError: a site that the yaml of the network lists is missing.
     """
     if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
+        file = vars(model).get("cfg")
+        if file and not model.ckpt and rebuilds_from_name() and yaml_model_load(file).get(KEY) is not None:
+            raise ModelError(
+                f"the trainer would build {file} anew, with SimAM: remove {KEY!r} from it to train without"
+            )
         return original(model, *args, **kwargs)
     if any(isinstance(entry.attention, SimAM) and entry.attention.bypassed for entry in attended_in(model.model)):
         raise ModelError("a SimAM of this model is bypassed, and the trainer would build it anew: end the bypass first")
@@ -72,7 +78,7 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     if before is not None and (missing := missing_sites(model.model, before)):
         raise VerificationError(
             f"SimAM lost: the network lacks {len(missing)} of {len(before.sites)} sites that its yaml lists, first "
-            f"{missing[0].path}. Call inject again, or eject to train without SimAM."
+            f"{missing[0].path}; call inject again, or eject to train without SimAM"
         )
     record = write(model.model)
     ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
