@@ -171,7 +171,7 @@ def test_data_parallel(model):
 
 
 def test_script_module(model):
-    with pytest.warns(FutureWarning, match="is deprecated"):
+    with pytest.warns((FutureWarning, DeprecationWarning), match="is deprecated"):
         scripted = torch.jit.trace(copy.deepcopy(model).eval(), X, check_trace=False)
     refuses(ModelError, r"torch\.jit\.ScriptModule.*inject the Python model", scripted, "after block.a")
 
