@@ -12,7 +12,7 @@ from torch import nn
 
 from simam_inject import InjectError, bypass, inject, injected, plan
 from simam_inject.api import survey
-from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
+from tests.oracle import E_LAMBDA, assert_attended, assert_right, distance, hooked, same_bits
 
 
 def image(*shape, seed=1):
@@ -121,7 +121,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("norm", [LayerNorm, RMSNorm, Linear, Embedding, MultiheadAttention, Renamed])
 @pytest.mark.parametrize("place", ["blk", "blk.norm"])
 def test_a_class_name_decides_nothing(norm, place):
-    hold(lambda: Net(NormedBlock(norm)), {place: 1}, [image(2, 3, 12, 10)], [image(3, 3, 9, 14)])
+    assert_like_hooks(lambda: Net(NormedBlock(norm)), {place: 1}, [image(2, 3, 12, 10)], [image(3, 3, 9, 14)])
 
 
 # B2: the layout changes inside
@@ -231,7 +231,7 @@ LAYOUTS = {
 )
 def test_the_layout_is_that_of_the_value(name, place):
     factory, places = LAYOUTS[name]
-    hold(factory, {place: places[place]}, [image(2, 3, 8, 16)], [image(3, 3, 4, 8)])
+    assert_like_hooks(factory, {place: places[place]}, [image(2, 3, 8, 16)], [image(3, 3, 4, 8)])
 
 
 class Positions(nn.Module):
@@ -272,7 +272,7 @@ class FixedHead(nn.Module):
     ],
 )
 def test_a_net_of_one_size_has_its_axes_from_its_layers(factory, place, axis, side):
-    model = hold(factory, {place: axis}, [image(2, 3, side, side)], [image(3, 3, side, side, seed=2)])
+    model = assert_like_hooks(factory, {place: axis}, [image(2, 3, side, side)], [image(3, 3, side, side, seed=2)])
     assert injected(model)[0].axes in {1: ("NCHW",), -1: ("NLC",)}[axis]
 
 
@@ -289,10 +289,10 @@ class Square(nn.Module):
 
 @pytest.mark.parametrize(("place", "axis"), [("conv", 1), ("last", -1), ("mix", -1), ("head", 1)])
 def test_a_map_with_as_many_channels_as_rows(place, axis):
-    hold(Square, {place: axis}, [image(2, 3, 8, 8)], [image(1, 3, 8, 12)])
+    assert_like_hooks(Square, {place: axis}, [image(2, 3, 8, 8)], [image(1, 3, 8, 12)])
 
 
-def hold(factory, places, inputs, other):
+def assert_like_hooks(factory, places, inputs, other):
     """Injected at the places, the net equals the oracle with the axes of the places, at two sizes."""
     stock = build(factory)
     recipe = {"e_lambda": E_LAMBDA, "rules": [{"path": place, "after": "output"} for place in places]}
@@ -300,12 +300,9 @@ def hold(factory, places, inputs, other):
     found = injected(model)
     assert {insertion.path: insertion.channel_dim for insertion in found} == places
     for args in (inputs, other):
-        plain = run(stock, *args)
-        with hooked(stock, places):
-            expected = run(stock, *args)
-        assert_right(run(model, *args), expected, plain)
+        assert_attended(run(model, *args), stock, places, *args)
         with bypass(model):
-            assert same_bits(run(model, *args), plain)
+            assert same_bits(run(model, *args), run(stock, *args))
     return model
 
 
@@ -462,13 +459,13 @@ def test_an_input_without_its_batch_raises_or_is_one_sample(factory, shape, plac
     try:
         found = run(model, x[0])
     except InjectError as error:
-        told = str(error)
+        message = str(error)
     else:
         with hooked(stock, [place]):
             expected = run(stock, x[:1])[0]
         assert_right(found, expected, run(stock, x[0]))
         return
-    assert place in told or "batch" in told
+    assert place in message or "batch" in message
 
 
 # A network of one size: the layout comes from what the operations do, and an operation that is not known has none
@@ -550,7 +547,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_axes_that_follow_from_the_operations(name):
     move, axis = KNOWN[name]
-    hold(lambda: OfOneSize(move), {"mv": axis}, [image(2, 3, 8, 8)], [image(3, 3, 8, 8, seed=2)])
+    assert_like_hooks(lambda: OfOneSize(move), {"mv": axis}, [image(2, 3, 8, 8)], [image(3, 3, 8, 8, seed=2)])
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -559,11 +556,11 @@ def test_axes_that_follow_from_nothing_known_are_right_or_skipped(name):
     try:
         planned = plan(build(lambda: OfOneSize(move)), after("mv"), example_inputs=image(2, 3, 8, 8))
     except InjectError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert planned.insertions[0].channel_dim == axis
         return
-    assert "channels" in told or "first dimension" in told
+    assert "channels" in message or "first dimension" in message
 
 
 class Attends(nn.Module):
@@ -611,7 +608,7 @@ TOKENS = {
 @pytest.mark.parametrize("name", TOKENS)
 def test_a_transformer_with_a_class_token_is_attended_over_its_tokens(name):
     places = {"drop": -1, "blocks.0": -1, "blocks.1": -1}
-    hold(lambda: Vit(TOKENS[name]), places, [image(2, 3, 16, 16)], [image(3, 3, 16, 16, seed=2)])
+    assert_like_hooks(lambda: Vit(TOKENS[name]), places, [image(2, 3, 16, 16)], [image(3, 3, 16, 16, seed=2)])
 
 
 # Frames and views: N, T, C, H, W
@@ -655,7 +652,7 @@ class Siamese(Frames):
 @pytest.mark.parametrize("place", ["a", "b"])
 def test_maps_of_frames_and_views_are_feature_maps(factory, shapes, others, place):
     inputs, other = ([image(*shape, seed=seed) for seed, shape in enumerate(each)] for each in (shapes, others))
-    hold(factory, {place: 1}, inputs, other)
+    assert_like_hooks(factory, {place: 1}, inputs, other)
 
 
 def test_frames_of_one_size_are_skipped_because_windows_look_the_same():

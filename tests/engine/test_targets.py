@@ -9,7 +9,7 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from simam_inject import InjectError, bypass, inject, injected, plan, verify
-from tests.oracle import E_LAMBDA, assert_right, attend, distance, hooked, same_bits
+from tests.oracle import E_LAMBDA, assert_attended, assert_right, attend, distance, same_bits
 
 
 def image(*shape, seed=1):
@@ -34,14 +34,11 @@ def conv(before=6, after=6, kernel=3, **options):
     return nn.Conv2d(before, after, kernel, padding=kernel // 2, **options)
 
 
-def hold(model, stock, places, *args):
+def assert_like_hooks(model, stock, places, *args):
     args = args or (image(),)
-    plain = run(stock, *args)
-    with hooked(stock, places):
-        expected = run(stock, *args)
-    assert_right(run(model, *args), expected, plain)
+    assert_attended(run(model, *args), stock, places, *args)
     with bypass(model):
-        assert same_bits(run(model, *args), plain)
+        assert same_bits(run(model, *args), run(stock, *args))
 
 
 # E1: what has a kernel is a convolution
@@ -124,7 +121,7 @@ def test_a_wrapped_convolution_is_attended_once(block, kind):
     for index, path in enumerate(found):
         assert path in [f"blocks.{index}.{place}" for place in WRAPPERS[kind]]
     places = [f"blocks.{index}.{WRAPPERS[kind][-1]}" for index in range(3)]
-    hold(model, stock, places, x)
+    assert_like_hooks(model, stock, places, x)
 
 
 @pytest.mark.parametrize("kind", WRAPPERS)
@@ -194,7 +191,7 @@ def test_the_add_is_found_beside_modules_made_on_the_fly(block):
     x = image(2, 3, 8, 8)
     model = inject(copy.deepcopy(stock), rule(block=block.__name__, before="residual"), example_inputs=x)
     assert [insertion.path for insertion in injected(model)] == [f"blocks.{index}.c" for index in range(3)]
-    hold(model, stock, [f"blocks.{index}.c" for index in range(3)], x)
+    assert_like_hooks(model, stock, [f"blocks.{index}.c" for index in range(3)], x)
 
 
 @pytest.mark.parametrize("block", MADE)
@@ -421,7 +418,7 @@ def test_blocks_are_found_by_structure(block, recipe):
     aliases = {f"blocks.{index}.body": f"blocks.{index}.body.2" for index in range(3)}
     model = inject(copy.deepcopy(stock), recipe, example_inputs=x, e_lambda=E_LAMBDA)
     assert [aliases.get(insertion.path, insertion.path) for insertion in injected(model)] == places
-    hold(model, stock, places, x)
+    assert_like_hooks(model, stock, places, x)
 
 
 @pytest.mark.parametrize("block", [PreAct, Restoring, Narrow, Gated, Bottleneck, MadeAct])
@@ -503,7 +500,7 @@ def test_each_map_of_a_block_that_returns_several(form):
     assert len(found) == 2
     if FORMS[form]:
         assert found == [f"neck:{key}" for key in FORMS[form]]
-    hold(model, stock, [f"neck:{key}" for key in FORMS[form] or ("0", "1")], x)
+    assert_like_hooks(model, stock, [f"neck:{key}" for key in FORMS[form] or ("0", "1")], x)
     assert type(run(model.neck, run(model.stem, x))) is type(run(stock.neck, run(stock.stem, x)))
 
 
@@ -514,7 +511,7 @@ def test_one_map_by_its_key(form, index):
     x = image(2, 3, 8, 8)
     model = inject(copy.deepcopy(stock), rule(path=f"neck:{key}", after="output"), example_inputs=x)
     assert [insertion.path for insertion in injected(model)] == [f"neck:{key}"]
-    hold(model, stock, [f"neck:{key}"], x)
+    assert_like_hooks(model, stock, [f"neck:{key}"], x)
 
 
 @pytest.mark.parametrize("form", ["list", "tuple", "dict"])
@@ -524,11 +521,11 @@ def test_the_maps_that_a_reader_is_given(form):
     model = inject(copy.deepcopy(stock), rule(block="Reader", before="input"), example_inputs=x)
     assert len(injected(model)) == 2
     places = [f">head:{key}" for key in FORMS[form]]
-    hold(model, stock, places, x)
+    assert_like_hooks(model, stock, places, x)
     assert distance(run(model, x)[2], run(stock, x)[2]) == 0  # the other reader has the plain maps
 
 
-def test_torchvisions_fpn():
+def test_each_map_of_torchvisions_fpn():
     from torchvision.ops import FeaturePyramidNetwork
 
     class Net(nn.Module):
@@ -545,7 +542,7 @@ def test_torchvisions_fpn():
     x = image(2, 3, 16, 16)
     model = inject(copy.deepcopy(stock), rule(block="FeaturePyramidNetwork", after="output"), example_inputs=x)
     assert [insertion.path for insertion in injected(model)] == ["fpn:a", "fpn:b"]
-    hold(model, stock, ["fpn:a", "fpn:b"], x)
+    assert_like_hooks(model, stock, ["fpn:a", "fpn:b"], x)
 
 
 # E8: verification remembers what the example was

@@ -659,15 +659,6 @@ def test_an_argument_that_cannot_be_copied_is_as_before(kind):
     assert not hasattr(context, "feature")
 
 
-def test_another_thread_draws_numbers_as_before_where_planning_draws_none():
-    """The generators are the process's: they are put back, and the numbers drawn until then come again."""
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    plan(build(B), RECIPE, example_inputs=image())
-    torch.manual_seed(3)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 class Closes:
     def __init__(self, module):
         self.module, self.calls, self.closed = module, 0, []
