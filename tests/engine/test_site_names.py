@@ -10,7 +10,7 @@ from torch import nn
 from simam_inject import inject, injected, plan, simam
 from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, Net, conv
-from tests.oracle import assert_right, hooked, same_bits
+from tests.oracle import hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 
@@ -250,67 +250,3 @@ def test_an_operation_inside_a_module_without_children():
     rule = {"path": "block.a", "after": "relu"}
     with pytest.raises(NoMatchError, match=r"block\.a: has no children, and so no relu"):
         plan(Net(Block()), {"rules": [rule]}, example_inputs=X)
-
-
-class Several(nn.Module):
-    """Returns two maps; its own inside reads both."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = conv(3, 4), conv(4, 4)
-
-    def forward(self, x):
-        early = self.a(x)
-        return [early, self.b(early)]
-
-
-class Reader(nn.Module):
-    def __init__(self, entries):
-        super().__init__()
-        self.several, self.head, self.entries = Several(), conv(4, 4), entries
-
-    def forward(self, x):
-        found = self.several(x)
-        return self.head(sum(found[entry] for entry in self.entries))
-
-
-@pytest.mark.parametrize(("entries", "taken"), [((1,), [1]), ((0,), [0]), ((0, 1), [0, 1])])
-def test_a_returned_map_that_only_the_block_itself_reads_is_skipped(entries, taken):
-    planned = plan(Reader(entries).eval(), {"rules": [{"path": "several", "after": "output"}]}, example_inputs=X)
-    assert [one.path for one in planned.insertions] == [f"several:{entry}" for entry in taken]
-    skipped = {skip.path: skip.reason for skip in planned.skips}
-    assert all("never used" in skipped[f"several:{entry}"] for entry in {0, 1} - set(taken))
-
-
-class Pyramid(nn.Module):
-    """Returns a map that an `Identity` passes on, inside a list."""
-
-    def __init__(self):
-        super().__init__()
-        self.block, self.pool = Block(), nn.Identity()
-
-    def forward(self, x):
-        x = self.pool(self.block(x) + 1)
-        return x.mean((2, 3)), [x, x * 2]
-
-
-@pytest.mark.parametrize("rules", [["*"], ["pool", ":1:0"], [":1:0", "pool"]])
-def test_two_names_of_one_tensor_are_attended_once(rules):
-    torch.manual_seed(1)
-    x = torch.rand(2, 4, 8, 8, dtype=torch.float64)
-    plain = Pyramid().double().eval()
-    model = copy.deepcopy(plain)
-    exclude = ["block*", "add", "mul", ":1:1"] if rules == ["*"] else []
-    inject(
-        model,
-        {"rules": [{"path": path, "after": "output", "optional": True} for path in rules]},
-        example_inputs=x,
-        exclude=exclude,
-    )
-    assert [insertion.edit.module for insertion in injected(model)] == ["pool"]
-    with hooked(copy.deepcopy(plain), ["pool"], 1e-4, simam) as oracle, torch.no_grad():
-        assert_right(model(x), oracle(x), plain(x))
-    names = [{"path": path, "after": "output", "optional": True} for path in ("pool", ":1:0")]
-    with pytest.warns(UserWarning, match="already have SimAM"):
-        inject(model, {"rules": names}, example_inputs=x)
-    assert len(injected(model)) == 1
