@@ -18,7 +18,7 @@ from simam_inject import InjectError, bypass, eject, inject, injected, plan
 from tests.engine.python_modules import CASES, CONTEXT, B, image
 from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
 
-MOVES = ("insert", "delete")
+MOVES = ("insert", "delete", "swap")
 """Changes after which an attended module has another path: to raise and to name the site is right too."""
 RECIPE = {"e_lambda": E_LAMBDA, "rules": [{"pattern": "conv2d"}]}
 
