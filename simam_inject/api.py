@@ -5,6 +5,7 @@ recipe -> dataflow -> matching -> planning -> editing -> verification
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -77,7 +78,7 @@ def inject(
         8
     """
     given: Any = strength
-    if not isinstance(given, (int, float)) or not 0.0 <= given <= 1.0:
+    if not isinstance(given, numbers.Real) or not 0.0 <= float(given) <= 1.0:
         raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
     if attention is not None and not callable(attention):
         raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import network_of
 from simam_inject.attention import ArgumentError, SimAM, gate
-from simam_inject.editing.bypass import bypassed
 from simam_inject.warmup.batches import evaluating
 from simam_inject.warmup.strength import simams_of
 
@@ -67,8 +66,7 @@ def difference_maps(model: nn.Module, *inputs: Any, channel: int | None = None) 
         size = before.abs().mean(tuple(range(1, before.dim())), keepdim=True).clamp(min=1e-30)
         return (after - before).abs().mean(1, keepdim=True) / size
 
-    with bypassed(network_of(model)):
-        plain = _record(model, inputs, plain_map)
+    plain = _record(model, inputs, plain_map, bypass=True)
     return _record(model, inputs, change)
 
 
@@ -83,23 +81,35 @@ def _channels(name: str, values: Tensor, attention: SimAM, channel: int | None) 
 
 
 def _record(
-    model: nn.Module, inputs: tuple[Any, ...], measure: Callable[[str, SimAM, Tensor], Tensor]
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    measure: Callable[[str, SimAM, Tensor], Tensor],
+    *,
+    bypass: bool = False,
 ) -> dict[str, Tensor]:
-    """What `measure` returns for the name, the SimAM and the input of each run of a site, by name."""
+    """What `measure` returns for the name, the SimAM and the input of each run of a site, by name.
+
+    Other threads may run the same model meanwhile: nothing is set on its SimAMs, and hooks look at this thread only.
+    """
     network = network_of(model)
     found: dict[str, Tensor] = {}
     thread = threading.get_ident()
 
     def look(path: str, attention: SimAM, args: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() != thread:  # another one runs the same model
+        if threading.get_ident() != thread:
             return
         runs = sum(name.partition(" (run ")[0] == path for name in found)
         name = f"{path} (run {runs + 1})" if runs else path
         found[name] = measure(name, attention, args[0].detach())
 
+    def skip(_attention: SimAM, args: tuple[Tensor, ...], _output: Tensor) -> Tensor | None:
+        return args[0] if threading.get_ident() == thread else None
+
     with ExitStack() as stack:
         for path, attention in simams_of(network):
             stack.enter_context(attention.register_forward_pre_hook(partial(look, path)))
+            if bypass:
+                stack.enter_context(attention.register_forward_hook(skip))
         stack.enter_context(evaluating(network))
         stack.enter_context(torch.no_grad())
         network(*inputs)

@@ -196,7 +196,7 @@ def shapes_of(example: Example) -> dict[str, Any] | None:
 
 def _described(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return f"tensor {str(value.dtype).removeprefix('torch.')} {' '.join(map(str, value.shape))}"
+        return " ".join(["tensor", str(value.dtype).removeprefix("torch."), *map(str, value.shape)])
     if type(value) in (list, tuple):
         return type(value)(_described(entry) for entry in value)
     if type(value) is dict:

@@ -1,12 +1,12 @@
 """Main blocks: what a network repeats between its stem and its head, from the dataflow alone.
 
-From the root downwards: a module is a block if it returns one feature map, is not a plain container, contains at least
-two convolutions (or one and two matrix products), and its maps span at most two reductions; a block that returns the
-very tensor of a block inside it is a stage, and its parts are looked at instead. What is given no map of known axes (as
-the image of a network of one size) may span more reductions, if there is no block inside it: the stem of a transformer.
-What contains all convolutions is the network itself in a wrapper, and a class whose modules contain each other is a
-recursion: their parts are looked at instead, if there are blocks among them. Where a network has no block, plain
-`Sequential`s that have most of its convolutions count as well.
+From the root downwards: a module is a block if it returns one feature map (also in a tuple or list), is not a plain
+container, contains at least two convolutions (or one and two matrix products), and its maps span at most two
+reductions; a block that returns the very tensor of a block inside it is a stage, and its parts are looked at instead.
+What is given no map of known axes (as the image of a network of one size) may span more reductions, if there is no
+block inside it: the stem of a transformer. What contains all convolutions is the network itself in a wrapper, and a
+class whose modules contain each other is a recursion: their parts are looked at instead, if there are blocks among
+them. Where a network has no block, plain `Sequential`s that have most of its convolutions count as well.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class MainBlocks:
 
     def __init__(self, recording: Recording, sites: Mapping[str, Site]) -> None:
         self.recording = recording
-        self.sites = sites
+        self.sites = {path: self._as_one_map(site, sites) for path, site in sites.items()}
         self.contents: defaultdict[str, _Contents] = defaultdict(_Contents)
         self.classes: set[type[nn.Module]] = set()
         """Classes of the blocks found so far: one is a block even if it returns the output of its last part."""
@@ -62,13 +62,19 @@ class MainBlocks:
             maps = {(len(site.spatial), site.reduction)} if is_map and site.spatial and site.reduction else set()
             for above in _above(site.path if site.kind == "block" else site.scope):
                 contents = self.contents[above]
-                contents.convolutions += is_map and site.kind.startswith("conv")
+                contents.convolutions += site.kind.startswith("conv") and max((site.shape or ())[2:], default=1) > 1
                 contents.products += site.kind in _PRODUCTS
                 if maps and _makes_maps(site.kind):
                     contents.maps |= maps
             if site.kind == "input":
                 self.contents[site.scope].given |= maps
                 self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
+
+    def _as_one_map(self, site: Site, sites: Mapping[str, Site]) -> Site:
+        """The site; of a block that returns a tuple or list of one tensor, that of the tensor."""
+        call = self.recording.first_calls.get(site.path)
+        is_alone = call is not None and len(call.outputs) == 1
+        return sites[site.maps[0]] if is_alone and site.maps else site
 
     def find(self, residual: set[str]) -> set[str]:
         """All main blocks; where there are none, the residual blocks of one convolution, or plain Sequentials."""
@@ -146,7 +152,7 @@ class MainBlocks:
         if len(frame.outputs) != 1:
             return False
         result = frame.outputs[0][1]
-        inner = [call for call, keys in result.returns if not keys and call.path.startswith(f"{path}.")]
+        inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and len(call.outputs) == 1]
         inner = [call for call in inner if self._is_block(call.path)]
         own = type(self.recording.modules[path])
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))

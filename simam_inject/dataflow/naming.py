@@ -209,12 +209,13 @@ class Namer(TorchFunctionMode):
                 frame.taken = frozenset([*children, *_parameters(type(module).forward)])
             self.calls[path] += 1
             self.first_calls.setdefault(path, frame)
-            frame.given = [tensor for _, tensor in tensors_in((args, kwargs))]
-            given: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
-            self.entered(frame, [self._argument(frame, key, argument) for key, argument in given])
+            arguments: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
+            given = [(key, tensors_in(argument)) for key, argument in arguments]
+            frame.given = [tensor for _, tensors in given for _, tensor in tensors]
+            self.entered(frame, [self._argument(frame, key, tensors) for key, tensors in given])
 
-    def _argument(self, frame: Frame, key: Key, argument: Any) -> tuple[Key, str | None, Tensors]:
-        tensors = [(keys, tensor) for keys, tensor in tensors_in(argument) if id(tensor) not in self.states]
+    def _argument(self, frame: Frame, key: Key, given: Tensors) -> tuple[Key, str | None, Tensors]:
+        tensors = [(keys, tensor) for keys, tensor in given if id(tensor) not in self.states]
         if not tensors or not frame.is_scope:
             return key, None, tensors
         names = _parameters(type(frame.module).forward) or ("args",)

@@ -13,8 +13,10 @@ from simam_inject.dataflow.example import SPATIAL, Example
 from simam_inject.dataflow.naming import Namer
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
+from simam_inject.dataflow.structure import covers
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_sketch, twin_of
+from simam_inject.dataflow.values import Recording, Shape
 from simam_inject.errors import ModelError, describe_exception
 
 
@@ -78,13 +80,47 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
             return None
 
     twin, larger = recorder.model, example.with_batch(SAMPLES_ADDED)
+    shapes = _apart(base, again(larger and larger.with_size(), twin))
+    if shapes is not None:
+        return Surveyor(twin, example, base, *shapes).survey()
     batch = again(larger, twin)
-    is_cached = batch is not None and any(batch.names_in(path) != call.names for path, call in base.first_calls.items())
+    is_cached = batch is not None and not _has_same_names(base, batch)
     if is_cached:  # the first forward filled a cache, so that names mean other values: run on twins with empty caches
         batch = again(larger, new_twin())
     sizes = (again(example.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
     size = next((found.shapes for found in sizes if found is not None), None)
-    return Surveyor(twin, example, base, {} if batch is None else batch.shapes, size).survey()
+    return Surveyor(twin, example, base, {} if batch is None else _with_samples(batch, base), size).survey()
+
+
+def _with_samples(batch: Namer, base: Recording) -> dict[str, Shape]:
+    """Shapes of values with a larger batch; without those in modules that run more often then, once for each sample."""
+    often = {path for path, count in batch.calls.items() if count > base.calls[path]}
+    return {path: shape for path, shape in batch.shapes.items() if not covers(often, path.partition("[")[0])}
+
+
+def _has_same_names(base: Recording, other: Namer) -> bool:
+    return all(other.names_in(path) == call.names for path, call in base.first_calls.items())
+
+
+def _apart(base: Recording, both: Namer | None) -> tuple[dict[str, Shape], dict[str, Shape]] | None:
+    """Shapes for more samples and shapes for a larger image, from one forward on more and larger images.
+
+    Most networks need one forward less this way. None if it does not tell the two apart: if other modules ran, if the
+    first dimension of a value grew by another number than that of the samples, or another dimension by this number.
+    """
+    if both is None or both.calls != base.calls or not _has_same_names(base, both):
+        return None
+    batch, size = dict[str, Shape](), dict[str, Shape]()
+    for path, found in both.shapes.items():
+        value = base.value(path)
+        shape = () if value is None else value.shape
+        if len(found) != len(shape):
+            return None
+        first, *others = (after - before for after, before in zip(found or (0,), shape or (0,), strict=True))
+        if first not in (0, SAMPLES_ADDED) or SAMPLES_ADDED in others:
+            return None
+        batch[path], size[path] = (*found[:1], *shape[1:]), (*shape[:1], *found[1:])
+    return batch, size
 
 
 def _refuse_while_tracing() -> None:

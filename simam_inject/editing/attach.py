@@ -17,10 +17,11 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, hooks_on
+from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, guard_hooks, hooks_on
 from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
 from simam_inject.editing.rewrite import RewrittenMethod
-from simam_inject.errors import ModelError, a_type
+from simam_inject.editing.serialization import checked_example
+from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.modules import CONTAINERS, is_taken
 from simam_inject.planning.insertions import Insertion, Output, Rewritten
 
@@ -150,13 +151,15 @@ def _exchange(
         restore()
         raise
     finally:
-        _forget_compiled_code()
+        guard_hooks()
+        torch.compiler.reset()
 
 
 def detach(model: nn.Module) -> None:
     """Remove every SimAM, every hook and the presence check from a model."""
     strip(model)
-    _forget_compiled_code()
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
 
 
 def _holder(model: nn.Module, modules: dict[str, nn.Module], site: Insertion) -> nn.Module:
@@ -220,7 +223,15 @@ def _presence(
         names = tuple(path.split(".")) if path else ()
         holders.append((names, hook, distance_to_end(model, names, hook.sites)))
     witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
-    return Presence.of(holders, witnesses, recipes, example, peers)
+    return Presence.of(holders, witnesses, recipes, _written(example), peers)
+
+
+def _written(example: dict[str, Any] | None) -> dict[str, Any] | None:
+    """An example that a file can hold; None for any other, which `verify` has to be given again."""
+    try:
+        return checked_example(example)
+    except FileError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +299,3 @@ def without_attention(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         restore()
-
-
-def _forget_compiled_code() -> None:
-    """`torch.compile` does not look at hooks: a model that was compiled before would go on without them."""
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()

@@ -116,16 +116,21 @@ class SiteHook:
     def mend(self, module: nn.Module, root: nn.Module) -> bool:  # noqa: ARG002
         """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does.
 
+        One that a tool has both copied and registered again, as `fuse_modules` does, is registered once.
+
         Returns:
-            True if it was missing; False if the module has it, or a copy of it, under another key.
+            True if it was mended; False if the module has it, or a copy of it, under another key.
 
         Raises:
             ModelError: the model is being compiled, and no hook can be added.
         """
-        if any(type(one) is type(self) for one in hooks_on(module)):
+        found = [hook for hook in hooks_on(module) if type(hook) is type(self)]
+        if len(found) == 1:
             return False
         if torch.compiler.is_compiling():
             raise lost(self.sites[0], "its hook was removed")
+        for hook in found:
+            hook.take_off(module)
         self.put_on(module)
         return True
 
@@ -232,6 +237,16 @@ def hooks_on(module: nn.Module) -> list[SiteHook]:
     tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
     found = [(name, hook) for table in tables for name, hook in table.items() if isinstance(hook, SiteHook)]
     return [hook for name, hook in found if hook.belongs_to(module, str(name))]
+
+
+def guard_hooks() -> None:
+    """Make `torch.compile` look at hooks, for all models of the process.
+
+    By default it does not: of two models of one class, one would run the code that was compiled for the other.
+    """
+    from torch._dynamo import config  # takes a second where torchvision has not imported it
+
+    config.skip_nnmodule_hook_guards = False
 
 
 torch.serialization.add_safe_globals([OutputHook, InputHook])

@@ -16,7 +16,7 @@ Line = Annotated[str, Field(max_length=1000, pattern=r"^[^\x00-\x1f\x7f]*$")]
 """Text without line breaks and other control characters."""
 Path = Line
 """A dotted path."""
-Key = Annotated[int, Field(ge=-1000, le=1000)] | Line | None
+Key = Annotated[int, Field(ge=-(2**40), le=2**40)] | Line | None
 
 
 @dataclass(frozen=True, slots=True)

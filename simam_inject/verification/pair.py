@@ -75,11 +75,14 @@ class Pair:
             entry.attention.register_forward_hook(partial(self._record, entry))
         self.output = self.forward(twin)
 
-    def _record(self, entry: Attended, attention: nn.Module, args: tuple[Any, ...], result: Tensor) -> Tensor:
+    def _record(self, entry: Attended, attention: nn.Module, args: tuple[Any, ...], result: Any) -> Tensor:
         """Hook of an attention module: returns what the network goes on with, and may write into."""
         x: Tensor = args[0]
         if not isinstance(result, Tensor):
             raise ModelError(f"attention at {entry.site.path} returned {a_type(result)} instead of a tensor")
+        if not isinstance(attention, SimAM) and result.shape != x.shape:
+            shapes = f"{tuple(result.shape)} for a map of shape {tuple(x.shape)}"
+            raise ModelError(f"attention at {entry.site.path} returned a tensor of shape {shapes}")
         calls = self.calls[entry.site.module]
         if isinstance(attention, SimAM) and not calls:
             attention.bypassed = True

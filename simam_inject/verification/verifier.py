@@ -80,11 +80,10 @@ class _Checks:
 
     def all(self, before: Marks | None, recorded: set[str] | None) -> list[Check]:
         """Every check that runs the model, and that of its tensors."""
-        stock = self._stock()
-        tensors = same_tensors(self.model, self.sites, list(stock.state_dict()), before)
+        tensors = same_tensors(self.model, self.sites, list(self._stock().state_dict()), before)
         first = Pair(self.oracle, partial(self._run, example=self.example), bypassed=True)
         try:
-            error = self._run_both(first, stock)
+            error = self._run_both(first)
         except Exception as own:
             raise cannot_run(self.model, self.example, own) from own
         if recorded is not None and recorded != self.oracle.ran:
@@ -136,7 +135,7 @@ class _Checks:
             forward = partial(self._run, example=self.examples[0][0], training=training, seed=seed)
             pair = Pair(self.oracle, forward, training=training)
             try:
-                error = self._run_both(pair, self._stock())
+                error = self._run_both(pair)
                 does_not_exist = training and isinstance(error, NoValueError)
             except Exception as own:  # also batch norm on one value
                 error, does_not_exist = own, True
@@ -149,14 +148,14 @@ class _Checks:
             del self.examples[0]
         return None
 
-    def _run_both(self, pair: Pair, stock: nn.Module) -> Exception | None:
+    def _run_both(self, pair: Pair) -> Exception | None:
         """The error that the injected model raises, and the original does not; raises what the original raises."""
         error = None
         try:
             pair.run_injected(self._injected())
         except Exception as raised:
             error, pair.bypassed = raised, True
-        pair.run_original(stock)
+        pair.run_original(self._stock())  # made now: the first forward may have written into parameters
         changed = self.oracle.changed() & pair.problems.keys()
         if changed and error is None:
             pair.run_original(self._stock(), changed)
@@ -191,8 +190,18 @@ class _Checks:
         for set_seed in (torch.manual_seed, random.seed, np.random.seed):
             set_seed(seed)
         try:  # under a mode, as the oracle's: torch's fast paths of attention compute otherwise, and are not taken then
-            with torch.set_grad_enabled(training), BaseTorchFunctionMode():
+            with torch.set_grad_enabled(training), _Mode() as mode:
                 return example.run(twin)
         finally:
-            if any(copy._version for copy in self.parameters.values()):  # the forward wrote into them
+            if mode.uses_data or any(copy._version for copy in self.parameters.values()):  # it may have written there
                 self.parameters.clear()
+
+
+class _Mode(BaseTorchFunctionMode):
+    """Notes whether a forward uses `parameter.data` or NumPy: what it writes there does not count as a new version."""
+
+    uses_data = False
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.uses_data |= func in (Tensor.data.__get__, Tensor.numpy)  # type: ignore[attr-defined]
+        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]

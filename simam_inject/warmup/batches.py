@@ -85,6 +85,8 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
     except Exception as error:
         hint = "; these may be labels: of a pair the first entry is taken as the input"
         labels = hint if tensors and tensors[0].dim() <= 2 else ""
+        if isinstance(error, TypeError) and "required positional argument" in str(error):
+            labels = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
         reason = describe_exception(error)
         raise ModelError(f"the model cannot run on batch {index}, {shapes}{labels}: {reason}") from error
 

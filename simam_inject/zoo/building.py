@@ -39,7 +39,7 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         ((1, 3, 224, 224),)
     """
     if num_classes is not None and num_classes < 1:
-        raise ModelError(f"num_classes is {num_classes}; it must be at least 1.")
+        raise ModelError(f"num_classes is {num_classes}; it must be at least 1")
     options = {} if num_classes is None else {"num_classes": num_classes}
     library = find_library(name)
     if not library:
@@ -53,8 +53,8 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         raise
     except Exception as error:  # each library lets the exceptions of its own download client through
         problem = f"{library}:{own_name}: cannot {'load the pretrained weights' if fetched else 'build the model'}"
-        advice = " Without `pretrained` the weights are random." * pretrained
-        raise ModelError(f"{problem}: {describe_exception(error)}.{advice}") from error
+        advice = "; without `pretrained` the weights are random" * pretrained
+        raise ModelError(f"{problem}: {describe_exception(error)}{advice}") from error
     note = built.note or (f"{library}'s pretrained weights" if pretrained else "random weights")
     if library == "torchvision" and own_name == name and name in list_timm():
         note += f"; {name} is torchvision's, timm has its own: timm:{name}"

@@ -30,7 +30,7 @@ def build_factory(name: str, options: dict[str, Any]) -> ZooModel:
     source, _, factory_name = name.rpartition(":")
     file = Path(source).resolve() if source.endswith(".py") else None
     if file is not None and not file.is_file():
-        raise ModelError(f"{name}: no such file: {source}.")
+        raise ModelError(f"{name}: no such file: {source}")
     with _importable(Path.cwd(), *([file.parent] if file else [])):
         try:
             module = _import_file(file) if file else importlib.import_module(source)
@@ -48,7 +48,7 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
 
     model = factory
     if isinstance(factory, nn.Module) and options:
-        raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}.")
+        raise ModelError(f"{name}: it is a finished model and takes no {' or '.join(options)}")
     if callable(factory) and not isinstance(factory, nn.Module):
         try:
             model = factory(**options)
@@ -56,7 +56,7 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
             raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
     if not isinstance(model, nn.Module):  # a `YOLO` object is one as well
         raise ModelError(
-            f"{name}: it gives an object of type {type(model).__qualname__}, not a torch.nn.Module or a YOLO object."
+            f"{name}: it gives an object of type {type(model).__qualname__}, not a torch.nn.Module or a YOLO object"
         )
     return model
 
@@ -73,7 +73,7 @@ def _suggest(factory_name: str, module: ModuleType) -> str:
 
     names = sorted(name for name in vars(module) if not name.startswith("_"))
     near = nearest(factory_name, names)
-    return f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(names) or 'no public names'}."
+    return f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(names) or 'no public names'}"
 
 
 @contextmanager
@@ -110,9 +110,9 @@ def which_factory(name: str) -> ModelError:
     try:
         tree = ast.parse(Path(name).read_bytes())
     except FileNotFoundError:
-        return ModelError(f"no such file: {name}. A model of your own is FILE.py:FACTORY.")
+        return ModelError(f"no such file: {name}; a model of your own is FILE.py:FACTORY")
     except (OSError, SyntaxError, ValueError) as error:
-        return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}.")
+        return ModelError(f"{name} cannot be read as Python: {describe_exception(error)}")
     names = []
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -121,5 +121,5 @@ def which_factory(name: str) -> ModelError:
             names += [target.id for target in node.targets if isinstance(target, ast.Name)]
     names = [name for name in names if not name.startswith("_")]
     if not names:
-        return ModelError(f"{name} defines no function, class or model.")
-    return ModelError(f"{name}: which model? It defines {', '.join(names)}. Write {name}:{names[-1]}.")
+        return ModelError(f"{name} defines no function, class or model")
+    return ModelError(f"{name} defines {', '.join(names)}: name one of them, as in {name}:{names[-1]}")

@@ -23,7 +23,7 @@ def find_library(name: str) -> str:
     """
     prefix, colon, bare = name.rpartition(":")
     if not name.strip():
-        raise ModelError(f"The model has no name. A model is named {FORMS}.")
+        raise ModelError(f"the model has no name. A model is named {FORMS}")
     if colon and prefix not in ("torchvision", "timm", "ultralytics"):
         return ""
     if name.endswith(".py"):
@@ -86,4 +86,4 @@ def unknown_model(name: str, library: str = "") -> ModelError:
         near += [known, f"timm:{known}"] if is_twice else [known]
     found = f"{library} has no model {name!r}" if library else f"no library has a model {name!r}"
     advice = f" Did you mean {', '.join(near[:5])}?" if near else ""
-    return ModelError(f"{found}.{advice} A model is named {FORMS}.")
+    return ModelError(f"{found}.{advice} A model is named {FORMS}")

@@ -54,7 +54,7 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
 def _read_yolo(built: ZooModel, file: Path) -> tuple[Mapping[str, Any], str]:
     """The weights of a checkpoint of ultralytics, and a note that says if its SimAM sites are left out."""
     if built.source != "ultralytics":
-        raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models.")
+        raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models")
     from ultralytics import YOLO
 
     from simam_inject.api import injected
@@ -64,7 +64,7 @@ def _read_yolo(built: ZooModel, file: Path) -> tuple[Mapping[str, Any], str]:
     except InjectError:
         raise
     except Exception as error:
-        raise ModelError(f"{file} cannot be read: {describe_exception(error)}.") from None
+        raise ModelError(f"{file} cannot be read: {describe_exception(error)}") from None
     sites = len(injected(loaded))
     left_out = f" without its {sites} SimAM sites (give {file.name} as MODEL for these)" if sites else ""
     return loaded.model.state_dict(), f"weights of {file.name}{left_out}"
@@ -82,7 +82,7 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     found = differences(theirs, ours)
     if any(found.values()):
         head_only = 0 < len(found[UNFIT]) <= 6 and sum(map(len, found.values())) == len(found[UNFIT])
-        other = "another number of classes? Give it with --num-classes N."
+        other = "another number of classes? give it with --num-classes N"
         hint = other if head_only else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     network.load_state_dict(dict(state))

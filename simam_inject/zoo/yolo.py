@@ -45,10 +45,10 @@ def build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -
         return ZooModel(name, model, "ultralytics", "random weights", ((1, *size),))
     if options:
         raise ModelError(
-            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts."
+            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts"
         )
     if is_own:
-        raise ModelError(f"{name}: a model file of your own has no published weights.")
+        raise ModelError(f"{name}: a model file of your own has no published weights")
     model, note = _load(f"{stem}.pt")
     return ZooModel(name, model, "ultralytics", note, ((1, *declared_size(model.model)),))
 
@@ -63,8 +63,8 @@ def _load(checkpoint: str) -> tuple[Any, str]:
     is_file = Path(checkpoint).is_file()
     if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
         near = nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
-        advice = f" Did you mean {', '.join(near)}?" if near else ""
-        raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name.{advice}")
+        advice = f". Did you mean {', '.join(near)}?" if near else ""
+        raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name{advice}")
     model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these
     return model, f"weights of {checkpoint}" if is_file else "pretrained weights of ultralytics"
 
@@ -98,12 +98,12 @@ def _check_model_file(name: str, text: str) -> None:
     try:
         table = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ModelError(f"{name} cannot be read as YAML: {describe_exception(error)}.") from None
+        raise ModelError(f"{name} cannot be read as YAML: {describe_exception(error)}") from None
     found = table if isinstance(table, dict) else {}
     if "rules" in found:
-        raise ModelError(f"{name} is a recipe, not a model: give the model and add --recipe {name}.")
+        raise ModelError(f"{name} is a recipe, not a model: give the model and add --recipe {name}")
     if "simam" in str([found.get("backbone"), found.get("head")]).lower():
         raise ModelError(
             f"{name} contains SimAM, which ultralytics does not have: convert it with simam-inject recipes "
-            f"from-yaml {name} --output recipe.yaml, and use the original model with --recipe recipe.yaml."
+            f"from-yaml {name} --output recipe.yaml, and use the original model with --recipe recipe.yaml"
         )

@@ -223,7 +223,7 @@ MISTAKES = [
     ("sites weights.safetensors", "add --weights weights.safetensors"),
     ("sites net.onnx", "is an exported graph"),
     ("sites nets.py", "Net, Deep, Broken, make_wrapped,"),
-    ("nets.py --after block", "Write nets.py:make_noisy."),
+    ("nets.py --after block", "name one of them, as in nets.py:make_noisy"),
     ("sites none.py", "none.py"),
 ]
 

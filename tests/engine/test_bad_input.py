@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -303,6 +304,12 @@ def test_a_child_whose_call_runs_no_hooks(kind):
 def test_options_of_another_kind(model, options, error, message):
     with pytest.raises(error, match=message):
         inject(model, "after block.a", example_inputs=X, **options)
+
+
+@pytest.mark.parametrize("strength", [1, 0.5, np.float32(0.5), np.float64(0.5)])
+def test_strength_may_be_any_real_number(model, strength):
+    model = inject(copy.deepcopy(model), "after block.a", example_inputs=X, strength=strength)
+    assert {(one.strength, type(one.strength)) for one in injected(model)} == {(float(strength), float)}
 
 
 class AnswersAll(Block):

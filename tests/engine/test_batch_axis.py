@@ -216,6 +216,22 @@ def test_maps_of_frames_and_views_are_feature_maps(factory, shapes, others, plac
     assert_like_hooks(factory, {place: 1}, inputs, other)
 
 
+class OneByOne(Frames):
+    def forward(self, x):
+        return torch.cat([self.b(self.a(sample).relu()) for sample in x.split(1)])
+
+
+class Stacked(OneByOne):
+    def forward(self, x):
+        return torch.stack([super(Stacked, self).forward(sample[None])[0] for sample in x])
+
+
+@pytest.mark.parametrize("factory", [OneByOne, Stacked])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_samples_that_run_one_by_one_are_feature_maps(factory, batch):
+    assert_like_hooks(factory, {"a": 1, "b": 1}, [image(batch, 3, 8, 8)], [image(3, 3, 8, 12)])
+
+
 def test_frames_of_one_size_are_skipped_because_windows_look_the_same():
     with pytest.raises(InjectError, match="grows by 3 for one sample more, so it holds windows, groups or frames"):
         plan(build(lambda: Frames(pool=1)), after("a"), example_inputs=image(2, 3, 3, 8, 8))

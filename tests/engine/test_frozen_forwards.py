@@ -130,6 +130,34 @@ class Copied(B):
         return self.b(self.a(x))
 
 
+class Faded(B):
+    def forward(self, x):
+        with torch.no_grad():
+            self.a.weight.mul_(0.9)
+        return self.b(self.a(x))
+
+
+class FadedData(B):
+    def forward(self, x):
+        self.a.weight.data.mul_(0.9)
+        return self.b(self.a(x))
+
+
+class FadedArray(B):
+    def forward(self, x):
+        self.a.weight.detach().numpy()[...] *= 0.9
+        return self.b(self.a(x))
+
+
+class Momentum(B):
+    """As in MoCo and its kin: one half follows the other."""
+
+    def forward(self, x):
+        for ours, theirs in zip(self.a.parameters(), self.b.parameters(), strict=True):
+            theirs.data.mul_(0.9).add_(ours.detach(), alpha=0.1)
+        return self.b(self.a(x))
+
+
 def test_the_renormed_weight_stays_within_its_bound():
     model = build(Renormed)
     train(inject(model, RECIPE, example_inputs=image()))
@@ -137,7 +165,7 @@ def test_the_renormed_weight_stays_within_its_bound():
     assert model.a.weight.flatten(1).norm(dim=1).max() <= 0.3 + 1e-4
 
 
-@pytest.mark.parametrize("factory", [Renormed, Clamped, Normalised, Copied])
+@pytest.mark.parametrize("factory", [Renormed, Clamped, Normalised, Copied, Faded, FadedData, FadedArray, Momentum])
 def test_weights_that_a_forward_changes_are_changed_at_every_step(factory):
     stock = build(factory)
     model = inject(build(factory), RECIPE, example_inputs=image())

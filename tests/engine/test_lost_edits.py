@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import InjectError, SimAM, bypass, eject, inject, injected
+from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
 from tests.engine.networks import ConvBlock, Folding, Net, Op, image, recipe, run, small, with_statistics
 from tests.oracle import E_LAMBDA, assert_attended, assert_right, attend, distance, hooked, same_bits
 
@@ -100,6 +100,16 @@ def test_what_folds_or_replaces_the_attended_module_raises_again_and_again(lose)
     for each in (lost, lost, copy.deepcopy(lost)):
         with pytest.raises(InjectError, match=r"one\.conv"):
             run(each)
+
+
+def test_an_input_stays_attended_once_when_its_reader_is_folded():
+    rule = {"e_lambda": E_LAMBDA, "rules": [{"path": "one.conv", "before": "input"}]}
+    stock = small()
+    model = fuse_pair(inject(copy.deepcopy(stock), rule, example_inputs=image()))
+    with pytest.warns(UserWarning, match=r"1 SimAM modules .*restored"):
+        found = run(model)
+    assert_attended(found, stock, [">one.conv"], image())
+    assert verify(model).ok
 
 
 @pytest.mark.parametrize("lose", [lose for lose in LOSING if lose is not delete_child])
@@ -221,6 +231,22 @@ def test_a_compiled_wrapper_is_refused_with_the_order_that_works(eager_backend):
     compiled = torch.compile(small(), backend=eager_backend)
     with pytest.raises(InjectError, match="inject first, then wrap"):
         inject(compiled, "after convblock", example_inputs=image())
+
+
+@pytest.mark.parametrize("compiling", [compiled_whole, compiled_in_place, compiled_child, compiled_function])
+@pytest.mark.parametrize("copying", [lambda net: net, copy.deepcopy, lambda net: pickle.loads(pickle.dumps(net))])
+def test_models_of_one_class_that_are_compiled_differ_in_their_sites(compiling, copying, eager_backend):
+    stock = small()
+    nets = [
+        stock,
+        *(inject(small(), recipe(*paths), example_inputs=image()) for paths in (["one.conv"], ["two", "one.conv"])),
+    ]
+    expected = [run(net) for net in nets]
+    callables = [compiling(copying(net), eager_backend)[1] for net in nets]
+    for callable_, output in 2 * list(zip(callables, expected, strict=True)):
+        assert distance(run(callable_), output) < 1e-8
+    assert distance(expected[1], expected[0]) > 1e-4
+    assert distance(expected[2], expected[1]) > 1e-4
 
 
 @pytest.mark.parametrize("compiling", [compiled_whole, compiled_in_place, compiled_child, compiled_function])

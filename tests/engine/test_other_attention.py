@@ -77,6 +77,11 @@ class Pair(Scale):
         return x, super().forward(x)
 
 
+class Halved(Scale):
+    def forward(self, x):
+        return super().forward(x)[..., ::2]
+
+
 class NotYet(Scale):
     def __init__(self, channels):
         nn.Module.__init__(self)
@@ -87,7 +92,8 @@ class NotYet(Scale):
     ("factory", "message"),
     [
         (shared, "must return a new module for each site"),
-        (Pair, r"attention at 1\.inner\.a returned a tuple instead of a tensor"),
+        (Pair, r"attention at 1\.inner\.a returned a tuple"),
+        (Halved, r"attention at 1\.inner\.a returned a tensor of shape \(.*\) for a map of shape \("),
         (NotYet, "a NotYet whose parameters have no shape yet"),
     ],
 )

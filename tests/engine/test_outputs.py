@@ -1,6 +1,7 @@
 """Outputs of any class are compared, NaN and infinity included; where nothing can be compared, the check says so."""
 
 import copy
+import pickle
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass
 from types import MappingProxyType, SimpleNamespace
@@ -307,6 +308,27 @@ def test_a_container_whose_identity_matters_is_right_or_refused(factory, rule):
         return
     with torch.no_grad(), bypass(model):
         assert same_bits(model(x), stock(x))
+
+
+class Last(nn.Module):
+    def forward(self, maps):
+        return sum(maps.values())
+
+
+class ByResolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        return {1024: self.c(x), 10**6: self.d(x)}
+
+
+def test_a_large_number_is_a_key_in_a_pickle_too():
+    model = nn.Sequential(ByResolution(), Last()).eval()
+    x = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=x)
+    assert [one.path for one in injected(pickle.loads(pickle.dumps(model)))] == ["0:1024", "0:1000000"]
 
 
 class AttrDict(dict):

@@ -1,5 +1,6 @@
 """Verification passes a right model and catches each planted fault, whatever kind of edit holds the SimAM."""
 
+import pickle
 from dataclasses import replace
 from functools import partial
 
@@ -381,14 +382,27 @@ class TakesIds(Net):
 
 @pytest.mark.parametrize(
     "given",
-    [{"x": X, "ids": object()}, {"x": X, "ids": torch.Generator()}, (X, lambda: 1)],
-    ids=["object", "generator", "function"],
+    [
+        {"x": X, "ids": object()},
+        {"x": X, "ids": torch.Generator()},
+        (X, lambda: 1),
+        (X, {0.5: X}),
+        (X, "tensor product"),
+        (X, torch.ones([1] * 9)),
+    ],
+    ids=["object", "generator", "function", "key", "text", "rank 9"],
 )
 def test_an_example_that_cannot_be_written_down_is_asked_for(given):
     model = inject(TakesIds().eval(), "after block.a", example_inputs=given)
     with pytest.raises(ModelError, match=r"cannot be run on the example input .*example_inputs"):
         verify(model)
     assert verify(model, example_inputs=given).ok
+
+
+@pytest.mark.parametrize("ids", [torch.tensor(3), torch.tensor(0.5), torch.tensor(True), torch.zeros(0)])
+def test_an_example_of_single_numbers_is_remembered(ids):
+    model = inject(TakesIds().eval(), "after block.a", example_inputs={"x": X, "ids": ids})
+    assert verify(pickle.loads(pickle.dumps(model))).ok
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 16, 16), (3, 16), (2, 3)])

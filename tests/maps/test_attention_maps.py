@@ -1,6 +1,7 @@
 """`attention_maps`: the gate of the formula at each site, and nothing else changed."""
 
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -127,6 +128,22 @@ def test_threads_that_share_a_model_get_their_own_maps():
     for maps in found:
         assert maps.keys() == alone.keys()
         assert all(torch.equal(maps[name], alone[name]) for name in alone)
+
+
+@pytest.mark.parametrize("look", [attention_maps, difference_maps])
+def test_another_thread_that_runs_the_model_meanwhile_gets_its_usual_output(look):
+    model, x, served = attended().eval(), images(2), []
+    usual, main = model(x), threading.get_ident()
+
+    def serve(_module, _args):
+        if threading.get_ident() == main:
+            with ThreadPoolExecutor(1) as pool:
+                served.append(pool.submit(model, x).result())
+
+    model.stem.register_forward_pre_hook(serve)
+    look(model, x)
+    assert len(served) == 1 + (look is difference_maps)
+    assert all(torch.equal(output, usual) for output in served)
 
 
 def test_two_readers_of_one_value_have_two_maps():

@@ -205,6 +205,30 @@ class Shelf(nn.Module):
         return self.box(x), self.kind(x)
 
 
+class Envelope(nn.Module):
+    """A layer as those of transformers: it returns a tuple of one map, and its second half has both convolutions."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix, self.mlp = nn.AvgPool2d(3, 1, 1), nn.Sequential(c1(8, 16), nn.ReLU(), c1(16, 8))
+
+    def forward(self, x):
+        x = x + self.mix(x)
+        return (x + self.mlp(x),)
+
+
+class Letters(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layers = c3(3, 8), nn.ModuleList([Envelope(), Envelope()])
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.layers:
+            (x,) = layer(x)
+        return x
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
 CASES = [
@@ -226,6 +250,7 @@ CASES = [
     (generator, "residual", "{1,2}.k2"),
     (generator, "unet", ""),
     (Shelf, "block-output", ""),
+    (Letters, "block-output", "layers.{0,1}:0"),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
 ]

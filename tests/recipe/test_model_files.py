@@ -71,6 +71,16 @@ BEFORE_DETECT = {
         [[11, 15], 1, "Detect", ["nc"]],
     ],
 }
+BEFORE_CONV = {
+    "head": [
+        *STOCK["head"][:3],
+        [-1, 1, "SimAM", []],
+        [-1, 1, "Conv", [256, 3, 2]],
+        [[-1, 7], 1, "Concat", [1]],
+        [-1, 3, "C2f", [512]],
+        [[10, 14], 1, "Detect", ["nc"]],
+    ],
+}
 DEAD = {
     "backbone": [*STOCK["backbone"][:3], [-1, 1, "SimAM", []], *STOCK["backbone"][3:]],
     "head": [
@@ -227,7 +237,7 @@ def test_the_written_recipe_reads_back(tmp_path):
     assert load_recipe(path) == found.recipe
 
 
-@pytest.mark.parametrize("parts", [AFTER_SPPF, DEAD], ids=["after SPPF", "with a dead row"])
+@pytest.mark.parametrize("parts", [AFTER_SPPF, BEFORE_CONV, DEAD], ids=["after SPPF", "before Conv", "with a dead row"])
 def test_the_stock_model_with_the_recipe_is_the_model_of_the_file(tmp_path, monkeypatch, parts):
     torch = pytest.importorskip("torch")
     tasks = pytest.importorskip("ultralytics.nn.tasks")

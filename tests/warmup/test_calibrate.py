@@ -344,6 +344,23 @@ def test_models_that_cannot_be_calibrated_say_what_to_do(build, facts):
         calibrate(build(), images())
 
 
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x, scale):
+        return self.conv(x) * scale
+
+
+def test_a_forward_of_several_arguments_takes_dicts_by_their_names():
+    x, scale = images(2), torch.rand(2, 1, 1, 1)
+    model = inject(Scaled(), "after conv2d", example_inputs=(x, scale))
+    with pytest.raises(ModelError, match=says("batch 0", "give dicts by the names of the arguments")):
+        calibrate(model, [(x, scale)])
+    assert calibrate(model, [{"x": x, "scale": scale}], norms=False).sites[0].gain > 1
+
+
 def test_the_report_is_a_table_of_sites():
     text = str(calibrate(attended(), images()))
     row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3} +\d+\.\d%\n"

@@ -7,11 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from ultralytics import YOLO
 from ultralytics.nn import tasks
 
-from simam_inject import bypass, eject, inject, injected, plan, verify
+from simam_inject import bypass, eject, inject, injected, plan, set_strength, verify
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
@@ -422,3 +423,33 @@ def test_a_bypassed_model_is_not_trained():
     yolo.model.get_submodule(injected(yolo)[0].module).bypassed = True
     with pytest.raises(ModelError, match="end the bypass first"):
         yolo.train(data="none.yaml", epochs=1)
+
+
+def test_a_model_that_was_ejected_is_not_trained_from_its_file_with_simam(tmp_path):
+    file = tmp_path / "yolov8n-mine.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, "simam": "after conv"}))
+    yolo = YOLO(str(file))
+    assert injected(yolo)
+    eject(yolo)
+    if not training.rebuilds_from_name():
+        pytest.skip("this release builds from the network's own yaml")
+    with pytest.raises(ModelError, match=r"would build .*yolov8n-mine\.yaml anew, with SimAM"):
+        yolo.train(data="none.yaml", epochs=1)
+
+
+def with_gain(yolo):
+    yolo.model.get_submodule(injected(yolo)[0].module).gain = 1.3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [eject, lambda yolo: set_strength(yolo, 0.5), lambda yolo: inject(yolo, "yolo-sppf", verify=False), with_gain],
+)
+def test_a_changed_model_does_not_resume_a_file_with_other_simam(change, tmp_path):
+    inject(YOLO("yolov8n.yaml"), "yolo-neck", verify=False).save(tmp_path / "last.pt")
+    yolo = YOLO(tmp_path / "last.pt")
+    change(yolo)
+    with pytest.raises(ModelError, match=r"not as in .*last\.pt, which a resumed training continues"):
+        yolo.train(resume=True)
+    with pytest.raises(RuntimeError, match="does not exist"):  # the data set
+        YOLO(tmp_path / "last.pt").train(resume=True, data="none.yaml")

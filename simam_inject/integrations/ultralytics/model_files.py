@@ -214,8 +214,8 @@ class _Reading:
         if index in others or -1 in others:
             found = "the input image too" if -1 in others else f"row {number} both plain and through a SimAM"
             raise RecipeError(f"{reader.place}: reads {found}; no recipe can distinguish the two")
-        exclude = tuple(self.layers[other].path for other in others)
-        return Rule(path=reader.path, before="input", exclude=exclude, e_lambda=e_lambda)
+        exclude: Any = {"exclude": [self.layers[other].path for other in others]} if others else {}
+        return Rule(path=reader.path, before="input", e_lambda=e_lambda, **exclude)
 
     def _note_block(self, row: _Layer) -> None:
         where = "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2"

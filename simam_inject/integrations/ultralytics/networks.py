@@ -108,7 +108,7 @@ def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any)
     if record and missing:
         warnings.warn(
             f"{file} records SimAM at {len(record.sites)} sites and lacks {len(missing)} of them, first "
-            f"{missing[0].path}: it runs without them. Call inject(YOLO(...), recipe) to restore them.",
+            f"{missing[0].path}: it runs without them; inject(YOLO(...), recipe) restores them",
             stacklevel=4,
         )
     return checkpoint, file

@@ -83,6 +83,11 @@ def trained_models(trainer: Any) -> dict[str, nn.Module]:
     return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 
 
+def has_ramp(model: Any) -> bool:
+    """Whether `ramp` was called for the next training, which sets the strengths."""
+    return _ATTRIBUTE in vars(model)
+
+
 def take_ramp(model: Any, *, resumed: bool) -> EpochRamp | None:
     """The ramp of a training that starts: the one that was set on the YOLO object, else the recorded one if it resumes.
 

@@ -11,14 +11,15 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from ultralytics.engine import trainer as engine_trainer
 from ultralytics.engine.model import Model
+from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.adapters import wrap
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError, VerificationError
-from simam_inject.integrations.ultralytics.ramping import take_ramp, trained_models
-from simam_inject.integrations.ultralytics.record import missing_sites, names_of, networks_in, recorded, write
+from simam_inject.integrations.ultralytics.ramping import has_ramp, take_ramp, trained_models
+from simam_inject.integrations.ultralytics.record import KEY, missing_sites, names_of, networks_in, recorded, write
 from simam_inject.persist.record import Record
 
 _stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
@@ -49,7 +50,7 @@ class Tripwire:
             if missing:
                 raise VerificationError(
                     f"SimAM lost: the trainer's {name} lacks {len(missing)} of {count} sites, first "
-                    f"{missing[0].path}. Save the injected model, model.save('x.pt'), and train YOLO('x.pt')."
+                    f"{missing[0].path}; save the injected model, model.save('x.pt'), and train YOLO('x.pt')"
                 )
         strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
         if RANK in (-1, 0) and strengths:
@@ -57,25 +58,44 @@ class Tripwire:
             LOGGER.info(f"SimAM: {count} sites live, strength {shown}, recipe {names_of(self.record)}")
 
 
-def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Train an injected network.
+def _check_trainable(model: Any, *, resumed: bool) -> None:
+    """Refuse a training whose network would not have the SimAM of this model.
 
     Raises:
-        ModelError: a SimAM is bypassed.
+        ModelError: a SimAM is bypassed, or changed although the training starts from a file that holds it as it was.
         VerificationError: a site that the yaml of the network lists is missing.
     """
-    if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
-        return original(model, *args, **kwargs)
-    if any(isinstance(entry.attention, SimAM) and entry.attention.bypassed for entry in attended_in(model.model)):
+    network, before = model.model, recorded(model.model)
+    attentions, file = [entry.attention for entry in attended_in(network)], vars(model).get("cfg")
+    if resumed and model.ckpt_path and not has_ramp(model) and (attentions or network in _stamps):
+        saved = tasks.torch_safe_load(model.ckpt_path)[0]
+        there = attended_in(saved.get("ema") or saved["model"])
+        if [entry.insertion for entry in there] != [entry.insertion for entry in attended_in(network)]:
+            raise ModelError(
+                f"SimAM in this model is not as in {model.ckpt_path}, which a resumed training continues: save the "
+                "model and train that file, or resume without the change"
+            )
+    is_rebuilt = file and not (attentions or before or model.ckpt) and rebuilds_from_name()
+    if is_rebuilt and tasks.yaml_model_load(file).get(KEY) is not None:
+        raise ModelError(f"the trainer would build {file} anew, with SimAM: remove {KEY!r} from it")
+    if any(isinstance(attention, SimAM) and attention.bypassed for attention in attentions):
         raise ModelError("a SimAM of this model is bypassed, and the trainer would build it anew: end the bypass first")
-    before = recorded(model.model)
-    if before is not None and (missing := missing_sites(model.model, before)):
+    if before is not None and (missing := missing_sites(network, before)):
         raise VerificationError(
             f"SimAM lost: the network lacks {len(missing)} of {len(before.sites)} sites that its yaml lists, first "
-            f"{missing[0].path}. Call inject again, or eject to train without SimAM."
+            f"{missing[0].path}; call inject again, or eject to train without SimAM"
         )
+
+
+def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
+    """Train an injected network, after the checks of `_check_trainable`."""
+    resumed = bool(kwargs.get("resume", model.overrides.get("resume")))
+    if isinstance(model.model, nn.Module):
+        _check_trainable(model, resumed=resumed)
+    if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
+        return original(model, *args, **kwargs)
     record = write(model.model)
-    ramp = take_ramp(model, resumed=bool(kwargs.get("resume", model.overrides.get("resume"))))
+    ramp = take_ramp(model, resumed=resumed)
     callbacks = [
         (event, getattr(part, event))
         for part in (Tripwire(record), ramp)
