@@ -26,10 +26,11 @@ def after(path):
     return {"e_lambda": E_LAMBDA, "rules": [{"path": path, "after": "output"}]}
 
 
-def assert_like_hooks(factory, places, inputs, other):
+def assert_like_hooks(factory, places, inputs, other, rules=None):
     """Injected at the places, the net equals the oracle with the axes of the places, at two sizes."""
     stock = build(factory)
-    recipe = {"e_lambda": E_LAMBDA, "rules": [{"path": place, "after": "output"} for place in places]}
+    rules = rules or [{"path": place, "after": "output"} for place in places]
+    recipe = {"e_lambda": E_LAMBDA, "rules": rules}
     model = inject(copy.deepcopy(stock), recipe, example_inputs=tuple(inputs))
     found = injected(model)
     assert {insertion.path: insertion.channel_dim for insertion in found} == places
