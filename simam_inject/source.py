@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import inspect
+import os
 import threading
 import types
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ Count = Annotated[int, Field(ge=0, le=2**40)]
 
 _PARSING = threading.Lock()
 """Python 3.11 raises a SystemError now and then if several threads parse."""
+
+
+if hasattr(os, "register_at_fork"):  # a process that is forked meanwhile would have it locked for ever
+    os.register_at_fork(before=_PARSING.acquire, after_in_parent=_PARSING.release, after_in_child=_PARSING.release)
 
 
 @dataclass(frozen=True, slots=True)

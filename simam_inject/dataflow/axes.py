@@ -10,7 +10,6 @@ has no layout: SimAM is not applied to a guess. Class names are not used.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +18,7 @@ import torch
 
 from simam_inject.dataflow.values import NOWHERE, Layout, Shape, Value
 from simam_inject.kinds import FAMILIES, words
-from simam_inject.nested import map_nested
+from simam_inject.nested import map_nested, tensors_in
 
 SAMPLES_ADDED = 1
 """How many samples the run with a larger batch adds: a first dimension that grows by more consists of windows."""
@@ -27,13 +26,13 @@ SAMPLES_ADDED = 1
 _SECOND = ("batch_norm", "instance_norm", "group_norm", "interpolate", "pixel_", "local_response_norm")
 _LAST = ("embedding", "multi_head_attention_forward", "gru", "lstm", "rnn_")
 _LAST_IF_UNKNOWN = ("linear", "rms_norm")
-_RESIZES = words("cat pad repeat repeat_interleave mean sum amax amin max min norm index_select")
+_RESIZES = words("cat pad repeat repeat_interleave mean sum amax amin max min norm index_select glu topk diff gather")
 """Operations that change the size of the channel dimension, and leave it where it is."""
 _REARRANGES = words("einsum tensordot as_strided permute_copy transpose_copy view_copy")
 """Operations that can move channels without a trace in shapes."""
 _MOVES = words(
     """
-    chunk expand flatten getitem h m_h m_t moveaxis movedim narrow permute rearrange reshape reshape_as select
+    chunk expand flatten getitem h m_h m_t moveaxis movedim narrow permute rearrange reshape reshape_as rot90 select
     split squeeze swapaxes swapdims t tensor_split transpose unbind unflatten unsqueeze view view_as
     """
 )
@@ -60,7 +59,8 @@ def layout_after(
     if kind in FAMILIES["conv"]:
         return frozenset({rank - 1 - int(kind[-2])})  # 1, or 0 without a batch
     if kind.startswith(_SECOND) or (kind.endswith("pool") and rank > 2):
-        return before if before == {0} else frozenset({1})
+        # Tokens that are normalized by position, and pooled channels, have no layout from here on.
+        return (before or frozenset({1})) if before <= {0} or 1 in before else NOWHERE
     if not rank:
         return NOWHERE
     if kind.startswith(_LAST):
@@ -73,16 +73,37 @@ def layout_after(
         return _moved(func, args, kwargs, inputs[0], tuple(result.shape))
     if kind in ("matmul", "bmm") and len(inputs) == 2:
         return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
-    return _passed_on(inputs, tuple(result.shape), kind in _RESIZES)
-
-
-def _passed_on(inputs: list[Value], shape: Shape, resizes: bool) -> Layout:
-    """Layout after an operation that computes each position from the same positions."""
-    like = next((value for value in inputs if value.layout and len(value.shape) == len(shape)), inputs[0])
-    if len(like.shape) != len(shape):
-        return _recognised(like, shape)
-    is_kept = resizes or all(shape[dim] in (like.shape[dim], 1) or like.shape[dim] == 1 for dim in like.layout)
+    like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
+    if len(like.shape) != rank:
+        return _grown(func, args, kwargs, like, rank)
+    # Each position is computed from the same positions.
+    lengths = [(result.shape[dim], like.shape[dim]) for dim in like.layout]
+    is_kept = kind in _RESIZES or all(new in (length, 1) or length == 1 for new, length in lengths)
     return like.layout if is_kept else NOWHERE
+
+
+def _grown(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, rank: int) -> Layout:
+    """Layout after an operation that adds or removes dimensions: those that grow with the number of channels."""
+    if len(source.layout) != 1:
+        return NOWHERE
+    (dim,) = source.layout
+
+    def probes(channels: int) -> tuple[Any, ...]:
+        """The results for so many channels, without data."""
+        shape = [*source.shape[:dim], channels, *source.shape[dim + 1 :]]
+
+        def replace(leaf: Any) -> Any:
+            is_like = isinstance(leaf, torch.Tensor) and tuple(leaf.shape) == source.shape
+            return torch.empty(shape, device="meta") if is_like else leaf
+
+        new_args, new_kwargs = map_nested(replace, (tuple(args), dict(kwargs)))
+        return tuple(tensor.shape for _, tensor in tensors_in(func(*new_args, **new_kwargs)) if tensor.dim() == rank)
+
+    try:
+        before, after = probes(source.shape[dim])[0], probes(source.shape[dim] + 1)[0]
+    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
+        return NOWHERE
+    return frozenset(place for place in range(rank) if before[place] != after[place])
 
 
 def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -115,7 +136,7 @@ def _moved(
         results = [moved] if isinstance(moved, torch.Tensor) else list(moved)
         target = next(tensor for tensor in results if tuple(tensor.shape) == shape)
     except (RuntimeError, TypeError, StopIteration, ValueError, IndexError, NotImplementedError):
-        return _recognised(source, shape)
+        return NOWHERE
     return _found_again(source, probe, target)
 
 
@@ -130,18 +151,11 @@ def _found_again(source: Value, probe: torch.Tensor, target: torch.Tensor) -> La
                 found.add(place)
             elif size != 1 and length > size and step > stride and step % stride == 0 and step < stride * length:
                 found.add(place)  # the outer part of channels that were split into groups
-            elif size != 1 and size > length and step < stride and size * step == stride * length:
+            elif size != 1 and size > length and size % length == 0 and size * step == stride * length:
                 found.add(place)  # channels merged with the next dimensions (space to depth)
             elif size == length == 1 and place == dim and target.dim() == len(source.shape):
                 found.add(place)
     return frozenset(found)
-
-
-def _recognised(source: Value, shape: Shape) -> Layout:
-    """Layout after an operation that nothing is known about: channels are where their number went."""
-    channels = math.prod(source.shape[dim] for dim in source.layout)
-    places = [dim for dim in range(1, len(shape)) if shape[dim] == channels]
-    return frozenset(places) if source.layout and len(places) == 1 else NOWHERE
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +168,9 @@ class Axes:
     measured: bool
 
 
-def find_axes(value: Value, batch: Shape | None, size: Shape | None, *, fixed_size: bool) -> Axes | str:
+def find_axes(
+    value: Value, batch: Shape | None, size: Shape | None, *, fixed_size: bool, samples: int | None
+) -> Axes | str:
     """Batch, channels and spatial dimensions of a value of rank 3 to 5; or why SimAM cannot be applied to it.
 
     Args:
@@ -162,11 +178,14 @@ def find_axes(value: Value, batch: Shape | None, size: Shape | None, *, fixed_si
         batch: its shape with more samples, if that was run.
         size: its shape for a larger image, if that was run.
         fixed_size: the network takes no other image size.
+        samples: number of samples in the example; None if it is not known, or if more samples were run.
     """
     shape, layout, rank = value.shape, value.layout, len(value.shape)
     other_batch, other_size = (other if other is not None and len(other) == rank else None for other in (batch, size))
     resized = {dim for dim in range(rank) if other_size is not None and other_size[dim] != shape[dim]}
     problem = _NO_BATCH if layout == {0} else None
+    if problem is None and samples is not None and shape[0] != samples:
+        problem = f"its first dimension does not hold the {samples} samples of the example: its shape is {{}}"
     if other_batch is not None:
         more = other_batch[0] - shape[0] if fixed_size and other_size is None else 0
         problem = _why_no_samples([dim for dim in range(rank) if other_batch[dim] != shape[dim]], more)

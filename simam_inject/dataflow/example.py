@@ -88,6 +88,11 @@ class Example:
         return self._resized(spatial, enlarged)
 
     @property
+    def samples(self) -> int | None:
+        """The batch size; None for a list of images, and without a tensor of at least three dimensions."""
+        return None if self._image is None else self._image.shape[0]
+
+    @property
     def _is_list_of_images(self) -> bool:
         """As torchvision's detectors take it: one tensor C, H, W per sample."""
         images = self.args[0] if self.args and isinstance(self.args[0], list) else []

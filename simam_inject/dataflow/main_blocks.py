@@ -2,18 +2,24 @@
 
 From the root downwards: a module is a block if it returns one feature map (also in a tuple or list), is not a plain
 container, contains at least two convolutions (or one and two matrix products), and its maps span at most two
-reductions; a block that returns the very tensor of a block inside it is a stage, and its parts are looked at instead.
-What is given no map of known axes (as the image of a network of one size) may span more reductions, if there is no
-block inside it: the stem of a transformer. What contains all convolutions is the network itself in a wrapper, and a
-class whose modules contain each other is a recursion: their parts are looked at instead, if there are blocks among
-them. Where a network has no block, plain `Sequential`s that have most of its convolutions count as well.
+reductions. What is given no map of known axes (as the image of a network of one size) may span more reductions, if
+there is no block inside it: the stem of a transformer. The parts of these blocks are looked at instead, if there are
+blocks among them:
+
+* what returns the very tensor of a block inside it, and has at least half of its convolutions in such blocks: a stage;
+* what contains all convolutions: the network itself in a wrapper;
+* classes whose modules contain each other: a recursion;
+* blocks of which no two have the same class, around blocks of which two have: a trunk with a skip connection around it.
+
+Where a network has no block, or only such of their classes, residual blocks of one convolution count as well; where it
+has none of these either, plain `Sequential`s that have most of its convolutions.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os.path import commonprefix
 
@@ -77,20 +83,24 @@ class MainBlocks:
         return sites[site.maps[0]] if is_alone and site.maps else site
 
     def find(self, residual: set[str]) -> set[str]:
-        """All main blocks; where there are none, the residual blocks of one convolution, or plain Sequentials."""
+        """All main blocks."""
         self.residual = residual
         blocks = self._inside("")
         self.recursive = self._recursive_among(blocks)
         blocks = self._inside("") or blocks
-        if not blocks:
-            self.units = residual
+        if not self._repeated(blocks):
+            blocks = self._inside_all(blocks)
+        single = {path for path in residual if self.contents[path].convolutions == 1}
+        classes = self._classes(blocks)
+        if classes <= self._classes(single):
+            self.units = {path for path in single if not blocks or type(self.recording.modules[path]) in classes}
             blocks = self._inside("")
         if not blocks:
             self.with_containers = True
             blocks = self._inside("")
             inside = sum(self.contents[path].convolutions for path in blocks)
             self.with_containers = len(blocks) > 1 and inside > self.contents[""].convolutions / 2
-        self.classes = {type(self.recording.modules[path]) for path in blocks}
+        self.classes = self._classes(blocks)
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
 
@@ -122,12 +132,14 @@ class MainBlocks:
         """Main blocks among what a module calls, in order of execution."""
         found: list[str] = []
         for child in [step.path for step in self.recording.first_calls[path].steps if step.kind == "block"]:
-            is_block = self._is_block(child) and not self._is_stage(child)
+            inside = [] if child in _above(path) else self._inside(child)  # a module may call itself
+            is_block = self._is_block(child) and not self._is_stage(child, inside)
             if is_block and not self._is_everything(child):
                 found.append(child)
-            elif child not in _above(path):  # a module may call itself
-                is_whole = is_block or (not self.contents[child].given and self._is_block(child, most=math.inf))
-                found += self._inside(child) or [child] * is_whole
+            elif child not in _above(path):
+                is_stem = not self.contents[child].given and type(self.recording.modules[child]) not in CONTAINERS
+                is_whole = is_block or (is_stem and self._is_block(child, most=math.inf))
+                found += inside or [child] * is_whole
         return list(dict.fromkeys(found))
 
     def _is_everything(self, path: str) -> bool:
@@ -146,15 +158,36 @@ class MainBlocks:
                 alone.add(kind)
         return found | ({type(modules[path]) for path in blocks} - alone)
 
-    def _is_stage(self, path: str) -> bool:
-        """It returns the very tensor of a block inside it."""
-        frame = self.recording.first_calls[path]
-        if len(frame.outputs) != 1:
+    def _classes(self, paths: Iterable[str]) -> set[type[nn.Module]]:
+        return {type(self.recording.modules[path]) for path in paths}
+
+    def _inside_all(self, blocks: list[str]) -> list[str]:
+        """The blocks inside the blocks, if two of them have the same class; else the blocks."""
+        classes = self.recursive
+        self.recursive = classes | self._classes(blocks)
+        inside = self._inside("")
+        if self._repeated(inside):
+            return inside
+        self.recursive = classes
+        return blocks
+
+    def _repeated(self, blocks: list[str]) -> list[int]:
+        """Indices of the blocks whose class occurs more than once among them."""
+        counts = Counter(type(self.recording.modules[path]) for path in blocks)
+        return [index for index, path in enumerate(blocks) if counts[type(self.recording.modules[path])] > 1]
+
+    def _is_stage(self, path: str, blocks: list[str]) -> bool:
+        """It returns the very tensor of one of the blocks inside it, which have half of its convolutions at least.
+
+        Of a plain Sequential, any number.
+        """
+        frame, own = self.recording.first_calls[path], type(self.recording.modules[path])
+        share = sum(self.contents[block].convolutions for block in blocks)
+        if len(frame.outputs) != 1 or (own not in CONTAINERS and 2 * share < self.contents[path].convolutions):
             return False
         result = frame.outputs[0][1]
         inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and len(call.outputs) == 1]
         inner = [call for call in inner if self._is_block(call.path)]
-        own = type(self.recording.modules[path])
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
@@ -164,7 +197,7 @@ class MainBlocks:
         block of another class and makes the map smaller.
         """
         kinds = [type(self.recording.modules[path]) for path in blocks]
-        repeated = [index for index, kind in enumerate(kinds) if kinds.count(kind) > 1]
+        repeated = self._repeated(blocks)
         if not repeated:
             return set(blocks)
         first, last = repeated[0], repeated[-1]

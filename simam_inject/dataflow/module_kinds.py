@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 
-from simam_inject.kinds import KINDS, kind_of
+from simam_inject.kinds import FAMILIES, KINDS, kind_of
 
 _kind_of = lru_cache(maxsize=4096)(kind_of)
 
@@ -25,6 +25,19 @@ def module_kind(module: nn.Module) -> str:
     kind = type(module)
     ours = (_kind_of(base.__name__) for base in kind.__mro__ if base.__module__.startswith("torch.nn.modules."))
     return next((name for name in ours if name in KINDS), _kind_of(kind.__name__))
+
+
+def leaf_kind(module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
+    """Kind of a module without children, and facts of the convolution that its forward calls.
+
+    With parameters, one convolution, and no norm, activation or pooling, it is a convolution, whatever its class.
+
+    Args:
+        computed: kind and facts of each operation of its forward.
+    """
+    layers = [(kind, facts) for kind, facts in computed if any(kind in family for family in FAMILIES.values())]
+    is_conv = len(layers) == 1 and layers[0][0] in FAMILIES["conv"] and bool(module._parameters)
+    return layers[0] if is_conv and not isinstance(module, _ConvNd) else (module_kind(module), {})
 
 
 def function_name(function: Callable[..., Any]) -> str:

@@ -19,7 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.module_kinds import function_facts, function_kind, module_kind
+from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
 from simam_inject.dataflow.naming import Arguments, Namer
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Entries, Frame, Layout, Read, Recording, Step, Value
@@ -86,11 +86,13 @@ class Recorder(Namer):
                 (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), tick))
                 for keys, tensor in tensors_in(result)
             ]
-            path = ""
-            if frame.is_scope and outputs:
+            path, facts = "", function_facts(kind, args, kwargs)
+            if not frame.is_scope:
+                frame.computed.append((kind, facts))
+            elif outputs:
                 path = frame.next_path(self.name_operation(frame, func))
                 step = _add(frame, "call_function", func, inputs, path, kind, outputs)
-                step.source, step.facts = _source_position(frame.module), function_facts(kind, args, kwargs)
+                step.source, step.facts = _source_position(frame.module), facts
                 self._enter(step)
             for value in inputs:  # of its arguments and what it computes, a leaf is one reader; see `_enter_call`
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
@@ -133,8 +135,9 @@ class Recorder(Namer):
     def _enter_call(self, frame: Frame, path: str) -> None:
         parent, module = frame.parent, frame.module
         has_children = any(child is not None for child in module._modules.values())
-        kind = "block" if has_children else module_kind(module)
+        kind, facts = ("block", {}) if has_children else leaf_kind(module, frame.computed)
         step = _add(parent, "call_module", frame.path, frame.inputs, path, kind, frame.outputs, frame)
+        step.facts = facts
         if parent is not None:
             step.source = _source_position(parent.module)
         if not frame.is_scope:

@@ -64,6 +64,7 @@ class Surveyor:
         )
         self.batch = batch if is_larger else {}
         self.size = size
+        self.samples = None if self.batch else example.samples
         self.length = _input_length(base, example)
 
     def survey(self) -> Dataflow:
@@ -155,7 +156,8 @@ class Surveyor:
         if not 3 <= len(shape) <= 5:
             return facts | {"obstacle": f"is not a feature map: its shape is {shape}"}
         size = {} if self.size is None else self.size
-        axes = find_axes(value, self.batch.get(path), size.get(path), fixed_size=self.size is None)
+        batch = self.batch.get(path)
+        axes = find_axes(value, batch, size.get(path), fixed_size=self.size is None, samples=self.samples)
         if isinstance(axes, str):
             return facts | {"obstacle": axes}
         last = shape[-1] if axes.channel_dim == 1 else shape[-2]

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
@@ -20,7 +21,7 @@ from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Frame, Recording, Step
-from simam_inject.kinds import FAMILIES, words
+from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
 
 _WEIGHTED = (_ConvNd, nn.Linear)
@@ -137,14 +138,11 @@ def _ancestors(step: Step) -> set[Step]:
 
 
 def _weight(step: Step) -> int:
-    """Convolutions and matrix products in a step."""
-    if step.call is not None:
-        return _weight_of(step.call.module)
-    return int(step.kind.startswith("conv") or step.kind == "linear")
-
-
-def _weight_of(module: nn.Module) -> int:
-    return sum(isinstance(part, _WEIGHTED) for part in module.modules())
+    """Convolutions and matrix products in a step: as operations, or as modules where these cannot be seen."""
+    if step.call is None or not step.call.is_scope:
+        return int(step.kind.startswith("conv") or step.kind == "linear")
+    modules = sum(isinstance(part, _WEIGHTED) for part in step.call.module.modules())
+    return max(modules, sum(map(_weight, step.call.steps)))
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -152,13 +150,19 @@ def _shape(step: Step) -> tuple[int, ...]:
 
 
 def _sizes_given(step: Step) -> list[tuple[int, ...]]:
-    return [_shape(source)[2:] for source in step.inputs if source.value is not None]
+    """Sizes of the maps that a step reads; one of which it takes only the size does not count."""
+    values = [source.value for source in step.inputs if source.value is not None]
+    call = step.call
+    return [value.shape[2:] for value in values if not call or any(call.spans(read.tick) for read in value.readings)]
 
 
 def _enlarges(step: Step) -> bool:
     """An upsampling of a map: a single pixel that is spread out, as in ASPP, is a mean."""
-    given = _sizes_given(step)
-    return step.kind in UPSAMPLING and (not given or max(given[0], default=1) > 1)
+    given, size = _sizes_given(step), _shape(step)[2:]
+    if step.kind in UPSAMPLING:
+        return not given or max(given[0], default=1) > 1
+    is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
+    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
 
 def _upsamples(step: Step) -> bool:
@@ -195,7 +199,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             if step.kind not in ("cat", "add") or step.path in residual:
                 continue
             if len({_was_upsampled(one, step.kind == "add") for one in maps}) > 1:
-                if path and len(call.outputs) == 1 and _weight_of(call.module) and _is_given_one(call, maps):
+                if path and len(call.outputs) == 1 and any(map(_weight, call.steps)) and _is_given_one(call, maps):
                     found.add(path)
                 found |= _readers_among(step, structure.main)
     found = {path for path in found if not _is_part_of_another(recording, found, path)}

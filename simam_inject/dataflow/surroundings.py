@@ -25,6 +25,7 @@ from itertools import chain
 from typing import Any
 
 import numpy as np
+import numpy.random  # now: workers of a DataLoader that are forked while a thread imports it would wait for ever
 import torch
 from torch import nn
 

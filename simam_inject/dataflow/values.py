@@ -152,6 +152,8 @@ class Frame:
     """Of a scope that is recorded: its steps, in the order of execution. It describes the call, and is not run."""
     step_of: dict[int, Step] = field(default_factory=dict)
     """The step of each value that the forward has used, by `id(Value)`."""
+    computed: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    """Of a module without children: kind and facts of each operation of its forward."""
     given: list[torch.Tensor] = field(default_factory=list)
     """All tensors among the arguments, during the call."""
     inputs: list[Value] = field(default_factory=list)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import re
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -158,8 +157,7 @@ def _exchange(
 def detach(model: nn.Module) -> None:
     """Remove every SimAM, every hook and the presence check from a model."""
     strip(model)
-    if "torch._dynamo" in sys.modules:
-        torch.compiler.reset()
+    torch.compiler.reset()
 
 
 def _holder(model: nn.Module, modules: dict[str, nn.Module], site: Insertion) -> nn.Module:

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import config  # now: a process that is forked while a thread imports it could not seed torch
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.serialization import read_sites, write_sites
@@ -244,8 +245,6 @@ def guard_hooks() -> None:
 
     By default it does not: of two models of one class, one would run the code that was compiled for the other.
     """
-    from torch._dynamo import config  # takes a second where torchvision has not imported it
-
     config.skip_nnmodule_hook_guards = False
 
 

@@ -9,3 +9,4 @@ from simam_inject.matching.hits import Skip as Skip
 from simam_inject.matching.match import match as match
 from simam_inject.matching.match import value_of as value_of
 from simam_inject.matching.match import why_not_attendable as why_not_attendable
+from simam_inject.matching.search import write_path as write_path

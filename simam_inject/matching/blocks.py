@@ -159,7 +159,8 @@ def _search_operations(search: Search, target: Operation, blocks: Sequence[Site]
             if site in chosen:
                 search.add(site, block.path)
             else:
-                search.miss(site.path, f"is not {search.rule.target} in {write_path(block.path)}")
+                few = f", which has {len(counted)}" if call and call > len(counted) else ""
+                search.miss(site.path, f"is not {search.rule.target} in {write_path(block.path)}{few}")
         if not meant and block.path in inside and search.rule.selects != "path":
             computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS))
             wanted = join_names(as_tuple(target.op))

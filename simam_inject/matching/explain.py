@@ -24,8 +24,8 @@ _STRUCTURES = {
     "main": "no module that returns one feature map has two convolutions within two map sizes (plain "
     "Sequentials count if two or more have most of the convolutions)",
     "residual": "no module joins a branch with a skip connection in its own forward",
-    "decoder": "no module joins an upsampled feature map with an earlier one that it is given, and no block reads such "
-    "a join",
+    "decoder": "no module joins an upsampled feature map with an earlier one that it is given, and no block that keeps "
+    "the map size reads such a join",
 }
 
 
@@ -73,6 +73,8 @@ def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
     elif any(_matches_any(glob, anatomy.site_by_path) for glob in globs):
         wanted = join_names(as_tuple(rule.target.op)) if isinstance(rule.target, Operation) else str(rule.target)
         where = join_names(map(repr, globs))
+        if wanted == "residual":
+            return f"nothing at {where} joins a branch with a skip connection in its own forward."
         sentence = f"nothing at {where} computes {wanted}; the operations of this model are {_operations(anatomy)}."
     else:
         hints = dict.fromkeys(_hint_path(glob, anatomy.site_by_path) for glob in globs)
@@ -128,12 +130,19 @@ def _explain_classes(rule: Rule, anatomy: Anatomy) -> str:
 
 
 def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
-    """A sentence for a `block` that is the path of a module; empty for any other."""
+    """A sentence for a `block` that is a path, or the name of a child; empty for any other."""
     for glob in as_tuple(rule.block):
-        path = f"{glob}.{rule.target}" if isinstance(rule.target, Child) else glob
-        if _matches_any(path, anatomy.site_by_path):
-            place = "output" if rule.position == "after" else "input"
-            return f" {path!r} is a module path: write path: {path}, {rule.position}: {place}."
+        paths, place = [glob, f"*.{glob}"], str(rule.target)
+        if isinstance(rule.target, Child):
+            paths, place = (
+                [f"{glob}.{place}", f"{glob}.*.{place}"],
+                {"after": "output", "before": "input"}[rule.position],
+            )
+        for path in paths:
+            if _matches_any(path, anatomy.site_by_path):
+                written = repr(path) if path[0] in "*[{" else path
+                what = "matches paths" if Glob(path).is_wild else "is a module path"
+                return f" {path!r} {what}: write path: {written}, {rule.position}: {place}."
     return ""
 
 
@@ -147,7 +156,9 @@ def _hint_path(glob: Glob, paths: Collection[str]) -> str:
         for part in glob.split(".")
     ]
     corrected = ".".join(parts)  # `layr4.*` becomes `layer4.*`
-    for text in (corrected, f"*.{glob}", f"*.{corrected}"):
+    first, _, below = corrected.partition(".")
+    above, _, last = corrected.rpartition(".")
+    for text in (corrected, f"*.{glob}", f"*.{corrected}", f"{above}.*.{last}", below if first == parts[0] else ""):
         if _matches_any(text, paths):
             return f" Did you mean {text!r}? A glob is matched against the whole path, letter case included."
     return ""

@@ -16,6 +16,7 @@ from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
 from simam_inject.errors import a_type
+from simam_inject.matching import why_not_attendable
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.insertions import Edit, Input, Output, Rewritten
@@ -301,9 +302,10 @@ def _nearest(flow: Dataflow, site: Site) -> str:
     """Advice: the nearest module whose output can be attended."""
     path = site.scope
     while path:
-        block = flow.anatomy.site_by_path.get(path)
+        block, value = flow.anatomy.site_by_path.get(path), flow.recording.value(path)
         is_container = isinstance(flow.recording.modules.get(path), CONTAINERS)
-        if block is not None and block.obstacle is None and not is_container:
+        is_map = block is not None and why_not_attendable(block) is None and not is_container
+        if block and value and is_map and isinstance(_output(flow, block, value), Output):
             return f". The output of {path} can be used instead"
         path = path.rpartition(".")[0]
     return ""

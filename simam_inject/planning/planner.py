@@ -18,6 +18,7 @@ from simam_inject.matching import (
     unmatched_message,
     value_of,
     why_not_attendable,
+    write_path,
 )
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
@@ -209,6 +210,6 @@ def _explain_nothing(recipe: Recipe, index: int, flow: Dataflow, skips: Sequence
         return unmatched_message(recipe, index, flow.anatomy, [skip for skip in skips if not skip.hit])
     count = "1 site" if len(refused) == 1 else f"{len(refused)} sites"
     lines = [f"rules[{index}] ({recipe.rules[index].selector}) matched {count}, but SimAM cannot be applied to any:"]
-    lines += [f"  {skip.path}: {skip.reason}" for skip in refused[:3]]
+    lines += [f"  {write_path(skip.path)}: {skip.reason}" for skip in refused[:3]]
     more = len(refused) - 3
     return "\n".join([*lines, *([f"  ... and {more} more"] if more > 0 else [])])

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.grammar import RecipeModel, Text, as_tuple
+from simam_inject.recipe.grammar import KeyedError, RecipeModel, Text, as_tuple
 from simam_inject.recipe.rule import Lambda, Rule, Where
 from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
 
 DEFAULT_E_LAMBDA = 1e-4
 """Default of the authors' class."""
+_NAME = re.compile(r"[\w\s-]+(\.json)?")
 _SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL | re.IGNORECASE)
 _PARTS = re.compile(r"((?:[^.\[{\s]|\[[^\]]*\]|\{[^}]*\})+)(?:\.(.+))?", re.DOTALL)
 """A block and a child, separated at the first dot outside of brackets and braces."""
@@ -60,10 +61,12 @@ class Recipe(RecipeModel):
     @model_validator(mode="before")
     @classmethod
     def _resolve_extends(cls, data: Any) -> Any:
+        if isinstance(data, Mapping) and isinstance(data.get("rules"), Rule):  # which could be iterated
+            raise KeyedError("rules", "found a Rule; expected a list: [Rule(...)]")
         if not isinstance(data, Mapping) or data.get("extends") is None:
             return data
         base = load_shipped(data["extends"], "extends")
-        own = data.get("rules") or ()
+        own = () if data.get("rules") is None else data["rules"]
         if not isinstance(own, list | tuple):
             return {**data, "extends": None}
         e_lambda = base.e_lambda if data.get("e_lambda") is None else data["e_lambda"]
@@ -119,7 +122,7 @@ def load_recipe(source: RecipeLike) -> Recipe:
         return _load_file(Path(source))
     raise RecipeError(
         f"recipe: {describe(source)} is neither a shipped recipe ({', '.join(names)}), a YAML file, nor a selector "
-        f"such as 'after bottleneck.conv2'{did_you_mean(source, names)}"
+        f"such as 'after bottleneck.conv2'{did_you_mean(source, names) if _NAME.fullmatch(source) else ''}"
     )
 
 

@@ -30,6 +30,9 @@ _PLAIN = {
     ),
 }
 """Types of plain scalars other than text: a pattern, and the characters that they may begin with."""
+_QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+_GLOB = re.compile(r"(?:^|[-:,\[{] *)\*|[\]}][\w.*:]")
+"""A text without quotes that begins with `*`, or goes on behind a bracket, as `[34].conv` does."""
 _COMPARISON = re.compile(r"(?:(\w+: +)|- +|[\[,] *)((?:[<>]=?|!=?) *[0-9x]+(?:, *[<>]=? *\d+)*)")
 """A comparison without quotes: in YAML `>` begins a block of text, and `!` a tag."""
 
@@ -84,7 +87,8 @@ def read_yaml(data: bytes | str) -> Any:
         mark = error.problem_mark or error.context_mark
         place = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         line = (text.splitlines() or [""])[mark.line : mark.line + 1] if mark else []
-        raise RecipeError(f"recipe: not valid{place}: {error.problem}{_hint(''.join(line))}") from None
+        problem = str(error.problem).removeprefix("but ")
+        raise RecipeError(f"recipe: not valid{place}: {problem}{_hint(''.join(line))}") from None
     except yaml.YAMLError as error:
         raise RecipeError(f"recipe: not valid YAML: {str(error).splitlines()[0]:.200}") from None
     if found is None:
@@ -119,11 +123,12 @@ def _decode(data: bytes | str) -> str:
 
 def _hint(line: str) -> str:
     """Advice on the line in which the YAML is not valid."""
+    line = _QUOTED.sub("", line)
     if "\t" in line:
         return "; YAML indents with spaces, not tabs"
     if comparison := _COMPARISON.search(line):
         return f'; put comparisons in quotes: {comparison[1] or ""}"{comparison[2]}"'
-    if "*" in line or "{" in line or "[" in line:
+    if _GLOB.search(line):
         return "; put globs and patterns in quotes: path: '*.conv2'"
     return ""
 

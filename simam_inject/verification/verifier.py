@@ -187,7 +187,7 @@ class _Checks:
     def _run(self, twin: nn.Module, *, example: Example, training: bool = False, seed: int = _SEED) -> Any:
         """The output of one forward, from the same random state as every other of this seed."""
         set_mode(twin, training)
-        for set_seed in (torch.manual_seed, random.seed, np.random.seed):
+        for set_seed in (_seed_torch, random.seed, np.random.seed):
             set_seed(seed)
         try:  # under a mode, as the oracle's: torch's fast paths of attention compute otherwise, and are not taken then
             with torch.set_grad_enabled(training), _Mode() as mode:
@@ -195,6 +195,13 @@ class _Checks:
         finally:
             if mode.uses_data or any(copy._version for copy in self.parameters.values()):  # it may have written there
                 self.parameters.clear()
+
+
+def _seed_torch(seed: int) -> None:
+    """As `torch.manual_seed`, but without the locks for devices that are not in use: a fork would copy them locked."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
 
 
 class _Mode(BaseTorchFunctionMode):

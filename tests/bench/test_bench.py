@@ -9,7 +9,7 @@ from timm.layers import EcaModule
 from torch import nn
 from typer.testing import CliRunner
 
-from simam_inject import InjectError, SimAM, injected
+from simam_inject import InjectError, SimAM, inject, injected
 from simam_inject.bench import Conditions, bench
 from simam_inject.bench.measuring import Quartiles, bytes_kept, ratios, time_rounds
 from simam_inject.bench.peers import make_variants
@@ -46,6 +46,13 @@ def test_rows_of_every_variant_in_both_modes():
     assert not injected(model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
     assert json.loads(json.dumps(measured.to_dict()))["sites"] == 2
+
+
+def test_a_model_that_has_simam_is_compared_without_it():
+    model = inject(make_net(), "after block.norm", example_inputs=IMAGE)
+    variants = make_variants(model, "after block.norm", IMAGE, ("eca",))
+    assert [len(injected(variants[name])) for name in ("plain", "SimAM", "eca")] == [0, 2, 2]
+    assert len(injected(model)) == 2
 
 
 def test_training_keeps_about_one_copy_of_each_attended_map():

@@ -326,6 +326,10 @@ KNOWN = {
     "pad": (lambda x: F.pad(x, (1, 1)), 1),
     "flip": (lambda x: rows(x).flip(1), -1),
     "clamp": (lambda x: tokens(x).clamp(-1, 1), -1),
+    "rot90 of as many channels as rows": (lambda x: torch.rot90(x.repeat(1, 2, 1, 1)[:, :8], 1, (1, 3)), -1),
+    "unfold to as many positions as channels": (lambda x: F.unfold(x.repeat(1, 11, 1, 1)[:, :64], 3, padding=1), 1),
+    "glu": (lambda x: F.layer_norm(F.glu(x, 1), (8,)), 1),
+    "largest of two": (lambda x: torch.stack([x, x + 1], 2).amax(2), 1),
 }
 UNKNOWN = {
     "einsum": (lambda x: torch.einsum("nchw->nhwc", x), -1),
@@ -339,6 +343,10 @@ UNKNOWN = {
     "where": (lambda x: torch.where(torch.ones(8, 8, 6).bool(), rows(x), torch.zeros(1, dtype=x.dtype)), -1),
     "stack": (lambda x: torch.stack(list(x.unbind(1)), -1), -1),
     "windows": (lambda x: rows(x).reshape(len(x), 2, 4, 2, 4, 6).transpose(2, 3).reshape(-1, 16, 6), -1),
+    "norm by position": (lambda x: F.batch_norm(tokens(x), None, None, training=True), -1),
+    "pooled channels": (lambda x: F.max_pool1d(tokens(x), 2), -1),
+    "mean over channels": (lambda x: x.repeat(1, 2, 1, 1)[:, :8, :, :5].mean(1), None),
+    "positions read as channels": (lambda x: x.reshape(len(x), 64, 6), None),
     "gather": (lambda x: rows(x).gather(1, torch.zeros(len(x), 8, 8, 6, dtype=torch.int64)), -1),
 }
 
@@ -360,6 +368,23 @@ def test_axes_that_follow_from_nothing_known_are_right_or_skipped(name):
         assert planned.insertions[0].channel_dim == axis
         return
     assert "channels" in message or "first dimension" in message
+
+
+class OfTwoSamples(OfOneSize):
+    """The batch is as fixed as the size, so neither can be measured."""
+
+    def forward(self, x):
+        y = (self.conv(x) + self.table).reshape(2, 6, 64)
+        return self.mv(y.permute(2, 0, 1)).flatten()
+
+
+def test_without_any_measurement_the_first_dimension_has_to_be_the_batch():
+    with pytest.raises(
+        InjectError, match=r"its first dimension does not hold the 2 samples of the example: .*64, 2, 6"
+    ):
+        plan(build(lambda: OfTwoSamples(torch.relu)), after("mv"), example_inputs=image(2, 3, 8, 8))
+    planned = plan(build(lambda: OfTwoSamples(torch.relu)), after("conv"), example_inputs=image(2, 3, 8, 8))
+    assert planned.insertions[0].channel_dim == 1
 
 
 class Attends(nn.Module):

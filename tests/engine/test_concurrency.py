@@ -276,6 +276,37 @@ def test_a_process_forked_meanwhile_works(deed):
     )
 
 
+def test_workers_that_are_forked_while_a_process_injects_for_the_first_time_do_not_hang():
+    call(
+        """
+        import threading
+        import torch
+        from torch.utils.data import DataLoader
+        from simam_inject import inject, injected
+        from tests.engine import test_threads as t
+        images, stock = t.image(), t.build()
+        done = []
+
+        class Data(list):
+            def __getitem__(self, index):
+                with torch.no_grad():
+                    return stock(images).mean()
+
+        def work():
+            done.append(len(injected(inject(t.build(), t.RECIPE, example_inputs=images))))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(4):
+            assert len(list(DataLoader(Data([0] * 4), batch_size=2, num_workers=2))) == 2
+        for thread in threads:
+            thread.join()
+        assert done == [2] * 4
+        """
+    )
+
+
 def call(source, timeout=120, **environment):
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(source)],

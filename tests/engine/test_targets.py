@@ -464,3 +464,31 @@ def test_verify_remembers_the_example(factory, example):
         found = verify(each)
         assert found.ok, str(found)
         assert sum(check.ok is True for check in found.checks) > 2
+
+
+class Shrinking(nn.Module):
+    """A loop, and a result of one pixel, which has no SimAM either."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        for _ in range(2):
+            x = self.a(x) * 1.5
+        return x.mean((2, 3), keepdim=True)
+
+
+class Looping(Shrinking):
+    def forward(self, x):
+        for _ in range(2):
+            x = self.a(x) * 1.5
+        return x - 1
+
+
+@pytest.mark.parametrize(("block", "advice"), [(Shrinking, ""), (Looping, ". The output of 1 can be used instead")])
+def test_another_place_is_named_only_where_it_can_be_used(block, advice):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), block(), nn.Conv2d(4, 2, 1)).eval()
+    with pytest.raises(InjectError) as caught:
+        plan(model, {"rules": [{"path": "1.mul", "after": "output"}]}, example_inputs=torch.rand(2, 3, 8, 8))
+    assert str(caught.value).endswith(f"or together with other operations{advice}")

@@ -205,6 +205,124 @@ class Shelf(nn.Module):
         return self.box(x), self.kind(x)
 
 
+class FitSize(nn.Module):
+    """Without children: resizes a map to the size of another one, of whose content it takes nothing."""
+
+    def forward(self, like, x):
+        return F.interpolate(x, size=like.shape[2:])
+
+
+class Widen(nn.Module):
+    """The same after a convolution, so that the operations can be seen."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = c3(8, 8)
+
+    def forward(self, like, x):
+        return F.interpolate(self.mix(x), size=like.shape[2:])
+
+
+class Riser(nn.Module):
+    """A decoder block whose own forward adds the upsampled map and the earlier one."""
+
+    def __init__(self, grow):
+        super().__init__()
+        self.grow, self.body = grow(), Darn()
+
+    def forward(self, earlier, x):
+        return self.body(earlier + self.grow(earlier, x))
+
+
+class Stairs(nn.Module):
+    def __init__(self, grow):
+        super().__init__()
+        self.head, self.e1, self.e2, self.e3, self.last = c3(3, 8), Darn(), Darn(), Darn(), c1(8, 1)
+        self.d2, self.d1 = Riser(grow), Riser(grow)
+
+    def forward(self, x):
+        one = self.e1(self.head(x))
+        two = self.e2(F.max_pool2d(one, 2))
+        return self.last(self.d1(one, self.d2(two, self.e3(F.max_pool2d(two, 2)))))
+
+
+class Scales(nn.Module):
+    """Attention with a gate over channels and one over places."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.place = nn.Linear(8, 4), nn.Linear(4, 8), c1(8, 1)
+
+    def forward(self, x):
+        gate = self.b(F.relu(self.a(x.mean((2, 3))))).sigmoid()
+        return x * gate[:, :, None, None] + x * self.place(x).sigmoid()
+
+
+class Scaled(nn.Module):
+    """A block that ends in such attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.end = c3(8, 8), c3(8, 8), Scales()
+
+    def forward(self, x):
+        return self.end(x + self.b(F.relu(self.a(x))))
+
+
+class Around(nn.Module):
+    """A skip connection around any part."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, x):
+        return x + self.part(x)
+
+
+class Cell(nn.Module):
+    """One convolution and a pooling; where it makes the map smaller, one more after the pooling."""
+
+    def __init__(self, stride=1):
+        super().__init__()
+        self.stride, self.conv = stride, c3(8, 8, stride)
+        self.side = c1(8, 8) if stride > 1 else nn.Identity()
+
+    def forward(self, x):
+        return F.relu(self.conv(x) + self.side(F.max_pool2d(x, 3, self.stride, 1)))
+
+
+class Scaled3x3(nn.Module):
+    """A convolution without children whose weights are scaled at run time, as generators have them."""
+
+    def __init__(self, before, after, stride=1):
+        super().__init__()
+        self.weight, self.stride = nn.Parameter(torch.randn(after, before, 3, 3)), stride
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight / 9, None, self.stride, 1)
+
+
+class Blur(nn.Module):
+    """Without parameters: a filter, no layer."""
+
+    def forward(self, x):
+        return F.conv2d(x, x.new_full((x.shape[1], 1, 3, 3), 1 / 9), None, 1, 1, 1, x.shape[1])
+
+
+class Judge(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.blur, self.b, self.side = Scaled3x3(8, 8), Blur(), Scaled3x3(8, 8, 2), nn.AvgPool2d(2)
+
+    def forward(self, x):
+        return self.b(self.blur(F.relu(self.a(x)))) + self.side(x)
+
+
+def judges():
+    return nn.Sequential(Scaled3x3(3, 8), Judge(), Judge(), c1(8, 2))
+
+
 class Envelope(nn.Module):
     """A layer as those of transformers: it returns a tuple of one map, and its second half has both convolutions."""
 
@@ -230,8 +348,20 @@ class Letters(nn.Module):
 
 
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
+TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
 CASES = [
+    (judges, "every-conv", "0 {1,2}.{a,b} 3"),
+    (judges, "paper", "{1,2}.b"),
+    (judges, "residual", "{1,2}.b"),
+    (lambda: Stairs(FitSize), "unet", "d2 d1"),
+    (lambda: Stairs(Widen), "unet", "d2 d1"),
+    (lambda: Stairs(Widen), "residual", "{e1,e2,e3}.second {d2,d1}.body.second"),
+    (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "paper", "{1,2}.b"),
+    (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "block-output", "{1,2}"),
+    (lambda: nn.Sequential(c3(3, 8), Around(nn.Sequential(Darn(), Darn(), c3(8, 8))), c3(8, 3)), "paper", TRUNK),
+    (lambda: nn.Sequential(c3(3, 8), Around(nn.Sequential(Darn(), c3(8, 8))), c3(8, 3)), "block-output", "1"),
+    (lambda: nn.Sequential(c3(3, 8), Cell(), Cell(2), Cell(), Cell(2), Cell(), c1(8, 2)), "paper", "{1,2,3,4,5}.conv"),
     (Sharpen, "block-output", "body.{0,1,2}"),
     (lambda: Sleeve(Sharpen()), "block-output", "net.body.{0,1,2}"),
     (lambda: Sleeve(Sleeve(Sharpen())), "paper", "net.net.body.{0,1,2}.second"),

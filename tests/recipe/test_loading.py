@@ -234,3 +234,16 @@ def test_the_types_that_a_caller_may_write_are_the_types_that_mypy_accepts(tmp_p
         ["--strict", "--follow-imports=silent", "--config-file", str(root / "pyproject.toml"), str(code)]
     )
     assert status == 0, output + errors
+
+
+@pytest.mark.parametrize(
+    "text", ["bottleneck.conv2", "after: bottleneck", "conv2d > bottleneck", "residual+paper", '{"rules": []}']
+)
+def test_what_does_not_look_like_a_name_gets_no_name_as_hint(text):
+    with pytest.raises(RecipeError, match=r"a selector such as 'after bottleneck\.conv2'$"):
+        load_recipe(text)
+
+
+def test_one_rule_without_a_list_is_refused():
+    with pytest.raises(RecipeError, match=r"^rules: found a Rule; expected a list: \[Rule\(...\)\]$"):
+        Recipe(rules=Rule(block="A", after="b"))

@@ -28,6 +28,8 @@ MESSAGES = [
     ("{'-': 3}", "'-'", ["unknown key"]),
     ("{'A·': 3}", "'A·'", ["unknown key"]),
     ('{"' + "\U0001342f" * 7 + '": 3}', repr("\U0001342f" * 7), ["unknown key"]),
+    ("{extends: paper, rules: {}}", "rules", ["found a mapping", "list"]),
+    ("{extends: paper, rules: ''}", "rules", ["found ''", "list"]),
     ("{extends: 3}", "extends", ["no shipped recipe is named 3", "paper"]),
     # e_lambda
     ("{e_lambda: -1, rules: [{block: A, after: b}]}", "e_lambda", ["found -1", "greater than 0"]),

@@ -118,3 +118,18 @@ def test_hostile_texts_end_in_bounded_time(name):
         read_yaml(HOSTILE[name])
     assert time.process_time() - start < 5.0
     assert caught is None or len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"rules": [{"block": "A", "block": "B"}]}',
+        '{"rules": [{"block": "*.conv[12]" "after": "c"}]}',
+        '// all\n{"rules": [{"block": "A"}]}',
+        "a: [[[[[[[[[[[[[[[[",
+        "---\na: [1]\n---\nb: 2",
+    ],
+)
+def test_there_is_no_advice_that_does_not_concern_the_mistake(text):
+    with pytest.raises(RecipeError, match=r"^recipe: not valid at line \d, column \d+: (?!but )[^;]*$"):
+        read_yaml(text)
