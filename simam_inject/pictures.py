@@ -57,16 +57,18 @@ def photograph(
     channels, height, width = size
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
+            mode, image = file.mode, ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
     except ImportError:  # ultralytics replaces Image.open by one that needs a plugin for unknown formats
         raise FileError(f"{path} cannot be read as an image: unknown format") from None
-    except OSError as error:
+    except Exception as error:  # each format fails in ways of its own
         raise FileError(f"{path} cannot be read as an image: {error}") from None
+    if mode.startswith(("I", "F")):  # the conversion cuts values at 255
+        raise FileError(f"{path} has pixels of more than 8 bits (Pillow's mode {mode}): convert it first")
     top = left = 0
     inner_height, inner_width = height, width
     if letterbox:
         scale = min(height / image.height, width / image.width)
-        inner_height, inner_width = round(image.height * scale), round(image.width * scale)
+        inner_height, inner_width = (max(1, round(side * scale)) for side in (image.height, image.width))
         top, left = round((height - inner_height) / 2 - 0.1), round((width - inner_width) / 2 - 0.1)
     framed = Image.new(image.mode, (width, height), GREY if channels == 1 else (GREY,) * 3)
     framed.paste(image.resize((inner_width, inner_height), Image.Resampling.BILINEAR), (left, top))

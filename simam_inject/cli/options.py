@@ -43,7 +43,8 @@ def number_from(low: float, below: float = math.inf) -> Callable[[str], float]:
     def parse(text: str) -> float:
         number = float(parse_number(str(text)))
         if not low <= number < below:
-            raise typer.BadParameter(f"found {text}; write a number from {low:g}, below {below:g}")
+            limit = f" and below {below:g}" if below < math.inf else ""
+            raise typer.BadParameter(f"found {text}; write a number from {low:g}{limit}")
         return number
 
     return parse

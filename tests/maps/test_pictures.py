@@ -75,6 +75,30 @@ def test_a_photograph_on_its_side_is_turned(tmp_path):
     assert photograph(tmp_path / "a.jpg", (3, 16, 16)).pixels.shape == (3, 40, 20)
 
 
+@pytest.mark.parametrize("mode", ["I;16", "I", "F"])
+def test_pixels_of_more_than_8_bits_are_not_cut_to_white(mode, tmp_path):
+    Image.new(mode, (4, 4), 3000).save(tmp_path / "a.tiff")
+    with pytest.raises(FileError, match="more than 8 bits"):
+        photograph(tmp_path / "a.tiff", (1, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+def test_a_line_of_pixels_has_a_letterbox(size, tmp_path):
+    shot = photograph(picture_file(tmp_path / "a.png", *size), (3, 64, 64), letterbox=True)
+    assert min(shot.box[2:]) == 1
+    assert shot.undo(torch.rand(8, 8)).shape == size[::-1]
+
+
+def test_damaged_files_are_refused_in_one_way(tmp_path):
+    (tmp_path / "a.ppm").write_bytes(b"P6 4 4x 255 " + bytes(48))
+    (tmp_path / "b.bmp").write_bytes(
+        b"BM" + bytes(12) + (40).to_bytes(4, "little") + b"\xff\xff\x0f\x00" * 2 + bytes(30)
+    )
+    for name in ("a.ppm", "b.bmp"):  # a ValueError and a DecompressionBombError of Pillow
+        with pytest.raises(FileError, match=f"{name} cannot be read as an image"):
+            photograph(tmp_path / name, (3, 8, 8))
+
+
 def test_a_file_that_is_no_image(tmp_path):
     (tmp_path / "a.png").write_text("words")
     with pytest.raises(FileError, match=r"a\.png cannot be read as an image"):
