@@ -283,7 +283,7 @@ def test_workers_that_are_forked_while_a_process_injects_for_the_first_time_do_n
         import torch
         from torch.utils.data import DataLoader
         from simam_inject import inject, injected
-        from tests.engine import test_threads as t
+        from tests.engine import test_concurrency as t
         images, stock = t.image(), t.build()
         done = []
 
