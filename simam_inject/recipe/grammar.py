@@ -158,7 +158,8 @@ def _explain(problem: Any, whole: str) -> str:
         message = re.sub("^(Input|String) should", "it should", problem["msg"])
         for name, word in _NAMES.items():
             message = message.replace(name, word)
-        sentence = f"found {found}; {message}"
+        is_bare = kind == "string_type" and isinstance(problem["input"], dict | list)
+        sentence = f"found {found}; {message}{', in quotes if it begins with { or [' if is_bare else ''}"
     return f"{_write_location(location) or whole}: {sentence}"
 
 

@@ -81,6 +81,8 @@ def read_yaml(data: bytes | str) -> Any:
         RecipeError: not UTF-8, not YAML, too large or deep, a key twice, a tag, an alias, or not one document.
     """
     text = _decode(data)
+    if text.lstrip().startswith("{"):  # JSON, which may be indented with tabs
+        text = text.replace("\t", " ")
     try:
         found = yaml.load(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

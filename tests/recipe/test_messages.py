@@ -57,6 +57,7 @@ MESSAGES = [
     (rule("block: A, after: b, which: last"), "rules[1].which", ["belongs under 'after'"]),
     (rule("block: A, after: b, zzz: 1"), "rules[1].zzz", ["unknown key"]),
     (rule("block: [A, 3], after: b"), "rules[1].block[1]", ["found 3", "string"]),
+    (rule("path: {a,b}, after: b"), "rules[1].path", ["found a mapping", "string, in quotes if it begins with {"]),
     (rule("block: '', after: b"), "rules[1].block", ["found ''", "at least 1"]),
     (rule("path: '{a,b', after: b"), "rules[1].path", ["'{a,b'", "unbalanced brace"]),
     (rule("path: 'a}', after: b"), "rules[1].path", ["unbalanced brace"]),

@@ -133,3 +133,7 @@ def test_hostile_texts_end_in_bounded_time(name):
 def test_there_is_no_advice_that_does_not_concern_the_mistake(text):
     with pytest.raises(RecipeError, match=r"^recipe: not valid at line \d, column \d+: (?!but )[^;]*$"):
         read_yaml(text)
+
+
+def test_json_may_be_indented_with_tabs():
+    assert read_yaml('{\n\t"rules":\t[\n\t\t{"block": "A"}\n\t]\n}') == {"rules": [{"block": "A"}]}

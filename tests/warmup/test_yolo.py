@@ -1,6 +1,7 @@
 """A `YOLO` object: batches of its own loader, numbers in its record, and the stock network at strength 0, fused too."""
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -89,6 +90,21 @@ def test_calibrated_on_its_data_set_by_the_file(yolo, tmp_path):
     expected = calibrate(twin, torch.stack([pil_to_tensor(Image.open(file)) for file in files])[order].split(16))
     assert [site.gain for site in found.sites] == pytest.approx([site.gain for site in expected.sites], rel=1e-3)
     assert not list(tmp_path.glob("runs*"))
+
+
+@pytest.mark.parametrize(("overrides", "size"), [({}, 224), ({"imgsz": 64}, 64)])
+def test_a_classifier_reads_images_of_the_size_that_it_is_trained_with(overrides, size, tmp_path):
+    from PIL import Image
+
+    for part, name in itertools.product(("train", "val"), "ab"):
+        (tmp_path / "set" / part / name).mkdir(parents=True)
+        Image.new("RGB", (30, 20), "red").save(tmp_path / "set" / part / name / "0.png")
+    yolo, sizes = ultralytics.YOLO("yolov8n-cls.yaml"), set()
+    inject(yolo, "after c2f", example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+    yolo.overrides |= overrides
+    yolo.model.register_forward_pre_hook(lambda _module, args: sizes.add(tuple(args[0].shape[1:])))
+    calibrate(yolo, str(tmp_path / "set"))
+    assert sizes == {(3, size, size)}
 
 
 @pytest.mark.parametrize("data", ["nothing.yaml", "nothing"])

@@ -97,7 +97,8 @@ class UltralyticsAdapter(Adapter):
             return None
         try:
             with tempfile.TemporaryDirectory() as folder:  # a validator makes a folder for its results
-                options = {**model.overrides, "data": data, "mode": "val", "split": "train", "rect": False}
+                default = {"imgsz": 224} if model.task == "classify" else {}  # as its trainer has
+                options = {**default, **model.overrides, "data": data, "mode": "val", "split": "train", "rect": False}
                 validator = model._smart_load("validator")(args=options, save_dir=Path(folder))
             validator.data = (check_cls_dataset if model.task == "classify" else check_det_dataset)(data)
             validator.stride, validator.names = int(max(model.model.stride)), validator.data["names"]
