@@ -150,7 +150,7 @@ def test_wrapped_in_fsdp(process_group):
     model.zero_grad()
     mesh = init_device_mesh("cpu", (1,))
     fully_shard(model.block[0], mesh=mesh)
-    refuses(ModelError, r"already sharded \(fully_shard\): inject first, then shard", model, "after block.a")
+    refuses(ModelError, r"already sharded \(fully_shard\): inject first", model, "after block.a")
     fully_shard(model, mesh=mesh)
     refuses(ModelError, r"already wrapped \(FSDP.*inject first", model, "after block.a")
 
@@ -175,7 +175,7 @@ def test_a_script_module_is_refused(model):
 
 def test_an_exported_program_is_refused(model):
     exported = torch.export.export(copy.deepcopy(model).eval(), (X,))
-    refuses(ModelError, "expected an nn.Module, found an object of type ExportedProgram", exported, "after block.a")
+    refuses(ModelError, "nn.Module, found .*ExportedProgram", exported, "after block.a")
 
 
 def test_parameters_on_the_meta_device_are_named():

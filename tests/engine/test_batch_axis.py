@@ -234,7 +234,7 @@ def test_samples_that_run_one_by_one_are_feature_maps(factory, batch):
 
 
 def test_frames_of_one_size_are_skipped_because_windows_look_the_same():
-    with pytest.raises(InjectError, match="grows by 3 for one sample more, so it holds windows, groups or frames"):
+    with pytest.raises(InjectError, match=r"grows by 3 .*windows, groups or frames"):
         plan(build(lambda: Frames(pool=1)), after("a"), example_inputs=image(2, 3, 3, 8, 8))
 
 
@@ -263,7 +263,7 @@ class Layouts(nn.Module):
 def test_another_layout_at_a_site_raises(before, later, side):
     model = inject(build(lambda: Layouts(before)), after("act"), example_inputs=image(2, 4, 8, 8))
     model.last = later
-    with pytest.raises(InjectError, match=r"SimAM at act was planned for \w+ with 6 channels"):
+    with pytest.raises(InjectError, match=r"SimAM at act .*6 channels"):
         run(model, image(2, 4, side, side))
 
 

@@ -213,7 +213,7 @@ class InLoop(Block):
 
 
 def test_one_pass_of_a_loop_cannot_be_named():
-    message = r"a runs 2 times in one forward, .*this value.* 1 time\(s\); it is computed in a loop"
+    message = r"a runs 2 times .*in a loop"
     with pytest.raises(NoMatchError, match=message):
         plan(InLoop(), "after inloop.a[2]", example_inputs=X)
 
@@ -260,7 +260,7 @@ class InPlaceFunction(Block):
 @pytest.mark.parametrize("block", [InPlaceModule, InPlaceFunction])
 def test_before_a_reader_that_writes_what_others_read(block):
     target = "act" if block is InPlaceModule else {"op": "relu"}
-    message = r"in-place operation modifies it while other|other operations read the same value"
+    message = r"in-place|read the same value"
     with pytest.raises(NoMatchError, match=message):
         plan(block(), {"rules": [{"block": block.__name__, "before": target}]}, example_inputs=X)
 

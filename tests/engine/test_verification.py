@@ -246,7 +246,7 @@ def test_a_site_inside_a_forward_that_train_mode_runs_otherwise():
             y = y + x
             return self.b(y) * y
 
-    with pytest.raises(VerificationError, match="add never ran: in train mode its forward computes something else"):
+    with pytest.raises(VerificationError, match="add never ran: in train mode"):
         inject(Otherwise(), "after otherwise.add", example_inputs=torch.rand(2, 4, 8, 8))
 
 
@@ -576,7 +576,7 @@ def test_an_output_of_eval_mode_alone_is_said_not_to_run_in_train_mode():
     model = inject(OtherOutputs().eval(), {"rules": [{"block": "OtherOutputs", "after": "output"}]}, example_inputs=X)
     found = {check.name: check for check in verify(model).checks}
     assert found[TRAIN].ok is None
-    assert "in train mode the model has no such value, so its forward raises" in found[TRAIN].detail
+    assert "in train mode the model has no such value" in found[TRAIN].detail
 
 
 @pytest.mark.parametrize("mean", [10.0, 1e3, 1e5])
