@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,15 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return dict(content), tuple(others)
 
 
-def without_prefix(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The same weights under the names of the model itself, which DataParallel, DDP or `torch.compile` wrapped."""
+def without_prefix(weights: Mapping[str, Any], names: Collection[str] = ()) -> dict[str, Any]:
+    """The same weights under the names of the model itself, which DataParallel, DDP or `torch.compile` wrapped.
+
+    Args:
+        names: those of the model, if they may have such a prefix of their own.
+    """
     for prefix in ("module.", "_orig_mod."):
-        if weights and all(name.startswith(prefix) for name in weights):
-            return without_prefix({name.removeprefix(prefix): value for name, value in weights.items()})
+        if weights and weights.keys() != set(names) and all(name.startswith(prefix) for name in weights):
+            return without_prefix({name.removeprefix(prefix): value for name, value in weights.items()}, names)
     return dict(weights)
 
 

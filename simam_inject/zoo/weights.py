@@ -28,7 +28,7 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
         ModelError: Its names or shapes are not those of the model.
     """
     from simam_inject.persist import load
-    from simam_inject.persist.checkpoints import HoldsObjectsError, read_checkpoint, without_prefix
+    from simam_inject.persist.checkpoints import HoldsObjectsError, read_checkpoint
     from simam_inject.persist.files import naming, read_tensors
     from simam_inject.persist.record import KEY
 
@@ -47,7 +47,7 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
     if KEY in texts:
         load(file, built.model)
     else:
-        _copy(built, file, without_prefix(state))
+        _copy(built, file, state)
     return replace(built, note=note)
 
 
@@ -73,9 +73,11 @@ def _read_yolo(built: ZooModel, file: Path) -> tuple[Mapping[str, Any], str]:
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     """Strict loading, with one message for everything that does not fit."""
     from simam_inject.adapters import network_of
+    from simam_inject.persist.checkpoints import without_prefix
     from simam_inject.persist.files import UNFIT, differences, listed
 
     network = network_of(built.model)
+    state = without_prefix(state, network.state_dict().keys())
     theirs, ours = (
         {name: value for name, value in one.items() if hasattr(value, "shape")} for one in (state, network.state_dict())
     )

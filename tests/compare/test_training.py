@@ -21,27 +21,16 @@ from simam_inject.errors import CompareError, InjectError
 from simam_inject.zoo import build
 from tests.compare.networks import RECIPE
 from tests.messages import says
+from tests.stripes import draw_stripes
 
 SHORT = Training(epochs=3, batch=8, size=16, rate=2.0, warmup=0, augment=False)
-
-
-def draw(folder, counts):
-    """Stripes that lie and stripes that stand, in noise."""
-    noise = np.random.default_rng(0)
-    for name in ("lying", "standing"):
-        (folder / name).mkdir(parents=True)
-        for index in range(counts):
-            wave = np.sin(np.arange(16) * noise.uniform(0.8, 1.2) + noise.uniform(0, 6))
-            plane = np.broadcast_to(wave if name == "standing" else wave[:, None], (16, 16))
-            pixels = 128 + 80 * plane[..., None] + noise.normal(0, 15, (16, 16, 3))
-            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / name / f"{index:02d}.png")
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     folder = tmp_path_factory.mktemp("images")
-    draw(folder / "train", 32)
-    draw(folder / "val", 12)
+    draw_stripes(folder / "train", 32, 16)
+    draw_stripes(folder / "val", 12, 16)
     (folder / "net.py").write_text(
         "from torch import nn\n"
         "def net(num_classes=2):\n"
@@ -108,8 +97,8 @@ def test_a_folder_of_classes_is_split(images):
 
 
 def lonely(folder):
-    draw(folder / "train", 1)
-    draw(folder / "val", 1)
+    draw_stripes(folder / "train", 1, 16)
+    draw_stripes(folder / "val", 1, 16)
     for part in ("train", "val"):
         (folder / part / "lying" / "00.png").unlink()
         (folder / part / "lying").rmdir()
@@ -120,9 +109,9 @@ def lonely(folder):
     [
         (lambda folder: None, "holds no images"),
         (lambda folder: folder.rmdir(), says("no such folder", "train/ and val/")),
-        (lambda folder: draw(folder / "train", 1), "no such folder: .*val"),
+        (lambda folder: draw_stripes(folder / "train", 1, 16), "no such folder: .*val"),
         (lonely, "has only one class, standing"),
-        (lambda folder: draw(folder, 3), "every class has fewer than 5 images"),
+        (lambda folder: draw_stripes(folder, 3, 16), "every class has fewer than 5 images"),
     ],
 )
 def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):

@@ -10,12 +10,12 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from simam_inject import injected
 from simam_inject.persist import load
 from simam_inject.zoo import build
 from tests.distributed.launching import ROOT, torchrun
+from tests.stripes import draw_stripes
 
 SCRIPT = ROOT / "examples" / "train_classifier.py"
 MODEL = "timm:test_resnet"
@@ -24,17 +24,9 @@ RECIPE = "after basicblock"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Stripes that lie and stripes that stand, in noise."""
-    folder = tmp_path_factory.mktemp("images")
-    noise = np.random.default_rng(0)
+    folder, dice = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     for part, count in {"train": 16, "val": 6}.items():
-        for name in ("lying", "standing"):
-            (folder / part / name).mkdir(parents=True)
-            for index in range(count):
-                wave = np.sin(np.arange(40) * noise.uniform(0.8, 1.2) + noise.uniform(0, 6))
-                plane = np.broadcast_to(wave if name == "standing" else wave[:, None], (40, 40))
-                pixels = 128 + 80 * plane[..., None] + noise.normal(0, 15, (40, 40, 3))
-                Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(folder / part / name / f"{index}.png")
+        draw_stripes(folder / part, count, 40, dice)
     return folder
 
 

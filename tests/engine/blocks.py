@@ -1,5 +1,6 @@
 """Small blocks, at module level so that they pickle."""
 
+import torch
 from torch import nn
 
 
@@ -34,3 +35,21 @@ class HasOptional(Block):
     def forward(self, x, skip=None):
         y = self.a(x)
         return self.b(y) if skip is None else self.b(y) + skip
+
+
+class Net2(nn.Module):
+    """A block in a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Block()
+        self.norm = nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.inner(x)) + x
+
+
+def network():
+    """Two blocks in blocks behind a convolution."""
+    torch.manual_seed(1)
+    return nn.Sequential(conv(3, 4), Net2(), Net2()).eval()

@@ -1,107 +1,84 @@
-"""The networks of issue 2's "Done when": how to build each, where SimAM goes, and which module returns each value."""
-
-import copy
-import re
-import warnings
-from dataclasses import dataclass
+"""Networks whose norms matter: what other tools fold, replace, wrap and move."""
 
 import torch
 from torch import nn
 
-E_LAMBDA = 0.03
+from tests.oracle import E_LAMBDA
 
 
-def give_statistics(model, seed=7):
-    """Make every norm's statistics and affine parameters non-trivial, so that no two orders of operations agree."""
-    noise = torch.Generator().manual_seed(seed)
+def image(side=32, batch=2, seed=1):
+    return torch.randn((batch, 3, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
-    def uniform(like, low, high):
-        return torch.rand(like.shape, generator=noise) * (high - low) + low
 
+def run(model, x=None):
+    with torch.no_grad():
+        return model(image() if x is None else x)
+
+
+def with_statistics(model):
+    """Float64, with norm statistics that matter."""
+    noise = torch.Generator().manual_seed(7)
+    model.double()
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(getattr(module, "running_mean", None), torch.Tensor):
-                module.running_mean.copy_(uniform(module.running_mean, -0.3, 0.3))
-                module.running_var.copy_(uniform(module.running_var, 0.5, 1.5))
-            ranges = {"gamma": (0.2, 0.5)}  # ConvNeXt's layer scale starts at 1e-6, which hides the whole branch
-            if "norm" in type(module).__name__.lower():
-                ranges |= {"weight": (0.6, 1.4), "bias": (-0.2, 0.2)}
-            for name, bounds in ranges.items():
-                parameter = getattr(module, name, None)
-                if isinstance(parameter, nn.Parameter):
-                    parameter.copy_(uniform(parameter, *bounds))
-    return model
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                for tensor, low in ((module.running_mean, -0.3), (module.running_var, 0.5), (module.weight, 0.6)):
+                    tensor.copy_(torch.rand(tensor.shape, generator=noise, dtype=tensor.dtype) * 0.8 + low)
+    return model.eval()
 
 
-@dataclass(frozen=True)
-class Network:
-    library: str
-    name: str
-    rule: dict
-    paths: str
-    """Regular expression on the paths of the modules whose result is attended."""
-    count: int
+def resnet18():
+    import torchvision
 
-    def __str__(self):
-        place = next(self.rule[key] for key in ("after", "before") if key in self.rule)
-        return f"{self.name}-{place if isinstance(place, str) else place['op']}"
-
-    def build(self):
-        """With non-trivial norm statistics, in eval mode."""
-        torch.manual_seed(3)
-        return give_statistics(self._load()).eval()
-
-    def _load(self):
-        if self.library == "torchvision":
-            import torchvision
-
-            return torchvision.models.get_model(self.name, weights=None)
-        if self.library == "timm":
-            import timm
-
-            return timm.create_model(self.name, pretrained=False)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from ultralytics import YOLO
-
-            return YOLO(f"{self.name}.yaml", verbose=False).model
-
-    @property
-    def recipe(self):
-        return {"rules": [self.rule], "e_lambda": E_LAMBDA}
-
-    def attended(self, model):
-        """Paths of the modules whose result is attended, from their names alone."""
-        return [path for path, _ in model.named_modules() if re.fullmatch(self.paths, path)]
+    torch.manual_seed(3)
+    return with_statistics(torchvision.models.resnet18())
 
 
-NETWORKS = (
-    Network("torchvision", "resnet18", {"block": "basicblock", "after": "conv2"}, r"layer\d\.\d+\.conv2", 8),
-    Network("torchvision", "resnet18", {"block": "basicblock", "after": "output"}, r"layer\d\.\d+", 8),
-    Network("torchvision", "resnet50", {"block": "bottleneck", "after": "conv2"}, r"layer\d\.\d+\.conv2", 16),
-    Network("torchvision", "resnext50_32x4d", {"block": "bottleneck", "after": "conv2"}, r"layer\d\.\d+\.conv2", 16),
-    Network(
-        "torchvision",
-        "mobilenet_v2",
-        {"block": "invertedresidual", "after": {"op": "conv2d", "groups": "depthwise"}},
-        r"features\.1\.conv\.0\.0|features\.([2-9]|1[0-7])\.conv\.1\.0",
-        17,
-    ),
-    Network(
-        "timm", "resnetv2_50", {"block": "preactbottleneck", "after": "conv2"}, r"stages\.\d\.blocks\.\d+\.conv2", 16
-    ),
-    Network("timm", "convnext_atto", {"block": "convnextblock", "after": "output"}, r"stages\.\d\.blocks\.\d+", 12),
-    Network("timm", "convnext_atto", {"block": "convnextblock", "after": "conv_dw"}, r".*\.conv_dw", 12),
-    Network("timm", "densenet121", {"block": "denselayer", "after": "conv2"}, r".*\.denselayer\d+\.conv2", 58),
-    Network("timm", "hrnet_w18_small", {"block": "basicblock", "after": "conv2"}, r"stage\d\..*\.conv2", 18),
-    Network("ultralytics", "yolov8n", {"block": "c2f", "after": "output"}, r"model\.(2|4|6|8|12|15|18|21)", 8),
-    Network("ultralytics", "yolov8n", {"block": "bottleneck", "after": "cv2"}, r"model\.\d+\.m\.\d+\.cv2", 10),
-)
+class ConvBlock(nn.Module):
+    def __init__(self, before=8, after=8):
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
 
 
-def image(batch=2, size=64, seed=11, dtype=torch.float32):
-    return torch.rand((batch, 3, size, size), generator=torch.Generator().manual_seed(seed)).to(dtype)
+class Folding(ConvBlock):
+    """Like RepVGG and its kin: `fold` puts the norm into the convolution."""
+
+    def fold(self):
+        self.conv = nn.utils.fusion.fuse_conv_bn_eval(self.conv, self.bn)
+        self.bn = nn.Identity()
 
 
-def twin(model):
-    return copy.deepcopy(model)
+class Net(nn.Module):
+    def __init__(self, kind=ConvBlock):
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, padding=1), kind(), kind()
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        return self.head(self.two(self.one(self.stem(x))).mean((2, 3)))
+
+
+def small(kind=ConvBlock):
+    torch.manual_seed(3)
+    return with_statistics(Net(kind))
+
+
+def recipe(*paths):
+    return {"e_lambda": E_LAMBDA, "rules": [{"path": path, "after": "output"} for path in paths]}
+
+
+def every_conv(model):
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+
+
+class Op(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.d = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = self.c(x) * 2
+        return self.d(y) + y

@@ -513,6 +513,7 @@ CASES = {
         "append": (Listed, lambda model, _: model.layers.append(nn.Tanh()), image()),
         "insert": (Listed, lambda model, _: model.layers.insert(1, nn.Tanh()), image()),
         "delete": (Listed, lambda model, _: model.layers.__delitem__(1), image()),
+        "swap": (Listed, _swap_order, image()),
         "item": (plain_sequential, lambda model, _: model.__setitem__(1, nn.Tanh()), image()),
         "key": (Keyed, lambda model, _: model.layers.update({"tanh": nn.Tanh()}), image()),
         "children": (ByChildren, lambda model, _: model.add_module("t", nn.Tanh()), image()),

@@ -1,37 +1,16 @@
-"""Attention runs along the axes that the values have, whatever classes are called: faults B1 to B4, by kind.
+"""Fault B: attention runs along the axes that the values have, whatever classes are called (B1 to B4, by kind).
 
 Each net names its attended module, and the channel axis of what that module returns is written by hand.
 """
-
-import copy
 
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
-from simam_inject import InjectError, bypass, inject, injected, plan
+from simam_inject import InjectError, injected, plan
 from simam_inject.api import survey
-from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
-
-
-def image(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def build(factory):
-    torch.manual_seed(4)
-    return factory().double().eval()
-
-
-def run(model, *args):
-    with torch.no_grad():
-        return model(*args)
-
-
-def after(path):
-    return {"e_lambda": E_LAMBDA, "rules": [{"path": path, "after": "output"}]}
-
+from tests.engine.axes import after, assert_like_hooks, build, image, rows
 
 # B1: norms and layers that work on NCHW, under names of torch's classes that do not
 
@@ -121,7 +100,7 @@ class Net(nn.Module):
 @pytest.mark.parametrize("norm", [LayerNorm, RMSNorm, Linear, Embedding, MultiheadAttention, Renamed])
 @pytest.mark.parametrize("place", ["blk", "blk.norm"])
 def test_a_class_name_decides_nothing(norm, place):
-    hold(lambda: Net(NormedBlock(norm)), {place: 1}, [image(2, 3, 12, 10)], [image(3, 3, 9, 14)])
+    assert_like_hooks(lambda: Net(NormedBlock(norm)), {place: 1}, [image(2, 3, 12, 10)], [image(3, 3, 9, 14)])
 
 
 # B2: the layout changes inside
@@ -231,7 +210,7 @@ LAYOUTS = {
 )
 def test_the_layout_is_that_of_the_value(name, place):
     factory, places = LAYOUTS[name]
-    hold(factory, {place: places[place]}, [image(2, 3, 8, 16)], [image(3, 3, 4, 8)])
+    assert_like_hooks(factory, {place: places[place]}, [image(2, 3, 8, 16)], [image(3, 3, 4, 8)])
 
 
 class Positions(nn.Module):
@@ -272,7 +251,7 @@ class FixedHead(nn.Module):
     ],
 )
 def test_a_net_of_one_size_has_its_axes_from_its_layers(factory, place, axis, side):
-    model = hold(factory, {place: axis}, [image(2, 3, side, side)], [image(3, 3, side, side, seed=2)])
+    model = assert_like_hooks(factory, {place: axis}, [image(2, 3, side, side)], [image(3, 3, side, side, seed=2)])
     assert injected(model)[0].axes in {1: ("NCHW",), -1: ("NLC",)}[axis]
 
 
@@ -289,186 +268,7 @@ class Square(nn.Module):
 
 @pytest.mark.parametrize(("place", "axis"), [("conv", 1), ("last", -1), ("mix", -1), ("head", 1)])
 def test_a_map_with_as_many_channels_as_rows(place, axis):
-    hold(Square, {place: axis}, [image(2, 3, 8, 8)], [image(1, 3, 8, 12)])
-
-
-def hold(factory, places, inputs, other):
-    """Injected at the places, the net equals the oracle with the axes of the places, at two sizes."""
-    stock = build(factory)
-    recipe = {"e_lambda": E_LAMBDA, "rules": [{"path": place, "after": "output"} for place in places]}
-    model = inject(copy.deepcopy(stock), recipe, example_inputs=tuple(inputs))
-    found = injected(model)
-    assert {insertion.path: insertion.channel_dim for insertion in found} == places
-    for args in (inputs, other):
-        plain = run(stock, *args)
-        with hooked(stock, places):
-            expected = run(stock, *args)
-        assert_right(run(model, *args), expected, plain)
-        with bypass(model):
-            assert same_bits(run(model, *args), plain)
-    return model
-
-
-# B3: attention never mixes samples
-
-
-class SequenceFirst(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 8, 3, padding=1)
-        self.layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
-
-    def forward(self, x):
-        return self.layer(self.conv(x).flatten(2).permute(2, 0, 1)).mean(0)
-
-
-class TimeFirst(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.layer = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Linear(8, 8), nn.Tanh())
-
-    def forward(self, x):
-        return self.layer(self.conv(x).flatten(2).permute(2, 0, 1)).mean(0)
-
-
-class HeightFirst(TimeFirst):
-    """(H, W, N, C)."""
-
-    def forward(self, x):
-        return self.layer(self.conv(x).permute(2, 3, 0, 1)).mean((0, 1))
-
-
-class ChannelsFirst(nn.Module):
-    """(C, N, H, W)."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.layer = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Tanh(), nn.Identity())
-
-    def forward(self, x):
-        return self.layer(self.conv(x).transpose(0, 1)).mean((2, 3)).T
-
-
-class Recurrent(nn.Module):
-    """(L, N, C) from an RNN without batch_first."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.rnn = nn.Conv2d(3, 8, 3, padding=1), nn.GRU(8, 8)
-        self.layer = nn.Sequential(nn.Linear(8, 8))
-
-    def forward(self, x):
-        return self.layer(self.rnn(self.conv(x).mean(2).permute(2, 0, 1))[0])[-1]
-
-
-class Joined(nn.Module):
-    """The batch as one long row of pixels."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv, self.layer = nn.Conv2d(3, 8, 3, padding=1), nn.Sequential(nn.Tanh(), nn.Conv1d(8, 8, 1))
-
-    def forward(self, x):
-        y = self.conv(x)
-        row = y.transpose(0, 1).reshape(1, 8, -1)
-        return self.layer(row).reshape(8, len(x), *y.shape[2:]).transpose(0, 1)
-
-
-@pytest.mark.parametrize("factory", [SequenceFirst, TimeFirst, HeightFirst, ChannelsFirst, Recurrent, Joined])
-def test_where_the_batch_is_not_first_the_site_is_skipped(factory):
-    stock = build(factory)
-    recipe = {
-        "e_lambda": E_LAMBDA,
-        "rules": [{"path": "layer", "after": "output", "optional": True}, {"path": "conv", "after": "output"}],
-    }
-    planned = plan(stock, recipe, example_inputs=image(2, 3, 6, 10))
-    assert [insertion.path for insertion in planned.insertions] == ["conv"]
-    reasons = [skip.reason for skip in planned.skips if skip.path == "layer"]
-    assert reasons
-    assert "batch" in reasons[0] or "sample" in reasons[0]
-    model = planned.apply()
-    one, two = image(1, 3, 6, 10, seed=1), image(1, 3, 6, 10, seed=2)
-    together = run(model, torch.cat([one, two]))
-    assert distance(together[:1], run(model, one)) < 1e-8  # the second sample does not reach the first
-
-
-@pytest.mark.parametrize("factory", [SequenceFirst, TimeFirst, HeightFirst])
-def test_a_recipe_that_takes_only_such_a_site_is_an_error(factory):
-    with pytest.raises(InjectError, match=r"batch|sample"):
-        inject(build(factory), after("layer"), example_inputs=image(2, 3, 6, 10))
-
-
-LAYER_AND_CONV = {"rules": [after("layer")["rules"][0] | {"optional": True}, *after("conv")["rules"]]}
-
-
-def test_a_batch_of_one_does_not_hide_it():
-    planned = plan(build(SequenceFirst), LAYER_AND_CONV, example_inputs=image(1, 3, 6, 10))
-    assert [insertion.path for insertion in planned.insertions] == ["conv"]
-
-
-class OfNoSample(nn.Module):
-    """A position table that passes through layers: no feature map of any sample."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(1, 3, 6, 10))
-        self.layer, self.conv = nn.Conv2d(3, 8, 1), nn.Conv2d(3, 8, 3, padding=1)
-
-    def forward(self, x):
-        return self.conv(x) + self.layer(self.table)
-
-
-def test_what_does_not_depend_on_the_input_is_skipped():
-    planned = plan(build(OfNoSample), LAYER_AND_CONV, example_inputs=image(2, 3, 6, 10))
-    assert [insertion.path for insertion in planned.insertions] == ["conv"]
-
-
-# B4: inputs without the batch
-
-
-class One(nn.Module):
-    def __init__(self, dims):
-        super().__init__()
-        kind = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[dims]
-        self.a, self.b = kind(3, 6, 3, padding=1), kind(6, 6, 3, padding=1)
-
-    def forward(self, x):
-        return self.b(torch.relu(self.a(x)))
-
-
-class OneInside(One):
-    """Takes the batch away itself, one sample at a time, later on."""
-
-    def forward(self, x):
-        y = self.a(x)
-        return self.b(y) if y.dim() == 4 else self.b(y.relu())
-
-
-@pytest.mark.parametrize(
-    ("factory", "shape"),
-    [
-        (lambda: One(1), (2, 3, 16)),
-        (lambda: One(2), (2, 3, 8, 10)),
-        (lambda: One(3), (2, 3, 6, 4, 8)),
-        (lambda: OneInside(2), (2, 3, 8, 10)),
-    ],
-    ids=["1d", "2d", "3d", "branch"],
-)
-@pytest.mark.parametrize("place", ["a", "b"])
-def test_an_input_without_its_batch_raises_or_is_one_sample(factory, shape, place):
-    stock = build(factory)
-    x = image(*shape)
-    model = inject(copy.deepcopy(stock), after(place), example_inputs=x)
-    try:
-        found = run(model, x[0])
-    except InjectError as error:
-        told = str(error)
-    else:
-        with hooked(stock, [place]):
-            expected = run(stock, x[:1])[0]
-        assert_right(found, expected, run(stock, x[0]))
-        return
-    assert place in told or "batch" in told
+    assert_like_hooks(Square, {place: axis}, [image(2, 3, 8, 8)], [image(1, 3, 8, 12)])
 
 
 # A network of one size: the layout comes from what the operations do, and an operation that is not known has none
@@ -498,10 +298,6 @@ class OfOneSize(nn.Module):
 
 def weights(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-
-
-def rows(x):
-    return x.permute(0, 2, 3, 1)
 
 
 def tokens(x):
@@ -558,7 +354,7 @@ UNKNOWN = {
 @pytest.mark.parametrize("name", KNOWN)
 def test_axes_that_follow_from_the_operations(name):
     move, axis = KNOWN[name]
-    hold(lambda: OfOneSize(move), {"mv": axis}, [image(2, 3, 8, 8)], [image(3, 3, 8, 8, seed=2)])
+    assert_like_hooks(lambda: OfOneSize(move), {"mv": axis}, [image(2, 3, 8, 8)], [image(3, 3, 8, 8, seed=2)])
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
@@ -567,11 +363,11 @@ def test_axes_that_follow_from_nothing_known_are_right_or_skipped(name):
     try:
         planned = plan(build(lambda: OfOneSize(move)), after("mv"), example_inputs=image(2, 3, 8, 8))
     except InjectError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert planned.insertions[0].channel_dim == axis
         return
-    assert "channels" in told or "first dimension" in told
+    assert "channels" in message or "first dimension" in message
 
 
 class OfTwoSamples(OfOneSize):
@@ -636,131 +432,7 @@ TOKENS = {
 @pytest.mark.parametrize("name", TOKENS)
 def test_a_transformer_with_a_class_token_is_attended_over_its_tokens(name):
     places = {"drop": -1, "blocks.0": -1, "blocks.1": -1}
-    hold(lambda: Vit(TOKENS[name]), places, [image(2, 3, 16, 16)], [image(3, 3, 16, 16, seed=2)])
-
-
-# Frames and views: N, T, C, H, W
-
-
-class Frames(nn.Module):
-    def __init__(self, pool=None):
-        super().__init__()
-        self.a, self.b = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 6, 3, padding=1)
-        self.table = None if pool is None else nn.Parameter(torch.randn(1, 6, 8, 8))
-
-    def forward(self, x):
-        n, t = x.shape[:2]
-        y = self.a(x.flatten(0, 1)).relu()
-        y = y if self.table is None else y + self.table
-        return self.b(y).unflatten(0, (n, t)).mean(1)
-
-
-class Folded(Frames):
-    """The frames by `reshape`, their mean by `view`."""
-
-    def forward(self, x):
-        y = self.b(self.a(x.reshape(-1, *x.shape[2:])).relu())
-        return y.view(*x.shape[:2], *y.shape[1:]).amax(1)
-
-
-class Siamese(Frames):
-    def forward(self, x, y):
-        both = self.b(self.a(torch.cat([x, y])).relu())
-        return both[: len(x)] - both[len(x) :]
-
-
-@pytest.mark.parametrize(
-    ("factory", "shapes", "others"),
-    [
-        (Frames, [(2, 3, 3, 8, 8)], [(1, 4, 3, 8, 12)]),
-        (Folded, [(2, 3, 3, 8, 8)], [(3, 2, 3, 12, 8)]),
-        (Siamese, [(2, 3, 8, 8)] * 2, [(3, 3, 12, 8)] * 2),
-    ],
-)
-@pytest.mark.parametrize("place", ["a", "b"])
-def test_maps_of_frames_and_views_are_feature_maps(factory, shapes, others, place):
-    inputs, other = ([image(*shape, seed=seed) for seed, shape in enumerate(each)] for each in (shapes, others))
-    hold(factory, {place: 1}, inputs, other)
-
-
-class OneByOne(Frames):
-    def forward(self, x):
-        return torch.cat([self.b(self.a(sample).relu()) for sample in x.split(1)])
-
-
-class Stacked(OneByOne):
-    def forward(self, x):
-        return torch.stack([super(Stacked, self).forward(sample[None])[0] for sample in x])
-
-
-@pytest.mark.parametrize("factory", [OneByOne, Stacked])
-@pytest.mark.parametrize("batch", [1, 2])
-def test_samples_that_run_one_by_one_are_feature_maps(factory, batch):
-    stock = build(factory)
-    recipe = {"e_lambda": E_LAMBDA, "rules": [{"pattern": "conv2d"}]}
-    model = inject(copy.deepcopy(stock), recipe, example_inputs=image(batch, 3, 8, 8))
-    for x in (image(batch, 3, 8, 8), image(3, 3, 8, 12)):
-        with hooked(stock, ["a", "b"]):
-            expected = run(stock, x)
-        assert_right(run(model, x), expected, run(stock, x))
-
-
-def test_frames_of_one_size_are_skipped_because_windows_look_the_same():
-    with pytest.raises(InjectError, match="grows by 3 for one sample more, so it holds windows, groups or frames"):
-        plan(build(lambda: Frames(pool=1)), after("a"), example_inputs=image(2, 3, 3, 8, 8))
-
-
-# The layout at a site changes later
-
-
-class Layouts(nn.Module):
-    """Channels second, or last where `last` says so."""
-
-    def __init__(self, last=False):
-        super().__init__()
-        self.a, self.act, self.b = nn.Conv2d(4, 6, 3, padding=1), nn.Tanh(), nn.Conv2d(6, 4, 1)
-        self.last = last
-
-    def forward(self, x):
-        y = self.a(x)
-        last = self.last if isinstance(self.last, bool) else x.shape[-1] == self.last
-        return self.b(self.act(rows(y)).permute(0, 3, 1, 2)) if last else self.b(self.act(y))
-
-
-@pytest.mark.parametrize(
-    ("before", "later", "side"),
-    [(False, True, 8), (True, False, 8), (12, 12, 12)],
-    ids=["to last", "to second", "by size"],
-)
-def test_another_layout_at_a_site_raises(before, later, side):
-    model = inject(build(lambda: Layouts(before)), after("act"), example_inputs=image(2, 4, 8, 8))
-    model.last = later
-    with pytest.raises(InjectError, match=r"SimAM at act was planned for \w+ with 6 channels"):
-        run(model, image(2, 4, side, side))
-
-
-class Flattens(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.act = nn.Conv2d(4, 6, 3, padding=1), nn.GELU()
-
-    def forward(self, x):
-        return self.act(self.a(x).flatten(2)).sum(-1)
-
-
-class Sums(Flattens):
-    def forward(self, x):
-        return self.act(self.a(x).sum(-1)).sum(-1)
-
-
-@pytest.mark.parametrize("factory", [Flattens, Sums])
-def test_one_sample_without_its_batch_at_a_site_of_three_dimensions_raises(factory):
-    stock = build(factory)
-    model = inject(copy.deepcopy(stock), after("act"), example_inputs=image(2, 4, 8, 8))
-    one = image(4, 8, 8)
-    run(stock, one)
-    with pytest.raises(InjectError, match="act"):
-        run(model, one)
+    assert_like_hooks(lambda: Vit(TOKENS[name]), places, [image(2, 3, 16, 16)], [image(3, 3, 16, 16, seed=2)])
 
 
 class Cached(nn.Module):

@@ -11,8 +11,8 @@ from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, pl
 from simam_inject.api import survey
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
 from tests.engine.blocks import Block, Net
-from tests.engine.snapshot import snapshot
 from tests.oracle import same_bits
+from tests.snapshot import snapshot
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 
@@ -38,50 +38,45 @@ def model():
     assert snapshot(made) == before
 
 
-def refuses(error, told, model, recipe, **options):
+def refuses(error, message, model, recipe, **options):
     for action in (inject, plan):
-        with pytest.raises(error, match=told) as caught:
+        with pytest.raises(error, match=message) as caught:
             action(model, recipe, **{"example_inputs": X, **options})
         assert isinstance(caught.value, InjectError)
         assert "Traceback" not in str(caught.value)
 
 
-def test_unknown_block_class(model):
-    refuses(NoMatchError, r"no block named 'blok'\. Did you mean Block", model, "after blok")
+@pytest.mark.parametrize(
+    ("recipe", "error", "message"),
+    [
+        ("after blok", NoMatchError, r"no block named 'blok'.* mean Block"),
+        ("after block.conv7", NoMatchError, r"no child conv7; it has a, b"),
+        ("papr", RecipeError, r"mean 'paper'"),
+        ("nowhere/recipe.yaml", RecipeError, r"cannot read .?nowhere"),
+        ({"e_lambda": -1, "rules": [{"block": "Block", "after": "a"}]}, RecipeError, "e_lambda"),
+    ],
+)
+def test_a_recipe_that_is_none_or_takes_nothing(model, recipe, error, message):
+    """More of them in tests/recipe and tests/matching."""
+    refuses(error, message, model, recipe)
 
 
-def test_unknown_child(model):
-    refuses(NoMatchError, r"has no child conv7; it has a, b", model, "after block.conv7")
+SHAPE = r"is a shape, .*torch.rand\(1, 3, 8, 8\)"
 
 
-def test_unknown_recipe_and_file(model):
-    refuses(RecipeError, r"neither a shipped recipe .*[Dd]id you mean 'paper'", model, "papr")
-    refuses(RecipeError, r"cannot read .?nowhere", model, "nowhere/recipe.yaml")
-    refuses(RecipeError, r"found 'after'; write after BLOCK", model, "after")
-
-
-@pytest.mark.parametrize("text", ["- block: Block\n", "just a text\n", "42\n", "# nothing\n"])
-def test_yaml_that_is_no_mapping(model, tmp_path, text):
-    path = tmp_path / "recipe.yaml"
-    path.write_text(text)
-    refuses(RecipeError, r"a mapping with|empty; a recipe is a mapping", model, str(path))
-
-
-@pytest.mark.parametrize("e_lambda", [-1, 0, float("nan"), float("inf"), "x", True])
-def test_e_lambda_out_of_range(model, e_lambda):
-    refuses(RecipeError, "e_lambda", model, {"e_lambda": e_lambda, "rules": [{"block": "Block", "after": "a"}]})
-    refuses(RecipeError, "e_lambda", model, {"rules": [{"block": "Block", "after": "a", "e_lambda": e_lambda}]})
-
-
-def test_inputs_the_model_does_not_accept(model):
-    wrong = torch.zeros(1, 5, 8, 8)
-    told = r"Net cannot be run on the example input \(1x5x8x8\)"
-    refuses(ModelError, told, model, "after block.a", example_inputs=wrong)
-    refuses(ModelError, "cannot be run on the example input", model, "after block.a", example_inputs={"image": X})
-    refuses(ModelError, "example_inputs is a str", model, "after block.a", example_inputs="3x8x8")
-    for shape in ((1, 3, 8, 8), [1, 3, 8, 8], torch.Size((1, 3, 8, 8))):
-        advice = r"is a shape, not a tensor: give example_inputs=torch.rand\(1, 3, 8, 8\)"
-        refuses(ModelError, advice, model, "after block.a", example_inputs=shape)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.zeros(1, 5, 8, 8), r"Net cannot be run on .*\(1x5x8x8\)"),
+        ({"image": X}, "cannot be run on the example input"),
+        ("3x8x8", "example_inputs is a str"),
+        ((1, 3, 8, 8), SHAPE),
+        ([1, 3, 8, 8], SHAPE),
+        (torch.Size((1, 3, 8, 8)), SHAPE),
+    ],
+)
+def test_inputs_the_model_does_not_accept(model, given, message):
+    refuses(ModelError, message, model, "after block.a", example_inputs=given)
 
 
 class Raises(Net):
@@ -99,18 +94,22 @@ def test_a_model_that_raises_in_its_example_forward():
     model = network()
     model.__class__ = Raises
     before = snapshot(model)
-    told = r"Raises cannot be run on the example input \(2x3x8x8\): ValueError: a wheel came off\. Give inputs"
-    refuses(ModelError, told, model, "after block")
+    refuses(ModelError, r"Raises cannot be run on .*\(2x3x8x8\): ValueError: a wheel came off", model, "after block")
     assert snapshot(model) == before
 
 
-def test_no_module(model):
-    for thing in (None, 3, "resnet50", [model], {"model": model}, torch.zeros(3)):
-        refuses(ModelError, "expected an nn.Module, found", thing, "after block.a")
-    refuses(ModelError, r"'resnet50'; build it first, e\.g\. torchvision", "resnet50", "after block.a")
-    refuses(ModelError, "the class Net; give an instance", Net, "after block.a")
-    refuses(ModelError, "the function forward; give the model that it returns", model.forward, "after block.a")
-    refuses(ModelError, "found an object of type int", 3, "after block.a")
+def test_what_is_no_module_is_refused(model):
+    for thing, message in (
+        (None, "nn.Module, found"),
+        (3, "nn.Module, found an object of type int"),
+        ("resnet50", "'resnet50'; build it first"),
+        ([model], "nn.Module, found"),
+        ({"model": model}, "nn.Module, found"),
+        (torch.zeros(3), "nn.Module, found"),
+        (Net, "the class Net; give an instance"),
+        (model.forward, "the function forward; give the model"),
+    ):
+        refuses(ModelError, message, thing, "after block.a")
 
 
 @pytest.mark.parametrize("function", [eject, injected, verify, survey, lambda thing: bypass(thing).__enter__()])
@@ -139,9 +138,7 @@ def test_wrapped_in_ddp(process_group):
     inner = network().requires_grad_()
     before = snapshot(inner)
     wrapped = nn.parallel.DistributedDataParallel(inner)
-    refuses(
-        ModelError, r"already wrapped \(DistributedDataParallel\): inject first, then wrap", wrapped, "after block.a"
-    )
+    refuses(ModelError, r"already wrapped \(DistributedDataParallel\): inject first", wrapped, "after block.a")
     assert snapshot(inner) == before
 
 
@@ -153,7 +150,7 @@ def test_wrapped_in_fsdp(process_group):
     model.zero_grad()
     mesh = init_device_mesh("cpu", (1,))
     fully_shard(model.block[0], mesh=mesh)
-    refuses(ModelError, r"already sharded \(fully_shard\): inject first, then shard", model, "after block.a")
+    refuses(ModelError, r"already sharded \(fully_shard\): inject first", model, "after block.a")
     fully_shard(model, mesh=mesh)
     refuses(ModelError, r"already wrapped \(FSDP.*inject first", model, "after block.a")
 
@@ -166,22 +163,22 @@ def test_wrapped_by_compile():
     assert snapshot(model) == before
 
 
-def test_data_parallel(model):
+def test_wrapped_in_data_parallel(model):
     refuses(ModelError, r"already wrapped \(DataParallel\)", nn.DataParallel(model), "after block.a")
 
 
-def test_script_module(model):
+def test_a_script_module_is_refused(model):
     with pytest.warns((FutureWarning, DeprecationWarning), match="is deprecated"):
         scripted = torch.jit.trace(copy.deepcopy(model).eval(), X, check_trace=False)
     refuses(ModelError, r"torch\.jit\.ScriptModule.*inject the Python model", scripted, "after block.a")
 
 
-def test_exported_program(model):
+def test_an_exported_program_is_refused(model):
     exported = torch.export.export(copy.deepcopy(model).eval(), (X,))
-    refuses(ModelError, "expected an nn.Module, found an object of type ExportedProgram", exported, "after block.a")
+    refuses(ModelError, "nn.Module, found .*ExportedProgram", exported, "after block.a")
 
 
-def test_meta_device():
+def test_parameters_on_the_meta_device_are_named():
     with torch.device("meta"):
         model = network_without_data()
     refuses(ModelError, r"on the meta device \(stem\.weight\)", model, "after block.a")
@@ -288,24 +285,24 @@ def test_a_model_whose_call_runs_no_hooks(kind):
 @pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall])
 def test_a_child_whose_call_runs_no_hooks(kind):
     model = Net(kind())
-    told = rf"block: .*the __call__ of {kind.__name__} runs no hooks"
-    refuses(NoMatchError, told, model, {"rules": [{"path": "block", "after": "output"}]})
+    message = rf"block: .*the __call__ of {kind.__name__} runs no hooks"
+    refuses(NoMatchError, message, model, {"rules": [{"path": "block", "after": "output"}]})
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "told"),
+    ("options", "error", "message"),
     [
-        ({"strength": "a"}, RecipeError, r"strength must be between 0 .*found 'a'"),
-        ({"strength": None}, RecipeError, r"strength must be between 0 .*found None"),
-        ({"strength": 1.5}, RecipeError, r"strength must be between 0 .*found 1.5"),
-        ({"strength": float("nan")}, RecipeError, r"strength must be between 0 .*found nan"),
+        ({"strength": "a"}, RecipeError, r"strength .* 0 .*found 'a'"),
+        ({"strength": None}, RecipeError, r"strength .* 0 .*found None"),
+        ({"strength": 1.5}, RecipeError, r"strength .* 0 .*found 1.5"),
+        ({"strength": float("nan")}, RecipeError, r"strength .* 0 .*found nan"),
         ({"attention": 3}, ModelError, "attention must be a function.*found 3"),
         ({"attention": "se"}, ModelError, "attention must be a function.*found 'se'"),
         ({"attention": [3]}, ModelError, "attention"),
     ],
 )
-def test_options_of_another_kind(model, options, error, told):
-    with pytest.raises(error, match=told):
+def test_options_of_another_kind(model, options, error, message):
+    with pytest.raises(error, match=message):
         inject(model, "after block.a", example_inputs=X, **options)
 
 

@@ -213,8 +213,8 @@ class InLoop(Block):
 
 
 def test_one_pass_of_a_loop_cannot_be_named():
-    told = r"a runs 2 times in one forward, .*this value.* 1 time\(s\); it is computed in a loop"
-    with pytest.raises(NoMatchError, match=told):
+    message = r"a runs 2 times .*in a loop"
+    with pytest.raises(NoMatchError, match=message):
         plan(InLoop(), "after inloop.a[2]", example_inputs=X)
 
 
@@ -243,7 +243,7 @@ def test_before_attends_for_one_reader_alone():
     assert same_bits(ours(X), plain.b(attend(y)) + y)
 
 
-def test_before_residual():
+def test_before_residual_attends_the_branch_alone():
     torch.manual_seed(4)
     plain = Residual().eval()
     ours = inject(copy.deepcopy(plain), "before residual.residual", example_inputs=X)
@@ -260,8 +260,8 @@ class InPlaceFunction(Block):
 @pytest.mark.parametrize("block", [InPlaceModule, InPlaceFunction])
 def test_before_a_reader_that_writes_what_others_read(block):
     target = "act" if block is InPlaceModule else {"op": "relu"}
-    told = r"in-place operation modifies it while other|other operations read the same value"
-    with pytest.raises(NoMatchError, match=told):
+    message = r"in-place|read the same value"
+    with pytest.raises(NoMatchError, match=message):
         plan(block(), {"rules": [{"block": block.__name__, "before": target}]}, example_inputs=X)
 
 
@@ -328,7 +328,6 @@ class Constants(Block):
         self.register_buffer("count", torch.zeros(4))
 
     def forward(self, x):
-        print(x.device.type)
         return self.go(self.a(x))
 
 
@@ -377,7 +376,7 @@ class TimeStep(Constants):
 
 
 @pytest.mark.parametrize("kind", [Numbers, Decides, Mixes, Indexes, WritesFirst, WritesNumber, TimeStep])
-def test_constants_keep_their_numbers(kind, capsys):
+def test_constants_keep_their_numbers(kind):
     torch.manual_seed(4)
     model = kind().eval()
     args = (X, torch.tensor([3, 5])) if kind is TimeStep else (X,)
@@ -385,29 +384,68 @@ def test_constants_keep_their_numbers(kind, capsys):
         survey_model(model, example_of(model, args), strip, with_values=values).anatomy for values in (False, True)
     )
     assert found.sites == full.sites
-    devices = capsys.readouterr().out.split()
-    without_data = 1 if kind in (WritesFirst, WritesNumber) else len(devices) // 2
-    assert devices == ["meta"] * without_data + ["cpu"] * (len(devices) - without_data)
     assert model.strides.tolist() == [2, 4]
     assert not model.count.any()
 
 
-class InPlace(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.c, self.h = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
-
+class Multiplies(Block):
     def forward(self, x):
-        y = self.c(x)
+        y = self.a(x)
         y.mul_(2.0)
-        return self.h(y)
+        return self.b(y)
 
 
 def test_an_in_place_operation_is_read_under_the_name_of_its_tensor():
-    stock, x = InPlace().eval(), torch.rand(2, 3, 8, 8)
-    with pytest.raises(NoMatchError, match=r"mul: .*it modifies a tensor in place.*use `before`"):
-        plan(stock, {"rules": [{"path": "mul", "after": "output"}]}, example_inputs=x)
-    assert plan(stock, {"rules": [{"path": "h", "before": "input"}]}, example_inputs=x).insertions
+    with pytest.raises(NoMatchError, match=r"mul: .*in place.*`before`"):
+        plan(Multiplies(), {"rules": [{"path": "mul", "after": "output"}]}, example_inputs=X)
+    assert plan(Multiplies(), {"rules": [{"path": "b", "before": "input"}]}, example_inputs=X).insertions
+
+
+# A view that is written in place while what it looks into is read afterwards cannot be attended
+
+
+class WritesThroughView(Block):
+    def forward(self, x):
+        y = self.a(x)
+        half = y[:, :2]
+        half.mul_(3)
+        return self.b(y)
+
+
+class WritesThroughViewOfView(Block):
+    def forward(self, x):
+        y = self.a(x)
+        half = y[:, :2]
+        half.permute(0, 1, 3, 2).mul_(3)
+        return self.b(y)
+
+
+class WritesAndReadsView(Block):
+    """Nobody reads the base after the write."""
+
+    def __init__(self):
+        super().__init__()
+        self.b = conv(2, 4)
+
+    def forward(self, x):
+        half = self.a(x)[:, :2]
+        half.mul_(3)
+        return self.b(half)
+
+
+@pytest.mark.parametrize("block", [WritesThroughView, WritesThroughViewOfView])
+def test_a_view_that_is_written_in_place(block):
+    model = block().eval()
+    with pytest.raises(NoMatchError, match=r"getitem: .* shares memory .*in-place"):
+        plan(model, {"rules": [{"path": "getitem", "after": "output"}]}, example_inputs=X)
+    inject(model, {"rules": [{"path": "a", "after": "output"}]}, example_inputs=X)
+    assert verify(model, example_inputs=X).ok
+
+
+def test_a_view_whose_base_is_not_read_again():
+    model = WritesAndReadsView().eval()
+    inject(model, {"rules": [{"path": "getitem", "after": "output"}]}, example_inputs=X)
+    assert [insertion.path for insertion in injected(model)] == ["getitem"]
 
 
 class Named(dict):
@@ -487,13 +525,3 @@ def test_a_list_that_a_module_is_given_has_run():
     model = GivesTwo(lambda *maps: list(maps), (0, 1)).eval()
     given = survey(model, example_inputs=torch.rand(2, 3, 8, 8)).site_by_path["k.maps"]
     assert (given.runs, given.maps) == (1, ("k.maps:0", "k.maps:1"))
-
-
-def test_each_call_of_a_module_with_children_is_a_graph_of_torch_fx():
-    model = Carries().eval()
-    calls = survey_model(model, example_of(model, X), strip).recording.first_calls
-    nodes = [(node.op, str(node.target), [str(arg) for arg in node.args]) for node in calls[""].graph.nodes]
-    assert nodes[:2] == [("placeholder", "x", []), ("call_module", "a", ["x"])]
-    assert nodes[3:] == [("call_module", "b", ["x"]), ("call_module", "k", ["b"])]
-    assert [node.op for node in calls["k"].graph.nodes] == ["placeholder", "call_module"]
-    assert calls["a"].graph is None

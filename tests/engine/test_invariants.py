@@ -2,11 +2,8 @@
 
 import copy
 import pickle
-import random
-import threading
 import warnings
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,6 +12,7 @@ from tests.goldens.freeze import spread
 from tests.nets import classifiers, restoring, scales, unets
 from tests.nets.parts import NETS
 from tests.oracle import E_LAMBDA, distance, hooked, same_bits
+from tests.snapshot import snapshot
 
 assert all((classifiers, restoring, scales, unets))
 NINE = {
@@ -115,19 +113,11 @@ def test_the_simam_is_a_child_of_the_holder(case):
 # 2
 
 
-def fingerprint(model):
-    return [
-        (path, id(module), type(module), module.training, sorted(module.__dict__), list(module._forward_hooks),
-         list(module._forward_pre_hooks), list(module._modules), list(module._backward_hooks))
-        for path, module in model.named_modules()
-    ]  # fmt: skip
-
-
 def test_eject_brings_everything_back(case):
     model = copy.deepcopy(case.stock)
-    before, keys = fingerprint(model), list(model.state_dict())
+    before, keys = snapshot(model), list(model.state_dict())
     assert eject(case.put(model, verify=False)) is model
-    assert fingerprint(model) == before
+    assert snapshot(model) == before
     assert list(model.state_dict()) == keys
     assert injected(model) == ()
     assert same_bits(run(model, case.net.inputs()), run(case.stock, case.net.inputs()))
@@ -146,18 +136,6 @@ def test_bypass_is_the_stock_model(case, training):
 # 3
 
 
-def surroundings(model):
-    first = next(model.parameters())
-    return (
-        fingerprint(model),
-        [(name, id(tensor), tensor.tolist(), tensor.requires_grad) for name, tensor in model.named_parameters()],
-        [(name, id(tensor), tensor.tolist()) for name, tensor in model.named_buffers()],
-        (id(first.grad), first.grad.tolist()),
-        (torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())),
-        (torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), threading.active_count()),
-    )
-
-
 def disturb(model):
     modules = list(model.modules())
     for module in modules[::2]:
@@ -172,26 +150,26 @@ def disturb(model):
 
 def test_plan_leaves_everything_as_found(case):
     model = disturb(copy.deepcopy(case.stock))
-    before = surroundings(model)
+    before = snapshot(model)
     planned = case.plan(model)
-    assert surroundings(model) == before
+    assert snapshot(model) == before
     assert len(planned.insertions) == len(case.places)
 
 
 def test_verify_leaves_everything_as_found(case):
     model = disturb(copy.deepcopy(case.model))
-    before = surroundings(model)
+    before = snapshot(model)
     found = verify(model, example_inputs=case.net.inputs())
-    assert surroundings(model) == before
+    assert snapshot(model) == before
     assert found.ok, str(found)
 
 
 def test_inject_leaves_modes_tensors_and_random_numbers(case):
     model = disturb(copy.deepcopy(case.stock))
-    before = surroundings(model)
+    before = snapshot(model)
     modes = {path: module.training for path, module in model.named_modules()}
     case.put(model)
-    assert surroundings(model)[1:] == before[1:]
+    assert snapshot(model)[1:] == before[1:]
     assert {path: model.get_submodule(path).training for path in modes} == modes
 
 
@@ -227,21 +205,21 @@ def test_zero_effect_is_an_error_and_each_skip_has_a_reason(case):
                example_inputs=case.net.inputs())  # fmt: skip
     planned = plan(case.stock, {"rules": [{"path": "*", "after": {"op": "conv"}}]}, example_inputs=case.net.inputs())
     assert all(skip.reason.strip() for skip in planned.skips)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         case.put(copy.deepcopy(case.model), verify=False)
-    assert any("nothing" in str(each.message) for each in told)
+    assert any("nothing" in str(each.message) for each in warned)
 
 
 def test_a_failure_leaves_the_model_as_it_was(case, monkeypatch):
     model = copy.deepcopy(case.stock)
-    before = fingerprint(model)
+    before = snapshot(model)
     real = SimAM.forward
     monkeypatch.setattr(SimAM, "forward", lambda self, x: real(self, x) * 1.01)
     with pytest.raises(InjectError, match="formula"):
         case.put(model)
     monkeypatch.undo()
-    assert fingerprint(model) == before
+    assert snapshot(model) == before
     assert same_bits(run(model, case.net.inputs()), run(case.stock, case.net.inputs()))
 
 
@@ -279,11 +257,11 @@ def test_a_cleared_hook_is_mended_or_raises(case):
     holder = model.get_submodule(injected(model)[0].module.rpartition(".")[0])
     holder._forward_hooks.clear()
     holder._forward_pre_hooks.clear()
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
             found = run(model, case.net.inputs())
         except InjectError:
             return
-    assert told
+    assert warned
     assert same_bits(found, expected)

@@ -372,7 +372,7 @@ def test_an_entry_of_an_operation_is_refused_with_a_true_reason(nets):
         a, b = torch.cat([self.c(x), x], 1).chunk(2, 1)
         return self.h(a) + a * b
 """)
-    with pytest.raises(NoMatchError, match=r"b\.chunk:0: .*it is one of several tensors that one call returns"):
+    with pytest.raises(NoMatchError, match=r"b\.chunk:0: .*one of several tensors"):
         inject(stock, recipe("chunk:0"), example_inputs=image())
 
 
@@ -439,7 +439,7 @@ def test_a_file_that_was_changed_after_its_import_is_not_compiled(nets):
     stock, _ = nets(text)
     file = Path(type(stock.b).forward.__code__.co_filename)
     file.write_text(file.read_text().replace("y + y", "y * y"))
-    with pytest.raises(NoMatchError, match=r"b\.add: .*source of its forward is not available, or was changed"):
+    with pytest.raises(NoMatchError, match=r"b\.add: .*source .*changed"):
         plan(stock, recipe("add[1]"), example_inputs=image())
 
 

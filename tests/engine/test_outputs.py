@@ -25,16 +25,16 @@ LARGEST = torch.finfo(torch.float32).max
     ("one", "other"),
     [(NAN, 0.0), (0.0, NAN), (INF, LARGEST), (INF, NAN), (-INF, INF), (1.0, 1.5), (complex(NAN, 0), 0j)],
 )
-def test_what_differs(one, other):
+def test_outputs_that_differ(one, other):
     assert difference(torch.tensor([1.0, one]), torch.tensor([1.0, other])) is not None
 
 
 @pytest.mark.parametrize("values", [[NAN, 1.0], [INF, -INF], [1.0], [True], [complex(NAN, 1)]])
-def test_what_is_equal(values):
+def test_outputs_that_are_equal(values):
     assert difference(torch.tensor(values), torch.tensor(values)) is None
 
 
-def test_sparse_tensors():
+def test_sparse_outputs_are_compared():
     one, other = torch.eye(2).to_sparse(), (2 * torch.eye(2)).to_sparse()
     assert difference(one, one.clone()) is None
     assert "Greatest absolute difference: 1.0" in difference(one, other)

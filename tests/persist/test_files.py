@@ -216,10 +216,10 @@ def test_not_strict_leaves_out_and_says_so(file):
     other = net(1)
     other.extra = nn.Linear(2, 2)
     del other.head
-    with pytest.raises(FileError, match=r"2 in the model, not in the file: extra.weight, extra.bias"):
+    with pytest.raises(FileError, match=r"2 in the model, .*: extra.weight, extra.bias"):
         load(file, other)
     assert not injected(other)
-    with pytest.warns(UserWarning, match=r"left out(.|\n)*2 in the file, not in the model: head.bias, head.weight"):
+    with pytest.warns(UserWarning, match=r"left out(.|\n)*2 in the file, .*: head.bias, head.weight"):
         load(file, other, strict=False)
     assert len(injected(other)) == 2
     assert torch.equal(other.stem.weight, net(0).stem.weight)

@@ -2,14 +2,13 @@
 
 import copy
 import pickle
-import random
 
-import numpy as np
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 from simam_inject import SimAM, bypass, eject, injected, plan, verify
 from tests.oracle import same_bits
+from tests.snapshot import snapshot
 
 SEED = 3
 
@@ -27,35 +26,6 @@ def run(model, x, *, training=False):
     for module, mode in modes.items():
         module.training = mode
     return found
-
-
-def surroundings(model):
-    """Everything that looking at a model must leave as it is."""
-    return {
-        "modes": [module.training for module in model.modules()],
-        "tensors": [(name, tensor.clone()) for name, tensor in model.state_dict().items()],
-        "identities": [id(parameter) for parameter in model.parameters()],
-        "requires_grad": [parameter.requires_grad for parameter in model.parameters()],
-        "grad": [None if p.grad is None else (id(p.grad), p.grad.clone()) for p in model.parameters()],
-        "classes": [type(module) for module in model.modules()],
-        "attributes": [sorted(module.__dict__) for module in model.modules()],
-        "hooks": [list(module._forward_hooks) + list(module._forward_pre_hooks) for module in model.modules()],
-        "random": (torch.get_rng_state().clone(), random.getstate(), str(np.random.get_state())),
-    }
-
-
-def same(one, other):
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(same, one, other))
-    return one == other
-
-
-def assert_untouched(before, model, deed):
-    after = surroundings(model)
-    changed = [key for key in before if not same(before[key], after[key])]
-    assert not changed, f"{deed} changed {changed}"
 
 
 def unchanging(module, args, output):
@@ -80,9 +50,9 @@ def check(design, recipe):
     keys, modules = list(model.state_dict()), list(model.named_modules())
     classes = [type(module) for _, module in modules]
 
-    before = surroundings(model)
+    before = snapshot(model)
     planned = plan(model, recipe, example_inputs=x)
-    assert_untouched(before, model, "plan")  # 3
+    assert snapshot(model) == before  # 3
     assert all(skip.reason for skip in planned.skips)  # 5
     planned.apply()
     assert {(i.path, i.reader) for i in injected(model)} == {(i.path, i.reader) for i in planned.insertions}
@@ -114,12 +84,12 @@ def reaches_simam(model, x):
 
 def check_injected(model, x, wide, plain, trained):
     reached = reaches_simam(model, wide)
-    before = surroundings(model)
+    before = snapshot(model)
     for size in (x, wide):  # at a second size too: nothing is baked in
         found = verify(model, example_inputs=size)
         if size is x or reached:  # else no SimAM runs at that size, which verification may tell
             assert found.ok, str(found)
-    assert_untouched(before, model, "verify")
+    assert snapshot(model) == before
     with bypass(model):
         for size, expected in plain.items():
             assert same_bits(run(model, size), expected)

@@ -57,7 +57,7 @@ def run(model, shape, seed):
         return model(x)
 
 
-def hold(stock, model, places, shape, seed):
+def assert_like_hooks(stock, model, places, shape, seed):
     """The injected model is the stock one with hooks, and bypassed the stock one, side effects included."""
     twins = [copy.deepcopy(stock) for _ in range(2)]
     plain = run(twins[0], shape, seed)
@@ -88,13 +88,13 @@ def check_changes(design, rule, script):
         return
     places = [insertion.path for insertion in injected(model)]
     assert set(places) <= set(dict(stock.named_modules()))
-    assert hold(stock, model, places, (2, 8, 8), 1) > 1e-6
+    assert assert_like_hooks(stock, model, places, (2, 8, 8), 1) > 1e-6
     for step, (change, shape) in enumerate(script):
         probe = copy.deepcopy(model)
         if change.apply(probe):
             change.apply(stock)
             change.apply(model)
-        hold(stock, model, places, shape, step)
+        assert_like_hooks(stock, model, places, shape, step)
     eject(model)
     assert same_bits(run(model, (2, 9, 7), 5), run(copy.deepcopy(stock), (2, 9, 7), 5))
     flipping.SETTINGS["power"] = 1.0

@@ -19,6 +19,7 @@ from simam_inject import calibrate, inject, injected
 from simam_inject.cli.app import app
 from simam_inject.cli.preparing import images_in
 from simam_inject.zoo import build
+from tests.stripes import draw_stripes
 
 ROOT = Path(__file__).parents[2]
 RECIPE = "after block.conv2"
@@ -49,14 +50,6 @@ class Net(nn.Module):
 """
 
 
-def draw(kind, dice):
-    """Stripes that lie or stand, or none, 24 x 24."""
-    wave = 80 * np.sin(np.arange(24) * dice.uniform(0.8, 1.2) + dice.uniform(0, 6))
-    plane = {"lying": wave[:, None], "standing": wave[None], "noise": np.zeros((1, 1))}[kind]
-    pixels = 128 + plane[..., None] + dice.normal(0, 40, (24, 24, 3))
-    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
-
-
 def pixels_of(path):
     return torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1).float() / 255
 
@@ -68,10 +61,7 @@ def folder(tmp_path_factory):
     (folder / "nets.py").write_text(NETS)
     dice = np.random.default_rng(0)
     for part, count in {"train": 24, "val": 16}.items():
-        for name in CLASSES:
-            (folder / "photos" / part / name).mkdir(parents=True)
-            for index in range(count):
-                draw(name, dice).save(folder / "photos" / part / name / f"{index:02}.png")
+        draw_stripes(folder / "photos" / part, count, 24, dice, CLASSES, deviation=40)
     torch.manual_seed(0)
     network = build(f"{folder}/nets.py:Net", num_classes=3).model.train()
     files = images_in(folder / "photos" / "train", 1000)

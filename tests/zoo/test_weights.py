@@ -1,5 +1,6 @@
 """Pretrained weights: loaded where they can be had, one clear line where they cannot. No test reaches a network."""
 
+from collections import OrderedDict
 from urllib.error import URLError
 
 import pytest
@@ -7,10 +8,11 @@ import timm
 import torch
 import torchvision
 from timm import models
+from torch import nn
 from ultralytics import YOLO
 
 from simam_inject.errors import ModelError
-from simam_inject.zoo import build
+from simam_inject.zoo import ZooModel, build, load_weights
 from tests.messages import says
 
 
@@ -83,3 +85,12 @@ def test_a_file_that_is_no_checkpoint_is_one_line(content, tmp_path, monkeypatch
     (tmp_path / "mine.pt").write_bytes(content)
     with pytest.raises(ModelError, match=r"^ultralytics:mine\.pt: cannot"):
         build("mine.pt")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+def test_a_child_called_module_is_no_wrapper(prefix, tmp_path):
+    net = nn.Sequential(OrderedDict(module=nn.Conv2d(3, 4, 3)))
+    state = {f"{prefix}{name}": torch.full_like(value, 0.5) for name, value in net.state_dict().items()}
+    torch.save(state, tmp_path / "net.pth")
+    load_weights(ZooModel("net", net, "net.py", ""), tmp_path / "net.pth")
+    assert net.module.weight.eq(0.5).all()

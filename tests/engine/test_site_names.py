@@ -88,7 +88,7 @@ def test_an_example_without_a_batch_dimension(name):
     model.block.add_module("a", conv())
     model.block.add_module("relu", nn.ReLU())
     model.block.add_module("b", conv())
-    with pytest.raises(NoMatchError, match=r"has no batch dimension: its shape is \(4, 8, 8\)"):
+    with pytest.raises(NoMatchError, match=r"no batch dimension: .*\(4, 8, 8\)"):
         plan(model, f"after sequential.{name}", example_inputs=X[0])
     assert plan(model, f"after sequential.{name}", example_inputs=X[:1]).insertions
 
@@ -164,7 +164,7 @@ class RunsABlockTwice(nn.Module):
 
 
 def test_a_branch_that_ends_in_another_call_of_a_block():
-    with pytest.raises(NoMatchError, match=r"add reads what another call of block\.inner returns"):
+    with pytest.raises(NoMatchError, match=r"add .*another call of block\.inner"):
         plan(Net(RunsABlockTwice()), "before RunsABlockTwice.residual", example_inputs=X)
 
 
@@ -216,7 +216,7 @@ def test_a_module_that_another_one_than_its_parent_calls_has_its_own_path(rule, 
 
 def test_a_module_that_a_leaf_calls_is_skipped_with_the_true_reason():
     rule = {"path": "block.other", "after": "output"}
-    with pytest.raises(NoMatchError, match=r"is called by block\.block, a module without children"):
+    with pytest.raises(NoMatchError, match=r"called by block\.block"):
         plan(Net(Lends(LeafThatCallsAModuleOfItsParent)), {"rules": [rule]}, example_inputs=X)
 
 

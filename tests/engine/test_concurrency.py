@@ -259,7 +259,7 @@ def test_a_process_forked_meanwhile_works(deed):
         f"""
         import torch
         from simam_inject import inject, plan, verify
-        from tests.engine import test_threads as t
+        from tests.engine import test_concurrency as t
         torch.set_num_threads(1)
         model = t.build(t.Pausing)
         t.nn.Conv2d(3, 2, 3)(torch.ones(1, 3, 5, 5))
@@ -283,7 +283,7 @@ def test_workers_that_are_forked_while_a_process_injects_for_the_first_time_do_n
         import torch
         from torch.utils.data import DataLoader
         from simam_inject import inject, injected
-        from tests.engine import test_threads as t
+        from tests.engine import test_concurrency as t
         images, stock = t.image(), t.build()
         done = []
 
@@ -320,33 +320,6 @@ def call(source, timeout=120, **environment):
 # D4: files hold data only
 
 
-def strings_in(data):
-    import pickletools
-
-    return {argument for _, argument, _ in pickletools.genops(data) if isinstance(argument, str)}
-
-
-def test_a_pickle_names_no_code_beyond_modules_and_hooks():
-    data = pickle.dumps(inject(build(), RECIPE, example_inputs=image()), protocol=2)
-    text = strings_in(data)
-    assert not [word for word in text if "def forward" in word or "<lambda>" in word or "import " in word]
-    # a copy of the stock model with the children and hooks: nothing more than twice the tensors' bytes
-    assert len(data) < 2 * len(pickle.dumps(build(), protocol=2)) + 20_000
-
-
-def test_nothing_is_run_or_bound_on_loading(monkeypatch):
-    data = pickle.dumps(inject(build(), RECIPE, example_inputs=image()))
-    ran = []
-    monkeypatch.setattr(Net, "forward", lambda self, x: ran.append("net"))
-    monkeypatch.setattr(Unit, "forward", lambda self, x: ran.append("unit"))
-    monkeypatch.setattr(nn.Conv2d, "forward", lambda self, x: ran.append("conv"))
-    monkeypatch.setattr(SimAM, "forward", lambda self, x: ran.append("simam"))
-    model = pickle.loads(data)
-    assert ran == []
-    assert len(injected(model)) == 2
-    assert not [name for module in model.modules() for name in vars(module) if name == "forward"]
-
-
 def restricted(data, *classes):
     import torch.nn.modules as modules
 
@@ -361,12 +334,6 @@ def saved(model):
     return buffer.getvalue()
 
 
-def test_a_restricted_load_gives_the_attended_model():
-    restricted(saved(build()))  # the stock model loads so
-    model = restricted(saved(inject(build(), RECIPE, example_inputs=image())))
-    assert_right(run(model), expected_output(), run(build()))
-
-
 @pytest.mark.parametrize("word", ["one.conv2", "two.conv2", "conv2", "simam"])
 def test_names_in_a_file_are_only_names(word):
     """Whatever string of the file is replaced by a method's name, that method is not called."""
@@ -377,10 +344,10 @@ def test_names_in_a_file_are_only_names(word):
             model = restricted(changed)
             run(model)
         except Exception as error:  # a refusal of any kind is right
-            told = str(error)
+            message = str(error)
         else:
-            told = ""
-        assert "a file called this" not in told
+            message = ""
+        assert "a file called this" not in message
 
 
 def replace_in_pickle(data, word, other):
@@ -400,19 +367,6 @@ def replace_in_pickle(data, word, other):
     return result.getvalue()
 
 
-def test_a_pickle_from_another_process_loads_and_is_attended(tmp_path):
-    file = tmp_path / "net.pt"
-    torch.save(inject(build(), RECIPE, example_inputs=image()), file)
-    call(
-        f"""
-        import torch
-        from tests.engine.test_threads import distance, expected_output, run
-        model = torch.load({str(file)!r}, weights_only=False)
-        assert distance(run(model), expected_output()) < 1e-8
-        """
-    )
-
-
 # D5: defaults of the process
 
 
@@ -426,7 +380,7 @@ def defaults(change):
         torch.set_default_device("cpu")
         torch.set_default_dtype(torch.float32)
         torch.set_grad_enabled(True)
-        from tests.engine.test_threads import RECIPE, build, distance, expected_output, image, run
+        from tests.engine.test_concurrency import RECIPE, build, distance, expected_output, image, run
         model = inject(build(), RECIPE, example_inputs=image())
         assert distance(run(model), expected_output()) < 1e-8
         x = image().requires_grad_()
@@ -551,7 +505,7 @@ def come_and_go(count):
             eject(model)
 
 
-def hold_memory_flat(count):
+def check_memory(count):
     come_and_go(6)
     before = alive()
     come_and_go(count)
@@ -561,12 +515,12 @@ def hold_memory_flat(count):
 
 
 def test_twelve_models_come_and_go():
-    hold_memory_flat(12)
+    check_memory(12)
 
 
 @pytest.mark.long
 def test_three_hundred_models_come_and_go():
-    hold_memory_flat(300)
+    check_memory(300)
 
 
 @pytest.mark.parametrize("ejected", [False, True])

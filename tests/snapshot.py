@@ -1,7 +1,10 @@
-"""What a model is made of, for tests that nothing else has changed."""
+"""What a model and the process are made of, for tests that nothing else has changed."""
 
+import random
+import threading
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 
@@ -20,7 +23,11 @@ def snapshot(model):
         }
         state.append((path, id(module), type(module), list(module.__dict__), plain, tables))
     contents = [(name, _content(tensor)) for name, tensor in (*model.named_parameters(), *model.named_buffers())]
-    return state, contents, torch.get_rng_state().tolist()
+    process = (
+        *(torch.get_rng_state().tolist(), random.getstate(), str(np.random.get_state())),
+        *(torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_num_threads(), threading.active_count()),
+    )
+    return state, contents, process
 
 
 def _frozen(value):

@@ -1,0 +1,45 @@
+"""Where attention must run: a network whose sites have axes that are written by hand, against the oracle."""
+
+import copy
+
+import torch
+
+from simam_inject import bypass, inject, injected
+from tests.oracle import E_LAMBDA, assert_attended, same_bits
+
+
+def image(*shape, seed=1):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def build(factory):
+    torch.manual_seed(4)
+    return factory().double().eval()
+
+
+def run(model, *args):
+    with torch.no_grad():
+        return model(*args)
+
+
+def after(path):
+    return {"e_lambda": E_LAMBDA, "rules": [{"path": path, "after": "output"}]}
+
+
+def assert_like_hooks(factory, places, inputs, other, rules=None):
+    """Injected at the places, the net equals the oracle with the axes of the places, at two sizes."""
+    stock = build(factory)
+    rules = rules or [{"path": place, "after": "output"} for place in places]
+    recipe = {"e_lambda": E_LAMBDA, "rules": rules}
+    model = inject(copy.deepcopy(stock), recipe, example_inputs=tuple(inputs))
+    found = injected(model)
+    assert {insertion.path: insertion.channel_dim for insertion in found} == places
+    for args in (inputs, other):
+        assert_attended(run(model, *args), stock, places, *args)
+        with bypass(model):
+            assert same_bits(run(model, *args), run(stock, *args))
+    return model
+
+
+def rows(x):
+    return x.permute(0, 2, 3, 1)
