@@ -89,8 +89,9 @@ class Example:
 
     @property
     def samples(self) -> int | None:
-        """The batch size; None for a list of images, and without a tensor of at least three dimensions."""
-        return None if self._image is None else self._image.shape[0]
+        """The batch size; None where no argument is a tensor of at least three dimensions, as for lists of images."""
+        tensors = (one for one in (*self.args, *self.kwargs.values()) if isinstance(one, torch.Tensor))
+        return next((tensor.shape[0] for tensor in tensors if tensor.dim() > 2), None)
 
     @property
     def _is_list_of_images(self) -> bool:

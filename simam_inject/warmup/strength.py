@@ -99,7 +99,8 @@ class Ramp:
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
         self._models = (model, *more)
         self._steps, self._start, self._done = _checked_steps(steps), check_number("strength", start), 0
-        if any(all(attention.gain == 1.0 for _, attention in simams_of(one)) for one in self._models):
+        attentions = [[attention for _, attention in simams_of(one)] for one in self._models]  # all, before one is set
+        if any(all(attention.gain == 1.0 for attention in found) for found in attentions):
             warnings.warn(
                 "a ramp without gains makes the statistics of norms lag behind, which costs more accuracy on the way "
                 "than it saves; calibrate(model, batches) fits them (before copies are made)",

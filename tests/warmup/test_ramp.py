@@ -163,3 +163,10 @@ def test_a_ramp_without_gains_warns_and_one_with_gains_does_not():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         Ramp(calibrated(), steps=3)
+
+
+def test_nothing_is_set_if_one_of_the_models_has_no_simam():
+    model = attended()
+    with pytest.raises(ModelError, match="no SimAM"):
+        Ramp(model, torch.nn.Conv2d(3, 3, 1), steps=3)
+    assert strengths(model) == {1.0}
