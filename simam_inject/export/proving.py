@@ -131,7 +131,7 @@ def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: f
     if isinstance(difference, str):
         found = " and ".join(str([tuple(tensor.shape) for tensor in tensors]) for tensors in (theirs, ours))
         raise LostSiteError(f"the file's output {difference} than the model's ({found})")
-    if difference > tolerance:
+    if not difference <= tolerance:  # of a NaN too
         raise LostSiteError(
             f"the file's output differs from eager mode on an input of {shown}: {difference:.3g} relative, "
             f"{tolerance:g} allowed"
