@@ -5,21 +5,12 @@ import copy
 import torch
 
 from simam_inject import bypass, inject, injected
+from tests.engine.blocks import build, run
 from tests.oracle import E_LAMBDA, assert_attended, same_bits
 
 
 def image(*shape, seed=1):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def build(factory):
-    torch.manual_seed(4)
-    return factory().double().eval()
-
-
-def run(model, *args):
-    with torch.no_grad():
-        return model(*args)
 
 
 def after(path):

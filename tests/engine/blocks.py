@@ -8,6 +8,16 @@ def conv(c_in=4, c_out=4, **options):
     return nn.Conv2d(c_in, c_out, 3, padding=1, **options)
 
 
+def build(factory):
+    torch.manual_seed(4)
+    return factory().double().eval()
+
+
+def run(model, *args):
+    with torch.no_grad():
+        return model(*args)
+
+
 class Block(nn.Module):
     """b(a(x)); others change one thing."""
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from simam_inject import inject, plan, verify
+from tests.engine.blocks import build, run
 from tests.engine.python_modules import B, image
 from tests.oracle import E_LAMBDA, hooked, same_bits
 
@@ -134,16 +135,6 @@ class CachesOnInstance(CachesByMethod):
     def __init__(self):
         super().__init__()
         self.table = functools.lru_cache(table)
-
-
-def build(factory):
-    torch.manual_seed(4)
-    return factory().double().eval()
-
-
-def run(model, *args):
-    with torch.no_grad():
-        return model(*args)
 
 
 def runs_as_before(model, stock):

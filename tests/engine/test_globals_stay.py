@@ -16,20 +16,11 @@ import torch
 from torch import nn
 
 from simam_inject import inject, plan
+from tests.engine.blocks import build, run
 from tests.engine.python_modules import B, conv, image
 from tests.oracle import E_LAMBDA
 
 RECIPE = {"e_lambda": E_LAMBDA, "rules": [{"path": "a", "after": "output"}]}
-
-
-def build(factory):
-    torch.manual_seed(4)
-    return factory().double().eval()
-
-
-def run(model, *args):
-    with torch.no_grad():
-        return model(*args)
 
 
 SPACE = SimpleNamespace(tables={})
