@@ -130,7 +130,8 @@ class _Reachable:
         if _is_of(_FOREIGN, kind.__module__):
             return None
         self.visit(kind, depth + 1)
-        slots: list[str] = copyreg._slotnames(kind)  # type: ignore[attr-defined]
+        names = copyreg._slotnames(kind)  # type: ignore[attr-defined] # a subclass may have made one a property
+        slots = [name for name in names if isinstance(getattr(kind, name, None), types.MemberDescriptorType)]
         if not slots and attributes is None:
             return None
         write, delete = partial(object.__setattr__, value), partial(object.__delattr__, value)

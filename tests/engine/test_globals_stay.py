@@ -48,6 +48,14 @@ class Slots:
 class MoreSlots(Slots):
     __slots__ = ("more",)
 
+    def __init__(self):
+        pass
+
+    @property
+    def calls(self):
+        """A slot of the base class, as `_raw_path` of `pathlib.Path` in Python 3.13."""
+        return object()
+
 
 class Registry(dict):
     """Changes what is written into it, and has an attribute."""
