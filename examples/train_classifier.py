@@ -19,6 +19,7 @@ import argparse
 import csv
 import math
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -347,6 +348,9 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     with joined() as process:
         run(options, process)
+    if process.count > 1 and process.device.type == "cpu":  # gloo's threads may abort the interpreter's shutdown
+        sys.stdout.flush()
+        os._exit(0)
 
 
 if __name__ == "__main__":
