@@ -278,7 +278,7 @@ def test_a_process_forked_meanwhile_works(deed):
 
 @pytest.mark.long
 def test_workers_that_are_forked_while_a_process_injects_for_the_first_time_do_not_hang():
-    """Before, nearly every run hung. One of about ten still does: a fork may meet a lock of torch or of the C library."""
+    """One run of about ten still hangs: a fork may meet a lock of torch or of the C library."""
     call(
         """
         import threading
