@@ -3,8 +3,8 @@
 From the root downwards: a module is a block if it returns one feature map (also in a tuple or list), is not a plain
 container, contains at least two convolutions (or one and two matrix products), and its maps span at most two
 reductions. What is given no map of known axes (as the image of a network of one size) may span more reductions, if
-there is no block inside it: the stem of a transformer. The parts of these blocks are looked at instead, if there are
-blocks among them:
+it has no block inside: the stem of a transformer. The parts of these blocks are searched instead, if there are blocks
+among them:
 
 * what returns the very tensor of a block inside it, and has at least half of its convolutions in such blocks: a stage;
 * what contains all convolutions: the network itself in a wrapper;

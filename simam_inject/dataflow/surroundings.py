@@ -130,7 +130,7 @@ class _Reachable:
         if _is_of(_FOREIGN, kind.__module__):
             return None
         self.visit(kind, depth + 1)
-        names = copyreg._slotnames(kind)  # type: ignore[attr-defined] # a subclass may have made one a property
+        names = copyreg._slotnames(kind)  # type: ignore[attr-defined] # of which a subclass may have made a property
         slots = [name for name in names if isinstance(getattr(kind, name, None), types.MemberDescriptorType)]
         if not slots and attributes is None:
             return None

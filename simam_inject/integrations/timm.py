@@ -129,7 +129,7 @@ def run_script(arguments: list[str]) -> None:
         if separator:
             try:
                 names.append(register(architecture, shipped.get(recipe, recipe)))
-            except InjectError as error:  # or it is no model: a folder of results has the name of the model in its own
+            except InjectError as error:  # or not a model: a folder of results is named after it, too
                 errors.append(error)
     if errors and not names:
         raise errors[0]

@@ -79,7 +79,7 @@ def _holds(test: str, fact: Fact) -> bool:
 
 
 class FactConditions(RecipeModel):
-    """FactConditions on the facts of an operation, all of which must be met."""
+    """Conditions on the facts of an operation, all of which must be met."""
 
     kernel: Numbers | None = Field(default=None, description="Kernel of a convolution or pooling.")
     stride: Numbers | None = Field(default=None, description="Stride of a convolution or pooling.")
