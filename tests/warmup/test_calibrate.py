@@ -63,9 +63,10 @@ def test_errors_are_the_share_of_the_signal_before_and_after():
     model, x = attended(), images()
     seen = []
     handle = model.blocks[0].first.simam.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
-    first = calibrate(model, x, norms=False).sites[0]
+    model(x)
     handle.remove()
     value = seen[0].double()
+    first = calibrate(model, x, norms=False).sites[0]
     attention = copy.deepcopy(model.blocks[0].first.simam)
     assert first.error_after == pytest.approx(distance(attention(value), value), rel=1e-4)
     attention.gain = 1.0
@@ -153,6 +154,21 @@ def test_modes_momenta_and_random_numbers_are_left():
     assert [model.get_submodule(path).momentum for path in NORMS] == momenta
     assert torch.equal(torch.get_rng_state(), random)
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_a_forward_leaves_on_the_model_is_left_as_it_was():
+    class Counting(Network):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = inject(Counting().eval(), "after Block.first", example_inputs=images(2), verify=False)
+    seen = []
+    model.stem.register_forward_hook(lambda *_: seen.append(1))
+    assert calibrate(model, images()).norms == len(NORMS)
+    assert (model.calls, seen) == (0, [])
 
 
 def test_gains_do_not_depend_on_the_strength_and_norms_are_left_at_0():
