@@ -78,9 +78,8 @@ def calibrate(
 ) -> Calibration:
     """Fit SimAM to a trained network, in place and without labels: a gain for each site, then new norm statistics.
 
-    Runs a copy of the model, in eval mode and without gradients; modes are preserved. If an error is raised, nothing is
-    changed. Where `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same
-    numbers.
+    Runs a copy of the model, in eval mode and without gradients; if an error is raised, the model is unchanged. Where
+    `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same numbers.
 
     Args:
         model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
