@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from simam_inject.adapters import adapter_of, network_of, update
-from simam_inject.attention import SimAM
+from simam_inject.attention import SimAM, simam
 from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.errors import ModelError, shortened
 from simam_inject.modules import check_injectable
@@ -142,36 +142,35 @@ def calibrate(
 
 def _fit_gains(network: nn.Module, source: Iterable[Any]) -> tuple[SiteFit, ...]:
     sites = simams_of(network)
-    strengths = [attention.strength for _, attention in sites]
-    sums = {attention: torch.zeros(3, dtype=torch.float64) for _, attention in sites}
-    ran: dict[SimAM, str] = {}  # paths, in the order in which they run
+    sums = {path: torch.zeros(3, dtype=torch.float64) for path, _ in sites}
+    ran: dict[str, Tensor] = {}  # in the order in which they run
     with _pooled(network, sums.values()), ExitStack() as stack:
         for path, attention in sites:
-            attention.strength = attention.gain = 1.0
-            stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums[attention], ran)))
+            stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums[path], ran)))
         run_batches(network, source, "fitting gains")
-        if idle := [path for path, attention in sites if attention not in ran]:
+        if idle := [path for path in sums if path not in ran]:
             raise ModelError(
                 f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be "
                 "calibrated; end its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
             )
-    for (_, attention), strength in zip(sites, strengths, strict=True):
-        attention.strength, attention.gain = strength, _gain(sums[attention])
-    return tuple(_fit(path, sums[attention]) for attention, path in ran.items())
+    for path, attention in sites:
+        attention.gain = _gain(sums[path])
+    return tuple(_fit(path, found) for path, found in ran.items())
 
 
 def _attend(
-    path: str, sums: Tensor, ran: dict[SimAM, str], attention: SimAM, args: tuple[Tensor, ...], y: Tensor
+    path: str, sums: Tensor, ran: dict[str, Tensor], attention: SimAM, args: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
-    """Forward hook: add to the sums of x x, x y and y y, and return what the fitted SimAM would."""
+    """Forward hook: add to the sums of x x, x y and y y, and return what SimAM would at strength 1 with its gain."""
     if attention.bypassed:
-        return y
+        return output
+    y = simam(args[0], attention.e_lambda, channel_dim=attention.channel_dim)
     a, b = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (args[0], y))
     found = torch.stack([(a * a).sum(), (a * b).sum(), (b * b).sum()]).cpu()
     if not bool(found.isfinite().all()):
         raise ModelError(f"the map at {path} has values that are not finite (NaN or infinity)")
     sums += found
-    ran[attention] = path
+    ran[path] = sums
     return y * _gain(sums)
 
 
@@ -182,10 +181,9 @@ def _gain(sums: Tensor) -> float:
 
 def _fit(path: str, sums: Tensor) -> SiteFit:
     xx, xy, yy = sums.tolist()
-    if not xx or not yy:
-        return SiteFit(path, 1.0, 0.0, 0.0)
-    before, after = max(xx - 2 * xy + yy, 0.0) / xx, max(xx - xy * xy / yy, 0.0) / xx
-    return SiteFit(path, _gain(sums), before**0.5, after**0.5)
+    gain = _gain(sums)
+    before, after = (max(xx - 2 * c * xy + c * c * yy, 0.0) / (xx or 1.0) for c in (1.0, gain))
+    return SiteFit(path, gain, before**0.5, after**0.5)
 
 
 def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> dict[str, Any]:
