@@ -111,12 +111,13 @@ def _work(study: Study, experiment: Experiment, budget: float | None, progress: 
         claim = study.take() if in_time else None
         if claim is None:
             return found
+        trial, variant, seed = claim
         try:
-            cell = run_cell(experiment, claim.variant, claim.seed)
+            cell = run_cell(experiment, variant, seed)
         except BaseException:  # stopped by the user, or the disk is full
-            study.end(claim.trial)
+            study.end(trial)
             raise
-        study.end(claim.trial, cell)
+        study.end(trial, cell)
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
             warnings.warn(WRONG_SIGN, stacklevel=3)

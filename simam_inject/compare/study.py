@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
-_LIBRARIES = ("optuna", "scipy", "matplotlib", "jinja2")
+_LIBRARIES = ("optuna", "scipy", "matplotlib")
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
 _JOURNAL_START = b'{"op_code":'
 
@@ -106,15 +106,6 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
         raise CompareError(f"{path} is not a study: compare did not write this file") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A cell that this worker runs, and the id of its trial."""
-
-    trial: int
-    variant: Variant
-    seed: int
-
-
 class Study:
     """The cells of one comparison in a storage, and this process as one of the workers.
 
@@ -159,8 +150,8 @@ class Study:
         cells = [(variant, seed) for seed in range(planned[-1]) for variant in variants]
         self._cells = {json.dumps([variant.name, variant.recipe, seed]): (variant, seed) for variant, seed in cells}
 
-    def take(self) -> Claim | None:
-        """The next cell, now claimed by this worker; None if every cell has a result or a worker."""
+    def take(self) -> tuple[int, Variant, int] | None:
+        """Claim the next cell: the id of its trial, variant and seed. None if every cell has a result or a worker."""
         for trial in _owners(self._study).values():
             if trial.state.name == "RUNNING" and self._has_ended(trial.user_attrs["worker"]):
                 self.end(trial._trial_id)
@@ -174,7 +165,7 @@ class Study:
             )
             trial_id = self._storage.create_new_trial(self._study._study_id, running)
             if _owners(self._study)[cell]._trial_id == trial_id:
-                return Claim(trial_id, *self._cells[cell])
+                return trial_id, *self._cells[cell]
             self.end(trial_id)  # another worker claimed it at the same time
 
     def end(self, trial: int, cell: Cell | None = None) -> None:

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from simam_inject.api import inject, injected, no_effect, plan
+from simam_inject.api import eject, inject, injected
 from simam_inject.bench.measuring import bytes_kept, time_rounds
 from simam_inject.bench.peers import PEERS, peer_factory
 from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, Cell, Costs, Experiment, Report, Variant
 from simam_inject.dataflow.example import example_of
-from simam_inject.errors import CompareError, InjectError, NoMatchError, a_type
+from simam_inject.errors import CompareError, InjectError, a_type
 from simam_inject.recipe import adjusted, load_recipe
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -62,7 +62,7 @@ def seed_everything(seed: int) -> None:
 
 
 def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], example_inputs: Any = None) -> None:
-    """Plan each recipe once on a new network, since a recipe without effect would be trained for nothing.
+    """Apply each recipe once to a new network, since a recipe without effect would be trained for nothing.
 
     Raises:
         NoMatchError: A recipe has no effect on the network.
@@ -78,9 +78,7 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
             "eject(model)"
         )
     for recipe in {variant.recipe: variant.where for variant in variants if variant.where is not None}.values():
-        found = plan(model, recipe, example_inputs=example_inputs)
-        if not found.insertions:
-            raise NoMatchError(no_effect(found))
+        eject(inject(model, recipe, example_inputs=example_inputs, verify=False))
 
 
 def run_cell(experiment: Experiment, variant: Variant, seed: int) -> Cell:

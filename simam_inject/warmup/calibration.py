@@ -83,11 +83,12 @@ def calibrate(
 
     Args:
         model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
-        batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts, or one tensor. A thousand images
-            are enough: `itertools.islice(loader, 8)`. They must be in mixed order (`shuffle=True`): from batches that
-            are sorted by class, the norms get statistics that fit no class. Tensors are moved to the device of the
-            model and converted to its dtype; images of bytes are divided by 255. For a `YOLO` object also the YAML file
-            (or name, or folder of classes) of its data set: 512 of its training images, resized as for validation.
+        batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts by the names of the arguments, or
+            one tensor. A thousand images are enough: `itertools.islice(loader, 8)`. They must be in mixed order
+            (`shuffle=True`): from batches that are sorted by class, the norms get statistics that fit no class. Tensors
+            are moved to the device of the model and converted to its dtype; images of bytes are divided by 255. For a
+            `YOLO` object also the YAML file (or name, or folder of classes) of its data set: 512 of its training
+            images, resized as for validation.
         gains: fit the gains, at strength 1, whatever the strength is now.
         norms: compute the running statistics of norms again, at the strength that the model has. At strength 0 they
             fit already and do not change.
@@ -190,9 +191,9 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
     """The norms that ran, by path, with the statistics of what they read."""
     norms: dict[str, Any] = {path: network.get_submodule(path) for path in paths}
     sums = {path: torch.zeros(3, len(norm.running_mean), dtype=torch.float64) for path, norm in norms.items()}
-    with _pooled(network, sums.values()), ExitStack() as stack:
-        for path, norm in norms.items():
-            stack.enter_context(norm.register_forward_pre_hook(partial(_measure, path, sums[path])))
+    for path, norm in norms.items():
+        norm.register_forward_pre_hook(partial(_measure, path, sums[path]))
+    with _pooled(network, sums.values()):
         run_batches(network, source, "estimating norms")
     ran = {path: norm for path, norm in norms.items() if sums[path].any()}
     for path, norm in ran.items():
