@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import network_of
 from simam_inject.attention import ArgumentError, SimAM, gate
-from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.modules import unwrapped
+from simam_inject.warmup.batches import evaluated_twin
 from simam_inject.warmup.strength import simams_of
 
 
@@ -23,7 +23,7 @@ def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -
     what `simam` multiplies by at strength 1 and gain 1.
 
     Args:
-        model: a model with SimAM in it, or an ultralytics `YOLO`.
+        model: a model with SimAM in it, which DDP or `torch.compile` may have wrapped, or an ultralytics `YOLO`.
         *inputs: the arguments of its forward.
         channel: the gate of this one channel, instead of the mean over all channels.
 
@@ -32,7 +32,7 @@ def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -
         that runs several times in one forward, the second run is `path (run 2)`, and so on.
 
     Raises:
-        ModelError: the model has no SimAM.
+        ModelError: the model has no SimAM, or is sharded.
         ArgumentError: a map has no such channel.
 
     Example:
@@ -87,8 +87,7 @@ def _record(
     bypass: bool = False,
 ) -> dict[str, Tensor]:
     """What `measure` returns for the name, the SimAM and the input of each run of a site, by name."""
-    twin = twin_of(unwrapped(network_of(model)), to_clone)
-    set_mode(twin, training=False)
+    twin = evaluated_twin(unwrapped(network_of(model)), "take attention maps")
     found: dict[str, Tensor] = {}
 
     def look(path: str, attention: SimAM, args: tuple[Tensor, ...]) -> None:

@@ -1,16 +1,19 @@
-"""Batches of any loader as arguments of one forward."""
+"""Batches of any loader as arguments of one forward, and the copy of a network that they run."""
 
 from __future__ import annotations
 
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.errors import ModelError, a_type, describe_exception
+from simam_inject.modules import check_injectable
 from simam_inject.nested import map_nested, tensors_in
 
 
@@ -46,6 +49,29 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
         _run(network, batch, count - 1)
     if not count:
         raise ModelError("no batch to calibrate on: the loader is empty")
+
+
+def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
+    """A copy of the network in eval mode for a task, so that nothing of the network has to be restored.
+
+    Functions that a user registered as hooks run on it as they are: what they record is for the user.
+
+    Raises:
+        ModelError: the network is wrapped, compiled or sharded.
+    """
+    try:
+        check_injectable(network)
+    except ModelError as error:
+        reason = str(error).partition(": ")[0]
+        order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
+        raise ModelError(f"{reason}; {task} before that. The order: {order}") from None
+    twin = twin_of(network, to_clone)
+    set_mode(twin, training=False)
+    for original, copied in zip(network.modules(), twin.modules(), strict=True):
+        for table in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = vars(original)[table].items()
+            vars(copied)[table].update((key, hook) for key, hook in hooks if isinstance(hook, FunctionType))
+    return twin
 
 
 def _run(network: nn.Module, batch: Any, index: int) -> None:

@@ -25,10 +25,8 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM, simam
-from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.errors import ModelError, shortened
-from simam_inject.modules import check_injectable
-from simam_inject.warmup.batches import readable_twice, run_batches
+from simam_inject.warmup.batches import evaluated_twin, readable_twice, run_batches
 from simam_inject.warmup.strength import simams_of
 
 
@@ -111,12 +109,7 @@ def calibrate(
         (8, 20)
     """
     network = network_of(model)
-    try:
-        check_injectable(network)
-    except ModelError as error:
-        reason = str(error).partition(": ")[0]
-        order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
-        raise ModelError(f"{reason}; calibrate before that. The order: {order}") from None
+    twin = evaluated_twin(network, "calibrate")
     sites = simams_of(network)
     targets, frozen = _norms_of(network, frozen_norms) if norms else ({}, 0)
     note = "" if targets or not norms else "the model has no norm with running statistics that is not frozen"
@@ -127,8 +120,6 @@ def calibrate(
     if isinstance(batches, (str, PathLike)):
         batches = adapter_of(model).batches(model, str(batches)) or batches
     source = readable_twice(batches, passes=bool(gains) + bool(targets))
-    twin = twin_of(network, to_clone)
-    set_mode(twin, training=False)
     with torch.no_grad():
         fits = _fit_gains(twin, source) if gains else ()
         renewed = _fit_norms(twin, list(targets), source) if targets else {}

@@ -130,26 +130,20 @@ def test_threads_that_share_a_model_get_their_own_maps():
         assert all(torch.equal(maps[name], alone[name]) for name in alone)
 
 
-SHARED = {}
-"""A hook that closed over these would get copies of them."""
-
-
-def serve(_module, _args):
-    """Run the model in another thread in the middle of a forward of this one."""
-    if threading.get_ident() == SHARED["main"]:
-        with ThreadPoolExecutor(1) as pool:
-            SHARED["served"].append(pool.submit(SHARED["model"], images(2)).result())
-
-
 @pytest.mark.parametrize("look", [attention_maps, difference_maps])
 def test_another_thread_that_runs_the_model_meanwhile_gets_its_usual_output(look):
-    model, x = attended().eval(), images(2)
-    usual = model(x)
-    SHARED.update(main=threading.get_ident(), served=[], model=model)
+    model, x, served = attended().eval(), images(2), []
+    usual, main = model(x), threading.get_ident()
+
+    def serve(_module, _args):
+        if threading.get_ident() == main:
+            with ThreadPoolExecutor(1) as pool:
+                served.append(pool.submit(model, x).result())
+
     model.stem.register_forward_pre_hook(serve)
     look(model, x)
-    assert len(SHARED["served"]) == 1 + (look is difference_maps)
-    assert all(torch.equal(output, usual) for output in SHARED["served"])
+    assert len(served) == 1 + (look is difference_maps)
+    assert all(torch.equal(output, usual) for output in served)
 
 
 def test_wrapped_and_compiled_models_have_the_maps_of_what_is_in_them():
