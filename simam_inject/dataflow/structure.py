@@ -5,7 +5,8 @@
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
 * A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
-  that reads such a join, or else the one that made the upsampled map; so is a block of the same class beside it that upsamples without such a join.
+  that reads such a join, or else the one that made the upsampled map; so is a block of the same class beside it that
+  upsamples without such a join.
 """
 
 from __future__ import annotations

@@ -391,6 +391,19 @@ class Letters(nn.Module):
         return x
 
 
+class Block(nn.Module):
+    """The authors' ConvNeXt block has this name and this child."""
+
+    def __init__(self):
+        super().__init__()
+        self.dwconv = nn.Conv2d(8, 8, 7, padding=3, groups=8)
+        self.norm, self.pwconv1, self.pwconv2 = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
+        return x + self.pwconv2(F.gelu(self.pwconv1(y))).permute(0, 3, 1, 2)
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
@@ -427,6 +440,7 @@ CASES = [
     (generator, "residual", "{1,2}.k2"),
     (generator, "unet", ""),
     (Shelf, "block-output", ""),
+    (lambda: nn.Sequential(c3(3, 8, 2), Block(), Block(), c1(8, 2)), "convnext", "{1,2}.dwconv"),
     (Letters, "block-output", "layers.{0,1}:0"),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
