@@ -391,17 +391,17 @@ class Letters(nn.Module):
         return x
 
 
-class Block(nn.Module):
-    """The authors' ConvNeXt block has this name and this child."""
+class Fold(nn.Module):
+    """A ConvNeXt block without its name."""
 
     def __init__(self):
         super().__init__()
-        self.dwconv = nn.Conv2d(8, 8, 7, padding=3, groups=8)
-        self.norm, self.pwconv1, self.pwconv2 = nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.around, self.even = nn.Conv2d(8, 8, 7, padding=3, groups=8), nn.LayerNorm(8)
+        self.wide, self.narrow, self.scale = nn.Linear(8, 16), nn.Linear(16, 8), nn.Parameter(torch.full((8,), 0.5))
 
     def forward(self, x):
-        y = self.norm(self.dwconv(x).permute(0, 2, 3, 1))
-        return x + self.pwconv2(F.gelu(self.pwconv1(y))).permute(0, 3, 1, 2)
+        y = self.even(self.around(x).permute(0, 2, 3, 1))
+        return x + (self.scale * self.narrow(F.gelu(self.wide(y)))).permute(0, 3, 1, 2)
 
 
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
@@ -440,7 +440,7 @@ CASES = [
     (generator, "residual", "{1,2}.k2"),
     (generator, "unet", ""),
     (Shelf, "block-output", ""),
-    (lambda: nn.Sequential(c3(3, 8, 2), Block(), Block(), c1(8, 2)), "convnext", "{1,2}.dwconv"),
+    (lambda: nn.Sequential(c3(3, 8, 2), Fold(), Fold(), c1(8, 2)), "convnext", "{1,2}.around"),
     (Letters, "block-output", "layers.{0,1}:0"),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
