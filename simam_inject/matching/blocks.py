@@ -39,10 +39,7 @@ def search_blocks(search: Search) -> None:
         _search_branches(search, blocks)
     else:
         for block in blocks:
-            if target.word == "input":
-                search.add_operands(block, block.operands, block.path)
-            else:
-                _add_output(search, block, target)
+            _add_value(search, block, target)
 
 
 def _is_selected(site: Site, rule: Rule) -> bool:
@@ -78,9 +75,11 @@ def _look_inside(search: Search, blocks: Sequence[Site]) -> Inside:
     return inside
 
 
-def _add_output(search: Search, block: Site, target: BlockValue) -> None:
+def _add_value(search: Search, block: Site, target: BlockValue) -> None:
     site = block if target.key is None else search.anatomy.site_by_path.get(f"{block.path}:{target.key}")
-    if site is not None:
+    if target.word == "input":
+        search.add_operands(block, block.operands, block.path)
+    elif site is not None:
         search.add(site, block.path)
     else:
         maps = f"the maps {write_paths(block.maps)}" if block.maps else "no list, tuple or dict of feature maps"
@@ -88,14 +87,14 @@ def _add_output(search: Search, block: Site, target: BlockValue) -> None:
 
 
 def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
-    branches: defaultdict[str, list[tuple[Site, Site]]] = defaultdict(list)
+    branches: defaultdict[str, list[tuple[Site, str]]] = defaultdict(list)
     for site in search.anatomy.sites:
-        join = search.anatomy.site_by_path.get(site.joins) if site.joins is not None else None
-        if join is not None:
-            branches[join.scope].append((join, site))
+        if site.joins in search.anatomy.site_by_path:
+            join = search.anatomy.site_by_path[site.joins]
+            branches[join.scope].append((join, site.path))
     for block in blocks:
         for join, branch in branches.get(block.path, ()):
-            search.add_operands(join, [branch.path], block.path)
+            search.add_operands(join, [branch], block.path)
         if block.path not in branches and block.kind == "block":
             below = [scope for scope in branches if not block.path or scope.startswith(f"{block.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
@@ -105,8 +104,9 @@ def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
 def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> None:
     """Add the children of a name; if no selected block has one, the operations of that kind."""
     inside = _look_inside(search, blocks)
-    for block in blocks if not inside else ():
-        search.miss(block.path, f"has no children, and so no {target}")
+    if not inside:
+        for block in blocks:
+            search.miss(block.path, f"has no children, and so no {target}")
     calls = {path: _find_calls(target, below) for path, below in inside.items()}
     computed = {site.kind for below in inside.values() for _, site in below} - NOT_OPERATIONS
     is_kind = not target.name.is_wild and (find_kind(target.name) or target.name in computed)
