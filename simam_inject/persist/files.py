@@ -24,7 +24,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import SimAM
-from simam_inject.editing.attach import attended_in, detach
+from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
@@ -112,15 +112,11 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
             is_there = _has_sites(network, manifest)
             if not is_there:
                 check_injectable(network_of(model))
-                manifest.attach_to(network)
+            with copied_into(network, tensors):
+                if not is_there:
+                    manifest.attach_to(network)
         except (ModelError, FileError) as error:
             raise FileError(f"{error}{_age(manifest)}") from None
-    try:
-        copy_all(network, tensors)
-    except BaseException:
-        if not is_there:
-            detach(network)
-        raise
     manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
@@ -147,11 +143,13 @@ def naming(file: Path) -> Iterator[None]:
         raise FileError(f"{file}: {error}") from error.__cause__
 
 
-def copy_all(network: nn.Module, tensors: State) -> None:
-    """Copy tensors, all or nothing. Their names and shapes were checked before, but hooks may raise."""
+@contextlib.contextmanager
+def copied_into(network: nn.Module, tensors: State) -> Iterator[None]:
+    """Copy tensors, whose names and shapes fit. They are put back if a hook of the model, or the body, raises."""
     before = {name: value.detach().clone() for name, value in network.state_dict().items() if name in tensors}
     try:
         network.load_state_dict(tensors, strict=False)
+        yield
     except BaseException:
         with torch.no_grad():
             for name, value in network.state_dict().items():
@@ -222,9 +220,8 @@ def _why_unfit(ours: torch.Tensor, theirs: torch.Tensor) -> str | None:
         return "without values in the file" if theirs.is_meta else f"a {theirs.layout} tensor in the file"
     if ours.dtype == theirs.dtype:
         return None
-    kinds = [(one.is_floating_point(), one.is_complex(), one.dtype == torch.bool) for one in (ours, theirs)]
     dtypes = f"file {theirs.dtype}, model {ours.dtype}"
-    if kinds[0] != kinds[1]:
+    if not torch.can_cast(theirs.dtype, ours.dtype) or not torch.can_cast(ours.dtype, theirs.dtype):
         return dtypes
     converted = theirs.to(ours.dtype)
     if ours.is_floating_point() or ours.is_complex():

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from torch import nn
 
-from simam_inject.api import eject, plan
+from simam_inject.api import plan
 from simam_inject.errors import FileError, NoMatchError
 from simam_inject.persist.checkpoints import read_checkpoint, without_prefix
-from simam_inject.persist.files import State, copy_all, differences, listed, naming, state_of
+from simam_inject.persist.files import State, copied_into, differences, listed, naming, state_of
 from simam_inject.planning.plan import Plan
 from simam_inject.recipe import adjusted, load_recipe
 
@@ -94,13 +94,8 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         ours = state_of(model)
         mapped = _map_keys(weights, ours)
         planned = _plan(model, e_lambda)
-    planned.apply()
-    try:
-        copy_all(model, {entry.target: weights[entry.source] for entry in mapped})
-    except BaseException:
-        if planned.insertions:
-            eject(model)
-        raise
+    with copied_into(model, {entry.target: weights[entry.source] for entry in mapped}):
+        planned.apply()
     kept = ours.keys() - {entry.target for entry in mapped}
     sites = tuple(site.path for site in planned.present or planned.insertions)
     return OfficialReport(mapped, tuple(key for key in ours if key in kept), ignored, sites)
@@ -134,16 +129,14 @@ def _map_keys(weights: State, ours: State) -> tuple[Mapped, ...]:
     found = differences(dict(zip(targets, theirs.values(), strict=True)), ours)
     if not any(found.values()) and len(theirs) == len(ours):
         hows = ["exact" if key == target else "unwrapped" for key, target in zip(theirs, targets, strict=True)]
-    elif _last_names(theirs) == _last_names(ours) and _fit(dict(zip(ours, theirs.values(), strict=True)), ours):
+    elif [_last_name(key) for key in theirs] == [_last_name(key) for key in ours] and not any(
+        differences(dict(zip(ours, theirs.values(), strict=True)), ours).values()
+    ):
         targets, hows = list(ours), ["in order"] * len(theirs)
     else:
         raise FileError(f"its tensors do not fit this model:\n{listed(found)}")
     return tuple(map(Mapped, weights, targets, hows))
 
 
-def _last_names(state: State) -> list[str]:
-    return [key.rpartition(".")[2] for key in state]
-
-
-def _fit(theirs: State, ours: State) -> bool:
-    return not any(differences(theirs, ours).values())
+def _last_name(key: str) -> str:
+    return key.rpartition(".")[2]
