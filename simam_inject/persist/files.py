@@ -75,9 +75,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
     manifest = Manifest.of(network, versions=_versions_of(packages), layout=_layout_of(state))
     # Clones, not views: safetensors refuses tensors that share memory or are not contiguous.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
-    }
+    form = torch.contiguous_format
+    tensors = {name: tensor.detach().cpu().clone(memory_format=form) for name, tensor in state.items()}
     _write_in_one_step(file, tensors, {"format": "pt", KEY: manifest.model_dump_json()})
     return file
 
@@ -196,15 +195,16 @@ def _check_sites(network: nn.Module, state: State) -> None:
 
 def differences(file: State, model: State) -> dict[str, list[str]]:
     """Maps a kind of difference to the tensors that differ in this way; `UNFIT` to those with another shape or kind."""
-    common = [name for name in model if name in file]
-    reasons = [(name, _why_unfit(model[name], file[name])) for name in common]
-    unfit = [f"{name} ({reason})" for name, reason in reasons if reason]
+    unfit = []
     first: dict[tuple[int, ...], str] = {}
-    for name in common:
-        ours = model[name]
+    for name in [name for name in model if name in file]:
+        ours, theirs = model[name], file[name]
         other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
-        if other != name and difference(file[name], file[other]) is not None:
-            unfit.append(f"{name} (the same tensor as {other} in the model, with other values in the file)")
+        reason = _why_unfit(ours, theirs)
+        if reason is None and other != name and difference(theirs, file[other]) is not None:
+            reason = f"the same tensor as {other} in the model, with other values in the file"
+        if reason is not None:
+            unfit.append(f"{name} ({reason})")
     return {
         "in the model, not in the file": [name for name in model if name not in file],
         "in the file, not in the model": [name for name in file if name not in model],
@@ -292,7 +292,7 @@ def _write_in_one_step(path: Path, tensors: dict[str, torch.Tensor], texts: dict
             shutil.copymode(target, unfinished)
         unfinished.replace(target)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = getattr(error, "strerror", None) or error
         raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
@@ -323,10 +323,9 @@ def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
     present, wanted = Record.of(network).lambdas, manifest.lambdas
     if present == wanted or not present:
         return present == wanted
-    ours, theirs = ({place: f"e_lambda {value:g}" for place, value in sites.items()} for sites in (present, wanted))
     lines = [
-        f"  {place}: {ours.get(place, 'none')} in the model, {theirs.get(place, 'none')} in the file"
-        for place in sorted(ours.keys() | theirs.keys())
+        f"  {place}: {_lambda(present, place)} in the model, {_lambda(wanted, place)} in the file"
+        for place in sorted(present.keys() | wanted.keys())
         if present.get(place) != wanted.get(place)
     ]
     raise FileError(
@@ -335,12 +334,12 @@ def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
     )
 
 
+def _lambda(sites: Mapping[str, float], place: str) -> str:
+    return f"e_lambda {sites[place]:g}" if place in sites else "none"
+
+
 def _age(manifest: Manifest) -> str:
     """Which libraries had other versions when the file was written, as a last line of a message."""
-    here = _versions_of(manifest.versions)
-    changed = [
-        f"{package} {version} (here {here.get(package, 'not installed')})"
-        for package, version in manifest.versions.items()
-        if here.get(package) != version
-    ]
+    here = dict.fromkeys(manifest.versions, "not installed") | _versions_of(manifest.versions)
+    changed = [f"{name} {then} (here {here[name]})" for name, then in manifest.versions.items() if here[name] != then]
     return f"\n  It was written with {', '.join(changed)}." if changed else ""
