@@ -17,11 +17,9 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
-from simam_inject.matching.blocks import search_blocks
 from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.hits import Hit, Matches, Skip
-from simam_inject.matching.patterns import search_pattern
-from simam_inject.matching.search import Search, check_facts, parent_of, write_fact, write_path, write_paths
+from simam_inject.matching.search import Search, check_facts, search_model, write_fact, write_path, write_paths
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.operations import FactConditions
 from simam_inject.recipe.recipe import Recipe
@@ -74,7 +72,7 @@ def why_not_attendable(site: Site) -> str | None:
 
 def _take(search: Search, earlier: Iterable[Hit], order: dict[str, int]) -> Sequence[Hit]:
     """The sites that one rule takes, beside those of earlier rules; the search collects the near misses."""
-    (search_pattern if search.rule.chain else search_blocks)(search)
+    search_model(search)
     if not search.candidates and not search.misses:
         search.miss("", explain_no_candidate(search.rule, search.anatomy))
     by_value = defaultdict[str, list[Hit]](list)
@@ -144,7 +142,11 @@ def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> l
     groups: defaultdict[object, list[Hit]] = defaultdict(list)
     for hit in sorted(candidates, key=lambda hit: order[hit.path]):
         # A site has no attribute `model`: all sites are in one group.
-        group = parent_of(hit.block) if pick.per == "parent" else getattr(hit.attended, pick.per, "")
+        group = (
+            hit.block.partition(":")[0].rpartition(".")[0]
+            if pick.per == "parent"
+            else getattr(hit.attended, pick.per, "")
+        )
         problem = why_not_attendable(hit.attended) or (f"its {pick.per} is not known" if group is None else None)
         if problem is not None:
             search.reject(hit, f"pick {pick} does not count it: {problem}", PICKED)
