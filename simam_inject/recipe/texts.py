@@ -80,7 +80,13 @@ def read_yaml(data: bytes | str) -> Any:
     Raises:
         RecipeError: not UTF-8, not YAML, too large or deep, a key twice, a tag, an alias, or not one document.
     """
-    text = _decode(data)
+    try:
+        encoded = data.encode() if isinstance(data, str) else data
+        if len(encoded) > MAX_BYTES:
+            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB, the maximum size of a recipe")
+        text = encoded.decode("utf-8-sig")
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
     if text.lstrip().startswith("{"):  # JSON, which may be indented with tabs
         text = text.replace("\t", " ")
     try:
@@ -110,17 +116,6 @@ def read_file(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise RecipeError(f"recipe: cannot read {str(path)[:400]}: {reason or error}") from None
-
-
-def _decode(data: bytes | str) -> str:
-    try:
-        encoded = data.encode() if isinstance(data, str) else data
-        if len(encoded) > MAX_BYTES:
-            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB, the maximum size of a recipe")
-        return encoded.decode("utf-8-sig")
-    except UnicodeError as error:
-        reason = getattr(error, "reason", "")
-        raise RecipeError(f"recipe: not UTF-8 text ({reason}); save the file as UTF-8") from None
 
 
 def _hint(line: str) -> str:
