@@ -168,11 +168,7 @@ FORMS = {
 
 
 def form_of(path: Path) -> Form:
-    """The format of a file, by its suffix.
-
-    Raises:
-        ExportError: it is unknown, or a package that it needs is missing.
-    """
+    """The format of a file, by its suffix; an `ExportError` if it is unknown or lacks a package."""
     if path.suffix not in FORMS:
         raise ExportError(f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(FORMS)}")
     lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
@@ -182,11 +178,7 @@ def form_of(path: Path) -> Form:
 
 
 def read(path: Path) -> Artefact:
-    """Open an exported file.
-
-    Raises:
-        ExportError: it is of no known format, or damaged.
-    """
+    """Open an exported file; an `ExportError` if it is of no known format, or damaged."""
     form = form_of(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # deprecations of the libraries

@@ -39,12 +39,7 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, tor
 def check_file(
     model: nn.Module, path: Path, example: Example, dynamic: tuple[str, ...], tolerance: float | None
 ) -> ExportReport:
-    """Open a file, and check its graph and its outputs against those of the model.
-
-    Raises:
-        ExportError: the file cannot be opened, or does not run.
-        LostSiteError: it lacks a site, has another lambda, or computes something else.
-    """
+    """Open a file, and check its graph and its outputs against those of the model; an `ExportError` if they differ."""
     artefact = read(path)
     if tolerance is None:
         dtypes = {tensor.dtype for tensor in example.tensors} & TOLERANCES.keys()
@@ -141,11 +136,7 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
 
 
 def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
-    """The expected sites with how each was found in the file's graph: by name, else by the formula and its lambda.
-
-    Raises:
-        LostSiteError: one is not there, does not reach the output, or has another lambda.
-    """
+    """The expected sites with how the file has each: by name, else by formula and lambda; or a `LostSiteError`."""
     live = [gate for gate in gates if gate.is_live]
     nameless = [gate for gate in live if gate.module not in {site.module for site in expected}]
     found, lost = [], []

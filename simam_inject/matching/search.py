@@ -97,10 +97,7 @@ def search_model(search: Search) -> None:
 
 
 def _is_selected(site: Site, rule: Rule) -> bool:
-    """The rule selects the site as a block.
-
-    Wildcards select no modules without children (by class) and no inputs (by path).
-    """
+    """The rule selects the site. Wildcards select no modules without children, by class, and no inputs, by path."""
     if rule.selects == "structure":
         return not set(as_tuple(rule.structure)).isdisjoint(site.structure)
     if rule.selects == "path":
@@ -282,13 +279,7 @@ def _next_of_chain(search: Search, sites: Sequence[Site], link: Link) -> Site | 
 
 
 def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) -> str | None:
-    """Why a site does not satisfy conditions on its facts; None if it does.
-
-    Args:
-        site: an operation or a feature map.
-        facts: name and condition of each.
-        wants: what the reason says before the condition: `where.channels requires`.
-    """
+    """Why a site does not satisfy conditions on its facts, with `wants` before the condition; None if it does."""
     for name, condition in facts:
         fact: int | tuple[int, ...] | None = getattr(site, name)
         if fact is None:

@@ -54,12 +54,7 @@ class HoldsObjectsError(FileError):
 
 
 def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The tensors of a `state_dict`, alone or under a key such as `state_dict`, and the names of what is beside it.
-
-    Raises:
-        FileError: it cannot be read, holds other Python objects than tensors (the message names the first), or no
-            `state_dict`.
-    """
+    """The tensors of a `state_dict`, alone or under a key such as `model`, and the names beside it; or a `FileError`."""
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
@@ -83,11 +78,7 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def without_prefix(weights: Mapping[str, Any], names: Collection[str] = ()) -> dict[str, Any]:
-    """The same weights under the names of the model itself, which DataParallel, DDP or `torch.compile` wrapped.
-
-    Args:
-        names: those of the model, if they may have such a prefix of their own.
-    """
+    """Weights without the prefixes of DDP and `torch.compile`, unless those are in `names`, those of the model."""
     for prefix in ("module.", "_orig_mod."):
         if weights and weights.keys() != set(names) and all(name.startswith(prefix) for name in weights):
             return without_prefix({name.removeprefix(prefix): value for name, value in weights.items()}, names)
@@ -185,11 +176,7 @@ def _plan(model: nn.Module, e_lambda: float) -> Plan:
 
 
 def _map_keys(weights: State, ours: State) -> tuple[Mapped, ...]:
-    """Pair every key of a checkpoint with a key of the model.
-
-    Raises:
-        FileError: a key cannot be paired; the message says which, and what differs.
-    """
+    """Pair every key of a checkpoint with a key of the model; or a `FileError` that says what differs."""
     theirs = without_prefix(weights)
     if not any(key.endswith(_COUNTER) for key in theirs):
         ours = {key: tensor for key, tensor in ours.items() if not key.endswith(_COUNTER)}

@@ -158,11 +158,7 @@ def copied_into(network: nn.Module, tensors: State) -> Iterator[None]:
 
 
 def state_of(network: nn.Module) -> State:
-    """The `state_dict`.
-
-    Raises:
-        FileError: it contains something else than plain tensors with data.
-    """
+    """The `state_dict`; a `FileError` if it contains something else than plain tensors with data."""
     state = network.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
@@ -178,11 +174,7 @@ def state_of(network: nn.Module) -> State:
 
 
 def _check_sites(network: nn.Module, state: State) -> None:
-    """Refuse a bypassed SimAM, and wrappers that leave their name out of the `state_dict`, but not out of its path.
-
-    Raises:
-        FileError: there is one; such a wrapper is that of activation checkpointing or Lightning Fabric.
-    """
+    """Refuse a bypassed SimAM, and one in a wrapper that has no name in the `state_dict` (activation checkpointing)."""
     named = {name[:end] for name in state for end, letter in enumerate(name) if letter == "."}
     for entry in attended_in(network):
         if isinstance(entry.attention, SimAM) and entry.attention.bypassed:
@@ -241,11 +233,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a safetensors file, which are mapped into memory (unused ones are not read), and its metadata.
-
-    Raises:
-        FileError: it is not such a file.
-    """
+    """The tensors of a safetensors file, which are mapped into memory, and its metadata; or a `FileError`."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
@@ -315,11 +303,7 @@ def _versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
-    """True if the file's sites are in the model already, False if there are none in it.
-
-    Raises:
-        FileError: there are others.
-    """
+    """Whether the file's sites are in the model, or none are; a `FileError` if there are others."""
     present, wanted = Record.of(network).lambdas, manifest.lambdas
     if present == wanted or not present:
         return present == wanted

@@ -142,11 +142,7 @@ class RecipeModel(BaseModel):
 
 @contextmanager
 def as_recipe_error(whole: str) -> Iterator[None]:
-    """Turn a pydantic error into a `RecipeError`: the path of its first problem, and a sentence.
-
-    Args:
-        whole: the path that the message gives if the problem is not at a key.
-    """
+    """Turn a pydantic error into a `RecipeError`: the path of its first problem, else `whole`, and a sentence."""
     try:
         yield
     except ValidationError as error:

@@ -118,11 +118,7 @@ class Link:
 
 @lru_cache(maxsize=256)
 def parse_chain(text: str) -> tuple[Link, ...]:
-    """Read a `pattern`.
-
-    Raises:
-        ValueError: too long, or an element that is not valid.
-    """
+    """Read a `pattern`; a `ValueError` if it is too long, or names an element that is not valid."""
     parts = re.split(r">(?![^\[]*\])", text)
     if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
         raise ValueError(
@@ -146,11 +142,7 @@ def _parse_link(text: str) -> Link:
 
 
 def find_element(chain: Sequence[Link], target: BlockValue | Child | Operation) -> int:
-    """Index of the element of a chain that a target names; the output is the last.
-
-    Raises:
-        ValueError: no element has that name, or several do and no number says which.
-    """
+    """Index of the element of a chain that a target names, by default the last; a `ValueError` if none or several."""
     if target == BlockValue("output"):
         return len(chain) - 1
     wanted = target.name if isinstance(target, Child) else str(target)

@@ -147,11 +147,7 @@ def _read_selector(position: str, text: str) -> Recipe:
 
 
 def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
-    """Return the recipe with additional exclusions for every rule, and one lambda for all rules.
-
-    Raises:
-        RecipeError: a glob or the lambda is invalid.
-    """
+    """Return the recipe with additional exclusions for every rule, and one lambda for all rules; or a `RecipeError`."""
     if not exclude and e_lambda is None:
         return recipe
     data = recipe.to_dict()
@@ -162,14 +158,6 @@ def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None
 
 
 def load_text(text: str | bytes, name: str) -> Recipe:
-    """The recipe in a YAML text.
-
-    Args:
-        text: the YAML.
-        name: name of the recipe unless the text contains one.
-
-    Raises:
-        RecipeError: the text is not YAML, or not a recipe.
-    """
+    """The recipe in a YAML text, with this name unless it has its own; or a `RecipeError`."""
     data = read_yaml(text)
     return Recipe.from_dict({"name": name} | data if isinstance(data, dict) else data)

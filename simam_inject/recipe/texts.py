@@ -75,11 +75,7 @@ def _error(problem: str, where: Any) -> yaml.MarkedYAMLError:
 
 
 def read_yaml(data: bytes | str) -> Any:
-    """The one document of a YAML text, as dicts, lists, texts, numbers, booleans and None.
-
-    Raises:
-        RecipeError: not UTF-8, not YAML, too large or deep, a key twice, a tag, an alias, or not one document.
-    """
+    """The one document of a YAML text, as dicts, lists, texts, numbers, booleans and None; or a `RecipeError`."""
     try:
         encoded = data.encode() if isinstance(data, str) else data
         if len(encoded) > MAX_BYTES:
@@ -105,11 +101,7 @@ def read_yaml(data: bytes | str) -> Any:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file, at most one more than a recipe may have.
-
-    Raises:
-        RecipeError: it cannot be read.
-    """
+    """The bytes of a file, at most one more than a recipe may have; or a `RecipeError`."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
@@ -145,15 +137,7 @@ def shipped_recipes() -> tuple[str, ...]:
 
 
 def read_shipped(name: object, place: str = "recipe") -> str:
-    """The text of a shipped recipe.
-
-    Args:
-        name: one of `shipped_recipes()`.
-        place: what the message starts with.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
+    """The text of a shipped recipe; or a `RecipeError`, which starts with `place`."""
     names = shipped_recipes()
     if name not in names:
         near = did_you_mean(name, names)
