@@ -54,7 +54,7 @@ class HoldsObjectsError(FileError):
 
 
 def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The tensors of a `state_dict`, alone or under a key such as `model`, and the names beside it; or a `FileError`."""
+    """The tensors of a `state_dict`, alone or under a key such as `model`, and other names; or a `FileError`."""
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
