@@ -29,7 +29,7 @@ from torch import nn
 
 from simam_inject.api import plan
 from simam_inject.errors import FileError, NoMatchError, a_type
-from simam_inject.persist.files import State, copied_into, differences, listed, naming, state_of
+from simam_inject.persist.files import State, all_or_nothing, differences, listed, naming, state_of
 from simam_inject.planning.plan import Plan
 from simam_inject.recipe import adjusted, load_recipe
 
@@ -153,8 +153,10 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         ours = state_of(model)
         mapped = _map_keys(weights, ours)
         planned = _plan(model, e_lambda)
-    with copied_into(model, {entry.target: weights[entry.source] for entry in mapped}):
+    state = {entry.target: weights[entry.source] for entry in mapped}
+    with all_or_nothing(model, state):
         planned.apply()
+        model.load_state_dict(state, strict=False)
     kept = ours.keys() - {entry.target for entry in mapped}
     sites = tuple(site.path for site in planned.present or planned.insertions)
     return OfficialReport(mapped, tuple(key for key in ours if key in kept), ignored, sites)

@@ -24,7 +24,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import SimAM
-from simam_inject.editing.attach import attended_in
+from simam_inject.editing.attach import attended_in, restorer
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
@@ -104,16 +104,18 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     file, network = Path(path), network_of(unwrapped(model))
     with naming(file):
         manifest, tensors = _read(file)
-        found = differences(tensors, state_of(network))
+        state = state_of(network)
+        found = differences(tensors, state)
         try:
             if found[UNFIT] or (strict and any(found.values())):
                 raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}")
             is_there = _has_sites(network, manifest)
             if not is_there:
                 check_injectable(network_of(model))
-            with copied_into(network, tensors):
+            with all_or_nothing(network, tensors.keys() & state.keys()):
                 if not is_there:
                     manifest.attach_to(network)
+                network.load_state_dict(tensors, strict=False)
         except (ModelError, FileError) as error:
             raise FileError(f"{error}{_age(manifest)}") from None
     manifest.set_strengths(network)
@@ -143,13 +145,14 @@ def naming(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def copied_into(network: nn.Module, tensors: State) -> Iterator[None]:
-    """Copy tensors, whose names and shapes fit. They are put back if a hook of the model, or the body, raises."""
-    before = {name: value.detach().clone() for name, value in network.state_dict().items() if name in tensors}
+def all_or_nothing(network: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """If an error is raised inside, put back what SimAM the network had, and its tensors of these names."""
+    restore, state = restorer(network), network.state_dict()
+    before = {name: state[name].detach().clone() for name in names}
     try:
-        network.load_state_dict(tensors, strict=False)
         yield
     except BaseException:
+        restore()
         with torch.no_grad():
             for name, value in network.state_dict().items():
                 if name in before:
