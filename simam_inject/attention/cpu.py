@@ -33,9 +33,10 @@ def forward(
 
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
-    dtype = statistics_dtype(x.dtype)
-    # Allocated before y, so that the next map gets the same memory, still in cache, while y is in use.
-    scratch = None if dtype == x.dtype else _scratch(x, dtype)
+    dtype, scratch = statistics_dtype(x.dtype), None
+    if dtype != x.dtype:  # before y, so that the next map gets the same memory, still in cache, while y is in use
+        largest = max((part.numel() for (part,) in _pieces(FORWARD_PIECE, [x])), default=0)
+        scratch = x.new_empty(2 * largest + PADDING, dtype=dtype)
     y, mean, a = torch.empty_like(x), None, None
     tensors = [x, y]
     if saves:
@@ -43,13 +44,8 @@ def forward(
         a = torch.empty_like(mean)
         tensors += [mean, a]
     floor, half = x.new_full((), 4 * e_lambda, dtype=dtype), x.new_full(x.shape[2:], 0.5, dtype=dtype)
-    for part, out, *kept in _pieces(FORWARD_PIECE, tensors):
-        pair = None if scratch is None else _shaped(scratch, part)
-        wide, energy = (part, out) if pair is None else pair.unbind(0)
-        if wide is not part:
-            wide.copy_(part)
-        _write_energy(wide, energy, kept, floor, half.view(part.shape[_spatial(part)[0] :]))
-        _write_product(wide, energy, pair, out, 1.0 - strength, strength * gain)
+    for piece in _pieces(FORWARD_PIECE, tensors):
+        _attend(piece, scratch, floor, half, 1.0 - strength, strength * gain)
     return y, mean, a
 
 
@@ -90,33 +86,28 @@ def _spatial(x: Tensor) -> tuple[int, ...]:
     return spatial_dims(x.dim()) or (1,)
 
 
-def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return memory for two copies in `dtype` of the largest piece of `x`."""
-    largest = max((part.numel() for (part,) in _pieces(FORWARD_PIECE, [x])), default=0)
-    return x.new_empty(2 * largest + PADDING, dtype=dtype)
+def _attend(
+    piece: Sequence[Tensor], scratch: Tensor | None, floor: Tensor, half: Tensor, keep: float, scale: float
+) -> None:
+    """Write y = x (keep + scale sigmoid(a d^2 + 1/2)) and, if they are in the piece, mu and a.
 
-
-def _shaped(scratch: Tensor, x: Tensor) -> Tensor:
-    """Return two tensors like `x`, stacked."""
-    return scratch.as_strided((2, *x.shape), (x.numel() + PADDING, *torch.empty_like(x).stride()))
-
-
-def _write_energy(x: Tensor, energy: Tensor, kept: Sequence[Tensor], floor: Tensor, half: Tensor) -> None:
-    """Write a d^2 + 1/2 and, unless `kept` is empty, mu and a. `floor` is 4 lambda, `half` is 1/2 at each position."""
+    `floor` is 4 lambda, `half` is 1/2 at each position. With `scratch`, x and the energy are stacked there in float32.
+    """
+    x, y, *kept = piece
     mean, a = kept or (None, None)
-    dims = _spatial(x)
-    torch.ops.aten.mse_loss.out(x, torch.mean(x, dims, keepdim=True, out=mean), NO_REDUCTION, out=energy)
+    dims, wide, energy = _spatial(x), x, y
+    if scratch is not None:
+        stack = scratch.as_strided((2, *x.shape), (x.numel() + PADDING, *torch.empty_like(x).stride()))
+        wide, energy = stack.unbind(0)
+        wide.copy_(x)
+    torch.ops.aten.mse_loss.out(wide, torch.mean(wide, dims, keepdim=True, out=mean), NO_REDUCTION, out=energy)
     total = energy.sum(dims, keepdim=True)
     slope = torch.add(floor, total, alpha=4 / counts(x, dims)[1], out=a).reciprocal_()
-    torch.addcmul(half, energy, slope, out=energy)  # not vectorized with two numbers as inputs
-
-
-def _write_product(x: Tensor, energy: Tensor, pair: Tensor | None, y: Tensor, keep: float, scale: float) -> None:
-    """Write x (keep + scale sigmoid(energy)), and overwrite `energy`. `pair` is x and `energy`, if they are stacked."""
+    torch.addcmul(half.view(x.shape[dims[0] :]), energy, slope, out=energy)  # not vectorized with two numbers as inputs
     if (keep, scale) != (0.0, 1.0):
-        torch.add(x.new_full((), keep), energy.sigmoid_(), alpha=scale, out=energy).mul_(x)
-    elif pair is not None:
-        torch.ops.aten.glu.out(pair, 0, out=pair[1:])  # sigmoid and product in one pass
+        torch.add(x.new_full((), keep, dtype=floor.dtype), energy.sigmoid_(), alpha=scale, out=energy).mul_(wide)
+    elif scratch is not None:
+        torch.ops.aten.glu.out(stack, 0, out=stack[1:])  # sigmoid and product in one pass
     else:
         energy.sigmoid_().mul_(x)
     if energy is not y:
