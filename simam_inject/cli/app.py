@@ -4,22 +4,12 @@ import logging
 import os
 import warnings
 
-import typer
-
 from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
 from simam_inject.cli.program import command, group
 
-recipes_app = typer.Typer(help=looking.list_recipes.__doc__)
-recipes_app.command("show")(looking.show_recipe)
-recipes_app.command("from-yaml")(looking.convert)
-
-
-@recipes_app.callback(invoke_without_command=True)
-def _list_recipes(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        looking.list_recipes()
-
-
+recipes_app = group(looking.list_recipes, options.OutputOptions)
+recipes_app.command("show")(command(looking.show_recipe, options.ShowRecipeOptions))
+recipes_app.command("from-yaml")(command(looking.convert, options.ConvertOptions))
 app = group(injecting.inject, options.InjectOptions)
 for _name, _run, _record in (
     ("sites", looking.sites, options.ModelOptions),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from simam_inject.cli.options import CheckOptions, ShowOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step
-from simam_inject.errors import FileError
+from simam_inject.errors import FileError, plural
 from simam_inject.zoo import build
 from simam_inject.zoo.yolo import check_installed
 
@@ -30,7 +30,7 @@ def show(options: ShowOptions, _step: Step) -> Outcome:
     parts: list[Table | str] = [
         f"{options.file} ({', '.join(names) or 'no recipe'})",
         sites_table(sites).without("e_lambda" if len(lambdas) == 1 else ""),
-        f"{len(sites)} site{'s' if len(sites) != 1 else ''}; tensor names and shapes are as saved",
+        f"{plural(len(sites), 'site')}; tensor names and shapes are as saved",
         f"written with {', '.join(f'{name} {version}' for name, version in found.versions.items())}",
         *(f"recipe: {json.dumps(recipe)}" for recipe in found.recipes),
     ]
@@ -46,8 +46,6 @@ def check(options: CheckOptions, step: Step) -> Outcome:
             f"{file}: expected a .pt of ultralytics or a .safetensors of simam_inject.persist.save; an exported file "
             f"is checked against its model with simam_inject.export.prove({str(file)!r}, model)"
         )
-    if not file.is_file():
-        raise FileError(f"no such file: {str(file)!r}")
     if file.suffix == ".safetensors":
         return _check_saved(options, step)
     check_installed(str(file))
@@ -64,9 +62,8 @@ def _check_saved(options: CheckOptions, step: Step) -> Outcome:
     if not shown.data["sites"]:
         return Outcome(shown.parts, shown.data | {"ok": False}, ok=False)
     if options.model is None:
-        return Outcome(
-            [*shown.parts, "to load it into its model and verify: add --model MODEL"], shown.data | {"ok": True}
-        )
+        parts = [*shown.parts, "to load it into its model and verify: add --model MODEL"]
+        return Outcome(parts, shown.data | {"ok": True})
     from simam_inject.api import verify
     from simam_inject.persist import load
     from simam_inject.reporting.plans import render_verification

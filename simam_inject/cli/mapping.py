@@ -5,9 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from simam_inject.cli.options import MapsOptions
-from simam_inject.cli.preparing import Prepared, images_in, make_plan, prepare, read_image, selectors
+from simam_inject.cli.preparing import images_in, make_plan, prepare, read_image, selectors
 from simam_inject.cli.program import Outcome, Step
-from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, shortened
+from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, plural, shortened
+from simam_inject.zoo import ZooModel
 
 _MOST = 16
 """Photographs in one picture."""
@@ -21,18 +22,18 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     if len(files) > _MOST:
         raise FileError(f"{len(files)} images do not fit into one picture; give at most {_MOST}")
     if selectors(options):
-        prepared, plan = make_plan(options, step, options.strength)
+        built, plan = make_plan(options, step, options.strength)
         plan.apply()
     else:
-        prepared = prepare(options, step)
-    chosen = _choose(prepared, options.site)
+        built = prepare(options, step)
+    chosen = _choose(built, options.site)
     from simam_inject.maps import attention_maps, difference_maps
     from simam_inject.pictures import draw_maps
 
     step("running the model")
     look = difference_maps if options.difference else attention_maps
-    shots = [read_image(prepared, file) for file in files]
-    found = [look(prepared.model, shot.input, channel=options.channel) for shot in shots]
+    shots = [read_image(built, file) for file in files]
+    found = [look(built.model, shot.input, channel=options.channel) for shot in shots]
     names = [name for name, value in found[0].items() if value.dim() == 4 and _path_of(name) in chosen]
     if not names:
         raise ModelError("none of these sites has a two-dimensional feature map")
@@ -43,9 +44,8 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
         {"image": file.name, "sites": {name: [value.min().item(), value.max().item()] for name, value in drawn.items()}}
         for file, (_, drawn) in zip(files, rows, strict=True)
     ]
-    count = "1 image" if len(files) == 1 else f"{len(files)} images"
-    data = {"model": prepared.built.name, "output": str(options.output), "images": images}
-    return Outcome([f"{options.output}: {count}, {', '.join(names)}"], data)
+    data = {"model": built.name, "output": str(options.output), "images": images}
+    return Outcome([f"{options.output}: {plural(len(files), 'image')}, {', '.join(names)}"], data)
 
 
 def _path_of(name: str) -> str:
@@ -53,14 +53,14 @@ def _path_of(name: str) -> str:
     return name.partition(" (run ")[0].partition(" before ")[0]
 
 
-def _choose(prepared: Prepared, patterns: list[str]) -> set[str]:
+def _choose(built: ZooModel, patterns: list[str]) -> set[str]:
     """The sites to draw: those that `--site` matches, or the last of each reduction."""
     from simam_inject import injected
     from simam_inject.recipe.names import Glob
 
-    sites = injected(prepared.model)
+    sites = injected(built.model)
     if not sites:
-        raise ModelError(f"{prepared.built.name} has no SimAM: add --recipe NAME or --after BLOCK")
+        raise ModelError(f"{built.name} has no SimAM: add --recipe NAME or --after BLOCK")
     if not patterns:
         return set({site.reduction: site.path for site in sites}.values())
     try:

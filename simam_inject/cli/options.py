@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import typer
 
@@ -15,8 +15,6 @@ PEERS = ("se", "eca", "cbam", "gc")
 EXPORTS = (".onnx", ".pt2", ".torchscript")
 Dtype = Literal["fp32", "bf16", "fp16"]
 """Names of `bench.PEERS`, `export.formats.FORMS` and `bench.run.DTYPES`, which cannot be imported without torch."""
-PANELS = ("", "Placement", "The study", "The model", "Measurement", "The training", "Output")
-"""Boxes of the help, in order; arguments come first."""
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -78,14 +76,6 @@ def parse_device(text: str) -> str:
     return text
 
 
-def parse_folder(text: str) -> Path:
-    """A folder that exists."""
-    if not Path(text).is_dir():
-        is_file = Path(text).is_file()
-        raise typer.BadParameter(f"{text!r} is a file, not a folder" if is_file else f"folder {text!r} does not exist")
-    return Path(text)
-
-
 def file_to_write(*suffixes: str) -> Callable[[str], Path]:
     """A parser of files to write, in a folder that exists, with one of these suffixes (any, if there are none)."""
 
@@ -116,11 +106,11 @@ def _complete_recipe(incomplete: str) -> list[str]:
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
-def _option(panel: str, text: str, metavar: str | None = None, default: Any = None, **more: Any) -> Any:
+def _option(panel: str | None, text: str, metavar: str | None = None, default: Any = None, **more: Any) -> Any:
     return typer.Option(default, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
-def _flag(panel: str, text: str, name: str, **more: Any) -> Any:
+def _flag(panel: str | None, text: str, name: str, **more: Any) -> Any:
     return typer.Option(False, name, help=text, rich_help_panel=panel, **more)
 
 
@@ -128,7 +118,6 @@ _place, _model, _study, _measure, _train, _output = (
     partial(_option, panel)
     for panel in ("Placement", "The model", "The study", "Measurement", "The training", "Output")
 )
-_existing = {"exists": True, "dir_okay": False}
 _RECIPE = ("A shipped recipe or a YAML file", "NAME|FILE")
 _MODEL = (
     "resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt or FILE.yaml of a YOLO, FILE.py:FACTORY or "
@@ -141,19 +130,16 @@ _WEIGHTS = "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO c
 class OutputOptions:
     """What a command prints."""
 
-    steps: ClassVar[int | None] = None
-    """How many steps of work the command reports; None if that is not known."""
-    json: bool = _flag("Output", "Print only JSON", "--json")
-    quiet: bool = _flag("Output", "Print only errors", "--quiet")
+    json: bool = _flag(None, "Print only JSON", "--json")
+    quiet: bool = _flag(None, "Print only errors", "--quiet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions(OutputOptions):
     """A model, its weights, and the size of its input."""
 
-    steps = 5
     model: str = typer.Argument(..., metavar="MODEL", help=_MODEL)
-    weights: Path | None = _model(_WEIGHTS, "FILE", **_existing)
+    weights: Path | None = _model(_WEIGHTS, "FILE", exists=True, dir_okay=False)
     pretrained: bool = _flag("The model", "Load the library's pretrained weights", "--pretrained")
     num_classes: int | None = _model("Number of classes of the head", "N", min=1)
     seed: int | None = _model("Seed of the random weights", "N", min=0, max=2**32 - 1)
@@ -184,9 +170,9 @@ class StrengthOptions(RecipeOptions):
 class InjectOptions(StrengthOptions):
     """`simam-inject MODEL`."""
 
-    version: bool = _flag("", "Print the version", "--version", callback=_print_version, is_eager=True)
+    version: bool = _flag(None, "Print the version", "--version", callback=_print_version, is_eager=True)
     calibrate: Path | None = _place(
-        "Fit gains and norm statistics to the images in this folder", "FOLDER", parser=parse_folder
+        "Fit gains and norm statistics to the images in this folder", "FOLDER", exists=True, file_okay=False
     )
     dry_run: bool = _flag("Output", "Print the plan and change nothing", "--dry-run")
     why: bool = _flag("Output", "Also list near misses with their reasons", "--why")
@@ -218,11 +204,6 @@ class BenchOptions(RecipeOptions):
     against: tuple[str, ...] = _measure("Other attention modules: se,eca,cbam,gc", "A,B", "", parser=parse_peers)
     rounds: int = _measure("Timed rounds", "N", 15, min=3)
 
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """The model, the variants, and each round of two modes."""
-        return 3 + 2 * self.rounds
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapsOptions(StrengthOptions):
@@ -233,6 +214,21 @@ class MapsOptions(StrengthOptions):
     channel: int | None = _output("Draw this channel instead of the mean over channels", "N", min=0)
     difference: bool = _flag("Output", "Draw how much SimAM changes the feature map at each site", "--difference")
     output: Path = _output("The picture", "FILE", "maps.png", parser=file_to_write(".png", ".jpg", ".pdf", ".svg"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShowRecipeOptions(OutputOptions):
+    """`recipes show`."""
+
+    name: str = typer.Argument(..., metavar="NAME", autocompletion=_complete_recipe)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConvertOptions(OutputOptions):
+    """`recipes from-yaml`."""
+
+    file: str = typer.Argument(..., metavar="FILE.yaml", help="A model file with SimAM rows")
+    output: Path | None = _output("Output file", "FILE", parser=file_to_write())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
