@@ -4,23 +4,23 @@ import logging
 import os
 import warnings
 
-from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
+from simam_inject.cli import checking, comparing, injecting, looking
 from simam_inject.cli.program import command, group
 
-recipes_app = group(looking.list_recipes, options.OutputOptions)
-recipes_app.command("show")(command(looking.show_recipe, options.ShowRecipeOptions))
-recipes_app.command("from-yaml")(command(looking.convert, options.ConvertOptions))
-app = group(injecting.inject, options.InjectOptions)
-for _name, _run, _record in (
-    ("sites", looking.sites, options.ModelOptions),
-    ("explain", looking.explain, options.RecipeOptions),
-    ("report", injecting.report, options.ReportOptions),
-    ("bench", looking.bench, options.BenchOptions),
-    ("check", checking.check, options.CheckOptions),
-    ("show", checking.show, options.ShowOptions),
-    ("maps", mapping.maps, options.MapsOptions),
+recipes_app = group(looking.recipes)
+recipes_app.command("show")(command(looking.show_recipe))
+recipes_app.command("from-yaml")(command(looking.convert))
+app = group(injecting.inject)
+for _run in (
+    looking.sites,
+    looking.explain,
+    injecting.report,
+    looking.bench,
+    checking.check,
+    checking.show,
+    looking.maps,
 ):
-    app.command(_name)(command(_run, _record))
+    app.command(_run.__name__)(command(_run))
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(comparing.compare_app, name="compare")
 

@@ -8,7 +8,6 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import CheckOptions, ShowOptions
-from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step
 from simam_inject.errors import FileError, plural
 from simam_inject.zoo import build
@@ -68,7 +67,6 @@ def _check_saved(options: CheckOptions, step: Step) -> Outcome:
     from simam_inject.persist import load
     from simam_inject.reporting.plans import render_verification
 
-    library_of(options.model)
     step("verifying")
     found = verify(load(options.file, build(options.model, num_classes=options.num_classes).model))
     data = shown.data | {"verification": asdict(found), "ok": found.ok}

@@ -30,7 +30,7 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
     machine.
     """
-    library = library_of(options.model, pretrained=options.pretrained, weights=options.weights)
+    library = library_of(options)
     step(f"setting up {options.model}")
     from simam_inject.compare.running import run_study
     from simam_inject.compare.setups import set_up
@@ -110,5 +110,5 @@ def _show_progress(step: Step, done: int, total: int, seconds: float | None) -> 
     (step if sys.stderr.isatty() else note)(text)
 
 
-compare_app = group(compare, CompareOptions)
-compare_app.command("report")(command(report, StudyOptions))
+compare_app = group(compare)
+compare_app.command("report")(command(report))

@@ -111,7 +111,7 @@ def _check_options(options: InjectOptions) -> None:
         raise ModelError("--strength 0 leaves nothing of SimAM in an exported file")
     if options.dynamic and suffix not in (".onnx", ".pt2"):
         raise ModelError("--dynamic needs --output x.onnx or x.pt2")
-    if suffix == ".pt" and library_of(options.model) in ("torchvision", "timm"):
+    if suffix == ".pt" and library_of(options) in ("torchvision", "timm"):
         raise ModelError(f"{_NO_CHECKPOINT}; save {options.model} as .safetensors")
 
 

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 import typer
 
+from simam_inject.zoo.names import FORMS
+
 PEERS = ("se", "eca", "cbam", "gc")
 EXPORTS = (".onnx", ".pt2", ".torchscript")
 Dtype = Literal["fp32", "bf16", "fp16"]
@@ -119,11 +121,6 @@ _place, _model, _study, _measure, _train, _output = (
     for panel in ("Placement", "The model", "The study", "Measurement", "The training", "Output")
 )
 _RECIPE = ("A shipped recipe or a YAML file", "NAME|FILE")
-_MODEL = (
-    "resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt or FILE.yaml of a YOLO, FILE.py:FACTORY or "
-    "MODULE:FACTORY"
-)
-_WEIGHTS = "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,8 +135,13 @@ class OutputOptions:
 class ModelOptions(OutputOptions):
     """A model, its weights, and the size of its input."""
 
-    model: str = typer.Argument(..., metavar="MODEL", help=_MODEL)
-    weights: Path | None = _model(_WEIGHTS, "FILE", exists=True, dir_okay=False)
+    model: str = typer.Argument(..., metavar="MODEL", help=FORMS)
+    weights: Path | None = _model(
+        "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint",
+        "FILE",
+        exists=True,
+        dir_okay=False,
+    )
     pretrained: bool = _flag("The model", "Load the library's pretrained weights", "--pretrained")
     num_classes: int | None = _model("Number of classes of the head", "N", min=1)
     seed: int | None = _model("Seed of the random weights", "N", min=0, max=2**32 - 1)
@@ -253,7 +255,7 @@ class CheckOptions(OutputOptions):
 class CompareOptions:
     """`compare`."""
 
-    model: str = typer.Argument(..., metavar="MODEL", help=_MODEL)
+    model: str = typer.Argument(..., metavar="MODEL", help=FORMS)
     recipe: list[str] = _place(*_RECIPE, ..., autocompletion=_complete_recipe)
     data: str = _study("Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", ...)
     e_lambda: tuple[float, ...] = _study("Lambdas of SimAM; one variant for each", "A,B", "", parser=parse_numbers)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import random
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from simam_inject.cli.options import ModelOptions, RecipeOptions
+from simam_inject.cli.options import CompareOptions, ModelOptions, RecipeOptions
 from simam_inject.cli.program import Step
 from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError
 from simam_inject.zoo import ZooModel, build, load_weights
@@ -21,35 +20,14 @@ if TYPE_CHECKING:
     from simam_inject.planning.plan import Plan
     from simam_inject.recipe import Recipe
 
-_WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
-_EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-def library_of(name: str, *, pretrained: bool = False, weights: object = None) -> str:
-    """The library that a model name means, without importing torch.
-
-    Raises:
-        ModelError: it means weights or an exported graph, or nothing.
-    """
-    if pretrained and weights is not None:
+def library_of(options: ModelOptions | CompareOptions) -> str:
+    """The library of the model, without importing torch."""
+    if options.pretrained and options.weights is not None:
         raise ModelError("--pretrained and --weights both load weights; give one of them")
-    path = Path(name)
-    if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
-        raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
-    if path.suffix in _EXPORTED:
-        raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
-    return find_library(name)
-
-
-def _is_checkpoint(path: Path) -> bool:
-    """Whether a file contains objects of ultralytics; in doubt it may, and loading it says what is wrong."""
-    try:
-        with zipfile.ZipFile(path) as opened:
-            pickles = [opened.read(name) for name in opened.namelist() if name.endswith("data.pkl")]
-    except (OSError, zipfile.BadZipFile):
-        return True
-    return not pickles or any(b"ultralytics" in data for data in pickles)
+    return find_library(options.model)
 
 
 def selectors(options: RecipeOptions) -> list[str]:
@@ -74,7 +52,7 @@ def compose_recipe(options: RecipeOptions) -> Recipe:
 
 def prepare(options: ModelOptions, step: Step) -> ZooModel:
     """The model with its weights and the size of its input."""
-    library_of(options.model, pretrained=options.pretrained, weights=options.weights)
+    library_of(options)
     step("building the model")
     if options.seed is not None:
         import torch

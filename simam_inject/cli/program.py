@@ -51,8 +51,9 @@ class Outcome:
     """False: something is wrong, and the exit code is 1."""
 
 
-def command(run: Callable[[Any, Step], Outcome], record: type) -> Callable[..., None]:
-    """The function that Typer calls, with a parameter for each field of the record."""
+def command(run: Callable[[Any, Step], Outcome]) -> Callable[..., None]:
+    """The function that Typer calls, with a parameter for each field of the record that `run` takes."""
+    record, *_ = get_type_hints(run).values()
 
     def call(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is None:
@@ -98,10 +99,10 @@ class ModelGroup(TyperGroup):
         return super().collect_usage_pieces(ctx)[:-1]
 
 
-def group(run: Any, record: type) -> typer.Typer:
+def group(run: Callable[[Any, Step], Outcome]) -> typer.Typer:
     """Commands, and one for any first word that is none of them."""
     made = typer.Typer(cls=ModelGroup, pretty_exceptions_enable=False)
-    made.callback(invoke_without_command=True)(command(run, record))
+    made.callback(invoke_without_command=True)(command(run))
     return made
 
 

@@ -1,6 +1,7 @@
 """Names of models, and suggestions for a wrong one. Read from the libraries' source: importing them takes seconds."""
 
 import re
+import zipfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ FORMS = (
     "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
 )
 """How a model may be named, for error messages."""
+_WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
+_EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
 _REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def ).+\n)*def (\w+)', re.MULTILINE)
 
 
@@ -19,11 +22,16 @@ def find_library(name: str) -> str:
     """The library that a name means: `torchvision`, `timm`, `ultralytics`, or "" for a factory.
 
     Raises:
-        ModelError: No library has the name.
+        ModelError: No library has the name, or it is that of a file with weights or with an exported graph.
     """
     prefix, colon, bare = name.rpartition(":")
+    path = Path(name)
     if not name.strip():
         raise ModelError(f"the model has no name. A model is named {FORMS}")
+    if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
+        raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
+    if path.suffix in _EXPORTED:
+        raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
     if colon and prefix not in ("torchvision", "timm", "ultralytics"):
         return ""
     if name.endswith(".py"):
@@ -38,6 +46,16 @@ def find_library(name: str) -> str:
     if prefix in ("", "ultralytics") and (looks_right or missing):
         return "ultralytics"
     raise unknown_model(bare, prefix)
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file contains objects of ultralytics; in doubt it may, and loading it says what is wrong."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            pickles = [opened.read(name) for name in opened.namelist() if name.endswith("data.pkl")]
+    except (OSError, zipfile.BadZipFile):
+        return True
+    return not pickles or any(b"ultralytics" in data for data in pickles)
 
 
 def list_torchvision() -> tuple[str, ...]:

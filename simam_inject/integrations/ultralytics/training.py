@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from ultralytics.engine import trainer as engine_trainer
@@ -22,11 +22,9 @@ from simam_inject.integrations.ultralytics.ramping import has_ramp, take_ramp, t
 from simam_inject.integrations.ultralytics.record import KEY, missing_sites, names_of, networks_in, recorded, write
 from simam_inject.persist.record import Record
 
-_stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
-"""Network -> an object that is replaced by another one whenever the sites or weights of the network change."""
-_STAMP = "_simam_stamp"
+_STATE = "_simam_state"
+"""Of a YOLO object: what `_state_of` found when `predict` last copied its network."""
 _SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed")
-"""Of a SimAM, by which `predict` notices a change; of other attention, `bypass` adds a hook."""
 
 
 class Tripwire:
@@ -67,7 +65,7 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
     """
     network, before = model.model, recorded(model.model)
     attentions, file = [entry.attention for entry in attended_in(network)], vars(model).get("cfg")
-    if resumed and model.ckpt_path and not has_ramp(model) and (attentions or network in _stamps):
+    if resumed and model.ckpt_path and not has_ramp(model):
         saved = tasks.torch_safe_load(model.ckpt_path)[0]
         there = attended_in(saved.get("ema") or saved["model"])
         if [entry.insertion for entry in there] != [entry.insertion for entry in attended_in(network)]:
@@ -89,22 +87,16 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
 
 def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Train an injected network, after the checks of `_check_trainable`."""
-    resumed = bool(kwargs.get("resume", model.overrides.get("resume")))
-    if isinstance(model.model, nn.Module):
-        _check_trainable(model, resumed=resumed)
-    if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
+    if not isinstance(model.model, nn.Module):
         return original(model, *args, **kwargs)
-    record = write(model.model)
-    ramp = take_ramp(model, resumed=resumed)
-    callbacks = [
-        (event, getattr(part, event))
-        for part in (Tripwire(record), ramp)
-        for event in model.callbacks
-        if hasattr(part, event)
-    ]
-    for event, call in callbacks:
-        model.callbacks[event].insert(0, call)
-    switch: dict[str, Any] = {"model": model.model}
+    resumed = bool(kwargs.get("resume", model.overrides.get("resume")))
+    _check_trainable(model, resumed=resumed)
+    if not (recorded(model.model) or any(attended_in(model.model))):
+        return original(model, *args, **kwargs)
+    parts = [Tripwire(write(model.model)), take_ramp(model, resumed=resumed)]
+    before, switch = model.callbacks, {"model": model.model}
+    ours = {event: [getattr(part, event) for part in parts if hasattr(part, event)] for event in before}
+    model.callbacks = defaultdict(list, {event: [*ours[event], *calls] for event, calls in before.items()})
     if not model.ckpt and rebuilds_from_name():
         # With both of ultralytics' own switches it builds from `model.yaml`, with fresh weights. Either alone is wrong:
         # the file name has no record; the weights of the class count in memory would be moved to that of the data set,
@@ -115,8 +107,7 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     try:
         return original(model, *args, **kwargs)
     finally:
-        for event, call in callbacks:
-            model.callbacks[event] = [other for other in model.callbacks[event] if other is not call]
+        model.callbacks = before
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
 
@@ -127,19 +118,24 @@ def rebuilds_from_name() -> bool:
 
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
-    network: Any = model.model
-    parts: list[Any] = [entry.attention for entry in attended_in(network)] if isinstance(network, nn.Module) else []
-    settings = [([getattr(part, name, None) for name in _SETTINGS], len(part._forward_hooks)) for part in parts if part]
-    stamped = (_stamps[network], settings) if network in _stamps else settings or None
-    if vars(model).get(_STAMP) != stamped:  # the predictor has a fused copy of the network as it was
+    if vars(model).get(_STATE) != _state_of(model.model):  # the predictor has a fused copy of the network as it was
         model.predictor = None
-        vars(model)[_STAMP] = stamped
-    return original(model, *args, **kwargs)
+    try:
+        return original(model, *args, **kwargs)
+    finally:
+        vars(model)[_STATE] = _state_of(model.model)  # up to 8.4.120 `predict` fuses the network itself
 
 
-def stamp(network: nn.Module) -> None:
-    """Note that a network has changed, so that the next `predict` copies and fuses it again."""
-    _stamps[network] = object()
+def _state_of(network: Any) -> object:
+    """What `predict` must not run an older copy of: the attention in a network, its settings, and the weights."""
+    parts: list[Any] = [entry.attention for entry in attended_in(network)] if isinstance(network, nn.Module) else []
+    if not parts:
+        return None
+    settings = [[getattr(part, name, None) for name in _SETTINGS] for part in parts]
+    hooks = [len(part._forward_hooks) for part in parts if part]  # `bypass` adds one to other attention
+    tensors = [*network.parameters(), *network.buffers()]
+    versions = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    return id(network), settings, hooks, versions
 
 
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
