@@ -38,9 +38,8 @@ from simam_inject.dataflow.example import declared_size
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 from simam_inject.integrations.ultralytics import networks as networks
-from simam_inject.integrations.ultralytics import training as training
-from simam_inject.integrations.ultralytics.ramping import ramp
 from simam_inject.integrations.ultralytics.record import erase, write
+from simam_inject.integrations.ultralytics.training import ramp
 
 __all__ = ["ramp"]
 

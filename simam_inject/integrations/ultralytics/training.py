@@ -1,4 +1,7 @@
-"""Stock calls: `Model.train` builds an injected network, and `Model.predict` runs the network as it is now."""
+"""Stock calls: `Model.train` builds an injected network, and `Model.predict` runs the network as it is now.
+
+`ramp` raises the strength during a training, of the network and its EMA.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +20,89 @@ from ultralytics.utils import LOGGER, RANK, dist
 from simam_inject.adapters import wrap
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import ModelError, VerificationError
-from simam_inject.integrations.ultralytics.ramping import has_ramp, take_ramp, trained_models
-from simam_inject.integrations.ultralytics.record import KEY, missing_sites, names_of, networks_in, recorded, write
+from simam_inject.errors import FileError, ModelError, VerificationError, a_type
+from simam_inject.integrations.ultralytics.record import (
+    KEY,
+    RAMP,
+    missing_sites,
+    names_of,
+    networks_in,
+    recorded,
+    write,
+)
 from simam_inject.persist.record import Record
+from simam_inject.warmup.strength import Ramp, ramped
 
 _STATE = "_simam_state"
 """Of a YOLO object: what `_state_of` found when `predict` last copied its network."""
 _SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed")
+
+
+def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
+    """Raise the strength of every SimAM from `start` to 1 during the first epochs of the next `model.train(...)`.
+
+    The strength depends on the epoch and the batch within it, so it is right when a training is resumed or an epoch
+    repeated. Each checkpoint contains the strength of its epoch, and `last.pt` the ramp, for `resume=True`.
+
+    Args:
+        model: an injected `YOLO`, `RTDETR`, ... object.
+        epochs: length of the ramp in epochs, above 0.
+        start: strength of the first batch, from 0 to 1.
+
+    Raises:
+        ModelError: the object is not injected, or a number is out of range.
+
+    Example:
+        >>> model = inject(YOLO("yolov8n.pt"), "yolo-neck", strength=0.0)  # doctest: +SKIP
+        >>> ramp(model, epochs=3)  # doctest: +SKIP
+        >>> model.train(data="coco8.yaml", epochs=30)  # doctest: +SKIP
+    """
+    planned = EpochRamp(epochs, start)
+    if not isinstance(model, Model):
+        raise ModelError(f"ramp expects the YOLO object whose train() is called next, found {a_type(model)}")
+    Ramp(model, steps=1, start=planned.start)  # sets the first strength, and warns without gains
+    model.__dict__[RAMP] = planned
+
+
+class EpochRamp:
+    """Callbacks of a trainer, by the names of its events. A class, so that a DDP worker can unpickle them.
+
+    Raises:
+        ModelError: a number is out of range.
+    """
+
+    def __init__(self, epochs: float, start: float) -> None:
+        if not epochs > 0 or not 0.0 <= start <= 1.0:
+            raise ModelError(
+                f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r:.40}, start={start!r:.40}"
+            )
+        self.epochs, self.start, self.batch = float(epochs), float(start), 0
+
+    def on_train_epoch_start(self, _: Any) -> None:
+        """Count from the epoch's start, also where an epoch is done again."""
+        self.batch = 0
+
+    def on_train_batch_start(self, trainer: Any) -> None:
+        """Set the strength of this batch, in whatever is trained and saved."""
+        epoch = trainer.epoch + self.batch / len(trainer.train_loader)
+        self.batch += 1
+        for model in trained_models(trainer).values():
+            for module in model.modules():
+                if isinstance(module, SimAM):
+                    module.strength = ramped(self.start, epoch / self.epochs)
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        """Write strength and ramp into the yaml of what is saved after the epoch."""
+        for model in trained_models(trainer).values():
+            for network in filter(recorded, networks_in(model)):
+                write(network)
+                network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
+
+
+def trained_models(trainer: Any) -> dict[str, nn.Module]:
+    """By name, what a trainer trains, and what it validates and saves."""
+    models = {"model": trainer.model, "EMA": getattr(getattr(trainer, "ema", None), "ema", None)}
+    return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 
 
 class Tripwire:
@@ -65,7 +143,7 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
     """
     network, before = model.model, recorded(model.model)
     attentions, file = [entry.attention for entry in attended_in(network)], vars(model).get("cfg")
-    if resumed and model.ckpt_path and not has_ramp(model):
+    if resumed and model.ckpt_path and RAMP not in vars(model):
         saved = tasks.torch_safe_load(model.ckpt_path)[0]
         there = attended_in(saved.get("ema") or saved["model"])
         if [entry.insertion for entry in there] != [entry.insertion for entry in attended_in(network)]:
@@ -93,7 +171,7 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     _check_trainable(model, resumed=resumed)
     if not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
-    parts = [Tripwire(write(model.model)), take_ramp(model, resumed=resumed)]
+    parts = [Tripwire(write(model.model)), _take_ramp(model, resumed=resumed)]
     before, switch = model.callbacks, {"model": model.model}
     ours = {event: [getattr(part, event) for part in parts if hasattr(part, event)] for event in before}
     model.callbacks = defaultdict(list, {event: [*ours[event], *calls] for event, calls in before.items()})
@@ -110,6 +188,20 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
         model.callbacks = before
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
+
+
+def _take_ramp(model: Any, *, resumed: bool) -> EpochRamp | None:
+    """Take away the ramp that was set on the YOLO object, and the recorded one, which a resumed training goes on with.
+
+    Raises:
+        FileError: what the network's yaml records is not a ramp.
+    """
+    given, found = model.__dict__.pop(RAMP, None), model.model.yaml.pop(RAMP, None)
+    try:
+        recorded_ramp = None if found is None else EpochRamp(**found)
+    except (TypeError, ValueError, ModelError) as error:
+        raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}") from error
+    return given or (recorded_ramp if resumed else None)
 
 
 def rebuilds_from_name() -> bool:
