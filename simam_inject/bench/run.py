@@ -118,7 +118,7 @@ def bench(
             rows += _measure(mode, run, models, batch, conditions, partial(step, f"timing {mode}"))
     values = conditions.batch * sum(math.prod(site.shape[1:]) * site.runs for site in sites)
     floor = 2 * DTYPES[conditions.dtype].itemsize * values
-    return Bench(tuple(rows), len(sites), floor, conditions, _machine(conditions), tuple(not_run))
+    return Bench(tuple(rows), len(sites), floor, conditions, _machine(conditions.device), tuple(not_run))
 
 
 def _measure(
@@ -170,13 +170,8 @@ def _training(model: nn.Module, batch: Example) -> None:
         model.zero_grad(set_to_none=True)
 
 
-def _machine(conditions: Conditions) -> dict[str, str]:
-    is_gpu = conditions.device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name(conditions.device)
-        if is_gpu
-        else platform.processor() or platform.machine(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def _machine(device: str) -> dict[str, str]:
+    is_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return {"device": name, "threads": str(torch.get_num_threads()), **versions}

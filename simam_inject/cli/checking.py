@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from simam_inject.cli.options import CheckOptions, ShowOptions
+from simam_inject.cli.options import FileOptions
 from simam_inject.cli.program import Outcome, Step
 from simam_inject.errors import FileError, plural
-from simam_inject.zoo import build
 from simam_inject.zoo.yolo import check_installed
 
 if TYPE_CHECKING:
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from simam_inject.planning.tables import Table
 
 
-def show(options: ShowOptions, _step: Step) -> Outcome:
+def show(options: FileOptions, _step: Step) -> Outcome:
     """Show what a .safetensors file contains besides its weights: sites, recipes, versions. Needs no model."""
     from simam_inject.persist import read
     from simam_inject.planning.tables import sites_table
@@ -37,7 +36,7 @@ def show(options: ShowOptions, _step: Step) -> Outcome:
     return Outcome(parts, {"path": str(options.file), "sites": [asdict(site) for site in sites], **about})
 
 
-def check(options: CheckOptions, step: Step) -> Outcome:
+def check(options: FileOptions, step: Step) -> Outcome:
     """Check that SimAM is live in a file, and in the .onnx of the same name beside a checkpoint. Exits 1 if not."""
     file = options.file
     if file.suffix not in (".safetensors", ".pt"):
@@ -46,31 +45,16 @@ def check(options: CheckOptions, step: Step) -> Outcome:
             f"is checked against its model with simam_inject.export.prove({str(file)!r}, model)"
         )
     if file.suffix == ".safetensors":
-        return _check_saved(options, step)
+        shown = show(options, step)
+        ok = bool(shown.data["sites"])
+        advice = "to verify it: load it into its model with simam_inject.persist.load, and call verify(model)"
+        return Outcome([*shown.parts, advice], shown.data | {"ok": ok}, ok=ok)
     check_installed(str(file))
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 
     step("checking")
     found = check_checkpoint(file)
     return Outcome(_render(found), {**asdict(found), "path": str(file), "ok": not found.faults}, ok=not found.faults)
-
-
-def _check_saved(options: CheckOptions, step: Step) -> Outcome:
-    """The file's own record, and with a model the checks of `verify`."""
-    shown = show(ShowOptions(file=options.file), step)
-    if not shown.data["sites"]:
-        return Outcome(shown.parts, shown.data | {"ok": False}, ok=False)
-    if options.model is None:
-        parts = [*shown.parts, "to load it into its model and verify: add --model MODEL"]
-        return Outcome(parts, shown.data | {"ok": True})
-    from simam_inject.api import verify
-    from simam_inject.persist import load
-    from simam_inject.reporting.plans import render_verification
-
-    step("verifying")
-    found = verify(load(options.file, build(options.model, num_classes=options.num_classes).model))
-    data = shown.data | {"verification": asdict(found), "ok": found.ok}
-    return Outcome([*shown.parts, *render_verification(found)], data, ok=found.ok)
 
 
 def _render(found: Checkup) -> Iterator[Table | str]:

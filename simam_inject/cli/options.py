@@ -234,21 +234,10 @@ class ConvertOptions(OutputOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions(OutputOptions):
-    """`show`."""
+class FileOptions(OutputOptions):
+    """`check` and `show`."""
 
-    file: Path = typer.Argument(
-        ..., metavar="FILE", help="A .safetensors file of --output or simam_inject.persist.save"
-    )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CheckOptions(OutputOptions):
-    """`check`."""
-
-    file: Path = typer.Argument(..., metavar="FILE", help="A YOLO checkpoint (.pt), or a .safetensors file of --output")
-    model: str | None = _model("Load a .safetensors file into this model and verify", "MODEL")
-    num_classes: int | None = _model("Number of classes of the head", "N", min=1)
+    file: Path = typer.Argument(..., metavar="FILE", help="A .safetensors file of --output; check: or a YOLO's .pt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,9 +36,9 @@ def find_library(name: str) -> str:
         return ""
     if name.endswith(".py"):
         raise which_factory(name)
-    if prefix in ("", "torchvision") and bare in list_torchvision():
+    if prefix in ("", "torchvision") and bare in list_registered("torchvision"):
         return "torchvision"
-    if prefix in ("", "timm") and bare.partition(".")[0] in list_timm():
+    if prefix in ("", "timm") and bare.partition(".")[0] in list_registered("timm"):
         return "timm"
     # of a file, and where ultralytics is not installed, building it says what is wrong
     looks_right = bare.endswith((".pt", ".yaml", ".yml")) or bare in list_ultralytics()
@@ -58,16 +58,6 @@ def _is_checkpoint(path: Path) -> bool:
     return not pickles or any(b"ultralytics" in data for data in pickles)
 
 
-def list_torchvision() -> tuple[str, ...]:
-    """Names of torchvision's model builders."""
-    return _list_registered("torchvision")
-
-
-def list_timm() -> tuple[str, ...]:
-    """Names of timm's architectures, without tags."""
-    return _list_registered("timm")
-
-
 @cache
 def list_ultralytics() -> tuple[str, ...]:
     """Names of the models ultralytics packages a YAML for, in every scale; empty if it is not installed."""
@@ -81,8 +71,8 @@ def list_ultralytics() -> tuple[str, ...]:
 
 
 @cache
-def _list_registered(package: str) -> tuple[str, ...]:
-    """Names in the `register_model` decorators of a package."""
+def list_registered(package: str) -> tuple[str, ...]:
+    """Names of the models of torchvision or timm, without tags, from its `register_model` decorators."""
     texts = (file.read_text(encoding="utf-8") for file in _files(package, "models/**/*.py"))
     return tuple(sorted(name or function for text in texts for name, function in _REGISTERED.findall(text)))
 
@@ -97,7 +87,8 @@ def unknown_model(name: str, library: str = "") -> ModelError:
     """The error for a name that a library does not have (without `library`, none of them), with the nearest names."""
     from simam_inject.recipe.wording import nearest
 
-    names = {"torchvision": list_torchvision(), "timm": list_timm(), "ultralytics": list_ultralytics()}
+    names = {package: list_registered(package) for package in ("torchvision", "timm")}
+    names["ultralytics"] = list_ultralytics()
     near = []
     for known in nearest(name, names[library] if library else set().union(*names.values()), count=5):
         is_twice = not library and known in names["torchvision"] and known in names["timm"]
