@@ -4,23 +4,23 @@ import logging
 import os
 import warnings
 
-from simam_inject.cli import checking, comparing, injecting, looking
+from simam_inject.cli import comparing, injecting, looking
 from simam_inject.cli.program import command, group
 
 recipes_app = group(looking.recipes)
 recipes_app.command("show")(command(looking.show_recipe))
 recipes_app.command("from-yaml")(command(looking.convert))
 app = group(injecting.inject)
-for _run in (
+for run in (
     looking.sites,
     looking.explain,
     injecting.report,
     looking.bench,
-    checking.check,
-    checking.show,
+    looking.check,
+    looking.show,
     looking.maps,
 ):
-    app.command(_run.__name__)(command(_run))
+    app.command(run.__name__)(command(run))
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(comparing.compare_app, name="compare")
 

@@ -216,12 +216,14 @@ def rebuilds_from_name() -> bool:
 
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
-    if vars(model).get(_STATE) != _state_of(model.model):  # the predictor has a fused copy of the network as it was
+    before = vars(model).get(_STATE)
+    if before != _state_of(model.model):  # the predictor has a fused copy of the network as it was
         model.predictor = None
     try:
         return original(model, *args, **kwargs)
-    finally:
-        vars(model)[_STATE] = _state_of(model.model)  # up to 8.4.120 `predict` fuses the network itself
+    finally:  # up to 8.4.120 `predict` fuses the network itself
+        if before != (now := _state_of(model.model)):
+            vars(model)[_STATE] = now
 
 
 def _state_of(network: Any) -> object:
