@@ -113,7 +113,8 @@ class Pair:
 
         def exchange(entry: Attended, x: Tensor) -> Tensor:
             calls, is_any = waiting.get(entry.site.module), entry.site.module in unnumbered
-            problem = self._why_other(entry, calls[0], x) if calls else "ran less often than the original computes it"
+            problem: str | None = "never ran" if calls is None else "ran less often than the original computes it"
+            problem = self._why_other(entry, calls[0], x) if calls else problem
             if problem and not is_any:
                 self.problems.setdefault(entry.site.module, f"{entry.site.path} {problem}")
             if problem or not calls:
@@ -125,8 +126,6 @@ class Pair:
             if waiting.get(entry.site.module):
                 problem = f"{entry.site.path} ran on another value, or more often, than the original computes"
                 self.problems.setdefault(entry.site.module, problem)
-            elif entry.site.module not in self.calls and entry.site.module in self.problems:
-                self.problems[entry.site.module] = f"{entry.site.path} never ran"
         if self.training and not self.problems:  # the gradient of the output must reach each site as in the original
             ours, theirs = _nodes_behind(self.output), _nodes_behind(self.wanted)
             for entry, call, node in self.nodes:
