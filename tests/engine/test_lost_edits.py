@@ -57,7 +57,7 @@ def test_branches_that_are_merged_around_a_sum_raise(eager_backend):
     model = inject(with_statistics(nn.Sequential(Branches(), Branches())), "residual", example_inputs=image())
     assert [site.path for site in injected(model)] == ["0.add", "1.add"]
     expected = run(model)
-    loaded = pickle.loads(pickle.dumps(model))  # noqa: S301 - made here
+    loaded = pickle.loads(pickle.dumps(model))
     for each in (model, copy.deepcopy(model), loaded):
         assert distance(run(torch.compile(each, backend=eager_backend, fullgraph=True)), expected) < 1e-9
         each[1].merge()
