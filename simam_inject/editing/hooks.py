@@ -248,6 +248,8 @@ def guard_hooks() -> None:
     By default it does not: of two models of one class, one would run the code that was compiled for the other.
     """
     config.skip_nnmodule_hook_guards = False
+    # In torch 2.14, a setting is that of the thread which sets it, and only its default is that of all.
+    config._config["skip_nnmodule_hook_guards"].default = False  # type: ignore[attr-defined]
 
 
 torch.serialization.add_safe_globals([OutputHook, InputHook])
