@@ -244,7 +244,7 @@ def twin_of(model: nn.Module, convert: Convert) -> nn.Module:
         convert: see `copied_with`. A tensor that is at two places in the model has one twin.
     """
     twin: nn.Module = copied_with(convert, model)
-    for module in twin.modules():
+    for _, module in modules_with_python_forward(twin):
         if type(module).__name__ == "OptimizedModule":
             module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
         elif (forward := getattr(type(module).forward, _COMPILED, None)) is not None and "forward" not in vars(module):
