@@ -47,11 +47,7 @@ class SimAM(nn.Module):
         torch.Size([2, 8, 4, 4])
     """
 
-    e_lambda: float
-    channel_dim: int
-    strength: float
-    gain: float
-    _bypassed: bool = False
+    _bypassed = False
     _bypasses: tuple[Any, ...] = ()
     """Every `with bypass(model)` that it is inside of; in copies, also those that have ended."""
 

@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
@@ -17,7 +16,6 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step, command, group, note
-from simam_inject.errors import CompareError
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -32,11 +30,9 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
     machine.
     """
-    library = library_of(options.model, pretrained=options.pretrained, weights=options.weights)
-    if library != "ultralytics" and not Path(options.data).is_dir():
-        raise CompareError(f"no such folder: {options.data}; give a folder with train/ and val/, or one of classes")
+    library = library_of(options)
     step(f"setting up {options.model}")
-    from simam_inject.compare.running import run_study
+    from simam_inject.compare import compare as run
     from simam_inject.compare.setups import set_up
     from simam_inject.compare.study import import_optuna, open_storage
     from simam_inject.compare.training import Training
@@ -44,19 +40,23 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
 
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
-    variants = list_variants(options.recipe, options.against, options.e_lambda)
+    list_variants(options.recipe, options.against, options.e_lambda)  # raises an error before images are read
     same = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "ema", "augment", "amp", "compile")}
     size = options.size or (640 if library == "ultralytics" else 224)
     training = Training(**same, size=size, warmup=min(5.0, options.epochs / 6), workers=options.loaders)
-    about = (options.model, options.data, training, options.device, variants)
-    experiment = set_up(*about, pretrained=options.pretrained, weights=options.weights)
-    open_storage(options.study)  # creates the tables of a new database, which several processes cannot do at once
+    about = (options.model, options.data, training, options.device)
+    setup = set_up(*about, pretrained=options.pretrained, weights=options.weights)
+    if "://" in options.study:
+        open_storage(options.study)  # creates the tables of a new database, which several processes cannot do at once
+    same = {name: getattr(options, name) for name in ("against", "seeds", "resolve", "budget", "name", "retry_stale")}
     work = partial(
-        run_study,
-        *(experiment, variants, options.seeds, options.study, options.budget, partial(_show_progress, step)),
-        resolve=options.resolve,
-        name=options.name,
-        retry_stale=options.retry_stale,
+        run,
+        recipes=options.recipe,
+        e_lambdas=options.e_lambda,
+        storage=options.study,
+        progress=partial(_show_progress, step),
+        **setup,
+        **same,
     )
     found = _work_together(options, work)
     if len(found.cells) < found.total:
@@ -114,5 +114,5 @@ def _show_progress(step: Step, done: int, total: int, seconds: float | None) -> 
     (step if sys.stderr.isatty() else note)(text)
 
 
-compare_app = group(compare, CompareOptions)
-compare_app.command("report")(command(report, StudyOptions))
+compare_app = group(compare)
+compare_app.command("report")(command(report))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import additive, everything, measuring, micro, operator_table, options, resnet, train, yolo
-from benchmarks.cases import Case, cases
+from benchmarks.cases import Case
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import WrongResultError, pass_gate
 from simam_inject import SimAM
@@ -68,14 +68,6 @@ def test_ratios_are_taken_round_by_round():
     times = measuring.Times({"a": [1.0, 10.0, 100.0], "b": [2.0, 20.0, 200.0]})
     assert times.ratio("a", "b") == Quartiles(0.5, 0.5, 0.5)
     assert times.ratio("a", "c") is None
-
-
-def test_cases_are_those_of_the_protocol():
-    assert len(list(cases(torch.device("cpu"), is_quick=False, is_compiled=True))) == 20
-    assert len(list(cases(torch.device("cpu"), is_quick=True, is_compiled=True))) == 8
-    on_gpu = list(cases(torch.device("cuda"), is_quick=False, is_compiled=True))
-    assert len(on_gpu) == 22
-    assert sum(case.is_compiled for case in on_gpu) == 6
 
 
 def test_attentions_sit_where_they_are_said_to():
