@@ -32,6 +32,8 @@ class RewrittenMethod(SiteHook):
     method: str
     function: types.FunctionType
     original: object
+    needs: tuple[str, ...]
+    """Children and methods of the module that the expressions call: without these, they cannot run."""
 
     @classmethod
     def of(cls, owner: nn.Module, method: str, sites: list[Insertion]) -> Self:
@@ -40,8 +42,9 @@ class RewrittenMethod(SiteHook):
         Raises:
             ModelError: the class has another version of the method than the one that was planned.
         """
-        function, original = compile_method(owner, method, sites), getattr(type(owner), method)
-        return cls._made(owner=owner, method=method, sites=sites, function=function, original=original)
+        function, needs = compile_method(owner, method, sites)
+        original = getattr(type(owner), method)
+        return cls._made(owner=owner, method=method, sites=sites, function=function, original=original, needs=needs)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -70,15 +73,20 @@ class RewrittenMethod(SiteHook):
         return self.owner is module or (name == self.method and type(self.owner) is type(module))
 
     def is_on(self, module: nn.Module) -> bool:
-        """The module runs this very method, on itself."""
-        return vars(module).get(self.method) is self and self.owner is module
+        """The module runs this very method, on itself, and has what its expressions need."""
+        is_bound = vars(module).get(self.method) is self and self.owner is module
+        return is_bound and all(hasattr(module, name) for name in self.needs)
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:
         """Bind a new one on a shallow copy of its owner (as DataParallel makes), which shares the method.
 
         Raises:
-            ModelError: it was replaced by another function, or the copy is the root itself.
+            ModelError: it was replaced by another function, the copy is the root itself, or a child that an expression
+                calls was removed, as RepVGG does when it merges its branches into one convolution.
         """
+        gone = [name for name in self.needs if not hasattr(module, name)]
+        if gone:
+            raise lost(self.sites[0], f"its module has no {gone[0]} any more")
         bound = vars(module).get(self.method)
         if not isinstance(bound, RewrittenMethod):
             raise lost(self.sites[0], f"{self.method} of its module was removed, or replaced by another function")
@@ -139,8 +147,8 @@ class RewrittenMethod(SiteHook):
             raise FileError(f"SimAM cannot be restored: {error}") from None
 
 
-def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> types.FunctionType:
-    """The function of the owner's class with SimAM around the expressions of these sites.
+def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> tuple[types.FunctionType, tuple[str, ...]]:
+    """The function of the owner's class with SimAM around the expressions of these sites, and what these call.
 
     Raises:
         ModelError: the class has another version of the method than the one that was planned.
@@ -154,16 +162,30 @@ def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> typ
         raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
     wrapped: dict[int, Insertion] = {}
     function = source.function
+    first = (function.args.posonlyargs + function.args.args)[0].arg
+    needs: set[str] = set()
     for site in sites:
         if site.expression is None or site.expression.digest != source.digest:
             raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
         try:
-            wrapped[id(locate(function, site.expression.span))] = site
+            node = locate(function, site.expression.span)
         except LookupError as error:
             raise ModelError(f"{where} has {error}; inject the model again") from None
-    _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(function)
+        wrapped[id(node)] = site
+        needs |= _called(node, first)
+    _Wrapper(wrapped, first).visit(function)
     ast.increment_lineno(function, original.__code__.co_firstlineno - 1)
-    return _compile(function, original, list(wrapped.values()))
+    return _compile(function, original, list(wrapped.values())), tuple(sorted(needs))
+
+
+def _called(node: ast.AST, owner: str) -> set[str]:
+    """Attributes of the module that an expression calls; none if a condition may leave some of them out."""
+    parts = list(ast.walk(node))
+    if any(isinstance(part, (ast.IfExp, ast.BoolOp, ast.Lambda)) for part in parts):
+        return set()
+    found = [part.func for part in parts if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute)]
+    own = [part.attr for part in found if isinstance(part.value, ast.Name) and part.value.id == owner]
+    return {name for name in own if not name.startswith("__")}
 
 
 class _Wrapper(ast.NodeTransformer):
