@@ -226,6 +226,9 @@ MISTAKES = [
     ("sites nets.py", "Net, Deep, Broken, make_wrapped,"),
     ("nets.py --after block", "name one of them, as in nets.py:make_noisy"),
     ("sites none.py", "none.py"),
+    ("check none.pt", "no such file: 'none.pt'"),
+    ("check none.safetensors", "no such file: 'none.safetensors'"),
+    ("compare resnet50 --recipe paper --data none", "no such folder: none"),
 ]
 
 
