@@ -74,9 +74,9 @@ def test_attentions_sit_where_they_are_said_to():
     model = resnet.plain().eval()
     assert len(resnet.sites("conv2")) == 16
     assert resnet.sites("bn3")[:2] == ["layer1.0.bn3", "layer1.1.bn3"]
-    twin = resnet.attended(model, "conv2", nn.BatchNorm2d)
+    twin = resnet.attended(model, resnet.sites("conv2"), nn.BatchNorm2d)
     assert twin.layer2[0].conv2[1].num_features == 128
-    assert resnet.attended(model, "bn3", nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
+    assert resnet.attended(model, resnet.sites("bn3"), nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
     assert isinstance(model.layer2[0].conv2, nn.Conv2d)
     for _, _, make in resnet.attentions():
         assert make(8)(torch.ones(1, 8, 4, 4)).shape == (1, 8, 4, 4)
