@@ -155,6 +155,7 @@ class OutputHook(SiteHook):
         if not isinstance(has_bias, (bool, type(None))):
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
         self.sites, self.has_bias = read_sites(state.get("sites"), "output"), has_bias
+        guard_hooks()
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hook before all others, so that they see the output of SimAM."""
@@ -192,6 +193,7 @@ class InputHook(SiteHook):
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise FileError("a hook of SimAM is not valid: names is not a list of str")
         self.sites, self.names = read_sites(state.get("sites"), "input"), list(names)
+        guard_hooks()
 
     def put_on(self, module: nn.Module) -> None:
         """Register the pre-hook, with keyword arguments."""
@@ -246,6 +248,8 @@ def guard_hooks() -> None:
     By default it does not: of two models of one class, one would run the code that was compiled for the other.
     """
     config.skip_nnmodule_hook_guards = False
+    # In torch 2.14, a setting is that of the thread which sets it, and only its default is that of all.
+    config._config["skip_nnmodule_hook_guards"].default = False  # type: ignore[attr-defined]
 
 
 torch.serialization.add_safe_globals([OutputHook, InputHook])

@@ -16,7 +16,7 @@ import torch
 from pydantic import InstanceOf, TypeAdapter
 from torch import nn
 
-from simam_inject.editing.hooks import ADVICE, SiteHook, guard_hooks, hooks_on, lost
+from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
 from simam_inject.editing.serialization import checked, checked_example, checked_recipes
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import NORMS
@@ -77,7 +77,6 @@ class Presence:
         self.recipes = checked_recipes(state.get("recipes"))
         self.example = checked_example(state.get("example"))
         self.peers = checked(_PEERS, state.get("peers"), "the list of other attention modules")
-        guard_hooks()
 
     def __call__(self, root: nn.Module, _args: Any) -> None:
         """Check every edit.

@@ -16,13 +16,16 @@ from functools import partial
 from typing import Any, Self
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
-from simam_inject.editing.serialization import read_sites, write_sites
+from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
 from simam_inject.source import locate, may_run, method_source, parse
+
+_CHILDREN = TypeAdapter(tuple[str, ...])
 
 
 class RewrittenMethod(SiteHook):
@@ -32,8 +35,8 @@ class RewrittenMethod(SiteHook):
     method: str
     function: types.FunctionType
     original: object
-    needs: tuple[str, ...]
-    """Children and methods of the module that the expressions call: without these, they cannot run."""
+    children: tuple[str, ...]
+    """Those of the module that the method names: where one is removed, the method takes another way."""
 
     @classmethod
     def of(cls, owner: nn.Module, method: str, sites: list[Insertion]) -> Self:
@@ -42,9 +45,11 @@ class RewrittenMethod(SiteHook):
         Raises:
             ModelError: the class has another version of the method than the one that was planned.
         """
-        function, needs = compile_method(owner, method, sites)
-        original = getattr(type(owner), method)
-        return cls._made(owner=owner, method=method, sites=sites, function=function, original=original, needs=needs)
+        function, original = compile_method(owner, method, sites), getattr(type(owner), method)
+        children = tuple(name for name in function.__code__.co_names if name in vars(owner).get("_modules", ()))
+        return cls._made(
+            owner=owner, method=method, sites=sites, function=function, original=original, children=children
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -73,18 +78,18 @@ class RewrittenMethod(SiteHook):
         return self.owner is module or (name == self.method and type(self.owner) is type(module))
 
     def is_on(self, module: nn.Module) -> bool:
-        """The module runs this very method, on itself, and has what its expressions need."""
+        """The module runs this very method, on itself, and has the children that it names."""
         is_bound = vars(module).get(self.method) is self and self.owner is module
-        return is_bound and all(hasattr(module, name) for name in self.needs)
+        return is_bound and all(name in module._modules for name in self.children)
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:
         """Bind a new one on a shallow copy of its owner (as DataParallel makes), which shares the method.
 
         Raises:
-            ModelError: it was replaced by another function, the copy is the root itself, or a child that an expression
-                calls was removed, as RepVGG does when it merges its branches into one convolution.
+            ModelError: it was replaced by another function, the copy is the root itself, or a child that it names was
+                removed, as RepVGG does when it merges its branches into one convolution.
         """
-        gone = [name for name in self.needs if not hasattr(module, name)]
+        gone = [name for name in self.children if name not in module._modules]
         if gone:
             raise lost(self.sites[0], f"its module has no {gone[0]} any more")
         bound = vars(module).get(self.method)
@@ -129,7 +134,8 @@ class RewrittenMethod(SiteHook):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self.owner, "method": self.method, "sites": write_sites(self.sites)}
+        sites = write_sites(self.sites)
+        return {"owner": self.owner, "method": self.method, "sites": sites, "children": self.children}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds, and compile the code of the class again. The owner may not be complete yet.
@@ -141,14 +147,15 @@ class RewrittenMethod(SiteHook):
         methods = {site.expression and site.expression.method for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
+        children = checked(_CHILDREN, state.get("children"), "the children of a rewritten method")
         try:
-            vars(self).update(vars(RewrittenMethod.of(owner, method, sites)))
+            vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children})
         except ModelError as error:
             raise FileError(f"SimAM cannot be restored: {error}") from None
 
 
-def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> tuple[types.FunctionType, tuple[str, ...]]:
-    """The function of the owner's class with SimAM around the expressions of these sites, and what these call.
+def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> types.FunctionType:
+    """The function of the owner's class with SimAM around the expressions of these sites.
 
     Raises:
         ModelError: the class has another version of the method than the one that was planned.
@@ -162,30 +169,16 @@ def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> tup
         raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
     wrapped: dict[int, Insertion] = {}
     function = source.function
-    first = (function.args.posonlyargs + function.args.args)[0].arg
-    needs: set[str] = set()
     for site in sites:
         if site.expression is None or site.expression.digest != source.digest:
             raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
         try:
-            node = locate(function, site.expression.span)
+            wrapped[id(locate(function, site.expression.span))] = site
         except LookupError as error:
             raise ModelError(f"{where} has {error}; inject the model again") from None
-        wrapped[id(node)] = site
-        needs |= _called(node, first)
-    _Wrapper(wrapped, first).visit(function)
+    _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(function)
     ast.increment_lineno(function, original.__code__.co_firstlineno - 1)
-    return _compile(function, original, list(wrapped.values())), tuple(sorted(needs))
-
-
-def _called(node: ast.AST, owner: str) -> set[str]:
-    """Attributes of the module that an expression calls; none if a condition may leave some of them out."""
-    parts = list(ast.walk(node))
-    if any(isinstance(part, (ast.IfExp, ast.BoolOp, ast.Lambda)) for part in parts):
-        return set()
-    found = [part.func for part in parts if isinstance(part, ast.Call) and isinstance(part.func, ast.Attribute)]
-    own = [part.attr for part in found if isinstance(part.value, ast.Name) and part.value.id == owner]
-    return {name for name in own if not name.startswith("__")}
+    return _compile(function, original, list(wrapped.values()))
 
 
 class _Wrapper(ast.NodeTransformer):
