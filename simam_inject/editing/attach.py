@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +18,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, guard_hooks, hooks_on
 from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
 from simam_inject.editing.rewrite import RewrittenMethod
-from simam_inject.editing.serialization import checked_example
+from simam_inject.editing.serialization import ExampleRecord, checked
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.modules import CONTAINERS, is_taken
 from simam_inject.planning.insertions import Insertion, Output, Rewritten
@@ -192,20 +191,13 @@ def _hook(module: nn.Module, sites: list[Insertion]) -> SiteHook:
     edit, expression = sites[0].edit, sites[0].expression
     if isinstance(edit, Output):
         is_conv = isinstance(module, nn.modules.conv._ConvNd)
-        return OutputHook.of(sites, getattr(module, "bias", None) is not None if is_conv else None)
+        return OutputHook.made(sites=sites, has_bias=getattr(module, "bias", None) is not None if is_conv else None)
     if expression is None:
-        return InputHook.of(sites, _parameter_names(module))
+        return InputHook.made(sites=sites)
     if not isinstance(vars(module).get(expression.method), (RewrittenMethod, type(None))):
         name = edit.module or "the model"
         raise ModelError(f"{expression.method} of {name} was replaced on the instance, and cannot be rewritten")
     return RewrittenMethod.of(module, expression.method, sites)
-
-
-def _parameter_names(module: nn.Module) -> list[str]:
-    try:
-        return list(inspect.signature(module.forward).parameters)
-    except (TypeError, ValueError):
-        return []
 
 
 def _presence(
@@ -221,15 +213,17 @@ def _presence(
         names = tuple(path.split(".")) if path else ()
         holders.append((names, hook, distance_to_end(model, names, hook.sites)))
     witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
-    return Presence.of(holders, witnesses, recipes, _written(example), peers)
+    written = _written(example)
+    return Presence.made(holders=holders, witnesses=witnesses, recipes=recipes, example=written, peers=peers)
 
 
 def _written(example: dict[str, Any] | None) -> dict[str, Any] | None:
     """An example that a file can hold; None for any other, which `verify` has to be given again."""
     try:
-        return checked_example(example)
+        found: dict[str, Any] | None = checked(ExampleRecord | None, example, "the example")
     except FileError:
         return None
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ class RewrittenMethod(SiteHook):
             ModelError: the class has another version of the method than the one that was planned.
         """
         function, original = compile_method(owner, method, sites), getattr(type(owner), method)
-        return cls._made(owner=owner, method=method, sites=sites, function=function, original=original)
+        return cls.made(owner=owner, method=method, sites=sites, function=function, original=original)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
