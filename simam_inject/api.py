@@ -280,10 +280,9 @@ def make_plan(
     """
     network = network_of(model)
     check_injectable(network)
-    present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
-    decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
-    insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decision.insertions)
+    decided = decide(recipe, flow, match(recipe, flow.anatomy), injected(network))
+    insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decided.insertions)
     modules = _own_modules(network)
 
     def apply(planned: Plan) -> nn.Module:
@@ -300,7 +299,7 @@ def make_plan(
         return model
 
     replan = partial(make_plan, model, recipe, example_inputs, strength, attention, with_values=True)
-    return Plan(recipe, insertions, tuple(decision.skips), flow, present, apply, replan)
+    return replace(decided, insertions=insertions, _apply=apply, replan=replan)
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:
