@@ -7,7 +7,6 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -57,32 +56,32 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
 
 
 def _seen_from(site: Insertion, holder: str) -> Insertion:
-    """The site with paths from another root: that of a part which was injected, or of a network around the part.
+    """The site with paths from another root: a network around the part that was injected, a part of the network, or the
+    same network with a part that was wrapped or moved.
 
     Args:
         holder: path of the holder from that root.
     """
-    at = site.edit.module
+    old, new = site.edit.module.split("."), holder.split(".")
+    while old and new and old[-1] == new[-1]:
+        del old[-1], new[-1]
+    prefix, other = ".".join(old), ".".join(new)
+
+    def moved(path: str) -> str:
+        is_inside = not prefix or re.match(rf"{re.escape(prefix)}([.:[]|$)", path)
+        return _join(other, path[len(prefix) :].removeprefix(".")) if is_inside else path
+
     edit: Any = replace(site.edit, **{"owner" if isinstance(site.edit, Rewritten) else "module": holder})  # type: ignore[arg-type]
-    moved = replace(site, edit=edit, module=_join(holder, site.child), witness=None)
-    if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
-        add = partial(_join, holder.removesuffix(at).removesuffix("."))
-        reader, witness = site.reader and add(site.reader), site.witness and add(site.witness)
-        return replace(moved, path=add(site.path), reader=reader, witness=witness)
-    if not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
-        prefix = at.removesuffix(holder)
-        return replace(moved, path=_without(prefix, site.path), reader=site.reader and _without(prefix, site.reader))
-    if at and re.match(rf"{re.escape(at)}([.:]|$)", site.path):  # the holder was wrapped, or moved in its container
-        return replace(moved, path=holder + site.path.removeprefix(at))
-    return moved
+    reader = site.reader and moved(site.reader)
+    witness = site.witness and moved(site.witness)
+    witness = None if witness == site.witness else witness  # beside the holder: it may have been moved otherwise
+    return replace(
+        site, edit=edit, module=_join(holder, site.child), path=moved(site.path), reader=reader, witness=witness
+    )
 
 
 def _join(prefix: str, path: str) -> str:
-    return f"{prefix}.{path}".strip(".")
-
-
-def _without(prefix: str, path: str) -> str:
-    return path.removeprefix(prefix.removesuffix(".")).removeprefix(".")
+    return f"{prefix}{path}" if path[:1] in (":", "[") else f"{prefix}.{path}".strip(".")
 
 
 def attach(
