@@ -38,6 +38,24 @@ class Photograph:
         return interpolate(inner, tuple(self.pixels.shape[1:]), mode="bilinear", align_corners=False)[0, 0]
 
 
+def open_picture(path: str | Path, mode: str = "RGB") -> Image.Image:
+    """Read an image in one of Pillow's modes of 8 bits, upright as its EXIF data say.
+
+    Raises:
+        FileError: it cannot be read as an image, or has pixels of more than 8 bits.
+    """
+    try:
+        with Image.open(path) as file:
+            found, image = file.mode, ImageOps.exif_transpose(file).convert(mode)
+    except ImportError:  # ultralytics replaces Image.open by one that needs a plugin for unknown formats
+        raise FileError(f"{path} cannot be read as an image: unknown format") from None
+    except Exception as error:  # each format fails in ways of its own
+        raise FileError(f"{path} cannot be read as an image: {error}") from None
+    if found.startswith(("I", "F")):  # the conversion cuts values at 255
+        raise FileError(f"{path} has pixels of more than 8 bits (Pillow's mode {found}): convert it first")
+    return image
+
+
 def photograph(
     path: Path, size: tuple[int, int, int], *, normalization: Any = None, letterbox: bool = False
 ) -> Photograph:
@@ -50,20 +68,12 @@ def photograph(
         letterbox: keep the aspect ratio, with grey borders, as ultralytics does; if False, stretch.
 
     Raises:
-        FileError: it cannot be read as an image.
+        FileError: see `open_picture`.
     """
     from torchvision.transforms.functional import normalize, pil_to_tensor
 
     channels, height, width = size
-    try:
-        with Image.open(path) as file:
-            mode, image = file.mode, ImageOps.exif_transpose(file).convert("L" if channels == 1 else "RGB")
-    except ImportError:  # ultralytics replaces Image.open by one that needs a plugin for unknown formats
-        raise FileError(f"{path} cannot be read as an image: unknown format") from None
-    except Exception as error:  # each format fails in ways of its own
-        raise FileError(f"{path} cannot be read as an image: {error}") from None
-    if mode.startswith(("I", "F")):  # the conversion cuts values at 255
-        raise FileError(f"{path} has pixels of more than 8 bits (Pillow's mode {mode}): convert it first")
+    image = open_picture(path, "L" if channels == 1 else "RGB")
     top = left = 0
     inner_height, inner_width = height, width
     if letterbox:

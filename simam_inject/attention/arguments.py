@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import numbers
 import warnings
-from typing import SupportsFloat, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,24 +27,16 @@ class ArgumentError(InjectError, ValueError):
     """An invalid argument of `simam` or `SimAM`: a number out of range, or an unsupported rank, layout or dtype."""
 
 
-def check_number(name: str, value: object) -> float:
+def check_number(name: str, value: Any) -> float:
     """Return `value` as a float, or raise `ArgumentError` unless it is a real number in the range of the argument."""
-    number = _number(value)
+    is_real = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
+    try:
+        number = float(value) if is_real else math.nan
+    except OverflowError:  # an int beyond the floats
+        number = math.inf
     if not (0.0 <= number <= 1.0 if name == "strength" else 0.0 < number < math.inf):
         raise ArgumentError(f"{name} must be {_RANGES[name]}; found {value!r:.40} ({type(value).__name__})")
     return number
-
-
-def _number(value: object) -> float:
-    """Return `value` as a float; NaN, which is in no range, for a bool and for what is not a real number."""
-    if type(value) is float:
-        return value
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return math.nan
-    try:
-        return float(cast(SupportsFloat, value))
-    except OverflowError:  # an int beyond the floats
-        return math.inf
 
 
 def warn_of_channel_count(e_lambda: object) -> None:

@@ -19,9 +19,6 @@ BACKWARD_PIECE = 1 << 18
 """Elements of one piece. A backward works on about four float32 tensors of this size, a forward on two: both 4 MB.
 Smaller pieces fit into faster caches, but each costs some 15 microseconds (30 in a backward). A map of at most two
 pieces is not cut."""
-LARGE, LARGE_HALF = 2 * BACKWARD_PIECE, 8 * BACKWARD_PIECE
-"""Elements of a sample or plane above which its backward is computed in segments, to need less memory. In half
-precision this computes everything twice, so the limit is higher if one sample is a small part of the batch."""
 PADDING = 64
 """Elements between two tensors that are read together: at a multiple of 4096 bytes they would compete for the cache."""
 
@@ -36,9 +33,10 @@ def forward(
 
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
-    dtype = statistics_dtype(x.dtype)
-    # Allocated before y, so that the next map gets the same memory, still in cache, while y is in use.
-    scratch = None if dtype == x.dtype else _scratch(x, dtype)
+    dtype, scratch = statistics_dtype(x.dtype), None
+    if dtype != x.dtype:  # before y, so that the next map gets the same memory, still in cache, while y is in use
+        largest = max((part.numel() for (part,) in _pieces(FORWARD_PIECE, [x])), default=0)
+        scratch = x.new_empty(2 * largest + PADDING, dtype=dtype)
     y, mean, a = torch.empty_like(x), None, None
     tensors = [x, y]
     if saves:
@@ -46,13 +44,8 @@ def forward(
         a = torch.empty_like(mean)
         tensors += [mean, a]
     floor, half = x.new_full((), 4 * e_lambda, dtype=dtype), x.new_full(x.shape[2:], 0.5, dtype=dtype)
-    for part, out, *kept in _pieces(FORWARD_PIECE, tensors):
-        pair = None if scratch is None else _shaped(scratch, part)
-        wide, energy = (part, out) if pair is None else pair.unbind(0)
-        if wide is not part:
-            wide.copy_(part)
-        _write_energy(wide, energy, kept, floor, half.view(part.shape[_spatial(part)[0] :]))
-        _write_product(wide, energy, pair, out, 1.0 - strength, strength * gain)
+    for piece in _pieces(FORWARD_PIECE, tensors):
+        _attend(piece, scratch, floor, half, 1.0 - strength, strength * gain)
     return y, mean, a
 
 
@@ -63,9 +56,9 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
     of a piece take eight times its size, so a large map is cut into at least eight pieces.
     """
     result = torch.empty_like(x)
-    size, largest = BACKWARD_PIECE, LARGE
-    if x.dtype != mean.dtype and x.numel() > LARGE:
-        size, largest = min(size, x.numel() // 8), min(LARGE_HALF, max(LARGE, x.numel() * 3 // 16))
+    size, largest = BACKWARD_PIECE, max(2 * BACKWARD_PIECE, x.numel() * 3 // 16)
+    if x.dtype != mean.dtype and x.numel() > 2 * size:
+        size = min(size, x.numel() // 8)
     for piece in _pieces(size, [x, grad, result, mean, a]):
         walk = size if piece[0].numel() > largest else None
         _attend_backward(piece, walk, 1.0 - strength, strength * gain)
@@ -93,50 +86,38 @@ def _spatial(x: Tensor) -> tuple[int, ...]:
     return spatial_dims(x.dim()) or (1,)
 
 
-def _product(one: Tensor, other: Tensor, scale: float, out: Tensor) -> Tensor:
-    """Write scale * one * other in one pass."""
-    if scale == 1.0:
-        return torch.mul(one, other, out=out)
-    return torch.addcmul(one.new_zeros(()), one, other, value=scale, out=out)
+def _attend(
+    piece: Sequence[Tensor], scratch: Tensor | None, floor: Tensor, half: Tensor, keep: float, scale: float
+) -> None:
+    """Write y = x (keep + scale sigmoid(a d^2 + 1/2)) and, if they are in the piece, mu and a.
 
-
-def _scratch(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return memory for two copies in `dtype` of the largest piece of `x`."""
-    largest = max((part.numel() for (part,) in _pieces(FORWARD_PIECE, [x])), default=0)
-    return x.new_empty(2 * largest + PADDING, dtype=dtype)
-
-
-def _shaped(scratch: Tensor, x: Tensor) -> Tensor:
-    """Return two tensors like `x`, stacked."""
-    return scratch.as_strided((2, *x.shape), (x.numel() + PADDING, *torch.empty_like(x).stride()))
-
-
-def _write_energy(x: Tensor, energy: Tensor, kept: Sequence[Tensor], floor: Tensor, half: Tensor) -> None:
-    """Write a d^2 + 1/2 and, unless `kept` is empty, mu and a. `floor` is 4 lambda, `half` is 1/2 at each position."""
+    `floor` is 4 lambda, `half` is 1/2 at each position. With `scratch`, x and the energy are stacked there in float32.
+    """
+    x, y, *kept = piece
     mean, a = kept or (None, None)
-    dims = _spatial(x)
-    torch.ops.aten.mse_loss.out(x, torch.mean(x, dims, keepdim=True, out=mean), NO_REDUCTION, out=energy)
+    dims, wide, energy = _spatial(x), x, y
+    if scratch is not None:
+        stack = scratch.as_strided((2, *x.shape), (x.numel() + PADDING, *torch.empty_like(x).stride()))
+        wide, energy = stack.unbind(0)
+        wide.copy_(x)
+    torch.ops.aten.mse_loss.out(wide, torch.mean(wide, dims, keepdim=True, out=mean), NO_REDUCTION, out=energy)
     total = energy.sum(dims, keepdim=True)
     slope = torch.add(floor, total, alpha=4 / counts(x, dims)[1], out=a).reciprocal_()
-    torch.addcmul(half, energy, slope, out=energy)  # not vectorized with two numbers as inputs
-
-
-def _write_product(x: Tensor, energy: Tensor, pair: Tensor | None, y: Tensor, keep: float, scale: float) -> None:
-    """Write x (keep + scale sigmoid(energy)), and overwrite `energy`. `pair` is x and `energy`, if they are stacked."""
-    if pair is not None and keep == 0.0 and scale == 1.0:
-        torch.ops.aten.glu.out(pair, 0, out=pair[1:])  # sigmoid and product in one pass
-    elif keep == 0.0:
-        _product(energy.sigmoid_(), x, scale, energy)
+    torch.addcmul(half.view(x.shape[dims[0] :]), energy, slope, out=energy)  # not vectorized with two numbers as inputs
+    if (keep, scale) != (0.0, 1.0):
+        torch.add(x.new_full((), keep, dtype=floor.dtype), energy.sigmoid_(), alpha=scale, out=energy).mul_(wide)
+    elif scratch is not None:
+        torch.ops.aten.glu.out(stack, 0, out=stack[1:])  # sigmoid and product in one pass
     else:
-        torch.add(x.new_full((), keep), energy.sigmoid_(), alpha=scale, out=energy).mul_(x)
+        energy.sigmoid_().mul_(x)
     if energy is not y:
         y.copy_(energy)
 
 
 def _attend_backward(piece: Sequence[Tensor], walk: int | None, keep: float, scale: float) -> None:
-    """Write dx = g (keep + scale s) + 2 r [ h z - sum(h z) / n - (4 / (n - 1)) sum(h z^2) z ].
+    """Write dx = keep g + scale (g s + 2 r [ h z - sum(h z) / n - (4 / (n - 1)) sum(h z^2) z ]).
 
-    Here r = sqrt(a), z = r d and h has the factor `scale`: two passes fewer than the closed form of `composite`.
+    Here r = sqrt(a) and z = r d: two passes fewer than the closed form of `composite`.
 
     With `walk`, the sample or plane is computed in segments of that many elements, cut along its outermost dimension:
     first the sums, and in `result` all terms that do not contain them; then the rest. In half precision, where
@@ -151,7 +132,7 @@ def _attend_backward(piece: Sequence[Tensor], walk: int | None, keep: float, sca
         segments = list(_cut(max(dims, key=x.stride), walk, segments[0]))
     first, second = torch.zeros_like(mean), torch.zeros_like(mean)
     for part, part_grad, out in segments:
-        dx, z, product = _terms(part, part_grad, out, mean, root, scale)
+        dx, z, product = _terms(part, part_grad, out, mean, root)
         first += product.sum(dims, keepdim=True)
         second += (product * z).sum(dims, keepdim=True)
         if walk:
@@ -165,26 +146,24 @@ def _attend_backward(piece: Sequence[Tensor], walk: int | None, keep: float, sca
             dx, product = out, (part - mean).mul_(second * root).add_(first)
         else:
             if walk:
-                dx, z, product = _terms(part, part_grad, out, mean, root, scale)
+                dx, z, product = _terms(part, part_grad, out, mean, root)
             product.addcmul_(z, second).add_(first)
             del z
         dx.addcmul_(product, root, value=2)
-        if keep != 0.0:
-            dx.add_(part_grad, alpha=keep)
+        if (keep, scale) != (0.0, 1.0):
+            dx.mul_(scale).add_(part_grad, alpha=keep)
         if dx is not out:
             out.copy_(dx)
         del dx, product
 
 
-def _terms(
-    x: Tensor, grad: Tensor, result: Tensor, mean: Tensor, root: Tensor, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return g s, z and h z, first and last with the factor `scale`; the first is in `result` if its dtype allows."""
+def _terms(x: Tensor, grad: Tensor, result: Tensor, mean: Tensor, root: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return g s, z and h z; the first is in `result` if its dtype allows."""
     wide = widen(x)
     # One copy takes less time than several passes over two layouts.
     wide_grad = widen(grad) if grad.stride() == x.stride() else torch.empty_like(wide).copy_(grad)
     z = (wide - mean).mul_(root)
     s = torch.addcmul(z.new_full((), 0.5), z, z).sigmoid_()
-    gated = _product(wide_grad, s, scale, result if result.dtype == wide.dtype else wide_grad)
+    gated = torch.mul(wide_grad, s, out=result if result.dtype == wide.dtype else wide_grad)
     product = torch.addcmul(gated, gated, s, value=-1, out=s).mul_(wide).mul_(z)  # g s (1 - s) x z
     return gated, z, product

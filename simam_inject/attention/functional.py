@@ -159,11 +159,9 @@ class Attention(torch.autograd.Function):
         x, mean, a = ctx.saved_tensors
         e_lambda, strength, gain = ctx.numbers
         implementation = implementation_for(x)
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or (not torch.compiler.is_compiling() and _is_batched(grad)):
             implementation = composite
             mean, a = composite.statistics(composite.widen(x), e_lambda)
-        elif not torch.compiler.is_compiling() and _is_batched(grad):
-            implementation = composite
         return implementation.backward(x, grad, mean, a, strength, gain), None, None, None
 
 

@@ -25,6 +25,7 @@ from torchvision.transforms import v2
 from simam_inject.compare.cells import Report
 from simam_inject.compare.variants import seed_everything
 from simam_inject.errors import CompareError
+from simam_inject.pictures import open_picture
 
 Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel of images in [0, 1]."""
@@ -101,7 +102,9 @@ def open_folder(
             raise CompareError(f"no such folder: {part}; give a folder with train/ and val/, or one of classes")
     try:
         train, val = map(
-            datasets.ImageFolder, parts, make_transforms(size, augment=augment, normalization=normalization)
+            partial(datasets.ImageFolder, loader=open_picture),
+            parts,
+            make_transforms(size, augment=augment, normalization=normalization),
         )
     except FileNotFoundError as error:
         raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None

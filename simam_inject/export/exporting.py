@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import itertools
 import os
@@ -15,14 +14,12 @@ from typing import Any
 from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of
-from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example, example_of
-from simam_inject.editing.attach import attended_in, without_attention
+from simam_inject.editing.attach import without_attention
 from simam_inject.errors import ModelError, describe_exception
-from simam_inject.export.formats import FORMS, Artefact, Form
-from simam_inject.export.proving import TOLERANCES, as_exported, compare, count_sites, expected_sites
+from simam_inject.export.formats import Form, form_of
+from simam_inject.export.proving import as_exported, check_file, simams_in, vary
 from simam_inject.export.report import ExportError, ExportReport, LostSiteError
-from simam_inject.export.shapes import parse_dynamic, vary
 from simam_inject.modules import check_injectable, unwrapped
 
 
@@ -65,7 +62,7 @@ def export(
         8
     """
     target = Path(path)
-    form, varying = _form_of(target), parse_dynamic(dynamic)
+    form, varying = form_of(target), _varying(dynamic)
     if not target.parent.is_dir():
         raise ExportError(f"no such folder: {str(target.parent)!r}")
     if target.is_dir():
@@ -76,7 +73,7 @@ def export(
         written = Path(folder) / target.name
         with as_exported(network) as twin, warnings.catch_warnings(action="ignore"):  # no user can act on them
             _write(form, twin, vary(twin, example, varying), written)
-        report = _prove(network, written, example, varying, tolerance)
+        report = check_file(network, written, example, varying, tolerance)
         if report.comparisons[0].left_out:
             raise LostSiteError(f"the file lacks the last {report.comparisons[0].left_out} outputs of the model")
         written.replace(target)
@@ -101,48 +98,36 @@ def prove(
     source = Path(path)
     if not source.is_file():
         raise ExportError(f"no such file: {str(source)!r}")
-    network, varying = _network(model), parse_dynamic(dynamic)
+    network, varying = _network(model), _varying(dynamic)
     example = _example(network, example_inputs)
     for candidate in itertools.chain([network], adapter_of(model).deployed(model)):
         try:
-            return _prove(candidate, source, example, varying, tolerance)
+            return check_file(candidate, source, example, varying, tolerance)
         except LostSiteError as error:
             lost = error
     raise lost
 
 
-def read(path: Path) -> Artefact:
-    """Open an exported file.
-
-    Raises:
-        ExportError: it is of no known format, or damaged.
-    """
-    form = _form_of(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # deprecations of the libraries
-            return form.read(path)
-    except Exception as error:  # of zip, JSON, protobuf and the runtimes
-        is_dtype = any(word in str(error) for word in ("NOT_IMPLEMENTED", "Type Error"))  # ONNX Runtime's words
-        hint = "; a .pt2 file takes every dtype" if is_dtype else ""
-        raise ExportError(f"{path.name} cannot be opened as {path.suffix[1:]}: {error}{hint}") from None
+_DYNAMIC: dict[bool | str, tuple[str, ...]] = {
+    False: (),
+    True: ("batch", "size"),
+    "batch": ("batch",),
+    "size": ("size",),
+}
 
 
-def _form_of(path: Path) -> Form:
-    if path.suffix not in FORMS:
-        raise ExportError(f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(FORMS)}")
-    lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if path.suffix == ".onnx" and lacking:
-        raise ExportError(f"ONNX needs the package {lacking[0]!r}; install it with: pip install 'simam_inject[export]'")
-    return FORMS[path.suffix]
+def _varying(dynamic: bool | str) -> tuple[str, ...]:
+    """Which sizes may vary."""
+    if dynamic not in _DYNAMIC:
+        raise ExportError(f"dynamic must be True (batch and size), False, 'batch' or 'size'; found {dynamic!r}")
+    return _DYNAMIC[dynamic]
 
 
 def _network(model: nn.Module) -> nn.Module:
     """The network to export, every SimAM of which is switched on."""
     network = network_of(unwrapped(model))
     check_injectable(network)
-    attentions = {
-        entry.site.module: entry.attention for entry in attended_in(network) if isinstance(entry.attention, SimAM)
-    }
+    attentions = {site.module: attention for site, attention in simams_in(network)}
     if not attentions:
         raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
     for name, attention in attentions.items():
@@ -187,17 +172,3 @@ def _write(form: Form, twin: nn.Module, examples: tuple[Example, ...], path: Pat
             blame = f"with or without SimAM; {advice}"
         reason = describe_exception(error)
         raise ExportError(f"the exporter cannot express this model {blame}: {reason}") from error
-
-
-def _prove(
-    model: nn.Module, path: Path, example: Example, varying: tuple[str, ...], tolerance: float | None
-) -> ExportReport:
-    artefact = read(path)
-    dtypes = {tensor.dtype for tensor in example.tensors}
-    default = max((TOLERANCES[dtype] for dtype in dtypes & TOLERANCES.keys()), default=1e-4)
-    allowed = default if tolerance is None else tolerance
-    with as_exported(model) as twin:
-        examples = vary(twin, example, varying)
-        sites = count_sites(artefact.gates, expected_sites(twin, examples[0]))
-        comparisons = tuple(compare(twin, artefact, given, allowed) for given in examples)
-    return ExportReport(path, path.suffix[1:], sites, comparisons, allowed, varying)

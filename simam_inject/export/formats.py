@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +17,6 @@ from torch.utils import _pytree as pytree
 from simam_inject.dataflow.example import Example
 from simam_inject.export.graph import Gate, GraphNode, Value, find_gates
 from simam_inject.export.report import ExportError
-from simam_inject.export.shapes import dynamic_shapes
 from simam_inject.verification.outputs import tensors_of
 
 
@@ -29,15 +30,25 @@ class Artefact:
 
 
 class Form(NamedTuple):
-    """One format. What is of another size in the second of the examples is written as dynamic."""
+    """One format. Dimensions that are of another size in the second of the examples are written as dynamic."""
 
     write: Callable[[nn.Module, Sequence[Example], Path], None]
     read: Callable[[Path], Artefact]
 
 
+def _dynamic_shapes(model: nn.Module, examples: Sequence[Example]) -> Any:
+    """The `dynamic_shapes` of `torch.export.export`: where two examples differ; None for one example."""
+    first, *others = examples
+    inputs = torch.export.AdditionalInputs()  # type: ignore[no-untyped-call]
+    for other in others:
+        inputs.add(other.args, other.kwargs)  # type: ignore[no-untyped-call]
+    return inputs.dynamic_shapes(model, first.args, first.kwargs) if others else None  # type: ignore[no-untyped-call]
+
+
 def _write_onnx(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
     args, kwargs = examples[0].fresh()
-    shapes = dynamic_shapes(model, examples, ("batch", "channels", "height", "width", "depth"))
+    names = ("batch", "channels", "height", "width", "depth")
+    shapes = pytree.tree_map_with_path(lambda path, dim: dim and names[path[-1].idx], _dynamic_shapes(model, examples))
     program = torch.onnx.export(model, args, kwargs=kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False)
     assert program is not None
     program.save(path, external_data=False)
@@ -92,8 +103,8 @@ def scope_of(node: Any) -> str:
 
 def _write_program(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
     args, kwargs = examples[0].fresh()
-    shapes = dynamic_shapes(model, examples, [torch.export.Dim.DYNAMIC] * 5)
-    torch.export.save(torch.export.export(model, args, kwargs, dynamic_shapes=shapes), path)
+    program = torch.export.export(model, args, kwargs, dynamic_shapes=_dynamic_shapes(model, examples))
+    torch.export.save(program, path)
 
 
 def _read_program(path: Path) -> Artefact:
@@ -154,3 +165,25 @@ FORMS = {
     ".torchscript": Form(_write_trace, _read_trace),
 }
 """By suffix."""
+
+
+def form_of(path: Path) -> Form:
+    """The format of a file, by its suffix; an `ExportError` if it is unknown or lacks a package."""
+    if path.suffix not in FORMS:
+        raise ExportError(f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(FORMS)}")
+    lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
+    if path.suffix == ".onnx" and lacking:
+        raise ExportError(f"ONNX needs the package {lacking[0]!r}; install it with: pip install 'simam_inject[export]'")
+    return FORMS[path.suffix]
+
+
+def read(path: Path) -> Artefact:
+    """Open an exported file; an `ExportError` if it is of no known format, or damaged."""
+    form = form_of(path)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # deprecations of the libraries
+            return form.read(path)
+    except Exception as error:  # of zip, JSON, protobuf and the runtimes
+        is_dtype = any(word in str(error) for word in ("NOT_IMPLEMENTED", "Type Error"))  # ONNX Runtime's words
+        hint = "; a .pt2 file takes every dtype" if is_dtype else ""
+        raise ExportError(f"{path.name} cannot be opened as {path.suffix[1:]}: {error}{hint}") from None

@@ -42,12 +42,7 @@ class Gate:
 
 
 def find_gates(graph: Mapping[str, GraphNode], results: Iterable[Value]) -> tuple[Gate, ...]:
-    """Every SimAM of a graph, in order.
-
-    Args:
-        graph: all operations by the name of their result; one with several results is listed under each of them.
-        results: the names of the outputs.
-    """
+    """Every SimAM of a graph, in order; the graph has all operations by the name of each of their results."""
     live: set[str] = set()
     pending = list(results)
     while pending:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +25,30 @@ from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.export.formats import Artefact
+from simam_inject.export.formats import Artefact, read
 from simam_inject.export.graph import Gate
-from simam_inject.export.report import Comparison, ExportedSite, ExportError, LostSiteError
+from simam_inject.export.report import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError
+from simam_inject.nested import map_nested
+from simam_inject.planning.insertions import Insertion
 from simam_inject.verification.outputs import relative_distance, tensors_of
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
+
+
+def check_file(
+    model: nn.Module, path: Path, example: Example, dynamic: tuple[str, ...], tolerance: float | None
+) -> ExportReport:
+    """Open a file, and check its graph and its outputs against those of the model; an `ExportError` if they differ."""
+    artefact = read(path)
+    if tolerance is None:
+        dtypes = {tensor.dtype for tensor in example.tensors} & TOLERANCES.keys()
+        tolerance = max((TOLERANCES[dtype] for dtype in dtypes), default=1e-4)
+    with as_exported(model) as twin:
+        examples = vary(twin, example, dynamic)
+        sites = count_sites(artefact.gates, expected_sites(twin, examples[0]))
+        comparisons = tuple(_compare(twin, artefact, given, tolerance) for given in examples)
+    return ExportReport(path, sites, comparisons, tolerance, dynamic)
 
 
 @contextmanager
@@ -46,30 +64,79 @@ def as_exported(model: nn.Module) -> Iterator[nn.Module]:
         yield twin
 
 
+def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[Example, ...]:
+    """The example; if sizes may vary, followed by one that the model accepts in which all of these are larger.
+
+    Where the batch may vary, the first has at least two samples: exporters take a one for a constant. An input
+    with one number per sample then has a fixed length in the file.
+
+    Raises:
+        ExportError: the model accepts no larger images, or takes none.
+    """
+    batch = next((len(tensor) for tensor in example.tensors if _is_map(tensor)), 0)
+    if not dynamic:
+        return (example,)
+    if not batch:
+        raise ExportError(
+            "no input has a batch, channels and spatial dimensions, so dynamic has no effect: leave it out"
+        )
+    count, reason = max(batch, 2) if "batch" in dynamic else batch, ""
+    for lengthen in (lambda length: length + 32, lambda length: 2 * length) if "size" in dynamic else (int,):
+        other = _resized(example, batch, count + ("batch" in dynamic), lengthen)
+        try:
+            other.run(model)
+        except Exception as error:
+            reason = describe_exception(error)
+        else:
+            return _resized(example, batch, count, int), other
+    raise ExportError(f"the model accepts no other input size than the example's ({reason}); use dynamic='batch'")
+
+
+def _resized(example: Example, batch: int, count: int, lengthen: Callable[[int], int]) -> Example:
+    """The example with `count` samples in place of `batch`, and other spatial sizes: its tensors are repeated."""
+
+    def resize(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor):
+            return leaf
+        lengths = list(leaf.shape)
+        if lengths[:1] == [batch] and (_is_map(leaf) or batch > 1):
+            lengths[0] = count
+        if _is_map(leaf):
+            lengths[2:] = map(lengthen, lengths[2:])
+        for dim, length in enumerate(lengths):
+            leaf = leaf.index_select(dim, torch.arange(length, device=leaf.device) % leaf.shape[dim])
+        return leaf
+
+    return Example(*map_nested(resize, (example.args, example.kwargs)))
+
+
+def _is_map(tensor: Tensor) -> bool:
+    return 3 <= tensor.dim() <= 5
+
+
+def simams_in(model: nn.Module) -> list[tuple[Insertion, SimAM]]:
+    """The sites of a model that have SimAM, not another attention."""
+    return [(entry.site, entry.attention) for entry in attended_in(model) if isinstance(entry.attention, SimAM)]
+
+
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:
     """Every SimAM of the model with how often eager mode runs it."""
-    sites = {
-        entry.site.module: (entry.site.path, entry.attention)
-        for entry in attended_in(model)
-        if isinstance(entry.attention, SimAM)
-    }
     runs: Counter[str] = Counter()
     with ExitStack() as hooks:
-        for name, (_, attention) in sites.items():
-            hooks.enter_context(attention.register_forward_hook(lambda *_, name=name: runs.update([name])))
+        for site, attention in simams_in(model):
+            count = attention.register_forward_hook(lambda *_, name=site.module: runs.update([name]))
+            hooks.enter_context(count)
         example.run(model)
     return tuple(
-        ExportedSite(path, name, attention.e_lambda, runs[name], "name" if runs[name] else "idle")
-        for name, (path, attention) in sites.items()
+        ExportedSite(
+            site.path, site.module, attention.e_lambda, runs[site.module], "name" if runs[site.module] else "idle"
+        )
+        for site, attention in simams_in(model)
     )
 
 
 def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
-    """The expected sites with how each was found in the file's graph: by name, else by the formula and its lambda.
-
-    Raises:
-        LostSiteError: one is not there, does not reach the output, or has another lambda.
-    """
+    """The expected sites with how the file has each: by name, else by formula and lambda; or a `LostSiteError`."""
     live = [gate for gate in gates if gate.is_live]
     nameless = [gate for gate in live if gate.module not in {site.module for site in expected}]
     found, lost = [], []
@@ -98,22 +165,12 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
 
 def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
     """Within 5 %: a lambda that was folded into a float16 constant is not exact."""
-    return gate.e_lambda is not None and math.isclose(
-        gate.e_lambda, min(max(site.e_lambda, SMALLEST), LARGEST), rel_tol=0.05
-    )
+    wanted = min(max(site.e_lambda, SMALLEST), LARGEST)
+    return gate.e_lambda is not None and math.isclose(gate.e_lambda, wanted, rel_tol=0.05)
 
 
-def compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: float) -> Comparison:
-    """Run both on the example. The file may leave out the last outputs, as ultralytics leaves out what a loss needs.
-
-    Args:
-        model: in eval mode.
-        tolerance: largest difference that is allowed.
-
-    Raises:
-        ExportError: the file does not run.
-        LostSiteError: the outputs differ by more than the tolerance, or are not finite where those of the model are.
-    """
+def _compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: float) -> Comparison:
+    """Run both on the example. The file may leave out the last outputs, as ultralytics leaves out what a loss needs."""
     ours = _numbers(example.run(model))
     with bypassed(model):
         plain = _numbers(example.run(model))

@@ -51,13 +51,16 @@ class ExportReport:
     """What was proven of one exported file."""
 
     path: Path
-    form: str
-    """`onnx`, `pt2` or `torchscript`."""
     sites: tuple[ExportedSite, ...]
     comparisons: tuple[Comparison, ...]
     tolerance: float
     dynamic: tuple[str, ...] = ()
     """Which sizes may vary: any of `batch` and `size`."""
+
+    @property
+    def form(self) -> str:
+        """`onnx`, `pt2` or `torchscript`."""
+        return self.path.suffix[1:]
 
     @property
     def difference(self) -> float:

@@ -52,9 +52,9 @@ class SimAMCallback(Callback):
     Args:
         recipe: whatever `inject` takes.
         example_inputs: for one forward of the module; None uses its `example_input_array`.
-        ramp_steps: raise the strength from `start` to 1 over this many optimizer steps; 0 leaves it at 1. The strength
-            depends on `trainer.global_step`, so a resumed training continues where it was. Copies that another callback
-            makes, such as those of `WeightAveraging`, get the same strength.
+        ramp_steps: raise the strength from `start` to 1 over this many optimizer steps; it is 1 after the last of them.
+            0 leaves it at 1. The strength depends on `trainer.global_step`, so a resumed training continues where it
+            was. Copies that another callback makes, such as those of `WeightAveraging`, get the same strength.
         start: strength of the first step, from 0 to 1.
         calibrate_batches: fit gains to a trained module on so many batches of the training data, before the first step;
             see `calibrate`. 0 leaves the gains as they are. A resumed training has those of its checkpoint.
@@ -111,7 +111,16 @@ class SimAMCallback(Callback):
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Set the strength of this step, in the module and in its copies."""
+        """Set the strength of this step."""
+        self._set_strength(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """After the last step of the ramp, set strength 1 for what is validated and saved then."""
+        if trainer.global_step >= self.ramp_steps:
+            self._set_strength(trainer)
+
+    def _set_strength(self, trainer: Trainer) -> None:
+        """Set the strength after the steps so far, in the module and in its copies."""
         if self._ramp is not None and not self._ramp.finished:
             self._ramp.load_state_dict({**self._ramp.state_dict(), "done": trainer.global_step})
 

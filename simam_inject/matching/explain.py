@@ -30,17 +30,10 @@ _STRUCTURES = {
 
 
 def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Iterable[Skip]) -> str:
-    """Say why a rule matches no site.
+    """Say why a rule, given by its index, matches no site: the message of a `NoMatchError`.
 
-    Args:
-        recipe: the recipe.
-        rule: index of the rule, from 0.
-        anatomy: the facts about the model.
-        misses: the near misses of the recipe; those of other rules are ignored.
-
-    Returns:
-        The message of a `NoMatchError`: the rule; its nearest misses with their reasons; modules whose inside could not
-        be recorded; a `path` that matches nothing.
+    It has the rule, its nearest misses with their reasons, modules whose inside could not be recorded, and a `path`
+    that matches nothing. Misses of other rules are ignored.
     """
     selected = recipe.rules[rule]
     head = f"rules[{rule}] ({selected.selector}) matches no site"
@@ -87,10 +80,7 @@ def _operations(anatomy: Anatomy) -> str:
 
 
 def unmatched_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
-    """The message for the first `exclude` that matches nothing in the model; None if there is none.
-
-    That of an optional rule may match nothing, like the rule itself.
-    """
+    """The message for the first `exclude`, but those of optional rules, that matches nothing; None if there is none."""
     for index, rule in enumerate(recipe.rules):
         globs = () if rule.optional else as_tuple(rule.exclude)
         if message := explain_unmatched_glob(f"rules[{index}].exclude", globs, anatomy):

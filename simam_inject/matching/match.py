@@ -15,14 +15,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from itertools import chain
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
-from simam_inject.matching.blocks import search_blocks
 from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.hits import Hit, Matches, Skip
-from simam_inject.matching.patterns import search_pattern
-from simam_inject.matching.search import Search, check_facts, parent_of, write_fact, write_path, write_paths
+from simam_inject.matching.search import Search, check_facts, search_model, write_fact, write_path, write_paths
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.operations import FactConditions
 from simam_inject.recipe.recipe import Recipe
@@ -30,8 +27,6 @@ from simam_inject.recipe.recipe import Recipe
 OWNED = 100
 PICKED = 101
 """Depths of the two last steps: a candidate that fails there met every condition."""
-Owners = defaultdict[str, list[Hit]]
-"""By value, the hits that attend it."""
 
 
 def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
@@ -46,12 +41,11 @@ def match(recipe: Recipe, anatomy: Anatomy) -> Matches:
         attended are hits, too, unless the rule has a `pick`; the plan skips them.
     """
     order = {site.path: place for place, site in enumerate(anatomy.sites)}
-    owners: Owners = defaultdict(list)
     hits: list[Hit] = []
     misses: list[Skip] = []
     for index, rule in enumerate(recipe.rules):
         search = Search(rule, index, recipe.e_lambda if rule.e_lambda is None else rule.e_lambda, anatomy)
-        taken = _take(search, owners, order)
+        taken = _take(search, hits, order)
         hits += taken
         # A value that fails in one role may be taken in another, e.g. as the start and as the end of a chain. Where one
         # input of a block is taken, the reasons of the others stay.
@@ -76,50 +70,44 @@ def why_not_attendable(site: Site) -> str | None:
     return None
 
 
-def _take(search: Search, owners: Owners, order: dict[str, int]) -> Sequence[Hit]:
-    """The sites that one rule takes; the search collects the near misses."""
-    (search_pattern if search.rule.chain else search_blocks)(search)
+def _take(search: Search, earlier: Iterable[Hit], order: dict[str, int]) -> Sequence[Hit]:
+    """The sites that one rule takes, beside those of earlier rules; the search collects the near misses."""
+    search_model(search)
     if not search.candidates and not search.misses:
         search.miss("", explain_no_candidate(search.rule, search.anatomy))
+    by_value = defaultdict[str, list[Hit]](list)
+    for hit in earlier:
+        by_value[value_of(hit.attended, search.anatomy)].append(hit)
     candidates = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}.values()
-    free: Owners = defaultdict(list)
-    for hit in sorted(candidates, key=_by_path):
-        value = value_of(hit.attended, search.anatomy)
-        if _complies(search, hit) and _is_free(search, hit, [*owners[value], *free[value]]):
-            free[value].append(hit)
-    taken = list(chain.from_iterable(free.values()))
-    if not search.rule.choice.takes_all:
-        taken = _pick(search, taken, order)
-    for hit in taken:
-        owners[value_of(hit.attended, search.anatomy)].append(hit)
-    return taken
+    taken: list[Hit] = []
+    # The outermost path first; last what is deep inside lists and dicts, which is attended under another name only.
+    for hit in sorted(candidates, key=lambda hit: (hit.path.count(":") > 1, hit.path.count("."), hit.path != "")):
+        same = by_value[value_of(hit.attended, search.anatomy)]
+        if problem := _why_filtered(search, hit) or _why_taken(hit, same):
+            search.reject(hit, *problem)
+        else:
+            same.append(hit)
+            taken.append(hit)
+    return taken if search.rule.choice.takes_all else _pick(search, taken, order)
 
 
-def _by_path(hit: Hit) -> tuple[bool, int, bool]:
-    """The outermost path first; last what is deep inside lists and dicts, which is attended under another name only."""
-    return hit.path.count(":") > 1, hit.path.count("."), hit.path != ""
-
-
-def _complies(search: Search, candidate: Hit) -> bool:
-    """A candidate meets `path`, `exclude` and every condition of `where`; if not, it becomes a near miss."""
+def _why_filtered(search: Search, candidate: Hit) -> tuple[str, int] | None:
+    """Why a candidate does not meet `path`, `exclude` or a condition of `where`, and how many of these it met."""
     rule, named, attended = search.rule, candidate.named, candidate.attended
     paths = as_tuple(rule.path)
     if rule.selects != "path" and paths and not any(glob.covers(named.path) for glob in paths):
-        search.reject(candidate, f"its path is not in path: {' or '.join(paths)}", 1)
-        return False
+        return f"its path is not in path: {' or '.join(paths)}", 1
     for glob in as_tuple(rule.exclude):
         if glob.covers(named.path) or glob.matches(attended.path):
-            search.reject(candidate, f"excluded by {glob}", 2)
-            return False
-    for met, (name, condition) in enumerate(rule.conditions):
+            return f"excluded by {glob}", 2
+    for met, (name, condition) in enumerate(rule.conditions, start=3):
         is_of_operation = name in FactConditions.model_fields
         reason = check_facts(named if is_of_operation else attended, [(name, condition)], f"where.{name} requires")
+        if reason is not None and is_of_operation and named.kind == "block":
+            reason += f"; for an operation inside write {rule.position}: {{op: conv2d, {name}: ...}}"
         if reason is not None:
-            if is_of_operation and named.kind == "block":
-                reason += f"; for an operation inside write {rule.position}: {{op: conv2d, {name}: ...}}"
-            search.reject(candidate, reason, 3 + met)
-            return False
-    return True
+            return reason, met
+    return None
 
 
 def value_of(site: Site, anatomy: Anatomy) -> str:
@@ -131,16 +119,15 @@ def value_of(site: Site, anatomy: Anatomy) -> str:
     return site.path
 
 
-def _is_free(search: Search, candidate: Hit, taken: Iterable[Hit]) -> bool:
-    """None of the hits that attend the same value has the same reader; otherwise the candidate is a near miss."""
-    for other in taken:
+def _why_taken(candidate: Hit, same: Iterable[Hit]) -> tuple[str, int] | None:
+    """Why a candidate gets no second SimAM: one of the hits that attend the same value is for the same reader."""
+    for other in same:
         readers = {_only_reader(candidate), _only_reader(other)}
         if None in readers or len(readers) == 1:
             whose = f"taken by rules[{other.rule}]" if other.rule != candidate.rule else "which this rule takes"
-            same = f"is the same value as {write_path(other.path)}," if other.path != candidate.path else "already"
-            search.reject(candidate, f"{same} {whose}", OWNED)
-            return False
-    return True
+            what = f"is the same value as {write_path(other.path)}," if other.path != candidate.path else "already"
+            return f"{what} {whose}", OWNED
+    return None
 
 
 def _only_reader(candidate: Hit) -> str | None:
@@ -155,7 +142,11 @@ def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> l
     groups: defaultdict[object, list[Hit]] = defaultdict(list)
     for hit in sorted(candidates, key=lambda hit: order[hit.path]):
         # A site has no attribute `model`: all sites are in one group.
-        group = parent_of(hit.block) if pick.per == "parent" else getattr(hit.attended, pick.per, "")
+        group = (
+            hit.block.partition(":")[0].rpartition(".")[0]
+            if pick.per == "parent"
+            else getattr(hit.attended, pick.per, "")
+        )
         problem = why_not_attendable(hit.attended) or (f"its {pick.per} is not known" if group is None else None)
         if problem is not None:
             search.reject(hit, f"pick {pick} does not count it: {problem}", PICKED)

@@ -1,20 +1,35 @@
-"""The search of one rule through a model, and how reasons are written."""
+"""What one rule names in a model: candidates, and near misses with their reasons.
+
+A `pattern` rule names a chain of operations along the dataflow, whatever block each of them is in: `a > b` matches if
+`b` is the only operation that reads the result of `a`, so that a SimAM between them has one reader. Any other rule
+selects blocks by structure, class name or path, and names in each of them:
+
+output      what the block returns, or each feature map of a list, tuple or dict; `output:0` is one of them
+input       each input of the block, for the block alone
+a child     by its path inside the block; if no selected block has such a child, the operations of that kind
+{op: ...}   every operation of the kind, at any depth, or the first or last of them
+residual    the branch that an addition of the block's own forward joins with the skip connection
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.errors import shortened
+from simam_inject.kinds import NOT_OPERATIONS, find_kind
 from simam_inject.matching.hits import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
-from simam_inject.recipe.operations import Numbers, is_met
+from simam_inject.recipe.names import BlockValue, Child
+from simam_inject.recipe.operations import Link, Numbers, Operation, find_element, is_met
 from simam_inject.recipe.rule import Rule
-from simam_inject.recipe.wording import join_names
+from simam_inject.recipe.wording import did_you_mean, join_names
 
 MAX_SHOWN = 8
+Inside = Mapping[str, Sequence[tuple[str, Site]]]
+"""For each selected block: path inside the block and site, of everything below it, in the order of computation."""
 
 
 @dataclass(slots=True)
@@ -63,14 +78,208 @@ class Search:
         self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))
 
 
-def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) -> str | None:
-    """Why a site does not satisfy conditions on its facts; None if it does.
+def search_model(search: Search) -> None:
+    """Add what the rule names in the model."""
+    rule, target = search.rule, search.rule.target
+    if rule.chain:
+        _search_pattern(search)
+        return
+    blocks = [site for site in search.anatomy.sites if _is_selected(site, rule)]
+    if isinstance(target, Operation):
+        _search_operations(search, target, blocks)
+    elif isinstance(target, Child):
+        _search_children(search, target, blocks)
+    elif target.word == "residual":
+        _search_branches(search, blocks)
+    else:
+        for block in blocks:
+            _add_value(search, block, target)
 
-    Args:
-        site: an operation or a feature map.
-        facts: name and condition of each.
-        wants: what the reason says before the condition: `where.channels requires`.
-    """
+
+def _is_selected(site: Site, rule: Rule) -> bool:
+    """The rule selects the site. Wildcards select no modules without children, by class, and no inputs, by path."""
+    if rule.selects == "structure":
+        return not set(as_tuple(rule.structure)).isdisjoint(site.structure)
+    if rule.selects == "path":
+        return any(
+            glob.matches(site.path) and (site.kind != "input" or glob == site.path or not glob.is_wild)
+            for glob in as_tuple(rule.path)
+        )
+    return site.class_name is not None and any(
+        glob.matches_any_case(name) and (site.kind == "block" or not glob.is_wild)
+        for glob in as_tuple(rule.block)
+        for name in {site.class_name, *site.bases}
+    )
+
+
+def _look_inside(search: Search, blocks: Sequence[Site]) -> Inside:
+    """List all sites inside each selected block, in one pass over the model."""
+    inside: dict[str, list[tuple[str, Site]]] = {
+        block.path: [] for block in blocks if block.kind == "block" and ":" not in block.path
+    }
+    for site in search.anatomy.sites:
+        above = site.path.partition(":")[0]
+        while above:
+            above = above.rpartition(".")[0]
+            if above in inside:
+                inside[above].append((site.path[len(above) + 1 :] if above else site.path, site))
+    return inside
+
+
+def _add_value(search: Search, block: Site, target: BlockValue) -> None:
+    site = block if target.key is None else search.anatomy.site_by_path.get(f"{block.path}:{target.key}")
+    if target.word == "input":
+        search.add_operands(block, block.operands, block.path)
+    elif site is not None:
+        search.add(site, block.path)
+    else:
+        maps = f"the maps {write_paths(block.maps)}" if block.maps else "no list, tuple or dict of feature maps"
+        search.miss(block.path, f"returns {maps}; there is no {target}")
+
+
+def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
+    branches: defaultdict[str, list[tuple[Site, str]]] = defaultdict(list)
+    for site in search.anatomy.sites:
+        if site.joins in search.anatomy.site_by_path:
+            join = search.anatomy.site_by_path[site.joins]
+            branches[join.scope].append((join, site.path))
+    for block in blocks:
+        for join, branch in branches.get(block.path, ()):
+            search.add_operands(join, [branch], block.path)
+        if block.path not in branches and block.kind == "block":
+            below = [scope for scope in branches if not block.path or scope.startswith(f"{block.path}.")]
+            nearest = f"; there are some in {write_paths(below)}" if below else ""
+            search.miss(block.path, f"no branch joins a skip connection in its own forward{nearest}")
+
+
+def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> None:
+    """Add the children of a name; if no selected block has one, the operations of that kind."""
+    inside = _look_inside(search, blocks)
+    if not inside:
+        for block in blocks:
+            search.miss(block.path, f"has no children, and so no {target}")
+    calls = {path: _find_calls(target, below) for path, below in inside.items()}
+    computed = {site.kind for below in inside.values() for _, site in below} - NOT_OPERATIONS
+    is_kind = not target.name.is_wild and (find_kind(target.name) or target.name in computed)
+    if is_kind and not any(calls.values()):
+        _search_operations(search, Operation(op=target.name), blocks, target.call)
+        return
+    for path, below in inside.items():
+        for name, sites in calls[path].items():
+            _add_calls(search, target, path, name, sites)
+        if not calls[path] and (search.rule.selects != "path" or not any(calls.values())):
+            names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
+            words = ["output"] if search.rule.position == "after" else ["input", "residual"]
+            near = did_you_mean(target.name, [*words, *(inner for inner, _ in below)])
+            search.miss(path, f"has no child {target.name}; it has {write_paths(names)}{near}")
+
+
+def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> Mapping[str, Sequence[Site]]:
+    """Sites with the child's name, by name without call index, in the order of the calls."""
+    calls: defaultdict[str, list[Site]] = defaultdict(list)
+    for inner, site in below:
+        name = inner[: inner.rindex("[")] if inner.endswith("]") else inner
+        if target.name.matches(name) and (site.kind != "input" or not target.name.is_wild):
+            calls[name].append(site)
+    return calls
+
+
+def _add_calls(search: Search, target: Child, path: str, name: str, sites: Sequence[Site]) -> None:
+    """Add the calls of one child of the block at `path` that the rule means."""
+    is_any = target.call == 0 or target.name.is_wild or len(sites) == 1
+    chosen = sites[target.call - 1 : target.call] if target.call else sites if is_any else []
+    for site in chosen:
+        search.add(site, path)
+    if not chosen:
+        calls = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
+        search.miss(sites[0].path, f"is called as {calls} in {write_path(path)}; the rule names {target}")
+
+
+def _search_operations(search: Search, target: Operation, blocks: Sequence[Site], call: int | None = None) -> None:
+    """Add the operations inside each block that meet the conditions: all, one of those that ran, or the `call`-th."""
+    inside = _look_inside(search, blocks)
+    for block in blocks:
+        alone = [("", block)] if target.which == "all" and not call else []
+        sites = [site for _, site in inside.get(block.path, alone)]
+        meant = [site for site in sites if target.includes(site.kind)]
+        counted = [site for site in meant if _counts(search, target, site)]
+        ran = [site for site in counted if site.runs]
+        chosen = {"all": counted, "first": ran[:1], "last": ran[-1:]}[target.which]
+        chosen = counted[call - 1 : call] if call else chosen
+        for site in counted:
+            if site in chosen:
+                search.add(site, block.path)
+            else:
+                few = f", which has {len(counted)}" if call and call > len(counted) else ""
+                search.miss(site.path, f"is not {search.rule.target} in {write_path(block.path)}{few}")
+        if not meant and block.path in inside and search.rule.selects != "path":
+            computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS))
+            wanted = join_names(as_tuple(target.op))
+            search.miss(block.path, f"has no operation {wanted}; it computes {computed}")
+
+
+def _counts(search: Search, target: Operation, site: Site) -> bool:
+    """The operation meets the conditions, and in a structure rule it is on the main path; if not, it is a near miss."""
+    if search.rule.selects == "structure" and (site.on_skip or site.in_gate):
+        what = "is on the skip connection" if site.on_skip else "only scales another feature map"
+        search.miss(site.path, f"{what}; a structure rule counts operations on the main path")
+        return False
+    reason = check_facts(site, target.conditions(), f"{search.rule.position} {target} requires")
+    if reason is not None:
+        search.miss(site.path, reason)
+    return reason is None
+
+
+def _search_pattern(search: Search) -> None:
+    chain, by_path = search.rule.chain, search.anatomy.site_by_path
+    element = find_element(chain, search.rule.target)
+    for start in search.anatomy.sites:
+        sites = _follow(search, start) if chain[0].kind.includes(start.kind) else []
+        if not sites:
+            continue
+        named, operands = sites[element], list[str]()
+        if search.rule.position == "before" and element > 0:  # the operand by which the chain goes on
+            previous = sites[element - 1].path
+            reads = {path: path in by_path and previous in by_path[path].reads for path in named.operands}
+            operands = [path for path in named.operands if path == previous or reads[path]]
+        if operands:
+            search.add_operands(named, operands[:1], named.path)
+        else:
+            search.add(named, named.path)
+
+
+def _follow(search: Search, start: Site) -> list[Site]:
+    """The sites of the chain that begins at `start`; empty, with a near miss, if there is none."""
+    sites: list[Site] = []
+    for link in search.rule.chain:
+        site = _next_of_chain(search, sites, link) if sites else start
+        if site is None:
+            return []
+        reason = check_facts(site, link.facts.conditions(), f"the pattern's {link.text} requires")
+        if reason is not None:
+            search.miss(start.path, reason if site is start else f"{site.path}: {reason}", len(sites))
+            return []
+        sites.append(site)
+    return sites
+
+
+def _next_of_chain(search: Search, sites: Sequence[Site], link: Link) -> Site | None:
+    """The one operation that reads the last of the sites, if it is of the kind of the link; else a near miss."""
+    last = sites[-1]
+    reader = search.anatomy.site_by_path.get(last.readers[0]) if len(last.readers) == 1 else None
+    if reader is not None and link.kind.includes(reader.kind):
+        return reader
+    found = f"{reader.path} ({reader.kind})" if reader is not None else "no operation"
+    problem = f"{found}; the pattern requires {link.text}"
+    if len(last.readers) > 1:
+        found = f"{len(last.readers)} operations ({write_paths(last.readers)})"
+        problem = f"{found}; in a pattern each value has one reader"
+    search.miss(sites[0].path, f"{last.path} is read by {problem}", len(sites))
+    return None
+
+
+def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) -> str | None:
+    """Why a site does not satisfy conditions on its facts, with `wants` before the condition; None if it does."""
     for name, condition in facts:
         fact: int | tuple[int, ...] | None = getattr(site, name)
         if fact is None:
@@ -81,11 +290,6 @@ def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) ->
             continue
         return f"{problem}; {wants} {join_names(as_tuple(condition))}"
     return None
-
-
-def parent_of(path: str) -> str:
-    """Path of the module that contains the value."""
-    return path.partition(":")[0].rpartition(".")[0]
 
 
 def write_fact(fact: int | tuple[int, ...]) -> str:

@@ -5,8 +5,8 @@ model without it, which then computes something else. So the file contains the s
 before it copies the weights. See docs/files.md.
 """
 
+from simam_inject.persist.checkpoints import OfficialReport, load_official
 from simam_inject.persist.files import load, read, save
-from simam_inject.persist.official import OfficialReport, load_official
 from simam_inject.persist.record import Manifest, Record
 from simam_inject.persist.watching import LostRecipeWarning, unwatch, watch
 

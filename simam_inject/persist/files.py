@@ -24,7 +24,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import SimAM
-from simam_inject.editing.attach import attended_in, detach
+from simam_inject.editing.attach import attended_in, restorer
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.record import KEY, Manifest, Record
@@ -75,9 +75,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
     manifest = Manifest.of(network, versions=_versions_of(packages), layout=_layout_of(state))
     # Clones, not views: safetensors refuses tensors that share memory or are not contiguous.
-    tensors = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()
-    }
+    form = torch.contiguous_format
+    tensors = {name: tensor.detach().cpu().clone(memory_format=form) for name, tensor in state.items()}
     _write_in_one_step(file, tensors, {"format": "pt", KEY: manifest.model_dump_json()})
     return file
 
@@ -105,22 +104,20 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     file, network = Path(path), network_of(unwrapped(model))
     with naming(file):
         manifest, tensors = _read(file)
-        found = differences(tensors, state_of(network))
+        state = state_of(network)
+        found = differences(tensors, state)
         try:
             if found[UNFIT] or (strict and any(found.values())):
                 raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}")
             is_there = _has_sites(network, manifest)
             if not is_there:
                 check_injectable(network_of(model))
-                manifest.attach_to(network)
+            with all_or_nothing(network, tensors.keys() & state.keys()):
+                if not is_there:
+                    manifest.attach_to(network)
+                network.load_state_dict(tensors, strict=False)
         except (ModelError, FileError) as error:
             raise FileError(f"{error}{_age(manifest)}") from None
-    try:
-        copy_all(network, tensors)
-    except BaseException:
-        if not is_there:
-            detach(network)
-        raise
     manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
@@ -147,12 +144,15 @@ def naming(file: Path) -> Iterator[None]:
         raise FileError(f"{file}: {error}") from error.__cause__
 
 
-def copy_all(network: nn.Module, tensors: State) -> None:
-    """Copy tensors, all or nothing. Their names and shapes were checked before, but hooks may raise."""
-    before = {name: value.detach().clone() for name, value in network.state_dict().items() if name in tensors}
+@contextlib.contextmanager
+def all_or_nothing(network: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """If an error is raised inside, put back what SimAM the network had, and its tensors of these names."""
+    restore, state = restorer(network), network.state_dict()
+    before = {name: state[name].detach().clone() for name in names}
     try:
-        network.load_state_dict(tensors, strict=False)
+        yield
     except BaseException:
+        restore()
         with torch.no_grad():
             for name, value in network.state_dict().items():
                 if name in before:
@@ -161,11 +161,7 @@ def copy_all(network: nn.Module, tensors: State) -> None:
 
 
 def state_of(network: nn.Module) -> State:
-    """The `state_dict`.
-
-    Raises:
-        FileError: it contains something else than plain tensors with data.
-    """
+    """The `state_dict`; a `FileError` if it contains something else than plain tensors with data."""
     state = network.state_dict()
     for name, value in state.items():
         if not isinstance(value, torch.Tensor):
@@ -181,11 +177,7 @@ def state_of(network: nn.Module) -> State:
 
 
 def _check_sites(network: nn.Module, state: State) -> None:
-    """Refuse a bypassed SimAM, and wrappers that leave their name out of the `state_dict`, but not out of its path.
-
-    Raises:
-        FileError: there is one; such a wrapper is that of activation checkpointing or Lightning Fabric.
-    """
+    """Refuse a bypassed SimAM, and one in a wrapper that has no name in the `state_dict` (activation checkpointing)."""
     named = {name[:end] for name in state for end, letter in enumerate(name) if letter == "."}
     for entry in attended_in(network):
         if isinstance(entry.attention, SimAM) and entry.attention.bypassed:
@@ -198,15 +190,16 @@ def _check_sites(network: nn.Module, state: State) -> None:
 
 def differences(file: State, model: State) -> dict[str, list[str]]:
     """Maps a kind of difference to the tensors that differ in this way; `UNFIT` to those with another shape or kind."""
-    common = [name for name in model if name in file]
-    reasons = [(name, _why_unfit(model[name], file[name])) for name in common]
-    unfit = [f"{name} ({reason})" for name, reason in reasons if reason]
+    unfit = []
     first: dict[tuple[int, ...], str] = {}
-    for name in common:
-        ours = model[name]
+    for name in [name for name in model if name in file]:
+        ours, theirs = model[name], file[name]
         other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
-        if other != name and difference(file[name], file[other]) is not None:
-            unfit.append(f"{name} (the same tensor as {other} in the model, with other values in the file)")
+        reason = _why_unfit(ours, theirs)
+        if reason is None and other != name and difference(theirs, file[other]) is not None:
+            reason = f"the same tensor as {other} in the model, with other values in the file"
+        if reason is not None:
+            unfit.append(f"{name} ({reason})")
     return {
         "in the model, not in the file": [name for name in model if name not in file],
         "in the file, not in the model": [name for name in file if name not in model],
@@ -222,9 +215,8 @@ def _why_unfit(ours: torch.Tensor, theirs: torch.Tensor) -> str | None:
         return "without values in the file" if theirs.is_meta else f"a {theirs.layout} tensor in the file"
     if ours.dtype == theirs.dtype:
         return None
-    kinds = [(one.is_floating_point(), one.is_complex(), one.dtype == torch.bool) for one in (ours, theirs)]
     dtypes = f"file {theirs.dtype}, model {ours.dtype}"
-    if kinds[0] != kinds[1]:
+    if not torch.can_cast(theirs.dtype, ours.dtype) or not torch.can_cast(ours.dtype, theirs.dtype):
         return dtypes
     converted = theirs.to(ours.dtype)
     if ours.is_floating_point() or ours.is_complex():
@@ -244,11 +236,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a safetensors file, which are mapped into memory (unused ones are not read), and its metadata.
-
-    Raises:
-        FileError: it is not such a file.
-    """
+    """The tensors of a safetensors file, which are mapped into memory, and its metadata; or a `FileError`."""
     try:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
@@ -295,7 +283,7 @@ def _write_in_one_step(path: Path, tensors: dict[str, torch.Tensor], texts: dict
             shutil.copymode(target, unfinished)
         unfinished.replace(target)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else str(error)
+        reason = getattr(error, "strerror", None) or error
         raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
     finally:
         with contextlib.suppress(OSError):
@@ -318,18 +306,13 @@ def _versions_of(packages: Iterable[str]) -> dict[str, str]:
 
 
 def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
-    """True if the file's sites are in the model already, False if there are none in it.
-
-    Raises:
-        FileError: there are others.
-    """
+    """Whether the file's sites are in the model, or none are; a `FileError` if there are others."""
     present, wanted = Record.of(network).lambdas, manifest.lambdas
     if present == wanted or not present:
         return present == wanted
-    ours, theirs = ({place: f"e_lambda {value:g}" for place, value in sites.items()} for sites in (present, wanted))
     lines = [
-        f"  {place}: {ours.get(place, 'none')} in the model, {theirs.get(place, 'none')} in the file"
-        for place in sorted(ours.keys() | theirs.keys())
+        f"  {place}: {_lambda(present, place)} in the model, {_lambda(wanted, place)} in the file"
+        for place in sorted(present.keys() | wanted.keys())
         if present.get(place) != wanted.get(place)
     ]
     raise FileError(
@@ -338,12 +321,12 @@ def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
     )
 
 
+def _lambda(sites: Mapping[str, float], place: str) -> str:
+    return f"e_lambda {sites[place]:g}" if place in sites else "none"
+
+
 def _age(manifest: Manifest) -> str:
     """Which libraries had other versions when the file was written, as a last line of a message."""
-    here = _versions_of(manifest.versions)
-    changed = [
-        f"{package} {version} (here {here.get(package, 'not installed')})"
-        for package, version in manifest.versions.items()
-        if here.get(package) != version
-    ]
+    here = dict.fromkeys(manifest.versions, "not installed") | _versions_of(manifest.versions)
+    changed = [f"{name} {then} (here {here[name]})" for name, then in manifest.versions.items() if here[name] != then]
     return f"\n  It was written with {', '.join(changed)}." if changed else ""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -16,6 +17,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    GetCoreSchemaHandler,
     StringConstraints,
     Tag,
     ValidationError,
@@ -23,6 +25,7 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
+from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
 
 from simam_inject.errors import RecipeError
@@ -40,6 +43,17 @@ _NAMES = {
     "a valid integer": "a whole number",
 }
 """Names of JSON types in pydantic's messages, and in ours."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadAs:
+    """Marks a type that callers may write, for mypy, with the type that pydantic checks and stores."""
+
+    kind: Any
+
+    def __get_pydantic_core_schema__(self, written: object, handler: GetCoreSchemaHandler) -> CoreSchema:
+        """As pydantic calls it."""
+        return handler.generate_schema(self.kind)
 
 
 def allow(what: str) -> WrapValidator:
@@ -128,11 +142,7 @@ class RecipeModel(BaseModel):
 
 @contextmanager
 def as_recipe_error(whole: str) -> Iterator[None]:
-    """Turn a pydantic error into a `RecipeError`: the path of its first problem, and a sentence.
-
-    Args:
-        whole: the path that the message gives if the problem is not at a key.
-    """
+    """Turn a pydantic error into a `RecipeError`: the path of its first problem, else `whole`, and a sentence."""
     try:
         yield
     except ValidationError as error:

@@ -43,10 +43,7 @@ class Glob(str):
         return not frozenset("*?[{").isdisjoint(self)
 
     def matches(self, text: str) -> bool:
-        """The whole of `text` matches, letter case included; a text always matches itself, brackets or not.
-
-        `mul[1]` is `mul`, the first of several.
-        """
+        """The whole of `text` matches, case included; a text matches itself, brackets or not. `mul[1]` is `mul`."""
         return self in (text, f"{text}[1]") or _compile(self).fullmatch(text) is not None
 
     def matches_any_case(self, text: str) -> bool:
@@ -150,11 +147,7 @@ class Child:
 
 
 def parse_place(text: str) -> BlockValue | Child:
-    """Read a name at `after` or `before`: output, output:0, input, residual, conv2, m.*.cv2, relu[2], relu[*].
-
-    Raises:
-        ValueError: not a glob, or call number 0.
-    """
+    """Read a name at `after` or `before`; a `ValueError` for what is not a glob, and for call number 0."""
     word, colon, key = text.partition(":")
     if word.lower() == "output":
         return BlockValue("output", key if colon else None)

@@ -15,12 +15,12 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from simam_inject.kinds import FAMILIES, KINDS, find_kind
-from simam_inject.recipe.grammar import Name, RecipeModel, allow, as_tuple, one_or_many
+from simam_inject.recipe.grammar import Name, ReadAs, RecipeModel, allow, as_tuple, one_or_many
 from simam_inject.recipe.names import BlockValue, Child, Kind
 from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
@@ -36,19 +36,14 @@ _FACT = re.compile(r"\s*(?P<key>[A-Za-z_]+)\s*(?P<bounds>(?:>=|<=|!=|==|>|<|=)\s
 _SHORT = {"k": "kernel", "s": "stride", "d": "dilation", "g": "groups"}
 
 Fact = int | tuple[int, ...]
-if TYPE_CHECKING:
-    Numbers = int | str | Sequence[int | str]
-    Groups = Numbers
-    Kinds = str | Sequence[str]
-else:
-    _Number = (
-        Annotated[int, Field(strict=True, ge=0, lt=2**31)] | Annotated[str, Field(pattern=f"^{_TEST}(,{_TEST})*$")]
-    )
-    _Group = Literal["depthwise"] | _Number
-    Numbers = one_or_many("Numbers", Annotated[_Number, allow(f"{_NUMBER}, or a list of these")], 64)
-    Groups = one_or_many("Groups", Annotated[_Group, allow(f"{_NUMBER}, depthwise, or a list of these")], 64)
-    _KNOWN = {"anyOf": [{"enum": sorted(FAMILIES.keys() | KINDS)}, {}]}  # an editor completes these and takes others
-    Kinds = one_or_many("Kinds", Annotated[Name, Field(json_schema_extra=_KNOWN), AfterValidator(Kind)], 16)
+_Number = Annotated[int, Field(strict=True, ge=0, lt=2**31)] | Annotated[str, Field(pattern=f"^{_TEST}(,{_TEST})*$")]
+_NUMBERS = one_or_many("Numbers", Annotated[_Number, allow(f"{_NUMBER}, or a list of these")], 64)
+_GROUP = Annotated[Literal["depthwise"] | _Number, allow(f"{_NUMBER}, depthwise, or a list of these")]
+_KNOWN = {"anyOf": [{"enum": sorted(FAMILIES.keys() | KINDS)}, {}]}  # an editor completes these and takes others
+_KIND = Annotated[Name, Field(json_schema_extra=_KNOWN), AfterValidator(Kind)]
+Numbers = Annotated[int | str | Sequence[int | str], ReadAs(_NUMBERS)]
+Groups = Annotated[int | str | Sequence[int | str], ReadAs(one_or_many("Groups", _GROUP, 64))]
+Kinds = Annotated[str | Sequence[str], ReadAs(one_or_many("Kinds", _KIND, 16))]
 
 
 def is_met(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
@@ -123,11 +118,7 @@ class Link:
 
 @lru_cache(maxsize=256)
 def parse_chain(text: str) -> tuple[Link, ...]:
-    """Read a `pattern`.
-
-    Raises:
-        ValueError: too long, or an element that is not valid.
-    """
+    """Read a `pattern`; a `ValueError` if it is too long, or names an element that is not valid."""
     parts = re.split(r">(?![^\[]*\])", text)
     if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
         raise ValueError(
@@ -151,11 +142,7 @@ def _parse_link(text: str) -> Link:
 
 
 def find_element(chain: Sequence[Link], target: BlockValue | Child | Operation) -> int:
-    """Index of the element of a chain that a target names; the output is the last.
-
-    Raises:
-        ValueError: no element has that name, or several do and no number says which.
-    """
+    """Index of the element of a chain that a target names, by default the last; a `ValueError` if none or several."""
     if target == BlockValue("output"):
         return len(chain) - 1
     wanted = target.name if isinstance(target, Child) else str(target)

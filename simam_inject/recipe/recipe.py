@@ -6,12 +6,12 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.grammar import KeyedError, RecipeModel, Text, as_tuple
+from simam_inject.recipe.grammar import KeyedError, ReadAs, RecipeModel, Text, as_tuple
 from simam_inject.recipe.rule import Lambda, Rule, Where
 from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
@@ -23,10 +23,7 @@ _SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL | re.IGNORECAS
 _PARTS = re.compile(r"((?:[^.\[{\s]|\[[^\]]*\]|\{[^}]*\})+)(?:\.(.+))?", re.DOTALL)
 """A block and a child, separated at the first dot outside of brackets and braces."""
 _WHOLE = {"after": "output", "before": "input"}
-if TYPE_CHECKING:
-    Rules = Sequence[Rule]
-else:
-    Rules = Annotated[tuple[Rule, ...], Field(max_length=100)]
+Rules = Annotated[Sequence[Rule], ReadAs(tuple[Rule, ...]), Field(max_length=100)]
 
 
 class Recipe(RecipeModel):
@@ -65,7 +62,7 @@ class Recipe(RecipeModel):
             raise KeyedError("rules", "found a Rule; expected a list: [Rule(...)]")
         if not isinstance(data, Mapping) or data.get("extends") is None:
             return data
-        base = load_shipped(data["extends"], "extends")
+        base = load_text(read_shipped(data["extends"], "extends"), "base")
         own = () if data.get("rules") is None else data["rules"]
         if not isinstance(own, list | tuple):
             return {**data, "extends": None}
@@ -103,23 +100,33 @@ def load_recipe(source: RecipeLike) -> Recipe:
         return source
     if isinstance(source, Mapping):
         return Recipe.from_dict(source)
-    if isinstance(source, os.PathLike):
-        return _load_file(Path(source))
-    if not isinstance(source, str):
+    if isinstance(source, str) and (named := _load_named(source)) is not None:
+        return named
+    if not isinstance(source, str | os.PathLike):
         raise RecipeError(
             f"recipe: found {describe(source)}; expected a Recipe, a mapping, the name of a shipped recipe, a path "
             "to a YAML file, or a selector such as 'after bottleneck.conv2'"
         )
+    path = Path(source)
+    data = read_file(path)
+    try:
+        return load_text(data, path.stem)
+    except RecipeError as error:
+        raise RecipeError(f"{error} (in {path})") from None
+
+
+def _load_named(source: str) -> Recipe | None:
+    """The recipe of a selector, or a shipped one; None for what looks like a path."""
     if (word := source.strip().lower()) in _WHOLE:
         raise RecipeError(f"recipe: found {describe(source)}; write {word} BLOCK.CHILD, e.g. '{word} bottleneck.conv2'")
     if found := _SELECTOR.fullmatch(source):
         return _read_selector(found[1].lower(), found[2])
     names = shipped_recipes()
     if source in names:
-        return load_shipped(source)
+        return load_text(read_shipped(source), source)
     is_file = os.path.isfile(source)  # noqa: PTH113 - that of `Path` raises for a text that no file can have as name
     if is_file or source.endswith((".yaml", ".yml")) or os.sep in source or "/" in source:
-        return _load_file(Path(source))
+        return None
     raise RecipeError(
         f"recipe: {describe(source)} is neither a shipped recipe ({', '.join(names)}), a YAML file, nor a selector "
         f"such as 'after bottleneck.conv2'{did_you_mean(source, names) if _NAME.fullmatch(source) else ''}"
@@ -140,11 +147,7 @@ def _read_selector(position: str, text: str) -> Recipe:
 
 
 def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None = None) -> Recipe:
-    """Return the recipe with additional exclusions for every rule, and one lambda for all rules.
-
-    Raises:
-        RecipeError: a glob or the lambda is invalid.
-    """
+    """Return the recipe with additional exclusions for every rule, and one lambda for all rules; or a `RecipeError`."""
     if not exclude and e_lambda is None:
         return recipe
     data = recipe.to_dict()
@@ -154,32 +157,7 @@ def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None
     return Recipe.from_dict(data | ({} if e_lambda is None else {"e_lambda": e_lambda}))
 
 
-def load_shipped(name: object, place: str = "recipe") -> Recipe:
-    """The shipped recipe of a name.
-
-    Raises:
-        RecipeError: there is none; the message starts with `place`.
-    """
-    return load_text(read_shipped(name, place), str(name))
-
-
 def load_text(text: str | bytes, name: str) -> Recipe:
-    """The recipe in a YAML text.
-
-    Args:
-        text: the YAML.
-        name: name of the recipe unless the text contains one.
-
-    Raises:
-        RecipeError: the text is not YAML, or not a recipe.
-    """
+    """The recipe in a YAML text, with this name unless it has its own; or a `RecipeError`."""
     data = read_yaml(text)
     return Recipe.from_dict({"name": name} | data if isinstance(data, dict) else data)
-
-
-def _load_file(path: Path) -> Recipe:
-    data = read_file(path)
-    try:
-        return load_text(data, path.stem)
-    except RecipeError as error:
-        raise RecipeError(f"{error} (in {path})") from None

@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
 
 from pydantic import (
     AfterValidator,
@@ -23,7 +23,7 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.recipe.grammar import Name, RecipeModel, Text, allow, as_tuple, either, one_or_many
+from simam_inject.recipe.grammar import Name, ReadAs, RecipeModel, Text, allow, as_tuple, either, one_or_many
 from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place
 from simam_inject.recipe.operations import FactConditions, Link, Numbers, Operation, find_element, parse_chain
 from simam_inject.recipe.wording import describe, join_names
@@ -112,30 +112,23 @@ def _warn_of_channels(value: object) -> object:
 
 
 Lambda = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True), BeforeValidator(_warn_of_channels)]
-if TYPE_CHECKING:
-    Pattern = str
-    Globs = str | Sequence[str]
-    Structures = Structure | Sequence[Structure]
-    TargetField = str | Operation | Mapping[str, Any]
-    WhereField = Where | Mapping[str, Any]
-    PickField = Pick | str | Mapping[str, Any]
-else:
-    _PLACES = (
-        "'output', 'input', 'residual', an operation such as {op: conv2d, kernel: 3}, or the name of a child, numbers "
-        "in quotes: '0', 'conv2', 'relu[2]', '{conv1,conv2}' for several"
-    )
-    Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
-    Globs = one_or_many("Globs", Annotated[Name, AfterValidator(Glob)], 100)
-    Structures = one_or_many("Structures", Structure, 3)
-    _Place = Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)]
-    TargetField = either(_Place, Operation, Mapping | Operation)
-    WhereField = Where
-    _Word = Annotated[
-        Literal["all", "first", "last"],
-        allow("'all', 'first', 'last', or a mapping such as {last: 1, per: reduction}"),
-        AfterValidator(lambda word: Pick() if word == "all" else Pick(**{word: 1})),
-    ]
-    PickField = either(_Word, Pick, Mapping | Pick)
+_PLACES = (
+    "'output', 'input', 'residual', an operation such as {op: conv2d, kernel: 3}, or the name of a child, numbers "
+    "in quotes: '0', 'conv2', 'relu[2]', '{conv1,conv2}' for several"
+)
+_PLACE = Annotated[Name, allow(_PLACES), AfterValidator(lambda text: parse_place(text) and text)]
+_WORD = Annotated[
+    Literal["all", "first", "last"],
+    allow("'all', 'first', 'last', or a mapping such as {last: 1, per: reduction}"),
+    AfterValidator(lambda word: Pick() if word == "all" else Pick(**{word: 1})),
+]
+_GLOB = Annotated[Name, AfterValidator(Glob)]
+Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
+Globs = Annotated[str | Sequence[str], ReadAs(one_or_many("Globs", _GLOB, 100))]
+Structures = Annotated[Structure | Sequence[Structure], ReadAs(one_or_many("Structures", Structure, 3))]
+TargetField = Annotated[str | Operation | Mapping[str, Any], ReadAs(either(_PLACE, Operation, Mapping | Operation))]
+WhereField = Annotated[Where | Mapping[str, Any], ReadAs(Where)]
+PickField = Annotated[Pick | str | Mapping[str, Any], ReadAs(either(_WORD, Pick, Mapping | Pick))]
 
 
 class Rule(RecipeModel):

@@ -75,12 +75,14 @@ def _error(problem: str, where: Any) -> yaml.MarkedYAMLError:
 
 
 def read_yaml(data: bytes | str) -> Any:
-    """The one document of a YAML text, as dicts, lists, texts, numbers, booleans and None.
-
-    Raises:
-        RecipeError: not UTF-8, not YAML, too large or deep, a key twice, a tag, an alias, or not one document.
-    """
-    text = _decode(data)
+    """The one document of a YAML text, as dicts, lists, texts, numbers, booleans and None; or a `RecipeError`."""
+    try:
+        encoded = data.encode() if isinstance(data, str) else data
+        if len(encoded) > MAX_BYTES:
+            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB, the maximum size of a recipe")
+        text = encoded.decode("utf-8-sig")
+    except (UnicodeEncodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"recipe: not UTF-8 text ({error.reason}); save the file as UTF-8") from None
     if text.lstrip().startswith("{"):  # JSON, which may be indented with tabs
         text = text.replace("\t", " ")
     try:
@@ -99,28 +101,13 @@ def read_yaml(data: bytes | str) -> Any:
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of a file, at most one more than a recipe may have.
-
-    Raises:
-        RecipeError: it cannot be read.
-    """
+    """The bytes of a file, at most one more than a recipe may have; or a `RecipeError`."""
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else None
         raise RecipeError(f"recipe: cannot read {str(path)[:400]}: {reason or error}") from None
-
-
-def _decode(data: bytes | str) -> str:
-    try:
-        encoded = data.encode() if isinstance(data, str) else data
-        if len(encoded) > MAX_BYTES:
-            raise RecipeError(f"recipe: larger than {MAX_BYTES // 1024} KiB, the maximum size of a recipe")
-        return encoded.decode("utf-8-sig")
-    except UnicodeError as error:
-        reason = getattr(error, "reason", "")
-        raise RecipeError(f"recipe: not UTF-8 text ({reason}); save the file as UTF-8") from None
 
 
 def _hint(line: str) -> str:
@@ -150,15 +137,7 @@ def shipped_recipes() -> tuple[str, ...]:
 
 
 def read_shipped(name: object, place: str = "recipe") -> str:
-    """The text of a shipped recipe.
-
-    Args:
-        name: one of `shipped_recipes()`.
-        place: what the message starts with.
-
-    Raises:
-        RecipeError: there is none of that name.
-    """
+    """The text of a shipped recipe; or a `RecipeError`, which starts with `place`."""
     names = shipped_recipes()
     if name not in names:
         near = did_you_mean(name, names)

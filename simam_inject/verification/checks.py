@@ -1,11 +1,19 @@
-"""What `verify` returns: its checks, and what each of them found."""
+"""What `verify` returns, and the checks that run nothing: the SimAMs are those planned, the parameters unchanged."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
-from simam_inject.errors import shortened
+from torch import nn
+
+from simam_inject.attention import SimAM
+from simam_inject.editing.attach import Attended
+from simam_inject.editing.presence import Presence, presence_of
+from simam_inject.errors import a_type, shortened
+
+Marks = dict[str, tuple[int, int | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,3 +53,63 @@ def unless(problems: Iterable[str], check: Check) -> Check:
     """The check, failed if there are problems."""
     found = shortened([*problems], joint="; ")
     return Check(check.name, False, found) if found else check
+
+
+def tensor_marks(model: nn.Module) -> Marks:
+    """Identity and version of every parameter and buffer: one of them changes when it is replaced or written to."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: (id(tensor), None if tensor.is_inference() else tensor._version) for name, tensor in tensors}
+
+
+def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
+    """Every site has its SimAM, with the recorded settings, and not bypassed."""
+    presence = presence_of(model)
+    problem = "the presence check was removed from the model"
+    if presence is not None:
+        expected = sum(len(hook.sites) for _, hook, _ in presence.holders)
+        problem = "" if len(sites) == expected else f"{len(sites)} of {expected} sites are in the model"
+        problem = next(filter(None, (_why_other(entry, presence) for entry in sites)), problem)
+    return Check("every SimAM is the one planned", not problem, problem or f"{len(sites)} of {len(sites)}")
+
+
+def _why_other(entry: Attended, presence: Presence) -> str | None:
+    """How the SimAM at a site differs from the plan, or the plan from its recipe."""
+    attention, site = entry.attention, entry.site
+    if attention is None:
+        return f"{site.path} has lost its module {site.child}"
+    if not isinstance(attention, SimAM):
+        is_peer = site.path in presence.peers
+        return None if is_peer else f"{site.path} has {a_type(attention)} instead of its SimAM"
+    if attention.bypassed:
+        return f"{site.path} is bypassed"
+    if (attention.e_lambda, attention.channel_dim) != (site.e_lambda, site.channel_dim):
+        found, planned = (f"e_lambda {one.e_lambda:g}, channel_dim {one.channel_dim}" for one in (attention, site))
+        return f"{site.path} has {found}; planned {planned}"
+    lambdas = _lambdas(presence.recipes, site.rule)
+    if lambdas and site.e_lambda not in lambdas:
+        return f"{site.path} has e_lambda {site.e_lambda:g}; its recipe has {lambdas[0]:g}"
+    return None
+
+
+def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
+    """Lambda of the rule of this index in each recipe."""
+    rules = [(recipe, own) for recipe in recipes for own in recipe["rules"][rule : rule + 1]]
+    return [own.get("e_lambda") or recipe.get("e_lambda") or SimAM().e_lambda for recipe, own in rules]
+
+
+def same_tensors(model: nn.Module, sites: list[Attended], keys: list[str], before: Marks | None) -> Check:
+    """The keys of the state_dict are those of the network without SimAM, and no tensor was written to.
+
+    Args:
+        model: with SimAM; parameters of other attention modules do not count.
+        sites: in it.
+        keys: those without SimAM, in order.
+        before: the tensors before the injection, where they are known.
+    """
+    added = tuple(f"{entry.site.module}." for entry in sites)
+    found, marks = [key for key in model.state_dict() if not key.startswith(added)], tensor_marks(model)
+    changed = [name for name, mark in (before or {}).items() if marks.get(name) != mark]
+    problem = f"{shortened(changed)}: replaced or written to" if changed else ""
+    if found != keys:
+        problem = f"keys differ: {shortened(sorted(set(found) ^ set(keys))) or 'their order'}"
+    return Check("state_dict keys and parameters unchanged", not problem, problem or f"{len(keys)} keys")

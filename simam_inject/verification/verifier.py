@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.overrides import BaseTorchFunctionMode
 
 from simam_inject.attention import SimAM
@@ -23,10 +23,9 @@ from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, strip
 from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.verification.checks import Check, Verification, unless
+from simam_inject.verification.checks import Check, Marks, Verification, as_planned, same_tensors, unless
 from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.pair import Pair
-from simam_inject.verification.unchanged import Marks, as_planned, same_tensors
 
 SAME_WAY = "the example forward runs the modules that were recorded"
 _SEED = 0x51A4_0001
@@ -65,8 +64,6 @@ class _Checks:
     def __init__(self, model: nn.Module, sites: list[Attended], example: Example) -> None:
         self.model, self.sites, self.example = model, sites, example
         self.oracle = Oracle(sites)
-        self.parameters: dict[int, Tensor] = {}
-        """One copy of each, which the twins share."""
         is_large = sum(tensor.numel() for tensor in example.tensors) > _LARGE
         sizes = [*map(example.shrunk, _SMALL), None if is_large else example.with_size()]
         same = [example, example.with_batch(1)] if is_large else [example.with_batch(1), example]
@@ -155,7 +152,7 @@ class _Checks:
             pair.run_injected(self._injected())
         except Exception as raised:  # with torch 2.11, its frames would keep the hooks of a checkpointed region active
             error, pair.bypassed = raised.with_traceback(None), True
-        pair.run_original(self._stock())  # made now: the first forward may have written into parameters
+        pair.run_original(self._stock())
         changed = self.oracle.changed() & pair.problems.keys()
         if changed and error is None:
             pair.run_original(self._stock(), changed)
@@ -165,7 +162,7 @@ class _Checks:
 
     def _injected(self) -> nn.Module:
         """The model with every SimAM at full strength."""
-        twin = twin_of(self.model, self._copy)
+        twin = twin_of(self.model, to_clone)
         for entry in attended_in(twin):
             if isinstance(entry.attention, SimAM):
                 entry.attention.strength = 1.0
@@ -173,28 +170,18 @@ class _Checks:
 
     def _stock(self) -> nn.Module:
         """The model without SimAM."""
-        twin = twin_of(self.model, self._copy)
+        twin = twin_of(self.model, to_clone)
         strip(twin)
         return twin
-
-    def _copy(self, tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            return to_clone(tensor)
-        if id(tensor) not in self.parameters:
-            self.parameters[id(tensor)] = to_clone(tensor)
-        return self.parameters[id(tensor)].detach()
 
     def _run(self, twin: nn.Module, *, example: Example, training: bool = False, seed: int = _SEED) -> Any:
         """The output of one forward, from the same random state as every other of this seed."""
         set_mode(twin, training)
         for set_seed in (_seed_torch, random.seed, np.random.seed):
             set_seed(seed)
-        try:  # under a mode, as the oracle's: torch's fast paths of attention compute otherwise, and are not taken then
-            with torch.set_grad_enabled(training), _Mode() as mode:
-                return example.run(twin)
-        finally:
-            if mode.uses_data or any(copy._version for copy in self.parameters.values()):  # it may have written there
-                self.parameters.clear()
+        # Under a mode, as the oracle's: torch's fast paths of attention compute otherwise, and are not taken then.
+        with torch.set_grad_enabled(training), BaseTorchFunctionMode():
+            return example.run(twin)
 
 
 def _seed_torch(seed: int) -> None:
@@ -202,13 +189,3 @@ def _seed_torch(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
-
-
-class _Mode(BaseTorchFunctionMode):
-    """Notes whether a forward uses `parameter.data` or NumPy: what it writes there does not count as a new version."""
-
-    uses_data = False
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.uses_data |= func in (Tensor.data.__get__, Tensor.numpy)  # type: ignore[attr-defined]
-        return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]

@@ -114,8 +114,6 @@ def test_views_are_attended_where_they_lie(view, dtype):
 def test_pieces_join_seamlessly(shape, dtype, layout, monkeypatch):
     monkeypatch.setattr(cpu, "FORWARD_PIECE", 150)
     monkeypatch.setattr(cpu, "BACKWARD_PIECE", 100)
-    monkeypatch.setattr(cpu, "LARGE", 200)
-    monkeypatch.setattr(cpu, "LARGE_HALF", 300)
     assert_true(simam, laid_out(torch.randn(shape).to(dtype), layout))
 
 

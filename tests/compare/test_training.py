@@ -17,7 +17,7 @@ from simam_inject.cli.options import parse_time
 from simam_inject.compare import Report, load_comparison, running, variants
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, make_loaders, open_folder
-from simam_inject.errors import CompareError, InjectError
+from simam_inject.errors import CompareError, FileError, InjectError
 from simam_inject.zoo import build
 from tests.compare.networks import RECIPE
 from tests.messages import says
@@ -94,6 +94,22 @@ def test_a_folder_of_classes_is_split(images):
     again = open_folder(images / "train", 16, augment=False)
     assert torch.equal(data.val.tensors[0], again.val.tensors[0])
     assert not any(torch.equal(image, other) for image in data.val.tensors[0] for other in data.train.tensors[0])
+
+
+def test_images_are_read_as_maps_reads_them(tmp_path):
+    """Upright, and no pixels of more than 8 bits, which torchvision's own loader cuts to white."""
+    file = tmp_path / "train" / "lying" / "00.png"
+    for part in ("train", "val"):
+        draw_stripes(tmp_path / part, 2, 16)
+    upright = open_folder(tmp_path, 16, augment=False).train.tensors[0]
+    exif = Image.Exif()
+    exif[0x0112] = 6  # on its side
+    with Image.open(file) as stripes:
+        stripes.rotate(90).save(file, exif=exif)
+    assert torch.equal(open_folder(tmp_path, 16, augment=False).train.tensors[0], upright)
+    Image.new("I;16", (16, 16), 3000).save(file)
+    with pytest.raises(FileError, match=r"00\.png has pixels of more than 8 bits"):
+        open_folder(tmp_path, 16, augment=False)
 
 
 def lonely(folder):

@@ -119,8 +119,8 @@ def test_the_ramp_follows_the_steps_through_a_resumed_training(tmp_path):
     seen = []
 
     class Look(WeightAveraging):
-        def on_train_batch_end(self, trainer, pl_module, *args):
-            super().on_train_batch_end(trainer, pl_module, *args)
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            super().on_train_batch_start(trainer, pl_module, *args)
             parts = [*pl_module.modules(), *self._average_model.modules()]
             strengths = {part.strength for part in parts if type(part).__name__ == "SimAM"}
             assert len(strengths) == 1
@@ -133,6 +133,20 @@ def test_the_ramp_follows_the_steps_through_a_resumed_training(tmp_path):
     trainer(tmp_path, SimAMCallback(RECIPE, ramp_steps=8, start=0.2), Look(), epochs=3).fit(module, ckpt_path=file)
     assert seen == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0])
     check_output(module)
+
+
+def test_a_ramp_as_long_as_the_training_ends_at_strength_1(tmp_path):
+    seen = []
+
+    class Validated(Net):
+        val_dataloader = Net.train_dataloader
+
+        def validation_step(self, batch, _):
+            seen.extend(site.strength for site in injected(self))
+
+    file = saved(tmp_path, Validated(), SimAMCallback(RECIPE, ramp_steps=4), num_sanity_val_steps=0)
+    assert set(seen) == {1.0}
+    assert {site.strength for site in injected(Net.load_from_checkpoint(file))} == {1.0}
 
 
 def test_gains_are_fitted_before_the_first_step_and_kept_through_a_resumed_training(tmp_path):

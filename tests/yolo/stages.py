@@ -270,11 +270,13 @@ def resume() -> dict:
     seen, strengths = [], []
     yolo.add_callback(
         "on_train_epoch_end",
-        lambda trainer: seen.append((trainer.epoch, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)))),
+        lambda trainer: seen.append(
+            (trainer.epoch, len(live_sites(trainer.model)), len(live_sites(trainer.ema.ema)), _strengths(trainer))
+        ),
     )
     yolo.add_callback("on_train_batch_end", lambda trainer: strengths.append(_strengths(trainer)))
     yolo.train(resume=True)
-    assert seen == [(1, COUNT, COUNT), (2, COUNT, COUNT)], seen
+    assert seen == [(1, COUNT, COUNT, [1.0]), (2, COUNT, COUNT, [1.0])], seen
     assert strengths == [[value] for value in STRENGTHS[2:]], strengths
     assert {site["strength"] for site in yolo.model.yaml["simam"]["sites"]} == {1.0}
     return check_pair(yolo.model(images()), yolo.model, images())

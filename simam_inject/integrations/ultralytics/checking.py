@@ -14,7 +14,7 @@ import torch
 
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import FileError, InjectError, shortened
-from simam_inject.export.exporting import read
+from simam_inject.export.formats import read
 from simam_inject.export.proving import count_sites, expected_sites
 from simam_inject.export.report import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded

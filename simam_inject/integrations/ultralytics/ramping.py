@@ -20,7 +20,8 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
     """Raise the strength of every SimAM from `start` to 1 during the first epochs of the next `model.train(...)`.
 
     The strength depends on the epoch and the batch within it, so it is right when a training is resumed or an epoch
-    repeated. Each checkpoint contains the strength of its epoch, and `last.pt` the ramp, for `resume=True`.
+    repeated. Each checkpoint contains the strength at the end of its epoch, which is 1 after `epochs` of them, and
+    `last.pt` the ramp, for `resume=True`.
 
     Args:
         model: an injected `YOLO`, `RTDETR`, ... object.
@@ -61,16 +62,21 @@ class EpochRamp:
         self.batch = 0
 
     def on_train_batch_start(self, trainer: Any) -> None:
-        """Set the strength of this batch, in whatever is trained and saved."""
-        epoch = trainer.epoch + self.batch / len(trainer.train_loader)
+        """Set the strength of this batch."""
+        self._set_strength(trainer)
         self.batch += 1
+
+    def _set_strength(self, trainer: Any) -> None:
+        """Set the strength after the batches so far, in whatever is trained and saved."""
+        epoch = trainer.epoch + self.batch / len(trainer.train_loader)
         for model in trained_models(trainer).values():
             for module in model.modules():
                 if isinstance(module, SimAM):
                     module.strength = ramped(self.start, epoch / self.epochs)
 
     def on_train_epoch_end(self, trainer: Any) -> None:
-        """Write strength and ramp into the yaml of what is saved after the epoch."""
+        """Set the strength after all batches, and write it and the ramp into the yaml of what is saved then."""
+        self._set_strength(trainer)
         for model in trained_models(trainer).values():
             for network in filter(recorded, networks_in(model)):
                 write(network)
