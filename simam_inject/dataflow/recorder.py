@@ -27,11 +27,10 @@ from simam_inject.nested import map_nested, tensors_in
 
 
 class Recorder(Namer):
-    """Records forwards of one twin."""
+    """Records one forward of a twin; see `Namer`."""
 
-    def start(self) -> None:
-        """Forget the last forward."""
-        super().start()
+    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+        super().__init__(model, device)
         self.recording = Recording(self.modules, self.first_calls, self.calls)
         self.ticks = itertools.count()
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
