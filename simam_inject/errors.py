@@ -49,3 +49,8 @@ def shortened(lines: Sequence[str], shown: int = 5, joint: str = ", ") -> str:
     """The first of many things that a message lists, and how many more there are."""
     more = [f"and {len(lines) - shown} more"] if len(lines) > shown else []
     return joint.join([*lines[:shown], *more])
+
+
+def plural(number: int, one: str, several: str = "") -> str:
+    """A number of things: `1 site`, `3 sites`, `2 near misses`."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"

@@ -17,7 +17,7 @@ from benchmarks.coverage import public_styles, second_ring
 from benchmarks.coverage.records import Entry
 from simam_inject.adapters import network_of
 from simam_inject.zoo import ZooModel, build
-from simam_inject.zoo.names import list_timm, list_torchvision
+from simam_inject.zoo.names import list_registered
 
 SECOND_RING = "second-ring"
 PUBLIC_STYLES = "public-styles"
@@ -41,9 +41,9 @@ def import_libraries() -> None:
 def list_names(library: str) -> tuple[str, ...]:
     """All models of a library: builders, architectures, or packaged YAML files."""
     if library == "torchvision":
-        return list_torchvision()
+        return list_registered("torchvision")
     if library == "timm":
-        return list_timm()
+        return list_registered("timm")
     if library == SECOND_RING:
         return tuple(second_ring.MODELS)
     if library == PUBLIC_STYLES:

@@ -39,12 +39,7 @@ class Quartiles:
 
 
 def time_rounds(
-    variants: Mapping[str, Callable[[], object]],
-    *,
-    rounds: int,
-    warmups: int,
-    device: torch.device,
-    before_round: Callable[[], None] = lambda: None,
+    variants: Mapping[str, Callable[[], object]], *, rounds: int, warmups: int, device: torch.device
 ) -> dict[str, list[float]]:
     """Seconds of each variant, round by round.
 
@@ -56,13 +51,10 @@ def time_rounds(
         rounds: how often each is timed.
         warmups: how often each runs untimed before.
         device: where they run.
-        before_round: called before each timed round.
     """
     shuffle, names = random.Random(0), list(variants)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-warmups, rounds):
-        if number >= 0:
-            before_round()
         shuffle.shuffle(names)
         for name in names:
             spent = _time_once(variants[name], device)

@@ -87,7 +87,7 @@ def bench(
         conditions: device, batch, dtype, memory format, compiled or not.
         against: names of `variants.PEERS` to insert at the sites of SimAM.
         example_inputs: as for `inject`, for one image.
-        step: called with a description when a step starts: once for inserting, once for each round of each mode.
+        step: called with a description when a step starts: inserting, and each of the two modes.
 
     Raises:
         InjectError: the recipe, the model or a peer cannot be used, or there is no CUDA device.
@@ -109,16 +109,17 @@ def bench(
     rows: list[Row] = []
     not_run: list[tuple[str, str]] = []
     for mode, run in (("inference", _inference), ("training", _training)):
+        step(f"timing {mode}")
         try:
             for variant in models.values():
                 run(variant.train(mode == "training"), batch)
         except Exception as error:
             not_run.append((mode, describe_exception(error)))
         else:
-            rows += _measure(mode, run, models, batch, conditions, partial(step, f"timing {mode}"))
+            rows += _measure(mode, run, models, batch, conditions)
     values = conditions.batch * sum(math.prod(site.shape[1:]) * site.runs for site in sites)
     floor = 2 * DTYPES[conditions.dtype].itemsize * values
-    return Bench(tuple(rows), len(sites), floor, conditions, _machine(conditions), tuple(not_run))
+    return Bench(tuple(rows), len(sites), floor, conditions, _machine(conditions.device), tuple(not_run))
 
 
 def _measure(
@@ -127,16 +128,13 @@ def _measure(
     models: dict[str, nn.Module],
     batch: Example,
     conditions: Conditions,
-    before_round: Callable[[], None],
 ) -> list[Row]:
     device = torch.device(conditions.device)
     kept = {}
     if mode == "training":
         kept = {name: bytes_kept(model, partial(batch.run, model)) for name, model in models.items()}
     runs = {name: partial(run, model, batch) for name, model in models.items()}
-    times = time_rounds(
-        runs, rounds=conditions.rounds, warmups=conditions.warmups, device=device, before_round=before_round
-    )
+    times = time_rounds(runs, rounds=conditions.rounds, warmups=conditions.warmups, device=device)
     rows = []
     for name, ratio in ratios(times, PLAIN).items():
         seconds = Quartiles.of(times[name])
@@ -170,13 +168,8 @@ def _training(model: nn.Module, batch: Example) -> None:
         model.zero_grad(set_to_none=True)
 
 
-def _machine(conditions: Conditions) -> dict[str, str]:
-    is_gpu = conditions.device.startswith("cuda")
-    return {
-        "device": torch.cuda.get_device_name(conditions.device)
-        if is_gpu
-        else platform.processor() or platform.machine(),
-        "threads": str(torch.get_num_threads()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
+def _machine(device: str) -> dict[str, str]:
+    is_gpu = device.startswith("cuda")
+    name = torch.cuda.get_device_name(device) if is_gpu else platform.processor() or platform.machine()
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    return {"device": name, "threads": str(torch.get_num_threads()), **versions}

@@ -4,33 +4,23 @@ import logging
 import os
 import warnings
 
-import typer
-
-from simam_inject.cli import checking, comparing, injecting, looking, mapping, options
+from simam_inject.cli import comparing, injecting, looking
 from simam_inject.cli.program import command, group
 
-recipes_app = typer.Typer(help=looking.list_recipes.__doc__)
-recipes_app.command("show")(looking.show_recipe)
-recipes_app.command("from-yaml")(looking.convert)
-
-
-@recipes_app.callback(invoke_without_command=True)
-def _list_recipes(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        looking.list_recipes()
-
-
-app = group(injecting.inject, options.InjectOptions)
-for _name, _run, _record in (
-    ("sites", looking.sites, options.ModelOptions),
-    ("explain", looking.explain, options.RecipeOptions),
-    ("report", injecting.report, options.ReportOptions),
-    ("bench", looking.bench, options.BenchOptions),
-    ("check", checking.check, options.CheckOptions),
-    ("show", checking.show, options.ShowOptions),
-    ("maps", mapping.maps, options.MapsOptions),
+recipes_app = group(looking.recipes)
+recipes_app.command("show")(command(looking.show_recipe))
+recipes_app.command("from-yaml")(command(looking.convert))
+app = group(injecting.inject)
+for run in (
+    looking.sites,
+    looking.explain,
+    injecting.report,
+    looking.bench,
+    looking.check,
+    looking.show,
+    looking.maps,
 ):
-    app.command(_name)(command(_run, _record))
+    app.command(run.__name__)(command(run))
 app.add_typer(recipes_app, name="recipes")
 app.add_typer(comparing.compare_app, name="compare")
 

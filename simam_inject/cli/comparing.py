@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
@@ -17,7 +16,6 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step, command, group, note
-from simam_inject.errors import CompareError
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -32,9 +30,7 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     ultralytics' own trainer. The study can be stopped at any time; the same command continues it, here or on another
     machine.
     """
-    library = library_of(options.model, pretrained=options.pretrained, weights=options.weights)
-    if library != "ultralytics" and not Path(options.data).is_dir():
-        raise CompareError(f"no such folder: {options.data}; give a folder with train/ and val/, or one of classes")
+    library = library_of(options)
     step(f"setting up {options.model}")
     from simam_inject.compare.running import run_study
     from simam_inject.compare.setups import set_up
@@ -114,5 +110,5 @@ def _show_progress(step: Step, done: int, total: int, seconds: float | None) -> 
     (step if sys.stderr.isatty() else note)(text)
 
 
-compare_app = group(compare, CompareOptions)
-compare_app.command("report")(command(report, StudyOptions))
+compare_app = group(compare)
+compare_app.command("report")(command(report))

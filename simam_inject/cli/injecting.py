@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from simam_inject.cli.options import EXPORTS, InjectOptions, ReportOptions, StrengthOptions
-from simam_inject.cli.preparing import (
-    Prepared,
-    batches_of,
-    images_in,
-    library_of,
-    make_plan,
-    selectors,
-)
+from simam_inject.cli.preparing import batches_of, images_in, library_of, make_plan, selectors
 from simam_inject.cli.program import Outcome, Step
-from simam_inject.errors import ModelError, VerificationError
+from simam_inject.errors import ModelError, VerificationError, plural
+from simam_inject.zoo import ZooModel
 
 if TYPE_CHECKING:
     from simam_inject.planning.plan import Plan
     from simam_inject.verification.checks import Verification
+    from simam_inject.warmup.calibration import Calibration
 
 _NO_CHECKPOINT = ".pt is the checkpoint format of ultralytics"
 
@@ -33,33 +28,28 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
     """
     _check_options(options)
     files = images_in(options.calibrate) if options.calibrate is not None else []
-    prepared, plan = make_plan(options, step, options.strength)
-    from simam_inject import calibrate
+    built, plan = make_plan(options, step, options.strength)
     from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
 
-    calibration, verification, written = None, None, []
+    verification, calibration, written = None, None, []
     if not options.dry_run:
-        plan, verification = _carry_out(prepared, plan, options, step)
-    if files:
-        step("calibrating")
-        calibration = calibrate(prepared.model, batches_of(prepared, files))
-        plan, verification = _as_it_is(prepared, plan), _verify(prepared)
+        plan, verification, calibration = _carry_out(built, plan, options, step, files)
     if options.output is not None:
         step(f"writing {options.output}")
-        written = [_write(prepared, options.output, dynamic=options.dynamic)]
+        written = [_write(built, options.output, dynamic=options.dynamic)]
     parts = [
-        heading(prepared, plan, options.strength),
+        heading(built, plan, options.strength),
         *render_plan(plan, applied=not options.dry_run, verbose=options.verbose, why=options.why),
         *(render_verification(verification, verbose=options.verbose) if verification is not None else ()),
         *str(calibration or "").splitlines(),
         *written,
         "next:",
-        *_next_steps(prepared, plan, options),
+        *_next_steps(built, plan, options),
     ]
     data = {
-        "model": prepared.built.name,
-        "source": prepared.built.source,
-        "note": prepared.built.note,
+        "model": built.name,
+        "source": built.source,
+        "note": built.note,
         "strength": options.strength,
         "dry_run": options.dry_run,
         **plan_to_dict(plan, verification),
@@ -71,51 +61,45 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
 
 def report(options: ReportOptions, step: Step) -> Outcome:
     """Write one self-contained HTML page about an injection: the network drawn, sites, skips, cost, checks, recipe."""
-    prepared, plan = make_plan(options, step, options.strength)
-    plan, verification = _carry_out(prepared, plan, options, step)
+    built, plan = make_plan(options, step, options.strength)
+    plan, verification, _ = _carry_out(built, plan, options, step)
     step("writing the page")
     from simam_inject.reporting.page import render_page
 
-    text = render_page(plan, verification, heading=heading(prepared, plan, options.strength))
+    text = render_page(plan, verification, heading=heading(built, plan, options.strength))
     options.html.write_text(text, encoding="utf-8")
-    sites = "1 site" if len(plan.placed) == 1 else f"{len(plan.placed)} sites"
     first = str(verification).partition("\n")[0]
-    return Outcome([f"wrote {options.html}: {sites}, {first}"], {"html": str(options.html), "ok": True})
+    summary = f"wrote {options.html}: {plural(len(plan.placed), 'site')}, {first}"
+    return Outcome([summary], {"html": str(options.html), "ok": True})
 
 
-def heading(prepared: Prepared, plan: Plan, strength: float = 1.0) -> str:
+def heading(built: ZooModel, plan: Plan, strength: float = 1.0) -> str:
     """The model, the recipe, and which weights the model has."""
     more = f", strength {strength:g}" if strength != 1 else ""
-    return f"{prepared.built.name}, {plan.recipe.name}{more} ({prepared.built.note})"
+    return f"{built.name}, {plan.recipe.name}{more} ({built.note})"
 
 
-def _carry_out(prepared: Prepared, plan: Plan, options: StrengthOptions, step: Step) -> tuple[Plan, Verification]:
-    """Apply and verify a plan, as `simam_inject.inject` does; what was in the model before is verified, too."""
-    from simam_inject import api, set_strength
+def _carry_out(
+    built: ZooModel, plan: Plan, options: StrengthOptions, step: Step, files: Sequence[Path] = ()
+) -> tuple[Plan, Verification, Calibration | None]:
+    """Apply, calibrate and verify a plan; sites that the model had before get the strength and are verified, too."""
+    from simam_inject import api, calibrate, set_strength
 
     step("applying and verifying")
-    plan, verification = api.carry_out(prepared.model, plan)
+    plan, verification = api.carry_out(built.model, plan)
     if options.strength != 1:
-        set_strength(prepared.model, options.strength)
-    return _as_it_is(prepared, plan), verification or _verify(prepared)
-
-
-def _verify(prepared: Prepared) -> Verification:
-    from simam_inject import verify
-
-    found = verify(prepared.model, example_inputs=prepared.inputs)
-    if not found.ok:
-        raise VerificationError(f"{found}\ndo not train this model")
-    return found
-
-
-def _as_it_is(prepared: Prepared, plan: Plan) -> Plan:
-    """The plan with the strengths and gains that the sites have now."""
-    from simam_inject import injected
-
-    now = {one.module: one for one in injected(prepared.model)}
+        set_strength(built.model, options.strength)
+    calibration = None
+    if files:
+        step("calibrating")
+        calibration, verification = calibrate(built.model, batches_of(built, [*files])), None
+    if verification is None:
+        verification = api.verify(built.model, example_inputs=built.example_inputs)
+    if not verification.ok:
+        raise VerificationError(f"{verification}\ndo not train this model")
+    now = {one.module: one for one in api.injected(built.model)}  # with their strengths and gains
     insertions, present = (tuple(now[one.module] for one in part) for part in (plan.insertions, plan.present))
-    return replace(plan, insertions=insertions, present=present)
+    return replace(plan, insertions=insertions, present=present), verification, calibration
 
 
 def _check_options(options: InjectOptions) -> None:
@@ -127,31 +111,30 @@ def _check_options(options: InjectOptions) -> None:
         raise ModelError("--strength 0 leaves nothing of SimAM in an exported file")
     if options.dynamic and suffix not in (".onnx", ".pt2"):
         raise ModelError("--dynamic needs --output x.onnx or x.pt2")
-    if suffix == ".pt" and library_of(options.model) in ("torchvision", "timm"):
+    if suffix == ".pt" and library_of(options) in ("torchvision", "timm"):
         raise ModelError(f"{_NO_CHECKPOINT}; save {options.model} as .safetensors")
 
 
-def _write(prepared: Prepared, path: Path, *, dynamic: bool) -> str:
+def _write(built: ZooModel, path: Path, *, dynamic: bool) -> str:
     """Save or export the model; the line that says so."""
     if path.suffix in EXPORTS:
         from simam_inject.export import export
 
-        done = export(prepared.model, path, example_inputs=prepared.inputs, dynamic=dynamic)
-        sites = "1 live site" if done.live == 1 else f"{done.live} live sites"
+        done = export(built.model, path, example_inputs=built.example_inputs, dynamic=dynamic)
         distance = f"its output differs by {done.difference:.1e} from eager mode"
-        return f"wrote {path}, which has {sites}; {distance} ({done.form})"
+        return f"wrote {path}, which has {plural(done.live, 'live site')}; {distance} ({done.form})"
     if path.suffix == ".safetensors":
         from simam_inject.persist import save
 
-        save(prepared.model, path)
-    elif hasattr(prepared.model, "save"):
-        prepared.model.save(path)
+        save(built.model, path)
+    elif hasattr(built.model, "save"):
+        built.model.save(path)
     else:
-        raise ModelError(f"{_NO_CHECKPOINT}, and {prepared.built.name} is not a YOLO object; save it as .safetensors")
+        raise ModelError(f"{_NO_CHECKPOINT}, and {built.name} is not a YOLO object; save it as .safetensors")
     return f"wrote {path}"
 
 
-def _next_steps(prepared: Prepared, plan: Plan, options: InjectOptions) -> Iterator[str]:
+def _next_steps(built: ZooModel, plan: Plan, options: InjectOptions) -> Iterator[str]:
     if options.dry_run:
         yield "  inject: the same command without --dry-run"
         return
@@ -160,12 +143,25 @@ def _next_steps(prepared: Prepared, plan: Plan, options: InjectOptions) -> Itera
     if len(parts) == 1:  # otherwise the recipe contains both
         code += f", exclude={options.exclude}" if options.exclude else ""
         code += f", e_lambda={options.e_lambda}" if options.e_lambda is not None else ""
-    code += prepared.code + (f", strength={options.strength:g}" if options.strength != 1 else "")
+    code += _example_code(built) + (f", strength={options.strength:g}" if options.strength != 1 else "")
     yield f"  in Python: from simam_inject import inject; inject(model, {code})"
     suffix = options.output.suffix if options.output is not None else ""
     if not suffix:
-        yield f"  save: add --output FILE{'.pt' if prepared.built.source == 'ultralytics' else '.safetensors'}"
+        yield f"  save: add --output FILE{'.pt' if built.source == 'ultralytics' else '.safetensors'}"
     elif suffix == ".pt":
         yield f"  train: yolo train model={options.output} data=..., then simam-inject check best.pt"
     elif suffix == ".safetensors":
         yield f"  load: from simam_inject.persist import load; load({str(options.output)!r}, model)"
+
+
+def _example_code(built: ZooModel) -> str:
+    """The argument `example_inputs`, after a comma; "" where the network declares these inputs itself."""
+    from simam_inject.adapters import network_of
+    from simam_inject.dataflow.example import declared_size
+
+    shapes = built.input_shapes
+    if not shapes or shapes == ((1, *declared_size(network_of(built.model))),):
+        return ""
+    tensors = ", ".join(f"torch.rand({', '.join(map(str, shape))})" for shape in shapes)
+    whole = f"[{tensors}]" if built.takes_list else tensors if len(shapes) == 1 else f"({tensors})"
+    return f", example_inputs={whole}"

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import typer
+
+from simam_inject.zoo.names import FORMS
 
 PEERS = ("se", "eca", "cbam", "gc")
 EXPORTS = (".onnx", ".pt2", ".torchscript")
 Dtype = Literal["fp32", "bf16", "fp16"]
 """Names of `bench.PEERS`, `export.formats.FORMS` and `bench.run.DTYPES`, which cannot be imported without torch."""
-PANELS = ("", "Placement", "The study", "The model", "Measurement", "The training", "Output")
-"""Boxes of the help, in order; arguments come first."""
 
 
 def parse_size(text: str) -> tuple[int, ...]:
@@ -78,14 +78,6 @@ def parse_device(text: str) -> str:
     return text
 
 
-def parse_folder(text: str) -> Path:
-    """A folder that exists."""
-    if not Path(text).is_dir():
-        is_file = Path(text).is_file()
-        raise typer.BadParameter(f"{text!r} is a file, not a folder" if is_file else f"folder {text!r} does not exist")
-    return Path(text)
-
-
 def file_to_write(*suffixes: str) -> Callable[[str], Path]:
     """A parser of files to write, in a folder that exists, with one of these suffixes (any, if there are none)."""
 
@@ -116,11 +108,11 @@ def _complete_recipe(incomplete: str) -> list[str]:
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
 
-def _option(panel: str, text: str, metavar: str | None = None, default: Any = None, **more: Any) -> Any:
+def _option(panel: str | None, text: str, metavar: str | None = None, default: Any = None, **more: Any) -> Any:
     return typer.Option(default, help=text, metavar=metavar, rich_help_panel=panel, **more)
 
 
-def _flag(panel: str, text: str, name: str, **more: Any) -> Any:
+def _flag(panel: str | None, text: str, name: str, **more: Any) -> Any:
     return typer.Option(False, name, help=text, rich_help_panel=panel, **more)
 
 
@@ -128,32 +120,28 @@ _place, _model, _study, _measure, _train, _output = (
     partial(_option, panel)
     for panel in ("Placement", "The model", "The study", "Measurement", "The training", "Output")
 )
-_existing = {"exists": True, "dir_okay": False}
 _RECIPE = ("A shipped recipe or a YAML file", "NAME|FILE")
-_MODEL = (
-    "resnet50, timm:NAME, torchvision:NAME, ultralytics:NAME, FILE.pt or FILE.yaml of a YOLO, FILE.py:FACTORY or "
-    "MODULE:FACTORY"
-)
-_WEIGHTS = "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputOptions:
     """What a command prints."""
 
-    steps: ClassVar[int | None] = None
-    """How many steps of work the command reports; None if that is not known."""
-    json: bool = _flag("Output", "Print only JSON", "--json")
-    quiet: bool = _flag("Output", "Print only errors", "--quiet")
+    json: bool = _flag(None, "Print only JSON", "--json")
+    quiet: bool = _flag(None, "Print only errors", "--quiet")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelOptions(OutputOptions):
     """A model, its weights, and the size of its input."""
 
-    steps = 5
-    model: str = typer.Argument(..., metavar="MODEL", help=_MODEL)
-    weights: Path | None = _model(_WEIGHTS, "FILE", **_existing)
+    model: str = typer.Argument(..., metavar="MODEL", help=FORMS)
+    weights: Path | None = _model(
+        "Load weights: .safetensors, a state_dict in .pth or .pt, or a YOLO checkpoint",
+        "FILE",
+        exists=True,
+        dir_okay=False,
+    )
     pretrained: bool = _flag("The model", "Load the library's pretrained weights", "--pretrained")
     num_classes: int | None = _model("Number of classes of the head", "N", min=1)
     seed: int | None = _model("Seed of the random weights", "N", min=0, max=2**32 - 1)
@@ -184,9 +172,9 @@ class StrengthOptions(RecipeOptions):
 class InjectOptions(StrengthOptions):
     """`simam-inject MODEL`."""
 
-    version: bool = _flag("", "Print the version", "--version", callback=_print_version, is_eager=True)
+    version: bool = _flag(None, "Print the version", "--version", callback=_print_version, is_eager=True)
     calibrate: Path | None = _place(
-        "Fit gains and norm statistics to the images in this folder", "FOLDER", parser=parse_folder
+        "Fit gains and norm statistics to the images in this folder", "FOLDER", exists=True, file_okay=False
     )
     dry_run: bool = _flag("Output", "Print the plan and change nothing", "--dry-run")
     why: bool = _flag("Output", "Also list near misses with their reasons", "--why")
@@ -218,11 +206,6 @@ class BenchOptions(RecipeOptions):
     against: tuple[str, ...] = _measure("Other attention modules: se,eca,cbam,gc", "A,B", "", parser=parse_peers)
     rounds: int = _measure("Timed rounds", "N", 15, min=3)
 
-    @property
-    def steps(self) -> int:  # type: ignore[override]
-        """The model, the variants, and each round of two modes."""
-        return 3 + 2 * self.rounds
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapsOptions(StrengthOptions):
@@ -236,28 +219,32 @@ class MapsOptions(StrengthOptions):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShowOptions(OutputOptions):
-    """`show`."""
+class ShowRecipeOptions(OutputOptions):
+    """`recipes show`."""
 
-    file: Path = typer.Argument(
-        ..., metavar="FILE", help="A .safetensors file of --output or simam_inject.persist.save"
-    )
+    name: str = typer.Argument(..., metavar="NAME", autocompletion=_complete_recipe)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CheckOptions(OutputOptions):
-    """`check`."""
+class ConvertOptions(OutputOptions):
+    """`recipes from-yaml`."""
 
-    file: Path = typer.Argument(..., metavar="FILE", help="A YOLO checkpoint (.pt), or a .safetensors file of --output")
-    model: str | None = _model("Load a .safetensors file into this model and verify", "MODEL")
-    num_classes: int | None = _model("Number of classes of the head", "N", min=1)
+    file: str = typer.Argument(..., metavar="FILE.yaml", help="A model file with SimAM rows")
+    output: Path | None = _output("Output file", "FILE", parser=file_to_write())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileOptions(OutputOptions):
+    """`check` and `show`."""
+
+    file: Path = typer.Argument(..., metavar="FILE", help="A .safetensors file of --output; check: or a YOLO's .pt")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompareOptions:
     """`compare`."""
 
-    model: str = typer.Argument(..., metavar="MODEL", help=_MODEL)
+    model: str = typer.Argument(..., metavar="MODEL", help=FORMS)
     recipe: list[str] = _place(*_RECIPE, ..., autocompletion=_complete_recipe)
     data: str = _study("Folder of images, or a data.yaml of ultralytics", "FOLDER|YAML", ...)
     e_lambda: tuple[float, ...] = _study("Lambdas of SimAM; one variant for each", "A,B", "", parser=parse_numbers)

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 import typer
 from typer.core import TyperGroup
 
-from simam_inject.cli.options import PANELS
 from simam_inject.errors import InjectError, NoMatchError, VerificationError
 
 if TYPE_CHECKING:
@@ -52,25 +51,23 @@ class Outcome:
     """False: something is wrong, and the exit code is 1."""
 
 
-def command(run: Callable[[Any, Step], Outcome], record: type) -> Callable[..., None]:
-    """The function that Typer calls, with a parameter for each field of the record."""
+def command(run: Callable[[Any, Step], Outcome]) -> Callable[..., None]:
+    """The function that Typer calls, with a parameter for each field of the record that `run` takes."""
+    record, *_ = get_type_hints(run).values()
 
     def call(context: typer.Context, **values: Any) -> None:
         if context.invoked_subcommand is None:
             execute(run, record(**values))
 
-    def panel(option: Parameter) -> int:
-        return PANELS.index(option.default.rich_help_panel or "")
-
-    hints = get_type_hints(record)
-    options = [Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default) for each in fields(record)]
-    parameters = [Parameter("context", Parameter.KEYWORD_ONLY, annotation=typer.Context)]
-    parameters += [  # Typer takes the type from a parser
-        option.replace(annotation=str if option.default.parser else hints[option.name])
-        for option in sorted(options, key=panel)
-    ]
+    kinds: dict[str, Any] = {"context": typer.Context, **get_type_hints(record)}
+    parameters = [Parameter("context", Parameter.KEYWORD_ONLY)]
+    for each in fields(record):
+        option: Any = each.default
+        if option.parser:
+            kinds[each.name] = str  # Typer takes the type from the parser
+        parameters.append(Parameter(each.name, Parameter.KEYWORD_ONLY, default=option))
     call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    call.__annotations__ = kinds
     paragraphs = (run.__doc__ or "").split("\n\n")
     call.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     return call
@@ -102,39 +99,32 @@ class ModelGroup(TyperGroup):
         return super().collect_usage_pieces(ctx)[:-1]
 
 
-def group(run: Any, record: type) -> typer.Typer:
+def group(run: Callable[[Any, Step], Outcome]) -> typer.Typer:
     """Commands, and one for any first word that is none of them."""
     made = typer.Typer(cls=ModelGroup, pretty_exceptions_enable=False)
-    made.callback(invoke_without_command=True)(command(run, record))
+    made.callback(invoke_without_command=True)(command(run))
     return made
 
 
 def execute(run: Callable[[Any, Step], Outcome], options: Any) -> None:
-    """Run a command, print what it reports, and exit with 1 if something is wrong."""
+    """Run a command and print its report. Exits with 1 if nothing matched or a check failed, with 2 for a mistake."""
     as_json, quiet = getattr(options, "json", False), getattr(options, "quiet", False)
-    steps = getattr(options, "steps", None)
-    with errors_shown(as_json=as_json), _working(steps, shown=not as_json and not quiet, quiet=quiet) as step:
-        report = run(options, step)
-        parts = () if as_json or quiet else tuple(report.parts)
-    if as_json:
-        typer.echo(json.dumps(report.data, indent=2))
-    for part in parts:
-        show(part)
-    if not report.ok:
-        raise typer.Exit(1)
-
-
-@contextlib.contextmanager
-def errors_shown(*, as_json: bool = False) -> Iterator[None]:
-    """Print a user's mistake as one message, and exit with 1 if nothing matched or a check failed, else with 2."""
     try:
-        yield
+        with _working(shown=not as_json and not quiet, quiet=quiet) as step:
+            report = run(options, step)
+            parts = () if as_json or quiet else tuple(report.parts)
     except (InjectError, OSError) as error:
         if as_json:
             typer.echo(json.dumps({"error": str(error)}))
         typer.secho("error", fg="red", bold=True, nl=False, err=True)
         note(f": {error}")
         raise typer.Exit(1 if isinstance(error, (NoMatchError, VerificationError)) else 2) from None
+    if as_json:
+        typer.echo(json.dumps(report.data, indent=2))
+    for part in parts:
+        _show(part)
+    if not report.ok:
+        raise typer.Exit(1)
 
 
 def note(text: str) -> None:
@@ -142,8 +132,7 @@ def note(text: str) -> None:
     typer.echo(text, err=True)
 
 
-def show(part: Table | str) -> None:
-    """Print a part of a report."""
+def _show(part: Table | str) -> None:
     from rich.console import Console
 
     is_code = isinstance(part, str) and ("\n" in part or part.startswith(("  ", "wrote ", "recipe: ")))
@@ -153,14 +142,14 @@ def show(part: Table | str) -> None:
 
 
 @contextlib.contextmanager
-def _working(steps: int | None, *, shown: bool, quiet: bool) -> Iterator[Step]:
-    """Show progress on a terminal, and send to stderr what other code prints."""
+def _working(*, shown: bool, quiet: bool) -> Iterator[Step]:
+    """Show the current step on a terminal, and send to stderr what other code prints."""
     from rich.console import Console
     from rich.progress import Progress
 
     progress = Progress(console=Console(stderr=True), transient=True, disable=not (shown and sys.stderr.isatty()))
-    task = progress.add_task("", total=steps, completed=-1)
+    task = progress.add_task("", total=None)
     with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings(), progress:
         if quiet:
             warnings.simplefilter("ignore")
-        yield lambda description: progress.update(task, advance=1, description=description)
+        yield lambda description: progress.update(task, description=description)

@@ -215,7 +215,8 @@ def declared_size(model: nn.Module) -> tuple[int, ...]:
     if isinstance(yaml, Mapping) and "backbone" in yaml:  # ultralytics; its `args` contain imgsz once it has a task
         image = getattr(model, "args", None)
         image = image.get("imgsz") if isinstance(image, Mapping) else getattr(image, "imgsz", None)
-        side = image if isinstance(image, int) else 640
+        default = 224 if "'Classify'" in str(yaml.get("head")) else 640  # `args` have 640 for every task
+        side = image if isinstance(image, int) and image != 640 else default
         return (int(yaml.get("channels", yaml.get("ch", 3)) or 3), side, side)
     return DEFAULT_SIZE
 

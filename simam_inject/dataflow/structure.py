@@ -5,7 +5,8 @@
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
 * A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
-  that reads such a join; so is a block of the same class beside it that upsamples without such a join.
+  that reads such a join, or else the one that made the upsampled map; so is a block of the same class beside it that
+  upsamples without such a join.
 """
 
 from __future__ import annotations
@@ -198,10 +199,13 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             maps = [source for source in step.inputs if source.value is not None]
             if step.kind not in ("cat", "add") or step.path in residual:
                 continue
-            if len({_was_upsampled(one, step.kind == "add") for one in maps}) > 1:
+            origins = [_was_upsampled(one, step.kind == "add") for one in maps]
+            if len(set(origins)) > 1:
+                blocks = _readers_among(step, structure.main)
                 if path and len(call.outputs) == 1 and any(map(_weight, call.steps)) and _is_given_one(call, maps):
-                    found.add(path)
-                found |= _readers_among(step, structure.main)
+                    blocks.add(path)
+                rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
+                found |= blocks or {one.path for one in rising if one.kind == "block" and _weight(one) > 1}
     found = {path for path in found if not _is_part_of_another(recording, found, path)}
     alike = set()
     for path, call in recording.first_calls.items():  # the last one often has no skip to join
@@ -216,7 +220,13 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
 def _is_given_one(call: Frame, joined: Sequence[Step]) -> bool:
     """A decoder block is given the earlier map; a whole network, perhaps in a wrapper, computes it from its image."""
     maps = [value for value in call.inputs if len(value.shape) > 2]
-    return len(maps) > 1 or any(step.value in maps for step in joined)
+    return len(maps) > 1 or any(one.value in maps for step in joined for one in (step, *_scaled(step)))
+
+
+def _scaled(step: Step) -> list[Step]:
+    """Operands of the product that a block returns: the map that attention scales."""
+    steps = step.call.steps if step.call else []
+    return [one for product in steps if product.kind == "mul" and product.value is step.value for one in product.inputs]
 
 
 def _is_part_of_another(recording: Recording, found: set[str], path: str) -> bool:

@@ -108,42 +108,31 @@ def prove(
     raise lost
 
 
-_DYNAMIC: dict[bool | str, tuple[str, ...]] = {
-    False: (),
-    True: ("batch", "size"),
-    "batch": ("batch",),
-    "size": ("size",),
-}
-
-
 def _varying(dynamic: bool | str) -> tuple[str, ...]:
-    """Which sizes may vary."""
-    if dynamic not in _DYNAMIC:
-        raise ExportError(f"dynamic must be True (batch and size), False, 'batch' or 'size'; found {dynamic!r}")
-    return _DYNAMIC[dynamic]
+    if isinstance(dynamic, bool):
+        return ("batch", "size") if dynamic else ()
+    if dynamic in ("batch", "size"):
+        return (dynamic,)
+    raise ExportError(f"dynamic must be True (batch and size), False, 'batch' or 'size'; found {dynamic!r}")
 
 
 def _network(model: nn.Module) -> nn.Module:
     """The network to export, every SimAM of which is switched on."""
     network = network_of(unwrapped(model))
     check_injectable(network)
-    attentions = {site.module: attention for site, attention in simams_in(network)}
-    if not attentions:
+    found = simams_in(network)
+    if not found:
         raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
-    for name, attention in attentions.items():
+    for site, attention in found:
+        missing = "and would be missing in the export"
         if attention.bypassed:
-            raise ExportError(f"{name} is bypassed and would be missing in the export; leave bypass() first")
+            raise ExportError(f"{site.module} is bypassed {missing}; leave bypass() first")
         if attention.strength == 0:
-            raise ExportError(
-                f"{name} has strength 0 and would be missing in the export; call set_strength(model, 1.0) first"
-            )
-    weak = [attention.strength for attention in attentions.values() if attention.strength < 1]
+            raise ExportError(f"{site.module} has strength 0 {missing}; call set_strength(model, 1.0) first")
+    weak = [attention.strength for _, attention in found if attention.strength < 1]
     if weak:
-        warnings.warn(
-            f"{len(weak)} of {len(attentions)} SimAM have a strength below 1 (the least is {min(weak):g}), as in the "
-            "middle of a ramp; the file has the same",
-            stacklevel=3,
-        )
+        count = f"{len(weak)} of {len(found)} SimAM have a strength below 1 (the least is {min(weak):g})"
+        warnings.warn(f"{count}, as in the middle of a ramp; the file has the same", stacklevel=3)
     return network
 
 

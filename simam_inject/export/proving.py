@@ -124,8 +124,7 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
     runs: Counter[str] = Counter()
     with ExitStack() as hooks:
         for site, attention in simams_in(model):
-            count = attention.register_forward_hook(lambda *_, name=site.module: runs.update([name]))
-            hooks.enter_context(count)
+            hooks.enter_context(attention.register_forward_hook(lambda *_, name=site.module: runs.update([name])))
         example.run(model)
     return tuple(
         ExportedSite(

@@ -42,7 +42,7 @@ library_name: simam_inject
 # {architecture} with SimAM
 
 `model.safetensors` contains the weights, and in its metadata the places of {sites} SimAM modules. Any reader of
-safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained("{name}")` restores SimAM too.
+safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained` restores SimAM too.
 """
 
 
@@ -81,7 +81,20 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         ModelError: the architecture is not such a name.
         FileError: the model cannot be saved; see `simam_inject.persist.save`.
     """
-    return _write(model, Path(folder), architecture, num_classes, Path(folder).name)
+    try:
+        config = _Config(architecture=architecture, num_classes=num_classes)
+    except ValidationError:
+        raise ModelError(
+            f"architecture is {architecture!r}; it must be {_NAMES} (for your own class, see SimamHubMixin)"
+        ) from None
+    find_library(architecture)  # a variant that was registered in this process cannot be built in another one
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save(model, folder / SAFETENSORS_SINGLE_FILE)
+    (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2), encoding="utf-8")
+    card = _CARD.format(architecture=architecture, sites=len(injected(model)))
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
 
 
 def push_to_hub(
@@ -103,7 +116,7 @@ def push_to_hub(
     """
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as folder:
-        _write(model, Path(folder), architecture, num_classes, repo_id)
+        save_pretrained(model, folder, architecture=architecture, num_classes=num_classes)
         repository = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         return str(api.upload_folder(repo_id=repository, folder_path=folder, **options))
 
@@ -130,22 +143,6 @@ def from_pretrained(
     load(weights, model, strict=strict)
     network_of(model).eval()  # a YOLO object's own `eval` would start a training
     return model
-
-
-def _write(model: nn.Module, folder: Path, architecture: str, num_classes: int | None, name: str) -> Path:
-    try:
-        config = _Config(architecture=architecture, num_classes=num_classes)
-    except ValidationError:
-        raise ModelError(
-            f"architecture is {architecture!r}; it must be {_NAMES} (for your own class, see SimamHubMixin)"
-        ) from None
-    find_library(architecture)  # a variant that was registered in this process cannot be built in another one
-    folder.mkdir(parents=True, exist_ok=True)
-    save(model, folder / SAFETENSORS_SINGLE_FILE)
-    (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2), encoding="utf-8")
-    card = _CARD.format(architecture=architecture, sites=len(injected(model)), name=name)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    return folder
 
 
 def _read(file: Path) -> _Config:

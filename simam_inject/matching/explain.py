@@ -124,10 +124,8 @@ def _hint_module(rule: Rule, anatomy: Anatomy) -> str:
     for glob in as_tuple(rule.block):
         paths, place = [glob, f"*.{glob}"], str(rule.target)
         if isinstance(rule.target, Child):
-            paths, place = (
-                [f"{glob}.{place}", f"{glob}.*.{place}"],
-                {"after": "output", "before": "input"}[rule.position],
-            )
+            paths = [f"{glob}.{place}", f"{glob}.*.{place}"]
+            place = "output" if rule.position == "after" else "input"
         for path in paths:
             if _matches_any(path, anatomy.site_by_path):
                 written = repr(path) if path[0] in "*[{" else path

@@ -67,13 +67,17 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             ) from error
         raise HoldsObjectsError(refused[1]) from error
     others: list[str] = []
-    while holder := _holder_in(content):
+    while isinstance(content, Mapping):
+        holder = next((name for name in _HOLDERS if isinstance(content.get(name), Mapping)), None)
+        if holder is None:
+            break
         others += [str(name) for name in content if name != holder]
         content = content[holder]
     if not isinstance(content, Mapping):
         raise FileError(f"it holds {a_type(content)}, not a state_dict")
-    if not content or not all(_is_entry(name, value) for name, value in content.items()):
-        raise FileError("it is not a state_dict of tensors")
+    for name, value in content.items() or [(None, None)]:
+        if not isinstance(name, str) or not (isinstance(value, torch.Tensor) or name.endswith("_extra_state")):
+            raise FileError("it is not a state_dict of tensors")
     return dict(content), tuple(others)
 
 
@@ -83,15 +87,6 @@ def without_prefix(weights: Mapping[str, Any], names: Collection[str] = ()) -> d
         if weights and weights.keys() != set(names) and all(name.startswith(prefix) for name in weights):
             return without_prefix({name.removeprefix(prefix): value for name, value in weights.items()}, names)
     return dict(weights)
-
-
-def _holder_in(content: Any) -> str:
-    names = _HOLDERS if isinstance(content, Mapping) else ()
-    return next((name for name in names if isinstance(content.get(name), Mapping)), "")
-
-
-def _is_entry(name: Any, value: Any) -> bool:
-    return isinstance(name, str) and (isinstance(value, torch.Tensor) or name.endswith("_extra_state"))
 
 
 @dataclass(frozen=True, slots=True)

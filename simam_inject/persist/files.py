@@ -241,7 +241,18 @@ def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
         with safe_open(file, framework="pt") as opened:
             return {name: opened.get_tensor(name) for name in opened.keys()}, opened.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise FileError(_why_unreadable(file, error)) from None
+        reason = f"it is truncated, damaged, or not a safetensors file ({error})"
+    try:
+        with file.open("rb") as raw:
+            start = raw.read(4)
+    except OSError as error:
+        reason, start = f"it cannot be read: {error.strerror or error}", b""
+    if start.startswith(_PICKLES):
+        reason = (
+            "it is a pickle (written by torch.save?), which can run any code when it is read, and is not read here; if "
+            "you trust it, load it yourself, inject, and use simam_inject.persist.save"
+        )
+    raise FileError(reason)
 
 
 def _read(file: Path) -> tuple[Manifest, State]:
@@ -255,20 +266,6 @@ def _read(file: Path) -> tuple[Manifest, State]:
     if _layout_of(tensors) != manifest.layout:
         raise FileError("its tensors are not those it was saved with: names or shapes were changed afterwards")
     return manifest, tensors
-
-
-def _why_unreadable(file: Path, error: Exception) -> str:
-    try:
-        with file.open("rb") as opened:
-            start = opened.read(4)
-    except OSError as reason:
-        return f"it cannot be read: {reason.strerror or reason}"
-    if start.startswith(_PICKLES):
-        return (
-            "it is a pickle (written by torch.save?), which can run any code when it is read, and is not read here; if "
-            "you trust it, load it yourself, inject, and use simam_inject.persist.save"
-        )
-    return f"it is truncated, damaged, or not a safetensors file ({error})"
 
 
 def _write_in_one_step(path: Path, tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:

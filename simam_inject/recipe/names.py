@@ -151,10 +151,9 @@ def parse_place(text: str) -> BlockValue | Child:
     word, colon, key = text.partition(":")
     if word.lower() == "output":
         return BlockValue("output", key if colon else None)
-    if text.lower() == "input":
-        return BlockValue("input")
-    if text.lower() == "residual":
-        return BlockValue("residual")
+    for block_value in (BlockValue("input"), BlockValue("residual")):
+        if text.lower() == block_value.word:
+            return block_value
     called = _CALL.fullmatch(text)
     if called is None:
         return Child(Glob(text))

@@ -47,12 +47,7 @@ Kinds = Annotated[str | Sequence[str], ReadAs(one_or_many("Kinds", _KIND, 16))]
 
 
 def is_met(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
-    """The fact satisfies the condition.
-
-    Args:
-        condition: as written in a recipe.
-        fact: a number, or one for each dimension.
-        depthwise: the fact is the number of groups of a depthwise convolution.
+    """The fact, a number or one for each dimension, satisfies the condition; `depthwise` is a fact of its own.
 
     >>> is_met(">=8, <=32", 16), is_met((1, "3x3"), (3, 3)), is_met("!=1x7", (1, 7))
     (True, True, False)

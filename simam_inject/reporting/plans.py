@@ -10,6 +10,7 @@ from typing import Any
 from rich.filesize import decimal as format_bytes
 
 from simam_inject.dataflow.anatomy import Anatomy
+from simam_inject.errors import plural
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.tables import Table, format_map, format_span, sites_table
@@ -43,13 +44,13 @@ def render_plan(plan: Plan, *, applied: bool, verbose: bool = False, why: bool =
     yield from _gather("skipped", hits, each=verbose)
     if why:
         yield from _gather("near miss", misses, each=True)
-    done = f"{_count(len(plan.insertions), 'site')} {'inserted' if applied else 'planned'}"
+    done = f"{plural(len(plan.insertions), 'site')} {'inserted' if applied else 'planned'}"
     counts = [f"{done} with e_lambda {min(lambdas):g}" if len(lambdas) == 1 else done]
     counts += [f"{len(plan.present)} already there"] if plan.present else []
     counts += [f"{len(hits)} skipped"]
     if misses:
         shown = "" if why else f" (--why shows {'it' if len(misses) == 1 else 'them'})"
-        counts += [f"{_count(len(misses), 'near miss', 'near misses')}{shown}"]
+        counts += [f"{plural(len(misses), 'near miss', 'near misses')}{shown}"]
     yield f"{', '.join(counts)}; parameters +0; {format_bytes(bytes_per_image(plan))} memory traffic per image"
 
 
@@ -125,7 +126,3 @@ def _kind_of(path: str, anatomy: Anatomy) -> str:
         return site.class_name
     owner, name = owner_of(site, anatomy)
     return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", f"{owner}.{name}".lstrip("."))
-
-
-def _count(number: int, singular: str, plural: str = "") -> str:
-    return f"{number} {singular if number == 1 else plural or f'{singular}s'}"

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
-from simam_inject.errors import shortened
+from simam_inject.errors import plural, shortened
 from simam_inject.kinds import FAMILIES
 from simam_inject.matching.match import why_not_attendable
 from simam_inject.planning.tables import Table, format_map, format_span
@@ -123,8 +123,7 @@ def render_sites(anatomy: Anatomy) -> Iterator[Table | str]:
     for reason, names in notes.items():
         yield f"* {shortened(names)}: {reason}"
     if anatomy.opaque:
-        blocks = "1 block" if len(anatomy.opaque) == 1 else f"{len(anatomy.opaque)} blocks"
-        yield f"{blocks} without names inside; SimAM can be applied to the output:"
+        yield f"{plural(len(anatomy.opaque), 'block')} without names inside; SimAM can be applied to the output:"
         yield from (f"  {path or '(model)'}: {reason}" for path, reason in anatomy.opaque.items())
     yield "select sites with:"
     yield from (f"  {selector}" for selector in _suggest(groups))

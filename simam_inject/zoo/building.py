@@ -10,7 +10,7 @@ from typing import Any
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.zoo.factories import build_factory
 from simam_inject.zoo.model import ZooModel
-from simam_inject.zoo.names import find_library, list_timm
+from simam_inject.zoo.names import find_library, list_registered
 from simam_inject.zoo.yolo import build_ultralytics
 
 _FRAMES = 16
@@ -56,7 +56,7 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         advice = "; without `pretrained` the weights are random" * pretrained
         raise ModelError(f"{problem}: {describe_exception(error)}{advice}") from error
     note = built.note or (f"{library}'s pretrained weights" if pretrained else "random weights")
-    if library == "torchvision" and own_name == name and name in list_timm():
+    if library == "torchvision" and own_name == name and name in list_registered("timm"):
         note += f"; {name} is torchvision's, timm has its own: timm:{name}"
     return replace(built, name=name, note=note)
 
@@ -94,9 +94,10 @@ def _build_timm(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooM
     """A model of timm; a tag (`resnet50.a1_in1k`) chooses among its published weights."""
     import timm
 
+    from simam_inject.dataflow.example import declared_size
+
     model = timm.create_model(name, pretrained=pretrained, **options)
     config = getattr(model, "pretrained_cfg", {})
-    size, mean, deviation = (config.get(key) for key in ("input_size", "mean", "std"))
-    shapes = ((1, *size),) if size else ()
+    mean, deviation = config.get("mean"), config.get("std")
     normalization = (tuple(mean), tuple(deviation)) if mean and deviation else None
-    return ZooModel(name, model, "timm", "", shapes, normalization=normalization)
+    return ZooModel(name, model, "timm", "", ((1, *declared_size(model)),), normalization=normalization)

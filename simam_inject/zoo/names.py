@@ -1,6 +1,7 @@
 """Names of models, and suggestions for a wrong one. Read from the libraries' source: importing them takes seconds."""
 
 import re
+import zipfile
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +13,8 @@ FORMS = (
     "NAME, torchvision:NAME, timm:NAME, ultralytics:NAME, FILE.py:FACTORY, PACKAGE.MODULE:FACTORY, FILE.pt or FILE.yaml"
 )
 """How a model may be named, for error messages."""
+_WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
+_EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
 _REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def ).+\n)*def (\w+)', re.MULTILINE)
 
 
@@ -19,18 +22,23 @@ def find_library(name: str) -> str:
     """The library that a name means: `torchvision`, `timm`, `ultralytics`, or "" for a factory.
 
     Raises:
-        ModelError: No library has the name.
+        ModelError: No library has the name, or it is that of a file with weights or with an exported graph.
     """
     prefix, colon, bare = name.rpartition(":")
+    path = Path(name)
     if not name.strip():
         raise ModelError(f"the model has no name. A model is named {FORMS}")
+    if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
+        raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
+    if path.suffix in _EXPORTED:
+        raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
     if colon and prefix not in ("torchvision", "timm", "ultralytics"):
         return ""
     if name.endswith(".py"):
         raise which_factory(name)
-    if prefix in ("", "torchvision") and bare in list_torchvision():
+    if prefix in ("", "torchvision") and bare in list_registered("torchvision"):
         return "torchvision"
-    if prefix in ("", "timm") and bare.partition(".")[0] in list_timm():
+    if prefix in ("", "timm") and bare.partition(".")[0] in list_registered("timm"):
         return "timm"
     # of a file, and where ultralytics is not installed, building it says what is wrong
     looks_right = bare.endswith((".pt", ".yaml", ".yml")) or bare in list_ultralytics()
@@ -40,14 +48,14 @@ def find_library(name: str) -> str:
     raise unknown_model(bare, prefix)
 
 
-def list_torchvision() -> tuple[str, ...]:
-    """Names of torchvision's model builders."""
-    return _list_registered("torchvision")
-
-
-def list_timm() -> tuple[str, ...]:
-    """Names of timm's architectures, without tags."""
-    return _list_registered("timm")
+def _is_checkpoint(path: Path) -> bool:
+    """Whether a file contains objects of ultralytics; in doubt it may, and loading it says what is wrong."""
+    try:
+        with zipfile.ZipFile(path) as opened:
+            pickles = [opened.read(name) for name in opened.namelist() if name.endswith("data.pkl")]
+    except (OSError, zipfile.BadZipFile):
+        return True
+    return not pickles or any(b"ultralytics" in data for data in pickles)
 
 
 @cache
@@ -63,8 +71,8 @@ def list_ultralytics() -> tuple[str, ...]:
 
 
 @cache
-def _list_registered(package: str) -> tuple[str, ...]:
-    """Names in the `register_model` decorators of a package."""
+def list_registered(package: str) -> tuple[str, ...]:
+    """Names of the models of torchvision or timm, without tags, from its `register_model` decorators."""
     texts = (file.read_text(encoding="utf-8") for file in _files(package, "models/**/*.py"))
     return tuple(sorted(name or function for text in texts for name, function in _REGISTERED.findall(text)))
 
@@ -79,7 +87,8 @@ def unknown_model(name: str, library: str = "") -> ModelError:
     """The error for a name that a library does not have (without `library`, none of them), with the nearest names."""
     from simam_inject.recipe.wording import nearest
 
-    names = {"torchvision": list_torchvision(), "timm": list_timm(), "ultralytics": list_ultralytics()}
+    names = {package: list_registered(package) for package in ("torchvision", "timm")}
+    names["ultralytics"] = list_ultralytics()
     near = []
     for known in nearest(name, names[library] if library else set().union(*names.values()), count=5):
         is_twice = not library and known in names["torchvision"] and known in names["timm"]

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import InjectError, ModelError, describe_exception
+from simam_inject.errors import ModelError
 from simam_inject.zoo.model import ZooModel
+from simam_inject.zoo.yolo import read_yolo
 
 
 def load_weights(built: ZooModel, file: Path) -> ZooModel:
@@ -55,16 +56,9 @@ def _read_yolo(built: ZooModel, file: Path) -> tuple[Mapping[str, Any], str]:
     """The weights of a checkpoint of ultralytics, and a note that says if its SimAM sites are left out."""
     if built.source != "ultralytics":
         raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models")
-    from ultralytics import YOLO
-
     from simam_inject.api import injected
 
-    try:
-        loaded = YOLO(str(file))
-    except InjectError:
-        raise
-    except Exception as error:
-        raise ModelError(f"{file} cannot be read: {describe_exception(error)}") from None
+    loaded = read_yolo(file)
     sites = len(injected(loaded))
     left_out = f" without its {sites} SimAM sites (give {file.name} as MODEL for these)" if sites else ""
     return loaded.model.state_dict(), f"weights of {file.name}{left_out}"

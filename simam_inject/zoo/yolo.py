@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import ModelError, describe_exception
+from simam_inject.errors import FileError, InjectError, ModelError, describe_exception
 from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import list_ultralytics, unknown_model
 
@@ -40,17 +40,32 @@ def build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     is_own = name != stem and not name.endswith(".pt") and Path(name).is_file()
     if not (pretrained or name.endswith(".pt")):
-        model = _construct(name if is_own else stem, options)
-        size = (3, 224, 224) if model.task == "classify" else declared_size(model.model)
-        return ZooModel(name, model, "ultralytics", "random weights", ((1, *size),))
-    if options:
-        raise ModelError(
-            f"{name}: the number of classes of a checkpoint changes with the data set, when training starts"
-        )
-    if is_own:
+        model, note = _construct(name if is_own else stem, options), "random weights"
+    elif options:
+        raise ModelError(f"{name}: the number of classes of a checkpoint changes with the data set, in training")
+    elif is_own:
         raise ModelError(f"{name}: a model file of your own has no published weights")
-    model, note = _load(f"{stem}.pt")
+    else:
+        model, note = _load(f"{stem}.pt")
     return ZooModel(name, model, "ultralytics", note, ((1, *declared_size(model.model)),))
+
+
+def read_yolo(file: Path) -> Any:
+    """The `YOLO` object of a checkpoint, which is a pickle.
+
+    Raises:
+        FileError: there is no such file, or ultralytics cannot load it.
+    """
+    from ultralytics import YOLO
+
+    if not file.is_file():
+        raise FileError(f"no such file: {str(file)!r}")
+    try:
+        return YOLO(str(file))
+    except InjectError:
+        raise
+    except Exception as error:  # unpickling a file may raise anything
+        raise FileError(f"ultralytics cannot load {file}: {describe_exception(error)}") from error
 
 
 def _load(checkpoint: str) -> tuple[Any, str]:

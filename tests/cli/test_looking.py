@@ -127,6 +127,7 @@ def test_recipes_lists_every_shipped_one(run):
     result = run("recipes")
     assert result.exit_code == 0
     assert [name for name in shipped_recipes() if name not in result.stdout] == []
+    assert [recipe["name"] for recipe in json.loads(run("recipes", "--json").stdout)["recipes"]] == [*shipped_recipes()]
 
 
 def test_a_shown_recipe_is_a_recipe(run, folder):

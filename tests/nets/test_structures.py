@@ -107,6 +107,50 @@ class Onion(nn.Module):
         return self.peel(x) if self.is_outermost else torch.cat([x, self.peel(x)], 1)
 
 
+class Veil(nn.Module):
+    """Attention that scales a map by a gate from it and a deeper one."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.deep, self.here, self.gate = c1(width, width), c1(width, width), nn.Sequential(c1(width, 1), nn.Sigmoid())
+
+    def forward(self, deep, x):
+        return x * self.gate(F.relu(self.deep(deep) + self.here(x)))
+
+
+class Hooded(nn.Module):
+    """One level of an attention U-Net, which is given one map and contains the next level."""
+
+    def __init__(self, outside, inside, core=None):
+        super().__init__()
+        self.veil, self.merge = Veil(outside), c3(2 * outside, outside)
+        down = nn.Sequential(c3(outside, inside, 2), nn.ReLU(), c3(inside, inside), nn.ReLU())
+        self.core = down if core is None else nn.Sequential(*down, core)
+        self.grow = nn.Sequential(nn.ConvTranspose2d(inside, outside, 2, 2), nn.ReLU())
+
+    def forward(self, x):
+        low = self.grow(self.core(x))
+        return self.merge(torch.cat([self.veil(low, x), low], 1))
+
+
+class Ladle(nn.Module):
+    """A residual U-Net in one forward: each join is read by what enlarges it for the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.head, self.tail = c3(3, 8), c3(8, 3)
+        self.down1, self.down2 = nn.Sequential(Darn(), c3(8, 16, 2)), nn.Sequential(Darn(16), c3(16, 16, 2))
+        self.body = Darn(16)
+        self.up2 = nn.Sequential(nn.ConvTranspose2d(16, 16, 2, 2), Darn(16))
+        self.up1 = nn.Sequential(nn.ConvTranspose2d(16, 8, 2, 2), Darn())
+
+    def forward(self, x):
+        one = self.head(x)
+        two = self.down1(one)
+        three = self.down2(two)
+        return self.tail(self.up1(self.up2(self.body(three) + three) + two) + one)
+
+
 class Chalice(nn.Module):
     """One level of an hourglass, which contains the next one."""
 
@@ -347,6 +391,19 @@ class Letters(nn.Module):
         return x
 
 
+class Fold(nn.Module):
+    """A ConvNeXt block without its name."""
+
+    def __init__(self):
+        super().__init__()
+        self.around, self.even = nn.Conv2d(8, 8, 7, padding=3, groups=8), nn.LayerNorm(8)
+        self.wide, self.narrow, self.scale = nn.Linear(8, 16), nn.Linear(16, 8), nn.Parameter(torch.full((8,), 0.5))
+
+    def forward(self, x):
+        y = self.even(self.around(x).permute(0, 2, 3, 1))
+        return x + (self.scale * self.narrow(F.gelu(self.wide(y)))).permute(0, 3, 1, 2)
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
@@ -373,6 +430,9 @@ CASES = [
     (lambda: Sleeve(Stitch()), "block-output", "net.{enc1,enc2,dec2,dec1}.{0,1} net.deep.0"),
     (Stitch, "residual", "{enc1,enc2,dec2,dec1}.{0,1}.second deep.0.second tail"),
     (onion, "unet", LEVELS),
+    (lambda: nn.Sequential(double(3, 8), Hooded(8, 8, Hooded(8, 8)), c1(8, 2)), "unet", "1 1.core.4"),
+    (Ladle, "unet", "up2 up1"),
+    (lambda: Sleeve(Ladle()), "unet", "net.up2 net.up1"),
     (lambda: nn.Sequential(c3(3, 8), Chalice(2), c1(8, 2)), "block-output", CHALICE),
     (Distil, "block-output", "f1 f2 f3 g2 g1"),
     (Distil, "residual", "{f1,f2,f3,g2,g1}.d1"),
@@ -380,6 +440,7 @@ CASES = [
     (generator, "residual", "{1,2}.k2"),
     (generator, "unet", ""),
     (Shelf, "block-output", ""),
+    (lambda: nn.Sequential(c3(3, 8, 2), Fold(), Fold(), c1(8, 2)), "convnext", "{1,2}.around"),
     (Letters, "block-output", "layers.{0,1}:0"),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),

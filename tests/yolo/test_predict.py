@@ -86,6 +86,17 @@ def test_predict_follows_what_is_set_on_a_simam(name, value, yolo):
     assert getattr(used, name) == value
 
 
+def test_predict_follows_the_weights_of_an_injected_network(yolo):
+    predict(inject(yolo, RECIPE, example_inputs=EXAMPLE, verify=False))
+    predictor = yolo.predictor
+    predict(yolo)
+    assert yolo.predictor is predictor
+    with torch.no_grad():
+        yolo.model.model[-1].cv3[0][2].weight.fill_(0.25)
+    predict(yolo)
+    assert yolo.predictor.model.model.model[-1].cv3[0][2].weight.eq(0.25).all()
+
+
 @pytest.mark.parametrize("injected_before", [False, True])
 def test_predict_after_load_runs_the_sites_and_weights_of_the_file(yolo, tmp_path, injected_before):
     if yolo.model.is_fused():

@@ -3,7 +3,9 @@
 import re
 
 import pytest
+from ultralytics.nn.tasks import ClassificationModel
 
+from simam_inject.dataflow.example import declared_size
 from simam_inject.errors import ModelError
 from simam_inject.zoo import build
 from simam_inject.zoo.names import list_ultralytics
@@ -32,6 +34,14 @@ def test_name_reaches_its_library(name, source, class_name, input_shapes):
     assert (built.name, built.source, type(built.model).__name__) == (name, source, class_name)
     assert built.input_shapes == input_shapes
     assert built.note.startswith("random weights")
+
+
+@pytest.mark.parametrize(("sizes", "side"), [({}, 224), ({"imgsz": 640}, 224), ({"imgsz": 320}, 320)])
+def test_a_classifier_of_ultralytics_declares_the_size_that_it_is_trained_with(sizes, side):
+    network = ClassificationModel("yolov8n-cls.yaml", verbose=False)
+    assert declared_size(network) == (3, 224, 224)
+    network.args = sizes
+    assert declared_size(network) == (3, side, side)
 
 
 @pytest.mark.parametrize(

@@ -34,12 +34,12 @@ from ultralytics.engine.model import Model
 
 from simam_inject.adapters import Adapter
 from simam_inject.attention import SimAM
+from simam_inject.dataflow.example import declared_size
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 from simam_inject.integrations.ultralytics import networks as networks
-from simam_inject.integrations.ultralytics import training
-from simam_inject.integrations.ultralytics.ramping import ramp
 from simam_inject.integrations.ultralytics.record import erase, write
+from simam_inject.integrations.ultralytics.training import ramp
 
 __all__ = ["ramp"]
 
@@ -65,12 +65,13 @@ class UltralyticsAdapter(Adapter):
         """Write the sites into the network's yaml as well. Trackers of a running `track` start again."""
         super().update(model)
         network = self.network(model)
+        if isinstance(model, Model):
+            model.predictor = None  # it has a copy
         attention = [entry.attention for entry in attended_in(network)]
         if attention and all(isinstance(part, SimAM) for part in attention):
             write(network)
         else:  # ejected; or peers of SimAM, which cannot be rebuilt: `train` says so
             erase(network)
-        training.stamp(network)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
         """Copies with folded norms and without the branches that only training needs.
@@ -97,7 +98,7 @@ class UltralyticsAdapter(Adapter):
             return None
         try:
             with tempfile.TemporaryDirectory() as folder:  # a validator makes a folder for its results
-                default = {"imgsz": 224} if model.task == "classify" else {}  # as its trainer has
+                default = {"imgsz": declared_size(model.model)[1]}
                 options = {**default, **model.overrides, "data": data, "mode": "val", "split": "train", "rect": False}
                 validator = model._smart_load("validator")(args=options, save_dir=Path(folder))
             validator.data = (check_cls_dataset if model.task == "classify" else check_det_dataset)(data)

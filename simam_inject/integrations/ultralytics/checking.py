@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from simam_inject.dataflow.example import Example, example_of
-from simam_inject.errors import FileError, InjectError, shortened
+from simam_inject.dataflow.example import example_of
+from simam_inject.errors import InjectError, shortened
 from simam_inject.export.formats import read
 from simam_inject.export.proving import count_sites, expected_sites
 from simam_inject.export.report import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded
 from simam_inject.persist.record import Record
 from simam_inject.planning.insertions import Insertion
+from simam_inject.zoo.yolo import read_yolo
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +66,8 @@ def check_checkpoint(path: Path) -> Checkup:
     Raises:
         FileError: The file does not exist, or ultralytics cannot load it.
     """
-    network = _load(path)
-    record, example = recorded(network), Example((example_of(network).tensors[0],), {})
+    network: Any = read_yolo(path).model.float().eval()
+    record, example = recorded(network), example_of(network)
     planned = {site.module: site for site in record.sites} if record else {}
     trained, fused = (
         {site.module: site for site in expected_sites(net, example)}
@@ -96,28 +97,14 @@ def check_checkpoint(path: Path) -> Checkup:
     return Checkup(path, type(network).__name__, recipe, sites, exported, tuple(faults))
 
 
-def _load(path: Path) -> Any:
-    from ultralytics import YOLO
-
-    if not path.is_file():
-        raise FileError(f"no such file: {str(path)!r}")
-    try:
-        return YOLO(str(path)).model.float().eval()
-    except InjectError:
-        raise
-    except Exception as error:  # unpickling a file may raise anything
-        raise FileError(f"ultralytics cannot load {path}: {type(error).__name__}: {error}") from error
-
-
 def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     if not sites:
         why = "its record lists no sites" if record else "its yaml has no record of it"
         return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
+    unrecorded = [site.path for site in sites if not site.planned]
     faulty = {
-        "are not recorded in model.yaml, so training from this file would lose them": [
-            s.path for s in sites if not s.planned
-        ],
-        "are recorded but missing from the network": [s.path for s in sites if not s.present],
-        "are present but never run": [s.path for s in sites if s.present and not s.runs],
+        "are not recorded in model.yaml, so training from this file would lose them": unrecorded,
+        "are recorded but missing from the network": [site.path for site in sites if not site.present],
+        "are present but never run": [site.path for site in sites if site.present and not site.runs],
     }
     return [f"{len(paths)} of {len(sites)} sites {why}: {shortened(paths)}" for why, paths in faulty.items() if paths]

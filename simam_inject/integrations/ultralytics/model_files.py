@@ -1,4 +1,4 @@
-"""An ultralytics model file with SimAM in it -> the equivalent recipe against the stock model. Needs no ultralytics.
+"""An ultralytics model file with SimAM in it -> the equivalent recipe against the stock model.
 
 Rows are `[from, repeats, module, args]`, numbered through backbone and head, and read each other by number, so a SimAM
 row shifts every later number: pretrained weights no longer fit. Here the SimAM rows are left out, the others get back
@@ -27,6 +27,11 @@ from simam_inject.recipe.wording import describe, join_names
 _SIMAM = re.compile(r"_?simam_?", re.IGNORECASE)
 _ALONE = re.compile(r"(nn\.)?(module|attention|att|block|layer|[23]d)?", re.IGNORECASE)
 """What may be left of the name of a row that is a SimAM and nothing else."""
+_WHERE = {
+    True: "after its second convolution, before the add, as in most forks",
+    False: "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2",
+}
+"""Where a bottleneck, and any other block, with SimAM inside has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,23 +56,23 @@ class _Value(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
+    """A row of the stock model, or what reads the last row of the file."""
+
     place: str
     """`head[3]`"""
+    name: str
+    """`row 3 (C2f_SimAM)`"""
     number: int
-    module: str
     block: str
     """The stock class, if SimAM is inside: `C2f` of `C2f_SimAM`."""
     path: str
-    """Its path in the stock model."""
+    """Its path in the stock model; "" for none."""
     reads: tuple[_Value, ...]
 
     @property
     def is_bottleneck(self) -> bool:
         """Whether SimAM is in its branch, not on what it returns."""
         return self.block.lower() == "bottleneck"
-
-    def __str__(self) -> str:
-        return f"row {self.number} ({self.module})"
 
 
 def import_model_yaml(path: str | Path) -> ImportedModel:
@@ -117,15 +122,16 @@ class _Reading:
         self.layers: list[_Layer] = []
         self.simams: list[str] = []
         """Names of the rows that are SimAM."""
-        self.place = "backbone"
+        place = "backbone"
         for section in ("backbone", "head"):
             if not isinstance(data.get(section), list):
                 raise RecipeError(
                     f"{section}: is missing; an ultralytics model file lists its layers in backbone and head"
                 )
             for index, entry in enumerate(data[section]):
-                self.place = f"{section}[{index}]"
-                self._read_row(self.place, entry)
+                place = f"{section}[{index}]"
+                self._read_row(place, entry)
+        self.output = _Layer(place, "the output", len(self.values), "", "", tuple(self.values[-1:]))
 
     def _read_row(self, place: str, entry: object) -> None:
         source, repeats, module, args = entry if isinstance(entry, list) and len(entry) == 4 else (None,) * 4
@@ -134,14 +140,15 @@ class _Reading:
         sources = source if isinstance(source, list) else [source]
         reads = tuple(self._resolve(place, one) for one in sources)
         number, rest = len(self.values), _SIMAM.sub("", module)
+        name = f"row {number} ({module})"
         if rest == module or not _ALONE.fullmatch(rest):
             block, index = "" if rest == module else rest, len(self.layers)
-            self.layers.append(_Layer(place, number, module, block, f"model.{index}", reads))
+            self.layers.append(_Layer(place, name, number, block, f"model.{index}", reads))
             self.values.append(_Value(index))
             return
         if len(reads) != 1:
             raise RecipeError(f"{place}: a SimAM reads one layer; found {join_names(sources or ['none'], 'and')}")
-        name, value = f"row {number} ({module})", reads[0]
+        value = reads[0]
         if value.layer < 0:
             raise RecipeError(f"{place}: is applied to the input image, not to a layer of the stock model")
         if repeats > 1:
@@ -176,10 +183,9 @@ class _Reading:
 
     def rules(self) -> list[Rule]:
         """A rule for each place; places of one kind and lambda share one."""
-        output = _Layer(self.place, len(self.values), "the output", "", "", tuple(self.values[-1:]))
         readers: dict[int, list[tuple[_Layer, float | None]]] = defaultdict(list)
         used: set[str] = set()
-        for row in (*self.layers, output):
+        for row in (*self.layers, self.output):
             for value in row.reads:
                 readers[value.layer].append((row, value.e_lambda))
                 used.update(value.through)
@@ -188,12 +194,13 @@ class _Reading:
         after: dict[float | None, list[str]] = defaultdict(list)
         before: list[Rule] = []
         for index, row in enumerate(self.layers):
-            self._note_block(row)
+            if row.block:
+                self.notes.append(f"{row.name}: read as {row.block} with SimAM {_WHERE[row.is_bottleneck]}")
             lambdas = {e_lambda for _, e_lambda in readers[index]}
             if row.block and not row.is_bottleneck:
                 after[DEFAULT_E_LAMBDA].append(row.path)
                 if lambdas - {None}:
-                    self.notes.append(f"{row}: a SimAM row follows it and would apply SimAM twice")
+                    self.notes.append(f"{row.name}: a SimAM row follows it and would apply SimAM twice")
             elif len(lambdas) == 1 and None not in lambdas:
                 after[lambdas.pop()].append(row.path)
             else:
@@ -216,10 +223,3 @@ class _Reading:
             raise RecipeError(f"{reader.place}: reads {found}; no recipe can distinguish the two")
         exclude: Any = {"exclude": [self.layers[other].path for other in others]} if others else {}
         return Rule(path=reader.path, before="input", e_lambda=e_lambda, **exclude)
-
-    def _note_block(self, row: _Layer) -> None:
-        where = "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2"
-        if row.is_bottleneck:
-            where = "after its second convolution, before the add, as in most forks"
-        if row.block:
-            self.notes.append(f"{row}: read as {row.block} with SimAM {where}")

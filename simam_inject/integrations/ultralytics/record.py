@@ -18,7 +18,8 @@ from simam_inject.persist.record import Record
 from simam_inject.planning.insertions import Insertion
 
 KEY, RAMP = "simam", "simam_ramp"
-"""Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with."""
+"""Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with. A YOLO
+object has the ramp of its next training under the second name, too."""
 
 
 def read(network: Any) -> Record | str | Mapping[str, Any] | None:

@@ -1,12 +1,15 @@
-"""Stock calls: `Model.train` builds an injected network, and `Model.predict` runs the network as it is now."""
+"""Stock calls: `Model.train` builds an injected network, and `Model.predict` runs the network as it is now.
+
+`ramp` raises the strength during a training, of the network and its EMA.
+"""
 
 from __future__ import annotations
 
 import inspect
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from torch import nn
 from ultralytics.engine import trainer as engine_trainer
@@ -17,16 +20,95 @@ from ultralytics.utils import LOGGER, RANK, dist
 from simam_inject.adapters import wrap
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import ModelError, VerificationError
-from simam_inject.integrations.ultralytics.ramping import has_ramp, take_ramp, trained_models
-from simam_inject.integrations.ultralytics.record import KEY, missing_sites, names_of, networks_in, recorded, write
+from simam_inject.errors import FileError, ModelError, VerificationError, a_type
+from simam_inject.integrations.ultralytics.record import (
+    KEY,
+    RAMP,
+    missing_sites,
+    names_of,
+    networks_in,
+    recorded,
+    write,
+)
 from simam_inject.persist.record import Record
+from simam_inject.warmup.strength import Ramp, ramped
 
-_stamps: WeakKeyDictionary[nn.Module, object] = WeakKeyDictionary()
-"""Network -> an object that is replaced by another one whenever the sites or weights of the network change."""
-_STAMP = "_simam_stamp"
+_STATE = "_simam_state"
+"""Of a YOLO object: what `_state_of` found when `predict` last copied its network."""
 _SETTINGS = ("e_lambda", "channel_dim", "strength", "gain", "bypassed")
-"""Of a SimAM, by which `predict` notices a change; of other attention, `bypass` adds a hook."""
+
+
+def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
+    """Raise the strength of every SimAM from `start` to 1 during the first epochs of the next `model.train(...)`.
+
+    The strength depends on the epoch and the batch within it, so it is right when a training is resumed or an epoch
+    repeated. Each checkpoint contains the strength at the end of its epoch, which is 1 after `epochs` of them, and
+    `last.pt` the ramp, for `resume=True`.
+
+    Args:
+        model: an injected `YOLO`, `RTDETR`, ... object.
+        epochs: length of the ramp in epochs, above 0.
+        start: strength of the first batch, from 0 to 1.
+
+    Raises:
+        ModelError: the object is not injected, or a number is out of range.
+
+    Example:
+        >>> model = inject(YOLO("yolov8n.pt"), "yolo-neck", strength=0.0)  # doctest: +SKIP
+        >>> ramp(model, epochs=3)  # doctest: +SKIP
+        >>> model.train(data="coco8.yaml", epochs=30)  # doctest: +SKIP
+    """
+    planned = EpochRamp(epochs, start)
+    if not isinstance(model, Model):
+        raise ModelError(f"ramp expects the YOLO object whose train() is called next, found {a_type(model)}")
+    Ramp(model, steps=1, start=planned.start)  # sets the first strength, and warns without gains
+    model.__dict__[RAMP] = planned
+
+
+class EpochRamp:
+    """Callbacks of a trainer, by the names of its events. A class, so that a DDP worker can unpickle them.
+
+    Raises:
+        ModelError: a number is out of range.
+    """
+
+    def __init__(self, epochs: float, start: float) -> None:
+        if not epochs > 0 or not 0.0 <= start <= 1.0:
+            raise ModelError(
+                f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r:.40}, start={start!r:.40}"
+            )
+        self.epochs, self.start, self.batch = float(epochs), float(start), 0
+
+    def on_train_epoch_start(self, _: Any) -> None:
+        """Count from the epoch's start, also where an epoch is done again."""
+        self.batch = 0
+
+    def on_train_batch_start(self, trainer: Any) -> None:
+        """Set the strength of this batch."""
+        self._set_strength(trainer)
+        self.batch += 1
+
+    def _set_strength(self, trainer: Any) -> None:
+        """Set the strength after the batches so far, in whatever is trained and saved."""
+        epoch = trainer.epoch + self.batch / len(trainer.train_loader)
+        for model in trained_models(trainer).values():
+            for module in model.modules():
+                if isinstance(module, SimAM):
+                    module.strength = ramped(self.start, epoch / self.epochs)
+
+    def on_train_epoch_end(self, trainer: Any) -> None:
+        """Set the strength after all batches, and write it and the ramp into the yaml of what is saved then."""
+        self._set_strength(trainer)
+        for model in trained_models(trainer).values():
+            for network in filter(recorded, networks_in(model)):
+                write(network)
+                network.yaml[RAMP] = {"epochs": self.epochs, "start": self.start}
+
+
+def trained_models(trainer: Any) -> dict[str, nn.Module]:
+    """By name, what a trainer trains, and what it validates and saves."""
+    models = {"model": trainer.model, "EMA": getattr(getattr(trainer, "ema", None), "ema", None)}
+    return {name: model for name, model in models.items() if isinstance(model, nn.Module)}
 
 
 class Tripwire:
@@ -67,7 +149,7 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
     """
     network, before = model.model, recorded(model.model)
     attentions, file = [entry.attention for entry in attended_in(network)], vars(model).get("cfg")
-    if resumed and model.ckpt_path and not has_ramp(model) and (attentions or network in _stamps):
+    if resumed and model.ckpt_path and RAMP not in vars(model):
         saved = tasks.torch_safe_load(model.ckpt_path)[0]
         there = attended_in(saved.get("ema") or saved["model"])
         if [entry.insertion for entry in there] != [entry.insertion for entry in attended_in(network)]:
@@ -89,22 +171,16 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
 
 def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     """Train an injected network, after the checks of `_check_trainable`."""
-    resumed = bool(kwargs.get("resume", model.overrides.get("resume")))
-    if isinstance(model.model, nn.Module):
-        _check_trainable(model, resumed=resumed)
-    if not isinstance(model.model, nn.Module) or not (recorded(model.model) or any(attended_in(model.model))):
+    if not isinstance(model.model, nn.Module):
         return original(model, *args, **kwargs)
-    record = write(model.model)
-    ramp = take_ramp(model, resumed=resumed)
-    callbacks = [
-        (event, getattr(part, event))
-        for part in (Tripwire(record), ramp)
-        for event in model.callbacks
-        if hasattr(part, event)
-    ]
-    for event, call in callbacks:
-        model.callbacks[event].insert(0, call)
-    switch: dict[str, Any] = {"model": model.model}
+    resumed = bool(kwargs.get("resume", model.overrides.get("resume")))
+    _check_trainable(model, resumed=resumed)
+    if not (recorded(model.model) or any(attended_in(model.model))):
+        return original(model, *args, **kwargs)
+    parts = [Tripwire(write(model.model)), _take_ramp(model, resumed=resumed)]
+    before, switch = model.callbacks, {"model": model.model}
+    ours = {event: [getattr(part, event) for part in parts if hasattr(part, event)] for event in before}
+    model.callbacks = defaultdict(list, {event: [*ours[event], *calls] for event, calls in before.items()})
     if not model.ckpt and rebuilds_from_name():
         # With both of ultralytics' own switches it builds from `model.yaml`, with fresh weights. Either alone is wrong:
         # the file name has no record; the weights of the class count in memory would be moved to that of the data set,
@@ -115,10 +191,23 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     try:
         return original(model, *args, **kwargs)
     finally:
-        for event, call in callbacks:
-            model.callbacks[event] = [other for other in model.callbacks[event] if other is not call]
+        model.callbacks = before
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
+
+
+def _take_ramp(model: Any, *, resumed: bool) -> EpochRamp | None:
+    """Take away the ramp that was set on the YOLO object, and the recorded one, which a resumed training goes on with.
+
+    Raises:
+        FileError: what the network's yaml records is not a ramp.
+    """
+    given, found = model.__dict__.pop(RAMP, None), model.model.yaml.pop(RAMP, None)
+    try:
+        recorded_ramp = None if found is None else EpochRamp(**found)
+    except (TypeError, ValueError, ModelError) as error:
+        raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}") from error
+    return given or (recorded_ramp if resumed else None)
 
 
 def rebuilds_from_name() -> bool:
@@ -127,19 +216,26 @@ def rebuilds_from_name() -> bool:
 
 
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
-    network: Any = model.model
-    parts: list[Any] = [entry.attention for entry in attended_in(network)] if isinstance(network, nn.Module) else []
-    settings = [([getattr(part, name, None) for name in _SETTINGS], len(part._forward_hooks)) for part in parts if part]
-    stamped = (_stamps[network], settings) if network in _stamps else settings or None
-    if vars(model).get(_STAMP) != stamped:  # the predictor has a fused copy of the network as it was
+    before = vars(model).get(_STATE)
+    if before != _state_of(model.model):  # the predictor has a fused copy of the network as it was
         model.predictor = None
-        vars(model)[_STAMP] = stamped
-    return original(model, *args, **kwargs)
+    try:
+        return original(model, *args, **kwargs)
+    finally:  # up to 8.4.120 `predict` fuses the network itself
+        if before != (now := _state_of(model.model)):
+            vars(model)[_STATE] = now
 
 
-def stamp(network: nn.Module) -> None:
-    """Note that a network has changed, so that the next `predict` copies and fuses it again."""
-    _stamps[network] = object()
+def _state_of(network: Any) -> object:
+    """What `predict` must not run an older copy of: the attention in a network, its settings, and the weights."""
+    parts: list[Any] = [entry.attention for entry in attended_in(network)] if isinstance(network, nn.Module) else []
+    if not parts:
+        return None
+    settings = [[getattr(part, name, None) for name in _SETTINGS] for part in parts]
+    hooks = [len(part._forward_hooks) for part in parts if part]  # `bypass` adds one to other attention
+    tensors = [*network.parameters(), *network.buffers()]
+    versions = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    return id(network), settings, hooks, versions
 
 
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
