@@ -12,7 +12,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from benchmarks.measuring import measure
+from benchmarks.measuring import measure, shown
 from benchmarks.options import parse, publish, tabulate
 from benchmarks.resnet import Setting, attentions, make_step, plain, settings, sites
 from simam_inject.bench.measuring import Quartiles
@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     head = ["ResNet-50", "plain ms", *names]
     cells = []
     for row in rows:
-        shares = [_shown(row["overhead"][name]) for name in names]
+        shares = [shown(Quartiles(**row["overhead"][name]), 100, 1) for name in names]
         cells.append([row["setting"], f"{row['seconds'] * 1e3:.0f}", *shares])
     notes = ["Added time in percent of the plain network: median [quartiles] of per-round ratios. Eager mode."]
     publish(options, "ResNet-50, what 16 attentions add", tabulate(head, cells), notes, rows)
@@ -90,10 +90,3 @@ def _activations(model: nn.Module, image: Tensor, paths: list[str]) -> list[Tens
     for hook in hooks:
         hook.remove()
     return [found[path] for path in paths]
-
-
-def _shown(share: dict[str, float]) -> str:
-    quartiles = Quartiles(**share)
-    if quartiles.is_noisy:
-        return "refused: noisy"
-    return f"{100 * quartiles.median:.1f} [{100 * quartiles.low:.1f}, {100 * quartiles.high:.1f}]"

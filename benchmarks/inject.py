@@ -1,6 +1,6 @@
 """What the tool itself takes: planning, inserting and verifying real networks, and the start of the command line.
 
-    python -m benchmarks inject [--quick] [--json FILE]
+    python -m benchmarks inject [--quick] [--json FILE] [--markdown FILE]
 
 Planning, inserting and verifying are timed as process time on one thread, since wall time on a shared machine measures
 the neighbours. `verify` is also given in forwards of the plain network in eval mode, timed before and after it. The
@@ -9,7 +9,6 @@ command line is timed as user and system time of a new process.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import resource
 import statistics
@@ -18,12 +17,11 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.options import publish, tabulate
+from benchmarks.options import parse, publish, tabulate
 from simam_inject import eject, plan, verify
 from simam_inject.adapters import network_of
 from simam_inject.dataflow.example import example_of
@@ -43,15 +41,10 @@ COMMANDS = (("--help",), ("resnet50", "--recipe", "papr"), ("resnet50", "--after
 ROUNDS = 5
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str]) -> int:
     """Measure, print a Markdown table, and write JSON where asked."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks inject", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="ResNet-50 and the start-up only")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there")
-    parser.set_defaults(device=torch.device("cpu"), markdown=None)
-    options = parser.parse_args(argv)
+    options = parse("inject", __doc__, argv)
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
     rows = [_measure(name) for name in (["resnet50"] if options.quick else NETWORKS)]
     cells = [
         [row["network"], f"{row['sites']}", *(f"{row[name]:.3f}" for name in row if name.endswith("_seconds"))]

@@ -73,10 +73,11 @@ def geometric_mean(numbers: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(number) for number in numbers))
 
 
-def shown(ratio: Quartiles | None) -> str:
+def shown(ratio: Quartiles | None, scale: float = 1.0, digits: int = 2) -> str:
     """A table's cell: median and quartiles, or why there is none."""
     if ratio is None:
         return ""
     if ratio.is_noisy:
         return "refused: noisy"
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+    median, low, high = (f"{scale * one:.{digits}f}" for one in (ratio.median, ratio.low, ratio.high))
+    return f"{median} [{low}, {high}]"

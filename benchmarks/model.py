@@ -14,7 +14,7 @@ from rich.progress import track
 
 from benchmarks.measuring import measure, shown
 from benchmarks.options import parse, publish, tabulate
-from benchmarks.resnet import RECIPE, Setting, attended, attentions, make_step, plain, settings
+from benchmarks.resnet import RECIPE, Setting, attended, attentions, make_step, plain, settings, sites
 from simam_inject import inject
 from simam_inject.bench.measuring import Quartiles
 
@@ -49,7 +49,7 @@ def run(setting: Setting, device: torch.device, *, is_training: bool, is_compile
     variants = {PLAIN: model, TWIN: copy.deepcopy(model), "SimAM": inject(copy.deepcopy(model), RECIPE, verify=False)}
     for name, place, make in attentions():
         if name != "SimAM" and (not is_compiled or name.startswith("SimAM")):
-            variants[name] = setting.place(attended(model, place, make), device)
+            variants[name] = setting.place(attended(model, sites(place), make), device)
     if is_compiled:
         variants = {name: torch.compile(one.train(is_training)) for name, one in variants.items()}
     steps = {name: make_step(one.train(is_training), image, is_training=is_training) for name, one in variants.items()}

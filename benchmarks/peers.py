@@ -9,7 +9,6 @@ timm's own `block_args=dict(attn_layer=...)`. "Keys lost" counts keys of a plain
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import timm
 import torch
@@ -17,7 +16,7 @@ from torch import nn
 
 from benchmarks.measuring import measure, shown
 from benchmarks.options import parse, publish, tabulate
-from benchmarks.resnet import make_step
+from benchmarks.resnet import attended, make_step
 from simam_inject import SimAM, inject
 from simam_inject.bench.measuring import bytes_kept
 from simam_inject.bench.peers import PEERS, peer_factory
@@ -65,20 +64,12 @@ def main(argv: list[str]) -> int:
 
 def _variants(plain: nn.Module) -> dict[str, nn.Module]:
     found = {"SimAM, this engine": inject(copy.deepcopy(plain), RECIPE, verify=False)}
-    found["SimAM, by hand"] = _by_hand(plain, lambda _: SimAM())
+    norms = [path for path, _ in plain.named_modules() if path.endswith(f".{SITE}")]
+    found["SimAM, by hand"] = attended(plain, norms, lambda _: SimAM())
     for name in PEERS:
         make = peer_factory(name)
         found[f"{name.upper()}, this engine"] = inject(copy.deepcopy(plain), RECIPE, verify=False, attention=make)
-        found[f"{name.upper()}, by hand"] = _by_hand(plain, make)
+        found[f"{name.upper()}, by hand"] = attended(plain, norms, make)
         layer = {"gc": "gca"}.get(name, name)
         found[f"{name.upper()}, timm's attn_layer"] = timm.create_model(NETWORK, block_args={"attn_layer": layer})
     return {name: model.to(next(plain.parameters()).device) for name, model in found.items()}
-
-
-def _by_hand(plain: nn.Module, make: Callable[[int], nn.Module]) -> nn.Module:
-    """A Sequential of the norm and the attention in the norm's place."""
-    twin = copy.deepcopy(plain)
-    for path, module in list(twin.named_modules()):
-        if path.endswith(f".{SITE}"):
-            twin.set_submodule(path, nn.Sequential(module, make(module.num_features)))
-    return twin

@@ -66,10 +66,10 @@ def sites(place: str) -> list[str]:
     return [f"layer{stage}.{block}.{place}" for stage, blocks in enumerate((3, 4, 6, 3), 1) for block in range(blocks)]
 
 
-def attended(model: nn.Module, place: str, make: Callable[[int], nn.Module]) -> nn.Module:
-    """A copy of `model` with an attention after each site, put in by a Sequential: no surgery of ours takes part."""
+def attended(model: nn.Module, paths: list[str], make: Callable[[int], nn.Module]) -> nn.Module:
+    """A copy of `model` with an attention after each module, put in by a Sequential: no surgery of ours takes part."""
     twin = copy.deepcopy(model)
-    for path in sites(place):
+    for path in paths:
         child = twin.get_submodule(path)
         channels = child.out_channels if isinstance(child, nn.Conv2d) else child.num_features
         twin.set_submodule(path, nn.Sequential(child, make(channels)))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -13,18 +11,19 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import network_of
 from simam_inject.attention import ArgumentError, SimAM, gate
-from simam_inject.warmup.batches import evaluating
+from simam_inject.modules import unwrapped
+from simam_inject.warmup.batches import evaluated_twin
 from simam_inject.warmup.strength import simams_of
 
 
 def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -> dict[str, Tensor]:
     """Return the gate of every SimAM for these inputs, between 0.62 and 1.
 
-    Runs the model once, in eval mode and without gradients, and does not change it. Strength and gain are not included:
-    the gate is what `simam` multiplies by at strength 1 and gain 1.
+    Runs a copy of the model once, in eval mode and without gradients. Strength and gain are not included: the gate is
+    what `simam` multiplies by at strength 1 and gain 1.
 
     Args:
-        model: a model with SimAM in it, or an ultralytics `YOLO`.
+        model: a model with SimAM in it, which DDP or `torch.compile` may have wrapped, or an ultralytics `YOLO`.
         *inputs: the arguments of its forward.
         channel: the gate of this one channel, instead of the mean over all channels.
 
@@ -33,7 +32,7 @@ def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -
         that runs several times in one forward, the second run is `path (run 2)`, and so on.
 
     Raises:
-        ModelError: the model has no SimAM.
+        ModelError: the model has no SimAM, or is sharded.
         ArgumentError: a map has no such channel.
 
     Example:
@@ -87,30 +86,18 @@ def _record(
     *,
     bypass: bool = False,
 ) -> dict[str, Tensor]:
-    """What `measure` returns for the name, the SimAM and the input of each run of a site, by name.
-
-    Other threads may run the same model meanwhile: nothing is set on its SimAMs, and hooks look at this thread only.
-    """
-    network = network_of(model)
+    """What `measure` returns for the name, the SimAM and the input of each run of a site, by name."""
+    twin = evaluated_twin(unwrapped(network_of(model)), "take attention maps")
     found: dict[str, Tensor] = {}
-    thread = threading.get_ident()
 
     def look(path: str, attention: SimAM, args: tuple[Tensor, ...]) -> None:
-        if threading.get_ident() != thread:
-            return
         runs = sum(name.partition(" (run ")[0] == path for name in found)
         name = f"{path} (run {runs + 1})" if runs else path
-        found[name] = measure(name, attention, args[0].detach())
+        found[name] = measure(name, attention, args[0])
 
-    def skip(_attention: SimAM, args: tuple[Tensor, ...], _output: Tensor) -> Tensor | None:
-        return args[0] if threading.get_ident() == thread else None
-
-    with ExitStack() as stack:
-        for path, attention in simams_of(network):
-            stack.enter_context(attention.register_forward_pre_hook(partial(look, path)))
-            if bypass:
-                stack.enter_context(attention.register_forward_hook(skip))
-        stack.enter_context(evaluating(network))
-        stack.enter_context(torch.no_grad())
-        network(*inputs)
+    for path, attention in simams_of(twin):
+        attention.register_forward_pre_hook(partial(look, path))
+        attention.bypassed |= bypass
+    with torch.no_grad():
+        twin(*inputs)
     return found

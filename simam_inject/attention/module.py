@@ -47,12 +47,6 @@ class SimAM(nn.Module):
         torch.Size([2, 8, 4, 4])
     """
 
-    e_lambda: float
-    channel_dim: int
-    strength: float
-    gain: float
-    bypassed: bool
-
     def __init__(self, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> None:
         super().__init__()
         self.e_lambda = check_number("e_lambda", e_lambda)

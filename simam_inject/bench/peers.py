@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any
 
 from torch import nn
@@ -12,8 +13,13 @@ from simam_inject.api import eject, inject, injected
 from simam_inject.errors import ModelError
 
 PLAIN, SIMAM = "plain", "SimAM"
-PEERS = {"se": "SEModule", "eca": "EcaModule", "cbam": "CbamModule", "gc": "GlobalContext"}
-"""Other attentions: their classes in `timm.layers`, made for a number of channels."""
+PEERS = {
+    "se": ("squeeze_excite", "SEModule"),
+    "eca": ("eca", "EcaModule"),
+    "cbam": ("cbam", "CbamModule"),
+    "gc": ("global_context", "GlobalContext"),
+}
+"""Other attentions: file and class in `timm.layers`, which does not export them all, made for a number of channels."""
 
 
 def peer_factory(name: str) -> Callable[[int], nn.Module]:
@@ -24,9 +30,8 @@ def peer_factory(name: str) -> Callable[[int], nn.Module]:
     """
     if name not in PEERS:
         raise ModelError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
-    from timm import layers  # takes seconds
-
-    factory: Callable[[int], nn.Module] = getattr(layers, PEERS[name])
+    file, kind = PEERS[name]
+    factory: Callable[[int], nn.Module] = getattr(import_module(f"timm.layers.{file}"), kind)
     return factory
 
 

@@ -32,7 +32,7 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     """
     library = library_of(options)
     step(f"setting up {options.model}")
-    from simam_inject.compare.running import run_study
+    from simam_inject.compare import compare as run
     from simam_inject.compare.setups import set_up
     from simam_inject.compare.study import import_optuna, open_storage
     from simam_inject.compare.training import Training
@@ -40,19 +40,23 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
 
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
-    variants = list_variants(options.recipe, options.against, options.e_lambda)
+    list_variants(options.recipe, options.against, options.e_lambda)  # raises an error before images are read
     same = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "ema", "augment", "amp", "compile")}
     size = options.size or (640 if library == "ultralytics" else 224)
     training = Training(**same, size=size, warmup=min(5.0, options.epochs / 6), workers=options.loaders)
-    about = (options.model, options.data, training, options.device, variants)
-    experiment = set_up(*about, pretrained=options.pretrained, weights=options.weights)
-    open_storage(options.study)  # creates the tables of a new database, which several processes cannot do at once
+    about = (options.model, options.data, training, options.device)
+    setup = set_up(*about, pretrained=options.pretrained, weights=options.weights)
+    if "://" in options.study:
+        open_storage(options.study)  # creates the tables of a new database, which several processes cannot do at once
+    same = {name: getattr(options, name) for name in ("against", "seeds", "resolve", "budget", "name", "retry_stale")}
     work = partial(
-        run_study,
-        *(experiment, variants, options.seeds, options.study, options.budget, partial(_show_progress, step)),
-        resolve=options.resolve,
-        name=options.name,
-        retry_stale=options.retry_stale,
+        run,
+        recipes=options.recipe,
+        e_lambdas=options.e_lambda,
+        storage=options.study,
+        progress=partial(_show_progress, step),
+        **setup,
+        **same,
     )
     found = _work_together(options, work)
     if len(found.cells) < found.total:

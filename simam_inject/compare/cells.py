@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from simam_inject.recipe import Recipe
 
-PLAIN, AGAIN, SIMAM = "plain", "plain again", "simam"
+PLAIN, AGAIN = "plain", "plain again"
 AGAIN_OFFSET = 1_000_000
 """*Plain again* has the weights of seed s and the data order of seed s + this."""
-
-
 WRONG_SIGN = "the values of plain fall during training; higher must be better, so return the negative of a loss"
 
 
@@ -23,18 +22,14 @@ WRONG_SIGN = "the values of plain fall during training; higher must be better, s
 class Variant:
     """One column of the comparison."""
 
-    attention: str
-    """`plain`, `plain again`, `simam` or the name of another attention."""
+    name: str
+    """The name in results: `plain`, `plain again`, `simam`, `simam 0.1`, or that of another attention."""
     recipe: str = ""
     """The name of its recipe in results."""
     where: Recipe | None = None
-    """The recipe, with the lambda of this variant."""
-    e_lambda: float | None = None
-
-    @property
-    def name(self) -> str:
-        """The name in results, e.g. `simam 0.1`."""
-        return self.attention if self.e_lambda is None else f"{self.attention} {self.e_lambda:g}"
+    """The recipe, with the lambda of this variant; None without attention."""
+    attention: Callable[[int], nn.Module] | None = None
+    """Makes another attention for a number of channels; None for SimAM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +95,9 @@ Train = Callable[[Any, int, Report], float]
 
 @dataclass(frozen=True, slots=True)
 class Experiment:
-    """What is the same for all variants: a network, and how it is trained."""
+    """What is the same for all variants; see the arguments of `compare`."""
 
     make_model: Callable[..., Any]
     train: Train
-    example_inputs: Any = None
-    batches: Any = None
-    """For trained weights: batches on which every variant's batch norm statistics are computed before training."""
-    settings: dict[str, Any] = field(default_factory=dict)
-    """What else a result depends on."""
+    example_inputs: Any
+    batches: Any

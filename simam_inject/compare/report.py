@@ -109,11 +109,8 @@ class Comparison:
         """The report as one HTML page with its figures inside."""
         curves = {}
         for recipe in dict.fromkeys(row.recipe for row in self.differences):
-            arms = [
-                (PLAIN, ""),
-                (AGAIN, ""),
-                *((row.variant, recipe) for row in self.differences if row.recipe == recipe),
-            ]
+            attended = [(row.variant, recipe) for row in self.differences if row.recipe == recipe]
+            arms = [(PLAIN, ""), (AGAIN, ""), *attended]
             curves[recipe] = figures.draw_curves({arm[0]: self.of(*arm) for arm in arms})
         differences = figures.draw_differences(self._rows(), self.noise_floor)
         return self._render("report.html.j2", differences=differences, curves=curves)

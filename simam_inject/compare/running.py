@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from statistics import median
 from typing import Any, cast
 
-from simam_inject.compare.cells import PLAIN, WRONG_SIGN, Experiment, Train, Variant
+from simam_inject.compare.cells import PLAIN, WRONG_SIGN, Experiment, Train
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.compare.variants import check_recipes, list_variants, run_cell
@@ -80,37 +80,18 @@ def compare(
         >>> [(d.variant, d.mean, d.verdict) for d in comparison.differences]  # doctest: +SKIP
         [('simam', -0.11, 'not resolved'), ('se', 1.1, 'not resolved'), ('eca', 2.8, 'not resolved')]
     """
+    optuna = import_optuna()
     if not isinstance(cast(Any, seeds), int) or seeds < 1:
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, variants, example_inputs)
     batches = None if batches is None else readable_twice(batches, passes=2)  # each run reads them
-    experiment = Experiment(make_model, train, example_inputs, batches, settings or {})
-    options = {"name": name, "resolve": resolve, "retry_stale": retry_stale}
-    return run_study(experiment, variants, seeds, storage, budget, progress, **options)
-
-
-def run_study(
-    experiment: Experiment,
-    variants: Sequence[Variant],
-    seeds: int,
-    storage: Any,
-    budget: float | None,
-    progress: Progress,
-    **options: Any,
-) -> Comparison:
-    """Run the cells of a study whose recipes have been checked.
-
-    Args:
-        experiment, variants, seeds, storage, budget, progress: See `compare`.
-        **options: See `Study`.
-    """
-    optuna = import_optuna()
+    used = {variant.recipe: variant.where.to_dict() for variant in variants if variant.where is not None}
+    settings = {"recipes": used, "warm_start": batches is not None, **(settings or {})}
     try:
-        study = Study(storage, _describe_settings(experiment, variants), variants, seeds, **options)
+        study = Study(storage, settings, variants, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
         with study.heartbeat():
-            _work(study, experiment, budget, progress)
-        return study.comparison()
+            return _work(study, Experiment(make_model, train, example_inputs, batches), budget, progress)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
         reason = getattr(error, "strerror", None) or error.__cause__ or error
         raise CompareError(
@@ -119,28 +100,24 @@ def run_study(
         ) from error
 
 
-def _describe_settings(experiment: Experiment, variants: Sequence[Variant]) -> dict[str, Any]:
-    """What a result depends on, as JSON."""
-    recipes = {variant.recipe: variant.where.to_dict() for variant in variants if variant.where is not None}
-    return {"recipes": recipes, "warm_start": experiment.batches is not None, **experiment.settings}
-
-
-def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> None:
+def _work(study: Study, experiment: Experiment, budget: float | None, progress: Progress) -> Comparison:
     """Run cells until none is left, or the budget is used up."""
     started, lengths = time.monotonic(), list[float]()
     while True:
-        done, total = study.counts()
+        found = study.comparison()
+        done, total = len(found.cells), found.total
         progress(done, total, median(lengths) * (total - done) if lengths else None)
         in_time = budget is None or time.monotonic() - started < budget
         claim = study.take() if in_time else None
         if claim is None:
-            return
+            return found
+        trial, variant, seed = claim
         try:
-            cell = run_cell(experiment, claim.variant, claim.seed)
+            cell = run_cell(experiment, variant, seed)
         except BaseException:  # stopped by the user, or the disk is full
-            study.release(claim)
+            study.end(trial)
             raise
-        study.finish(claim, cell)
+        study.end(trial, cell)
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
             warnings.warn(WRONG_SIGN, stacklevel=3)

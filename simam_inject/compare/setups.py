@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -14,9 +13,8 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from simam_inject.compare.cells import Experiment, Report, Variant
+from simam_inject.compare.cells import Report
 from simam_inject.compare.training import IMAGENET, Training, fit, make_loaders, open_folder
-from simam_inject.compare.variants import check_recipes
 from simam_inject.errors import CompareError
 from simam_inject.zoo import build, load_weights
 
@@ -24,19 +22,12 @@ _WARM_BATCHES = 8
 
 
 def set_up(
-    model: str,
-    data: str,
-    training: Training,
-    device: str,
-    variants: Sequence[Variant] = (),
-    *,
-    pretrained: bool = False,
-    weights: str | None = None,
-) -> Experiment:
-    """The experiment for a model of the zoo: a classifier, or a YOLO.
+    model: str, data: str, training: Training, device: str, *, pretrained: bool = False, weights: str | None = None
+) -> dict[str, Any]:
+    """Arguments of `compare` for a model of the zoo: a classifier, or a YOLO.
 
     Raises:
-        InjectError: The model, the data, the weights or the recipe of a variant are invalid.
+        InjectError: The model, the data or the weights are invalid.
     """
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise CompareError("no CUDA device is available here; use --device cpu")
@@ -44,10 +35,9 @@ def set_up(
     if built.source == "ultralytics":
         if pretrained:
             raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
-        return _set_up_yolo(model, data, training, device, variants, weights)
+        return _set_up_yolo(model, data, training, device, weights)
     normalization = built.normalization or IMAGENET
     images = open_folder(data, training.size, augment=training.augment, normalization=normalization)
-
     make = partial(build, model, pretrained=pretrained, num_classes=len(images.classes))
     # Of a file of this package only the weights: its SimAMs would be in plain too.
     state = load_weights(make(), Path(weights)).model.state_dict() if weights else None
@@ -61,22 +51,26 @@ def set_up(
     def train(network: nn.Module, seed: int, report: Report) -> float:
         return fit(network, images, training, device, seed, report)
 
-    example = _make_example(min(training.batch, 8), training.size)
-    check_recipes(make_model, variants, example)
     loader, _ = make_loaders(images, training, seed=0)  # raises an error if the images are too few
     batches = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
     settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights}
     settings |= {"normalization": normalization, **asdict(training)}
-    return Experiment(make_model, train, example, batches, settings)
+    example = _make_example(min(training.batch, 8), training.size)
+    given = {"make_model": make_model, "train": train, "example_inputs": example}
+    return {**given, "batches": batches, "settings": settings}
 
 
-def _set_up_yolo(
-    model: str, data: str, training: Training, device: str, variants: Sequence[Variant], weights: str | None
-) -> Experiment:
+def _set_up_yolo(model: str, data: str, training: Training, device: str, weights: str | None) -> dict[str, Any]:
     """A YOLO and the data set of its `data.yaml`; the metric is mAP50-95 (or top-1) of the averaged weights."""
+    from ultralytics.data.utils import check_cls_dataset, check_det_dataset
+
     yolo = build(weights or model).model
-    classes = _count_classes(data, yolo.task)
-    metric = "metrics/accuracy_top1" if yolo.task == "classify" else "metrics/mAP50-95(B)"
+    is_classifier = yolo.task == "classify"
+    metric = "metrics/accuracy_top1" if is_classifier else "metrics/mAP50-95(B)"
+    try:
+        classes = (check_cls_dataset if is_classifier else check_det_dataset)(data)["nc"]
+    except Exception as error:
+        raise CompareError(f"{data} is not a data set that ultralytics can read: {str(error).strip()}") from None
     used = {"epochs": training.epochs, "batch": training.batch, "amp": training.amp, "workers": training.workers}
     quiet = {"plots": False, "save": False, "exist_ok": True, "patience": training.epochs + 1}  # no early end
 
@@ -98,10 +92,9 @@ def _set_up_yolo(
             trainer.train()
             return 100 * float(trainer.metrics[metric])
 
-    example = _make_example(1, training.size)
-    check_recipes(make_model, variants, example)
     settings = {"model": model, "data": data, "weights": weights, "size": training.size, **used}
-    return Experiment(make_model, train, example, settings=settings)
+    example = _make_example(1, training.size)
+    return {"make_model": make_model, "train": train, "example_inputs": example, "settings": settings}
 
 
 def _make_example(images: int, size: int) -> torch.Tensor:
@@ -113,13 +106,3 @@ def _estimate_norms(trainer: Any) -> None:
     batches = (trainer.preprocess_batch(batch)["img"] for batch in islice(trainer.train_loader, _WARM_BATCHES))
     update_bn(batches, trainer.model)
     trainer.ema.ema.load_state_dict(trainer.model.state_dict())
-
-
-def _count_classes(data: str, task: str) -> int:
-    from ultralytics.data.utils import check_cls_dataset, check_det_dataset
-
-    try:
-        found = check_cls_dataset(data) if task == "classify" else check_det_dataset(data)
-    except Exception as error:
-        raise CompareError(f"{data} is not a data set that ultralytics can read: {str(error).strip()}") from None
-    return int(found["nc"])

@@ -56,11 +56,9 @@ class Difference:
 def compare_to(
     plain: Values, others: Mapping[tuple[str, str], Values], *, resolve: float | None = None, looks: int = 1
 ) -> tuple[Difference, ...]:
-    """Test each variant against plain; the comparisons together are one family of tests.
+    """Test each variant and recipe against plain; the comparisons together are one family of tests.
 
     Args:
-        plain: results without attention.
-        others: results by variant and recipe.
         resolve: the difference of interest, for `Difference.needed`.
         looks: how often the study was evaluated, each time with more seeds; every p is multiplied by it.
     """
@@ -70,7 +68,7 @@ def compare_to(
     family, plain_failed, differences = len(others) * looks, _count_failed(plain), []
     for (key, pairs), (mean, low, high, sd, _), p in zip(samples.items(), summaries, corrected, strict=True):
         failed = _count_failed(others[key])
-        verdict = _verdict(p, mean, failed, plain_failed)
+        verdict = _verdict(p, mean, failed if mean > 0 else plain_failed)
         detectable = detectable_difference(len(pairs), sd, family)
         needed = None if resolve is None else seeds_needed(resolve, sd, family)
         differences.append(Difference(*key, pairs, mean, low, high, sd, p, verdict, failed, detectable, needed))
@@ -86,10 +84,11 @@ def _count_failed(values: Values) -> int:
     return sum(value is None for value in values.values())
 
 
-def _verdict(p: float, mean: float, failed: int, plain_failed: int) -> str:
+def _verdict(p: float, mean: float, failed: int) -> str:
+    """`failed`: runs without a result of the variant that looks better; they might have been the bad ones."""
     if math.isnan(p):
         return NOISE_ONLY
-    if p >= LEVEL or (failed if mean > 0 else plain_failed):  # the runs that failed might have been the bad ones
+    if p >= LEVEL or failed:
         return NOT_RESOLVED
     return BETTER if mean > 0 else WORSE
 
@@ -126,13 +125,7 @@ def holm(ps: Sequence[float], looks: int = 1) -> list[float]:
 
 
 def detectable_difference(seeds: int, sd: float, family: int = 1) -> float:
-    """The true difference that so many seeds find with 80 % power, in the strictest step of Holm's correction.
-
-    Args:
-        seeds: number of pairs.
-        sd: standard deviation of the paired differences.
-        family: number of comparisons.
-    """
+    """The true difference that so many pairs find with 80 % power, in the strictest step of Holm's correction."""
     from scipy import special, stats
 
     if seeds < 2:
@@ -157,8 +150,7 @@ def sample_noise(plain: Sequence[np.ndarray], other: Sequence[np.ndarray], unit:
     """Half of the 95 % interval of a difference over other test sets of the same size; None if the lengths differ.
 
     Args:
-        plain: for each seed, which samples were right.
-        other: the same of the variant.
+        plain, other: for each seed, which samples were right.
         unit: the metric if all samples are right, e.g. 100.
     """
     if len({len(right) for right in (*plain, *other)}) != 1 or len(plain[0]) < 2:

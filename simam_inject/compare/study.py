@@ -19,11 +19,10 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
-from uuid import uuid4
+from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
@@ -38,10 +37,9 @@ if TYPE_CHECKING:
 HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
-_LIBRARIES = ("optuna", "scipy", "matplotlib", "jinja2")
+_LIBRARIES = ("optuna", "scipy", "matplotlib")
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
 _JOURNAL_START = b'{"op_code":'
-_RESULTS = ("COMPLETE", "FAIL")
 
 
 def import_optuna() -> Any:
@@ -108,20 +106,15 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
         raise CompareError(f"{path} is not a study: compare did not write this file") from None
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
-    """A cell that this worker runs, and the id of its trial."""
-
-    trial: int
-    variant: Variant
-    seed: int
-
-
 class Study:
-    """The cells of one comparison in a storage, and this process as one of the workers."""
+    """The cells of one comparison in a storage, and this process as one of the workers.
 
-    _active: ClassVar[set[str]] = set()
-    """Workers of this process that have a heartbeat."""
+    Begins the study, or continues the one with these settings. It has so many seeds, or as many as an earlier call
+    asked for, if that is more. How often the number was raised after there were results is the number of looks.
+
+    Raises:
+        CompareError: The storage cannot be opened, or holds a study of that name with other settings.
+    """
 
     def __init__(
         self,
@@ -134,23 +127,11 @@ class Study:
         resolve: float | None = None,
         retry_stale: bool = False,
     ) -> None:
-        """Begin the study, or continue the one with these settings.
-
-        It has so many seeds, or as many as an earlier call asked for, if that is more. How often the number was raised
-        after there were results is recorded: it is the number of looks.
-
-        Raises:
-            CompareError: The storage cannot be opened, or holds a study of that name with other settings.
-        """
-        self._optuna, self._storage = import_optuna(), open_storage(storage)
+        self._optuna, self._storage, self._retry_stale = import_optuna(), open_storage(storage), retry_stale
         self._study: optuna.Study = self._optuna.create_study(
-            storage=self._storage,
-            study_name=name,
-            sampler=self._optuna.samplers.RandomSampler(),
-            direction="maximize",
-            load_if_exists=True,
+            storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
         )
-        self._retry_stale, self.worker = retry_stale, f"{platform.node()}:{os.getpid()}:{uuid4().hex}"
+        self.worker = f"{platform.node()}:{os.getpid()}"
         attributes, write = self._study.user_attrs, self._study.set_user_attr
         names = [(variant.name, variant.recipe) for variant in variants]
         settings = json.loads(json.dumps({**settings, "variants": names}))
@@ -163,71 +144,52 @@ class Study:
             write("resolve", resolve)
         planned = attributes.get("planned", [])
         if not planned or seeds > planned[-1]:
-            planned = [*(planned if self.counts()[0] else []), seeds]
+            planned = [*(planned if self.comparison().cells else []), seeds]
             write("planned", planned)
-            write("cells", seeds * len(variants))
         # Seed by seed, so that a study that is stopped is balanced.
         cells = [(variant, seed) for seed in range(planned[-1]) for variant in variants]
         self._cells = {json.dumps([variant.name, variant.recipe, seed]): (variant, seed) for variant, seed in cells}
 
-    def _owners(self) -> dict[str, FrozenTrial]:
-        """The trial of each cell that has a result or a worker."""
-        trials = [trial for trial in self._study.get_trials(deepcopy=False) if trial.state.name != "PRUNED"]
-        return {trial.user_attrs["cell"]: trial for trial in reversed(trials) if "cell" in trial.user_attrs}
-
-    def take(self) -> Claim | None:
-        """The next cell, now claimed by this worker; None if every cell has a result or a worker."""
-        self._free_dead()
+    def take(self) -> tuple[int, Variant, int] | None:
+        """Claim the next cell: the id of its trial, variant and seed. None if every cell has a result or a worker."""
+        for trial in _owners(self._study).values():
+            if trial.state.name == "RUNNING" and self._has_ended(trial.user_attrs["worker"]):
+                self.end(trial._trial_id)
         while True:
-            owners = self._owners()
+            owners = _owners(self._study)
             cell = next((cell for cell in self._cells if cell not in owners), None)
             if cell is None:
                 return None
             running = self._optuna.create_trial(
                 state=self._optuna.trial.TrialState.RUNNING, user_attrs={"cell": cell, "worker": self.worker}
             )
-            trial = self._storage.create_new_trial(self._study._study_id, running)
-            if self._owners()[cell]._trial_id == trial:
-                return Claim(trial, *self._cells[cell])
-            self._end(trial, "PRUNED")  # another worker claimed it at the same time
+            trial_id = self._storage.create_new_trial(self._study._study_id, running)
+            if _owners(self._study)[cell]._trial_id == trial_id:
+                return trial_id, *self._cells[cell]
+            self.end(trial_id)  # another worker claimed it at the same time
 
-    def finish(self, claim: Claim, cell: Cell) -> None:
-        """Store the result, unless the cell was given to another worker meanwhile."""
-        self._end(claim.trial, "FAIL" if cell.value is None else "COMPLETE", cell)
-
-    def release(self, claim: Claim) -> None:
-        """Give back a cell that has no result."""
-        self._end(claim.trial, "PRUNED")
-
-    def _end(self, trial: int, state: str, cell: Cell | None = None) -> None:
-        """End a running trial, unless another worker did."""
+    def end(self, trial: int, cell: Cell | None = None) -> None:
+        """Store the result of a claim, or give the cell back; nothing happens if the claim was taken away meanwhile."""
+        state, values = "PRUNED", None
         with suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             if cell is not None:
                 self._storage.set_trial_user_attr(trial, "outcome", json.dumps(asdict(cell)))
-            values = None if cell is None or cell.value is None else [cell.value]
+                state, values = ("FAIL", None) if cell.value is None else ("COMPLETE", [cell.value])
             self._storage.set_trial_state_values(trial, self._optuna.trial.TrialState[state], values)
 
-    def _free_dead(self) -> None:
-        """Give back the cells of workers of this machine that are gone, and with `retry_stale` those of silent ones."""
-        heartbeats = self._study.user_attrs
-        for trial in self._owners().values():
-            worker = trial.user_attrs.get("worker")
-            if trial.state.name == "RUNNING" and worker:
-                is_silent = time.time() - float(heartbeats.get(f"heartbeat {worker}", 0.0)) > STALE
-                if (self._retry_stale and is_silent) or self._has_ended(worker):
-                    self._end(trial._trial_id, "PRUNED")
-
     def _has_ended(self, worker: str) -> bool:
-        machine, pid, _ = worker.rsplit(":", 2)
+        """Whether a worker of this machine is gone, or with `retry_stale` any worker is silent."""
+        last = float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0))
+        if self._retry_stale and time.time() - last > STALE:
+            return True
+        machine, _, pid = worker.rpartition(":")
         if machine != platform.node():
             return False
-        if int(pid) == os.getpid():
-            return worker not in self._active
         try:
             os.kill(int(pid), 0)
         except OSError as error:
             return isinstance(error, ProcessLookupError)
-        return False
+        return worker == self.worker  # an earlier call in this process, which could not give its cell back
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:
@@ -242,18 +204,11 @@ class Study:
         self._study.set_user_attr(key, time.time())
         thread = threading.Thread(target=beat, daemon=True, name="simam_inject heartbeat")
         thread.start()
-        self._active.add(self.worker)
         try:
             yield
         finally:
-            self._active.discard(self.worker)
             over.set()
             thread.join()
-
-    def counts(self) -> tuple[int, int]:
-        """Cells that have a result, and all."""
-        done = sum(trial.state.name in _RESULTS for trial in self._owners().values())
-        return done, int(self._study.user_attrs.get("cells", 0))
 
     def comparison(self) -> Comparison:
         """The finished cells."""
@@ -274,17 +229,25 @@ def load_comparison(storage: Any, name: str = NAME) -> Comparison:
         raise CompareError(f"the storage has no study named {name!r}; it has: {names}") from None
 
 
-def _read(study: optuna.Study) -> Comparison:
-    attributes, cells, read = study.user_attrs, dict[str, Cell](), TypeAdapter(Cell)
+def _owners(study: optuna.Study) -> dict[str, FrozenTrial]:
+    """The trial of each cell that has a result or a worker."""
+    owners: dict[str, FrozenTrial] = {}
     for trial in study.get_trials(deepcopy=False):
-        if trial.state.name in _RESULTS and "outcome" in trial.user_attrs:
-            cells.setdefault(trial.user_attrs["cell"], read.validate_json(trial.user_attrs["outcome"]))
+        if "cell" in trial.user_attrs and trial.state.name != "PRUNED":
+            owners.setdefault(trial.user_attrs["cell"], trial)
+    return owners
+
+
+def _read(study: optuna.Study) -> Comparison:
+    attributes, read = study.user_attrs, TypeAdapter(Cell)
+    outcomes = [trial.user_attrs["outcome"] for trial in _owners(study).values() if trial.state.is_finished()]
+    settings, planned = attributes.get("settings", {}), attributes.get("planned", [])
     return Comparison(
-        cells=tuple(cells.values()),
-        settings=attributes.get("settings", {}),
+        cells=tuple(map(read.validate_json, outcomes)),
+        settings=settings,
         made_with=attributes.get("made_with", {}),
-        total=attributes.get("cells", len(cells)),
-        looks=max(1, len(attributes.get("planned", []))),
+        total=planned[-1] * len(settings["variants"]) if planned else 0,
+        looks=max(1, len(planned)),
         resolve=attributes.get("resolve"),
     )
 

@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
@@ -88,15 +87,14 @@ def make_transforms(
 def open_folder(
     folder: str | Path, size: int, *, augment: bool = True, normalization: Normalization = IMAGENET
 ) -> Images:
-    """Images of `train/CLASS/` and `val/CLASS/`, or of `CLASS/` alone, which is split class by class.
+    """Images of `train/CLASS/` and `val/CLASS/`, or of `CLASS/` alone, of which every fifth is for validation.
 
     Raises:
         CompareError: The folder does not exist, no image, one class only, or train/ and val/ differ in their classes.
     """
-    root = Path(folder)
-    parts = [root / "train", root / "val"]
-    if root.is_dir() and not any(part.is_dir() for part in parts):
-        parts = [root, root]
+    parts = [Path(folder) / "train", Path(folder) / "val"]
+    if Path(folder).is_dir() and not any(part.is_dir() for part in parts):
+        parts = [Path(folder)] * 2
     for part in parts:
         if not part.is_dir():
             raise CompareError(f"no such folder: {part}; give a folder with train/ and val/, or one of classes")
@@ -108,31 +106,22 @@ def open_folder(
         )
     except FileNotFoundError as error:
         raise CompareError(f"{folder} holds no images: {str(error).splitlines()[0]}") from None
+    classes = tuple(train.classes)
     if train.classes != val.classes:
         raise CompareError(f"{folder}: train/ and val/ have different classes")
-    if len(train.classes) < 2:
-        raise CompareError(f"{folder} has only one class, {train.classes[0]}; a classifier needs two")
-    classes = tuple(train.classes)
+    if len(classes) < 2:
+        raise CompareError(f"{folder} has only one class, {classes[0]}; a classifier needs two")
     if parts[0] == parts[1]:
-        train, val = _hold_out(train, val)
+        chosen = range(_SPLIT - 1, len(val), _SPLIT)  # of each class about as many, since they come class by class
+        if not chosen:
+            raise CompareError(f"{folder} has fewer than {_SPLIT} images, of which one in {_SPLIT} is for validation")
+        train, val = Subset(train, sorted({*range(len(train))}.difference(chosen))), Subset(val, chosen)
     return Images(train, val, classes) if augment else Images(_load(train), _load(val), classes)
-
-
-def _hold_out(train: Any, val: Any) -> tuple[Any, Any]:
-    """Every fifth image of a class for validation, the others for training."""
-    labels = np.array(train.targets)  # in ascending order
-    number_in_class = np.arange(len(labels)) - np.searchsorted(labels, labels)
-    chosen = number_in_class % _SPLIT == _SPLIT - 1
-    if not chosen.any():
-        raise CompareError(
-            f"every class has fewer than {_SPLIT} images, too few to hold out one in {_SPLIT} for validation"
-        )
-    return Subset(train, np.flatnonzero(~chosen).tolist()), Subset(val, np.flatnonzero(chosen).tolist())
 
 
 def _load(part: Any) -> TensorDataset:
     """The images in memory: without augmentation, they are the same in every epoch."""
-    pixels, labels = zip(*(part[index] for index in range(len(part))), strict=True)
+    pixels, labels = zip(*part, strict=True)
     return TensorDataset(torch.stack(pixels), torch.tensor(labels))
 
 
@@ -155,36 +144,42 @@ def make_loaders(
     return load(images.train, training.batch, sampler=sampler, drop_last=True), load(part, training.batch)
 
 
-@dataclass(eq=False)
 class Trainer:
-    """The state of one run, and one epoch of it."""
+    """The state of one run, and one epoch of it.
 
-    network: nn.Module
-    """Trained in place; on the device already."""
-    loader: DataLoader[Any]
-    """Training images, from `make_loaders`."""
-    training: Training
-    device: torch.device
-    seed: int = 0
-    """Of everything that is random but the order of the images."""
-    wrapped: nn.Module | None = None
-    """What runs instead of the network, such as its `DistributedDataParallel`."""
-    processes: int = 1
-    """Number of processes that train together."""
+    Args:
+        network: Trained in place; on the device already.
+        loader: Training images, from `make_loaders`.
+        seed: Of everything that is random but the order of the images.
+        wrapped: What runs instead of the network, such as its `DistributedDataParallel`.
+        processes: Number of processes that train together.
+    """
 
-    def __post_init__(self) -> None:
-        network, training = self.network, self.training
+    def __init__(
+        self,
+        network: nn.Module,
+        loader: DataLoader[Any],
+        training: Training,
+        device: torch.device,
+        seed: int = 0,
+        *,
+        wrapped: nn.Module | None = None,
+        processes: int = 1,
+    ) -> None:
+        self.network, self.loader, self.training, self.device, self.seed = network, loader, training, device, seed
         self.epoch = 0
-        self.ema = None
+        self.ema: AveragedModel | None = None
+        self.result = network
+        """The network that counts: the average where there is one."""
         if training.ema:
             average: Any = get_ema_multi_avg_fn(training.ema)  # type: ignore[no-untyped-call]
             self.ema = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-        self.steps = min(len(self.loader), training.steps or len(self.loader))
-        rate = training.rate * training.batch * self.processes / 256
-        groups = param_groups_weight_decay(network, training.decay)
-        self.optimizer = torch.optim.SGD(groups, rate, momentum=0.9, nesterov=True)
+            self.result = self.ema.module
+        self.steps = min(len(loader), training.steps or len(loader))
+        groups, rate = param_groups_weight_decay(network, training.decay), training.rate * training.batch * processes
+        self.optimizer = torch.optim.SGD(groups, rate / 256, momentum=0.9, nesterov=True)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate_at)
-        runnable: Any = network if self.wrapped is None else self.wrapped
+        runnable: Any = network if wrapped is None else wrapped
         self.runnable = torch.compile(runnable) if training.compile else runnable
 
     def _rate_at(self, step: int) -> float:
@@ -193,11 +188,6 @@ class Trainer:
         if step < warmup:
             return (step + 1) / warmup
         return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1)))
-
-    @property
-    def result(self) -> nn.Module:
-        """The network that counts: the average where there is one."""
-        return self.network if self.ema is None else self.ema.module
 
     def train(self, on_step: Callable[[int, Tensor], None] = lambda _step, _loss: None) -> Tensor:
         """Train one epoch; the mean loss, which may be NaN."""

@@ -9,7 +9,7 @@ import inspect
 import math
 import random
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any
@@ -19,12 +19,12 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from simam_inject.api import inject, injected, no_effect, plan
+from simam_inject.api import eject, inject, injected
 from simam_inject.bench.measuring import bytes_kept, time_rounds
 from simam_inject.bench.peers import PEERS, peer_factory
-from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, SIMAM, Cell, Costs, Experiment, Report, Variant
+from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, Cell, Costs, Experiment, Report, Variant
 from simam_inject.dataflow.example import example_of
-from simam_inject.errors import CompareError, InjectError, NoMatchError, a_type
+from simam_inject.errors import CompareError, InjectError, a_type
 from simam_inject.recipe import adjusted, load_recipe
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,9 +48,9 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
         name = given if isinstance(given, str) else recipe.name or f"recipe {number}"
         if any(variant.recipe == name for variant in variants):
             raise CompareError(f"two recipes are called {name!r}; give each its own name")
-        lambdas: Iterable[float | None] = dict.fromkeys(e_lambdas) or [None]
-        variants += [Variant(SIMAM, name, adjusted(recipe, e_lambda=value), value) for value in lambdas]
-        variants += [Variant(peer, name, recipe) for peer in dict.fromkeys(against)]
+        with_lambda = {f"simam {value}": adjusted(recipe, e_lambda=value) for value in e_lambdas}
+        variants += [Variant(simam, name, where) for simam, where in (with_lambda or {"simam": recipe}).items()]
+        variants += [Variant(peer, name, recipe, peer_factory(peer)) for peer in dict.fromkeys(against)]
     return variants
 
 
@@ -62,7 +62,7 @@ def seed_everything(seed: int) -> None:
 
 
 def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], example_inputs: Any = None) -> None:
-    """Plan each recipe once on a new network, since a recipe without effect would be trained for nothing.
+    """Apply each recipe once to a new network, since a recipe without effect would be trained for nothing.
 
     Raises:
         NoMatchError: A recipe has no effect on the network.
@@ -78,9 +78,7 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
             "eject(model)"
         )
     for recipe in {variant.recipe: variant.where for variant in variants if variant.where is not None}.values():
-        found = plan(model, recipe, example_inputs=example_inputs)
-        if not found.insertions:
-            raise NoMatchError(no_effect(found))
+        eject(inject(model, recipe, example_inputs=example_inputs, verify=False))
 
 
 def run_cell(experiment: Experiment, variant: Variant, seed: int) -> Cell:
@@ -93,7 +91,7 @@ def run_cell(experiment: Experiment, variant: Variant, seed: int) -> Cell:
     value, error, costs = None, "", None
     try:
         model, weights = _build(experiment, variant, seed)
-        order = seed + AGAIN_OFFSET if variant.attention == AGAIN else seed
+        order = seed + AGAIN_OFFSET if variant.name == AGAIN else seed
         seed_everything(order)
         value = float(experiment.train(model, order, report))
         if not math.isfinite(value):
@@ -127,33 +125,29 @@ def _build(experiment: Experiment, variant: Variant, seed: int) -> tuple[nn.Modu
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     if variant.where is not None:
-        peer = None if variant.attention == SIMAM else peer_factory(variant.attention)
         # Verification runs forwards, which would move the statistics of CBAM's batch norm.
-        inject(model, variant.where, example_inputs=experiment.example_inputs, attention=peer, verify=peer is None)
+        example, peer = experiment.example_inputs, variant.attention
+        inject(model, variant.where, example_inputs=example, attention=peer, verify=peer is None)
     if experiment.batches is not None:
         # The same for every variant: gains exist for SimAM only, and would favour it.
         seed_everything(seed)  # a loader may shuffle
-        device = next((parameter.device for parameter in model.parameters()), None)
-        update_bn(experiment.batches, model, device)
+        update_bn(experiment.batches, model, _device_of(model))
     return model, digest.hexdigest()[:16]
 
 
 def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
+    """A new network; `make_model` gets the seed if it has a parameter without a default, or one called `seed`."""
     seed_everything(seed)
-    model = make_model(seed) if _takes_seed(make_model) else make_model()
-    if not isinstance(model, nn.Module):
-        raise CompareError(f"make_model returned {a_type(model)}; it must return a new torch.nn.Module")
-    return model
-
-
-def _takes_seed(make_model: Callable[..., Any]) -> bool:
-    """Whether it has a parameter without a default, or one called `seed`."""
     signature = inspect.signature(make_model)
     try:
         signature.bind()
+        takes_seed = "seed" in signature.parameters
     except TypeError:
-        return True
-    return "seed" in signature.parameters
+        takes_seed = True
+    model = make_model(seed) if takes_seed else make_model()
+    if not isinstance(model, nn.Module):
+        raise CompareError(f"make_model returned {a_type(model)}; it must return a new torch.nn.Module")
+    return model
 
 
 def _measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
@@ -162,7 +156,7 @@ def _measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
     if example_inputs is None:
         return Costs(parameters)
     try:
-        device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        device = _device_of(model)
         args, kwargs = example_of(model, example_inputs).fresh(lambda tensor: tensor.to(device))
         run = partial(model, *args, **kwargs)
         kept = bytes_kept(model.train(), run)
@@ -172,3 +166,7 @@ def _measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
         return Costs(parameters, kept, median(times))
     except Exception:  # the network cannot be timed on these inputs, which does not affect its result
         return Costs(parameters)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
-from simam_inject.editing.serialization import read_sites, write_sites
+from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
 from simam_inject.source import locate, may_run, method_source, parse
@@ -32,6 +32,8 @@ class RewrittenMethod(SiteHook):
     method: str
     function: types.FunctionType
     original: object
+    children: tuple[str, ...]
+    """Those of the module that the method names: where one is removed, the method takes another way."""
 
     @classmethod
     def of(cls, owner: nn.Module, method: str, sites: list[Insertion]) -> Self:
@@ -41,7 +43,10 @@ class RewrittenMethod(SiteHook):
             ModelError: the class has another version of the method than the one that was planned.
         """
         function, original = compile_method(owner, method, sites), getattr(type(owner), method)
-        return cls.made(owner=owner, method=method, sites=sites, function=function, original=original)
+        children = tuple(name for name in function.__code__.co_names if name in vars(owner).get("_modules", ()))
+        return cls.made(
+            owner=owner, method=method, sites=sites, function=function, original=original, children=children
+        )
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -70,15 +75,20 @@ class RewrittenMethod(SiteHook):
         return self.owner is module or (name == self.method and type(self.owner) is type(module))
 
     def is_on(self, module: nn.Module) -> bool:
-        """The module runs this very method, on itself."""
-        return vars(module).get(self.method) is self and self.owner is module
+        """The module runs this very method, on itself, and has the children that it names."""
+        is_bound = vars(module).get(self.method) is self and self.owner is module
+        return is_bound and all(name in module._modules for name in self.children)
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:
         """Bind a new one on a shallow copy of its owner (as DataParallel makes), which shares the method.
 
         Raises:
-            ModelError: it was replaced by another function, or the copy is the root itself.
+            ModelError: it was replaced by another function, the copy is the root itself, or a child that it names was
+                removed, as RepVGG does when it merges its branches into one convolution.
         """
+        gone = [name for name in self.children if name not in module._modules]
+        if gone:
+            raise lost(self.sites[0], f"its module has no {gone[0]} any more")
         bound = vars(module).get(self.method)
         if not isinstance(bound, RewrittenMethod):
             raise lost(self.sites[0], f"{self.method} of its module was removed, or replaced by another function")
@@ -121,7 +131,8 @@ class RewrittenMethod(SiteHook):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"owner": self.owner, "method": self.method, "sites": write_sites(self.sites)}
+        sites = write_sites(self.sites)
+        return {"owner": self.owner, "method": self.method, "sites": sites, "children": self.children}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds, and compile the code of the class again. The owner may not be complete yet.
@@ -133,8 +144,9 @@ class RewrittenMethod(SiteHook):
         methods = {site.expression and site.expression.method for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
+        children = checked(tuple[str, ...], state.get("children"), "the children of a rewritten method")
         try:
-            vars(self).update(vars(RewrittenMethod.of(owner, method, sites)))
+            vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children})
         except ModelError as error:
             raise FileError(f"SimAM cannot be restored: {error}") from None
 

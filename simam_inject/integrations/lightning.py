@@ -27,7 +27,8 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.errors import RecipeError
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
-from simam_inject.warmup import Ramp, calibrate
+from simam_inject.warmup.calibration import calibrate
+from simam_inject.warmup.strength import Ramp, simams_of
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -78,9 +79,9 @@ class SimAMCallback(Callback):
         calibrate_batches: int = 0,
         verify: bool = True,
     ) -> None:
-        counts: list[Any] = [ramp_steps, calibrate_batches]
-        are_counts, given = all(type(count) is int and count >= 0 for count in counts), cast(Any, start)
-        if not are_counts or not isinstance(given, (int, float)) or not 0.0 <= given <= 1.0:
+        counts, share = (ramp_steps, calibrate_batches), cast(Any, start)
+        are_counts = all(type(cast(Any, count)) is int and count >= 0 for count in counts)
+        if not are_counts or not isinstance(share, (int, float)) or not 0.0 <= share <= 1.0:
             raise RecipeError(
                 f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
                 f"start={start!r}, calibrate_batches={calibrate_batches!r}"
@@ -104,9 +105,10 @@ class SimAMCallback(Callback):
             calibrate(pl_module, islice(trainer.train_dataloader or (), self.calibrate_batches))
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
-        copies = [value for value in values if isinstance(value, nn.Module) and _simams_in(value)]
+        modules = [value for value in values if isinstance(value, nn.Module)]
+        copies = [one for one in modules if any(isinstance(part, SimAM) for part in one.modules())]
         for copied in copies:
-            for part, original in zip(_simams_in(copied), _simams_in(pl_module), strict=False):
+            for (_, part), (_, original) in zip(simams_of(copied), simams_of(pl_module), strict=False):
                 part.gain = original.gain
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
 
@@ -127,10 +129,6 @@ class SimAMCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Not empty, so that Lightning warns where a training is resumed without this callback."""
         return {"ramp_steps": self.ramp_steps, "start": self.start}
-
-
-def _simams_in(module: nn.Module) -> list[SimAM]:
-    return [part for part in module.modules() if isinstance(part, SimAM)]
 
 
 def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /, *args: Any, **kwargs: Any) -> Any:

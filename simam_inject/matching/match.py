@@ -139,7 +139,7 @@ def _only_reader(candidate: Hit) -> str | None:
 def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> list[Hit]:
     """What the rule picks in each group; only values that can be attended count."""
     pick = search.rule.choice
-    groups: defaultdict[object, list[Hit]] = defaultdict(list)
+    groups = defaultdict[object, list[Hit]](list)
     for hit in sorted(candidates, key=lambda hit: order[hit.path]):
         # A site has no attribute `model`: all sites are in one group.
         group = (

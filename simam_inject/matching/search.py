@@ -138,7 +138,7 @@ def _add_value(search: Search, block: Site, target: BlockValue) -> None:
 
 
 def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
-    branches: defaultdict[str, list[tuple[Site, str]]] = defaultdict(list)
+    branches = defaultdict[str, list[tuple[Site, str]]](list)
     for site in search.anatomy.sites:
         if site.joins in search.anatomy.site_by_path:
             join = search.anatomy.site_by_path[site.joins]
@@ -166,7 +166,13 @@ def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> N
         return
     for path, below in inside.items():
         for name, sites in calls[path].items():
-            _add_calls(search, target, path, name, sites)
+            is_any = target.call == 0 or target.name.is_wild or len(sites) == 1
+            chosen = sites[target.call - 1 : target.call] if target.call else sites if is_any else []
+            for site in chosen:
+                search.add(site, path)
+            if not chosen:
+                numbered = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
+                search.miss(sites[0].path, f"is called as {numbered} in {write_path(path)}; the rule names {target}")
         if not calls[path] and (search.rule.selects != "path" or not any(calls.values())):
             names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
             words = ["output"] if search.rule.position == "after" else ["input", "residual"]
@@ -176,23 +182,12 @@ def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> N
 
 def _find_calls(target: Child, below: Sequence[tuple[str, Site]]) -> Mapping[str, Sequence[Site]]:
     """Sites with the child's name, by name without call index, in the order of the calls."""
-    calls: defaultdict[str, list[Site]] = defaultdict(list)
+    calls = defaultdict[str, list[Site]](list)
     for inner, site in below:
         name = inner[: inner.rindex("[")] if inner.endswith("]") else inner
         if target.name.matches(name) and (site.kind != "input" or not target.name.is_wild):
             calls[name].append(site)
     return calls
-
-
-def _add_calls(search: Search, target: Child, path: str, name: str, sites: Sequence[Site]) -> None:
-    """Add the calls of one child of the block at `path` that the rule means."""
-    is_any = target.call == 0 or target.name.is_wild or len(sites) == 1
-    chosen = sites[target.call - 1 : target.call] if target.call else sites if is_any else []
-    for site in chosen:
-        search.add(site, path)
-    if not chosen:
-        calls = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
-        search.miss(sites[0].path, f"is called as {calls} in {write_path(path)}; the rule names {target}")
 
 
 def _search_operations(search: Search, target: Operation, blocks: Sequence[Site], call: int | None = None) -> None:

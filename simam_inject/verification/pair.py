@@ -113,7 +113,8 @@ class Pair:
 
         def exchange(entry: Attended, x: Tensor) -> Tensor:
             calls, is_any = waiting.get(entry.site.module), entry.site.module in unnumbered
-            problem = self._why_other(entry, calls[0], x) if calls else "ran less often than the original computes it"
+            problem: str | None = "never ran" if calls is None else "ran less often than the original computes it"
+            problem = self._why_other(entry, calls[0], x) if calls else problem
             if problem and not is_any:
                 self.problems.setdefault(entry.site.module, f"{entry.site.path} {problem}")
             if problem or not calls:
@@ -125,8 +126,6 @@ class Pair:
             if waiting.get(entry.site.module):
                 problem = f"{entry.site.path} ran on another value, or more often, than the original computes"
                 self.problems.setdefault(entry.site.module, problem)
-            elif entry.site.module not in self.calls and entry.site.module in self.problems:
-                self.problems[entry.site.module] = f"{entry.site.path} never ran"
         if self.training and not self.problems:  # the gradient of the output must reach each site as in the original
             ours, theirs = _nodes_behind(self.output), _nodes_behind(self.wanted)
             for entry, call, node in self.nodes:
@@ -135,10 +134,6 @@ class Pair:
 
     def _why_other(self, entry: Attended, call: _Call, x: Tensor) -> str | None:
         """Why a call is not that of the formula on the value that the original computes."""
-        planned, dim = entry.site.shape, entry.site.channel_dim
-        is_other = x.dim() != len(planned) or (entry.site.runs == 1 and x.shape[dim] != planned[dim])
-        if self.bypassed and is_other:
-            return f"ran on {tuple(x.shape)}, planned {planned}"
         if not isinstance(call.attention, SimAM):
             problem = None if call.given is None else difference(call.given, _as_given(entry, call, x))
             return problem and f"was given another value than the original computes: {problem}"

@@ -1,23 +1,20 @@
-"""Batches of any loader as arguments of one forward."""
+"""Batches of any loader as arguments of one forward, and the copy of a network that they run."""
 
 from __future__ import annotations
 
 import inspect
 import sys
-import threading
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.errors import ModelError, a_type, describe_exception
+from simam_inject.modules import check_injectable
 from simam_inject.nested import map_nested, tensors_in
-
-_IMAGES = ("img", "image", "images", "input", "inputs", "pixel_values", "x")
-"""Keys under which dicts of data sets keep their images; ultralytics has the first."""
-_EVALUATING = threading.RLock()
 
 
 def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
@@ -54,21 +51,27 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
         raise ModelError("no batch to calibrate on: the loader is empty")
 
 
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Context manager in which all modules are in eval mode, and code that was compiled in place runs eagerly.
+def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
+    """A copy of the network in eval mode for a task, so that nothing of the network has to be restored.
 
-    In one thread at a time: both are restored, and the latter is a setting of the process.
+    Functions that a user registered as hooks run on it as they are: what they record is for the user.
+
+    Raises:
+        ModelError: the network is wrapped, compiled or sharded.
     """
-    with _EVALUATING:
-        modes = [(module, module.training) for module in network.modules()]
-        network.eval()
-        try:
-            with torch.compiler.set_stance("force_eager"):  # hooks that look at values would break its graphs
-                yield
-        finally:
-            for module, training in modes:
-                module.training = training
+    try:
+        check_injectable(network)
+    except ModelError as error:
+        reason = str(error).partition(": ")[0]
+        order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
+        raise ModelError(f"{reason}; {task} before that. The order: {order}") from None
+    twin = twin_of(network, to_clone)
+    set_mode(twin, training=False)
+    for original, copied in zip(network.modules(), twin.modules(), strict=True):
+        for table in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = vars(original)[table].items()
+            vars(copied)[table].update((key, hook) for key, hook in hooks if isinstance(hook, FunctionType))
+    return twin
 
 
 def _run(network: nn.Module, batch: Any, index: int) -> None:
@@ -83,28 +86,29 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
     except ModelError:
         raise
     except Exception as error:
-        hint = "; these may be labels: of a pair the first entry is taken as the input"
-        labels = hint if tensors and tensors[0].dim() <= 2 else ""
+        hint = ""
         if isinstance(error, TypeError) and "required positional argument" in str(error):
-            labels = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
+            hint = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
+        elif tensors and tensors[0].dim() <= 2:
+            hint = "; these may be labels: of a pair the first entry is taken as the input"
         reason = describe_exception(error)
-        raise ModelError(f"the model cannot run on batch {index}, {shapes}{labels}: {reason}") from error
+        raise ModelError(f"the model cannot run on batch {index}, {shapes}{hint}: {reason}") from error
 
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Positional and keyword arguments; targets are left out."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, (tuple, list)) and batch:
+        return (batch[0],), {}
     found = a_type(batch)
     if isinstance(batch, Mapping):
         accepted = inspect.signature(network.forward).parameters.keys() - {"label", "labels"}
-        keywords = {key: value for key, value in batch.items() if key in accepted}
-        image = next((key for key in _IMAGES if key in batch), None)
-        if keywords or image is not None:
-            return ((), keywords) if keywords else ((batch[image],), {})
-        found = f"a dict of {sorted(map(str, batch))}, no input of the model"
-    elif isinstance(batch, (tuple, list)) and batch:
-        return (batch[0],), {}
-    elif isinstance(batch, Tensor):
-        return (batch,), {}
+        if keywords := {key: value for key, value in batch.items() if key in accepted}:
+            return (), keywords
+        if "img" in batch:  # of ultralytics
+            return (batch["img"],), {}
+        found = f"a dict of {sorted(map(str, batch))}, no argument of the model"
     elif hasattr(batch, "__array__"):
         found = "a NumPy array, not a tensor (torch.from_numpy makes one)"
     raise ModelError(f"batch {index} is {found}; give tensors, (input, target) pairs or dicts")

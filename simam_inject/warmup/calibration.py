@@ -6,8 +6,8 @@ sites measure maps that are corrected already. With one batch this is exact. Wit
 at later sites was corrected with the gains of that moment; this matters little, since a gate depends on the shape of
 the distribution of a map and hardly on its scale.
 
-In a second pass, each norm gets the mean and the unbiased variance of its input over all samples. All modules are in
-eval mode, and each norm uses what was measured so far. Modes and momenta do not change.
+In a second pass, each norm gets the mean and the unbiased variance of its input over all samples, and uses what was
+measured so far. Both passes run a twin of the model in eval mode; the model itself gets the numbers at the end.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from simam_inject.adapters import adapter_of, network_of, update
-from simam_inject.attention import SimAM
+from simam_inject.attention import SimAM, simam
 from simam_inject.errors import ModelError, shortened
-from simam_inject.modules import check_injectable
-from simam_inject.warmup.batches import evaluating, readable_twice, run_batches
+from simam_inject.warmup.batches import evaluated_twin, readable_twice, run_batches
 from simam_inject.warmup.strength import simams_of
 
 
@@ -77,17 +76,17 @@ def calibrate(
 ) -> Calibration:
     """Fit SimAM to a trained network, in place and without labels: a gain for each site, then new norm statistics.
 
-    Runs in eval mode and without gradients; modes are preserved. If an error is raised, nothing is changed.
-    Where `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same
-    numbers.
+    Runs a copy of the model, in eval mode and without gradients; if an error is raised, the model is unchanged. Where
+    `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same numbers.
 
     Args:
         model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
-        batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts, or one tensor. A thousand images
-            are enough: `itertools.islice(loader, 8)`. They must be in mixed order (`shuffle=True`): from batches that
-            are sorted by class, the norms get statistics that fit no class. Tensors are moved to the device of the
-            model and converted to its dtype; images of bytes are divided by 255. For a `YOLO` object also the YAML file
-            (or name, or folder of classes) of its data set: 512 of its training images, resized as for validation.
+        batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts by the names of the arguments, or
+            one tensor. A thousand images are enough: `itertools.islice(loader, 8)`. They must be in mixed order
+            (`shuffle=True`): from batches that are sorted by class, the norms get statistics that fit no class. Tensors
+            are moved to the device of the model and converted to its dtype; images of bytes are divided by 255. For a
+            `YOLO` object also the YAML file (or name, or folder of classes) of its data set: 512 of its training
+            images, resized as for validation.
         gains: fit the gains, at strength 1, whatever the strength is now.
         norms: compute the running statistics of norms again, at the strength that the model has. At strength 0 they
             fit already and do not change.
@@ -110,60 +109,60 @@ def calibrate(
         (8, 20)
     """
     network = network_of(model)
-    try:
-        check_injectable(network)
-    except ModelError as error:
-        reason = str(error).partition(": ")[0]
-        order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
-        raise ModelError(f"{reason}; calibrate before that. The order: {order}") from None
+    twin = evaluated_twin(network, "calibrate")
     sites = simams_of(network)
-    targets, frozen = _norms_of(network, frozen_norms) if norms else ([], 0)
+    targets, frozen = _norms_of(network, frozen_norms) if norms else ({}, 0)
     note = "" if targets or not norms else "the model has no norm with running statistics that is not frozen"
     if targets and all(attention.strength == 0.0 for _, attention in sites):
-        targets, note = [], "at strength 0 norms do not change"
+        targets, note = {}, "at strength 0 norms do not change"
     if not gains and not targets:
         raise ModelError(f"nothing to calibrate: {note or 'both gains and norms are turned off'}")
     if isinstance(batches, (str, PathLike)):
         batches = adapter_of(model).batches(model, str(batches)) or batches
     source = readable_twice(batches, passes=bool(gains) + bool(targets))
-    with evaluating(network), torch.no_grad(), _restored_on_error(network, sites):
-        fits = _fit_gains(network, sites, source) if gains else ()
-        renewed = _fit_norms(network, targets, source) if targets else 0
+    with torch.no_grad():
+        fits = _fit_gains(twin, source) if gains else ()
+        renewed = _fit_norms(twin, list(targets), source) if targets else {}
+        for (_, attention), (_, fitted) in zip(sites, simams_of(twin), strict=True):
+            attention.gain = fitted.gain
+        for path, norm in renewed.items():
+            targets[path].running_mean.copy_(norm.running_mean)
+            targets[path].running_var.copy_(norm.running_var)
     update(model)
-    return Calibration(fits, renewed, frozen, note)
+    return Calibration(fits, len(renewed), frozen, note)
 
 
-def _fit_gains(network: nn.Module, sites: list[tuple[str, SimAM]], source: Iterable[Any]) -> tuple[SiteFit, ...]:
-    strengths = [attention.strength for _, attention in sites]
-    sums = {attention: torch.zeros(3, dtype=torch.float64) for _, attention in sites}
-    ran: dict[SimAM, str] = {}  # paths, in the order in which they run
+def _fit_gains(network: nn.Module, source: Iterable[Any]) -> tuple[SiteFit, ...]:
+    sites = simams_of(network)
+    sums = {path: torch.zeros(3, dtype=torch.float64) for path, _ in sites}
+    ran: dict[str, Tensor] = {}  # in the order in which they run
     with _pooled(network, sums.values()), ExitStack() as stack:
         for path, attention in sites:
-            attention.strength = attention.gain = 1.0
-            stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums[attention], ran)))
+            stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums[path], ran)))
         run_batches(network, source, "fitting gains")
-        if idle := [path for path, attention in sites if attention not in ran]:
+        if idle := [path for path in sums if path not in ran]:
             raise ModelError(
                 f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be "
                 "calibrated; end its bypass, or leave the site out: inject(model, recipe, exclude=[...])"
             )
-    for (_, attention), strength in zip(sites, strengths, strict=True):
-        attention.strength, attention.gain = strength, _gain(sums[attention])
-    return tuple(_fit(path, sums[attention]) for attention, path in ran.items())
+    for path, attention in sites:
+        attention.gain = _gain(sums[path])
+    return tuple(_fit(path, found) for path, found in ran.items())
 
 
 def _attend(
-    path: str, sums: Tensor, ran: dict[SimAM, str], attention: SimAM, args: tuple[Tensor, ...], y: Tensor
+    path: str, sums: Tensor, ran: dict[str, Tensor], attention: SimAM, args: tuple[Tensor, ...], output: Tensor
 ) -> Tensor:
-    """Forward hook: add to the sums of x x, x y and y y, and return what the fitted SimAM would."""
+    """Forward hook: add to the sums of x x, x y and y y, and return what SimAM would at strength 1 with its gain."""
     if attention.bypassed:
-        return y
+        return output
+    y = simam(args[0], attention.e_lambda, channel_dim=attention.channel_dim)
     a, b = (t.float() if t.dtype in (torch.float16, torch.bfloat16) else t for t in (args[0], y))
     found = torch.stack([(a * a).sum(), (a * b).sum(), (b * b).sum()]).cpu()
     if not bool(found.isfinite().all()):
         raise ModelError(f"the map at {path} has values that are not finite (NaN or infinity)")
     sums += found
-    ran[attention] = path
+    ran[path] = sums
     return y * _gain(sums)
 
 
@@ -173,74 +172,62 @@ def _gain(sums: Tensor) -> float:
 
 
 def _fit(path: str, sums: Tensor) -> SiteFit:
-    """The gain and the errors before and after."""
     xx, xy, yy = sums.tolist()
-    if not xx or not yy:
-        return SiteFit(path, 1.0, 0.0, 0.0)
-    before, after = max(xx - 2 * xy + yy, 0.0) / xx, max(xx - xy * xy / yy, 0.0) / xx
-    return SiteFit(path, _gain(sums), before**0.5, after**0.5)
+    gain = _gain(sums)
+    before, after = (max(xx - 2 * c * xy + c * c * yy, 0.0) / (xx or 1.0) for c in (1.0, gain))
+    return SiteFit(path, gain, before**0.5, after**0.5)
 
 
-class _Norm:
-    """Pools mean and variance of what one norm reads, and writes them into it before it runs."""
-
-    def __init__(self, path: str, norm: Any) -> None:
-        self.path, self.norm = path, norm
-        self.sums = torch.zeros(3, len(norm.running_mean), dtype=torch.float64)
-        """Of 1, x and x x over everything read so far, for each channel."""
-
-    def __call__(self, _norm: Any, args: tuple[Tensor, ...]) -> None:
-        """Forward pre-hook."""
-        x = args[0].detach()
-        channels = len(self.norm.running_mean)
-        if x.shape[1] != channels or (channels in x.shape[2:] and not _is_known(self.norm)):
-            raise ModelError(
-                f"the norm {self.path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which "
-                "dimension contains them is not known; leave frozen_norms out"
-            )
-        dims = [dim for dim in range(x.dim()) if dim != 1]
-        spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
-        variance, mean = (statistic.cpu().double() for statistic in spread)
-        if not bool((variance + mean).isfinite().all()):
-            raise ModelError(f"what the norm {self.path} reads has values that are not finite (NaN or infinity)")
-        count = x.numel() // x.shape[1]
-        self.sums += count * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
-        self.write()
-
-    def write(self) -> None:
-        """Set the running statistics of the norm."""
-        count, total, squares = self.sums
-        mean = total / count
-        self.norm.running_mean.copy_(mean)
-        self.norm.running_var.copy_((squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1))
-
-
-def _fit_norms(network: nn.Module, targets: list[tuple[str, nn.Module]], source: Iterable[Any]) -> int:
-    norms = [_Norm(path, norm) for path, norm in targets]
-    with _pooled(network, [norm.sums for norm in norms]), ExitStack() as stack:
-        for norm in norms:
-            stack.enter_context(norm.norm.register_forward_pre_hook(norm))
+def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> dict[str, Any]:
+    """The norms that ran, by path, with the statistics of what they read."""
+    norms: dict[str, Any] = {path: network.get_submodule(path) for path in paths}
+    sums = {path: torch.zeros(3, len(norm.running_mean), dtype=torch.float64) for path, norm in norms.items()}
+    for path, norm in norms.items():
+        norm.register_forward_pre_hook(partial(_measure, path, sums[path]))
+    with _pooled(network, sums.values()):
         run_batches(network, source, "estimating norms")
-    ran = [norm for norm in norms if norm.sums[0].any()]
-    for norm in ran:
-        if norm.sums[0, 0] < 2:
-            raise ModelError(
-                f"the norm {norm.path} reads one value per channel, which has no variance: give more samples"
-            )
-        norm.write()
-    return len(ran)
+    ran = {path: norm for path, norm in norms.items() if sums[path].any()}
+    for path, norm in ran.items():
+        if sums[path][0, 0] < 2:
+            raise ModelError(f"the norm {path} reads one value per channel, which has no variance: give more samples")
+        _set_statistics(norm, sums[path])
+    return ran
 
 
-def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[list[tuple[str, nn.Module]], int]:
-    """Norms with running statistics that are to get new ones, and how many frozen ones are not."""
-    found = [
-        (path, module)
+def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Tensor, ...]) -> None:
+    """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
+    x, channels = args[0], len(norm.running_mean)
+    if x.shape[1] != channels or (channels in x.shape[2:] and not _is_known(norm)):
+        raise ModelError(
+            f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which "
+            "dimension contains them is not known; leave frozen_norms out"
+        )
+    dims = [dim for dim in range(x.dim()) if dim != 1]
+    spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
+    variance, mean = (statistic.cpu().double() for statistic in spread)
+    if not bool((variance + mean).isfinite().all()):
+        raise ModelError(f"what the norm {path} reads has values that are not finite (NaN or infinity)")
+    sums += x.numel() // channels * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+    _set_statistics(norm, sums)
+
+
+def _set_statistics(norm: Any, sums: Tensor) -> None:
+    count, total, squares = sums
+    mean = total / count
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_((squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1))
+
+
+def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int]:
+    """Norms with running statistics that are to get new ones, by path, and how many frozen ones are not."""
+    found = {
+        path: module
         for path, module in network.named_modules()
         if isinstance(getattr(module, "running_mean", None), Tensor)
         and isinstance(getattr(module, "running_var", None), Tensor)
         and not isinstance(module, nn.modules.instancenorm._InstanceNorm)  # averages over samples, not over the batch
-    ]
-    taken = [(path, module) for path, module in found if frozen_too or not _is_frozen(network, module)]
+    }
+    taken = {path: module for path, module in found.items() if frozen_too or not _is_frozen(network, module)}
     return taken, len(found) - len(taken)
 
 
@@ -255,20 +242,6 @@ def _is_frozen(network: nn.Module, norm: nn.Module) -> bool:
     parameters = list(norm.parameters(recurse=False))
     fixed = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
     return not norm.training and (network.training or fixed)
-
-
-@contextmanager
-def _restored_on_error(network: nn.Module, sites: list[tuple[str, SimAM]]) -> Iterator[None]:
-    numbers = [(attention, attention.strength, attention.gain) for _, attention in sites]
-    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
-    try:
-        yield
-    except BaseException:
-        for attention, strength, gain in numbers:
-            attention.strength, attention.gain = strength, gain
-        for buffer, before in buffers:
-            buffer.copy_(before)
-        raise
 
 
 @contextmanager

@@ -49,19 +49,18 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     Raises:
         ModelError: the model is not a module, or has no SimAM.
     """
-    entries = list(attended_in(network_of(model)))
-    shared = [path for path, count in Counter(entry.site.path for entry in entries).items() if count > 1]
-    found = [
-        (f"{site.path} before {site.reader}" if site.path in shared and site.reader else site.path, attention)
-        for site, attention in ((entry.site, entry.attention) for entry in entries)
-        if isinstance(attention, SimAM)
-    ]
+    attended = list(attended_in(network_of(model)))
+    found = [(entry.site, entry.attention) for entry in attended if isinstance(entry.attention, SimAM)]
     if not found:
-        other = next((type(entry.attention).__name__ for entry in entries if entry.attention is not None), None)
+        other = next((type(entry.attention).__name__ for entry in attended if entry.attention is not None), None)
         if other is not None:
             raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain as SimAM")
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
-    return found
+    count = Counter(site.path for site, _ in found)
+    return [
+        (f"{site.path} before {site.reader}" if count[site.path] > 1 and site.reader else site.path, attention)
+        for site, attention in found
+    ]
 
 
 def ramped(start: float, progress: float) -> float:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from benchmarks import additive, everything, measuring, micro, operator_table, options, resnet, train, yolo
-from benchmarks.cases import Case, cases
+from benchmarks.cases import Case
 from benchmarks.popular import PopularSimAM
 from benchmarks.truth import WrongResultError, pass_gate
 from simam_inject import SimAM
@@ -70,21 +70,13 @@ def test_ratios_are_taken_round_by_round():
     assert times.ratio("a", "c") is None
 
 
-def test_cases_are_those_of_the_protocol():
-    assert len(list(cases(torch.device("cpu"), is_quick=False, is_compiled=True))) == 20
-    assert len(list(cases(torch.device("cpu"), is_quick=True, is_compiled=True))) == 8
-    on_gpu = list(cases(torch.device("cuda"), is_quick=False, is_compiled=True))
-    assert len(on_gpu) == 22
-    assert sum(case.is_compiled for case in on_gpu) == 6
-
-
 def test_attentions_sit_where_they_are_said_to():
     model = resnet.plain().eval()
     assert len(resnet.sites("conv2")) == 16
     assert resnet.sites("bn3")[:2] == ["layer1.0.bn3", "layer1.1.bn3"]
-    twin = resnet.attended(model, "conv2", nn.BatchNorm2d)
+    twin = resnet.attended(model, resnet.sites("conv2"), nn.BatchNorm2d)
     assert twin.layer2[0].conv2[1].num_features == 128
-    assert resnet.attended(model, "bn3", nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
+    assert resnet.attended(model, resnet.sites("bn3"), nn.BatchNorm2d).layer2[0].bn3[1].num_features == 512
     assert isinstance(model.layer2[0].conv2, nn.Conv2d)
     for _, _, make in resnet.attentions():
         assert make(8)(torch.ones(1, 8, 4, 4)).shape == (1, 8, 4, 4)

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from simam_inject import InjectError, SimAM, inject, injected
 from simam_inject.bench import Conditions, bench
 from simam_inject.bench.measuring import Quartiles, bytes_kept, ratios, time_rounds
-from simam_inject.bench.peers import make_variants
+from simam_inject.bench.peers import PEERS, make_variants, peer_factory
 from simam_inject.cli.app import app
 
 
@@ -62,6 +62,11 @@ def test_training_keeps_about_one_copy_of_each_attended_map():
     kept = {row.variant: row.kept_bytes for row in rows if row.mode == "training"}
     one_map = 4 * 8 * 16 * 16
     assert 0 < kept["SimAM"] - kept["plain"] <= 2 * 1.10 * one_map
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_every_peer_can_be_made(name):
+    assert peer_factory(name)(8)(torch.rand(1, 8, 4, 4)).shape == (1, 8, 4, 4)
 
 
 def test_peers_stand_in_simams_places():

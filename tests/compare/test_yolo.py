@@ -23,14 +23,14 @@ def test_a_yolo_from_scratch_and_from_weights(tmp_path, monkeypatch):
         setup = set_up("ultralytics:yolov8n", data, SHORT, "cpu", weights=weights)
         trained = []
 
-        def train(model, seed, report, run=setup.train, trained=trained):
+        def train(model, seed, report, run=setup["train"], trained=trained):
             before = model.model[0].bn.running_mean.clone()
             value = run(model, seed, report)
             trained.append({type(module).__name__ for module in model.modules()} & {"SimAM", "EcaModule"})
             assert not torch.equal(before, model.model[0].bn.running_mean)
             return value
 
-        comparison = compare(setup.make_model, ["yolo-bottleneck"], train, ["eca"], 1, settings=setup.settings)
+        comparison = compare(setup["make_model"], ["yolo-bottleneck"], train, ["eca"], 1, settings=setup["settings"])
         assert [cell.error for cell in comparison.cells] == [""] * 4
         assert trained == [set(), set(), {"SimAM"}, {"EcaModule"}]
         assert all([epoch for epoch, _ in cell.curve] == [1, 2] for cell in comparison.cells)

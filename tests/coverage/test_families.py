@@ -5,7 +5,6 @@ The default run takes the models of `families.txt` above the line. All of them, 
 """
 
 import re
-import warnings
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,8 @@ import torch
 from simam_inject import eject, injected, plan, verify
 from tests.goldens.freeze import build, example
 from tests.oracle import E_LAMBDA, distance, hooked, same_bits, tensors
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # each library's own
 
 DAILY, OTHERS = (
     part.split() for part in Path(__file__).with_name("families.txt").read_text(encoding="utf-8").split("---")
@@ -33,13 +34,6 @@ RANKING = ("rcnn", "ssd", "fcos", "retinanet")
 """Detectors that order their boxes by score: `verify` alone compares them."""
 NEAR, FAR = 1e-6, 1e-5
 """In float64. Rounding grows through a hundred attended maps, and some heads average most of the change away."""
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each library's own
-        yield
 
 
 def awake(model):

@@ -1,4 +1,4 @@
-"""Models in the states that users bring them in: checkpointed, in bf16, channels-last in memory, 1-D, tied."""
+"""Models in the states that users bring them in: checkpointed, in bf16, channels-last in memory, tied."""
 
 import copy
 import pickle
@@ -54,31 +54,6 @@ def test_channels_last_memory_stays_channels_last(resnet):
     x = image().to(memory_format=torch.channels_last)
     model = inject(resnet.to(memory_format=torch.channels_last).eval(), EVERY_CONV, example_inputs=x)
     assert model.forward_features(x).is_contiguous(memory_format=torch.channels_last)
-
-
-class Audio(nn.Module):
-    """A raw-waveform network with strides far apart."""
-
-    def __init__(self):
-        super().__init__()
-        self.stages = nn.ModuleDict(
-            {
-                name: nn.Sequential(nn.Conv1d(a, b, k, s), nn.BatchNorm1d(b), nn.ReLU(), nn.MaxPool1d(4))
-                for name, a, b, k, s in (("wide", 1, 16, 80, 16), ("narrow", 16, 32, 3, 1))
-            }
-        )
-        self.head = nn.Linear(32, 10)
-
-    def forward(self, x):
-        for stage in self.stages.values():
-            x = stage(x)
-        return self.head(x.mean(-1)).log_softmax(-1)
-
-
-def test_an_audio_network():
-    model = inject(Audio(), EVERY_CONV, example_inputs=torch.rand(2, 1, 8000))
-    assert [insertion.shape[1:] for insertion in injected(model)] == [(16, 496), (32, 122)]
-    assert verify(model, example_inputs=torch.rand(1, 1, 16000)).ok
 
 
 class Tied(nn.Module):

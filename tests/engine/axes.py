@@ -2,15 +2,9 @@
 
 import copy
 
-import torch
-
 from simam_inject import bypass, inject, injected
 from tests.engine.blocks import build, run
 from tests.oracle import E_LAMBDA, assert_attended, same_bits
-
-
-def image(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def after(path):

@@ -8,9 +8,9 @@ def conv(c_in=4, c_out=4, **options):
     return nn.Conv2d(c_in, c_out, 3, padding=1, **options)
 
 
-def build(factory):
+def build(factory, *args):
     torch.manual_seed(4)
-    return factory().double().eval()
+    return factory(*args).double().eval()
 
 
 def run(model, *args):

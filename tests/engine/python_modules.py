@@ -18,52 +18,39 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
+from tests.engine.blocks import Block, conv
+
 
 def image(side=8, batch=2, channels=4, scale=1.0, seed=1):
     noise = torch.Generator().manual_seed(seed)
     return torch.randn((batch, channels, side, side), generator=noise, dtype=torch.float64) * scale
 
 
-def conv(before=4, after=4):
-    return nn.Conv2d(before, after, 3, padding=1)
-
-
-class B(nn.Module):
-    """The others change one thing."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = conv(), conv()
-
-    def forward(self, x):
-        return self.b(self.a(x))
-
-
 # A1: the size of the input
 
 
-class SizeInDict(B):
+class SizeInDict(Block):
     def forward(self, x):
         return self.b(self.a(x)) * {16: 0.5}.get(x.shape[-1], 1.0)
 
 
-class SizeInTernary(B):
+class SizeInTernary(Block):
     def forward(self, x):
         y = self.a(x)
         return self.b(y) if x.shape[-1] < 12 else y + self.b(x)
 
 
-class SizeInIndex(B):
+class SizeInIndex(Block):
     def forward(self, x):
         return self.b(self.a(x)) * [1.0, 0.5, 0.25][x.shape[-1] // 8 - 1]
 
 
-class SizeInString(B):
+class SizeInString(Block):
     def forward(self, x):
         return self.b(self.a(x)) - (1.0 if "16" in f"{tuple(x.shape)}" else 0.0)
 
 
-class SizeInMatch(B):
+class SizeInMatch(Block):
     def forward(self, x):
         match x.shape:
             case (_, _, 8, 8):
@@ -72,7 +59,7 @@ class SizeInMatch(B):
                 return self.b(self.a(x)) / (channels * height)
 
 
-class SizeInLoop(B):
+class SizeInLoop(Block):
     def forward(self, x):
         y = self.a(x)
         for _ in range(int(math.log2(x.shape[-1])) - 3):
@@ -80,7 +67,7 @@ class SizeInLoop(B):
         return self.b(y)
 
 
-class BatchInDict(B):
+class BatchInDict(Block):
     def forward(self, x):
         return self.b(self.a(x)) * {2: 1.0, 3: 2.0}[len(x)]
 
@@ -88,7 +75,7 @@ class BatchInDict(B):
 # A2: an attribute chooses what runs
 
 
-class TaskInDict(B):
+class TaskInDict(Block):
     def __init__(self):
         super().__init__()
         self.c, self.task = conv(), 0
@@ -102,7 +89,7 @@ class TaskInName(TaskInDict):
         return getattr(self, "bc"[self.task])(self.a(x))
 
 
-class TaskInModuleDict(B):
+class TaskInModuleDict(Block):
     def __init__(self):
         super().__init__()
         self.heads, self.task = nn.ModuleDict({"0": conv(), "1": nn.Sequential(conv(), nn.ReLU())}), 0
@@ -145,7 +132,7 @@ class TaskInEnum(TaskInDict):
 # A3: the data decide
 
 
-class HotInTry(B):
+class HotInTry(Block):
     def forward(self, x):
         y = self.a(x)
         try:
@@ -155,13 +142,13 @@ class HotInTry(B):
         return self.b(y / 10 if hot else y)
 
 
-class HotInIf(B):
+class HotInIf(Block):
     def forward(self, x):
         y = self.a(x)
         return self.b(y / 10) if y.abs().max() > 100 else self.b(y)
 
 
-class HotInWhile(B):
+class HotInWhile(Block):
     def forward(self, x):
         y = self.a(x)
         while float(y.abs().max()) > 100:
@@ -169,7 +156,7 @@ class HotInWhile(B):
         return self.b(y)
 
 
-class HotInSuppress(B):
+class HotInSuppress(Block):
     def forward(self, x):
         y = self.a(x)
         with contextlib.suppress(ValueError):
@@ -179,7 +166,7 @@ class HotInSuppress(B):
         return self.b(y).sigmoid()
 
 
-class HotInIndex(B):
+class HotInIndex(Block):
     def forward(self, x):
         y = self.a(x)
         return self.b(y) * (1.0, 0.1)[int((y.abs() > 100).any())]
@@ -196,7 +183,7 @@ class Pyramid(nn.Module):
         return maps
 
 
-class PyramidSum(B):
+class PyramidSum(Block):
     def __init__(self):
         super().__init__()
         self.pyramid = Pyramid()
@@ -229,7 +216,7 @@ class PyramidTuple(PyramidSum):
         return self.b(first) + sum(each.mean((2, 3), keepdim=True) for each in rest)
 
 
-class Recursion(B):
+class Recursion(Block):
     def down(self, y):
         return y if y.shape[-1] <= 4 else y + F.interpolate(self.down(F.avg_pool2d(y, 2)), size=y.shape[2:])
 
@@ -240,23 +227,23 @@ class Recursion(B):
 # A6: numbers read from the weights
 
 
-class NormOfWeight(B):
+class NormOfWeight(Block):
     def forward(self, x):
         return self.b(self.a(x)) * next(self.parameters()).norm().item()
 
 
-class MeanOfWeight(B):
+class MeanOfWeight(Block):
     def forward(self, x):
         return self.b(self.a(x)) * float(self.b.weight.abs().mean())
 
 
-class LargestWeight(B):
+class LargestWeight(Block):
     def forward(self, x):
         y = self.a(x)
         return self.b(y).relu() if any(p.abs().max() > 0.2 for p in self.parameters()) else self.b(y)
 
 
-class BufferAsNumber(B):
+class BufferAsNumber(Block):
     def __init__(self):
         super().__init__()
         self.register_buffer("gain", torch.ones(()))
@@ -290,14 +277,14 @@ class Keyed(nn.Module):
         return x
 
 
-class ByChildren(B):
+class ByChildren(Block):
     def forward(self, x):
         for child in self.children():
             x = child(x)
         return x
 
 
-class PlainList(B):
+class PlainList(Block):
     def __init__(self):
         super().__init__()
         self.extra = [torch.tanh]
@@ -325,29 +312,29 @@ def scale(x):
     return x
 
 
-class GlobalDict(B):
+class GlobalDict(Block):
     def forward(self, x):
         return self.b(self.a(x)) * SETTINGS["gain"]
 
 
-class GlobalNumber(B):
+class GlobalNumber(Block):
     def forward(self, x):
         return self.b(self.a(x)) * GAIN
 
 
-class GlobalFunction(B):
+class GlobalFunction(Block):
     def forward(self, x):
         return self.b(scale(self.a(x)))
 
 
-class ClassAttribute(B):
+class ClassAttribute(Block):
     k = 1.0
 
     def forward(self, x):
         return self.b(self.a(x)) * type(self).k
 
 
-class NamedTupleAttribute(B):
+class NamedTupleAttribute(Block):
     def __init__(self):
         super().__init__()
         self.options = Options(1.0)
@@ -362,7 +349,7 @@ class NamespaceAttribute(NamedTupleAttribute):
         self.options = SimpleNamespace(gain=1.0)
 
 
-class TypeOfChild(B):
+class TypeOfChild(Block):
     def __init__(self):
         super().__init__()
         self.act = nn.ReLU()
@@ -372,7 +359,7 @@ class TypeOfChild(B):
         return self.b(self.act(y) if type(self.act) is nn.ReLU else self.act(y) * 2 + 1)
 
 
-class Closure(B):
+class Closure(Block):
     def __init__(self):
         super().__init__()
         gain = 1.0
@@ -390,12 +377,12 @@ class Closure(B):
         return self.b(self.a(x)) * self.read()
 
 
-class Environment(B):
+class Environment(Block):
     def forward(self, x):
         return self.b(self.a(x)) * float(os.environ.get("SIMAM_TESTS_GAIN", "1"))
 
 
-class Partial(B):
+class Partial(Block):
     def __init__(self):
         super().__init__()
         self.act = functools.partial(F.leaky_relu, negative_slope=0.1)
@@ -404,7 +391,7 @@ class Partial(B):
         return self.b(self.act(self.a(x)))
 
 
-class InContext(B):
+class InContext(Block):
     def forward(self, x):
         return self.b(self.a(x)) * CONTEXT.get()
 
@@ -412,7 +399,7 @@ class InContext(B):
 # A9 and A11: chance
 
 
-class Forked(B):
+class Forked(Block):
     def forward(self, x):
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -420,24 +407,24 @@ class Forked(B):
         return self.b(self.a(x) + noise)
 
 
-class GlobalNoise(B):
+class GlobalNoise(Block):
     def forward(self, x):
         return self.b(self.a(x) + torch.rand_like(x))
 
 
-class OwnGenerator(B):
+class OwnGenerator(Block):
     def forward(self, x):
         noise = torch.rand(x.shape, generator=torch.Generator().manual_seed(5), dtype=x.dtype)
         return self.b(self.a(x) + noise)
 
 
-class PythonChance(B):
+class PythonChance(Block):
     def forward(self, x):
         y = self.a(x)
         return self.b(y) if random.random() < 0.5 else y - self.b(x)
 
 
-class DropoutInEval(B):
+class DropoutInEval(Block):
     def forward(self, x):
         return self.b(F.dropout(self.a(x), 0.5, training=True))
 

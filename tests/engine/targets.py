@@ -4,21 +4,12 @@ import torch
 from torch import nn
 
 from simam_inject import bypass
+from tests.engine.blocks import run
 from tests.oracle import E_LAMBDA, assert_attended, same_bits
 
 
 def image(*shape, seed=1):
     return torch.randn(shape or (2, 6, 8, 8), generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def build(factory, *args):
-    torch.manual_seed(4)
-    return factory(*args).double().eval()
-
-
-def run(model, *args):
-    with torch.no_grad():
-        return model(*args)
 
 
 def rule(**keys):

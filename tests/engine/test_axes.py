@@ -10,7 +10,9 @@ from torch import nn
 
 from simam_inject import InjectError, injected, plan
 from simam_inject.api import survey
-from tests.engine.axes import after, assert_like_hooks, build, image, rows
+from tests.engine.axes import after, assert_like_hooks, rows
+from tests.engine.blocks import build
+from tests.engine.targets import image
 
 # B1: norms and layers that work on NCHW, under names of torch's classes that do not
 

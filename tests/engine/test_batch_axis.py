@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, inject, plan
-from tests.engine.axes import after, assert_like_hooks, build, image, rows, run
+from tests.engine.axes import after, assert_like_hooks, rows
+from tests.engine.blocks import build, run
+from tests.engine.targets import image
 from tests.oracle import E_LAMBDA, assert_right, distance, hooked
 
 # B3: attention never mixes samples

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from simam_inject import inject, plan, verify
-from tests.engine.blocks import build, run
-from tests.engine.python_modules import B, image
+from tests.engine.blocks import Block, build, run
+from tests.engine.python_modules import image
 from tests.oracle import E_LAMBDA, hooked, same_bits
 
 RECIPE = {"e_lambda": E_LAMBDA, "rules": [{"path": "a", "after": "output"}]}
@@ -99,7 +99,7 @@ CACHES = {
 }
 
 
-class Adds(B):
+class Adds(Block):
     """Its function is named in the forward, or stands on the module."""
 
     def forward(self, x):
@@ -113,7 +113,7 @@ class Adds(B):
 FUNCTION = None
 
 
-class CachesOnClass(B):
+class CachesOnClass(Block):
     table = None
 
     def forward(self, x):
@@ -122,7 +122,7 @@ class CachesOnClass(B):
         return self.b(self.a(x) + self.table)
 
 
-class CachesByMethod(B):
+class CachesByMethod(Block):
     @functools.lru_cache(None)  # noqa: B019
     def table(self, side):
         return table(side)
@@ -189,31 +189,31 @@ def in_global(side):
 """
 
 
-class NamesModule(B):
+class NamesModule(Block):
     def forward(self, x):
         return self.b(self.a(x) + util.get(8))  # noqa: F821
 
 
-class NamesPackage(B):
+class NamesPackage(Block):
     def forward(self, x):
         return self.b(self.a(x) + planned.util.get(8))  # noqa: F821
 
 
-class ImportsModule(B):
+class ImportsModule(Block):
     def forward(self, x):
         from planned import util
 
         return self.b(self.a(x) + util.get(8))
 
 
-class ImportsFunction(B):
+class ImportsFunction(Block):
     def forward(self, x):
         from planned.util import get
 
         return self.b(self.a(x) + get(8))
 
 
-class HoldsModule(B):
+class HoldsModule(Block):
     def __init__(self):
         super().__init__()
         self.util = util  # noqa: F821
@@ -222,7 +222,7 @@ class HoldsModule(B):
         return self.b(self.a(x) + self.util.get(8))
 
 
-class FindsModule(B):
+class FindsModule(Block):
     def forward(self, x):
         return self.b(self.a(x) + sys.modules["planned.util"].get(8))
 
@@ -262,7 +262,7 @@ def of_one_size(side):
 FULL, BARE, ENDLESS = functools.lru_cache(1)(noise), functools.lru_cache(noise), functools.cache(noise)
 
 
-class AddsNoise(B):
+class AddsNoise(Block):
     def __init__(self, function):
         super().__init__()
         self.function = function

@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from simam_inject import InjectError, inject, injected, verify
-from tests.engine.python_modules import conv, image
+from tests.engine.blocks import build, conv, run
+from tests.engine.python_modules import image
 from tests.oracle import E_LAMBDA, assert_attended, assert_right, hooked
 
 RECIPE = {"e_lambda": E_LAMBDA, "rules": [{"pattern": "conv2d"}]}
@@ -67,16 +68,6 @@ LOOKS = {
     "contiguous": lambda y: y.contiguous() is y,
     "to": remembers,
 }
-
-
-def build(factory):
-    torch.manual_seed(4)
-    return factory().double().eval()
-
-
-def run(model, x):
-    with torch.no_grad():
-        return model(x)
 
 
 def takes_the_way_of_the_model(factory):

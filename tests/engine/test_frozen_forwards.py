@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
-from torch import nn
 
 from simam_inject import InjectError, bypass, eject, inject, injected, plan
-from tests.engine.python_modules import CASES, CONTEXT, B, image
+from tests.engine.blocks import Block, build
+from tests.engine.networks import every_conv
+from tests.engine.python_modules import CASES, CONTEXT, image
 from tests.oracle import E_LAMBDA, assert_right, distance, hooked, same_bits
 
 MOVES = ("insert", "delete", "swap")
@@ -23,18 +24,9 @@ MOVES = ("insert", "delete", "swap")
 RECIPE = {"e_lambda": E_LAMBDA, "rules": [{"pattern": "conv2d"}]}
 
 
-def build(factory):
-    torch.manual_seed(4)
-    return factory().double().eval()
-
-
-def convolutions(model):
-    return [path for path, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-
-
 def attended(model):
     """Paths of the convolutions that are attended: those with a SimAM as their child."""
-    return sorted(path for path in convolutions(model) if "simam" in dict(model.get_submodule(path).named_children()))
+    return sorted(path for path in every_conv(model) if "simam" in dict(model.get_submodule(path).named_children()))
 
 
 def run(model, *args, seed=7):
@@ -82,7 +74,7 @@ def test_the_forward_follows(kind, name, monkeypatch):
         message = ""
     if message:
         assert name in MOVES, message
-        assert any(path in message for path in convolutions(stock))
+        assert any(path in message for path in every_conv(stock))
         return
     assert_like_hooks(model, stock, after, seed=13)
     for _, module in stock.named_modules():
@@ -104,52 +96,52 @@ def test_chance_stays_chance(name):
 # A5: a forward that changes weights or buffers
 
 
-class Renormed(B):
+class Renormed(Block):
     def forward(self, x):
         self.a.weight.data = torch.renorm(self.a.weight.data, 2, 0, 0.3)
         return self.b(self.a(x))
 
 
-class Clamped(B):
+class Clamped(Block):
     def forward(self, x):
         self.a.weight.data.clamp_(-0.05, 0.05)
         return self.b(self.a(x))
 
 
-class Normalised(B):
+class Normalised(Block):
     def forward(self, x):
         with torch.no_grad():
             self.a.weight.div_(self.a.weight.norm() / 0.3)
         return self.b(self.a(x))
 
 
-class Copied(B):
+class Copied(Block):
     def forward(self, x):
         with torch.no_grad():
             self.b.weight.copy_(self.a.weight.flip(0))
         return self.b(self.a(x))
 
 
-class Faded(B):
+class Faded(Block):
     def forward(self, x):
         with torch.no_grad():
             self.a.weight.mul_(0.9)
         return self.b(self.a(x))
 
 
-class FadedData(B):
+class FadedData(Block):
     def forward(self, x):
         self.a.weight.data.mul_(0.9)
         return self.b(self.a(x))
 
 
-class FadedArray(B):
+class FadedArray(Block):
     def forward(self, x):
         self.a.weight.detach().numpy()[...] *= 0.9
         return self.b(self.a(x))
 
 
-class Momentum(B):
+class Momentum(Block):
     """As in MoCo and its kin: one half follows the other."""
 
     def forward(self, x):
@@ -187,7 +179,7 @@ def train(model, steps=30):
     return model
 
 
-class Counted(B):
+class Counted(Block):
     def __init__(self):
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
@@ -215,7 +207,7 @@ def test_counters_count_the_users_calls_alone():
 # A10: what a forward fills
 
 
-class FillsDict(B):
+class FillsDict(Block):
     def __init__(self):
         super().__init__()
         self.kept = {"a": []}
@@ -296,7 +288,7 @@ def test_what_a_forward_fills_holds_the_users_calls_alone(factory):
     assert_right(model.found()[-1], stock.found()[0], before)
 
 
-class FillsArgument(B):
+class FillsArgument(Block):
     def forward(self, x, context):
         context.feature = self.a(x)
         context.calls.append(1)
@@ -320,7 +312,7 @@ def test_an_argument_is_filled_at_the_users_calls_alone():
 LOG = []
 
 
-class FillsGlobal(B):
+class FillsGlobal(Block):
     def forward(self, x):
         y = self.a(x)
         LOG.append(y)
@@ -341,7 +333,7 @@ def test_a_global_list_gets_the_users_tensors():
 # A11: branches that are dropped at random in train mode
 
 
-class DropsByNumpy(B):
+class DropsByNumpy(Block):
     def __init__(self):
         super().__init__()
         self.rng = np.random.default_rng(0)
@@ -409,7 +401,7 @@ def test_branches_are_dropped_at_random_in_train_mode(factory):
 # A12: forwards that other tools trace
 
 
-class IsList(B):
+class IsList(Block):
     def forward(self, x):
         y = self.a(x)
         if isinstance(y, list):
@@ -417,19 +409,19 @@ class IsList(B):
         return self.b(y)
 
 
-class IsTuple(B):
+class IsTuple(Block):
     def forward(self, x):
         y = self.a(x)
         return self.b(y[0] if isinstance(y, (tuple, dict)) else y)
 
 
-class TypeIsTuple(B):
+class TypeIsTuple(Block):
     def forward(self, x):
         y = self.a(x)
         return self.b(y) if type(y) is not tuple else None
 
 
-class UsesConstant(B):
+class UsesConstant(Block):
     flag = False
 
     def forward(self, x):

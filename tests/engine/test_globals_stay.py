@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from simam_inject import inject, plan
-from tests.engine.blocks import build, run
-from tests.engine.python_modules import B, conv, image
+from tests.engine.blocks import Block, build, conv, run
+from tests.engine.python_modules import image
 from tests.oracle import E_LAMBDA
 
 RECIPE = {"e_lambda": E_LAMBDA, "rules": [{"path": "a", "after": "output"}]}
@@ -85,7 +85,7 @@ class Aliased(dict):
 SLOTS, MORE_SLOTS, REGISTRY, LOG, ALIASED = Slots(), MoreSlots(), Registry(), Log(), Aliased(calls=0)
 
 
-class Writes(B):
+class Writes(Block):
     """Calls a function on what `a` computes."""
 
     kept = 0
@@ -248,9 +248,9 @@ class Counts:
 def test_a_hook_of_all_modules_writes_nothing(name, hook):
     counts = Counts()
     with getattr(nn.modules.module, name)(hook(counts)):
-        plan(build(B), RECIPE, example_inputs=image())
+        plan(build(Block), RECIPE, example_inputs=image())
         assert not counts.calls
-        build(B)(image())
+        build(Block)(image())
     assert counts.calls
 
 
@@ -264,7 +264,7 @@ class TellsParent(nn.Module):
         return self.c(x)
 
 
-class HasChild(B):
+class HasChild(Block):
     def __init__(self):
         super().__init__()
         self.feats, self.child = [], TellsParent(self)
@@ -273,7 +273,7 @@ class HasChild(B):
         return self.child(self.b(self.a(x)))
 
 
-class Lambda(B):
+class Lambda(Block):
     def __init__(self):
         super().__init__()
         self.feats = []
@@ -294,7 +294,7 @@ class Method(Lambda):
         self.feats.append(x)
 
 
-class InHook(B):
+class InHook(Block):
     def __init__(self):
         super().__init__()
         self.feats = []
@@ -346,14 +346,14 @@ class Child(nn.Module):
 
 @pytest.mark.parametrize("kind", [Descriptor, Held, Child])
 def test_what_an_object_closes_at_its_end_stays_open(kind):
-    model = build(B)
+    model = build(Block)
     model.file = kind()
     plan(model, RECIPE, example_inputs=image())
     inject(model, RECIPE, example_inputs=image())
     os.fstat(model.file.number)
 
 
-class TakesContext(B):
+class TakesContext(Block):
     def forward(self, x, context):
         context.feature = self.a(x)
         context.items.append(1)
@@ -401,7 +401,7 @@ def test_what_refers_to_a_module_refers_to_its_twin(refer):
     assert model.t.num_batches_tracked == 1
 
 
-class RelativeImport(B):
+class RelativeImport(Block):
     def forward(self, x):
         from . import blocks
 

@@ -36,6 +36,37 @@ def test_timm_reparameterisation_raises():
     run(reparameterize_model(plain), image(64))
 
 
+class Branches(nn.Module):
+    """RepVGG's block: at the end of the training, its branches become one convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.wide, self.narrow = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        if hasattr(self, "merged"):
+            return torch.relu(self.merged(x))
+        wide = self.wide(x)
+        return torch.relu(wide + self.narrow(x) + x)
+
+    def merge(self):
+        self.merged = copy.deepcopy(self.wide)
+        del self.wide, self.narrow
+
+
+def test_branches_that_are_merged_around_a_sum_raise(eager_backend):
+    model = inject(with_statistics(nn.Sequential(Branches(), Branches())), "residual", example_inputs=image())
+    assert [site.path for site in injected(model)] == ["0.add", "1.add"]
+    expected = run(model)
+    loaded = pickle.loads(pickle.dumps(model))
+    for each in (model, copy.deepcopy(model), loaded):
+        assert distance(run(torch.compile(each, backend=eager_backend, fullgraph=True)), expected) < 1e-9
+        each[1].merge()
+        with pytest.raises(InjectError, match=r"1\.add was lost: its module has no (narrow|wide) any more"):
+            run(each)
+        run(eject(each))
+
+
 def fold(net):
     net.one.fold()
     return net

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from simam_inject import inject, injected, plan, simam
-from tests.engine.blocks import Block
-from tests.engine.targets import assert_like_hooks, build, conv, image, rule, run
+from tests.engine.blocks import Block, build, run
+from tests.engine.targets import assert_like_hooks, conv, image, rule
 from tests.oracle import assert_right, distance, hooked
 
 Levels = namedtuple("Levels", "low high")

@@ -9,8 +9,9 @@ from torch import nn
 
 from simam_inject import inject, injected, plan, simam
 from simam_inject.errors import NoMatchError
-from tests.engine.blocks import Block, Net, conv
-from tests.oracle import hooked, same_bits
+from tests.engine.blocks import Block, Net, build, conv, run
+from tests.engine.targets import image
+from tests.oracle import E_LAMBDA, assert_attended, hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 
@@ -250,3 +251,62 @@ def test_an_operation_inside_a_module_without_children():
     rule = {"path": "block.a", "after": "relu"}
     with pytest.raises(NoMatchError, match=r"block\.a: has no children, and so no relu"):
         plan(Net(Block()), {"rules": [rule]}, example_inputs=X)
+
+
+# One hook for every call of a module
+
+
+class Levels(nn.Module):
+    """A head for all maps of a pyramid, which it calls one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, maps):
+        return [self.conv(x).relu() for x in maps]
+
+
+class Pyramid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.head = Levels()
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head([x, F.max_pool2d(x, 2), F.max_pool2d(x, 4)])
+
+
+class Twice(nn.Module):
+    """One module on two branches, as `drop_path` is in many transformers."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = nn.Conv2d(3, 3, 3, padding=1)
+        self.two = nn.Conv2d(3, 3, 3, padding=1)
+        self.drop = nn.Dropout2d(0.5)
+
+    def forward(self, x):
+        x = x + self.drop(self.one(x))
+        return x + self.drop(self.two(x))
+
+
+@pytest.mark.parametrize(
+    ("network", "rule", "place"),
+    [
+        (Pyramid, {"path": "head", "after": {"op": "conv"}}, "head.conv"),
+        (Twice, {"block": "Twice", "before": "residual"}, "drop"),
+    ],
+)
+def test_one_hook_attends_every_call_of_a_module(network, rule, place):
+    recipe = {"e_lambda": E_LAMBDA, "rules": [rule]}
+    x, stock = image(1, 3, 16, 16), build(network)
+    found = plan(stock, recipe, example_inputs=x)
+    (only,) = found.insertions
+    assert (only.path, only.edit.module) == (place, place)
+    assert only.runs == len(found.skips) + 1
+    assert {skip.reason for skip in found.skips} == {f"is covered by the SimAM on {place}"}
+    model = inject(copy.deepcopy(stock), recipe, example_inputs=x)
+    assert_attended(run(model, x), stock, [place], x)
+    assert {skip.reason for skip in plan(model, recipe, example_inputs=x).skips} == {"already has SimAM"}

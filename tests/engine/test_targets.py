@@ -8,7 +8,8 @@ import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
 from simam_inject import InjectError, bypass, inject, injected, plan, verify
-from tests.engine.targets import assert_like_hooks, build, conv, image, rule, run
+from tests.engine.blocks import build, run
+from tests.engine.targets import assert_like_hooks, conv, image, rule
 from tests.oracle import E_LAMBDA, assert_right, attend, same_bits
 
 # E1: what has a kernel is a convolution

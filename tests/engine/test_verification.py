@@ -488,6 +488,16 @@ def test_what_the_user_bypassed_stays_bypassed():
     assert model.block.a.simam.bypassed
 
 
+def test_channels_that_are_pruned_after_the_injection():
+    model, half = build(), slice(2)
+    a, b = model.block.a, model.block.b
+    with torch.no_grad():
+        a.weight, a.bias, b.weight = (
+            nn.Parameter(one.clone()) for one in (a.weight[half], a.bias[half], b.weight[:, half])
+        )
+    assert verify(model).ok
+
+
 # Modules that compute in another way where there are hooks
 
 

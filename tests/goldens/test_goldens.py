@@ -1,24 +1,17 @@
 """Sites and outputs, planned and computed again. All of them: `pytest -m zoo tests/goldens`. See differences.md."""
 
-import warnings
-
 import pytest
 import torch
 
 from tests.goldens import freeze
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # each library's own
 
 QUICK = ("torchvision:resnet18", "timm:convnext_atto", "timm:res2net50_14w_8s", "timm:starnet_s050",
          "torchvision:r3d_18", "timm:vitamin_small_224", "timm:levit_128s")  # fmt: skip
 """The last two take one image size: the stem of one contains blocks, that of the other is its only block."""
 GOLDEN = freeze.read_sites()
 OUTPUTS = freeze.read_outputs()
-
-
-@pytest.fixture(autouse=True)
-def _quiet():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each library's own
-        yield
 
 
 def check(key):

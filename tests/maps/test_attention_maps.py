@@ -146,5 +146,14 @@ def test_another_thread_that_runs_the_model_meanwhile_gets_its_usual_output(look
     assert all(torch.equal(output, usual) for output in served)
 
 
+def test_wrapped_and_compiled_models_have_the_maps_of_what_is_in_them():
+    model, x = attended(), images(2)
+    expected = attention_maps(model, x)
+    for wrapped in (nn.DataParallel(model), torch.compile(model, backend="eager")):
+        found = attention_maps(wrapped, x)
+        assert list(found) == list(expected)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_two_readers_of_one_value_have_two_maps():
     assert list(attention_maps(forked(), images(1))) == ["a before b", "a before c"]

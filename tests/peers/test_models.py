@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import bypass, eject, inject, injected, verify
+from simam_inject import bypass, inject, injected, verify
 from tests.oracle import distance, hooked, same_bits
 from tests.peers.models import PLACES, image, injected_of, stock_of
 
@@ -226,14 +226,6 @@ def test_model_half_and_channels_last(key):
     assert distance(run(last, image().to(memory_format=torch.channels_last)), expected) < NEAR
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert distance(run(model, image()), expected) < 0.1
-
-
-@everywhere
-def test_model_eject(key):
-    model, stock = injected_of(key), stock_of(key)
-    eject(model)
-    assert list(dict(model.named_modules())) == list(dict(stock.named_modules()))
-    assert same_bits(run(model, image()), run(stock, image()))
 
 
 @pytest.mark.parametrize("name", ["fcn_resnet50", "lraspp_mobilenet_v3_large"])

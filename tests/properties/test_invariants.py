@@ -7,7 +7,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from simam_inject import InjectError, Recipe, bypass, eject, inject, injected
+from simam_inject import InjectError, bypass, eject, inject, injected
 from tests.oracle import E_LAMBDA, distance, hooked, same_bits
 from tests.properties import flipping
 from tests.properties.blocks import BLOCKS
@@ -114,21 +114,3 @@ def test_whatever_changes_afterwards_the_output_is_that_of_the_hooked_network(de
 @given(flipping.designs, flipping.rules, scripts)
 def test_two_thousand_networks_that_change_afterwards(design, rule, script):
     check_changes(design, rule, script)
-
-
-_words = st.sampled_from(("version", "rules", "block", "after", "op", "path", "pattern", "where", "pick", "__import__"))
-_json = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_words, inner, max_size=3),
-    max_leaves=12,
-)
-
-
-@settings(max_examples=200, **QUICK)
-@given(st.dictionaries(_words, _json, max_size=4))
-def test_a_recipe_from_outside_is_read_or_refused_and_never_anything_else(data):
-    try:
-        recipe = Recipe.from_dict(data)
-    except InjectError:
-        return
-    assert recipe.rules

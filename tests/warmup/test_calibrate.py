@@ -155,6 +155,22 @@ def test_modes_momenta_and_random_numbers_are_left():
     assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
+def test_what_a_forward_leaves_on_the_model_is_left_as_it_was():
+    class Counting(Network):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return super().forward(x)
+
+    model = inject(Counting().eval(), "after Block.first", example_inputs=images(2), verify=False)
+    seen = []
+    model.stem.register_forward_hook(lambda *_: seen.append(1))
+    assert calibrate(model, images()).norms == len(NORMS)
+    assert model.calls == 0
+    assert seen == [1, 1]  # hooks are for the user: once to fit gains, once for the norms
+
+
 def test_gains_do_not_depend_on_the_strength_and_norms_are_left_at_0():
     x = images()
     usual, silent = attended(), attended()
