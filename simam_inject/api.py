@@ -217,6 +217,8 @@ def eject(model: ModelT) -> ModelT:
 def bypass(model: ModelT) -> Iterator[ModelT]:
     """Context manager in which every SimAM returns its input unchanged.
 
+    Copies that are made inside are bypassed until it ends; `pickle` and `torch.save` raise a `ModelError` inside.
+
     Example:
         >>> import torch, torchvision
         >>> model = inject(torchvision.models.resnet18().eval(), "paper", verify=False)

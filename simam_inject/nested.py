@@ -6,6 +6,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ from simam_inject.errors import ModelError, a_type
 
 Key = int | str
 """An entry of a list, tuple or dict."""
+_KEYS = (str, int, float, tuple, Enum, type(None))
+"""What is the same text in each forward, unlike the `str` of other objects."""
 
 _ATOMS = (int, str, float, type(None), torch.Size, torch.dtype)
 
@@ -27,17 +30,22 @@ def is_named_tuple(value: object) -> bool:
 def entries_of(value: Any) -> list[tuple[Key, Any]] | None:
     """Keys and entries of a container of tensors; None for anything else.
 
-    A named tuple and a dataclass have the names of their fields as keys, other lists and tuples positions.
+    A named tuple and a dataclass have the names of their fields as keys, other lists and tuples positions. Keys of a
+    dict that are neither `str` nor `int` are written as `str`: `("p", 3)`, an enum, None, a float.
     """
     if is_named_tuple(value):
         return list(zip(type(value)._fields, value, strict=True))
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
     if isinstance(value, Mapping):
-        return [(key, entry) for key, entry in value.items() if isinstance(key, (str, int))]
+        return [(_written(key), entry) for key, entry in value.items() if isinstance(key, _KEYS)]
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
     return None
+
+
+def _written(key: Any) -> Key:
+    return key if isinstance(key, (str, int)) else str(key)
 
 
 def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[tuple[tuple[Key, ...], torch.Tensor]]:
@@ -87,12 +95,15 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
             _replace_attributes(made, value, key, entry)
         return made
     if isinstance(value, (list, Mapping)):
+        place: Any = key
+        if isinstance(value, Mapping) and key not in value:
+            place = next((own for own in value if isinstance(own, _KEYS) and _written(own) == key), key)
         try:
             twin: Any = copy.copy(value)
-            twin[key] = entry
+            twin[place] = entry
         except Exception as error:
             raise ModelError(f"{a_type(value)} cannot be copied with another entry: {error}") from error
-        _replace_attributes(twin, value, key, entry)
+        _replace_attributes(twin, value, place, entry)
         return twin
     if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
         twin = copy.copy(value)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,10 @@ class SimAM(nn.Module):
         torch.Size([2, 8, 4, 4])
     """
 
+    _bypassed = False
+    _bypasses: tuple[Any, ...] = ()
+    """Every `with bypass(model)` that it is inside of; in copies, also those that have ended."""
+
     def __init__(self, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> None:
         super().__init__()
         self.e_lambda = check_number("e_lambda", e_lambda)
@@ -54,7 +58,19 @@ class SimAM(nn.Module):
         self.channel_dim = check_channel_dim(channel_dim)
         self.strength = 1.0
         self.gain = 1.0
-        self.bypassed = False
+
+    @property
+    def bypassed(self) -> bool:
+        """Whether `forward` returns its input: it was set to True, or the module is inside `with bypass(model)`."""
+        return self._bypassed or any(bypass.active for bypass in self._bypasses)
+
+    @bypassed.setter
+    def bypassed(self, value: bool) -> None:
+        self._bypassed = value
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and pickles hold."""
+        return {**self.__dict__, "_bypasses": tuple(bypass for bypass in self._bypasses if bypass.active)}
 
     def forward(self, x: Tensor) -> Tensor:
         """Return SimAM of `x`, or `x` itself while `bypassed`."""

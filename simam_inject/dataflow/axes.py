@@ -164,7 +164,8 @@ def find_axes(
         problem = f"its first dimension does not hold the {samples} samples of the example: its shape is {{}}"
     if other_batch is not None:
         more = other_batch[0] - shape[0] if fixed_size and other_size is None else 0
-        problem = _why_no_samples([dim for dim in range(rank) if other_batch[dim] != shape[dim]], more)
+        grown = [dim for dim in range(rank) if other_batch[dim] != shape[dim]]
+        problem = _why_no_samples(grown, more) if grown else _why_not_grown(value)
     if problem is None and 0 in resized:
         problem = "its first dimension holds windows or positions, not samples: its shape is {}"
     if problem is not None:
@@ -192,8 +193,6 @@ def _why_no_samples(grown: list[int], more: int) -> str | None:
         grown: dimensions that are larger with a larger batch.
         more: how much larger the first dimension is then.
     """
-    if not grown:
-        return "does not depend on the batch: its shape is {} for any number of samples"
     if grown != [0]:
         return f"its batch is in dimension {grown[0]}, not the first, so SimAM would mix samples: its shape is {{}}"
     if more > SAMPLES_ADDED:
@@ -202,6 +201,24 @@ def _why_no_samples(grown: list[int], more: int) -> str | None:
             "its shape is {}"
         )
     return None
+
+
+def _why_not_grown(value: Value) -> str:
+    """Why a value has the same shape with a larger batch."""
+    waiting: list[Value | None] = [value]
+    seen: set[Value | None] = {None}
+    while waiting:
+        one = waiting.pop()
+        if one is None or one in seen:
+            continue
+        seen.add(one)
+        if any(frame.parent is None for frame, *_ in one.arguments):  # the model is given it
+            return (
+                "its shape is {} with one sample more, too: that one is in another part of the batch, or goes elsewhere"
+            )
+        waiting.append(one.alias_of)
+        waiting += [] if one.origin is None else [read for step in one.origin.inputs for _, read in step.values]
+    return "does not depend on the batch: its shape is {} for any number of samples"
 
 
 def _known_channel(layout: Layout, candidates: set[int], resized: set[int], has_batch: bool) -> int | str:

@@ -65,7 +65,7 @@ class Example:
             return None
 
         def grow(tensor: torch.Tensor) -> torch.Tensor:
-            has_batch = tensor.dim() > 0 and tensor.shape[0] == first.shape[0]
+            has_batch = tensor.layout is torch.strided and tensor.dim() > 0 and tensor.shape[0] == first.shape[0]
             return torch.cat([tensor, *_noisy_copies(tensor[:1], count)]) if has_batch else tensor
 
         return self._with(grow)
@@ -130,8 +130,8 @@ class Example:
 
 
 def _noisy_copies(tensor: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """The tensor with different noise added; integers and tensors without data stay as they are."""
-    if not tensor.is_floating_point() or tensor.is_meta:
+    """The tensor with different noise added; integers, float8 and tensors without data stay as they are."""
+    if not tensor.is_floating_point() or tensor.is_meta or tensor.itemsize == 1:
         return [tensor] * count
     noise = (_noise(tensor.shape, seed).to(tensor.device, tensor.dtype) for seed in range(1, count + 1))
     return [(tensor.detach() + one).detach() for one in noise]
@@ -151,8 +151,10 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
         example_inputs: a tensor, a tuple (positional), a dict (keywords), a list (one list argument), or None.
 
     Raises:
-        ModelError: `example_inputs` is of another type, or a shape such as (1, 3, 64, 64).
+        ModelError: `example_inputs` is of another type, a shape such as (1, 3, 64, 64), or holds nested tensors.
     """
+    if any(tensor.is_nested for _, tensor in tensors_in(example_inputs)):
+        raise ModelError("example_inputs holds a nested tensor, whose samples have no common shape: pad it")
     if example_inputs is None:
         return Example((_random_input(model, (1, *declared_size(model))),), {})
     if isinstance(example_inputs, (tuple, list)) and len(example_inputs) > 2 and {*map(type, example_inputs)} == {int}:
@@ -193,10 +195,10 @@ def example_like(model: nn.Module, shapes: Any) -> Example:
 
 
 def shapes_of(example: Example) -> dict[str, Any]:
-    """The arguments, with dtype and shape as text in the place of each tensor."""
+    """The arguments, with dtype and shape as text in the place of each tensor that can be made again."""
 
     def describe(leaf: Any) -> Any:
-        if not isinstance(leaf, torch.Tensor):
+        if not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided:
             return leaf
         return " ".join(["tensor", str(leaf.dtype).removeprefix("torch."), *map(str, leaf.shape)])
 

@@ -34,6 +34,8 @@ _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightni
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
 compared by identity, and objects with a `__del__`: deleting a copy would close what the original uses. One that refers
 to a module is copied nevertheless, without its `__del__`: what it runs has to be the twin's."""
+_COMPILED = "_torchdynamo_orig_callable"
+"""Attribute of a function that `torch.compile` has made: the original, which runs in the twin."""
 _HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
 
 
@@ -92,7 +94,7 @@ class _Copier(pickle.Pickler):
     def _is_shared(self, value: Any) -> bool:
         kind = type(value)
         if isinstance(value, types.FunctionType):
-            return not _closes_over_state(value, set())
+            return _COMPILED not in value.__dict__ and not _closes_over_state(value, set())
         is_foreign = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES
         return (
             is_foreign
@@ -103,6 +105,8 @@ class _Copier(pickle.Pickler):
 
     def reducer_override(self, value: Any) -> Any:
         """How to make the copy of an object that is not a plain container."""
+        if type(value) is types.FunctionType:
+            value = value.__dict__.get(_COMPILED, value)
         is_proxy = type(value) in weakref.ProxyTypes
         if is_proxy or isinstance(value, weakref.ref):
             target = value.__dir__.__self__ if is_proxy else value()
@@ -240,9 +244,11 @@ def twin_of(model: nn.Module, convert: Convert) -> nn.Module:
         convert: see `copied_with`. A tensor that is at two places in the model has one twin.
     """
     twin: nn.Module = copied_with(convert, model)
-    for module in twin.modules():
+    for _, module in modules_with_python_forward(twin):
         if type(module).__name__ == "OptimizedModule":
             module.__dict__["forward"] = module.get_submodule("_orig_mod").__call__
+        elif (forward := getattr(type(module).forward, _COMPILED, None)) is not None and "forward" not in vars(module):
+            module.__dict__["forward"] = types.MethodType(forward, module)
     return twin
 
 

@@ -5,44 +5,52 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, Self
 
 from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
+from simam_inject.errors import ModelError
 
 
 @contextmanager
 def bypassed(model: nn.Module) -> Iterator[None]:
-    """Every SimAM of the model is the identity inside, and as it was afterwards."""
-    modules = [entry.attention for entry in attended_in(model)]
+    """Every SimAM of the model, and of copies that are made inside, is the identity until the end."""
+    modules = [entry.attention for entry in attended_in(model) if entry.attention is not None]
     attentions = [module for module in modules if isinstance(module, SimAM)]
-    others = [_as_identity(module) for module in modules if module is not None and not isinstance(module, SimAM)]
+    bypass = _Bypass()
+    others = [module.register_forward_hook(bypass) for module in modules if not isinstance(module, SimAM)]
     with _LOCK:
         for module in attentions:
-            count, before = _BYPASSES.get(module, (0, module.bypassed))
-            _BYPASSES[module] = count + 1, before
-            module.bypassed = True
+            module._bypasses = (*module._bypasses, bypass)
     try:
         yield
     finally:
+        bypass.active = False
         with _LOCK:
             for module in attentions:
-                count, before = _BYPASSES.pop(module)
-                if count > 1:
-                    _BYPASSES[module] = count - 1, before
-                else:
-                    module.bypassed = before
+                module._bypasses = tuple(other for other in module._bypasses if other is not bypass)
         for handle in others:
             handle.remove()
 
 
-_BYPASSES: WeakKeyDictionary[SimAM, tuple[int, bool]] = WeakKeyDictionary()
-"""How many `bypassed` a SimAM is inside of, in all threads, and whether it was bypassed before the first."""
 _LOCK = threading.Lock()
+"""Several threads may bypass one model."""
 
 
-def _as_identity(module: nn.Module) -> Any:
-    return module.register_forward_hook(lambda _module, args, _output: args[0])
+class _Bypass:
+    """One use of `bypassed`, which copies share. Of attention other than SimAM, it is a forward hook."""
+
+    active = True
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return args[0] if self.active else output
+
+    def __deepcopy__(self, _memo: object) -> Self:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if not self.active:
+            return super().__reduce_ex__(protocol)
+        raise ModelError("a model that is pickled or saved inside bypass(model) would stay bypassed: leave it first")

@@ -91,6 +91,7 @@ class SiteHook(Plain):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds."""
         self.sites = read_sites(state.get("sites"), self.kind)
+        guard_hooks()
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hook on a module."""
@@ -225,6 +226,8 @@ def guard_hooks() -> None:
     By default it does not: of two models of one class, one would run the code that was compiled for the other.
     """
     config.skip_nnmodule_hook_guards = False
+    # In torch 2.14, a setting is that of the thread which sets it, and only its default is that of all.
+    config._config["skip_nnmodule_hook_guards"].default = False  # type: ignore[attr-defined]
 
 
 torch.serialization.add_safe_globals([OutputHook, InputHook])

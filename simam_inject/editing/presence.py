@@ -17,7 +17,7 @@ from pydantic import InstanceOf
 from torch import nn
 from typing_extensions import TypedDict  # that of `typing` needs Python 3.12
 
-from simam_inject.editing.hooks import ADVICE, SiteHook, guard_hooks, hooks_on, lost
+from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
 from simam_inject.editing.serialization import ExampleRecord, Plain, Recipes, checked
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import NORMS
@@ -61,7 +61,6 @@ class Presence(Plain):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
         vars(self).update(checked(_State, state, "the list of SimAM sites"))
-        guard_hooks()
 
     def __call__(self, root: nn.Module, _args: Any) -> None:
         """Check every edit.

@@ -73,10 +73,29 @@ SHAPE = r"is a shape, .*torch.rand\(1, 3, 8, 8\)"
         ((1, 3, 8, 8), SHAPE),
         ([1, 3, 8, 8], SHAPE),
         (torch.Size((1, 3, 8, 8)), SHAPE),
+        (torch.nested.nested_tensor([X[0], X[1, :, :6]]), "holds a nested tensor, .* pad it"),
+        (X.to(torch.float8_e4m3fn), "cannot be run on the example input .2x3x8x8.: RuntimeError: Input type"),
+        (X.to_sparse(), "cannot be run on the example input .2x3x8x8.: RuntimeError: Input type"),
     ],
 )
 def test_inputs_the_model_does_not_accept(model, given, message):
     refuses(ModelError, message, model, "after block.a", example_inputs=given)
+
+
+class Weighted(Net):
+    """As a network on a graph, whose adjacency matrices are sparse."""
+
+    def forward(self, x, weights):
+        return super().forward(x) * weights.to(torch.float32).sum()
+
+
+@pytest.mark.parametrize(
+    "convert", [torch.Tensor.to_sparse, lambda x: x.to(torch.float8_e4m3fn)], ids=["sparse", "float8"]
+)
+def test_other_arguments_may_be_of_any_layout_and_dtype(convert):
+    given = X, convert(X)
+    model = inject(Weighted(Block()).eval(), "after block.a", example_inputs=given)
+    assert verify(model, example_inputs=given).ok
 
 
 class Raises(Net):

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, inject, plan
+from simam_inject.api import survey
 from tests.engine.axes import after, assert_like_hooks, rows
 from tests.engine.blocks import build, run
 from tests.engine.targets import image
@@ -291,3 +292,34 @@ def test_one_sample_without_its_batch_at_a_site_of_three_dimensions_raises(facto
     run(stock, one)
     with pytest.raises(InjectError, match="act"):
         run(model, one)
+
+
+class Parts(nn.Module):
+    """Its second convolution sees the first two samples only."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.act, self.table = nn.Conv2d(4, 4, 3, padding=1), nn.Sigmoid(), nn.Parameter(torch.rand(1, 4, 8, 8))
+        self.b = nn.ReLU()
+
+    def forward(self, x):
+        first, *others = (self.a(x) * self.act(self.table)).split(2)
+        return torch.cat([self.b(first), *others])
+
+
+class Experts(Parts):
+    """Each third sample goes to its second part."""
+
+    def forward(self, x):
+        y, kind = self.a(x) * self.act(self.table), torch.arange(len(x)) % 3
+        out = torch.zeros_like(y)
+        out[kind == 0] = self.b(y[kind == 0])
+        return out
+
+
+@pytest.mark.parametrize("factory", [Parts, Experts])
+def test_why_a_part_of_the_batch_is_not_attended(factory):
+    sites = survey(build(factory), example_inputs=image(2, 4, 8, 8)).site_by_path
+    assert "with one sample more, too: that one is in another part of the batch" in sites["b"].obstacle
+    assert "does not depend on the batch" in sites["act"].obstacle
+    assert sites["a"].obstacle is None

@@ -535,3 +535,18 @@ def test_a_dropped_model_is_freed(ejected):
     del model
     gc.collect()
     assert [reference() for reference in kept] == [None] * 3
+
+
+def test_compiled_models_of_one_class_in_another_thread(eager_backend, monkeypatch):
+    """In torch 2.14, a setting of `torch._dynamo` is that of the thread which set it."""
+    monkeypatch.setattr(torch._dynamo.config._config["skip_nnmodule_hook_guards"], "default", True)
+    stock = Unit().eval()
+    x = torch.rand(2, 6, 8, 8)
+    model = inject(copy.deepcopy(stock), {"rules": [{"pattern": "conv2d"}]}, example_inputs=x)
+    call = torch.compile(lambda module: module(x), backend=eager_backend)
+    found = []
+    thread = threading.Thread(target=lambda: found.extend([call(stock), call(model)]))
+    thread.start()
+    thread.join()
+    assert torch.allclose(found[0], stock(x), atol=1e-5)
+    assert torch.allclose(found[1], model(x), atol=1e-5)

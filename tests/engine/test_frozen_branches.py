@@ -280,3 +280,26 @@ def test_a_child_that_was_compiled_before_runs_as_it_is_written(part, eager_back
     inject(model, {"e_lambda": E_LAMBDA, "rules": [{"path": "0", "after": "output"}]}, example_inputs=image())
     assert not [one for one in recwarn if "recompile" in str(one.message)]
     assert_attended(run(model, image()), plain_model, ["0"], image())
+
+
+class Decorated(Holds):
+    def __init__(self, backend):
+        super().__init__()
+        self.act = torch.compile(F.gelu, backend=backend)
+
+    def forward(self, x):
+        return self.b(self.act(self.a(x)))
+
+
+@pytest.mark.parametrize("where", ["instance", "class"])
+def test_a_forward_that_was_compiled_before_runs_as_it_is_written(where, eager_backend, recwarn):
+    stock = build(lambda: Decorated(eager_backend))
+    model = copy.deepcopy(stock)
+    if where == "class":
+        forward = torch.compile(Decorated.forward, backend=eager_backend)
+        model.__class__ = type("Decorated", (Decorated,), {"forward": forward})
+    else:
+        model.forward = torch.compile(model.forward, backend=eager_backend)
+    inject(model, {"e_lambda": E_LAMBDA, "rules": [{"path": "a", "after": "output"}]}, example_inputs=image())
+    assert not [one for one in recwarn if "recompile" in str(one.message)]
+    assert_attended(run(model, image()), stock, ["a"], image())

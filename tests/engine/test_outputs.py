@@ -4,13 +4,14 @@ import copy
 import pickle
 from collections import OrderedDict, UserDict, defaultdict, namedtuple
 from dataclasses import dataclass
+from enum import Enum
 from types import MappingProxyType, SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
-from simam_inject import InjectError, SimAM, bypass, inject, injected, verify
+from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, simam, verify
 from simam_inject.errors import NoMatchError
 from simam_inject.verification.outputs import difference, tensors_of
 from tests.engine.blocks import Block, Net, conv
@@ -329,6 +330,34 @@ def test_a_large_number_is_a_key_in_a_pickle_too():
     x = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(1))
     inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=x)
     assert [one.path for one in injected(pickle.loads(pickle.dumps(model)))] == ["0:1024", "0:1000000"]
+
+
+class Level(Enum):
+    LOW = 1
+
+
+class ByKey(ByResolution):
+    def __init__(self, key):
+        super().__init__()
+        self.key = key
+
+    def forward(self, x):
+        return {self.key: self.c(x) * 2, "z": self.d(x)}
+
+
+@pytest.mark.parametrize("key", [("p", 3), Level.LOW, None, 0.5], ids=str)
+def test_keys_that_are_neither_text_nor_numbers(key):
+    stock = nn.Sequential(ByKey(key), Last()).eval()
+    x = torch.rand((2, 4, 8, 8), generator=torch.Generator().manual_seed(1))
+    model = inject(copy.deepcopy(stock), {"rules": [{"path": "0", "after": "output"}]}, example_inputs=x)
+    assert [one.path for one in injected(pickle.loads(pickle.dumps(model)))] == [f"0:{key}", "0:z"]
+    maps = stock[0](x)
+    assert torch.allclose(model(x), simam(maps[key]) + simam(maps["z"]), atol=1e-6)
+    alone = inject(copy.deepcopy(stock[0]), {"rules": [{"path": "c", "after": "output"}]}, example_inputs=x)
+    assert torch.allclose(alone(x)[key], 2 * simam(stock[0].c(x)), atol=1e-6)
+    alone = eject(model)[0]
+    inject(alone, {"rules": [{"path": "mul", "after": "output"}]}, example_inputs=x)
+    assert torch.allclose(alone(x)[key], simam(maps[key]), atol=1e-6)
 
 
 class AttrDict(dict):

@@ -171,6 +171,56 @@ def test_a_part_of_a_copy_still_attends():
     assert torch.equal(run(owner), run(expressions()))
 
 
+@pytest.mark.parametrize("build", [outputs, arguments])
+def test_a_part_that_is_unpickled_makes_dynamo_compare_hooks(build, monkeypatch):
+    """By default it would run the code of a plain block of the same class."""
+    data = pickle.dumps(build().blocks)
+    monkeypatch.setattr(torch._dynamo.config, "skip_nnmodule_hook_guards", True)
+    pickle.loads(data)
+    assert not torch._dynamo.config.skip_nnmodule_hook_guards
+
+
+def other(seed=0):
+    return inject(net(seed), RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda n: nn.Conv2d(n, n, 1))
+
+
+@pytest.mark.parametrize("build", [outputs, other])
+def test_a_copy_is_bypassed_as_long_as_its_original(build):
+    model = build()
+    live, plain = run(model), run(eject(copy.deepcopy(model)))
+    with bypass(model):
+        with bypass(model):
+            twin = copy.deepcopy(model)
+        with bypass(twin):
+            assert torch.equal(run(twin), plain)
+        assert torch.equal(run(copy.deepcopy(twin)), plain)
+        for make in (pickle.dumps, saved):
+            with pytest.raises(ModelError, match="would stay bypassed: leave it first"):
+                make(twin)
+    assert torch.equal(run(twin), live)
+    assert torch.equal(run(by_pickle(twin)), live)
+    assert torch.equal(run(model), live)
+
+
+def test_an_original_is_not_bypassed_as_long_as_its_copy():
+    model = outputs()
+    first = bypass(model)
+    first.__enter__()
+    twin = copy.deepcopy(model)
+    with bypass(twin):
+        first.__exit__(None, None, None)
+        assert torch.equal(run(model), run(outputs()))
+        assert not torch.equal(run(twin), run(model))
+    assert torch.equal(run(twin), run(model))
+
+
+def test_what_the_user_bypassed_is_copied():
+    model = outputs()
+    model.get_submodule(injected(model)[0].module).bypassed = True
+    for make in COPIES:
+        assert torch.equal(run(make(model)), run(model))
+
+
 def test_shared_blocks_stay_shared():
     torch.manual_seed(1)
     block = BasicBlock(4)
