@@ -85,7 +85,7 @@ def compare(
         raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, variants, example_inputs)
-    batches = None if batches is None else readable_twice(batches, passes=2)  # each run reads them
+    batches = None if batches is None else readable_twice(batches)  # each run reads them
     used = {variant.recipe: variant.where.to_dict() for variant in variants if variant.where is not None}
     settings = {"recipes": used, "warm_start": batches is not None, **(settings or {})}
     try:

@@ -17,8 +17,8 @@ from simam_inject.modules import check_injectable
 from simam_inject.nested import map_nested, tensors_in
 
 
-def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
-    """The batches as something that can be iterated over so many times: an iterator becomes a list.
+def readable_twice(batches: Any) -> Iterable[Any]:
+    """The batches as something that can be iterated over again and again: an iterator becomes a list.
 
     Raises:
         ModelError: they cannot be iterated over.
@@ -31,7 +31,7 @@ def readable_twice(batches: Any, passes: int) -> Iterable[Any]:
             "pairs, or one tensor; for a YOLO object also the YAML file of its data set, and for a torch Dataset "
             "DataLoader(dataset, batch_size=...)"
         )
-    return list(batches) if passes > 1 and iter(batches) is batches else batches
+    return list(batches) if iter(batches) is batches else batches
 
 
 def run_batches(network: nn.Module, batches: Iterable[Any], description: str) -> None:

@@ -119,7 +119,7 @@ def calibrate(
         raise ModelError(f"nothing to calibrate: {note or 'both gains and norms are turned off'}")
     if isinstance(batches, (str, PathLike)):
         batches = adapter_of(model).batches(model, str(batches)) or batches
-    source = readable_twice(batches, passes=bool(gains) + bool(targets))
+    source = readable_twice(batches)
     with torch.no_grad():
         fits = _fit_gains(twin, source) if gains else ()
         renewed = _fit_norms(twin, list(targets), source) if targets else {}

@@ -97,15 +97,14 @@ class Ramp:
 
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
         self._models = (model, *more)
-        self._steps, self._start, self._done = _checked_steps(steps), check_number("strength", start), 0
         attentions = [[attention for _, attention in simams_of(one)] for one in self._models]  # all, before one is set
+        self.load_state_dict({"steps": steps, "start": start, "done": 0})
         if any(all(attention.gain == 1.0 for attention in found) for found in attentions):
             warnings.warn(
                 "a ramp without gains makes the statistics of norms lag behind, which costs more accuracy on the way "
                 "than it saves; calibrate(model, batches) fits them (before copies are made)",
                 stacklevel=2,
             )
-        self._set()
 
     @property
     def strength(self) -> float:
@@ -135,18 +134,14 @@ class Ramp:
             ArgumentError: `state` is not the state of a ramp.
         """
         done = state.get("done") if isinstance(state, dict) else None
-        if type(done) is not int or done < 0 or state.keys() != self.state_dict().keys():
+        if type(done) is not int or done < 0 or state.keys() != {"steps", "start", "done"}:
             raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
-        start = check_number("strength", state["start"])
-        self._steps, self._start, self._done = _checked_steps(state["steps"]), start, done
+        steps, start = state["steps"], check_number("strength", state["start"])
+        if type(steps) is not int or steps < 1:
+            raise ArgumentError(f"steps must be a whole number above 0: the length of the ramp; found {steps!r:.40}")
+        self._steps, self._start, self._done = steps, start, done
         self._set()
 
     def _set(self) -> None:
         for model in self._models:
             set_strength(model, self.strength)
-
-
-def _checked_steps(steps: object) -> int:
-    if type(steps) is not int or steps < 1:
-        raise ArgumentError(f"steps must be a whole number above 0: the length of the ramp; found {steps!r:.40}")
-    return steps
