@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING
 
@@ -16,6 +17,7 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step, command, group, note
+from simam_inject.errors import CompareError
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -31,6 +33,8 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     machine.
     """
     library = library_of(options)
+    if library != "ultralytics" and not Path(options.data).is_dir():  # ultralytics finds data sets by name, too
+        raise CompareError(f"no such folder: {options.data}")
     step(f"setting up {options.model}")
     from simam_inject.compare import compare as run
     from simam_inject.compare.setups import set_up

@@ -54,10 +54,10 @@ def run_batches(network: nn.Module, batches: Iterable[Any], description: str) ->
 def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
     """A copy of the network in eval mode for a task, so that nothing of the network has to be restored.
 
-    Functions that a user registered as hooks run on it as they are: what they record is for the user.
+    Functions that a user registered as hooks run on it with the very lists that they fill.
 
     Raises:
-        ModelError: the network is wrapped, compiled or sharded.
+        ModelError: the network is wrapped, compiled or sharded, or a scripted part of it is in train mode.
     """
     try:
         check_injectable(network)
@@ -65,13 +65,22 @@ def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
         reason = str(error).partition(": ")[0]
         order = "build, inject, calibrate, EMA copy, DistributedDataParallel, torch.compile"
         raise ModelError(f"{reason}; {task} before that. The order: {order}") from None
+    if any(isinstance(part, torch.jit.ScriptModule) and part.training for part in network.modules()):
+        raise ModelError("a part of this model is scripted, so it is not copied, and in train mode: call model.eval()")
     twin = twin_of(network, to_clone)
     set_mode(twin, training=False)
     for original, copied in zip(network.modules(), twin.modules(), strict=True):
         for table in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = vars(original)[table].items()
-            vars(copied)[table].update((key, hook) for key, hook in hooks if isinstance(hook, FunctionType))
+            vars(copied)[table].update((key, hook) for key, hook in hooks if _is_of_user(hook))
     return twin
+
+
+def _is_of_user(hook: object) -> bool:
+    """A function that refers to no module: one that does has to refer to the copy."""
+    if not isinstance(hook, FunctionType):
+        return False
+    return not any(isinstance(value, nn.Module) for value in inspect.getclosurevars(hook).nonlocals.values())
 
 
 def _run(network: nn.Module, batch: Any, index: int) -> None:

@@ -226,6 +226,9 @@ MISTAKES = [
     ("sites nets.py", "Net, Deep, Broken, make_wrapped,"),
     ("nets.py --after block", "name one of them, as in nets.py:make_noisy"),
     ("sites none.py", "none.py"),
+    ("check none.pt", "no such file: 'none.pt'"),
+    ("check none.safetensors", "no such file: 'none.safetensors'"),
+    ("compare resnet50 --recipe paper --data none", "no such folder: none"),
 ]
 
 
@@ -306,6 +309,13 @@ def test_a_model_file_with_simam_rows_becomes_a_recipe(run, folder):
     written = folder / "recipe.yaml"
     assert run("recipes", "from-yaml", str(folder / "forked.yaml"), "--output", str(written)).exit_code == 0
     assert load_recipe(written).to_dict()["rules"][0]["path"] == "model.0"
+
+
+def test_without_ultralytics_a_model_file_is_one_message(run, folder, monkeypatch):
+    monkeypatch.setattr("simam_inject.zoo.yolo.find_spec", lambda name: None)
+    (folder / "forked.yaml").write_text(MODEL_FILE)
+    result = run("recipes", "from-yaml", str(folder / "forked.yaml"))
+    assert (result.exit_code, "simam_inject[ultralytics]" in result.stderr) == (2, True)
 
 
 def test_a_model_file_that_is_none_is_one_message(run, folder):

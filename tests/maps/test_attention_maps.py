@@ -130,20 +130,34 @@ def test_threads_that_share_a_model_get_their_own_maps():
         assert all(torch.equal(maps[name], alone[name]) for name in alone)
 
 
+SHARED = {}
+"""What the hook below uses: as a function that closed over the model, it would get the copy."""
+
+
+def serve(_module, _args):
+    """Run the model in another thread in the middle of a forward of this one."""
+    if threading.get_ident() == SHARED["main"]:
+        with ThreadPoolExecutor(1) as pool:
+            SHARED["served"].append(pool.submit(SHARED["model"], images(2)).result())
+
+
 @pytest.mark.parametrize("look", [attention_maps, difference_maps])
 def test_another_thread_that_runs_the_model_meanwhile_gets_its_usual_output(look):
-    model, x, served = attended().eval(), images(2), []
-    usual, main = model(x), threading.get_ident()
-
-    def serve(_module, _args):
-        if threading.get_ident() == main:
-            with ThreadPoolExecutor(1) as pool:
-                served.append(pool.submit(model, x).result())
-
+    model, x = attended().eval(), images(2)
+    usual = model(x)
+    SHARED.update(main=threading.get_ident(), served=[], model=model)
     model.stem.register_forward_pre_hook(serve)
     look(model, x)
-    assert len(served) == 1 + (look is difference_maps)
-    assert all(torch.equal(output, usual) for output in served)
+    assert len(SHARED["served"]) == 1 + (look is difference_maps)
+    assert all(torch.equal(output, usual) for output in SHARED["served"])
+
+
+def test_a_hook_that_runs_another_module_runs_the_copy_of_it():
+    model = attended().train()
+    model.extra = nn.BatchNorm2d(8)
+    model.stem.register_forward_hook(lambda _module, _args, output: output + 0 * model.extra(output))
+    assert list(attention_maps(model, images(2))) == list(PATHS)
+    assert model.extra.num_batches_tracked == 0
 
 
 def test_wrapped_and_compiled_models_have_the_maps_of_what_is_in_them():

@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.ops.misc import FrozenBatchNorm2d
 
-from simam_inject import bypass, inject, injected
+from simam_inject import attention_maps, bypass, inject, injected
 from simam_inject.errors import ModelError
 from simam_inject.warmup import calibrate, set_strength
 from tests.messages import says
@@ -324,6 +324,18 @@ def test_code_compiled_in_place_does_not_run():
     assert compiled.frame_count == 0
     torch.testing.assert_close(model(images()), expected(images()))
     assert compiled.frame_count == 1
+
+
+@pytest.mark.parametrize("look", [calibrate, attention_maps])
+def test_a_scripted_part_is_run_in_eval_mode_only(look):
+    part = torch.jit.script(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+    model = nn.Sequential(part, nn.Conv2d(8, 8, 3), nn.Flatten())
+    inject(model.eval(), {"rules": [{"path": "1", "after": "output"}]}, example_inputs=images(2), verify=False)
+    look(model, images())
+    before = copy.deepcopy(dict(part.named_buffers()))
+    with pytest.raises(ModelError, match=says("scripted", "train mode", "model.eval()")):
+        look(model.train(), images())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in part.named_buffers())
 
 
 def test_a_network_without_norms():
