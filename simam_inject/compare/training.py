@@ -30,7 +30,7 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel of images in [0, 1]."""
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SPLIT = 5
-"""Of a folder without train/ and val/, every fifth image is for validation."""
+"""Of a folder without train/ and val/, every fifth image of a class is for validation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def make_transforms(
 def open_folder(
     folder: str | Path, size: int, *, augment: bool = True, normalization: Normalization = IMAGENET
 ) -> Images:
-    """Images of `train/CLASS/` and `val/CLASS/`, or of `CLASS/` alone, of which every fifth is for validation.
+    """Images of `train/CLASS/` and `val/CLASS/`, or of `CLASS/` alone, which is split class by class.
 
     Raises:
         CompareError: The folder does not exist, no image, one class only, or train/ and val/ differ in their classes.
@@ -112,9 +112,10 @@ def open_folder(
     if len(classes) < 2:
         raise CompareError(f"{folder} has only one class, {classes[0]}; a classifier needs two")
     if parts[0] == parts[1]:
-        chosen = range(_SPLIT - 1, len(val), _SPLIT)  # of each class about as many, since they come class by class
+        labels = val.targets  # in ascending order
+        chosen = [at for at, label in enumerate(labels) if (at - labels.index(label)) % _SPLIT == _SPLIT - 1]
         if not chosen:
-            raise CompareError(f"{folder} has fewer than {_SPLIT} images, of which one in {_SPLIT} is for validation")
+            raise CompareError(f"{folder}: every class has fewer than {_SPLIT} images, of which one is for validation")
         train, val = Subset(train, sorted({*range(len(train))}.difference(chosen))), Subset(val, chosen)
     return Images(train, val, classes) if augment else Images(_load(train), _load(val), classes)
 

@@ -97,6 +97,14 @@ def test_a_folder_of_classes_is_split(images):
     assert not any(torch.equal(image, other) for image in data.val.tensors[0] for other in data.train.tensors[0])
 
 
+def test_small_classes_are_trained(tmp_path):
+    draw_stripes(tmp_path, 9, 16, kinds=("lying",))
+    draw_stripes(tmp_path, 1, 16, kinds=("standing",))
+    data = open_folder(tmp_path, 16, augment=False)
+    assert data.train.tensors[1].tolist() == [0] * 8 + [1]
+    assert data.val.tensors[1].tolist() == [0]
+
+
 def test_images_are_read_as_maps_reads_them(tmp_path):
     """Upright, and no pixels of more than 8 bits, which torchvision's own loader cuts to white."""
     file = tmp_path / "train" / "lying" / "00.png"
@@ -128,7 +136,7 @@ def lonely(folder):
         (lambda folder: folder.rmdir(), says("no such folder", "train/ and val/")),
         (lambda folder: draw_stripes(folder / "train", 1, 16), "no such folder: .*val"),
         (lonely, "has only one class, standing"),
-        (lambda folder: draw_stripes(folder, 2, 16), "fewer than 5 images"),
+        (lambda folder: draw_stripes(folder, 3, 16), "every class has fewer than 5 images"),
     ],
 )
 def test_data_that_cannot_be_trained_on(tmp_path, prepare, message):
