@@ -32,7 +32,7 @@ from simam_inject.planning.planner import decide
 from simam_inject.recipe import Recipe, RecipeLike, adjusted, load_recipe
 from simam_inject.recipe.names import Glob
 from simam_inject.verification import SAME_WAY, check_model, tensor_marks
-from simam_inject.verification.checks import Verification
+from simam_inject.verification.checks import Check, Verification
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -113,10 +113,6 @@ def _check_present(model: nn.Module, planned: Plan, attention: Callable[[int], n
         )
 
 
-class _OtherWay(VerificationError):
-    """The model's forward runs other modules than its recording did."""
-
-
 def carry_out(model: nn.Module, planned: Plan, *, verify: bool = True) -> tuple[Plan, Verification | None]:
     """Apply a plan and verify the model, which is restored if a check fails.
 
@@ -130,15 +126,17 @@ def carry_out(model: nn.Module, planned: Plan, *, verify: bool = True) -> tuple[
         NoMatchError: the plan has no effect.
         VerificationError: a check failed.
     """
-    try:
-        return planned, _apply_verified(model, planned, verify)
-    except _OtherWay:
+    found = _apply_verified(model, planned, verify)
+    failed = _failed(found)
+    if failed and failed[0].name == SAME_WAY:
         assert planned.replan is not None
         planned = planned.replan()
-    try:
-        return planned, _apply_verified(model, planned, verify)
-    except _OtherWay as error:
-        raise VerificationError(str(error)) from None
+        found = _apply_verified(model, planned, verify)
+        failed = _failed(found)
+    if failed:
+        details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+        raise VerificationError(f"verification failed, and the model was restored. {details}")
+    return planned, found
 
 
 def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verification | None:
@@ -155,21 +153,19 @@ def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verificati
     recorded = {path for path, count in planned.flow.recording.calls.items() if count}
     try:
         found = check_model(network, planned.flow.example, marks, recorded=recorded)
-        if not found.ok:
-            raise _failed(found)
     except BaseException as error:
+        error.add_note("raised while the injected model was verified; the model is as it was before")
         restore()
         update(model)
-        error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
+    if not found.ok:
+        restore()
+        update(model)
     return found
 
 
-def _failed(found: Verification) -> VerificationError:
-    failed = [check for check in found.checks if check.ok is False]
-    kind = _OtherWay if failed[0].name == SAME_WAY else VerificationError
-    details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
-    return kind(f"verification failed, and the model was restored. {details}")
+def _failed(found: Verification | None) -> list[Check]:
+    return [] if found is None else [check for check in found.checks if check.ok is False]
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
@@ -282,10 +278,9 @@ def make_plan(
     """
     network = network_of(model)
     check_injectable(network)
-    present = injected(network)
     flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
-    decision = decide(recipe, flow, match(recipe, flow.anatomy), present)
-    insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decision.insertions)
+    decided = decide(recipe, flow, match(recipe, flow.anatomy), injected(network))
+    insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decided.insertions)
     modules = _own_modules(network)
 
     def apply(planned: Plan) -> nn.Module:
@@ -302,7 +297,7 @@ def make_plan(
         return model
 
     replan = partial(make_plan, model, recipe, example_inputs, strength, attention, with_values=True)
-    return Plan(recipe, insertions, tuple(decision.skips), flow, present, apply, replan)
+    return replace(decided, insertions=insertions, _apply=apply, replan=replan)
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:

@@ -17,7 +17,7 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step, command, group, note
-from simam_inject.errors import CompareError
+from simam_inject.errors import CompareError, InjectError
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -100,6 +100,11 @@ def _work_together(options: CompareOptions, work: Callable[[], Comparison]) -> C
             place = options.study.rpartition("@")[-1]  # without a password
             note(f"stopped; every finished run is saved in {place}; the same command continues the study")
             raise typer.Exit(_STOPPED) from None
+        except InjectError:  # a recipe without effect or a full disk stops the others too
+            for worker in workers:
+                worker.terminate()
+                worker.wait()
+            raise
 
 
 def _start_worker(log: IO[str]) -> subprocess.Popen[bytes]:

@@ -30,7 +30,7 @@ Normalization = tuple[tuple[float, ...], tuple[float, ...]]
 """Mean and standard deviation of each channel of images in [0, 1]."""
 IMAGENET: Normalization = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SPLIT = 5
-"""Of a folder without train/ and val/, every fifth image of a class is for validation."""
+"""Of a folder without train/ and val/, every fifth image is for validation."""
 
 
 @dataclass(frozen=True, slots=True)

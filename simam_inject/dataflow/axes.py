@@ -18,7 +18,7 @@ import torch
 
 from simam_inject.dataflow.values import NOWHERE, Layout, Shape, Value
 from simam_inject.kinds import FAMILIES, words
-from simam_inject.nested import map_nested, tensors_in
+from simam_inject.nested import map_nested
 
 SAMPLES_ADDED = 1
 """How many samples the run with a larger batch adds: a first dimension that grows by more consists of windows."""
@@ -75,35 +75,11 @@ def layout_after(
         return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
     like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
     if len(like.shape) != rank:
-        return _grown(func, args, kwargs, like, rank)
+        return NOWHERE
     # Each position is computed from the same positions.
     lengths = [(result.shape[dim], like.shape[dim]) for dim in like.layout]
     is_kept = kind in _RESIZES or all(new in (length, 1) or length == 1 for new, length in lengths)
     return like.layout if is_kept else NOWHERE
-
-
-def _grown(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], source: Value, rank: int) -> Layout:
-    """Layout after an operation that adds or removes dimensions: those that grow with the number of channels."""
-    if len(source.layout) != 1:
-        return NOWHERE
-    (dim,) = source.layout
-
-    def probes(channels: int) -> tuple[Any, ...]:
-        """The results for so many channels, without data."""
-        shape = [*source.shape[:dim], channels, *source.shape[dim + 1 :]]
-
-        def replace(leaf: Any) -> Any:
-            is_like = isinstance(leaf, torch.Tensor) and tuple(leaf.shape) == source.shape
-            return torch.empty(shape, device="meta") if is_like else leaf
-
-        new_args, new_kwargs = map_nested(replace, (tuple(args), dict(kwargs)))
-        return tuple(tensor.shape for _, tensor in tensors_in(func(*new_args, **new_kwargs)) if tensor.dim() == rank)
-
-    try:
-        before, after = probes(source.shape[dim])[0], probes(source.shape[dim] + 1)[0]
-    except (RuntimeError, TypeError, ValueError, IndexError, NotImplementedError):
-        return NOWHERE
-    return frozenset(place for place in range(rank) if before[place] != after[place])
 
 
 def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

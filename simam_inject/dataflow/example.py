@@ -194,24 +194,16 @@ def example_like(model: nn.Module, shapes: Any) -> Example:
     return Example(*map_nested(fill, (tuple(shapes["args"]), dict(shapes["kwargs"]))))
 
 
-def shapes_of(example: Example) -> dict[str, Any] | None:
-    """The arguments as plain data, tensors by dtype and shape; None where an argument is something else."""
-    try:
-        return {"args": _described(list(example.args)), "kwargs": _described(dict(example.kwargs))}
-    except TypeError:
-        return None
+def shapes_of(example: Example) -> dict[str, Any]:
+    """The arguments, with dtype and shape as text in the place of each tensor that can be made again."""
 
+    def describe(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or leaf.layout is not torch.strided:
+            return leaf
+        return " ".join(["tensor", str(leaf.dtype).removeprefix("torch."), *map(str, leaf.shape)])
 
-def _described(value: Any) -> Any:
-    if isinstance(value, torch.Tensor) and value.layout is torch.strided:
-        return " ".join(["tensor", str(value.dtype).removeprefix("torch."), *map(str, value.shape)])
-    if type(value) in (list, tuple):
-        return type(value)(_described(entry) for entry in value)
-    if type(value) is dict:
-        return {key: _described(entry) for key, entry in value.items()}
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return value
-    raise TypeError(f"no plain data: {type(value).__name__}")
+    args, kwargs = map_nested(describe, (list(example.args), dict(example.kwargs)))
+    return {"args": args, "kwargs": kwargs}
 
 
 def declared_size(model: nn.Module) -> tuple[int, ...]:

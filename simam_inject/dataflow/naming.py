@@ -47,7 +47,7 @@ buffers of the model excepted."""
 
 
 class Namer(TorchFunctionMode):
-    """Names each value that the modules of a twin compute in a forward, and notes its shape.
+    """Names each value that the modules of a twin compute in one forward, and notes its shape.
 
     Args:
         model: a twin (see `twin`); its forwards may write to it.
@@ -65,10 +65,6 @@ class Namer(TorchFunctionMode):
         """An operation failed, or the forward asked whether there is data: with data it may do something else."""
         self._names_inside: dict[int, dict[int, str]] = {}
         self.with_own_hooks = {id(m) for m in self.modules.values() if m._forward_hooks or m._forward_pre_hooks}
-        self.start()
-
-    def start(self) -> None:
-        """Forget the last forward."""
         self.frame: Frame | None = None
         self.calls: Counter[str] = Counter()
         self.first_calls: dict[str, Frame] = {}
@@ -79,7 +75,6 @@ class Namer(TorchFunctionMode):
 
     def run(self, example: Example, convert: Convert) -> Self:
         """Run one forward on copies of the arguments, which `convert` makes."""
-        self.start()
         args, kwargs = example.fresh(convert)
         with torch.inference_mode(False), torch.no_grad(), self.watching():
             self.model(*args, **kwargs)

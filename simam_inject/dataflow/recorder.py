@@ -1,7 +1,7 @@
 """Record one forward: which operation or module computes, returns and reads which tensor.
 
 Tensors are identified by `id`: where an operation or a module returns one of its own inputs, the forward gets another
-tensor object over the same memory. Each call of a module with children is recorded as a `torch.fx.Graph`.
+tensor object over the same memory. Each call of a module with children is recorded as a list of steps.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
@@ -22,16 +22,15 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
 from simam_inject.dataflow.naming import Arguments, Namer
 from simam_inject.dataflow.twin import Convert
-from simam_inject.dataflow.values import NEVER, NOWHERE, Entries, Frame, Layout, Read, Recording, Step, Value
+from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value
 from simam_inject.nested import map_nested, tensors_in
 
 
 class Recorder(Namer):
-    """Records forwards of one twin."""
+    """Records one forward of a twin; see `Namer`."""
 
-    def start(self) -> None:
-        """Forget the last forward."""
-        super().start()
+    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+        super().__init__(model, device)
         self.recording = Recording(self.modules, self.first_calls, self.calls)
         self.ticks = itertools.count()
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
@@ -91,9 +90,8 @@ class Recorder(Namer):
                 frame.computed.append((kind, facts))
             elif outputs:
                 path = frame.next_path(self.name_operation(frame, func))
-                step = _add(frame, "call_function", func, inputs, path, kind, outputs)
-                step.source, step.facts = _source_position(frame.module), facts
-                self._enter(step)
+                source = _source_position(frame.module)
+                self._enter(Step(path, kind, frame, _steps_of(frame, inputs), outputs, source=source, facts=facts))
             for value in inputs:  # of its arguments and what it computes, a leaf is one reader; see `_enter_call`
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
                     value.readings.append(Read(tick, path))
@@ -104,14 +102,13 @@ class Recorder(Namer):
     def entered(self, frame: Frame, arguments: Arguments) -> None:
         """Note what a module is given; in a scope, as steps of its forward."""
         frame.start = next(self.ticks)
-        frame.graph = fx.Graph() if frame.is_scope else None
         for key, path, tensors in arguments:
             values = [(keys, self._value(tensor)) for keys, tensor in tensors]
             for keys, value in values:
                 value.arguments.append((frame, key, keys))
                 frame.inputs.append(value)
             if path is not None:
-                self._enter(_add(frame, "placeholder", path.rpartition(".")[2], [], path, "input", values))
+                self._enter(Step(path, "input", frame, (), values))
 
     def left(self, frame: Frame, path: str | None, output: Any) -> Any:
         """Note what a module returns; if it has a path, as one step of its caller."""
@@ -136,14 +133,12 @@ class Recorder(Namer):
         parent, module = frame.parent, frame.module
         has_children = any(child is not None for child in module._modules.values())
         kind, facts = ("block", {}) if has_children else leaf_kind(module, frame.computed)
-        step = _add(parent, "call_module", frame.path, frame.inputs, path, kind, frame.outputs, frame)
-        step.facts = facts
-        if parent is not None:
-            step.source = _source_position(parent.module)
+        inputs = () if parent is None else _steps_of(parent, frame.inputs)
+        source = None if parent is None else _source_position(parent.module)
         if not frame.is_scope:
             for value in frame.inputs:
                 value.readings.append(Read(frame.start, path))
-        self._enter(step)
+        self._enter(Step(path, kind, parent, inputs, frame.outputs, frame, source, facts))
 
     def _enter(self, step: Step) -> None:
         """Add a step to its forward and to the recording, and one more for each entry of a list, tuple or dict."""
@@ -153,33 +148,18 @@ class Recorder(Namer):
                 value.origin = step
         for one in (*step.entries(), step):
             self.recording.steps.setdefault(one.path, one).runs += 1
-            if step.frame is None or one.value is None:
-                continue
-            if step.kind != "input" or id(one.value) not in step.frame.step_of:
-                step.frame.step_of[id(one.value)] = one
+            if step.frame is not None:
+                step.frame.steps.append(one)
+                if one.value is not None and (step.kind != "input" or id(one.value) not in step.frame.step_of):
+                    step.frame.step_of[id(one.value)] = one
 
 
-def _add(
-    frame: Frame | None,
-    op: str,
-    target: Callable[..., Any] | str,
-    inputs: list[Value],
-    path: str,
-    kind: str,
-    values: Entries,
-    call: Frame | None = None,
-) -> Step:
-    """Append a step to the graph of a forward; the call of the model itself has a graph of its own."""
-    graph = fx.Graph() if frame is None or frame.graph is None else frame.graph
-    steps = () if frame is None else tuple(_step_of(frame, value) for value in inputs)
-    return Step.add(graph, op, target, steps, path, kind, frame, values, call)
-
-
-def _step_of(frame: Frame, value: Value) -> Step:
-    """The step of a forward that computes a value, or gives it to the forward."""
-    if id(value) not in frame.step_of:
-        frame.step_of[id(value)] = _add(frame, "get_attr", "outside", [], "", "outside", [((), value)])
-    return frame.step_of[id(value)]
+def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:
+    """Steps of a forward that compute values, or give them to it."""
+    for value in values:
+        if id(value) not in frame.step_of:
+            frame.step_of[id(value)] = Step("", "outside", frame, (), [((), value)])
+    return tuple(frame.step_of[id(value)] for value in values)
 
 
 def _version_of(tensor: torch.Tensor) -> int | None:

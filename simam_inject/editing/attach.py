@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, guard_hooks, hooks_on
 from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
 from simam_inject.editing.rewrite import RewrittenMethod
-from simam_inject.editing.serialization import checked_example
+from simam_inject.editing.serialization import ExampleRecord, checked
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.modules import CONTAINERS, is_taken
 from simam_inject.planning.insertions import Insertion, Output, Rewritten
@@ -58,32 +56,32 @@ def attended_in(model: nn.Module) -> Iterator[Attended]:
 
 
 def _seen_from(site: Insertion, holder: str) -> Insertion:
-    """The site with paths from another root: that of a part which was injected, or of a network around the part.
+    """The site with paths from another root: a network around the part that was injected, a part of the network, or the
+    same network with a part that was wrapped or moved.
 
     Args:
         holder: path of the holder from that root.
     """
-    at = site.edit.module
+    old, new = site.edit.module.split("."), holder.split(".")
+    while old and new and old[-1] == new[-1]:
+        del old[-1], new[-1]
+    prefix, other = ".".join(old), ".".join(new)
+
+    def moved(path: str) -> str:
+        is_inside = not prefix or re.match(rf"{re.escape(prefix)}([.:[]|$)", path)
+        return _join(other, path[len(prefix) :].removeprefix(".")) if is_inside else path
+
     edit: Any = replace(site.edit, **{"owner" if isinstance(site.edit, Rewritten) else "module": holder})  # type: ignore[arg-type]
-    moved = replace(site, edit=edit, module=_join(holder, site.child), witness=None)
-    if not at or holder.endswith(f".{at}"):  # a part was injected, and the network around it is looked at
-        add = partial(_join, holder.removesuffix(at).removesuffix("."))
-        reader, witness = site.reader and add(site.reader), site.witness and add(site.witness)
-        return replace(moved, path=add(site.path), reader=reader, witness=witness)
-    if not holder or at.endswith(f".{holder}"):  # the network was injected, and a part of it is looked at
-        prefix = at.removesuffix(holder)
-        return replace(moved, path=_without(prefix, site.path), reader=site.reader and _without(prefix, site.reader))
-    if at and re.match(rf"{re.escape(at)}([.:]|$)", site.path):  # the holder was wrapped, or moved in its container
-        return replace(moved, path=holder + site.path.removeprefix(at))
-    return moved
+    reader = site.reader and moved(site.reader)
+    witness = site.witness and moved(site.witness)
+    witness = None if witness == site.witness else witness  # beside the holder: it may have been moved otherwise
+    return replace(
+        site, edit=edit, module=_join(holder, site.child), path=moved(site.path), reader=reader, witness=witness
+    )
 
 
 def _join(prefix: str, path: str) -> str:
-    return f"{prefix}.{path}".strip(".")
-
-
-def _without(prefix: str, path: str) -> str:
-    return path.removeprefix(prefix.removesuffix(".")).removeprefix(".")
+    return f"{prefix}{path}" if path[:1] in (":", "[") else f"{prefix}.{path}".strip(".")
 
 
 def attach(
@@ -192,20 +190,13 @@ def _hook(module: nn.Module, sites: list[Insertion]) -> SiteHook:
     edit, expression = sites[0].edit, sites[0].expression
     if isinstance(edit, Output):
         is_conv = isinstance(module, nn.modules.conv._ConvNd)
-        return OutputHook.of(sites, getattr(module, "bias", None) is not None if is_conv else None)
+        return OutputHook.made(sites=sites, has_bias=getattr(module, "bias", None) is not None if is_conv else None)
     if expression is None:
-        return InputHook.of(sites, _parameter_names(module))
+        return InputHook.made(sites=sites)
     if not isinstance(vars(module).get(expression.method), (RewrittenMethod, type(None))):
         name = edit.module or "the model"
         raise ModelError(f"{expression.method} of {name} was replaced on the instance, and cannot be rewritten")
     return RewrittenMethod.of(module, expression.method, sites)
-
-
-def _parameter_names(module: nn.Module) -> list[str]:
-    try:
-        return list(inspect.signature(module.forward).parameters)
-    except (TypeError, ValueError):
-        return []
 
 
 def _presence(
@@ -221,15 +212,17 @@ def _presence(
         names = tuple(path.split(".")) if path else ()
         holders.append((names, hook, distance_to_end(model, names, hook.sites)))
     witnesses = [(tuple(site.witness.split(".")), site.path) for site in sites if site.witness]
-    return Presence.of(holders, witnesses, recipes, _written(example), peers)
+    written = _written(example)
+    return Presence.made(holders=holders, witnesses=witnesses, recipes=recipes, example=written, peers=peers)
 
 
 def _written(example: dict[str, Any] | None) -> dict[str, Any] | None:
     """An example that a file can hold; None for any other, which `verify` has to be given again."""
     try:
-        return checked_example(example)
+        found: dict[str, Any] | None = checked(ExampleRecord | None, example, "the example")
     except FileError:
         return None
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ A SimAM is a child of the module that holds it; the hook on that module finds it
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar, Self
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo import config  # now: a process that is forked while a thread imports it could not seed torch
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.serialization import read_sites, write_sites
+from simam_inject.editing.serialization import Plain, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.nested import entry_at, replace_entry
 from simam_inject.planning.insertions import Input, Insertion, Rewritten
@@ -70,21 +71,13 @@ def lost(site: Insertion, why: str) -> ModelError:
     return ModelError(f"SimAM at {site.name} was lost: {why}; {ADVICE}")
 
 
-class SiteHook:
-    """What runs the SimAMs of one module for one kind of edit. `table` and `key` say where torch finds a hook.
-
-    There is no `__init__`, which a pickle could call with anything: `of` makes one, and `__setstate__` checks a file.
-    """
+class SiteHook(Plain):
+    """What runs the SimAMs of one module for one `kind` of edit. `table` and `key` say where torch finds a hook."""
 
     table: ClassVar[str]
     key: ClassVar[str]
+    kind: ClassVar[str]
     sites: list[Insertion]
-
-    @classmethod
-    def _made(cls, **state: Any) -> Self:
-        made = cls()
-        vars(made).update(state)
-        return made
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Another hook with the same records, which are never modified."""
@@ -94,6 +87,11 @@ class SiteHook:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "sites": write_sites(self.sites)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Check what a file holds."""
+        self.sites = read_sites(state.get("sites"), self.kind)
+        guard_hooks()
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hook on a module."""
@@ -139,23 +137,17 @@ class SiteHook:
 class OutputHook(SiteHook):
     """Forward hook that applies SimAM to the output of a module, or to entries of it."""
 
-    table, key = "_forward_hooks", "simam_output"
+    table, key, kind = "_forward_hooks", "simam_output", "output"
 
     has_bias: bool | None
     """Whether a convolution had a bias: folding a norm into it gives it one."""
 
-    @classmethod
-    def of(cls, sites: list[Insertion], has_bias: bool | None = None) -> Self:
-        """The hook for sites of one module."""
-        return cls._made(sites=sites, has_bias=has_bias)
-
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds."""
-        has_bias = state.get("has_bias")
-        if not isinstance(has_bias, (bool, type(None))):
+        super().__setstate__(state)
+        self.has_bias = state.get("has_bias")
+        if not isinstance(self.has_bias, (bool, type(None))):
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
-        self.sites, self.has_bias = read_sites(state.get("sites"), "output"), has_bias
-        guard_hooks()
 
     def put_on(self, module: nn.Module) -> None:
         """Register the hook before all others, so that they see the output of SimAM."""
@@ -177,23 +169,7 @@ class OutputHook(SiteHook):
 class InputHook(SiteHook):
     """Forward pre-hook that applies SimAM to an input of a module, after all pre-hooks that were registered before."""
 
-    table, key = "_forward_pre_hooks", "simam_input"
-
-    names: list[str]
-    """Parameters of the module's forward, so that an argument is found however it is passed."""
-
-    @classmethod
-    def of(cls, sites: list[Insertion], names: list[str]) -> Self:
-        """The hook for sites of one module."""
-        return cls._made(sites=sites, names=names)
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """Check what a file holds."""
-        names = state.get("names")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise FileError("a hook of SimAM is not valid: names is not a list of str")
-        self.sites, self.names = read_sites(state.get("sites"), "input"), list(names)
-        guard_hooks()
+    table, key, kind = "_forward_pre_hooks", "simam_input", "input"
 
     def put_on(self, module: nn.Module) -> None:
         """Register the pre-hook, with keyword arguments."""
@@ -202,22 +178,24 @@ class InputHook(SiteHook):
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         """Apply SimAM to the argument; registered on the module that holds the SimAM."""
-        positional, keywords = list(args), dict(kwargs)
+        given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for site in self.sites:
-            holder, place = self._find(site, positional, keywords)
-            holder[place] = _attend_entry(module, site, holder[place])
-        return tuple(positional), keywords
+            place = _place_of(module, site, given)
+            given[place] = _attend_entry(module, site, given[place])
+        return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
-    def _find(self, site: Insertion, positional: list[Any], keywords: dict[str, Any]) -> tuple[Any, Any]:
-        assert isinstance(site.edit, Input)
-        argument = site.edit.argument
-        position = self.names.index(argument) if argument in self.names else argument
-        name = self.names[position] if isinstance(position, int) and position < len(self.names) else argument
-        if isinstance(position, int) and position < len(positional):
-            return positional, position
-        if name in keywords:
-            return keywords, name
-        raise ModelError(f"SimAM at {site.name} is applied to argument {argument!r}, which this call does not pass")
+
+def _place_of(module: nn.Module, site: Insertion, given: dict[Any, Any]) -> int | str:
+    """The argument of a site in a call, which may pass it by position or by keyword."""
+    assert isinstance(site.edit, Input)
+    argument = site.edit.argument
+    if argument in given:
+        return argument
+    for position, name in enumerate(inspect.signature(module.forward).parameters):
+        other = name if argument == position else position
+        if argument in (position, name) and other in given:
+            return other
+    raise ModelError(f"SimAM at {site.name} is applied to argument {argument!r}, which this call does not pass")
 
 
 def _attend_entry(module: nn.Module, site: Insertion, value: Any) -> Any:

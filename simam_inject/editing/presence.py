@@ -13,24 +13,35 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from pydantic import InstanceOf, TypeAdapter
+from pydantic import InstanceOf
 from torch import nn
+from typing_extensions import TypedDict  # that of `typing` needs Python 3.12
 
 from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
-from simam_inject.editing.serialization import checked, checked_example, checked_recipes
+from simam_inject.editing.serialization import ExampleRecord, Plain, Recipes, checked
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import NORMS
 from simam_inject.planning.insertions import Insertion, Output
 
 PRESENCE = "simam_presence"
 _Path = tuple[str, ...]
-_HOLDERS = TypeAdapter(list[tuple[_Path, InstanceOf[SiteHook], int]])
-_WITNESSES = TypeAdapter(list[tuple[_Path, str]])
-_PEERS = TypeAdapter(list[str])
 
 
-class Presence:
-    """Forward pre-hook of the root: paths, hooks, witnesses, and what an injection was made of.
+class _State(TypedDict):
+    holders: list[tuple[_Path, InstanceOf[SiteHook], int]]
+    """Path of each holder, the hook on it, and its `distance_to_end`."""
+    witnesses: list[tuple[_Path, str]]
+    """Path of each norm that must stay one, with the path of its site."""
+    recipes: Recipes
+    """The recipes that were applied, as dicts."""
+    example: ExampleRecord | None
+    """The example's arguments, tensors as dtype and shape; None where they cannot be written down."""
+    peers: list[str]
+    """Paths of the sites that have another attention module than SimAM."""
+
+
+class Presence(Plain):
+    """Forward pre-hook of the root: what an injection was made of. Attributes and their checks are those of `_State`.
 
     All of it is data, but for a rewritten method, which refers to its module.
     """
@@ -41,42 +52,15 @@ class Presence:
     example: dict[str, Any] | None
     peers: list[str]
 
-    @classmethod
-    def of(
-        cls,
-        holders: list[tuple[_Path, SiteHook, int]],
-        witnesses: list[tuple[_Path, str]],
-        recipes: list[dict[str, Any]],
-        example: dict[str, Any] | None,
-        peers: list[str],
-    ) -> Presence:
-        """The check for an injection. There is no `__init__`, which a pickle could call with anything.
-
-        Args:
-            holders: path of each holder, the hook on it, and its `distance_to_end`.
-            witnesses: path of each norm that must stay one, with the path of its site.
-            recipes: the recipes that were applied, as dicts.
-            example: the example's arguments, tensors as dtype and shape; None where they cannot be written down.
-            peers: paths of the sites that have another attention module than SimAM.
-        """
-        made = cls()
-        made.holders, made.witnesses, made.recipes = holders, witnesses, recipes
-        made.example, made.peers = example, peers
-        return made
-
     def __deepcopy__(self, memo: dict[int, Any]) -> Presence:
         """The copy watches the copies of the hooks; the records are the same."""
-        twin = memo[id(self)] = Presence.of([], list(self.witnesses), self.recipes, self.example, self.peers)
+        twin = memo[id(self)] = Presence.made(**vars(self))
         twin.holders = [(path, copy.deepcopy(hook, memo), count) for path, hook, count in self.holders]
         return twin
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
-        self.holders = checked(_HOLDERS, state.get("holders"), "the list of SimAM holders")
-        self.witnesses = checked(_WITNESSES, state.get("witnesses"), "the list of norms beside SimAM")
-        self.recipes = checked_recipes(state.get("recipes"))
-        self.example = checked_example(state.get("example"))
-        self.peers = checked(_PEERS, state.get("peers"), "the list of other attention modules")
+        vars(self).update(checked(_State, state, "the list of SimAM sites"))
 
     def __call__(self, root: nn.Module, _args: Any) -> None:
         """Check every edit.

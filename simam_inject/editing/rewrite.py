@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, Self
 
 import torch
-from pydantic import TypeAdapter
 from torch import nn
 
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
@@ -24,8 +23,6 @@ from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
 from simam_inject.source import locate, may_run, method_source, parse
-
-_CHILDREN = TypeAdapter(tuple[str, ...])
 
 
 class RewrittenMethod(SiteHook):
@@ -47,7 +44,7 @@ class RewrittenMethod(SiteHook):
         """
         function, original = compile_method(owner, method, sites), getattr(type(owner), method)
         children = tuple(name for name in function.__code__.co_names if name in vars(owner).get("_modules", ()))
-        return cls._made(
+        return cls.made(
             owner=owner, method=method, sites=sites, function=function, original=original, children=children
         )
 
@@ -147,7 +144,7 @@ class RewrittenMethod(SiteHook):
         methods = {site.expression and site.expression.method for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
-        children = checked(_CHILDREN, state.get("children"), "the children of a rewritten method")
+        children = checked(tuple[str, ...], state.get("children"), "the children of a rewritten method")
         try:
             vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children})
         except ModelError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import AfterValidator, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypeAliasType, TypedDict  # those of `typing` need Python 3.12
@@ -17,7 +17,6 @@ from simam_inject.errors import FileError
 from simam_inject.planning.insertions import Insertion
 from simam_inject.source import STRICT
 
-T = TypeVar("T")
 _TENSOR = re.compile(r"tensor (u?int\d{1,2}|b?float\d{1,2}|complex\d{2,3}|bool)( \d{1,8}){0,8}")
 _LARGEST = 2**31
 """Elements of one recorded example tensor: a file must not make anybody allocate more."""
@@ -66,13 +65,13 @@ Recipes = list[dict[str, JsonValue]]
 
 
 @cache
-def checks_of(kind: Any) -> TypeAdapter[Any]:
+def _checks_of(kind: Any) -> TypeAdapter[Any]:
     """The checks for a type, made when they are first needed: they take longer to build than this file to import."""
     return TypeAdapter(kind)
 
 
-def checked(checks: TypeAdapter[T], value: object, what: str) -> T:
-    """The value as the checks read it: a copy, so that nothing can be added afterwards.
+def checked(kind: Any, value: object, what: str) -> Any:
+    """A value of this type as its checks read it: a copy, so that nothing can be added afterwards.
 
     Args:
         value: plain data; a `str` is a text of JSON.
@@ -80,6 +79,7 @@ def checked(checks: TypeAdapter[T], value: object, what: str) -> T:
     Raises:
         FileError: it is not valid; the message says where and why.
     """
+    checks = _checks_of(kind)
     try:
         return checks.validate_json(value) if isinstance(value, str) else checks.validate_python(value, strict=True)
     except ValidationError as error:
@@ -96,7 +96,7 @@ def first_problem(error: ValidationError) -> str:
 
 def write_sites(sites: list[Insertion]) -> str:
     """The sites as JSON."""
-    return checks_of(list[Site]).dump_json(sites).decode()
+    return _checks_of(list[Site]).dump_json(sites).decode()
 
 
 def read_sites(text: object, kind: str) -> list[Insertion]:
@@ -105,18 +105,18 @@ def read_sites(text: object, kind: str) -> list[Insertion]:
     Raises:
         FileError: it is not what `write_sites` writes.
     """
-    sites: list[Insertion] = checked(checks_of(list[Site]), text, "a record of SimAM sites")
+    sites: list[Insertion] = checked(list[Site], text, "a record of SimAM sites")
     if any(site.edit.kind != kind for site in sites):
         raise FileError(f"a record of SimAM sites is not valid: {sites[0].path} is not attended by {kind}")
     return sites
 
 
-def checked_recipes(value: object) -> list[dict[str, Any]]:
-    """Recipes as plain data, or a FileError; their content is checked where it is used."""
-    return checked(checks_of(Recipes), value, "a record of SimAM recipes")
+class Plain:
+    """An object of plain data. It has no `__init__`, which a pickle could call with anything: `made` makes one."""
 
-
-def checked_example(value: object) -> dict[str, Any] | None:
-    """The shapes that `shapes_of` wrote down, or a FileError, also if a tensor would be huge."""
-    shapes: dict[str, Any] | None = checked(checks_of(ExampleRecord | None), value, "a record of SimAM example inputs")
-    return shapes
+    @classmethod
+    def made(cls, **state: Any) -> Self:
+        """One with these attributes."""
+        made = cls()
+        vars(made).update(state)
+        return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
@@ -23,18 +23,11 @@ from simam_inject.matching import (
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
 from simam_inject.planning.insertions import PRESENT, Edit, Input, Insertion, Output, Rewritten
+from simam_inject.planning.plan import Plan
 from simam_inject.recipe import Recipe
 
 
-@dataclass(slots=True)
-class Decision:
-    """What became of the hits."""
-
-    insertions: list[Insertion] = field(default_factory=list)
-    skips: list[Skip] = field(default_factory=list)
-
-
-def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[Insertion] = ()) -> Decision:
+def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[Insertion] = ()) -> Plan:
     """Turn matches into insertions and skips.
 
     Args:
@@ -43,7 +36,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     Raises:
         NoMatchError: a rule that is not optional matches no site that can be attended, or excludes what is not there.
     """
-    decision = Decision(skips=[*matches.misses, *_other_calls(recipe, flow, matches.hits)])
+    insertions, skips = list[Insertion](), [*matches.misses, *_other_calls(recipe, flow, matches.hits)]
     fulfilled = set()
     there = _present_by_value(flow, present)
     together = _calls_of_one_module(flow, matches.hits)
@@ -59,14 +52,14 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
             resolved = resolve(flow, site, hit.reader)
             if isinstance(resolved, str):
                 reason = f"SimAM cannot be applied: {resolved}"
-            elif (reason := _why_taken(hit, resolved.edit, present, decision.insertions)) is None:
-                decision.insertions.append(_insertion(flow, site, hit, resolved, names))
+            elif (reason := _why_taken(hit, resolved.edit, present, insertions)) is None:
+                insertions.append(_insertion(flow, site, hit, resolved, names))
         if reason in (None, PRESENT) or module is not None:
             fulfilled.add(hit.rule)
         if reason is not None:
-            decision.skips.append(Skip(hit.path, reason, hit.rule, hit=True))
-    _check_rules(recipe, flow, decision.skips, fulfilled)
-    return decision
+            skips.append(Skip(hit.path, reason, hit.rule, hit=True))
+    _check_rules(recipe, flow, skips, fulfilled)
+    return Plan(recipe, tuple(insertions), tuple(skips), flow, tuple(present))
 
 
 def _check_rules(recipe: Recipe, flow: Dataflow, skips: Sequence[Skip], fulfilled: set[int]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+import subprocess
 import sys
 import time
 
@@ -231,6 +232,18 @@ def test_a_worker_that_prints_much_is_not_blocked(command, tmp_path, monkeypatch
     assert "a worker ended with exit code 3" in result.stderr
 
 
+def test_an_error_stops_the_workers(command, monkeypatch):
+    started = []
+
+    def start(_log):
+        started.append(subprocess.Popen(["sleep", "60"]))
+        return started[0]
+
+    monkeypatch.setattr(comparing, "_start_worker", start)
+    assert command("--recipe", "unet", "--workers", "2").exit_code == 1
+    assert started[0].returncode is not None
+
+
 def test_a_budget_and_another_command_on_the_same_study(command):
     done = command("--budget", "0s")
     assert done.exit_code == 0, done.output
@@ -278,7 +291,5 @@ def test_times_are_read_in_hours_minutes_and_seconds():
 
 
 def test_help_imports_no_torch():
-    import subprocess
-
     code = "import sys, simam_inject.cli.comparing; assert 'torch' not in sys.modules and 'optuna' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

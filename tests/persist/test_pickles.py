@@ -361,8 +361,8 @@ def test_a_hook_with_hostile_fields_is_refused():
         (OutputHook, {"sites": "x", "has_bias": None}),
         (OutputHook, {"sites": [1], "has_bias": None}),
         (OutputHook, {}),
-        (InputHook, {"sites": "[]", "names": "x"}),
-        (InputHook, {"sites": "[]", "names": [5]}),
+        (InputHook, {"sites": "x"}),
+        (InputHook, {}),
         (RewrittenMethod, {"sites": "[]", "method": "forward", "owner": nn.ReLU()}),
     ):
         with pytest.raises(FileError, match="is not valid"):
