@@ -64,12 +64,6 @@ def test_what_is_noisy_is_not_quoted():
     assert measuring.shown(None) == ""
 
 
-def test_ratios_are_taken_round_by_round():
-    times = measuring.Times({"a": [1.0, 10.0, 100.0], "b": [2.0, 20.0, 200.0]})
-    assert times.ratio("a", "b") == Quartiles(0.5, 0.5, 0.5)
-    assert times.ratio("a", "c") is None
-
-
 def test_attentions_sit_where_they_are_said_to():
     model = resnet.plain().eval()
     assert len(resnet.sites("conv2")) == 16

@@ -61,6 +61,10 @@ def test_a_recipe_that_is_none_or_takes_nothing(model, recipe, error, message):
     refuses(error, message, model, recipe)
 
 
+def test_the_path_of_the_model_itself_is_no_advice(model):
+    refuses(NoMatchError, r"no value at 'zzzz'\.$", model, {"rules": [{"path": "zzzz", "after": "output"}]})
+
+
 SHAPE = r"is a shape, .*torch.rand\(1, 3, 8, 8\)"
 
 
