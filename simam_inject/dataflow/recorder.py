@@ -1,7 +1,7 @@
 """Record one forward: which operation or module computes, returns and reads which tensor.
 
 Tensors are identified by `id`: where an operation or a module returns one of its own inputs, the forward gets another
-tensor object over the same memory. Each call of a module with children is recorded as a list of steps.
+tensor object over the same memory. Each call of a module with children is recorded as a `torch.fx.Graph`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
@@ -22,7 +22,7 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
 from simam_inject.dataflow.naming import Arguments, Namer
 from simam_inject.dataflow.twin import Convert
-from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value
+from simam_inject.dataflow.values import NEVER, NOWHERE, Entries, Frame, Layout, Read, Recording, Step, Value
 from simam_inject.nested import map_nested, tensors_in
 
 
@@ -90,8 +90,9 @@ class Recorder(Namer):
                 frame.computed.append((kind, facts))
             elif outputs:
                 path = frame.next_path(self.name_operation(frame, func))
-                source = _source_position(frame.module)
-                self._enter(Step(path, kind, frame, _steps_of(frame, inputs), outputs, source=source, facts=facts))
+                step = _add(frame, "call_function", func, inputs, path, kind, outputs)
+                step.source, step.facts = _source_position(frame.module), facts
+                self._enter(step)
             for value in inputs:  # of its arguments and what it computes, a leaf is one reader; see `_enter_call`
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
                     value.readings.append(Read(tick, path))
@@ -102,13 +103,14 @@ class Recorder(Namer):
     def entered(self, frame: Frame, arguments: Arguments) -> None:
         """Note what a module is given; in a scope, as steps of its forward."""
         frame.start = next(self.ticks)
+        frame.graph = fx.Graph() if frame.is_scope else None
         for key, path, tensors in arguments:
             values = [(keys, self._value(tensor)) for keys, tensor in tensors]
             for keys, value in values:
                 value.arguments.append((frame, key, keys))
                 frame.inputs.append(value)
             if path is not None:
-                self._enter(Step(path, "input", frame, (), values))
+                self._enter(_add(frame, "placeholder", path.rpartition(".")[2], [], path, "input", values))
 
     def left(self, frame: Frame, path: str | None, output: Any) -> Any:
         """Note what a module returns; if it has a path, as one step of its caller."""
@@ -133,12 +135,14 @@ class Recorder(Namer):
         parent, module = frame.parent, frame.module
         has_children = any(child is not None for child in module._modules.values())
         kind, facts = ("block", {}) if has_children else leaf_kind(module, frame.computed)
-        inputs = () if parent is None else _steps_of(parent, frame.inputs)
-        source = None if parent is None else _source_position(parent.module)
+        step = _add(parent, "call_module", frame.path, frame.inputs, path, kind, frame.outputs, frame)
+        step.facts = facts
+        if parent is not None:
+            step.source = _source_position(parent.module)
         if not frame.is_scope:
             for value in frame.inputs:
                 value.readings.append(Read(frame.start, path))
-        self._enter(Step(path, kind, parent, inputs, frame.outputs, frame, source, facts))
+        self._enter(step)
 
     def _enter(self, step: Step) -> None:
         """Add a step to its forward and to the recording, and one more for each entry of a list, tuple or dict."""
@@ -148,18 +152,33 @@ class Recorder(Namer):
                 value.origin = step
         for one in (*step.entries(), step):
             self.recording.steps.setdefault(one.path, one).runs += 1
-            if step.frame is not None:
-                step.frame.steps.append(one)
-                if one.value is not None and (step.kind != "input" or id(one.value) not in step.frame.step_of):
-                    step.frame.step_of[id(one.value)] = one
+            if step.frame is None or one.value is None:
+                continue
+            if step.kind != "input" or id(one.value) not in step.frame.step_of:
+                step.frame.step_of[id(one.value)] = one
 
 
-def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:
-    """Steps of a forward that compute values, or give them to it."""
-    for value in values:
-        if id(value) not in frame.step_of:
-            frame.step_of[id(value)] = Step("", "outside", frame, (), [((), value)])
-    return tuple(frame.step_of[id(value)] for value in values)
+def _add(
+    frame: Frame | None,
+    op: str,
+    target: Callable[..., Any] | str,
+    inputs: list[Value],
+    path: str,
+    kind: str,
+    values: Entries,
+    call: Frame | None = None,
+) -> Step:
+    """Append a step to the graph of a forward; the call of the model itself has a graph of its own."""
+    graph = fx.Graph() if frame is None or frame.graph is None else frame.graph
+    steps = () if frame is None else tuple(_step_of(frame, value) for value in inputs)
+    return Step.add(graph, op, target, steps, path, kind, frame, values, call)
+
+
+def _step_of(frame: Frame, value: Value) -> Step:
+    """The step of a forward that computes a value, or gives it to the forward."""
+    if id(value) not in frame.step_of:
+        frame.step_of[id(value)] = _add(frame, "get_attr", "outside", [], "", "outside", [((), value)])
+    return frame.step_of[id(value)]
 
 
 def _version_of(tensor: torch.Tensor) -> int | None:

@@ -1,15 +1,16 @@
-"""What a recording consists of: tensor values, calls of modules, and the steps of each call."""
+"""What a recording consists of: tensor values, calls of modules, and a `torch.fx.Graph` of the steps of each call."""
 
 from __future__ import annotations
 
+import operator
 import types
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from simam_inject.nested import Key
 
@@ -68,7 +69,7 @@ class Read:
 
 @dataclass(eq=False, slots=True, repr=False)
 class Step:
-    """One step of a forward: a parameter, an operation, the call of a child, or an entry of a result."""
+    """A node of a forward's graph: a parameter, an operation, the call of a child, or an entry of a result."""
 
     path: str
     kind: str
@@ -76,9 +77,9 @@ class Step:
     in an attribute, a global or a closure."""
     frame: Frame | None
     """The call that it is a step of; None for the call of the model itself."""
-    inputs: tuple[Step, ...]
-    """Steps of the same forward whose results it reads."""
-    values: Entries
+    node: fx.Node
+    """Its node, which holds what it reads."""
+    values: Entries = field(default_factory=list)
     call: Frame | None = None
     """The call of a child."""
     source: tuple[types.CodeType, int] | None = None
@@ -87,12 +88,34 @@ class Step:
     """Kernel, stride and the like of a convolution that is called as a function."""
     runs: int = 0
     """How often the model's forward computed what has this path."""
-    readers: list[Step] = field(default_factory=list)
-    """Steps of the same forward that read its result."""
 
-    def __post_init__(self) -> None:
-        for step in dict.fromkeys(self.inputs):
-            step.readers.append(self)
+    @classmethod
+    def add(
+        cls,
+        graph: fx.Graph,
+        op: str,
+        target: Callable[..., Any] | str,
+        args: tuple[Any, ...],
+        path: str,
+        kind: str,
+        frame: Frame | None,
+        values: Entries,
+        call: Frame | None = None,
+    ) -> Step:
+        """Append a node to a graph; `op`, `target` and `args` are those of `torch.fx`, with steps for nodes."""
+        node = graph.create_node(op, target, tuple(arg.node if isinstance(arg, Step) else arg for arg in args))
+        step = node.meta["step"] = cls(path, kind, frame, node, values, call)
+        return step
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """Steps of the same forward whose results it reads."""
+        return tuple(arg.meta["step"] for arg in self.node.args if isinstance(arg, fx.Node))
+
+    @property
+    def readers(self) -> tuple[Step, ...]:
+        """Steps of the same forward that read its result."""
+        return tuple(node.meta["step"] for node in self.node.users)
 
     @property
     def value(self) -> Value | None:
@@ -103,7 +126,11 @@ class Step:
         """A step for each tensor in the list, tuple or dict that it returns."""
         for keys, value in self.values:
             if keys:
-                yield Step(keyed(self.path, keys), "entry", self.frame, (self,), [((), value)])
+                path, args = keyed(self.path, keys), (self, keys if len(keys) > 1 else keys[0])
+                entry: Entries = [((), value)]
+                yield Step.add(
+                    self.node.graph, "call_function", operator.getitem, args, path, "entry", self.frame, entry
+                )
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -121,8 +148,8 @@ class Frame:
     """How many values of each name it has computed."""
     start: int = 0
     end: int = 0
-    steps: list[Step] = field(default_factory=list)
-    """Of a scope, in the order of execution."""
+    graph: fx.Graph | None = None
+    """Of a scope that is recorded: its steps, in the order of execution. It describes the call, and is not run."""
     step_of: dict[int, Step] = field(default_factory=dict)
     """The step of each value that the forward has used, by `id(Value)`."""
     computed: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -132,6 +159,12 @@ class Frame:
     inputs: list[Value] = field(default_factory=list)
     """Values of these, parameters and buffers excepted."""
     outputs: Entries = field(default_factory=list)
+
+    @property
+    def steps(self) -> list[Step]:
+        """All steps but tensors from outside the forward."""
+        found = [node.meta["step"] for node in self.graph.nodes] if self.graph is not None else []
+        return [step for step in found if step.kind != "outside"]
 
     def spans(self, tick: int) -> bool:
         """The time lies inside this call."""
