@@ -154,9 +154,9 @@ def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verificati
     try:
         found = check_model(network, planned.flow.example, marks, recorded=recorded)
     except BaseException as error:
-        error.add_note("raised while the injected model was verified; the model is as it was before")
         restore()
         update(model)
+        error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
     if not found.ok:
         restore()

@@ -93,7 +93,7 @@ def _record(
     def look(path: str, attention: SimAM, args: tuple[Tensor, ...]) -> None:
         runs = sum(name.partition(" (run ")[0] == path for name in found)
         name = f"{path} (run {runs + 1})" if runs else path
-        found[name] = measure(name, attention, args[0])
+        found[name] = measure(name, attention, args[0].detach())
 
     for path, attention in simams_of(twin):
         attention.register_forward_pre_hook(partial(look, path))

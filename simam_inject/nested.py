@@ -16,7 +16,7 @@ from simam_inject.errors import ModelError, a_type
 
 Key = int | str
 """An entry of a list, tuple or dict."""
-_KEYS = (str, int, float, tuple, Enum, type(None))
+_KEYS = (str, int, float, Enum, type(None))
 """What is the same text in each forward, unlike the `str` of other objects."""
 
 _ATOMS = (int, str, float, type(None), torch.Size, torch.dtype)
@@ -38,10 +38,14 @@ def entries_of(value: Any) -> list[tuple[Key, Any]] | None:
     if isinstance(value, (list, tuple)):
         return list(enumerate(value))
     if isinstance(value, Mapping):
-        return [(_written(key), entry) for key, entry in value.items() if isinstance(key, _KEYS)]
+        return [(_written(key), entry) for key, entry in value.items() if _is_key(key)]
     if is_dataclass(value) and not isinstance(value, type):
         return [(field.name, getattr(value, field.name, None)) for field in fields(value)]
     return None
+
+
+def _is_key(key: Any) -> bool:
+    return all(map(_is_key, key)) if isinstance(key, tuple) else isinstance(key, _KEYS)
 
 
 def _written(key: Any) -> Key:
@@ -97,7 +101,7 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
     if isinstance(value, (list, Mapping)):
         place: Any = key
         if isinstance(value, Mapping) and key not in value:
-            place = next((own for own in value if isinstance(own, _KEYS) and _written(own) == key), key)
+            place = next((own for own in value if _is_key(own) and _written(own) == key), key)
         try:
             twin: Any = copy.copy(value)
             twin[place] = entry

@@ -27,10 +27,10 @@ class SimAM(nn.Module):
         channel_dim: as given.
         strength: from 0 (the identity) to 1 (SimAM, at first); see `simam`.
         gain: what the gate is multiplied by; 1 at first. See `simam`.
-        bypassed: if True, `forward` returns its input. Default: False.
+        bypassed: if True, `forward` returns its input. Default: False; True inside `bypass(model)`, whatever is set.
 
-    All are plain attributes: they may be set at any time, are checked when the module runs, are copied and pickled with
-    it, and never appear in a `state_dict`.
+    They may be set at any time, are checked when the module runs, are copied and pickled with it, and never appear in a
+    `state_dict`.
 
     Raises:
         ArgumentError: an argument is out of range.

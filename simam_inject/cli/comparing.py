@@ -34,7 +34,7 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
     """
     library = library_of(options)
     if library != "ultralytics" and not Path(options.data).is_dir():  # ultralytics finds data sets by name, too
-        raise CompareError(f"no such folder: {options.data}")
+        raise CompareError(f"no such folder: {options.data}; give a folder with train/ and val/, or one of classes")
     step(f"setting up {options.model}")
     from simam_inject.compare import compare as run
     from simam_inject.compare.setups import set_up

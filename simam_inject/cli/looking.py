@@ -192,7 +192,7 @@ def check(options: FileOptions, step: Step) -> Outcome:
         shown = show(options, step)
         ok = bool(shown.data["sites"])
         advice = "to verify it: load it into its model with simam_inject.persist.load, and call verify(model)"
-        return Outcome([*shown.parts, advice], shown.data | {"ok": ok}, ok=ok)
+        return Outcome([*shown.parts, *([advice] if ok else [])], shown.data | {"ok": ok}, ok=ok)
     check_installed(str(file))
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 

@@ -237,7 +237,9 @@ class ConvertOptions(OutputOptions):
 class FileOptions(OutputOptions):
     """`check` and `show`."""
 
-    file: Path = typer.Argument(..., metavar="FILE", help="A .safetensors file of --output; check: or a YOLO's .pt")
+    file: Path = typer.Argument(
+        ..., metavar="FILE", help="A .safetensors file of --output; check: or a YOLO checkpoint (.pt)"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -95,8 +95,9 @@ class ModelGroup(TyperGroup):
         return params if is_own else [param for param in params if not param.expose_value]
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """The usage of the command of its own."""
-        return super().collect_usage_pieces(ctx)[:-1]
+        """The usage of the command of its own, if it takes a model."""
+        pieces = super().collect_usage_pieces(ctx)
+        return pieces[:-1] if any(param.param_type_name == "argument" for param in self.params) else pieces
 
 
 def group(run: Callable[[Any, Step], Outcome]) -> typer.Typer:

@@ -131,7 +131,7 @@ class Study:
         self._study: optuna.Study = self._optuna.create_study(
             storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
         )
-        self.worker = f"{platform.node()}:{os.getpid()}"
+        self.worker = f"{platform.node()}:{os.getpid()}:{threading.get_ident()}"
         attributes, write = self._study.user_attrs, self._study.set_user_attr
         names = [(variant.name, variant.recipe) for variant in variants]
         settings = json.loads(json.dumps({**settings, "variants": names}))
@@ -182,14 +182,14 @@ class Study:
         last = float(self._study.user_attrs.get(f"heartbeat {worker}", 0.0))
         if self._retry_stale and time.time() - last > STALE:
             return True
-        machine, _, pid = worker.rpartition(":")
+        machine, pid, *_ = worker.split(":")
         if machine != platform.node():
             return False
         try:
             os.kill(int(pid), 0)
         except OSError as error:
             return isinstance(error, ProcessLookupError)
-        return worker == self.worker  # an earlier call in this process, which could not give its cell back
+        return worker == self.worker  # an earlier call in this thread, which could not give its cell back
 
     @contextmanager
     def heartbeat(self) -> Iterator[None]:

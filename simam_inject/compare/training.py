@@ -113,7 +113,8 @@ def open_folder(
         raise CompareError(f"{folder} has only one class, {classes[0]}; a classifier needs two")
     if parts[0] == parts[1]:
         labels = val.targets  # in ascending order
-        chosen = [at for at, label in enumerate(labels) if (at - labels.index(label)) % _SPLIT == _SPLIT - 1]
+        first = {label: at for at, label in reversed(list(enumerate(labels)))}
+        chosen = [at for at, label in enumerate(labels) if (at - first[label]) % _SPLIT == _SPLIT - 1]
         if not chosen:
             raise CompareError(f"{folder}: every class has fewer than {_SPLIT} images, of which one is for validation")
         train, val = Subset(train, sorted({*range(len(train))}.difference(chosen))), Subset(val, chosen)

@@ -48,7 +48,7 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
         name = given if isinstance(given, str) else recipe.name or f"recipe {number}"
         if any(variant.recipe == name for variant in variants):
             raise CompareError(f"two recipes are called {name!r}; give each its own name")
-        with_lambda = {f"simam {value}": adjusted(recipe, e_lambda=value) for value in e_lambdas}
+        with_lambda = {f"simam {value}": adjusted(recipe, e_lambda=value) for value in dict.fromkeys(e_lambdas)}
         variants += [Variant(simam, name, where) for simam, where in (with_lambda or {"simam": recipe}).items()]
         variants += [Variant(peer, name, recipe, peer_factory(peer)) for peer in dict.fromkeys(against)]
     return variants

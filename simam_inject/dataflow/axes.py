@@ -75,11 +75,16 @@ def layout_after(
         return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
     like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
     if len(like.shape) != rank:
-        return NOWHERE
+        return _stacked(args, kwargs, before, rank) if kind == "stack" else NOWHERE
     # Each position is computed from the same positions.
     lengths = [(result.shape[dim], like.shape[dim]) for dim in like.layout]
     is_kept = kind in _RESIZES or all(new in (length, 1) or length == 1 for new, length in lengths)
     return like.layout if is_kept else NOWHERE
+
+
+def _stacked(args: tuple[Any, ...], kwargs: dict[str, Any], before: Layout, rank: int) -> Layout:
+    added = kwargs.get("dim", args[1] if len(args) > 1 else 0) % rank
+    return frozenset(dim + (dim >= added) for dim in before)
 
 
 def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -165,7 +170,7 @@ def find_axes(
     if other_batch is not None:
         more = other_batch[0] - shape[0] if fixed_size and other_size is None else 0
         grown = [dim for dim in range(rank) if other_batch[dim] != shape[dim]]
-        problem = _why_no_samples(grown, more) if grown else _why_not_grown(value)
+        problem = _why_no_samples(grown, more) if grown else _NO_GROWTH
     if problem is None and 0 in resized:
         problem = "its first dimension holds windows or positions, not samples: its shape is {}"
     if problem is not None:
@@ -184,6 +189,7 @@ def find_axes(
 
 
 _NO_BATCH = "has no batch dimension: its shape is {}; give an example with a batch"
+_NO_GROWTH = "does not grow with the batch: its shape is {} with one sample more, too"
 
 
 def _why_no_samples(grown: list[int], more: int) -> str | None:
@@ -201,24 +207,6 @@ def _why_no_samples(grown: list[int], more: int) -> str | None:
             "its shape is {}"
         )
     return None
-
-
-def _why_not_grown(value: Value) -> str:
-    """Why a value has the same shape with a larger batch."""
-    waiting: list[Value | None] = [value]
-    seen: set[Value | None] = {None}
-    while waiting:
-        one = waiting.pop()
-        if one is None or one in seen:
-            continue
-        seen.add(one)
-        if any(frame.parent is None for frame, *_ in one.arguments):  # the model is given it
-            return (
-                "its shape is {} with one sample more, too: that one is in another part of the batch, or goes elsewhere"
-            )
-        waiting.append(one.alias_of)
-        waiting += [] if one.origin is None else [read for step in one.origin.inputs for _, read in step.values]
-    return "does not depend on the batch: its shape is {} for any number of samples"
 
 
 def _known_channel(layout: Layout, candidates: set[int], resized: set[int], has_batch: bool) -> int | str:

@@ -115,7 +115,7 @@ class _Copier(pickle.Pickler):
         if isinstance(value, types.FunctionType):
             cells = tuple(types.CellType() for _ in value.__closure__ or ())
             twin = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
-            return *self._by_reference(twin), _contents_of(value), None, None, _fill_function
+            return *self._by_reference(twin), contents_of(value), None, None, _fill_function
         if isinstance(value, types.MethodType):
             return types.MethodType, (value.__func__, value.__self__)
         if hasattr(type(value), "__del__"):
@@ -177,17 +177,17 @@ def _refers_to_modules(value: Any) -> bool:
 def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
     """What it closes over, or has as a default, could belong to the model, or could be written to by a forward."""
     seen.add(id(function))
-    defaults, keywords, cells, _ = _contents_of(function)
+    defaults, keywords, cells, _ = contents_of(function)
     for value in (*(defaults or ()), *(keywords or {}).values(), *cells.values()):
         content = value.__self__ if isinstance(value, types.MethodType) else value
-        if isinstance(content, (nn.Module, torch.Tensor, list, dict, set, deque)):
+        if isinstance(content, (nn.Module, torch.Tensor, list, dict, set, deque)) or _refers_to_modules(content):
             return True
         if isinstance(content, types.FunctionType) and id(content) not in seen and _closes_over_state(content, seen):
             return True
     return False
 
 
-def _contents_of(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any], dict[str, Any]]:
+def contents_of(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any], dict[str, Any]]:
     """Defaults, keyword defaults, contents of cells that are filled, and attributes."""
     cells = {}
     for index, cell in enumerate(function.__closure__ or ()):

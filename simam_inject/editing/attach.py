@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, guard_hooks, hooks_on
@@ -222,7 +223,8 @@ def _written(example: dict[str, Any] | None) -> dict[str, Any] | None:
         found: dict[str, Any] | None = checked(ExampleRecord | None, example, "the example")
     except FileError:
         return None
-    return found
+    # Named tuples and other subclasses are read as plain ones, with which the forward may take another way.
+    return found if pytree.tree_structure(found) == pytree.tree_structure(example) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from simam_inject.editing.hooks import ADVICE, SiteHook, attend, lost
+from simam_inject.editing.hooks import ADVICE, SiteHook, attend, guard_hooks, lost
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
@@ -43,7 +43,12 @@ class RewrittenMethod(SiteHook):
             ModelError: the class has another version of the method than the one that was planned.
         """
         function, original = compile_method(owner, method, sites), getattr(type(owner), method)
-        children = tuple(name for name in function.__code__.co_names if name in vars(owner).get("_modules", ()))
+        source, self_name = method_source(original), function.__code__.co_varnames[0]
+        nodes = (
+            [] if source is None else [node for node in ast.walk(source.function) if isinstance(node, ast.Attribute)]
+        )
+        named = {node.attr for node in nodes if getattr(node.value, "id", None) == self_name}
+        children = tuple(name for name in vars(owner).get("_modules", ()) if name in named)
         return cls.made(
             owner=owner, method=method, sites=sites, function=function, original=original, children=children
         )
@@ -144,6 +149,7 @@ class RewrittenMethod(SiteHook):
         methods = {site.expression and site.expression.method for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
+        guard_hooks()
         children = checked(tuple[str, ...], state.get("children"), "the children of a rewritten method")
         try:
             vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Sequence
@@ -36,19 +37,25 @@ class Form(NamedTuple):
     read: Callable[[Path], Artefact]
 
 
-def _dynamic_shapes(model: nn.Module, examples: Sequence[Example]) -> Any:
+def _dynamic_shapes(model: nn.Module, examples: Sequence[Example], names: Sequence[Any]) -> Any:
     """The `dynamic_shapes` of `torch.export.export`: where two examples differ; None for one example."""
-    first, *others = examples
-    inputs = torch.export.AdditionalInputs()  # type: ignore[no-untyped-call]
-    for other in others:
-        inputs.add(other.args, other.kwargs)  # type: ignore[no-untyped-call]
-    return inputs.dynamic_shapes(model, first.args, first.kwargs) if others else None  # type: ignore[no-untyped-call]
+    if len(examples) == 1:
+        return None
+    # Not `torch.export.AdditionalInputs`, which writes None for fixed dimensions: torch warns of it.
+    bind = inspect.signature(model.forward).bind
+    first, second = (dict(bind(*example.args, **example.kwargs).arguments) for example in examples)
+
+    def differing(one: Any, two: Any) -> dict[int, Any] | None:
+        if not isinstance(one, Tensor):
+            return None
+        return {dim: names[dim] for dim in range(one.dim()) if one.shape[dim] != two.shape[dim]}
+
+    return pytree.tree_map(differing, first, second)
 
 
 def _write_onnx(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
     args, kwargs = examples[0].fresh()
-    names = ("batch", "channels", "height", "width", "depth")
-    shapes = pytree.tree_map_with_path(lambda path, dim: dim and names[path[-1].idx], _dynamic_shapes(model, examples))
+    shapes = _dynamic_shapes(model, examples, ("batch", "channels", "height", "width", "depth"))
     program = torch.onnx.export(model, args, kwargs=kwargs, dynamic_shapes=shapes, dynamo=True, verbose=False)
     assert program is not None
     program.save(path, external_data=False)
@@ -103,7 +110,8 @@ def scope_of(node: Any) -> str:
 
 def _write_program(model: nn.Module, examples: Sequence[Example], path: Path) -> None:
     args, kwargs = examples[0].fresh()
-    program = torch.export.export(model, args, kwargs, dynamic_shapes=_dynamic_shapes(model, examples))
+    shapes = _dynamic_shapes(model, examples, [torch.export.Dim.DYNAMIC] * 5)
+    program = torch.export.export(model, args, kwargs, dynamic_shapes=shapes)
     torch.export.save(program, path)
 
 

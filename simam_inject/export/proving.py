@@ -104,7 +104,8 @@ def _resized(example: Example, batch: int, count: int, lengthen: Callable[[int],
         if _is_map(leaf):
             lengths[2:] = map(lengthen, lengths[2:])
         for dim, length in enumerate(lengths):
-            leaf = leaf.index_select(dim, torch.arange(length, device=leaf.device) % leaf.shape[dim])
+            if length != leaf.shape[dim]:
+                leaf = leaf.index_select(dim, torch.arange(length, device=leaf.device) % leaf.shape[dim])
         return leaf
 
     return Example(*map_nested(resize, (example.args, example.kwargs)))

@@ -106,7 +106,7 @@ class SimAMCallback(Callback):
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
         modules = [value for value in values if isinstance(value, nn.Module)]
-        copies = [one for one in modules if any(isinstance(part, SimAM) for part in one.modules())]
+        copies = [one for one in modules if any(isinstance(entry.attention, SimAM) for entry in attended_in(one))]
         for copied in copies:
             for (_, part), (_, original) in zip(simams_of(copied), simams_of(pl_module), strict=False):
                 part.gain = original.gain

@@ -80,7 +80,7 @@ def _operations(anatomy: Anatomy) -> str:
 
 
 def unmatched_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
-    """The message for the first `exclude`, but those of optional rules, that matches nothing; None if there is none."""
+    """The message for the first `exclude` that matches nothing, optional rules left out; None if there is none."""
     for index, rule in enumerate(recipe.rules):
         globs = () if rule.optional else as_tuple(rule.exclude)
         if message := explain_unmatched_glob(f"rules[{index}].exclude", globs, anatomy):

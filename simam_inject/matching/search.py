@@ -118,9 +118,9 @@ def _look_inside(search: Search, blocks: Sequence[Site]) -> Inside:
         block.path: [] for block in blocks if block.kind == "block" and ":" not in block.path
     }
     for site in search.anatomy.sites:
-        above = site.path.partition(":")[0]
+        above = site.path
         while above:
-            above = above.rpartition(".")[0]
+            above = above.partition(":")[0].rpartition(".")[0]
             if above in inside:
                 inside[above].append((site.path[len(above) + 1 :] if above else site.path, site))
     return inside

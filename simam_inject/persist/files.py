@@ -146,7 +146,7 @@ def naming(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def all_or_nothing(network: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """If an error is raised inside, put back what SimAM the network had, and its tensors of these names."""
+    """If an error is raised inside, restore the SimAMs that the network had, and its tensors of these names."""
     restore, state = restorer(network), network.state_dict()
     before = {name: state[name].detach().clone() for name in names}
     try:

@@ -47,7 +47,10 @@ Kinds = Annotated[str | Sequence[str], ReadAs(one_or_many("Kinds", _KIND, 16))]
 
 
 def is_met(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
-    """The fact, a number or one for each dimension, satisfies the condition; `depthwise` is a fact of its own.
+    """The fact, a number or one for each dimension, satisfies the condition.
+
+    Args:
+        depthwise: it is the number of groups of a depthwise convolution.
 
     >>> is_met(">=8, <=32", 16), is_met((1, "3x3"), (3, 3)), is_met("!=1x7", (1, 7))
     (True, True, False)

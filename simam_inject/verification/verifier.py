@@ -19,7 +19,7 @@ from simam_inject.attention import SimAM
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.survey import cannot_run
-from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_meta, twin_of
+from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, strip
 from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
@@ -77,7 +77,7 @@ class _Checks:
 
     def all(self, before: Marks | None, recorded: set[str] | None) -> list[Check]:
         """Every check that runs the model, and that of its tensors."""
-        tensors = same_tensors(self.model, self.sites, list(self._stock(to_meta).state_dict()), before)
+        tensors = same_tensors(self.model, self.sites, list(self._stock().state_dict()), before)
         first = Pair(self.oracle, partial(self._run, example=self.example), bypassed=True)
         try:
             error = self._run_both(first)
@@ -168,9 +168,9 @@ class _Checks:
                 entry.attention.strength = 1.0
         return twin
 
-    def _stock(self, convert: Convert = to_clone) -> nn.Module:
+    def _stock(self) -> nn.Module:
         """The model without SimAM."""
-        twin = twin_of(self.model, convert)
+        twin = twin_of(self.model, to_clone)
         strip(twin)
         return twin
 

@@ -123,11 +123,11 @@ def calibrate(
     with torch.no_grad():
         fits = _fit_gains(twin, source) if gains else ()
         renewed = _fit_norms(twin, list(targets), source) if targets else {}
-        for (_, attention), (_, fitted) in zip(sites, simams_of(twin), strict=True):
-            attention.gain = fitted.gain
         for path, norm in renewed.items():
             targets[path].running_mean.copy_(norm.running_mean)
             targets[path].running_var.copy_(norm.running_var)
+        for (_, attention), (_, fitted) in zip(sites, simams_of(twin), strict=True):
+            attention.gain = fitted.gain
     update(model)
     return Calibration(fits, len(renewed), frozen, note)
 
@@ -196,7 +196,7 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
 
 def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Tensor, ...]) -> None:
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
-    x, channels = args[0], len(norm.running_mean)
+    x, channels = args[0].detach(), len(norm.running_mean)
     if x.shape[1] != channels or (channels in x.shape[2:] and not _is_known(norm)):
         raise ModelError(
             f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which "

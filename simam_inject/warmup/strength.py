@@ -96,8 +96,8 @@ class Ramp:
     """
 
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
-        self._models = (model, *more)
-        attentions = [[attention for _, attention in simams_of(one)] for one in self._models]  # all, before one is set
+        self._models: tuple[nn.Module, ...] = ()
+        attentions = [[attention for _, attention in simams_of(one)] for one in (model, *more)]
         self.load_state_dict({"steps": steps, "start": start, "done": 0})
         if any(all(attention.gain == 1.0 for attention in found) for found in attentions):
             warnings.warn(
@@ -105,6 +105,8 @@ class Ramp:
                 "than it saves; calibrate(model, batches) fits them (before copies are made)",
                 stacklevel=2,
             )
+        self._models = (model, *more)  # none is set before all are checked, nor if the warning is an error
+        self._set()
 
     @property
     def strength(self) -> float:

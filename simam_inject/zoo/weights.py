@@ -34,7 +34,8 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
     from simam_inject.persist.record import KEY
 
     note, texts = f"weights of {file.name}", dict[str, str]()
-    state: Mapping[str, Any]
+    state: Mapping[str, Any] = {}
+    is_yolo = False
     with naming(file):
         try:
             if file.suffix == ".safetensors":
@@ -44,7 +45,9 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
         except HoldsObjectsError as error:
             if not error.class_name.startswith("ultralytics."):
                 raise
-            state, note = _read_yolo(built, file)
+            is_yolo = True
+    if is_yolo:
+        state, note = _read_yolo(built, file)
     if KEY in texts:
         load(file, built.model)
     else:

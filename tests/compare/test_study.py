@@ -8,6 +8,7 @@ import os
 import random
 import resource
 import subprocess
+import threading
 import time
 from collections import Counter
 from contextlib import contextmanager, suppress
@@ -117,6 +118,16 @@ def test_a_cell_of_a_process_or_a_call_of_this_machine_that_ended_is_free_at_onc
     assert second.take() is not None
     assert elsewhere(third, f"{third.worker.split(':')[0]}:{os.getppid()}").take() is None  # this process is alive
     assert fourth.take() is not None  # to this process, the claim is of an earlier call
+
+
+def test_two_threads_of_one_process_run_no_cell_twice(file):
+    first = open_study(file).take()
+    taken = []
+    thread = threading.Thread(target=lambda: taken.append(open_study(file).take()))
+    thread.start()
+    thread.join()
+    assert first is not None
+    assert taken == [None]
 
 
 def test_a_stopped_run_goes_back_and_the_same_call_goes_on(file):

@@ -1,6 +1,7 @@
 """Verification passes a right model and catches each planted fault, whatever kind of edit holds the SimAM."""
 
 import pickle
+from collections import OrderedDict, namedtuple
 from dataclasses import replace
 from functools import partial
 
@@ -375,6 +376,9 @@ def test_outputs_that_are_not_finite_anyway(spoil):
     assert not verify(model).ok
 
 
+Pair = namedtuple("Pair", "one other")
+
+
 class TakesIds(Net):
     def forward(self, x, ids=None):
         return super().forward(x) if ids is not None else super().forward(x.missing)
@@ -387,16 +391,36 @@ class TakesIds(Net):
         {"x": X, "ids": torch.Generator()},
         (X, lambda: 1),
         (X, {0.5: X}),
+        (X, Pair(X, X)),
+        (X, OrderedDict(a=X)),
         (X, "tensor product"),
         (X, torch.ones([1] * 9)),
     ],
-    ids=["object", "generator", "function", "key", "text", "rank 9"],
+    ids=["object", "generator", "function", "key", "named tuple", "ordered dict", "text", "rank 9"],
 )
 def test_an_example_that_cannot_be_written_down_is_asked_for(given):
     model = inject(TakesIds().eval(), "after block.a", example_inputs=given)
     with pytest.raises(ModelError, match=r"cannot be run on the example input .*example_inputs"):
         verify(model)
     assert verify(model, example_inputs=given).ok
+
+
+class HasExtraState(Net):
+    def get_extra_state(self):
+        return self.stem.weight.sum().item()
+
+    def set_extra_state(self, state):
+        pass
+
+
+class WritesArrays(Net):
+    def state_dict(self, *args, **options):
+        return {name: tensor.numpy() for name, tensor in super().state_dict(*args, **options).items()}
+
+
+@pytest.mark.parametrize("kind", [HasExtraState, WritesArrays])
+def test_a_state_dict_that_reads_values(kind):
+    assert verify(inject(kind().eval(), "after block.a", example_inputs=X)).ok
 
 
 @pytest.mark.parametrize("ids", [torch.tensor(3), torch.tensor(0.5), torch.tensor(True), torch.zeros(0)])

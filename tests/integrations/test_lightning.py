@@ -12,9 +12,9 @@ from torch import nn
 
 pytest.importorskip("lightning.pytorch")
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, WeightAveraging
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 
-from simam_inject import bypass, eject, inject, injected
+from simam_inject import SimAM, bypass, eject, inject, injected
 from simam_inject.errors import FileError, RecipeError
 from simam_inject.integrations.lightning import KEY, SimAMCallback
 from tests.integrations.lightning_net import RECIPE, SITES, Net
@@ -133,6 +133,17 @@ def test_the_ramp_follows_the_steps_through_a_resumed_training(tmp_path):
     trainer(tmp_path, SimAMCallback(RECIPE, ramp_steps=8, start=0.2), Look(), epochs=3).fit(module, ckpt_path=file)
     assert seen == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0])
     check_output(module)
+
+
+def test_a_callback_with_a_network_of_its_own_is_left(tmp_path):
+    class Distill(Callback):
+        def __init__(self):
+            self.teacher = nn.Sequential(nn.Conv2d(3, 8, 1), SimAM())
+
+    distill = Distill()
+    file = saved(tmp_path, Net(), SimAMCallback(RECIPE, ramp_steps=8), distill)
+    assert {site.strength for site in injected(Net.load_from_checkpoint(file))} == {0.375}
+    assert distill.teacher[1].strength == 1.0
 
 
 def test_a_ramp_as_long_as_the_training_ends_at_strength_1(tmp_path):

@@ -152,12 +152,32 @@ def test_another_thread_that_runs_the_model_meanwhile_gets_its_usual_output(look
     assert all(torch.equal(output, usual) for output in SHARED["served"])
 
 
-def test_a_hook_that_runs_another_module_runs_the_copy_of_it():
+HOLD = {
+    "closure": lambda extra: (extra, lambda held: held),
+    "list": lambda extra: ([extra], lambda held: held[0]),
+    "object": lambda extra: (Runs(extra), lambda held: held.run),
+    "method": lambda extra: (extra.forward, lambda held: held),
+}
+
+
+class Runs:
+    def __init__(self, run):
+        self.run = run
+
+
+@pytest.mark.parametrize("in_default", [False, True])
+@pytest.mark.parametrize("name", HOLD)
+def test_a_hook_that_runs_another_module_runs_the_copy_of_it(name, in_default):
     model = attended().train()
     model.extra = nn.BatchNorm2d(8)
-    model.stem.register_forward_hook(lambda _module, _args, output: output + 0 * model.extra(output))
+    held, module_of = HOLD[name](model.extra)
+    if in_default:
+        model.stem.register_forward_hook(lambda _module, _args, output, held=held: output + 0 * module_of(held)(output))
+    else:
+        model.stem.register_forward_hook(lambda _module, _args, output: output + 0 * module_of(held)(output))
     assert list(attention_maps(model, images(2))) == list(PATHS)
     assert model.extra.num_batches_tracked == 0
+    assert not model.extra.running_mean.any()
 
 
 def test_wrapped_and_compiled_models_have_the_maps_of_what_is_in_them():

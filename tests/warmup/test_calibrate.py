@@ -171,6 +171,32 @@ def test_what_a_forward_leaves_on_the_model_is_left_as_it_was():
     assert seen == [1, 1]  # hooks are for the user: once to fit gains, once for the norms
 
 
+class HasAnEvalMode(Network):
+    """`eval` changes more than `training`, and the forward computes gradients, as of an energy."""
+
+    scale = 1.0
+
+    def train(self, mode=True):
+        self.scale = 1.0 if mode else 3.0
+        return super().train(mode)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            return super().forward(x * self.scale)
+
+
+def test_a_network_runs_as_its_own_eval_sets_it():
+    def calibrated(in_train_mode):
+        torch.manual_seed(0)
+        model = inject(HasAnEvalMode().eval(), "after Block.first", example_inputs=images(2), verify=False)
+        model.train(in_train_mode)
+        calibrate(model, images())
+        assert model.scale == (1.0 if in_train_mode else 3.0)
+        return gains_of(model)
+
+    assert calibrated(in_train_mode=True) == calibrated(in_train_mode=False)
+
+
 def test_gains_do_not_depend_on_the_strength_and_norms_are_left_at_0():
     x = images()
     usual, silent = attended(), attended()

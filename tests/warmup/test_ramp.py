@@ -165,6 +165,15 @@ def test_a_ramp_without_gains_warns_and_one_with_gains_does_not():
         Ramp(calibrated(), steps=3)
 
 
+def test_nothing_is_set_if_the_warning_is_an_error():
+    model = attended()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="without gains"):
+            Ramp(model, steps=3)
+    assert strengths(model) == {1.0}
+
+
 def test_nothing_is_set_if_one_of_the_models_has_no_simam():
     model = attended()
     with pytest.raises(ModelError, match="no SimAM"):
