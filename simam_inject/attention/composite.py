@@ -136,7 +136,7 @@ def _gate(deviation: Tensor, a: Tensor) -> Tensor:
 def _weight(s: Tensor, strength: float, gain: float) -> Tensor:
     """Return (1 - strength) + strength * gain * s.
 
-    Compiled, there is no branch on the two numbers, since each value of a ramp would be compiled again. With torch
+    Compiled, it does not branch on the two numbers, since each value of a ramp would be compiled again. With torch
     2.11, so would a product of the two numbers, hence a tensor is multiplied by one after the other.
     """
     if is_compiled():

@@ -90,7 +90,7 @@ def bench(
         step: called with a description when a step starts: inserting, and each of the two modes.
 
     Raises:
-        InjectError: the recipe, the model or a peer cannot be used, or there is no CUDA device.
+        InjectError: the recipe, the model or a peer cannot be used, or no CUDA device is available.
     """
     if conditions.device.startswith("cuda") and not torch.cuda.is_available():
         raise ModelError("no CUDA device is available here; measure on the CPU with --device cpu")

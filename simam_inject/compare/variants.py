@@ -34,7 +34,7 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
     """Plain, plain again, and for each recipe SimAM (with each lambda) and the others.
 
     Raises:
-        CompareError: An attention module is unknown, there is no recipe, or two have the same name.
+        CompareError: An attention module is unknown, no recipe is given, or two have the same name.
         RecipeError: A recipe does not exist or is invalid, or a lambda is.
     """
     for name in against:

@@ -44,9 +44,8 @@ class RewrittenMethod(SiteHook):
         """
         function, original = compile_method(owner, method, sites), getattr(type(owner), method)
         source, self_name = method_source(original), function.__code__.co_varnames[0]
-        nodes = (
-            [] if source is None else [node for node in ast.walk(source.function) if isinstance(node, ast.Attribute)]
-        )
+        assert source is not None  # it was compiled
+        nodes = [node for node in ast.walk(source.function) if isinstance(node, ast.Attribute)]
         named = {node.attr for node in nodes if getattr(node.value, "id", None) == self_name}
         children = tuple(name for name in vars(owner).get("_modules", ()) if name in named)
         return cls.made(

@@ -2,8 +2,8 @@
 
 A hook needs a module that returns the value (or that alone reads it), and that runs once for each time the value is
 computed. A value that a forward computes inside may go elsewhere when flags, sizes or modes change: its expression in
-the source is wrapped, unless the source shows that the module always returns it. Where there is no source, a hook
-attends it as in the example, and the plan has a note.
+the source is wrapped, unless the source shows that the module always returns it. Where the source is not available, a
+hook attends it as in the example, and the plan has a note.
 """
 
 from __future__ import annotations

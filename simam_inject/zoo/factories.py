@@ -25,7 +25,7 @@ def build_factory(name: str, options: dict[str, Any]) -> ZooModel:
     """Build what a user's factory returns for these keyword arguments.
 
     Raises:
-        ModelError: There is no such file, module or factory, it raises an error, or it returns something else.
+        ModelError: The file, module or factory does not exist, it raises an error, or it returns something else.
     """
     source, _, factory_name = name.rpartition(":")
     file = Path(source).resolve() if source.endswith(".py") else None

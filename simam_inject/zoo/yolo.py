@@ -54,7 +54,7 @@ def read_yolo(file: Path) -> Any:
     """The `YOLO` object of a checkpoint, which is a pickle.
 
     Raises:
-        FileError: there is no such file, or ultralytics cannot load it.
+        FileError: the file does not exist, or ultralytics cannot load it.
     """
     from ultralytics import YOLO
 

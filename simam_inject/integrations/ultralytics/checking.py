@@ -91,7 +91,7 @@ def check_checkpoint(path: Path) -> Checkup:
             gates = read(file).gates
             exported = sum(gate.is_live for gate in gates)
             count_sites(gates, tuple(site for site in fused.values() if site.runs))
-        except InjectError as error:  # onnxruntime is not installed, it is no .onnx, or it lost a site
+        except InjectError as error:  # onnxruntime is not installed, it is not an .onnx file, or it lost a site
             faults.append(f"{file.name}: {error}")
     recipe = names_of(record) if record else ""
     return Checkup(path, type(network).__name__, recipe, sites, exported, tuple(faults))
