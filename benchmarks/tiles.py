@@ -90,11 +90,11 @@ def main(argv: list[str]) -> int:
     compile_all(jobs)
     rows = [run(job, options.device) for job in jobs]
     head = ["kernel and map", "copy us", "tile in use", "/ copy", "best tile", "/ copy", "next"]
-    cells = [
-        [row["job"], f"{row['copy'] * 1e6:.1f}", *(cell for one in row["tiles"][:2] for cell in shown(one))]
-        + [", ".join(" ".join(shown(one)) for one in row["tiles"][2:5])]
-        for row in rows
-    ]
+    cells = []
+    for row in rows:
+        in_use, best, *others = map(shown, row["tiles"])
+        following = ", ".join(" ".join(one) for one in others[:3])
+        cells.append([row["job"], f"{row['copy'] * 1e6:.1f}", *in_use, *best, following])
     publish(options, "Tiles of the Triton kernels", tabulate(head, cells), [], rows)
     return 0
 

@@ -65,10 +65,11 @@ def fits(x: Tensor) -> bool:
 
 @functools.lru_cache(LAYOUTS)
 def _are_readable(shape: Ints, strides: Ints) -> bool:
-    flat = flatten(shape, strides, spatial_order(shape, strides))
-    if flat is None:
-        return False
-    reach = 0
+    order = spatial_order(shape, strides)
+    for outer, inner in itertools.pairwise(dim for dim in order if shape[dim] > 1):
+        if strides[outer] != strides[inner] * shape[inner]:
+            return False
+    flat, reach = flatten(shape, strides, order), 0
     for stride, size in sorted(zip(flat.strides, flat.sizes, strict=True)):
         if size > 1 and stride <= reach:
             return False
@@ -120,14 +121,10 @@ def spatial_order(shape: Ints, strides: Ints) -> Ints:
 
 
 @functools.lru_cache(LAYOUTS)
-def flatten(shape: Ints, strides: Ints, order: Ints) -> Flat | None:
-    """Return the map with its spatial dimensions in `order` as one; None if they have several strides."""
-    inner_first = [dim for dim in reversed(order) if shape[dim] > 1]
-    for inner, outer in itertools.pairwise(inner_first):
-        if strides[outer] != strides[inner] * shape[inner]:
-            return None
-    step = strides[inner_first[0]] if inner_first else 1
-    return Flat((shape[0], shape[1], prod(shape[2:])), (strides[0], strides[1], step))
+def flatten(shape: Ints, strides: Ints, order: Ints) -> Flat:
+    """Return the map with its spatial dimensions in `order` as one, of the stride of the innermost."""
+    steps = [strides[dim] for dim in order if shape[dim] > 1]
+    return Flat((shape[0], shape[1], prod(shape[2:])), (strides[0], strides[1], steps[-1] if steps else 1))
 
 
 @functools.lru_cache(LAYOUTS)
