@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo import config  # now: a process that is forked while a thread imports it could not seed torch
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.serialization import Plain, read_sites, write_sites
+from simam_inject.editing.serialization import read_sites, write_sites
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.nested import entry_at, replace_entry
 from simam_inject.planning.insertions import Input, Insertion, Rewritten
@@ -71,14 +71,24 @@ def lost(site: Insertion, why: str) -> ModelError:
     return ModelError(f"SimAM at {site.name} was lost: {why}; {ADVICE}")
 
 
-class Hook(Plain):
-    """What this package registers on a module, in one of its tables and under a fixed key."""
+class Hook:
+    """What this package registers on a module, in one of its tables and under a fixed key.
+
+    It has no `__init__`, which a pickle could call with anything: `made` makes one.
+    """
 
     table: ClassVar[str]
     """Attribute of modules in which torch finds it."""
     key: str
     is_first: ClassVar[bool] = False
     """Before all other entries of the table."""
+
+    @classmethod
+    def made(cls, **state: Any) -> Self:
+        """One with these attributes."""
+        made = cls()
+        vars(made).update(state)
+        return made
 
     def put_on(self, module: nn.Module) -> None:
         """Register it on a module."""
@@ -92,7 +102,7 @@ class Hook(Plain):
         table = getattr(module, self.table)
         for key in [key for key, hook in table.items() if hook is self]:
             del table[key]
-            getattr(module, f"{self.table}_with_kwargs", {}).pop(key, None)
+            vars(module).get(f"{self.table}_with_kwargs", {}).pop(key, None)
 
     def is_on(self, module: nn.Module) -> bool:
         """The module runs this very hook."""
