@@ -78,22 +78,29 @@ def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
 
 def _is_of_user(hook: object) -> bool:
     """A function that refers to no module: one that does has to refer to the copy."""
-    return isinstance(hook, FunctionType) and not _refers_to_module(hook, depth=4)
+    return isinstance(hook, FunctionType) and not _refers_to_module(hook)
 
 
-def _refers_to_module(value: Any, depth: int) -> bool:
-    if isinstance(value, (nn.Module, ModuleType)) or not depth:
-        return isinstance(value, nn.Module)
-    if isinstance(value, FunctionType):
-        defaults, keywords, cells, _ = contents_of(value)
-        parts: Any = [*(defaults or ()), *(keywords or {}).values(), *cells.values()]
-    elif isinstance(value, MethodType):
-        parts = [value.__self__]
-    elif isinstance(value, (list, tuple, set)):
-        parts = value
-    else:
-        parts = (value if isinstance(value, Mapping) else getattr(value, "__dict__", {})).values()
-    return any(_refers_to_module(part, depth - 1) for part in parts)
+def _refers_to_module(function: FunctionType) -> bool:
+    waiting: list[Any] = [function]
+    seen: dict[int, Any] = {}
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, nn.Module):
+            return True
+        if id(value) in seen or isinstance(value, (ModuleType, type, Tensor)):
+            continue
+        seen[id(value)] = value
+        if isinstance(value, FunctionType):
+            defaults, keywords, cells, _ = contents_of(value)
+            waiting += [*(defaults or ()), *(keywords or {}).values(), *cells.values()]
+        elif isinstance(value, MethodType):
+            waiting.append(value.__self__)
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+        else:
+            waiting += (value if isinstance(value, Mapping) else getattr(value, "__dict__", {})).values()
+    return False
 
 
 def _run(network: nn.Module, batch: Any, index: int) -> None:
