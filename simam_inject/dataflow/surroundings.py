@@ -17,6 +17,7 @@ import os
 import random
 import sys
 import types
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -92,7 +93,7 @@ class _Reachable:
         self.alive: list[Any] = []
         """What was visited, so that no `id` is used twice."""
         self.shared: set[int] = set()
-        attributes = [value for module in model.modules() for value in module.__dict__.values()]
+        attributes = [value for module in model.modules() for value in module.__dict__.values() if not _is_proxy(value)]
         self.imported = [value for value in attributes if isinstance(value, types.ModuleType)]
         for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
             self.visit(kind, 0)
@@ -109,7 +110,12 @@ class _Reachable:
 
     def visit(self, value: Any, depth: int) -> None:
         """Save one thing later, and what can be reached from it."""
-        if depth > _DEPTH or isinstance(value, (*_ATOMS, types.ModuleType)) or id(value) in self.seen:
+        if (
+            depth > _DEPTH
+            or _is_proxy(value)
+            or isinstance(value, (*_ATOMS, types.ModuleType))
+            or id(value) in self.seen
+        ):
             return
         self.seen.add(id(value))
         self.alive.append(value)
@@ -256,6 +262,11 @@ class _Reachable:
         (contextvars.ContextVar, _variable),
         (type, _class),
     )
+
+
+def _is_proxy(value: Any) -> bool:
+    """A weak proxy, of which every other question is put to its target, which may be gone."""
+    return type(value) in weakref.ProxyTypes
 
 
 def _is_of(libraries: frozenset[str], module: Any) -> bool:
