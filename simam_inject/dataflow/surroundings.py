@@ -323,7 +323,7 @@ def _spaces(function: types.FunctionType, names: frozenset[str], others: list[An
     found = [*others, *_imported_by(function), *(sys.modules[name] for name in names & sys.modules.keys())]
     for space in spaces:
         for module in chain(found, [space[name] for name in names & space.keys()]):
-            if isinstance(module, types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
+            if issubclass(type(module), types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
                 spaces += [vars(module)] if all(vars(module) is not known for known in spaces) else []
     return spaces
 

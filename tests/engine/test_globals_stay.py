@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import inject, plan
+from simam_inject import eject, inject, plan
 from tests.engine.blocks import Block, build, conv, run
 from tests.engine.python_modules import image
 from tests.oracle import E_LAMBDA
@@ -434,6 +434,18 @@ def test_what_refers_to_a_module_refers_to_its_twin(refer):
     assert getattr(model.other, "calls", 0) == 0
     model(x)
     assert model.t.num_batches_tracked == 1
+
+
+class Gone:
+    pass
+
+
+@pytest.mark.parametrize("refer", [lambda proxy: proxy, lambda proxy: closes_over(proxy, type), lambda proxy: [proxy]])
+def test_a_weak_reference_to_what_is_gone(refer):
+    model = build(Block)
+    model.__dict__["trainer"] = refer(weakref.proxy(Gone()))
+    inject(model, RECIPE, example_inputs=image())
+    eject(model)
 
 
 class RelativeImport(Block):
