@@ -232,7 +232,7 @@ def all_hooks(module: nn.Module) -> list[Hook]:
     if isinstance(module, torch.jit.ScriptModule):
         return []
     tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
-    found = [(name, hook) for table in tables for name, hook in table.items() if isinstance(hook, Hook)]
+    found = [(name, hook) for table in tables for name, hook in table.items() if issubclass(type(hook), Hook)]
     return [hook for name, hook in found if hook.belongs_to(module, str(name))]
 
 
