@@ -210,11 +210,16 @@ def _is_called_otherwise(kind: type, method: str) -> bool:
         text = _text(id(code), code)
         if text is None:
             return True
-        uses = [n for n in ast.walk(_parse_method(text)) if isinstance(n, ast.Attribute) and n.attr == method]
+        uses = [n for n in ast.walk(_parse_method(text)) if isinstance(n, ast.Attribute) and is_named(n.attr, method)]
         owner = code.co_varnames[:1]
         if any(not isinstance(use.value, ast.Name) or (use.value.id,) != owner for use in uses):
             return True
     return False
+
+
+def is_named(attribute: str, name: str) -> bool:
+    """An attribute in the source has this name: `__act` is `_Block__act` when it is compiled."""
+    return attribute == name or (attribute.startswith("__") and name.endswith(attribute))
 
 
 def _functions(kind: type) -> Iterator[object]:

@@ -20,7 +20,7 @@ from simam_inject.editing.hooks import ADVICE, SiteHook, attend, guard_hooks, lo
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
-from simam_inject.source import locate, may_run, method_source, parse
+from simam_inject.source import is_named, locate, may_run, method_source, parse
 
 
 class RewrittenMethod(SiteHook):
@@ -65,7 +65,7 @@ class RewrittenMethod(SiteHook):
             except LookupError as error:
                 raise ModelError(f"{where} has {error}; inject the model again") from None
         function = _compile(_Wrapper(places, own, method).visit(source.function), original)
-        children = tuple(name for name in vars(owner).get("_modules", ()) if name in used)
+        children = tuple(name for name in vars(owner).get("_modules", ()) if any(is_named(one, name) for one in used))
         names = {"owner": owner, "method": method, "sites": sites, "original": original, "children": children}
         return cls.made(**names, function=function)
 

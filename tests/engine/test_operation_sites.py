@@ -424,6 +424,21 @@ def test_a_method_that_is_not_always_found_on_the_instance_is_not_rewritten(nets
         plan(stock, recipe("mul"), example_inputs=image())
 
 
+def test_a_private_method_that_is_called_through_the_class_is_not_rewritten(nets):
+    act = "    def __act(self, y):\n        z = y * 2.0\n        return z + z\n"
+    for call, is_rewritten in (
+        ("Block.__act(self, y) if self.flag else self.__act(y)", False),
+        ("self.__act(y)", True),
+    ):
+        stock, _ = nets(f"{act}    def forward(self, x):\n        y = self.c(x)\n        return self.h({call})\n")
+        if is_rewritten:
+            (only,) = plan(stock, recipe("mul"), example_inputs=image()).insertions
+            assert only.edit == Rewritten("b", "mul")
+        else:
+            with pytest.raises(NoMatchError, match=r"b\.mul: .*which is not always called as self\._Block__act"):
+                plan(stock, recipe("mul"), example_inputs=image())
+
+
 def test_a_rewritten_method_has_the_attributes_of_a_method(nets):
     text = "    def act(self, y):\n        z = y * 2.0\n        return z + z\n    def forward(self, x):\n        "
     stock, oracle = nets(text.replace("y * 2.0", "<<y * 2.0>>") + "return self.act.__func__(self, self.c(x))\n")
