@@ -172,9 +172,14 @@ def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | 
             continue
         if not isinstance(target, ast.Name) or _is_shared(function, target.id):
             return False
-        after = [n for later in function.body[place + 1 :] for n in ast.walk(later) if isinstance(n, ast.Name)]
-        return [n for n in after if n.id == target.id] == [name]
+        after = [n for later in function.body[place + 1 :] for n in ast.walk(later)]
+        return [n for n in after if target.id in _names_of(n)] == [name]
     return False
+
+
+def _names_of(node: ast.AST) -> set[object]:
+    """Names that a node reads or binds: also `case y`, `except E as y`, `import z as y`."""
+    return {getattr(node, attribute, None) for attribute in ("id", "name", "asname", "rest")}
 
 
 def _is_shared(function: ast.FunctionDef, name: str) -> bool:

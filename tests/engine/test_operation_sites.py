@@ -405,6 +405,14 @@ def test_a_hook_is_used_where_the_source_shows_that_the_value_is_always_returned
     assert (only.edit, only.note) == (edit, "")
 
 
+@pytest.mark.parametrize("binding", ["match (self.flag, x):\n case (True, y): 0", "if self.flag:\n import this as y"])
+def test_a_variable_that_may_be_bound_again_is_not_always_returned(nets, binding):
+    lines = ["y = self.c(x) + x", *binding.split("\n"), "return y"]
+    stock, _ = nets("    def forward(self, x):\n" + "".join(f"        {line}\n" for line in lines))
+    (only,) = plan(stock, recipe("add"), example_inputs=image()).insertions
+    assert only.edit == Rewritten("b", "add")
+
+
 METHODS = {
     "two names": ("    act_b = act\n", "self.act_b(y) if self.flag else self.act(y)", "two names"),
     "through the class": ("", "Block.act(self, y) if self.flag else self.act(y)", "self.act"),
