@@ -77,10 +77,10 @@ class _Copier(pickle.Pickler):
         if kind in _CONTENT or kind in weakref.ProxyTypes:  # a proxy says that it is an instance of its target's class
             return None
         if id(value) not in self.twins:
-            if kind is object or isinstance(value, _ATOMS) or self._is_shared(value):
-                return self._pass_on(value)
             if isinstance(value, torch.Tensor):
                 self._enter(value, self._tensor(value), value.__dict__, {})
+            elif kind is object or isinstance(value, _ATOMS) or self._is_shared(value):
+                return self._pass_on(value)
             elif isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
                 self.module(value)
             else:
@@ -151,8 +151,7 @@ class _Copier(pickle.Pickler):
             self.waiting.append((twin, (attributes, slots)))
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            twin = self.convert(tensor)
+        twin = self.convert(tensor)
         if isinstance(tensor, nn.Parameter) and type(twin) is torch.Tensor:
             wants = tensor.requires_grad and not twin.is_inference() and (twin.is_floating_point() or twin.is_complex())
             twin = nn.Parameter(twin, requires_grad=wants)
@@ -216,7 +215,7 @@ def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) 
     if isinstance(value, nn.Module):
         for _, module in modules_with_python_forward(value):  # all at once: a weak reference may come first
             copier.module(module)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         copier.dump(value)
         filled = []
         while copier.waiting:
@@ -262,4 +261,5 @@ def modules_with_python_forward(model: nn.Module) -> Iterator[tuple[str, nn.Modu
 def set_mode(model: nn.Module, training: bool) -> None:
     """All modules in train or eval mode. `train()` is not called: some models override it."""
     for _, module in modules_with_python_forward(model):
-        module.training = training
+        if module.training is not training:
+            module.training = training
