@@ -205,7 +205,8 @@ class Namer(TorchFunctionMode):
             self.calls[path] += 1
             self.first_calls.setdefault(path, frame)
             arguments: Arguments = []
-            for key, argument in (*enumerate(args), *kwargs.items()):
+            call: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
+            for key, argument in call:
                 given = tensors_in(argument)
                 frame.given += [tensor for _, tensor in given]
                 tensors = [(keys, tensor) for keys, tensor in given if id(tensor) not in self.states]

@@ -117,9 +117,10 @@ def _grown_by_samples(base: Recording, both: Namer) -> dict[str, Shape] | None:
         value = base.value(path)
         if value is None or len(found) != len(value.shape):
             return None
-        first, *others = (after - before for after, before in zip(found or (0,), value.shape or (0,), strict=True))
-        if len(found) > 2 and (first not in (0, SAMPLES_ADDED) or SAMPLES_ADDED in others):
-            return None
+        if len(found) > 2:
+            first, *others = (after - before for after, before in zip(found, value.shape, strict=True))
+            if first not in (0, SAMPLES_ADDED) or SAMPLES_ADDED in others:
+                return None
         samples[path] = (*found[:1], *value.shape[1:])
     return samples
 
