@@ -86,15 +86,16 @@ class _Reachable:
 
     def __init__(self, model: nn.Module) -> None:
         self.restore: list[Callable[[], None]] = []
-        self.seen = {id(module) for module in model.modules()}
+        modules = list(model.modules())
+        self.seen = set(map(id, modules))
         """What is not visited again; the modules themselves have twins."""
         self.waiting: deque[tuple[Any, int]] = deque()
         self.alive: list[Any] = []
         """What was visited, so that no `id` is used twice."""
         self.shared: set[int] = set()
-        attributes = [value for module in model.modules() for value in module.__dict__.values()]
+        attributes = [each for module in modules for each in vars(module).values() if type(each) not in _ATOMS]
         self.imported = [value for value in attributes if isinstance(value, types.ModuleType)]
-        for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
+        for kind in {kind for module in modules for kind in type(module).__mro__}:
             self.visit(kind, 0)
         for value in attributes:  # functions, also in tables of hooks; of other objects, their classes
             for item in value.values() if isinstance(value, dict) else (value,):

@@ -36,7 +36,8 @@ compared by identity, and objects with a `__del__`: deleting a copy would close 
 to a module is copied nevertheless, without its `__del__`: what it runs has to be the twin's."""
 _COMPILED = "_torchdynamo_orig_callable"
 """Attribute of a function that `torch.compile` has made: the original, which runs in the twin."""
-_HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
+_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
+_NUMBERS = frozenset([int, float, bool, str, types.NoneType])
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -136,10 +137,12 @@ class _Copier(pickle.Pickler):
         """Make the twin of a module, still empty."""
         twin, state = object.__new__(type(module)), dict[str, Any]()
         for name, value in vars(module).items():
-            if name in _HOOK_TABLES and not value:
+            if name in _TABLES and not value:
                 twin.__dict__[name] = type(value)()
             elif name != "_compiled_call_impl":  # code that was compiled for the original would run the original
-                state[name] = value
+                twin.__dict__[name] = value
+                if type(value) not in _NUMBERS:
+                    state[name] = value
         attributes_and_slots = object.__getstate__(module)
         slots = attributes_and_slots[1] if isinstance(attributes_and_slots, tuple) else {}
         self._enter(module, twin, state, slots)
