@@ -63,7 +63,7 @@ class Namer(TorchFunctionMode):
         self.device = device
         self.modules = dict(modules_with_python_forward(model))
         self.path_of = {id(module): path for path, module in self.modules.items()}
-        tables = (table for module in self.modules.values() for table in (module._parameters, module._buffers))
+        tables = (table for module in model.modules() for table in (module._parameters, module._buffers))
         self.states = {id(tensor) for table in tables for tensor in table.values()}
         self.asks_for_values = False
         """An operation failed, or the forward asked whether there is data: with data it may do something else."""

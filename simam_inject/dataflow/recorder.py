@@ -152,11 +152,11 @@ class Recorder(Namer):
         ]
         for one in (*entries, step):
             self.recording.steps.setdefault(one.path, one).runs += 1
-            if frame is not None:
+            if frame is not None and frame.is_scope:
                 frame.steps.append(one)
-                result = one.value
-                if result is not None and not (is_given and id(result) in frame.step_of):
-                    frame.step_of[id(result)] = one
+            result = one.value
+            if frame is not None and result is not None and not (is_given and id(result) in frame.step_of):
+                frame.step_of[id(result)] = one
 
 
 def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:

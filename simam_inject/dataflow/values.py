@@ -145,24 +145,25 @@ class Frame:
         """
         graph, nodes = fx.Graph(), dict[Step, fx.Node]()
 
-        def write(step: Step) -> fx.Node:
-            args: tuple[Any, ...] = tuple(nodes[one] if one in nodes else write(one) for one in step.inputs)
-            if step.kind == "input":
-                node = graph.placeholder(step.path.rpartition(".")[2])
-            elif step.kind == "outside":
-                node = graph.create_node("get_attr", "outside")
-            elif step.call is not None:
-                node = graph.create_node("call_module", step.call.path, args)
-            elif step.kind == "entry":
-                node = graph.call_function(operator.getitem, (*args, step.path.removeprefix(f"{step.inputs[0].path}:")))
-            else:
-                assert step.function is not None
-                node = graph.call_function(step.function, args)
-            node.meta["step"], nodes[step] = step, node
-            return node
+        def node_of(step: Step) -> fx.Node:
+            if step not in nodes:
+                args: tuple[Any, ...] = tuple(map(node_of, step.inputs))
+                if step.kind == "input":
+                    node = graph.placeholder(step.path.rpartition(".")[2])
+                elif step.kind == "entry":
+                    key = step.path.removeprefix(f"{step.inputs[0].path}:")
+                    node = graph.call_function(operator.getitem, (*args, key))
+                elif step.call is not None:
+                    node = graph.create_node("call_module", step.call.path, args)
+                elif step.function is not None:
+                    node = graph.call_function(step.function, args)
+                else:
+                    node = graph.create_node("get_attr", "outside")
+                node.meta["step"], nodes[step] = step, node
+            return nodes[step]
 
         for step in self.steps:
-            write(step)
+            node_of(step)
         return graph
 
 
