@@ -39,6 +39,7 @@ def _precision():
     before = [getattr(*place) for place in settings]
     torch.backends.cudnn.allow_tf32 = False
     yield
+    torch.set_float32_matmul_precision("highest")
     for place, value in zip(settings, before, strict=True):
         setattr(*place, value)
     if NAME.startswith("cuda") and torch.cuda.is_initialized():

@@ -126,7 +126,6 @@ def assert_pair(found, expected, plain, limit):
     """Equal to the oracle, and far from the network without SimAM."""
     far, near = distance(plain, expected), distance(found, expected)
     assert far > MARGIN * limit, f"the oracle is not far from the plain network: {far}"
-    print(f"near {near:.2g} far {far:.2g} limit {limit:.2g}")
     assert near < limit, f"not the oracle's output: {near} (the plain network is {far} away)"
 
 

@@ -96,13 +96,16 @@ def test_a_model_on_the_device_is_exported_and_proven(device, tmp_path, suffix):
     stock = stock_of(model)
     inject(model, SMALL, example_inputs=x, e_lambda=LAMBDA)
     torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("high")  # as many programs do; the proof needs more
     report = export(model, tmp_path / f"net{suffix}", example_inputs=x, dynamic=True)
     assert report.live == 1
     assert all(one.difference < 1e-4 < 1e-2 < one.effect for one in report.comparisons)
     again = prove(tmp_path / f"net{suffix}", model, example_inputs=x)
     assert again.live == 1
     assert torch.backends.cudnn.allow_tf32
+    assert torch.get_float32_matmul_precision() == "high"
     torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
     assert len(injected(model)) == 1
     if suffix == ".pt2":
         with torch.no_grad():

@@ -28,7 +28,8 @@ def test_shapes(device, dtype, channels_last):
             y, dx = assert_true(
                 lambda t, n=numbers: simam(t, 0.05, **n), x, 0.05, tolerance=2 * TOLERANCE[dtype], **numbers
             )
-            assert y.stride() == dx.stride() == x.stride()
+            if min(shape) > 1:  # the stride of a single entry means nothing
+                assert y.stride() == dx.stride() == x.stride()
             assert distance(y, x) > 0.05
 
 

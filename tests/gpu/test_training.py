@@ -103,13 +103,14 @@ def test_memory_of_a_step_on_the_gpu(cuda):
     simam(x, LAMBDA).sum().backward()  # compiles the kernels
     x.grad = None
     torch.cuda.synchronize()
+    torch.cuda.empty_cache()  # so that blocks have the very sizes that are asked for
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     y = simam(x, LAMBDA)
-    assert torch.cuda.memory_allocated() - before <= 1.02 * x.nbytes
-    assert torch.cuda.max_memory_allocated() - before <= 1.02 * x.nbytes
+    assert torch.cuda.memory_allocated() - before <= 1.1 * x.nbytes
+    assert torch.cuda.max_memory_allocated() - before <= 1.1 * x.nbytes
     torch.autograd.grad(y, x, torch.ones_like(x))
-    assert torch.cuda.max_memory_allocated() - before <= 4.02 * x.nbytes  # y, its gradient, a copy of that, and dx
+    assert torch.cuda.max_memory_allocated() - before <= 3.2 * x.nbytes  # y, its gradient and dx
     del y
     assert torch.cuda.memory_allocated() == before
 
@@ -314,7 +315,7 @@ def test_a_network_that_holds_simam_from_the_start_learns(device):
     optimizer = torch.optim.Adam(net.parameters(), lr=0.02)
     scaler = torch.amp.GradScaler(device.type)
     losses = []
-    for _ in range(20):
+    for _ in range(40):
         optimizer.zero_grad()
         with torch.autocast(device.type, torch.float16):
             loss = loss_of(net, x)

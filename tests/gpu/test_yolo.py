@@ -62,7 +62,7 @@ def test_a_yolo_of_the_zoo(images, device, dtype):
     with torch.no_grad():
         check(yolo.model(x), stock, x, {torch.float32: 1e-4, torch.float16: 1e-2}[dtype])
         with bypass(yolo):
-            torch.testing.assert_close(output(yolo.model(x)), before)
+            torch.testing.assert_close(output(yolo.model(x)), before, rtol=1e-3, atol=1e-2)
     assert not injected(eject(yolo))
 
 
