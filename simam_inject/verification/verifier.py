@@ -56,9 +56,10 @@ def check_model(
     planned = as_planned(model, sites)
     if planned.ok is False:
         return Verification((planned,))
+    cudnn: Any = torch.backends.cudnn
     with torch.inference_mode(False), same_surroundings(model):  # which restores the two settings
-        torch.backends.cudnn.benchmark = False  # it would time algorithms for every size that is tried
-        torch.backends.cudnn.deterministic = True  # transposed convolutions of two runs are not equal without it
+        cudnn.benchmark = False  # it would time algorithms for every size that is tried
+        cudnn.deterministic = True  # transposed convolutions of two runs are not equal without it
         return Verification((planned, *_Checks(model, sites, example).all(before, recorded)))
 
 

@@ -94,6 +94,7 @@ def with_statistics(model):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             nn.init.uniform_(module.running_mean, -0.3, 0.3)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)  # timm starts with zeros at the end of a block
     return model
 
 
