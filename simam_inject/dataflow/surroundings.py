@@ -17,9 +17,10 @@ import os
 import random
 import sys
 import types
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import _lru_cache_wrapper, lru_cache, partial, partialmethod
 from itertools import chain
 from typing import Any
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.random  # now: workers of a DataLoader that are forked while a thread imports it would wait for ever
 import torch
 from torch import nn
+from torch._dynamo import eval_frame
 
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 """Their methods are used for classes derived from them too, which may have overridden `update` or `__iter__`."""
@@ -44,6 +46,11 @@ _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
 """`id` of the objects of globals and classes that consist of numbers and strings: a forward may compare them by
 identity with what its modules refer to, so a twin refers to the very same ones."""
+
+
+_uncompiled: Any = getattr(eval_frame, "_use_eager_on_nested_compile", nullcontext)
+"""Context manager in which functions that `torch.compile` has made run as they are written, in this thread alone. Only
+recent versions of torch have one."""
 
 
 def _set_environment(saved: dict[str, str]) -> None:
@@ -66,10 +73,14 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 @contextmanager
 def same_surroundings(model: nn.Module) -> Iterator[None]:
-    """Restore random states and settings, and what forwards changed outside the model: globals, classes, caches."""
+    """Restore random states and settings, and what forwards changed outside the model: globals, classes, caches.
+
+    Inside, compiled functions run as they are written: compiled, they would trace the hooks that watch a forward.
+    """
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
     with ExitStack() as stack:  # restores everything, also if one step raises
+        stack.enter_context(_uncompiled())
         stack.callback(SHARED.reset, SHARED.set(frozenset(reachable.shared)))
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         stack.callback(random.setstate, random.getstate())
@@ -94,6 +105,7 @@ class _Reachable:
         """What was visited, so that no `id` is used twice."""
         self.shared: set[int] = set()
         attributes = [each for module in modules for each in vars(module).values() if type(each) not in _ATOMS]
+        attributes = [each for each in attributes if not _is_proxy(each)]
         self.imported = [value for value in attributes if isinstance(value, types.ModuleType)]
         for kind in {kind for module in modules for kind in type(module).__mro__}:
             self.visit(kind, 0)
@@ -110,7 +122,12 @@ class _Reachable:
 
     def visit(self, value: Any, depth: int) -> None:
         """Save one thing later, and what can be reached from it."""
-        if depth > _DEPTH or isinstance(value, (*_ATOMS, types.ModuleType)) or id(value) in self.seen:
+        if (
+            depth > _DEPTH
+            or _is_proxy(value)
+            or isinstance(value, (*_ATOMS, types.ModuleType))
+            or id(value) in self.seen
+        ):
             return
         self.seen.add(id(value))
         self.alive.append(value)
@@ -259,6 +276,11 @@ class _Reachable:
     )
 
 
+def _is_proxy(value: Any) -> bool:
+    """A weak proxy, of which every other question is put to its target, which may be gone."""
+    return type(value) in weakref.ProxyTypes
+
+
 def _is_of(libraries: frozenset[str], module: Any) -> bool:
     return str(module).partition(".")[0] in libraries
 
@@ -303,7 +325,7 @@ def _spaces(function: types.FunctionType, names: frozenset[str], others: list[An
     found = [*others, *_imported_by(function), *(sys.modules[name] for name in names & sys.modules.keys())]
     for space in spaces:
         for module in chain(found, [space[name] for name in names & space.keys()]):
-            if isinstance(module, types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
+            if issubclass(type(module), types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
                 spaces += [vars(module)] if all(vars(module) is not known for known in spaces) else []
     return spaces
 
