@@ -28,9 +28,9 @@ from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.formats import Artefact, read
 from simam_inject.export.graph import Gate
 from simam_inject.export.report import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError
-from simam_inject.nested import map_nested
+from simam_inject.nested import map_nested, tensors_of
 from simam_inject.planning.insertions import Insertion
-from simam_inject.verification.outputs import relative_distance, tensors_of
+from simam_inject.verification.outputs import relative_distance
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""
@@ -58,10 +58,16 @@ def as_exported(model: nn.Module) -> Iterator[nn.Module]:
     Inside, no gradients are recorded, and a GPU computes in full float32 (TensorFloat-32 differs by 1e-3).
     """
     exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    matmul: Any = torch.backends.cuda.matmul
+    precision = matmul.fp32_precision
     with same_surroundings(model), torch.no_grad(), exact:
         twin = twin_of(model, to_clone)
         set_mode(twin, False)
-        yield twin
+        try:
+            matmul.fp32_precision = "ieee"
+            yield twin
+        finally:
+            matmul.fp32_precision = precision
 
 
 def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[Example, ...]:
