@@ -38,6 +38,7 @@ compared by identity, and objects with a `__del__`: deleting a copy would close 
 to a module is copied nevertheless, without its `__del__`: what it runs has to be the twin's."""
 _COMPILED = "_torchdynamo_orig_callable"
 """Attribute of a function that `torch.compile` has made: the original, which runs in the twin."""
+_VIEWS = tuple(type(view) for kind in (dict, OrderedDict) for view in (kind().keys(), kind().values(), kind().items()))
 _HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
 
 
@@ -114,6 +115,10 @@ class _Copier(pickle.Pickler):
             return weakref.WeakMethod, (value(),)
         if isinstance(value, weakref.ref):
             return self._reference(weakref.ref, value)
+        if isinstance(value, types.MappingProxyType):
+            return types.MappingProxyType, (gc.get_referents(value)[0],)
+        if isinstance(value, _VIEWS):
+            return getattr(gc.get_referents(value)[0], type(value).__name__.partition("_")[2]), ()
         if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
             return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
         if isinstance(value, types.FunctionType):
