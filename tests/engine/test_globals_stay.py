@@ -227,6 +227,16 @@ def test_settings_of_the_process_stay(get, put, value):
     assert get() == before != value
 
 
+def test_a_gpu_that_is_not_in_use_yet_keeps_the_seed_of_the_user(monkeypatch):
+    """Before its first use torch notes only the last seed of all GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = build(Block)
+    torch.manual_seed(123)
+    before = torch.cuda._lazy_seed_tracker.manual_seed_all_cb
+    inject(model, RECIPE, example_inputs=image())
+    assert torch.cuda._lazy_seed_tracker.manual_seed_all_cb is before is not None
+
+
 class Counts:
     def __init__(self):
         self.calls = Counter()
