@@ -40,6 +40,8 @@ _COMPILED = "_torchdynamo_orig_callable"
 """Attribute of a function that `torch.compile` has made: the original, which runs in the twin."""
 _TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
 _NUMBERS = frozenset([int, float, bool, str, types.NoneType])
+_DICTS: tuple[dict[str, Any], ...] = {}, OrderedDict()
+_VIEWS = tuple(type(view) for each in _DICTS for view in (each.keys(), each.values(), each.items()))
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,14 +111,8 @@ class _Copier(pickle.Pickler):
         """How to make the copy of an object that is not a plain container."""
         if type(value) is types.FunctionType:
             value = value.__dict__.get(_COMPILED, value)
-        if type(value) in weakref.ProxyTypes:
-            return self._reference(weakref.proxy, value)
-        if isinstance(value, weakref.WeakMethod) and value() is not None:
-            return weakref.WeakMethod, (value(),)
-        if isinstance(value, weakref.ref):
-            return self._reference(weakref.ref, value)
-        if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
-            return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
+        if (parts := self._reference(value)) is not None:
+            return parts
         if isinstance(value, types.FunctionType):
             cells = tuple(types.CellType() for _ in value.__closure__ or ())
             twin = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
@@ -133,10 +129,21 @@ class _Copier(pickle.Pickler):
             parts = ""
         return self._by_reference(value) if isinstance(parts, str) else parts
 
-    def _reference(self, make: Callable[[Any], Any], reference: Any) -> tuple[Callable[..., Any], tuple[Any]]:
-        """How to make a weak reference to the twin of what one refers to."""
-        target = _target(reference)
-        return (make, (target,)) if id(target) in self.twins else self._by_reference(reference)
+    def _reference(self, value: Any) -> Any:
+        """How to make a weak reference, a view or a cache of the twin of what one is of; None for anything else."""
+        is_proxy = type(value) in weakref.ProxyTypes
+        if is_proxy or isinstance(value, weakref.ref):
+            target, make = _target(value), weakref.proxy if is_proxy else weakref.ref
+            if isinstance(target, types.MethodType) and not is_proxy:
+                return weakref.WeakMethod, (target,)
+            return (make, (target,)) if id(target) in self.twins else self._by_reference(value)
+        if isinstance(value, types.MappingProxyType):
+            return types.MappingProxyType, (gc.get_referents(value)[0],)
+        if isinstance(value, _VIEWS):
+            return getattr(gc.get_referents(value)[0], type(value).__name__.partition("_")[2]), ()
+        if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
+            return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
+        return None
 
     def _by_reference(self, value: Any) -> tuple[Callable[[int], Any], tuple[int]]:
         """How to make the very same object."""

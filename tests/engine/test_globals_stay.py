@@ -9,7 +9,7 @@ import random
 import threading
 import weakref
 from collections import Counter, OrderedDict, deque
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -430,6 +430,9 @@ IN_CLOSURES = [
     lambda module: closes_over(frozenset([module]), lambda value: next(iter(value))),
     lambda module: closes_over(SimpleNamespace(deep=SimpleNamespace(m=module)), lambda value: value.deep.m),
     lambda module: closes_over(itertools.cycle([module]), next),
+    lambda module: closes_over({0: module}.values(), lambda value: next(iter(value))),
+    lambda module: closes_over(OrderedDict(m=module).items(), lambda value: dict(value)["m"]),
+    lambda module: closes_over(MappingProxyType({0: module}), lambda value: value[0]),
     lambda module: closes_over(functools.partial(type(module).forward, module), lambda value: value),
     in_a_weak_dictionary,
     in_a_cache,
