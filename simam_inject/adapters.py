@@ -50,13 +50,17 @@ class Adapter:
     def update(self, model: nn.Module) -> None:
         """Write the sites and their settings to where the library looks for them when it copies, saves or rebuilds.
 
-        Called after the sites, their settings or the weights have changed.
+        Called after the sites or their settings have changed.
         """
         network = self.network(model)
         if self.integration is not None and any(attended_in(network)):
             network.__dict__[_MARK] = IntegrationMark(self.integration)
         else:
             network.__dict__.pop(_MARK, None)
+
+    def loaded(self, model: nn.Module) -> None:
+        """Use the weights that were loaded into a model, and its sites, for whatever the library does with it."""
+        self.update(model)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
         """Copies of the network as the library exports it; none if it is exported as it is."""

@@ -55,7 +55,7 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
 
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     """Strict loading, with one message for everything that does not fit."""
-    from simam_inject.adapters import network_of
+    from simam_inject.adapters import adapter_of, network_of
     from simam_inject.persist.checkpoints import without_prefix
     from simam_inject.persist.files import UNFIT, differences, listed
 
@@ -71,3 +71,4 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
         hint = other if head_only else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     network.load_state_dict(dict(state))
+    adapter_of(built.model).loaded(built.model)

@@ -18,7 +18,11 @@ from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
 from simam_inject.integrations.ultralytics import networks, ramp, training
 from simam_inject.integrations.ultralytics.record import read, recorded, write
+from simam_inject.persist import load, save
 from simam_inject.persist.record import Record
+from simam_inject.zoo import build as build_zoo
+from simam_inject.zoo import load_weights
+from tests.yolo.drawing import draw_set
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, library_as_it_is, live_sites
 
 SMALL = {
@@ -375,6 +379,50 @@ def test_a_hostile_recorded_ramp_is_refused(yolo):
     yolo.model.yaml["simam_ramp"] = {"epochs": "3", "start": 0.0}
     with pytest.raises(FileError, match="is not a ramp"):
         yolo.train(data="none.yaml")
+
+
+def test_a_training_that_does_not_begin_leaves_its_ramp_to_the_next(yolo):
+    with warnings.catch_warnings(action="ignore"):  # of a ramp without gains
+        ramp(yolo, epochs=2, start=0.5)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not exist"):  # the data set
+            yolo.train(data="none.yaml")
+        assert (vars(yolo)["simam_ramp"].epochs, vars(yolo)["simam_ramp"].start) == (2, 0.5)
+
+
+def test_a_resumed_training_that_does_not_begin_leaves_the_recorded_ramp(yolo):
+    yolo.model.yaml["simam_ramp"] = recorded_ramp = {"epochs": 2.0, "start": 0.5}
+    with pytest.raises((RuntimeError, FileNotFoundError), match=r"does not exist|not found"):
+        yolo.train(data="none.yaml", resume=True)
+    assert yolo.model.yaml["simam_ramp"] == recorded_ramp
+    with pytest.raises(RuntimeError, match="does not exist"):
+        yolo.train(data="none.yaml")
+    assert "simam_ramp" not in yolo.model.yaml, "another training does not go on with it"
+
+
+class Begun(Exception):
+    """Raised before the first batch."""
+
+
+@pytest.mark.parametrize("how", ["persist.load", "zoo.load_weights"])
+def test_training_starts_from_weights_that_were_loaded(how, tmp_path):
+    """Without a checkpoint, ultralytics builds a network anew when it trains."""
+    source = inject(YOLO("yolov8n.yaml"), "yolo-sppf", verify=False)
+    file = save(source, tmp_path / "x.safetensors")
+    if how == "persist.load":
+        yolo = load(file, YOLO("yolov8n.yaml"))
+    else:
+        torch.save(source.model.state_dict(), tmp_path / "x.pth")
+        yolo = inject(load_weights(build_zoo("yolov8n"), tmp_path / "x.pth").model, "yolo-sppf", verify=False)
+
+    def look(trainer):
+        assert torch.equal(trainer.model.model[0].conv.weight.cpu(), source.model.model[0].conv.weight)
+        assert len(injected(trainer.model)) == 1
+        raise Begun
+
+    yolo.add_callback("on_pretrain_routine_end", look)
+    with pytest.raises(Begun):
+        yolo.train(data=str(draw_set(tmp_path / "set")), imgsz=64, workers=0, plots=False, project=str(tmp_path))
 
 
 @pytest.mark.parametrize("version", ["8.3.253", "8.4.191", "9.0.0"])
