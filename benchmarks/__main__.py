@@ -21,6 +21,7 @@ COMMANDS = {
         True,
         "the five above, into benchmarks/results; on a GPU the kernels' tests first",
     ),
+    "tiles": ("benchmarks.tiles", False, "on a GPU, which tile each kernel should use"),
     "inject": ("benchmarks.inject", False, "the tool itself: plan, insert, verify, start-up"),
     "growth": ("benchmarks.growth", False, "the tool itself on chains of 50 to 800 blocks"),
     "tax": ("benchmarks.tax", True, "injected networks against the same networks written by hand"),

@@ -20,9 +20,11 @@ number of warps, and from which size on programs loop, are from theory.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from contextlib import nullcontext
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -40,6 +42,17 @@ PROGRAMS = 264
 """Two for each of the 132 processors of an H100 or H200. For fewer programs, channels-last tiles become narrower."""
 LONGEST = 2**31 - 1
 """Offsets within one sample are 32 bits wide."""
+LAYOUTS = 1024
+"""Maps that are known. A small map takes a GPU less time than Python takes to look at it."""
+
+Ints = tuple[int, ...]
+
+
+class Flat(NamedTuple):
+    """A map seen as (sample, channel, position)."""
+
+    sizes: tuple[int, int, int]
+    strides: tuple[int, int, int]
 
 
 def fits(x: Tensor) -> bool:
@@ -47,17 +60,21 @@ def fits(x: Tensor) -> bool:
 
     They take no float64, several spatial strides, elements that share memory, or samples with offsets beyond 32 bits.
     """
-    try:
-        flat = flatten(x, spatial_order(x))
-    except RuntimeError:  # several spatial strides
-        return False
-    reach = 0
-    for stride, size in sorted(zip(flat.stride(), flat.shape, strict=True)):
+    return x.dtype in DTYPES and _are_readable(x.shape, x.stride())
+
+
+@functools.lru_cache(LAYOUTS)
+def _are_readable(shape: Ints, strides: Ints) -> bool:
+    order = spatial_order(shape, strides)
+    for outer, inner in itertools.pairwise(dim for dim in order if shape[dim] > 1):
+        if strides[outer] != strides[inner] * shape[inner]:
+            return False
+    flat, reach = flatten(shape, strides, order), 0
+    for stride, size in sorted(zip(flat.strides, flat.sizes, strict=True)):
         if size > 1 and stride <= reach:
             return False
         reach += stride * (size - 1)
-    furthest = (flat.shape[1] - 1) * flat.stride(1) + (flat.shape[2] - 1) * flat.stride(2)
-    return x.dtype in DTYPES and furthest <= LONGEST
+    return (flat.sizes[1] - 1) * flat.strides[1] + (flat.sizes[2] - 1) * flat.strides[2] <= LONGEST
 
 
 def forward(
@@ -86,35 +103,40 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
 
 def _launch(kernel: Any, room: int, maps: list[Tensor], *others: Tensor | float | None) -> None:
     """Run a kernel over all planes of some maps of one shape, all but the first of one layout."""
-    if maps[0].numel() == 0:
+    first, last = maps[0], maps[-1]
+    if first.numel() == 0:
         return
-    flat = [flatten(one, spatial_order(maps[0])) for one in maps]
-    programs, tile = choose(flat[0], room)
+    order = spatial_order(first.shape, first.stride())
+    read, written = (flatten(one.shape, one.stride(), order) for one in (first, last))
+    programs, tile = choose(read, room)
     # A CPU tensor comes with Triton's interpreter.
-    with torch.cuda.device(maps[0].device) if maps[0].is_cuda else nullcontext():
-        kernel[(programs,)](*flat, flat[0].stride(), flat[-1].stride(), *flat[0].shape[1:], *others, **tile)
+    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
+        kernel[(programs,)](*maps, read.strides, written.strides, *read.sizes[1:], *others, **tile)
 
 
-def spatial_order(x: Tensor) -> list[int]:
+@functools.lru_cache(LAYOUTS)
+def spatial_order(shape: Ints, strides: Ints) -> Ints:
     """Return the spatial dimensions, outermost in memory first. SimAM does not depend on their order."""
-    strides = x.stride()
-    return sorted(range(2, x.dim()), key=lambda dim: (x.shape[dim] > 1, -strides[dim]))
+    return tuple(sorted(range(2, len(shape)), key=lambda dim: (shape[dim] > 1, -strides[dim])))
 
 
-def flatten(x: Tensor, order: list[int]) -> Tensor:
-    """Return `x` as a view of (sample, channel, position); raise a RuntimeError if there is none in this order."""
-    return x.permute(0, 1, *order).view(*x.shape[:2], prod(x.shape[2:]))
+@functools.lru_cache(LAYOUTS)
+def flatten(shape: Ints, strides: Ints, order: Ints) -> Flat:
+    """Return the map with its spatial dimensions in `order` as one, of the stride of the innermost."""
+    steps = [strides[dim] for dim in order if shape[dim] > 1]
+    return Flat((shape[0], shape[1], prod(shape[2:])), (strides[0], strides[1], steps[-1] if steps else 1))
 
 
-def choose(flat: Tensor, room: int) -> tuple[int, dict[str, int]]:
+@functools.lru_cache(LAYOUTS)
+def choose(flat: Flat, room: int) -> tuple[int, dict[str, int]]:
     """Return the number of programs, and their tile of at most `room` elements.
 
     A tile is `planes` of one sample by a `span` of positions: all of them, or one step of a loop. Both are powers of
     two. A thread computes 16 elements of a tile, 32 of the largest, fewer of the smallest.
     """
-    samples, channels, positions = flat.shape
+    samples, channels, positions = flat.sizes
     span = triton.next_power_of_2(positions)
-    if flat.stride(2) <= flat.stride(1):
+    if flat.strides[2] <= flat.strides[1]:
         narrowest, planes = 1, max(1, SMALL_TILE // span)
     else:
         narrowest, planes = NARROWEST, WIDEST

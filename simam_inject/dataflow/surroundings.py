@@ -19,7 +19,7 @@ import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from functools import _lru_cache_wrapper, lru_cache, partial, partialmethod
 from itertools import chain
 from typing import Any
@@ -28,6 +28,7 @@ import numpy as np
 import numpy.random  # now: workers of a DataLoader that are forked while a thread imports it would wait for ever
 import torch
 from torch import nn
+from torch._dynamo import eval_frame
 
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 """Their methods are used for classes derived from them too, which may have overridden `update` or `__iter__`."""
@@ -44,6 +45,11 @@ _ATOMS = (bool, int, float, complex, str, bytes, type(None))
 SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
 """`id` of the objects of globals and classes that consist of numbers and strings: a forward may compare them by
 identity with what its modules refer to, so a twin refers to the very same ones."""
+
+
+_uncompiled: Any = getattr(eval_frame, "_use_eager_on_nested_compile", nullcontext)
+"""Context manager in which functions that `torch.compile` has made run as they are written, in this thread alone. Only
+recent versions of torch have one."""
 
 
 def _set_environment(saved: dict[str, str]) -> None:
@@ -66,10 +72,14 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 @contextmanager
 def same_surroundings(model: nn.Module) -> Iterator[None]:
-    """Restore random states and settings, and what forwards changed outside the model: globals, classes, caches."""
+    """Restore random states and settings, and what forwards changed outside the model: globals, classes, caches.
+
+    Inside, compiled functions run as they are written: compiled, they would trace the hooks that watch a forward.
+    """
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
     with ExitStack() as stack:  # restores everything, also if one step raises
+        stack.enter_context(_uncompiled())
         stack.callback(SHARED.reset, SHARED.set(frozenset(reachable.shared)))
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         stack.callback(random.setstate, random.getstate())

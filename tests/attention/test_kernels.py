@@ -43,13 +43,8 @@ def test_kernels_are_true_on_a_gpu():
     run_interpreted("-m", "long or not long")
 
 
-def laid(sizes, strides):
-    """A map of samples, channels and positions that has no memory."""
-    return torch.empty_strided(sizes, strides, device="meta")
-
-
-CONTIGUOUS = laid((256, 64, 4096), (64 * 4096, 4096, 1))
-CHANNELS_LAST = laid((256, 64, 64), (64 * 64, 1, 64))
+CONTIGUOUS = kernels.Flat((256, 64, 4096), (64 * 4096, 4096, 1))
+CHANNELS_LAST = kernels.Flat((256, 64, 64), (64 * 64, 1, 64))
 
 
 def compiled(kernel, flat, room, saves=True):
@@ -76,9 +71,9 @@ def compiled(kernel, flat, room, saves=True):
             signature[name] = "*fp32" if name in {"mean_ptr", "a_ptr"} else "*bf16"
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif name.endswith("_strides"):
-            signature[name] = tuple(integer(stride, index, place) for place, stride in enumerate(flat.stride()))
+            signature[name] = tuple(integer(stride, index, place) for place, stride in enumerate(flat.strides))
         elif name in {"channels", "positions"}:
-            signature[name] = integer(flat.shape[1 if name == "channels" else 2], index)
+            signature[name] = integer(flat.sizes[1 if name == "channels" else 2], index)
         else:
             signature[name] = "fp32"
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
@@ -104,7 +99,7 @@ KERNELS = pytest.mark.parametrize(
 @pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("sizes", [(2, 1, 49), (2, 3, 1), (1, 1, 1)], ids=str)
 def test_kernels_compile_for_one_channel_and_one_position(kernel, saves, sizes):
-    flat = torch.empty(sizes, device="meta")
+    flat = kernels.Flat(sizes, torch.empty(sizes, device="meta").stride())
     assert compiled(kernel, flat, 8192, saves)["cubin"]
 
 
@@ -138,7 +133,7 @@ def test_kernels_compile_with_wide_loads_and_no_spills(kernel, saves, flat, room
 )
 def test_tiles_fit_their_room_and_cover_every_plane(sizes, strides, room, is_whole):
     samples, channels, positions = sizes
-    programs, tile = kernels.choose(laid(sizes, strides), room)
+    programs, tile = kernels.choose(kernels.Flat(sizes, strides), room)
     planes, span = tile["planes"], tile["span"]
     assert tile["is_whole"] is is_whole
     assert planes & (planes - 1) == span & (span - 1) == 0

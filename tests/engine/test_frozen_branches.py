@@ -303,3 +303,36 @@ def test_a_forward_that_was_compiled_before_runs_as_it_is_written(where, eager_b
     inject(model, {"e_lambda": E_LAMBDA, "rules": [{"path": "a", "after": "output"}]}, example_inputs=image())
     assert not [one for one in recwarn if "recompile" in str(one.message)]
     assert_attended(run(model, image()), stock, ["a"], image())
+
+
+class CallsCompiled(Holds):
+    """Runs a function of this module on the result of `a`, or one that runs `a` itself."""
+
+    def forward(self, x):
+        return self.b(COMPILED[0](self, x))
+
+
+COMPILED = []
+WRITTEN = {"function": lambda net, y: F.gelu(y) * 2, "child": lambda net, x: F.gelu(net.a(x)) * 2}
+
+
+@pytest.mark.skipif(not hasattr(torch._dynamo.eval_frame, "_use_eager_on_nested_compile"), reason="needs torch 2.14")
+@pytest.mark.parametrize("fullgraph", [False, True])
+@pytest.mark.parametrize("part", WRITTEN)
+@pytest.mark.usefixtures("fresh_compiler")
+def test_compiled_functions_that_a_forward_calls_run_as_they_are_written(part, fullgraph, recwarn):
+    graphs = []
+
+    def backend(graph, _example):
+        graphs.append(graph)
+        return graph.forward
+
+    COMPILED[:] = [torch.compile(WRITTEN[part], backend=backend, fullgraph=fullgraph)]
+    stock = build(CallsCompiled)
+    run(stock, image())
+    model, count = copy.deepcopy(stock), len(graphs)
+    rule = {"path": "b", "after": "output"} if part == "function" else {"path": "a", "after": "output"}
+    inject(model, {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=image())
+    assert len(graphs) == count == 1
+    assert not [one for one in recwarn if "recompile" in str(one.message)]
+    assert_attended(run(model, image()), stock, [rule["path"]], image())
