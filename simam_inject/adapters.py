@@ -53,10 +53,11 @@ class Adapter:
         Called after the sites or their settings have changed.
         """
         network = self.network(model)
-        if self.integration is not None and any(attended_in(network)):
+        if not any(attended_in(network)):
+            for module in network.modules():
+                module.__dict__.pop(_MARK, None)
+        elif self.integration is not None:
             network.__dict__[_MARK] = IntegrationMark(self.integration)
-        else:
-            network.__dict__.pop(_MARK, None)
 
     def loaded(self, model: nn.Module) -> None:
         """Use the weights that were loaded into a model, and its sites, for whatever the library does with it."""
@@ -72,7 +73,7 @@ class Adapter:
 
 
 class IntegrationMark:
-    """Attribute of an injected network; unpickling it imports the integration with this name."""
+    """Attribute of an injected network; unpickling it imports this integration, if its library is imported."""
 
     def __init__(self, integration: str) -> None:
         self.integration = integration
@@ -82,7 +83,13 @@ class IntegrationMark:
         if name not in _INTEGRATIONS.values():  # a file must not import anything else
             raise FileError(f"the file asks for the integration {name!r:.80}, which this package does not have")
         self.integration = str(name)
-        importlib.import_module(self.integration)
+        if _is_imported(self.integration):  # as it is by the class of the library's network
+            _load(self.integration)
+
+
+def _is_imported(integration: str) -> bool:
+    """Whether the library of an integration is imported."""
+    return any(name in sys.modules for name, its in _INTEGRATIONS.items() if its == integration)
 
 
 @functools.cache
@@ -100,13 +107,13 @@ def _load(integration: str) -> Adapter:
 
 def adapter_of(model: nn.Module) -> Adapter:
     """The adapter for this object; its integration is imported if it has not been."""
-    if any(name in sys.modules for name, integration in _INTEGRATIONS.items() if integration == _LIGHTNING):
-        _load(_LIGHTNING)  # whatever is injected may be a part of a LightningModule
+    # Whatever is injected may be a part of a LightningModule.
+    adapter = _load(_LIGHTNING) if _is_imported(_LIGHTNING) else Adapter()
     for base in type(model).__mro__:
         integration = _INTEGRATIONS.get(base.__module__)
         if integration is not None:
             return _load(integration)
-    return Adapter()
+    return adapter
 
 
 def network_of(model: nn.Module) -> nn.Module:
