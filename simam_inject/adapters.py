@@ -21,12 +21,12 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError
 from simam_inject.modules import check_module
 
-_LIGHTNING = "simam_inject.integrations.lightning"
+_LIGHTNING, _ULTRALYTICS = "simam_inject.integrations.lightning", "simam_inject.integrations.ultralytics"
 _INTEGRATIONS = {
     "lightning.pytorch.core.module": _LIGHTNING,
     "pytorch_lightning.core.module": _LIGHTNING,
-    "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
-    "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
+    "ultralytics.engine.model": _ULTRALYTICS,
+    "ultralytics.nn.tasks": _ULTRALYTICS,
 }
 """Module that defines classes of a library -> the integration, whose `ADAPTER` is for these classes."""
 _MARK = "simam_integration"
@@ -107,13 +107,14 @@ def _load(integration: str) -> Adapter:
 
 def adapter_of(model: nn.Module) -> Adapter:
     """The adapter for this object; its integration is imported if it has not been."""
-    # Whatever is injected may be a part of a LightningModule.
-    adapter = _load(_LIGHTNING) if _is_imported(_LIGHTNING) else Adapter()
+    lightning = _load(_LIGHTNING) if _is_imported(_LIGHTNING) else Adapter()  # whatever it is may be a part of a module
     for base in type(model).__mro__:
         integration = _INTEGRATIONS.get(base.__module__)
         if integration is not None:
             return _load(integration)
-    return adapter
+    if any(type(part).__module__.startswith("ultralytics.") for part in model.modules()):  # a part of a network
+        return Adapter(_load(_ULTRALYTICS).integration)
+    return lightning
 
 
 def network_of(model: nn.Module) -> nn.Module:

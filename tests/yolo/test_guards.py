@@ -1,6 +1,7 @@
 """Each guard is needed: with the guard off, the loss happens."""
 
 import copy
+import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from simam_inject.persist import load, save
 from simam_inject.persist.record import Record
 from simam_inject.zoo import build as build_zoo
 from simam_inject.zoo import load_weights
+from tests.yolo.conftest import ROOT
 from tests.yolo.drawing import draw_set
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, library_as_it_is, live_sites
 
@@ -404,25 +406,42 @@ class Begun(Exception):
     """Raised before the first batch."""
 
 
+def network_to_train(yolo, folder) -> nn.Module:
+    """The network that a training would train."""
+    found = []
+
+    def stop(trainer):
+        found.append(trainer.model)
+        raise Begun
+
+    yolo.add_callback("on_pretrain_routine_end", stop)
+    with pytest.raises(Begun):
+        yolo.train(data=str(draw_set(folder / "set")), imgsz=64, workers=0, plots=False, project=str(folder))
+    return found[0]
+
+
 @pytest.mark.parametrize("how", ["persist.load", "zoo.load_weights"])
 def test_training_starts_from_weights_that_were_loaded(how, tmp_path):
     """Without a checkpoint, ultralytics builds a network anew when it trains."""
     source = inject(YOLO("yolov8n.yaml"), "yolo-sppf", verify=False)
-    file = save(source, tmp_path / "x.safetensors")
     if how == "persist.load":
-        yolo = load(file, YOLO("yolov8n.yaml"))
+        yolo = load(save(source, tmp_path / "x.safetensors"), YOLO("yolov8n.yaml"))
     else:
         torch.save(source.model.state_dict(), tmp_path / "x.pth")
         yolo = inject(load_weights(build_zoo("yolov8n"), tmp_path / "x.pth").model, "yolo-sppf", verify=False)
+    network = network_to_train(yolo, tmp_path)
+    assert torch.equal(network.model[0].conv.weight, source.model.model[0].conv.weight)
+    assert sites_of(network) == sites_of(source)
 
-    def look(trainer):
-        assert torch.equal(trainer.model.model[0].conv.weight.cpu(), source.model.model[0].conv.weight)
-        assert len(injected(trainer.model)) == 1
-        raise Begun
 
-    yolo.add_callback("on_pretrain_routine_end", look)
-    with pytest.raises(Begun):
-        yolo.train(data=str(draw_set(tmp_path / "set")), imgsz=64, workers=0, plots=False, project=str(tmp_path))
+def test_a_part_that_was_injected_by_itself_is_trained(tmp_path):
+    yolo = YOLO("yolov8n.yaml")
+    inject(yolo.model.model[4], "after bottleneck", example_inputs=torch.rand(1, 64, 8, 8), verify=False)
+    yolo.save(tmp_path / "x.pt")
+    assert sites_of(network_to_train(yolo, tmp_path)) == {"model.4.m.0", "model.4.m.1"}
+    code = f"from ultralytics import YOLO; import sys; YOLO({str(tmp_path / 'x.pt')!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "simam_inject.integrations.ultralytics.training" in done.stdout, "armed, as in `yolo train model=x.pt`"
 
 
 @pytest.mark.parametrize("version", ["8.3.253", "8.4.191", "9.0.0"])
