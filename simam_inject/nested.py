@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
 from simam_inject.errors import ModelError, a_type
 
@@ -20,6 +22,8 @@ _KEYS = (str, int, float, Enum, type(None))
 """What is the same text in each forward, unlike the `str` of other objects."""
 
 _ATOMS = (int, str, float, type(None), torch.Size, torch.dtype)
+_NOT_OUTPUTS = (type, nn.Module, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
+"""What an output may refer to and does not consist of."""
 
 
 def is_named_tuple(value: object) -> bool:
@@ -63,6 +67,27 @@ def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[t
             if not isinstance(entry, _ATOMS):
                 found += tensors_in(entry, (*keys, key), depth + 1)
     return found
+
+
+def tensors_of(output: Any) -> Iterator[Tensor]:
+    """All tensors of a nested output, in order; of an object of any class, those that its attributes hold."""
+    return _walk(output, frozenset())
+
+
+def _walk(output: Any, above: frozenset[int]) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif not isinstance(output, _NOT_OUTPUTS) and id(output) not in above:  # an object may refer to itself
+        for item in _items(output):
+            yield from _walk(item, above | {id(output)})
+
+
+def _items(output: Any) -> list[Any]:
+    if isinstance(output, Mapping):
+        return list(output.values())
+    if isinstance(output, (list, tuple, AbstractSet)):
+        return list(output)
+    return [object.__getstate__(output)]  # attributes, in a dict or in slots
 
 
 def map_nested(function: Callable[[Any], Any], value: Any) -> Any:

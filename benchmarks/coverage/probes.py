@@ -19,7 +19,8 @@ from simam_inject import SimAM, eject, verify
 from simam_inject.dataflow.example import Example, copied
 from simam_inject.dataflow.twin import set_mode, to_clone, to_meta, twin_of
 from simam_inject.editing.attach import attended_in, without_attention
-from simam_inject.verification.outputs import difference, tensors_of
+from simam_inject.nested import tensors_of
+from simam_inject.verification.outputs import difference
 
 SEED = 0
 MAX_PERTURBED = 24

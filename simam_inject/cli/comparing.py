@@ -37,17 +37,16 @@ def compare(options: CompareOptions, step: Step) -> Outcome:
         raise CompareError(f"no such folder: {options.data}; give a folder with train/ and val/, or one of classes")
     step(f"setting up {options.model}")
     from simam_inject.compare import compare as run
+    from simam_inject.compare.running import list_variants
     from simam_inject.compare.setups import set_up
     from simam_inject.compare.study import import_optuna, open_storage
     from simam_inject.compare.training import Training
-    from simam_inject.compare.variants import list_variants
 
     optuna = import_optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # it announces each study on stderr
     list_variants(options.recipe, options.against, options.e_lambda)  # raises an error before images are read
     same = {name: getattr(options, name) for name in ("epochs", "batch", "rate", "ema", "augment", "amp", "compile")}
-    size = options.size or (640 if library == "ultralytics" else 224)
-    training = Training(**same, size=size, warmup=min(5.0, options.epochs / 6), workers=options.loaders)
+    training = Training(**same, size=options.size or 0, warmup=min(5.0, options.epochs / 6), workers=options.loaders)
     about = (options.model, options.data, training, options.device)
     setup = set_up(*about, pretrained=options.pretrained, weights=options.weights)
     if "://" in options.study:

@@ -262,7 +262,7 @@ class CompareOptions:
     device: str = _measure("cpu or cuda", None, "cpu", parser=parse_device)
     weights: str | None = _train("Trained weights to start from", "FILE")
     epochs: int = _train("Epochs of every run", "N", 20, min=1)
-    size: int | None = _train("Image size; default 224, or 640 for a YOLO", "N", min=1)
+    size: int | None = _train("Image size; default 224 for classifiers, 640 for others", "N", min=1)
     batch: int = _train("Batch size", "N", 64, min=1)
     rate: float = _train("Learning rate for a batch of 256 images", "F", 0.1, parser=number_from(0))
     ema: float = _train(

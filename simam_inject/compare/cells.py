@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from torch import nn
@@ -88,16 +87,3 @@ class Report:
     def samples(self, correct: Iterable[bool]) -> None:
         """Record which test samples are right at the end, in the same order in every run."""
         self.correct = np.fromiter((bool(one) for one in correct), bool)
-
-
-Train = Callable[[Any, int, Report], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Experiment:
-    """What is the same for all variants; see the arguments of `compare`."""
-
-    make_model: Callable[..., Any]
-    train: Train
-    example_inputs: Any
-    batches: Any

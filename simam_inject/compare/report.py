@@ -90,6 +90,12 @@ class Comparison:
         return len(starts) > len({seed for seed, _ in starts})
 
     @property
+    def digits(self) -> int:
+        """Decimals of the metric in the report: 2 for percent, 4 for fractions."""
+        largest = max((abs(cell.value) for cell in self.cells if cell.value), default=100.0)
+        return min(max(2, 3 - math.floor(math.log10(largest))), 9)
+
+    @property
     def answer(self) -> str:
         """The result in a sentence or two."""
         return " ".join(_template("words.j2").module.answer(self).split())
@@ -146,5 +152,5 @@ def _template(name: str) -> Any:
     return environment.get_template(name)
 
 
-def _signed(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:+.2f}".replace("-", "\N{MINUS SIGN}")
+def _signed(value: float, digits: int) -> str:
+    return "" if math.isnan(value) else f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,12 +19,16 @@ from simam_inject.errors import CompareError
 from simam_inject.zoo import build, load_weights
 
 _WARM_BATCHES = 8
+_BUILT_IN = {"rate": "--rate", "ema": "--ema", "augment": "--no-augment", "compile": "--compile"}
+"""Settings that ultralytics' trainer does not share."""
 
 
 def set_up(
     model: str, data: str, training: Training, device: str, *, pretrained: bool = False, weights: str | None = None
 ) -> dict[str, Any]:
     """Arguments of `compare` for a model of the zoo: a classifier, or a YOLO.
+
+    Size 0 in `training` is the usual one: 640 for a YOLO, 224 for any classifier.
 
     Raises:
         InjectError: The model, the data or the weights are invalid.
@@ -36,6 +40,7 @@ def set_up(
         if pretrained:
             raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
         return _set_up_yolo(model, data, training, device, weights)
+    training = replace(training, size=training.size or 224)
     normalization = built.normalization or IMAGENET
     images = open_folder(data, training.size, augment=training.augment, normalization=normalization)
     make = partial(build, model, pretrained=pretrained, num_classes=len(images.classes))
@@ -64,8 +69,11 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
     """A YOLO and the data set of its `data.yaml`; the metric is mAP50-95 (or top-1) of the averaged weights."""
     from ultralytics.data.utils import check_cls_dataset, check_det_dataset
 
+    if other := [option for name, option in _BUILT_IN.items() if getattr(training, name) != getattr(Training(), name)]:
+        raise CompareError(f"ultralytics' trainer has its own settings for {', '.join(other)}: leave these out")
     yolo = build(weights or model).model
     is_classifier = yolo.task == "classify"
+    size = training.size or (224 if is_classifier else 640)
     metric = "metrics/accuracy_top1" if is_classifier else "metrics/mAP50-95(B)"
     try:
         classes = (check_cls_dataset if is_classifier else check_det_dataset)(data)["nc"]
@@ -82,7 +90,7 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
 
     def train(made: nn.Module, seed: int, report: Report) -> float:
         with tempfile.TemporaryDirectory() as folder:
-            given = {"model": model, "data": data, "device": device, "imgsz": training.size, "project": folder}
+            given = {"model": model, "data": data, "device": device, "imgsz": size, "project": folder}
             trainer = yolo.task_map[yolo.task]["trainer"](overrides={**given, **used, **quiet, "seed": seed})
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
@@ -92,8 +100,8 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
             trainer.train()
             return 100 * float(trainer.metrics[metric])
 
-    settings = {"model": model, "data": data, "weights": weights, "size": training.size, **used}
-    example = _make_example(1, training.size)
+    settings = {"model": model, "data": data, "weights": weights, "size": size, **used}
+    example = _make_example(1, size)
     return {"make_model": make_model, "train": train, "example_inputs": example, "settings": settings}
 
 

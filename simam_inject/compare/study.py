@@ -40,6 +40,7 @@ NAME = "compare"
 _LIBRARIES = ("optuna", "scipy", "matplotlib")
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
 _JOURNAL_START = b'{"op_code":'
+_NAMESPACE = Path("/proc/self/ns/pid")
 
 
 def import_optuna() -> Any:
@@ -131,7 +132,9 @@ class Study:
         self._study: optuna.Study = self._optuna.create_study(
             storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
         )
-        self.worker = f"{platform.node()}:{os.getpid()}:{threading.get_ident()}"
+        self.machine = f"{platform.node()}/{_NAMESPACE.stat().st_ino if _NAMESPACE.exists() else ''}"
+        """Where process ids have one meaning: containers may have the name of their host, but count their own."""
+        self.worker = f"{self.machine}:{os.getpid()}:{threading.get_ident()}"
         attributes, write = self._study.user_attrs, self._study.set_user_attr
         names = [(variant.name, variant.recipe) for variant in variants]
         settings = json.loads(json.dumps({**settings, "variants": names}))
@@ -183,7 +186,7 @@ class Study:
         if self._retry_stale and time.time() - last > STALE:
             return True
         machine, pid, *_ = worker.split(":")
-        if machine != platform.node():
+        if machine != self.machine:
             return False
         try:
             os.kill(int(pid), 0)

@@ -22,7 +22,7 @@ from torchvision import datasets
 from torchvision.transforms import v2
 
 from simam_inject.compare.cells import Report
-from simam_inject.compare.variants import seed_everything
+from simam_inject.compare.running import seed_everything
 from simam_inject.errors import CompareError
 from simam_inject.pictures import open_picture
 
@@ -41,7 +41,7 @@ class Training:
     batch: int = 64
     """Images per process."""
     size: int = 224
-    """Side of the images."""
+    """Side of the images; 0 for what `setups.set_up` finds usual for the model."""
     rate: float = 0.1
     """Learning rate for a batch of 256 images; scaled to the real number."""
     warmup: float = 5

@@ -23,7 +23,7 @@ from simam_inject.dataflow.module_kinds import function_facts, function_kind, le
 from simam_inject.dataflow.naming import Arguments, Namer
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Entries, Frame, Layout, Read, Recording, Step, Value
-from simam_inject.nested import map_nested, tensors_in
+from simam_inject.nested import map_nested, tensors_in, tensors_of
 
 
 class Recorder(Namer):
@@ -126,7 +126,8 @@ class Recorder(Namer):
             value.returns.append((frame, keys))
             frame.outputs.append((keys, value))
         if frame.parent is None:
-            self.recording.results = [value for _, value in frame.outputs]
+            found = map(self._find, tensors_of(output))  # in objects of any class, and under keys of any
+            self.recording.results = [value for value in found if value is not None]
         if path is not None:
             self._enter_call(frame, path)
         return output

@@ -17,6 +17,7 @@ import os
 import random
 import sys
 import types
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
@@ -102,7 +103,7 @@ class _Reachable:
         self.alive: list[Any] = []
         """What was visited, so that no `id` is used twice."""
         self.shared: set[int] = set()
-        attributes = [value for module in model.modules() for value in module.__dict__.values()]
+        attributes = [value for module in model.modules() for value in module.__dict__.values() if not _is_proxy(value)]
         self.imported = [value for value in attributes if isinstance(value, types.ModuleType)]
         for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
             self.visit(kind, 0)
@@ -119,7 +120,12 @@ class _Reachable:
 
     def visit(self, value: Any, depth: int) -> None:
         """Save one thing later, and what can be reached from it."""
-        if depth > _DEPTH or isinstance(value, (*_ATOMS, types.ModuleType)) or id(value) in self.seen:
+        if (
+            depth > _DEPTH
+            or _is_proxy(value)
+            or isinstance(value, (*_ATOMS, types.ModuleType))
+            or id(value) in self.seen
+        ):
             return
         self.seen.add(id(value))
         self.alive.append(value)
@@ -268,6 +274,11 @@ class _Reachable:
     )
 
 
+def _is_proxy(value: Any) -> bool:
+    """A weak proxy, of which every other question is put to its target, which may be gone."""
+    return type(value) in weakref.ProxyTypes
+
+
 def _is_of(libraries: frozenset[str], module: Any) -> bool:
     return str(module).partition(".")[0] in libraries
 
@@ -312,7 +323,7 @@ def _spaces(function: types.FunctionType, names: frozenset[str], others: list[An
     found = [*others, *_imported_by(function), *(sys.modules[name] for name in names & sys.modules.keys())]
     for space in spaces:
         for module in chain(found, [space[name] for name in names & space.keys()]):
-            if isinstance(module, types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
+            if issubclass(type(module), types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
                 spaces += [vars(module)] if all(vars(module) is not known for known in spaces) else []
     return spaces
 

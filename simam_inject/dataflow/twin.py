@@ -9,6 +9,7 @@ tensors go through it by reference to their twins, and what is not to be copied 
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
 import types
@@ -16,6 +17,7 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import _lru_cache_wrapper, lru_cache
 from typing import Any
 
 import torch
@@ -65,6 +67,7 @@ class _Copier(pickle.Pickler):
         self.shared = shared
         self.passed: list[Any] = []
         """What goes through the pickle by reference, by number."""
+        self.get = self.passed.__getitem__
         self.twins: dict[int, Any] = {}
         self.waiting: deque[tuple[Any, tuple[dict[str, Any], dict[str, Any]]]] = deque()
         """Twins of modules and tensors whose attributes and slots are still to be copied."""
@@ -77,7 +80,7 @@ class _Copier(pickle.Pickler):
         if kind in _CONTENT or kind in weakref.ProxyTypes:  # a proxy says that it is an instance of its target's class
             return None
         if id(value) not in self.twins:
-            if kind is object or isinstance(value, _ATOMS) or self._is_shared(value):
+            if kind is object or value is self.get or _is_atom(value) or self._is_shared(value):
                 return self._pass_on(value)
             if isinstance(value, torch.Tensor):
                 self._enter(value, self._tensor(value), value.__dict__, {})
@@ -94,24 +97,25 @@ class _Copier(pickle.Pickler):
     def _is_shared(self, value: Any) -> bool:
         kind = type(value)
         if isinstance(value, types.FunctionType):
-            return _COMPILED not in value.__dict__ and not _closes_over_state(value, set())
-        is_foreign = kind.__module__.partition(".")[0] in _SHARED_LIBRARIES
+            return _COMPILED not in value.__dict__ and not _closes_over_state(value)
         return (
-            is_foreign
-            or (hasattr(kind, "__del__") and not _refers_to_modules(value))
+            (hasattr(kind, "__del__") and not _refers_to_modules(value))
             or isinstance(value, self.shared)
-            or id(value) in SHARED.get()
+            or (id(value) in SHARED.get() and not isinstance(value, weakref.ref))
         )
 
     def reducer_override(self, value: Any) -> Any:
         """How to make the copy of an object that is not a plain container."""
         if type(value) is types.FunctionType:
             value = value.__dict__.get(_COMPILED, value)
-        is_proxy = type(value) in weakref.ProxyTypes
-        if is_proxy or isinstance(value, weakref.ref):
-            target = value.__dir__.__self__ if is_proxy else value()
-            make = weakref.proxy if is_proxy else weakref.ref
-            return (make, (target,)) if id(target) in self.twins else self._by_reference(value)
+        if type(value) in weakref.ProxyTypes:
+            return self._reference(weakref.proxy, value)
+        if isinstance(value, weakref.WeakMethod) and value() is not None:
+            return weakref.WeakMethod, (value(),)
+        if isinstance(value, weakref.ref):
+            return self._reference(weakref.ref, value)
+        if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
+            return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
         if isinstance(value, types.FunctionType):
             cells = tuple(types.CellType() for _ in value.__closure__ or ())
             twin = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
@@ -128,9 +132,14 @@ class _Copier(pickle.Pickler):
             parts = ""
         return self._by_reference(value) if isinstance(parts, str) else parts
 
+    def _reference(self, make: Callable[[Any], Any], reference: Any) -> tuple[Callable[..., Any], tuple[Any]]:
+        """How to make a weak reference to the twin of what one refers to."""
+        target = _target(reference)
+        return (make, (target,)) if id(target) in self.twins else self._by_reference(reference)
+
     def _by_reference(self, value: Any) -> tuple[Callable[[int], Any], tuple[int]]:
         """How to make the very same object."""
-        return self.passed.__getitem__, (self._pass_on(value),)
+        return self.get, (self._pass_on(value),)
 
     def module(self, module: nn.Module) -> None:
         """Make the twin of a module, still empty."""
@@ -170,20 +179,62 @@ class _Loader(pickle.Unpickler):
         return self.passed[number]
 
 
+def reachable(value: Any) -> Iterator[Any]:
+    """Everything that a value refers to, and itself: attributes, entries, closures, and targets of weak references.
+
+    What is in modules is left out, as are globals.
+    """
+    waiting, seen = [value], dict[int, Any]()
+    while waiting:
+        value = waiting.pop()
+        if type(value) in weakref.ProxyTypes:
+            value = _target(value)
+        if id(value) in seen or _is_atom(value):
+            continue
+        seen[id(value)] = value
+        yield value
+        if isinstance(value, types.FunctionType):
+            defaults, keywords, cells, attributes = contents_of(value)
+            waiting += [*(defaults or ()), *(keywords or {}).values(), *cells.values(), *attributes.values()]
+        elif isinstance(value, weakref.ref):
+            waiting.append(_target(value))
+        elif not isinstance(value, (nn.Module, torch.Tensor)):
+            waiting += gc.get_referents(value)
+
+
+def _target(reference: Any) -> Any:
+    """What a weak reference or a proxy refers to; None if that is gone."""
+    try:
+        return reference.__dir__.__self__ if type(reference) in weakref.ProxyTypes else reference()
+    except ReferenceError:
+        return None
+
+
+def _is_atom(value: Any) -> bool:
+    """What has no twin, nor has anything that it refers to."""
+    is_function = isinstance(value, types.BuiltinFunctionType)
+    is_method = is_function and not isinstance(value.__self__, (types.ModuleType, types.NoneType, type))
+    return (isinstance(value, _ATOMS) and not is_method) or _is_of_library(value)
+
+
+def _is_of_library(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] in _SHARED_LIBRARIES
+
+
 def _refers_to_modules(value: Any) -> bool:
-    return any(isinstance(each, nn.Module) for each in getattr(value, "__dict__", {}).values())
+    return any(isinstance(each, nn.Module) for each in reachable(value))
 
 
-def _closes_over_state(function: types.FunctionType, seen: set[int]) -> bool:
+def _closes_over_state(function: types.FunctionType) -> bool:
     """What it closes over, or has as a default, could belong to the model, or could be written to by a forward."""
-    seen.add(id(function))
-    defaults, keywords, cells, _ = contents_of(function)
-    for value in (*(defaults or ()), *(keywords or {}).values(), *cells.values()):
-        content = value.__self__ if isinstance(value, types.MethodType) else value
-        if isinstance(content, (nn.Module, torch.Tensor, list, dict, set, deque)) or _refers_to_modules(content):
+    for value in reachable(function):
+        if isinstance(value, (nn.Module, torch.Tensor)):
             return True
-        if isinstance(content, types.FunctionType) and id(content) not in seen and _closes_over_state(content, seen):
-            return True
+        if isinstance(value, types.FunctionType):
+            defaults, keywords, cells, _ = contents_of(value)
+            contents = (*(defaults or ()), *(keywords or {}).values(), *cells.values())
+            if any(issubclass(type(content), (list, dict, set, deque)) for content in contents):
+                return True
     return False
 
 
@@ -194,6 +245,10 @@ def contents_of(function: types.FunctionType) -> tuple[Any, Any, dict[int, Any],
         with suppress(ValueError):  # not filled yet
             cells[index] = cell.cell_contents
     return function.__defaults__, function.__kwdefaults__, cells, function.__dict__
+
+
+def _new_cache(parameters: tuple[Any, ...], function: Any) -> Any:
+    return lru_cache(*parameters)(function)
 
 
 def _fill_function(twin: types.FunctionType, contents: tuple[Any, Any, dict[int, Any], dict[str, Any]]) -> None:

@@ -216,7 +216,7 @@ def hooks_on(module: nn.Module) -> list[SiteHook]:
     if isinstance(module, torch.jit.ScriptModule):
         return []
     tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
-    found = [(name, hook) for table in tables for name, hook in table.items() if isinstance(hook, SiteHook)]
+    found = [(name, hook) for table in tables for name, hook in table.items() if issubclass(type(hook), SiteHook)]
     return [hook for name, hook in found if hook.belongs_to(module, str(name))]
 
 

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from simam_inject.dataflow.example import Example
 from simam_inject.export.graph import Gate, GraphNode, Value, find_gates
 from simam_inject.export.report import ExportError
-from simam_inject.verification.outputs import tensors_of
+from simam_inject.nested import tensors_of
 
 
 @dataclass(frozen=True, slots=True)

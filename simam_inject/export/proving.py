@@ -28,9 +28,9 @@ from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.formats import Artefact, read
 from simam_inject.export.graph import Gate
 from simam_inject.export.report import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError
-from simam_inject.nested import map_nested
+from simam_inject.nested import map_nested, tensors_of
 from simam_inject.planning.insertions import Insertion
-from simam_inject.verification.outputs import relative_distance, tensors_of
+from simam_inject.verification.outputs import relative_distance
 
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 1e-2}
 """By dtype of the input: one order of magnitude and more above rounding in deep networks, far below a lost site."""

@@ -2,37 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from collections.abc import Set as AbstractSet
-from types import FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-_NOT_OUTPUTS = (type, nn.Module, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
-"""What an output may refer to and does not consist of."""
-
-
-def tensors_of(output: Any) -> Iterator[Tensor]:
-    """All tensors of a nested output, in order; of an object of any class, those that its attributes hold."""
-    return _walk(output, frozenset())
-
-
-def _walk(output: Any, above: frozenset[int]) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif not isinstance(output, _NOT_OUTPUTS) and id(output) not in above:  # an object may refer to itself
-        for item in _items(output):
-            yield from _walk(item, above | {id(output)})
-
-
-def _items(output: Any) -> list[Any]:
-    if isinstance(output, Mapping):
-        return list(output.values())
-    if isinstance(output, (list, tuple, AbstractSet)):
-        return list(output)
-    return [object.__getstate__(output)]  # attributes, in a dict or in slots
+from simam_inject.nested import tensors_of
 
 
 def difference(one: Any, other: Any) -> str | None:

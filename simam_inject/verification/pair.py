@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended, attended_in
 from simam_inject.errors import ModelError, a_type
+from simam_inject.nested import tensors_of
 from simam_inject.verification.checks import Check, unless
 from simam_inject.verification.formula import Truth
 from simam_inject.verification.oracle import Oracle
-from simam_inject.verification.outputs import difference, tensors_of
+from simam_inject.verification.outputs import difference
 
 _CHANNELS = 8
 """About how many channels of a map are compared at the size of the example."""

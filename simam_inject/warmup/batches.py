@@ -5,13 +5,13 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
-from types import FunctionType, MethodType, ModuleType
+from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simam_inject.dataflow.twin import contents_of, to_clone, twin_of
+from simam_inject.dataflow.twin import reachable, to_clone, twin_of
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.modules import check_injectable
 from simam_inject.nested import map_nested, tensors_in
@@ -78,22 +78,7 @@ def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
 
 def _is_of_user(hook: object) -> bool:
     """A function that refers to no module: one that does has to refer to the copy."""
-    return isinstance(hook, FunctionType) and not _refers_to_module(hook, depth=4)
-
-
-def _refers_to_module(value: Any, depth: int) -> bool:
-    if isinstance(value, (nn.Module, ModuleType)) or not depth:
-        return isinstance(value, nn.Module)
-    if isinstance(value, FunctionType):
-        defaults, keywords, cells, _ = contents_of(value)
-        parts: Any = [*(defaults or ()), *(keywords or {}).values(), *cells.values()]
-    elif isinstance(value, MethodType):
-        parts = [value.__self__]
-    elif isinstance(value, (list, tuple, set)):
-        parts = value
-    else:
-        parts = (value if isinstance(value, Mapping) else getattr(value, "__dict__", {})).values()
-    return any(_refers_to_module(part, depth - 1) for part in parts)
+    return isinstance(hook, FunctionType) and not any(isinstance(part, nn.Module) for part in reachable(hook))
 
 
 def _run(network: nn.Module, batch: Any, index: int) -> None:

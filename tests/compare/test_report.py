@@ -137,6 +137,15 @@ def test_a_noise_floor_that_is_off_zero_is_noted():
     assert re.search(r"plain again .* \+\d.* one study out of twenty", note)
 
 
+def test_a_metric_of_fractions_has_more_decimals():
+    fractions = [replace(cell, value=cell.value / 100) for cell in cells(10)]
+    small, usual = Comparison(tuple(fractions), {}), study()
+    words = usual.to_markdown()
+    for row, other in zip(small.differences, usual.differences, strict=True):
+        assert f"{row.mean:+.4f}".replace("-", "\N{MINUS SIGN}") in small.to_markdown()
+        assert f"{other.mean:+.2f}".replace("-", "\N{MINUS SIGN}") in words
+
+
 @pytest.mark.parametrize("lonely", [(), tuple(cell for cell in cells(1) if cell.variant != "plain")])
 def test_a_study_without_any_pair_still_has_a_report(lonely):
     assert "<svg" in Comparison(lonely, {}).to_html()

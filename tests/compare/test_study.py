@@ -120,6 +120,15 @@ def test_a_cell_of_a_process_or_a_call_of_this_machine_that_ended_is_free_at_onc
     assert fourth.take() is not None  # to this process, the claim is of an earlier call
 
 
+def test_a_container_does_not_judge_by_the_process_ids_of_another(file, monkeypatch):
+    """Both have the name of their host, and count processes from 1."""
+    first = open_study(file)
+    monkeypatch.setattr(study, "_NAMESPACE", file.parent)
+    second = open_study(file)
+    elsewhere(first, f"{first.machine}:999999999:1").take()
+    assert second.take() is None
+
+
 def test_two_threads_of_one_process_run_no_cell_twice(file):
     first = open_study(file).take()
     taken = []

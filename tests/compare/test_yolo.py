@@ -7,6 +7,7 @@ from simam_inject.compare import compare
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training
 from simam_inject.errors import CompareError
+from tests.stripes import draw_stripes
 from tests.yolo.drawing import draw_set
 
 SHORT = Training(epochs=2, batch=4, size=64)
@@ -35,6 +36,22 @@ def test_a_yolo_from_scratch_and_from_weights(tmp_path, monkeypatch):
         assert trained == [set(), set(), {"SimAM"}, {"EcaModule"}]
         assert all([epoch for epoch, _ in cell.curve] == [1, 2] for cell in comparison.cells)
         assert len({cell.weights for cell in comparison.cells}) == 1
+
+
+@pytest.mark.parametrize(("model", "size"), [("yolov8n", 640), ("yolov8n-cls", 224)])
+def test_the_usual_size_is_that_of_the_task(model, size, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "val"):
+        draw_stripes(tmp_path / "images" / part, 1, 16)
+    data = tmp_path / "images" if model.endswith("cls") else draw_set(tmp_path / "set")
+    setup = set_up(f"ultralytics:{model}", str(data), Training(size=0), "cpu")
+    assert setup["settings"]["size"] == size
+    assert setup["example_inputs"].shape[2:] == (size, size)
+
+
+def test_settings_that_ultralytics_does_not_take_are_refused(tmp_path):
+    with pytest.raises(CompareError, match="--rate, --no-augment"):
+        set_up("ultralytics:yolov8n", str(tmp_path), Training(rate=0.5, augment=False), "cpu")
 
 
 def test_a_yolo_without_data(tmp_path):

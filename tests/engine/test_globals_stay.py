@@ -2,6 +2,7 @@
 
 import contextvars
 import functools
+import itertools
 import os
 import queue
 import random
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import inject, plan
+from simam_inject import eject, inject, plan
 from tests.engine.blocks import Block, build, conv, run
 from tests.engine.python_modules import image
 from tests.oracle import E_LAMBDA
@@ -304,7 +305,13 @@ class InHook(Block):
         self.feats.append(output)
 
 
-@pytest.mark.parametrize("factory", [HasChild, Lambda, Method, InHook])
+class BuiltIn(Lambda):
+    def __init__(self):
+        super().__init__()
+        self.keep = self.feats.append
+
+
+@pytest.mark.parametrize("factory", [HasChild, Lambda, Method, InHook, BuiltIn])
 def test_what_a_part_writes_into_its_parent_is_the_users(factory):
     model = build(factory)
     plan(model, RECIPE, example_inputs=image())
@@ -391,7 +398,35 @@ class RunsByAnother(nn.Module):
         return self.other(self.a(x))
 
 
-@pytest.mark.parametrize("refer", [Closes, weakref.proxy, lambda module: module.__call__])
+def closes_over(value, get):
+    def call(x):
+        return get(value)(x)
+
+    return call
+
+
+def in_a_cache(module):
+    return functools.lru_cache(closes_over(module, lambda value: value))
+
+
+def in_a_weak_dictionary(module):
+    return closes_over(weakref.WeakValueDictionary(m=module), lambda value: value["m"])
+
+
+IN_CLOSURES = [
+    lambda module: closes_over(weakref.ref(module), lambda value: value()),
+    lambda module: closes_over(weakref.WeakMethod(module.forward), lambda value: value()),
+    lambda module: closes_over((module,), lambda value: value[0]),
+    lambda module: closes_over(frozenset([module]), lambda value: next(iter(value))),
+    lambda module: closes_over(SimpleNamespace(deep=SimpleNamespace(m=module)), lambda value: value.deep.m),
+    lambda module: closes_over(itertools.cycle([module]), next),
+    lambda module: closes_over(functools.partial(type(module).forward, module), lambda value: value),
+    in_a_weak_dictionary,
+    in_a_cache,
+]
+
+
+@pytest.mark.parametrize("refer", [Closes, weakref.proxy, lambda module: module.__call__, *IN_CLOSURES])
 def test_what_refers_to_a_module_refers_to_its_twin(refer):
     model, x = RunsByAnother(refer).train(), torch.rand(2, 3, 8, 8)
     inject(model, {"rules": [{"path": "a", "after": "output"}]}, example_inputs=x)
@@ -399,6 +434,18 @@ def test_what_refers_to_a_module_refers_to_its_twin(refer):
     assert getattr(model.other, "calls", 0) == 0
     model(x)
     assert model.t.num_batches_tracked == 1
+
+
+class Gone:
+    pass
+
+
+@pytest.mark.parametrize("refer", [lambda proxy: proxy, lambda proxy: closes_over(proxy, type), lambda proxy: [proxy]])
+def test_a_weak_reference_to_what_is_gone(refer):
+    model = build(Block)
+    model.__dict__["trainer"] = refer(weakref.proxy(Gone()))
+    inject(model, RECIPE, example_inputs=image())
+    eject(model)
 
 
 class RelativeImport(Block):

@@ -13,7 +13,8 @@ from torch import nn
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, simam, verify
 from simam_inject.errors import NoMatchError
-from simam_inject.verification.outputs import difference, tensors_of
+from simam_inject.nested import tensors_of
+from simam_inject.verification.outputs import difference
 from tests.engine.blocks import Block, Net, conv
 from tests.oracle import E_LAMBDA, assert_right, attend, same_bits
 
@@ -71,6 +72,17 @@ def test_an_output_of_any_class_is_looked_into(kind, monkeypatch):
     failed = {check.name for check in verify(model, example_inputs=X).checks if check.ok is False}
     assert "bypassed: equal to the original in eval mode" in failed
     assert "equal to the formula in hooks on the original, at another input size" in failed
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Result, Slotted, lambda y: {b"p": y}, lambda y: {nn.Conv2d: y}, lambda y: {frozenset("pq"): y}, lambda y: {y}],
+)
+def test_what_only_such_an_output_holds_is_used(kind):
+    stock = Returns(kind).double().eval()
+    model = inject(copy.deepcopy(stock), "after block.b", e_lambda=E_LAMBDA, example_inputs=X.double())
+    ((found,), (plain,)) = (list(tensors_of(one(X.double()))) for one in (model, stock))
+    assert_right(found, attend(plain), plain)
 
 
 def test_an_output_without_tensors_proves_nothing():
