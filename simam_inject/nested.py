@@ -21,7 +21,7 @@ Key = int | str
 _KEYS = (str, int, float, Enum, type(None))
 """What is the same text in each forward, unlike the `str` of other objects."""
 
-_ATOMS = (int, str, float, type(None), torch.Size, torch.dtype)
+_ATOMS = frozenset([bool, int, str, float, type(None), torch.Size, torch.dtype, torch.device])
 _NOT_OUTPUTS = (type, nn.Module, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
 """What an output may refer to and does not consist of."""
 
@@ -61,10 +61,10 @@ def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[t
     if isinstance(value, torch.Tensor):
         return [(keys, value)]
     found: list[tuple[tuple[Key, ...], torch.Tensor]] = []
-    if depth < 6 and not isinstance(value, _ATOMS):
-        entries = enumerate(value) if type(value) in (list, tuple) else entries_of(value)
-        for key, entry in entries or ():
-            if not isinstance(entry, _ATOMS):
+    kind = type(value)
+    if depth < 6 and kind not in _ATOMS:
+        for key, entry in enumerate(value) if kind is list or kind is tuple else entries_of(value) or ():
+            if type(entry) not in _ATOMS:
                 found += tensors_in(entry, (*keys, key), depth + 1)
     return found
 

@@ -66,9 +66,10 @@ def time_rounds(
 def _time_once(function: Callable[[], object], device: torch.device) -> float:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start.record()
+        stream = torch.cuda.current_stream(device)  # the current device may be another one
+        start.record(stream)
         function()
-        end.record()
+        end.record(stream)
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3
     started = time.process_time()

@@ -132,10 +132,10 @@ def _work(study: Study, run: Callable[[Variant, int], Cell], budget: float | Non
         trial, variant, seed = claim
         try:
             cell = run(variant, seed)
-        except BaseException:  # stopped by the user, or the disk is full
+            study.end(trial, cell)
+        except BaseException:  # stopped by the user, the disk is full, or the study is not this one any more
             study.end(trial)
             raise
-        study.end(trial, cell)
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
             warnings.warn(WRONG_SIGN, stacklevel=3)

@@ -106,7 +106,7 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
 
 
 def _make_example(images: int, size: int) -> torch.Tensor:
-    return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0))
+    return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def _estimate_norms(trainer: Any) -> None:

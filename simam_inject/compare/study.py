@@ -137,12 +137,11 @@ class Study:
         self.worker = f"{self.machine}:{os.getpid()}:{threading.get_ident()}"
         attributes, write = self._study.user_attrs, self._study.set_user_attr
         names = [(variant.name, variant.recipe) for variant in variants]
-        settings = json.loads(json.dumps({**settings, "variants": names}))
-        if "settings" in attributes:
-            _check_same(attributes["settings"], settings, name)
-        else:
+        self._settings = json.loads(json.dumps({**settings, "variants": names}))
+        if "settings" not in attributes:
             write("made_with", _made_with())
-            write("settings", settings)
+            write("settings", self._settings)
+        self._check_settings()
         if resolve is not None:
             write("resolve", resolve)
         planned = attributes.get("planned", [])
@@ -153,8 +152,18 @@ class Study:
         cells = [(variant, seed) for seed in range(planned[-1]) for variant in variants]
         self._cells = {json.dumps([variant.name, variant.recipe, seed]): (variant, seed) for variant, seed in cells}
 
+    def _check_settings(self) -> None:
+        """Before each cell and each result, since another worker may have begun the same study at the same time."""
+        written, given = self._study.user_attrs["settings"], self._settings
+        other = [key for key in sorted(written.keys() | given.keys()) if written.get(key) != given.get(key)]
+        if other:
+            lines = "\n".join(f"  {key}: {written.get(key)!r} in the study, {given.get(key)!r} here" for key in other)
+            problem = f"the storage has a study {self._study.study_name!r} with other settings; nothing was changed"
+            raise CompareError(f"{problem}\n{lines}\nuse another file or name, or the settings of that study")
+
     def take(self) -> tuple[int, Variant, int] | None:
         """Claim the next cell: the id of its trial, variant and seed. None if every cell has a result or a worker."""
+        self._check_settings()
         for trial in _owners(self._study).values():
             if trial.state.name == "RUNNING" and self._has_ended(trial.user_attrs["worker"]):
                 self.end(trial._trial_id)
@@ -173,6 +182,8 @@ class Study:
 
     def end(self, trial: int, cell: Cell | None = None) -> None:
         """Store the result of a claim, or give the cell back; nothing happens if the claim was taken away meanwhile."""
+        if cell is not None:
+            self._check_settings()
         state, values = "PRUNED", None
         with suppress(self._optuna.exceptions.UpdateFinishedTrialError):
             if cell is not None:
@@ -253,16 +264,6 @@ def _read(study: optuna.Study) -> Comparison:
         looks=max(1, len(planned)),
         resolve=attributes.get("resolve"),
     )
-
-
-def _check_same(written: dict[str, Any], given: dict[str, Any], name: str) -> None:
-    other = [key for key in sorted(written.keys() | given.keys()) if written.get(key) != given.get(key)]
-    if other:
-        lines = "\n".join(f"  {key}: {written.get(key)!r} in the study, {given.get(key)!r} here" for key in other)
-        raise CompareError(
-            f"the storage has a study {name!r} with other settings; nothing was changed\n{lines}\n"
-            "use another file or name, or the settings of that study"
-        )
 
 
 def _made_with() -> dict[str, str]:

@@ -64,13 +64,15 @@ class MainBlocks:
         self.with_containers = False
         """Plain Sequentials count as blocks."""
         for site in sites.values():
-            is_map = site.obstacle is None and site.spatial is not None and max(site.spatial) > 1
-            maps = {(len(site.spatial), site.reduction)} if is_map and site.spatial and site.reduction else set()
+            spatial = site.spatial if site.obstacle is None else None
+            maps = {(len(spatial), site.reduction)} if spatial and max(spatial) > 1 and site.reduction else set()
+            is_convolution = site.kind.startswith("conv") and max((site.shape or ())[2:], default=1) > 1
+            is_product, has_size = site.kind in _PRODUCTS, _makes_maps(site.kind)
             for above in _above(site.path if site.kind == "block" else site.scope):
                 contents = self.contents[above]
-                contents.convolutions += site.kind.startswith("conv") and max((site.shape or ())[2:], default=1) > 1
-                contents.products += site.kind in _PRODUCTS
-                if maps and _makes_maps(site.kind):
+                contents.convolutions += is_convolution
+                contents.products += is_product
+                if has_size:
                     contents.maps |= maps
             if site.kind == "input":
                 self.contents[site.scope].given |= maps

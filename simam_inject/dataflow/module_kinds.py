@@ -13,7 +13,7 @@ from torch.nn.modules.pooling import _AvgPoolNd, _MaxPoolNd
 from simam_inject.kinds import FAMILIES, KINDS, kind_of
 
 _kind_of = lru_cache(maxsize=4096)(kind_of)
-
+_LAYERS = frozenset().union(*FAMILIES.values())
 _CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPARENT = frozenset({"identity", "dropout", "drop_path", "getitem", "contiguous", "clone", "dropblock"})
 """Kinds that a chain of operations looks through: in eval mode they pass their input on."""
@@ -35,7 +35,7 @@ def leaf_kind(module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]])
     Args:
         computed: kind and facts of each operation of its forward.
     """
-    layers = [(kind, facts) for kind, facts in computed if any(kind in family for family in FAMILIES.values())]
+    layers = [(kind, facts) for kind, facts in computed if kind in _LAYERS]
     is_conv = len(layers) == 1 and layers[0][0] in FAMILIES["conv"] and bool(module._parameters)
     return layers[0] if is_conv and not isinstance(module, _ConvNd) else (module_kind(module), {})
 
@@ -75,9 +75,11 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
 
 def function_facts(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The same facts of a convolution that is called as a function; {} for anything else."""
+    if not kind.startswith("conv") or kind.startswith("conv_transpose"):
+        return {}
     given = {"stride": 1, "dilation": 1, "groups": 1, **dict(zip(_CONV_PARAMETERS, args, strict=False)), **kwargs}
     weight = given.get("weight")
-    if not kind.startswith("conv") or kind.startswith("conv_transpose") or not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor):
         return {}
     facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:]), "groups": given["groups"]}
     for fact in ("stride", "dilation"):

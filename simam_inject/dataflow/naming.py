@@ -38,6 +38,9 @@ NOT_READS = words(
 )
 """Attributes and methods that do not look at a tensor's content."""
 _IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
+_KEY = "simam_inject.dataflow"
+_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+"""Tables of a module, in which a hook has this key: of flags that the hook is registered with."""
 _SHOWS_META = frozenset({"is_meta", "data_ptr"})
 """What tells a forward that its tensors have no data."""
 Tensors = list[tuple[tuple[Key, ...], torch.Tensor]]
@@ -60,7 +63,8 @@ class Namer(TorchFunctionMode):
         self.device = device
         self.modules = dict(modules_with_python_forward(model))
         self.path_of = {id(module): path for path, module in self.modules.items()}
-        self.states = {id(tensor) for tensor in [*model.parameters(), *model.buffers()]}
+        tables = (table for module in model.modules() for table in (module._parameters, module._buffers))
+        self.states = {id(tensor) for table in tables for tensor in table.values()}
         self.asks_for_values = False
         """An operation failed, or the forward asked whether there is data: with data it may do something else."""
         self._names_inside: dict[int, dict[int, str]] = {}
@@ -80,9 +84,9 @@ class Namer(TorchFunctionMode):
             self.model(*args, **kwargs)
         return self
 
-    def names_in(self, path: str) -> Counter[str]:
+    def names_in(self, path: str) -> dict[str, int]:
         """How many values of each name the first call of a module computed."""
-        return Counter(self.first_calls[path].names) if path in self.first_calls else Counter()
+        return self.first_calls[path].names if path in self.first_calls else {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Namer:
         """Returns this object: a forward that copies one of its modules copies the hooks on it too."""
@@ -96,19 +100,21 @@ class Namer(TorchFunctionMode):
         """
         handles = []
         for module in self.modules.values():
-            handles += [
-                module.register_forward_pre_hook(self.enter, with_kwargs=True),
-                module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True),
-            ]
+            tables = vars(module)  # twice as fast for a network as `register_forward_hook`
+            tables["_forward_pre_hooks"][_KEY], tables["_forward_hooks"][_KEY] = self.enter, self.leave
+            tables["_forward_hooks"].move_to_end(_KEY, last=False)
+            for flags in _FLAGS:
+                tables[flags][_KEY] = True
             if id(module) in self.with_own_hooks:
-                handles += [
-                    module.register_forward_pre_hook(self.begin_own, prepend=True),
-                    module.register_forward_hook(self.end_own, always_call=True),
-                ]
+                handles.append(module.register_forward_pre_hook(self.begin_own, prepend=True))
+                handles.append(module.register_forward_hook(self.end_own, always_call=True))
         try:
             with self:
                 yield
         finally:
+            for module in self.modules.values():
+                for table in ("_forward_pre_hooks", "_forward_hooks", *_FLAGS):
+                    vars(module)[table].pop(_KEY, None)
             for handle in handles:
                 handle.remove()
 
@@ -159,7 +165,7 @@ class Namer(TorchFunctionMode):
 
     def operate(self, frame: Frame, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of a forward."""
-        result = self.compute(func, args, kwargs, [tensor for _, tensor in tensors_in((args, kwargs))])
+        result = self.compute(func, args, kwargs, arguments_in(args, kwargs))
         if frame.is_scope and tensors_in(result):
             with torch._C.DisableTorchFunction():
                 return self.named(frame.next_path(self.name_operation(frame, func)), result)
@@ -197,25 +203,20 @@ class Namer(TorchFunctionMode):
             return
         self.end_own(module)
         with torch._C.DisableTorchFunction():
-            parent, children = self.frame, module._modules
-            is_scope = parent is None or any(child is not None for child in children.values())
-            frame = self.frame = Frame(path, module, parent, is_scope)
-            if is_scope:
-                frame.taken = frozenset([*children, *_parameters(type(module).forward)])
+            parent = self.frame
+            frame = self.frame = Frame(path, module, parent, parent is None or has_children(module))
+            if frame.is_scope:
+                frame.taken = frozenset([*module._modules, *_parameters(type(module).forward)])
             self.calls[path] += 1
             self.first_calls.setdefault(path, frame)
-            arguments: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
-            given = [(key, tensors_in(argument)) for key, argument in arguments]
-            frame.given = [tensor for _, tensors in given for _, tensor in tensors]
-            self.entered(frame, [self._argument(frame, key, tensors) for key, tensors in given])
-
-    def _argument(self, frame: Frame, key: Key, given: Tensors) -> tuple[Key, str | None, Tensors]:
-        tensors = [(keys, tensor) for keys, tensor in given if id(tensor) not in self.states]
-        if not tensors or not frame.is_scope:
-            return key, None, tensors
-        names = _parameters(type(frame.module).forward) or ("args",)
-        name = key if isinstance(key, str) else names[min(key, len(names) - 1)]
-        return key, frame.next_path(name + "_input" * (name in frame.module._modules)), tensors
+            arguments: Arguments = []
+            call: list[tuple[Key, Any]] = [*enumerate(args), *kwargs.items()]
+            for key, argument in call:
+                given = tensors_in(argument)
+                frame.given += [tensor for _, tensor in given]
+                tensors = [(keys, tensor) for keys, tensor in given if id(tensor) not in self.states]
+                arguments.append((key, _name_argument(frame, key) if tensors and frame.is_scope else None, tensors))
+            self.entered(frame, arguments)
 
     def leave(self, module: nn.Module, _args: tuple[Any, ...], _kwargs: dict[str, Any], output: Any) -> Any:
         """After a module's forward, before any of its own hooks."""
@@ -238,8 +239,11 @@ class Namer(TorchFunctionMode):
     def _name_inside(self, parent: Frame, module: nn.Module) -> str | None:
         """The module's path inside its caller; None where it is not a part of its caller."""
         path = self.path_of[id(module)]
+        above, _, name = path.rpartition(".")
+        if above == parent.path and parent.module._modules.get(name) is module:
+            return name
         own = [name for name, child in parent.module._modules.items() if child is module]
-        if own and self.calls[path.rpartition(".")[0]]:  # shared with another caller, whose name for it the path is
+        if own and self.calls[above]:  # shared with another caller, whose name for it the path is
             return own[0]
         if not parent.path or path.startswith(parent.path + "."):
             return path.removeprefix(parent.path).removeprefix(".")
@@ -247,6 +251,24 @@ class Namer(TorchFunctionMode):
         if names is None:
             names = self._names_inside[id(parent.module)] = {id(m): name for name, m in parent.module.named_modules()}
         return names.get(id(module))
+
+
+def _name_argument(frame: Frame, key: Key) -> str:
+    """Path of an argument of a call, by its position or keyword."""
+    names = _parameters(type(frame.module).forward) or ("args",)
+    name = key if isinstance(key, str) else names[min(key, len(names) - 1)]
+    return frame.next_path(name + "_input" * (name in frame.module._modules))
+
+
+def has_children(module: nn.Module) -> bool:
+    """A module without any has one frame for all that its forward does."""
+    children = module._modules
+    return bool(children) and any(child is not None for child in children.values())
+
+
+def arguments_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:
+    """All tensors among the arguments of a call."""
+    return [tensor for _, tensor in tensors_in([*args, *kwargs.values()])]
 
 
 @lru_cache(maxsize=1024)

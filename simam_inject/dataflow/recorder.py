@@ -1,7 +1,8 @@
 """Record one forward: which operation or module computes, returns and reads which tensor.
 
 Tensors are identified by `id`: where an operation or a module returns one of its own inputs, the forward gets another
-tensor object over the same memory. Each call of a module with children is recorded as a `torch.fx.Graph`.
+tensor object over the same memory. Each call of a module with children is recorded as a list of steps, of which
+`Frame.graph` makes a `torch.fx.Graph`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
-from simam_inject.dataflow.naming import Arguments, Namer
+from simam_inject.dataflow.naming import Arguments, Namer, Tensors, arguments_in, has_children
 from simam_inject.dataflow.twin import Convert
-from simam_inject.dataflow.values import NEVER, NOWHERE, Entries, Frame, Layout, Read, Recording, Step, Value
+from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value, keyed
 from simam_inject.nested import map_nested, tensors_in, tensors_of
 
 
@@ -70,7 +71,7 @@ class Recorder(Namer):
 
     def operate(self, frame: Frame, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of a forward, and note what it reads, writes and computes."""
-        tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
+        tensors = arguments_in(args, kwargs)
         versions = [_version_of(tensor) for tensor in tensors]
         result = self.compute(func, args, kwargs, tensors)
         with torch._C.DisableTorchFunction():
@@ -79,20 +80,19 @@ class Recorder(Namer):
             for tensor, version in zip(tensors, versions, strict=True):
                 if version is not None and tensor._version != version:
                     self.recording.writes.setdefault(_storage_of(tensor), []).append(tick)
-            result = _with_aliases(result, tensors)
+            result, computed = _with_aliases(result, tensors)
             kind = function_kind(func)
             outputs = [
                 (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), tick))
-                for keys, tensor in tensors_in(result)
+                for keys, tensor in computed
             ]
             path, facts = "", function_facts(kind, args, kwargs)
             if not frame.is_scope:
                 frame.computed.append((kind, facts))
             elif outputs:
                 path = frame.next_path(self.name_operation(frame, func))
-                step = _add(frame, "call_function", func, inputs, path, kind, outputs)
-                step.source, step.facts = _source_position(frame.module), facts
-                self._enter(step)
+                source = _source_position(frame.module)
+                self._enter(Step(path, kind, frame, _steps_of(frame, inputs), outputs, None, func, source, facts))
             for value in inputs:  # of its arguments and what it computes, a leaf is one reader; see `_enter_call`
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
                     value.readings.append(Read(tick, path))
@@ -103,21 +103,20 @@ class Recorder(Namer):
     def entered(self, frame: Frame, arguments: Arguments) -> None:
         """Note what a module is given; in a scope, as steps of its forward."""
         frame.start = next(self.ticks)
-        frame.graph = fx.Graph() if frame.is_scope else None
         for key, path, tensors in arguments:
             values = [(keys, self._value(tensor)) for keys, tensor in tensors]
             for keys, value in values:
                 value.arguments.append((frame, key, keys))
                 frame.inputs.append(value)
             if path is not None:
-                self._enter(_add(frame, "placeholder", path.rpartition(".")[2], [], path, "input", values))
+                self._enter(Step(path, "input", frame, (), values))
 
     def left(self, frame: Frame, path: str | None, output: Any) -> Any:
         """Note what a module returns; if it has a path, as one step of its caller."""
         frame.end = next(self.ticks)
-        before = tensors_in(output)
-        output = _with_aliases(output, frame.given)
-        for (keys, tensor), (_, original) in zip(tensors_in(output), before, strict=True):
+        originals = tensors_in(output)
+        output, returned = _with_aliases(output, frame.given)
+        for (keys, tensor), (_, original) in zip(returned, originals, strict=True):
             value = self._find(tensor)
             if value is None:
                 source = None if tensor is original else self._find(original)
@@ -133,17 +132,14 @@ class Recorder(Namer):
         return output
 
     def _enter_call(self, frame: Frame, path: str) -> None:
-        parent, module = frame.parent, frame.module
-        has_children = any(child is not None for child in module._modules.values())
-        kind, facts = ("block", {}) if has_children else leaf_kind(module, frame.computed)
-        step = _add(parent, "call_module", frame.path, frame.inputs, path, kind, frame.outputs, frame)
-        step.facts = facts
-        if parent is not None:
-            step.source = _source_position(parent.module)
+        parent, is_block = frame.parent, frame.is_scope and has_children(frame.module)
+        kind, facts = ("block", {}) if is_block else leaf_kind(frame.module, frame.computed)
+        inputs = () if parent is None else _steps_of(parent, frame.inputs)
+        source = None if parent is None else _source_position(parent.module)
         if not frame.is_scope:
             for value in frame.inputs:
                 value.readings.append(Read(frame.start, path))
-        self._enter(step)
+        self._enter(Step(path, kind, parent, inputs, frame.outputs, frame, None, source, facts))
 
     def _enter(self, step: Step) -> None:
         """Add a step to its forward and to the recording, and one more for each entry of a list, tuple or dict."""
@@ -151,35 +147,25 @@ class Recorder(Namer):
         for _, value in step.values:
             if is_origin and value.origin is None:
                 value.origin = step
-        for one in (*step.entries(), step):
+        frame, is_given = step.frame, step.kind == "input"
+        entries = [
+            Step(keyed(step.path, keys), "entry", frame, (step,), [((), value)]) for keys, value in step.values if keys
+        ]
+        for one in (*entries, step):
             self.recording.steps.setdefault(one.path, one).runs += 1
-            if step.frame is None or one.value is None:
-                continue
-            if step.kind != "input" or id(one.value) not in step.frame.step_of:
-                step.frame.step_of[id(one.value)] = one
+            if frame is not None and frame.is_scope:
+                frame.steps.append(one)
+            result = one.value
+            if frame is not None and result is not None and not (is_given and id(result) in frame.step_of):
+                frame.step_of[id(result)] = one
 
 
-def _add(
-    frame: Frame | None,
-    op: str,
-    target: Callable[..., Any] | str,
-    inputs: list[Value],
-    path: str,
-    kind: str,
-    values: Entries,
-    call: Frame | None = None,
-) -> Step:
-    """Append a step to the graph of a forward; the call of the model itself has a graph of its own."""
-    graph = fx.Graph() if frame is None or frame.graph is None else frame.graph
-    steps = () if frame is None else tuple(_step_of(frame, value) for value in inputs)
-    return Step.add(graph, op, target, steps, path, kind, frame, values, call)
-
-
-def _step_of(frame: Frame, value: Value) -> Step:
-    """The step of a forward that computes a value, or gives it to the forward."""
-    if id(value) not in frame.step_of:
-        frame.step_of[id(value)] = _add(frame, "get_attr", "outside", [], "", "outside", [((), value)])
-    return frame.step_of[id(value)]
+def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:
+    """Steps of a forward that compute values, or give them to it."""
+    for value in values:
+        if id(value) not in frame.step_of:
+            frame.step_of[id(value)] = Step("", "outside", frame, (), [((), value)])
+    return tuple(frame.step_of[id(value)] for value in values)
 
 
 def _version_of(tensor: torch.Tensor) -> int | None:
@@ -195,8 +181,8 @@ def _storage_of(tensor: torch.Tensor) -> int:
         return 0
 
 
-def _with_aliases(result: Any, given: list[torch.Tensor]) -> Any:
-    """The result with another tensor object in the place of every tensor that was an argument."""
+def _with_aliases(result: Any, given: list[torch.Tensor]) -> tuple[Any, Tensors]:
+    """The result, and all tensors in it, with another tensor object in the place of every one that was an argument."""
     identities = {id(tensor) for tensor in given}
 
     def alias(leaf: Any) -> Any:
@@ -207,8 +193,11 @@ def _with_aliases(result: Any, given: list[torch.Tensor]) -> Any:
         except (RuntimeError, NotImplementedError):  # sparse, nested
             return leaf
 
-    is_alias = any(id(tensor) in identities for _, tensor in tensors_in(result))
-    return map_nested(alias, result) if is_alias else result
+    found = tensors_in(result)
+    if identities.isdisjoint(id(tensor) for _, tensor in found):
+        return result, found
+    result = map_nested(alias, result)
+    return result, tensors_in(result)
 
 
 def _source_position(module: nn.Module) -> tuple[types.CodeType, int] | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,32 +76,28 @@ class Surveyor:
                 sites[path] = self._outside_of_steps(path, module)
             if isinstance(module, torch.jit.ScriptModule):
                 opaque[path] = f"it {_SCRIPTED}"
-        for path, facts in self._relations(sites).items():
-            if any(facts.values()):
-                sites[path] = replace(sites[path], **facts)
+        self._relate(sites)
         found = sorted(sites.values(), key=lambda site: site.runs == 0)
         shapes = tuple(tuple(tensor.shape) for tensor in self.example.tensors)
         return Dataflow(Anatomy(tuple(found), shapes, opaque), self.base, self.example)
 
-    def _relations(self, sites: dict[str, Site]) -> dict[str, dict[str, Any]]:
-        """What sites are to each other: readers, residual joins, places in the structure."""
-        readers: defaultdict[str, list[str]] = defaultdict(list)
+    def _relate(self, sites: dict[str, Site]) -> None:
+        """Fill in what sites are to each other: readers, residual joins, places in the structure."""
+        readers: dict[str, tuple[str, ...]] = {}
         for site in sites.values():
             if site.kind not in ("block", "input") and ":" not in site.path:
                 for read in site.reads:
-                    readers[read].append(site.path)
+                    readers[read] = (*readers.get(read, ()), site.path)
         structure = find_structure(self.base, sites)
         named = [(word, getattr(structure, word)) for word in ("residual", "main", "decoder")]
-        return {
-            path: {
-                "readers": tuple(readers[path]) if path in readers else (),
-                "joins": structure.joins.get(path),
-                "structure": tuple(word for word, paths in named if path in paths and site.kind == "block"),
-                "on_skip": covers(structure.on_skip, path),
-                "in_gate": covers(structure.in_gate, path),
-            }
-            for path, site in sites.items()
-        }
+        for path, site in sites.items():
+            fill = partial(object.__setattr__, site)  # nothing else refers to the sites yet
+            fill("readers", readers.get(path, ()))
+            fill("joins", structure.joins.get(path))
+            fill("on_skip", covers(structure.on_skip, path))
+            fill("in_gate", covers(structure.in_gate, path))
+            if site.kind == "block":
+                fill("structure", tuple(word for word, paths in named if path in paths))
 
     def _site(self, step: Step) -> Site:
         """What a module is given, an operation computes, or a module returns to its caller; or one entry of these."""

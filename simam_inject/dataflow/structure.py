@@ -66,7 +66,9 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
 
 def covers(paths: Set[str], path: str) -> bool:
     """One of the paths is this one, or contains it."""
-    return path in paths or any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
+    if not paths or path in paths:
+        return bool(paths)
+    return any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
 def _is_map(step: Step) -> bool:

@@ -43,6 +43,8 @@ _DEPTH = 8
 _MOST_ENTRIES = 10_000
 _MISSING = object()
 _ATOMS = (bool, int, float, complex, str, bytes, type(None))
+_PLAIN = frozenset([*_ATOMS, *weakref.ProxyTypes])
+"""Classes of what leads nowhere. Of a weak proxy, every other question is put to its target, which may be gone."""
 SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared", default=frozenset())
 """`id` of the objects of globals and classes that consist of numbers and strings: a forward may compare them by
 identity with what its modules refer to, so a twin refers to the very same ones."""
@@ -97,15 +99,16 @@ class _Reachable:
 
     def __init__(self, model: nn.Module) -> None:
         self.restore: list[Callable[[], None]] = []
-        self.seen = {id(module) for module in model.modules()}
+        modules = list(model.modules())
+        self.seen = set(map(id, modules))
         """What is not visited again; the modules themselves have twins."""
         self.waiting: deque[tuple[Any, int]] = deque()
         self.alive: list[Any] = []
         """What was visited, so that no `id` is used twice."""
         self.shared: set[int] = set()
-        attributes = [value for module in model.modules() for value in module.__dict__.values() if not _is_proxy(value)]
+        attributes = [each for module in modules for each in vars(module).values() if type(each) not in _PLAIN]
         self.imported = [value for value in attributes if isinstance(value, types.ModuleType)]
-        for kind in {kind for module in model.modules() for kind in type(module).__mro__}:
+        for kind in {kind for module in modules for kind in type(module).__mro__}:
             self.visit(kind, 0)
         for value in attributes:  # functions, also in tables of hooks; of other objects, their classes
             for item in value.values() if isinstance(value, dict) else (value,):
@@ -120,12 +123,9 @@ class _Reachable:
 
     def visit(self, value: Any, depth: int) -> None:
         """Save one thing later, and what can be reached from it."""
-        if (
-            depth > _DEPTH
-            or _is_proxy(value)
-            or isinstance(value, (*_ATOMS, types.ModuleType))
-            or id(value) in self.seen
-        ):
+        if type(value) in _PLAIN or isinstance(value, (*_ATOMS, types.ModuleType)):
+            return
+        if depth > _DEPTH or id(value) in self.seen:
             return
         self.seen.add(id(value))
         self.alive.append(value)
@@ -272,11 +272,6 @@ class _Reachable:
         (contextvars.ContextVar, _variable),
         (type, _class),
     )
-
-
-def _is_proxy(value: Any) -> bool:
-    """A weak proxy, of which every other question is put to its target, which may be gone."""
-    return type(value) in weakref.ProxyTypes
 
 
 def _is_of(libraries: frozenset[str], module: Any) -> bool:

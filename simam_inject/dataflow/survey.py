@@ -66,20 +66,21 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
         set_mode(twin, training=False)
         return twin
 
+    given = Example(*example.fresh(convert))
     recorder = Recorder(new_twin(), device)
     base = recorder.record(example, convert)
     if device is not None and recorder.asks_for_values:
         raise ModelError("the forward depends on values, and catches the error that there are none")
 
-    def again(given: Example | None, twin: nn.Module) -> Namer | None:
+    def again(other: Example | None, twin: nn.Module) -> Namer | None:
         """The forward on another example; None where the model takes no such one."""
         namer = Namer(twin, device)
         try:
-            return None if given is None else namer.run(given, convert)
+            return None if other is None else namer.run(other, convert)
         except Exception:
             return None
 
-    twin, larger = recorder.model, example.with_batch(SAMPLES_ADDED)
+    twin, larger = recorder.model, given.with_batch(SAMPLES_ADDED)
     both = again(larger and larger.with_size(), twin)
     if both is not None and both.calls == base.calls and _has_same_names(base, both):
         samples = _grown_by_samples(base, both)
@@ -91,7 +92,7 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
     is_cached = batch is not None and not _has_same_names(base, batch)
     if is_cached:  # the first forward filled a cache, so that names mean other values: run on twins with empty caches
         batch = again(larger, new_twin())
-    sizes = (again(example.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
+    sizes = (again(given.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
     size = next((found.shapes for found in sizes if found is not None), None)
     return Surveyor(twin, example, base, {} if batch is None else _with_samples(batch, base), size).survey()
 
@@ -117,9 +118,10 @@ def _grown_by_samples(base: Recording, both: Namer) -> dict[str, Shape] | None:
         value = base.value(path)
         if value is None or len(found) != len(value.shape):
             return None
-        first, *others = (after - before for after, before in zip(found or (0,), value.shape or (0,), strict=True))
-        if len(found) > 2 and (first not in (0, SAMPLES_ADDED) or SAMPLES_ADDED in others):
-            return None
+        if len(found) > 2:
+            first, *others = (after - before for after, before in zip(found, value.shape, strict=True))
+            if first not in (0, SAMPLES_ADDED) or SAMPLES_ADDED in others:
+                return None
         samples[path] = (*found[:1], *value.shape[1:])
     return samples
 

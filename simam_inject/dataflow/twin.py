@@ -38,7 +38,10 @@ compared by identity, and objects with a `__del__`: deleting a copy would close 
 to a module is copied nevertheless, without its `__del__`: what it runs has to be the twin's."""
 _COMPILED = "_torchdynamo_orig_callable"
 """Attribute of a function that `torch.compile` has made: the original, which runs in the twin."""
-_HOOK_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if "hook" in name and value is not None)
+_TABLES = frozenset(name for name, value in vars(nn.Module()).items() if isinstance(value, (dict, set)))
+_NUMBERS = frozenset([int, float, bool, str, types.NoneType])
+_DICTS: tuple[dict[str, Any], ...] = {}, OrderedDict()
+_VIEWS = tuple(type(view) for each in _DICTS for view in (each.keys(), each.values(), each.items()))
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:
@@ -80,10 +83,10 @@ class _Copier(pickle.Pickler):
         if kind in _CONTENT or kind in weakref.ProxyTypes:  # a proxy says that it is an instance of its target's class
             return None
         if id(value) not in self.twins:
-            if kind is object or value is self.get or _is_atom(value) or self._is_shared(value):
-                return self._pass_on(value)
             if isinstance(value, torch.Tensor):
                 self._enter(value, self._tensor(value), value.__dict__, {})
+            elif kind is object or value is self.get or _is_atom(value) or self._is_shared(value):
+                return self._pass_on(value)
             elif isinstance(value, nn.Module) and not isinstance(value, torch.jit.ScriptModule):
                 self.module(value)
             else:
@@ -108,14 +111,8 @@ class _Copier(pickle.Pickler):
         """How to make the copy of an object that is not a plain container."""
         if type(value) is types.FunctionType:
             value = value.__dict__.get(_COMPILED, value)
-        if type(value) in weakref.ProxyTypes:
-            return self._reference(weakref.proxy, value)
-        if isinstance(value, weakref.WeakMethod) and value() is not None:
-            return weakref.WeakMethod, (value(),)
-        if isinstance(value, weakref.ref):
-            return self._reference(weakref.ref, value)
-        if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
-            return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
+        if (parts := self._reference(value)) is not None:
+            return parts
         if isinstance(value, types.FunctionType):
             cells = tuple(types.CellType() for _ in value.__closure__ or ())
             twin = types.FunctionType(value.__code__, value.__globals__, value.__name__, None, cells)
@@ -132,10 +129,21 @@ class _Copier(pickle.Pickler):
             parts = ""
         return self._by_reference(value) if isinstance(parts, str) else parts
 
-    def _reference(self, make: Callable[[Any], Any], reference: Any) -> tuple[Callable[..., Any], tuple[Any]]:
-        """How to make a weak reference to the twin of what one refers to."""
-        target = _target(reference)
-        return (make, (target,)) if id(target) in self.twins else self._by_reference(reference)
+    def _reference(self, value: Any) -> Any:
+        """How to make a weak reference, a view or a cache of the twin of what one is of; None for anything else."""
+        is_proxy = type(value) in weakref.ProxyTypes
+        if is_proxy or isinstance(value, weakref.ref):
+            target, make = _target(value), weakref.proxy if is_proxy else weakref.ref
+            if isinstance(target, types.MethodType) and not is_proxy:
+                return weakref.WeakMethod, (target,)
+            return (make, (target,)) if id(target) in self.twins else self._by_reference(value)
+        if isinstance(value, types.MappingProxyType):
+            return types.MappingProxyType, (gc.get_referents(value)[0],)
+        if isinstance(value, _VIEWS):
+            return getattr(gc.get_referents(value)[0], type(value).__name__.partition("_")[2]), ()
+        if isinstance(value, _lru_cache_wrapper) and _refers_to_modules(value):
+            return _new_cache, (tuple(value.cache_parameters().values()), value.__wrapped__)
+        return None
 
     def _by_reference(self, value: Any) -> tuple[Callable[[int], Any], tuple[int]]:
         """How to make the very same object."""
@@ -145,10 +153,12 @@ class _Copier(pickle.Pickler):
         """Make the twin of a module, still empty."""
         twin, state = object.__new__(type(module)), dict[str, Any]()
         for name, value in vars(module).items():
-            if name in _HOOK_TABLES and not value:
+            if name in _TABLES and not value:
                 twin.__dict__[name] = type(value)()
             elif name != "_compiled_call_impl":  # code that was compiled for the original would run the original
-                state[name] = value
+                twin.__dict__[name] = value
+                if type(value) not in _NUMBERS:
+                    state[name] = value
         attributes_and_slots = object.__getstate__(module)
         slots = attributes_and_slots[1] if isinstance(attributes_and_slots, tuple) else {}
         self._enter(module, twin, state, slots)
@@ -160,8 +170,7 @@ class _Copier(pickle.Pickler):
             self.waiting.append((twin, (attributes, slots)))
 
     def _tensor(self, tensor: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            twin = self.convert(tensor)
+        twin = self.convert(tensor)
         if isinstance(tensor, nn.Parameter) and type(twin) is torch.Tensor:
             wants = tensor.requires_grad and not twin.is_inference() and (twin.is_floating_point() or twin.is_complex())
             twin = nn.Parameter(twin, requires_grad=wants)
@@ -271,7 +280,7 @@ def copied_with(convert: Convert, value: Any, *, shared: type | tuple[()] = ()) 
     if isinstance(value, nn.Module):
         for _, module in modules_with_python_forward(value):  # all at once: a weak reference may come first
             copier.module(module)
-    with torch.inference_mode(False):
+    with torch.inference_mode(False), torch.no_grad():
         copier.dump(value)
         filled = []
         while copier.waiting:
@@ -317,4 +326,5 @@ def modules_with_python_forward(model: nn.Module) -> Iterator[tuple[str, nn.Modu
 def set_mode(model: nn.Module, training: bool) -> None:
     """All modules in train or eval mode. `train()` is not called: some models override it."""
     for _, module in modules_with_python_forward(model):
-        module.training = training
+        if module.training is not training:
+            module.training = training

@@ -1,13 +1,13 @@
-"""What a recording consists of: tensor values, calls of modules, and a `torch.fx.Graph` of the steps of each call."""
+"""What a recording consists of: tensor values, calls of modules, and the steps of each call."""
 
 from __future__ import annotations
 
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx, nn
@@ -28,7 +28,15 @@ def join(scope: str, name: str) -> str:
 
 def keyed(path: str, keys: tuple[Key, ...]) -> str:
     """Path of an entry of a list, tuple or dict."""
-    return path + "".join(f":{key}" for key in keys)
+    return path + "".join(f":{key}" for key in keys) if keys else path
+
+
+class Read(NamedTuple):
+    """An operation, or a leaf module, that looks at a value's content."""
+
+    tick: int
+    path: str
+    """Path of what it computes; empty if it computes no tensor."""
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -58,18 +66,9 @@ Entries = list[tuple[tuple[Key, ...], Value]]
 """Tensors of one result, with the keys that lead to each; a bare tensor has none."""
 
 
-@dataclass(frozen=True, eq=False, slots=True, repr=False)
-class Read:
-    """An operation, or a leaf module, that looks at a value's content."""
-
-    tick: int
-    path: str
-    """Path of what it computes; empty if it computes no tensor."""
-
-
 @dataclass(eq=False, slots=True, repr=False)
 class Step:
-    """A node of a forward's graph: a parameter, an operation, the call of a child, or an entry of a result."""
+    """One step of a forward: a parameter, an operation, the call of a child, or an entry of a result."""
 
     path: str
     kind: str
@@ -77,60 +76,30 @@ class Step:
     in an attribute, a global or a closure."""
     frame: Frame | None
     """The call that it is a step of; None for the call of the model itself."""
-    node: fx.Node
-    """Its node, which holds what it reads."""
-    values: Entries = field(default_factory=list)
+    inputs: tuple[Step, ...]
+    """Steps of the same forward whose results it reads."""
+    values: Entries
     call: Frame | None = None
     """The call of a child."""
+    function: Callable[..., Any] | None = None
+    """The operation of torch that is called."""
     source: tuple[types.CodeType, int] | None = None
     """Code and instruction of the method that runs it, if that is a method of the module."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Kernel, stride and the like of a convolution that is called as a function."""
     runs: int = 0
     """How often the model's forward computed what has this path."""
+    readers: list[Step] = field(default_factory=list)
+    """Steps of the same forward that read its result."""
 
-    @classmethod
-    def add(
-        cls,
-        graph: fx.Graph,
-        op: str,
-        target: Callable[..., Any] | str,
-        args: tuple[Any, ...],
-        path: str,
-        kind: str,
-        frame: Frame | None,
-        values: Entries,
-        call: Frame | None = None,
-    ) -> Step:
-        """Append a node to a graph; `op`, `target` and `args` are those of `torch.fx`, with steps for nodes."""
-        node = graph.create_node(op, target, tuple(arg.node if isinstance(arg, Step) else arg for arg in args))
-        step = node.meta["step"] = cls(path, kind, frame, node, values, call)
-        return step
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        """Steps of the same forward whose results it reads."""
-        return tuple(arg.meta["step"] for arg in self.node.args if isinstance(arg, fx.Node))
-
-    @property
-    def readers(self) -> tuple[Step, ...]:
-        """Steps of the same forward that read its result."""
-        return tuple(node.meta["step"] for node in self.node.users)
+    def __post_init__(self) -> None:
+        for step in dict.fromkeys(self.inputs):
+            step.readers.append(self)
 
     @property
     def value(self) -> Value | None:
         """Its result, if that is one tensor."""
         return self.values[0][1] if len(self.values) == 1 and not self.values[0][0] else None
-
-    def entries(self) -> Iterator[Step]:
-        """A step for each tensor in the list, tuple or dict that it returns."""
-        for keys, value in self.values:
-            if keys:
-                path, args = keyed(self.path, keys), (self, keys if len(keys) > 1 else keys[0])
-                entry: Entries = [((), value)]
-                yield Step.add(
-                    self.node.graph, "call_function", operator.getitem, args, path, "entry", self.frame, entry
-                )
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -144,12 +113,12 @@ class Frame:
     """It has children, or is the root: what its own forward computes are values that can be named."""
     taken: frozenset[str] = frozenset()
     """Names that operations cannot have: those of children and parameters."""
-    names: Counter[str] = field(default_factory=Counter)
+    names: dict[str, int] = field(default_factory=dict)
     """How many values of each name it has computed."""
     start: int = 0
     end: int = 0
-    graph: fx.Graph | None = None
-    """Of a scope that is recorded: its steps, in the order of execution. It describes the call, and is not run."""
+    steps: list[Step] = field(default_factory=list)
+    """Of a scope that is recorded, in the order of execution."""
     step_of: dict[int, Step] = field(default_factory=dict)
     """The step of each value that the forward has used, by `id(Value)`."""
     computed: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
@@ -160,20 +129,42 @@ class Frame:
     """Values of these, parameters and buffers excepted."""
     outputs: Entries = field(default_factory=list)
 
-    @property
-    def steps(self) -> list[Step]:
-        """All steps but tensors from outside the forward."""
-        found = [node.meta["step"] for node in self.graph.nodes] if self.graph is not None else []
-        return [step for step in found if step.kind != "outside"]
-
     def spans(self, tick: int) -> bool:
         """The time lies inside this call."""
         return self.start <= tick <= self.end
 
     def next_path(self, name: str) -> str:
         """Path of the next value of this name: `add`, `add[2]`, ..."""
-        self.names[name] += 1
-        return join(self.path, name if self.names[name] == 1 else f"{name}[{self.names[name]}]")
+        count = self.names[name] = self.names.get(name, 0) + 1
+        return join(self.path, name if count == 1 else f"{name}[{count}]")
+
+    def graph(self) -> fx.Graph:
+        """The steps as a graph, to look at: `print(frame.graph())`. It describes one call, and does not run.
+
+        `node.meta["step"]` is the step of a node. A tensor from outside the forward is a node `outside`.
+        """
+        graph, nodes = fx.Graph(), dict[Step, fx.Node]()
+
+        def node_of(step: Step) -> fx.Node:
+            if step not in nodes:
+                args: tuple[Any, ...] = tuple(map(node_of, step.inputs))
+                if step.kind == "input":
+                    node = graph.placeholder(step.path.rpartition(".")[2])
+                elif step.kind == "entry":
+                    key = step.path.removeprefix(f"{step.inputs[0].path}:")
+                    node = graph.call_function(operator.getitem, (*args, key))
+                elif step.call is not None:
+                    node = graph.create_node("call_module", step.call.path, args)
+                elif step.function is not None:
+                    node = graph.call_function(step.function, args)
+                else:
+                    node = graph.create_node("get_attr", "outside")
+                node.meta["step"], nodes[step] = step, node
+            return nodes[step]
+
+        for step in self.steps:
+            node_of(step)
+        return graph
 
 
 @dataclass(eq=False, slots=True, repr=False)

@@ -58,10 +58,16 @@ def as_exported(model: nn.Module) -> Iterator[nn.Module]:
     Inside, no gradients are recorded, and a GPU computes in full float32 (TensorFloat-32 differs by 1e-3).
     """
     exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
+    matmul: Any = torch.backends.cuda.matmul
+    precision = matmul.fp32_precision
     with same_surroundings(model), torch.no_grad(), exact:
         twin = twin_of(model, to_clone)
         set_mode(twin, False)
-        yield twin
+        try:
+            matmul.fp32_precision = "ieee"
+            yield twin
+        finally:
+            matmul.fp32_precision = precision
 
 
 def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[Example, ...]:

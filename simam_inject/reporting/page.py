@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from statistics import mode
 from typing import Any
 
 import jinja2
@@ -34,6 +35,7 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
     skips = [(skip.path or "(model)", skip.reason) for skip in plan.skips if skip.hit and skip.reason != PRESENT]
     misses = [(skip.path or "(model)", skip.reason) for skip in plan.skips if not skip.hit]
     checks = verification.checks if verification else ()
+    drawn = sum(len(inside) for _, inside in boxes_of(plan.anatomy, plan.placed))
     return _render(
         "page.html.j2",
         heading=heading,
@@ -46,6 +48,7 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
         near_misses=Table(["site", "reason"], misses),
         moved=format_bytes(bytes_per_image(plan)),
         network=draw_network(plan.anatomy, plan.placed),
+        not_drawn=len(plan.placed) - drawn,
         checks=Table(["result", "check", "detail"], [(_WORDS[c.ok], c.name, c.detail) for c in checks]),
         passed=sum(check.ok is True for check in checks),
         failed=verification is not None and not verification.ok,
@@ -76,12 +79,15 @@ def draw_network(anatomy: Anatomy, insertions: Sequence[Insertion]) -> str:
 def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> Boxes:
     """What is drawn, in the order of execution, and the SimAMs in each.
 
-    These are main blocks, convolutions and pooling outside of them, and sites outside of both.
+    These are main blocks, convolutions and pooling outside of them, and sites outside of both. Images, sequences and
+    volumes have no common scale: drawn are maps with as many dimensions as those of most sites.
     """
     maps = [site for site in anatomy.sites if site.spatial and min(site.spatial) > 1 and site.runs]
-    dimensions = max((len(site.spatial or ()) for site in maps), default=0)
-    maps = [site for site in maps if len(site.spatial or ()) == dimensions]
+    if not maps:
+        return []
     attended = {one.path for one in insertions}
+    dimensions = mode(len(site.spatial or ()) for site in [site for site in maps if site.path in attended] or maps)
+    maps = [site for site in maps if len(site.spatial or ()) == dimensions]
     chosen = [site for site in maps if "main" in site.structure or site.path in attended]
     blocks = [site.path for site in chosen if site.kind == "block" and site.class_name not in CONTAINERS]
     drawn: Boxes = []

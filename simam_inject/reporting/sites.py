@@ -146,12 +146,16 @@ def _suggest(groups: list[Group]) -> Iterator[str]:
         return
     word = group.name.lower()
     yield f"--after {word}"
-    convs = [child.name for child in group.children if child.obstacle is None and any(map(_is_spatial, child.sites))]
+    convs = [
+        child.name for child in group.children if child.obstacle is None and any(map(_is_on_main_path, child.sites))
+    ]
     if convs:
         yield f"--after {word}.{convs[-1]}"
     if any(site.joins for child in group.children for site in child.sites):
         yield f"--before {word}.residual"
 
 
-def _is_spatial(site: Site) -> bool:
-    return site.kind in FAMILIES["conv"] and max(site.kernel or (1,)) > 1
+def _is_on_main_path(site: Site) -> bool:
+    """A convolution with a kernel above 1, neither on a skip connection nor in a channel gate."""
+    is_spatial = site.kind in FAMILIES["conv"] and max(site.kernel or (1,)) > 1
+    return is_spatial and not site.on_skip and not site.in_gate

@@ -5,7 +5,7 @@ Of an edit it reads the kind, key, argument and holder; it uses neither the hook
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
@@ -38,7 +38,7 @@ class Oracle:
         scopes = {entry.site.module: _scope(entry) for entry in sites}
         self.scopes = {site: scope for site, scope in scopes.items() if scope is not None}
         """Path of the module whose forward computes the value, for sites that are found by a name inside it."""
-        self.names: list[dict[str, Counter[str]]] = []
+        self.names: list[dict[str, dict[str, int]]] = []
         """Of each forward, how many values of each name these modules computed."""
 
     def run(

@@ -56,7 +56,10 @@ def check_model(
     planned = as_planned(model, sites)
     if planned.ok is False:
         return Verification((planned,))
-    with torch.inference_mode(False), same_surroundings(model):
+    cudnn: Any = torch.backends.cudnn
+    with torch.inference_mode(False), same_surroundings(model):  # which restores the two settings
+        cudnn.benchmark = False  # it would time algorithms for every size that is tried
+        cudnn.deterministic = True  # transposed convolutions of two runs are not equal without it
         return Verification((planned, *_Checks(model, sites, example).all(before, recorded)))
 
 
@@ -185,7 +188,10 @@ class _Checks:
 
 
 def _seed_torch(seed: int) -> None:
-    """As `torch.manual_seed`, but without the locks for devices that are not in use: a fork would copy them locked."""
+    """As `torch.manual_seed`, but without the locks for devices that are not in use: a fork would copy them locked.
+
+    A GPU that is not in use would be seeded with this once it is, and not with what the user has set.
+    """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)

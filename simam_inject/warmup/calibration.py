@@ -134,7 +134,7 @@ def calibrate(
 
 def _fit_gains(network: nn.Module, source: Iterable[Any]) -> tuple[SiteFit, ...]:
     sites = simams_of(network)
-    sums = {path: torch.zeros(3, dtype=torch.float64) for path, _ in sites}
+    sums = {path: torch.zeros(3, dtype=torch.float64, device="cpu") for path, _ in sites}
     ran: dict[str, Tensor] = {}  # in the order in which they run
     with _pooled(network, sums.values()), ExitStack() as stack:
         for path, attention in sites:
@@ -181,7 +181,9 @@ def _fit(path: str, sums: Tensor) -> SiteFit:
 def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> dict[str, Any]:
     """The norms that ran, by path, with the statistics of what they read."""
     norms: dict[str, Any] = {path: network.get_submodule(path) for path in paths}
-    sums = {path: torch.zeros(3, len(norm.running_mean), dtype=torch.float64) for path, norm in norms.items()}
+    sums = {
+        path: torch.zeros(3, len(norm.running_mean), dtype=torch.float64, device="cpu") for path, norm in norms.items()
+    }
     for path, norm in norms.items():
         norm.register_forward_pre_hook(partial(_measure, path, sums[path]))
     with _pooled(network, sums.values()):
@@ -254,7 +256,7 @@ def _pooled(network: nn.Module, sums: Iterable[Tensor]) -> Iterator[None]:
         failure = error
     if dist.is_available() and dist.is_initialized():
         device = next((parameter.device for parameter in network.parameters()), None)
-        failed = torch.tensor(int(failure is not None))
+        failed = torch.tensor(int(failure is not None), device="cpu")
         for tensor in (failed, *sums):
             moved = tensor.to(device)
             dist.all_reduce(moved)

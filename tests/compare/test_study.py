@@ -168,6 +168,19 @@ def test_other_settings_are_refused_by_name_and_nothing_changes(file):
     assert len(other.cells) == 3
 
 
+def test_two_workers_that_begin_one_study_at_the_same_time_with_other_settings(file):
+    """Both saw no study; the one that wrote last owns it, and no result of the other is stored."""
+    first = Study(file, {"epochs": 2}, [PLAIN], 2)
+    claim = first.take()
+    first._study.set_user_attr("settings", {"epochs": 3, "variants": [["plain", ""]]})
+    second = Study(file, {"epochs": 3}, [PLAIN], 2)
+    for step in (lambda: finish(first, claim), first.take):
+        with pytest.raises(CompareError, match="epochs: 3 in the study, 2 here"):
+            step()
+    finish(second, elsewhere(second).take())
+    assert len(second.comparison().cells) == 1
+
+
 def test_a_recipe_that_was_edited_is_another_setting(file, tmp_path):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text("version: 1\nrules:\n  - {block: Sequential, after: '0'}\n", encoding="utf-8")

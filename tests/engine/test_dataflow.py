@@ -525,3 +525,38 @@ def test_a_list_that_a_module_is_given_has_run():
     model = GivesTwo(lambda *maps: list(maps), (0, 1)).eval()
     given = survey(model, example_inputs=torch.rand(2, 3, 8, 8)).site_by_path["k.maps"]
     assert (given.runs, given.maps) == (1, ("k.maps:0", "k.maps:1"))
+
+
+def test_the_steps_of_a_call_as_a_graph():
+    """Each node is a step, and reads the nodes whose results the step reads."""
+    model, x = Chunks().eval(), X
+    flow = survey_model(model, example_of(model, x), strip)
+    graph = flow.recording.first_calls[""].graph()
+    graph.lint()
+    nodes = {node.meta["step"].path: node for node in graph.nodes}
+    assert {path: node.op for path, node in nodes.items() if ":" not in path} == {
+        "x": "placeholder",
+        "a": "call_module",
+        "chunk": "call_function",
+        "m.0": "call_module",
+        "m.1": "call_module",
+        "cat": "call_function",
+        "out": "call_module",
+    }
+    assert nodes["cat"].all_input_nodes == [nodes["chunk:0"], nodes["chunk:1"], nodes["m.0"], nodes["m.1"]]
+    assert nodes["chunk:1"].args == (nodes["chunk"], "1")
+    assert nodes["cat"].target is torch.cat
+    assert nodes["out"].target == "out"
+
+
+def test_a_graph_with_a_tensor_from_outside_the_forward():
+    class Scaled(Block):
+        scale = torch.full((1, 4, 1, 1), 2.0)
+
+        def forward(self, x, at=lambda name, value: value):
+            return self.a(x) * self.scale
+
+    flow = survey_model(Scaled().eval(), example_of(nn.Identity(), X), strip)
+    graph = flow.recording.first_calls[""].graph()
+    graph.lint()
+    assert [(node.op, str(node.target)) for node in graph.nodes][2] == ("get_attr", "outside")

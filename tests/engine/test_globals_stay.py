@@ -9,7 +9,7 @@ import random
 import threading
 import weakref
 from collections import Counter, OrderedDict, deque
-from types import ModuleType, SimpleNamespace
+from types import MappingProxyType, ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -227,6 +227,16 @@ def test_settings_of_the_process_stay(get, put, value):
     assert get() == before != value
 
 
+def test_a_gpu_that_is_not_in_use_yet_keeps_the_seed_of_the_user(monkeypatch):
+    """Before its first use torch notes only the last seed of all GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = build(Block)
+    torch.manual_seed(123)
+    before = torch.cuda._lazy_seed_tracker.manual_seed_all_cb
+    inject(model, RECIPE, example_inputs=image())
+    assert torch.cuda._lazy_seed_tracker.manual_seed_all_cb is before is not None
+
+
 class Counts:
     def __init__(self):
         self.calls = Counter()
@@ -420,6 +430,9 @@ IN_CLOSURES = [
     lambda module: closes_over(frozenset([module]), lambda value: next(iter(value))),
     lambda module: closes_over(SimpleNamespace(deep=SimpleNamespace(m=module)), lambda value: value.deep.m),
     lambda module: closes_over(itertools.cycle([module]), next),
+    lambda module: closes_over({0: module}.values(), lambda value: next(iter(value))),
+    lambda module: closes_over(OrderedDict(m=module).items(), lambda value: dict(value)["m"]),
+    lambda module: closes_over(MappingProxyType({0: module}), lambda value: value[0]),
     lambda module: closes_over(functools.partial(type(module).forward, module), lambda value: value),
     in_a_weak_dictionary,
     in_a_cache,

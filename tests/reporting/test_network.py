@@ -42,6 +42,15 @@ def test_a_list_as_a_map_does_not_shrink_the_others():
     assert re.findall(r">(\d+ px)<", text) == ["32 px", "16 px", "4 px"]
 
 
+def test_what_is_drawn_has_the_dimensions_of_the_sites():
+    """Whatever else there is: a shuffle of channels looks like a volume, and a sequence is longer than an image."""
+    shuffle = site("layers.0.view", "view", None, 2, 8, spatial=(8, 32, 32))
+    boxes = boxes_of(Anatomy((*SITES, shuffle, shuffle)), INSERTIONS)
+    assert [(site.path, len(inside)) for site, inside in boxes] == [("stem", 0), ("layers.0", 1), ("layers.1", 1)]
+    lone = Insertion("boxes", "after", (1, 32, 8400), 1e-4, 0, Output("boxes"), "boxes.simam")
+    assert [(site.path, len(inside)) for site, inside in boxes_of(Anatomy(SITES), (lone,))] == [("boxes", 1)]
+
+
 def test_heights_are_to_scale_and_each_simam_is_a_mark():
     text = draw_network(Anatomy(SITES), INSERTIONS)
     document = xml.dom.minidom.parseString(text)

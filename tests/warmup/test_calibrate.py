@@ -45,6 +45,13 @@ def distance(one, other):
     return ((one - other).norm() / other.norm()).item()
 
 
+def test_the_default_device_does_not_matter():
+    model, other, x = attended(), attended(), images()
+    found = calibrate(model, x)
+    with torch.device("meta"):
+        assert calibrate(other, x) == found
+
+
 def test_gains_are_the_least_squares_ones_in_the_order_of_execution():
     x = images()
     gains, output = fit_by_hand(plain(), x)

@@ -114,7 +114,7 @@ class UltralyticsAdapter(Adapter):
         except Exception as error:
             reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ModelError(f"ultralytics cannot read the data set {data!r}: {reason[0]}") from error
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0)).tolist()[:512]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0), device="cpu").tolist()[:512]
         return DataLoader(Subset(images, order), 16, collate_fn=getattr(images, "collate_fn", None))
 
 
