@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
-from simam_inject.adapters import network_of, update
+from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in, restorer
 from simam_inject.errors import FileError, ModelError, a_type, shortened
@@ -121,7 +121,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
-    update(model)
+    adapter_of(model).loaded(model)
     return model
 
 
