@@ -77,7 +77,7 @@ class UltralyticsAdapter(Adapter):
         """Let `train` start from the weights in memory, as after `YOLO.load`: without checkpoint it starts anew."""
         self.update(model)
         if isinstance(model, Model):
-            model.ckpt = model.ckpt or {"model": model.model}
+            model.ckpt = {**(model.ckpt or {}), "model": model.model, "epoch": -1, "optimizer": None}  # not resumable
             model.overrides.pop("pretrained", None)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
