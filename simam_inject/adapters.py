@@ -21,12 +21,12 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError
 from simam_inject.modules import check_module
 
-_LIGHTNING = "simam_inject.integrations.lightning"
+_LIGHTNING, _ULTRALYTICS = "simam_inject.integrations.lightning", "simam_inject.integrations.ultralytics"
 _INTEGRATIONS = {
     "lightning.pytorch.core.module": _LIGHTNING,
     "pytorch_lightning.core.module": _LIGHTNING,
-    "ultralytics.engine.model": "simam_inject.integrations.ultralytics",
-    "ultralytics.nn.tasks": "simam_inject.integrations.ultralytics",
+    "ultralytics.engine.model": _ULTRALYTICS,
+    "ultralytics.nn.tasks": _ULTRALYTICS,
 }
 """Module that defines classes of a library -> the integration, whose `ADAPTER` is for these classes."""
 _MARK = "simam_integration"
@@ -50,13 +50,18 @@ class Adapter:
     def update(self, model: nn.Module) -> None:
         """Write the sites and their settings to where the library looks for them when it copies, saves or rebuilds.
 
-        Called after the sites, their settings or the weights have changed.
+        Called after the sites or their settings have changed.
         """
         network = self.network(model)
-        if self.integration is not None and any(attended_in(network)):
+        if not any(attended_in(network)):
+            for module in network.modules():
+                module.__dict__.pop(_MARK, None)
+        elif self.integration is not None:
             network.__dict__[_MARK] = IntegrationMark(self.integration)
-        else:
-            network.__dict__.pop(_MARK, None)
+
+    def loaded(self, model: nn.Module) -> None:
+        """Use the weights that were loaded into a model, and its sites, for whatever the library does with it."""
+        self.update(model)
 
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
         """Copies of the network as the library exports it; none if it is exported as it is."""
@@ -68,7 +73,7 @@ class Adapter:
 
 
 class IntegrationMark:
-    """Attribute of an injected network; unpickling it imports the integration with this name."""
+    """Attribute of an injected network; unpickling it imports this integration, if its library is imported."""
 
     def __init__(self, integration: str) -> None:
         self.integration = integration
@@ -78,7 +83,13 @@ class IntegrationMark:
         if name not in _INTEGRATIONS.values():  # a file must not import anything else
             raise FileError(f"the file asks for the integration {name!r:.80}, which this package does not have")
         self.integration = str(name)
-        importlib.import_module(self.integration)
+        if _is_imported(self.integration):  # as it is by the class of the library's network
+            _load(self.integration)
+
+
+def _is_imported(integration: str) -> bool:
+    """Whether the library of an integration is imported."""
+    return any(name in sys.modules for name, its in _INTEGRATIONS.items() if its == integration)
 
 
 @functools.cache
@@ -96,13 +107,14 @@ def _load(integration: str) -> Adapter:
 
 def adapter_of(model: nn.Module) -> Adapter:
     """The adapter for this object; its integration is imported if it has not been."""
-    if any(name in sys.modules for name, integration in _INTEGRATIONS.items() if integration == _LIGHTNING):
-        _load(_LIGHTNING)  # whatever is injected may be a part of a LightningModule
+    lightning = _load(_LIGHTNING) if _is_imported(_LIGHTNING) else Adapter()  # whatever it is may be a part of a module
     for base in type(model).__mro__:
         integration = _INTEGRATIONS.get(base.__module__)
         if integration is not None:
             return _load(integration)
-    return Adapter()
+    if any(type(part).__module__.startswith("ultralytics.") for part in model.modules()):  # a part of a network
+        return Adapter(_load(_ULTRALYTICS).integration)
+    return lightning
 
 
 def network_of(model: nn.Module) -> nn.Module:

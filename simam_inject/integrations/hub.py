@@ -71,7 +71,8 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
     """Write weights, SimAM sites, configuration and a model card into a folder. The model is not changed.
 
     Args:
-        architecture: what builds the model: `timm:NAME`, `torchvision:NAME` or `ultralytics:NAME`.
+        architecture: what builds the model: `timm:NAME`, `torchvision:NAME` or `ultralytics:NAME`, with no option but
+            `num_classes`. Others (`act_layer`, ...) are not recorded, and would be lost.
         num_classes: what it was built with, if it was not the library's default.
 
     Returns:

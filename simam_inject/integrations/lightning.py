@@ -172,7 +172,7 @@ def _restore_sites(module: nn.Module, checkpoint: Any) -> None:
     if not injected(module):
         record.attach_to(module)
         update(module)
-    elif Record.of(module).lambdas == record.lambdas:
+    elif not record.differences(module):
         record.set_strengths(module)
     else:
         warnings.warn(

@@ -42,17 +42,6 @@ E_LAMBDA = 0.1
 """The authors' lambda for ImageNet and COCO."""
 
 
-class HoldsObjectsError(FileError):
-    """A file contains objects of a class that `torch.load(weights_only=True)` refuses to build."""
-
-    def __init__(self, class_name: str) -> None:
-        super().__init__(
-            f"it holds more than tensors, which could run code ({class_name}), and is not loaded: save "
-            "model.state_dict() instead"
-        )
-        self.class_name = class_name
-
-
 def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The tensors of a `state_dict`, alone or under a key such as `model`, and other names; or a `FileError`."""
     try:
@@ -65,7 +54,10 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
             raise FileError(
                 f"it is truncated, damaged, or not a checkpoint of torch.save ({type(error).__name__})"
             ) from error
-        raise HoldsObjectsError(refused[1]) from error
+        raise FileError(
+            f"it holds more than tensors, which could run code ({refused[1]}), and is not loaded: save "
+            "model.state_dict() instead"
+        ) from error
     others: list[str] = []
     while isinstance(content, Mapping):
         holder = next((name for name in _HOLDERS if isinstance(content.get(name), Mapping)), None)

@@ -22,12 +22,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import nn
 
-from simam_inject.adapters import network_of, update
+from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in, restorer
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
-from simam_inject.persist.record import KEY, Manifest, Record
+from simam_inject.persist.record import KEY, Manifest
 from simam_inject.verification.outputs import difference
 
 State = Mapping[str, torch.Tensor]
@@ -109,11 +109,16 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         try:
             if found[UNFIT] or (strict and any(found.values())):
                 raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}")
-            is_there = _has_sites(network, manifest)
-            if not is_there:
+            is_new = bool(manifest.sites) and not any(attended_in(network))
+            if is_new:
                 check_injectable(network_of(model))
+            elif others := manifest.differences(network):
+                raise FileError(
+                    "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"
+                    + shortened(others, joint="\n")
+                )
             with all_or_nothing(network, tensors.keys() & state.keys()):
-                if not is_there:
+                if is_new:
                     manifest.attach_to(network)
                 network.load_state_dict(tensors, strict=False)
         except (ModelError, FileError) as error:
@@ -121,7 +126,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
-    update(model)
+    adapter_of(model).loaded(model)
     return model
 
 
@@ -300,26 +305,6 @@ def _versions_of(packages: Iterable[str]) -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):  # the user's own code
             found[package] = metadata.version(package)
     return found
-
-
-def _has_sites(network: nn.Module, manifest: Manifest) -> bool:
-    """Whether the file's sites are in the model, or none are; a `FileError` if there are others."""
-    present, wanted = Record.of(network).lambdas, manifest.lambdas
-    if present == wanted or not present:
-        return present == wanted
-    lines = [
-        f"  {place}: {_lambda(present, place)} in the model, {_lambda(wanted, place)} in the file"
-        for place in sorted(present.keys() | wanted.keys())
-        if present.get(place) != wanted.get(place)
-    ]
-    raise FileError(
-        "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"
-        + shortened(lines, joint="\n")
-    )
-
-
-def _lambda(sites: Mapping[str, float], place: str) -> str:
-    return f"e_lambda {sites[place]:g}" if place in sites else "none"
 
 
 def _age(manifest: Manifest) -> str:

@@ -6,15 +6,15 @@ It is plain data from a file that is not trusted, so every field is checked befo
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, cast
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
 from simam_inject.editing.presence import presence_of
-from simam_inject.editing.serialization import ExampleRecord, Recipes, Site, first_problem
+from simam_inject.editing.serialization import ExampleRecord, Recipes, Site, checked
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
 from simam_inject.planning.insertions import Insertion, Line
 from simam_inject.planning.plan import Insertions
@@ -97,21 +97,27 @@ class Record(BaseModel):
             FileError: it is not a record of this format, or a field is not valid.
         """
         try:
-            return cls.model_validate_json(data if isinstance(data, str) else json.dumps(data))
-        except ValidationError as error:
-            raise FileError(f"{name} is not valid: {first_problem(error)}") from None
+            text = data if isinstance(data, str) else json.dumps(data)
         except (TypeError, ValueError, RecursionError) as error:
             raise FileError(f"{name} is not plain data: {error}") from None
+        return cast(Self, checked(cls, text, name))
 
     @property
     def insertions(self) -> tuple[Insertion, ...]:
         """The sites as `simam_inject.injected` lists them."""
         return Insertions(self.sites)
 
-    @property
-    def lambdas(self) -> dict[str, float]:
-        """Attended value -> lambda. Two networks with equal ones have the same sites."""
-        return {_place(site): site.e_lambda for site in self.sites}
+    def differences(self, network: nn.Module) -> list[str]:
+        """One line for each attended value that has another lambda, or SimAM in one of the two only."""
+        present, wanted = (
+            {_place(site): f"e_lambda {site.e_lambda}" for site in sites}
+            for sites in (Record.of(network).sites, self.sites)
+        )
+        return [
+            f"  {place}: {present.get(place, 'none')} in the model, {wanted.get(place, 'none')} in the file"
+            for place in sorted(present | wanted)
+            if present.get(place) != wanted.get(place)
+        ]
 
     def attach_to(self, network: nn.Module) -> None:
         """Replace the sites of a network by these, all or nothing. Nothing is traced or run.

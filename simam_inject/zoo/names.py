@@ -14,6 +14,8 @@ FORMS = (
 )
 """How a model may be named, for error messages."""
 _WEIGHTS = (".safetensors", ".pth", ".ckpt", ".bin")
+_YOLO = re.compile(rb"(c|\x8c.)ultralytics\.", re.DOTALL)
+"""A class of ultralytics in a pickle; a text that mentions the package has another byte before it."""
 _EXPORTED = (".onnx", ".pt2", ".torchscript", ".engine")
 _REGISTERED = re.compile(r'^@register_model(?:\((?:name="(\w+)")?\))?\n(?:(?!def ).+\n)*def (\w+)', re.MULTILINE)
 
@@ -28,7 +30,7 @@ def find_library(name: str) -> str:
     path = Path(name)
     if not name.strip():
         raise ModelError(f"the model has no name. A model is named {FORMS}")
-    if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and not _is_checkpoint(path)):
+    if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and holds_yolo(path) is False):
         raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
     if path.suffix in _EXPORTED:
         raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
@@ -48,14 +50,14 @@ def find_library(name: str) -> str:
     raise unknown_model(bare, prefix)
 
 
-def _is_checkpoint(path: Path) -> bool:
-    """Whether a file contains objects of ultralytics; in doubt it may, and loading it says what is wrong."""
+def holds_yolo(path: Path) -> bool | None:
+    """Whether a file of `torch.save` contains objects of ultralytics; None where only loading it can tell."""
     try:
         with zipfile.ZipFile(path) as opened:
             pickles = [opened.read(name) for name in opened.namelist() if name.endswith("data.pkl")]
     except (OSError, zipfile.BadZipFile):
-        return True
-    return not pickles or any(b"ultralytics" in data for data in pickles)
+        return None
+    return any(_YOLO.search(data) for data in pickles) if pickles else None
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 
 from simam_inject.errors import ModelError
 from simam_inject.zoo.model import ZooModel
+from simam_inject.zoo.names import holds_yolo
 from simam_inject.zoo.yolo import read_yolo
 
 
@@ -28,26 +29,23 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
         FileError: The file cannot be read, or one of `simam_inject.persist.save` was made for another model.
         ModelError: Its names or shapes are not those of the model.
     """
+    from simam_inject.api import injected
     from simam_inject.persist import load
-    from simam_inject.persist.checkpoints import HoldsObjectsError, read_checkpoint
+    from simam_inject.persist.checkpoints import read_checkpoint
     from simam_inject.persist.files import naming, read_tensors
     from simam_inject.persist.record import KEY
 
     note, texts = f"weights of {file.name}", dict[str, str]()
-    state: Mapping[str, Any] = {}
-    is_yolo = False
-    with naming(file):
-        try:
-            if file.suffix == ".safetensors":
-                state, texts = read_tensors(file)
-            else:
-                state, _ = read_checkpoint(file)
-        except HoldsObjectsError as error:
-            if not error.class_name.startswith("ultralytics."):
-                raise
-            is_yolo = True
-    if is_yolo:
-        state, note = _read_yolo(built, file)
+    state: Mapping[str, Any]
+    if file.suffix == ".pt" and holds_yolo(file):
+        if built.source != "ultralytics":
+            raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models")
+        loaded = read_yolo(file)
+        state, sites = loaded.model.state_dict(), len(injected(loaded))
+        note += f" without its {sites} SimAM sites (give {file.name} as MODEL for these)" if sites else ""
+    else:
+        with naming(file):
+            state, texts = read_tensors(file) if file.suffix == ".safetensors" else (read_checkpoint(file)[0], {})
     if KEY in texts:
         load(file, built.model)
     else:
@@ -55,21 +53,9 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
     return replace(built, note=note)
 
 
-def _read_yolo(built: ZooModel, file: Path) -> tuple[Mapping[str, Any], str]:
-    """The weights of a checkpoint of ultralytics, and a note that says if its SimAM sites are left out."""
-    if built.source != "ultralytics":
-        raise ModelError(f"{file} is a checkpoint of ultralytics, and {built.name} is not one of its models")
-    from simam_inject.api import injected
-
-    loaded = read_yolo(file)
-    sites = len(injected(loaded))
-    left_out = f" without its {sites} SimAM sites (give {file.name} as MODEL for these)" if sites else ""
-    return loaded.model.state_dict(), f"weights of {file.name}{left_out}"
-
-
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
     """Strict loading, with one message for everything that does not fit."""
-    from simam_inject.adapters import network_of
+    from simam_inject.adapters import adapter_of, network_of
     from simam_inject.persist.checkpoints import without_prefix
     from simam_inject.persist.files import UNFIT, differences, listed
 
@@ -85,3 +71,4 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
         hint = other if head_only else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     network.load_state_dict(dict(state))
+    adapter_of(built.model).loaded(built.model)

@@ -54,12 +54,14 @@ def read_yolo(file: Path) -> Any:
     """The `YOLO` object of a checkpoint, which is a pickle.
 
     Raises:
-        FileError: the file does not exist, or ultralytics cannot load it.
+        FileError: the file does not exist, is not a `.pt` file, or ultralytics cannot load it.
     """
     from ultralytics import YOLO
 
     if not file.is_file():
         raise FileError(f"no such file: {str(file)!r}")
+    if file.suffix != ".pt":  # ultralytics takes the name of any other file for that of an exported network
+        raise FileError(f"{file} is not a checkpoint of ultralytics, whose name ends in .pt")
     try:
         return YOLO(str(file))
     except InjectError:

@@ -73,6 +73,30 @@ def test_a_module_that_was_injected_directly_is_kept_too(tmp_path, path):
     check_output(again, strength=0.5)
 
 
+@pytest.mark.parametrize("path", ["", "net"], ids=["module", "part"])
+def test_a_pickled_module_is_kept_where_nothing_imports_this_package(tmp_path, path):
+    """As in a worker that is spawned."""
+    module = Net()
+    inject(module.get_submodule(path), RECIPE, example_inputs=IMAGE, verify=False)
+    torch.save(module, tmp_path / "module.pt")
+    code = f"""
+import torch
+from tests.integrations.lightning_net import Net
+from lightning.pytorch import Trainer
+module = torch.load({str(tmp_path / "module.pt")!r}, weights_only=False)
+options = dict(max_epochs=1, logger=False, enable_progress_bar=False, enable_checkpointing=False, accelerator="cpu")
+trainer = Trainer(**options)
+trainer.fit(module)
+trainer.save_checkpoint({str(tmp_path / "x.ckpt")!r})
+net = Net.load_from_checkpoint({str(tmp_path / "x.ckpt")!r}, weights_only=False)
+print("FOUND", sum(type(part).__name__ == "SimAM" for part in net.modules()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "FOUND 2" in done.stdout, done.stderr
+    eject(module)
+    assert not any("simam_integration" in vars(part) for part in module.modules())
+
+
 def test_the_other_name_of_the_library(tmp_path):
     """`pytorch_lightning` is a package of its own, with classes of its own."""
     pytest.importorskip("pytorch_lightning")

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 from ultralytics import YOLO
@@ -68,11 +69,16 @@ def test_a_checkpoint_that_would_lose_its_sites_has_a_fault(workshop, tmp_path):
     assert re.search("8 of 8 sites are not recorded in model.yaml.*training", fault)
 
 
-@pytest.mark.parametrize(("name", "message"), [("none.pt", "no such file"), ("text.pt", "cannot load")])
-def test_a_file_that_is_no_checkpoint(tmp_path, name, message):
-    (tmp_path / "text.pt").write_text("hello")
+@pytest.mark.parametrize("kind", [Path, str])
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("none.pt", "no such file"), ("text.pt", "cannot load"), ("none.txt", "no such file"), ("x.txt", r"ends in \.pt")],
+)
+def test_a_file_that_is_no_checkpoint(tmp_path, name, message, kind):
+    for file in ("text.pt", "x.txt"):
+        (tmp_path / file).write_text("hello")
     with pytest.raises(FileError, match=message):
-        check_checkpoint(tmp_path / name)
+        check_checkpoint(kind(tmp_path / name))
 
 
 def test_the_command_says_what_is_missing_and_exits_1(workshop):

@@ -1,6 +1,7 @@
 """Each guard is needed: with the guard off, the loss happens."""
 
 import copy
+import subprocess
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,12 @@ from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
 from simam_inject.integrations.ultralytics import networks, ramp, training
 from simam_inject.integrations.ultralytics.record import read, recorded, write
+from simam_inject.persist import load, save
 from simam_inject.persist.record import Record
+from simam_inject.zoo import build as build_zoo
+from simam_inject.zoo import load_weights
+from tests.yolo.conftest import ROOT
+from tests.yolo.drawing import draw_set
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, library_as_it_is, live_sites
 
 SMALL = {
@@ -375,6 +381,67 @@ def test_a_hostile_recorded_ramp_is_refused(yolo):
     yolo.model.yaml["simam_ramp"] = {"epochs": "3", "start": 0.0}
     with pytest.raises(FileError, match="is not a ramp"):
         yolo.train(data="none.yaml")
+
+
+def test_a_training_that_does_not_begin_leaves_its_ramp_to_the_next(yolo):
+    with warnings.catch_warnings(action="ignore"):  # of a ramp without gains
+        ramp(yolo, epochs=2, start=0.5)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="does not exist"):  # the data set
+            yolo.train(data="none.yaml")
+        assert (vars(yolo)["simam_ramp"].epochs, vars(yolo)["simam_ramp"].start) == (2, 0.5)
+
+
+def test_a_resumed_training_that_does_not_begin_leaves_the_recorded_ramp(yolo):
+    yolo.model.yaml["simam_ramp"] = recorded_ramp = {"epochs": 2.0, "start": 0.5}
+    with pytest.raises((RuntimeError, FileNotFoundError), match=r"does not exist|not found"):
+        yolo.train(data="none.yaml", resume=True)
+    assert yolo.model.yaml["simam_ramp"] == recorded_ramp
+    with pytest.raises(RuntimeError, match="does not exist"):
+        yolo.train(data="none.yaml")
+    assert "simam_ramp" not in yolo.model.yaml, "another training does not go on with it"
+
+
+class Begun(Exception):
+    """Raised before the first batch."""
+
+
+def network_to_train(yolo, folder) -> nn.Module:
+    """The network that a training would train."""
+    found = []
+
+    def stop(trainer):
+        found.append(trainer.model)
+        raise Begun
+
+    yolo.add_callback("on_pretrain_routine_end", stop)
+    with pytest.raises(Begun):
+        yolo.train(data=str(draw_set(folder / "set")), imgsz=64, workers=0, plots=False, project=str(folder))
+    return found[0]
+
+
+@pytest.mark.parametrize("how", ["persist.load", "zoo.load_weights"])
+def test_training_starts_from_weights_that_were_loaded(how, tmp_path):
+    """Without a checkpoint, ultralytics builds a network anew when it trains."""
+    source = inject(YOLO("yolov8n.yaml"), "yolo-sppf", verify=False)
+    if how == "persist.load":
+        yolo = load(save(source, tmp_path / "x.safetensors"), YOLO("yolov8n.yaml"))
+    else:
+        torch.save(source.model.state_dict(), tmp_path / "x.pth")
+        yolo = inject(load_weights(build_zoo("yolov8n"), tmp_path / "x.pth").model, "yolo-sppf", verify=False)
+    network = network_to_train(yolo, tmp_path)
+    assert torch.equal(network.model[0].conv.weight, source.model.model[0].conv.weight)
+    assert sites_of(network) == sites_of(source)
+
+
+def test_a_part_that_was_injected_by_itself_is_trained(tmp_path):
+    yolo = YOLO("yolov8n.yaml")
+    inject(yolo.model.model[4], "after bottleneck", example_inputs=torch.rand(1, 64, 8, 8), verify=False)
+    yolo.save(tmp_path / "x.pt")
+    assert sites_of(network_to_train(yolo, tmp_path)) == {"model.4.m.0", "model.4.m.1"}
+    code = f"from ultralytics import YOLO; import sys; YOLO({str(tmp_path / 'x.pt')!r}); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "simam_inject.integrations.ultralytics.training" in done.stdout, "armed, as in `yolo train model=x.pt`"
 
 
 @pytest.mark.parametrize("version", ["8.3.253", "8.4.191", "9.0.0"])

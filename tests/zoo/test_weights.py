@@ -11,6 +11,7 @@ from timm import models
 from torch import nn
 from ultralytics import YOLO
 
+from simam_inject import inject, injected
 from simam_inject.errors import ModelError
 from simam_inject.zoo import ZooModel, build, load_weights
 from tests.messages import says
@@ -94,3 +95,23 @@ def test_a_child_called_module_is_no_wrapper(prefix, tmp_path):
     torch.save(state, tmp_path / "net.pth")
     load_weights(ZooModel("net", net, "net.py", ""), tmp_path / "net.pth")
     assert net.module.weight.eq(0.5).all()
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_weights_of_a_checkpoint_of_ultralytics(protocol, tmp_path):
+    yolo, file = inject(YOLO("yolov8n.yaml"), "yolo-sppf", verify=False), tmp_path / "mine.pt"
+    torch.save({"model": yolo.model}, file, pickle_protocol=protocol)
+    built = load_weights(build("yolov8n"), file)
+    assert built.note == "weights of mine.pt without its 1 SimAM sites (give mine.pt as MODEL for these)"
+    assert all(map(torch.equal, built.model.model.state_dict().values(), yolo.model.state_dict().values()))
+    assert not injected(built.model)
+    with pytest.raises(ModelError, match=says("mine.pt", "ultralytics", "resnet18 is not one of its models")):
+        load_weights(build("resnet18"), file)
+
+
+def test_a_text_that_mentions_ultralytics_is_no_checkpoint_of_it(tmp_path):
+    net, file = nn.Conv2d(3, 4, 3), tmp_path / "net.pt"
+    torch.save({"model": net.state_dict(), "origin": "ultralytics.nn.tasks"}, file)
+    load_weights(ZooModel("net", nn.Conv2d(3, 4, 3), "net.py", ""), file)
+    with pytest.raises(ModelError, match="contains weights, not a model"):
+        build(str(file))

@@ -73,6 +73,13 @@ class UltralyticsAdapter(Adapter):
         else:  # ejected; or peers of SimAM, which cannot be rebuilt: `train` says so
             erase(network)
 
+    def loaded(self, model: nn.Module) -> None:
+        """Let `train` start from the weights in memory, as after `YOLO.load`: without checkpoint it starts anew."""
+        self.update(model)
+        if isinstance(model, Model):
+            model.ckpt = {**(model.ckpt or {}), "model": model.model, "epoch": -1, "optimizer": None}  # not resumable
+            model.overrides.pop("pretrained", None)
+
     def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
         """Copies with folded norms and without the branches that only training needs.
 

@@ -6,6 +6,7 @@ As trained is the network in the file; as deployed is the same after `fuse()`, w
 from __future__ import annotations
 
 import copy
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,12 +61,13 @@ class Checkup:
 
 
 @torch.no_grad()
-def check_checkpoint(path: Path) -> Checkup:
+def check_checkpoint(path: str | os.PathLike[str]) -> Checkup:
     """Look into a checkpoint and the .onnx file of the same name beside it. Changes neither.
 
     Raises:
-        FileError: The file does not exist, or ultralytics cannot load it.
+        FileError: The file does not exist, is not a `.pt` file, or ultralytics cannot load it.
     """
+    path = Path(path)
     network: Any = read_yolo(path).model.float().eval()
     record, example = recorded(network), example_of(network)
     planned = {site.module: site for site in record.sites} if record else {}

@@ -177,7 +177,8 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     _check_trainable(model, resumed=resumed)
     if not (recorded(model.model) or any(attended_in(model.model))):
         return original(model, *args, **kwargs)
-    parts = [Tripwire(write(model.model)), _take_ramp(model, resumed=resumed)]
+    tripwire, given = Tripwire(write(model.model)), vars(model).pop(RAMP, None)
+    parts = [tripwire, given or _recorded_ramp(model.model, resumed=resumed)]
     before, switch = model.callbacks, {"model": model.model}
     ours = {event: [getattr(part, event) for part in parts if hasattr(part, event)] for event in before}
     model.callbacks = defaultdict(list, {event: [*ours[event], *calls] for event, calls in before.items()})
@@ -190,24 +191,28 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
             kwargs["pretrained"] = False
     try:
         return original(model, *args, **kwargs)
+    except BaseException:
+        if given is not None and not given.batch:  # e.g. no such data set: the next training is the ramp's
+            vars(model)[RAMP] = given
+        raise
     finally:
         model.callbacks = before
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
 
 
-def _take_ramp(model: Any, *, resumed: bool) -> EpochRamp | None:
-    """Take away the ramp that was set on the YOLO object, and the recorded one, which a resumed training goes on with.
+def _recorded_ramp(network: Any, *, resumed: bool) -> EpochRamp | None:
+    """The ramp in the yaml of a network, which a resumed training goes on with; any other one forgets it.
 
     Raises:
-        FileError: what the network's yaml records is not a ramp.
+        FileError: what the yaml records is not a ramp.
     """
-    given, found = model.__dict__.pop(RAMP, None), model.model.yaml.pop(RAMP, None)
+    found = network.yaml.get(RAMP) if resumed else network.yaml.pop(RAMP, None)
     try:
-        recorded_ramp = None if found is None else EpochRamp(**found)
+        ramp = None if found is None else EpochRamp(**found)
     except (TypeError, ValueError, ModelError) as error:
         raise FileError(f"model.yaml[{RAMP!r}] is not a ramp: {found!r:.120}") from error
-    return given or (recorded_ramp if resumed else None)
+    return ramp if resumed else None
 
 
 def rebuilds_from_name() -> bool:
