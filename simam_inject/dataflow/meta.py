@@ -22,7 +22,7 @@ from simam_inject.nested import map_nested, tensors_in
 _ACTIVATIONS = {F.celu, F.elu, F.gelu, F.hardsigmoid, F.hardswish, F.hardtanh, F.leaky_relu, F.mish, F.relu, F.relu6}
 _ACTIVATIONS |= {F.selu, F.softplus, torch.relu, Tensor.relu}
 _OF_TWO = {torch.add, torch.sub, torch.mul, torch.div, Tensor.add, Tensor.sub, Tensor.mul, Tensor.div}
-_KNOWN = _ACTIVATIONS | _OF_TWO | {F.layer_norm, F.group_norm, F.linear}
+_KNOWN = _ACTIVATIONS | _OF_TWO | {F.layer_norm, F.group_norm, F.linear, F.adaptive_avg_pool2d}
 _IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
 
 
@@ -51,9 +51,11 @@ def computed_at_once(
         is_number = isinstance(args[1], (int, float)) and not others
         is_like_first = is_number or (len(others) == 1 and _is_broadcast(shapes[0], tuple(first.shape)))
     elif func is F.linear and len(args) > 1 and first.dim() > 1:
-        outputs, *inputs = shapes[0]
-        if inputs == [first.shape[-1]] and all(shape == (outputs,) for shape in shapes[1:]):
-            return torch.empty((*first.shape[:-1], outputs), dtype=first.dtype, device="meta")
+        weight, *bias = shapes or [()]
+        if len(weight) == 2 and weight[1] == first.shape[-1] and bias in ([], [weight[:1]]):
+            return torch.empty((*first.shape[:-1], weight[0]), dtype=first.dtype, device="meta")
+    elif func is F.adaptive_avg_pool2d and args[1:] in ((1,), ((1, 1),)) and first.dim() in (3, 4) and first.numel():
+        return torch.empty((*first.shape[:-2], 1, 1), dtype=first.dtype, device="meta")
     elif func in (F.layer_norm, F.group_norm) and len(args) > 1:
         is_like_first = _can_normalize(func, args[1], tuple(first.shape), shapes)
     return to_meta(first) if is_like_first else None

@@ -28,6 +28,8 @@ ANSWERED = {
     "linear": (F.linear, (TOKENS, W, B), {}),
     "no bias": (F.linear, (TOKENS, W), {}),
     "bias by name": (F.linear, (TOKENS, W), {"bias": B}),
+    "mean of a map": (F.adaptive_avg_pool2d, (X, 1), {}),
+    "mean of a map without a batch": (F.adaptive_avg_pool2d, (X[0], (1, 1)), {}),
     "layer norm": (F.layer_norm, (TOKENS, (8,), V, V), {}),
     "layer norm of maps": (F.layer_norm, (X, [4, 6]), {}),
     "group norm": (F.group_norm, (X, 4), {"weight": V, "bias": V}),
@@ -41,6 +43,7 @@ LEFT_TO_TORCH = {
     "larger": (torch.add, (X[:1], X), {}),
     "out": (torch.add, (X, X), {"out": torch.empty_like(X)}),
     "alpha by position": (torch.add, (X, X), {"alpha": torch.tensor(2)}),
+    "pooling": (F.adaptive_avg_pool2d, (X, (2, 1)), {}),
     "vector": (F.linear, (V, W, B), {}),
 }
 WRONG = {
