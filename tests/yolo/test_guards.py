@@ -19,7 +19,7 @@ from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
 from simam_inject.integrations.ultralytics import networks, ramp, training
 from simam_inject.integrations.ultralytics.record import read, recorded, write
-from simam_inject.persist import load, save
+from simam_inject.persist import LostRecipeWarning, load, save
 from simam_inject.persist.record import Record
 from simam_inject.zoo import build as build_zoo
 from simam_inject.zoo import load_weights
@@ -136,8 +136,13 @@ def test_a_plain_network_stays_plain_when_it_loads_an_injected_one(record):
     unguarded = copy.deepcopy(network)
     tasks.BaseModel.load.__wrapped__(unguarded, source, verbose=False)
     assert live_sites(unguarded)
-    network.load(source, verbose=False)
+    with pytest.warns(LostRecipeWarning, match="8 sites that this DetectionModel lacks") as caught:
+        network.load(weights=source, verbose=False)
+    assert caught[0].filename == __file__
     assert not live_sites(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(record, nc=2).load({"model": source}, verbose=False)
 
 
 def test_pretrained_weights_transfer_completely(wide, record):
