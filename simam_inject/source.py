@@ -172,9 +172,14 @@ def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | 
             continue
         if not isinstance(target, ast.Name) or _is_shared(function, target.id):
             return False
-        after = [n for later in function.body[place + 1 :] for n in ast.walk(later) if isinstance(n, ast.Name)]
-        return [n for n in after if n.id == target.id] == [name]
+        after = [n for later in function.body[place + 1 :] for n in ast.walk(later)]
+        return [n for n in after if target.id in _names_of(n)] == [name]
     return False
+
+
+def _names_of(node: ast.AST) -> set[object]:
+    """Names that a node reads or binds: also `case y`, `except E as y`, `import z as y`."""
+    return {getattr(node, attribute, None) for attribute in ("id", "name", "asname", "rest")}
 
 
 def _is_shared(function: ast.FunctionDef, name: str) -> bool:
@@ -210,11 +215,16 @@ def _is_called_otherwise(kind: type, method: str) -> bool:
         text = _text(id(code), code)
         if text is None:
             return True
-        uses = [n for n in ast.walk(_parse_method(text)) if isinstance(n, ast.Attribute) and n.attr == method]
+        uses = [n for n in ast.walk(_parse_method(text)) if isinstance(n, ast.Attribute) and is_named(n.attr, method)]
         owner = code.co_varnames[:1]
         if any(not isinstance(use.value, ast.Name) or (use.value.id,) != owner for use in uses):
             return True
     return False
+
+
+def is_named(attribute: str, name: str) -> bool:
+    """An attribute in the source has this name: `__act` is `_Block__act` when it is compiled."""
+    return attribute == name or (attribute.startswith("__") and name.endswith(attribute))
 
 
 def _functions(kind: type) -> Iterator[object]:

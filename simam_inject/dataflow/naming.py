@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._device import _device_constructors
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import function_kind, function_name
@@ -54,13 +53,11 @@ class Namer(TorchFunctionMode):
 
     Args:
         model: a twin (see `twin`); its forwards may write to it.
-        device: where tensors are made that a forward makes without saying where; None for the default.
     """
 
-    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.device = device
         self.modules = dict(modules_with_python_forward(model))
         self.path_of = {id(module): path for path, module in self.modules.items()}
         tables = (table for module in model.modules() for table in (module._parameters, module._buffers))
@@ -155,8 +152,6 @@ class Namer(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.device is not None and func in _device_constructors() and kwargs.get("device") is None:
-            kwargs = {**kwargs, "device": self.device}
         name = function_name(func)
         if self.frame is None or name in NOT_READS:
             self.asks_for_values |= name in _SHOWS_META

@@ -50,7 +50,7 @@ SHARED: contextvars.ContextVar[frozenset[int]] = contextvars.ContextVar("shared"
 identity with what its modules refer to, so a twin refers to the very same ones."""
 
 
-_uncompiled: Any = getattr(eval_frame, "_use_eager_on_nested_compile", nullcontext)
+uncompiled: Any = getattr(eval_frame, "_use_eager_on_nested_compile", nullcontext)
 """Context manager in which functions that `torch.compile` has made run as they are written, in this thread alone. Only
 recent versions of torch have one."""
 
@@ -82,7 +82,7 @@ def same_surroundings(model: nn.Module) -> Iterator[None]:
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
     with ExitStack() as stack:  # restores everything, also if one step raises
-        stack.enter_context(_uncompiled())
+        stack.enter_context(uncompiled())
         stack.callback(SHARED.reset, SHARED.set(frozenset(reachable.shared)))
         stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
         stack.callback(random.setstate, random.getstate())

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.hooks import InputHook, OutputHook, SiteHook, guard_hooks, hooks_on
-from simam_inject.editing.presence import Presence, distance_to_end, presence_of, set_presence
+from simam_inject.editing.hooks import Hook, InputHook, OutputHook, SiteHook, all_hooks, guard_hooks, hooks_on
+from simam_inject.editing.presence import Presence, distance_to_end
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.editing.serialization import ExampleRecord, checked
 from simam_inject.errors import FileError, ModelError, a_type
@@ -108,46 +109,22 @@ def attach(
         ModelError: a holder is missing, or cannot hold a SimAM.
     """
     modules = dict(model.named_modules(remove_duplicate=False))  # a path of a file is looked up, and runs no property
-    before = {(id(part.module), name): child for part in _parts(model) for name, child in part.children.items()}
-    children: list[tuple[nn.Module, str, nn.Module]] = []
+    attentions = _attentions(model, modules, sites, factory, reuse)
+    parts: dict[str, _Part] = {}
     by_hook: dict[tuple[str, str, str | None], list[Insertion]] = defaultdict(list)
-    for site in sites:
-        holder = _holder(model, modules, site)
-        there = before.get((id(holder), site.child))
-        if there is None and is_taken(holder, site.child):
-            raise ModelError(f"{site.edit.module or 'the model'} has an attribute {site.child!r} already")
-        made = there if reuse and there is not None else _attention(holder, model, site, factory)
-        if any(made is other for _, _, other in children):
-            raise ModelError("attention must return a new module for each site; it returned the same one twice")
-        children.append((holder, site.child, made))
-        method = None if site.expression is None else site.expression.method
-        by_hook[site.edit.module, site.edit.kind, method].append(site)
+    for site, attention in zip(sites, attentions, strict=True):
+        path, expression = site.edit.module, site.expression
+        parts.setdefault(path, _Part(modules[path], [], {})).children[site.child] = attention
+        by_hook[path, site.edit.kind, expression.method if expression else None].append(site)
     hooks = [(path, _hook(modules[path], here)) for (path, *_), here in by_hook.items()]
-    peers = [site.path for site, (_, _, made) in zip(sites, children, strict=True) if not isinstance(made, SimAM)]
-    presence = _presence(model, hooks, sites, recipes, example, peers) if hooks else None
-    _exchange(model, children, [(modules[path], hook) for path, hook in hooks], presence)
-
-
-def _exchange(
-    model: nn.Module,
-    children: list[tuple[nn.Module, str, nn.Module]],
-    hooks: list[tuple[nn.Module, SiteHook]],
-    presence: Presence | None,
-) -> None:
-    """Replace what the model has by these: all, or nothing if an error is raised."""
-    restore = restorer(model)
+    for path, hook in hooks:
+        parts[path].hooks.append(hook)
+    if hooks:
+        peers = [site.path for site, made in zip(sites, attentions, strict=True) if not isinstance(made, SimAM)]
+        presence = _presence(model, hooks, sites, recipes, example, peers)
+        parts.setdefault("", _Part(model, [], {})).hooks.append(presence)
     try:
-        strip(model)
-        for holder, name, attention in children:
-            holder._modules[name] = attention
-        for holder, hook in hooks:
-            hook.put_on(holder)
-        set_presence(model, presence)
-    except BaseException:
-        for holder, name, _ in children:
-            holder._modules.pop(name, None)
-        restore()
-        raise
+        _exchange(model, list(parts.values()))
     finally:
         guard_hooks()
         torch.compiler.reset()
@@ -159,30 +136,46 @@ def detach(model: nn.Module) -> None:
     torch.compiler.reset()
 
 
-def _holder(model: nn.Module, modules: dict[str, nn.Module], site: Insertion) -> nn.Module:
-    path = site.edit.module
-    if path not in modules:
-        raise ModelError(f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site.name}")
-    if isinstance(modules[path], (*CONTAINERS, torch.jit.ScriptModule)):
-        raise ModelError(f"{path} is a {type(modules[path]).__name__}, which cannot have a SimAM as a child")
-    return modules[path]
+def _attentions(
+    model: nn.Module, modules: dict[str, nn.Module], sites: Sequence[Insertion], factory: Factory | None, reuse: bool
+) -> list[nn.Module]:
+    """The attention modules of the sites, in order: those that are there, or new ones."""
+    present = {(id(part.module), name): child for part in _parts(model) for name, child in part.children.items()}
+    found: list[nn.Module] = []
+    for site in sites:
+        path = site.edit.module
+        holder = modules.get(path)
+        if holder is None:
+            raise ModelError(
+                f"{type(model).__name__} has no module {path!r}, which should have the SimAM at {site.name}"
+            )
+        if isinstance(holder, (*CONTAINERS, torch.jit.ScriptModule)):
+            raise ModelError(f"{path} is a {type(holder).__name__}, which cannot have a SimAM as a child")
+        there = present.get((id(holder), site.child))
+        if there is None and is_taken(holder, site.child):
+            raise ModelError(f"{path or 'the model'} has an attribute {site.child!r} already")
+        attention = there if reuse and there is not None else _new_attention(holder, model, site, factory)
+        if any(attention is other for other in found):
+            raise ModelError("attention must return a new module for each site; it returned the same one twice")
+        found.append(attention)
+    return found
 
 
-def _attention(holder: nn.Module, model: nn.Module, site: Insertion, factory: Factory | None) -> nn.Module:
+def _new_attention(holder: nn.Module, model: nn.Module, site: Insertion, factory: Factory | None) -> nn.Module:
     if factory is None:
         attention: nn.Module = SimAM(site.e_lambda, channel_dim=site.channel_dim)
         attention.strength, attention.gain = site.strength, site.gain  # type: ignore[assignment]
-    else:
-        attention = factory(site.shape[site.channel_dim])
-        tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
-        if not isinstance(attention, nn.Module):
-            raise ModelError(
-                f"attention must return an nn.Module for a number of channels; it returned {a_type(attention)}"
-            )
-        if any(map(is_lazy, attention.parameters())):
-            raise ModelError(f"attention returned {a_type(attention)} whose parameters have no shape yet")
-        if tensor is not None:
-            attention.to(tensor.device, tensor.dtype)
+        return attention.train(holder.training)
+    attention = factory(site.shape[site.channel_dim])
+    if not isinstance(attention, nn.Module):
+        raise ModelError(
+            f"attention must return an nn.Module for a number of channels; it returned {a_type(attention)}"
+        )
+    if any(map(is_lazy, attention.parameters())):
+        raise ModelError(f"attention returned {a_type(attention)} whose parameters have no shape yet")
+    tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
+    if tensor is not None:
+        attention.to(tensor.device, tensor.dtype)
     return attention.train(holder.training)
 
 
@@ -229,58 +222,63 @@ def _written(example: dict[str, Any] | None) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What this package has put on one module."""
+    """What this package has added to one module."""
 
     module: nn.Module
-    presence: Presence | None
-    hooks: list[SiteHook]
+    hooks: list[Hook]
     children: dict[str, nn.Module | None]
 
-    def take_out(self) -> None:
-        set_presence(self.module, None)
+    def remove(self) -> None:
         for hook in self.hooks:
             hook.take_off(self.module)
         for name in self.children:
-            del self.module._modules[name]
+            self.module._modules.pop(name, None)
 
-    def put_back(self) -> None:
+    def add(self) -> None:
         self.module._modules.update(self.children)
         for hook in self.hooks:
             hook.put_on(self.module)
-        if self.presence is not None:
-            set_presence(self.module, self.presence)
 
 
 def _parts(model: nn.Module) -> list[_Part]:
     """What is in a model, including SimAMs whose hook was dropped."""
     found, expected = [], defaultdict[int, set[str]](set)
     for module in list(model.modules()):
-        presence, hooks = presence_of(module), hooks_on(module)  # a part may have been injected by itself
-        for holder, name in presence.children(module) if presence is not None else ():
-            expected[id(holder)].add(name)
-        names = {site.child for hook in hooks for site in hook.sites} | expected[id(module)]
-        children = {name: module._modules[name] for name in names if name in module._modules}
-        if presence is not None or hooks or children:
-            found.append(_Part(module, presence, hooks, children))
+        hooks = all_hooks(module)
+        for hook in hooks:  # a part may have been injected by itself
+            for holder, name in hook.children(module) if isinstance(hook, Presence) else ():
+                expected[id(holder)].add(name)
+        names = expected[id(module)].union(site.child for hook in hooks_on(module) for site in hook.sites)
+        children = {name: child for name, child in module._modules.items() if name in names}
+        if hooks or children:
+            found.append(_Part(module, hooks, children))
     return found
+
+
+def _exchange(model: nn.Module, parts: Sequence[_Part]) -> None:
+    """Replace what this package has added to a model: all, or nothing if an error is raised."""
+    before = _parts(model)
+    try:
+        for part in before:
+            part.remove()
+        for part in parts:
+            part.add()
+    except BaseException:
+        for part in (*parts, *before):
+            part.remove()
+        for part in before:
+            part.add()
+        raise
 
 
 def strip(model: nn.Module) -> None:
     """Remove every SimAM, hook and presence check, and leave compiled code as it is."""
-    for part in _parts(model):
-        part.take_out()
+    _exchange(model, [])
 
 
 def restorer(model: nn.Module) -> Callable[[], None]:
-    """A function that puts the attention of a model back as it is now: the very same modules and hooks."""
-    parts = _parts(model)
-
-    def restore() -> None:
-        strip(model)
-        for part in parts:
-            part.put_back()
-
-    return restore
+    """A function that restores the attention of a model as it is now: the very same modules and hooks."""
+    return partial(_exchange, model, _parts(model))
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch._dynamo import config  # now: a process that is forked while a thread imports it could not seed torch
 
 from simam_inject.attention import SimAM
-from simam_inject.editing.serialization import Plain, read_sites, write_sites
+from simam_inject.editing.serialization import read_sites, write_sites
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.nested import entry_at, replace_entry
 from simam_inject.planning.insertions import Input, Insertion, Rewritten
@@ -71,11 +71,51 @@ def lost(site: Insertion, why: str) -> ModelError:
     return ModelError(f"SimAM at {site.name} was lost: {why}; {ADVICE}")
 
 
-class SiteHook(Plain):
-    """What runs the SimAMs of one module for one `kind` of edit. `table` and `key` say where torch finds a hook."""
+class Hook:
+    """What this package registers on a module, in one of its tables and under a fixed key.
+
+    It has no `__init__`, which a pickle could call with anything: `made` makes one.
+    """
 
     table: ClassVar[str]
-    key: ClassVar[str]
+    """Attribute of modules in which torch finds it."""
+    key: str
+    is_first: ClassVar[bool] = False
+    """Before all other entries of the table."""
+
+    @classmethod
+    def made(cls, **state: Any) -> Self:
+        """One with these attributes."""
+        made = cls()
+        vars(made).update(state)
+        return made
+
+    def put_on(self, module: nn.Module) -> None:
+        """Register it on a module."""
+        table = getattr(module, self.table)
+        table[self.key] = self
+        if self.is_first:
+            table.move_to_end(self.key, last=False)
+
+    def take_off(self, module: nn.Module) -> None:
+        """Remove it from a module: other tools may have registered it again under another key."""
+        table = getattr(module, self.table)
+        for key in [key for key, hook in table.items() if hook is self]:
+            del table[key]
+            vars(module).get(f"{self.table}_with_kwargs", {}).pop(key, None)
+
+    def is_on(self, module: nn.Module) -> bool:
+        """The module runs this very hook."""
+        return getattr(module, self.table).get(self.key) is self
+
+    def belongs_to(self, module: nn.Module, name: str) -> bool:  # noqa: ARG002
+        """The module on which it was found under this name is the one that it is for, or a shallow copy of it."""
+        return True
+
+
+class SiteHook(Hook):
+    """What runs the SimAMs of one module for one `kind` of edit."""
+
     kind: ClassVar[str]
     sites: list[Insertion]
 
@@ -92,25 +132,6 @@ class SiteHook(Plain):
         """Check what a file holds."""
         self.sites = read_sites(state.get("sites"), self.kind)
         guard_hooks()
-
-    def put_on(self, module: nn.Module) -> None:
-        """Register the hook on a module."""
-        getattr(module, self.table)[self.key] = self
-
-    def take_off(self, module: nn.Module) -> None:
-        """Remove the hook from a module: other tools may have registered it again under another key."""
-        table, with_keywords = getattr(module, self.table), getattr(module, f"{self.table}_with_kwargs")
-        for key in [key for key, hook in table.items() if hook is self]:
-            del table[key]
-            with_keywords.pop(key, None)
-
-    def belongs_to(self, module: nn.Module, name: str) -> bool:  # noqa: ARG002
-        """The module on which it was found under this name is the one that it attends, or a shallow copy of it."""
-        return True
-
-    def is_on(self, module: nn.Module) -> bool:
-        """The module runs this very hook."""
-        return getattr(module, self.table).get(self.key) is self
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:  # noqa: ARG002
         """Restore a hook that a tool dropped while it kept the SimAM, as `convert_sync_batchnorm` does.
@@ -135,9 +156,9 @@ class SiteHook(Plain):
 
 
 class OutputHook(SiteHook):
-    """Forward hook that applies SimAM to the output of a module, or to entries of it."""
+    """Forward hook that applies SimAM to the output of a module, or to entries of it; the hooks after it see this."""
 
-    table, key, kind = "_forward_hooks", "simam_output", "output"
+    table, key, kind, is_first = "_forward_hooks", "simam_output", "output", True
 
     has_bias: bool | None
     """Whether a convolution had a bias: folding a norm into it gives it one."""
@@ -148,11 +169,6 @@ class OutputHook(SiteHook):
         self.has_bias = state.get("has_bias")
         if not isinstance(self.has_bias, (bool, type(None))):
             raise FileError("a hook of SimAM is not valid: has_bias is not a bool")
-
-    def put_on(self, module: nn.Module) -> None:
-        """Register the hook before all others, so that they see the output of SimAM."""
-        super().put_on(module)
-        module._forward_hooks.move_to_end(self.key, last=False)  # type: ignore[attr-defined]
 
     def __call__(self, module: nn.Module, _args: Any, output: Any) -> Any:
         """Apply SimAM to the output; registered on the module that holds the SimAM."""
@@ -211,13 +227,18 @@ def _attend_entry(module: nn.Module, site: Insertion, value: Any) -> Any:
     return replace_entry(value, key, attend(module, site, entry))
 
 
-def hooks_on(module: nn.Module) -> list[SiteHook]:
-    """The hooks and rewritten methods of this package on a module, under whatever key."""
+def all_hooks(module: nn.Module) -> list[Hook]:
+    """What this package has registered on a module, under whatever key."""
     if isinstance(module, torch.jit.ScriptModule):
         return []
     tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
-    found = [(name, hook) for table in tables for name, hook in table.items() if issubclass(type(hook), SiteHook)]
+    found = [(name, hook) for table in tables for name, hook in table.items() if issubclass(type(hook), Hook)]
     return [hook for name, hook in found if hook.belongs_to(module, str(name))]
+
+
+def hooks_on(module: nn.Module) -> list[SiteHook]:
+    """The hooks and rewritten methods on a module that run SimAM."""
+    return [hook for hook in all_hooks(module) if isinstance(hook, SiteHook)]
 
 
 def guard_hooks() -> None:

@@ -17,13 +17,12 @@ from pydantic import InstanceOf
 from torch import nn
 from typing_extensions import TypedDict  # that of `typing` needs Python 3.12
 
-from simam_inject.editing.hooks import ADVICE, SiteHook, hooks_on, lost
-from simam_inject.editing.serialization import ExampleRecord, Plain, Recipes, checked
+from simam_inject.editing.hooks import ADVICE, Hook, SiteHook, all_hooks, hooks_on, lost
+from simam_inject.editing.serialization import ExampleRecord, Recipes, checked
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import NORMS
 from simam_inject.planning.insertions import Insertion, Output
 
-PRESENCE = "simam_presence"
 _Path = tuple[str, ...]
 
 
@@ -40,11 +39,13 @@ class _State(TypedDict):
     """Paths of the sites that have another attention module than SimAM."""
 
 
-class Presence(Plain):
-    """Forward pre-hook of the root: what an injection was made of. Attributes and their checks are those of `_State`.
+class Presence(Hook):
+    """First forward pre-hook of the root: what an injection was made of.
 
-    All of it is data, but for a rewritten method, which refers to its module.
+    Attributes and their checks are those of `_State`: data, but for a rewritten method, which refers to its module.
     """
+
+    table, key, is_first = "_forward_pre_hooks", "simam_presence", True
 
     holders: list[tuple[_Path, SiteHook, int]]
     witnesses: list[tuple[_Path, str]]
@@ -187,16 +188,7 @@ def _holds(module: nn.Module, hook: SiteHook) -> bool:
 
 def presence_of(model: nn.Module) -> Presence | None:
     """The presence hook of a root."""
-    return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, Presence)), None)
-
-
-def set_presence(model: nn.Module, presence: Presence | None) -> None:
-    """Register the presence hook first, in the place of an earlier one; None takes it away."""
-    for key in [key for key, hook in model._forward_pre_hooks.items() if isinstance(hook, Presence)]:
-        del model._forward_pre_hooks[key]
-    if presence is not None:
-        model._forward_pre_hooks[PRESENCE] = presence  # type: ignore[index]
-        model._forward_pre_hooks.move_to_end(PRESENCE, last=False)  # type: ignore[attr-defined]
+    return next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
 
 
 torch.serialization.add_safe_globals([Presence])

@@ -11,8 +11,6 @@ import ast
 import copy
 import inspect
 import types
-from collections.abc import Iterable
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -22,11 +20,13 @@ from simam_inject.editing.hooks import ADVICE, SiteHook, attend, guard_hooks, lo
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
-from simam_inject.source import locate, may_run, method_source, parse
+from simam_inject.source import is_named, locate, may_run, method_source, parse
 
 
 class RewrittenMethod(SiteHook):
     """A method of one module with SimAM around some of its expressions; an attribute of the instance under its name."""
+
+    table, kind = "__dict__", "rewritten"
 
     owner: nn.Module
     method: str
@@ -35,6 +35,11 @@ class RewrittenMethod(SiteHook):
     children: tuple[str, ...]
     """Those of the module that the method names: where one is removed, the method takes another way."""
 
+    @property
+    def key(self) -> str:  # type: ignore[override]
+        """It is bound under the name of the method, from where forwards call it."""
+        return self.method
+
     @classmethod
     def of(cls, owner: nn.Module, method: str, sites: list[Insertion]) -> Self:
         """The method of this module with SimAM inside it.
@@ -42,15 +47,31 @@ class RewrittenMethod(SiteHook):
         Raises:
             ModelError: the class has another version of the method than the one that was planned.
         """
-        function, original = compile_method(owner, method, sites), getattr(type(owner), method)
-        source, self_name = method_source(original), function.__code__.co_varnames[0]
-        assert source is not None  # it was compiled
-        nodes = [node for node in ast.walk(source.function) if isinstance(node, ast.Attribute)]
-        named = {node.attr for node in nodes if getattr(node.value, "id", None) == self_name}
-        children = tuple(name for name in vars(owner).get("_modules", ()) if name in named)
-        return cls.made(
-            owner=owner, method=method, sites=sites, function=function, original=original, children=children
-        )
+        original = inspect.getattr_static(type(owner), method, None)
+        source, where = method_source(original), f"{type(owner).__name__}.{method}"
+        if not may_run(type(owner), method):
+            raise ModelError(f"{where} is not run by forward, so SimAM cannot be added inside it; {ADVICE}")
+        if source is None or not isinstance(original, types.FunctionType):
+            raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
+        own = original.__code__.co_varnames[0]
+        attributes = [n for n in ast.walk(source.function) if isinstance(n, ast.Attribute)]
+        used = {n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == own}
+        places: dict[int, int] = {}
+        for place, site in enumerate(sites):
+            if site.expression is None or site.expression.digest != source.digest:
+                raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
+            try:
+                places[id(locate(source.function, site.expression.span))] = place
+            except LookupError as error:
+                raise ModelError(f"{where} has {error}; inject the model again") from None
+        function = _compile(_Wrapper(places, own, method).visit(source.function), original)
+        children = tuple(name for name in vars(owner).get("_modules", ()) if any(is_named(one, name) for one in used))
+        names = {"owner": owner, "method": method, "sites": sites, "original": original, "children": children}
+        return cls.made(**names, function=function)
+
+    def attend(self, place: int, x: Any) -> Any:
+        """Apply the SimAM at one of the sites: what the method computes in the place of an expression."""
+        return attend(self.owner, self.sites[place], x)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -65,22 +86,13 @@ class RewrittenMethod(SiteHook):
             raise ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
         return self.function(self.owner, *args, **kwargs)
 
-    def put_on(self, module: nn.Module) -> None:
-        """Bind it on its owner."""
-        vars(module)[self.method] = self
-
-    def take_off(self, module: nn.Module) -> None:
-        """Give the module the method of its class; a damaged file may have bound this one under another name."""
-        for name in [name for name, value in vars(module).items() if value is self]:
-            del vars(module)[name]
-
     def belongs_to(self, module: nn.Module, name: str) -> bool:
         """False for another module that refers to it, as what `torch.compile(block)` returns does."""
         return self.owner is module or (name == self.method and type(self.owner) is type(module))
 
     def is_on(self, module: nn.Module) -> bool:
         """The module runs this very method, on itself, and has the children that it names."""
-        is_bound = vars(module).get(self.method) is self and self.owner is module
+        is_bound = super().is_on(module) and self.owner is module
         return is_bound and all(name in module._modules for name in self.children)
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:
@@ -102,30 +114,15 @@ class RewrittenMethod(SiteHook):
             RewrittenMethod.of(module, self.method, self.sites).put_on(module)
         return False
 
-    @property
-    def __name__(self) -> str:
-        """As of a plain method."""
-        return self.method
-
-    @property
-    def __func__(self) -> types.FunctionType:
-        """As of a plain method."""
-        function: types.FunctionType = vars(self)["function"]
-        return function
-
-    @property
-    def __self__(self) -> nn.Module:
-        """As of a plain method."""
-        return self.owner
-
-    @property
-    def __code__(self) -> types.CodeType:
-        """As of a plain method: `torch.export` names sizes after it."""
-        return self.function.__code__
+    def __getattr__(self, name: str) -> Any:
+        """What a plain method has: `__name__`, `__self__`, `__code__`, by which `torch.export` names sizes."""
+        if "function" not in vars(self):  # while it is unpickled
+            raise AttributeError(name)
+        return getattr(types.MethodType(self.function, self.owner), name)
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """As of a plain method, without `self`."""
+        """Without `self`."""
         return inspect.signature(types.MethodType(self.function, self.owner))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -144,7 +141,7 @@ class RewrittenMethod(SiteHook):
         Raises:
             FileError: a field is not valid, or the class has another version of the method.
         """
-        owner, method, sites = state.get("owner"), state.get("method"), read_sites(state.get("sites"), "rewritten")
+        owner, method, sites = state.get("owner"), state.get("method"), read_sites(state.get("sites"), self.kind)
         methods = {site.expression and site.expression.method for site in sites}
         if not isinstance(owner, nn.Module) or not isinstance(method, str) or methods != {method}:
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
@@ -156,89 +153,52 @@ class RewrittenMethod(SiteHook):
             raise FileError(f"SimAM cannot be restored: {error}") from None
 
 
-def compile_method(owner: nn.Module, method: str, sites: list[Insertion]) -> types.FunctionType:
-    """The function of the owner's class with SimAM around the expressions of these sites.
-
-    Raises:
-        ModelError: the class has another version of the method than the one that was planned.
-    """
-    original = inspect.getattr_static(type(owner), method, None)
-    source = method_source(original)
-    where = f"{type(owner).__name__}.{method}"
-    if not may_run(type(owner), method):
-        raise ModelError(f"{where} is not run by forward, so SimAM cannot be added inside it; {ADVICE}")
-    if source is None or not isinstance(original, types.FunctionType):
-        raise ModelError(f"the source of {where} is not available, so SimAM cannot be added inside it; {ADVICE}")
-    wrapped: dict[int, Insertion] = {}
-    function = source.function
-    for site in sites:
-        if site.expression is None or site.expression.digest != source.digest:
-            raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
-        try:
-            wrapped[id(locate(function, site.expression.span))] = site
-        except LookupError as error:
-            raise ModelError(f"{where} has {error}; inject the model again") from None
-    _Wrapper(wrapped, (function.args.posonlyargs + function.args.args)[0].arg).visit(function)
-    ast.increment_lineno(function, original.__code__.co_firstlineno - 1)
-    return _compile(function, original, list(wrapped.values()))
-
-
 class _Wrapper(ast.NodeTransformer):
-    """Puts a call `_simam_0(self, ...)` around each of some nodes of a method.
+    """Writes `self.method.attend(0, ...)` around some nodes of a method.
 
     Args:
-        nodes: `id` of each node, in the order of their numbers.
+        places: index of the site of each node, by `id`.
         owner: name of the method's first parameter.
+        method: the method's name on it.
     """
 
-    def __init__(self, nodes: Iterable[int], owner: str) -> None:
-        self.names = {identity: f"_simam_{place}" for place, identity in enumerate(nodes)}
-        self.owner = owner
+    def __init__(self, places: dict[int, int], owner: str, method: str) -> None:
+        self.places, self.owner, self.method = places, owner, method
 
     def visit(self, node: ast.AST) -> Any:
         result: Any = self.generic_visit(node)
-        if id(node) not in self.names:
+        if id(node) not in self.places:
             return result
         is_augmented = isinstance(result, ast.AugAssign)  # x += y: x = simam(x) behind it
         value = ast.Name(result.target.id, ast.Load()) if is_augmented else result
-        call = ast.Call(ast.Name(self.names[id(node)], ast.Load()), [ast.Name(self.owner, ast.Load()), value], [])
+        rewritten = ast.Attribute(ast.Name(self.owner, ast.Load()), self.method, ast.Load())
+        attend = ast.Attribute(rewritten, "attend", ast.Load())
+        call = ast.Call(attend, [ast.Constant(self.places[id(node)]), value], [])
         made = ast.Assign([ast.Name(result.target.id, ast.Store())], call) if is_augmented else call
         ast.fix_missing_locations(ast.copy_location(made, node))
         return [result, made] if is_augmented else made
 
 
-def _compile(function: ast.FunctionDef, original: types.FunctionType, sites: list[Insertion]) -> types.FunctionType:
+def _compile(function: ast.FunctionDef, original: types.FunctionType) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
-    free = original.__code__.co_freevars
-    attentions = [f"_simam_{place}" for place in range(len(sites))]
+    code: Any = original.__code__
+    cells = dict(zip(code.co_freevars, original.__closure__ or (), strict=True))
     *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
     kind = kind if kind.isidentifier() else "_"
     # It is compiled inside a class of the same name, for private names (`self.__scale` is `self._Block__scale`). The
     # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.
     # Its name is that of the global class, or of the closure's variable, as in the original.
-    scope = "pass" if kind in free else f"global {kind}"
-    module: Any = parse(f"def _closure({', '.join([*free, *attentions])}):\n {scope}\n class {kind}:\n  pass")
-    module.body[0].body[1].body = [function]
-    arguments = function.args  # defaults and annotations were evaluated when the class was made
-    arguments.defaults = [ast.copy_location(ast.Constant(None), node) for node in arguments.defaults]
-    arguments.kw_defaults = [node and ast.copy_location(ast.Constant(None), node) for node in arguments.kw_defaults]
-    function.returns = None
-    for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
-        argument.annotation = None
-    code = compile(module, original.__code__.co_filename, "exec")
+    scope = "pass" if kind in cells else f"global {kind}"
+    module: Any = parse(f"def _closure({', '.join(cells)}):\n {scope}\n class {kind}:\n  pass")
+    module.body[0].body[1].body = [ast.increment_lineno(function, code.co_firstlineno - 1)]
+    code = compile(module, code.co_filename, "exec")
     for name in ("_closure", kind, function.name):
         code = next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
-    cells = dict(zip(free, original.__closure__ or (), strict=True))
-    cells |= {name: types.CellType(partial(_attend, site)) for name, site in zip(attentions, sites, strict=True)}
     closure = tuple(cells[name] for name in code.co_freevars)
     result = types.FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
     result.__kwdefaults__ = original.__kwdefaults__
     result.__qualname__ = original.__qualname__
     return result
-
-
-def _attend(site: Insertion, owner: nn.Module, x: Any) -> Any:
-    return attend(owner, site, x)
 
 
 torch.serialization.add_safe_globals([RewrittenMethod])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, JsonValue, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypeAliasType, TypedDict  # those of `typing` need Python 3.12
@@ -109,14 +109,3 @@ def read_sites(text: object, kind: str) -> list[Insertion]:
     if any(site.edit.kind != kind for site in sites):
         raise FileError(f"a record of SimAM sites is not valid: {sites[0].path} is not attended by {kind}")
     return sites
-
-
-class Plain:
-    """An object of plain data. It has no `__init__`, which a pickle could call with anything: `made` makes one."""
-
-    @classmethod
-    def made(cls, **state: Any) -> Self:
-        """One with these attributes."""
-        made = cls()
-        vars(made).update(state)
-        return made

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simam_inject.dataflow.surroundings import uncompiled
 from simam_inject.dataflow.twin import reachable, to_clone, twin_of
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.modules import check_injectable
@@ -89,7 +90,8 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
     if any(tensor.numel() == 0 for tensor in tensors):
         raise ModelError(f"batch {index} is empty, {shapes}")
     try:
-        network(*args, **kwargs)
+        with uncompiled():  # compiled, a part would trace the hooks of the calibration
+            network(*args, **kwargs)
     except ModelError:
         raise
     except Exception as error:

@@ -69,6 +69,30 @@ def test_branches_that_are_merged_around_a_sum_raise(eager_backend):
         run(eject(each))
 
 
+class PrivateBranch(Branches):
+    def __init__(self):
+        super().__init__()
+        self.__narrow = self.narrow
+        del self.narrow
+
+    def forward(self, x):
+        if hasattr(self, "merged"):
+            return torch.relu(self.merged(x))
+        return torch.relu(self.wide(x) + self.__narrow(x) + x)
+
+    def merge(self):
+        self.merged = copy.deepcopy(self.wide)
+        del self.__narrow
+
+
+def test_a_branch_of_a_private_name_that_is_merged_raises():
+    model = inject(with_statistics(nn.Sequential(PrivateBranch())), "residual", example_inputs=image())
+    run(model)
+    model[0].merge()
+    with pytest.raises(InjectError, match="its module has no _PrivateBranch__narrow any more"):
+        run(model)
+
+
 def fold(net):
     net.one.fold()
     return net

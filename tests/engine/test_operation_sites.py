@@ -405,6 +405,14 @@ def test_a_hook_is_used_where_the_source_shows_that_the_value_is_always_returned
     assert (only.edit, only.note) == (edit, "")
 
 
+@pytest.mark.parametrize("binding", ["match (self.flag, x):\n case (True, y): 0", "if self.flag:\n import this as y"])
+def test_a_variable_that_may_be_bound_again_is_not_always_returned(nets, binding):
+    lines = ["y = self.c(x) + x", *binding.split("\n"), "return y"]
+    stock, _ = nets("    def forward(self, x):\n" + "".join(f"        {line}\n" for line in lines))
+    (only,) = plan(stock, recipe("add"), example_inputs=image()).insertions
+    assert only.edit == Rewritten("b", "add")
+
+
 METHODS = {
     "two names": ("    act_b = act\n", "self.act_b(y) if self.flag else self.act(y)", "two names"),
     "through the class": ("", "Block.act(self, y) if self.flag else self.act(y)", "self.act"),
@@ -422,6 +430,21 @@ def test_a_method_that_is_not_always_found_on_the_instance_is_not_rewritten(nets
         stock.b.kept_method = stock.b.act
     with pytest.raises(NoMatchError, match=rf"b\.mul: .*{reason}"):
         plan(stock, recipe("mul"), example_inputs=image())
+
+
+def test_a_private_method_that_is_called_through_the_class_is_not_rewritten(nets):
+    act = "    def __act(self, y):\n        z = y * 2.0\n        return z + z\n"
+    for call, is_rewritten in (
+        ("Block.__act(self, y) if self.flag else self.__act(y)", False),
+        ("self.__act(y)", True),
+    ):
+        stock, _ = nets(f"{act}    def forward(self, x):\n        y = self.c(x)\n        return self.h({call})\n")
+        if is_rewritten:
+            (only,) = plan(stock, recipe("mul"), example_inputs=image()).insertions
+            assert only.edit == Rewritten("b", "mul")
+        else:
+            with pytest.raises(NoMatchError, match=r"b\.mul: .*which is not always called as self\._Block__act"):
+                plan(stock, recipe("mul"), example_inputs=image())
 
 
 def test_a_rewritten_method_has_the_attributes_of_a_method(nets):
