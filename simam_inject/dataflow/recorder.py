@@ -30,8 +30,8 @@ from simam_inject.nested import map_nested, tensors_in, tensors_of
 class Recorder(Namer):
     """Records one forward of a twin; see `Namer`."""
 
-    def __init__(self, model: nn.Module, device: torch.device | None = None) -> None:
-        super().__init__(model, device)
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
         self.recording = Recording(self.modules, self.first_calls, self.calls)
         self.ticks = itertools.count()
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}

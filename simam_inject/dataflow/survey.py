@@ -58,8 +58,6 @@ def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelErr
 
 
 def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], object], convert: Convert) -> Dataflow:
-    device = None if convert is to_clone else torch.device("meta")
-
     def new_twin() -> nn.Module:
         twin = twin_of(model, convert)
         strip(twin)
@@ -67,14 +65,14 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
         return twin
 
     given = Example(*example.fresh(convert))
-    recorder = Recorder(new_twin(), device)
+    recorder = Recorder(new_twin())
     base = recorder.record(example, convert)
-    if device is not None and recorder.asks_for_values:
+    if convert is not to_clone and recorder.asks_for_values:
         raise ModelError("the forward depends on values, and catches the error that there are none")
 
     def again(other: Example | None, twin: nn.Module) -> Namer | None:
         """The forward on another example; None where the model takes no such one."""
-        namer = Namer(twin, device)
+        namer = Namer(twin)
         try:
             return None if other is None else namer.run(other, convert)
         except Exception:

@@ -4,6 +4,7 @@ The default runs take seconds; `-m long` runs eight threads for a minute.
 """
 
 import copy
+import functools
 import gc
 import io
 import os
@@ -165,6 +166,46 @@ def test_another_model_is_served_meanwhile(deed):
     serving = Serving()
     in_threads(for_seconds(0.7, deeds[deed]), for_seconds(0.7, serving))
     assert serving.count > 3
+
+
+@functools.cache
+def grid(height, width):
+    return torch.linspace(-1, 1, height * width, dtype=torch.float64).view(height, width)
+
+
+ROWS = {}
+
+
+class UsesCaches(Unit):
+    """What it makes of sizes alone is the same for all models of the process."""
+
+    def forward(self, x):
+        height, width = x.shape[-2:]
+        if width not in ROWS:
+            ROWS[width] = torch.ones(width, dtype=torch.float64)
+        y = super().forward(x + grid(height, width) * ROWS[width])
+        if threading.current_thread() is threading.main_thread():
+            serving = threading.Thread(target=serve, args=(UsesCaches(3).double(), torch.rand(2, 3, height, width)))
+            serving.start()
+            serving.join()
+        return y
+
+
+SERVED, FAILED = threading.Event(), threading.Event()
+
+
+def serve(model, x):
+    try:
+        assert model(x.double()).isfinite().all()
+        SERVED.set()
+    except Exception:
+        FAILED.set()
+
+
+def test_a_cache_of_several_models_holds_no_tensor_without_data_meanwhile():
+    plan(nn.Sequential(UsesCaches(3)).double(), {"rules": [{"pattern": "conv2d"}]}, example_inputs=image())
+    assert SERVED.is_set()
+    assert not FAILED.is_set()
 
 
 def test_an_injected_model_is_served_by_several_threads():
