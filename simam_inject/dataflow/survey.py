@@ -81,11 +81,9 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
     twin, larger = recorder.model, given.with_batch(SAMPLES_ADDED)
     both = again(larger and larger.with_size(), twin)
     if both is not None and both.calls == base.calls and _has_same_names(base, both):
-        samples = _grown_by_samples(base, both)
-        if samples is None and (alone := again(larger, twin)) is not None and _has_same_names(base, alone):
-            samples = alone.shapes
-        if samples is not None:
-            return Surveyor(twin, example, base, samples, _without_samples(base, samples, both)).survey()
+        apart = _apart(base, both)
+        if apart is not None:
+            return Surveyor(twin, example, base, *apart).survey()
     batch = again(larger, twin)
     is_cached = batch is not None and not _has_same_names(base, batch)
     if is_cached:  # the first forward filled a cache, so that names mean other values: run on twins with empty caches
@@ -105,13 +103,13 @@ def _has_same_names(base: Recording, other: Namer) -> bool:
     return all(other.names_in(path) == call.names for path, call in base.first_calls.items())
 
 
-def _grown_by_samples(base: Recording, both: Namer) -> dict[str, Shape] | None:
-    """Shapes for more samples, from a forward on more samples of a larger image; most networks need no other.
+def _apart(base: Recording, both: Namer) -> tuple[dict[str, Shape], dict[str, Shape]] | None:
+    """Shapes for more samples, and shapes for a larger image, from a forward on more samples of a larger image.
 
     None if they do not follow from it: the first dimension of a map grew by another number than that of the samples, or
-    another dimension by this number.
+    another dimension by this number. Most networks need no other forward.
     """
-    samples = dict[str, Shape]()
+    samples, sizes = dict[str, Shape](), dict[str, Shape]()
     for path, found in both.shapes.items():
         value = base.value(path)
         if value is None or len(found) != len(value.shape):
@@ -120,19 +118,8 @@ def _grown_by_samples(base: Recording, both: Namer) -> dict[str, Shape] | None:
             first, *others = (after - before for after, before in zip(found, value.shape, strict=True))
             if first not in (0, SAMPLES_ADDED) or SAMPLES_ADDED in others:
                 return None
-        samples[path] = (*found[:1], *value.shape[1:])
-    return samples
-
-
-def _without_samples(base: Recording, samples: dict[str, Shape], both: Namer) -> dict[str, Shape]:
-    """Shapes for a larger image alone: the dimensions in which more samples of it differ from more samples."""
-    sizes = dict[str, Shape]()
-    for path, found in both.shapes.items():
-        value, more = base.value(path), samples.get(path)
-        if value is not None and more is not None and len(found) == len(more) == len(value.shape):
-            dims = zip(found, more, value.shape, strict=True)
-            sizes[path] = tuple(after if after != grown else before for after, grown, before in dims)
-    return sizes
+        samples[path], sizes[path] = (*found[:1], *value.shape[1:]), (*value.shape[:1], *found[1:])
+    return samples, sizes
 
 
 def _refuse_while_tracing() -> None:
