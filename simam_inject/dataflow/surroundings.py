@@ -249,13 +249,25 @@ class _Reachable:
         if tensor.is_inference() or type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_meta:
             return
         version, saved = tensor._version, tensor.detach().clone()
+        is_comparable = tensor.layout is torch.strided and not tensor.is_nested
 
         def restore() -> None:
-            if tensor._version != version:
-                with torch.no_grad():
-                    tensor.copy_(saved)
+            if tensor.shape != saved.shape:
+                tensor.data = saved
+            elif tensor._version != version or (is_comparable and not torch.equal(tensor, saved)):  # by its `data`
+                tensor.data.copy_(saved)
 
         self.restore.append(restore)
+
+    def _module(self, network: nn.Module, depth: int) -> None:
+        """One that is no part of the model. Libraries do not write to parameters, which may be large, in a forward."""
+        for module in network.modules():
+            if module is network or id(module) not in self.seen:
+                self.seen.add(id(module))
+                if _is_of(_FOREIGN, type(module).__module__):
+                    self.seen.add(id(module._parameters))
+                self.visit(type(module), depth + 1)
+                self._container(vars(module), depth)
 
     def _class(self, kind: type, depth: int) -> None:
         if not _is_of(_FOREIGN_CODE, kind.__module__):
@@ -268,6 +280,8 @@ class _Reachable:
         (_lru_cache_wrapper, _cache),
         (_CONTAINERS, _container),
         (torch.Tensor, _tensor),
+        (torch.jit.ScriptModule, lambda *_: None),
+        (nn.Module, _module),
         (np.ndarray, _array),
         (contextvars.ContextVar, _variable),
         (type, _class),
