@@ -8,9 +8,9 @@ import inspect
 import os
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import _lru_cache_wrapper, lru_cache, partial
 from itertools import islice
 from typing import Annotated
 
@@ -44,8 +44,14 @@ class Expression:
     """First line, column, last line, end column; lines counted from the first line of the method's source."""
 
 
-def find_expression(module: nn.Module, code: types.CodeType, instruction: int) -> Expression | str:
-    """The expression that an instruction of a method of this module computes, or the reason why it cannot be named."""
+def find_expression(
+    module: nn.Module, code: types.CodeType, instruction: int, others: Iterable[nn.Module] = ()
+) -> Expression | str:
+    """The expression that an instruction of a method of this module computes, or the reason why it cannot be named.
+
+    Args:
+        others: modules that may refer to the method.
+    """
     kind = type(module)
     names = [name for name in _method_names(kind) if _plain_code(getattr(kind, name, None)) is code]
     if not names:
@@ -57,7 +63,8 @@ def find_expression(module: nn.Module, code: types.CodeType, instruction: int) -
         return f"it is computed in the method {name}, which was replaced on the instance"
     if not may_run(kind, name):
         return f"it is computed in the method {name}, which forward does not call by its name"
-    if _is_referenced(module, code) or (name != "forward" and _is_called_otherwise(kind, name)):
+    bound = [value for other in others for value in vars(other).values() if isinstance(value, types.MethodType)]
+    if _refers((vars(module), *bound), code) or (name != "forward" and _is_called_otherwise(kind, name)):
         return f"it is computed in the method {name}, which is not always called as self.{name}"
     positions = next(islice(code.co_positions(), instruction // 2, None), None)
     if positions is None or None in positions:
@@ -195,25 +202,30 @@ def may_run(kind: type, method: str) -> bool:
     return method.startswith("forward") or method in run_by_forward(kind)
 
 
-def _is_referenced(module: nn.Module, code: types.CodeType) -> bool:
-    """Whether an attribute of the instance is, or contains, a bound method of this code."""
-    values = [value.func if isinstance(value, partial) else value for value in vars(module).values()]
-    for value in values:
-        entries = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
-        methods = [entry.func if isinstance(entry, partial) else entry for entry in entries]
-        if any(isinstance(entry, types.MethodType) and _plain_code(entry.__func__) is code for entry in methods):
-            return True
-    return False
+def _refers(value: object, code: types.CodeType, depth: int = 5) -> bool:
+    """The value is a bound method of this code, contains one, or is a function around one."""
+    if isinstance(value, types.MethodType):
+        return _plain_code(value.__func__) is code
+    inner: list[object] = []
+    if isinstance(value, partial):
+        inner = [value.func, *value.args]
+    elif isinstance(value, _lru_cache_wrapper):
+        inner = [value.__wrapped__]
+    elif isinstance(value, types.FunctionType):
+        inner = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]  # of filled ones
+    elif isinstance(value, (dict, list, tuple, set)):
+        inner = [*value.values()] if isinstance(value, dict) else [*value]
+    return depth > 0 and any(_refers(each, code, depth - 1) for each in inner)
 
 
 def _is_called_otherwise(kind: type, method: str) -> bool:
     """Somewhere the method is looked up on something else than `self`, which does not find one on the instance."""
-    for function in _functions(kind):
+    for function, is_of_class in _functions(kind):
         code = _plain_code(function)
         if code is None or method not in _names_in(code):
             continue
         text = _text(id(code), code)
-        if text is None:
+        if text is None or is_of_class:
             return True
         uses = [n for n in ast.walk(_parse_method(text)) if isinstance(n, ast.Attribute) and is_named(n.attr, method)]
         owner = code.co_varnames[:1]
@@ -227,13 +239,13 @@ def is_named(attribute: str, name: str) -> bool:
     return attribute == name or (attribute.startswith("__") and name.endswith(attribute))
 
 
-def _functions(kind: type) -> Iterator[object]:
-    """Every function of the class and its bases, without its decorators."""
+def _functions(kind: type) -> Iterator[tuple[object, bool]]:
+    """Functions of the class and its bases, without decorators, and whether the first argument is the class."""
     for base in kind.__mro__:
         if base not in (nn.Module, object):
             for each in vars(base).values():
-                if callable(each) or isinstance(each, property):
-                    yield inspect.unwrap(getattr(each, "fget", each))
+                if callable(each) or isinstance(each, (property, classmethod)):
+                    yield inspect.unwrap(getattr(each, "fget", each)), isinstance(each, classmethod)
 
 
 def run_by_forward(kind: type) -> list[str]:

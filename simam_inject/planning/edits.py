@@ -258,7 +258,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
         return f"{name} iterates over its children"
     if isinstance(owner, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose code is generated again in each copy"
-    expression = find_expression(owner, *step.source)
+    expression = find_expression(owner, *step.source, flow.recording.modules.values())
     if isinstance(expression, str):
         return expression
     inside = site.path.removeprefix(f"{site.scope}.")

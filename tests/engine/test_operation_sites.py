@@ -5,6 +5,7 @@ The same text makes both classes, so that only the place of SimAM is compared, w
 """
 
 import copy
+import functools
 import itertools
 from pathlib import Path
 
@@ -430,6 +431,62 @@ def test_a_method_that_is_not_always_found_on_the_instance_is_not_rewritten(nets
         stock.b.kept_method = stock.b.act
     with pytest.raises(NoMatchError, match=rf"b\.mul: .*{reason}"):
         plan(stock, recipe("mul"), example_inputs=image())
+
+
+def around(method):
+    return lambda y: method(y) * 1.0
+
+
+KEEPERS = {
+    "a cache": functools.lru_cache,
+    "a function around it": around,
+    "a partial of a function around it": lambda method: functools.partial(around(method)),
+    "lists in a dict": lambda method: {"acts": [[method]]},
+}
+
+
+@pytest.mark.parametrize("keeper", [*KEEPERS, "the parent"])
+def test_a_method_that_something_refers_to_is_not_rewritten(nets, keeper):
+    """A flag may call it: the bound method would run without SimAM."""
+    stock, _ = nets("""
+    def act(self, y):
+        z = y * 2.0
+        return z + z
+
+    def forward(self, x):
+        return self.h(self.act(self.c(x)))
+""")
+    if keeper == "the parent":
+        stock.act = stock.b.act
+    else:
+        stock.b.kept_method = KEEPERS[keeper](stock.b.act)
+    with pytest.raises(NoMatchError, match=r"b\.mul: .*not always called as self\.act"):
+        plan(stock, recipe("mul"), example_inputs=image())
+
+
+@pytest.mark.parametrize(("decorator", "is_refused"), [("classmethod", True), ("staticmethod", False)])
+def test_a_method_that_the_class_calls(nets, decorator, is_refused):
+    stock, _ = nets(f"""
+    def act(self, y):
+        z = y * 2.0
+        return z + z
+
+    @{decorator}
+    def other({"own, " * is_refused}net, y):
+        return {"own.act(net, y)" if is_refused else "net.act(y)"}
+
+    def forward(self, x):
+        y = self.c(x)
+        return self.h(self.other(self, y) if self.flag else self.act(y))
+""")
+    if is_refused:
+        with pytest.raises(NoMatchError, match=r"b\.mul: .*not always called as self\.act"):
+            plan(stock, recipe("mul"), example_inputs=image())
+    else:
+        model = inject(copy.deepcopy(stock), recipe("mul"), example_inputs=image())
+        before = run(model, image())
+        flag(model)
+        assert same_bits(run(model, image()), before)
 
 
 def test_a_private_method_that_is_called_through_the_class_is_not_rewritten(nets):

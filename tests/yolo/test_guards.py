@@ -19,7 +19,7 @@ from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
 from simam_inject.integrations.ultralytics import networks, ramp, training
 from simam_inject.integrations.ultralytics.record import read, recorded, write
-from simam_inject.persist import load, save
+from simam_inject.persist import LostRecipeWarning, load, save
 from simam_inject.persist.record import Record
 from simam_inject.zoo import build as build_zoo
 from simam_inject.zoo import load_weights
@@ -136,8 +136,13 @@ def test_a_plain_network_stays_plain_when_it_loads_an_injected_one(record):
     unguarded = copy.deepcopy(network)
     tasks.BaseModel.load.__wrapped__(unguarded, source, verbose=False)
     assert live_sites(unguarded)
-    network.load(source, verbose=False)
+    with pytest.warns(LostRecipeWarning, match="8 sites that this DetectionModel lacks") as caught:
+        network.load(weights=source, verbose=False)
+    assert caught[0].filename == __file__
     assert not live_sites(network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        build(record, nc=2).load({"model": source}, verbose=False)
 
 
 def test_pretrained_weights_transfer_completely(wide, record):
@@ -383,6 +388,29 @@ def test_a_hostile_recorded_ramp_is_refused(yolo):
         yolo.train(data="none.yaml")
 
 
+QUICK = {"imgsz": 64, "workers": 0, "plots": False, "batch": 2, "epochs": 2}
+
+
+class Stopped(Exception):
+    """Raised inside a training."""
+
+
+def network_to_train(yolo, folder, event="on_pretrain_routine_end") -> nn.Module:
+    """The network of a training that stops at an event."""
+    found = []
+
+    def stop(trainer):
+        found.append(trainer.model)
+        raise Stopped
+
+    yolo.clear_callback(event)
+    yolo.add_callback(event, stop)
+    data = folder / "set" / "data.yaml"
+    with pytest.raises(Stopped):
+        yolo.train(data=str(data if data.exists() else draw_set(data.parent)), project=str(folder), **QUICK)
+    return found[0]
+
+
 def test_a_training_that_does_not_begin_leaves_its_ramp_to_the_next(yolo):
     with warnings.catch_warnings(action="ignore"):  # of a ramp without gains
         ramp(yolo, epochs=2, start=0.5)
@@ -390,6 +418,16 @@ def test_a_training_that_does_not_begin_leaves_its_ramp_to_the_next(yolo):
         with pytest.raises(RuntimeError, match="does not exist"):  # the data set
             yolo.train(data="none.yaml")
         assert (vars(yolo)["simam_ramp"].epochs, vars(yolo)["simam_ramp"].start) == (2, 0.5)
+
+
+def test_a_training_that_stops_during_its_ramp_leaves_it_to_the_next(tmp_path):
+    yolo = inject(YOLO("yolov8n.yaml"), "yolo-sppf", verify=False)
+    with warnings.catch_warnings(action="ignore"):  # of a ramp without gains
+        ramp(yolo, epochs=2)
+    for _ in range(2):
+        network = network_to_train(yolo, tmp_path, "on_train_batch_end")
+        assert [site.strength for site in injected(network)] == [0.0]
+        assert vars(yolo)["simam_ramp"].epochs == 2
 
 
 def test_a_resumed_training_that_does_not_begin_leaves_the_recorded_ramp(yolo):
@@ -400,24 +438,6 @@ def test_a_resumed_training_that_does_not_begin_leaves_the_recorded_ramp(yolo):
     with pytest.raises(RuntimeError, match="does not exist"):
         yolo.train(data="none.yaml")
     assert "simam_ramp" not in yolo.model.yaml, "another training does not go on with it"
-
-
-class Begun(Exception):
-    """Raised before the first batch."""
-
-
-def network_to_train(yolo, folder) -> nn.Module:
-    """The network that a training would train."""
-    found = []
-
-    def stop(trainer):
-        found.append(trainer.model)
-        raise Begun
-
-    yolo.add_callback("on_pretrain_routine_end", stop)
-    with pytest.raises(Begun):
-        yolo.train(data=str(draw_set(folder / "set")), imgsz=64, workers=0, plots=False, project=str(folder))
-    return found[0]
 
 
 @pytest.mark.parametrize("how", ["persist.load", "zoo.load_weights"])

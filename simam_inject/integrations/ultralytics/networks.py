@@ -1,7 +1,7 @@
 """What ultralytics' networks do differently once this file is imported, since the library has no point of extension.
 
 * `__init__` of every network class: a network whose yaml has a record is injected;
-* `BaseModel.load`: the sites are the same as before;
+* `BaseModel.load`: the sites are the same as before, with a warning if the weights are those of an injected network;
 * `BaseModel.fuse` and `is_fused`: blocks that would compute something else when folded are not folded;
 * `torch_safe_load`: a checkpoint with a record but without its sites gives a warning.
 
@@ -31,6 +31,7 @@ from simam_inject.editing.presence import Presence, presence_of
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.integrations.ultralytics.record import missing_sites, read, recorded
 from simam_inject.persist.record import Record
+from simam_inject.persist.watching import LostRecipeWarning
 
 
 def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **kwargs: Any) -> None:
@@ -45,10 +46,18 @@ def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **k
         inject(network, found, verify=False)
 
 
-def _load(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
+def _load(original: Callable[..., Any], network: nn.Module, weights: Any, *args: Any, **kwargs: Any) -> Any:
     before = [entry.attention for entry in attended_in(network)]
     record = Record.of(network) if all(isinstance(part, SimAM) for part in before) else None
-    result = original(network, *args, **kwargs)
+    source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
+    if not before and (lost := list(attended_in(source))):
+        warnings.warn(
+            f"these weights were trained with SimAM at {len(lost)} sites that this {type(network).__name__} lacks: it "
+            "will compute something else. Use the file itself, YOLO(file), or call inject(YOLO(...), recipe)",
+            LostRecipeWarning,
+            stacklevel=3,
+        )
+    result = original(network, weights, *args, **kwargs)
     after = [entry.attention for entry in attended_in(network)]
     if record is not None and list(map(id, before)) != list(map(id, after)):
         record.attach_to(network)  # modules of the source took the place of its own, with its sites or without any

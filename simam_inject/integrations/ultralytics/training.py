@@ -192,8 +192,8 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     try:
         return original(model, *args, **kwargs)
     except BaseException:
-        if given is not None and not given.batch:  # e.g. no such data set: the next training is the ramp's
-            vars(model)[RAMP] = given
+        if given is not None and any(entry.insertion.strength < 1 for entry in attended_in(model.model)):
+            vars(model)[RAMP] = given  # there is no such data set, or an epoch was interrupted: the next training's
         raise
     finally:
         model.callbacks = before
