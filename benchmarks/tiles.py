@@ -3,8 +3,9 @@
     python -m benchmarks tiles [--device cuda] [--quick] [--json FILE] [--markdown FILE]
 
 A candidate is a number of planes, a span of positions and a number of warps; `whole` ones read every tensor once, the
-others loop over the positions twice. Candidates are compiled first, on all processors, into Triton's cache. Times are
-the device's own: replays of one CUDA graph of several launches, whose maps rotate through twice the L2 cache.
+others loop over parts of the planes, in two launches. Candidates are compiled first, on all processors, into Triton's
+cache. Times are the device's own: replays of one CUDA graph of several launches, whose maps rotate through twice the L2
+cache.
 """
 
 from __future__ import annotations
@@ -27,12 +28,16 @@ from benchmarks.options import parse, publish, tabulate
 from simam_inject.attention import composite, kernels
 
 E_LAMBDA = 1e-4
-LARGEST, SMALLEST = 65536, 1024
+LARGEST, SMALLEST = 32768, 512
 """Elements of a whole tile. Beyond the largest, registers cannot contain it."""
 LOOPED = (2048, 4096, 8192)
 """Elements of one step of a loop."""
-PER_THREAD = (8, 16, 32, 64)
-WARPS = (4, 8, 16, 32)
+SMALL_PLANE = 1024
+"""Positions that always fit in a tile."""
+PER_THREAD = (16, 32, 64)
+WARPS = (1, 2, 4, 8, 16)
+MANY_PROGRAMS = (264, 1056)
+"""So many at least, if a plane has that many parts."""
 REPLAYS = 9
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
@@ -43,13 +48,13 @@ Pass = Callable[[Tensor], object]
 class Tile:
     """The compile-time numbers of a kernel."""
 
-    is_whole: bool
+    parts: int
     planes: int
     span: int
     num_warps: int
 
     def __str__(self) -> str:
-        return f"{'whole' if self.is_whole else 'loop'} {self.planes}x{self.span} w{self.num_warps}"
+        return f"{f'{self.parts} parts' if self.parts else 'whole'} {self.planes}x{self.span} w{self.num_warps}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +90,8 @@ def main(argv: list[str]) -> int:
     if options.device.type != "cuda":
         print("tiles: needs --device cuda")
         return 2
-    chosen = list(cases(options.device, is_quick=options.quick, is_compiled=False))
-    jobs = [Job(case, is_backward) for case in chosen if case.dtype_name != "fp16" for is_backward in (False, True)]
+    chosen = [case for case in cases(options.device, is_quick=options.quick, is_compiled=False) if is_needed(case)]
+    jobs = [Job(case, is_backward) for case in chosen for is_backward in (False, True)]
     compile_all(jobs)
     rows = [run(job, options.device) for job in jobs]
     head = ["kernel and map", "copy us", "tile in use", "/ copy", "best tile", "/ copy", "next"]
@@ -97,6 +102,11 @@ def main(argv: list[str]) -> int:
         cells.append([row["job"], f"{row['copy'] * 1e6:.1f}", *in_use, *best, following])
     publish(options, "Tiles of the Triton kernels", tabulate(head, cells), [], rows)
     return 0
+
+
+def is_needed(case: Case) -> bool:
+    """Not float16, which is as bfloat16, nor another map of 56x56."""
+    return case.dtype_name != "fp16" and case.shape[0] != 32
 
 
 def shown(timed: dict[str, object]) -> tuple[str, str]:
@@ -130,26 +140,32 @@ def candidates(job: Job) -> Iterator[Tile]:
     planes = [2**power for power in range(9) if narrowest <= 2**power <= triton.next_power_of_2(channels)]
     for count in planes:
         if SMALLEST <= count * span <= LARGEST:
-            yield from _with_warps(True, count, span)
-        if span > SMALLEST and count <= (1 if narrowest == 1 else 64):
-            for size in LOOPED:
-                if size // count <= span:
-                    yield from _with_warps(False, count, size // count)
+            yield from _with_warps(0, count, span)
+        if span > SMALL_PLANE and count <= (1 if narrowest == 1 else 64):
+            blocks = shape[0] * triton.cdiv(channels, count)
+            for parts in dict.fromkeys(parts_for(least, blocks) for least in MANY_PROGRAMS):
+                for size in LOOPED:
+                    if size // count * parts < 2 * positions:
+                        yield from _with_warps(parts, count, size // count)
 
 
-def _with_warps(is_whole: bool, planes: int, span: int) -> Iterator[Tile]:
+def parts_for(programs: int, blocks: int) -> int:
+    return min(64, int(triton.next_power_of_2(triton.cdiv(programs, blocks))))
+
+
+def _with_warps(parts: int, planes: int, span: int) -> Iterator[Tile]:
     for warps in WARPS:
-        if planes * span // (32 * warps) in (PER_THREAD if is_whole else PER_THREAD[:2]):
-            yield Tile(is_whole, planes, span, warps)
+        if planes * span // (32 * warps) in (PER_THREAD[:2] if parts else PER_THREAD):
+            yield Tile(parts, planes, span, warps)
 
 
 def forced(tile: Tile | None) -> mock._patch[object]:
     """Use this tile; with None, the one that `kernels` chooses."""
 
-    def choose(flat: kernels.Flat, room: int) -> tuple[int, dict[str, int]]:
+    def choose(flat: kernels.Flat, room: int) -> tuple[tuple[int], dict[str, int]]:
         if tile is None:
             return original(flat, room)
-        return flat.sizes[0] * triton.cdiv(flat.sizes[1], tile.planes), asdict(tile)
+        return (flat.sizes[0] * triton.cdiv(flat.sizes[1], tile.planes) * max(1, tile.parts),), asdict(tile)
 
     original = kernels.choose
     return mock.patch.object(kernels, "choose", choose)

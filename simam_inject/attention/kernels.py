@@ -2,15 +2,15 @@
 
 Each program computes a tile: some planes of one sample by some of their positions. A tensor is given by its (sample,
 channel, position) strides, so the same kernels work in channels-first memory, where the positions of a plane are
-adjacent, and in channels-last memory, where the channels are: only the shape of the tile differs. With `is_whole` a
-tile contains all positions, stays on chip, and every tensor is read or written once; otherwise a program loops over its
-planes twice, first for the sums, and its second read mostly comes from L2.
+adjacent, and in channels-last memory, where the channels are: only the shape of the tile differs. A tile that contains
+all positions stays on chip, and every tensor is read or written once. Larger planes have parts: one launch computes two
+sums of each part, and a second one merges them and applies the result, where its read mostly comes from L2.
 
 Sums are float32, and there are no atomics, so results do not depend on the order of the programs. The formulas are in
 `composite`, with keep = 1 - strength and scale = strength * gain, so that y = x (keep + scale s).
 
-Tested under Triton's interpreter, and compiled for sm_90 without a device. **Not timed on a GPU yet**: tile sizes, the
-number of warps, and from which size on programs loop, are from theory.
+Tiles were chosen by `python -m benchmarks tiles` on an H200, where a map of half precision takes as long to compute as
+to read: see docs/performance.md.
 """
 
 # Triton reads annotations as types of its own, and ships none.
@@ -35,13 +35,17 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 FORWARD_ROOM, BACKWARD_ROOM = 16384, 8192
 """Most elements of a tile, which is in registers. A backward has two inputs."""
 SMALL_TILE = 2048
-"""Elements of a tile of several small planes, and of one step of a loop."""
+"""Elements of a tile of several small planes."""
 NARROWEST, WIDEST = 16, 64
 """Channels of a channels-last tile. 16 of half precision are 32 bytes, the unit of memory traffic."""
 PROGRAMS = 264
 """Two for each of the 132 processors of an H100 or H200. For fewer programs, channels-last tiles become narrower."""
 LONGEST = 2**31 - 1
 """Offsets within one sample are 32 bits wide."""
+LOOP_TILE = 4096
+"""Elements of one step of a loop."""
+MOST_PARTS = 32
+"""Of one plane: each program that applies the gate merges the sums of all parts."""
 LAYOUTS = 1024
 """Maps that are known. A small map takes a GPU less time than Python takes to look at it."""
 
@@ -88,30 +92,53 @@ def forward(
     if saves:
         mean = x.new_empty((*x.shape[:2], *(1 for _ in x.shape[2:])), dtype=torch.float32)
         a = torch.empty_like(mean)
-    _launch(_forward, FORWARD_ROOM, [x, y], mean, a, e_lambda, 1.0 - strength, strength * gain)
+    if x.numel() == 0:
+        return y, mean, a
+    read, written = _flattened(x, y)
+    programs, tile = choose(read, FORWARD_ROOM)
+    sums = _empty_sums(x, tile)
+    with _on_device(x):
+        if sums[0] is not None:
+            _statistics[programs](x, *sums, read.strides, *read.sizes[1:], **tile)
+        numbers = e_lambda, 1.0 - strength, strength * gain
+        _forward[programs](x, y, *sums, read.strides, written.strides, *read.sizes[1:], mean, a, *numbers, **tile)
     return y, mean, a
 
 
 def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
     """Return the gradient of x from that of y and from what `forward` saved."""
     result = torch.empty_like(x)
+    if x.numel() == 0:
+        return result
     if grad.stride() != result.stride():
         grad = torch.empty_like(x).copy_(grad)
-    _launch(_backward, BACKWARD_ROOM, [x, grad, result], mean, a, 1.0 - strength, strength * gain)
+    read, written = _flattened(x, result)
+    programs, tile = choose(read, BACKWARD_ROOM)
+    sums = _empty_sums(x, tile)
+    shared = read.strides, written.strides, *read.sizes[1:], mean, a
+    with _on_device(x):
+        if sums[0] is not None:
+            _sums[programs](x, grad, *sums, *shared, **tile)
+        _backward[programs](x, grad, result, *sums, *shared, 1.0 - strength, strength * gain, **tile)
     return result
 
 
-def _launch(kernel: Any, room: int, maps: list[Tensor], *others: Tensor | float | None) -> None:
-    """Run a kernel over all planes of some maps of one shape, all but the first of one layout."""
-    first, last = maps[0], maps[-1]
-    if first.numel() == 0:
-        return
-    order = spatial_order(first.shape, first.stride())
-    read, written = (flatten(one.shape, one.stride(), order) for one in (first, last))
-    programs, tile = choose(read, room)
-    # A CPU tensor comes with Triton's interpreter.
-    with torch.cuda.device(first.device) if first.is_cuda else nullcontext():
-        kernel[(programs,)](*maps, read.strides, written.strides, *read.sizes[1:], *others, **tile)
+def _flattened(x: Tensor, result: Tensor) -> tuple[Flat, Flat]:
+    """Return how both are laid out, for the positions of `x` in the order of its memory."""
+    order = spatial_order(x.shape, x.stride())
+    return flatten(x.shape, x.stride(), order), flatten(x.shape, result.stride(), order)
+
+
+def _empty_sums(x: Tensor, tile: dict[str, int]) -> tuple[Tensor | None, ...]:
+    """Return memory for two sums of every part of every plane, or twice None if planes have no parts."""
+    if tile["parts"] == 0:
+        return None, None
+    return x.new_empty((2, *x.shape[:2], tile["parts"]), dtype=torch.float32).unbind()
+
+
+def _on_device(x: Tensor) -> Any:
+    """Launch where `x` is. A CPU tensor comes with Triton's interpreter."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 @functools.lru_cache(LAYOUTS)
@@ -128,11 +155,11 @@ def flatten(shape: Ints, strides: Ints, order: Ints) -> Flat:
 
 
 @functools.lru_cache(LAYOUTS)
-def choose(flat: Flat, room: int) -> tuple[int, dict[str, int]]:
-    """Return the number of programs, and their tile of at most `room` elements.
+def choose(flat: Flat, room: int) -> tuple[tuple[int], dict[str, int]]:
+    """Return the grid of programs, and their tile of at most `room` elements.
 
-    A tile is `planes` of one sample by a `span` of positions: all of them, or one step of a loop. Both are powers of
-    two. A thread computes 16 elements of a tile, 32 of the largest, fewer of the smallest.
+    A tile is `planes` of one sample by a `span` of positions: all of them if `parts` is 0, else one step of a loop over
+    one of so many parts of the planes. All are powers of two.
     """
     samples, channels, positions = flat.sizes
     span = triton.next_power_of_2(positions)
@@ -145,17 +172,54 @@ def choose(flat: Flat, room: int) -> tuple[int, dict[str, int]]:
     planes = min(planes, triton.next_power_of_2(channels))
     while planes > narrowest and planes * span > room:
         planes //= 2
-    is_whole = planes * span <= room
-    span = span if is_whole else SMALL_TILE // planes
+    programs, parts = samples * triton.cdiv(channels, planes), 0
+    if planes * span > room:
+        span, parts = LOOP_TILE // planes, 1
+        while parts < MOST_PARTS and programs * parts < PROGRAMS and parts * span < positions:
+            parts *= 2
     warps = min(16, max(4, planes * span // 512))
-    tile = {"is_whole": is_whole, "planes": planes, "span": span, "num_warps": warps}
-    return samples * triton.cdiv(channels, planes), tile
+    return (programs * max(1, parts),), {"parts": parts, "planes": planes, "span": span, "num_warps": warps}
+
+
+@triton.jit
+def _statistics(
+    x_ptr,
+    part_means_ptr,
+    part_energies_ptr,
+    x_strides,
+    channels,
+    positions,
+    parts: tl.constexpr,
+    planes: tl.constexpr,
+    span: tl.constexpr,
+):
+    """Write the mean and sum(d^2) of one part of some planes."""
+    sample, channel, exists, part = _own_planes(channels, parts, planes)
+    rows = _rows(x_ptr, x_strides, sample, channel)
+    begin, end = _own_positions(positions, part, parts, span)
+    lane = tl.arange(0, span)[None, :]
+    # Every lane updates its own mean and sum(d^2) by Welford's method; they are merged at the end.
+    means, energies = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
+    step = 0.0
+    for start in range(begin, end, span):
+        x, inside = _read(rows, x_strides, start + lane, exists, end)
+        step += 1.0
+        delta = tl.where(inside, x - means, 0.0)
+        means += delta * (1.0 / step)
+        energies += delta * (x - means)
+    counts = tl.cdiv(tl.maximum(end - begin - lane, 0), span).to(tl.float32)
+    mean, energy = _merged(counts, means, energies, tl.maximum(end - begin, 1))
+    place = (sample * channels + channel) * parts + part
+    tl.store(part_means_ptr + place, mean, mask=exists)
+    tl.store(part_energies_ptr + place, energy, mask=exists)
 
 
 @triton.jit
 def _forward(
     x_ptr,
     y_ptr,
+    part_means_ptr,
+    part_energies_ptr,
     x_strides,
     y_strides,
     channels,
@@ -165,40 +229,69 @@ def _forward(
     e_lambda,
     keep,
     scale,
-    is_whole: tl.constexpr,
+    parts: tl.constexpr,
     planes: tl.constexpr,
     span: tl.constexpr,
 ):
     """Write y and, unless their pointers are None, mu and a."""
-    sample, channel, exists = _own_planes(channels, planes)
+    sample, channel, exists, part = _own_planes(channels, parts, planes)
     x_rows, y_rows = _rows(x_ptr, x_strides, sample, channel), _rows(y_ptr, y_strides, sample, channel)
+    begin, end = (0, span) if parts == 0 else _own_positions(positions, part, parts, span)
     lane = tl.arange(0, span)[None, :]
-    # Every lane updates its own (count, mean, sum(d^2)) by Welford's method; they are merged at the end.
-    energy = tl.zeros((planes, span), tl.float32)
-    if is_whole:
+    if parts == 0:
         x, inside = _read(x_rows, x_strides, lane, exists, positions)
-        count, means = inside.to(tl.float32), x
+        mean = _quotient(tl.sum(x, 1), positions)
+        deviation = tl.where(inside, x - mean[:, None], 0.0)
+        energy = tl.sum(deviation * deviation, 1)
     else:
-        count, means = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
-        for begin in range(0, positions, span):
-            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
-            count += inside.to(tl.float32)
-            delta = tl.where(inside, x - means, 0.0)
-            means += delta / tl.maximum(count, 1.0)
-            energy += delta * (x - means)
-    mean = tl.sum(count * means, 1) / positions
-    shift = means - mean[:, None]
-    energy += count * shift * shift
-    a = 1.0 / (tl.sum(energy, 1) * (4.0 / tl.maximum(positions - 1, 1)) + 4.0 * e_lambda)
-    for begin in range(0, span if is_whole else positions, span):
-        if not is_whole:
-            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
-        deviation = x - mean[:, None]
-        y = x * (keep + scale * tl.sigmoid(deviation * deviation * a[:, None] + 0.5))
-        _write(y_rows, y_strides, begin + lane, inside, y)
+        means = _read_parts(part_means_ptr, sample, channels, channel, exists, parts)
+        energies = _read_parts(part_energies_ptr, sample, channels, channel, exists, parts)
+        first, last = _own_positions(positions, tl.arange(0, parts)[None, :], parts, span)
+        mean, energy = _merged(tl.maximum(last - first, 0).to(tl.float32), means, energies, positions)
+    a = 1.0 / (energy * (4.0 / tl.maximum(positions - 1, 1)) + 4.0 * e_lambda)
+    for start in range(begin, end, span):
+        if parts > 0:
+            x, inside = _read(x_rows, x_strides, start + lane, exists, end)
+            deviation = x - mean[:, None]
+        y = x * (keep + scale * _gate(deviation, a[:, None]))
+        _write(y_rows, y_strides, start + lane, inside, y)
     if mean_ptr is not None:
-        tl.store(mean_ptr + sample * channels + channel, mean, mask=exists)
-        tl.store(a_ptr + sample * channels + channel, a, mask=exists)
+        tl.store(mean_ptr + sample * channels + channel, mean, mask=exists & (part == 0))
+        tl.store(a_ptr + sample * channels + channel, a, mask=exists & (part == 0))
+
+
+@triton.jit
+def _sums(
+    x_ptr,
+    grad_ptr,
+    part_firsts_ptr,
+    part_seconds_ptr,
+    x_strides,
+    result_strides,
+    channels,
+    positions,
+    mean_ptr,
+    a_ptr,
+    parts: tl.constexpr,
+    planes: tl.constexpr,
+    span: tl.constexpr,
+):
+    """Write sum(h d) and sum(h d^2) of one part of some planes."""
+    sample, channel, exists, part = _own_planes(channels, parts, planes)
+    x_rows, grad_rows = _rows(x_ptr, x_strides, sample, channel), _rows(grad_ptr, result_strides, sample, channel)
+    mean, a = _read_saved(mean_ptr, a_ptr, sample, channels, channel, exists)
+    begin, end = _own_positions(positions, part, parts, span)
+    lane = tl.arange(0, span)[None, :]
+    firsts, seconds = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
+    for start in range(begin, end, span):
+        x, _ = _read(x_rows, x_strides, start + lane, exists, end)
+        grad, _ = _read(grad_rows, result_strides, start + lane, exists, end)
+        deviation, _, product = _terms(x, grad, mean, a)
+        firsts += product
+        seconds += product * deviation
+    place = (sample * channels + channel) * parts + part
+    tl.store(part_firsts_ptr + place, tl.sum(firsts, 1), mask=exists)
+    tl.store(part_seconds_ptr + place, tl.sum(seconds, 1), mask=exists)
 
 
 @triton.jit
@@ -206,6 +299,8 @@ def _backward(
     x_ptr,
     grad_ptr,
     result_ptr,
+    part_firsts_ptr,
+    part_seconds_ptr,
     x_strides,
     result_strides,
     channels,
@@ -214,48 +309,53 @@ def _backward(
     a_ptr,
     keep,
     scale,
-    is_whole: tl.constexpr,
+    parts: tl.constexpr,
     planes: tl.constexpr,
     span: tl.constexpr,
 ):
     """Write dx. The gradient of y has the strides of the result."""
-    sample, channel, exists = _own_planes(channels, planes)
+    sample, channel, exists, part = _own_planes(channels, parts, planes)
     x_rows, grad_rows = _rows(x_ptr, x_strides, sample, channel), _rows(grad_ptr, result_strides, sample, channel)
-    mean = tl.load(mean_ptr + sample * channels + channel, mask=exists, other=0.0)[:, None]
-    a = tl.load(a_ptr + sample * channels + channel, mask=exists, other=0.0)[:, None]
+    result_rows = _rows(result_ptr, result_strides, sample, channel)
+    mean, a = _read_saved(mean_ptr, a_ptr, sample, channels, channel, exists)
+    begin, end = (0, span) if parts == 0 else _own_positions(positions, part, parts, span)
     lane = tl.arange(0, span)[None, :]
-    if is_whole:
+    if parts == 0:
         x, inside = _read(x_rows, x_strides, lane, exists, positions)
         grad, _ = _read(grad_rows, result_strides, lane, exists, positions)
-        deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
-        firsts, seconds = product, product * deviation
+        deviation, gate, product = _terms(x, grad, mean, a)
+        first, second = tl.sum(product, 1), tl.sum(product * deviation, 1)
     else:
-        firsts, seconds = tl.zeros((planes, span), tl.float32), tl.zeros((planes, span), tl.float32)
-        for begin in range(0, positions, span):
-            x, _ = _read(x_rows, x_strides, begin + lane, exists, positions)
-            grad, _ = _read(grad_rows, result_strides, begin + lane, exists, positions)
-            deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
-            firsts += product
-            seconds += product * deviation
-    first = tl.sum(firsts, 1)[:, None] / positions
-    second = tl.sum(seconds, 1)[:, None] * a * (4.0 / tl.maximum(positions - 1, 1))
-    result_rows = _rows(result_ptr, result_strides, sample, channel)
-    for begin in range(0, span if is_whole else positions, span):
-        if not is_whole:
-            x, inside = _read(x_rows, x_strides, begin + lane, exists, positions)
-            grad, _ = _read(grad_rows, result_strides, begin + lane, exists, positions)
-            deviation, gated, product = _terms(x, grad, mean, a, keep, scale)
-        dx = gated + 2.0 * a * (product - first - second * deviation)
-        _write(result_rows, result_strides, begin + lane, inside, dx)
+        first = tl.sum(_read_parts(part_firsts_ptr, sample, channels, channel, exists, parts), 1)
+        second = tl.sum(_read_parts(part_seconds_ptr, sample, channels, channel, exists, parts), 1)
+    slope = 2.0 * scale * a
+    constant = slope * first[:, None] / positions
+    linear = slope * second[:, None] * a * (4.0 / tl.maximum(positions - 1, 1))
+    for start in range(begin, end, span):
+        if parts > 0:
+            x, inside = _read(x_rows, x_strides, start + lane, exists, end)
+            grad, _ = _read(grad_rows, result_strides, start + lane, exists, end)
+            deviation, gate, product = _terms(x, grad, mean, a)
+        dx = grad * (keep + scale * gate) + slope * product - (constant + linear * deviation)
+        _write(result_rows, result_strides, start + lane, inside, dx)
 
 
 @triton.jit
-def _own_planes(channels, planes: tl.constexpr):
-    """Return the sample of this program, its channels, and which of them exist."""
+def _own_planes(channels, parts: tl.constexpr, planes: tl.constexpr):
+    """Return the sample of this program, its channels, which of them exist, and the part of their positions."""
     blocks = tl.cdiv(channels, planes)
-    program = tl.program_id(0)
-    channel = (program % blocks) * planes + tl.arange(0, planes)
-    return (program // blocks).to(tl.int64), channel, channel < channels
+    block, part = tl.program_id(0), 0
+    if parts > 0:
+        block, part = block // parts, block % parts
+    channel = (block % blocks) * planes + tl.arange(0, planes)
+    return (block // blocks).to(tl.int64), channel, channel < channels, part
+
+
+@triton.jit
+def _own_positions(positions, part, parts: tl.constexpr, span: tl.constexpr):
+    """Return the first position of a part, and the one after its last. Later parts may be shorter, or empty."""
+    length = tl.cdiv(positions, parts * span) * span
+    return part * length, tl.minimum((part + 1) * length, positions)
 
 
 @triton.jit
@@ -265,10 +365,42 @@ def _rows(pointer, strides, sample, channel):
 
 
 @triton.jit
-def _read(rows, strides, position, exists, positions):
-    """Return a tile in float32, zero outside of the map, and which of its elements are inside."""
-    inside = exists[:, None] & (position < positions)
+def _read(rows, strides, position, exists, end):
+    """Return a tile in float32, zero outside of the planes, and which of its elements are inside."""
+    inside = exists[:, None] & (position < end)
     return tl.load(rows + position * strides[2], mask=inside, other=0.0).to(tl.float32), inside
+
+
+@triton.jit
+def _read_parts(pointer, sample, channels, channel, exists, parts: tl.constexpr):
+    """Return a number of each part of the planes."""
+    place = (sample * channels + channel[:, None]) * parts + tl.arange(0, parts)[None, :]
+    return tl.load(pointer + place, mask=exists[:, None], other=0.0)
+
+
+@triton.jit
+def _read_saved(mean_ptr, a_ptr, sample, channels, channel, exists):
+    """Return mu and a of the planes, as columns."""
+    place = sample * channels + channel
+    mean = tl.load(mean_ptr + place, mask=exists, other=0.0)
+    return mean[:, None], tl.load(a_ptr + place, mask=exists, other=0.0)[:, None]
+
+
+@triton.jit
+def _merged(counts, means, energies, total):
+    """Return the mean and sum(d^2) of each row from those of its groups, of `counts` elements."""
+    mean = _quotient(tl.sum(counts * means, 1), total)
+    shift = means - mean[:, None]
+    return mean, tl.sum(energies + counts * shift * shift, 1)
+
+
+@triton.jit
+def _quotient(total, count):
+    """Return total / count with one step of correction: the mean of a constant is the constant."""
+    count = count * 1.0
+    inverse = 1.0 / count
+    estimate = total * inverse
+    return tl.fma(tl.fma(-estimate, count, total), inverse, estimate)
 
 
 @triton.jit
@@ -278,8 +410,20 @@ def _write(rows, strides, position, inside, value):
 
 
 @triton.jit
-def _terms(x, grad, mean, a, keep, scale):
-    """Return d, g (keep + scale s) and scale h d; the last two are zero outside, where x and g are."""
+def _gate(deviation, a):
+    """Return sigmoid(d^2 a + 1/2) to 5e-7.
+
+    exp2 and rsqrt are one instruction each, and exp with a division 17, which would take longer than reading a map of
+    half precision from memory.
+    """
+    power = tl.exp2(deviation * deviation * (a * -1.4426950408889634) - 0.7213475204444817)
+    root = tl.rsqrt(1.0 + power)
+    return root * root
+
+
+@triton.jit
+def _terms(x, grad, mean, a):
+    """Return d, s and h d; the last is zero outside, where x and the gradient are."""
     deviation = x - mean
-    s = tl.sigmoid(deviation * deviation * a + 0.5)
-    return deviation, grad * (keep + scale * s), scale * grad * x * s * (1.0 - s) * deviation
+    gate = _gate(deviation, a)
+    return deviation, gate, grad * x * (gate - gate * gate) * deviation

@@ -38,17 +38,17 @@ def test_a_model_on_the_device_is_planned_injected_verified_and_ejected(name, de
     assert {parameter.device.type for parameter in model.parameters()} == {device.type}
 
 
-@pytest.mark.parametrize("benchmark", [False, True])
-def test_transposed_convolutions_are_verified_whatever_algorithm_is_chosen(benchmark, device):
+@pytest.mark.parametrize("is_tuned", [False, True])
+def test_transposed_convolutions_are_verified_whatever_algorithm_is_chosen(is_tuned, device):
     model, recipe, places, _ = make("decoder")
     x = torch.randn(4, 3, 96, 96, device=device)
     model.to(device)
     stock = stock_of(model)
-    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.benchmark = is_tuned
     inject(model, recipe, example_inputs=x, e_lambda=LAMBDA)
     for _ in range(5):
         assert verify(model, example_inputs=x).ok
-    assert torch.backends.cudnn.benchmark is benchmark
+    assert torch.backends.cudnn.benchmark is is_tuned
     assert not torch.backends.cudnn.deterministic
     assert_attends(model, stock, places, x)
 
