@@ -9,19 +9,16 @@ from __future__ import annotations
 
 import contextvars
 import copyreg
-import dis
 import gc
-import importlib.util
 import operator
 import os
 import random
-import sys
 import types
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from functools import _lru_cache_wrapper, lru_cache, partial, partialmethod
+from functools import _lru_cache_wrapper, partial, partialmethod
 from itertools import chain
 from typing import Any
 
@@ -31,14 +28,11 @@ import torch
 from torch import nn
 from torch._dynamo import eval_frame
 
+from simam_inject.dataflow.code_names import FOREIGN, FOREIGN_CODE, is_of, names_in, spaces_of
+
 _CONTAINERS: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 """Their methods are used for classes derived from them too, which may have overridden `update` or `__iter__`."""
 _WRAPPERS = (staticmethod, classmethod, types.MethodType, property, partial, partialmethod, tuple)
-_LIBRARIES = frozenset({"torch", "numpy", "simam_inject", "lightning", "pydantic"})
-_FOREIGN = _LIBRARIES | {"logging", "threading", "typing", "re", "os", "sys", "builtins", "abc", "functools", "enum"}
-"""Libraries whose objects no forward of a user's network is expected to change."""
-_FOREIGN_CODE = _LIBRARIES | sys.stdlib_module_names
-"""Libraries whose modules, functions and classes refer to nothing of a user's network."""
 _DEPTH = 8
 _MOST_ENTRIES = 10_000
 _MISSING = object()
@@ -143,7 +137,7 @@ class _Reachable:
     def _attributes(self, value: Any, depth: int) -> list[Any] | None:
         """Save and return the values in the `__dict__` and the slots of an object; None if it has neither."""
         kind, attributes = type(value), getattr(value, "__dict__", None)
-        if _is_of(_FOREIGN, kind.__module__):
+        if is_of(FOREIGN, kind.__module__):
             return None
         self.visit(kind, depth + 1)
         names = copyreg._slotnames(kind)  # type: ignore[attr-defined] # of which a subclass may have made a property
@@ -211,15 +205,15 @@ class _Reachable:
             self.restore.append(partial(variable.reset, variable.set(variable.get())))
 
     def _function(self, function: types.FunctionType, depth: int) -> None:
-        if _is_of(_FOREIGN_CODE, function.__module__):
+        if is_of(FOREIGN_CODE, function.__module__):
             return
-        names = _names_in(function.__code__)
+        names = names_in(function.__code__)
         contents = []
         for cell in function.__closure__ or ():
             with suppress(ValueError):  # not filled yet
                 contents.append(cell.cell_contents)
                 self.restore.append(partial(setattr, cell, "cell_contents", contents[-1]))
-        for space in _spaces(function, names, [*contents, *self.imported]):
+        for space in spaces_of(function, names, [*contents, *self.imported]):
             self._names(lambda: names, space.get, space.__setitem__, space.__delitem__, depth)
         for item in (*contents, *(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.visit(item, depth + 1)
@@ -249,16 +243,28 @@ class _Reachable:
         if tensor.is_inference() or type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_meta:
             return
         version, saved = tensor._version, tensor.detach().clone()
+        is_comparable = tensor.layout is torch.strided and not tensor.is_nested
 
         def restore() -> None:
-            if tensor._version != version:
-                with torch.no_grad():
-                    tensor.copy_(saved)
+            if tensor.shape != saved.shape:
+                tensor.data = saved
+            elif tensor._version != version or (is_comparable and not torch.equal(tensor, saved)):  # by its `data`
+                tensor.data.copy_(saved)
 
         self.restore.append(restore)
 
+    def _module(self, network: nn.Module, depth: int) -> None:
+        """One that is no part of the model. Libraries do not write to parameters, which may be large, in a forward."""
+        for module in network.modules():
+            if module is network or id(module) not in self.seen:
+                self.seen.add(id(module))
+                if is_of(FOREIGN, type(module).__module__):
+                    self.seen.add(id(module._parameters))
+                self.visit(type(module), depth + 1)
+                self._container(vars(module), depth)
+
     def _class(self, kind: type, depth: int) -> None:
-        if not _is_of(_FOREIGN_CODE, kind.__module__):
+        if not is_of(FOREIGN_CODE, kind.__module__):
             write, delete = partial(setattr, kind), partial(delattr, kind)
             self._names(lambda: list(vars(kind)), vars(kind).get, write, delete, depth)
 
@@ -268,59 +274,12 @@ class _Reachable:
         (_lru_cache_wrapper, _cache),
         (_CONTAINERS, _container),
         (torch.Tensor, _tensor),
+        (torch.jit.ScriptModule, lambda *_: None),
+        (nn.Module, _module),
         (np.ndarray, _array),
         (contextvars.ContextVar, _variable),
         (type, _class),
     )
-
-
-def _is_of(libraries: frozenset[str], module: Any) -> bool:
-    return str(module).partition(".")[0] in libraries
-
-
-def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
-    yield code
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            yield from _codes(const)
-
-
-@lru_cache(4096)
-def _names_in(code: types.CodeType) -> frozenset[str]:
-    """Every name, and every string, which may be a name: `globals()["CACHE"]`."""
-    strings = (const for each in _codes(code) for const in each.co_consts if isinstance(const, str))
-    return frozenset(chain(strings, *(each.co_names for each in _codes(code))))
-
-
-@lru_cache(4096)
-def _imports_in(code: types.CodeType) -> tuple[tuple[str, int, Any], ...]:
-    """Name, number of dots, and what is imported from it, of each import statement."""
-    importing = (each for each in _codes(code) if dis.opmap["IMPORT_NAME"] in each.co_code[::2])
-    return tuple(found for each in importing for found in dis._find_imports(each))  # type: ignore[attr-defined]
-
-
-def _imported_by(function: types.FunctionType) -> Iterator[types.ModuleType]:
-    """Modules that its code imports. Those of a forward are loaded now, so that they are known before it runs."""
-    for name, level, names in _imports_in(function.__code__):
-        with suppress(Exception):  # of another system, or not installed
-            path = importlib.util.resolve_name("." * level + name, function.__globals__.get("__package__"))
-            if function.__name__ == "forward":
-                module = importlib.import_module(path)
-                for each in names or ():
-                    if not hasattr(module, each):
-                        importlib.import_module(f"{path}.{each}")
-            yield sys.modules[path]
-
-
-def _spaces(function: types.FunctionType, names: frozenset[str], others: list[Any]) -> list[dict[str, Any]]:
-    """The globals of a function, and those of the modules that it can name: `pk.util.get` goes through two."""
-    spaces = [function.__globals__]
-    found = [*others, *_imported_by(function), *(sys.modules[name] for name in names & sys.modules.keys())]
-    for space in spaces:
-        for module in chain(found, [space[name] for name in names & space.keys()]):
-            if issubclass(type(module), types.ModuleType) and not _is_of(_FOREIGN_CODE, module.__name__):
-                spaces += [vars(module)] if all(vars(module) is not known for known in spaces) else []
-    return spaces
 
 
 def _content(kind: Any, container: Any) -> tuple[Any, ...]:

@@ -248,7 +248,8 @@ def _parts(model: nn.Module) -> list[_Part]:
         for hook in hooks:  # a part may have been injected by itself
             for holder, name in hook.children(module) if isinstance(hook, Presence) else ():
                 expected[id(holder)].add(name)
-        names = expected[id(module)].union(site.child for hook in hooks_on(module) for site in hook.sites)
+        own = (site.child for hook in hooks if isinstance(hook, SiteHook) for site in hook.sites)
+        names = expected[id(module)].union(own)
         children = {name: child for name, child in module._modules.items() if name in names}
         if hooks or children:
             found.append(_Part(module, hooks, children))

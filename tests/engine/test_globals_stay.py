@@ -1,6 +1,7 @@
 """Invariant 3: what every forward writes to, on the model or anywhere else, is as it was after planning."""
 
 import contextvars
+import copy
 import functools
 import itertools
 import os
@@ -16,7 +17,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import eject, inject, plan
+from simam_inject import eject, inject, plan, verify
 from tests.engine.blocks import Block, build, conv, run
 from tests.engine.python_modules import image
 from tests.oracle import E_LAMBDA
@@ -459,6 +460,34 @@ def test_a_weak_reference_to_what_is_gone(refer):
     model.__dict__["trainer"] = refer(weakref.proxy(Gone()))
     inject(model, RECIPE, example_inputs=image())
     eject(model)
+
+
+NORM, NORMS = nn.BatchNorm2d(4).double(), nn.Sequential(nn.Sequential(nn.Sequential(nn.BatchNorm2d(4)))).double()
+SCALE, ADJACENT = nn.Parameter(torch.ones(4, 1, 1, dtype=torch.float64)), torch.eye(4, dtype=torch.float64).to_sparse()
+
+
+class RunsGlobals(Block):
+    """Modules and parameters that are no part of the model."""
+
+    norm = nn.BatchNorm2d(4).double()
+
+    def forward(self, x):
+        NORMS.eval()
+        y = self.norm(NORMS(NORM(self.a(x))))
+        SCALE.data = SCALE.data * 0.5
+        return self.b(y + ADJACENT.sum())
+
+
+def test_modules_and_tensors_that_are_no_part_of_the_model_stay():
+    model = RunsGlobals().double().train()
+    parts = [NORM, NORMS, RunsGlobals.norm]
+    before = copy.deepcopy([part.state_dict() for part in parts])
+    inject(model, RECIPE, example_inputs=image())
+    verify(model)
+    for part, state in zip(parts, before, strict=True):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
+        assert all(module.training for module in part.modules())
+    assert torch.equal(SCALE.data, torch.ones(4, 1, 1, dtype=torch.float64))
 
 
 class RelativeImport(Block):
