@@ -73,11 +73,10 @@ def test_a_module_that_was_injected_directly_is_kept_too(tmp_path, path):
     check_output(again, strength=0.5)
 
 
-@pytest.mark.parametrize("path", ["", "net"], ids=["module", "part"])
-def test_a_pickled_module_is_kept_where_nothing_imports_this_package(tmp_path, path):
+def test_a_pickled_module_is_kept_where_nothing_imports_this_package(tmp_path):
     """As in a worker that is spawned."""
     module = Net()
-    inject(module.get_submodule(path), RECIPE, example_inputs=IMAGE, verify=False)
+    inject(module.net, RECIPE, example_inputs=IMAGE, verify=False)
     torch.save(module, tmp_path / "module.pt")
     code = f"""
 import torch

@@ -69,6 +69,15 @@ def test_a_checkpoint_that_would_lose_its_sites_has_a_fault(workshop, tmp_path):
     assert re.search("8 of 8 sites are not recorded in model.yaml.*training", fault)
 
 
+@pytest.mark.parametrize(("name", "value"), [("strength", 0.0), ("bypassed", True)])
+def test_a_checkpoint_whose_sites_change_nothing_has_a_fault(name, value, workshop, tmp_path):
+    yolo = YOLO(str(workshop.folder / "injected.pt"))
+    setattr(yolo.model.model[0].conv.simam, name, value)
+    yolo.save(str(tmp_path / "off.pt"))
+    (fault,) = check_checkpoint(tmp_path / "off.pt").faults
+    assert re.search("1 of 8 sites .*strength 0, .*change nothing: model.0.conv", fault)
+
+
 @pytest.mark.parametrize("kind", [Path, str])
 @pytest.mark.parametrize(
     ("name", "message"),

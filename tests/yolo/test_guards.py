@@ -420,6 +420,17 @@ def test_a_training_that_does_not_begin_leaves_its_ramp_to_the_next(yolo):
         assert (vars(yolo)["simam_ramp"].epochs, vars(yolo)["simam_ramp"].start) == (2, 0.5)
 
 
+def test_a_training_at_strength_0_without_a_ramp_warns(yolo):
+    set_strength(yolo, 0.0)
+    with pytest.warns(UserWarning, match="strength 0 and this training has no ramp") as caught:  # noqa: SIM117
+        with pytest.raises(RuntimeError, match="does not exist"):
+            yolo.train(data="none.yaml")
+    assert caught[0].filename == __file__
+    set_strength(yolo, 0.5)
+    with warnings.catch_warnings(action="error"), pytest.raises(RuntimeError, match="does not exist"):
+        yolo.train(data="none.yaml")
+
+
 def test_a_training_that_stops_during_its_ramp_leaves_it_to_the_next(tmp_path):
     yolo = inject(YOLO("yolov8n.yaml"), "yolo-sppf", verify=False)
     with warnings.catch_warnings(action="ignore"):  # of a ramp without gains

@@ -16,7 +16,7 @@ import torch
 from simam_inject.dataflow.example import example_of
 from simam_inject.errors import InjectError, shortened
 from simam_inject.export.formats import read
-from simam_inject.export.proving import count_sites, expected_sites
+from simam_inject.export.proving import count_sites, expected_sites, simams_in
 from simam_inject.export.report import ExportedSite
 from simam_inject.integrations.ultralytics.record import names_of, recorded
 from simam_inject.persist.record import Record
@@ -87,7 +87,8 @@ def check_checkpoint(path: str | os.PathLike[str]) -> Checkup:
         )
         for module, site in found.items()
     )
-    file, exported, faults = path.with_suffix(".onnx"), None, _faults(record, sites)
+    off = [site.path for site, attention in simams_in(network) if attention.bypassed or attention.strength == 0]
+    file, exported, faults = path.with_suffix(".onnx"), None, _faults(record, sites, off)
     if trained and file.is_file():
         try:
             gates = read(file).gates
@@ -99,7 +100,7 @@ def check_checkpoint(path: str | os.PathLike[str]) -> Checkup:
     return Checkup(path, type(network).__name__, recipe, sites, exported, tuple(faults))
 
 
-def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
+def _faults(record: Record | None, sites: tuple[CheckedSite, ...], off: list[str]) -> list[str]:
     if not sites:
         why = "its record lists no sites" if record else "its yaml has no record of it"
         return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
@@ -107,6 +108,7 @@ def _faults(record: Record | None, sites: tuple[CheckedSite, ...]) -> list[str]:
     faulty = {
         "are not recorded in model.yaml, so training from this file would lose them": unrecorded,
         "are recorded but missing from the network": [site.path for site in sites if not site.present],
+        "are bypassed or have strength 0, so they change nothing": off,
         "are present but never run": [site.path for site in sites if site.present and not site.runs],
     }
     return [f"{len(paths)} of {len(sites)} sites {why}: {shortened(paths)}" for why, paths in faulty.items() if paths]

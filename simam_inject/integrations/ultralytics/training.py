@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -179,6 +180,12 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
         return original(model, *args, **kwargs)
     tripwire, given = Tripwire(write(model.model)), vars(model).pop(RAMP, None)
     parts = [tripwire, given or _recorded_ramp(model.model, resumed=resumed)]
+    if parts[1] is None and {entry.insertion.strength for entry in attended_in(model.model)} == {0.0}:
+        warnings.warn(
+            "every SimAM has strength 0 and this training has no ramp: it trains a network without SimAM, unless a "
+            "callback raises the strength; call ramp(model) or set_strength(model, 1.0) before",
+            stacklevel=3,
+        )
     before, switch = model.callbacks, {"model": model.model}
     ours = {event: [getattr(part, event) for part in parts if hasattr(part, event)] for event in before}
     model.callbacks = defaultdict(list, {event: [*ours[event], *calls] for event, calls in before.items()})
