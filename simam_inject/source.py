@@ -258,8 +258,12 @@ def run_by_forward(kind: type) -> list[str]:
 
 
 def mentioned_by_forward(kind: type) -> set[str]:
-    """Every name in the code of `forward` and of the methods that it may run, those of `nn.Module` aside."""
-    methods = [inspect.getattr_static(kind, name, None) for name in run_by_forward(kind)]
+    """Every name in the code of `forward` and of the methods that it may run, those of `nn.Module` aside.
+
+    Methods that it runs without their names, as `for child in self` does, count too.
+    """
+    names = (*run_by_forward(kind), "__iter__", "__getitem__", "__len__")
+    methods = [inspect.getattr_static(kind, name, None) for name in names]
     own = [method for method in methods if getattr(method, "__module__", None) != nn.Module.__module__]
     return {name for method in own for name in _names_in(_plain_code(method))}
 

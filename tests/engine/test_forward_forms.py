@@ -76,6 +76,24 @@ class ListsAndAdds(Block):
         return x
 
 
+class IsIterated(Block):
+    def __iter__(self):
+        return iter(self._modules.values())
+
+    def forward(self, x):
+        for child in self:
+            x = x + child(x)
+        return x
+
+
+class HasLength(Block):
+    def __len__(self):
+        return len(self._modules)
+
+    def forward(self, x):
+        return self.b(self.a(x)) * len(self)
+
+
 class DictBlock(nn.ModuleDict):
     """Runs its children by name, as DenseNet's blocks do."""
 
@@ -110,7 +128,10 @@ class Around(nn.Module):
         return self.act(self.block(x))
 
 
-@pytest.mark.parametrize("block", [ListsTable, ListsChildren, ListsThroughHelper, ListsAndAdds, DictBlock, ListBlock])
+LISTS = [ListsTable, ListsChildren, ListsThroughHelper, ListsAndAdds, IsIterated, HasLength, DictBlock, ListBlock]
+
+
+@pytest.mark.parametrize("block", LISTS)
 def test_a_block_that_lists_its_children_is_attended_once(block):
     plain, ours = pair(lambda: Around(block), f"after {block.__name__}")
     assert_like_hooks(plain, ours, ["block"])
@@ -119,7 +140,7 @@ def test_a_block_that_lists_its_children_is_attended_once(block):
     assert same_bits(run(eject(ours)), run(plain))
 
 
-@pytest.mark.parametrize("block", [ListsAndAdds, DictBlock, ListBlock])
+@pytest.mark.parametrize("block", [ListsAndAdds, IsIterated, HasLength, DictBlock, ListBlock])
 def test_a_block_that_lists_its_children_and_is_the_model(block):
     with pytest.raises(NoMatchError, match=r"runs all of its children|iterates over its children"):
         inject(made(block), f"after {block.__name__}", example_inputs=X)
