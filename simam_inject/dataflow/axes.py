@@ -28,6 +28,8 @@ _LAST = ("embedding", "multi_head_attention_forward", "gru", "lstm", "rnn_")
 _LAST_IF_UNKNOWN = ("linear", "rms_norm")
 _RESIZES = words("cat pad repeat repeat_interleave mean sum amax amin max min norm index_select glu topk diff gather")
 """Operations that change the size of the channel dimension, and leave it where it is."""
+_REDUCES = words("mean sum amax amin max min logsumexp median prod")
+"""Those that can drop dimensions."""
 _REARRANGES = words("einsum tensordot as_strided permute_copy transpose_copy view_copy")
 """Operations that can move channels without a trace in shapes."""
 _MOVES = words(
@@ -75,16 +77,24 @@ def layout_after(
         return (before - {rank - 1}) | (inputs[1].layout & {rank - 1})
     like = next((value for value in inputs if value.layout and len(value.shape) == rank), inputs[0])
     if len(like.shape) != rank:
-        return _stacked(args, kwargs, before, rank) if kind == "stack" else NOWHERE
+        dim = kwargs.get("dim", kwargs.get("axis", args[1] if len(args) > 1 else None))
+        return _of_another_rank(kind, dim, inputs[0], rank)
     # Each position is computed from the same positions.
     lengths = [(result.shape[dim], like.shape[dim]) for dim in like.layout]
     is_kept = kind in _RESIZES or all(new in (length, 1) or length == 1 for new, length in lengths)
     return like.layout if is_kept else NOWHERE
 
 
-def _stacked(args: tuple[Any, ...], kwargs: dict[str, Any], before: Layout, rank: int) -> Layout:
-    added = kwargs.get("dim", args[1] if len(args) > 1 else 0) % rank
-    return frozenset(dim + (dim >= added) for dim in before)
+def _of_another_rank(kind: str, dim: Any, source: Value, rank: int) -> Layout:
+    """Layout after a stack, or after a reduction that drops dimensions; none if the channels are among them."""
+    if kind == "stack":
+        added = (dim or 0) % rank
+        return frozenset(one + (one >= added) for one in source.layout)
+    given = [dim] if isinstance(dim, int) else dim if isinstance(dim, (tuple, list)) else []
+    dims = {one % len(source.shape) for one in given}
+    if kind not in _REDUCES or len(source.shape) - len(dims) != rank or source.layout & dims:
+        return NOWHERE
+    return frozenset(one - sum(dropped < one for dropped in dims) for one in source.layout)
 
 
 def _normalizes_one(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -331,10 +331,12 @@ KNOWN = {
     "clamp": (lambda x: tokens(x).clamp(-1, 1), -1),
     "rot90 of as many channels as rows": (lambda x: torch.rot90(x.repeat(1, 2, 1, 1)[:, :8], 1, (1, 3)), -1),
     "glu": (lambda x: F.layer_norm(F.glu(x, 1), (8,)), 1),
+    "largest of two": (lambda x: torch.stack([x, x + 1], 2).amax(2), 1),
+    "mean of two, norm over width": (lambda x: F.layer_norm(torch.stack([x, x + 1], 1).mean(1), (8,)), 1),
+    "sum of two": (lambda x: torch.stack([tokens(x), tokens(x) ** 2]).sum(dim=0), -1),
 }
 UNKNOWN = {
     "unfold to as many positions as channels": (lambda x: F.unfold(x.repeat(1, 11, 1, 1)[:, :64], 3, padding=1), 1),
-    "largest of two": (lambda x: torch.stack([x, x + 1], 2).amax(2), 1),
     "einsum": (lambda x: torch.einsum("nchw->nhwc", x), -1),
     "einsum with weights": (lambda x: torch.einsum("nchw,cd->nhwd", x, C_BY_C), -1),
     "tensordot": (lambda x: torch.tensordot(x, C_BY_C, ([1], [0])), -1),
