@@ -25,7 +25,7 @@ from torch import Tensor
 from benchmarks.cases import Case, cases
 from benchmarks.measuring import Rotation
 from benchmarks.options import parse, publish, tabulate
-from simam_inject.attention import composite, kernels
+from simam_inject.attention import composite, kernels, tiles
 
 E_LAMBDA = 1e-4
 LARGEST, SMALLEST = 32768, 512
@@ -162,9 +162,9 @@ def _with_warps(parts: int, planes: int, span: int) -> Iterator[Tile]:
 def forced(tile: Tile | None) -> mock._patch[object]:
     """Use this tile; with None, the one that `kernels` chooses."""
 
-    def choose(flat: kernels.Flat, room: int) -> tuple[tuple[int], dict[str, int]]:
+    def choose(flat: tiles.Flat) -> tuple[tuple[int], dict[str, int]]:
         if tile is None:
-            return original(flat, room)
+            return original(flat)
         return (flat.sizes[0] * triton.cdiv(flat.sizes[1], tile.planes) * max(1, tile.parts),), asdict(tile)
 
     original = kernels.choose
@@ -177,8 +177,8 @@ def run(job: Job, device: torch.device) -> dict[str, object]:
     inputs = Rotation(x)
     copy = replayed_seconds(torch.clone, inputs, x)
     truth = job.truth(x, function)
-    order = kernels.spatial_order(x.shape, x.stride())
-    _, in_use = kernels.choose(kernels.flatten(x.shape, x.stride(), order), _room(job))
+    order = tiles.spatial_order(x.shape, x.stride())
+    _, in_use = tiles.choose(tiles.flatten(x.shape, x.stride(), order))
     timed = []
     for tile in candidates(job):
         try:
@@ -196,10 +196,6 @@ def run(job: Job, device: torch.device) -> dict[str, object]:
     now = {"tile": str(Tile(**in_use)), "seconds": seconds, "ratio": seconds / copy}
     print(job.name, f"copy {copy * 1e6:.1f} us; in use {shown(now)}; best", *map(shown, timed[:3]), flush=True)
     return {"job": job.name, "copy": copy, "tiles": [now, *timed]}
-
-
-def _room(job: Job) -> int:
-    return kernels.BACKWARD_ROOM if job.is_backward else kernels.FORWARD_ROOM
 
 
 def replayed_seconds(function: Pass, inputs: Rotation, x: Tensor) -> float:

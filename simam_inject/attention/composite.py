@@ -99,17 +99,18 @@ def forward(
 def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, gain: float) -> Tensor:
     """Return dx in closed form from the gradient of y and from the arguments and results of `forward`.
 
-    It can be differentiated if `mean` and `a` are functions of x.
+    It can be differentiated if `mean` and `a` are functions of x. Products begin with a function of x, whose memory
+    format they get, whatever that of the gradient is.
     """
     wide, wide_grad, dims = widen(x), widen(grad), spatial_dims(x.dim())
     n, less_one = counts(x, dims)
     deviation = wide - mean
     s = _gate(deviation, a)
-    h = wide_grad * wide * s * (1 - s)
+    h = wide * wide_grad * s * (1 - s)
     first = (h * deviation).sum(dims, keepdim=True)
     second = (h * deviation * deviation).sum(dims, keepdim=True)
     inner = h * deviation - first / n - (4 * a / less_one) * second * deviation
-    return cast_to(x.dtype, wide_grad * _weight(s, strength, gain) + (2 * a * strength * gain) * inner)
+    return cast_to(x.dtype, _weight(s, strength, gain) * wide_grad + (2 * a * strength * gain) * inner)
 
 
 def statistics(wide: Tensor, e_lambda: float) -> tuple[Tensor, Tensor]:

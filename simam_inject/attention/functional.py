@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
-from simam_inject.attention import composite, cpu
+from simam_inject.attention import composite, cpu, tiles
 from simam_inject.attention.arguments import check_channel_dim, check_input, check_number
 from simam_inject.errors import describe_exception
 
@@ -178,7 +178,7 @@ def implementation_for(x: Tensor) -> Any:
     if x.device.type == "cpu":
         return cpu
     kernels = kernels_on(x.device) if x.device.type == "cuda" else None
-    return kernels if kernels is not None and kernels.fits(x) else composite
+    return kernels if kernels is not None and tiles.fits(x) else composite
 
 
 @functools.cache

@@ -9,8 +9,7 @@ sums of each part, and a second one merges them and applies the result, where it
 Sums are float32, and there are no atomics, so results do not depend on the order of the programs. The formulas are in
 `composite`, with keep = 1 - strength and scale = strength * gain, so that y = x (keep + scale s).
 
-Tiles were chosen by `python -m benchmarks tiles` on an H200, where a map of half precision takes as long to compute as
-to read: see docs/performance.md.
+On an H200 a map of half precision takes as long to compute as to read (docs/performance.md).
 """
 
 # Triton reads annotations as types of its own, and ships none.
@@ -20,71 +19,21 @@ to read: see docs/performance.md.
 
 from __future__ import annotations
 
-import functools
-import itertools
 from contextlib import nullcontext
-from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-FORWARD_ROOM, BACKWARD_ROOM = 16384, 8192
-"""Most elements of a tile, which is in registers. A backward has two inputs."""
-SMALL_TILE = 2048
-"""Elements of a tile of several small planes."""
-NARROWEST, WIDEST = 16, 64
-"""Channels of a channels-last tile. 16 of half precision are 32 bytes, the unit of memory traffic."""
-PROGRAMS = 264
-"""Two for each of the 132 processors of an H100 or H200. For fewer programs, channels-last tiles become narrower."""
-LONGEST = 2**31 - 1
-"""Offsets within one sample are 32 bits wide."""
-LOOP_TILE = 4096
-"""Elements of one step of a loop."""
-MOST_PARTS = 32
-"""Of one plane: each program that applies the gate merges the sums of all parts."""
-LAYOUTS = 1024
-"""Maps that are known. A small map takes a GPU less time than Python takes to look at it."""
-
-Ints = tuple[int, ...]
-
-
-class Flat(NamedTuple):
-    """A map seen as (sample, channel, position)."""
-
-    sizes: tuple[int, int, int]
-    strides: tuple[int, int, int]
-
-
-def fits(x: Tensor) -> bool:
-    """Whether the kernels can read `x` without a copy.
-
-    They take no float64, several spatial strides, elements that share memory, or samples with offsets beyond 32 bits.
-    """
-    return x.dtype in DTYPES and _are_readable(x.shape, x.stride())
-
-
-@functools.lru_cache(LAYOUTS)
-def _are_readable(shape: Ints, strides: Ints) -> bool:
-    order = spatial_order(shape, strides)
-    for outer, inner in itertools.pairwise(dim for dim in order if shape[dim] > 1):
-        if strides[outer] != strides[inner] * shape[inner]:
-            return False
-    flat, reach = flatten(shape, strides, order), 0
-    for stride, size in sorted(zip(flat.strides, flat.sizes, strict=True)):
-        if size > 1 and stride <= reach:
-            return False
-        reach += stride * (size - 1)
-    return (flat.sizes[1] - 1) * flat.strides[1] + (flat.sizes[2] - 1) * flat.strides[2] <= LONGEST
+from simam_inject.attention.tiles import Flat, choose, flatten, spatial_order
 
 
 def forward(
     x: Tensor, e_lambda: float, strength: float, gain: float, saves: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Attend `x` of shape (N, C, spatial), for which `fits` holds; with `saves`, also return mu and a.
+    """Attend `x` of shape (N, C, spatial), for which `tiles.fits` holds; with `saves`, also return mu and a.
 
     Records no graph: call it without grad mode or inside an `autograd.Function`.
     """
@@ -95,7 +44,7 @@ def forward(
     if x.numel() == 0:
         return y, mean, a
     read, written = _flattened(x, y)
-    programs, tile = choose(read, FORWARD_ROOM)
+    programs, tile = choose(read)
     sums = _empty_sums(x, tile)
     with _on_device(x):
         if sums[0] is not None:
@@ -113,7 +62,7 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
     if grad.stride() != result.stride():
         grad = torch.empty_like(x).copy_(grad)
     read, written = _flattened(x, result)
-    programs, tile = choose(read, BACKWARD_ROOM)
+    programs, tile = choose(read)
     sums = _empty_sums(x, tile)
     shared = read.strides, written.strides, *read.sizes[1:], mean, a
     with _on_device(x):
@@ -139,46 +88,6 @@ def _empty_sums(x: Tensor, tile: dict[str, int]) -> tuple[Tensor | None, ...]:
 def _on_device(x: Tensor) -> Any:
     """Launch where `x` is. A CPU tensor comes with Triton's interpreter."""
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
-
-
-@functools.lru_cache(LAYOUTS)
-def spatial_order(shape: Ints, strides: Ints) -> Ints:
-    """Return the spatial dimensions, outermost in memory first. SimAM does not depend on their order."""
-    return tuple(sorted(range(2, len(shape)), key=lambda dim: (shape[dim] > 1, -strides[dim])))
-
-
-@functools.lru_cache(LAYOUTS)
-def flatten(shape: Ints, strides: Ints, order: Ints) -> Flat:
-    """Return the map with its spatial dimensions in `order` as one, of the stride of the innermost."""
-    steps = [strides[dim] for dim in order if shape[dim] > 1]
-    return Flat((shape[0], shape[1], prod(shape[2:])), (strides[0], strides[1], steps[-1] if steps else 1))
-
-
-@functools.lru_cache(LAYOUTS)
-def choose(flat: Flat, room: int) -> tuple[tuple[int], dict[str, int]]:
-    """Return the grid of programs, and their tile of at most `room` elements.
-
-    A tile is `planes` of one sample by a `span` of positions: all of them if `parts` is 0, else one step of a loop over
-    one of so many parts of the planes. All are powers of two.
-    """
-    samples, channels, positions = flat.sizes
-    span = triton.next_power_of_2(positions)
-    if flat.strides[2] <= flat.strides[1]:
-        narrowest, planes = 1, max(1, SMALL_TILE // span)
-    else:
-        narrowest, planes = NARROWEST, WIDEST
-        while planes > narrowest and samples * triton.cdiv(channels, planes) < PROGRAMS:
-            planes //= 2
-    planes = min(planes, triton.next_power_of_2(channels))
-    while planes > narrowest and planes * span > room:
-        planes //= 2
-    programs, parts = samples * triton.cdiv(channels, planes), 0
-    if planes * span > room:
-        span, parts = LOOP_TILE // planes, 1
-        while parts < MOST_PARTS and programs * parts < PROGRAMS and parts * span < positions:
-            parts *= 2
-    warps = min(16, max(4, planes * span // 512))
-    return (programs * max(1, parts),), {"parts": parts, "planes": planes, "span": span, "num_warps": warps}
 
 
 @triton.jit
@@ -249,11 +158,12 @@ def _forward(
         first, last = _own_positions(positions, tl.arange(0, parts)[None, :], parts, span)
         mean, energy = _merged(tl.maximum(last - first, 0).to(tl.float32), means, energies, positions)
     a = 1.0 / (energy * (4.0 / tl.maximum(positions - 1, 1)) + 4.0 * e_lambda)
+    mean_column, a_column = _column(mean, planes), _column(a, planes)
     for start in range(begin, end, span):
         if parts > 0:
             x, inside = _read(x_rows, x_strides, start + lane, exists, end)
-            deviation = x - mean[:, None]
-        y = x * (keep + scale * _gate(deviation, a[:, None]))
+            deviation = x - mean_column
+        y = x * (keep + scale * _gate(deviation, a_column))
         _write(y_rows, y_strides, start + lane, inside, y)
     if mean_ptr is not None:
         tl.store(mean_ptr + sample * channels + channel, mean, mask=exists & (part == 0))
@@ -329,8 +239,8 @@ def _backward(
         first = tl.sum(_read_parts(part_firsts_ptr, sample, channels, channel, exists, parts), 1)
         second = tl.sum(_read_parts(part_seconds_ptr, sample, channels, channel, exists, parts), 1)
     slope = 2.0 * scale * a
-    constant = slope * first[:, None] / positions
-    linear = slope * second[:, None] * a * (4.0 / tl.maximum(positions - 1, 1))
+    constant = slope * _column(first, planes) / positions
+    linear = slope * _column(second, planes) * a * (4.0 / tl.maximum(positions - 1, 1))
     for start in range(begin, end, span):
         if parts > 0:
             x, inside = _read(x_rows, x_strides, start + lane, exists, end)
@@ -387,6 +297,18 @@ def _read_saved(mean_ptr, a_ptr, sample, channels, channel, exists):
 
 
 @triton.jit
+def _column(values, planes: tl.constexpr):
+    """Return a number of each plane, to be combined with a tile.
+
+    For a tile of one plane a scalar: Triton would spread a vector of one over the tile through shared memory.
+    """
+    column = values[:, None]
+    if planes == 1:
+        column = tl.sum(values, 0)
+    return column
+
+
+@triton.jit
 def _merged(counts, means, energies, total):
     """Return the mean and sum(d^2) of each row from those of its groups, of `counts` elements."""
     mean = _quotient(tl.sum(counts * means, 1), total)
@@ -411,11 +333,7 @@ def _write(rows, strides, position, inside, value):
 
 @triton.jit
 def _gate(deviation, a):
-    """Return sigmoid(d^2 a + 1/2) to 5e-7.
-
-    exp2 and rsqrt are one instruction each, and exp with a division 17, which would take longer than reading a map of
-    half precision from memory.
-    """
+    """Return sigmoid(d^2 a + 1/2) to 5e-7: exp2 and rsqrt are one instruction each, exp and a division are 17."""
     power = tl.exp2(deviation * deviation * (a * -1.4426950408889634) - 0.7213475204444817)
     root = tl.rsqrt(1.0 + power)
     return root * root

@@ -6,7 +6,7 @@ Not collected by itself: the interpreter has to be chosen before Triton is impor
 import pytest
 import torch
 
-from simam_inject.attention import functional, kernels, simam
+from simam_inject.attention import functional, kernels, simam, tiles
 from tests.attention.test_values import STRIDED, laid_out
 from tests.attention.truth import TOLERANCE, assert_true, plain_formula
 
@@ -17,13 +17,13 @@ HALVES = [torch.float16, torch.bfloat16]
 LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 SMALL_TILES = {
     "PROGRAMS": 40,
-    "SMALL_TILE": 32,
-    "LOOP_TILE": 32,
-    "MOST_PARTS": 4,
+    "MOST_SUMS": 16,
+    "WARP": 16,
+    "STEP": 32,
     "WIDEST": 4,
     "NARROWEST": 2,
-    "FORWARD_ROOM": 32,
-    "BACKWARD_ROOM": 16,
+    "ROOM": 32,
+    "CHANNELS_LAST_ROOM": 32,
 }
 
 
@@ -44,13 +44,13 @@ def are_whole(monkeypatch):
         chosen.append(result[1]["parts"] == 0)
         return result
 
-    choose = kernels.choose.__wrapped__  # not from the cache, since tests change what it depends on
+    choose = tiles.choose.__wrapped__  # not from the cache, since tests change what it depends on
     monkeypatch.setattr(kernels, "choose", record)
     return chosen
 
 
 def check(x, e_lambda=0.01, **numbers):
-    assert kernels.fits(x)
+    assert tiles.fits(x)
     return assert_true(
         lambda t: simam(t, e_lambda, **numbers), x.to(DEVICE), e_lambda, tolerance=LIMIT[x.dtype], **numbers
     )
@@ -83,7 +83,7 @@ def later(*case):
 )
 def test_planes_on_chip_and_too_large_for_it(shape, dtype, is_whole, layout, numbers, are_whole, monkeypatch):
     for name, value in () if is_whole else SMALL_TILES.items():
-        monkeypatch.setattr(kernels, name, value)
+        monkeypatch.setattr(tiles, name, value)
     x = laid_out((torch.randn(shape) * 2 + 1).to(dtype), layout)
     y, dx = check(x, **numbers)
     assert y.stride() == dx.stride() == x.stride()
@@ -92,9 +92,9 @@ def test_planes_on_chip_and_too_large_for_it(shape, dtype, is_whole, layout, num
 
 @pytest.mark.parametrize(
     ("shape", "layout"),
-    [((1, 1, 129, 128), "contiguous"), later((1, 17, 46, 45), "channels_last")],
+    [((1, 1, 190, 190), "contiguous"), later((1, 17, 46, 45), "channels_last")],
 )
-def test_real_large_planes_are_walked_along(shape, layout, are_whole):
+def test_real_large_planes_have_parts(shape, layout, are_whole):
     check(laid_out(torch.randn(shape), layout))
     assert are_whole == [False] * 3
 
@@ -113,7 +113,7 @@ def test_constant_maps_and_extreme_lambdas(e_lambda):
 @pytest.mark.parametrize("view", STRIDED)
 def test_views_are_true_or_left_to_the_composite(view):
     x = STRIDED[view](torch.randn(2, 4, 9, 10).to(DEVICE))
-    if kernels.fits(x):
+    if tiles.fits(x):
         check(x)
     else:
         assert view in {"columns", "permuted", "expanded batch", "expanded channels", "expanded map"}

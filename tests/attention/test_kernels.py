@@ -14,7 +14,7 @@ from simam_inject.attention import composite, functional, simam
 
 triton = pytest.importorskip("triton")
 
-from simam_inject.attention import kernels  # noqa: E402  # needs triton
+from simam_inject.attention import kernels, tiles  # noqa: E402  # need triton
 
 HERE = Path(__file__).parent
 
@@ -43,16 +43,16 @@ def test_kernels_are_true_on_a_gpu():
     run_interpreted("-m", "long or not long")
 
 
-CONTIGUOUS = kernels.Flat((256, 64, 4096), (64 * 4096, 4096, 1))
-CHANNELS_LAST = kernels.Flat((256, 64, 64), (64 * 64, 1, 64))
+CONTIGUOUS = tiles.Flat((256, 64, 4096), (64 * 4096, 4096, 1))
+CHANNELS_LAST = tiles.Flat((256, 64, 64), (64 * 64, 1, 64))
 
 
-def compiled(kernel, flat, room, saves=True):
+def compiled(kernel, flat, saves=True):
     """`kernel` as PTX and as machine code of an H100, for bfloat16 maps like this one. No device is needed.
 
     As at a launch, an integer of 1 is a constant, and one that 16 divides is known to be that.
     """
-    _, tile = kernels.choose(flat, room)
+    _, tile = tiles.choose.__wrapped__(flat)
     signature, constants, attributes = {}, {}, {}
 
     def integer(value, *place):
@@ -100,16 +100,18 @@ KERNELS = pytest.mark.parametrize(
 @pytest.mark.usefixtures("_compiler")
 @pytest.mark.parametrize("sizes", [(2, 1, 49), (2, 3, 1), (1, 1, 1)], ids=str)
 def test_kernels_compile_for_one_channel_and_one_position(kernel, saves, sizes):
-    flat = kernels.Flat(sizes, torch.empty(sizes, device="meta").stride())
-    assert compiled(kernel, flat, 8192, saves)["cubin"]
+    flat = tiles.Flat(sizes, torch.empty(sizes, device="meta").stride())
+    assert compiled(kernel, flat, saves)["cubin"]
 
 
-@pytest.mark.parametrize("room", [16384, 512], ids=["whole", "walked"])
+@pytest.mark.parametrize("room", [16384, 512], ids=["whole", "in parts"])
 @pytest.mark.parametrize("flat", [CONTIGUOUS, CHANNELS_LAST], ids=["contiguous", "channels last"])
 @KERNELS
 @pytest.mark.usefixtures("_compiler")
-def test_kernels_compile_with_wide_loads_and_no_spills(kernel, saves, flat, room, tmp_path):
-    code = compiled(kernel, flat, room, saves)
+def test_kernels_compile_with_wide_loads_and_no_spills(kernel, saves, flat, room, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiles, "ROOM", room)
+    monkeypatch.setattr(tiles, "CHANNELS_LAST_ROOM", room)
+    code = compiled(kernel, flat, saves)
     loads = re.findall(r"ld\.global\S*", code["ptx"])
     assert any(".v4.b32" in load for load in loads)
     assert not any(load.endswith(".b16") for load in loads)
@@ -120,27 +122,33 @@ def test_kernels_compile_with_wide_loads_and_no_spills(kernel, saves, flat, room
 
 
 @pytest.mark.parametrize(
-    ("sizes", "strides", "room", "is_whole"),
+    ("sizes", "strides", "is_whole"),
     [
-        ((256, 64, 3136), (64 * 3136, 3136, 1), 16384, True),
-        ((256, 64, 3136), (64 * 3136, 3136, 1), 8192, True),
-        ((256, 2048, 49), (2048 * 49, 49, 1), 16384, True),
-        ((1, 64, 25600), (64 * 25600, 25600, 1), 16384, False),
-        ((256, 64, 3136), (64 * 3136, 1, 64), 16384, False),
-        ((256, 512, 196), (512 * 196, 1, 512), 16384, True),
-        ((1, 3, 1), (3, 1, 3), 8192, True),
-        ((1, 1, 10**9), (10**9, 10**9, 1), 8192, False),
+        ((256, 64, 3136), (64 * 3136, 3136, 1), True),
+        ((256, 2048, 49), (2048 * 49, 49, 1), True),
+        ((1, 64, 25600), (64 * 25600, 25600, 1), True),
+        ((1, 64, 90000), (64 * 90000, 90000, 1), False),
+        ((256, 64, 3136), (64 * 3136, 1, 64), False),
+        ((8, 64, 3136), (64 * 3136, 1, 64), False),
+        ((1, 64, 25600), (64 * 25600, 1, 64), False),
+        ((1, 2048, 3136), (2048 * 3136, 1, 2048), False),
+        ((256, 512, 196), (512 * 196, 1, 512), True),
+        ((1, 3, 1), (3, 1, 3), True),
+        ((1, 3, 10**6), (3 * 10**6, 1, 3), False),
+        ((1, 1, 10**9), (10**9, 10**9, 1), False),
     ],
 )
-def test_tiles_fit_their_room_and_cover_every_plane(sizes, strides, room, is_whole):
+def test_tiles_cover_every_plane_and_fill_the_device(sizes, strides, is_whole):
     samples, channels, positions = sizes
-    (programs,), tile = kernels.choose(kernels.Flat(sizes, strides), room)
-    planes, span = tile["planes"], tile["span"]
-    assert (tile["parts"] == 0) is is_whole
-    assert planes & (planes - 1) == span & (span - 1) == 0
-    assert programs == samples * -(-channels // planes) * max(1, tile["parts"])
-    assert planes * span <= room
-    assert 4 <= tile["num_warps"] <= 16
+    (programs,), tile = tiles.choose(tiles.Flat(sizes, strides))
+    parts, planes, span = tile["parts"], tile["planes"], tile["span"]
+    assert (parts == 0) is is_whole
+    assert planes & (planes - 1) == span & (span - 1) == parts & (parts - 1) == 0
+    assert programs == samples * -(-channels // planes) * max(1, parts)
+    assert planes * span <= tiles.ROOM
+    assert planes * parts <= 1024
+    assert programs >= 256 or is_whole or parts == 64
+    assert 1 <= tile["num_warps"] <= 16
     if is_whole:
         assert span >= positions
 
@@ -165,7 +173,7 @@ def test_tiles_fit_their_room_and_cover_every_plane(sizes, strides, room, is_who
     ],
 )
 def test_what_overlaps_or_has_several_strides_is_left_to_the_composite(make, fits):
-    assert kernels.fits(make(torch.empty(2, 3, 4, 5))) is fits
+    assert tiles.fits(make(torch.empty(2, 3, 4, 5))) is fits
 
 
 class FakeGpu:

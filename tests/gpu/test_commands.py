@@ -37,6 +37,7 @@ def folder(project):
 
 
 def test_compare_trains_every_variant_on_the_device(folder, device):
+    pytest.importorskip("optuna")
     setup = set_up(f"{folder}/net.py:net", str(folder), SHORT, str(device))
     seen, weights, run = [], [], setup.pop("train")
 
@@ -57,6 +58,7 @@ def test_compare_trains_every_variant_on_the_device(folder, device):
 
 
 def test_the_command_compare(folder, device):
+    pytest.importorskip("optuna")
     options = ["--data", ".", "--recipe", "after sequential.0", "--seeds", "1", "--size", "16", "--no-augment"]
     options += ["--epochs", "1", "--batch", "8", "--device", str(device)]
     done = CliRunner().invoke(comparing.compare_app, ["net.py:net", *options])
