@@ -43,11 +43,11 @@ def computed_at_once(
     shapes = [tuple(other.shape) for other in others]
     if args[0] is not first or any(other.dtype != first.dtype for other in others):
         return None
-    if func in _ACTIVATIONS and not others:
-        is_in_place = any(each is True for each in (*args[1:], *kwargs.values()))
-        return torch.relu_(first) if is_in_place else to_meta(first)
+    options = (*args[1:], *kwargs.values())
+    if func in _ACTIVATIONS and all(isinstance(each, (bool, float, str)) for each in options):  # `nn.ReLU(1)` is not
+        return torch.relu_(first) if any(each is True for each in options) else to_meta(first)
     is_like_first = False
-    if func in _OF_TWO and len(args) == 2:
+    if func in _OF_TWO and len(args) == 2 and not kwargs:
         is_number = isinstance(args[1], (int, float)) and not others
         is_like_first = is_number or (len(others) == 1 and _is_broadcast(shapes[0], tuple(first.shape)))
     elif func is F.linear and len(args) > 1 and first.dim() > 1:
