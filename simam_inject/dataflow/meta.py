@@ -44,7 +44,7 @@ def computed_at_once(
     if args[0] is not first or any(other.dtype != first.dtype for other in others):
         return None
     options = (*args[1:], *kwargs.values())
-    if func in _ACTIVATIONS and all(isinstance(each, (bool, float, str)) for each in options):  # `nn.ReLU(1)` is not
+    if func in _ACTIVATIONS and all(isinstance(each, (bool, float, str)) for each in options):  # no 1 for True
         return torch.relu_(first) if any(each is True for each in options) else to_meta(first)
     is_like_first = False
     if func in _OF_TWO and len(args) == 2 and not kwargs:
