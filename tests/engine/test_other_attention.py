@@ -1,10 +1,13 @@
 """Other attention modules than SimAM at the same sites: they stay, they are ejected, and they do not mix."""
 
+import copy
+import io
+
 import pytest
 import torch
 from torch import nn
 
-from simam_inject import eject, inject, simam
+from simam_inject import bypass, eject, inject, simam
 from simam_inject.errors import InjectError, ModelError
 from tests.engine.blocks import network
 from tests.oracle import hooked, same_bits
@@ -35,6 +38,20 @@ def test_a_peer_stays_at_a_second_injection():
         stock[0].bias.mul_(0.5)
         assert torch.allclose(model(X), stock(X), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(model(X), before, rtol=1e-2)
+
+
+def test_copies_that_are_made_in_a_bypass_have_no_hook_of_it_afterwards():
+    model = network()
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X, attention=Scale)
+    wanted, plain = model(X), network()(X)
+    with bypass(model):
+        twin = copy.deepcopy(model)
+        twins = [twin, copy.deepcopy(twin), copy.deepcopy([model])[0]]
+        assert all(same_bits(each(X), plain) for each in twins)
+    for each in (model, *twins):
+        assert same_bits(each(X), wanted)
+        assert not each[0].simam._forward_hooks
+    torch.save(twin, io.BytesIO())
 
 
 def test_eject_takes_out_a_peer_whose_hook_was_dropped():
