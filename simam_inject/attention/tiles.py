@@ -19,10 +19,10 @@ ROOM, CHANNELS_LAST_ROOM = 32768, 8192
 WARP = 1024
 """Elements of a tile for each warp, up to 16 warps. Small planes share one."""
 STEP = 2048
-"""Elements of one step of a loop."""
+"""Elements of one step of a loop over a part; twice that, by four times the warps, if programs are few."""
 NARROWEST, WIDEST = 16, 64
 """Channels of a channels-last tile. 16 of half precision are 32 bytes, the unit of memory traffic."""
-PROGRAMS = 2048
+PROGRAMS, FEW = 2048, 512
 """With fewer of them, planes have more parts, and channels-last tiles are narrower. An H200 has 132 processors."""
 MOST_SUMS, MOST_PARTS = 1024, 64
 """Each program merges the sums of all parts of its planes."""
@@ -91,11 +91,14 @@ def choose(flat: Flat) -> tuple[tuple[int], dict[str, int]]:
     else:  # the 32 threads of a warp sum up a plane together, one plane after the other, and more than 8 take too long
         planes = max(1, min(WARP // span, 8 * max(1, 32 // span)))
     planes = min(planes, _power_of_2(channels))
+    elements_of_warp = WARP
     if planes * span > (CHANNELS_LAST_ROOM if is_channels_last else ROOM):
         planes, parts = _divide(flat, planes, is_channels_last)
         span = STEP // planes
     programs = samples * -(-channels // planes) * max(1, parts)
-    warps = max(1, min(planes * span // WARP, 16))
+    if parts and programs < FEW:
+        span, elements_of_warp = 2 * span, WARP // 2
+    warps = max(1, min(planes * span // elements_of_warp, 16))
     return (programs,), {"parts": parts, "planes": planes, "span": span, "num_warps": warps}
 
 

@@ -1,7 +1,9 @@
 """The benchmark of a user's own model: what it builds and counts. Nothing here asserts a time."""
 
 import copy
+import gc
 import json
+import weakref
 
 import pytest
 import torch
@@ -132,6 +134,19 @@ def test_parameters_do_not_count_as_kept():
     layer = nn.Linear(64, 64, bias=False)
     x = torch.rand(2, 64)
     assert bytes_kept(layer, lambda: layer(x)) == x.nbytes
+
+
+def test_counting_what_is_kept_frees_it():
+    x, outputs = torch.randn(2, 3, requires_grad=True), []
+
+    def run():
+        y = torch.sigmoid(x)  # saves its output
+        outputs.append(weakref.ref(y))
+        return y
+
+    assert bytes_kept(nn.Module(), run) == x.nbytes
+    gc.collect()
+    assert outputs[0]() is None
 
 
 @pytest.mark.parametrize("options", [["--json"], []])
