@@ -7,6 +7,7 @@ every module call. Nothing is traced: the forward runs as Python.
 from __future__ import annotations
 
 import inspect
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,16 +15,16 @@ from functools import lru_cache
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.meta import computed_at_once, without_data
 from simam_inject.dataflow.module_kinds import function_kind, function_name
-from simam_inject.dataflow.twin import Convert, modules_with_python_forward
+from simam_inject.dataflow.twin import Convert, modules_with_python_forward, to_meta
 from simam_inject.dataflow.values import Frame, Shape, keyed
 from simam_inject.kinds import words
-from simam_inject.nested import Key, tensors_in
+from simam_inject.nested import Key, map_nested, tensors_in
 
 NOT_READS = words(
     """
@@ -35,6 +36,7 @@ NOT_READS = words(
     """
 )
 """Attributes and methods that do not look at a tensor's content."""
+_IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
 _KEY = "simam_inject.dataflow"
 _FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
 """Tables of a module, in which a hook has this key: of flags that the hook is registered with."""
@@ -179,11 +181,9 @@ class Namer(TorchFunctionMode):
         """What an operation returns: without data if one of its tensors has none, even if others are constants."""
         try:
             if len({tensor.is_meta for tensor in tensors}) > 1:
-                args, kwargs = without_data(func, args, kwargs)
-            elif tensors and tensors[0].is_meta and not self.model.training:
-                known = computed_at_once(func, args, kwargs, tensors)
-                if known is not None:
-                    return known
+                args, kwargs = _without_data(func, args, kwargs)
+            elif tensors and tensors[0].is_meta and func is F.batch_norm and not self.model.training:
+                return to_meta(tensors[0])  # as torch does it on meta, but at once
             return func(*args, **kwargs)
         except Exception:
             self.asks_for_values = True
@@ -273,3 +273,18 @@ def _parameters(forward: Callable[..., Any]) -> tuple[str, ...]:
         return tuple(inspect.signature(forward).parameters)[1:]
     except (TypeError, ValueError):
         return ("input",)
+
+
+def _without_data(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of an operation on constants with data and on tensors without: all of them without."""
+    written = kwargs.get("out", args[0] if _IN_PLACE.search(getattr(func, "__name__", "")) else None)
+    if any(not tensor.is_meta for _, tensor in tensors_in(written)):
+        raise RuntimeError("a constant is overwritten by a tensor without data")
+    new_args, new_kwargs = map_nested(_as_meta, (tuple(args), dict(kwargs)))
+    return new_args, new_kwargs
+
+
+def _as_meta(leaf: Any) -> Any:
+    return leaf.to("meta") if isinstance(leaf, torch.Tensor) and leaf.dim() else leaf

@@ -560,3 +560,24 @@ def test_a_graph_with_a_tensor_from_outside_the_forward():
     graph = flow.recording.first_calls[""].graph()
     graph.lint()
     assert [(node.op, str(node.target)) for node in graph.nodes][2] == ("get_attr", "outside")
+
+
+class Written(nn.Module):
+    """The activation's result is read under the name of its input."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.a, self.act, self.b = nn.Conv2d(3, 4, 3, padding=1), activation, nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.a(x)
+        y = self.b(x)
+        self.act(x)
+        return x + y
+
+
+@pytest.mark.parametrize("kind", [nn.Hardswish, nn.ReLU6, nn.LeakyReLU, nn.Mish])
+def test_activations_that_write_into_their_input_are_seen_to_do_so(kind):
+    sites = survey(Written(kind(inplace=True)), example_inputs=torch.rand(1, 3, 8, 8)).site_by_path
+    assert sites["a"].obstacle is None
+    assert sites["act"].obstacle.startswith("it modifies a tensor in place")
