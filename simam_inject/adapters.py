@@ -73,7 +73,10 @@ class Adapter:
 
 
 class IntegrationMark:
-    """Attribute of an injected network; unpickling it imports this integration, if its library is imported."""
+    """Attribute of an injected network; unpickling it imports this integration, and that of Lightning.
+
+    Each only if its library is imported.
+    """
 
     def __init__(self, integration: str) -> None:
         self.integration = integration
@@ -83,8 +86,9 @@ class IntegrationMark:
         if name not in _INTEGRATIONS.values():  # a file must not import anything else
             raise FileError(f"the file asks for the integration {name!r:.80}, which this package does not have")
         self.integration = str(name)
-        if _is_imported(self.integration):  # as it is by the class of the library's network
-            _load(self.integration)
+        for integration in (self.integration, _LIGHTNING):  # this network may be a part of a LightningModule, too
+            if _is_imported(integration):  # as it is by the class that was unpickled before
+                _load(integration)
 
 
 def _is_imported(integration: str) -> bool:

@@ -55,19 +55,33 @@ def check_file(
 def as_exported(model: nn.Module) -> Iterator[nn.Module]:
     """A twin of the model in eval mode, over tensors of its own: whatever is done to it, the model is as it was.
 
-    Inside, no gradients are recorded, and a GPU computes in full float32 (TensorFloat-32 differs by 1e-3).
+    Inside, no gradients are recorded, and everything is computed in full float32 (TensorFloat-32 differs by 1e-3).
     """
-    exact = torch.backends.cudnn.flags(enabled=torch.backends.cudnn.enabled, allow_tf32=False)
-    matmul: Any = torch.backends.cuda.matmul
-    precision = matmul.fp32_precision
-    with same_surroundings(model), torch.no_grad(), exact:
+    with same_surroundings(model), torch.no_grad(), _full_float32():
         twin = twin_of(model, to_clone)
         set_mode(twin, False)
-        try:
-            matmul.fp32_precision = "ieee"
-            yield twin
-        finally:
-            matmul.fp32_precision = precision
+        yield twin
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    operators = [backends, backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+    precisions = [operator.fp32_precision for operator in operators]
+    try:
+        allowed = cudnn.allow_tf32  # torch.export reads this older flag, which must agree with those of the operators
+    except RuntimeError:
+        allowed = True  # its default: they were set without it, and do not agree
+    try:
+        cudnn.allow_tf32 = cudnn.benchmark = False  # timing algorithms for every size would take long
+        for operator in operators:
+            operator.fp32_precision = "ieee"
+        yield
+    finally:
+        cudnn.allow_tf32 = allowed
+        for operator, precision in zip(operators, precisions, strict=True):
+            operator.fp32_precision = precision
 
 
 def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[Example, ...]:

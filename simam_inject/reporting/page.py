@@ -90,11 +90,16 @@ def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> Boxes:
     maps = [site for site in maps if len(site.spatial or ()) == dimensions]
     chosen = [site for site in maps if "main" in site.structure or site.path in attended]
     blocks = [site.path for site in chosen if site.kind == "block" and site.class_name not in CONTAINERS]
-    drawn: Boxes = []
-    for site in maps:
-        if (site in chosen or site.kind in _DRAWN) and not any(_is_inside(site.path, block) for block in blocks):
-            inside = [one for one in insertions if one.path == site.path or _is_inside(one.path, site.path)]
-            drawn.append((site, inside))
+    shown = [
+        site
+        for site in maps
+        if (site in chosen or site.kind in _DRAWN) and not any(_is_inside(site.path, block) for block in blocks)
+    ]
+    drawn: Boxes = [(site, []) for site in shown]
+    for one in insertions:
+        around = [box for box in drawn if one.path == box[0].path or _is_inside(one.path, box[0].path)]
+        if around:  # a site may be a container of others, which have boxes of their own
+            max(around, key=lambda box: len(box[0].path))[1].append(one)
     return drawn
 
 

@@ -1,6 +1,7 @@
 """The proof refuses every file that is not the model, and says which site is gone."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -210,3 +211,21 @@ def test_the_imaginary_part_of_an_output_is_compared(tmp_path):
     assert export(model, tmp_path / "net.pt2", example_inputs=image()).difference < 1e-5
     with pytest.raises(LostSiteError, match="output differs from eager mode"):
         prove(write(other, tmp_path / "other.pt2"), model, example_inputs=image())
+
+
+@pytest.fixture(params=["backends", "backends.cudnn.conv", "backends.cuda.matmul"])
+def operator(request):
+    """Whose precision is set by itself, without torch's older flags."""
+    place = functools.reduce(getattr, request.param.split("."), torch)
+    before = place.fp32_precision
+    place.fp32_precision = "ieee" if before == "tf32" else "tf32"
+    yield place
+    place.fp32_precision = before
+
+
+def test_the_precision_of_single_operators_is_as_before(operator, tmp_path):
+    """torch raises an error where an older flag is read and these do not agree with it."""
+    cudnn = torch.backends.cudnn
+    before = [operator.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+    export(attended(), tmp_path / "model.pt2", example_inputs=image())
+    assert [operator.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision] == before

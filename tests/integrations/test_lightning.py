@@ -73,9 +73,12 @@ def test_a_module_that_was_injected_directly_is_kept_too(tmp_path, path):
     check_output(again, strength=0.5)
 
 
-def test_a_pickled_module_is_kept_where_nothing_imports_this_package(tmp_path):
-    """As in a worker that is spawned."""
+@pytest.mark.parametrize("library", ["", "ultralytics.nn.modules"], ids=["own", "ultralytics"])
+def test_a_pickled_module_is_kept_where_nothing_imports_this_package(tmp_path, library):
+    """As in a worker that is spawned; also if its network has a part of another library with an integration."""
     module = Net()
+    if library:
+        module.net.concat = pytest.importorskip(library).Concat()
     inject(module.net, RECIPE, example_inputs=IMAGE, verify=False)
     torch.save(module, tmp_path / "module.pt")
     code = f"""

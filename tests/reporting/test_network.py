@@ -67,5 +67,12 @@ def test_a_site_outside_of_every_block_has_a_box_of_its_own():
     assert ("act", 1) in [(site.path, len(inside)) for site, inside in boxes]
 
 
+def test_a_site_on_a_container_is_drawn_once():
+    """The blocks inside have boxes of their own, so their SimAMs are not in that of the container too."""
+    around = Insertion("layers", "after", (1, 32, 16, 16), 1e-4, 0, Output("layers"), "layers.simam")
+    boxes = boxes_of(Anatomy(SITES), (*INSERTIONS, around))
+    assert [(site.path, len(inside)) for site, inside in boxes][1:] == [("layers.0", 1), ("layers.1", 1), ("layers", 1)]
+
+
 def test_a_network_without_maps_is_not_drawn():
     assert draw_network(Anatomy((Site("fc", "", "linear", "Linear", shape=(1, 10)),)), ()) == ""

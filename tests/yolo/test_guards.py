@@ -145,6 +145,13 @@ def test_a_plain_network_stays_plain_when_it_loads_an_injected_one(record):
         build(record, nc=2).load({"model": source}, verbose=False)
 
 
+def test_a_network_with_some_of_the_sites_warns_about_the_others(record):
+    network = build({key: value for key, value in record.items() if key != "simam"})
+    inject(network, {"rules": [{"path": min(SITES), "after": "output"}]}, verify=False)
+    with pytest.warns(LostRecipeWarning, match="7 sites that this DetectionModel lacks"):
+        network.load(build(record), verbose=False)
+
+
 def test_pretrained_weights_transfer_completely(wide, record):
     network = build(record)
     before = {key: value.clone() for key, value in network.state_dict().items()}

@@ -50,9 +50,11 @@ def _load(original: Callable[..., Any], network: nn.Module, weights: Any, *args:
     before = [entry.attention for entry in attended_in(network)]
     record = Record.of(network) if all(isinstance(part, SimAM) for part in before) else None
     source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
-    if not before and (lost := list(attended_in(source))):
+    there = {entry.insertion.module for entry in attended_in(network)}
+    if lost := [entry.attention for entry in attended_in(source) if entry.insertion.module not in there]:
+        kind = "SimAM" if any(isinstance(part, SimAM) for part in lost) else "other attention"
         warnings.warn(
-            f"these weights were trained with SimAM at {len(lost)} sites that this {type(network).__name__} lacks: it "
+            f"these weights were trained with {kind} at {len(lost)} sites that this {type(network).__name__} lacks: it "
             "will compute something else. Use the file itself, YOLO(file), or call inject(YOLO(...), recipe)",
             LostRecipeWarning,
             stacklevel=3,
