@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping, ValuesView
 from collections.abc import Set as AbstractSet
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -24,6 +24,7 @@ _KEYS = (str, int, float, Enum, type(None))
 _ATOMS = frozenset([bool, int, str, float, type(None), torch.Size, torch.dtype, torch.device])
 _NOT_OUTPUTS = (type, nn.Module, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
 """What an output may refer to and does not consist of."""
+_CONTAINERS = (Mapping, list, tuple, deque, AbstractSet, ValuesView)
 
 
 def is_named_tuple(value: object) -> bool:
@@ -70,24 +71,27 @@ def tensors_in(value: Any, keys: tuple[Key, ...] = (), depth: int = 0) -> list[t
 
 
 def tensors_of(output: Any) -> Iterator[Tensor]:
-    """All tensors of a nested output, in order; of an object of any class, those that its attributes hold."""
-    return _walk(output, frozenset())
+    """All tensors of a nested output, in order; of an object of any class, those that its attributes hold.
+
+    Tensors and containers count as often as they are in it. An object counts once: objects may refer to each other.
+    """
+    return _walk(output, {})
 
 
-def _walk(output: Any, above: frozenset[int]) -> Iterator[Tensor]:
+def _walk(output: Any, seen: dict[int, Any]) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
-    elif not isinstance(output, _NOT_OUTPUTS) and id(output) not in above:  # an object may refer to itself
-        for item in _items(output):
-            yield from _walk(item, above | {id(output)})
-
-
-def _items(output: Any) -> list[Any]:
-    if isinstance(output, Mapping):
-        return list(output.values())
-    if isinstance(output, (list, tuple, AbstractSet)):
-        return list(output)
-    return [object.__getstate__(output)]  # attributes, in a dict or in slots
+    elif not isinstance(output, _NOT_OUTPUTS) and id(output) not in seen:
+        seen[id(output)] = output
+        is_container = isinstance(output, _CONTAINERS)
+        if isinstance(output, Mapping):
+            items = list(output.values())
+        else:  # attributes, in a dict or in slots
+            items = list(output) if is_container else [object.__getstate__(output)]
+        for item in items:
+            yield from _walk(item, seen)
+        if is_container:
+            del seen[id(output)]
 
 
 def map_nested(function: Callable[[Any], Any], value: Any) -> Any:

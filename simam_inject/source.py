@@ -8,9 +8,9 @@ import inspect
 import os
 import threading
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import _lru_cache_wrapper, lru_cache, partial
+from functools import lru_cache
 from itertools import islice
 from typing import Annotated
 
@@ -45,12 +45,12 @@ class Expression:
 
 
 def find_expression(
-    module: nn.Module, code: types.CodeType, instruction: int, others: Iterable[nn.Module] = ()
+    module: nn.Module, code: types.CodeType, instruction: int, *, is_referenced: bool
 ) -> Expression | str:
     """The expression that an instruction of a method of this module computes, or the reason why it cannot be named.
 
     Args:
-        others: modules that may refer to the method.
+        is_referenced: something in the model refers to the method, and may call it.
     """
     kind = type(module)
     names = [name for name in _method_names(kind) if _plain_code(getattr(kind, name, None)) is code]
@@ -63,8 +63,7 @@ def find_expression(
         return f"it is computed in the method {name}, which was replaced on the instance"
     if not may_run(kind, name):
         return f"it is computed in the method {name}, which forward does not call by its name"
-    bound = [value for other in others for value in vars(other).values() if isinstance(value, types.MethodType)]
-    if _refers((vars(module), *bound), code) or (name != "forward" and _is_called_otherwise(kind, name)):
+    if is_referenced or (name != "forward" and _is_called_otherwise(kind, name)):
         return f"it is computed in the method {name}, which is not always called as self.{name}"
     positions = next(islice(code.co_positions(), instruction // 2, None), None)
     if positions is None or None in positions:
@@ -200,22 +199,6 @@ def _is_shared(function: ast.FunctionDef, name: str) -> bool:
 def may_run(kind: type, method: str) -> bool:
     """The class's forward may run the method by its name; so may tools that choose between several forwards."""
     return method.startswith("forward") or method in run_by_forward(kind)
-
-
-def _refers(value: object, code: types.CodeType, depth: int = 5) -> bool:
-    """The value is a bound method of this code, contains one, or is a function around one."""
-    if isinstance(value, types.MethodType):
-        return _plain_code(value.__func__) is code
-    inner: list[object] = []
-    if isinstance(value, partial):
-        inner = [value.func, *value.args]
-    elif isinstance(value, _lru_cache_wrapper):
-        inner = [value.__wrapped__]
-    elif isinstance(value, types.FunctionType):
-        inner = [cell.cell_contents for cell in value.__closure__ or () if cell != types.CellType()]  # of filled ones
-    elif isinstance(value, (dict, list, tuple, set)):
-        inner = [*value.values()] if isinstance(value, dict) else [*value]
-    return depth > 0 and any(_refers(each, code, depth - 1) for each in inner)
 
 
 def _is_called_otherwise(kind: type, method: str) -> bool:

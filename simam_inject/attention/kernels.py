@@ -59,7 +59,7 @@ def backward(x: Tensor, grad: Tensor, mean: Tensor, a: Tensor, strength: float, 
     result = torch.empty_like(x)
     if x.numel() == 0:
         return result
-    if grad.stride() != result.stride():
+    if grad.stride() != result.stride() or grad.is_neg():
         grad = torch.empty_like(x).copy_(grad)
     read, written = _flattened(x, result)
     programs, tile = choose(read)
@@ -318,7 +318,7 @@ def _merged(counts, means, energies, total):
 
 @triton.jit
 def _quotient(total, count):
-    """Return total / count with one step of correction: the mean of a constant is the constant."""
+    """Return total / count with one step of correction: the inverse alone is not exact to the last bit on a GPU."""
     count = count * 1.0
     inverse = 1.0 / count
     estimate = total * inverse

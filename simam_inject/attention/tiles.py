@@ -28,6 +28,8 @@ MOST_SUMS, MOST_PARTS = 1024, 64
 """Each program merges the sums of all parts of its planes."""
 LONGEST = 2**31 - 2**20
 """Offsets within one sample are 32 bits wide, also those of a tile that extends beyond the end."""
+MOST_PLANES = 2**31
+"""A grid has fewer programs."""
 LAYOUTS = 1024
 """Maps that are known. A small map takes a GPU less time than Python takes to look at it."""
 
@@ -44,13 +46,16 @@ class Flat(NamedTuple):
 def fits(x: Tensor) -> bool:
     """Whether the kernels can read `x` without a copy.
 
-    They take no float64, several spatial strides, elements that share memory, or samples with offsets beyond 32 bits.
+    They take no float64, several spatial strides, elements that share memory, or samples with offsets beyond 32 bits,
+    nor more planes than a grid has programs, nor `z.conj().imag`, whose sign is not in memory.
     """
-    return x.dtype in DTYPES and _are_readable(x.shape, x.stride())
+    return x.dtype in DTYPES and not x.is_neg() and _are_readable(x.shape, x.stride())
 
 
 @functools.lru_cache(LAYOUTS)
 def _are_readable(shape: Ints, strides: Ints) -> bool:
+    if shape[0] * shape[1] >= MOST_PLANES:
+        return False
     order = spatial_order(shape, strides)
     for outer, inner in itertools.pairwise(dim for dim in order if shape[dim] > 1):
         if strides[outer] != strides[inner] * shape[inner]:

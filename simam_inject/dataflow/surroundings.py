@@ -246,7 +246,7 @@ class _Reachable:
         is_comparable = tensor.layout is torch.strided and not tensor.is_nested
 
         def restore() -> None:
-            if tensor.shape != saved.shape:
+            if (tensor.shape, tensor.dtype, tensor.device) != (saved.shape, saved.dtype, saved.device):
                 tensor.data = saved
             elif tensor._version != version or (is_comparable and not torch.equal(tensor, saved)):  # by its `data`
                 tensor.data.copy_(saved)

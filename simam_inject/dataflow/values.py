@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import fx, nn
 
+from simam_inject.dataflow.twin import reachable
 from simam_inject.nested import Key
 
 Shape = tuple[int, ...]
@@ -183,8 +184,17 @@ class Recording:
     by_storage: dict[int, list[Value]] = field(default_factory=dict)
     results: list[Value] = field(default_factory=list)
     """What the model returns, or stores in a list or an attribute."""
+    _referenced: frozenset[types.CodeType] | None = None
 
     def value(self, path: str) -> Value | None:
         """The tensor that has a path, as first computed."""
         step = self.steps.get(path)
         return None if step is None else step.value
+
+    def refers_to(self, code: types.CodeType) -> bool:
+        """Something in the model is, or leads to, a bound method of this code: an attribute, a closure, a hook."""
+        if self._referenced is None:
+            found = reachable([vars(module) for module in self.modules.values()])
+            methods = (each.__func__ for each in found if isinstance(each, types.MethodType))
+            self._referenced = frozenset(each.__code__ for each in methods if isinstance(each, types.FunctionType))
+        return code in self._referenced

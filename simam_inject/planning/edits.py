@@ -86,7 +86,7 @@ def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
         return False
     if edit.module != site.scope:
         return False
-    expression = find_expression(owner, *step.source)
+    expression = find_expression(owner, *step.source, is_referenced=flow.recording.refers_to(step.source[0]))
     return isinstance(expression, Expression) and always_returns(type(owner), expression)
 
 
@@ -258,7 +258,7 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
         return f"{name} iterates over its children"
     if isinstance(owner, fx.GraphModule):
         return f"{name} is a torch.fx.GraphModule, whose code is generated again in each copy"
-    expression = find_expression(owner, *step.source, flow.recording.modules.values())
+    expression = find_expression(owner, *step.source, is_referenced=flow.recording.refers_to(step.source[0]))
     if isinstance(expression, str):
         return expression
     inside = site.path.removeprefix(f"{site.scope}.")

@@ -15,6 +15,8 @@ LIMIT = TOLERANCE | {torch.float32: 2e-6, torch.bfloat16: 8e-3}
 """The interpreter truncates to bfloat16, where a GPU rounds."""
 HALVES = [torch.float16, torch.bfloat16]
 LAYOUTS = pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+NEGATIVE = torch._neg_view(-torch.ones(2, 5, 4, 4).contiguous(memory_format=torch.channels_last))
+"""Ones, and -1 in memory."""
 SMALL_TILES = {
     "PROGRAMS": 40,
     "MOST_SUMS": 16,
@@ -129,7 +131,7 @@ def test_empty_maps():
 def test_a_gradient_in_another_layout():
     x = torch.randn(2, 5, 4, 4, device=DEVICE).contiguous(memory_format=torch.channels_last).requires_grad_()
     expected = torch.autograd.grad(simam(x), x, torch.ones(2, 5, 4, 4, device=DEVICE))[0]
-    for ones in (torch.ones(2, 5, 4, 4), torch.ones(1).expand(2, 5, 4, 4), torch.ones(2, 5, 4, 8)[..., ::2]):
+    for ones in (torch.ones(2, 5, 4, 4), torch.ones(1).expand(2, 5, 4, 4), torch.ones(2, 5, 4, 8)[..., ::2], NEGATIVE):
         assert torch.equal(torch.autograd.grad(simam(x), x, ones.to(DEVICE))[0], expected)
 
 

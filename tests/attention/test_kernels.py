@@ -170,6 +170,9 @@ def test_tiles_cover_every_plane_and_fill_the_device(sizes, strides, is_whole):
         (lambda x: torch.empty_strided((2, 3, 20), (60, 10, 1), device="meta"), False),
         (lambda x: torch.empty_strided((1, 2, 20), (2**33, 2**31, 1), device="meta"), False),
         (lambda x: torch.empty_strided((2, 3, 20), (2**40, 20, 1), device="meta"), True),
+        (lambda x: torch.empty(2**16, 2**15, 1, device="meta"), False),
+        (lambda x: torch.complex(x, x).imag, True),
+        (lambda x: torch.complex(x, x).conj().imag, False),
     ],
 )
 def test_what_overlaps_or_has_several_strides_is_left_to_the_composite(make, fits):

@@ -463,6 +463,7 @@ def test_a_weak_reference_to_what_is_gone(refer):
 
 
 NORM, NORMS = nn.BatchNorm2d(4).double(), nn.Sequential(nn.Sequential(nn.Sequential(nn.BatchNorm2d(4)))).double()
+HALVED = torch.ones(4, 1, 1, dtype=torch.float64)
 SCALE, ADJACENT = nn.Parameter(torch.ones(4, 1, 1, dtype=torch.float64)), torch.eye(4, dtype=torch.float64).to_sparse()
 
 
@@ -474,7 +475,7 @@ class RunsGlobals(Block):
     def forward(self, x):
         NORMS.eval()
         y = self.norm(NORMS(NORM(self.a(x))))
-        SCALE.data = SCALE.data * 0.5
+        SCALE.data, HALVED.data = SCALE.data * 0.5, HALVED.data.half()
         return self.b(y + ADJACENT.sum())
 
 
@@ -488,6 +489,7 @@ def test_modules_and_tensors_that_are_no_part_of_the_model_stay():
         assert all(torch.equal(tensor, state[name]) for name, tensor in part.state_dict().items())
         assert all(module.training for module in part.modules())
     assert torch.equal(SCALE.data, torch.ones(4, 1, 1, dtype=torch.float64))
+    assert HALVED.dtype == torch.float64
 
 
 class RelativeImport(Block):

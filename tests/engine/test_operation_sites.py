@@ -7,6 +7,7 @@ The same text makes both classes, so that only the place of SimAM is compared, w
 import copy
 import functools
 import itertools
+import weakref
 from pathlib import Path
 
 import pytest
@@ -437,15 +438,24 @@ def around(method):
     return lambda y: method(y) * 1.0
 
 
+class Keeper:
+    def __init__(self, method):
+        self.method = method
+
+
 KEEPERS = {
     "a cache": functools.lru_cache,
+    "an object": Keeper,
+    "a weak reference": weakref.WeakMethod,
+    "a default": lambda method: lambda y, act=method: act(y),
+    "a keyword of a partial": lambda method: functools.partial(map, func=method),
     "a function around it": around,
     "a partial of a function around it": lambda method: functools.partial(around(method)),
     "lists in a dict": lambda method: {"acts": [[method]]},
 }
 
 
-@pytest.mark.parametrize("keeper", [*KEEPERS, "the parent"])
+@pytest.mark.parametrize("keeper", [*KEEPERS, "the parent", "a list of the parent"])
 def test_a_method_that_something_refers_to_is_not_rewritten(nets, keeper):
     """A flag may call it: the bound method would run without SimAM."""
     stock, _ = nets("""
@@ -458,6 +468,8 @@ def test_a_method_that_something_refers_to_is_not_rewritten(nets, keeper):
 """)
     if keeper == "the parent":
         stock.act = stock.b.act
+    elif keeper == "a list of the parent":
+        stock.acts = [stock.b.act]
     else:
         stock.b.kept_method = KEEPERS[keeper](stock.b.act)
     with pytest.raises(NoMatchError, match=r"b\.mul: .*not always called as self\.act"):

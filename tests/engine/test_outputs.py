@@ -2,7 +2,7 @@
 
 import copy
 import pickle
-from collections import OrderedDict, UserDict, defaultdict, namedtuple
+from collections import OrderedDict, UserDict, defaultdict, deque, namedtuple
 from dataclasses import dataclass
 from enum import Enum
 from types import MappingProxyType, SimpleNamespace
@@ -76,13 +76,30 @@ def test_an_output_of_any_class_is_looked_into(kind, monkeypatch):
 
 @pytest.mark.parametrize(
     "kind",
-    [Result, Slotted, lambda y: {b"p": y}, lambda y: {nn.Conv2d: y}, lambda y: {frozenset("pq"): y}, lambda y: {y}],
+    [
+        Result,
+        Slotted,
+        lambda y: {b"p": y},
+        lambda y: {nn.Conv2d: y},
+        lambda y: {frozenset("pq"): y},
+        lambda y: {y},
+        lambda y: deque([y]),
+        lambda y: {"p": y}.values(),
+    ],
 )
 def test_what_only_such_an_output_holds_is_used(kind):
     stock = Returns(kind).double().eval()
     model = inject(copy.deepcopy(stock), "after block.b", e_lambda=E_LAMBDA, example_inputs=X.double())
     ((found,), (plain,)) = (list(tensors_of(one(X.double()))) for one in (model, stock))
     assert_right(found, attend(plain), plain)
+
+
+def test_objects_that_refer_to_each_other_are_looked_into_once():
+    entry = X
+    for _ in range(40):  # 2**40 ways lead to the tensor
+        entry = SimpleNamespace(one=entry, other=[entry])
+    assert len(list(tensors_of([entry, entry]))) == 2
+    assert len(list(tensors_of([[X], [X]]))) == 2
 
 
 def test_an_output_without_tensors_proves_nothing():
