@@ -192,9 +192,14 @@ class Recording:
         return None if step is None else step.value
 
     def refers_to(self, code: types.CodeType) -> bool:
-        """Something in the model is, or leads to, a bound method of this code: an attribute, a closure, a hook."""
+        """Something in the model leads to a function of this code: an attribute, a closure, a table of the class.
+
+        That it is a method of a class does not count.
+        """
         if self._referenced is None:
-            found = reachable([vars(module) for module in self.modules.values()])
-            methods = (each.__func__ for each in found if isinstance(each, types.MethodType))
-            self._referenced = frozenset(each.__code__ for each in methods if isinstance(each, types.FunctionType))
+            classes = {kind for module in self.modules.values() for kind in type(module).__mro__} - {nn.Module, object}
+            attributes = [each for kind in classes for each in vars(kind).values()]
+            others = [each for each in attributes if not isinstance(each, types.FunctionType)]
+            found = reachable([vars(module) for module in self.modules.values()] + others)
+            self._referenced = frozenset(each.__code__ for each in found if isinstance(each, types.FunctionType))
         return code in self._referenced

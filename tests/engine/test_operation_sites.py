@@ -445,6 +445,7 @@ class Keeper:
 
 KEEPERS = {
     "a cache": functools.lru_cache,
+    "its function": lambda method: method.__func__,
     "an object": Keeper,
     "a weak reference": weakref.WeakMethod,
     "a default": lambda method: lambda y, act=method: act(y),
@@ -472,6 +473,24 @@ def test_a_method_that_something_refers_to_is_not_rewritten(nets, keeper):
         stock.acts = [stock.b.act]
     else:
         stock.b.kept_method = KEEPERS[keeper](stock.b.act)
+    with pytest.raises(NoMatchError, match=r"b\.mul: .*not always called as self\.act"):
+        plan(stock, recipe("mul"), example_inputs=image())
+
+
+@pytest.mark.parametrize("line", ["TABLE = {True: act}", "again = property(act)", "again = partialmethod(act)"])
+def test_a_method_that_the_class_refers_to_is_not_rewritten(nets, line):
+    stock, _ = nets(f"""
+    from functools import partialmethod
+
+    def act(self, y=1.0):
+        z = y * 2.0
+        return z + z
+
+    {line}
+
+    def forward(self, x):
+        return self.h(self.act(self.c(x)))
+""")
     with pytest.raises(NoMatchError, match=r"b\.mul: .*not always called as self\.act"):
         plan(stock, recipe("mul"), example_inputs=image())
 
