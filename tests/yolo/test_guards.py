@@ -75,6 +75,18 @@ def test_fusion_keeps_a_site_that_folding_would_lose(recipe, image):
     assert copy.deepcopy(network).fuse(verbose=False).is_fused()
 
 
+def test_fusion_keeps_sites_of_parts_that_were_injected_by_themselves(image):
+    """Also of a head, of which fusion deletes the branches that only training needs."""
+    network = tasks.DetectionModel("yolov10n.yaml", verbose=False)
+    give_statistics(network, image)
+    head = network.model[-1]
+    inject(network.model[1], {"rules": [{"pattern": "conv2d"}]}, example_inputs=torch.rand(1, 16, 32, 32), verify=False)
+    maps = [torch.rand(1, channels, 8, 8) for channels in (64, 128, 256)]
+    inject(head, {"rules": [{"path": "cv2.0.0*", "after": "conv"}]}, example_inputs=(maps,), verify=False)
+    near, far = fused_difference(network, image)
+    assert far > 1000 * near
+
+
 def test_without_the_shield_a_norm_folded_across_a_site_is_an_error(image, monkeypatch):
     network = injected_small(BETWEEN, image)
     monkeypatch.setattr(networks, "must_stay", lambda module: False)

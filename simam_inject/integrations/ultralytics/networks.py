@@ -67,11 +67,12 @@ def _load(original: Callable[..., Any], network: nn.Module, weights: Any, *args:
 
 
 def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-    presence = presence_of(network)
-    if presence is None:
+    roots = [(part, presence) for part in network.modules() if (presence := presence_of(part)) is not None]
+    if not roots:
         return original(network, *args, **kwargs)
     result = original(_foldable(network), *args, **kwargs)
-    _forget_deleted_branches(network, presence)
+    for root, presence in roots:  # of the network, or of parts that were injected by themselves
+        _forget_deleted_branches(root, presence)
     return network if isinstance(result, nn.Module) else result
 
 
@@ -99,10 +100,10 @@ def must_stay(module: nn.Module) -> bool:
     return any(map(hooks_on, inner)) or any(isinstance(hook, RewrittenMethod) for hook in hooks_on(module))
 
 
-def _forget_deleted_branches(network: nn.Module, presence: Presence) -> None:
+def _forget_deleted_branches(root: nn.Module, presence: Presence) -> None:
     """Stop checking sites in branches of heads that `fuse()` deleted, since only training needs these."""
-    modules = dict(network.named_modules(remove_duplicate=False))
-    heads = tuple(f"{path}." for path, module in modules.items() if isinstance(module, Detect))
+    modules = dict(root.named_modules(remove_duplicate=False))
+    heads = tuple(f"{path}." if path else "" for path, module in modules.items() if isinstance(module, Detect))
 
     def is_there(path: tuple[str, ...]) -> bool:
         return ".".join(path) in modules or not ".".join(path).startswith(heads)
