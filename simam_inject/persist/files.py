@@ -90,7 +90,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
     Args:
         path: what `save` wrote.
         model: built by the same code as the saved one, with or without its SimAM. Wrappers (DDP, `torch.compile`) are
-            unwrapped, but SimAM cannot be added to a wrapped model.
+            unwrapped, but SimAM cannot be added to a wrapped model. Of a `YOLO`, the object and not its network:
+            `train` starts from weights that were loaded into the object, and may build its network anew otherwise.
         strict: the names of tensors must agree. False: those in one of the two only are left out, with one warning;
             shapes and sites must agree in any case.
 
