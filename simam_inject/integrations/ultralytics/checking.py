@@ -106,7 +106,7 @@ def _faults(record: Record | None, sites: tuple[CheckedSite, ...], off: list[str
         return [f"the network has no SimAM, and {why}: it was never injected, or all sites were lost"]
     unrecorded = [site.path for site in sites if not site.planned]
     faulty = {
-        "are not recorded in model.yaml, so training from this file would lose them": unrecorded,
+        "are not recorded in model.yaml, so training without `YOLO.train` would lose them": unrecorded,
         "are recorded but missing from the network": [site.path for site in sites if not site.present],
         "are bypassed or have strength 0, so they change nothing": off,
         "are present but never run": [site.path for site in sites if site.present and not site.runs],
