@@ -440,6 +440,7 @@ IN_CLOSURES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Pickle, copy, and deepcopy support will be removed from itertools")  # Python 3.12
 @pytest.mark.parametrize("refer", [Closes, weakref.proxy, lambda module: module.__call__, *IN_CLOSURES])
 def test_what_refers_to_a_module_refers_to_its_twin(refer):
     model, x = RunsByAnother(refer).train(), torch.rand(2, 3, 8, 8)
