@@ -254,7 +254,7 @@ class _Reachable:
         self.restore.append(restore)
 
     def _module(self, network: nn.Module, depth: int) -> None:
-        """One that is no part of the model. Libraries do not write to parameters, which may be large, in a forward."""
+        """One outside of the model. Libraries do not write to parameters, which may be large, in a forward."""
         for module in network.modules():
             if module is network or id(module) not in self.seen:
                 self.seen.add(id(module))

@@ -200,7 +200,7 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
         return original(model, *args, **kwargs)
     except BaseException:
         if given is not None and any(entry.insertion.strength < 1 for entry in attended_in(model.model)):
-            vars(model)[RAMP] = given  # there is no such data set, or an epoch was interrupted: the next training's
+            vars(model)[RAMP] = given  # for the next training: this one failed or was interrupted
         raise
     finally:
         model.callbacks = before
