@@ -37,7 +37,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 from torchvision import datasets
 
-from simam_inject import inject, injected, plan
+from simam_inject import InjectError, inject, injected, plan
 from simam_inject.compare.training import (
     IMAGENET,
     Images,
@@ -162,7 +162,9 @@ def open_images(options: argparse.Namespace, process: Process) -> Images:
 def make_network(options: argparse.Namespace, process: Process, classes: int) -> nn.Module:
     torch.manual_seed(options.seed)
     built = build(options.model, pretrained=options.pretrained, num_classes=classes)
-    network: nn.Module = (load_weights(built, options.weights) if options.weights else built).model
+    if options.weights:
+        built = load_weights(built, options.weights, new_head=True)
+    network: nn.Module = built.model
     if options.recipe:
         example = torch.zeros(1, 3, options.size, options.size)
         skips = plan(network, options.recipe, example_inputs=example).skips if process.is_first else ()
@@ -346,8 +348,11 @@ def run_epoch(state: Run, val_loader: DataLoader[Any], progress: Progress, conso
 def main() -> None:
     options = parse_arguments()
     torch.backends.cudnn.benchmark = True
-    with joined() as process:
-        run(options, process)
+    try:
+        with joined() as process:
+            run(options, process)
+    except InjectError as error:
+        sys.exit(f"error: {error}")
     if process.count > 1 and process.device.type == "cpu":  # gloo's threads may abort the interpreter's shutdown
         sys.stdout.flush()
         os._exit(0)

@@ -60,7 +60,7 @@ def prepare(options: ModelOptions, step: Step) -> ZooModel:
         torch.manual_seed(options.seed)
     built = build(options.model, pretrained=options.pretrained, num_classes=options.num_classes)
     if options.weights is not None:
-        built = load_weights(built, options.weights)
+        built = load_weights(built, options.weights, new_head=options.num_classes is not None)
     return built if options.input_size is None else built.with_size(options.input_size)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
+from simam_inject.api import eject
 from simam_inject.compare.cells import Report
 from simam_inject.compare.training import IMAGENET, Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError
@@ -44,18 +45,19 @@ def set_up(
     normalization = built.normalization or IMAGENET
     images = open_folder(data, training.size, augment=training.augment, normalization=normalization)
     make = partial(build, model, pretrained=pretrained, num_classes=len(images.classes))
-    # Of a file of this package only the weights: its SimAMs would be in plain too.
-    state = load_weights(make(), Path(weights)).model.state_dict() if weights else None
 
     def make_model() -> nn.Module:
-        network: nn.Module = make().model
-        if state is not None:
-            network.load_state_dict(state)
-        return network
+        built = make()
+        if weights:
+            built = load_weights(built, Path(weights), new_head=True)
+        network: nn.Module = built.model
+        return eject(network)  # a file of this package has SimAMs, which would be in plain too
 
     def train(network: nn.Module, seed: int, report: Report) -> float:
         return fit(network, images, training, device, seed, report)
 
+    if weights:
+        make_model()  # raises an error if they do not fit
     loader, _ = make_loaders(images, training, seed=0)  # raises an error if the images are too few
     batches = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
     settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights}

@@ -71,9 +71,18 @@ def _build_torchvision(name: str, options: dict[str, Any], *, pretrained: bool) 
         options["weights_backbone"] = None
     if not pretrained and builder.__module__.endswith((".googlenet", ".inception")):
         options["init_weights"] = True  # without it these two warn (torchvision 0.29)
-    model = builder(**options)
-    transform: Any = models.get_model_weights(name)["DEFAULT"].transforms()
     kind = builder.__module__.split(".")[2]
+    heads = set[str]()
+    if pretrained and "num_classes" in options and kind not in ("detection", "segmentation"):
+        other = builder(**{**options, "weights": None})  # torchvision refuses other classes than those of its weights
+        del options["num_classes"]
+        model, shapes = builder(**options), {name: value.shape for name, value in other.state_dict().items()}
+        heads = {name.rpartition(".")[0] for name, value in model.state_dict().items() if value.shape != shapes[name]}
+        for head in heads:
+            model.set_submodule(head, other.get_submodule(head))
+    else:
+        model = builder(**options)
+    transform: Any = models.get_model_weights(name)["DEFAULT"].transforms()
     if kind == "detection":  # it normalizes and resizes images by itself
         size = model.transform.fixed_size or (min(model.transform.min_size),) * 2
         return ZooModel(name, model, "torchvision", "", ((3, *size),), takes_list=True)
@@ -85,8 +94,9 @@ def _build_torchvision(name: str, options: dict[str, Any], *, pretrained: bool) 
         size = transform.resize_size if kind == "segmentation" else transform.crop_size
     frames = (_FRAMES,) if kind == "video" else ()
     shape = (1, 3, *frames, *(size if len(size) == 2 else (*size, *size)))
+    note = f"torchvision's pretrained weights, with a new {' and '.join(sorted(heads))}" if heads else ""
     return ZooModel(
-        name, model, "torchvision", "", (shape,), normalization=(tuple(transform.mean), tuple(transform.std))
+        name, model, "torchvision", note, (shape,), normalization=(tuple(transform.mean), tuple(transform.std))
     )
 
 

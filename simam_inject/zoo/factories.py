@@ -53,7 +53,8 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
         try:
             model = factory(**options)
         except (Exception, SystemExit) as error:
-            raise ModelError(f"{name}: the factory raised {_locate(error)}") from error
+            given = f"; it was called with {', '.join(options)}" if options else ""
+            raise ModelError(f"{name}: the factory raised {_locate(error)}{given}") from error
     if not isinstance(model, nn.Module):  # a `YOLO` object is one as well
         raise ModelError(
             f"{name}: it gives an object of type {type(model).__qualname__}, not a torch.nn.Module or a YOLO object"

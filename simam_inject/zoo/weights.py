@@ -13,7 +13,7 @@ from simam_inject.zoo.names import holds_yolo
 from simam_inject.zoo.yolo import read_yolo
 
 
-def load_weights(built: ZooModel, file: Path) -> ZooModel:
+def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooModel:
     """Load a file's weights into a model, in place.
 
     Args:
@@ -21,6 +21,8 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
         file: `.safetensors` (one of `simam_inject.persist.save` also restores SimAM), or a `state_dict` that
             `torch.save` wrote, alone or under a key such as `state_dict`; for a YOLO also a checkpoint of ultralytics,
             which is a pickle: load one from people you trust.
+        new_head: the layers for the classes keep their own weights where the file has another number of classes; not
+            for a file of `simam_inject.persist.save`.
 
     Returns:
         The same model, with the note changed.
@@ -49,15 +51,16 @@ def load_weights(built: ZooModel, file: Path) -> ZooModel:
     if KEY in texts:
         load(file, built.model)
     else:
-        _copy(built, file, state)
+        head = _copy(built, file, state, new_head=new_head)
+        note += f", with a new {' and '.join(head)}" if head else ""
     return replace(built, note=note)
 
 
-def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
-    """Strict loading, with one message for everything that does not fit."""
+def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bool) -> list[str]:
+    """Strict loading, with one message for everything that does not fit; returns the layers of a new head."""
     from simam_inject.adapters import adapter_of, network_of
     from simam_inject.persist.checkpoints import without_prefix
-    from simam_inject.persist.files import UNFIT, differences, listed
+    from simam_inject.persist.files import differences, listed
 
     network = network_of(built.model)
     state = without_prefix(state, network.state_dict().keys())
@@ -65,10 +68,13 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any]) -> None:
         {name: value for name, value in one.items() if hasattr(value, "shape")} for one in (state, network.state_dict())
     )
     found = differences(theirs, ours)
-    if any(found.values()):
-        head_only = 0 < len(found[UNFIT]) <= 6 and sum(map(len, found.values())) == len(found[UNFIT])
-        other = "another number of classes? give it with --num-classes N"
-        hint = other if head_only else "a checkpoint of another model?"
+    shapes = {name: (theirs[name].shape, ours[name].shape) for name in theirs.keys() & ours.keys()}
+    head = [name for name, (a, b) in shapes.items() if a != b and a[1:] == b[1:]]
+    is_head = 0 < len(head) <= 6 and len(head) == sum(map(len, found.values()))
+    if any(found.values()) and not (is_head and new_head):
+        hint = "another number of classes? give it with --num-classes N"
+        hint = hint if is_head else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
-    network.load_state_dict(dict(state))
+    network.load_state_dict({**state, **{name: ours[name] for name in head}})
     adapter_of(built.model).loaded(built.model)
+    return sorted({name.rpartition(".")[0] for name in head})

@@ -168,6 +168,16 @@ def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
     assert len(setup["batches"]) == 8
 
 
+def test_the_head_of_weights_for_other_classes_is_drawn_by_the_seed(images, tmp_path):
+    trained = nn.Sequential(*make(5)[:-1], nn.Linear(8, 9))
+    torch.save(trained.state_dict(), tmp_path / "net.pt")
+    setup = set_up(f"{images}/net.py:net", str(images), SHORT, "cpu", weights=str(tmp_path / "net.pt"))
+    first, again, other = (torch.manual_seed(seed) and setup["make_model"]() for seed in (0, 0, 1))
+    assert torch.equal(first[0].weight, trained[0].weight)
+    assert torch.equal(first[-1].weight, again[-1].weight)
+    assert not torch.equal(first[-1].weight, other[-1].weight)
+
+
 @pytest.mark.parametrize(
     ("model", "mean", "deviation"),
     [

@@ -126,6 +126,7 @@ def test_a_file_named_like_a_loaded_module_stands_beside_it(folder):
         ("nets/own_nets.py:make_nothing", {}, ["NoneType", "torch.nn.Module"]),
         ("nets/own_nets.py:fail", {}, ["the factory raised ValueError: no weights here", "(own_nets.py:"]),
         ("nets/own_nets.py:make_wide", {}, ["the factory raised TypeError: make_wide() missing "]),
+        ("nets/own_nets.py:fail", {"num_classes": 3}, ["unexpected keyword", "; it was called with num_classes"]),
         ("nets/own_nets.py:Net", {"pretrained": True}, ["the factory raised TypeError: "]),
         ("nets/own_nets.py:ready", {"num_classes": 2}, ["finished model", "num_classes"]),
     ],

@@ -56,6 +56,32 @@ def test_published_weights_are_loaded(name, library, make, monkeypatch):
     built = build(name, pretrained=True)
     assert torch.equal(built.model.conv1.weight, published["conv1.weight"])
     assert built.note.startswith(f"{library}'s pretrained weights")
+    built = build(name, pretrained=True, num_classes=3)
+    assert torch.equal(built.model.conv1.weight, published["conv1.weight"])
+    assert built.model(torch.rand(2, 3, 64, 64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("net", "new_head", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 7)), True, None),
+        (nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 7)), False, "another number of classes"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 7)), True, "a checkpoint of another model"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2)), True, "a checkpoint of another model"),
+    ],
+)
+def test_a_head_for_other_classes_stays_as_built_if_that_is_asked_for(net, new_head, message, tmp_path):
+    file, built = tmp_path / "net.pth", ZooModel("net", net, "net.py", "")
+    trained = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(16, 2)).state_dict()
+    torch.save(trained, file)
+    head = net[2].weight.clone()
+    if message is None:
+        assert load_weights(built, file, new_head=True).note == "weights of net.pth, with a new 2"
+        assert torch.equal(net[0].weight, trained["0.weight"])
+    else:
+        with pytest.raises(ModelError, match=message):
+            load_weights(built, file, new_head=new_head)
+    assert torch.equal(net[2].weight, head)
 
 
 def test_a_timm_model_without_published_weights_is_refused():
