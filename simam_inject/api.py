@@ -80,7 +80,7 @@ def inject(
     given: Any = strength
     if not isinstance(given, numbers.Real) or not 0.0 <= float(given) <= 1.0:
         raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
-    if attention is not None and not callable(attention):
+    if attention is not None and (isinstance(attention, nn.Module) or not callable(attention)):
         raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     if attention is not None and strength != 1.0:
         raise ModelError(f"strength={strength:g} applies to SimAM only; leave it out with attention=...")

@@ -85,7 +85,8 @@ def compare(
         The comparison; of an unfinished study, the finished runs.
 
     Raises:
-        CompareError: An argument is invalid, the storage cannot be written, or holds other settings.
+        CompareError: An argument is invalid, the first run raises, the storage cannot be written, or it holds other
+            settings.
         RecipeError: A recipe does not exist or is invalid; no run is started.
         NoMatchError: A recipe has no effect on the network; no run is started.
         ModelError: The network cannot be planned, or `batches` cannot be iterated over.
@@ -132,6 +133,8 @@ def _work(study: Study, run: Callable[[Variant, int], Cell], budget: float | Non
         trial, variant, seed = claim
         try:
             cell = run(variant, seed)
+            if cell.costs is None and not done:  # it raised, and did not just diverge: all others would raise as well
+                raise CompareError(f"the first run failed, so no other is started: {cell.error}")
             study.end(trial, cell)
         except BaseException:  # stopped by the user, the disk is full, or the study is not this one any more
             study.end(trial)
@@ -245,6 +248,8 @@ def _hash_weights(model: nn.Module) -> str:
 
 def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
     """A new network; `make_model` gets the seed if it has a parameter without a default, or one called `seed`."""
+    if isinstance(make_model, nn.Module):
+        raise CompareError(f"make_model must be a function that makes a network; found {a_type(make_model)}")
     seed_everything(seed)
     signature = inspect.signature(make_model)
     try:

@@ -151,10 +151,14 @@ def example_of(model: nn.Module, example_inputs: Any = None) -> Example:
         example_inputs: a tensor, a tuple (positional), a dict (keywords), a list (one list argument), or None.
 
     Raises:
-        ModelError: `example_inputs` is of another type, a shape such as (1, 3, 64, 64), or holds nested tensors.
+        ModelError: `example_inputs` is of another type, a shape such as (1, 3, 64, 64), or holds tensors that are
+            nested or without data.
     """
-    if any(tensor.is_nested for _, tensor in tensors_in(example_inputs)):
-        raise ModelError("example_inputs holds a nested tensor, whose samples have no common shape: pad it")
+    for _, tensor in tensors_in(example_inputs):
+        if tensor.is_nested:
+            raise ModelError("example_inputs holds a nested tensor, whose samples have no common shape: pad it")
+        if tensor.is_meta:
+            raise ModelError("example_inputs holds a tensor on the meta device: give one with data, as of torch.rand")
     if example_inputs is None:
         return Example((_random_input(model, (1, *declared_size(model))),), {})
     if isinstance(example_inputs, (tuple, list)) and len(example_inputs) > 2 and {*map(type, example_inputs)} == {int}:

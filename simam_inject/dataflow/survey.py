@@ -50,10 +50,11 @@ def survey_model(
 def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelError:
     """The error for a model that raises on an example."""
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in example.tensors)
+    is_list = bool(example.args) and isinstance(example.args[0], list)
     return ModelError(
         f"{type(model).__name__} cannot be run on the example input ({shapes or 'no tensors'}): "
         f"{describe_exception(error):.250}. Give inputs that it takes, with example_inputs=... in Python or "
-        "--input-size on the command line"
+        f"--input-size on the command line{'; a list is one argument, a tuple holds several' if is_list else ''}"
     )
 
 

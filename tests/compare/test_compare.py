@@ -137,6 +137,13 @@ def test_a_run_that_goes_wrong_is_a_result(how, error):
     assert re.search(rf"\| se \| {RECIPE} \|.*\| 2 of 8 \|", comparison.to_markdown())
 
 
+def test_a_first_run_that_raises_stops_the_study_and_is_repeated(tmp_path):
+    study = tmp_path / "study.journal"
+    with pytest.raises(CompareError, match=r"the first run failed.*NoneType"):
+        compare(make_model, [RECIPE], lambda model, seed, report: None, seeds=2, storage=study)
+    assert all(cell.value for cell in compare(make_model, [RECIPE], noisy, seeds=2, storage=study).cells)
+
+
 def test_a_metric_of_the_wrong_sign_is_reported_at_once_and_in_the_report():
     def train(model, seed, report):
         for epoch in range(4):
@@ -183,6 +190,7 @@ def no_run(model, seed, report):
         ({"make_model": partial(nn.Module.train, make_model())}, CompareError, says("same network twice", "new one")),
         ({"make_model": lambda: "resnet18"}, CompareError, says("make_model", "str", "torch.nn.Module")),
         ({"make_model": lambda: 1 / 0}, ZeroDivisionError, "division"),
+        ({"make_model": make_model()}, CompareError, says("make_model must be a function", "a Sequential")),
     ],
 )
 def test_arguments_that_are_not_fit_are_refused_before_the_first_run(given, error, message, tmp_path):

@@ -73,6 +73,8 @@ SHAPE = r"is a shape, .*torch.rand\(1, 3, 8, 8\)"
     [
         (torch.zeros(1, 5, 8, 8), r"Net cannot be run on .*\(1x5x8x8\)"),
         ({"image": X}, "cannot be run on the example input"),
+        ([X], "a list is one argument"),
+        (X.to("meta"), "holds a tensor on the meta device"),
         ("3x8x8", "example_inputs is a str"),
         ((1, 3, 8, 8), SHAPE),
         ([1, 3, 8, 8], SHAPE),
@@ -322,6 +324,7 @@ def test_a_child_whose_call_runs_no_hooks(kind):
         ({"attention": 3}, ModelError, "attention must be a function.*found 3"),
         ({"attention": "se"}, ModelError, "attention must be a function.*found 'se'"),
         ({"attention": [3]}, ModelError, "attention"),
+        ({"attention": nn.Conv2d(4, 4, 1)}, ModelError, r"attention must be a function.*found Conv2d\(4"),
     ],
 )
 def test_options_of_another_kind(model, options, error, message):
