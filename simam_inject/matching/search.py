@@ -63,7 +63,7 @@ class Search:
             else:
                 self._add_hit(named, attended, block)
         if not operands:
-            self.miss(named.path, "reads no value that the model computes")
+            self.lack(named, "reads no value that the model computes")
 
     def _add_hit(self, named: Site, attended: Site, block: str) -> None:
         self.candidates.append(Hit(named, attended, self.rule.position, block, self.index, self.e_lambda))
@@ -76,6 +76,10 @@ class Search:
     def miss(self, path: str, reason: str, depth: int = 0) -> None:
         """Add a near miss, which met so many of the conditions."""
         self.misses.append(Skip(path, reason, self.index, hit=False, depth=depth))
+
+    def lack(self, site: Site, reason: str) -> None:
+        """Add the near miss of a site without what the rule names; of one that never ran, this is not known."""
+        self.miss(site.path, reason if site.runs or site.obstacle is None else site.obstacle)
 
 
 def search_model(search: Search) -> None:
@@ -134,7 +138,7 @@ def _add_value(search: Search, block: Site, target: BlockValue) -> None:
         search.add(site, block.path)
     else:
         maps = f"the maps {write_paths(block.maps)}" if block.maps else "no list, tuple or dict of feature maps"
-        search.miss(block.path, f"returns {maps}; there is no {target}")
+        search.lack(block, f"returns {maps}; there is no {target}")
 
 
 def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
@@ -149,7 +153,7 @@ def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
         if block.path not in branches and block.kind == "block":
             below = [scope for scope in branches if not block.path or scope.startswith(f"{block.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
-            search.miss(block.path, f"no branch joins a skip connection in its own forward{nearest}")
+            search.lack(block, f"no branch joins a skip connection in its own forward{nearest}")
 
 
 def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> None:
@@ -210,7 +214,7 @@ def _search_operations(search: Search, target: Operation, blocks: Sequence[Site]
         if not meant and block.path in inside and search.rule.selects != "path":
             computed = write_paths(sorted({site.kind for site in sites} - NOT_OPERATIONS))
             wanted = join_names(as_tuple(target.op))
-            search.miss(block.path, f"has no operation {wanted}; it computes {computed}")
+            search.lack(block, f"has no operation {wanted}; it computes {computed}")
 
 
 def _counts(search: Search, target: Operation, site: Site) -> bool:

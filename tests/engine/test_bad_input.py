@@ -249,8 +249,28 @@ class NeverCalls(Block):
         return self.a(x)
 
 
-def test_a_module_that_is_never_called():
-    refuses(NoMatchError, "never ran in the example forward", Net(NeverCalls()), "after nevercalls.b")
+class Spare(nn.Module):
+    """Holds a block that it never calls."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.spare = nn.Conv2d(3, 4, 3), Block()
+
+    def forward(self, x):
+        return self.stem(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "rule"),
+    [
+        (Net(NeverCalls()), {"block": "NeverCalls", "after": "b"}),
+        *((Spare(), {"block": "Block", "before": place}) for place in ("input", "residual", "a", "add")),
+        *((Spare(), {"block": "Block", "after": place}) for place in ("output", "output:1", "a", "add")),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else type(value).__name__,
+)
+def test_a_module_that_is_never_called(model, rule):
+    refuses(NoMatchError, "never ran in the example forward", model, {"rules": [rule]})
 
 
 def test_forward_replaced_on_the_instance():
