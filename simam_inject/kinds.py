@@ -33,7 +33,7 @@ KINDS = frozenset().union(
         "unfold unsqueeze view"
     ),
 )
-NOT_OPERATIONS = frozenset({"block", "input"})
+NOT_OPERATIONS = frozenset({"block", "input", "module"})
 """Kinds of sites that no operation name selects: a module's own result, and what a module is given."""
 
 _ALIASES = {

@@ -26,7 +26,8 @@ class Site:
     """Dotted path of the block whose forward computes the value ("" is the model itself)."""
     kind: str
     """Op kind: conv2d, batch_norm, relu, add, cat, max_pool, linear, ... (see `kinds`); `block` for a module with
-    children; `input` for what a block is given."""
+    children; `input` for what a block is given; `module` for a module without children whose call has another path: one
+    that the model names, and that a Sequential beside it runs."""
     class_name: str | None = None
     """Class of the module that returns the value; None for a function, method or operator."""
     bases: tuple[str, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -71,13 +71,22 @@ class Surveyor:
         """All sites, in the order of execution; those that never ran come last."""
         sites = {path: self._site(step) for path, step in self.base.steps.items()}
         opaque = {}
+        names = dict[str, str]()
+        """Paths of calls, and those of their modules where these have another one."""
         for path, module in self.model.named_modules():
-            if path not in sites and not _is_mere_container(module):
+            step = None if path in sites else self._step_of_call(path)
+            if step is not None:
+                names[step.path], self.base.steps[path] = path, step
+            elif path not in sites and not _is_mere_container(module):
                 sites[path] = self._outside_of_steps(path, module)
             if isinstance(module, torch.jit.ScriptModule):
                 opaque[path] = f"it {_SCRIPTED}"
         self._relate(sites)
-        found = sorted(sites.values(), key=lambda site: site.runs == 0)
+        found = []
+        for site in sorted(sites.values(), key=lambda site: site.runs == 0):
+            found.append(site)
+            if site.path in names:
+                found.append(replace(site, path=names[site.path], kind="module", reads=(site.path,), joins=None))
         shapes = tuple(tuple(tensor.shape) for tensor in self.example.tensors)
         return Dataflow(Anatomy(tuple(found), shapes, opaque), self.base, self.example)
 
@@ -132,6 +141,12 @@ class Surveyor:
             return True
         aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.alias_of is value)
         return any(self._is_used(alias, tick) for alias in aliases)
+
+    def _step_of_call(self, path: str) -> Step | None:
+        """The step of a module's first call where it has another path: in a Sequential that holds the module too."""
+        frame = self.base.first_calls.get(path)
+        steps = [] if frame is None or frame.parent is None else frame.parent.steps
+        return next((step for step in steps if step.call is frame and step.kind != "entry"), None)
 
     def _outside_of_steps(self, path: str, module: nn.Module) -> Site:
         """The site of a module whose path no step has: it never ran, or a leaf called it."""

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
+from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.explain import explain_no_candidate
 from simam_inject.matching.hits import Hit, Matches, Skip
 from simam_inject.matching.search import Search, check_facts, search_model, write_fact, write_path, write_paths
@@ -112,7 +113,7 @@ def _why_filtered(search: Search, candidate: Hit) -> tuple[str, int] | None:
 
 def value_of(site: Site, anatomy: Anatomy) -> str:
     """Path of the operation that computes the output or input of a block; the site's own path for any other value."""
-    if site.kind in ("block", "input") and len(site.reads) == 1 and site.obstacle is None:
+    if site.kind in NOT_OPERATIONS and len(site.reads) == 1 and site.obstacle is None:
         origin = anatomy.site_by_path.get(site.reads[0])
         if origin is not None and origin.shape == site.shape:
             return origin.path

@@ -79,7 +79,9 @@ def _is_always(flow: Dataflow, site: Site, edit: Output | Input) -> bool:
     if isinstance(edit, Input):  # what a module is given, or what the next child of a Sequential reads
         holder = edit.module if site.kind == "input" else edit.module.rpartition(".")[0]
         return holder == site.scope and (site.kind == "input" or _is_sequence(owner))
-    if edit.module == named.partition("[")[0] or _is_at_an_end(flow, edit.module, named):
+    whole = flow.recording.steps.get(named)
+    is_named = whole is not None and whole.call is not None and whole.call.path == edit.module
+    if is_named or _is_at_an_end(flow, edit.module, named):
         return True
     step = flow.recording.steps.get(site.path)
     if owner is None or step is None or step.source is None:

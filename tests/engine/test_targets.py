@@ -416,6 +416,44 @@ def test_a_dense_layer_is_no_residual_block_whatever_it_is_called():
 # E8: verification remembers what the example was
 
 
+# A module with two names: the model names it, and a Sequential beside it runs it
+
+
+class TwoNames(nn.Module):
+    """As in temporal convolution networks and nnU-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.relu1 = conv(), nn.ReLU()
+        self.conv2, self.relu2 = conv(), nn.ReLU()
+        self.net = nn.Sequential(self.conv1, self.relu1, self.conv2, self.relu2)
+
+    def forward(self, x):
+        return F.relu(self.net(x) + x)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "wanted"),
+    [
+        (rule(block="TwoNames", after="conv2"), ["blocks.0.conv2", "blocks.1.conv2", "blocks.2.conv2"]),
+        (rule(block="TwoNames", after="net.2"), ["blocks.0.net.2", "blocks.1.net.2", "blocks.2.net.2"]),
+        (rule(block="TwoNames", after="conv2d[2]"), ["blocks.0.net.2", "blocks.1.net.2", "blocks.2.net.2"]),
+        (rule(path="blocks.1.relu1", after="output"), ["blocks.1.relu1"]),
+        (rule(path="blocks.1.{relu1,net.1}", after="output"), ["blocks.1.relu1"]),
+        (rule(path="blocks.1.net.1", after="output"), ["blocks.1.net.1"]),
+        (rule(block="TwoNames", before="relu2", pick="last"), ["blocks.2.net.2"]),
+        ("paper", ["blocks.0.net.2", "blocks.1.net.2", "blocks.2.net.2"]),
+    ],
+    ids=str,
+)
+def test_both_names_of_a_module(recipe, wanted):
+    stock, x = build(Stacked, TwoNames), image(2, 3, 8, 8)
+    planned = plan(stock, recipe, example_inputs=x)
+    assert [(site.path, site.note) for site in planned.insertions] == [(path, "") for path in wanted]
+    model = inject(copy.deepcopy(stock), recipe, example_inputs=x, e_lambda=E_LAMBDA)
+    assert_like_hooks(model, stock, wanted, x)
+
+
 class OneD(nn.Module):
     def __init__(self):
         super().__init__()
