@@ -43,8 +43,15 @@ class Recorder(Namer):
         self.run(example, convert)
         # A tensor that still exists is in a list or an attribute, and may be read after the forward.
         alive = [value for tensor, value in self._known.values() if tensor() is not None and value.made != NEVER]
+        alive = [value for value in alive if not self._is_overwritten(value)]
         self.recording.results += [value for value in alive if value not in self.recording.results]
         return self.recording
+
+    def _is_overwritten(self, value: Value) -> bool:
+        """An in-place operation made another value of the whole tensor, which keeps it alive: `out += x`."""
+        writes = self.recording.writes.get(value.storage, ())
+        others = self.recording.by_storage[value.storage] if writes else ()
+        return any(one.made > value.made and one.made in writes and one.shape == value.shape for one in others)
 
     # Values, by the identity of their tensors
 

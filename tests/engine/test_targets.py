@@ -416,6 +416,38 @@ def test_a_dense_layer_is_no_residual_block_whatever_it_is_called():
 # E8: verification remembers what the example was
 
 
+# Features that a forward keeps: an in-place operation returns the very tensor that it was given
+
+
+class Accumulating(Wrapping):
+    def __init__(self):
+        super().__init__(conv)
+
+    def forward(self, x):
+        out = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        out += x
+        return F.relu(out, inplace=True)
+
+
+class KeepsFeatures(Stacked):
+    """Like the encoders of networks for depth."""
+
+    def forward(self, x):
+        self.features = [self.stem(x)]
+        for block in self.blocks:
+            self.features.append(block(self.features[-1]))
+        return self.head(self.features[-1].mean((2, 3)))
+
+
+@pytest.mark.parametrize("network", [Stacked, KeepsFeatures])
+def test_the_branch_of_a_sum_in_place(network):
+    stock, x = build(network, Accumulating), image(2, 3, 8, 8)
+    wanted = ["blocks.0.bn2", "blocks.1.bn2", "blocks.2.bn2"]
+    model = inject(copy.deepcopy(stock), "residual", example_inputs=x, e_lambda=E_LAMBDA)
+    assert [site.path for site in injected(model)] == wanted
+    assert_like_hooks(model, stock, wanted, x)
+
+
 # A module with two names: the model names it, and a Sequential beside it runs it
 
 
