@@ -5,8 +5,8 @@
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
 * A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
-  that reads such a join, or else the one that made the upsampled map; so is a block of the same class beside it that
-  upsamples without such a join.
+  that reads such a join, or else the one that made the upsampled map, or one of a single convolution that reads the
+  join; so is a block of the same class beside it that upsamples without such a join.
 """
 
 from __future__ import annotations
@@ -182,13 +182,15 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     """How a result came to its size: 1 by upsampling in this very forward, 0 without, 0.5 by a module that returns a
     map of the size that it is given, and upsamples inside. Operands of different numbers are joined by a decoder.
 
-    A convolution, norm or activation may come after it. In a sum, such a module is a branch, and counts as 0.
+    A convolution, norm or activation may come after it, also in a block of one convolution. In a sum, a module that
+    upsamples inside is a branch, and counts as 0.
     """
     if _enlarges(step):
         return 1
     if step.kind == "block" and _upsamples(step):
         return (0 if is_add else 0.5) if _keeps_size(step) else 1
-    inputs = step.inputs if step.kind.startswith("conv") or step.kind in _PASSING else ()
+    is_unit = _keeps_size(step) and _weight(step) == 1
+    inputs = step.inputs if step.kind.startswith("conv") or step.kind in _PASSING or is_unit else ()
     return _was_upsampled(inputs[0], is_add, depth + 1) if depth < 4 and inputs else 0
 
 
@@ -201,13 +203,16 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             maps = [source for source in step.inputs if source.value is not None]
             if step.kind not in ("cat", "add") or step.path in residual:
                 continue
-            origins = [_was_upsampled(one, step.kind == "add") for one in maps]
+            origins = [_was_upsampled(_computed(one, call), step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
                 blocks = _readers_among(step, structure.main)
                 if path and len(call.outputs) == 1 and any(map(_weight, call.steps)) and _is_given_one(call, maps):
                     blocks.add(path)
                 rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
-                found |= blocks or {one.path for one in rising if one.kind == "block" and _weight(one) > 1}
+                blocks = blocks or {one.path for one in rising if one.kind == "block" and _weight(one) > 1}
+                if not blocks and not covers(structure.main, path):
+                    blocks = _readers_among(step, structure.main, least=1)
+                found |= blocks
     found = {path for path in found if not _is_part_of_another(recording, found, path)}
     alike = set()
     for path, call in recording.first_calls.items():  # the last one often has no skip to join
@@ -217,6 +222,12 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
         elif kind in alike and type(call.module) not in CONTAINERS and any(map(_enlarges, call.steps)):
             found.add(path)
     return found
+
+
+def _computed(step: Step, call: Frame) -> Step:
+    """The step, or the operation that computed one of several maps that a block is given."""
+    origin = step.value.origin if step.kind == "input" and step.value else None
+    return origin if origin and sum(len(value.shape) > 2 for value in call.inputs) > 1 else step
 
 
 def _is_given_one(call: Frame, joined: Sequence[Step]) -> bool:
@@ -237,16 +248,16 @@ def _is_part_of_another(recording: Recording, found: set[str], path: str) -> boo
     return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)
 
 
-def _readers_among(join: Step, main: set[str], depth: int = 0) -> set[str]:
+def _readers_among(join: Step, main: set[str], depth: int = 0, least: int = 2) -> set[str]:
     """Blocks that read the join in the same forward, directly or after a convolution, a norm or an activation.
 
-    Of other modules than main blocks, those of several convolutions that return one map of that size.
+    Of other modules than main blocks, those of at least so many convolutions that return one map of that size.
     """
     found = set()
     for step in join.readers:
         is_block = step.kind == "block" and step.call is not None and _keeps_size(step)
-        if step.path in main or (is_block and _weight(step) > 1):
+        if step.path in main or (is_block and _weight(step) >= least):
             found.add(step.path)
         elif depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv")):
-            found |= _readers_among(step, main, depth + 1)
+            found |= _readers_among(step, main, depth + 1, least)
     return found

@@ -151,6 +151,57 @@ class Ladle(nn.Module):
         return self.tail(self.up1(self.up2(self.body(three) + three) + two) + one)
 
 
+class Given(nn.Module):
+    """What joins the two maps that it is given, of which the network has enlarged one."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.pair = double(before, after)
+
+    def forward(self, x, skip):
+        return self.pair(torch.cat([x, skip], 1))
+
+
+class Meld(nn.Module):
+    """The addition of two maps, the smaller one after a convolution in a block of its own."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.far = nn.Sequential(c3(before, after), nn.BatchNorm2d(after), nn.ReLU())
+        self.near = nn.Sequential(c1(after, after), nn.BatchNorm2d(after))
+
+    def forward(self, x, skip):
+        return F.relu(self.far(F.interpolate(x, scale_factor=2)) + self.near(skip))
+
+
+class Ascent(nn.Module):
+    """A U-Net whose decoder has blocks of any kind."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.down1, self.down2, self.deep = double(3, 8), double(8, 12), double(12, 16)
+        self.up2, self.up1, self.last = kind(16, 12), kind(12, 8), c1(8, 1)
+
+    def forward(self, x):
+        one = self.down1(x)
+        two = self.down2(F.max_pool2d(one, 2))
+        x = self.deep(F.max_pool2d(two, 2))
+        return self.last(self.climb(self.up1, self.climb(self.up2, x, two), one))
+
+    def climb(self, up, x, skip):
+        return up(x, skip)
+
+
+class Enlarging(Ascent):
+    def climb(self, up, x, skip):
+        return up(F.interpolate(x, scale_factor=2), skip)
+
+
+class Joining(Ascent):
+    def climb(self, up, x, skip):
+        return up(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
+
+
 class Chalice(nn.Module):
     """One level of an hourglass, which contains the next one."""
 
@@ -433,6 +484,9 @@ CASES = [
     (lambda: nn.Sequential(double(3, 8), Hooded(8, 8, Hooded(8, 8)), c1(8, 2)), "unet", "1 1.core.4"),
     (Ladle, "unet", "up2 up1"),
     (lambda: Sleeve(Ladle()), "unet", "net.up2 net.up1"),
+    (lambda: Enlarging(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
+    (lambda: Joining(lambda before, after: Rim(before + after, after)), "unet", "up2 up1"),
+    (lambda: Ascent(Meld), "unet", "up2 up1"),
     (lambda: nn.Sequential(c3(3, 8), Chalice(2), c1(8, 2)), "block-output", CHALICE),
     (Distil, "block-output", "f1 f2 f3 g2 g1"),
     (Distil, "residual", "{f1,f2,f3,g2,g1}.d1"),
