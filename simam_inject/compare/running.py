@@ -85,8 +85,7 @@ def compare(
         The comparison; of an unfinished study, the finished runs.
 
     Raises:
-        CompareError: An argument is invalid, the first run raises, the storage cannot be written, or it holds other
-            settings.
+        CompareError: An argument is invalid, the storage cannot be written, or holds other settings.
         RecipeError: A recipe does not exist or is invalid; no run is started.
         NoMatchError: A recipe has no effect on the network; no run is started.
         ModelError: The network cannot be planned, or `batches` cannot be iterated over.
@@ -133,8 +132,6 @@ def _work(study: Study, run: Callable[[Variant, int], Cell], budget: float | Non
         trial, variant, seed = claim
         try:
             cell = run(variant, seed)
-            if cell.costs is None and not done:  # it raised, and did not just diverge: all others would raise as well
-                raise CompareError(f"the first run failed, so no other is started: {cell.error}")
             study.end(trial, cell)
         except BaseException:  # stopped by the user, the disk is full, or the study is not this one any more
             study.end(trial)
@@ -142,6 +139,8 @@ def _work(study: Study, run: Callable[[Variant, int], Cell], budget: float | Non
         lengths.append(cell.seconds)
         if cell.variant == PLAIN and cell.falls:
             warnings.warn(WRONG_SIGN, stacklevel=3)
+        if cell.error and not done:
+            warnings.warn(f"the first run failed, and others may fail as well: {cell.error}", stacklevel=3)
 
 
 def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Sequence[float]) -> list[Variant]:
