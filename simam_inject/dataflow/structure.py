@@ -189,8 +189,7 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
         return 1
     if step.kind == "block" and _upsamples(step):
         return (0 if is_add else 0.5) if _keeps_size(step) else 1
-    is_unit = _keeps_size(step) and _weight(step) == 1
-    inputs = step.inputs if step.kind.startswith("conv") or step.kind in _PASSING or is_unit else ()
+    inputs = step.inputs if _weight(step) == 1 or step.kind in _PASSING else ()
     return _was_upsampled(inputs[0], is_add, depth + 1) if depth < 4 and inputs else 0
 
 

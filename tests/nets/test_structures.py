@@ -174,6 +174,18 @@ class Meld(nn.Module):
         return F.relu(self.far(F.interpolate(x, scale_factor=2)) + self.near(skip))
 
 
+class Crop(Meld):
+    """Its convolution has no padding, and the earlier map is cropped."""
+
+    def __init__(self, before, after):
+        super().__init__(before, after)
+        self.far[0].padding = (0, 0)
+
+    def forward(self, x, skip):
+        x = self.far(F.interpolate(x, scale_factor=2))
+        return F.relu(x + self.near(skip)[..., : x.shape[-2], : x.shape[-1]])
+
+
 class Ascent(nn.Module):
     """A U-Net whose decoder has blocks of any kind."""
 
@@ -487,6 +499,7 @@ CASES = [
     (lambda: Enlarging(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
     (lambda: Joining(lambda before, after: Rim(before + after, after)), "unet", "up2 up1"),
     (lambda: Ascent(Meld), "unet", "up2 up1"),
+    (lambda: Ascent(Crop), "unet", "up2 up1"),
     (lambda: nn.Sequential(c3(3, 8), Chalice(2), c1(8, 2)), "block-output", CHALICE),
     (Distil, "block-output", "f1 f2 f3 g2 g1"),
     (Distil, "residual", "{f1,f2,f3,g2,g1}.d1"),
