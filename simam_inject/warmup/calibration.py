@@ -91,7 +91,7 @@ def calibrate(
         norms: compute the running statistics of norms again, at the strength that the model has. At strength 0 they
             fit already and do not change.
         frozen_norms: also of frozen norms: `FrozenBatchNorm2d`, and those in eval mode whose parameters do not train
-            or whose model is in train mode.
+            while others of the model do, or whose model is in train mode.
 
     Returns:
         The gains with their errors; `print` shows a table.
@@ -241,9 +241,10 @@ def _is_known(norm: nn.Module) -> bool:
 def _is_frozen(network: nn.Module, norm: nn.Module) -> bool:
     if not isinstance(norm, nn.modules.batchnorm._NormBase):
         return True  # FrozenBatchNorm2d and its like never update theirs
+    trains = any(parameter.requires_grad for parameter in network.parameters())  # none does in checkpoints of a YOLO
     parameters = list(norm.parameters(recurse=False))
     fixed = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
-    return not norm.training and (network.training or fixed)
+    return not norm.training and (network.training or (fixed and trains))
 
 
 @contextmanager

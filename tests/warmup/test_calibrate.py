@@ -142,11 +142,15 @@ def test_frozen_norms_stay_unless_asked():
     assert model.blocks[1].norm_first.running_mean.abs().max() > 0
 
 
-def test_norms_that_do_not_train_are_frozen_in_eval_mode_and_not_in_train_mode():
-    model = attended()
-    model.norm.requires_grad_(False)
-    assert calibrate(model, images()).frozen == 1
-    assert calibrate(model.train(), images()).frozen == 0
+@pytest.mark.parametrize(
+    ("frozen", "mode", "count"),
+    [("norm", "eval", 1), ("norm", "train", 0), ("", "eval", 0)],
+    ids=["in eval mode", "not in train mode", "not where nothing trains, as in a checkpoint of ultralytics"],
+)
+def test_norms_that_do_not_train_while_others_do_are_frozen(frozen, mode, count):
+    model = getattr(attended(), mode)()
+    model.get_submodule(frozen).requires_grad_(False)
+    assert calibrate(model, images()).frozen == count
 
 
 def test_modes_momenta_and_random_numbers_are_left():
