@@ -4,13 +4,16 @@ import copy
 import subprocess
 import sys
 import warnings
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from torch import nn
 from ultralytics import YOLO
+from ultralytics.models.yolo import world, yoloe
 from ultralytics.nn import tasks
 
 from simam_inject import bypass, eject, inject, injected, plan, set_strength, verify
@@ -291,6 +294,27 @@ def test_a_yolo_object_that_holds_a_file_is_refused(tmp_path):
     yolo = YOLO(str(tmp_path / "x.onnx"), task="detect")
     with pytest.raises(ModelError, match=r"not a network; load its \.pt or \.yaml file"):
         injected(yolo)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (world.WorldTrainer, "yolov8n-worldv2"),
+        (yoloe.YOLOETrainer, "yoloe-v8n"),
+        (yoloe.YOLOESegTrainer, "yoloe-v8n-seg"),
+    ],
+)
+def test_a_trainer_that_builds_the_file_of_a_yaml_keeps_the_sites(kind, name):
+    rule = {"path": ["model.1.conv", "model.15"], "after": "output"}
+    yolo = inject(YOLO(f"{name}.yaml"), {"rules": [rule]}, example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+    trainer = object.__new__(kind)
+    data, task = {"channels": 3, "nc": 2}, SimpleNamespace(task=yolo.task)
+    vars(trainer).update(data=data, args=task, callbacks=defaultdict(list))
+    network = trainer.get_model(cfg=yolo.model.yaml, weights=yolo.model, verbose=False)
+    assert sites_of(network) == set(rule["path"])
+    assert {**yolo.model.yaml, "nc": 2} == network.yaml
+    stock = trainer.get_model(cfg=YOLO(f"{name}.yaml").model.yaml, verbose=False)
+    assert not sites_of(stock)
 
 
 class Trainer:

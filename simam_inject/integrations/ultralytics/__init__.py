@@ -2,11 +2,12 @@
 
 The library builds new networks from `model.yaml` when it trains, resumes and tunes; it copies that dict wherever the
 network goes. So the sites are recorded there (`record`), and every network that is built from such a dict is injected
-(`networks`). Five things could still lose a site:
+(`networks`). Six things could still lose a site:
 
     fuse() folds a norm across a SimAM between conv and norm     such a block is not folded (`networks`)
     load() replaces head modules when class counts differ        the recorded sites are restored (`networks`)
     train() rebuilds a YAML-built network from its file name     ultralytics' own switches (`training`)
+    trainers of YOLO-World and YOLOE build the file it names     the record is put into what they build (`training`)
     predict() runs the fused copy that its first call made       the copy is dropped (`training`)
     anything else                                                a check before the first batch (`training`)
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from ultralytics.engine import trainer as engine_trainer
 from ultralytics.engine.model import Model
+from ultralytics.models.yolo import world, yoloe
 from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
@@ -133,7 +134,7 @@ class Tripwire:
             if missing:
                 raise VerificationError(
                     f"SimAM lost: the trainer's {name} lacks {len(missing)} of {count} sites, first "
-                    f"{missing[0].path}; save the injected model, model.save('x.pt'), and train YOLO('x.pt')"
+                    f"{missing[0].path}; get_model of a trainer of your own has to build the network from its cfg"
                 )
         strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
         if RANK in (-1, 0) and strengths:
@@ -227,6 +228,14 @@ def rebuilds_from_name() -> bool:
     return "pretrained" in inspect.unwrap(Model.train).__code__.co_varnames
 
 
+def _get_model(original: Callable[..., Any], trainer: Any, cfg: Any = None, /, *args: Any, **kwargs: Any) -> Any:
+    """Build the file that a yaml names, which is all that these trainers do with it, with the record of the yaml."""
+    cfg = kwargs.pop("cfg", cfg)
+    if isinstance(cfg, Mapping) and KEY in cfg:
+        cfg = {**cfg, "yaml_file": {**tasks.yaml_model_load(cfg["yaml_file"]), KEY: cfg[KEY]}}
+    return original(trainer, cfg, *args, **kwargs)
+
+
 def _predict(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
     before = vars(model).get(_STATE)
     if before != _state_of(model.model):  # the predictor has a fused copy of the network as it was
@@ -272,3 +281,6 @@ def hands_network_to_workers() -> bool:
 wrap(Model, "train", _train)
 wrap(Model, "predict", _predict)
 wrap(engine_trainer, "generate_ddp_command", _launch)
+for _kind in (*vars(world).values(), *vars(yoloe).values()):
+    if isinstance(_kind, type) and "get_model" in vars(_kind):
+        wrap(_kind, "get_model", _get_model)
