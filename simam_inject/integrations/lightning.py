@@ -90,10 +90,17 @@ class SimAMCallback(Callback):
         self.ramp_steps, self.start, self.calibrate_batches = ramp_steps, start, calibrate_batches
         self._ramp: Ramp | None = None
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:  # noqa: ARG002
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Inject."""
         pl_module.configure_model()  # where large models are built; Lightning calls it after `setup`, and repeatedly
-        if injected(pl_module):
+        is_injected, is_copy = bool(injected(pl_module)), hasattr(trainer.strategy.launcher, "_start_method")
+        if is_copy and stage == "fit" and (not is_injected or self.ramp_steps or self.calibrate_batches):
+            warnings.warn(
+                "this strategy trains a copy of the module in other processes: afterwards, the module has the weights "
+                "of the copy, but not the SimAM, strength and gains of this callback; load the checkpoint instead",
+                stacklevel=2,
+            )
+        if is_injected:
             return
         example = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
         strength = self.start if self.ramp_steps else 1.0

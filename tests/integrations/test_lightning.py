@@ -161,6 +161,24 @@ def test_the_ramp_follows_the_steps_through_a_resumed_training(tmp_path):
     check_output(module)
 
 
+@pytest.mark.parametrize(
+    ("strategy", "before", "options", "loses"),
+    [
+        ("ddp_notebook", False, {}, True),
+        ("ddp_spawn", True, {"ramp_steps": 2}, True),
+        ("ddp_spawn", True, {}, False),
+        ("ddp", False, {}, False),
+    ],
+)
+def test_a_strategy_that_trains_a_copy_in_other_processes_warns(tmp_path, strategy, before, options, loses):
+    module = inject(Net(), RECIPE) if before else Net()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        SimAMCallback(RECIPE, **options).setup(trainer(tmp_path, strategy=strategy, devices=2), module, "fit")
+    assert [w.filename for w in caught if "load the checkpoint instead" in str(w.message)] == [__file__] * loses
+    assert {site.path for site in injected(module)} == set(SITES)
+
+
 def test_a_callback_with_a_network_of_its_own_is_left(tmp_path):
     class Distill(Callback):
         def __init__(self):
