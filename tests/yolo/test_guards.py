@@ -21,7 +21,7 @@ from simam_inject.editing.presence import presence_of
 from simam_inject.errors import FileError, ModelError, VerificationError
 from simam_inject.integrations import ultralytics as adapter
 from simam_inject.integrations.ultralytics import networks, ramp, training
-from simam_inject.integrations.ultralytics.record import read, recorded, write
+from simam_inject.integrations.ultralytics.record import names_of, read, recorded, write
 from simam_inject.persist import LostRecipeWarning, load, save
 from simam_inject.persist.record import Record
 from simam_inject.zoo import build as build_zoo
@@ -516,6 +516,12 @@ def test_a_part_that_was_injected_by_itself_is_trained(tmp_path):
     code = f"from ultralytics import YOLO; import sys; YOLO({str(tmp_path / 'x.pt')!r}); print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "simam_inject.integrations.ultralytics.training" in done.stdout, "armed, as in `yolo train model=x.pt`"
+
+
+def test_sites_of_a_slice_of_the_layers_have_a_recipe_without_a_name():
+    yolo = YOLO("yolov8n.yaml")
+    inject(yolo.model.model[:3], "after c2f", example_inputs=torch.rand(1, 3, 64, 64), verify=False)
+    assert names_of(write(yolo.model)) == "unnamed"
 
 
 @pytest.mark.parametrize("version", ["8.3.253", "8.4.191", "9.0.0"])

@@ -84,5 +84,5 @@ def missing_sites(network: nn.Module, record: Record) -> list[Insertion]:
 
 
 def names_of(record: Record) -> str:
-    """Names of the recipes, for people."""
-    return ", ".join(str(recipe.get("name") or "unnamed") for recipe in record.recipes)
+    """Names of the recipes, for people; sites of a slice, `yolo.model.model[:10]`, have none."""
+    return ", ".join(str(recipe.get("name") or "unnamed") for recipe in record.recipes) or "unnamed"
