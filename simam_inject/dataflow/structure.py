@@ -182,14 +182,16 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     """How a result came to its size: 1 by upsampling in this very forward, 0 without, 0.5 by a module that returns a
     map of the size that it is given, and upsamples inside. Operands of different numbers are joined by a decoder.
 
-    A convolution, norm or activation may come after it, also in a block of one convolution. In a sum, a module that
-    upsamples inside is a branch, and counts as 0.
+    A convolution, norm, activation or product with a gate may come after it, also in a block of one convolution. In a
+    sum, a module that upsamples inside is a branch, and counts as 0.
     """
     if _enlarges(step):
         return 1
     if step.kind == "block" and _upsamples(step):
         return (0 if is_add else 0.5) if _keeps_size(step) else 1
     inputs = step.inputs if _weight(step) == 1 or step.kind in _PASSING else ()
+    if step.kind == "mul" and not is_add:
+        inputs = tuple(one for one in step.inputs if _shape(one) == _shape(step))
     return _was_upsampled(inputs[0], is_add, depth + 1) if depth < 4 and inputs else 0
 
 
@@ -212,6 +214,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
                 if not blocks and not covers(structure.main, path):
                     blocks = _readers_among(step, structure.main, least=1)
                 found |= blocks
+    found = {path for path in found if not _has_several_inside(recording, found, path)}
     found = {path for path in found if not _is_part_of_another(recording, found, path)}
     alike = set()
     for path, call in recording.first_calls.items():  # the last one often has no skip to join
@@ -239,6 +242,12 @@ def _scaled(step: Step) -> list[Step]:
     """Operands of the product that a block returns: the map that attention scales."""
     steps = step.call.steps if step.call else []
     return [one for product in steps if product.kind == "mul" and product.value is step.value for one in product.inputs]
+
+
+def _has_several_inside(recording: Recording, found: set[str], path: str) -> bool:
+    """Two decoder blocks of one other class are inside, as in the decoder of a UNet++, which joins maps for them."""
+    kinds = [type(recording.modules[one]) for one in found if one != path and covers({path}, one)]
+    return any(kinds.count(kind) > 1 for kind in kinds if kind is not type(recording.modules[path]))
 
 
 def _is_part_of_another(recording: Recording, found: set[str], path: str) -> bool:

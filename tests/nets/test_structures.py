@@ -341,11 +341,60 @@ class Riser(nn.Module):
         return self.body(earlier + self.grow(earlier, x))
 
 
+class Weighed(nn.Module):
+    """A decoder block that scales the upsampled map by a gate from both maps before it joins them."""
+
+    def __init__(self):
+        super().__init__()
+        self.low, self.high, self.merge = c1(8, 8), c1(8, 8), double(16, 8)
+
+    def forward(self, earlier, x):
+        x = F.interpolate(x, scale_factor=2)
+        gate = self.low(x.mean((2, 3), True)).sigmoid() + self.high(earlier.mean((2, 3), True)).sigmoid()
+        x = x * gate
+        return self.merge(torch.cat([x, earlier], 1))
+
+
+class Joined(nn.Module):
+    """A decoder block that joins as many maps as it is given."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.merge = double(8 * count, 8)
+
+    def forward(self, x, others):
+        return self.merge(torch.cat([F.interpolate(x, scale_factor=2), others], 1))
+
+
+class Woven(nn.Module):
+    """A UNet++ whose decoder joins the maps of one size by itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.e1, self.e2, self.e3, self.decoder, self.last = c3(3, 8), c3(8, 8), c3(8, 8), Weave(), c1(8, 1)
+
+    def forward(self, x):
+        one = self.e1(x)
+        two = self.e2(F.max_pool2d(one, 2))
+        return self.last(self.decoder([one, two, self.e3(F.max_pool2d(two, 2))]))
+
+
+class Weave(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.c = Joined(2), Joined(2), Joined(3)
+
+    def forward(self, maps):
+        one, two, three = maps
+        across = self.a(two, one)
+        return self.c(self.b(three, two), torch.cat([across, one], 1))
+
+
 class Stairs(nn.Module):
-    def __init__(self, grow):
+    def __init__(self, riser):
         super().__init__()
         self.head, self.e1, self.e2, self.e3, self.last = c3(3, 8), Darn(), Darn(), Darn(), c1(8, 1)
-        self.d2, self.d1 = Riser(grow), Riser(grow)
+        self.d2, self.d1 = riser(), riser()
 
     def forward(self, x):
         one = self.e1(self.head(x))
@@ -474,9 +523,11 @@ CASES = [
     (judges, "every-conv", "0 {1,2}.{a,b} 3"),
     (judges, "paper", "{1,2}.b"),
     (judges, "residual", "{1,2}.b"),
-    (lambda: Stairs(FitSize), "unet", "d2 d1"),
-    (lambda: Stairs(Widen), "unet", "d2 d1"),
-    (lambda: Stairs(Widen), "residual", "{e1,e2,e3}.second {d2,d1}.body.second"),
+    (lambda: Stairs(lambda: Riser(FitSize)), "unet", "d2 d1"),
+    (lambda: Stairs(lambda: Riser(Widen)), "unet", "d2 d1"),
+    (lambda: Stairs(Weighed), "unet", "d2 d1"),
+    (Woven, "unet", "decoder.{a,b,c}"),
+    (lambda: Stairs(lambda: Riser(Widen)), "residual", "{e1,e2,e3}.second {d2,d1}.body.second"),
     (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "paper", "{1,2}.b"),
     (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "block-output", "{1,2}"),
     (lambda: nn.Sequential(c3(3, 8), Around(nn.Sequential(Darn(), Darn(), c3(8, 8))), c3(8, 3)), "paper", TRUNK),
