@@ -23,7 +23,7 @@ from simam_inject.planning.insertions import Edit, Input, Output, Rewritten
 from simam_inject.source import Expression, always_returns, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
-_FOLDS = ("reparameterize", "switch_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
+_FOLDS = ("reparameterize", "switch_to_deploy", "convert_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
 """Methods by which re-parameterized blocks fold their branches into one convolution."""
 
 
@@ -293,8 +293,8 @@ def _folding(flow: Dataflow, edit: Edit) -> str:
         is_map = block is not None and block.obstacle is None  # heads have a `fuse` that drops what only training needs
         if fold is not None and is_map and not isinstance(module, CONTAINERS):
             return (
-                f"{path}.{fold}() would remove this SimAM, and the next forward would raise; the output of {path} "
-                "can be used instead"
+                f"{path}.{fold}() would remove this SimAM, with an error only if the module that holds it goes too; "
+                f"the output of {path} can be used instead"
             )
         path = path.rpartition(".")[0]
     return ""

@@ -69,6 +69,23 @@ def test_branches_that_are_merged_around_a_sum_raise(eager_backend):
         run(eject(each))
 
 
+class Keeping(Branches):
+    """As in RT-DETR: the branches stay, unused."""
+
+    def convert_to_deploy(self):
+        self.merged = copy.deepcopy(self.wide)
+
+
+def test_the_note_promises_no_error_for_branches_that_stay():
+    model = inject(with_statistics(nn.Sequential(Keeping(), Keeping())), "after keeping.wide", example_inputs=image())
+    for site in injected(model):
+        assert "convert_to_deploy() would remove this SimAM" in site.note
+        assert "only if" in site.note
+        assert "would raise" not in site.note
+    model[0].convert_to_deploy()
+    run(model)
+
+
 class PrivateBranch(Branches):
     def __init__(self):
         super().__init__()
