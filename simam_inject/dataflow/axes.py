@@ -142,7 +142,7 @@ def _found_again(source: Value, probe: torch.Tensor, target: torch.Tensor) -> La
                 found.add(place)
             elif size != 1 and length > size and step > stride and step % stride == 0 and step < stride * length:
                 found.add(place)  # the outer part of channels that were split into groups
-            elif size != 1 and size > length and size % length == 0 and size * step == stride * length:
+            elif size > length > 1 and size % length == 0 and size * step == stride * length:
                 found.add(place)  # channels merged with the next dimensions (space to depth)
             elif size == length == 1 and place == dim and target.dim() == len(source.shape):
                 found.add(place)
@@ -223,10 +223,9 @@ def _known_channel(layout: Layout, candidates: set[int], resized: set[int], has_
     """The dimension of the channels according to the operations, among those that the other runs leave."""
     if not candidates:
         return "has no dimension of fixed size that could hold channels: its shape is {}"
+    layout = layout - {0} if has_batch else layout  # those of a grouped convolution over all samples, split again
     known = layout & candidates if resized else layout
     if len(known) != 1 or len(layout) > 1:
         return "has its channels in several dimensions, or in none that is known: its shape is {}"
     (channel,) = known
-    if channel == 0:
-        return "has its channels in no dimension that is known: its shape is {}" if has_batch else _NO_BATCH
-    return channel
+    return channel or _NO_BATCH

@@ -54,13 +54,13 @@ class Example:
     def with_batch(self, count: int) -> Example | None:
         """The same example with a batch of `count` samples more; None without a batch to enlarge.
 
-        Every tensor whose first dimension is that of the first one, and every list that holds one image per sample,
-        gets more samples, which are noisy copies of its first.
+        Every tensor whose first dimension is that of the image, or of the latent vectors of a generator, and every list
+        that holds one image per sample, gets more samples, which are noisy copies of its first.
         """
         if self._is_list_of_images:
             images = self.args[0]
             return Example(([*images, *_noisy_copies(images[0], count)], *self.args[1:]), self.kwargs)
-        first = self._image
+        first = self._image if self._image is not None else next((one for one in self.tensors if one.dim() == 2), None)
         if first is None:
             return None
 

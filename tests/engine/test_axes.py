@@ -352,6 +352,7 @@ UNKNOWN = {
     "pooled channels": (lambda x: F.max_pool1d(tokens(x), 2), -1),
     "mean over channels": (lambda x: x.repeat(1, 2, 1, 1)[:, :8, :, :5].mean(1), None),
     "positions read as channels": (lambda x: x.reshape(len(x), 64, 6), None),
+    "one channel": (lambda x: rows(x.mean(1, keepdim=True)), -1),
     "gather": (lambda x: rows(x).gather(1, torch.zeros(len(x), 8, 8, 6, dtype=torch.int64)), -1),
 }
 
@@ -373,6 +374,38 @@ def test_axes_that_follow_from_nothing_known_are_right_or_skipped(name):
         assert planned.insertions[0].channel_dim == axis
         return
     assert "channels" in message or "first dimension" in message
+
+
+class Modulated(nn.Module):
+    """A convolution whose weights depend on the sample: grouped, over the channels of all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(6, 6, 3, 3)), nn.Linear(8, 6)
+
+    def forward(self, x, z):
+        n, c, *size = x.shape
+        weight = self.weight * self.style(z).view(n, 1, c, 1, 1)
+        x = F.conv2d(x.reshape(1, n * c, *size), weight.view(n * 6, c, 3, 3), padding=1, groups=n)
+        return x.view(n, 6, *size)
+
+
+class OfStyles(nn.Module):
+    """A generator: no argument has a size, and the latent vectors have the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.one, self.two = nn.Parameter(torch.randn(1, 6, 4, 4)), Modulated(), Modulated()
+
+    def forward(self, z):
+        x = F.relu(self.one(self.start.repeat(len(z), 1, 1, 1), z))
+        return self.two(F.interpolate(x, scale_factor=2), z)
+
+
+def test_the_batch_of_latent_vectors_is_measured():
+    assert_like_hooks(OfStyles, {"one": 1}, [torch.randn(2, 8).double()], [torch.randn(3, 8).double()])
+    with pytest.raises(InjectError, match=r"its batch is in dimension 1, not the first.*\(1, 12, 4, 4\)"):
+        plan(build(OfStyles), after("one.conv2d"), example_inputs=torch.randn(2, 8).double())
 
 
 class OfTwoSamples(OfOneSize):
