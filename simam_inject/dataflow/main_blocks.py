@@ -11,6 +11,7 @@ among them:
 * classes whose modules contain each other: a recursion;
 * blocks of which no two have the same class, around blocks of which two have: a trunk with a skip connection around it.
 
+In the container of a block, the other modules of its class that return maps are blocks as well.
 Where a network has no block, or only such of their classes, residual blocks of one convolution count as well; where it
 has none of these either, plain `Sequential`s that have most of its convolutions.
 """
@@ -61,6 +62,8 @@ class MainBlocks:
         """Residual blocks that count as blocks with one convolution already."""
         self.recursive: set[type[nn.Module]] = set()
         """Classes of blocks that contain blocks of their own class, as the levels of an hourglass do."""
+        self.beside: set[tuple[str, type[nn.Module]]] = set()
+        """Container and class of the blocks found so far: the others of the class in it are blocks too."""
         self.with_containers = False
         """Plain Sequentials count as blocks."""
         for site in sites.values():
@@ -103,6 +106,7 @@ class MainBlocks:
             inside = sum(self.contents[path].convolutions for path in blocks)
             self.with_containers = len(blocks) > 1 and inside > self.contents[""].convolutions / 2
         self.classes = self._classes(blocks)
+        self.beside = {self._place(path) for path in blocks if type(self.recording.modules[path]) not in CONTAINERS}
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
 
@@ -130,12 +134,22 @@ class MainBlocks:
         least = min([site.reduction or 1, *(reduction for _, reduction in inside.given)]) if inside.given else 1
         return sum(one == rank and reduction >= least for one, reduction in inside.maps) <= most
 
+    def _place(self, path: str) -> tuple[str, type[nn.Module]]:
+        return path.rpartition(".")[0], type(self.recording.modules[path])
+
+    def _is_beside(self, path: str) -> bool:
+        """It returns one feature map or several, and a block of its class is in the same container."""
+        if self._place(path) not in self.beside:
+            return False
+        site = self.sites[path]
+        return len(site.maps) > 1 or (site.obstacle is None and max(site.spatial or (0,)) > 1)
+
     def _inside(self, path: str) -> list[str]:
         """Main blocks among what a module calls, in order of execution."""
         found: list[str] = []
         for child in [step.path for step in self.recording.first_calls[path].steps if step.kind == "block"]:
             inside = [] if child in _above(path) else self._inside(child)  # a module may call itself
-            is_block = self._is_block(child) and not self._is_stage(child, inside)
+            is_block = (self._is_block(child) or self._is_beside(child)) and not self._is_stage(child, inside)
             if is_block and not self._is_everything(child):
                 found.append(child)
             elif child not in _above(path):

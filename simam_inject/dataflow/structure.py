@@ -207,7 +207,8 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             origins = [_was_upsampled(_computed(one, call), step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
                 blocks = _readers_among(step, structure.main)
-                if path and len(call.outputs) == 1 and any(map(_weight, call.steps)) and _is_given_one(call, maps):
+                is_one = path and len(call.outputs) == 1 and any(map(_weight, call.steps))
+                if is_one and _is_given_one(call, maps, origins):
                     blocks.add(path)
                 rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
                 blocks = blocks or {one.path for one in rising if one.kind == "block" and _weight(one) > 1}
@@ -232,10 +233,14 @@ def _computed(step: Step, call: Frame) -> Step:
     return origin if origin and sum(len(value.shape) > 2 for value in call.inputs) > 1 else step
 
 
-def _is_given_one(call: Frame, joined: Sequence[Step]) -> bool:
+def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float]) -> bool:
     """A decoder block is given the earlier map; a whole network, perhaps in a wrapper, computes it from its image."""
     maps = [value for value in call.inputs if len(value.shape) > 2]
-    return len(maps) > 1 or any(one.value in maps for step in joined for one in (step, *_scaled(step)))
+    given = list(zip(joined, origins, strict=True))
+    rising = {step for one, origin in given if origin == max(origins) for step in _ancestors(one)}
+    earlier = {step for one, origin in given if origin != max(origins) for step in _ancestors(one)}
+    own = [*(earlier - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
+    return any(step.value in maps for step in own)
 
 
 def _scaled(step: Step) -> list[Step]:

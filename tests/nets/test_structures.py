@@ -516,6 +516,68 @@ class Fold(nn.Module):
         return x + (self.scale * self.narrow(F.gelu(self.wide(y)))).permute(0, 3, 1, 2)
 
 
+class Glance(nn.Module):
+    """A block of matrix products alone, unless it makes the map smaller."""
+
+    def __init__(self, before, after, stride=1):
+        super().__init__()
+        self.reduce = nn.Conv2d(before, after, stride, stride) if stride > 1 else nn.Identity()
+        self.wide, self.narrow = nn.Linear(after, 16), nn.Linear(16, after)
+
+    def forward(self, x):
+        x = self.reduce(x)
+        return x + self.narrow(F.gelu(self.wide(x.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+
+
+class Step(nn.Module):
+    """A block of an encoder that returns the smaller map and the one to join later; the last one only the latter."""
+
+    def __init__(self, before, after, is_last=False):
+        super().__init__()
+        self.pair, self.is_last = double(before, after), is_last
+
+    def forward(self, x):
+        x = torch.tanh(self.pair(x)) + x[:, :1]
+        return x if self.is_last else (F.max_pool2d(x, 2), x)
+
+
+class Steps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = nn.ModuleList([Step(3, 8), Step(8, 8), Step(8, 8, is_last=True)])
+        self.up = nn.ModuleList([double(16, 8), double(16, 8)])
+
+    def forward(self, x):
+        x, first = self.down[0](x)
+        x, second = self.down[1](x)
+        x = self.down[2](x)
+        for up, one in zip(self.up, (second, first), strict=True):
+            x = up(torch.cat((F.interpolate(x, scale_factor=2), one), 1))
+        return x
+
+
+class Lantern(nn.Module):
+    """A U-Net that is given two maps, and joins none of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.enter, self.down, self.rise = c3(3, 8), c3(8, 8, 2), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.deep, self.join, self.mix = Darn(), c1(16, 8), Darn()
+
+    def forward(self, x, light):
+        x = self.enter(x) + light
+        return self.mix(self.join(torch.cat((self.rise(self.deep(self.down(x))), x), 1)))
+
+
+class Lit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.light, self.lantern, self.out = c3(3, 8), Lantern(), c1(8, 3)
+
+    def forward(self, x):
+        return self.out(self.lantern(x, self.light(x)))
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
@@ -560,6 +622,10 @@ CASES = [
     (Shelf, "block-output", ""),
     (lambda: nn.Sequential(c3(3, 8, 2), Fold(), Fold(), c1(8, 2)), "convnext", "{1,2}.around"),
     (Letters, "block-output", "layers.{0,1}:0"),
+    (lambda: nn.Sequential(c3(3, 8), Glance(8, 8, 2), Glance(8, 8), Glance(8, 8)), "block-output", "{1,2,3}"),
+    (Steps, "paper", "down.{0,1,2}.pair.2"),
+    (Steps, "block-output", "down.{0,1}:0 down.{0,1}:1 down.2"),
+    (Lit, "unet", "lantern.mix"),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
 ]
