@@ -76,9 +76,9 @@ class Presence(Hook):
                 module = self._follow(root, place)
             if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
                 site = hook.sites[0]
-                end = f"{site.reader} have changed, so SimAM is no longer applied to its input"
+                end = f"{site.reader} have changed: SimAM would not be applied to its input"
                 if isinstance(site.edit, Output):
-                    end = f"{site.path} have changed, so SimAM is no longer applied to its output"
+                    end = f"{site.path} have changed: SimAM would not be applied to its output"
                 raise ModelError(f"the children of {end}; {ADVICE}")
             if not hook.is_on(module) and hook.mend(module, root):
                 mended.append(hook.sites[0].path)

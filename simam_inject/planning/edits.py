@@ -293,8 +293,8 @@ def _folding(flow: Dataflow, edit: Edit) -> str:
         is_map = block is not None and block.obstacle is None  # heads have a `fuse` that drops what only training needs
         if fold is not None and is_map and not isinstance(module, CONTAINERS):
             return (
-                f"{path}.{fold}() would remove this SimAM, with an error only if the module that holds it goes too; "
-                f"the output of {path} can be used instead"
+                f"{path}.{fold}() would remove this SimAM, and the next forward raises an error only if the module "
+                f"that holds it is removed as well; the output of {path} can be used instead"
             )
         path = path.rpartition(".")[0]
     return ""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.planning.insertions import Insertion
@@ -37,13 +37,20 @@ def draw(anatomy: Anatomy, insertions: Iterable[Insertion]) -> list[Drawing]:
     """Each kind of block that has a SimAM, in the order of the first ones."""
     by_scope: dict[str, list[Insertion]] = {}
     for one in insertions:
-        by_scope.setdefault(_scope_of(one, anatomy), []).append(one)
+        called = replace(one, path=_as_called(one.path, anatomy), reader=one.reader and _as_called(one.reader, anatomy))
+        by_scope.setdefault(_scope_of(called, anatomy), []).append(called)
     paths: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for scope, inside in by_scope.items():
         block = anatomy.site_by_path.get(scope)
         lines = _Block(anatomy, scope, inside).draw()
         paths.setdefault(((block and block.class_name) or "", lines), []).append(scope)
     return [Drawing(block, lines, tuple(found)) for (block, lines), found in paths.items()]
+
+
+def _as_called(path: str, anatomy: Anatomy) -> str:
+    """The path of the call of a module that has two names."""
+    site = anatomy.site_by_path.get(path)
+    return site.reads[0] if site is not None and site.kind == "module" else path
 
 
 def _scope_of(insertion: Insertion, anatomy: Anatomy) -> str:
@@ -64,7 +71,8 @@ class _Block:
     def __init__(self, anatomy: Anatomy, scope: str, insertions: list[Insertion]) -> None:
         self.scope, self.insertions = scope, insertions
         sites = {site.path: site for site in anatomy.sites if site.scope == scope and site.path != scope}
-        self.sites = {path: site for path, site in sites.items() if path == _whole(path) and site.runs}
+        own = {path: site for path, site in sites.items() if path == _whole(path) and site.runs}
+        self.sites = {path: site for path, site in own.items() if site.kind != "module"}
         self.operands = {
             path: [operand for operand in site.operands if _whole(operand) in self.sites]
             for path, site in self.sites.items()

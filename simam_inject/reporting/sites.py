@@ -28,7 +28,8 @@ class Group:
         """`block`, or of something inside a block the operation with its kernel, or the class."""
         if self.sites[0].class_name == self.name:
             return "block"
-        kinds = [site.class_name or "block" if site.kind == "block" else _kind_of(site) for site in self.sites]
+        is_module = ("block", "module")
+        kinds = [site.class_name or "block" if site.kind in is_module else _kind_of(site) for site in self.sites]
         return " / ".join(dict.fromkeys(kinds))
 
     @property

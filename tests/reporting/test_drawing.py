@@ -8,6 +8,8 @@ from torch import nn
 
 from simam_inject import plan
 from simam_inject.reporting.drawing import draw
+from simam_inject.reporting.sites import summarize
+from tests.engine.test_targets import TwoNames
 
 
 def drawn(model, recipe, **options):
@@ -79,3 +81,25 @@ def test_a_value_that_one_reader_alone_gets():
     model = torchvision.models.resnet18()
     (first, *_) = drawn(model, "before basicblock.conv1", example_inputs=torch.rand(1, 3, 64, 64))
     assert "x > [SimAM] > conv1 > bn1" in first or "[SimAM] > conv1 > bn1" in first
+
+
+@pytest.mark.parametrize(
+    ("recipe", "line"),
+    [
+        ("after twonames.conv2", "0 > 1 > 2 > [SimAM] > 3"),
+        ("after twonames.net.1", "0 > 1 > [SimAM] > 2 > 3"),
+        ("before twonames.relu2", "0 > 1 > 2 > [SimAM] > 3"),
+    ],
+)
+def test_a_module_with_two_names_is_drawn_once_where_it_is_called(recipe, line):
+    model = nn.Sequential(TwoNames(), TwoNames())
+    assert drawn(model, recipe, example_inputs=torch.rand(1, 6, 8, 8)) == [
+        f"Sequential (2 blocks, first 0.net)\n  {line}"
+    ]
+
+
+def test_the_second_name_of_a_module_is_listed_with_its_class():
+    anatomy = plan(nn.Sequential(TwoNames()), "after twonames", example_inputs=torch.rand(1, 6, 8, 8)).anatomy
+    (block,) = (group for group in summarize(anatomy) if group.name == "TwoNames")
+    kinds = {child.name: child.kind for child in block.children}
+    assert (kinds["net.0"], kinds["conv1"], kinds["relu1"]) == ("conv2d 3x3", "Conv2d", "ReLU")
