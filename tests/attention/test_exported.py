@@ -101,8 +101,7 @@ def test_every_composite_is_true(dtype, std):
         assert distance(y, truth(x, x)[0]) < TOLERANCE[dtype]
 
 
-def test_the_composite_of_other_devices_is_true():
-    """`var_mean`, which a CPU does not use, gives the same statistics."""
+def test_statistics_are_those_of_torch():
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     variance, mean = torch.var_mean(x, (2, 3), keepdim=True)
     expected = composite.statistics(x, 0.1)
