@@ -67,6 +67,8 @@ class Site:
     """An operation whose result only scales another feature map (squeeze-and-excitation and its like)."""
     maps: tuple[str, ...] = ()
     """Paths of the tensors that this list, tuple or dict holds (`fpn:0`, `fpn:1`); empty for a tensor."""
+    nested_maps: tuple[str, ...] = ()
+    """Paths of the tensors in the lists, tuples and dicts that it holds (`head:1:0`). A rule names them by path."""
     runs: int = 1
     """How often the example forward computed it; 0 means never."""
     obstacle: str | None = None

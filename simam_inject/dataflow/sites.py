@@ -190,10 +190,12 @@ def _why_not_seen(module: nn.Module) -> str:
 
 def _facts_of_several(step: Step) -> dict[str, Any]:
     inside = [(keys, value) for keys, value in step.values if keys]
-    maps = tuple(keyed(step.path, keys) for keys, value in inside if len(keys) == 1 and 3 <= len(value.shape) <= 5)
+    found = [(keyed(step.path, keys), len(keys)) for keys, value in inside if 3 <= len(value.shape) <= 5]
+    maps = tuple(path for path, depth in found if depth == 1)
+    nested = tuple(path for path, depth in found if depth > 1)
     count = "one tensor" if len(inside) == 1 else f"{len(inside)} tensors"
-    advice = f"; name one, e.g. {maps[0]}" if maps else ", not a feature map"
-    return {"maps": maps, "obstacle": f"returns {count} in a list, tuple or dict{advice}"}
+    advice = f"; name one, e.g. {(maps + nested)[0]}" if found else ", not a feature map"
+    return {"maps": maps, "nested_maps": nested, "obstacle": f"returns {count} in a list, tuple or dict{advice}"}
 
 
 def _origins(values: Sequence[Value | None]) -> tuple[str, ...]:

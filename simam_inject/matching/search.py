@@ -48,6 +48,8 @@ class Search:
         if self.rule.position == "after":
             for site in [self.anatomy.site_by_path[path] for path in named.maps] or [named]:
                 self._add_hit(site, site, block)
+            for path in named.nested_maps:
+                self.miss(path, f"is nested in what {write_path(named.path)} returns: name it, path: {path}")
         elif len(named.operands) > 1:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
             self.miss(named.path, f"reads {values}; before needs an operation that reads one")

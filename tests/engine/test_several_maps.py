@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from simam_inject import inject, injected, plan, simam
+from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, build, run
 from tests.engine.targets import assert_like_hooks, conv, image, rule
 from tests.oracle import assert_right, distance, hooked
@@ -80,6 +81,45 @@ def test_one_map_by_its_key(form, index):
     model = inject(copy.deepcopy(stock), rule(path=f"neck:{key}", after="output"), example_inputs=x)
     assert [insertion.path for insertion in injected(model)] == [f"neck:{key}"]
     assert_like_hooks(model, stock, [f"neck:{key}"], x)
+
+
+class Nested(Pyramid):
+    def forward(self, x):
+        return {
+            "list beside a map": lambda: (self.low(x), [self.high(x), 1]),
+            "dict beside a map": lambda: [self.low(x), {"p4": self.high(x)}],
+            "nothing else": lambda: ([self.low(x)], self.high(x).mean((2, 3))),
+        }[self.form]()
+
+
+class ReadsNested(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.neck = Nested(form)
+        self.neck.low, self.neck.high = conv(3), conv(3, stride=2)
+
+    def forward(self, x):
+        one, more = self.neck(x)
+        return one, more
+
+
+@pytest.mark.parametrize(
+    ("form", "taken", "missed"),
+    [("list beside a map", ["neck:0"], "neck:1:0"), ("dict beside a map", ["neck:0"], "neck:1:p4")],
+)
+def test_a_map_in_a_nested_list_or_dict_is_a_near_miss_that_names_it(form, taken, missed):
+    model = build(ReadsNested, form)
+    planned = plan(model, rule(block="Nested", after="output"), example_inputs=image(2, 3, 8, 8))
+    assert [insertion.path for insertion in planned.insertions] == taken
+    assert [skip.path for skip in planned.skips if f"path: {missed}" in skip.reason] == [missed]
+    named = plan(model, rule(path=missed, after="output"), example_inputs=image(2, 3, 8, 8))
+    assert [insertion.path for insertion in named.insertions] == [missed]
+
+
+def test_a_block_whose_maps_are_all_nested_names_one():
+    model = build(ReadsNested, "nothing else")
+    with pytest.raises(NoMatchError, match="neck:0:0"):
+        plan(model, rule(block="Nested", after="output"), example_inputs=image(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("form", ["list", "tuple", "dict"])
