@@ -3,15 +3,19 @@
     python -m benchmarks tax [--quick] [--no-compile] [--json FILE] [--markdown FILE]
 
 By hand: a subclass of the block whose forward ends in `self.attention(...)`, and no hook or check at all. Also the
-time to unpickle a YOLOv8n with SimAM after every convolution, and to compile both. YOLO needs ultralytics.
+time to unpickle a YOLOv8n with SimAM after every convolution, to compile both, and that of the checks ("guards") which
+`torch.compile` makes before each call: of the stock network in a process without an injection, of both, and of the
+injected one without checks of modules. YOLO needs ultralytics.
 """
 
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 
 import torch
@@ -28,19 +32,19 @@ NETWORKS = {"ResNet-18": ("torchvision:resnet18", "BasicBlock", 224), "YOLOv8n":
 E_LAMBDA = 1e-4
 ROUNDS = 41
 COMPILATIONS = 3
+WITHOUT_MODULES = {"guard_filter_fn": torch.compiler.skip_guard_on_all_nn_modules_unsafe}
 
 
 def main(argv: list[str]) -> int:
     options = parse("tax", __doc__, argv)
     rows = [_measure(name, options) for name in NETWORKS]
     rows.append(_unpickling())
-    head = ["network", "eager", "compiled", "compile time"]
-    cells = [
-        [str(row["network"]), *(str(row.get(name, "")) for name in ("eager", "compiled", "compile_time"))]
-        for row in rows
-    ]
+    columns = ("eager", "compiled", "compile_time", "checks")
+    head = ["network", "eager", "compiled", "compile time", "checks: stock, by hand, injected, without modules"]
+    cells = [[str(row["network"]), *(str(row.get(name, "")) for name in columns)] for row in rows]
     notes = [
         "Injected against by hand: median [quartiles] of per-round ratios; compile time without caches.",
+        "Checks: microseconds of a compiled call that computes nothing.",
         f"Unpickling {rows[-1]['network']}: {rows[-1]['seconds']:.3f} s (median of {ROUNDS // 4}).",
     ]
     publish(options, "The tax of the engine", tabulate(head, cells[:-1]), notes, rows)
@@ -92,7 +96,31 @@ def _measure(name: str, options: object) -> dict[str, object]:
         row |= _ratio("compiled", times.ratio("injected", "hand"))
         pairs = list(zip(spent["injected"], spent["hand"], strict=True))[1:]  # the first pair loads the compiler
         ratio = statistics.median(injected / hand for injected, hand in pairs)
+        checks = _checks({"stock": model, **variants}, x)
+        shown_checks = ", ".join(f"{1e6 * seconds:.0f}" for seconds in checks.values())
+        row |= {"checks": shown_checks, "checks_seconds": checks}
         return row | {"compile_time": f"{ratio:.2f}", "compile_seconds": spent}
+
+
+def _checks(networks: dict[str, nn.Module], x: Tensor) -> dict[str, float]:
+    """Seconds of a compiled call that computes nothing."""
+
+    def backend(graph: torch.fx.GraphModule, examples: list[object], **_: object) -> Callable[..., object]:
+        real = (torch.zeros(one.shape, dtype=one.dtype) if isinstance(one, Tensor) else one for one in examples)
+        outputs = graph(*real)
+        return lambda *_: outputs
+
+    spent = {}
+    for name, network, options in (
+        *((name, network, None) for name, network in networks.items()),
+        ("without modules", networks["injected"], WITHOUT_MODULES),
+    ):
+        torch._dynamo.reset()
+        compiled = torch.compile(network, backend=backend, dynamic=False, options=options)
+        with torch._dynamo.config.patch(skip_nnmodule_hook_guards=name == "stock"):
+            compiled(x)
+        spent[name] = measure({name: functools.partial(compiled, x)}, torch.device("cpu"), ROUNDS).of(name).median
+    return spent
 
 
 def _ratio(name: str, found: object) -> dict[str, object]:
