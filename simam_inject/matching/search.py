@@ -48,8 +48,6 @@ class Search:
         if self.rule.position == "after":
             for site in [self.anatomy.site_by_path[path] for path in named.maps] or [named]:
                 self._add_hit(site, site, block)
-            for path in named.nested_maps:
-                self.miss(path, f"is nested in what {write_path(named.path)} returns: name it, path: {path}")
         elif len(named.operands) > 1:
             values = f"{len(named.operands)} values ({write_paths(named.operands)})"
             self.miss(named.path, f"reads {values}; before needs an operation that reads one")
@@ -138,6 +136,9 @@ def _add_value(search: Search, block: Site, target: BlockValue) -> None:
         search.add_operands(block, block.operands, block.path)
     elif site is not None:
         search.add(site, block.path)
+        for path in site.nested_maps:
+            if not _is_selected(search.anatomy.site_by_path[path], search.rule):  # a glob takes it as well
+                search.miss(path, f"is nested in what {write_path(site.path)} returns: name it, path: {path}")
     else:
         maps = f"the maps {write_paths(block.maps)}" if block.maps else "no list, tuple or dict of feature maps"
         search.lack(block, f"returns {maps}; there is no {target}")
