@@ -1,6 +1,8 @@
 """Exceptions for user errors, one subclass for each kind, and what their messages are written with."""
 
+import numbers
 import re
+import warnings
 from collections.abc import Sequence
 
 
@@ -54,3 +56,13 @@ def shortened(lines: Sequence[str], shown: int = 5, joint: str = ", ") -> str:
 def plural(number: int, one: str, several: str = "") -> str:
     """A number of things: `1 site`, `3 sites`, `2 near misses`."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def warn_of_channel_count(e_lambda: object, written: str, *, stacklevel: int) -> None:
+    """Warn when a lambda looks like a channel count, as in `SimAM(1024)`: the gate would be a constant."""
+    if isinstance(e_lambda, numbers.Integral) and int(e_lambda) > 1:
+        warnings.warn(
+            f"{written} is probably a channel count, and makes the gate a constant. SimAM needs no channel count: "
+            "leave e_lambda out, or write a decimal point if the value is intended.",
+            stacklevel=stacklevel + 1,
+        )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import numbers
-import warnings
 from typing import Any
 
 import torch
@@ -37,16 +36,6 @@ def check_number(name: str, value: Any) -> float:
     if not (0.0 <= number <= 1.0 if name == "strength" else 0.0 < number < math.inf):
         raise ArgumentError(f"{name} must be {_RANGES[name]}; found {value!r:.40} ({type(value).__name__})")
     return number
-
-
-def warn_of_channel_count(e_lambda: object) -> None:
-    """Warn when `e_lambda` looks like a channel count, as in `SimAM(1024)`: the gate would be a constant."""
-    if isinstance(e_lambda, numbers.Integral) and int(e_lambda) > 1:
-        warnings.warn(
-            f"SimAM(e_lambda={e_lambda!r}): this is probably a channel count, and makes the gate a constant. SimAM "
-            "needs no channel count: write SimAM() or SimAM(e_lambda=0.1), or a float if the value is intended.",
-            stacklevel=3,
-        )
 
 
 def check_channel_dim(channel_dim: object) -> int:

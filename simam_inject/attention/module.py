@@ -7,8 +7,9 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from simam_inject.attention.arguments import ArgumentError, check_channel_dim, check_number, warn_of_channel_count
+from simam_inject.attention.arguments import ArgumentError, check_channel_dim, check_number
 from simam_inject.attention.functional import simam
+from simam_inject.errors import warn_of_channel_count
 
 
 class SimAM(nn.Module):
@@ -54,7 +55,7 @@ class SimAM(nn.Module):
     def __init__(self, e_lambda: float = 1e-4, *, channel_dim: int = 1) -> None:
         super().__init__()
         self.e_lambda = check_number("e_lambda", e_lambda)
-        warn_of_channel_count(e_lambda)
+        warn_of_channel_count(e_lambda, f"SimAM(e_lambda={e_lambda!r})", stacklevel=2)
         self.channel_dim = check_channel_dim(channel_dim)
         self.strength = 1.0
         self.gain = 1.0

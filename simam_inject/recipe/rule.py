@@ -8,7 +8,6 @@ Keys:
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, cast
@@ -23,6 +22,7 @@ from pydantic import (
     model_validator,
 )
 
+from simam_inject.errors import warn_of_channel_count
 from simam_inject.recipe.grammar import Name, ReadAs, RecipeModel, Text, allow, as_tuple, either, one_or_many
 from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place
 from simam_inject.recipe.operations import FactConditions, Link, Numbers, Operation, find_element, parse_chain
@@ -102,12 +102,7 @@ class Pick(RecipeModel):
 
 
 def _warn_of_channels(value: object) -> object:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 1:
-        warnings.warn(
-            f"e_lambda: {describe(value)} is probably a channel count, and makes the gate a constant. SimAM needs no "
-            "channel count: leave e_lambda out, or write a decimal point if the value is intended.",
-            stacklevel=2,
-        )
+    warn_of_channel_count(value, f"e_lambda: {describe(value)}", stacklevel=2)
     return value
 
 
@@ -164,9 +159,7 @@ class Rule(RecipeModel):
 
     @field_validator("after", "before")
     @classmethod
-    def _check_target(cls, written: str | Operation | None, info: ValidationInfo) -> str | Operation | None:
-        if written is None:
-            return None
+    def _check_target(cls, written: str | Operation, info: ValidationInfo) -> str | Operation:
         target = _read_target(written)
         if isinstance(target, BlockValue) and (info.field_name, target.word) in _MISPLACED:
             raise ValueError(_MISPLACED[str(info.field_name), target.word])
