@@ -36,10 +36,8 @@ _loaded = [name for name in _PACKAGES if f"{name}.core.module" in sys.modules]
 
 if TYPE_CHECKING:
     from lightning.pytorch import Callback, LightningModule, Trainer
-elif _loaded == ["pytorch_lightning"]:
-    from pytorch_lightning import Callback, LightningModule, Trainer
 else:
-    from lightning.pytorch import Callback, LightningModule, Trainer
+    Callback = importlib.import_module((_loaded or _PACKAGES)[0]).Callback
 
 __all__ = ["SimAMCallback"]
 

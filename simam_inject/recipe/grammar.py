@@ -113,8 +113,6 @@ class RecipeModel(BaseModel):
     def _check_keys(cls, data: Any) -> Any:
         """Refuse what is not a mapping of known keys, and drop keys without a value."""
         fields = ", ".join(cls.model_fields)
-        if isinstance(data, cls):
-            return data
         if not isinstance(data, Mapping):
             raise ValueError(f"found {describe(data)}; expected a mapping with the keys {fields}")
         for key in data:

@@ -30,16 +30,15 @@ _DRAWN = FAMILIES["conv"] | FAMILIES["pool"]
 Boxes = list[tuple[Site, list[Insertion]]]
 
 
-def render_page(plan: Plan, verification: Verification | None = None, *, heading: str, note: str = "") -> str:
+def render_page(plan: Plan, verification: Verification, *, heading: str) -> str:
     """The page as text."""
     skips = [(skip.path or "(model)", skip.reason) for skip in plan.skips if skip.hit and skip.reason != PRESENT]
     misses = [(skip.path or "(model)", skip.reason) for skip in plan.skips if not skip.hit]
-    checks = verification.checks if verification else ()
+    checks = verification.checks
     drawn = sum(len(inside) for _, inside in boxes_of(plan.anatomy, plan.placed))
     return _render(
         "page.html.j2",
         heading=heading,
-        note=note,
         inputs=", ".join("x".join(map(str, shape)) for shape in plan.anatomy.input_shapes),
         sites=sites_table(plan.placed, complete=True),
         notes=list(notes_on(plan.placed)),
@@ -51,7 +50,6 @@ def render_page(plan: Plan, verification: Verification | None = None, *, heading
         not_drawn=len(plan.placed) - drawn,
         checks=Table(["result", "check", "detail"], [(_WORDS[c.ok], c.name, c.detail) for c in checks]),
         passed=sum(check.ok is True for check in checks),
-        failed=verification is not None and not verification.ok,
         recipe=yaml.safe_dump(plan.recipe.to_dict(), sort_keys=False, allow_unicode=True).strip(),
     )
 
