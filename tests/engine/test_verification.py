@@ -264,6 +264,18 @@ def test_a_site_inside_a_forward_that_computes_more_in_train_mode():
     assert verify(model).ok
 
 
+@pytest.mark.parametrize(("is_at", "size"), [(lambda size: size == 8, 8), (lambda size: size > 70, 96)])
+def test_a_site_inside_a_forward_that_is_computed_at_some_sizes_only(is_at, size):
+    class AtSizes(Block):
+        def forward(self, x):
+            y = self.a(x)
+            y = y + x if is_at(x.shape[-1]) else y - x
+            return self.b(y) * y
+
+    model = inject(AtSizes(), "after atsizes.add", example_inputs=torch.rand(2, 4, size, size))
+    assert verify(model).ok
+
+
 SABOTAGE = {
     "bypassed": (lambda attention: setattr(attention, "bypassed", True), "is bypassed"),
     "e_lambda": (lambda attention: setattr(attention, "e_lambda", 5.0), "e_lambda 5"),
