@@ -99,13 +99,11 @@ def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str
     Raises:
         FileError: the file cannot be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = 1 + len(rows[0][1])
     heights = [max(0.5, min(2.0, shot.pixels.shape[1] / shot.pixels.shape[2])) for shot, _ in rows]
     figure = Figure(figsize=(3.4 * columns, sum(3 * height + 0.7 for height in heights)), layout="constrained")
-    FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), columns, squeeze=False, height_ratios=heights)
     for axes, (shot, maps) in zip(grid, rows, strict=True):
         for axis in axes:
