@@ -69,6 +69,8 @@ class Record(BaseModel):
         sites = []
         for entry in attended_in(network):
             attention = entry.attention
+            if attention is None:
+                raise FileError(f"the SimAM at {entry.site.name} was removed; call eject(model), and inject it again")
             if not isinstance(attention, SimAM):
                 raise FileError(
                     f"the attention at {entry.site.name} is {a_type(attention)}, and files hold SimAM "
@@ -94,7 +96,10 @@ class Record(BaseModel):
         Raises:
             FileError: it is not a record of this format, or a field is not valid.
         """
-        text = data if isinstance(data, str) else json.dumps(data, default=str)
+        try:
+            text = data if isinstance(data, str) else json.dumps(data)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise FileError(f"{name} is not plain data: {error}") from None
         return cast(Self, checked(cls, text, name))
 
     @property
