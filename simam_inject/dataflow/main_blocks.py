@@ -28,7 +28,7 @@ from torch import nn
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.module_kinds import UPSAMPLING
-from simam_inject.dataflow.values import Recording
+from simam_inject.dataflow.values import Entries, Frame, Recording, keyed
 from simam_inject.modules import CONTAINERS
 
 _PRODUCTS = ("linear", "matmul", "scaled_dot_product_attention", "multi_head_attention_forward")
@@ -82,10 +82,11 @@ class MainBlocks:
                 self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
 
     def _as_one_map(self, site: Site, sites: Mapping[str, Site]) -> Site:
-        """The site; of a block that returns a tuple or list of one tensor, that of the tensor."""
+        """The site; of a block that returns one feature map in a tuple, perhaps with indices of a pooling, that map."""
         call = self.recording.first_calls.get(site.path)
-        is_alone = call is not None and len(call.outputs) == 1
-        return sites[site.maps[0]] if is_alone and site.maps else site
+        maps = _maps_of(call) if call else []
+        path = keyed(site.path, maps[0][0]) if len(maps) == 1 else ""
+        return sites[path] if path in site.maps else site
 
     def find(self, residual: set[str]) -> set[str]:
         """All main blocks."""
@@ -199,10 +200,11 @@ class MainBlocks:
         """
         frame, own = self.recording.first_calls[path], type(self.recording.modules[path])
         share = sum(self.contents[block].convolutions for block in blocks)
-        if len(frame.outputs) != 1 or (own not in CONTAINERS and 2 * share < self.contents[path].convolutions):
+        maps = _maps_of(frame)
+        if len(maps) != 1 or (own not in CONTAINERS and 2 * share < self.contents[path].convolutions):
             return False
-        result = frame.outputs[0][1]
-        inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and len(call.outputs) == 1]
+        result = maps[0][1]
+        inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and len(_maps_of(call)) == 1]
         inner = [call for call in inner if self._is_block(call.path)]
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 
@@ -231,6 +233,11 @@ class MainBlocks:
                 break
             found.add(path)
         return found
+
+
+def _maps_of(call: Frame) -> Entries:
+    """What a call returns, without integers such as the indices of a pooling."""
+    return [(keys, value) for keys, value in call.outputs if value.dtype.is_floating_point]
 
 
 def _makes_maps(kind: str) -> bool:

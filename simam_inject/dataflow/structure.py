@@ -160,10 +160,10 @@ def _sizes_given(step: Step) -> list[tuple[int, ...]]:
 
 
 def _enlarges(step: Step) -> bool:
-    """An upsampling of a map: a single pixel that is spread out, as in ASPP, is a mean."""
+    """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
     given, size = _sizes_given(step), _shape(step)[2:]
     if step.kind in UPSAMPLING:
-        return not given or max(given[0], default=1) > 1
+        return not given or 1 < max(given[0], default=1) <= max(size, default=1)
     is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
     return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
@@ -183,8 +183,12 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     map of the size that it is given, and upsamples inside. Operands of different numbers are joined by a decoder.
 
     A convolution, norm, activation or product with a gate may come after it, also in a block of one convolution. In a
-    sum, a module that upsamples inside is a branch, and counts as 0.
+    sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
+    size that the caller's forward gave it.
     """
+    frame = step.frame
+    if step.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
+        step = frame.parent.step_of.get(id(step.value), step)
     if _enlarges(step):
         return 1
     if step.kind == "block" and _upsamples(step):
@@ -202,9 +206,9 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
     for path, call in recording.first_calls.items():
         for step in call.steps:
             maps = [source for source in step.inputs if source.value is not None]
-            if step.kind not in ("cat", "add") or step.path in residual:
+            if step.kind not in ("cat", "add") or step.path in residual or step.path in structure.in_gate:
                 continue
-            origins = [_was_upsampled(_computed(one, call), step.kind == "add") for one in maps]
+            origins = [_was_upsampled(one, step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
                 blocks = _readers_among(step, structure.main)
                 is_one = path and len(call.outputs) == 1 and any(map(_weight, call.steps))
@@ -225,12 +229,6 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
         elif kind in alike and type(call.module) not in CONTAINERS and any(map(_enlarges, call.steps)):
             found.add(path)
     return found
-
-
-def _computed(step: Step, call: Frame) -> Step:
-    """The step, or the operation that computed one of several maps that a block is given."""
-    origin = step.value.origin if step.kind == "input" and step.value else None
-    return origin if origin and sum(len(value.shape) > 2 for value in call.inputs) > 1 else step
 
 
 def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float]) -> bool:

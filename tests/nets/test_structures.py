@@ -209,6 +209,19 @@ class Enlarging(Ascent):
         return up(F.interpolate(x, scale_factor=2), skip)
 
 
+class Swelling(Ascent):
+    """What enlarges a map ends in a block of another class."""
+
+    def __init__(self, kind):
+        super().__init__(kind)
+        self.swell = nn.ModuleDict(
+            {str(width): nn.Sequential(nn.Upsample(scale_factor=2), Rim(width, width)) for width in (12, 16)}
+        )
+
+    def climb(self, up, x, skip):
+        return up(self.swell[str(x.shape[1])](x), skip)
+
+
 class Joining(Ascent):
     def climb(self, up, x, skip):
         return up(torch.cat([F.interpolate(x, scale_factor=2), skip], 1))
@@ -578,6 +591,60 @@ class Lit(nn.Module):
         return self.out(self.lantern(x, self.light(x)))
 
 
+class Ebb(nn.Module):
+    """A block of an encoder that also returns the indices of its pooling."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.pair, self.pool = double(before, after), nn.MaxPool2d(2, return_indices=True)
+
+    def forward(self, x):
+        return self.pool(self.pair(x))
+
+
+class Surge(nn.Module):
+    """A stage that hands these indices on."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.rest = Ebb(width, width), nn.Sequential(Darn(width), Darn(width))
+
+    def forward(self, x):
+        x, where = self.first(x)
+        return self.rest(x), where
+
+
+class Flow(nn.Module):
+    def __init__(self, before, after):
+        super().__init__()
+        self.pair, self.unpool = double(before, after), nn.MaxUnpool2d(2)
+
+    def forward(self, x, where):
+        return self.pair(self.unpool(x, where))
+
+
+class Tides(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.e1, self.e2, self.deep, self.d2, self.d1 = Ebb(3, 8), Surge(8), Darn(), Flow(8, 8), Flow(8, 8)
+
+    def forward(self, x):
+        x, first = self.e1(x)
+        x, second = self.e2(x)
+        return self.d1(self.d2(self.deep(x), second), first)
+
+
+class Echo(nn.Module):
+    """A later stage reads a smaller copy of the image, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.stage = c3(3, 5, 2), nn.Sequential(Darn(), Darn())
+
+    def forward(self, x):
+        return self.stage(torch.cat([self.stem(x), F.interpolate(x, scale_factor=0.5)], 1))
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
@@ -611,6 +678,7 @@ CASES = [
     (lambda: Sleeve(Ladle()), "unet", "net.up2 net.up1"),
     (lambda: Enlarging(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
     (lambda: Joining(lambda before, after: Rim(before + after, after)), "unet", "up2 up1"),
+    (lambda: Swelling(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
     (lambda: Ascent(Meld), "unet", "up2 up1"),
     (lambda: Ascent(Crop), "unet", "up2 up1"),
     (lambda: nn.Sequential(c3(3, 8), Chalice(2), c1(8, 2)), "block-output", CHALICE),
@@ -626,6 +694,9 @@ CASES = [
     (Steps, "paper", "down.{0,1,2}.pair.2"),
     (Steps, "block-output", "down.{0,1}:0 down.{0,1}:1 down.2"),
     (Lit, "unet", "lantern.mix"),
+    (Tides, "paper", "{e1,e2.first,d2,d1}.pair.2 {e2.rest.0,e2.rest.1,deep}.second"),
+    (Tides, "block-output", "{e1,e2.first}:0 e2.rest.{0,1} deep d2 d1"),
+    (Echo, "unet", ""),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
 ]
