@@ -6,7 +6,8 @@ reductions. What is given no map of known axes (as the image of a network of one
 it has no block inside: the stem of a transformer. The parts of these blocks are searched instead, if there are blocks
 among them:
 
-* what returns the very tensor of a block inside it, and has at least half of its convolutions in such blocks: a stage;
+* what returns the very tensor of a block inside it, or a smaller map than those of blocks of which two have the same
+  class, and has at least half of its convolutions in such blocks: a stage;
 * what contains all convolutions: the network itself in a wrapper;
 * classes whose modules contain each other: a recursion;
 * blocks of which no two have the same class, around blocks of which two have: a trunk with a skip connection around it.
@@ -106,7 +107,7 @@ class MainBlocks:
             blocks = self._inside("")
             inside = sum(self.contents[path].convolutions for path in blocks)
             self.with_containers = len(blocks) > 1 and inside > self.contents[""].convolutions / 2
-        self.classes = self._classes(blocks)
+        self.classes = self._block_classes(blocks)
         self.beside = {self._place(path) for path in blocks if type(self.recording.modules[path]) not in CONTAINERS}
         blocks = self._inside("")
         return self._between_stem_and_head(blocks)
@@ -178,6 +179,14 @@ class MainBlocks:
     def _classes(self, paths: Iterable[str]) -> set[type[nn.Module]]:
         return {type(self.recording.modules[path]) for path in paths}
 
+    def _block_classes(self, blocks: list[str]) -> set[type[nn.Module]]:
+        """Classes of the blocks, without those that hold blocks more often: a container of the user's own."""
+        modules = self.recording.modules
+        above = {holder for path in blocks for holder in _above(path)[1:] if holder}
+        surplus = Counter(type(modules[path]) for path in blocks)
+        surplus.subtract(type(modules[path]) for path in above if path in modules)
+        return {kind for kind in self._classes(blocks) if surplus[kind] >= 0}
+
     def _inside_all(self, blocks: list[str]) -> list[str]:
         """The blocks inside the blocks, if two of them have the same class; else the blocks."""
         classes = self.recursive
@@ -194,19 +203,28 @@ class MainBlocks:
         return [index for index, path in enumerate(blocks) if counts[type(self.recording.modules[path])] > 1]
 
     def _is_stage(self, path: str, blocks: list[str]) -> bool:
-        """It returns the very tensor of one of the blocks inside it, which have half of its convolutions at least.
+        """It returns the tensor of a block inside it, or a smaller map than those of several blocks.
 
-        Of a plain Sequential, any number.
+        The blocks have half of its convolutions at least; of a plain Sequential, any number.
         """
         frame, own = self.recording.first_calls[path], type(self.recording.modules[path])
         share = sum(self.contents[block].convolutions for block in blocks)
         maps = _maps_of(frame)
         if len(maps) != 1 or (own not in CONTAINERS and 2 * share < self.contents[path].convolutions):
             return False
+        is_chain = path not in self.residual and self._repeated(blocks)
+        if is_chain and all(self._makes_smaller(path, block) for block in blocks):
+            return True
         result = maps[0][1]
         inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and len(_maps_of(call)) == 1]
         inner = [call for call in inner if self._is_block(call.path)]
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
+
+    def _makes_smaller(self, path: str, block: str) -> bool:
+        """It ends with a convolution or a pooling: a map of the rank of the block's, but smaller."""
+        whole, part = self.sites[path], self.sites[block]
+        ranks = {len(site.spatial or ()) for site in (whole, part)}
+        return len(ranks) == 1 and (part.reduction or math.inf) < (whole.reduction or 0)
 
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
         """Leave out the stem, before the first class that is repeated, and the head, after the last one.

@@ -645,6 +645,41 @@ class Echo(nn.Module):
         return self.stage(torch.cat([self.stem(x), F.interpolate(x, scale_factor=0.5)], 1))
 
 
+class Row(nn.Module):
+    """A container of the user's own; its last part may make the map smaller."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, x):
+        for part in self.parts:
+            x = part(x)
+        return x
+
+
+def rows():
+    """Stages in the class that also holds two plain convolutions at the end."""
+    return nn.Sequential(Row(c3(3, 8), Darn()), Row(Darn(), Darn()), Row(Darn(), Darn()), Row(c3(8, 8), c1(8, 2)))
+
+
+def shrinking(count, *last):
+    stages = (Row(*(Darn() for _ in range(count)), *last) for _ in range(2))
+    return nn.Sequential(c3(3, 8), *stages, c1(8, 2))
+
+
+class Shortened(nn.Module):
+    """A residual block of separable convolutions that makes the map smaller, as in Xception."""
+
+    def __init__(self):
+        super().__init__()
+        thin = (Row(nn.Conv2d(8, 8, 3, padding=1, groups=8), c1(8, 8)) for _ in range(2))
+        self.body, self.skip = nn.Sequential(*thin, nn.MaxPool2d(2)), c1(8, 8, 2)
+
+    def forward(self, x):
+        return self.body(x) + self.skip(x)
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
@@ -699,6 +734,11 @@ CASES = [
     (Echo, "unet", ""),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
+    (rows, "block-output", "0.parts.1 {1,2}.parts.{0,1}"),
+    (lambda: shrinking(2, c3(8, 8, 2)), "paper", "{1,2}.parts.{0,1}.second"),
+    (lambda: shrinking(2, nn.MaxPool2d(2)), "block-output", "{1,2}.parts.{0,1}"),
+    (lambda: shrinking(1, nn.MaxPool2d(2)), "block-output", "{1,2}"),
+    (lambda: nn.Sequential(c3(3, 8), Shortened(), Shortened(), c1(8, 2)), "block-output", "{1,2}"),
 ]
 
 
