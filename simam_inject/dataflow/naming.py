@@ -37,9 +37,6 @@ NOT_READS = words(
 )
 """Attributes and methods that do not look at a tensor's content."""
 _IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
-_KEY = "simam_inject.dataflow"
-_FLAGS = ("_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
-"""Tables of a module, in which a hook has this key: of flags that the hook is registered with."""
 _SHOWS_META = frozenset({"is_meta", "data_ptr"})
 """What tells a forward that its tensors have no data."""
 Tensors = list[tuple[tuple[Key, ...], torch.Tensor]]
@@ -97,11 +94,8 @@ class Namer(TorchFunctionMode):
         """
         handles = []
         for module in self.modules.values():
-            tables = vars(module)  # twice as fast for a network as `register_forward_hook`
-            tables["_forward_pre_hooks"][_KEY], tables["_forward_hooks"][_KEY] = self.enter, self.leave
-            tables["_forward_hooks"].move_to_end(_KEY, last=False)
-            for flags in _FLAGS:
-                tables[flags][_KEY] = True
+            handles.append(module.register_forward_pre_hook(self.enter, with_kwargs=True))
+            handles.append(module.register_forward_hook(self.leave, prepend=True, with_kwargs=True, always_call=True))
             if id(module) in self.with_own_hooks:
                 handles.append(module.register_forward_pre_hook(self.begin_own, prepend=True))
                 handles.append(module.register_forward_hook(self.end_own, always_call=True))
@@ -109,9 +103,6 @@ class Namer(TorchFunctionMode):
             with self:
                 yield
         finally:
-            for module in self.modules.values():
-                for table in ("_forward_pre_hooks", "_forward_hooks", *_FLAGS):
-                    vars(module)[table].pop(_KEY, None)
             for handle in handles:
                 handle.remove()
 
