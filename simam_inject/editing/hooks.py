@@ -40,9 +40,12 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
         _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
         raise NoValueError(f"SimAM at {site.name} was planned for a tensor, but got {a_type(x)}; {ADVICE}")
-    if site.channel_dim == -1 and not isinstance(attention, SimAM):  # other attention modules expect N, C, spatial
-        return attention(x.movedim(-1, 1)).movedim(1, -1)
-    return attention(x)
+    if isinstance(attention, SimAM):
+        return attention(x)
+    if any(bypass.active for bypass in getattr(attention, "_bypasses", ())):
+        return x
+    # Other attention modules expect N, C, spatial.
+    return attention(x) if site.channel_dim == 1 else attention(x.movedim(-1, 1)).movedim(1, -1)
 
 
 def _check_shape(site: Insertion, x: Tensor) -> None:

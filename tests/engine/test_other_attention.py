@@ -40,7 +40,7 @@ def test_a_peer_stays_at_a_second_injection():
     assert not torch.allclose(model(X), before, rtol=1e-2)
 
 
-def test_copies_that_are_made_in_a_bypass_have_no_hook_of_it_afterwards():
+def test_copies_that_are_made_in_a_bypass_attend_afterwards_and_can_be_saved():
     model = network()
     inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X, attention=Scale)
     wanted, plain = model(X), network()(X)
@@ -50,7 +50,6 @@ def test_copies_that_are_made_in_a_bypass_have_no_hook_of_it_afterwards():
         assert all(same_bits(each(X), plain) for each in twins)
     for each in (model, *twins):
         assert same_bits(each(X), wanted)
-        assert not each[0].simam._forward_hooks
     torch.save(twin, io.BytesIO())
 
 
@@ -125,3 +124,14 @@ def test_attention_that_cannot_be_used_leaves_the_model_as_it_was(factory, messa
 def test_strength_for_other_attention_is_refused():
     with pytest.raises(ModelError, match=r"strength=0\.5 applies to SimAM only"):
         inject(network(), "after block.a", example_inputs=X, strength=0.5, attention=Scale)
+
+
+def test_a_peer_does_not_run_in_a_bypass():
+    model, runs = network(), []
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X, attention=Scale)
+    model[0].simam.register_forward_hook(lambda *_: runs.append(1))
+    with bypass(model):
+        model(X)
+    assert not runs
+    model(X)
+    assert runs == [1]

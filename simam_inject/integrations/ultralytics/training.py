@@ -253,10 +253,10 @@ def _state_of(network: Any) -> object:
     if not parts:
         return None
     settings = [[getattr(part, name, None) for name in _SETTINGS] for part in parts]
-    hooks = [len(part._forward_hooks) for part in parts if part]  # `bypass` adds one to other attention
+    bypasses = [getattr(part, "_bypasses", ()) for part in parts]  # also of other attention
     tensors = [*network.parameters(), *network.buffers()]
     versions = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
-    return id(network), settings, hooks, versions
+    return id(network), settings, bypasses, versions
 
 
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
