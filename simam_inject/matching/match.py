@@ -61,12 +61,9 @@ def why_not_attendable(site: Site) -> str | None:
     """Why SimAM cannot be applied to the value; None if it is a feature map larger than 1x1 that the model computes."""
     if site.obstacle is not None:
         return site.obstacle
-    if site.runs < 1:
-        return "never ran in the example forward"
-    if site.spatial is None:
-        return "its shape is unknown"
-    if all(length <= 1 for length in site.spatial):
-        size = f"{write_fact(site.spatial)} map" if len(site.spatial) > 1 else "map of one position"
+    spatial = site.spatial or ()
+    if all(length <= 1 for length in spatial):
+        size = f"{write_fact(spatial)} map" if len(spatial) > 1 else "map of one position"
         return f"is a {size}: its gate would be the constant sigmoid(0.5)"
     return None
 
