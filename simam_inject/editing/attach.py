@@ -22,7 +22,7 @@ from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.editing.serialization import ExampleRecord, checked
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.modules import CONTAINERS, is_taken
-from simam_inject.planning.insertions import Insertion, Output, Rewritten
+from simam_inject.planning.insertions import Insertion, Output
 
 Factory = Callable[[int], nn.Module]
 """Makes an attention module for a number of channels."""
@@ -73,13 +73,11 @@ def _seen_from(site: Insertion, holder: str) -> Insertion:
         is_inside = not prefix or re.match(rf"{re.escape(prefix)}([.:[]|$)", path)
         return _join(other, path[len(prefix) :].removeprefix(".")) if is_inside else path
 
-    edit: Any = replace(site.edit, **{"owner" if isinstance(site.edit, Rewritten) else "module": holder})  # type: ignore[arg-type]
     reader = site.reader and moved(site.reader)
     witness = site.witness and moved(site.witness)
     witness = None if witness == site.witness else witness  # beside the holder: it may have been moved otherwise
-    return replace(
-        site, edit=edit, module=_join(holder, site.child), path=moved(site.path), reader=reader, witness=witness
-    )
+    edit, module = replace(site.edit, module=holder), _join(holder, site.child)
+    return replace(site, edit=edit, module=module, path=moved(site.path), reader=reader, witness=witness)
 
 
 def _join(prefix: str, path: str) -> str:

@@ -284,8 +284,7 @@ def _witness(flow: Dataflow, value: Value, edit: Edit) -> str | None:
 
 def _folding(flow: Dataflow, edit: Edit) -> str:
     """What folding weights will make impossible."""
-    holder = edit.owner if isinstance(edit, Rewritten) else edit.module
-    path = holder.rpartition(".")[0] if isinstance(edit, Output) else holder
+    path = edit.module.rpartition(".")[0] if isinstance(edit, Output) else edit.module
     while path:
         module = flow.recording.modules[path]
         fold = next((name for name in _FOLDS if callable(getattr(type(module), name, None))), None)

@@ -49,16 +49,11 @@ class Rewritten:
     """The value is an operation's in the middle of a forward: that one expression of the source is wrapped."""
 
     __pydantic_config__ = STRICT
-    owner: Path
-    """Dotted path of the module whose method computes the value."""
+    module: Path
+    """Dotted path of the module whose method computes the value, and which holds the SimAM as a child."""
     value: Path
-    """Name of the value inside the owner, such as `add` or `mul[2]`."""
+    """Name of the value inside the module, such as `add` or `mul[2]`."""
     kind: Literal["rewritten"] = field(default="rewritten", repr=False)
-
-    @property
-    def module(self) -> str:
-        """Path of the module that holds the SimAM as a child: the owner."""
-        return self.owner
 
 
 Edit = Output | Input | Rewritten

@@ -98,5 +98,4 @@ class Insertions(tuple[Insertion, ...]):
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:
     found = asdict(insertion) | {"shape": list(insertion.shape), "bytes_moved": insertion.bytes_moved}
-    found["edit"] |= {"module": insertion.edit.module}
     return {name: value for name, value in found.items() if name not in ("witness", "expression")}

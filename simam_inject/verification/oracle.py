@@ -91,7 +91,7 @@ def _scope(entry: Attended) -> str | None:
     """Path of the module that computes a value inside; None if it is found by the module that returns or reads it."""
     edit, scope = entry.site.edit, entry.site.path.rpartition(".")[0]
     if isinstance(edit, Rewritten):
-        return edit.owner
+        return edit.module
     is_inside = isinstance(edit, Input) and entry.site.position == "after" and edit.module != scope
     return scope if is_inside else None  # `scope.x` is what the holder itself is given
 

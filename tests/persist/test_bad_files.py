@@ -185,7 +185,7 @@ def site(**changes):
         (site(expression={"method": "os.system", "digest": "0" * 16, "span": [0, 0, 0, 0]}), "sites.0.expression"),
         (
             lambda data: data["sites"][0].update(
-                edit={"kind": "rewritten", "owner": "blocks.0", "value": "add"},
+                edit={"kind": "rewritten", "module": "blocks.0", "value": "add"},
                 module="blocks.0.simam_add",
                 expression={"method": "__setattr__", "digest": "0" * 16, "span": [0, 0, 0, 0]},
             ),
