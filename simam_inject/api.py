@@ -24,15 +24,16 @@ from simam_inject.editing.attach import attach, attended_in, detach, restorer, s
 from simam_inject.editing.bypass import bypassed
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
-from simam_inject.matching import explain_unmatched_glob, match
+from simam_inject.matching.explain import explain_unmatched_glob
+from simam_inject.matching.match import match
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.recipe import Recipe, RecipeLike, adjusted, load_recipe
 from simam_inject.recipe.names import Glob
-from simam_inject.verification import SAME_WAY, check_model, tensor_marks
-from simam_inject.verification.checks import Check, Verification
+from simam_inject.verification.checks import Check, Verification, tensor_marks
+from simam_inject.verification.verifier import SAME_WAY, check_model
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

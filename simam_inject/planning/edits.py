@@ -16,7 +16,7 @@ from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
 from simam_inject.errors import a_type
-from simam_inject.matching import why_not_attendable
+from simam_inject.matching.match import why_not_attendable
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.insertions import Edit, Input, Output, Rewritten

@@ -11,7 +11,7 @@ from torch import nn
 
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.sites import Dataflow
-from simam_inject.matching import Skip
+from simam_inject.matching.hits import Skip
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.tables import sites_table
 from simam_inject.recipe import Recipe

@@ -10,16 +10,10 @@ from dataclasses import replace
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import NoMatchError
-from simam_inject.matching import (
-    Hit,
-    Matches,
-    Skip,
-    unmatched_exclude,
-    unmatched_message,
-    value_of,
-    why_not_attendable,
-    write_path,
-)
+from simam_inject.matching.explain import unmatched_exclude, unmatched_message
+from simam_inject.matching.hits import Hit, Matches, Skip
+from simam_inject.matching.match import value_of, why_not_attendable
+from simam_inject.matching.search import write_path
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
 from simam_inject.planning.insertions import PRESENT, Edit, Input, Insertion, Output, Rewritten

@@ -123,7 +123,7 @@ def take_all(key, model, inputs):
     from simam_inject.dataflow.example import example_of
     from simam_inject.dataflow.survey import survey_model
     from simam_inject.editing.attach import strip
-    from simam_inject.matching import match
+    from simam_inject.matching.match import match
     from simam_inject.planning.planner import decide
     from simam_inject.recipe import load_recipe
 

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from simam_inject.dataflow.anatomy import Anatomy
-from simam_inject.matching import match, unmatched_exclude, unmatched_message
+from simam_inject.matching.explain import unmatched_exclude, unmatched_message
+from simam_inject.matching.match import match
 from simam_inject.recipe import Recipe
 from tests.matching.networks import NETWORKS
 

@@ -5,7 +5,7 @@ import re
 import pytest
 import yaml
 
-from simam_inject.matching import match
+from simam_inject.matching.match import match
 from simam_inject.recipe import Recipe
 from tests.matching.networks import NETWORKS
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from simam_inject.api import survey
-from simam_inject.matching import match, why_not_attendable
+from simam_inject.matching.match import match, why_not_attendable
 from simam_inject.recipe import load_recipe
 from tests.recipe import unets
 

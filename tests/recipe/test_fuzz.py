@@ -11,7 +11,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from simam_inject.errors import RecipeError
-from simam_inject.matching import match, unmatched_message
+from simam_inject.matching.explain import unmatched_message
+from simam_inject.matching.match import match
 from simam_inject.recipe import Recipe, Rule, Where, load_recipe, read_shipped, shipped_recipes
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.recipe import load_text

@@ -6,7 +6,7 @@ import pytest
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
-from simam_inject.matching import Skip
+from simam_inject.matching.hits import Skip
 from simam_inject.planning.insertions import Input, Insertion, Output, Rewritten
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.tables import Table, format_map, format_span, sites_table
