@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -53,12 +53,9 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     found = Structure()
     for path, call in recording.first_calls.items():
         for step in call.steps:
-            operands = step.inputs[:2]
-            if step.kind in ("add", "mul") and len(operands) == 2 and all(map(_is_map, operands)):
-                if step.kind == "mul":
-                    _enter_gate(found, operands)
-                elif _enter_join(found, step):
-                    found.residual.add(path)
+            if step.kind == "add" and _has_two_maps(step) and _enter_join(found, step):
+                found.residual.add(path)
+        found.in_gate.update(step.path for step in _inside_gates(call))
     found.main = MainBlocks(recording, sites).find(found.residual)
     found.decoder = _decoders(recording, found)
     return found
@@ -71,8 +68,9 @@ def covers(paths: Set[str], path: str) -> bool:
     return any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
-def _is_map(step: Step) -> bool:
-    return step.value is not None and step.kind != "outside"
+def _has_two_maps(step: Step) -> bool:
+    operands = step.inputs[:2]
+    return len(operands) == 2 and all(one.value is not None and one.kind != "outside" for one in operands)
 
 
 def _enter_join(found: Structure, add: Step) -> bool:
@@ -102,8 +100,18 @@ def _is_no_step_of_a_skip(step: Step) -> bool:
     return is_made or step.kind in ("mul", "sub")
 
 
-def _enter_gate(found: Structure, operands: Sequence[Step]) -> None:
-    """Enter what leads to an operand of a product that is squashed, or smaller than the other."""
+def _inside_gates(call: Frame) -> set[Step]:
+    """What leads to gates only: not the branches of a selective kernel, from which its gate for each is computed."""
+    products = [step for step in call.steps if step.kind == "mul" and _has_two_maps(step)]
+    gates = [(product, *gate) for product in products for gate in _gates(product)]
+    inside = set().union(*(own for *_, own in gates))
+    scaled = [other for product, _, other, _ in gates if product not in inside]
+    return inside - _ancestors(*scaled, until={gate for _, gate, *_ in gates})
+
+
+def _gates(product: Step) -> Iterator[tuple[Step, Step, set[Step]]]:
+    """Each operand that is squashed, or smaller than the other; the other; and what leads to the first alone."""
+    operands = product.inputs[:2]
     above = [_ancestors(operand) for operand in operands]
     for index, other in ((0, 1), (1, 0)):
         shape, larger = _shape(operands[index]), _shape(operands[other])
@@ -114,7 +122,7 @@ def _enter_gate(found: Structure, operands: Sequence[Step]) -> None:
         )
         own = above[index] - above[other] - {operands[other]}
         if is_smaller or (_ends_squashed(operands[index]) and len(own) < len(above[index])):
-            found.in_gate.update(step.path for step in own)
+            yield operands[index], operands[other], own
 
 
 def _ends_squashed(step: Step) -> bool:
@@ -128,13 +136,14 @@ def _ends_squashed(step: Step) -> bool:
     return False
 
 
-def _ancestors(step: Step) -> set[Step]:
+def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
+    """The steps, and all that they are computed from, without the steps of `until` and what only those read."""
     found: set[Step] = set()
-    waiting = [step]
+    waiting = list(steps)
     while waiting:
         step = waiting.pop()
         is_list = step.kind == "input" and step.value is None  # which is not a common value
-        if step not in found and step.kind != "outside" and not is_list:
+        if step not in found and step not in until and step.kind != "outside" and not is_list:
             found.add(step)
             waiting.extend(step.inputs)
     return found

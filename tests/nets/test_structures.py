@@ -680,6 +680,19 @@ class Shortened(nn.Module):
         return self.body(x) + self.skip(x)
 
 
+class Choice(nn.Module):
+    """A block with a gate for each of two branches, computed from both, as in a selective kernel."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.far, self.gate, self.end = c3(8, 8), c3(8, 8), c1(8, 16), c1(8, 8)
+
+    def forward(self, x):
+        near, far = F.relu(self.near(x)), F.relu(self.far(x))
+        gates = self.gate((near + far).mean((2, 3), keepdim=True)).unflatten(1, (2, 8)).softmax(1)
+        return x + self.end(near * gates[:, 0] + far * gates[:, 1])
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
@@ -694,6 +707,7 @@ CASES = [
     (lambda: Stairs(lambda: Riser(Widen)), "residual", "{e1,e2,e3}.second {d2,d1}.body.second"),
     (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "paper", "{1,2}.b"),
     (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "block-output", "{1,2}"),
+    (lambda: nn.Sequential(c3(3, 8), Choice(), Choice(), c1(8, 2)), "paper", "{1,2}.far"),
     (lambda: nn.Sequential(c3(3, 8), Around(nn.Sequential(Darn(), Darn(), c3(8, 8))), c3(8, 3)), "paper", TRUNK),
     (lambda: nn.Sequential(c3(3, 8), Around(nn.Sequential(Darn(), c3(8, 8))), c3(8, 3)), "block-output", "1"),
     (lambda: nn.Sequential(c3(3, 8), Cell(), Cell(2), Cell(), Cell(2), Cell(), c1(8, 2)), "paper", "{1,2,3,4,5}.conv"),
