@@ -207,6 +207,8 @@ def reachable(value: Any) -> Iterator[Any]:
             waiting += [*(defaults or ()), *(keywords or {}).values(), *cells.values(), *attributes.values()]
         elif isinstance(value, weakref.ref):
             waiting.append(_target(value))
+        elif type(value) is dict:  # in Python 3.13, the collector does not see what is in the `__dict__` of an object
+            waiting += [*value, *value.values()]
         elif not isinstance(value, (nn.Module, torch.Tensor)):
             waiting += gc.get_referents(value)
 
