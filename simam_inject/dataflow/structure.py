@@ -1,4 +1,4 @@
-"""The structure of a network, from its dataflow alone: residual joins, skips, channel gates, main and decoder blocks.
+"""The structure of a network, from its dataflow alone: residual joins, skips, channel attention, main and decoder blocks.
 
 * A **residual join** is an `add` whose two operands come from a common value, one of them (the branch) through more
   convolutions and matrix products than the other (the skip), which goes through two at the most.
@@ -101,7 +101,7 @@ def _is_no_step_of_a_skip(step: Step) -> bool:
 
 
 def _inside_gates(call: Frame) -> set[Step]:
-    """What leads to gates only: not the branches of a selective kernel, from which its gate for each is computed."""
+    """Steps that only gates are computed from: not the branches of SKNet, which are also multiplied by gates."""
     products = [step for step in call.steps if step.kind == "mul" and _has_two_maps(step)]
     gates = [(product, *gate) for product in products for gate in _gates(product)]
     inside = set().union(*(own for *_, own in gates))

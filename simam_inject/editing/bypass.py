@@ -28,7 +28,11 @@ def bypassed(model: nn.Module) -> Iterator[None]:
         bypass.active = False
         with _LOCK:
             for module in modules:
-                module._bypasses = tuple(other for other in module._bypasses if other is not bypass)
+                others = tuple(other for other in getattr(module, "_bypasses", ()) if other is not bypass)
+                if others:
+                    module._bypasses = others
+                else:  # one module may be at several sites
+                    vars(module).pop("_bypasses", None)
 
 
 _LOCK = threading.Lock()

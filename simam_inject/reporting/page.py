@@ -31,7 +31,7 @@ Boxes = list[tuple[Site, list[Insertion]]]
 
 
 def render_page(plan: Plan, verification: Verification, *, heading: str) -> str:
-    """The page as text."""
+    """The page, as text, of a plan whose verification passed."""
     skips = [(skip.path or "(model)", skip.reason) for skip in plan.skips if skip.hit and skip.reason != PRESENT]
     misses = [(skip.path or "(model)", skip.reason) for skip in plan.skips if not skip.hit]
     checks = verification.checks

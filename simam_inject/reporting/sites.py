@@ -157,6 +157,6 @@ def _suggest(groups: list[Group]) -> Iterator[str]:
 
 
 def _is_on_main_path(site: Site) -> bool:
-    """A convolution with a kernel above 1, neither on a skip connection nor in a channel gate."""
+    """A convolution with a kernel above 1, neither on a skip connection nor in channel attention."""
     is_spatial = site.kind in FAMILIES["conv"] and max(site.kernel or (1,)) > 1
     return is_spatial and not site.on_skip and not site.in_gate

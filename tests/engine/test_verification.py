@@ -272,8 +272,12 @@ def test_a_site_inside_a_forward_that_is_computed_at_some_sizes_only(is_at, size
             y = y + x if is_at(x.shape[-1]) else y - x
             return self.b(y) * y
 
-    model = inject(AtSizes(), "after atsizes.add", example_inputs=torch.rand(2, 4, size, size))
+    x = torch.randn(2, 4, size, size)
+    model = inject(AtSizes(), "after atsizes.add", example_inputs=x)
     assert verify(model).ok
+    plain, y = model.a(x) + x, simam(model.a(x) + x)
+    torch.testing.assert_close(model(x), model.b(y) * y)
+    assert (model.b(y) * y - model.b(plain) * plain).abs().max() > 0.01
 
 
 SABOTAGE = {
