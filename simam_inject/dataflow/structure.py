@@ -1,4 +1,4 @@
-"""The structure of a network, from its dataflow alone: residual joins, skips, channel attention, main and decoder blocks.
+"""The structure of a network, from its dataflow alone: residual joins, skips, gates, main and decoder blocks.
 
 * A **residual join** is an `add` whose two operands come from a common value, one of them (the branch) through more
   convolutions and matrix products than the other (the skip), which goes through two at the most.
