@@ -19,7 +19,7 @@ COMMANDS = {
     "all": (
         "benchmarks.everything",
         True,
-        "the five above, into benchmarks/results; on a GPU the kernels' tests first",
+        "the above, into benchmarks/results; on a GPU the kernels' tests first",
     ),
     "tiles": ("benchmarks.tiles", False, "on a GPU, which tile each kernel should use"),
     "inject": ("benchmarks.inject", False, "the tool itself: plan, insert, verify, start-up"),

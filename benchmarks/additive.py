@@ -2,7 +2,8 @@
 
     python -m benchmarks additive [--device cuda] [--quick] [--json FILE] [--markdown FILE]
 
-Steadier than comparing whole networks, whose own noise is larger than most attentions.
+On a CPU steadier than comparing whole networks, whose own noise is larger than most attentions. On a GPU, launches that
+a network hides behind its convolutions are counted in full: `model` is the one to use there.
 """
 
 from collections.abc import Callable

@@ -13,7 +13,7 @@ Variants = Mapping[str, Callable[[], object]]
 
 ROUNDS = {"cpu": 25, "cuda": 25}
 WARMUPS = 2
-SAMPLE_SECONDS = {"cpu": 0.008, "cuda": 0.004}
+SAMPLE_SECONDS = {"cpu": 0.008, "cuda": 0.02}
 """One sample lasts at least this long, by repeating the call."""
 L2_BYTES = 128 << 20
 """Inputs on a GPU are rotated through more than twice this, lest a cache pass for memory."""

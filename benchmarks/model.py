@@ -3,7 +3,7 @@
     python -m benchmarks model [--device cuda] [--quick] [--no-compile] [--json FILE] [--markdown FILE]
 
 Compiled networks come first, and results are written after each setting, should time run out. Differences below the
-spread of the plain network against itself, which the table shows, are noise; `additive` is steadier.
+spread of the plain network against itself, which the table shows, are noise; on a CPU `additive` is steadier.
 """
 
 import copy

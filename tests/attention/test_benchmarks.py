@@ -104,7 +104,8 @@ def test_a_training_step_of_yolo_is_timed_against_rows_by_hand(tmp_path):
 
 def test_one_call_does_all_and_reports_what_it_could_not(tmp_path, monkeypatch, capsys):
     names = [name for name, _ in everything.steps("cuda", tmp_path)]
-    assert names == ["tests", "micro", "train", "additive", "yolo", "model"]
+    assert names == ["tests", "micro", "train", "yolo", "model"]
+    assert "additive" in [name for name, _ in everything.steps("cpu", tmp_path)]
     good, bad, slow = ([sys.executable, "-c", code] for code in ("", "raise SystemExit(3)", "input()"))
     monkeypatch.setattr(everything, "steps", lambda *_: [("good", good), ("bad", bad)])
     assert everything.main(["--output", str(tmp_path)]) == 1
