@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from simam_inject.errors import ModelError
 
@@ -82,6 +84,32 @@ def check_injectable(thing: object) -> None:
 def runs_hooks(module: nn.Module) -> bool:
     """Calling the module goes through `nn.Module.__call__`, which runs its hooks."""
     return type(module).__call__ is nn.Module.__call__ or isinstance(module, fx.GraphModule)
+
+
+def has_children(module: nn.Module) -> bool:
+    """The module has parts that its forward calls."""
+    children = sum(child is not None for child in module._modules.values())
+    return children > (_weight_modules(module) is not None)
+
+
+def called_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that a forward calls, once, with its first dotted path.
+
+    Those that compute a weight belong to the module that has it: a convolution with `spectral_norm` is a convolution.
+    """
+    weights: set[int] = set()
+    for path, module in model.named_modules():
+        inside = _weight_modules(module)
+        if inside is not None:
+            weights.update(map(id, inside.modules()))
+        if id(module) not in weights:
+            yield path, module
+
+
+def _weight_modules(module: nn.Module) -> nn.Module | None:
+    """What `torch.nn.utils.parametrize` has added to the module."""
+    found = module._modules.get("parametrizations")
+    return found if isinstance(found, nn.ModuleDict) and parametrize.is_parametrized(module) else None
 
 
 def is_taken(module: nn.Module, name: str) -> bool:

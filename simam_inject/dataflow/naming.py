@@ -21,9 +21,10 @@ from torch.overrides import TorchFunctionMode
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import function_kind, function_name
-from simam_inject.dataflow.twin import Convert, modules_with_python_forward, to_meta
+from simam_inject.dataflow.twin import Convert, to_meta
 from simam_inject.dataflow.values import Frame, Shape, keyed
 from simam_inject.kinds import words
+from simam_inject.modules import called_modules, has_children
 from simam_inject.nested import Key, map_nested, tensors_in
 
 NOT_READS = words(
@@ -55,7 +56,9 @@ class Namer(TorchFunctionMode):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.modules = dict(modules_with_python_forward(model))
+        self.modules = {
+            path: module for path, module in called_modules(model) if not isinstance(module, torch.jit.ScriptModule)
+        }
         self.path_of = {id(module): path for path, module in self.modules.items()}
         tables = (table for module in model.modules() for table in (module._parameters, module._buffers))
         self.states = {id(tensor) for table in tables for tensor in table.values()}
@@ -244,12 +247,6 @@ def _name_argument(frame: Frame, key: Key) -> str:
     names = _parameters(type(frame.module).forward) or ("args",)
     name = key if isinstance(key, str) else names[min(key, len(names) - 1)]
     return frame.next_path(name + "_input" * (name in frame.module._modules))
-
-
-def has_children(module: nn.Module) -> bool:
-    """A module without any has one frame for all that its forward does."""
-    children = module._modules
-    return bool(children) and any(child is not None for child in children.values())
 
 
 def arguments_in(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[torch.Tensor]:

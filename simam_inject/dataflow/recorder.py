@@ -21,9 +21,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
-from simam_inject.dataflow.naming import Arguments, Namer, Tensors, arguments_in, has_children
+from simam_inject.dataflow.naming import Arguments, Namer, Tensors, arguments_in
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value, keyed
+from simam_inject.modules import has_children
 from simam_inject.nested import map_nested, tensors_in, tensors_of
 
 

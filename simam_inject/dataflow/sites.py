@@ -17,7 +17,7 @@ from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import TRANSPARENT, conv_facts, module_kind
 from simam_inject.dataflow.structure import covers, find_structure
 from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
-from simam_inject.modules import runs_hooks
+from simam_inject.modules import called_modules, has_children, runs_hooks
 
 _NOT_BASES = frozenset({"Module", "object"})
 UNUSED = "its output is never used"
@@ -73,7 +73,7 @@ class Surveyor:
         opaque = {}
         names = dict[str, str]()
         """Paths of calls, and those of their modules where these have another one."""
-        for path, module in self.model.named_modules():
+        for path, module in called_modules(self.model):
             step = None if path in sites else self._step_of_call(path)
             if step is not None:
                 names[step.path], self.base.steps[path] = path, step
@@ -151,7 +151,7 @@ class Surveyor:
     def _outside_of_steps(self, path: str, module: nn.Module) -> Site:
         """The site of a module whose path no step has: it never ran, or a leaf called it."""
         frame = self.base.first_calls.get(path)
-        kind = "block" if any(True for _ in module.children()) else module_kind(module)
+        kind = "block" if has_children(module) else module_kind(module)
         obstacle = _why_not_seen(module)
         if frame is not None and frame.parent is not None:
             obstacle = f"is called by {frame.parent.path}, a module without children, whose inside is not recorded"

@@ -6,10 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 from simam_inject import inject, injected, plan, simam
 from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, Net, build, conv, run
+from tests.engine.networks import image as photo
+from tests.engine.networks import resnet18
 from tests.engine.targets import image
 from tests.oracle import E_LAMBDA, assert_attended, hooked, same_bits
 
@@ -310,3 +313,49 @@ def test_one_hook_attends_every_call_of_a_module(network, rule, place):
     model = inject(copy.deepcopy(stock), recipe, example_inputs=x)
     assert_attended(run(model, x), stock, [place], x)
     assert {skip.reason for skip in plan(model, recipe, example_inputs=x).skips} == {"already has SimAM"}
+
+
+# `torch.nn.utils.parametrize` gives a module children that compute its weight
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Linear(1, 1, dtype=torch.float64)
+
+    def forward(self, weight):
+        return weight * (1.5 + self.scale(weight.new_ones(1)))
+
+
+def scaled(module):
+    return parametrize.register_parametrization(module, "weight", Scaled())
+
+
+PARAMETRIZATIONS = {
+    "spectral": parametrizations.spectral_norm,
+    "weight": parametrizations.weight_norm,
+    "own": scaled,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETRIZATIONS)
+def test_a_parametrized_convolution_is_named_as_the_convolution(name):
+    ours, plain = resnet18(), resnet18()  # copies would share the class that remove_parametrizations changes
+    for model in (ours, plain):
+        torch.manual_seed(0)
+        for module in [module for module in model.modules() if isinstance(module, nn.Conv2d)]:
+            PARAMETRIZATIONS[name](module)
+    expected = [f"layer{stage}.{block}.conv2" for stage in (1, 2, 3) for block in (0, 1)]  # layer4 has one position
+    inject(ours, "paper", e_lambda=E_LAMBDA, example_inputs=photo())
+    assert [insertion.path for insertion in injected(ours)] == expected
+    assert_attended(run(ours, photo()), plain, expected, photo())
+    for model in (ours, plain):
+        parametrize.remove_parametrizations(model.layer1[0].conv2, "weight")
+    assert_attended(run(ours, photo()), plain, expected, photo())
+
+
+def test_a_block_with_a_parametrized_weight_of_its_own():
+    block = Block()
+    block.weight = nn.Parameter(torch.ones(1))
+    parametrize.register_parametrization(block, "weight", nn.Sequential(nn.Identity(), nn.Softplus()))
+    assert paths(block, "b") == ["block.b"]
