@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -82,8 +83,15 @@ def check_injectable(thing: object) -> None:
 
 
 def runs_hooks(module: nn.Module) -> bool:
-    """Calling the module goes through `nn.Module.__call__`, which runs its hooks."""
-    return type(module).__call__ is nn.Module.__call__ or isinstance(module, fx.GraphModule)
+    """Calling the module goes through `nn.Module.__call__`, which runs its hooks, if only by `super().__call__(x)`."""
+    kinds = type(module).__mro__
+    own = [vars(kind)["__call__"] for kind in kinds[: kinds.index(nn.Module)] if "__call__" in vars(kind)]
+    return isinstance(module, fx.GraphModule) or all("__call__" in _names_in(call) for call in own)
+
+
+def _names_in(function: Any) -> tuple[str, ...]:
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    return () if code is None else code.co_names
 
 
 def has_children(module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, pl
 from simam_inject.api import survey
 from simam_inject.errors import ModelError, NoMatchError, RecipeError
 from tests.engine.blocks import Block, Net
-from tests.oracle import same_bits
+from tests.oracle import E_LAMBDA, assert_attended, same_bits
 from tests.snapshot import snapshot
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
@@ -332,6 +332,28 @@ def test_a_child_whose_call_runs_no_hooks(kind):
     model = Net(kind())
     message = rf"block: .*the __call__ of {kind.__name__} runs no hooks"
     refuses(NoMatchError, message, model, {"rules": [{"path": "block", "after": "output"}]})
+
+
+class CallsSuper(Block):
+    def __call__(self, x, scale=1.0):
+        return super().__call__(x) * scale
+
+
+class InheritsSuper(CallsSuper):
+    def __call__(self, *args):
+        return super().__call__(*args)
+
+
+@pytest.mark.parametrize("kind", [CallsSuper, InheritsSuper])
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_call_that_calls_the_one_of_its_class_runs_hooks(kind, whole):
+    stock = kind().double().eval() if whole else Net(kind()).double().eval()
+    site, x = ("a", torch.rand(2, 4, 8, 8).double()) if whole else ("block.a", X.double())
+    ours = inject(copy.deepcopy(stock), f"after {kind.__name__.lower()}.a", e_lambda=E_LAMBDA, example_inputs=x)
+    assert_attended(ours(x), stock, [site], x)
+    del ours.get_submodule(site).simam
+    with pytest.raises(ModelError, match="lost"):
+        ours(x)
 
 
 @pytest.mark.parametrize(
