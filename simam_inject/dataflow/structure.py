@@ -21,7 +21,7 @@ from torch.nn.modules.conv import _ConvNd
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.module_kinds import UPSAMPLING
-from simam_inject.dataflow.values import Frame, Recording, Step
+from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
 from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
 
@@ -241,13 +241,22 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
 
 
 def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float]) -> bool:
-    """A decoder block is given the earlier map; a whole network, perhaps in a wrapper, computes it from its image."""
+    """A decoder block is given the earlier map, or finds it in an attribute; a whole network, perhaps in a wrapper,
+    computes it from its image.
+    """
     maps = [value for value in call.inputs if len(value.shape) > 2]
     given = list(zip(joined, origins, strict=True))
     rising = {step for one, origin in given if origin == max(origins) for step in _ancestors(one)}
     earlier = {step for one, origin in given if origin != max(origins) for step in _ancestors(one)}
     own = [*(earlier - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
-    return any(step.value in maps for step in own)
+    return any(step.value in maps for step in own) or any(
+        map(_is_stored, [*own, *(s for step in own for s in step.inputs)])
+    )
+
+
+def _is_stored(step: Step) -> bool:
+    """A map that the network has computed before, and that the block finds in an attribute, as fastai's U-Net does."""
+    return step.kind == "outside" and step.value is not None and step.value.made != NEVER
 
 
 def _scaled(step: Step) -> list[Step]:

@@ -354,6 +354,30 @@ class Riser(nn.Module):
         return self.body(earlier + self.grow(earlier, x))
 
 
+class Finder(nn.Module):
+    """A decoder block that finds the earlier map in an object, where a hook on the encoder stores it (fastai)."""
+
+    def __init__(self, store):
+        super().__init__()
+        self.store, self.norm, self.merge = store, nn.BatchNorm2d(8), double(16, 8)
+
+    def forward(self, x):
+        return self.merge(F.relu(torch.cat([F.interpolate(x, scale_factor=2), self.norm(self.store.map)], 1)))
+
+
+class Store:
+    def __init__(self, module):
+        module.register_forward_hook(self.keep)
+
+    def keep(self, _module, _args, output):
+        self.map = output
+
+
+def finding():
+    encoder = nn.Sequential(double(3, 8), nn.MaxPool2d(2), Darn(), nn.MaxPool2d(2), Darn())
+    return nn.Sequential(encoder, Finder(Store(encoder[2])), Finder(Store(encoder[0])), c1(8, 2))
+
+
 class Weighed(nn.Module):
     """A decoder block that scales the upsampled map by a gate from both maps before it joins them."""
 
@@ -704,6 +728,7 @@ CASES = [
     (lambda: Stairs(lambda: Riser(Widen)), "unet", "d2 d1"),
     (lambda: Stairs(Weighed), "unet", "d2 d1"),
     (Woven, "unet", "decoder.{a,b,c}"),
+    (finding, "unet", "{1,2}"),
     (lambda: Stairs(lambda: Riser(Widen)), "residual", "{e1,e2,e3}.second {d2,d1}.body.second"),
     (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "paper", "{1,2}.b"),
     (lambda: nn.Sequential(c3(3, 8), Scaled(), Scaled(), c1(8, 2)), "block-output", "{1,2}"),
