@@ -61,6 +61,8 @@ def export(
         >>> report.live
         8
     """
+    if isinstance(path, nn.Module):
+        raise ModelError("the model comes first: export(model, path)")
     target = Path(path)
     form, varying = form_of(target), _varying(dynamic)
     if not target.parent.is_dir():

@@ -54,6 +54,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     Raises:
         FileError: the model has something that such a file cannot store, or the file cannot be written. Names that end
             in `.pt` or `.pth` are refused, since such files are pickles.
+        ModelError: the model is not a module.
 
     Example:
         >>> import tempfile, torchvision
@@ -64,6 +65,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         ...     len(read(save(model, f"{folder}/net.safetensors")).insertions)
         8
     """
+    if isinstance(path, nn.Module):
+        raise ModelError("the model comes first: save(model, path)")
     file = Path(path)
     if file.suffix in (".pt", ".pth"):
         raise FileError(

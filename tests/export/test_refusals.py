@@ -46,6 +46,11 @@ def test_refused_and_nothing_is_written(build, name, options, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_exchanged_arguments(tmp_path):
+    with pytest.raises(InjectError, match="the model comes first"):
+        export(tmp_path / "net.pt2", attended())
+
+
 def test_a_folder_in_the_place_of_the_file(tmp_path):
     (tmp_path / "net.pt2").mkdir()
     with pytest.raises(ExportError, match="is a folder; give the name of a file"):

@@ -397,9 +397,11 @@ def test_values_that_a_dtype_cannot_represent_are_refused(saved, loading, words,
     refused(load, words, file, loading(Pair(False)))
 
 
-def test_the_arguments_of_load_are_not_exchanged(model, file):
+def test_exchanged_arguments(model, file):
     with pytest.raises(ModelError, match="the file comes first"):
         load(model, file)
+    with pytest.raises(ModelError, match="the model comes first"):
+        save(file, model)
 
 
 def test_a_bypassed_simam_is_not_saved(model, file, tmp_path):
