@@ -56,7 +56,10 @@ def counts(x: Tensor, dims: tuple[int, ...]) -> tuple[Any, Any]:
     n: Any = 1
     for dim in dims:  # math.prod cannot be traced over sizes
         n = n * x.shape[dim]
-    return n, (n - 1).clamp(min=1) if isinstance(n, Tensor) else max(n - 1, 1)
+    if isinstance(n, Tensor):  # a quotient of integers would have the default dtype
+        n = n.to(x.dtype)
+        return n, (n - 1).clamp(min=1)
+    return n, max(n - 1, 1)
 
 
 def two_pass(x: Tensor, e_lambda: float, dims: tuple[int, ...], strength: float = 1.0, gain: float = 1.0) -> Tensor:

@@ -93,6 +93,19 @@ def test_a_torchscript_trace_takes_other_sizes(dtype, tmp_path):
             assert distance(module(x), truth(x, x)[0]) < TOLERANCE[dtype]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+@pytest.mark.parametrize("default", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
+def test_a_torchscript_trace_does_not_depend_on_the_default_dtype(dtype, default):
+    torch.set_default_dtype(default)
+    try:
+        traced = torch.jit.trace(SimAM(0.1), torch.randn(2, 3, 7, 7, dtype=dtype))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    x = torch.randn(2, 3, 9, 5, dtype=dtype)
+    assert distance(traced(x), truth(x, x, 0.1)[0]) < TOLERANCE[dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("std", [1.0, 100.0])
 def test_every_composite_is_true(dtype, std):
