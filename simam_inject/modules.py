@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.nn.parameter import is_lazy
-from torch.nn.utils import parametrize
+from torch.nn.utils.parametrize import ParametrizationList
 
 from simam_inject.errors import ModelError
 
@@ -117,7 +117,8 @@ def called_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _weight_modules(module: nn.Module) -> nn.Module | None:
     """What `torch.nn.utils.parametrize` has added to the module."""
     found = module._modules.get("parametrizations")
-    return found if isinstance(found, nn.ModuleDict) and parametrize.is_parametrized(module) else None
+    parts = found.values() if isinstance(found, nn.ModuleDict) else ()
+    return found if any(isinstance(part, ParametrizationList) for part in parts) else None
 
 
 def is_taken(module: nn.Module, name: str) -> bool:

@@ -359,3 +359,18 @@ def test_a_block_with_a_parametrized_weight_of_its_own():
     block.weight = nn.Parameter(torch.ones(1))
     parametrize.register_parametrization(block, "weight", nn.Sequential(nn.Identity(), nn.Softplus()))
     assert paths(block, "b") == ["block.b"]
+
+
+class Parametrizations(Block):
+    def __init__(self):
+        super().__init__()
+        self.parametrizations = nn.ModuleDict({"first": self.a, "second": self.b})
+
+    def forward(self, x):
+        return self.parametrizations["second"](self.parametrizations["first"](x))
+
+
+def test_children_that_only_have_the_name_of_parametrizations():
+    block = Parametrizations()
+    del block.a, block.b
+    assert paths(block, "parametrizations.first") == ["block.parametrizations.first"]
