@@ -61,6 +61,7 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
     (torch.get_num_threads, torch.set_num_threads),
     (partial(getattr, torch.backends.cudnn, "benchmark"), partial(setattr, torch.backends.cudnn, "benchmark")),
     (partial(getattr, torch.backends.cudnn, "deterministic"), partial(setattr, torch.backends.cudnn, "deterministic")),
+    (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode),
     (np.geterr, lambda saved: np.seterr(**saved)),
     (lambda: dict(os.environ), _set_environment),
 )

@@ -220,6 +220,7 @@ def test_what_every_forward_writes_to_stays(name, as_hook):
         (lambda: os.environ.get("PLANNED"), lambda value: os.environ.__setitem__("PLANNED", value), "1"),
         (lambda: np.geterr()["over"], lambda value: np.seterr(over=value), "ignore"),
         (lambda: torch.backends.cudnn.benchmark, lambda value: setattr(torch.backends.cudnn, "benchmark", value), True),
+        (torch.get_deterministic_debug_mode, torch.set_deterministic_debug_mode, 1),
     ],
 )
 def test_settings_of_the_process_stay(get, put, value):
