@@ -139,7 +139,8 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
     leaves = [entry for entry in returns if not entry[0].is_scope]
     order = [*exact, *blocks, *leaves, *root]
     if exact and isinstance(flow.recording.modules[named], CONTAINERS):  # its last child that returns the tensor
-        inside = [entry for entry in returns if entry[0].path.startswith(f"{named}.")]
+        inside = [one for one in returns if one[0].path.startswith(f"{named}.")]
+        inside = [one for one in inside if not isinstance(one[0].module, CONTAINERS)]
         order = [*reversed(inside), *blocks, *root]
     reason = ""
     for frame, keys in order:
@@ -151,14 +152,17 @@ def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
 
 
 def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
-    name = frame.path or "the model"
+    name, named = frame.path or "the model", flow.recording.first_calls.get(site.path.partition(":")[0])
     problem = _why_no_hook(flow, site, frame, keys)
     if problem is not None:
         return problem
     if value.made < frame.start:
         return f"{name} returns a tensor that it did not compute"
-    if frame.path != site.path.partition(":")[0] and any(frame.spans(read.tick) for read in value.readings):
-        return f"{name} reads it before returning it"  # where the module itself is named, what it returns is meant
+    if frame is not named:  # where the module itself is named, what it returns is meant
+        if any(frame.spans(read.tick) for read in value.readings):
+            return f"{name} reads it before returning it"
+        if named and named.spans(frame.end) and any(named.end > read.tick > frame.end for read in value.readings):
+            return f"{named.path or 'the model'} reads it before returning it"
     if sum(call.path == frame.path for call, _ in value.returns) > 1:  # in one call, or from a call of itself
         return f"{name} returns it twice"
     return _why_not_replaced(flow, value, frame.end)

@@ -129,18 +129,19 @@ class _SiteNamer(Namer):
 
     def __init__(self, stock: nn.Module) -> None:
         super().__init__(stock)
-        self.functions = defaultdict[str, list[tuple[str, Key | None, bool, _Function]]](list)
+        self.functions = defaultdict[str, list[tuple[str, str, bool, _Function]]](list)
         """By path without the number of the call."""
 
     def add(self, path: str, function: _Function, is_numbered: bool) -> None:
         """Replace the value at a path, which is an entry of a list, tuple or dict if the path has a key."""
         name, _, key = path.partition(":")
-        found = name, int(key) if key.isdigit() else key or None, is_numbered, function
-        self.functions[name.partition("[")[0]].append(found)
+        self.functions[name.partition("[")[0]].append((name, key, is_numbered, function))
 
     def named(self, path: str, result: Any) -> Any:
         """What the forward gets in the place of a named value."""
-        for name, key, is_numbered, function in self.functions.get(path.partition("[")[0], ()):
+        for name, text, is_numbered, function in self.functions.get(path.partition("[")[0], ()):
             if name == path or not is_numbered:
-                result = _replaced(result, key, function)
+                keys = [key for key, _ in entries_of(result) or () if str(key) == text] if text else [None]
+                for key in keys:
+                    result = _replaced(result, key, function)
         return result

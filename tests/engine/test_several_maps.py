@@ -221,3 +221,46 @@ def test_two_names_of_one_tensor_are_attended_once(rules):
     with pytest.warns(UserWarning, match="already have SimAM"):
         inject(model, {"rules": names}, example_inputs=x)
     assert len(injected(model)) == 1
+
+
+class Getter(nn.ModuleDict):
+    """As torchvision's IntermediateLayerGetter: it iterates over its children, and returns some of their maps."""
+
+    def __init__(self):
+        super().__init__({"a": conv(), "b": conv(), "c": conv()})
+
+    def forward(self, x):
+        found = {}
+        for name, child in self.items():
+            x = child(x)
+            found[str("abc".index(name))] = x.relu() if name == "b" else x
+        return found
+
+
+class ListGetter(Getter):
+    def forward(self, x):
+        return list(super().forward(x).values())
+
+
+class Got(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.body, self.heads = kind(), nn.ModuleList(conv() for _ in range(3))
+
+    def forward(self, x):
+        maps = self.body(x)
+        values = maps.values() if isinstance(maps, dict) else maps
+        return [head(each) for head, each in zip(self.heads, values, strict=True)]
+
+
+@pytest.mark.parametrize("kind", [Getter, ListGetter])
+def test_a_map_that_the_module_reads_before_it_returns_it(kind):
+    """No hook inside gives SimAM's output to those alone who read what the module returns."""
+    stock = build(Got, kind)
+    with pytest.raises(NoMatchError, match="body reads it before returning it"):
+        plan(stock, rule(path="body:0", after="output"), example_inputs=image())
+    for place, reader in (("body:1", ">heads.1"), ("body:2", "body.c")):  # `>`: what only that module reads
+        ours = inject(copy.deepcopy(stock), rule(path=place, after="output"), example_inputs=image())
+        with torch.no_grad(), hooked(stock, [reader]):
+            expected = stock(image())
+        assert_right(run(ours, image()), expected, run(stock, image()))
