@@ -22,7 +22,7 @@ Dtype = Literal["fp32", "bf16", "fp16"]
 def parse_size(text: str) -> tuple[int, ...]:
     """`3x64x64`: channels, then one to three spatial sizes."""
     sizes = tuple(int(part) if part.isdecimal() else 0 for part in text.lower().split("x"))
-    if not 2 <= len(sizes) <= 4 or 0 in sizes:
+    if not 2 <= len(sizes) <= 4 or not all(0 < size < 2**31 for size in sizes):
         raise typer.BadParameter(f"found {text!r}; write channels x height x width, e.g. 3x224x224")
     return sizes
 

@@ -87,6 +87,9 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
     if isinstance(storage, optuna.storages.BaseStorage):
         return storage
     if "://" in str(storage):
+        file = str(storage).removeprefix("sqlite:///")
+        if must_exist and file != storage and not Path(file).is_file():  # it would be created
+            raise CompareError(f"no such study: {file}")
         try:
             return optuna.storages.RDBStorage(str(storage))
         except Exception as error:

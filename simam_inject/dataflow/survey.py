@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 import torch.fx._symbolic_trace as symbolic
 from torch import nn
+from torch._dynamo.exc import TorchDynamoException
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
@@ -49,6 +50,11 @@ def survey_model(
 
 def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelError:
     """The error for a model that raises on an example."""
+    if isinstance(error, TorchDynamoException):
+        return ModelError(
+            f"{type(model).__name__} compiles a part of its forward when it runs (torch.cond, "
+            f"torch.while_loop, flex_attention), so its forward cannot be recorded: {describe_exception(error):.250}"
+        )
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in example.tensors)
     is_list = bool(example.args) and isinstance(example.args[0], list)
     return ModelError(

@@ -31,7 +31,8 @@ _CONTENT = frozenset(
     [int, float, complex, bool, str, bytes, types.NoneType, list, dict, tuple, set, OrderedDict, defaultdict, deque]
 )
 """Classes whose instances are copied together with their contents."""
-_ATOMS = (type, types.BuiltinFunctionType, types.ModuleType, types.CodeType, torch.dtype, torch.device, torch.Size)
+_ATOMS: tuple[type, ...] = (type, types.BuiltinFunctionType, types.ModuleType, types.CodeType)
+_ATOMS += (torch.dtype, torch.device, torch.Size, torch.UntypedStorage)
 _SHARED_LIBRARIES = frozenset({"lightning", "lightning_fabric", "pytorch_lightning", "logging", "threading"})
 """Objects of these refer to trainers, data sets and files, and are shared. So are sentinels (`object()`), which are
 compared by identity, and objects with a `__del__`: deleting a copy would close what the original uses. One that refers

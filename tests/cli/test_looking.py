@@ -196,6 +196,7 @@ MISTAKES = [
     ("resnet50 --after block --strength 2", "less than or equal to 1"),
     ("resnet50 --after block --input-size 32", "channels x height x width"),
     ("resnet50 --after block --input-size 3x0x32", "channels x height x width"),
+    ("resnet50 --after block --input-size 3x32x9999999999999999999999", "channels x height x width"),
     ("resnet50 --after block --weights none.pth", "'none.pth' does not exist"),
     ("resnet50 --after block --weights list.yaml --pretrained", "give one of them"),
     ("compare resnet50 --recipe paper --data . --weights list.yaml --pretrained", "give one of them"),

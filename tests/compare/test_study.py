@@ -278,7 +278,7 @@ def test_a_disk_that_fills_up_during_a_run(file):
     ("make", "message"),
     [
         (lambda folder: folder / "none.journal", "no such study"),
-        (lambda folder: "sqlite:////nowhere/study.db", "cannot be opened"),
+        (lambda folder: f"sqlite:///{folder}/none.db", "no such study"),
     ],
 )
 def test_a_study_that_is_not_there(tmp_path, make, message):

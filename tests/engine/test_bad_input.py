@@ -449,3 +449,22 @@ def test_a_map_that_the_forward_only_collects(kind):
     block = model.block
     found = block.feats[-1] if block.feats else block.store.get("a", getattr(block, "last", None))
     assert same_bits(found, wanted)
+
+
+class Conditional(Block):
+    def forward(self, x):
+        return torch.cond(x.sum() > 0, self.a, self.b, (x,))
+
+
+class Looping(Block):
+    def forward(self, x):
+        _, y = torch.while_loop(lambda i, _: i < 2, lambda i, y: (i + 1, y * 2), (torch.tensor(0), self.a(x).detach()))
+        return self.b(y)
+
+
+@pytest.mark.parametrize("kind", [Conditional, Looping])
+def test_operators_that_compile_a_part_of_the_forward(kind):
+    model = Net(kind()).eval().requires_grad_(False)
+    model(X)
+    with pytest.raises(ModelError, match="compiles a part of its forward when it runs"):
+        inject(model, "every-conv", example_inputs=X)

@@ -166,3 +166,10 @@ def test_what_stands_in_a_slot_is_copied_too():
     model = Slotted().eval()
     inject(model, "after slotted.a", example_inputs=torch.rand(2, 4, 8, 8))
     assert model.seen == []
+
+
+def test_a_module_that_keeps_a_storage():
+    model = Block().eval()
+    model.memory = torch.ones(2).untyped_storage()
+    inject(model, "after block.a", example_inputs=torch.rand(2, 4, 8, 8))
+    assert verify(model).ok
