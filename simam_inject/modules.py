@@ -116,7 +116,7 @@ def called_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def _weight_modules(module: nn.Module) -> nn.Module | None:
     """What `torch.nn.utils.parametrize` has added to the module."""
-    found = module._modules.get("parametrizations")
+    found = dict(module._modules.items()).get("parametrizations")  # the table of a scripted module has no `get`
     parts = found.values() if isinstance(found, nn.ModuleDict) else ()
     return found if any(isinstance(part, ParametrizationList) for part in parts) else None
 
