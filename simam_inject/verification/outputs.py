@@ -12,7 +12,10 @@ from simam_inject.nested import tensors_of
 
 def difference(one: Any, other: Any) -> str | None:
     """How two outputs differ, in a few words; None if their tensors are equal bit for bit (NaN equals NaN)."""
-    ours, theirs = ([tensor.detach() for tensor in tensors_of(output)] for output in (one, other))
+    ours, theirs = (
+        [tensor.detach().to_dense() if tensor.is_mkldnn else tensor.detach() for tensor in tensors_of(output)]
+        for output in (one, other)
+    )
     try:
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0, equal_nan=True)
     except AssertionError as error:

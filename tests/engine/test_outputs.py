@@ -42,6 +42,11 @@ def test_sparse_outputs_are_compared():
     assert "Greatest absolute difference: 1.0" in difference(one, other)
 
 
+def test_outputs_of_mkldnn_are_compared():
+    assert difference(X.to_mkldnn(), X.to_mkldnn()) is None
+    assert "Greatest absolute difference: 1.0" in difference(X.to_mkldnn(), X.add(1.0).to_mkldnn())
+
+
 class Result:
     def __init__(self, scores):
         self.scores, self.source = scores, self
