@@ -241,18 +241,12 @@ class _Reachable:
         self.restore.append(restore)
 
     def _tensor(self, tensor: torch.Tensor, _depth: int) -> None:
-        if tensor.is_inference() or type(tensor) not in (torch.Tensor, nn.Parameter) or tensor.is_meta:
+        if type(tensor) not in (torch.Tensor, nn.Parameter):
             return
-        version, saved = tensor._version, tensor.detach().clone()
-        is_comparable = tensor.layout is torch.strided and not tensor.is_nested
-
-        def restore() -> None:
-            if (tensor.shape, tensor.dtype, tensor.device) != (saved.shape, saved.dtype, saved.device):
-                tensor.data = saved
-            elif tensor._version != version or (is_comparable and not torch.equal(tensor, saved)):  # by its `data`
-                tensor.data.copy_(saved)
-
-        self.restore.append(restore)
+        if tensor.is_inference() or tensor.is_meta or tensor.is_nested:
+            return
+        with suppress(NotImplementedError):  # torch copies no int4
+            self.restore.append(partial(_restore_tensor, tensor, tensor._version, tensor.detach().clone()))
 
     def _module(self, network: nn.Module, depth: int) -> None:
         """One outside of the model. Libraries do not write to parameters, which may be large, in a forward."""
@@ -281,6 +275,15 @@ class _Reachable:
         (contextvars.ContextVar, _variable),
         (type, _class),
     )
+
+
+def _restore_tensor(tensor: torch.Tensor, version: int, saved: torch.Tensor) -> None:
+    if (tensor.shape, tensor.dtype, tensor.device) != (saved.shape, saved.dtype, saved.device):
+        tensor.data = saved
+        return
+    with suppress(NotImplementedError):  # torch compares no sparse, complex32 and float4 tensors
+        if tensor._version != version or not torch.equal(tensor, saved):  # by its `data`
+            tensor.data.copy_(saved)
 
 
 def _content(kind: Any, container: Any) -> tuple[Any, ...]:

@@ -494,6 +494,36 @@ def test_modules_and_tensors_that_are_no_part_of_the_model_stay():
     assert HALVED.dtype == torch.float64
 
 
+TENSORS = {}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.ones(4, dtype=torch.complex32),
+        lambda: torch.ones(4, dtype=torch.uint8).view(torch.float4_e2m1fn_x2),
+        lambda: torch.ones(4).to_mkldnn(),
+        lambda: torch.nested.nested_tensor([torch.ones(4)]),
+        lambda: torch.empty(4, dtype=torch.uint4),
+    ],
+    ids=["complex32", "float4", "mkldnn", "nested", "uint4"],
+)
+def test_tensors_that_torch_cannot_compare_stop_nothing(make, monkeypatch):
+    tensor = make()
+    monkeypatch.setitem(TENSORS, "tensor", tensor)
+    model = build(lambda: Writes(lambda *_: TENSORS["tensor"]))
+    inject(model, RECIPE, example_inputs=image())
+    verify(model)
+    assert TENSORS["tensor"] is tensor
+
+
+def test_a_tensor_that_torch_cannot_compare_stays(monkeypatch):
+    tensor = torch.ones(4, dtype=torch.complex32)
+    monkeypatch.setitem(TENSORS, "tensor", tensor)
+    plan(build(lambda: Writes(lambda *_: TENSORS["tensor"].zero_())), RECIPE, example_inputs=image())
+    assert tensor.real.tolist() == [1.0] * 4
+
+
 class RelativeImport(Block):
     def forward(self, x):
         from . import blocks
