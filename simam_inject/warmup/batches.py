@@ -96,27 +96,35 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
         raise
     except Exception as error:
         hint = ""
-        if isinstance(error, TypeError) and "required positional argument" in str(error):
+        if args and isinstance(error, TypeError) and "required positional argument" in str(error):
             hint = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
-        elif tensors and tensors[0].dim() <= 2:
+        elif args and tensors and tensors[0].dim() <= 2:
             hint = "; these may be labels: of a pair the first entry is taken as the input"
         reason = describe_exception(error)
         raise ModelError(f"the model cannot run on batch {index}, {shapes}{hint}: {reason}") from error
 
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments; targets are left out."""
+    """Positional and keyword arguments; targets are left out, unless the forward requires them."""
     if isinstance(batch, Tensor):
         return (batch,), {}
     if isinstance(batch, (tuple, list)) and batch:
         return (batch[0],), {}
     found = a_type(batch)
     if isinstance(batch, Mapping):
-        accepted = inspect.signature(network.forward).parameters.keys() - {"label", "labels"}
-        if keywords := {key: value for key, value in batch.items() if key in accepted}:
+        signature = inspect.signature(network.forward)
+        takes = signature.parameters
+        takes_all = any(each.kind is each.VAR_KEYWORD for each in takes.values())
+        targets = {key for key in takes.keys() & {"label", "labels"} if takes[key].default is not signature.empty}
+        accepted = (batch.keys() if takes_all else takes.keys()) - targets
+        keywords = {key: value for key, value in batch.items() if key in accepted}
+        try:
+            signature.bind(**(keywords or batch))
+        except TypeError:
+            if "img" in batch.keys() - takes.keys():  # of ultralytics
+                return (batch["img"],), {}
+        if keywords:
             return (), keywords
-        if "img" in batch:  # of ultralytics
-            return (batch["img"],), {}
         found = f"a dict of {sorted(map(str, batch))}, no argument of the model"
     elif hasattr(batch, "__array__"):
         found = "a NumPy array, not a tensor (torch.from_numpy makes one)"

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM, simam
-from simam_inject.errors import ModelError, shortened
+from simam_inject.errors import ModelError, describe_exception, shortened
 from simam_inject.warmup.batches import evaluated_twin, readable_twice, run_batches
 from simam_inject.warmup.strength import simams_of
 
@@ -56,7 +56,7 @@ class Calibration:
     norms: int
     """How many norms got new statistics."""
     frozen: int
-    """How many were left as they are because they are frozen."""
+    """How many were left as they are because they are frozen, or have no statistics per channel."""
     note: str = ""
     """Why no norm got new statistics, where they were asked for."""
 
@@ -121,6 +121,7 @@ def calibrate(
         batches = adapter_of(model).batches(model, str(batches)) or batches
     source = readable_twice(batches)
     with torch.no_grad():
+        _check_writable(targets)
         fits = _fit_gains(twin, source) if gains else ()
         renewed = _fit_norms(twin, list(targets), source) if targets else {}
         for path, norm in renewed.items():
@@ -130,6 +131,16 @@ def calibrate(
             attention.gain = fitted.gain
     update(model)
     return Calibration(fits, len(renewed), frozen, note)
+
+
+def _check_writable(norms: dict[str, Any]) -> None:
+    """Write to all norms what they hold: none gets new statistics where one cannot."""
+    for path, norm in norms.items():
+        try:
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.copy_(statistic.clone())
+        except RuntimeError as error:
+            raise ModelError(f"the norm {path} cannot get new statistics: {describe_exception(error)}") from error
 
 
 def _fit_gains(network: nn.Module, source: Iterable[Any]) -> tuple[SiteFit, ...]:
@@ -185,7 +196,7 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
         path: torch.zeros(3, len(norm.running_mean), dtype=torch.float64, device="cpu") for path, norm in norms.items()
     }
     for path, norm in norms.items():
-        norm.register_forward_pre_hook(partial(_measure, path, sums[path]))
+        norm.register_forward_pre_hook(partial(_measure, path, sums[path]), with_kwargs=True)
     with _pooled(network, sums.values()):
         run_batches(network, source, "estimating norms")
     ran = {path: norm for path, norm in norms.items() if sums[path].any()}
@@ -196,9 +207,9 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
     return ran
 
 
-def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Tensor, ...]) -> None:
+def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
-    x, channels = args[0].detach(), len(norm.running_mean)
+    x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
     if x.shape[1] != channels or (channels in x.shape[2:] and not _is_known(norm)):
         raise ModelError(
             f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which "
@@ -229,7 +240,12 @@ def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int
         and isinstance(getattr(module, "running_var", None), Tensor)
         and not isinstance(module, nn.modules.instancenorm._InstanceNorm)  # averages over samples, not over the batch
     }
-    taken = {path: module for path, module in found.items() if frozen_too or not _is_frozen(network, module)}
+    taken = {
+        path: module
+        for path, module in found.items()
+        if module.running_mean.dim() == module.running_var.dim() == 1
+        and (frozen_too or not _is_frozen(network, module))
+    }
     return taken, len(found) - len(taken)
 
 

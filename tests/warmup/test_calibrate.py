@@ -426,6 +426,72 @@ def test_a_forward_of_several_arguments_takes_dicts_by_their_names():
     assert calibrate(model, [{"x": x, "scale": scale}], norms=False).sites[0].gain > 1
 
 
+class Keywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)
+
+    def forward(self, **batch):
+        return self.norm(input=self.conv(batch["img"])) * batch["labels"]
+
+
+class NeedsLabels(Keywords):
+    def forward(self, img, labels):
+        return super().forward(img=img, labels=labels)
+
+
+class TakesLabels(Keywords):
+    def forward(self, img, labels=None, **others):
+        assert labels is None
+        return super().forward(img=img, labels=others["scale"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "example", "more"),
+    [(Keywords, "labels", {}), (NeedsLabels, "labels", {"index": 1}), (TakesLabels, "scale", {"labels": "cat"})],
+)
+def test_dicts_are_taken_as_the_forward_takes_them(kind, example, more):
+    batch = {"img": images(2), example: torch.rand(2, 1, 1, 1)}
+    model = inject(kind(), "after conv2d", example_inputs=batch)
+    assert calibrate(model, [{**batch, **more}]).norms == 1
+    assert model.norm.running_mean.all()
+
+
+def test_a_dict_without_an_argument_has_the_error_of_the_forward_alone():
+    batch = {"img": images(2), "scale": torch.rand(2, 1, 1, 1)}
+    model = inject(TakesLabels(), "after conv2d", example_inputs=batch)
+    with refused(model, "batch 0, (2, 1, 1, 1) float32: TypeError", "missing 1 required positional argument: 'img'"):
+        calibrate(model, [{"scale": batch["scale"]}])
+
+
+def expanded():
+    return torch.zeros(1).expand(8)
+
+
+def made_in_inference_mode():
+    with torch.inference_mode():
+        return torch.zeros(8)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("make", [expanded, made_in_inference_mode])
+def test_no_norm_is_changed_where_one_cannot_be(make, name):
+    model = attended()
+    setattr(model.get_submodule(NORMS[1]), name, make())
+    with refused(model, f"the norm {NORMS[1]} cannot get new statistics"):
+        calibrate(model, images())
+
+
+@pytest.mark.parametrize("shape", [(), (3, 1, 1), (1, 3, 1, 1)])
+def test_statistics_that_are_not_per_channel_stay(shape):
+    scaling = ChannelsLastNorm(shape)
+    model = nn.Sequential(scaling, nn.Conv2d(3, 4, 1), FrozenBatchNorm2d(4))
+    inject(model, "after conv2d", example_inputs=images(2))
+    found = calibrate(model, images(), frozen_norms=True)
+    assert (found.norms, found.frozen) == (1, 1)
+    assert not scaling.running_mean.any()
+
+
 def test_the_report_is_a_table_of_sites():
     text = str(calibrate(attended(), images()))
     row = r"blocks\.\d\.\w+ +1\.\d{3} +0\.\d{3} +0\.\d{3} +\d+\.\d%\n"
