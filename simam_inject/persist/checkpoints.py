@@ -29,7 +29,7 @@ from torch import nn
 
 from simam_inject.api import plan
 from simam_inject.errors import FileError, NoMatchError, a_type
-from simam_inject.persist.files import State, all_or_nothing, differences, listed, naming, state_of
+from simam_inject.persist.files import State, all_or_nothing, check_fit, differences, fill, listed, naming, state_of
 from simam_inject.planning.plan import Plan
 from simam_inject.recipe import adjusted, load_recipe
 
@@ -140,10 +140,9 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
         ours = state_of(model)
         mapped = _map_keys(weights, ours)
         planned = _plan(model, e_lambda)
-    state = {entry.target: weights[entry.source] for entry in mapped}
-    with all_or_nothing(model, state):
-        planned.apply()
-        model.load_state_dict(state, strict=False)
+        with all_or_nothing(model):
+            planned.apply()
+            check_fit(model, fill(model, {entry.target: weights[entry.source] for entry in mapped}))
     kept = ours.keys() - {entry.target for entry in mapped}
     sites = tuple(site.path for site in planned.present or planned.insertions)
     return OfficialReport(mapped, tuple(key for key in ours if key in kept), ignored, sites)

@@ -1,7 +1,7 @@
 """`save`, `load` and `read`: a model's weights and SimAM sites in a safetensors file.
 
 `load` reads the file, compares it with the layout that it was saved with, then with the model, adds SimAM, and copies
-the weights. All checks come before the first change, and nothing is unpickled or run.
+the weights. All checks but that of the result come before the first change, and nothing is unpickled or run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata
+from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -25,9 +25,9 @@ from torch import nn
 from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in, restorer
-from simam_inject.errors import FileError, ModelError, a_type, shortened
+from simam_inject.errors import FileError, ModelError, a_type, describe_exception, shortened
 from simam_inject.modules import check_injectable, unwrapped
-from simam_inject.persist.record import KEY, Manifest
+from simam_inject.persist.record import KEY, Manifest, versions_of
 from simam_inject.verification.outputs import difference
 
 State = Mapping[str, torch.Tensor]
@@ -76,7 +76,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     state = state_of(network)
     _check_sites(network, state)
     packages = {"simam_inject", "torch"} | {type(module).__module__.partition(".")[0] for module in network.modules()}
-    manifest = Manifest.of(network, versions=_versions_of(packages), layout=_layout_of(state))
+    manifest = Manifest.of(network, versions=versions_of(packages), layout=_layout_of(state))
+    for name, tensor in state.items():
+        try:
+            serialize({name: torch.empty(0, dtype=tensor.dtype)})
+        except (KeyError, SafetensorError):
+            raise FileError(f"{name} is a tensor of {tensor.dtype}, which safetensors files cannot store") from None
     # Clones, not views: safetensors refuses tensors that share memory or are not contiguous.
     form = torch.contiguous_format
     tensors = {name: tensor.detach().cpu().clone(memory_format=form) for name, tensor in state.items()}
@@ -95,8 +100,8 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         model: built by the same code as the saved one, with or without its SimAM. Wrappers (DDP, `torch.compile`) are
             unwrapped, but SimAM cannot be added to a wrapped model. Of a `YOLO`, the object and not its network:
             `train` starts from weights that were loaded into the object, and may build its network anew otherwise.
-        strict: the names of tensors must agree. False: those in one of the two only are left out, with one warning;
-            shapes and sites must agree in any case.
+        strict: the names of tensors must agree. False: those in one of the two only, or that a class drops, are left
+            out, with one warning; shapes and sites must agree in any case.
 
     Raises:
         FileError: the file is truncated, foreign, a pickle, of another format, or made for another model; the message
@@ -111,8 +116,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         state = state_of(network)
         found = differences(tensors, state)
         try:
-            if found[UNFIT] or (strict and any(found.values())):
-                raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}")
+            check_fit(network, found, strict=strict)
             is_new = bool(manifest.sites) and not any(attended_in(network))
             if is_new:
                 check_injectable(network_of(model))
@@ -121,12 +125,13 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
                     "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"
                     + shortened(others, joint="\n")
                 )
-            with all_or_nothing(network, tensors.keys() & state.keys()):
+            with all_or_nothing(network):
                 if is_new:
                     manifest.attach_to(network)
-                network.load_state_dict(tensors, strict=False)
+                found |= fill(network, tensors)
+                check_fit(network, found, strict=strict)
         except (ModelError, FileError) as error:
-            raise FileError(f"{error}{_age(manifest)}") from None
+            raise FileError(f"{error}{manifest.age}") from error.__cause__
     manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
@@ -154,19 +159,44 @@ def naming(file: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def all_or_nothing(network: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """If an error is raised inside, restore the SimAMs that the network had, and its tensors of these names."""
-    restore, state = restorer(network), network.state_dict()
-    before = {name: state[name].detach().clone() for name in names}
+def all_or_nothing(network: nn.Module) -> Iterator[None]:
+    """If an error is raised inside, restore the SimAMs and the tensors that the network had."""
+    restore = restorer(network)
+    before = {name: value.detach().clone() for name, value in network.state_dict().items()}
     try:
         yield
     except BaseException:
         restore()
-        with torch.no_grad():
-            for name, value in network.state_dict().items():
-                if name in before:
-                    value.copy_(before[name])
+        with contextlib.suppress(FileError):
+            fill(network, before)  # extra state, and tensors that a `state_dict` of its own copies
+        for name, value in network.state_dict().items():
+            with contextlib.suppress(KeyError, RuntimeError), torch.no_grad():  # what cannot be written is as before
+                value.copy_(before[name])
         raise
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False) -> dict[str, list[str]]:
+    """Load tensors, and return those that the network did not take, as `differences` does: a class may drop some.
+
+    Raises:
+        FileError: the network's `load_state_dict` raises an error.
+    """
+    state = network.state_dict()
+    state.clear()  # its `_metadata` stays: versions, which some classes require
+    state.update(tensors)
+    try:
+        network.load_state_dict(state, **({} if strict else {"strict": False}))
+    except Exception as error:  # the user's classes may have hooks and methods of their own
+        raise FileError(f"{type(network).__name__}.load_state_dict raises {type(error).__name__}: {error}") from error
+    after = {name: value for name, value in network.state_dict().items() if isinstance(tensors.get(name), torch.Tensor)}
+    lost = [name for name, value in after.items() if difference(tensors[name].to(value), value) is not None]
+    return {"with other values after load_state_dict": lost}
+
+
+def check_fit(network: nn.Module, found: dict[str, list[str]], *, strict: bool = True) -> None:
+    """Raise a `FileError` for tensors that differ between a file and a network, unless they may be left out."""
+    if found.get(UNFIT) or (strict and any(found.values())):
+        raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}")
 
 
 def state_of(network: nn.Module) -> State:
@@ -186,7 +216,7 @@ def state_of(network: nn.Module) -> State:
 
 
 def _check_sites(network: nn.Module, state: State) -> None:
-    """Refuse a bypassed SimAM, and one in a wrapper that has no name in the `state_dict` (activation checkpointing)."""
+    """Refuse a bypassed SimAM, and one whose path the `state_dict` does not have (in activation checkpointing)."""
     named = {name[:end] for name in state for end, letter in enumerate(name) if letter == "."}
     for entry in attended_in(network):
         if isinstance(entry.attention, SimAM) and entry.attention.bypassed:
@@ -194,7 +224,10 @@ def _check_sites(network: nn.Module, state: State) -> None:
         for path in accumulate(entry.site.edit.module.split("."), "{}.{}".format):
             has_tensors = next(network.get_submodule(path).parameters(), None) is not None
             if path and path not in named and has_tensors:
-                raise FileError(f"{path} has SimAM and has another name in the state_dict: save without its wrapper")
+                raise FileError(
+                    f"{path} has SimAM, and the state_dict has no tensor of {path}: save without the wrapper or the "
+                    "state_dict method that renames or omits its tensors"
+                )
 
 
 def differences(file: State, model: State) -> dict[str, list[str]]:
@@ -203,10 +236,13 @@ def differences(file: State, model: State) -> dict[str, list[str]]:
     first: dict[tuple[int, ...], str] = {}
     for name in [name for name in model if name in file]:
         ours, theirs = model[name], file[name]
-        other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
-        reason = _why_unfit(ours, theirs)
-        if reason is None and other != name and difference(theirs, file[other]) is not None:
-            reason = f"the same tensor as {other} in the model, with other values in the file"
+        try:
+            other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
+            reason = _why_unfit(ours, theirs)
+            if reason is None and other != name and difference(theirs, file[other]) is not None:
+                reason = f"the same tensor as {other} in the model, with other values in the file"
+        except RuntimeError as error:  # few operations work with every layout and dtype
+            reason = f"file {theirs.dtype}, model {ours.dtype}: {describe_exception(error)}"
         if reason is not None:
             unfit.append(f"{name} ({reason})")
     return {
@@ -300,19 +336,3 @@ def _layout_of(state: State) -> str:
     """SHA-256 over the sorted names and shapes. The dtype is left out: weights may be stored in half precision."""
     lines = (f"{name} {'x'.join(map(str, tensor.shape))}" for name, tensor in sorted(state.items()))
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """The versions of those that are installed."""
-    found = {}
-    for package in sorted(packages):
-        with contextlib.suppress(metadata.PackageNotFoundError):  # the user's own code
-            found[package] = metadata.version(package)
-    return found
-
-
-def _age(manifest: Manifest) -> str:
-    """Which libraries had other versions when the file was written, as a last line of a message."""
-    here = dict.fromkeys(manifest.versions, "not installed") | _versions_of(manifest.versions)
-    changed = [f"{name} {then} (here {here[name]})" for name, then in manifest.versions.items() if here[name] != then]
-    return f"\n  It was written with {', '.join(changed)}." if changed else ""

@@ -5,7 +5,10 @@ It is plain data from a file that is not trusted, so every field is checked befo
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterable
+from importlib import metadata
 from typing import Annotated, Any, Self, cast
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
@@ -146,6 +149,22 @@ class Manifest(Record):
     """Of this package, torch, and the libraries whose classes the model is made of."""
     layout: str
     """SHA-256 of the names and shapes of the tensors."""
+
+    @property
+    def age(self) -> str:
+        """Which libraries had other versions when the file was written, as a last line of a message."""
+        here = dict.fromkeys(self.versions, "not installed") | versions_of(self.versions)
+        changed = [f"{name} {then} (here {here[name]})" for name, then in self.versions.items() if here[name] != then]
+        return f"\n  It was written with {', '.join(changed)}." if changed else ""
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """The versions of those that are installed."""
+    found = {}
+    for package in sorted(packages):
+        with contextlib.suppress(metadata.PackageNotFoundError):  # the user's own code
+            found[package] = metadata.version(package)
+    return found
 
 
 def _place(site: Insertion) -> str:

@@ -28,7 +28,8 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
         The same model, with the note changed.
 
     Raises:
-        FileError: The file cannot be read, or one of `simam_inject.persist.save` was made for another model.
+        FileError: The file cannot be read, one of `simam_inject.persist.save` was made for another model, or
+            `load_state_dict` of the model raises an error or drops a tensor.
         ModelError: Its names or shapes are not those of the model.
     """
     from simam_inject.api import injected
@@ -60,7 +61,7 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bo
     """Strict loading, with one message for everything that does not fit; returns the layers of a new head."""
     from simam_inject.adapters import adapter_of, network_of
     from simam_inject.persist.checkpoints import without_prefix
-    from simam_inject.persist.files import differences, listed
+    from simam_inject.persist.files import check_fit, differences, fill, listed, naming
 
     network = network_of(built.model)
     state = without_prefix(state, network.state_dict().keys())
@@ -75,6 +76,7 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bo
         hint = "another number of classes? give it with --num-classes N"
         hint = hint if is_head else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
-    network.load_state_dict({**state, **{name: ours[name] for name in head}})
+    with naming(file):
+        check_fit(network, fill(network, {**state, **{name: ours[name] for name in head}}, strict=True))
     adapter_of(built.model).loaded(built.model)
     return sorted({name.rpartition(".")[0] for name in head})

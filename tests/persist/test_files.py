@@ -250,7 +250,7 @@ def test_a_failure_while_copying_takes_everything_back(file):
         raise RuntimeError("device lost")
 
     other.head.register_load_state_dict_post_hook(fail)
-    with pytest.raises(RuntimeError, match="device lost"):
+    with pytest.raises(FileError, match=r"Network.load_state_dict raises RuntimeError: device lost"):
         load(file, other)
     assert not injected(other)
     assert same(state(other), before)
@@ -272,6 +272,17 @@ def linear(change):
 
 def peers():
     return inject(net(0), RECIPE, example_inputs=EXAMPLE, verify=False, attention=lambda c: nn.Conv2d(c, c, 1))
+
+
+def with_buffer(dtype):
+    model = linear(lambda weight: weight)
+    model.register_buffer("table", torch.empty(2, dtype=dtype))
+    return model
+
+
+class Renamed(Network):
+    def state_dict(self, *args, **kwargs):
+        return {f"net.{name}": tensor for name, tensor in super().state_dict(*args, **kwargs).items()}
 
 
 def wrapped():
@@ -296,7 +307,14 @@ def turned():
         (net, "net.pt", "net.pt: .* is a pickle.* net.safetensors"),
         (net, "net.pth", "net.pth: .* is a pickle.* net.safetensors"),
         (peers, "x.safetensors", "blocks.0.conv2 is a Conv2d, .* SimAM only"),
-        (wrapped, "x.safetensors", "has another name in the state_dict"),
+        (partial(with_buffer, torch.complex128), "x.safetensors", r"table is a tensor of torch\.complex128"),
+        (partial(with_buffer, torch.uint4), "x.safetensors", r"table is a tensor of torch\.uint4"),
+        (wrapped, "x.safetensors", r"no tensor of blocks\.0\.conv2\S*: .* wrapper or the state_dict method"),
+        (
+            lambda: inject(Renamed(channels=4), RECIPE, example_inputs=EXAMPLE, verify=False),
+            "x.safetensors",
+            r"no tensor of blocks: .* wrapper or the state_dict method",
+        ),
         (turned, "x.safetensors", "channel_dim -1, .* planned for 1"),
     ],
 )
@@ -344,7 +362,7 @@ def test_a_file_and_a_model_of_other_dtypes(tmp_path, written, read):
 class Pair(nn.Module):
     """Two convolutions, of one weight or of two."""
 
-    def __init__(self, tied):
+    def __init__(self, tied=False):
         super().__init__()
         self.a, self.b = nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.Conv2d(4, 4, 3, padding=1, bias=False)
         self.register_buffer("limits", torch.tensor([3, 0]))
@@ -389,6 +407,11 @@ def with_limits(values, dtype):
         (large, nn.Module.half, r"a.weight \(file torch.float32, model torch.float16, .* cannot represent"),
         (with_limits([3, 0], torch.int64), with_limits([True, True], torch.bool), "file torch.int64, model torch.bool"),
         (with_limits([300, 0], torch.int64), with_limits([0, 0], torch.int8), "int8, which cannot represent"),
+        (
+            with_limits([3.0, 0.0], torch.float8_e4m3fn),
+            with_limits([3.0, 0.0], torch.float32),
+            "limits .*float8_e4m3fn",
+        ),
         (with_limits([-1, 0], torch.int64), with_limits([0, 0], torch.uint8), "uint8, which cannot represent"),
     ],
 )
@@ -412,3 +435,92 @@ def test_a_bypassed_simam_is_not_saved(model, file, tmp_path):
     with pytest.raises(FileError, match=r"blocks\.0\.conv2\.simam is bypassed"):
         save(model, file)
     assert len(read(file).insertions) == len(injected(model))
+
+
+class Overlapping(Pair):
+    def __init__(self):
+        super().__init__()
+        self.limits = torch.tensor([3]).expand(2)
+
+
+class OfInference(Pair):
+    def __init__(self):
+        super().__init__()
+        with torch.inference_mode():
+            self.b = nn.Conv2d(4, 4, 3, padding=1, bias=False)
+
+
+class NotStrict(Pair):
+    def load_state_dict(self, state_dict):
+        return super().load_state_dict(state_dict)
+
+
+class Dropping(Pair):
+    """A class may drop what it does not want: torch reports the key as missing."""
+
+    def _load_from_state_dict(self, state_dict, prefix, *rest):
+        state_dict.pop(f"{prefix}b.weight")
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Counting(Dropping):
+    """Its state has a tensor that is made when it is asked for."""
+
+    def __init__(self):
+        super().__init__()
+        self.step = 1
+
+    def get_extra_state(self):
+        return torch.tensor(self.step)
+
+    def set_extra_state(self, state):
+        self.step = int(state)
+
+
+class Silent(Pair):
+    """Nothing tells that it leaves out a tensor."""
+
+    def load_state_dict(self, state_dict, strict=True):
+        del state_dict["b.weight"]
+        super().load_state_dict(state_dict, strict=False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (Overlapping, r'load_state_dict raises RuntimeError: .*(.|\n)*"limits"'),
+        (OfInference, r'load_state_dict raises RuntimeError: .*(.|\n)*"b.weight"'),
+        (NotStrict, r"NotStrict.load_state_dict raises TypeError: .* 'strict'"),
+        (Dropping, r"fit this Dropping:\n  1 with other values .*: b.weight$"),
+        (Counting, r"fit this Counting:\n  1 with other values .*: b.weight$"),
+        (Silent, r"fit this Silent:\n  1 with other values .*: b.weight$"),
+    ],
+)
+def test_weights_that_a_class_does_not_take(kind, words, tmp_path, refused):
+    model = inject(kind(), PAIR, example_inputs=MAPS)
+    model.step = 2
+    refused(load, words, save(model, tmp_path / "x.safetensors"), kind())
+
+
+def test_weights_that_a_class_drops_are_in_the_warning(tmp_path):
+    model, other = inject(Dropping(), PAIR, example_inputs=MAPS), Dropping()
+    with pytest.warns(UserWarning, match=r"left out.*\n  1 with other values .*: b.weight$") as caught:
+        load(save(model, tmp_path / "x.safetensors"), other, strict=False)
+    assert len(caught) == 1
+    assert injected(other) == injected(model)
+    assert torch.equal(other.a.weight, model.a.weight)
+
+
+class Versioned(Pair):
+    """As torchvision's MNASNet does, it reads a state of a known version only."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        assert local_metadata["version"] == 2
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
+def test_a_class_that_wants_to_know_its_version(tmp_path):
+    model = inject(Versioned(), PAIR, example_inputs=MAPS)
+    assert torch.equal(load(save(model, tmp_path / "x.safetensors"), Versioned())(MAPS), model(MAPS))

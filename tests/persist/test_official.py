@@ -121,6 +121,15 @@ def test_tensors_that_the_model_cannot_hold_are_not_matched_in_order(change, wor
     refused(words, tmp_path / "x.pth", resnet18(num_classes=10))
 
 
+def test_weights_that_the_model_does_not_take(file, refused):
+    model = resnet18(num_classes=10)
+    model.fc.bias = nn.Parameter(torch.zeros(1).expand(10))
+    refused(r'ResNet.load_state_dict raises RuntimeError: .*(.|\n)*"fc.bias"', file, model)
+    model = resnet18(num_classes=10)
+    model.register_load_state_dict_pre_hook(lambda module, state, *_: state.pop("fc.bias"))
+    refused("fit this ResNet:\n  1 with other values .*: fc.bias$", file, model)
+
+
 def test_other_sites_in_the_model(file, refused):
     refused("SimAM at other sites", file, inject(resnet18(num_classes=10), "after basicblock.conv1", verify=False))
     weaker = {"rules": [{"block": "BasicBlock", "after": "conv2", "e_lambda": 0.5}]}

@@ -12,7 +12,7 @@ from torch import nn
 from ultralytics import YOLO
 
 from simam_inject import inject, injected
-from simam_inject.errors import ModelError
+from simam_inject.errors import FileError, ModelError
 from simam_inject.zoo import ZooModel, build, load_weights
 from tests.messages import says
 
@@ -82,6 +82,25 @@ def test_a_head_for_other_classes_stays_as_built_if_that_is_asked_for(net, new_h
         with pytest.raises(ModelError, match=message):
             load_weights(built, file, new_head=new_head)
     assert torch.equal(net[2].weight, head)
+
+
+def test_weights_that_a_model_does_not_take(tmp_path):
+    net, file = nn.Conv2d(3, 4, 3), tmp_path / "net.pth"
+    torch.save(net.state_dict(), file)
+    net.bias = nn.Parameter(torch.zeros(1).expand(4))
+    with pytest.raises(FileError, match=says(f"{file}: Conv2d.load_state_dict raises RuntimeError", '"bias"')):
+        load_weights(ZooModel("net", net, "net.py", ""), file)
+    net.bias, net.table = nn.Parameter(torch.zeros(4)), nn.Buffer(torch.eye(2).to_sparse())
+    torch.save(net.state_dict(), file)
+    with pytest.raises(ModelError, match=says(f"{file} does not fit net", "table", "RuntimeError")):
+        load_weights(ZooModel("net", net, "net.py", ""), file)
+
+
+def test_a_class_that_wants_to_know_its_version(tmp_path):
+    net, other = (torchvision.models.mnasnet0_5(num_classes=2) for _ in range(2))
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    load_weights(ZooModel("net", other, "net.py", ""), tmp_path / "net.pth")
+    assert all(map(torch.equal, other.state_dict().values(), net.state_dict().values()))
 
 
 def test_a_timm_model_without_published_weights_is_refused():
