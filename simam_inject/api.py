@@ -254,8 +254,12 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     presence = presence_of(network)
     if presence is None:
         part = next((path for path, module in network.named_modules() if presence_of(module) is not None), None)
-        where = f"SimAM was injected into the part {part!r} of this {type(network).__name__}: verify that module"
-        raise ModelError(where if part else "no SimAM in this model; inject(model, recipe) adds it")
+        name, where = type(network).__name__, "no SimAM in this model; inject(model, recipe) adds it"
+        if part:
+            where = f"SimAM was injected into the part {part!r} of this {name}: verify that module"
+        elif any(attended_in(network)):
+            where = f"SimAM was injected into a model that this {name} or a part of it was in: verify that model"
+        raise ModelError(where)
     if example_inputs is None and presence.example is not None:
         example = example_like(network, presence.example)
     else:

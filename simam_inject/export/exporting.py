@@ -64,7 +64,7 @@ def export(
     if isinstance(path, nn.Module):
         raise ModelError("the model comes first: export(model, path)")
     target = Path(path)
-    form, varying = form_of(target), _varying(dynamic)
+    form, varying = form_of(target), _varying(dynamic, tolerance)
     if not target.parent.is_dir():
         raise ExportError(f"no such folder: {str(target.parent)!r}")
     if target.is_dir():
@@ -100,7 +100,7 @@ def prove(
     source = Path(path)
     if not source.is_file():
         raise ExportError(f"no such file: {str(source)!r}")
-    network, varying = _network(model), _varying(dynamic)
+    network, varying = _network(model), _varying(dynamic, tolerance)
     example = _example(network, example_inputs)
     for candidate in itertools.chain([network], adapter_of(model).deployed(model)):
         try:
@@ -110,7 +110,9 @@ def prove(
     raise lost
 
 
-def _varying(dynamic: bool | str) -> tuple[str, ...]:
+def _varying(dynamic: bool | str, tolerance: object) -> tuple[str, ...]:
+    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
+        raise ExportError(f"tolerance must be None or a number from 0; found {tolerance!r:.40}")
     if isinstance(dynamic, bool):
         return ("batch", "size") if dynamic else ()
     if dynamic in ("batch", "size"):

@@ -24,11 +24,11 @@ from simam_inject.adapters import Adapter, IntegrationMark, update, wrap
 from simam_inject.api import inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import RecipeError
+from simam_inject.errors import ModelError, RecipeError, a_type
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
 from simam_inject.warmup.calibration import calibrate
-from simam_inject.warmup.strength import Ramp, simams_of
+from simam_inject.warmup.strength import Ramp, set_strength, simams_of
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -51,9 +51,9 @@ class SimAMCallback(Callback):
     Args:
         recipe: whatever `inject` takes.
         example_inputs: for one forward of the module; None uses its `example_input_array`.
-        ramp_steps: raise the strength from `start` to 1 over this many optimizer steps; it is 1 after the last of them.
-            0 leaves it at 1. The strength depends on `trainer.global_step`, so a resumed training continues where it
-            was. Copies that another callback makes, such as those of `WeightAveraging`, get the same strength.
+        ramp_steps: raise the strength from `start` to 1 over this many optimizer steps of `fit`; it is 1 after the last
+            of them. 0 leaves it at 1. The strength depends on `trainer.global_step`, so a resumed training continues
+            where it was. Copies that another callback makes, such as those of `WeightAveraging`, get the same strength.
         start: strength of the first step, from 0 to 1.
         calibrate_batches: fit gains to a trained module on so many batches of the training data, before the first step;
             see `calibrate`. 0 leaves the gains as they are. A resumed training has those of its checkpoint.
@@ -61,6 +61,7 @@ class SimAMCallback(Callback):
 
     Raises:
         RecipeError: `ramp_steps`, `start` or `calibrate_batches` is out of range.
+        ModelError: when a training starts with several loaders and `calibrate_batches`.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -101,13 +102,21 @@ class SimAMCallback(Callback):
         if is_injected:
             return
         example = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
-        strength = self.start if self.ramp_steps else 1.0
+        strength = self.start if self.ramp_steps and stage == "fit" else 1.0
         inject(pl_module, self.recipe, example_inputs=example, verify=self.verify, strength=strength)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the gains, also of the copies that other callbacks made in `setup`, and begin the ramp."""
         if self.calibrate_batches and not trainer.global_step:
-            calibrate(pl_module, islice(trainer.train_dataloader or (), self.calibrate_batches))
+            loader = trainer.train_dataloader or ()
+            if isinstance(loader, (dict, list, tuple)) and loader:
+                raise ModelError(
+                    f"calibrate_batches takes one loader of training data, and this training has {a_type(loader)} of "
+                    "them: inject the module and call calibrate(module, batches) before fit, without calibrate_batches"
+                )
+            if self.ramp_steps:
+                set_strength(pl_module, self.start)  # to which the norms are fitted
+            calibrate(pl_module, islice(loader, self.calibrate_batches))
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
         modules = [value for value in values if isinstance(value, nn.Module)]
@@ -144,7 +153,14 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
         warnings.warn(
             "SimAM is bypassed in this module, and will run in what is loaded from its checkpoint", stacklevel=4
         )
-    if there and all(isinstance(part, SimAM) for part in there):  # peers of SimAM have weights, which name them
+    peers = [part for part in there if not isinstance(part, SimAM)]  # their weights name them
+    if len(peers) < len(there) and peers:
+        warnings.warn(
+            f"this checkpoint has no record of the SimAM in this module, which has {a_type(peers[0])} as another "
+            "attention: inject the module that loads it as this one",
+            stacklevel=4,
+        )
+    if there and not peers:
         record = Record.of(module).model_dump(mode="json")
         checkpoint[KEY] = {"record": record, "integration": IntegrationMark(__name__)}
     return checkpoint

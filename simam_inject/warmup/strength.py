@@ -115,14 +115,16 @@ class Ramp:
 
     @property
     def finished(self) -> bool:
-        """The strength is 1; further steps change nothing."""
+        """The strength is 1, where further steps keep it."""
         return self._done >= self._steps
 
     def step(self) -> float:
-        """Go one step and return the strength. Call it after each step of the optimizer."""
-        if not self.finished:
-            self._done += 1
-            self._set()
+        """Go one step and return the strength. Call it after each step of the optimizer.
+
+        Raises:
+            ModelError: one of the models has no SimAM now. Nothing has changed.
+        """
+        self.load_state_dict({**self.state_dict(), "done": self._done + (not self.finished)})
         return self.strength
 
     def state_dict(self) -> dict[str, Any]:
@@ -134,6 +136,7 @@ class Ramp:
 
         Raises:
             ArgumentError: `state` is not the state of a ramp.
+            ModelError: one of the models has no SimAM now. Nothing has changed.
         """
         done = state.get("done") if isinstance(state, dict) else None
         if type(done) is not int or done < 0 or state.keys() != {"steps", "start", "done"}:
@@ -141,6 +144,8 @@ class Ramp:
         steps, start = state["steps"], check_number("strength", state["start"])
         if type(steps) is not int or steps < 1:
             raise ArgumentError(f"steps must be a whole number above 0: the length of the ramp; found {steps!r:.40}")
+        for model in self._models:
+            simams_of(model)  # or an error, before anything is set
         self._steps, self._start, self._done = steps, start, done
         self._set()
 

@@ -336,6 +336,12 @@ def test_a_model_without_simam():
         verify(Net(), example_inputs=X)
 
 
+@pytest.mark.parametrize("part", [lambda model: model.block, lambda model: nn.Sequential(model.block)])
+def test_a_part_of_a_model_that_was_injected(part):
+    with pytest.raises(ModelError, match=r"SimAM was injected into a model .*: verify that model"):
+        verify(part(build()), example_inputs=X)
+
+
 def test_it_changes_nothing():
     model = build()
     model.train()

@@ -15,7 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 
 from simam_inject import SimAM, bypass, eject, inject, injected
-from simam_inject.errors import FileError, RecipeError
+from simam_inject.errors import FileError, ModelError, RecipeError
 from simam_inject.integrations.lightning import KEY, SimAMCallback
 from tests.integrations.lightning_net import RECIPE, SITES, Net
 from tests.oracle import attend, hooked
@@ -227,6 +227,40 @@ def test_gains_are_fitted_before_the_first_step_and_kept_through_a_resumed_train
     assert [site.gain for site in injected(module)] == gains
 
 
+@pytest.mark.parametrize("loop", ["validate", "test", "predict"])
+def test_a_network_that_is_not_trained_runs_at_strength_1(tmp_path, loop):
+    class Looped(Net):
+        def test_step(self, batch, index):
+            self(batch[0])
+
+        validation_step = predict_step = test_step
+
+    module, calls = Looped(), trainer(tmp_path, SimAMCallback(RECIPE, ramp_steps=8))
+    getattr(calls, loop)(module, module.train_dataloader())
+    check_output(module)
+
+
+def test_norms_are_fitted_at_the_start_of_the_ramp(tmp_path):
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, pl_module, *args):
+            seen.extend(buffer.clone() for buffer in pl_module.buffers())
+
+    module = inject(Net(), RECIPE, example_inputs=IMAGE, verify=False)
+    before = [buffer.clone() for buffer in module.buffers()]
+    callback = SimAMCallback(RECIPE, ramp_steps=8, calibrate_batches=1)
+    trainer(tmp_path, callback, Look(), enable_checkpointing=False, limit_train_batches=1).fit(module)
+    assert all(map(torch.equal, seen, before)), "at strength 0 they do not change"
+
+
+@pytest.mark.parametrize("gather", [list, lambda loaders: dict(enumerate(loaders))], ids=["list", "dict"])
+def test_gains_are_not_fitted_on_several_loaders(tmp_path, gather):
+    several = trainer(tmp_path, SimAMCallback(RECIPE, calibrate_batches=1), enable_checkpointing=False)
+    with pytest.raises(ModelError, match=r"calibrate_batches takes one loader .* (list|dict) of them: .* before fit"):
+        several.fit(Net(), gather([Net().train_dataloader(), Net().train_dataloader()]))
+
+
 def test_a_training_that_is_resumed_without_the_callback_has_its_sites(tmp_path):
     file = saved(tmp_path, Net(), SimAMCallback(RECIPE))
     module = Net()
@@ -270,6 +304,15 @@ def test_peers_are_saved_by_their_weights(tmp_path):
     file = saved(tmp_path, module)
     with pytest.raises(RuntimeError, match="Unexpected key"):
         Net.load_from_checkpoint(file)
+
+
+def test_simam_beside_peers_is_not_saved_and_warns(tmp_path):
+    module, rule = Net(), {"rules": [{"path": "conv", "after": "output"}]}
+    for block, attention in zip(module.net.blocks, [None, lambda c: nn.Conv2d(c, c, 1)], strict=True):
+        inject(block, rule, example_inputs=torch.rand(2, 8, 6, 6), verify=False, attention=attention)
+    with pytest.warns(UserWarning, match=r"no record of the SimAM .* Conv2d .* inject the module that loads it"):
+        file = saved(tmp_path, module)
+    assert KEY not in torch.load(file, weights_only=False)
 
 
 def test_the_best_checkpoint_of_a_fit_is_injected(tmp_path):

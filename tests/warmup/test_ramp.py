@@ -11,7 +11,7 @@ from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from simam_inject import injected
+from simam_inject import eject, injected
 from simam_inject.attention import ArgumentError
 from simam_inject.errors import ModelError
 from simam_inject.warmup import Ramp, calibrate, set_strength
@@ -153,6 +153,29 @@ def test_another_state_is_refused(state):
         ramp.load_state_dict(state)
     assert ramp.strength == 0.25
     assert strengths(model) == {0.25}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [Ramp.step, lambda ramp: ramp.load_state_dict({"steps": 10, "start": 0.5, "done": 9})],
+    ids=["step", "load"],
+)
+def test_nothing_is_set_if_one_of_the_models_was_ejected(change):
+    model, other = calibrated(), calibrated()
+    ramp = Ramp(model, other, steps=4)
+    eject(other)
+    with pytest.raises(ModelError, match="no SimAM"):
+        change(ramp)
+    assert (strengths(model), ramp.state_dict()) == ({0.0}, {"steps": 4, "start": 0.0, "done": 0})
+
+
+def test_a_step_of_a_finished_ramp_sets_a_model_that_was_injected_again():
+    model = calibrated()
+    ramp = Ramp(model, steps=1)
+    ramp.step()
+    set_strength(model, 0.0)
+    assert {ramp.step()} == strengths(model) == {1.0}
+    assert ramp.state_dict()["done"] == 1
 
 
 def test_a_ramp_without_gains_warns_and_one_with_gains_does_not():

@@ -415,7 +415,11 @@ def test_a_head_that_drops_a_branch_drops_its_sites(image):
     [
         (lambda yolo: yolo, {"epochs": 0}, "epochs above 0"),
         (lambda yolo: yolo, {"start": 1.5}, "start from 0 to 1"),
-        (lambda yolo: yolo, {"epochs": float("nan")}, "epochs above 0"),
+        *(
+            (lambda yolo: yolo, {"epochs": epochs}, "epochs above 0")
+            for epochs in (float("nan"), float("inf"), "3", None)
+        ),
+        (lambda yolo: yolo, {"start": "0"}, "start from 0 to 1"),
         (lambda yolo: yolo.model, {}, "expects the YOLO object"),
         (eject, {}, "no SimAM in this model"),
     ],

@@ -20,7 +20,8 @@ from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.adapters import wrap
-from simam_inject.attention import SimAM
+from simam_inject.attention import ArgumentError, SimAM
+from simam_inject.attention.arguments import check_number
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError, ModelError, VerificationError, a_type
 from simam_inject.integrations.ultralytics.record import (
@@ -75,11 +76,12 @@ class EpochRamp:
     """
 
     def __init__(self, epochs: float, start: float) -> None:
-        if not epochs > 0 or not 0.0 <= start <= 1.0:
+        try:  # the range of a gain: finite, above 0
+            self.epochs, self.start, self.batch = check_number("gain", epochs), check_number("strength", start), 0
+        except ArgumentError:
             raise ModelError(
                 f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r:.40}, start={start!r:.40}"
-            )
-        self.epochs, self.start, self.batch = float(epochs), float(start), 0
+            ) from None
 
     def on_train_epoch_start(self, _: Any) -> None:
         """Count from the epoch's start, also where an epoch is done again."""
