@@ -145,6 +145,8 @@ def locate(function: ast.FunctionDef, span: tuple[int, int, int, int]) -> ast.ex
     """
     for node in ast.walk(function):
         if isinstance(node, (ast.expr, ast.AugAssign)) and span in _spans(node):
+            if not isinstance(getattr(node, "ctx", ast.Load()), ast.Load):
+                raise LookupError("a variable that is assigned to")
             if isinstance(node, ast.AugAssign) and not isinstance(node.target, ast.Name):
                 raise LookupError("an augmented assignment to something that is not a variable")
             return node

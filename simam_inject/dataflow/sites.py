@@ -117,8 +117,12 @@ class Surveyor:
         if value is not None and whole.kind != "input" and step.frame is not None:
             facts = self._why_unused(value, value.made if call is None else call.end) | facts
         known = [source for source in whole.inputs if source.kind != "outside"]
-        is_block = call is not None and call.is_scope
-        read = [one for _, one in step.values] if is_block else [source.value for source in known]
+        read = [source.value for source in known]
+        if call is not None and call.is_scope:  # what is written in place before the block returns it is another value
+            writes, returned = self.base.writes, [one for _, one in step.values]
+            read = [one for one in returned if not any(one.made < t < call.end for t in writes.get(one.storage, ()))]
+        if step.varies:
+            facts["reduction"] = None
         return Site(
             path=step.path,
             scope=step.path.rpartition(".")[0] if step.frame is None else step.frame.path,
@@ -137,10 +141,8 @@ class Surveyor:
 
     def _is_used(self, value: Value, tick: int) -> bool:
         """An operation reads it after a tick, or the model returns it; being an argument or an entry does not count."""
-        if any(read.tick > tick for read in value.readings) or value in self.base.results:
-            return True
-        aliases = (one for one in self.base.by_storage.get(value.storage, ()) if one.alias_of is value)
-        return any(self._is_used(alias, tick) for alias in aliases)
+        same = self.base.same_tensor(value)
+        return any(one in self.base.results or any(read.tick > tick for read in one.readings) for one in same)
 
     def _step_of_call(self, path: str) -> Step | None:
         """The step of a module's first call where it has another path: in a Sequential that holds the module too."""

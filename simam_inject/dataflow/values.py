@@ -90,6 +90,8 @@ class Step:
     """Kernel, stride and the like of a convolution that is called as a function."""
     runs: int = 0
     """How often the model's forward computed what has this path."""
+    varies: bool = False
+    """With several shapes."""
     readers: list[Step] = field(default_factory=list)
     """Steps of the same forward that read its result."""
 
@@ -190,6 +192,13 @@ class Recording:
         """The tensor that has a path, as first computed."""
         step = self.steps.get(path)
         return None if step is None else step.value
+
+    def same_tensor(self, value: Value) -> list[Value]:
+        """The value, and the results of modules that return it as it is, of which each counts as another value."""
+        found = [value]
+        for one in found:
+            found += [other for other in self.by_storage.get(value.storage, ()) if other.alias_of is one]
+        return found
 
     def refers_to(self, code: types.CodeType) -> bool:
         """Something in the model leads to a function of this code: an attribute, a closure, a table of the class.

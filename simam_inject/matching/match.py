@@ -76,7 +76,7 @@ def _take(search: Search, earlier: Iterable[Hit], order: dict[str, int]) -> Sequ
     by_value = defaultdict[str, list[Hit]](list)
     for hit in earlier:
         by_value[value_of(hit.attended, search.anatomy)].append(hit)
-    candidates = {(hit.path, hit.reader): hit for hit in reversed(search.candidates)}.values()
+    candidates = reversed({(hit.path, hit.reader): hit for hit in reversed(search.candidates)}.values())
     taken: list[Hit] = []
     # The outermost path first; last what is deep inside lists and dicts, which is attended under another name only.
     for hit in sorted(candidates, key=lambda hit: (hit.path.count(":") > 1, hit.path.count("."), hit.path != "")):

@@ -173,6 +173,10 @@ def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> N
         return
     for path, below in inside.items():
         for name, sites in calls[path].items():
+            runs = sites[0].runs if sites[0].kind == "block" else 1
+            if target.call and runs > 1:
+                search.miss(sites[0].path, f"runs {runs} times in one forward, which are one site: leave out the index")
+                continue
             is_any = target.call == 0 or target.name.is_wild or len(sites) == 1
             chosen = sites[target.call - 1 : target.call] if target.call else sites if is_any else []
             for site in chosen:

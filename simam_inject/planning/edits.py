@@ -117,13 +117,22 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
         if isinstance(given, Input):
             is_always = _is_at_an_end(flow, given.module, frame.path)
             return Resolved(given, note="" if is_always else _as_in_the_example(given))
-        ticks, reason = [frame.start, frame.end], given or f"{name} reads it more than once"
+        other = f"reads what another call of {site.path} returns" if site.runs > 1 else "reads it more than once"
+        ticks, reason = [frame.start, frame.end], given or f"{name} {other}"
     if not ticks:
         return f"{name} reads what another call of {site.path} returns{_nearest(flow, site)}"
-    if value in flow.recording.results:
-        return reason
-    is_read_by_others = any(not min(ticks) <= read.tick <= max(ticks) for read in value.readings)
-    return reason if is_read_by_others else _for_all(flow, site, value)
+    is_read_by_others = any(not min(ticks) <= tick <= max(ticks) for tick in _reads(flow, value))
+    return reason if is_read_by_others or _is_result(flow, value) else _for_all(flow, site, value)
+
+
+def _reads(flow: Dataflow, value: Value) -> list[int]:
+    """When operations read the value, also where a module has returned it as it is."""
+    return [read.tick for one in flow.recording.same_tensor(value) for read in one.readings]
+
+
+def _is_result(flow: Dataflow, value: Value) -> bool:
+    """The model returns or keeps the value, also where a module has returned it as it is."""
+    return any(one in flow.recording.results for one in flow.recording.same_tensor(value))
 
 
 # What a module returns
@@ -159,9 +168,10 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
     if value.made < frame.start:
         return f"{name} returns a tensor that it did not compute"
     if frame is not named:  # where the module itself is named, what it returns is meant
-        if any(frame.spans(read.tick) for read in value.readings):
+        reads = _reads(flow, value)
+        if any(frame.spans(tick) for tick in reads):
             return f"{name} reads it before returning it"
-        if named and named.spans(frame.end) and any(named.end > read.tick > frame.end for read in value.readings):
+        if named and named.spans(frame.end) and any(named.end > tick > frame.end for tick in reads):
             return f"{named.path or 'the model'} reads it before returning it"
     if sum(call.path == frame.path for call, _ in value.returns) > 1:  # in one call, or from a call of itself
         return f"{name} returns it twice"
@@ -207,12 +217,12 @@ def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
 
 def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> Input | str:
     """The outermost module that alone reads the value; for one reader, this module itself or one inside it."""
-    if reader is None and value in flow.recording.results:
+    if reader is None and _is_result(flow, value):
         return "the model returns it"
     reason = ""
     own = site.scope if site.kind == "input" else None
     for frame, name, keys in sorted(value.arguments, key=lambda entry: (entry[0].path != own, entry[0].start)):
-        if not frame.path or value.made >= frame.start or not _reads_alone(value, frame, reader):
+        if not frame.path or value.made >= frame.start or not _reads_alone(flow, value, frame, reader):
             continue
         problem = _why_no_input(flow, site, value, frame, keys)
         if problem is None:
@@ -221,12 +231,19 @@ def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> In
     return reason
 
 
-def _reads_alone(value: Value, frame: Frame, reader: Frame | None) -> bool:
-    """All reads of the value are inside a call; those inside it are all of the reader's, where there is one."""
+def _reads_alone(flow: Dataflow, value: Value, frame: Frame, reader: Frame | None) -> bool:
+    """All reads of the value are inside a call; those inside it are all of the reader's, where there is one.
+
+    A call inside the reader must be all that becomes of it there: the reader does not return, pass on or keep it.
+    """
+    reads = _reads(flow, value)
     if reader is None:
-        return bool(value.readings) and all(frame.spans(read.tick) for read in value.readings)
-    reads = (frame.spans(read.tick) == reader.spans(read.tick) for read in value.readings)
-    return reader.spans(frame.start) and all(reads)
+        return bool(reads) and all(map(frame.spans, reads))
+    if frame is not reader:
+        inside = [one for one in flow.recording.same_tensor(value) if reader.spans(one.made)]
+        if value in flow.recording.results or any(not frame.spans(one.made) for one in inside):
+            return False
+    return reader.spans(frame.start) and all(frame.spans(tick) == reader.spans(tick) for tick in reads)
 
 
 def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
@@ -235,8 +252,6 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
         return problem
     if sum(one is frame for one, _, _ in value.arguments) > 1:
         return f"{frame.path} receives it more than once in one call"
-    if any(returned is value for _, returned in frame.outputs):
-        return f"{frame.path} returns it"
     writes = [write for write in flow.recording.writes.get(value.storage, ()) if write >= frame.start]
     reads = [read.tick for other in flow.recording.by_storage.get(value.storage, ()) for read in other.readings]
     if writes and any(tick > min(writes) and not frame.spans(tick) for tick in reads):
