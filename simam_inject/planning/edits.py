@@ -217,7 +217,7 @@ def _why_not_replaced(flow: Dataflow, value: Value, tick: int) -> str | None:
 
 def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> Input | str:
     """The outermost module that alone reads the value; for one reader, this module itself or one inside it."""
-    if reader is None and _is_result(flow, value):
+    if reader is None and value in flow.recording.results:
         return "the model returns it"
     reason = ""
     own = site.scope if site.kind == "input" else None
@@ -234,16 +234,17 @@ def _input(flow: Dataflow, site: Site, value: Value, reader: Frame | None) -> In
 def _reads_alone(flow: Dataflow, value: Value, frame: Frame, reader: Frame | None) -> bool:
     """All reads of the value are inside a call; those inside it are all of the reader's, where there is one.
 
-    A call inside the reader must be all that becomes of it there: the reader does not return, pass on or keep it.
+    A call inside the reader must be all that becomes of it there: the reader does not return, pass on or keep it. What
+    the call returns of its argument is attended.
     """
-    reads = _reads(flow, value)
+    results = flow.recording.results
+    same = [one for one in flow.recording.same_tensor(value) if not frame.spans(one.made)]
+    ticks = [read.tick for one in same for read in one.readings]
     if reader is None:
-        return bool(reads) and all(map(frame.spans, reads))
-    if frame is not reader:
-        inside = [one for one in flow.recording.same_tensor(value) if reader.spans(one.made)]
-        if value in flow.recording.results or any(not frame.spans(one.made) for one in inside):
-            return False
-    return reader.spans(frame.start) and all(frame.spans(tick) == reader.spans(tick) for tick in reads)
+        return bool(ticks) and all(map(frame.spans, ticks)) and not any(one in results for one in same)
+    if frame is not reader and (value in results or any(reader.spans(one.made) for one in same)):
+        return False
+    return reader.spans(frame.start) and all(frame.spans(tick) == reader.spans(tick) for tick in ticks)
 
 
 def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: tuple[Key, ...]) -> str | None:
