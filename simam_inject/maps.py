@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import network_of
 from simam_inject.attention import ArgumentError, SimAM, gate
+from simam_inject.errors import ModelError
 from simam_inject.modules import unwrapped
 from simam_inject.warmup.batches import evaluated_twin
 from simam_inject.warmup.strength import simams_of
@@ -55,13 +56,18 @@ def difference_maps(model: nn.Module, *inputs: Any, channel: int | None = None) 
 
     "With" is the output of the SimAM in the model as it is: with its strength and gain, and after everything that
     earlier sites changed. "Without" is the map at the same place of the model with all SimAMs bypassed.
+
+    Raises:
+        ModelError, ArgumentError: as `attention_maps`; or a site does not run, or has another size, without SimAM.
     """
 
     def plain_map(name: str, attention: SimAM, x: Tensor) -> Tensor:
         return _channels(name, x, attention, channel).clone()
 
     def change(name: str, attention: SimAM, x: Tensor) -> Tensor:
-        before, after = plain[name], _channels(name, attention.forward(x), attention, channel)
+        before, after = plain.get(name), _channels(name, attention.forward(x), attention, channel)
+        if before is None or before.shape != after.shape:
+            raise ModelError(f"{name} has no map of this size without SimAM: SimAM changes what the forward runs")
         size = before.abs().mean(tuple(range(1, before.dim())), keepdim=True).clamp(min=1e-30)
         return (after - before).abs().mean(1, keepdim=True) / size
 

@@ -110,12 +110,12 @@ def draw_maps(rows: Sequence[tuple[Photograph, Mapping[str, Tensor]]], unit: str
             axis.set_axis_off()
         grey = shot.pixels.mean(0).numpy()
         axes[0].imshow(shot.pixels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
-        axes[0].set_title(shot.name, fontsize=9)
+        axes[0].set_title(shot.name, fontsize=9, parse_math=False)
         for axis, (title, values) in zip(axes[1:], maps.items(), strict=True):
             least, most = values.min().item(), values.max().item()
             axis.imshow(grey, cmap="gray", vmin=0, vmax=1)
             drawn = axis.imshow(shot.undo(values).numpy(), cmap="turbo", alpha=0.6, vmin=least, vmax=most)
-            axis.set_title(f"{title}\n{unit} {least:.3f} to {most:.3f}", fontsize=9)
+            axis.set_title(f"{title}\n{unit} {least:.3f} to {most:.3f}", fontsize=9, parse_math=False)
             figure.colorbar(drawn, ax=axis, shrink=0.8).ax.tick_params(labelsize=7)
     try:
         figure.savefig(path, dpi=100)

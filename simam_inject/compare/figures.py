@@ -34,7 +34,7 @@ def draw_differences(rows: Sequence[Difference], floor: Difference | None) -> st
         axes.plot([row.low, row.high], [place, place], color=colour, lw=2)
         axes.plot([row.mean], [place], "o", color=colour, ms=6)
     names = [" \N{MIDDLE DOT} ".join(filter(None, (row.variant, row.recipe))) for row in rows]
-    axes.set_yticks(range(len(rows)), names)
+    axes.set_yticks(range(len(rows)), names, parse_math=False)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     return _to_svg(figure)
@@ -53,7 +53,8 @@ def draw_curves(arms: Mapping[str, Sequence[Cell]]) -> str:
         return ""
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel("metric, mean over seeds")
-    axes.legend(frameon=False, fontsize=9)
+    for label in axes.legend(frameon=False, fontsize=9).get_texts():
+        label.set_parse_math(False)
     return _to_svg(figure)
 
 

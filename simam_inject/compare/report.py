@@ -69,19 +69,19 @@ class Comparison:
         return Costs(found[0].parameters, int(median(kept)) if kept else None, median(seconds) if seconds else None)
 
     def test_noise(self, variant: str, recipe: str = "") -> float | None:
-        """Half of the 95 % interval of a difference over other test sets of this size; None without `report.samples`.
+        """Half of the 95 % interval of a difference over other test sets of this size; more seeds do not reduce it.
 
-        More seeds do not reduce it.
+        None without `report.samples`, and for a metric that is not positive.
         """
         plain, other = (
             {cell.seed: cell for cell in self.of(*key) if cell.correct and cell.value is not None}
             for key in ((PLAIN, ""), (variant, recipe))
         )
         seeds = sorted(plain.keys() & other.keys())
-        if not seeds:
-            return None
-        unit = (plain[seeds[0]].value or 0.0) / max(float(plain[seeds[0]].right().mean()), 1e-9)
-        return statistics.sample_noise([plain[s].right() for s in seeds], [other[s].right() for s in seeds], unit)
+        rights = [[arm[seed].right() for seed in seeds] for arm in (plain, other)]
+        values = sum(arm[seed].value or 0.0 for arm in (plain, other) for seed in seeds)
+        unit = values / (sum(float(right.mean()) for arm in rights for right in arm) or math.inf)
+        return statistics.sample_noise(rights[0], rights[1], unit) if unit > 0 else None
 
     @property
     def starts_differ(self) -> bool:

@@ -7,10 +7,11 @@ import errno
 import hashlib
 import inspect
 import math
+import numbers
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from statistics import median
 from typing import Any, cast
@@ -99,15 +100,18 @@ def compare(
         [('simam', -0.11, 'not resolved'), ('se', 1.1, 'not resolved'), ('eca', 2.8, 'not resolved')]
     """
     optuna = import_optuna()
-    if not isinstance(cast(Any, seeds), int) or seeds < 1:
-        raise CompareError(f"seeds is {seeds}; at least 1 is required, and 5 for a verdict")
+    if not isinstance(cast(Any, seeds), numbers.Integral) or seeds < 1:
+        raise CompareError(f"seeds is {seeds!r}; an int of at least 1 is required, and 5 for a verdict")
+    for what, number in {"resolve": resolve, "budget": budget}.items():
+        if number is not None and (not isinstance(cast(Any, number), numbers.Real) or math.isnan(number)):
+            raise CompareError(f"{what} is {number!r}; it must be a number or None")
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, variants, example_inputs)
     batches = None if batches is None else readable_twice(batches)  # each run reads them
     used = {variant.recipe: variant.where.to_dict() for variant in variants if variant.where is not None}
     settings = {"recipes": used, "warm_start": batches is not None, **(settings or {})}
     try:
-        study = Study(storage, settings, variants, seeds, name=name, resolve=resolve, retry_stale=retry_stale)
+        study = Study(storage, settings, variants, int(seeds), name=name, resolve=resolve, retry_stale=retry_stale)
         with study.heartbeat():
             return _work(study, partial(run_cell, make_model, train, example_inputs, batches), budget, progress)
     except (OSError, optuna.exceptions.StorageInternalError) as error:
@@ -150,6 +154,9 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
         CompareError: An attention module is unknown, no recipe is given, or two have the same name.
         RecipeError: A recipe does not exist or is invalid, or a lambda is.
     """
+    for what, given in {"against": against, "e_lambdas": e_lambdas}.items():
+        if isinstance(given, str) or not isinstance(cast(Any, given), Iterable):
+            raise CompareError(f"{what} must be a list; found {given!r}")
     for name in against:
         if name not in PEERS:
             raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")

@@ -98,8 +98,9 @@ def open_storage(storage: Any, *, must_exist: bool = False) -> Any:
     path = Path(storage)
     if must_exist and not path.is_file():
         raise CompareError(f"no such study: {path}")
-    if not path.parent.is_dir():
-        raise CompareError(f"no such folder: {path.parent}, for the study {path.name}")
+    if path.is_dir() or not path.parent.is_dir():
+        what = f"{path} is a folder, not a file" if path.is_dir() else f"no such folder: {path.parent}"
+        raise CompareError(f"{what}, for the study {path.name}")
     start = path.read_bytes()[: len(_JOURNAL_START)] if path.is_file() else b""
     try:
         if not _JOURNAL_START.startswith(start):  # Optuna ignores a last line that it cannot read
@@ -131,6 +132,11 @@ class Study:
         resolve: float | None = None,
         retry_stale: bool = False,
     ) -> None:
+        names = [(variant.name, variant.recipe) for variant in variants]
+        try:
+            self._settings = json.loads(json.dumps({**settings, "variants": names}, allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise CompareError(f"settings cannot be written as JSON: {error}") from None
         self._optuna, self._storage, self._retry_stale = import_optuna(), open_storage(storage), retry_stale
         self._study: optuna.Study = self._optuna.create_study(
             storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
@@ -139,14 +145,12 @@ class Study:
         """Where process ids have one meaning: containers may have the name of their host, but count their own."""
         self.worker = f"{self.machine}:{os.getpid()}:{threading.get_ident()}"
         attributes, write = self._study.user_attrs, self._study.set_user_attr
-        names = [(variant.name, variant.recipe) for variant in variants]
-        self._settings = json.loads(json.dumps({**settings, "variants": names}))
         if "settings" not in attributes:
             write("made_with", _made_with())
             write("settings", self._settings)
         self._check_settings()
         if resolve is not None:
-            write("resolve", resolve)
+            write("resolve", float(resolve))
         planned = attributes.get("planned", [])
         if not planned or seeds > planned[-1]:
             planned = [*(planned if self.comparison().cells else []), seeds]

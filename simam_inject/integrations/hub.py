@@ -30,6 +30,7 @@ from simam_inject.api import injected
 from simam_inject.errors import FileError, ModelError, describe_exception
 from simam_inject.persist import load, save
 from simam_inject.zoo import build
+from simam_inject.zoo.building import check_num_classes
 from simam_inject.zoo.names import find_library
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
@@ -73,24 +74,27 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
     Args:
         architecture: what builds the model: `timm:NAME`, `torchvision:NAME` or `ultralytics:NAME`, with no option but
             `num_classes`. Others (`act_layer`, ...) are not recorded, and would be lost.
-        num_classes: what it was built with, if it was not the library's default.
+        num_classes: what it was built with, if it was not the library's default; 0 is timm's network without a head.
 
     Returns:
         The folder.
 
     Raises:
-        ModelError: the architecture is not such a name.
-        FileError: the model cannot be saved; see `simam_inject.persist.save`.
+        ModelError: the architecture is not such a name, or `from_pretrained` could not build it with `num_classes`.
+        FileError: the folder cannot be created, or the model not saved; see `simam_inject.persist.save`.
     """
     try:
         config = _Config(architecture=architecture, num_classes=num_classes)
-    except ValidationError:
-        raise ModelError(
-            f"architecture is {architecture!r}; it must be {_NAMES} (for your own class, see SimamHubMixin)"
-        ) from None
-    find_library(architecture)  # a variant that was registered in this process cannot be built in another one
+    except ValidationError as error:
+        wrong = _describe(error)
+        raise ModelError(f"invalid configuration: {wrong} (for your own class, see SimamHubMixin)") from None
+    # Raises for a variant that was registered in this process: it cannot be built in another one.
+    check_num_classes(find_library(architecture), num_classes)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FileError(f"the folder {folder} cannot be created: {error.strerror}") from None
     save(model, folder / SAFETENSORS_SINGLE_FILE)
     (folder / CONFIG_NAME).write_text(config.model_dump_json(indent=2), encoding="utf-8")
     card = _CARD.format(architecture=architecture, sites=len(injected(model)))
@@ -150,12 +154,16 @@ def _read(file: Path) -> _Config:
     try:
         return _Config.model_validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-    key = first["loc"][0] if first["loc"] else "architecture"
-    wrong = f"its {key} is {first['input']!r:.80}, not {'a number' if key == 'num_classes' else _NAMES}"
-    if first["type"] == "json_invalid":
-        wrong = f"it is not valid JSON ({first['msg']})"
+        wrong = _describe(error)
     raise FileError(f"{file}: {wrong}; or build the model yourself and pass it: from_pretrained(name, model)")
+
+
+def _describe(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return f"it is not valid JSON ({first['msg']})"
+    key = first["loc"][0] if first["loc"] else "architecture"
+    return f"its {key} is {first['input']!r:.80}, not {'an int' if key == 'num_classes' else _NAMES}"
 
 
 def _fetch(name: str, filename: str, **options: Any) -> Path:

@@ -17,6 +17,8 @@ For a script that does not import this package, e.g. timm's own:
 
 from __future__ import annotations
 
+import builtins
+import keyword
 import re
 import runpy
 import sys
@@ -90,6 +92,8 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
         raise ModelError(f"invalid name for a timm model: {name!r}: letters, digits and _ only; pass name=...")
     if timm.is_model(name):
         raise ModelError(f"timm already has a model {name!r}; pass another name=...")
+    if keyword.iskeyword(name) or name in {*globals(), *dir(builtins)}:  # the model becomes a global of this module
+        raise ModelError(f"the name {name!r} is taken by Python or by {__name__}; pass another name=...")
     create = timm.model_entrypoint(architecture)
 
     def entrypoint(pretrained: bool = False, **options: Any) -> nn.Module:

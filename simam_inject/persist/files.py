@@ -161,12 +161,14 @@ def naming(file: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def all_or_nothing(network: nn.Module) -> Iterator[None]:
     """If an error is raised inside, restore the SimAMs and the tensors that the network had."""
-    restore = restorer(network)
+    restore, attributes = restorer(network), set(vars(network))
     before = {name: value.detach().clone() for name, value in network.state_dict().items()}
     try:
         yield
     except BaseException:
         restore()
+        for name in vars(network).keys() - attributes:  # the mark of an integration
+            del vars(network)[name]
         with contextlib.suppress(FileError):
             fill(network, before)  # extra state, and tensors that a `state_dict` of its own copies
         for name, value in network.state_dict().items():

@@ -25,7 +25,7 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         name: `NAME` (torchvision first, then timm, then ultralytics), `torchvision:NAME`, `timm:NAME`,
             `ultralytics:NAME`, an ultralytics `FILE.pt` or `FILE.yaml`, `FILE.py:FACTORY` or `PACKAGE.MODULE:FACTORY`.
         pretrained: Load the weights that the library publishes instead of random ones.
-        num_classes: Number of classes of the head; the library's own default otherwise.
+        num_classes: Number of classes of the head; the library's own default otherwise. 0 for timm: no head.
 
     Returns:
         The model with the name of its library, its input shapes, and a note on its weights and on any other model of
@@ -38,10 +38,9 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
         >>> build("resnet18", num_classes=10).input_shapes
         ((1, 3, 224, 224),)
     """
-    if num_classes is not None and num_classes < 1:
-        raise ModelError(f"num_classes is {num_classes}; it must be at least 1")
-    options = {} if num_classes is None else {"num_classes": num_classes}
     library = find_library(name)
+    check_num_classes(library, num_classes)
+    options = {} if num_classes is None else {"num_classes": num_classes}
     if not library:
         return build_factory(name, {"pretrained": True, **options} if pretrained else options)
     builders = {"torchvision": _build_torchvision, "timm": _build_timm, "ultralytics": build_ultralytics}
@@ -59,6 +58,13 @@ def build(name: str, *, pretrained: bool = False, num_classes: int | None = None
     if library == "torchvision" and own_name == name and name in list_registered("timm"):
         note += f"; {name} is torchvision's, timm has its own: timm:{name}"
     return replace(built, name=name, note=note)
+
+
+def check_num_classes(library: str, number: int | None) -> None:
+    """Raise a ModelError for a number of classes that models of a library cannot have."""
+    least = 0 if library == "timm" else 1
+    if number is not None and number < least:
+        raise ModelError(f"num_classes is {number}; it must be at least {least}")
 
 
 def _build_torchvision(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:

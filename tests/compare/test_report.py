@@ -1,11 +1,13 @@
 """The report: what it says in words, that both forms say the same, and that one file is enough."""
 
+import base64
 import random
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
 
 from simam_inject.compare.cells import Cell, Costs
@@ -149,3 +151,20 @@ def test_a_metric_of_fractions_has_more_decimals():
 @pytest.mark.parametrize("lonely", [(), tuple(cell for cell in cells(1) if cell.variant != "plain")])
 def test_a_study_without_any_pair_still_has_a_report(lonely):
     assert "<svg" in Comparison(lonely, {}).to_html()
+
+
+def test_dollars_in_names_are_no_formulas():
+    names = {"variant": r"x$\frac$", "recipe": r"y$\frac$"}
+    made = [replace(cell, **names) if cell.recipe else cell for cell in cells(6)]
+    assert r"x$\frac$" in replace(study(), cells=tuple(made)).to_html()
+
+
+@pytest.mark.parametrize(("values", "is_known"), [((0.0, 50.0), True), ((-0.5, -0.6), False)])
+def test_noise_of_the_test_set_where_a_metric_is_zero_or_negative(values, is_known):
+    def made(cell):
+        right = np.random.default_rng([cell.seed, len(cell.variant + cell.recipe)]).random(200) < 0.5
+        packed = base64.b64encode(np.packbits(right).tobytes()).decode()
+        return replace(cell, value=values[min(cell.seed, 1)], correct=packed, samples=200)
+
+    noise = Comparison(tuple(map(made, cells(3))), {}).test_noise("simam", "paper")
+    assert (noise is not None and noise > 0) is is_known

@@ -5,6 +5,7 @@ import pickle
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from huggingface_hub import PyTorchModelHubMixin
@@ -152,7 +153,7 @@ def test_a_variant_that_another_process_does_not_have_is_not_written(tmp_path):
         ('{"architecture": ["timm:resnet18"]}', "its architecture is "),
         ("[]", "its architecture is \\[\\]"),
         ("{", "it is not valid JSON"),
-        ('{"architecture": "timm:resnet18", "num_classes": "3"}', "its num_classes is '3', not a number"),
+        ('{"architecture": "timm:resnet18", "num_classes": "3"}', "its num_classes is '3', not an int"),
     ],
 )
 def test_a_configuration_cannot_run_code(config, words, net, tmp_path, monkeypatch):
@@ -168,3 +169,22 @@ def test_a_configuration_cannot_run_code(config, words, net, tmp_path, monkeypat
 def test_neither_a_folder_nor_to_be_had(name):
     with pytest.raises(FileError, match=f"{name} is not a local folder"):
         hub.from_pretrained(name)
+
+
+def test_a_network_without_a_head(tmp_path):
+    model = inject(timm.create_model("test_resnet", num_classes=0), "paper")
+    hub.save_pretrained(model, tmp_path, architecture="timm:test_resnet", num_classes=0)
+    assert [site.path for site in injected(hub.from_pretrained(tmp_path))] == [site.path for site in injected(model)]
+
+
+@pytest.mark.parametrize(("architecture", "number"), [("timm:test_resnet", -1), ("torchvision:resnet18", 0)])
+def test_a_number_of_classes_that_could_not_be_built_is_not_written(architecture, number, tmp_path):
+    with pytest.raises(ModelError, match=f"num_classes is {number}; it must be at least"):
+        hub.save_pretrained(nn.Conv2d(1, 1, 1), tmp_path / "net", architecture=architecture, num_classes=number)
+    assert not (tmp_path / "net").exists()
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "net").write_text("")
+    with pytest.raises(FileError, match="cannot be created"):
+        hub.save_pretrained(nn.Conv2d(1, 1, 1), tmp_path / "net", architecture="timm:test_resnet")

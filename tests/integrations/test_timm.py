@@ -128,6 +128,10 @@ def test_a_recipe_of_ones_own():
     assert paths(timm.create_model("ours", num_classes=2)) == ["layer4"]
     with pytest.raises(ModelError, match="timm already has a model 'ours'"):
         register("test_resnet", recipe, name="ours")
+    for name in ("inject", "register", "nn", "class", "print"):
+        with pytest.raises(ModelError, match=f"the name '{name}' is taken"):
+            register("test_resnet", recipe, name=name)
+    assert paths(timm.create_model("ours", num_classes=2)) == ["layer4"]
 
 
 @pytest.mark.parametrize(

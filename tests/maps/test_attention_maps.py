@@ -101,6 +101,27 @@ def test_a_shared_site_has_a_map_for_each_run():
     assert list(found) == ["head.conv", "head.conv (run 2)"]
 
 
+class Early(nn.Module):
+    """Runs its second convolution below a threshold, which SimAM makes the difference for."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+        nn.init.constant_(self.a.weight, 1.0)
+
+    def forward(self, x):
+        y = self.a(x)
+        return self.b(y) if y.mean() < 1.2 else y
+
+
+def test_a_site_that_runs_with_simam_only_has_no_difference_map():
+    model = inject(Early(), "every-conv", example_inputs=torch.zeros(1, 3, 8, 8), verify=False)
+    x = torch.full((1, 3, 8, 8), 0.5)
+    assert list(attention_maps(model, x)) == ["a", "b"]
+    with pytest.raises(ModelError, match="b has no map of this size without SimAM"):
+        difference_maps(model, x)
+
+
 def test_difference_maps_are_zero_at_strength_0_and_right_at_the_first_site():
     model, x = attended(), images(2)
     found = difference_maps(model, x)

@@ -1,5 +1,6 @@
 """Photographs and maps laid over them: the letterbox undone to the pixel, and a golden picture."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -141,3 +142,10 @@ if __name__ == "__main__":  # python -m tests.maps.test_pictures draws the golde
     with tempfile.TemporaryDirectory() as place:
         drawn(Path(place))
         shutil.copy(Path(place) / "drawn.png", GOLDEN)
+
+
+def test_dollars_in_names_are_no_formulas(tmp_path):
+    shot = photograph(picture_file(tmp_path / "q$a$ b$frac.png", 64, 64), (3, 64, 64))
+    shot = replace(shot, name=r"q$\frac$.png")
+    draw_maps([(shot, {r"c$\frac$": torch.rand(4, 4)})], "gate", tmp_path / "maps.png")
+    assert (tmp_path / "maps.png").is_file()

@@ -122,6 +122,8 @@ def test_tensors_that_the_model_cannot_hold_are_not_matched_in_order(change, wor
 
 
 def test_weights_that_the_model_does_not_take(file, refused):
+    import lightning.pytorch  # noqa: F401 - an injected network has its mark then
+
     model = resnet18(num_classes=10)
     model.fc.bias = nn.Parameter(torch.zeros(1).expand(10))
     refused(r'ResNet.load_state_dict raises RuntimeError: .*(.|\n)*"fc.bias"', file, model)
