@@ -120,18 +120,20 @@ def value_of(site: Site, anatomy: Anatomy) -> str:
 def _why_taken(candidate: Hit, same: Iterable[Hit]) -> tuple[str, int] | None:
     """Why a candidate gets no second SimAM: one of the hits that attend the same value is for the same reader."""
     for other in same:
-        readers = {_only_reader(candidate), _only_reader(other)}
-        if None in readers or len(readers) == 1:
+        if have_common_reader((candidate.attended, candidate.reader), (other.attended, other.reader)):
             whose = f"taken by rules[{other.rule}]" if other.rule != candidate.rule else "which this rule takes"
             what = f"is the same value as {write_path(other.path)}," if other.path != candidate.path else "already"
             return f"{what} {whose}", OWNED
     return None
 
 
-def _only_reader(candidate: Hit) -> str | None:
-    """Path of the only reader for which the value is attended: for the input of a block, that block."""
-    given = candidate.attended.scope if candidate.attended.kind == "input" else None
-    return candidate.reader if candidate.reader is not None else given
+def have_common_reader(*attended: tuple[Site, str | None]) -> bool:
+    """Of two sites of one value, each with the only reader that a `before` rule names: one reader gets both SimAMs.
+
+    The input of a block is attended for that block alone.
+    """
+    readers = {site.scope if reader is None and site.kind == "input" else reader for site, reader in attended}
+    return None in readers or len(readers) == 1
 
 
 def _pick(search: Search, candidates: Sequence[Hit], order: dict[str, int]) -> list[Hit]:

@@ -12,7 +12,7 @@ from simam_inject.dataflow.sites import Dataflow
 from simam_inject.errors import NoMatchError
 from simam_inject.matching.explain import unmatched_exclude, unmatched_message
 from simam_inject.matching.hits import Hit, Matches, Skip
-from simam_inject.matching.match import value_of, why_not_attendable
+from simam_inject.matching.match import have_common_reader, value_of, why_not_attendable
 from simam_inject.matching.search import write_path
 from simam_inject.modules import is_taken
 from simam_inject.planning.edits import Resolved, resolve
@@ -46,7 +46,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
             resolved = resolve(flow, site, hit.reader)
             if isinstance(resolved, str):
                 reason = f"SimAM cannot be applied: {resolved}"
-            elif (reason := _why_taken(hit, resolved.edit, present, insertions)) is None:
+            elif (reason := _why_taken(flow, hit, resolved.edit, present, insertions)) is None:
                 insertions.append(_insertion(flow, site, hit, resolved, names))
         if reason in (None, PRESENT) or module is not None:
             fulfilled.add(hit.rule)
@@ -134,11 +134,22 @@ def _why_present(hit: Hit, present: Sequence[Insertion]) -> str | None:
     return None
 
 
-def _why_taken(hit: Hit, edit: Edit, present: Sequence[Insertion], planned: Sequence[Insertion]) -> str | None:
-    """The reason of a hit that has the edit of another one: an identity makes one tensor the value of two sites."""
-    if there := [one for one in present if one.edit == edit]:
+def _why_taken(
+    flow: Dataflow, hit: Hit, edit: Edit, present: Sequence[Insertion], planned: Sequence[Insertion]
+) -> str | None:
+    """The reason of a hit that has the tensor of another one: an identity makes it the value of two sites."""
+    value = flow.recording.value(hit.path)
+    is_written = value is not None and any(tick > value.made for tick in flow.recording.writes.get(value.storage, ()))
+
+    def is_same(one: Insertion) -> bool:
+        site = flow.anatomy.site_by_path.get(one.path)
+        if one.edit == edit or is_written or site is None or value is not flow.recording.value(one.path):
+            return one.edit == edit
+        return have_common_reader((hit.attended, hit.reader), (site, one.reader))
+
+    if there := [one for one in present if is_same(one)]:
         return _why_present(hit, there)
-    other = next((one for one in planned if one.edit == edit), None)
+    other = next((one for one in planned if is_same(one)), None)
     return None if other is None else f"is the same value as {other.path or '(model)'}, taken by rules[{other.rule}]"
 
 

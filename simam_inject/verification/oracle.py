@@ -5,7 +5,7 @@ Of an edit it reads the kind, key, argument and holder; it uses neither the hook
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from functools import partial
@@ -58,12 +58,14 @@ class Oracle:
             with torch._C.DisableTorchFunction():  # operations of the oracle are not those of the forward
                 return exchange(entry, x)
 
-        modules, namer = dict(stock.named_modules()), _SiteNamer(stock)
+        modules, namer = dict(stock.named_modules(remove_duplicate=False)), _SiteNamer(stock)
+        names = Counter(map(id, modules.values()))
+        alone = {path for path, module in modules.items() if names[id(module)] == 1}
         for entry in self.sites:
             if entry.site.module in self.scopes:
                 namer.add(entry.site.path, partial(function, entry), entry.site.module not in unnumbered)
             else:
-                _add_hook(entry, modules, partial(function, entry))
+                _add_hook(entry, modules, alone, partial(function, entry))
         try:
             with namer.watching() if self.scopes or not self.ran else nullcontext():
                 return forward(stock)
@@ -96,13 +98,17 @@ def _scope(entry: Attended) -> str | None:
     return scope if is_inside else None  # `scope.x` is what the holder itself is given
 
 
-def _add_hook(entry: Attended, modules: dict[str, nn.Module], function: _Function) -> None:
-    """Register a hook on the module that the path names; on the holder for what it computes inside, or repeatedly."""
+def _add_hook(entry: Attended, modules: dict[str, nn.Module], alone: set[str], function: _Function) -> None:
+    """Register a hook on the module that the path names.
+
+    For what the holder computes inside, or repeatedly, on the holder; so too if the named module has other names, as
+    one activation for the whole network, which runs under each.
+    """
     site, edit = entry.site, entry.site.edit
     assert not isinstance(edit, Rewritten)
     if isinstance(edit, Output):
         path, colon, _ = site.path.partition(":")
-        is_module = path in modules and site.runs == 1 and (edit.key is not None) == bool(colon)
+        is_module = path in alone and site.runs == 1 and (edit.key is not None) == bool(colon)
         module = modules[path if is_module else edit.module]
         module.register_forward_hook(lambda _m, _a, output: _replaced(output, edit.key, function), prepend=True)
         return

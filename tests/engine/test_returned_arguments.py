@@ -202,3 +202,12 @@ class Unpacks(nn.Module):
 def test_an_operation_that_an_assignment_runs_is_skipped():
     with pytest.raises(NoMatchError, match="a variable that is assigned to"):
         plan(build(Unpacks), rule(path="relu", after="output"), example_inputs=image())
+
+
+def test_what_a_block_returns_of_its_last_dropout_is_one_value():
+    stock = build(lambda: nn.Sequential(conv(), nn.Sequential(conv(), nn.BatchNorm2d(6), nn.Dropout(0.5)), conv()))
+    ours = inject(copy.deepcopy(stock), rule(path=["1", "1.2"], after="output"), example_inputs=image())
+    assert [insertion.path for insertion in injected(ours)] == ["1.2"]
+    assert_attended(run(ours, image()), stock, ["1"], image())
+    with pytest.raises(NoMatchError, match="already has SimAM"):
+        inject(ours, rule(path="1", after="output", e_lambda=0.1), example_inputs=image())

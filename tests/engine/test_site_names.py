@@ -13,7 +13,7 @@ from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, Net, build, conv, run
 from tests.engine.networks import image as photo
 from tests.engine.networks import resnet18
-from tests.engine.targets import image
+from tests.engine.targets import image, rule
 from tests.oracle import E_LAMBDA, assert_attended, hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
@@ -374,3 +374,23 @@ def test_children_that_only_have_the_name_of_parametrizations():
     block = Parametrizations()
     del block.a, block.b
     assert paths(block, "parametrizations.first") == ["block.parametrizations.first"]
+
+
+class SharesActivation(nn.Module):
+    """As ultralytics' Conv: one activation module for the whole network, under a name in each block."""
+
+    def __init__(self, activation):
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4), activation
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+def test_a_module_with_several_names_is_found_by_the_blocks_that_run_it():
+    activation = nn.SiLU()
+    stock = build(lambda: nn.Sequential(SharesActivation(activation), SharesActivation(activation), nn.Conv2d(4, 4, 1)))
+    x = torch.rand(2, 4, 16, 16).double()
+    ours = inject(copy.deepcopy(stock), rule(pattern="conv2d > batch_norm > act"), example_inputs=x)
+    assert [insertion.path for insertion in injected(ours)] == ["0.act", "1.act"]
+    assert_attended(run(ours, x), stock, ["0", "1"], x)
