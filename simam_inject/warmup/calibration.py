@@ -6,8 +6,9 @@ sites measure maps that are corrected already. With one batch this is exact. Wit
 at later sites was corrected with the gains of that moment; this matters little, since a gate depends on the shape of
 the distribution of a map and hardly on its scale.
 
-In a second pass, each norm gets the mean and the unbiased variance of its input over all samples, and uses what was
-measured so far. Both passes run a twin of the model in eval mode; the model itself gets the numbers at the end.
+In a second pass, each norm gets the mean and the unbiased variance of its input over all samples (an instance norm the
+means of those of each sample), and uses what was measured so far. Both passes run a twin of the model in eval mode; the
+model itself gets the numbers at the end.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM, simam
@@ -56,7 +58,7 @@ class Calibration:
     norms: int
     """How many norms got new statistics."""
     frozen: int
-    """How many were left as they are because they are frozen, or have no statistics per channel."""
+    """How many were left as they are: frozen, not derived from PyTorch's classes, or without statistics per channel."""
     note: str = ""
     """Why no norm got new statistics, where they were asked for."""
 
@@ -66,7 +68,7 @@ class Calibration:
         for site in self.sites:
             errors = f"{site.error_before:12.3f}  {site.error_after:5.3f}"
             lines.append(f"{site.path:{width}}  {site.gain:5.3f}  {errors}  {site.kept:6.1%}")
-        frozen = f", {self.frozen} frozen and unchanged" if self.frozen else ""
+        frozen = f", {self.frozen} unchanged (frozen, or not of PyTorch's classes)" if self.frozen else ""
         lines.append(f"norms: {self.norms} recomputed{frozen}" + f" ({self.note})" * bool(self.note))
         return "\n".join(lines)
 
@@ -90,8 +92,9 @@ def calibrate(
         gains: fit the gains, at strength 1, whatever the strength is now.
         norms: compute the running statistics of norms again, at the strength that the model has. At strength 0 they
             fit already and do not change.
-        frozen_norms: also of frozen norms: `FrozenBatchNorm2d`, and those in eval mode whose parameters do not train
-            while others of the model do, or whose model is in train mode.
+        frozen_norms: also of frozen norms: those of a class that is not derived from PyTorch's, as `FrozenBatchNorm2d`,
+            and those in eval mode whose parameters do not train while others of the model do, or whose model is in
+            train mode.
 
     Returns:
         The gains with their errors; `print` shows a table.
@@ -112,7 +115,7 @@ def calibrate(
     twin = evaluated_twin(network, "calibrate")
     sites = simams_of(network)
     targets, frozen = _norms_of(network, frozen_norms) if norms else ({}, 0)
-    note = "" if targets or not norms else "the model has no norm with running statistics that is not frozen"
+    note = "" if targets or not norms else "no norm of PyTorch's classes has running statistics and is not frozen"
     if targets and all(attention.strength == 0.0 for _, attention in sites):
         targets, note = {}, "at strength 0 norms do not change"
     if not gains and not targets:
@@ -201,7 +204,7 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
         run_batches(network, source, "estimating norms")
     ran = {path: norm for path, norm in norms.items() if sums[path].any()}
     for path, norm in ran.items():
-        if sums[path][0, 0] < 2:
+        if sums[path][0, 0] < 2 and not isinstance(norm, _InstanceNorm):
             raise ModelError(f"the norm {path} reads one value per channel, which has no variance: give more samples")
         _set_statistics(norm, sums[path])
     return ran
@@ -212,15 +215,19 @@ def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: 
     x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
     if x.shape[1] != channels or (channels in x.shape[2:] and not _is_known(norm)):
         raise ModelError(
-            f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which "
-            "dimension contains them is not known; leave frozen_norms out"
+            f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which dimension "
+            f"contains them is not known; {'pass norms=False' if _is_of_torch(norm) else 'leave frozen_norms out'}"
         )
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
+    per_sample = isinstance(norm, _InstanceNorm)
+    dims = [dim for dim in range(x.dim()) if dim != 1][per_sample:]
+    spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=int(per_sample))
     variance, mean = (statistic.cpu().double() for statistic in spread)
     if not bool((variance + mean).isfinite().all()):
         raise ModelError(f"what the norm {path} reads has values that are not finite (NaN or infinity)")
-    sums += x.numel() // channels * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+    if per_sample:
+        sums += torch.stack([torch.ones_like(mean), mean, variance]).sum(1)
+    else:
+        sums += x.numel() // channels * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
     _set_statistics(norm, sums)
 
 
@@ -228,17 +235,18 @@ def _set_statistics(norm: Any, sums: Tensor) -> None:
     count, total, squares = sums
     mean = total / count
     norm.running_mean.copy_(mean)
-    norm.running_var.copy_((squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1))
+    variance = (squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1)
+    is_instance: bool = isinstance(norm, _InstanceNorm)  # the sum is that of the variances of samples
+    norm.running_var.copy_(squares / count if is_instance else variance)
 
 
 def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int]:
-    """Norms with running statistics that are to get new ones, by path, and how many frozen ones are not."""
+    """Norms with running statistics that are to get new ones, by path, and how many others there are."""
     found = {
         path: module
         for path, module in network.named_modules()
         if isinstance(getattr(module, "running_mean", None), Tensor)
         and isinstance(getattr(module, "running_var", None), Tensor)
-        and not isinstance(module, nn.modules.instancenorm._InstanceNorm)  # averages over samples, not over the batch
     }
     taken = {
         path: module
@@ -250,13 +258,17 @@ def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int
 
 
 def _is_known(norm: nn.Module) -> bool:
-    """A norm of a library, whose channels are in the second dimension."""
-    return type(norm).__module__.partition(".")[0] in ("torch", "torchvision", "timm")
+    """A norm whose channels are in the second dimension."""
+    return _is_of_torch(norm) or type(norm).__module__.partition(".")[0] in ("torchvision", "timm")
+
+
+def _is_of_torch(norm: nn.Module) -> bool:
+    return isinstance(norm, nn.modules.batchnorm._NormBase)
 
 
 def _is_frozen(network: nn.Module, norm: nn.Module) -> bool:
-    if not isinstance(norm, nn.modules.batchnorm._NormBase):
-        return True  # FrozenBatchNorm2d and its like never update theirs
+    if not _is_of_torch(norm):
+        return True  # FrozenBatchNorm2d and its like never update theirs; of other classes it is not known
     trains = any(parameter.requires_grad for parameter in network.parameters())  # none does in checkpoints of a YOLO
     parameters = list(norm.parameters(recurse=False))
     fixed = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)

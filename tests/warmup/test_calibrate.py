@@ -4,6 +4,7 @@ import copy
 import itertools
 import re
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -126,6 +127,23 @@ def test_norms_get_the_statistics_of_what_they_read():
         torch.testing.assert_close(norm.running_var, value.var(1), rtol=1e-3, atol=1e-5)
 
 
+class OwnBatchNorm(nn.BatchNorm2d):
+    """As HRNet and many others have one."""
+
+
+@pytest.mark.parametrize("kind", [OwnBatchNorm, partial(nn.InstanceNorm2d, track_running_stats=True)])
+def test_norms_derived_from_those_of_torch_get_what_train_mode_measures(kind):
+    x = images(4)  # of 16x16: as many channels as lines
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), kind(16), nn.ReLU()).eval()
+    calibrate(inject(model, "after conv2d", example_inputs=x), x)
+    other = copy.deepcopy(model).train()
+    other[1].reset_running_stats()
+    other[1].momentum = 1.0
+    other(x)
+    torch.testing.assert_close(model[1].running_mean, other[1].running_mean)
+    torch.testing.assert_close(model[1].running_var, other[1].running_var)
+
+
 def test_frozen_norms_stay_unless_asked():
     model = attended().train()
     for path in NORMS[1:3]:
@@ -134,7 +152,7 @@ def test_frozen_norms_stay_unless_asked():
     before = copy.deepcopy(model.state_dict())
     found = calibrate(model, images())
     assert (found.norms, found.frozen) == (2, 3)
-    assert "2 recomputed, 3 frozen and unchanged" in str(found)
+    assert "2 recomputed, 3 unchanged (frozen, or not of PyTorch's classes)" in str(found)
     for path in NORMS:
         changed = not torch.equal(model.state_dict()[f"{path}.running_mean"], before[f"{path}.running_mean"])
         assert changed == (path in (NORMS[0], NORMS[4])), path
@@ -380,8 +398,8 @@ def test_a_network_without_norms():
     inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=images(2), verify=False)
     found = calibrate(model, images())
     assert found.norms == 0
-    assert "no norm with running statistics" in str(found)
-    with refused(model, "nothing to calibrate", "no norm with running statistics"):
+    assert "no norm of PyTorch's classes has" in str(found)
+    with refused(model, "nothing to calibrate", "no norm of PyTorch's classes has"):
         calibrate(model, images(), gains=False)
     with refused(model, "gains and norms"):
         calibrate(model, images(), gains=False, norms=False)
