@@ -28,7 +28,7 @@ from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, WRONG_SIGN, C
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.dataflow.example import example_of
-from simam_inject.errors import CompareError, InjectError, a_type
+from simam_inject.errors import CompareError, InjectError, ModelError, a_type
 from simam_inject.recipe import adjusted, load_recipe
 from simam_inject.warmup.batches import readable_twice
 
@@ -89,7 +89,7 @@ def compare(
         CompareError: An argument is invalid, the storage cannot be written, or holds other settings.
         RecipeError: A recipe does not exist or is invalid; no run is started.
         NoMatchError: A recipe has no effect on the network; no run is started.
-        ModelError: The network cannot be planned, or `batches` cannot be iterated over.
+        ModelError: The network cannot be planned, or `batches` cannot be iterated over or is empty.
 
     Example:
         >>> def train(model, seed, report):  # doctest: +SKIP
@@ -108,6 +108,8 @@ def compare(
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, variants, example_inputs)
     batches = None if batches is None else readable_twice(batches)  # each run reads them
+    if batches is not None and not any(True for _ in batches):
+        raise ModelError("batches holds no batch, so norms would lose their statistics")
     used = {variant.recipe: variant.where.to_dict() for variant in variants if variant.where is not None}
     settings = {"recipes": used, "warm_start": batches is not None, **(settings or {})}
     try:

@@ -73,7 +73,9 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
 
     if other := [option for name, option in _BUILT_IN.items() if getattr(training, name) != getattr(Training(), name)]:
         raise CompareError(f"ultralytics' trainer has its own settings for {', '.join(other)}: leave these out")
-    yolo = build(weights or model).model
+    start = weights or model
+    is_trained = start.endswith(".pt")
+    yolo = eject(build(start).model)  # SimAMs of a checkpoint would be in plain too
     is_classifier = yolo.task == "classify"
     size = training.size or (224 if is_classifier else 640)
     metric = "metrics/accuracy_top1" if is_classifier else "metrics/mAP50-95(B)"
@@ -86,7 +88,7 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
 
     def make_model() -> Any:
         made = type(yolo.model)(yolo.model.yaml, ch=3, nc=classes, verbose=False)
-        if weights is not None:
+        if is_trained:
             made.load(yolo.model)
         return made
 
@@ -97,7 +99,7 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
             trainer.model = made  # a network is trained as it is, where a name would be built anew
             trainer.save_model = trainer.final_eval = lambda: None  # the last epoch counts, not the best
             trainer.add_callback("on_fit_epoch_end", lambda done: report(done.epoch + 1, 100 * done.metrics[metric]))
-            if weights is not None:
+            if is_trained:
                 trainer.add_callback("on_pretrain_routine_end", _estimate_norms)
             trainer.train()
             return 100 * float(trainer.metrics[metric])

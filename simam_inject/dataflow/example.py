@@ -41,10 +41,25 @@ class Example:
         """Arguments for one run, which may write into them, empty lists and fill dicts: the example stays.
 
         Args:
-            convert: makes the tensor that the run gets; one that is passed twice is passed twice again.
+            convert: makes the tensor that the run gets; one that two arguments hold is two, as two inputs are.
         """
-        args, kwargs = copied_with(convert, (self.args, self.kwargs), shared=nn.Module)
-        return args, kwargs
+        args = tuple(copied_with(convert, value, shared=nn.Module) for value in self.args)
+        return args, {name: copied_with(convert, value, shared=nn.Module) for name, value in self.kwargs.items()}
+
+    def with_distinct_tensors(self) -> Example:
+        """The same example, in which a tensor that is equal to an earlier one is multiplied by noise.
+
+        Otherwise nothing shows that a network reads one of them in place of the other.
+        """
+        seen: list[torch.Tensor] = []
+
+        def alter(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.is_floating_point() and tensor.itemsize > 1 and any(_is_equal(tensor, one) for one in seen):
+                tensor = tensor.detach() * (_noise(tensor.shape, len(seen)) / 2 + 0.5).to(tensor.device, tensor.dtype)
+            seen.append(tensor)
+            return tensor
+
+        return self._with(alter)
 
     def run(self, call: Callable[..., Any]) -> Any:
         """What `call` returns for copies of the arguments."""
@@ -127,6 +142,10 @@ class Example:
             return tensor
 
         return self._with(resize) if any(new != length for length, new in lengths.items()) else None
+
+
+def _is_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return (a.device, a.dtype, a.layout) == (b.device, b.dtype, b.layout) and torch.equal(a, b)
 
 
 def _noisy_copies(tensor: torch.Tensor, count: int) -> list[torch.Tensor]:

@@ -142,7 +142,7 @@ def _network(model: nn.Module) -> nn.Module:
 
 def _example(network: nn.Module, example_inputs: Any) -> Example:
     """The example with positional arguments in the order of the forward method, as files have them."""
-    example = example_of(network, example_inputs)
+    example = example_of(network, example_inputs).with_distinct_tensors()
     try:
         bound = inspect.signature(network.forward).bind(*example.args, **example.kwargs)
     except TypeError as error:

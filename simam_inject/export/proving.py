@@ -176,9 +176,10 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
             is_unused = any(gate.module == site.module and not gate.is_live for gate in gates)
             lost.append(site.path + " (computed, but its output is never used)" * is_unused)
     if lost:
+        merged = ". An exporter to ONNX may merge identical computations of one value into one; a .pt2 file keeps them"
         raise LostSiteError(
             f"the file lost {len(lost)} of {len(expected)} SimAM sites: {shortened(lost)}. "
-            f"Its graph holds {len(live)} live of {sum(site.runs for site in expected)}"
+            f"Its graph holds {len(live)} live of {sum(site.runs for site in expected)}{merged * bool(live)}"
         )
     return tuple(found)
 

@@ -21,19 +21,19 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
         file: `.safetensors` (one of `simam_inject.persist.save` also restores SimAM), or a `state_dict` that
             `torch.save` wrote, alone or under a key such as `state_dict`; for a YOLO also a checkpoint of ultralytics,
             which is a pickle: load one from people you trust.
-        new_head: the layers for the classes keep their own weights where the file has another number of classes; not
-            for a file of `simam_inject.persist.save`.
+        new_head: the layers for the classes keep their own weights where the file has another number of classes.
 
     Returns:
         The same model, with the note changed.
 
     Raises:
-        FileError: The file cannot be read, one of `simam_inject.persist.save` was made for another model, or
-            `load_state_dict` of the model raises an error or drops a tensor.
+        FileError: The file cannot be read, `load_state_dict` of the model raises an error or drops a tensor, or SimAM
+            of the file cannot be restored.
         ModelError: Its names or shapes are not those of the model.
     """
+    from simam_inject.adapters import adapter_of, network_of
     from simam_inject.api import injected
-    from simam_inject.persist import load
+    from simam_inject.persist import read
     from simam_inject.persist.checkpoints import read_checkpoint
     from simam_inject.persist.files import naming, read_tensors
     from simam_inject.persist.record import KEY
@@ -49,17 +49,19 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
     else:
         with naming(file):
             state, texts = read_tensors(file) if file.suffix == ".safetensors" else (read_checkpoint(file)[0], {})
-    if KEY in texts:
-        load(file, built.model)
-    else:
-        head = _copy(built, file, state, new_head=new_head)
-        note += f", with a new {' and '.join(head)}" if head else ""
+    head = _copy(built, file, state, new_head=new_head)
+    note += f", with a new {' and '.join(head)}" if head else ""
+    if KEY in texts and (record := read(file)).sites:
+        with naming(file):
+            record.attach_to(network_of(built.model))
+        record.set_strengths(network_of(built.model))
+    adapter_of(built.model).loaded(built.model)
     return replace(built, note=note)
 
 
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bool) -> list[str]:
     """Strict loading, with one message for everything that does not fit; returns the layers of a new head."""
-    from simam_inject.adapters import adapter_of, network_of
+    from simam_inject.adapters import network_of
     from simam_inject.persist.checkpoints import without_prefix
     from simam_inject.persist.files import check_fit, differences, fill, listed, naming
 
@@ -78,5 +80,4 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bo
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
     with naming(file):
         check_fit(network, fill(network, {**state, **{name: ours[name] for name in head}}, strict=True))
-    adapter_of(built.model).loaded(built.model)
     return sorted({name.rpartition(".")[0] for name in head})

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from simam_inject import inject
 from simam_inject.compare import compare
 from simam_inject.compare.cells import AGAIN_OFFSET
-from simam_inject.errors import CompareError, NoMatchError, RecipeError
+from simam_inject.errors import CompareError, ModelError, NoMatchError, RecipeError
 from tests.compare.networks import RECIPE, attended_by, attention_of, make_model, noisy
 from tests.messages import says
 
@@ -192,6 +192,7 @@ def no_run(model, seed, report):
         ({"budget": math.nan}, CompareError, says("budget is nan", "number")),
         ({"settings": {"data": object()}}, CompareError, says("settings cannot be written as JSON", "object")),
         ({"settings": {"rate": math.nan}}, CompareError, says("settings cannot be written as JSON")),
+        ({"batches": DataLoader(torch.zeros(2, 3, 4, 4), 8, drop_last=True)}, ModelError, "holds no batch"),
         ({"storage": "."}, CompareError, says("is a folder")),
         ({"storage": "nowhere/study.journal"}, CompareError, says("no such folder", "nowhere")),
         ({"make_model": make_attended}, CompareError, says("already has SimAM", "plain")),

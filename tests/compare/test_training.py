@@ -13,13 +13,15 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
 
+from simam_inject import inject
 from simam_inject.cli import comparing
 from simam_inject.cli.options import parse_time
 from simam_inject.compare import Report, compare, load_comparison
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError, FileError, InjectError
-from simam_inject.zoo import build
+from simam_inject.persist import save
+from simam_inject.zoo import build, load_weights
 from tests.compare.networks import RECIPE
 from tests.messages import says
 from tests.stripes import draw_stripes
@@ -168,10 +170,21 @@ def test_trained_weights_are_loaded_and_norms_estimated_again(images, tmp_path):
     assert len(setup["batches"]) == 8
 
 
-def test_the_head_of_weights_for_other_classes_is_drawn_by_the_seed(images, tmp_path):
+def save_plain(model, path):
+    torch.save(model.state_dict(), path)
+
+
+def save_injected(model, path):
+    save(inject(model, "after conv2d", example_inputs=torch.rand(1, 3, 16, 16)), path)
+
+
+@pytest.mark.parametrize(("write", "name"), [(save_plain, "net.pt"), (save_injected, "net.safetensors")])
+def test_the_head_of_weights_for_other_classes_is_drawn_by_the_seed(images, tmp_path, write, name):
     trained = nn.Sequential(*make(5)[:-1], nn.Linear(8, 9))
-    torch.save(trained.state_dict(), tmp_path / "net.pt")
-    setup = set_up(f"{images}/net.py:net", str(images), SHORT, "cpu", weights=str(tmp_path / "net.pt"))
+    write(trained, tmp_path / name)
+    with pytest.raises(InjectError, match=says("another number of classes", "--num-classes N")):
+        load_weights(build(f"{images}/net.py:net"), tmp_path / name)
+    setup = set_up(f"{images}/net.py:net", str(images), SHORT, "cpu", weights=str(tmp_path / name))
     first, again, other = (torch.manual_seed(seed) and setup["make_model"]() for seed in (0, 0, 1))
     assert torch.equal(first[0].weight, trained[0].weight)
     assert torch.equal(first[-1].weight, again[-1].weight)

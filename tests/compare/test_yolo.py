@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from ultralytics import YOLO
 
+from simam_inject import inject, injected
 from simam_inject.compare import compare
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training
@@ -15,8 +17,6 @@ SHORT = Training(epochs=2, batch=4, size=64)
 
 @pytest.mark.long
 def test_a_yolo_from_scratch_and_from_weights(tmp_path, monkeypatch):
-    from ultralytics import YOLO
-
     monkeypatch.chdir(tmp_path)
     data = str(draw_set(tmp_path / "set"))
     YOLO("yolov8n.yaml").save("start.pt")
@@ -36,6 +36,16 @@ def test_a_yolo_from_scratch_and_from_weights(tmp_path, monkeypatch):
         assert trained == [set(), set(), {"SimAM"}, {"EcaModule"}]
         assert all([epoch for epoch, _ in cell.curve] == [1, 2] for cell in comparison.cells)
         assert len({cell.weights for cell in comparison.cells}) == 1
+
+
+def test_a_checkpoint_as_the_model_keeps_its_weights_and_loses_its_simam(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    yolo = inject(YOLO("yolov8n.yaml"), "yolo-sppf", verify=False)
+    yolo.save("start.pt")
+    setup = set_up("start.pt", str(draw_set(tmp_path / "set")), SHORT, "cpu")
+    made = setup["make_model"]()
+    assert torch.equal(made.model[0].conv.weight, yolo.model.model[0].conv.weight.half().float())
+    assert not injected(made)
 
 
 @pytest.mark.parametrize(("model", "size"), [("yolov8n", 640), ("yolov8n-cls", 224)])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import inject, plan, verify
+from simam_inject import inject, injected, plan, verify
 from tests.engine.blocks import Block, Net, conv
 from tests.oracle import same_bits
 
@@ -72,14 +72,20 @@ def test_a_forward_that_writes_into_its_input(network, wrap):
     assert not isinstance(held, dict) or list(held) == ["image"]
 
 
-class SeesOneTensorTwice(Net):
-    def forward(self, x, same):
-        return super().forward(x + 1 if x is same else x)
+class Pair(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(3)
+
+    def forward(self, x, y):
+        return self.a(x) + self.b(y) if x is not y else self.a(x)
 
 
-def test_a_tensor_that_is_passed_twice_stays_one():
-    model = inject(SeesOneTensorTwice(Block()).eval(), "after block.a", example_inputs=(X, X))
-    assert verify(model, example_inputs=(X, X)).ok
+@pytest.mark.parametrize("example", [(X, X), (X, X + 1), {"x": X, "y": X}], ids=["one tensor", "two", "by keyword"])
+def test_a_tensor_that_is_given_as_two_arguments_is_two(example):
+    model = inject(Pair().eval(), {"rules": [{"block": "Pair", "before": "b"}]}, example_inputs=example)
+    assert [site.path for site in injected(model)] == ["y"]
+    assert verify(model, example_inputs=example).ok
 
 
 def pending():

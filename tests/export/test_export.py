@@ -6,7 +6,9 @@ import torch
 from torch import nn
 
 from simam_inject import inject, injected
-from simam_inject.export import export
+from simam_inject.dataflow.example import Example
+from simam_inject.export import LostSiteError, export, prove
+from simam_inject.export.formats import read
 from tests.export.networks import Pyramid, attended, doubling, image
 from tests.networks import Network
 
@@ -114,6 +116,50 @@ def test_keywords_a_dict_of_outputs_and_a_block_that_runs_twice(suffix, tmp_path
     report = export(model, tmp_path / f"net{suffix}", example_inputs=example)
     assert [(site.path, site.runs) for site in report.sites] == [("blocks.0.conv2", 2), ("blocks.1.conv2", 1)]
     assert report.difference < 1e-5
+
+
+class Siamese(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3)
+
+    def forward(self, x, y):
+        return self.conv(x) - 2 * self.conv(y)
+
+
+class Once(Siamese):
+    """Applies one convolution twice to the same value."""
+
+    def forward(self, x):
+        return super().forward(x, x)
+
+
+@QUIET
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_one_tensor_given_as_two_inputs_is_two_inputs_of_the_file(suffix, tmp_path):
+    x, y = image().clone(), image().flip(-1)
+    model = inject(Siamese().eval(), "after conv2d", example_inputs=(x, x))
+    report = export(model, tmp_path / f"net{suffix}", example_inputs=(x, x))
+    assert report.live == 1
+    run = read(report.path).run
+    with torch.no_grad():
+        torch.testing.assert_close(run(Example((x, y), {}))[0], model(x, y), rtol=1e-5, atol=1e-5)
+    assert prove(report.path, model, example_inputs=(x, x)).live == 1
+
+
+def test_a_merge_of_identical_computations_is_named(tmp_path):
+    model = inject(Once().eval(), "after conv2d", example_inputs=image())
+    with pytest.raises(LostSiteError, match=r"lost 1 of 1 .* 1 live of 2. An exporter to ONNX may merge identical"):
+        export(model, tmp_path / "net.onnx", example_inputs=image())
+    assert export(model, tmp_path / "net.pt2", example_inputs=image()).live == 1
+
+
+def test_a_file_that_ignores_one_of_two_inputs_is_found(tmp_path):
+    x = image()
+    model = inject(Siamese().eval().requires_grad_(False), "after conv2d", example_inputs=(x, x))
+    torch.jit.trace(lambda x, _: model(x, x), (x, x + 1)).save(str(path := tmp_path / "net.torchscript"))
+    with pytest.raises(LostSiteError, match="differs from eager mode"):
+        prove(path, model, example_inputs=(x, x))
 
 
 def test_the_model_is_as_it_was(tmp_path):
