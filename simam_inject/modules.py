@@ -84,9 +84,13 @@ def check_injectable(thing: object) -> None:
 
 def runs_hooks(module: nn.Module) -> bool:
     """Calling the module goes through `nn.Module.__call__`, which runs its hooks, if only by `super().__call__(x)`."""
+    return isinstance(module, fx.GraphModule) or all("__call__" in _names_in(call) for call in own_calls(module))
+
+
+def own_calls(module: nn.Module) -> list[Any]:
+    """What its classes have in the place of `nn.Module.__call__`."""
     kinds = type(module).__mro__
-    own = [vars(kind)["__call__"] for kind in kinds[: kinds.index(nn.Module)] if "__call__" in vars(kind)]
-    return isinstance(module, fx.GraphModule) or all("__call__" in _names_in(call) for call in own)
+    return [vars(kind)["__call__"] for kind in kinds[: kinds.index(nn.Module)] if "__call__" in vars(kind)]
 
 
 def _names_in(function: Any) -> tuple[str, ...]:

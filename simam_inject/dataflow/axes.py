@@ -87,6 +87,8 @@ def layout_after(
 
 def _of_another_rank(kind: str, dim: Any, source: Value, rank: int) -> Layout:
     """Layout after a stack, or after a reduction that drops dimensions; none if the channels are among them."""
+    if not source.layout:
+        return NOWHERE
     if kind == "stack":
         added = (dim or 0) % rank
         return frozenset(one + (one >= added) for one in source.layout)

@@ -20,12 +20,14 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from simam_inject.dataflow.axes import layout_after
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.module_kinds import function_facts, function_kind, leaf_kind
-from simam_inject.dataflow.naming import Arguments, Namer, Tensors, arguments_in
+from simam_inject.dataflow.module_kinds import function_facts, function_kind, function_name, leaf_kind
+from simam_inject.dataflow.naming import NOT_READS, Arguments, Namer, Tensors, arguments_in
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value, keyed
-from simam_inject.modules import has_children
+from simam_inject.modules import has_children, own_calls
 from simam_inject.nested import map_nested, tensors_in, tensors_of
+
+_CALL = nn.Module._wrapped_call_impl.__code__
 
 
 class Recorder(Namer):
@@ -36,6 +38,9 @@ class Recorder(Namer):
         self.recording = Recording(self.modules, self.first_calls, self.calls)
         self.ticks = itertools.count()
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+        self._inner: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
+        """Values that transforms of torch.func wrap, by the tensors inside, which they return in the end."""
+        self._own_calls = {getattr(call, "__code__", None) for m in self.modules.values() for call in own_calls(m)}
         self._storages: list[StorageWeakRef] = []
         """As long as a weak reference exists, torch does not give the address to another storage."""
 
@@ -56,14 +61,19 @@ class Recorder(Namer):
 
     # Values, by the identity of their tensors
 
-    def _find(self, tensor: torch.Tensor) -> Value | None:
-        entry = self._known.get(id(tensor))
+    def _find(self, tensor: torch.Tensor, *, is_inner: bool = False) -> Value | None:
+        entry = (self._inner if is_inner else self._known).get(id(tensor))
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def _add(self, tensor: torch.Tensor, layout: Layout, tick: int) -> Value:
         storage = _storage_of(tensor)
         value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, tick)
         self._known[id(tensor)] = weakref.ref(tensor), value
+        inner = _inside(tensor)
+        for other in (self._find(tensor, is_inner=True), *map(self._find, inner)):
+            if other is not None:  # vmap, vjp and the like take it, or return it
+                other.readings.append(Read(next(self.ticks), ""))
+        self._inner |= {id(one): (weakref.ref(one), value) for one in inner}
         if storage:
             if storage not in self.recording.by_storage:
                 self._storages.append(StorageWeakRef(tensor.untyped_storage()))  # type: ignore[no-untyped-call]
@@ -76,6 +86,26 @@ class Recorder(Namer):
         return self._add(tensor, NOWHERE, NEVER) if value is None else value
 
     # Operations
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if self._own_calls and function_name(func) not in NOT_READS:
+            self._note_own_call(None)
+        return super().__torch_function__(func, types, args, kwargs)
+
+    def _note_own_call(self, begun: nn.Module | None) -> None:
+        """A module begins, or an operation: note whose own `__call__` runs it, around `nn.Module.__call__`."""
+        frame: types.FrameType | None = sys._getframe(1)
+        is_inside = begun is not None
+        while frame is not None and (is_inside or frame.f_code is not _CALL):
+            is_inside &= frame.f_code is not _CALL
+            if frame.f_code in self._own_calls:
+                given = next(iter(frame.f_locals.values()), None)
+                owner = given[0] if isinstance(given, tuple) and given else given  # of a wrapper: *args
+                calls = self.first_calls.values() if owner is not begun else ()
+                self.recording.reworked |= {call.path for call in calls if call.end and call.module is owner}
+            frame = frame.f_back
 
     def operate(self, frame: Frame, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of a forward, and note what it reads, writes and computes."""
@@ -111,6 +141,8 @@ class Recorder(Namer):
     def entered(self, frame: Frame, arguments: Arguments) -> None:
         """Note what a module is given; in a scope, as steps of its forward."""
         frame.start = next(self.ticks)
+        if self._own_calls:
+            self._note_own_call(frame.module)
         for key, path, tensors in arguments:
             values = [(keys, self._value(tensor)) for keys, tensor in tensors]
             for keys, value in values:
@@ -181,6 +213,14 @@ def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:
 def _version_of(tensor: torch.Tensor) -> int | None:
     """How often the tensor's memory was written; None where torch does not count."""
     return None if tensor.is_inference() else tensor._version
+
+
+def _inside(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The tensors that transforms of torch.func have wrapped in this one, outermost first."""
+    found = [tensor]
+    while torch._C._functorch.is_functorch_wrapped_tensor(found[-1]):
+        found.append(torch._C._functorch.get_unwrapped(found[-1]))
+    return found[1:]
 
 
 def _storage_of(tensor: torch.Tensor) -> int:

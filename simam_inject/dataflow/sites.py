@@ -20,10 +20,14 @@ from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
 from simam_inject.modules import called_modules, has_children, runs_hooks
 
 _NOT_BASES = frozenset({"Module", "object"})
-UNUSED = "its output is never used"
+UNUSED = "its output is never used by an operation that is recorded"
 _IN_PLACE = (
     "it modifies a tensor in place, and its result is not read under its own name; use `before` with an operation that "
     "reads that tensor"
+)
+_REWORKED = (
+    "the __call__ of {} computes more outside of its forward, and hooks see only what the forward returns: move it "
+    "into the forward"
 )
 _SCRIPTED = "is a torch.jit.ScriptModule, whose operations cannot be recorded"
 
@@ -116,6 +120,8 @@ class Surveyor:
         facts = {**step.facts, **facts, **({} if step.call is None else _module_facts(step.call.module))}
         if value is not None and whole.kind != "input" and step.frame is not None:
             facts = self._why_unused(value, value.made if call is None else call.end) | facts
+        if call is not None and call.path in self.base.reworked:
+            facts = {"obstacle": _REWORKED.format(type(call.module).__name__)} | facts
         known = [source for source in whole.inputs if source.kind != "outside"]
         read = [source.value for source in known]
         if call is not None and call.is_scope:  # what is written in place before the block returns it is another value

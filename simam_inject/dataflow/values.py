@@ -186,6 +186,8 @@ class Recording:
     by_storage: dict[int, list[Value]] = field(default_factory=dict)
     results: list[Value] = field(default_factory=list)
     """What the model returns, or stores in a list or an attribute."""
+    reworked: set[str] = field(default_factory=set)
+    """Paths of modules whose class has a `__call__` that computes something after the forward has run."""
     _referenced: frozenset[types.CodeType] | None = None
 
     def value(self, path: str) -> Value | None:

@@ -1,6 +1,7 @@
 """Bad input: one clear InjectError each, and a model left exactly as it was."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
@@ -354,6 +355,46 @@ def test_a_call_that_calls_the_one_of_its_class_runs_hooks(kind, whole):
     del ours.get_submodule(site).simam
     with pytest.raises(ModelError, match="lost"):
         ours(x)
+
+
+class CallsPart(Block):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.Tanh()
+
+    def __call__(self, x):
+        return self.act(super().__call__(x))
+
+
+class ScalesBefore(Block):
+    def __call__(self, x):
+        return super().__call__(2 * x)
+
+
+def twice(function):
+    @functools.wraps(function)
+    def wrapper(*args):
+        return 2 * function(*args)
+
+    return wrapper
+
+
+class Decorated(Block):
+    @twice
+    def __call__(self, x):
+        return super().__call__(x)
+
+
+@pytest.mark.parametrize("kind", [CallsSuper, InheritsSuper, CallsPart, Decorated])
+@pytest.mark.parametrize("whole", [False, True])
+def test_what_a_call_of_ones_own_makes_of_the_result_is_not_attended(kind, whole):
+    model, x = (kind(), torch.rand(2, 4, 8, 8)) if whole else (Net(kind()), X)
+    message = f"the __call__ of {kind.__name__} computes more"
+    refuses(NoMatchError, message, model, f"after {kind.__name__.lower()}", example_inputs=x)
+    ours = Net(ScalesBefore()).double().eval()
+    stock = copy.deepcopy(ours)
+    inject(ours, "after scalesbefore", e_lambda=E_LAMBDA, example_inputs=X.double())
+    assert_attended(ours(X.double()), stock, ["block"], X.double())
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 from simam_inject import bypass, inject, injected, plan, simam, verify
 from simam_inject.api import survey
 from simam_inject.dataflow.example import example_of
+from simam_inject.dataflow.sites import UNUSED
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import strip
 from simam_inject.errors import NoMatchError
@@ -518,7 +519,41 @@ class Carries(Block):
 
 
 def test_what_only_an_object_carries_during_the_forward_is_not_returned():
-    assert survey(Carries().eval(), example_inputs=X).site_by_path["sigmoid"].obstacle == "its output is never used"
+    assert survey(Carries().eval(), example_inputs=X).site_by_path["sigmoid"].obstacle == UNUSED
+
+
+class Untracked(Block):
+    def forward(self, x):
+        y = self.a(x)
+        with torch._C.DisableTorchFunction():
+            z = y * 2
+        return self.b(z)
+
+
+def test_a_reader_that_is_not_recorded_is_not_denied():
+    assert survey(Untracked().eval(), example_inputs=X).site_by_path["a"].obstacle == UNUSED
+    assert "that is recorded" in UNUSED
+
+
+TRANSFORMS = {
+    "vmap": lambda block, x: block.b(torch.vmap(lambda one: one / (one.norm() + 1))(block.a(x))),
+    "vmap of a module": lambda block, x: torch.vmap(block.b)(block.a(x)),
+    "vmap of vmap": lambda block, x: block.b(torch.vmap(torch.vmap(torch.exp))(block.a(x))),
+    "vjp": lambda block, x: torch.func.vjp(block.b, block.a(x))[0],
+    "inside vjp": lambda block, x: torch.func.vjp(block.a, x)[0],
+    "jacfwd": lambda block, x: torch.func.jacfwd(lambda k: block.b(block.a(x)) * k)(x.new_tensor(2.0)),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_what_a_transform_of_torch_func_reads_is_used(name):
+    stock, x = type(name, (Block,), {"forward": TRANSFORMS[name]})().double().eval(), X.double()
+    ours = inject(
+        copy.deepcopy(stock),
+        {"e_lambda": oracle.E_LAMBDA, "rules": [{"path": "a", "after": "output"}]},
+        example_inputs=x,
+    )
+    oracle.assert_attended(ours(x), stock, ["a"], x)
 
 
 def test_a_list_that_a_module_is_given_has_run():
