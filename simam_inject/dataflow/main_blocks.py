@@ -83,7 +83,7 @@ class MainBlocks:
                 self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
 
     def _as_one_map(self, site: Site, sites: Mapping[str, Site]) -> Site:
-        """The site; of a block that returns one feature map in a tuple, perhaps with indices of a pooling, that map."""
+        """The site; of a block that returns one feature map in a tuple, perhaps beside a vector, that map."""
         call = self.recording.first_calls.get(site.path)
         maps = _maps_of(call) if call else []
         path = keyed(site.path, maps[0][0]) if len(maps) == 1 else ""
@@ -254,8 +254,9 @@ class MainBlocks:
 
 
 def _maps_of(call: Frame) -> Entries:
-    """What a call returns, without integers such as the indices of a pooling."""
-    return [(keys, value) for keys, value in call.outputs if value.dtype.is_floating_point]
+    """The maps that a call returns, without vectors, 1x1 maps, and integers such as the indices of a pooling."""
+    found = [(keys, value) for keys, value in call.outputs if value.dtype.is_floating_point]
+    return [(keys, value) for keys, value in found if max(value.shape[2:], default=0) > 1]
 
 
 def _makes_maps(kind: str) -> bool:

@@ -658,6 +658,31 @@ class Tides(nn.Module):
         return self.d1(self.d2(self.deep(x), second), first)
 
 
+class Factor(nn.Module):
+    """As in MLFN: a residual block that also returns a vector, or a 1x1 map."""
+
+    def __init__(self, keep):
+        super().__init__()
+        self.body, self.keep = Darn(), keep
+
+    def forward(self, x):
+        x = F.relu(self.body(x))
+        return x, x.mean((2, 3), keepdim=self.keep)
+
+
+class Factors(nn.Module):
+    def __init__(self, keep):
+        super().__init__()
+        self.stem, self.blocks = c3(3, 8), nn.ModuleList(Factor(keep) for _ in range(3))
+
+    def forward(self, x):
+        x, factors = self.stem(x), 0
+        for block in self.blocks:
+            x, factor = block(x)
+            factors = factors + factor
+        return x, factors
+
+
 class Echo(nn.Module):
     """A later stage reads a smaller copy of the image, too."""
 
@@ -770,6 +795,8 @@ CASES = [
     (Lit, "unet", "lantern.mix"),
     (Tides, "paper", "{e1,e2.first,d2,d1}.pair.2 {e2.rest.0,e2.rest.1,deep}.second"),
     (Tides, "block-output", "{e1,e2.first}:0 e2.rest.{0,1} deep d2 d1"),
+    (lambda: Factors(keep=False), "block-output", "blocks.{0,1,2}:0"),
+    (lambda: Factors(keep=True), "paper", "blocks.{0,1,2}.body.second"),
     (Echo, "unet", ""),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
