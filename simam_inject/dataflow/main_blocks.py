@@ -14,7 +14,8 @@ among them:
 
 In the container of a block, the other modules of its class that return maps are blocks as well.
 Where a network has no block, or only such of their classes, residual blocks of one convolution count as well; where it
-has none of these either, plain `Sequential`s that have most of its convolutions.
+has none of these either, plain `Sequential`s that have most of its convolutions. Where there are none at all, modules
+count whose maps cannot be attended, so that a rule tells why.
 """
 
 from __future__ import annotations
@@ -67,6 +68,8 @@ class MainBlocks:
         """Container and class of the blocks found so far: the others of the class in it are blocks too."""
         self.with_containers = False
         """Plain Sequentials count as blocks."""
+        self.with_obstacles = False
+        """Modules whose maps cannot be attended count as blocks."""
         for site in sites.values():
             spatial = site.spatial if site.obstacle is None else None
             maps = {(len(spatial), site.reduction)} if spatial and max(spatial) > 1 and site.reduction else set()
@@ -107,6 +110,7 @@ class MainBlocks:
             blocks = self._inside("")
             inside = sum(self.contents[path].convolutions for path in blocks)
             self.with_containers = len(blocks) > 1 and inside > self.contents[""].convolutions / 2
+            self.with_obstacles = not self.with_containers
         self.classes = self._block_classes(blocks)
         self.beside = {self._place(path) for path in blocks if type(self.recording.modules[path]) not in CONTAINERS}
         blocks = self._inside("")
@@ -120,7 +124,9 @@ class MainBlocks:
             return False
         if type(module) in CONTAINERS and (not self.with_containers or self._is_everything(path)):
             return False
-        if site.kind != "block" or site.obstacle is not None or site.spatial is None or max(site.spatial) <= 1:
+        if site.kind != "block" or site.spatial is None or max(site.spatial) <= 1:
+            return False
+        if site.obstacle is not None and not self.with_obstacles:
             return False
         inside = self.contents[path]
         has_products = inside.products >= 2 or path in self.units

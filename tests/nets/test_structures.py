@@ -826,6 +826,23 @@ def test_sites(factory, recipe, places):
         assert_right(model(image), expected, stock(image))
 
 
+class Frames(nn.Module):
+    """Frames are folded into the batch, in a net of one size."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(c3(3, 8, 2), Darn(), Darn(), nn.Flatten(), nn.Linear(8 * 8 * 8, 2))
+
+    def forward(self, x):
+        return self.net(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+@pytest.mark.parametrize("recipe", ["paper", "block-output", "stage-end"])
+def test_blocks_whose_axes_cannot_be_used_are_named_with_the_reason(recipe):
+    with pytest.raises(NoMatchError, match=r"(?m)^  net\.1.*: its first dimension grows by 3"):
+        plan(Frames(), recipe, example_inputs=torch.rand(2, 3, 3, 16, 16))
+
+
 def test_an_operation_that_nothing_computes():
     volume = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1))
     image = torch.rand(1, 1, 8, 8, 8)
