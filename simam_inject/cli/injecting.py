@@ -43,8 +43,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
         *(render_verification(verification, verbose=options.verbose) if verification is not None else ()),
         *str(calibration or "").splitlines(),
         *written,
-        "next:",
-        *_next_steps(built, plan, options),
+        *(["next:", *steps] if (steps := [*_next_steps(built, plan, options)]) else ()),
     ]
     data = {
         "model": built.name,
@@ -144,7 +143,8 @@ def _next_steps(built: ZooModel, plan: Plan, options: InjectOptions) -> Iterator
         code += f", exclude={options.exclude}" if options.exclude else ""
         code += f", e_lambda={options.e_lambda}" if options.e_lambda is not None else ""
     code += _example_code(built) + (f", strength={options.strength:g}" if options.strength != 1 else "")
-    yield f"  in Python: from simam_inject import inject; inject(model, {code})"
+    if parts:  # otherwise the model has the sites
+        yield f"  in Python: from simam_inject import inject; inject(model, {code})"
     suffix = options.output.suffix if options.output is not None else ""
     if not suffix:
         yield f"  save: add --output FILE{'.pt' if built.source == 'ultralytics' else '.safetensors'}"

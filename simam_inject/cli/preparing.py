@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from simam_inject.pictures import Photograph
     from simam_inject.planning.plan import Plan
     from simam_inject.recipe import Recipe
+    from simam_inject.recipe.rule import Rule
 
 _IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -36,11 +37,11 @@ def selectors(options: RecipeOptions) -> list[str]:
     return [*recipe, *(f"after {place}" for place in options.after), *(f"before {place}" for place in options.before)]
 
 
-def compose_recipe(options: RecipeOptions) -> Recipe:
-    """The one recipe that the options describe together."""
+def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe:
+    """The one recipe that the options describe together; if they name no site, those that the model has."""
     from simam_inject.recipe import Recipe, adjusted, load_recipe
 
-    parts = list(map(load_recipe, selectors(options)))
+    parts = [*map(load_recipe, selectors(options))] or own
     if not parts:
         raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
     recipe = parts[0]
@@ -70,8 +71,10 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     Raises:
         NoMatchError: the recipe has no effect.
     """
-    recipe = compose_recipe(options)
+    may_have_sites = options.weights is not None or options.model.endswith(".pt") or not library_of(options)
+    recipe = None if may_have_sites and not selectors(options) else compose_recipe(options)  # before it takes seconds
     built = prepare(options, step)
+    recipe = recipe or compose_recipe(options, _recipes_of(built))
     from simam_inject import api
 
     step("planning")
@@ -92,6 +95,21 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     if not plan.insertions and not plan.is_done:
         raise NoMatchError(api.no_effect(plan))
     return built, plan
+
+
+def _recipes_of(built: ZooModel) -> list[Recipe]:
+    """The recipes that were applied to the model, each rule with its lambda."""
+    from simam_inject.adapters import network_of
+    from simam_inject.editing.presence import presence_of
+    from simam_inject.recipe import Recipe
+
+    found = (presence_of(module) for module in network_of(built.model).modules())
+    recipes = [Recipe.from_dict(table) for presence in found if presence is not None for table in presence.recipes]
+
+    def rules_of(recipe: Recipe) -> tuple[Rule, ...]:
+        return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
+
+    return [recipe.model_copy(update={"rules": rules_of(recipe)}) for recipe in recipes]
 
 
 def images_in(folder: Path, limit: int = 256) -> list[Path]:

@@ -135,10 +135,14 @@ def note(text: str) -> None:
 
 def _show(part: Table | str) -> None:
     from rich.console import Console
+    from rich.measure import Measurement
 
     is_code = isinstance(part, str) and ("\n" in part or part.startswith(("  ", "wrote ", "recipe: ")))
     is_sized = sys.stdout.isatty() or "COLUMNS" in os.environ
     console = Console(markup=False, highlight=False, emoji=False, width=None if is_sized else _PIPE_WIDTH)
+    if not isinstance(part, str):  # rows of a table are longer than a narrow terminal, but nothing is cut
+        roomy = console.options.update(max_width=_PIPE_WIDTH)
+        console.width = max(console.width, Measurement.get(console, roomy, part).minimum)
     console.print(part.rstrip() if isinstance(part, str) else part, soft_wrap=is_code)
 
 

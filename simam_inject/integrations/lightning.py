@@ -28,7 +28,7 @@ from simam_inject.errors import ModelError, RecipeError, a_type
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
 from simam_inject.warmup.calibration import calibrate
-from simam_inject.warmup.strength import Ramp, set_strength, simams_of
+from simam_inject.warmup.strength import Ramp, is_count, set_strength, simams_of
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -79,8 +79,7 @@ class SimAMCallback(Callback):
         verify: bool = True,
     ) -> None:
         counts, share = (ramp_steps, calibrate_batches), cast(Any, start)
-        are_counts = all(type(cast(Any, count)) is int and count >= 0 for count in counts)
-        if not are_counts or not isinstance(share, (int, float)) or not 0.0 <= share <= 1.0:
+        if not all(map(is_count, counts)) or not isinstance(share, (int, float)) or not 0.0 <= share <= 1.0:
             raise RecipeError(
                 f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
                 f"start={start!r}, calibrate_batches={calibrate_batches!r}"

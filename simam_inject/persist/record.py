@@ -60,6 +60,8 @@ class Record(BaseModel):
     def _consistent(self) -> Self:
         if len({site.module for site in self.sites}) < len(self.sites):
             raise ValueError("it lists the same SimAM twice")
+        if len({_place(site) for site in self.sites}) < len(self.sites):
+            raise ValueError("it lists two SimAMs for the same value")
         return self
 
     @classmethod

@@ -73,9 +73,11 @@ class Table:
 
         look: dict[str, Any] = {"pad_edge": False, "show_edge": False, "header_style": "bold"}
         shown = table.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), **look)
-        for heading, kind in zip(self.headings, self.kinds, strict=True):
-            side = "right" if kind == "number" else "left"
-            shown.add_column(heading, justify=side, no_wrap=kind == "name", overflow="fold")  # type: ignore[arg-type]
+        for heading, kind, *cells in zip(self.headings, self.kinds, *self.rows, strict=True):
+            side: Any = "right" if kind == "number" else "left"
+            words = [heading, *cells] if kind == "name" else " ".join([heading, *cells]).split()
+            least = max(map(len, words)) if kind != "text" else None
+            shown.add_column(heading, justify=side, no_wrap=kind == "name", overflow="fold", min_width=least)
         for row in self.rows:
             shown.add_row(*map(text.Text, row))
         return shown

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import warnings
 from collections import Counter
 from typing import Any
@@ -66,6 +67,11 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
 def ramped(start: float, progress: float) -> float:
     """The strength of a ramp from `start` to 1 after a share of its length."""
     return start + (1.0 - start) * progress if progress < 1.0 else 1.0
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a whole number, of NumPy too, and not below 0."""
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= 0
 
 
 class Ramp:
@@ -138,15 +144,15 @@ class Ramp:
             ArgumentError: `state` is not the state of a ramp.
             ModelError: one of the models has no SimAM now. Nothing has changed.
         """
-        done = state.get("done") if isinstance(state, dict) else None
-        if type(done) is not int or done < 0 or state.keys() != {"steps", "start", "done"}:
+        done: Any = state.get("done") if isinstance(state, dict) else None
+        if not is_count(done) or state.keys() != {"steps", "start", "done"}:
             raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
         steps, start = state["steps"], check_number("strength", state["start"])
-        if type(steps) is not int or steps < 1:
+        if not is_count(steps) or steps < 1:
             raise ArgumentError(f"steps must be a whole number above 0: the length of the ramp; found {steps!r:.40}")
         for model in self._models:
             simams_of(model)  # or an error, before anything is set
-        self._steps, self._start, self._done = steps, start, done
+        self._steps, self._start, self._done = int(steps), start, int(done)
         self._set()
 
     def _set(self) -> None:

@@ -98,6 +98,16 @@ def test_what_cannot_be_checked_is_one_message(name, content, sentence, run, fol
     assert "Traceback" not in result.stderr
 
 
+def test_a_file_with_sites_needs_no_recipe(run, folder):
+    run(NET, "--after", "block", "--e-lambda", "0.01", *SMALL, "--output", "x.safetensors")
+    result = run(NET, "--weights", "x.safetensors", *SMALL, "--output", "x.pt2")
+    assert result.exit_code == 0, result.stderr
+    assert re.search("0 sites inserted.* 2 already there, 0 skipped", result.stdout)
+    assert "x.pt2, which has 2 live sites" in result.stdout
+    save(build(NET).model, folder / "plain.safetensors")
+    assert "no site given" in run(NET, "--weights", "plain.safetensors", *SMALL).stderr
+
+
 def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypatch):
     from simam_inject.export.formats import FORMS
 

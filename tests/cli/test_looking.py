@@ -63,6 +63,14 @@ def test_tables_are_whole(arguments, width, run, monkeypatch):
     assert not header or header.split()[-1] in ("reduction", "edit")
 
 
+def test_a_narrow_terminal_cuts_no_column(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = run("sites", "nets.py:Net", *SMALL).stdout.splitlines()
+    header = next(number for number, line in enumerate(lines) if "CxHxW" in line)
+    assert lines[header].split()[-3:] == ["count", "CxHxW", "reduction"]
+    assert lines[header + 2].split()[-3:] == ["2", "8x16x16", "2"]
+
+
 def test_explain_draws_and_changes_nothing(run):
     result = run("explain", "nets.py:Net", "--after", "block.conv1", *SMALL)
     assert result.exit_code == 0

@@ -142,6 +142,7 @@ def site(**changes):
         (lambda data: data.update(sites={"a": 1}), "sites: "),
         (lambda data: data["sites"].append({"module": 1}), "sites.2"),
         (twice, "the same SimAM twice"),
+        (lambda data: data["sites"][0].update(path=data["sites"][1]["path"]), "two SimAMs for the same value"),
         (site(strength=2.0), "sites.0.strength: "),
         (site(gain=-1.0), "sites.0.gain: "),
         (site(gain=float("nan")), "sites.0.gain: "),

@@ -5,6 +5,7 @@ import json
 import pickle
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from timm.utils import ModelEmaV2, ModelEmaV3
@@ -140,6 +141,12 @@ def test_a_resumed_ramp_goes_on_where_it_was(tmp_path):
     assert other.strength == ramp.strength == pytest.approx(5 / 6)
     for one, both in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         torch.testing.assert_close(one, both, rtol=0, atol=0)
+
+
+def test_steps_may_be_a_number_of_numpy():
+    ramp = Ramp(calibrated(), steps=np.int64(4))
+    ramp.step()
+    assert json.loads(json.dumps(ramp.state_dict())) == {"steps": 4, "start": 0.0, "done": 1}
 
 
 @pytest.mark.parametrize(
