@@ -60,7 +60,10 @@ def find_expression(
     if len(names) > 1:
         return f"it is computed in a method with two names ({names[0]} and {names[1]})"
     if name in vars(module):
-        return f"it is computed in the method {name}, which was replaced on the instance"
+        return (
+            f"it is computed in the method {name}, which was set on the instance, as by `model.{name} = "
+            f"torch.compile(model.{name})`: inject first, and set it after that"
+        )
     if not may_run(kind, name):
         return f"it is computed in the method {name}, which forward does not call by its name"
     if is_referenced or (name != "forward" and _is_called_otherwise(kind, name)):

@@ -8,6 +8,7 @@ A SimAM is a child of the module that holds it; the hook on that module finds it
 from __future__ import annotations
 
 import inspect
+import types
 from typing import Any, ClassVar, Self
 
 import torch
@@ -235,8 +236,14 @@ def all_hooks(module: nn.Module) -> list[Hook]:
     if isinstance(module, torch.jit.ScriptModule):
         return []
     tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
-    found = [(name, hook) for table in tables for name, hook in table.items() if issubclass(type(hook), Hook)]
-    return [hook for name, hook in found if hook.belongs_to(module, str(name))]
+    entries = [entry for table in tables for entry in table.items()]
+    found: list[tuple[object, Any]] = [(name, _behind(value)) for name, value in entries]
+    return [hook for name, hook in found if issubclass(type(hook), Hook) and hook.belongs_to(module, str(name))]
+
+
+def _behind(value: object) -> object:
+    """The rewritten method that a function was made of, as `torch.compile` does."""
+    return vars(value).get("rewritten") if type(value) is types.FunctionType else value
 
 
 def hooks_on(module: nn.Module) -> list[SiteHook]:

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import ast
 import copy
+import gc
 import inspect
 import types
+from functools import partial
 from typing import Any, Self
 
 import torch
@@ -31,9 +33,15 @@ class RewrittenMethod(SiteHook):
     owner: nn.Module
     method: str
     function: types.FunctionType
-    original: object
+    original: types.FunctionType
+    version: tuple[Any, ...]
+    """The method of the class that it was made from, its code and defaults: tools that reload a file change them."""
     children: tuple[str, ...]
     """Those of the module that the method names: where one is removed, the method takes another way."""
+    is_ejected = False
+    """It was removed from its module: whoever still holds it runs the original."""
+    rewritten: Self
+    """This one: what `torch.compile` makes of it has the same attributes."""
 
     @property
     def key(self) -> str:  # type: ignore[override]
@@ -59,7 +67,7 @@ class RewrittenMethod(SiteHook):
         places: dict[int, int] = {}
         for place, site in enumerate(sites):
             if site.expression is None or site.expression.digest != source.digest:
-                raise ModelError(f"{where} differs from the version that SimAM was planned for; inject the model again")
+                raise ModelError(f"{where} differs from the version that SimAM was planned for; {ADVICE}")
             try:
                 places[id(locate(source.function, site.expression.span))] = place
             except LookupError as error:
@@ -67,7 +75,30 @@ class RewrittenMethod(SiteHook):
         function = _compile(_Wrapper(places, own, method).visit(source.function), original)
         children = tuple(name for name in vars(owner).get("_modules", ()) if any(is_named(one, name) for one in used))
         names = {"owner": owner, "method": method, "sites": sites, "original": original, "children": children}
-        return cls.made(**names, function=function)
+        made = cls.made(**names, function=function, version=_version(original))
+        made.rewritten = made
+        return made
+
+    def put_on(self, module: nn.Module) -> None:
+        """Bind it, unless it is bound inside what `torch.compile(module.forward)` has made."""
+        if not self.is_bound_on(module):
+            vars(module)[self.method] = self
+        self.is_ejected = False
+
+    def take_off(self, module: nn.Module) -> None:
+        """Remove it from a module; what wraps it stays, and runs the original."""
+        if vars(module).get(self.method) is self:
+            del vars(module)[self.method]
+        self.is_ejected = self.is_ejected or self.owner is module
+
+    def is_bound_on(self, module: nn.Module) -> bool:
+        """The module runs it under its name, by itself or in a wrapper that `torch.compile` or a decorator has made."""
+        bound: Any = vars(module).get(self.method)
+        if bound is self or getattr(bound, "rewritten", None) is not self:
+            return bound is self
+        # Not in a function that took its attributes (`functools.wraps`) and does not refer to it.
+        is_compiled = torch.compiler.is_compiling() or hasattr(bound, "_torchdynamo_orig_callable")
+        return is_compiled or any(used is self for used in gc.get_referents(*(bound.__closure__ or ())))
 
     def attend(self, place: int, x: Any) -> Any:
         """Apply the SimAM at one of the sites: what the method computes in the place of an expression."""
@@ -77,22 +108,40 @@ class RewrittenMethod(SiteHook):
         """Call the method on the module that it was bound on.
 
         Raises:
-            ModelError: it is bound elsewhere, as a damaged or hostile file can do.
+            ModelError: it is bound elsewhere, as a damaged or hostile file can do, or the class has another method now.
         """
-        if self.owner.__dict__.get(self.method) is not self:
+        if self.is_ejected:
+            return self.original(self.owner, *args, **kwargs)
+        if not self.is_bound_on(self.owner):
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
-        if getattr(type(self.owner), self.method) is not self.original:
-            name = f"{type(self.owner).__name__}.{self.method}"
-            raise ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
+        now = _version(getattr(type(self.owner), self.method))
+        if any(one is not other for one, other in zip(self.version, now, strict=True)):
+            self._renew()
         return self.function(self.owner, *args, **kwargs)
 
+    def _renew(self) -> None:
+        """Rewrite the method of the class again: its file was reloaded, or its defaults were changed.
+
+        Raises:
+            ModelError: its source is another one, or `torch.compile` traces this.
+        """
+        name = f"{type(self.owner).__name__}.{self.method}"
+        error = ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
+        if torch.compiler.is_compiling():
+            raise error
+        try:
+            new = RewrittenMethod.of(self.owner, self.method, self.sites)
+        except ModelError:
+            raise error from None
+        self.function, self.original, self.version = new.function, new.original, new.version
+
     def belongs_to(self, module: nn.Module, name: str) -> bool:
-        """False for another module that refers to it, as what `torch.compile(block)` returns does."""
-        return self.owner is module or (name == self.method and type(self.owner) is type(module))
+        """False if it was removed, and for another module that refers to it, as `torch.compile(block)` returns."""
+        return name == self.method and not self.is_ejected and type(self.owner) is type(module)
 
     def is_on(self, module: nn.Module) -> bool:
         """The module runs this very method, on itself, and has the children that it names."""
-        is_bound = super().is_on(module) and self.owner is module
+        is_bound = self.is_bound_on(module) and self.owner is module
         return is_bound and all(name in module._modules for name in self.children)
 
     def mend(self, module: nn.Module, root: nn.Module) -> bool:
@@ -105,13 +154,13 @@ class RewrittenMethod(SiteHook):
         gone = [name for name in self.children if name not in module._modules]
         if gone:
             raise lost(self.sites[0], f"its module has no {gone[0]} any more")
-        bound = vars(module).get(self.method)
-        if not isinstance(bound, RewrittenMethod):
+        bound = getattr(vars(module).get(self.method), "rewritten", None)
+        if not isinstance(bound, RewrittenMethod) or not bound.is_bound_on(module):
             raise lost(self.sites[0], f"{self.method} of its module was removed, or replaced by another function")
         if bound.owner is not module and module is root and self.method == "forward":  # looked up before this check
             raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
         if bound.owner is not module:
-            RewrittenMethod.of(module, self.method, self.sites).put_on(module)
+            vars(module)[self.method] = RewrittenMethod.of(module, self.method, self.sites)
         return False
 
     def __getattr__(self, name: str) -> Any:
@@ -128,6 +177,7 @@ class RewrittenMethod(SiteHook):
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """The method on the copy of its owner."""
         twin = super().__deepcopy__(memo)
+        twin.rewritten = twin
         twin.owner = copy.deepcopy(self.owner, memo)
         return twin
 
@@ -139,7 +189,8 @@ class RewrittenMethod(SiteHook):
         """Check what a file holds, and compile the code of the class again. The owner may not be complete yet.
 
         Raises:
-            FileError: a field is not valid, or the class has another version of the method.
+            FileError: a field is not valid.
+            ModelError: the class has another version of the method.
         """
         owner, method, sites = state.get("owner"), state.get("method"), read_sites(state.get("sites"), self.kind)
         methods = {site.expression and site.expression.method for site in sites}
@@ -147,14 +198,19 @@ class RewrittenMethod(SiteHook):
             raise FileError("a rewritten method of SimAM is not valid: it has no owner, or sites in another method")
         guard_hooks()
         children = checked(tuple[str, ...], state.get("children"), "the children of a rewritten method")
-        try:
-            vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children})
-        except ModelError as error:
-            raise FileError(f"SimAM cannot be restored: {error}") from None
+        vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children, "rewritten": self})
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """What still holds one that was removed gets the original method."""
+        return (partial, (self.original, self.owner)) if self.is_ejected else super().__reduce_ex__(protocol)
+
+
+def _version(method: object) -> tuple[Any, ...]:
+    return method, *(getattr(method, name, None) for name in ("__code__", "__defaults__", "__kwdefaults__"))
 
 
 class _Wrapper(ast.NodeTransformer):
-    """Writes `self.method.attend(0, ...)` around some nodes of a method.
+    """Writes `self.method.rewritten.attend(0, ...)` around some nodes of a method.
 
     Args:
         places: index of the site of each node, by `id`.
@@ -171,9 +227,10 @@ class _Wrapper(ast.NodeTransformer):
             return result
         is_augmented = isinstance(result, ast.AugAssign)  # x += y: x = simam(x) behind it
         value = ast.Name(result.target.id, ast.Load()) if is_augmented else result
-        rewritten = ast.Attribute(ast.Name(self.owner, ast.Load()), self.method, ast.Load())
-        attend = ast.Attribute(rewritten, "attend", ast.Load())
-        call = ast.Call(attend, [ast.Constant(self.places[id(node)]), value], [])
+        method: ast.expr = ast.Attribute(ast.Name(self.owner, ast.Load()), self.method, ast.Load())
+        for name in ("rewritten", "attend"):
+            method = ast.Attribute(method, name, ast.Load())
+        call = ast.Call(method, [ast.Constant(self.places[id(node)]), value], [])
         made = ast.Assign([ast.Name(result.target.id, ast.Store())], call) if is_augmented else call
         ast.fix_missing_locations(ast.copy_location(made, node))
         return [result, made] if is_augmented else made

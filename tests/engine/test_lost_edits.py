@@ -4,6 +4,7 @@ Modules that are handed on, wrapped or moved are in `test_moved_modules`.
 """
 
 import copy
+import functools
 import pickle
 import warnings
 from pathlib import Path
@@ -397,6 +398,69 @@ def test_a_class_whose_method_is_replaced_after_inject_raises(change):
     else:
         Own.forward = Op.forward
     with pytest.raises(InjectError, match="forward was replaced after SimAM"):
+        run(model)
+
+
+def test_a_method_that_is_edited_in_place_raises_and_new_defaults_are_used():
+    """IPython's `%autoreload 2` sets the `__code__` of the function, also if only another part of the file changed."""
+
+    class Own(Op):
+        def forward(self, x, *, scale=1.0):
+            y = self.c(x) * 2
+            return (self.d(y) + y) * scale
+
+    method, stock = Own.forward, with_statistics(Own())
+    model = inject(copy.deepcopy(stock), recipe("mul"), example_inputs=image())
+    once = run(model)
+    method.__code__ = method.__code__.replace(co_consts=method.__code__.co_consts)
+    method.__kwdefaults__ = {"scale": 3.0}
+    assert_right(run(model), 3 * once, run(stock))
+    with bypass(model):
+        assert same_bits(run(model), run(stock))
+    method.__code__ = (lambda self, x, *, scale: self.c(x) * scale).__code__
+    with pytest.raises(InjectError, match="forward was replaced after SimAM"):
+        run(model)
+    with pytest.raises(InjectError, match="forward is not available"):
+        verify(model)
+    assert same_bits(run(eject(model)), run(stock))
+
+
+def compiled_forward(net, backend):
+    net.forward = torch.compile(net.forward, backend=backend, fullgraph=True)
+
+
+def decorated_forward(net, _):
+    inner = net.forward
+    net.forward = functools.wraps(inner)(lambda x: inner(x) * 1.0)
+
+
+@pytest.mark.parametrize("wrap", [compiled_forward, decorated_forward])
+@pytest.mark.parametrize("part", [False, True])
+def test_a_rewritten_forward_may_be_compiled_and_ejected(wrap, part, eager_backend):
+    stock = with_statistics(nn.Sequential(Op()) if part else Op())
+    path = "0.mul" if part else "mul"
+    model = inject(copy.deepcopy(stock), recipe(path), example_inputs=image())
+    attended, plain = run(model), run(stock)
+    wrap(model[0] if part else model, eager_backend)
+    assert_right(run(model), attended, plain)
+    assert verify(model).ok
+    assert len(injected(model)) == 1
+    if part:
+        assert_right(run(copy.deepcopy(model)), attended, plain)
+    with bypass(model):
+        assert distance(run(model), plain) < 1e-8
+    for _ in range(2):
+        assert distance(run(eject(model)), plain) < 1e-8
+    assert not any(isinstance(module, SimAM) for module in model.modules())
+    with pytest.raises(InjectError, match="inject first"):
+        inject(model, recipe(path), example_inputs=image())
+    inject(model, recipe(path.replace("mul", "d")), example_inputs=image())
+
+
+def test_a_wrapper_that_does_not_run_the_rewritten_forward_raises():
+    model = inject(with_statistics(Op()), recipe("mul"), example_inputs=image())
+    model.forward = functools.wraps(model.forward)(lambda x: x)
+    with pytest.raises(InjectError, match="mul was lost"):
         run(model)
 
 
