@@ -115,7 +115,7 @@ class RewrittenMethod(SiteHook):
         if not self.is_bound_on(self.owner):
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
         now = _version(getattr(type(self.owner), self.method))
-        if any(one is not other for one, other in zip(self.version, now, strict=True)):
+        if any(one is not other for one, other in zip(self.version, now, strict=False)):
             self._renew()
         return self.function(self.owner, *args, **kwargs)
 
@@ -206,7 +206,9 @@ class RewrittenMethod(SiteHook):
 
 
 def _version(method: object) -> tuple[Any, ...]:
-    return method, *(getattr(method, name, None) for name in ("__code__", "__defaults__", "__kwdefaults__"))
+    """What `RewrittenMethod.version` holds; while `torch.compile` traces, defaults are other objects."""
+    names = ("__code__",) if torch.compiler.is_compiling() else ("__code__", "__defaults__", "__kwdefaults__")
+    return method, *(getattr(method, name, None) for name in names)
 
 
 class _Wrapper(ast.NodeTransformer):
