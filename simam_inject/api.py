@@ -22,7 +22,7 @@ from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import attach, attended_in, detach, restorer, strip
 from simam_inject.editing.bypass import bypassed
-from simam_inject.editing.presence import presence_of
+from simam_inject.editing.presence import presence_of, presences_in
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching.explain import explain_unmatched_glob
 from simam_inject.matching.match import match
@@ -312,11 +312,11 @@ def _own_modules(network: nn.Module) -> dict[str, int]:
 
 
 def _apply(network: nn.Module, planned: Plan, attention: Callable[[int], nn.Module] | None) -> None:
-    presence = presence_of(network)
+    before = [recipe for own in presences_in(network).values() for recipe in own.recipes]
     attach(
         network,
         planned.placed,
-        recipes=[*(presence.recipes if presence is not None else []), planned.recipe.to_dict()],
+        recipes=[*before, planned.recipe.to_dict()],
         example=shapes_of(planned.flow.example),
         factory=attention,
         reuse=True,

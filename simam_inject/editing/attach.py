@@ -249,9 +249,11 @@ def _parts(model: nn.Module) -> list[_Part]:
         for hook in hooks:  # a part may have been injected by itself
             for holder, name in hook.children(module) if isinstance(hook, Presence) else ():
                 expected[id(holder)].add(name)
-        own = (site.child for hook in hooks if isinstance(hook, SiteHook) for site in hook.sites)
-        names = expected[id(module)].union(own)
-        children = {name: child for name, child in module._modules.items() if name in names}
+        for name in (site.child for hook in hooks if isinstance(hook, SiteHook) for site in hook.sites):
+            # `fuse_modules` moves the hook of an activation to the fused module around it.
+            holders = (holder for holder in (module, *module.children()) if name in holder._modules)
+            expected[id(next(holders, module))].add(name)
+        children = {name: child for name, child in module._modules.items() if name in expected[id(module)]}
         if hooks or children:
             found.append(_Part(module, hooks, children))
     return found

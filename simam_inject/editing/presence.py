@@ -191,4 +191,9 @@ def presence_of(model: nn.Module) -> Presence | None:
     return next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
 
 
+def presences_in(model: nn.Module) -> dict[str, Presence]:
+    """The presence hooks of a model and of parts that were injected by themselves, by path."""
+    return {path: own for path, part in model.named_modules() if (own := presence_of(part)) is not None}
+
+
 torch.serialization.add_safe_globals([Presence])

@@ -12,7 +12,6 @@ import copy
 import gc
 import inspect
 import types
-from functools import partial
 from typing import Any, Self
 
 import torch
@@ -40,6 +39,8 @@ class RewrittenMethod(SiteHook):
     """Those of the module that the method names: where one is removed, the method takes another way."""
     is_ejected = False
     """It was removed from its module: whoever still holds it runs the original."""
+    is_restored = False
+    """It is from a pickle, in which anything may refer to it."""
     rewritten: Self
     """This one: what `torch.compile` makes of it has the same attributes."""
 
@@ -110,10 +111,10 @@ class RewrittenMethod(SiteHook):
         Raises:
             ModelError: it is bound elsewhere, as a damaged or hostile file can do, or the class has another method now.
         """
+        if not self.is_bound_on(self.owner) and (self.is_restored or not self.is_ejected):
+            raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
         if self.is_ejected:
             return self.original(self.owner, *args, **kwargs)
-        if not self.is_bound_on(self.owner):
-            raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
         now = _version(getattr(type(self.owner), self.method))
         if any(one is not other for one, other in zip(self.version, now, strict=False)):
             self._renew()
@@ -183,7 +184,8 @@ class RewrittenMethod(SiteHook):
 
     def __getstate__(self) -> dict[str, Any]:
         sites = write_sites(self.sites)
-        return {"owner": self.owner, "method": self.method, "sites": sites, "children": self.children}
+        names = ("owner", "method", "children", "is_ejected")
+        return {name: getattr(self, name) for name in names} | {"sites": sites}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds, and compile the code of the class again. The owner may not be complete yet.
@@ -199,10 +201,7 @@ class RewrittenMethod(SiteHook):
         guard_hooks()
         children = checked(tuple[str, ...], state.get("children"), "the children of a rewritten method")
         vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children, "rewritten": self})
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        """What still holds one that was removed gets the original method."""
-        return (partial, (self.original, self.owner)) if self.is_ejected else super().__reduce_ex__(protocol)
+        self.is_ejected, self.is_restored = state.get("is_ejected") is True, True
 
 
 def _version(method: object) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended
-from simam_inject.editing.presence import Presence, presence_of
+from simam_inject.editing.presence import presences_in
 from simam_inject.errors import a_type, shortened
 
 Marks = dict[str, tuple[int, int | None]]
@@ -63,29 +63,33 @@ def tensor_marks(model: nn.Module) -> Marks:
 
 def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
     """Every site has its SimAM, with the recorded settings, and not bypassed."""
-    presence = presence_of(model)
+    presences = presences_in(model)
     problem = "the presence check was removed from the model"
-    if presence is not None:
-        expected = sum(len(hook.sites) for _, hook, _ in presence.holders)
-        problem = "" if len(sites) == expected else f"{len(sites)} of {expected} sites are in the model"
-        problem = next(filter(None, (_why_other(entry, presence) for entry in sites)), problem)
+    if "" in presences:
+        expected = sum(len(hook.sites) for _, hook, _ in presences[""].holders)
+        # A part may have been injected by itself.
+        is_right = len(sites) == expected or (len(presences) > 1 and len(sites) > expected)
+        problem = "" if is_right else f"{len(sites)} of {expected} sites are in the model"
+        recipes = [recipe for own in presences.values() for recipe in own.recipes]
+        peers = [f"{path}.{peer}".lstrip(".") for path, own in presences.items() for peer in own.peers]
+        problem = next(filter(None, (_why_other(entry, recipes, peers) for entry in sites)), problem)
     return Check("every SimAM is the one planned", not problem, problem or f"{len(sites)} of {len(sites)}")
 
 
-def _why_other(entry: Attended, presence: Presence) -> str | None:
+def _why_other(entry: Attended, recipes: list[dict[str, Any]], peers: list[str]) -> str | None:
     """How the SimAM at a site differs from the plan, or the plan from its recipe."""
     attention, site = entry.attention, entry.site
     if attention is None:
         return f"{site.path} has lost its module {site.child}"
     if not isinstance(attention, SimAM):
-        is_peer = site.path in presence.peers
+        is_peer = site.path in peers
         return None if is_peer else f"{site.path} has {a_type(attention)} instead of its SimAM"
     if attention.bypassed:
         return f"{site.path} is bypassed"
     if (attention.e_lambda, attention.channel_dim) != (site.e_lambda, site.channel_dim):
         found, planned = (f"e_lambda {one.e_lambda:g}, channel_dim {one.channel_dim}" for one in (attention, site))
         return f"{site.path} has {found}; planned {planned}"
-    lambdas = _lambdas(presence.recipes, site.rule)
+    lambdas = _lambdas(recipes, site.rule)
     if lambdas and site.e_lambda not in lambdas:
         return f"{site.path} has e_lambda {site.e_lambda:g}; its recipe has {lambdas[0]:g}"
     return None

@@ -10,7 +10,7 @@ from simam_inject import eject, inject, injected, plan, simam, verify
 from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, Net, conv, network
 from tests.messages import says
-from tests.oracle import hooked, same_bits
+from tests.oracle import E_LAMBDA, hooked, same_bits
 from tests.snapshot import snapshot
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
@@ -164,6 +164,22 @@ def test_a_part_that_was_injected_and_the_whole():
     assert any("does not reach aux.a" in check.detail for check in found.checks)
     with hooked(plain, ["stem", "aux.a"], 1e-4, simam), torch.no_grad():
         assert same_bits(model.train()(X), plain.train()(X))
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_part_that_was_injected_by_itself_with_another_lambda(is_first):
+    model, part = eject(with_head()), {"e_lambda": E_LAMBDA, "rules": [{"path": "a", "after": "output"}]}
+    plain = copy.deepcopy(model)
+    for is_part in (is_first, not is_first):
+        if is_part:
+            inject(model.aux, part, example_inputs=torch.rand(1, 4, 8, 8))
+        else:
+            inject(model, "after trainswithhead.stem", example_inputs=X)
+    assert verify(model, example_inputs=X).ok
+    with hooked(plain, ["stem"], 1e-4, simam), hooked(plain, ["aux.a"], E_LAMBDA, simam), torch.no_grad():
+        assert same_bits(model.train()(X), plain.train()(X))
+    model.aux.a.simam.e_lambda = 0.5
+    assert "aux.a has e_lambda 0.5" in str(verify(model, example_inputs=X))
 
 
 def test_ejecting_the_whole_takes_the_part_along():

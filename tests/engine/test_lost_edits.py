@@ -367,6 +367,7 @@ def other_forward(net):
         (small, "one.bn", convert_to_sync),
         (lambda: with_statistics(Op()), "mul", other_forward),
         (small, "one", clear_hooks),
+        (small, "one.act", fuse_modules),
     ],
 )
 def test_eject_after_a_loss_takes_every_simam(factory, site, lose):
