@@ -82,7 +82,7 @@ def notes_on(insertions: Iterable[Insertion], *, each: bool = False) -> Iterator
         if one.axes not in ("NCHW", ""):
             notes.append((one.path, f"the axes are {one.axes}"))
         if not one.axes_measured:
-            notes.append((one.path, "the axes are inferred, since the model takes one input size"))
+            notes.append((one.path, "the axes are inferred, since no run at another input size shows them"))
         if one.runs > 1:
             notes.append((one.path, f"runs {one.runs} times per forward"))
         if one.strength != 1:

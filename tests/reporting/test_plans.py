@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
+from torch import nn
 
+from simam_inject import plan
 from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.matching.hits import Skip
@@ -11,7 +14,7 @@ from simam_inject.planning.insertions import Input, Insertion, Output, Rewritten
 from simam_inject.planning.plan import Plan
 from simam_inject.planning.tables import Table, format_map, format_span, sites_table
 from simam_inject.recipe import load_recipe
-from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
+from simam_inject.reporting.plans import notes_on, plan_to_dict, render_plan, render_verification
 from simam_inject.verification.checks import Check, Verification
 from tests.reporting.printing import printed
 
@@ -165,3 +168,10 @@ def test_a_table_knows_its_columns():
     assert table.without("ms").headings == ["site", "position", "note"]
     assert printed(table)[0].split() == ["site", "position", "ms", "note"]
     assert printed(table.without("note"))[3].endswith("  -")
+
+
+def test_axes_that_no_run_shows_do_not_mean_one_input_size():
+    waves = nn.Sequential(nn.Unflatten(1, (1, -1)), nn.Conv1d(1, 4, 5, padding=2), nn.Conv1d(4, 4, 5, padding=2))
+    found = list(notes_on(plan(waves, "every-conv", example_inputs=torch.rand(2, 64)).insertions))
+    assert [note for note in found if "axes are inferred" in note]
+    assert not [note for note in found if "one input size" in note]
