@@ -30,6 +30,8 @@ _MOST_ON_SKIP = 2
 """A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
 _SQUASHING = words("sigmoid hardsigmoid softmax tanh hard_sigmoid clamp relu6")
 _RESHAPING = words("view reshape expand expand_as unsqueeze interpolate")
+_FINISHING = FAMILIES["act"] | _SQUASHING | _RESHAPING | words("add div log_softmax mul permute squeeze sub")
+"""Kinds that may come between the last convolution and the network's output."""
 _PASSING = FAMILIES["norm"] | FAMILIES["act"] | words("pad identity dropout getitem")
 """Kinds that may come between an upsampling and the join that it is for."""
 
@@ -51,12 +53,14 @@ class Structure:
 def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure:
     """Read the structure off the recorded steps."""
     found = Structure()
-    for path, call in recording.first_calls.items():
-        for step in call.steps:
-            if step.kind == "add" and _has_two_maps(step) and _enter_join(found, step):
-                found.residual.add(path)
+    scopes = recording.first_calls.items()
+    adds = [(path, one) for path, call in scopes for one in call.steps if one.kind == "add" and _has_two_maps(one)]
+    found.residual.update(path for path, add in adds if _enter_join(found, add))
+    _enter_ties(recording, found, adds)
+    for call in recording.first_calls.values():
         found.in_gate.update(step.path for step in _inside_gates(call))
-    found.main = MainBlocks(recording, sites).find(found.residual)
+    blocks = MainBlocks(recording, sites).find(found.residual)
+    found.main = {path for path in blocks if not covers(found.in_gate, path)}
     found.decoder = _decoders(recording, found)
     return found
 
@@ -68,22 +72,41 @@ def covers(paths: Set[str], path: str) -> bool:
     return any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
+def _enter_ties(recording: Recording, found: Structure, adds: Sequence[tuple[str, Step]]) -> None:
+    """Enter adds of two alike operands, one of which is the branch where another block of the class adds its input."""
+
+    def in_class(*paths: str) -> tuple[object, ...]:
+        scope = paths[0].rpartition(".")[0]
+        return (type(recording.modules[scope]), *(path.removeprefix(scope) for path in paths))
+
+    plain = {add.path for _, add in adds if any(one.kind in ("input", "identity") for one in add.inputs)}
+    alike = {in_class(add, branch) for branch, add in found.joins.items() if add in plain}
+    for path, add in adds:
+        branches = [one for one in add.inputs[:2] if in_class(add.path, one.path) in alike]
+        if add.path not in found.joins.values() and len(branches) == 1 and _enter_join(found, add, *branches):
+            found.residual.add(path)
+
+
 def _has_two_maps(step: Step) -> bool:
     operands = step.inputs[:2]
     return len(operands) == 2 and all(one.value is not None and one.kind != "outside" for one in operands)
 
 
-def _enter_join(found: Structure, add: Step) -> bool:
-    """Enter an add if it joins a branch with a skip."""
+def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool:
+    """Enter an add if it joins a branch with a skip; of equal operands, the wanted one is the branch."""
     operands = add.inputs[:2]
     above = [_ancestors(operand) for operand in operands]
     own = [above[0] - above[1], above[1] - above[0]]
+    for steps in own:  # two entries of one result are not a common value
+        steps.update([source for step in steps if step.kind == "entry" for source in step.inputs])
     if len(set(map(_shape, operands))) > 1 or not above[0] & above[1]:
         return False
     weights = [sum(map(_weight, steps)) for steps in own]
     upsampled = [any(_upsamples(step) and not _keeps_size(step) for step in steps) for steps in own]
-    branch, skip = (0, 1) if weights[0] > weights[1] else (1, 0)
-    if weights[0] == weights[1] or weights[skip] > _MOST_ON_SKIP:
+    is_tie = weights[0] == weights[1]
+    branch = operands.index(wanted) if is_tie and wanted else int(weights[1] > weights[0])
+    skip = 1 - branch
+    if (is_tie and not wanted) or weights[skip] > _MOST_ON_SKIP:
         return False
     if upsampled[0] != upsampled[1] and (own[skip] or _was_upsampled(operands[branch], is_add=True)):
         return False  # joins another scale, as a pyramid does
@@ -95,8 +118,8 @@ def _enter_join(found: Structure, add: Step) -> bool:
 
 
 def _is_no_step_of_a_skip(step: Step) -> bool:
-    """A product or difference of two maps, or numbers that an operation makes (the grid of a detector's anchors)."""
-    is_made = step.call is None and step.kind != "input" and not step.inputs
+    """A product or difference of two maps, or numbers, other than zeros, that an operation makes (as for anchors)."""
+    is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
     return is_made or step.kind in ("mul", "sub")
 
 
@@ -126,13 +149,16 @@ def _gates(product: Step) -> Iterator[tuple[Step, Step, set[Step]]]:
 
 
 def _ends_squashed(step: Step) -> bool:
-    """The last operation that is more than a reshape is a sigmoid or its like."""
-    for _ in range(4):
+    """The last operation that is more than a reshape is a sigmoid or its like, also inside of a module."""
+    for _ in range(8):
+        whole = step.inputs[0] if step.kind == "entry" else step
+        inner = whole.call.steps if whole.call else []
+        last = next((one for one in reversed(inner) if one.value is step.value), None)
         if step.kind in _SQUASHING:
             return True
-        if step.kind not in _RESHAPING:
+        if last is None and step.kind not in _RESHAPING:
             return False
-        step = step.inputs[0] if step.inputs else step
+        step = last or (step.inputs[0] if step.inputs else step)
     return False
 
 
@@ -219,14 +245,14 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
                 continue
             origins = [_was_upsampled(one, step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
-                blocks = _readers_among(step, structure.main)
+                blocks = _readers_among(recording, step, structure.main)
                 is_one = path and len(call.outputs) == 1 and any(map(_weight, call.steps))
                 if is_one and _is_given_one(call, maps, origins):
                     blocks.add(path)
                 rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
                 blocks = blocks or {one.path for one in rising if one.kind == "block" and _weight(one) > 1}
                 if not blocks and not covers(structure.main, path):
-                    blocks = _readers_among(step, structure.main, least=1)
+                    blocks = _readers_among(recording, step, structure.main, least=1)
                 found |= blocks
     found = {path for path in found if not _has_several_inside(recording, found, path)}
     found = {path for path in found if not _is_part_of_another(recording, found, path)}
@@ -277,16 +303,23 @@ def _is_part_of_another(recording: Recording, found: set[str], path: str) -> boo
     return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)
 
 
-def _readers_among(join: Step, main: set[str], depth: int = 0, least: int = 2) -> set[str]:
+def _is_output(recording: Recording, step: Step) -> bool:
+    """Its result is only the network's output: what reads it works on each position alone, or resizes a map."""
+    values = [] if step.value is None else recording.same_tensor(step.value)
+    readers = [recording.steps.get(read.path) for value in values for read in value.readings]
+    return all(one is not None and one.kind in _FINISHING and _is_output(recording, one) for one in readers)
+
+
+def _readers_among(recording: Recording, join: Step, main: set[str], depth: int = 0, least: int = 2) -> set[str]:
     """Blocks that read the join in the same forward, directly or after a convolution, a norm or an activation.
 
     Of other modules than main blocks, those of at least so many convolutions that return one map of that size.
     """
     found = set()
     for step in join.readers:
-        is_block = step.kind == "block" and step.call is not None and _keeps_size(step)
+        is_block = step.kind == "block" and _keeps_size(step) and not _is_output(recording, step)
         if step.path in main or (is_block and _weight(step) >= least):
             found.add(step.path)
         elif depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv")):
-            found |= _readers_among(step, main, depth + 1, least)
+            found |= _readers_among(recording, step, main, depth + 1, least)
     return found

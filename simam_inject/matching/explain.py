@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.hits import Skip
-from simam_inject.matching.search import write_counts, write_path
+from simam_inject.matching.search import JOIN, write_counts, write_path
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Child, Glob, lineage
 from simam_inject.recipe.operations import Operation
@@ -23,9 +23,9 @@ _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 _STRUCTURES = {
     "main": "no module that returns one feature map has two convolutions within two map sizes (plain "
     "Sequentials count if two or more have most of the convolutions)",
-    "residual": "no module joins a branch with a skip connection in its own forward",
-    "decoder": "no module joins an upsampled feature map with an earlier one that it is given, and no block that keeps "
-    "the map size reads such a join",
+    "residual": f"no module joins a branch with a skip connection in its own forward {JOIN}",
+    "decoder": "no module joins an upsampled feature map with an earlier one that it is given as it is, or apart from "
+    "the one that is upsampled, and no block that keeps the map size, other than the model's head, reads such a join",
 }
 
 
@@ -67,7 +67,7 @@ def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
         wanted = join_names(as_tuple(rule.target.op)) if isinstance(rule.target, Operation) else str(rule.target)
         where = join_names(map(repr, globs))
         if wanted == "residual":
-            return f"nothing at {where} joins a branch with a skip connection in its own forward."
+            return f"nothing at {where} joins a branch with a skip connection in its own forward {JOIN}."
         sentence = f"nothing at {where} computes {wanted}; the operations of this model are {_operations(anatomy)}."
     else:
         hints = dict.fromkeys(_hint_path(glob, anatomy.site_by_path) for glob in globs)

@@ -28,6 +28,8 @@ from simam_inject.recipe.rule import Rule
 from simam_inject.recipe.wording import did_you_mean, join_names
 
 MAX_SHOWN = 8
+JOIN = "(an addition of two maps of one origin and scale, one of them after fewer convolutions, two at most)"
+"""What joins a branch with a skip connection."""
 Inside = Mapping[str, Sequence[tuple[str, Site]]]
 """For each selected block: path inside the block and site, of everything below it, in the order of computation."""
 
@@ -156,7 +158,7 @@ def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
         if block.path not in branches and block.kind == "block":
             below = [scope for scope in branches if not block.path or scope.startswith(f"{block.path}.")]
             nearest = f"; there are some in {write_paths(below)}" if below else ""
-            search.lack(block, f"no branch joins a skip connection in its own forward{nearest}")
+            search.lack(block, f"no branch joins a skip connection in its own forward {JOIN}{nearest}")
 
 
 def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> None:

@@ -45,7 +45,7 @@ REASONS = [
         "yolo",
         "{block: Bottleneck, before: residual}",
         "model.1.m.1",
-        ["no branch joins a skip connection in its own forward"],
+        ["no branch joins a skip connection in its own forward (an addition", "after fewer convolutions"],
     ),
     ("resnet", "{block: Bottleneck, after: output, path: [a, 'layer2.*']}", "layer1.0", ["not in path: a or layer2.*"]),
     ("resnet", "{block: Bottleneck, after: output, exclude: [x, layer1]}", "layer1.0", ["excluded by layer1"]),

@@ -742,10 +742,112 @@ class Choice(nn.Module):
         return x + self.end(near * gates[:, 0] + far * gates[:, 1])
 
 
+class Cup(nn.Module):
+    """A U-Net whose head reads the last join."""
+
+    def __init__(self, *head):
+        super().__init__()
+        self.a, self.b, self.c, self.mix = c3(3, 8), c3(8, 12, 2), c3(12, 16, 2), nn.Sequential(c3(24, 16), nn.ReLU())
+        self.up2, self.up1 = nn.ConvTranspose2d(16, 12, 2, 2), nn.ConvTranspose2d(16, 8, 2, 2)
+        self.head = nn.Sequential(*head)
+
+    def forward(self, x):
+        a = self.a(x)
+        b = self.b(a)
+        x = self.mix(torch.cat([self.up2(self.c(b)), b], 1))
+        return torch.sigmoid(2 * F.interpolate(self.head(torch.cat([self.up1(x), a], 1)), scale_factor=2))
+
+
+class Binary(nn.Module):
+    """A residual block of one convolution, as in BiRealNet: where it projects, both operands have one."""
+
+    def __init__(self, before, after, stride=1):
+        super().__init__()
+        self.conv = nn.Sequential(c3(before, after, stride), nn.Tanh())
+        self.side = nn.Identity() if before == after else c1(before, after, stride)
+
+    def forward(self, x):
+        return self.conv(x) + self.side(x)
+
+
+class Padded(nn.Module):
+    """Its skip connection is pooled and padded with zeros, as in ENet and PyramidNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = c3(8, 16, 2), c3(16, 16)
+
+    def forward(self, x):
+        y = F.max_pool2d(x, 2)
+        y = torch.cat([y, torch.zeros(y.shape, dtype=y.dtype)], 1)
+        return (y + self.second(F.relu(self.first(x))))[:, 4:12]
+
+
+class Gated(nn.Module):
+    """Residual blocks, after each a module that returns a gate of the size of the map, also beside its mean."""
+
+    def __init__(self, is_pair=False):
+        super().__init__()
+        self.is_pair = is_pair
+        self.stem, self.blocks = c3(3, 8), nn.ModuleList(Darn() for _ in range(2))
+        self.gates = nn.ModuleList(Judging(is_pair) for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block, gate in zip(self.blocks, self.gates, strict=True):
+            x = block(x)
+            x = x * (gate(x)[0] if self.is_pair else gate(x))
+        return x
+
+
+class Judging(nn.Module):
+    def __init__(self, is_pair):
+        super().__init__()
+        self.is_pair = is_pair
+        self.a, self.b = c3(8, 8), c1(8, 8)
+
+    def forward(self, x):
+        gate = torch.sigmoid(self.b(F.relu(self.a(x))))
+        return (gate, gate.mean((2, 3))) if self.is_pair else gate
+
+
+class Tap(nn.Module):
+    """A layer that returns its map and a summand of the network's output, as in WaveNet."""
+
+    def __init__(self):
+        super().__init__()
+        self.near, self.out, self.tap = c3(8, 8), c1(8, 8), c1(8, 8)
+
+    def forward(self, x):
+        y = torch.tanh(self.near(x))
+        return x + self.out(y), self.tap(y)
+
+
+class Taps(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.taps = c3(3, 8), nn.ModuleList(Tap() for _ in range(3))
+
+    def forward(self, x):
+        x, total = self.taps[0](self.stem(x))
+        for tap in self.taps[1:]:
+            x, one = tap(x)
+            total = total + one
+        return total
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
 CASES = [
+    (lambda: Cup(c1(16, 2), nn.Sigmoid()), "unet", "mix"),
+    (lambda: Cup(c3(16, 8), nn.ReLU(), c1(8, 2)), "unet", "mix"),
+    (lambda: nn.Sequential(Binary(3, 8), Binary(8, 8), Binary(8, 12, 2)), "residual", "{0,1,2}.conv"),
+    (lambda: nn.Sequential(c3(3, 8), Padded(), Padded()), "residual", "{1,2}.second"),
+    (Gated, "block-output", "blocks.{0,1}"),
+    (Gated, "paper", "blocks.{0,1}.second"),
+    (lambda: Gated(is_pair=True), "block-output", "blocks.{0,1}"),
+    (Taps, "residual", "taps.{0,1,2}.out"),
     (judges, "every-conv", "0 {1,2}.{a,b} 3"),
     (judges, "paper", "{1,2}.b"),
     (judges, "residual", "{1,2}.b"),
