@@ -97,8 +97,6 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
     operands = add.inputs[:2]
     above = [_ancestors(operand) for operand in operands]
     own = [above[0] - above[1], above[1] - above[0]]
-    for steps in own:  # two entries of one result are not a common value
-        steps.update([source for step in steps if step.kind == "entry" for source in step.inputs])
     if len(set(map(_shape, operands))) > 1 or not above[0] & above[1]:
         return False
     weights = [sum(map(_weight, steps)) for steps in own]
@@ -118,9 +116,12 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
 
 
 def _is_no_step_of_a_skip(step: Step) -> bool:
-    """A product or difference of two maps, or numbers, other than zeros, that an operation makes (as for anchors)."""
+    """A product or difference of two maps, one of several results of a block with convolutions, or numbers, other than
+    zeros, that an operation makes (the grid of a detector's anchors).
+    """
     is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
-    return is_made or step.kind in ("mul", "sub")
+    is_one_of_several = step.kind == "entry" and any(map(_weight, step.inputs))
+    return is_made or is_one_of_several or step.kind in ("mul", "sub")
 
 
 def _inside_gates(call: Frame) -> set[Step]:
