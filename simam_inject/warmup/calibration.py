@@ -213,10 +213,11 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
 def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
     x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
-    if x.shape[1] != channels or (channels in x.shape[2:] and not _is_known(norm)):
+    author = getattr(type(norm), "forward", norm).__module__.partition(".")[0]  # a forward of its own may permute
+    if x.shape[1] != channels or (channels in x.shape[2:] and author not in ("torch", "torchvision", "timm")):
         raise ModelError(
             f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which dimension "
-            f"contains them is not known; {'pass norms=False' if _is_of_torch(norm) else 'leave frozen_norms out'}"
+            "contains them is not known; leave frozen_norms out, or pass norms=False"
         )
     per_sample = isinstance(norm, _InstanceNorm)
     dims = [dim for dim in range(x.dim()) if dim != 1][per_sample:]
@@ -257,17 +258,8 @@ def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int
     return taken, len(found) - len(taken)
 
 
-def _is_known(norm: nn.Module) -> bool:
-    """A norm whose channels are in the second dimension."""
-    return _is_of_torch(norm) or type(norm).__module__.partition(".")[0] in ("torchvision", "timm")
-
-
-def _is_of_torch(norm: nn.Module) -> bool:
-    return isinstance(norm, nn.modules.batchnorm._NormBase)
-
-
 def _is_frozen(network: nn.Module, norm: nn.Module) -> bool:
-    if not _is_of_torch(norm):
+    if not isinstance(norm, nn.modules.batchnorm._NormBase):
         return True  # FrozenBatchNorm2d and its like never update theirs; of other classes it is not known
     trains = any(parameter.requires_grad for parameter in network.parameters())  # none does in checkpoints of a YOLO
     parameters = list(norm.parameters(recurse=False))

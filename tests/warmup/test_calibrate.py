@@ -559,6 +559,19 @@ def test_norms_whose_channels_are_elsewhere_are_refused(width):
     assert calibrate(model, images()).frozen == 1
 
 
+class Permuting(nn.BatchNorm2d):
+    def forward(self, x):
+        return super().forward(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+
+
+def test_norms_derived_from_those_of_torch_that_permute_are_refused():
+    network = ChannelsLastNetwork(16)
+    network.norm = Permuting(16)
+    model = inject(network.eval(), {"rules": [{"path": "stem", "after": "output"}]}, example_inputs=images(2))
+    with refused(model, "norm has 16 channels", "(20, 16, 16, 16)", "pass norms=False"):
+        calibrate(model, images(20))
+
+
 @pytest.mark.parametrize("batches", [torch.rand(1, 3, 1, 1), [torch.rand(1, 3, 1, 1)]])
 def test_one_value_per_channel_is_refused(batches):
     model = attended()
