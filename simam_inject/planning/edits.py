@@ -121,18 +121,16 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
         ticks, reason = [frame.start, frame.end], given or f"{name} {other}"
     if not ticks:
         return f"{name} reads what another call of {site.path} returns{_nearest(flow, site)}"
-    is_read_by_others = any(not min(ticks) <= tick <= max(ticks) for tick in _reads(flow, value))
-    return reason if is_read_by_others or _is_result(flow, value) else _for_all(flow, site, value)
+    # What the reader returns of its argument is attended: who reads that is no other reader.
+    others = [one for one in flow.recording.same_tensor(value) if frame is None or not frame.spans(one.made)]
+    is_read = any(not min(ticks) <= read.tick <= max(ticks) for one in others for read in one.readings)
+    is_result = any(one in flow.recording.results for one in others)
+    return reason if is_read or is_result else _for_all(flow, site, value)
 
 
 def _reads(flow: Dataflow, value: Value) -> list[int]:
     """When operations read the value, also where a module has returned it as it is."""
     return [read.tick for one in flow.recording.same_tensor(value) for read in one.readings]
-
-
-def _is_result(flow: Dataflow, value: Value) -> bool:
-    """The model returns or keeps the value, also where a module has returned it as it is."""
-    return any(one in flow.recording.results for one in flow.recording.same_tensor(value))
 
 
 # What a module returns

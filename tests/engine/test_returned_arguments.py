@@ -167,6 +167,25 @@ def test_a_tensor_is_another_value_after_an_in_place_write(name):
     assert_attended(run(ours, image()), stock, ["1.bn", "1"], image())
 
 
+class Passed(nn.Module):
+    """An in-place operation writes what an identity returned; the sum reads that as well."""
+
+    def __init__(self, passer):
+        super().__init__()
+        self.a, self.passer, self.c = conv(), passer, conv()
+
+    def forward(self, x):
+        y = self.passer(self.a(x))
+        return self.c(F.relu_(y)) + y
+
+
+@pytest.mark.parametrize("passer", [nn.Identity, nn.Dropout, Passer])
+def test_who_reads_what_the_reader_returned_is_no_other_reader(passer):
+    stock = build(lambda: Passed(passer()))
+    ours = inject(copy.deepcopy(stock), rule(path="passer", before="input"), example_inputs=image())
+    assert_attended(run(ours, image()), stock, ["a"], image())
+
+
 class Shared(nn.Module):
     """One block on maps of two sizes."""
 
