@@ -194,7 +194,7 @@ class Recorder(Namer):
         for one in (*entries, step):
             first = self.recording.steps.setdefault(one.path, one)
             first.runs += 1
-            first.varies |= first.value is not None is not one.value and first.value.shape != one.value.shape
+            first.varies |= first.value is not None is not one.value and first.value.shape[1:] != one.value.shape[1:]
             if frame is not None and frame.is_scope:
                 frame.steps.append(one)
             result = one.value

@@ -91,7 +91,7 @@ class Step:
     runs: int = 0
     """How often the model's forward computed what has this path."""
     varies: bool = False
-    """With several shapes."""
+    """With several shapes, the first dimension (of samples) aside."""
     readers: list[Step] = field(default_factory=list)
     """Steps of the same forward that read its result."""
 

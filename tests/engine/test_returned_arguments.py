@@ -208,6 +208,18 @@ def test_calls_of_a_block_are_one_site():
     assert_attended(run(ours, image()), stock, ["b"], image())
 
 
+class Crops(Shared):
+    """One block on two numbers of samples."""
+
+    def forward(self, x):
+        return [self.b(x), self.b(x[:1])]
+
+
+def test_another_number_of_samples_is_no_other_size():
+    found = plan(build(Crops), rule(path="b", after="output", where={"reduction": 1}), example_inputs=image())
+    assert [insertion.path for insertion in found.insertions] == ["b"]
+
+
 class Unpacks(nn.Module):
     def __init__(self):
         super().__init__()
