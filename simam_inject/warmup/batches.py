@@ -105,7 +105,7 @@ def _run(network: nn.Module, batch: Any, index: int) -> None:
 
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments; targets are left out, unless the forward requires them."""
+    """Positional and keyword arguments; targets are left out, unless the forward requires them or names no key."""
     if isinstance(batch, Tensor):
         return (batch,), {}
     if isinstance(batch, (tuple, list)) and batch:
@@ -116,7 +116,7 @@ def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, .
         takes = signature.parameters
         takes_all = any(each.kind is each.VAR_KEYWORD for each in takes.values())
         targets = {key for key in takes.keys() & {"label", "labels"} if takes[key].default is not signature.empty}
-        accepted = (batch.keys() if takes_all else takes.keys()) - targets
+        accepted = (batch.keys() if takes_all and not batch.keys() & takes.keys() else takes.keys()) - targets
         keywords = {key: value for key, value in batch.items() if key in accepted}
         try:
             signature.bind(**(keywords or batch))

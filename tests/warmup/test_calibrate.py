@@ -459,27 +459,26 @@ class NeedsLabels(Keywords):
 
 
 class TakesLabels(Keywords):
-    def forward(self, img, labels=None, **others):
+    def forward(self, img, labels=None, **options):
         assert labels is None
-        return super().forward(img=img, labels=others["scale"])
+        return self.norm(self.conv(img), **options)
 
 
 @pytest.mark.parametrize(
     ("kind", "example", "more"),
-    [(Keywords, "labels", {}), (NeedsLabels, "labels", {"index": 1}), (TakesLabels, "scale", {"labels": "cat"})],
+    [(Keywords, "labels", {}), (NeedsLabels, "labels", {"index": 1}), (TakesLabels, "img", {"labels": 1, "target": 1})],
 )
 def test_dicts_are_taken_as_the_forward_takes_them(kind, example, more):
-    batch = {"img": images(2), example: torch.rand(2, 1, 1, 1)}
+    batch = {example: torch.rand(2, 1, 1, 1), "img": images(2)}
     model = inject(kind(), "after conv2d", example_inputs=batch)
     assert calibrate(model, [{**batch, **more}]).norms == 1
     assert model.norm.running_mean.all()
 
 
 def test_a_dict_without_an_argument_has_the_error_of_the_forward_alone():
-    batch = {"img": images(2), "scale": torch.rand(2, 1, 1, 1)}
-    model = inject(TakesLabels(), "after conv2d", example_inputs=batch)
+    model = inject(TakesLabels(), "after conv2d", example_inputs=images(2))
     with refused(model, "batch 0, (2, 1, 1, 1) float32: TypeError", "missing 1 required positional argument: 'img'"):
-        calibrate(model, [{"scale": batch["scale"]}])
+        calibrate(model, [{"scale": torch.rand(2, 1, 1, 1)}])
 
 
 def expanded():
