@@ -41,21 +41,23 @@ class Example:
         """Arguments for one run, which may write into them, empty lists and fill dicts: the example stays.
 
         Args:
-            convert: makes the tensor that the run gets; one that two arguments hold is two, as two inputs are.
+            convert: makes the tensor that the run gets; one that is passed twice is passed twice again.
         """
-        args = tuple(copied_with(convert, value, shared=nn.Module) for value in self.args)
-        return args, {name: copied_with(convert, value, shared=nn.Module) for name, value in self.kwargs.items()}
+        args, kwargs = copied_with(convert, (self.args, self.kwargs), shared=nn.Module)
+        return args, kwargs
 
     def with_distinct_tensors(self) -> Example:
-        """The same example, in which a tensor that is equal to an earlier one is multiplied by noise.
+        """The same example, in which a tensor that is equal to an earlier one is another, multiplied by noise.
 
-        Otherwise nothing shows that a network reads one of them in place of the other.
+        Otherwise nothing shows that a network reads one of them in place of the other. Integers keep their values.
         """
         seen: list[torch.Tensor] = []
 
         def alter(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.is_floating_point() and tensor.itemsize > 1 and any(_is_equal(tensor, one) for one in seen):
                 tensor = tensor.detach() * (_noise(tensor.shape, len(seen)) / 2 + 0.5).to(tensor.device, tensor.dtype)
+            elif any(tensor is one for one in seen):
+                tensor = copied(tensor)
             seen.append(tensor)
             return tensor
 

@@ -250,7 +250,9 @@ def _why_no_input(flow: Dataflow, site: Site, value: Value, frame: Frame, keys: 
     if problem is not None:
         return problem
     if sum(one is frame for one, _, _ in value.arguments) > 1:
-        return f"{frame.path} receives it more than once in one call"
+        is_given_twice = flow.recording.first_calls[""].inputs.count(value) > 1
+        why = ": the example inputs hold one tensor more than once" if is_given_twice else ""
+        return f"{frame.path} receives it more than once in one call{why}"
     writes = [write for write in flow.recording.writes.get(value.storage, ()) if write >= frame.start]
     reads = [read.tick for other in flow.recording.by_storage.get(value.storage, ()) for read in other.readings]
     if writes and any(tick > min(writes) and not frame.spans(tick) for tick in reads):

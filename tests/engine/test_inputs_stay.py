@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from simam_inject import inject, injected, plan, verify
+from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, Net, conv
 from tests.oracle import same_bits
 
@@ -81,11 +82,47 @@ class Pair(nn.Module):
         return self.a(x) + self.b(y) if x is not y else self.a(x)
 
 
-@pytest.mark.parametrize("example", [(X, X), (X, X + 1), {"x": X, "y": X}], ids=["one tensor", "two", "by keyword"])
-def test_a_tensor_that_is_given_as_two_arguments_is_two(example):
-    model = inject(Pair().eval(), {"rules": [{"block": "Pair", "before": "b"}]}, example_inputs=example)
-    assert [site.path for site in injected(model)] == ["y"]
+class Cached(Pair):
+    def forward(self, x, cache, again):
+        assert cache["image"] is x
+        assert cache is again
+        return self.a(x)
+
+
+class Both(Pair):
+    def forward(self, x, y):
+        return self.a(x) + self.b(y)
+
+
+class Outer(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.both = Both()
+
+    def forward(self, x, y):
+        return self.both(x, y)
+
+
+@pytest.mark.parametrize("example", [(X, X), {"x": X, "y": X}], ids=["positions", "keywords"])
+def test_a_tensor_that_is_passed_twice_stays_one(example):
+    model = inject(Pair().eval(), "after pair.a", example_inputs=example)
     assert verify(model, example_inputs=example).ok
+    with pytest.raises(NoMatchError, match="never ran"):
+        plan(Pair().eval(), {"rules": [{"path": "b", "after": "output"}]}, example_inputs=example)
+    with pytest.raises(NoMatchError, match="the example inputs hold one tensor more than once"):
+        plan(Outer().eval(), {"rules": [{"path": "both", "before": "input"}]}, example_inputs=example)
+
+
+def test_two_tensors_of_one_example():
+    model = inject(Pair().eval(), {"rules": [{"block": "Pair", "before": "b"}]}, example_inputs=(X, X + 1))
+    assert [site.path for site in injected(model)] == ["y"]
+    assert verify(model, example_inputs=(X, X + 1)).ok
+
+
+def test_what_is_in_two_arguments_stays_one():
+    cache = {"image": X}
+    model = inject(Cached().eval(), "after cached.a", example_inputs=(X, cache, cache))
+    assert verify(model, example_inputs=(X, cache, cache)).ok
 
 
 def pending():

@@ -147,6 +147,12 @@ def test_one_tensor_given_as_two_inputs_is_two_inputs_of_the_file(suffix, tmp_pa
     assert prove(report.path, model, example_inputs=(x, x)).live == 1
 
 
+def test_integers_given_twice_are_two_inputs():
+    one = torch.arange(3)
+    first, second = Example((one, one), {}).with_distinct_tensors().args
+    assert first is not second and torch.equal(first, second)
+
+
 def test_a_merge_of_identical_computations_is_named(tmp_path):
     model = inject(Once().eval(), "after conv2d", example_inputs=image())
     with pytest.raises(LostSiteError, match=r"lost 1 of 1 .* 1 live of 2. An exporter to ONNX may merge identical"):
