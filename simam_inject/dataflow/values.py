@@ -38,6 +38,8 @@ class Read(NamedTuple):
     tick: int
     path: str
     """Path of what it computes; empty if it computes no tensor."""
+    inside: frozenset[str] = frozenset()
+    """Paths of modules whose own `__call__` runs it, after the forward that this runs."""
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -131,6 +133,8 @@ class Frame:
     inputs: list[Value] = field(default_factory=list)
     """Values of these, parameters and buffers excepted."""
     outputs: Entries = field(default_factory=list)
+    own_calls: dict[types.CodeType, int] = field(default_factory=dict)
+    """Where in a `__call__` of its own class it was called: code and instruction."""
 
     def spans(self, tick: int) -> bool:
         """The time lies inside this call."""
@@ -186,8 +190,6 @@ class Recording:
     by_storage: dict[int, list[Value]] = field(default_factory=dict)
     results: list[Value] = field(default_factory=list)
     """What the model returns, or stores in a list or an attribute."""
-    reworked: set[str] = field(default_factory=set)
-    """Paths of modules whose class has a `__call__` that computes something after the forward has run."""
     _referenced: frozenset[types.CodeType] | None = None
 
     def value(self, path: str) -> Value | None:

@@ -371,6 +371,26 @@ class ScalesBefore(Block):
         return super().__call__(2 * x)
 
 
+class WithoutGradients(Block):
+    @torch.no_grad()
+    def __call__(self, x):
+        return super().__call__(x)
+
+
+class Looks(Block):
+    def __call__(self, x):
+        with torch.profiler.record_function("block"):
+            y = super().__call__(x)
+        assert y.isfinite().all()
+        self.mean = y.mean()
+        return y
+
+
+class Twice(Net):
+    def forward(self, x):
+        return self.block(self.block(self.stem(x)))
+
+
 def twice(function):
     @functools.wraps(function)
     def wrapper(*args):
@@ -391,9 +411,13 @@ def test_what_a_call_of_ones_own_makes_of_the_result_is_not_attended(kind, whole
     model, x = (kind(), torch.rand(2, 4, 8, 8)) if whole else (Net(kind()), X)
     message = f"the __call__ of {kind.__name__} computes more"
     refuses(NoMatchError, message, model, f"after {kind.__name__.lower()}", example_inputs=x)
-    ours = Net(ScalesBefore()).double().eval()
-    stock = copy.deepcopy(ours)
-    inject(ours, "after scalesbefore", e_lambda=E_LAMBDA, example_inputs=X.double())
+
+
+@pytest.mark.parametrize("kind", [ScalesBefore, WithoutGradients, Looks])
+@pytest.mark.parametrize("net", [Net, Twice])
+def test_a_call_that_returns_what_the_forward_returns_is_attended(kind, net):
+    stock = net(kind()).double().eval()
+    ours = inject(copy.deepcopy(stock), f"after {kind.__name__.lower()}", e_lambda=E_LAMBDA, example_inputs=X.double())
     assert_attended(ours(X.double()), stock, ["block"], X.double())
 
 
