@@ -29,7 +29,8 @@ from torch import nn
 
 from simam_inject.api import plan
 from simam_inject.errors import FileError, NoMatchError, a_type
-from simam_inject.persist.files import State, all_or_nothing, check_fit, differences, fill, listed, naming, state_of
+from simam_inject.persist.files import all_or_nothing, naming, state_of
+from simam_inject.persist.fitting import State, check_fit, differences, fill, listed
 from simam_inject.planning.plan import Plan
 from simam_inject.recipe import adjusted, load_recipe
 

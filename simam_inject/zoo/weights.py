@@ -63,7 +63,8 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bo
     """Strict loading, with one message for everything that does not fit; returns the layers of a new head."""
     from simam_inject.adapters import network_of
     from simam_inject.persist.checkpoints import without_prefix
-    from simam_inject.persist.files import check_fit, differences, fill, listed, naming
+    from simam_inject.persist.files import naming
+    from simam_inject.persist.fitting import check_fit, differences, fill, listed
 
     network = network_of(built.model)
     state = without_prefix(state, network.state_dict().keys())

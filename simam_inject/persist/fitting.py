@@ -1,0 +1,106 @@
+"""Whether tensors of a file fit a network, and their copy into it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from simam_inject.errors import FileError, describe_exception, shortened
+from simam_inject.verification.outputs import difference
+
+State = Mapping[str, torch.Tensor]
+UNFIT = "of another shape or kind"
+
+
+def differences(file: State, model: State) -> dict[str, list[str]]:
+    """Maps a kind of difference to the tensors that differ in this way; `UNFIT` to those with another shape or kind."""
+    unfit = []
+    first: dict[tuple[int, ...], str] = {}
+    for name in [name for name in model if name in file]:
+        ours, theirs = model[name], file[name]
+        try:
+            other = first.setdefault((ours.data_ptr(), *ours.shape, *ours.stride()), name) if ours.numel() else name
+            reason = _why_unfit(ours, theirs)
+            if reason is None and other != name and difference(theirs, file[other]) is not None:
+                reason = f"the same tensor as {other} in the model, with other values in the file"
+        except RuntimeError as error:  # few operations work with every layout and dtype
+            reason = f"file {theirs.dtype}, model {ours.dtype}: {describe_exception(error)}"
+        if reason is not None:
+            unfit.append(f"{name} ({reason})")
+    return {
+        "in the model, not in the file": [name for name in model if name not in file],
+        "in the file, not in the model": [name for name in file if name not in model],
+        UNFIT: unfit,
+    }
+
+
+def _why_unfit(ours: torch.Tensor, theirs: torch.Tensor) -> str | None:
+    """Why a tensor of the model cannot hold that of the file: another shape or kind, or values out of range."""
+    if ours.shape != theirs.shape:
+        return f"file {_size(theirs.shape)}, model {_size(ours.shape)}"
+    if theirs.is_meta or theirs.layout is not torch.strided:
+        return "without values in the file" if theirs.is_meta else f"a {theirs.layout} tensor in the file"
+    if ours.dtype == theirs.dtype:
+        return None
+    dtypes = f"file {theirs.dtype}, model {ours.dtype}"
+    if not torch.can_cast(theirs.dtype, ours.dtype) or not torch.can_cast(ours.dtype, theirs.dtype):
+        return dtypes
+    converted = theirs.to(ours.dtype)
+    if ours.is_floating_point() or ours.is_complex():
+        fits = torch.equal(converted.isfinite(), theirs.isfinite())
+    else:
+        fits = torch.equal(converted.to(theirs.dtype), theirs)
+    return None if fits else f"{dtypes}, which cannot represent its values"
+
+
+def listed(found: dict[str, list[str]]) -> str:
+    """The differences, one line for each kind."""
+    return "\n".join(f"  {len(names)} {words}: {shortened(names)}" for words, names in found.items() if names)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False) -> dict[str, list[str]]:
+    """Load tensors, and return those that the network did not take, as `differences` does: a class may drop some.
+
+    Raises:
+        FileError: the network's `load_state_dict` raises an error.
+    """
+    state = network.state_dict()
+    before = {
+        name: (value, value.detach().clone(), _writes(value))
+        for name, value in state.items()
+        if isinstance(value, torch.Tensor) and isinstance(tensors.get(name), torch.Tensor)
+    }
+    state.clear()  # its `_metadata` stays: versions, which some classes require
+    state.update(tensors)
+    try:
+        network.load_state_dict(state, **({} if strict else {"strict": False}))
+    except Exception as error:  # the user's classes may have hooks and methods of their own
+        raise FileError(f"{type(network).__name__}.load_state_dict raises {type(error).__name__}: {error}") from error
+    lost = [
+        name
+        for name, value in network.state_dict().items()
+        if name in before
+        and difference(tensors[name].to(value), value) is not None
+        # What a class sets itself, such as a counter that starts anew, was not dropped.
+        and difference(before[name][1], value) is None
+        and _writes(before[name][0]) == before[name][2]
+    ]
+    return {"with other values after load_state_dict": lost}
+
+
+def _writes(tensor: torch.Tensor) -> int:
+    """How often PyTorch has written to it; a `detach` counts together with its source."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def check_fit(network: nn.Module, found: dict[str, list[str]], *, strict: bool = True) -> None:
+    """Raise a `FileError` for tensors that differ between a file and a network, unless they may be left out."""
+    if found.get(UNFIT) or (strict and any(found.values())):
+        raise FileError(f"it does not fit this {type(network).__name__}:\n{listed(found)}")
