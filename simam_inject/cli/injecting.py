@@ -28,7 +28,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
     """
     _check_options(options)
     files = images_in(options.calibrate) if options.calibrate is not None else []
-    built, plan = make_plan(options, step, options.strength)
+    built, plan = make_plan(options, step, options.new_strength)
     from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
 
     verification, calibration, written = None, None, []
@@ -38,7 +38,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
         step(f"writing {options.output}")
         written = [_write(built, options.output, dynamic=options.dynamic)]
     parts = [
-        heading(built, plan, options.strength),
+        heading(built, plan, options.new_strength),
         *render_plan(plan, applied=not options.dry_run, verbose=options.verbose, why=options.why),
         *(render_verification(verification, verbose=options.verbose) if verification is not None else ()),
         *str(calibration or "").splitlines(),
@@ -49,7 +49,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
         "model": built.name,
         "source": built.source,
         "note": built.note,
-        "strength": options.strength,
+        "strength": options.new_strength,
         "dry_run": options.dry_run,
         **plan_to_dict(plan, verification),
         "calibration": None if calibration is None else asdict(calibration),
@@ -60,12 +60,12 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
 
 def report(options: ReportOptions, step: Step) -> Outcome:
     """Write one self-contained HTML page about an injection: the network drawn, sites, skips, cost, checks, recipe."""
-    built, plan = make_plan(options, step, options.strength)
+    built, plan = make_plan(options, step, options.new_strength)
     plan, verification, _ = _carry_out(built, plan, options, step)
     step("writing the page")
     from simam_inject.reporting.page import render_page
 
-    text = render_page(plan, verification, heading=heading(built, plan, options.strength))
+    text = render_page(plan, verification, heading=heading(built, plan, options.new_strength))
     options.html.write_text(text, encoding="utf-8")
     first = str(verification).partition("\n")[0]
     summary = f"wrote {options.html}: {plural(len(plan.placed), 'site')}, {first}"
@@ -86,7 +86,7 @@ def _carry_out(
 
     step("applying and verifying")
     plan, verification = api.carry_out(built.model, plan)
-    if options.strength != 1:
+    if options.strength is not None:
         set_strength(built.model, options.strength)
     calibration = None
     if files:
@@ -142,7 +142,7 @@ def _next_steps(built: ZooModel, plan: Plan, options: InjectOptions) -> Iterator
     if len(parts) == 1:  # otherwise the recipe contains both
         code += f", exclude={options.exclude}" if options.exclude else ""
         code += f", e_lambda={options.e_lambda}" if options.e_lambda is not None else ""
-    code += _example_code(built) + (f", strength={options.strength:g}" if options.strength != 1 else "")
+    code += _example_code(built) + (f", strength={options.new_strength:g}" if options.new_strength != 1 else "")
     if parts:  # otherwise the model has the sites
         yield f"  in Python: from simam_inject import inject; inject(model, {code})"
     suffix = options.output.suffix if options.output is not None else ""

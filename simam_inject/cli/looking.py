@@ -103,14 +103,18 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     """Draw the gates of SimAM in MODEL as heat maps over images."""
     if find_spec("matplotlib") is None:
         raise ModelError('drawing attention maps requires matplotlib: pip install "simam_inject[maps]"')
+    from simam_inject import set_strength
+
     files = [file for path in options.images for file in (images_in(path, _MOST) if path.is_dir() else [path])]
     if len(files) > _MOST:
         raise FileError(f"{len(files)} images do not fit into one picture; give at most {_MOST}")
     if selectors(options):
-        built, plan = make_plan(options, step, options.strength)
+        built, plan = make_plan(options, step, options.new_strength)
         plan.apply()
     else:
         built = prepare(options, step)
+    if options.strength is not None:
+        set_strength(built.model, options.strength)
     chosen = _choose(built, options.site)
     from simam_inject.maps import attention_maps, difference_maps
     from simam_inject.pictures import draw_maps

@@ -165,7 +165,12 @@ class RecipeOptions(ModelOptions):
 class StrengthOptions(RecipeOptions):
     """The options of commands that apply SimAM."""
 
-    strength: float = _place("From 0 (no effect) to 1 (SimAM)", "F", 1.0, min=0.0, max=1.0)
+    strength: float | None = _place("From 0 (no effect) to 1 (SimAM, as new sites have)", "F", min=0.0, max=1.0)
+
+    @property
+    def new_strength(self) -> float:
+        """Of new sites; those that the model has keep theirs if the option is not given."""
+        return 1.0 if self.strength is None else self.strength
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -168,6 +168,13 @@ def test_the_strength_reaches_every_simam(run, built):
     assert "strength=0.25" in result.stdout
 
 
+def test_sites_of_a_file_get_the_strength_that_is_given(run, built):
+    run(NET, "--after", "block", *SMALL, "--strength", "0.25", "--output", "x.safetensors")
+    for options, expected in (((), 0.25), (("--strength", "1"), 1.0)):
+        assert run(NET, "--weights", "x.safetensors", *SMALL, *options).exit_code == 0
+        assert {site.strength for site in injected(built[-1].model)} == {expected}
+
+
 def test_seed_and_number_of_classes_make_the_model(run, folder, built):
     for seed in ("1", "2", "1"):
         run("nets.py:make_wide", "--after", "block", *SMALL, "--dry-run", "--seed", seed, "--num-classes", "7")
