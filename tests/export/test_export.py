@@ -150,7 +150,8 @@ def test_one_tensor_given_as_two_inputs_is_two_inputs_of_the_file(suffix, tmp_pa
 def test_integers_given_twice_are_two_inputs():
     one = torch.arange(3)
     first, second = Example((one, one), {}).with_distinct_tensors().args
-    assert first is not second and torch.equal(first, second)
+    assert first is not second
+    assert torch.equal(first, second)
 
 
 def test_a_merge_of_identical_computations_is_named(tmp_path):
