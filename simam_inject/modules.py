@@ -84,18 +84,25 @@ def check_injectable(thing: object) -> None:
 
 def runs_hooks(module: nn.Module) -> bool:
     """Calling the module goes through `nn.Module.__call__`, which runs its hooks, if only by `super().__call__(x)`."""
-    return isinstance(module, fx.GraphModule) or all("__call__" in _names_in(call) for call in own_calls(module))
+    return isinstance(module, fx.GraphModule) or all(map(_calls_base, own_calls(module)))
 
 
 def own_calls(module: nn.Module) -> list[Any]:
     """What its classes have in the place of `nn.Module.__call__`."""
     kinds = type(module).__mro__
-    return [vars(kind)["__call__"] for kind in kinds[: kinds.index(nn.Module)] if "__call__" in vars(kind)]
+    found = [vars(kind)["__call__"] for kind in kinds[: kinds.index(nn.Module)] if "__call__" in vars(kind)]
+    return [call for call in found if call is not nn.Module.__call__]  # written out for type checkers
 
 
-def _names_in(function: Any) -> tuple[str, ...]:
-    code = getattr(inspect.unwrap(function), "__code__", None)
-    return () if code is None else code.co_names
+def _calls_base(function: Any) -> bool:
+    """It names `__call__`, and `super`, a class or a module that has it: `self.part.__call__(x)` is another one."""
+    function = inspect.unwrap(function)
+    code = getattr(function, "__code__", None)
+    if code is None or "__call__" not in code.co_names:
+        return False
+    return (
+        "super" in code.co_names or bool(code.co_freevars) or not function.__globals__.keys().isdisjoint(code.co_names)
+    )
 
 
 def has_children(module: nn.Module) -> bool:

@@ -321,14 +321,19 @@ class InheritsCall(CallsItself):
         return self.a(x)
 
 
-@pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall])
+class CallsPartOnly(Block):
+    def __call__(self, x):
+        return self.a.__call__(x)
+
+
+@pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall, CallsPartOnly])
 def test_a_model_whose_call_runs_no_hooks(kind):
     model = kind()
     refuses(ModelError, r"overrides __call__, so hooks on it do not run", model, "after block.a")
     assert injected(model) == ()
 
 
-@pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall])
+@pytest.mark.parametrize("kind", [CallsItself, CallIsForward, InheritsCall, CallsPartOnly])
 def test_a_child_whose_call_runs_no_hooks(kind):
     model = Net(kind())
     message = rf"block: .*the __call__ of {kind.__name__} runs no hooks"
@@ -345,7 +350,16 @@ class InheritsSuper(CallsSuper):
         return super().__call__(*args)
 
 
-@pytest.mark.parametrize("kind", [CallsSuper, InheritsSuper])
+class Annotated(Block):
+    __call__ = nn.Module.__call__
+
+
+class NamesBase(Block):
+    def __call__(self, x):
+        return Block.__call__(self, x)
+
+
+@pytest.mark.parametrize("kind", [CallsSuper, InheritsSuper, Annotated, NamesBase])
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_call_that_calls_the_one_of_its_class_runs_hooks(kind, whole):
     stock = kind().double().eval() if whole else Net(kind()).double().eval()
