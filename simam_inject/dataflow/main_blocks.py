@@ -15,7 +15,7 @@ among them:
 In the container of a block, the other modules of its class that return maps are blocks as well.
 Where a network has no block, or only such of their classes, residual blocks of one convolution count as well; where it
 has none of these either, plain `Sequential`s that have most of its convolutions. Where there are none at all, modules
-count whose maps cannot be attended, so that a rule tells why.
+count in which no map can be attended, so that a rule tells why.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class MainBlocks:
         self.with_containers = False
         """Plain Sequentials count as blocks."""
         self.with_obstacles = False
-        """Modules whose maps cannot be attended count as blocks."""
+        """Modules in which no map can be attended count as blocks."""
         for site in sites.values():
             spatial = site.spatial if site.obstacle is None else None
             maps = {(len(spatial), site.reduction)} if spatial and max(spatial) > 1 and site.reduction else set()
@@ -126,9 +126,9 @@ class MainBlocks:
             return False
         if site.kind != "block" or site.spatial is None or max(site.spatial) <= 1:
             return False
-        if site.obstacle is not None and not self.with_obstacles:
-            return False
         inside = self.contents[path]
+        if site.obstacle is not None and (not self.with_obstacles or inside.maps):
+            return False
         has_products = inside.products >= 2 or path in self.units
         if inside.convolutions < 2 and not (inside.convolutions and has_products):
             return False

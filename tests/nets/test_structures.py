@@ -945,6 +945,25 @@ def test_blocks_whose_axes_cannot_be_used_are_named_with_the_reason(recipe):
         plan(Frames(), recipe, example_inputs=torch.rand(2, 3, 3, 16, 16))
 
 
+class Auxiliary(nn.Module):
+    """One block, whose output only training uses."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.aux, self.head = c3(3, 8, 2), Darn(), c3(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        extra = self.aux(x)
+        return (self.head(x), extra) if self.training else self.head(x)
+
+
+@pytest.mark.parametrize("recipe", ["paper", "block-output"])
+def test_a_block_that_only_training_uses_is_no_main_block(recipe):
+    with pytest.raises(NoMatchError, match="no block of this model is main"):
+        plan(Auxiliary().eval(), recipe, example_inputs=torch.rand(2, 3, 16, 16))
+
+
 def test_an_operation_that_nothing_computes():
     volume = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv3d(4, 4, 3, padding=1))
     image = torch.rand(1, 1, 8, 8, 8)
