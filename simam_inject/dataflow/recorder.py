@@ -118,8 +118,8 @@ class Recorder(Namer):
             tick = next(self.ticks)
             inputs = [self._value(tensor) for tensor in tensors if id(tensor) not in self.states]
             for tensor, version in zip(tensors, versions, strict=True):
-                if version is not None and tensor._version != version:
-                    self.recording.writes.setdefault(_storage_of(tensor), []).append(tick)
+                if version is not None and tensor._version != version and (storage := _storage_of(tensor)):
+                    self.recording.writes.setdefault(storage, []).append(tick)
             result, computed = _with_aliases(result, tensors)
             kind = function_kind(func)
             outputs = [

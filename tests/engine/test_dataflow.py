@@ -535,6 +535,22 @@ def test_a_reader_that_is_not_recorded_is_not_denied():
     assert "that is recorded" in UNUSED
 
 
+class Sparse(Block):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("adjacency", torch.eye(3).to_sparse(), persistent=False)
+
+    def forward(self, x):
+        self.adjacency.mul_(1.0)
+        return super().forward(x)
+
+
+def test_a_sparse_tensor_may_be_modified_in_place():
+    stock, x = Sparse().double().eval(), X.double()
+    ours = inject(copy.deepcopy(stock), "after sparse.a", e_lambda=oracle.E_LAMBDA, example_inputs=x)
+    oracle.assert_attended(ours(x), stock, ["a"], x)
+
+
 TRANSFORMS = {
     "vmap": lambda block, x: block.b(torch.vmap(lambda one: one / (one.norm() + 1))(block.a(x))),
     "vmap of a module": lambda block, x: torch.vmap(block.b)(block.a(x)),
