@@ -27,7 +27,7 @@ from simam_inject.editing.attach import attended_in, restorer
 from simam_inject.errors import FileError, ModelError, a_type, shortened
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.persist.fitting import State, check_fit, differences, fill, listed
-from simam_inject.persist.record import KEY, Manifest, versions_of
+from simam_inject.persist.record import KEY, Manifest, Record, versions_of
 
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """First bytes of what `torch.save` and `pickle.dump` write; those of safetensors are the length of its header."""
@@ -114,22 +114,11 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         found = differences(tensors, state)
         try:
             check_fit(network, found, strict=strict)
-            is_new = bool(manifest.sites) and not any(attended_in(network))
-            if is_new:
-                check_injectable(network_of(model))
-            elif others := manifest.differences(network):
-                raise FileError(
-                    "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"
-                    + shortened(others, joint="\n")
-                )
-            with all_or_nothing(network):
-                if is_new:
-                    manifest.attach_to(network)
+            with with_sites(model, manifest):
                 found |= fill(network, tensors)
                 check_fit(network, found, strict=strict)
         except (ModelError, FileError) as error:
             raise FileError(f"{error}{manifest.age}") from error.__cause__
-    manifest.set_strengths(network)
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
     adapter_of(model).loaded(model)
@@ -153,6 +142,29 @@ def naming(file: Path) -> Iterator[None]:
         yield
     except FileError as error:
         raise FileError(f"{file}: {error}") from error.__cause__
+
+
+@contextlib.contextmanager
+def with_sites(model: nn.Module, record: Record) -> Iterator[None]:
+    """Add the sites of a file unless the model has them, and set their strengths; all or nothing, with the body.
+
+    Raises:
+        FileError: the model has other sites, or cannot have these.
+    """
+    network = network_of(unwrapped(model))
+    is_new = bool(record.sites) and not any(attended_in(network))
+    if is_new:
+        check_injectable(network_of(model))
+    elif others := record.differences(network):
+        raise FileError(
+            "the model has other SimAM sites than the file; remove them with simam_inject.eject(model):\n"
+            + shortened(others, joint="\n")
+        )
+    with all_or_nothing(network):
+        if is_new:
+            record.attach_to(network)
+        yield
+    record.set_strengths(network)
 
 
 @contextlib.contextmanager

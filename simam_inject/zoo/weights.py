@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from simam_inject.errors import ModelError
 from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import holds_yolo
 from simam_inject.zoo.yolo import read_yolo
+
+if TYPE_CHECKING:
+    from simam_inject.persist.record import Record
 
 
 def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooModel:
@@ -27,11 +31,11 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
         The same model, with the note changed.
 
     Raises:
-        FileError: The file cannot be read, `load_state_dict` of the model raises an error or drops a tensor, or SimAM
-            of the file cannot be restored.
+        FileError: The file cannot be read, `load_state_dict` of the model raises an error or drops a tensor, or the
+            model has other SimAM sites than the file or cannot have these.
         ModelError: Its names or shapes are not those of the model.
     """
-    from simam_inject.adapters import adapter_of, network_of
+    from simam_inject.adapters import adapter_of
     from simam_inject.api import injected
     from simam_inject.persist import read
     from simam_inject.persist.checkpoints import read_checkpoint
@@ -49,21 +53,17 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
     else:
         with naming(file):
             state, texts = read_tensors(file) if file.suffix == ".safetensors" else (read_checkpoint(file)[0], {})
-    head = _copy(built, file, state, new_head=new_head)
+    head = _copy(built, file, state, read(file) if KEY in texts else None, new_head=new_head)
     note += f", with a new {' and '.join(head)}" if head else ""
-    if KEY in texts and (record := read(file)).sites:
-        with naming(file):
-            record.attach_to(network_of(built.model))
-        record.set_strengths(network_of(built.model))
     adapter_of(built.model).loaded(built.model)
     return replace(built, note=note)
 
 
-def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bool) -> list[str]:
+def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], record: Record | None, *, new_head: bool) -> list[str]:
     """Strict loading, with one message for everything that does not fit; returns the layers of a new head."""
     from simam_inject.adapters import network_of
     from simam_inject.persist.checkpoints import without_prefix
-    from simam_inject.persist.files import naming
+    from simam_inject.persist.files import naming, with_sites
     from simam_inject.persist.fitting import check_fit, differences, fill, listed
 
     network = network_of(built.model)
@@ -79,6 +79,6 @@ def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], *, new_head: bo
         hint = "another number of classes? give it with --num-classes N"
         hint = hint if is_head else "a checkpoint of another model?"
         raise ModelError(f"{file} does not fit {built.name}:\n{listed(found)}\n  {hint}")
-    with naming(file):
+    with naming(file), with_sites(built.model, record) if record else nullcontext():
         check_fit(network, fill(network, {**state, **{name: ours[name] for name in head}}, strict=True))
     return sorted({name.rpartition(".")[0] for name in head})

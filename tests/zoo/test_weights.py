@@ -11,10 +11,13 @@ from timm import models
 from torch import nn
 from ultralytics import YOLO
 
-from simam_inject import inject, injected
+from simam_inject import eject, inject, injected
 from simam_inject.errors import FileError, ModelError
+from simam_inject.persist import save
 from simam_inject.zoo import ZooModel, build, load_weights
 from tests.messages import says
+
+MAPS = torch.rand(2, 3, 8, 8)
 
 
 def _no_network(*args, **kwargs):
@@ -152,6 +155,23 @@ def test_weights_of_a_checkpoint_of_ultralytics(protocol, tmp_path):
     assert not injected(built.model)
     with pytest.raises(ModelError, match=says("mine.pt", "ultralytics", "resnet18 is not one of its models")):
         load_weights(build("resnet18"), file)
+
+
+@pytest.mark.parametrize("saved", ["after conv2d", None])
+def test_a_model_with_other_sites_than_the_file_is_refused(saved, tmp_path):
+    def net():
+        return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+    model = inject(net(), saved, example_inputs=MAPS) if saved else net()
+    file, other = save(model, tmp_path / "net.safetensors"), inject(net(), "after relu", example_inputs=MAPS)
+    before = other[0].weight.clone()
+    with pytest.raises(FileError, match=says(str(file), "other SimAM sites than the file", "eject")):
+        load_weights(ZooModel("net", other, "net.py", ""), file)
+    assert [site.path for site in injected(other)] == ["1"]
+    assert torch.equal(other[0].weight, before)
+    load_weights(ZooModel("net", eject(other), "net.py", ""), file)
+    assert injected(other) == injected(model)
+    assert torch.equal(other(MAPS), model(MAPS))
 
 
 def test_a_text_that_mentions_ultralytics_is_no_checkpoint_of_it(tmp_path):
