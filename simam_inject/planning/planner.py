@@ -35,7 +35,7 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     there = _present_by_value(flow, present)
     together = _calls_of_one_module(flow, matches.hits)
     names = {one.module for one in present}
-    for hit in matches.hits:
+    for hit in sorted(matches.hits, key=lambda hit: hit.rule):  # a value belongs to the first rule that matches it
         site = flow.anatomy.site_by_path[hit.path]
         module = together.get(hit.path)
         reason = why_not_attendable(site) or _why_present(hit, there[value_of(site, flow.anatomy)])
@@ -53,6 +53,8 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
         if reason is not None:
             skips.append(Skip(hit.path, reason, hit.rule, hit=True))
     _check_rules(recipe, flow, skips, fulfilled)
+    order = {(hit.path, hit.reader): place for place, hit in enumerate(matches.hits)}
+    insertions.sort(key=lambda one: order[one.path, one.reader])
     return Plan(recipe, tuple(insertions), tuple(skips), flow, tuple(present))
 
 
@@ -139,18 +141,34 @@ def _why_taken(
 ) -> str | None:
     """The reason of a hit that has the tensor of another one: an identity makes it the value of two sites."""
     value = flow.recording.value(hit.path)
-    is_written = value is not None and any(tick > value.made for tick in flow.recording.writes.get(value.storage, ()))
 
     def is_same(one: Insertion) -> bool:
         site = flow.anatomy.site_by_path.get(one.path)
-        if one.edit == edit or is_written or site is None or value is not flow.recording.value(one.path):
+        if one.edit == edit or site is None or value is None or value is not flow.recording.value(one.path):
             return one.edit == edit
+        first, last = sorted([_when(flow, hit.path, hit.reader), _when(flow, one.path, one.reader)])
+        if any(first < tick < last for tick in flow.recording.writes.get(value.storage, ())):
+            return False
         return have_common_reader((hit.attended, hit.reader), (site, one.reader))
 
     if there := [one for one in present if is_same(one)]:
         return _why_present(hit, there)
     other = next((one for one in planned if is_same(one)), None)
     return None if other is None else f"is the same value as {other.path or '(model)'}, taken by rules[{other.rule}]"
+
+
+def _when(flow: Dataflow, path: str, reader: str | None) -> int:
+    """The time at which a value is attended: when a module returns it or is given it, or at its operation."""
+    step = flow.recording.steps.get(path if reader is None else reader)
+    if step is None:
+        return 0
+    if step.kind == "entry":
+        step = step.inputs[0]
+    if step.call is not None:
+        return step.call.end if reader is None else step.call.start
+    if step.kind == "input" and step.frame is not None:
+        return step.frame.start
+    return min((value.made for _, value in step.values), default=0)
 
 
 # Insertions

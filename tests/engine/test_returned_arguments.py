@@ -242,3 +242,30 @@ def test_what_a_block_returns_of_its_last_dropout_is_one_value():
     assert_attended(run(ours, image()), stock, ["1"], image())
     with pytest.raises(NoMatchError, match="already has SimAM"):
         inject(ours, rule(path="1", after="output", e_lambda=0.1), example_inputs=image())
+
+
+class Stage(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.conv, self.last = conv(), last
+
+    def forward(self, x):
+        return self.last(self.conv(x))
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_before_the_last_block_returns_makes_no_other_value_of_the_stage(name):
+    stock = build(lambda: nn.Sequential(conv(), Stage(Writes(WRITES[name])), conv()))
+    ours = inject(copy.deepcopy(stock), rule(path=["1", "1.last"], after="output"), example_inputs=image())
+    assert [insertion.path for insertion in injected(ours)] == ["1.last"]
+    assert_attended(run(ours, image()), stock, ["1"], image())
+
+
+@pytest.mark.parametrize("paths", [["1", "1.last"], ["1.last", "1"]])
+@pytest.mark.parametrize("last", [lambda: nn.Dropout(0.5), lambda: Writes(WRITES["relu_"])])
+def test_one_tensor_of_two_rules_belongs_to_the_first(paths, last):
+    stock = build(lambda: nn.Sequential(conv(), Stage(last()), conv()))
+    rules = [{"path": path, "after": "output", "optional": path is paths[1]} for path in paths]
+    found = plan(stock, {"rules": rules}, example_inputs=image())
+    assert [(insertion.path, insertion.rule) for insertion in found.insertions] == [(paths[0], 0)]
+    assert [skip.reason for skip in found.skips] == [f"is the same value as {paths[0]}, taken by rules[0]"]
