@@ -220,6 +220,8 @@ def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: 
             "contains them is not known; leave frozen_norms out, or pass norms=False"
         )
     per_sample = isinstance(norm, _InstanceNorm)
+    if per_sample and x.shape[2:].numel() == 1:
+        return  # one value has no variance
     dims = [dim for dim in range(x.dim()) if dim != 1][per_sample:]
     spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=int(per_sample))
     variance, mean = (statistic.cpu().double() for statistic in spread)

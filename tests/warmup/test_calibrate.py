@@ -144,6 +144,14 @@ def test_norms_derived_from_those_of_torch_get_what_train_mode_measures(kind):
     torch.testing.assert_close(model[1].running_var, other[1].running_var)
 
 
+def test_an_instance_norm_of_maps_of_one_value_stays():
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), norm, nn.BatchNorm2d(4)).eval()
+    assert calibrate(inject(model, "after conv2d", example_inputs=images(2)), images(4)).norms == 1
+    assert not norm.running_mean.any()
+    assert model[3].running_mean.all()
+
+
 def test_frozen_norms_stay_unless_asked():
     model = attended().train()
     for path in NORMS[1:3]:
