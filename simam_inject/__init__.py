@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def __getattr__(name: str) -> Any:
         value: Any = _version()
     elif name in _HOMES:
         value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-        _allow_classes()
+        _prepare()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     # `simam_inject.plan` and its like stay what they are, whatever modules of these names are imported later.
@@ -94,13 +95,18 @@ def _version() -> str:
         return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 
 
-def _allow_classes() -> None:
-    """Let a restricted `torch.load` know the classes that an injected model holds."""
+def _prepare() -> None:
+    """Let a restricted `torch.load` know the classes that an injected model holds, and ultralytics the key `simam`."""
     for name in ("editing.attach", "adapters") if sys.modules.get("torch") is not None else ():
         importlib.import_module(f"{__name__}.{name}")
+    if hasattr(sys.modules.get("ultralytics.models"), "YOLO"):  # imported to its end
+        try:
+            importlib.import_module(f"{__name__}.integrations.ultralytics")
+        except (ImportError, AttributeError, KeyError) as error:  # this release has other function names
+            warnings.warn(f"models of this release of ultralytics cannot be injected: {error!r}", stacklevel=3)
 
 
-_allow_classes()
+_prepare()
 
 
 def __dir__() -> list[str]:

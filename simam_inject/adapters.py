@@ -47,6 +47,9 @@ class Adapter:
         """The network inside a library's object such as `YOLO`; a network itself is returned as it is."""
         return model
 
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network whose file asks for SimAM that it was built without."""
+
     def update(self, model: nn.Module) -> None:
         """Write the sites and their settings to where the library looks for them when it copies, saves or rebuilds.
 

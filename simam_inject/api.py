@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from simam_inject.adapters import network_of, update
+from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
@@ -282,6 +282,7 @@ def make_plan(
         with_values: record the forward with real values, on a copy of the model.
     """
     network = network_of(model)
+    adapter_of(model).check(network)
     check_injectable(network)
     flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
     decided = decide(recipe, flow, match(recipe, flow.anatomy), injected(network))

@@ -90,6 +90,8 @@ def _construct(name: str, options: dict[str, Any]) -> Any:
     """A model with random weights, from a file or a packaged YAML, whose scale is in the name."""
     from ultralytics import RTDETR, YOLO
 
+    import simam_inject.integrations.ultralytics  # noqa: F401  for a section `simam` in the file
+
     is_rtdetr = "rtdetr" in name
     if name.endswith((".yaml", ".yml")):
         text = Path(name).read_text(encoding="utf-8", errors="replace")

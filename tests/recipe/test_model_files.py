@@ -133,6 +133,11 @@ def test_a_row_that_no_other_reads_is_left_out(tmp_path):
     assert [note.split(":")[0] for note in found.notes] == ["row 15 (SimAM)"]
 
 
+def test_rows_that_were_not_numbered_anew_have_a_note(tmp_path):
+    found = imported(tmp_path, {"backbone": AFTER_SPPF["backbone"]})  # with the head of the stock file
+    assert [note.split(":")[0] for note in found.notes] == ["row 14 (C2f)"]
+
+
 def test_rows_in_a_row_become_one(tmp_path):
     found = imported(
         tmp_path, {"backbone": [*STOCK["backbone"], [-1, 2, "SimAM", []], [-1, 1, "simam_module", [0.5]]], "head": []}

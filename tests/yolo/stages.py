@@ -476,8 +476,10 @@ def without_switches() -> dict:
 
 def without_arming() -> dict:
     """Guard off: loading an injected network does not make its library ready, so training from the file loses it."""
+    models = sys.modules.pop("ultralytics.models")  # as in a program that imports this package before ultralytics
     from simam_inject.adapters import IntegrationMark
 
+    sys.modules["ultralytics.models"] = models
     IntegrationMark.__setstate__ = lambda self, state: self.__dict__.update(state)
     yolo = load(FOLDER / "injected.pt")
     assert len(live_sites(yolo.model)) == COUNT

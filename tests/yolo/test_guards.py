@@ -16,6 +16,7 @@ from ultralytics import YOLO
 from ultralytics.models.yolo import world, yoloe
 from ultralytics.nn import tasks
 
+import simam_inject
 from simam_inject import bypass, eject, inject, injected, plan, set_strength, verify
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import FileError, ModelError, VerificationError
@@ -213,6 +214,42 @@ def test_a_yaml_file_may_hold_a_recipe_in_the_users_words(wide, words):
     network = tasks.DetectionModel({**copy.deepcopy(wide.yaml), "simam": words}, verbose=False)
     assert {site.path for site in injected(network)} >= {"model.15", "model.18", "model.21"}
     assert isinstance(read(network), Record)
+
+
+@pytest.mark.parametrize(
+    ("imports", "built"),
+    [
+        ("from ultralytics import YOLO", "YOLO({!r})"),
+        ("import simam_inject.integrations.ultralytics; from ultralytics import YOLO", "YOLO({!r})"),
+        ("from simam_inject.zoo import build", "build({!r}).model"),
+    ],
+)
+def test_a_new_process_reads_the_recipe_in_a_yaml_file(imports, built, tmp_path):
+    file = tmp_path / "small.yaml"
+    file.write_text(yaml.safe_dump({**SMALL, "simam": "after conv"}))
+    code = f"{imports}; from simam_inject import injected; print(len(injected({built.format(str(file))})))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "10"
+
+
+def test_a_recipe_in_a_yaml_that_was_not_applied_is_not_ignored(image):
+    yolo = YOLO("yolov8n.yaml")
+    yolo.model.yaml = {**yolo.model.yaml, "simam": "yolo-neck"}  # as if built before the integration was imported
+    for use in (inject, plan):
+        with pytest.raises(
+            ModelError, match=r"'simam' section .* was not applied.* before YOLO\(\.\.\.\), or call eject"
+        ):
+            use(yolo, "yolo-backbone", example_inputs=image)
+    with pytest.raises(ModelError, match="was not applied"):
+        yolo.train(data="none.yaml", epochs=1)
+    assert not injected(yolo)
+    assert len(injected(inject(eject(yolo), "yolo-backbone", example_inputs=image, verify=False))) == 4
+
+
+def test_a_release_that_cannot_be_adapted_does_not_break_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, adapter.__name__, None)
+    with pytest.warns(UserWarning, match="models of this release of ultralytics cannot be injected"):
+        simam_inject._prepare()
 
 
 HOSTILE = [

@@ -11,8 +11,8 @@ network goes. So the sites are recorded there (`record`), and every network that
     predict() runs the fused copy that its first call made       the copy is dropped (`training`)
     anything else                                                a check before the first batch (`training`)
 
-Importing this package changes these functions for the process; unpickling an injected network imports it. Networks
-without a record are not affected.
+Importing this package changes these functions for the process; unpickling an injected network imports it, and so does
+`simam_inject` where ultralytics is imported already. Networks without a record are not affected.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from simam_inject.dataflow.example import declared_size
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 from simam_inject.integrations.ultralytics import networks as networks
-from simam_inject.integrations.ultralytics.record import erase, write
+from simam_inject.integrations.ultralytics.record import check_applied, erase, write
 from simam_inject.integrations.ultralytics.training import ramp
 
 __all__ = ["ramp"]
@@ -61,6 +61,10 @@ class UltralyticsAdapter(Adapter):
         if not isinstance(inner, nn.Module):
             raise ModelError(f"this {type(model).__name__} holds {inner!r}, not a network; load its .pt or .yaml file")
         return inner
+
+    def check(self, network: nn.Module) -> None:
+        """Refuse a network whose yaml has a recipe that was not applied; see `check_applied`."""
+        check_applied(network)
 
     def update(self, model: nn.Module) -> None:
         """Write the sites into the network's yaml as well. Trackers of a running `track` start again."""

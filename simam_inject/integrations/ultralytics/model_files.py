@@ -194,6 +194,10 @@ class _Reading:
         after: dict[float | None, list[str]] = defaultdict(list)
         before: list[Rule] = []
         for index, row in enumerate(self.layers):
+            if not readers[index] and row.number != index:
+                self.notes.append(
+                    f"{row.name}: its output is never used; were the row numbers raised after SimAM rows were added?"
+                )
             if row.block:
                 self.notes.append(f"{row.name}: read as {row.block} with SimAM {_WHERE[row.is_bottleneck]}")
             lambdas = {e_lambda for _, e_lambda in readers[index]}

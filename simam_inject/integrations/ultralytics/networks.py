@@ -29,7 +29,7 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.editing.hooks import hooks_on
 from simam_inject.editing.presence import Presence, presence_of
 from simam_inject.editing.rewrite import RewrittenMethod
-from simam_inject.integrations.ultralytics.record import missing_sites, read, recorded
+from simam_inject.integrations.ultralytics.record import erase, missing_sites, read, recorded
 from simam_inject.persist.record import Record
 from simam_inject.persist.watching import LostRecipeWarning
 
@@ -43,6 +43,7 @@ def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **k
         found.attach_to(network)
         update(network)
     else:
+        erase(network)  # the record takes its place
         inject(network, found, verify=False)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import FileError, a_type
+from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.persist.record import Record
 from simam_inject.planning.insertions import Insertion
 
@@ -43,6 +43,20 @@ def recorded(network: Any) -> Record | None:
     """The record in a network's yaml, if there is one."""
     found = read(network)
     return found if isinstance(found, Record) else None
+
+
+def check_applied(network: nn.Module) -> None:
+    """Refuse a network whose yaml has a recipe in the user's own words and that has no SimAM.
+
+    Raises:
+        ModelError: it was built before this integration was imported.
+    """
+    if not (read(network) is None or recorded(network) or any(attended_in(network))):
+        raise ModelError(
+            f"the {KEY!r} section of this model's yaml was not applied: the model was built before the integration was "
+            "imported. Put `import simam_inject.integrations.ultralytics` before YOLO(...), or call eject(model) to "
+            "remove the section"
+        )
 
 
 def write(network: Any) -> Record:

@@ -27,6 +27,7 @@ from simam_inject.errors import FileError, ModelError, VerificationError, a_type
 from simam_inject.integrations.ultralytics.record import (
     KEY,
     RAMP,
+    check_applied,
     missing_sites,
     names_of,
     networks_in,
@@ -148,10 +149,12 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
     """Refuse a training whose network would not have the SimAM of this model.
 
     Raises:
-        ModelError: a SimAM is bypassed, or changed although the training starts from a file that holds it as it was.
+        ModelError: a SimAM is bypassed, or changed although the training starts from a file that holds it as it was, or
+            the recipe in the yaml of the network was not applied.
         VerificationError: a site that the yaml of the network lists is missing.
     """
     network, before = model.model, recorded(model.model)
+    check_applied(network)
     attentions, file = [entry.attention for entry in attended_in(network)], vars(model).get("cfg")
     if resumed and model.ckpt_path and RAMP not in vars(model):
         saved = tasks.torch_safe_load(model.ckpt_path)[0]
