@@ -167,10 +167,11 @@ def _why_no_output(flow: Dataflow, site: Site, value: Value, frame: Frame, keys:
         return f"{name} returns a tensor that it did not compute"
     if frame is not named:  # where the module itself is named, what it returns is meant
         reads = _reads(flow, value)
-        if any(frame.spans(tick) for tick in reads):
+        if named and named.spans(frame.end):
+            if any(named.end > tick > frame.end for tick in reads):
+                return f"{named.path or 'the model'} reads it before returning it"
+        elif any(frame.spans(tick) for tick in reads):
             return f"{name} reads it before returning it"
-        if named and named.spans(frame.end) and any(named.end > tick > frame.end for tick in reads):
-            return f"{named.path or 'the model'} reads it before returning it"
     if sum(call.path == frame.path for call, _ in value.returns) > 1:  # in one call, or from a call of itself
         return f"{name} returns it twice"
     return _why_not_replaced(flow, value, frame.end)

@@ -261,6 +261,13 @@ def test_a_write_before_the_last_block_returns_makes_no_other_value_of_the_stage
     assert_attended(run(ours, image()), stock, ["1"], image())
 
 
+@pytest.mark.parametrize("name", WRITES)
+def test_a_sequential_whose_last_block_writes_into_what_it_returns(name):
+    stock = build(lambda: nn.Sequential(conv(), nn.Sequential(conv(), Writes(WRITES[name])), conv()))
+    ours = inject(copy.deepcopy(stock), rule(path="1", after="output"), example_inputs=image())
+    assert_attended(run(ours, image()), stock, ["1"], image())
+
+
 @pytest.mark.parametrize("paths", [["1", "1.last"], ["1.last", "1"]])
 @pytest.mark.parametrize("last", [lambda: nn.Dropout(0.5), lambda: Writes(WRITES["relu_"])])
 def test_one_tensor_of_two_rules_belongs_to_the_first(paths, last):
