@@ -19,6 +19,7 @@ _RANGES = {
     "e_lambda": "a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)",
     "strength": "a number from 0 (the identity) to 1 (SimAM)",
     "gain": "a finite number above 0, e.g. 1.0 or 1.3",
+    "tolerance": "None or a number from 0",
 }
 
 
@@ -33,7 +34,8 @@ def check_number(name: str, value: Any) -> float:
         number = float(value) if is_real else math.nan
     except OverflowError:  # an int beyond the floats
         number = math.inf
-    if not (0.0 <= number <= 1.0 if name == "strength" else 0.0 < number < math.inf):
+    is_above = 0.0 < number < math.inf or (name == "tolerance" and number >= 0.0)
+    if not (0.0 <= number <= 1.0 if name == "strength" else is_above):
         raise ArgumentError(f"{name} must be {_RANGES[name]}; found {value!r:.40} ({type(value).__name__})")
     return number
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of
+from simam_inject.attention.arguments import check_number
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.editing.attach import without_attention
 from simam_inject.errors import ModelError, describe_exception
@@ -51,6 +52,7 @@ def export(
             file, a model or size that the exporter cannot express.
         LostSiteError: the file lacks a site, has another lambda, or computes something else. No file was written.
         ModelError: the model cannot be run on the example, or is sharded, scripted or compiled in place.
+        ArgumentError: the tolerance is not a number from 0.
 
     Example:
         >>> import tempfile, torchvision
@@ -111,8 +113,8 @@ def prove(
 
 
 def _varying(dynamic: bool | str, tolerance: object) -> tuple[str, ...]:
-    if tolerance is not None and not (isinstance(tolerance, (int, float)) and tolerance >= 0):
-        raise ExportError(f"tolerance must be None or a number from 0; found {tolerance!r:.40}")
+    if tolerance is not None:
+        check_number("tolerance", tolerance)
     if isinstance(dynamic, bool):
         return ("batch", "size") if dynamic else ()
     if dynamic in ("batch", "size"):

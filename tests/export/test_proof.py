@@ -3,6 +3,7 @@
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 
@@ -81,7 +82,7 @@ class Mixed(Network):
 
 def test_sites_in_a_region_of_the_graph_are_counted(tmp_path):
     model = attended(network=Mixed)
-    report = export(model, tmp_path / "net.pt2", example_inputs=image(), tolerance=1e-2)
+    report = export(model, tmp_path / "net.pt2", example_inputs=image(), tolerance=np.float32(1e-2))
     assert (report.live, {site.found_by for site in report.sites}) == (2, {"structure"})
     less = write(without_last_site(copy.deepcopy(model)), tmp_path / "less.pt2")
     with pytest.raises(LostSiteError, match="lost 1 of 2"):

@@ -33,7 +33,7 @@ def off(**attributes):
         (attended, "net", {}, r"must be one of \.onnx, \.pt2, \.torchscript"),
         (attended, "missing/net.pt2", {}, "no such folder"),
         (attended, "net.pt2", {"dynamic": "height"}, "must be True"),
-        *((attended, "net.pt2", {"tolerance": t}, "tolerance must be") for t in (-1, "1", float("nan"))),
+        *((attended, "net.pt2", {"tolerance": t}, "tolerance must be") for t in (-1, "1", True, float("nan"))),
         (Network, "net.pt2", {}, r"no SimAM in this model; inject\("),
         (lambda: off(bypassed=True), "net.pt2", {}, r"blocks\.1\.conv2\.simam is bypassed"),
         (lambda: off(strength=0.0), "net.pt2", {}, r"blocks\.1\.conv2\.simam has strength 0"),
