@@ -253,7 +253,7 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     network = unwrapped(network_of(model))
     presence = presence_of(network)
     if presence is None:
-        part = next((path for path, module in network.named_modules() if presence_of(module) is not None), None)
+        part = next(iter(presences_in(network)), None)
         name, where = type(network).__name__, "no SimAM in this model; inject(model, recipe) adds it"
         if part:
             where = f"SimAM was injected into the part {part!r} of this {name}: verify that module"

@@ -15,12 +15,18 @@ from torch import Tensor
 from simam_inject.errors import InjectError
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_SMALLEST, _LARGEST = math.nextafter(0.0, 1.0), math.nextafter(math.inf, 0.0)
 _RANGES = {
-    "e_lambda": "a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)",
-    "strength": "a number from 0 (the identity) to 1 (SimAM)",
-    "gain": "a finite number above 0, e.g. 1.0 or 1.3",
-    "tolerance": "None or a number from 0",
+    "e_lambda": (
+        (_SMALLEST, _LARGEST),
+        "a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)",
+    ),
+    "strength": ((0.0, 1.0), "a number from 0 (the identity) to 1 (SimAM)"),
+    "gain": ((_SMALLEST, _LARGEST), "a finite number above 0, e.g. 1.0 or 1.3"),
+    "tolerance": ((0.0, math.inf), "None or a number from 0"),
+    "epochs": ((_SMALLEST, _LARGEST), "a finite number above 0"),
 }
+"""Least and largest value of each argument, and how to say so."""
 
 
 class ArgumentError(InjectError, ValueError):
@@ -34,9 +40,9 @@ def check_number(name: str, value: Any) -> float:
         number = float(value) if is_real else math.nan
     except OverflowError:  # an int beyond the floats
         number = math.inf
-    is_above = 0.0 < number < math.inf or (name == "tolerance" and number >= 0.0)
-    if not (0.0 <= number <= 1.0 if name == "strength" else is_above):
-        raise ArgumentError(f"{name} must be {_RANGES[name]}; found {value!r:.40} ({type(value).__name__})")
+    (least, most), words = _RANGES[name]
+    if not least <= number <= most:
+        raise ArgumentError(f"{name} must be {words}; found {value!r:.40} ({type(value).__name__})")
     return number
 
 

@@ -100,11 +100,11 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
 def _recipes_of(built: ZooModel) -> list[Recipe]:
     """The recipes that were applied to the model, each rule with its lambda."""
     from simam_inject.adapters import network_of
-    from simam_inject.editing.presence import presence_of
+    from simam_inject.editing.presence import presences_in
     from simam_inject.recipe import Recipe
 
-    found = (presence_of(module) for module in network_of(built.model).modules())
-    recipes = [Recipe.from_dict(table) for presence in found if presence is not None for table in presence.recipes]
+    found = presences_in(network_of(built.model)).values()
+    recipes = [Recipe.from_dict(table) for presence in found for table in presence.recipes]
 
     def rules_of(recipe: Recipe) -> tuple[Rule, ...]:
         return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)

@@ -45,7 +45,7 @@ class Recorder(Namer):
     def record(self, example: Example, convert: Convert) -> Recording:
         """What one forward does; see `run`."""
         root = self.run(example, convert).first_calls.get("")
-        if root is not None and root.own_calls:
+        if root is not None and root.called_at:
             returned = [self._find(tensor) for tensor in tensors_of(self.returned)]
             others = [value for _, value in root.outputs if value not in returned]
             for value in others:
@@ -92,7 +92,7 @@ class Recorder(Namer):
 
     # Operations
 
-    def _own_calls(self) -> Iterator[tuple[types.FrameType, Any]]:
+    def _running_calls(self) -> Iterator[tuple[types.FrameType, Any]]:
         """Every `__call__` of a class of the model's that runs now, and its module."""
         frame = sys._getframe(1) if self._codes else None
         while frame is not None:
@@ -103,9 +103,9 @@ class Recorder(Namer):
 
     def _read(self, tick: int, path: str) -> Read:
         inside = set()
-        for frame, module in self._own_calls():
+        for frame, module in self._running_calls():
             call = self.first_calls.get(self.path_of.get(id(module), ""))
-            if call is not None and frame.f_lasti > call.own_calls.get(frame.f_code, sys.maxsize):
+            if call is not None and frame.f_lasti > call.called_at.get(frame.f_code, sys.maxsize):
                 inside.add(call.path)
         return Read(tick, path, frozenset(inside))
 
@@ -143,7 +143,7 @@ class Recorder(Namer):
     def entered(self, frame: Frame, arguments: Arguments) -> None:
         """Note what a module is given; in a scope, as steps of its forward."""
         frame.start = next(self.ticks)
-        frame.own_calls = {own.f_code: own.f_lasti for own, module in self._own_calls() if module is frame.module}
+        frame.called_at = {own.f_code: own.f_lasti for own, module in self._running_calls() if module is frame.module}
         for key, path, tensors in arguments:
             values = [(keys, self._value(tensor)) for keys, tensor in tensors]
             for keys, value in values:

@@ -133,7 +133,7 @@ class Frame:
     inputs: list[Value] = field(default_factory=list)
     """Values of these, parameters and buffers excepted."""
     outputs: Entries = field(default_factory=list)
-    own_calls: dict[types.CodeType, int] = field(default_factory=dict)
+    called_at: dict[types.CodeType, int] = field(default_factory=dict)
     """Where in a `__call__` of its own class it was called: code and instruction."""
 
     def spans(self, tick: int) -> bool:

@@ -16,7 +16,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
-from simam_inject.editing.presence import presence_of
+from simam_inject.editing.presence import presences_in
 from simam_inject.editing.serialization import ExampleRecord, Recipes, Site, checked
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
 from simam_inject.planning.insertions import Insertion, Line
@@ -87,9 +87,9 @@ class Record(BaseModel):
                     f"{entry.site.channel_dim}: inject the model again"
                 )
             sites.append(entry.insertion)
-        found = [presence for module in network.modules() if (presence := presence_of(module)) is not None]
-        recipes = [recipe for presence in found for recipe in presence.recipes]
-        root = presence_of(network)
+        found = presences_in(network)
+        recipes = [recipe for presence in found.values() for recipe in presence.recipes]
+        root = found.get("")
         example = root.example if root else None
         made = cls.model_construct(sites=sites, recipes=recipes, example=example, **more)
         return cls.read(made.model_dump_json(), "the record of this model")

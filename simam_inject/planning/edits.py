@@ -121,7 +121,7 @@ def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved 
         ticks, reason = [frame.start, frame.end], given or f"{name} {other}"
     if not ticks:
         return f"{name} reads what another call of {site.path} returns{_nearest(flow, site)}"
-    # What the reader returns of its argument is attended: who reads that is no other reader.
+    # What the reader returns of its argument is attended as well, so reads of that do not count.
     others = [one for one in flow.recording.same_tensor(value) if frame is None or not frame.spans(one.made)]
     is_read = any(not min(ticks) <= read.tick <= max(ticks) for one in others for read in one.readings)
     is_result = any(one in flow.recording.results for one in others)

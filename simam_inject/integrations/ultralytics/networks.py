@@ -27,7 +27,7 @@ from simam_inject.api import inject
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attended_in
 from simam_inject.editing.hooks import hooks_on
-from simam_inject.editing.presence import Presence, presence_of
+from simam_inject.editing.presence import Presence, presences_in
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.integrations.ultralytics.record import erase, missing_sites, read, recorded
 from simam_inject.persist.record import Record
@@ -68,7 +68,7 @@ def _load(original: Callable[..., Any], network: nn.Module, weights: Any, *args:
 
 
 def _fuse(original: Callable[..., Any], network: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
-    roots = [(part, presence) for part in network.modules() if (presence := presence_of(part)) is not None]
+    roots = [(network.get_submodule(path), presence) for path, presence in presences_in(network).items()]
     if not roots:
         return original(network, *args, **kwargs)
     result = original(_foldable(network), *args, **kwargs)

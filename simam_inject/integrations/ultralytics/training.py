@@ -77,8 +77,8 @@ class EpochRamp:
     """
 
     def __init__(self, epochs: float, start: float) -> None:
-        try:  # the range of a gain: finite, above 0
-            self.epochs, self.start, self.batch = check_number("gain", epochs), check_number("strength", start), 0
+        try:
+            self.epochs, self.start, self.batch = check_number("epochs", epochs), check_number("strength", start), 0
         except ArgumentError:
             raise ModelError(
                 f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r:.40}, start={start!r:.40}"
