@@ -60,3 +60,10 @@ def test_every_yolo_recipe_is_live_on_every_family(recipe, name):
     model = build(name)
     inject(model, recipe, example_inputs=example(name))
     assert len(injected(model)) == len(sites(recipe, name)) > 0
+
+
+def test_every_conv_leaves_out_the_convolution_that_decodes_boxes():
+    """Its weights are constant, and it runs in eval mode only, so no training could adapt to its attention."""
+    modules = build("yolov8n").named_modules()
+    convolutions = {path for path, module in modules if isinstance(module, torch.nn.Conv2d)}
+    assert convolutions - set(sites("every-conv", "yolov8n")) == {"model.22.dfl.conv"}
