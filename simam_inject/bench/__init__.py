@@ -1,8 +1,6 @@
 """What SimAM costs in the user's own model, compared with the plain model and with other attentions at its sites."""
 
-from simam_inject.bench.peers import PEERS as PEERS
-from simam_inject.bench.run import Bench as Bench
-from simam_inject.bench.run import Conditions as Conditions
-from simam_inject.bench.run import bench as bench
+from simam_inject.bench.peers import PEERS
+from simam_inject.bench.run import Bench, Conditions, bench
 
 __all__ = ["PEERS", "Bench", "Conditions", "bench"]
