@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import nn
 
-from simam_inject.attention import SimAM
 from simam_inject.errors import shortened
 from simam_inject.modules import check_module
 
@@ -37,16 +36,21 @@ def unwatch(model: nn.Module) -> None:
 
 def _check(module: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
     """As torch calls a pre-hook. Only the model that is loaded as a whole is checked, not a part of it."""
+    if not prefix:
+        advice = "simam_inject.inject(model, recipe) with their recipe, or use simam_inject.persist.save and load"
+        warn_of_lost(module, state_dict, f"Call {advice}", stacklevel=7)
+
+
+def warn_of_lost(module: nn.Module, state_dict: Mapping[str, Any], advice: str, *, stacklevel: int) -> None:
+    """Warn of attention that the table of a `state_dict` names and a module lacks; advice says what to do then."""
     table = getattr(state_dict, "_metadata", None)
-    if prefix or not isinstance(table, Mapping):
-        return
-    present = {path for path, part in module.named_modules() if isinstance(part, SimAM)}
-    lost = [path for path in table if path not in present and re.fullmatch(r"(.*\.)?simam(_\w+)?", str(path))]
+    present = {path for path, _ in module.named_modules(remove_duplicate=False)}
+    paths = [str(path) for path in table if path not in present] if isinstance(table, Mapping) else []
+    lost = [path for path in paths if re.fullmatch(r"(.*\.)?simam(_\w+)?", path)]
     if lost:
         warnings.warn(
-            f"these weights were trained with SimAM at {len(lost)} sites that this {type(module).__name__} lacks "
-            f"({shortened(lost, 3)}): it will compute something else. Call "
-            "simam_inject.inject(model, recipe) with their recipe, or use simam_inject.persist.save and load",
+            f"these weights were trained with SimAM (or another attention) at {len(lost)} sites that this "
+            f"{type(module).__name__} lacks ({shortened(lost, 3)}): it will compute something else. {advice}",
             LostRecipeWarning,
-            stacklevel=6,
+            stacklevel=stacklevel,
         )

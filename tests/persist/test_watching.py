@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from simam_inject import eject, inject
 from simam_inject.persist import LostRecipeWarning, unwatch, watch
@@ -64,6 +65,16 @@ def test_weights_without_the_table_or_without_simam_say_nothing(weights):
     silently(watched(net(1)), dict(weights))
     silently(watched(net(1)), net(0).state_dict())
     silently(watched(attended(1)), net(0).state_dict())
+
+
+def test_another_attention_at_the_sites_and_a_shared_block_are_not_lost():
+    other = watched(inject(net(1), RECIPE, example_inputs=EXAMPLE, verify=False, attention=nn.BatchNorm2d))
+    silently(other, other.state_dict())
+    with pytest.warns(LostRecipeWarning, match="2 sites"):
+        watched(net(1)).load_state_dict(other.state_dict(), strict=False)
+    shared = attended(1)
+    shared.again = shared.blocks
+    silently(watched(shared), shared.state_dict())
 
 
 def test_a_watched_model_can_be_copied_and_injected(weights):

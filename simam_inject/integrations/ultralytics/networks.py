@@ -31,7 +31,7 @@ from simam_inject.editing.presence import Presence, presences_in
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.integrations.ultralytics.record import erase, missing_sites, read, recorded
 from simam_inject.persist.record import Record
-from simam_inject.persist.watching import LostRecipeWarning
+from simam_inject.persist.watching import warn_of_lost
 
 
 def _build(original: Callable[..., None], network: nn.Module, /, *args: Any, **kwargs: Any) -> None:
@@ -51,15 +51,8 @@ def _load(original: Callable[..., Any], network: nn.Module, weights: Any, *args:
     before = [entry.attention for entry in attended_in(network)]
     record = Record.of(network) if all(isinstance(part, SimAM) for part in before) else None
     source = (weights.get("ema") or weights["model"]) if isinstance(weights, dict) else weights
-    there = {entry.insertion.module for entry in attended_in(network)}
-    if lost := [entry.attention for entry in attended_in(source) if entry.insertion.module not in there]:
-        kind = "SimAM" if any(isinstance(part, SimAM) for part in lost) else "other attention"
-        warnings.warn(
-            f"these weights were trained with {kind} at {len(lost)} sites that this {type(network).__name__} lacks: it "
-            "will compute something else. Use the file itself, YOLO(file), or call inject(YOLO(...), recipe)",
-            LostRecipeWarning,
-            stacklevel=3,
-        )
+    advice = "Use the file itself, YOLO(file), or call inject(YOLO(...), recipe)"
+    warn_of_lost(network, source.state_dict(), advice, stacklevel=4)
     result = original(network, weights, *args, **kwargs)
     after = [entry.attention for entry in attended_in(network)]
     if record is not None and list(map(id, before)) != list(map(id, after)):
