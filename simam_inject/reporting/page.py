@@ -24,7 +24,6 @@ from simam_inject.verification.checks import Verification
 HEIGHT = 150
 """Of the largest map, in pixels of the drawing."""
 _MARGIN, _GAP, _STAGE_GAP, _LABEL = 10.0, 3.0, 14.0, 50.0
-_WORDS = {True: "ok", False: "failed", None: "not run"}
 _DRAWN = FAMILIES["conv"] | FAMILIES["pool"]
 
 Boxes = list[tuple[Site, list[Insertion]]]
@@ -48,7 +47,7 @@ def render_page(plan: Plan, verification: Verification, *, heading: str) -> str:
         moved=format_bytes(bytes_per_image(plan)),
         network=draw_network(plan.anatomy, plan.placed),
         not_drawn=len(plan.placed) - drawn,
-        checks=Table(["result", "check", "detail"], [(_WORDS[c.ok], c.name, c.detail) for c in checks]),
+        checks=Table(["result", "check", "detail"], [(each.result, each.name, each.detail) for each in checks]),
         passed=sum(check.ok is True for check in checks),
         recipe=yaml.safe_dump(plan.recipe.to_dict(), sort_keys=False, allow_unicode=True).strip(),
     )

@@ -56,7 +56,7 @@ def render_plan(plan: Plan, *, applied: bool, verbose: bool = False, why: bool =
 
 def render_verification(verification: Verification, *, verbose: bool = False) -> list[str]:
     """How many checks passed, and a line for each that did not; with `verbose` for each that did, too."""
-    passed = [f"  ok: {check.name}" for check in verification.checks if check.ok] if verbose else []
+    passed = [f"  {check}" for check in verification.checks if check.ok] if verbose else []
     return [*str(verification).splitlines(), *passed]
 
 

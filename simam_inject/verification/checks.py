@@ -25,6 +25,14 @@ class Check:
     """None: it could not be run on this model; `detail` says why."""
     detail: str = ""
 
+    @property
+    def result(self) -> str:
+        """In words."""
+        return {True: "ok", False: "failed", None: "not run"}[self.ok]
+
+    def __str__(self) -> str:
+        return f"{self.result}: {self.name}" + f": {self.detail}" * bool(self.detail)
+
 
 @dataclass(frozen=True, slots=True)
 class Verification:
@@ -33,20 +41,19 @@ class Verification:
     checks: tuple[Check, ...]
 
     @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that failed."""
+        return tuple(check for check in self.checks if check.ok is False)
+
+    @property
     def ok(self) -> bool:
         """No check failed."""
-        return all(check.ok is not False for check in self.checks)
+        return not self.failed
 
     def __str__(self) -> str:
         passed = sum(check.ok is True for check in self.checks)
         head = f"verified: {passed} checks" if self.ok else "verification failed"
-        words = {True: "ok", False: "failed", None: "not run"}
-        lines = [
-            f"  {words[check.ok]}: {check.name}" + f": {check.detail}" * bool(check.detail)
-            for check in self.checks
-            if check.ok is not True
-        ]
-        return "\n".join([head, *lines])
+        return "\n".join([head, *(f"  {check}" for check in self.checks if check.ok is not True)])
 
 
 def unless(problems: Iterable[str], check: Check) -> Check:
