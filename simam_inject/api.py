@@ -31,8 +31,9 @@ from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
 from simam_inject.recipe import Recipe, RecipeLike, adjusted, load_recipe
+from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import Glob
-from simam_inject.verification.checks import Check, Verification, tensor_marks
+from simam_inject.verification.checks import Verification, tensor_marks
 from simam_inject.verification.verifier import SAME_WAY, check_model
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -86,8 +87,7 @@ def inject(
     if attention is not None and strength != 1.0:
         raise ModelError(f"strength={strength:g} applies to SimAM only; leave it out with attention=...")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
-    planned = make_plan(model, resolved, example_inputs, strength, attention)
-    check_exclude("exclude", exclude, planned.anatomy)
+    planned = make_plan(model, resolved, example_inputs, strength, attention, exclude=exclude)
     _check_present(model, planned, attention)
     planned, _ = carry_out(model, planned, verify=verify)
     if planned.is_done:
@@ -128,14 +128,12 @@ def carry_out(model: nn.Module, planned: Plan, *, verify: bool = True) -> tuple[
         VerificationError: a check failed.
     """
     found = _apply_verified(model, planned, verify)
-    failed = _failed(found)
-    if failed and failed[0].name == SAME_WAY:
+    if found is not None and found.failed and found.failed[0].name == SAME_WAY:
         assert planned.replan is not None
         planned = planned.replan()
         found = _apply_verified(model, planned, verify)
-        failed = _failed(found)
-    if failed:
-        details = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+    if found is not None and not found.ok:
+        details = "; ".join(f"{check.name}: {check.detail}" for check in found.failed)
         raise VerificationError(f"verification failed, and the model was restored. {details}")
     return planned, found
 
@@ -152,21 +150,17 @@ def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verificati
     if not verify:
         return None
     recorded = {path for path, count in planned.flow.recording.calls.items() if count}
+    found = None
     try:
         found = check_model(network, planned.flow.example, marks, recorded=recorded)
     except BaseException as error:
-        restore()
-        update(model)
         error.add_note("raised while the injected model was verified; the model is as it was before")
         raise
-    if not found.ok:
-        restore()
-        update(model)
+    finally:
+        if found is None or not found.ok:
+            restore()
+            update(model)
     return found
-
-
-def _failed(found: Verification | None) -> list[Check]:
-    return [] if found is None else [check for check in found.checks if check.ok is False]
 
 
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
@@ -274,17 +268,23 @@ def make_plan(
     strength: float = 1.0,
     attention: Callable[[int], nn.Module] | None = None,
     *,
+    exclude: Sequence[str] = (),
+    exclude_name: str = "exclude",
     with_values: bool = False,
 ) -> Plan:
     """The plan of `plan`, with the strength and the attention of `inject`.
 
     Args:
+        exclude: globs that were added to every rule; each has to match something in the model.
+        exclude_name: what a message calls them.
         with_values: record the forward with real values, on a copy of the model.
     """
     network = network_of(model)
     adapter_of(model).check(network)
     check_injectable(network)
     flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
+    if message := explain_unmatched_glob(exclude_name, map(Glob, as_tuple(exclude or ())), flow.anatomy):
+        raise NoMatchError(message)
     decided = decide(recipe, flow, match(recipe, flow.anatomy), injected(network))
     insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decided.insertions)
     modules = _own_modules(network)
@@ -322,17 +322,6 @@ def _apply(network: nn.Module, planned: Plan, attention: Callable[[int], nn.Modu
         factory=attention,
         reuse=True,
     )
-
-
-def check_exclude(place: str, exclude: Sequence[str], anatomy: Anatomy) -> None:
-    """Refuse a glob, given at `place`, that excludes nothing because it matches nothing in the model.
-
-    Raises:
-        NoMatchError: there is one.
-    """
-    globs = [Glob(text) for text in ([exclude] if isinstance(exclude, str) else exclude or ())]
-    if message := explain_unmatched_glob(place, globs, anatomy):
-        raise NoMatchError(message)
 
 
 def no_effect(planned: Plan) -> str:

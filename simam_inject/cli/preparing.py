@@ -78,11 +78,11 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     from simam_inject import api
 
     step("planning")
-    inputs = built.example_inputs
     try:
-        plan = api.make_plan(built.model, recipe, inputs, strength)
-    except NoMatchError as error:  # a message about the option is clearer than one about a rule that contains it
-        api.check_exclude("--exclude", options.exclude, api.survey(built.model, example_inputs=inputs))
+        plan = api.make_plan(
+            built.model, recipe, built.example_inputs, strength, exclude=options.exclude, exclude_name="--exclude"
+        )
+    except NoMatchError as error:
         advice = "\nto start over, call eject(model) in Python, or give a file without SimAM"
         raise NoMatchError(f"{error}{advice * ('eject(model)' in str(error))}") from None
     except ModelError as error:
@@ -91,7 +91,6 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
         size = "x".join(map(str, options.input_size))
         advice = f"--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
         raise ModelError(f"{error}\n{advice}") from None
-    api.check_exclude("--exclude", options.exclude, plan.anatomy)
     if not plan.insertions and not plan.is_done:
         raise NoMatchError(api.no_effect(plan))
     return built, plan

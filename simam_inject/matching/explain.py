@@ -45,10 +45,9 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     if [(miss.path, miss.depth) for miss in near] == [("", 0)]:
         return f"{head}: {near[0].reason}"
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
-    lines += [f"  {sentence}" for sentence in _opaque_blocks(anatomy)]
     filters = () if selected.selects == "path" else as_tuple(selected.path)
-    if unmatched := explain_unmatched_glob("path", filters, anatomy):
-        lines.append(unmatched)
+    unmatched = explain_unmatched_glob("path", filters, anatomy)
+    lines += [unmatched] if unmatched else [f"  {sentence}" for sentence in _opaque_blocks(anatomy)]
     return "\n".join(lines)
 
 
@@ -84,8 +83,7 @@ def unmatched_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
     for index, rule in enumerate(recipe.rules):
         globs = () if rule.optional else as_tuple(rule.exclude)
         if message := explain_unmatched_glob(f"rules[{index}].exclude", globs, anatomy):
-            advice = "(In a recipe for many models, mark the rule with optional: true.)"
-            return " ".join([message, *_opaque_blocks(anatomy), advice])
+            return f"{message} (In a recipe for many models, mark the rule with optional: true.)"
     return None
 
 
@@ -94,7 +92,8 @@ def explain_unmatched_glob(place: str, globs: Iterable[Glob], anatomy: Anatomy) 
     paths = {part for path in anatomy.site_by_path for part in lineage(path)}
     for glob in globs:
         if not any(map(glob.matches, paths)):
-            return f"{place}: {str(glob)!r} matches nothing in this model.{_hint_path(glob, paths)}"
+            sentence = f"{place}: {str(glob)!r} matches nothing in this model.{_hint_path(glob, paths)}"
+            return " ".join([sentence, *_opaque_blocks(anatomy)])
     return None
 
 
