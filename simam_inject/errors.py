@@ -4,6 +4,7 @@ import numbers
 import re
 import warnings
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 
 class InjectError(Exception):
@@ -56,6 +57,13 @@ def shortened(lines: Sequence[str], shown: int = 5, joint: str = ", ") -> str:
 def plural(number: int, one: str, several: str = "") -> str:
     """A number of things: `1 site`, `3 sites`, `2 near misses`."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def check_installed(user: str, extra: str, *packages: str, error: type[InjectError] = ModelError) -> None:
+    """Raise an error if a package, which `user` needs and an extra of this package installs, is missing."""
+    for package in packages:
+        if find_spec(package) is None:
+            raise error(f"{user} needs {package}, which is not installed: pip install 'simam_inject[{extra}]'")
 
 
 def warn_of_channel_count(e_lambda: object, written: str, *, stacklevel: int) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from simam_inject.cli.injecting import heading
@@ -21,9 +20,9 @@ from simam_inject.cli.options import (
 )
 from simam_inject.cli.preparing import images_in, make_plan, prepare, read_image, selectors
 from simam_inject.cli.program import Outcome, Step, note
-from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, plural, shortened
+from simam_inject.errors import FileError, ModelError, NoMatchError, RecipeError, check_installed, plural, shortened
 from simam_inject.zoo import ZooModel
-from simam_inject.zoo.yolo import check_installed
+from simam_inject.zoo.yolo import check_ultralytics
 
 if TYPE_CHECKING:
     from simam_inject.bench import Bench
@@ -101,8 +100,7 @@ def _render_bench(found: Bench) -> Iterator[Table | str]:
 
 def maps(options: MapsOptions, step: Step) -> Outcome:
     """Draw the gates of SimAM in MODEL as heat maps over images."""
-    if find_spec("matplotlib") is None:
-        raise ModelError('drawing attention maps requires matplotlib: pip install "simam_inject[maps]"')
+    check_installed("drawing attention maps", "maps", "matplotlib")
     from simam_inject import set_strength
 
     files = [file for path in options.images for file in (images_in(path, _MOST) if path.is_dir() else [path])]
@@ -197,7 +195,7 @@ def check(options: FileOptions, step: Step) -> Outcome:
         ok = bool(shown.data["sites"])
         advice = "to verify it: load it into its model with simam_inject.persist.load, and call verify(model)"
         return Outcome([*shown.parts, *([advice] if ok else [])], shown.data | {"ok": ok}, ok=ok)
-    check_installed(str(file))
+    check_ultralytics(str(file))
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 
     step("checking")
@@ -251,7 +249,7 @@ def show_recipe(options: ShowRecipeOptions, _step: Step) -> Outcome:
 
 def convert(options: ConvertOptions, step: Step) -> Outcome:
     """Write a recipe that adds SimAM to the stock model where an ultralytics model file has SimAM rows."""
-    check_installed(options.file)
+    check_ultralytics(options.file)
     step("reading the file")
     from simam_inject.integrations.ultralytics.model_files import import_model_yaml, write_recipe
 

@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 
 from simam_inject.compare.cells import Cell, Variant
 from simam_inject.compare.report import Comparison
-from simam_inject.errors import CompareError, describe_exception
+from simam_inject.errors import CompareError, check_installed, describe_exception
 
 if TYPE_CHECKING:
     import optuna
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 HEARTBEAT, STALE = 10.0, 90.0
 """Seconds between two heartbeats of a worker, and without one until `retry_stale` frees its cell."""
 NAME = "compare"
-_LIBRARIES = ("optuna", "scipy", "matplotlib")
 _PACKAGES = ("simam_inject", "torch", "torchvision", "timm", "optuna", "ultralytics")
 _JOURNAL_START = b'{"op_code":'
 _NAMESPACE = Path("/proc/self/ns/pid")
@@ -45,14 +44,8 @@ _NAMESPACE = Path("/proc/self/ns/pid")
 
 def import_optuna() -> Any:
     """The optuna module; a message that names what to install if it or another library of compare is missing."""
-    for name in _LIBRARIES:
-        try:
-            import_module(name)
-        except ImportError:
-            raise CompareError(
-                f"{name} is not installed, which compare needs: pip install 'simam_inject[compare]'"
-            ) from None
-    return sys.modules["optuna"]
+    check_installed("compare", "compare", "optuna", "scipy", "matplotlib", error=CompareError)
+    return import_module("optuna")
 
 
 class _JournalLock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import re
 import warnings
@@ -16,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from simam_inject.dataflow.example import Example
+from simam_inject.errors import check_installed
 from simam_inject.export.graph import Gate, GraphNode, Value, find_gates
 from simam_inject.export.report import ExportError
 from simam_inject.nested import tensors_of
@@ -179,9 +179,8 @@ def form_of(path: Path) -> Form:
     """The format of a file, by its suffix; an `ExportError` if it is unknown or lacks a package."""
     if path.suffix not in FORMS:
         raise ExportError(f"{path.name!r} has an unknown export format; the suffix must be one of {', '.join(FORMS)}")
-    lacking = [name for name in ("onnx", "onnxruntime", "onnxscript") if importlib.util.find_spec(name) is None]
-    if path.suffix == ".onnx" and lacking:
-        raise ExportError(f"ONNX needs the package {lacking[0]!r}; install it with: pip install 'simam_inject[export]'")
+    if path.suffix == ".onnx":
+        check_installed("ONNX", "export", "onnx", "onnxruntime", "onnxscript", error=ExportError)
     return FORMS[path.suffix]
 
 

@@ -6,22 +6,17 @@ The package is optional (AGPL-3.0), so it is imported only when a model is built
 from __future__ import annotations
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import FileError, InjectError, ModelError, describe_exception
+from simam_inject.errors import FileError, InjectError, ModelError, check_installed, describe_exception
 from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import list_ultralytics, unknown_model
 
 
-def check_installed(name: str) -> None:
+def check_ultralytics(name: str) -> None:
     """Raise if ultralytics is missing, which the model or checkpoint of this name needs."""
-    if find_spec("ultralytics") is None:
-        raise ModelError(
-            f"{name}: YOLO models need the ultralytics package (AGPL-3.0), which is not installed: "
-            'pip install "simam_inject[ultralytics]"'
-        )
+    check_installed(f"{name}: a YOLO model (AGPL-3.0)", "ultralytics", "ultralytics")
 
 
 def build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -> ZooModel:
@@ -36,7 +31,7 @@ def build_ultralytics(name: str, options: dict[str, Any], *, pretrained: bool) -
     """
     from simam_inject.dataflow.example import declared_size
 
-    check_installed(name)
+    check_ultralytics(name)
     stem = re.sub(r"\.(pt|ya?ml)$", "", name)
     is_own = name != stem and not name.endswith(".pt") and Path(name).is_file()
     if not (pretrained or name.endswith(".pt")):

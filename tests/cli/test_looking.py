@@ -321,7 +321,7 @@ def test_a_model_file_with_simam_rows_becomes_a_recipe(run, folder):
 
 
 def test_without_ultralytics_a_model_file_is_one_message(run, folder, monkeypatch):
-    monkeypatch.setattr("simam_inject.zoo.yolo.find_spec", lambda name: None)
+    monkeypatch.setattr("simam_inject.errors.find_spec", lambda name: None)
     (folder / "forked.yaml").write_text(MODEL_FILE)
     result = run("recipes", "from-yaml", str(folder / "forked.yaml"))
     assert (result.exit_code, "simam_inject[ultralytics]" in result.stderr) == (2, True)

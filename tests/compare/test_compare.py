@@ -222,5 +222,5 @@ def test_costs_are_measured(wrap):
 
 def test_an_optional_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
-    with pytest.raises(CompareError, match=says("optuna is not installed", "pip install")):
+    with pytest.raises(CompareError, match=says("optuna", "not installed", "pip install")):
         compare(make_model, [RECIPE], noisy)

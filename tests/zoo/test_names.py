@@ -141,7 +141,7 @@ def test_a_yaml_of_something_else(content, facts, project):
 
 
 def test_missing_ultralytics_names_the_command_that_installs_it(monkeypatch):
-    monkeypatch.setattr("simam_inject.zoo.yolo.find_spec", lambda name: None)
+    monkeypatch.setattr("simam_inject.errors.find_spec", lambda name: None)
     monkeypatch.setattr("simam_inject.zoo.names.list_ultralytics", lambda: ())
-    with pytest.raises(ModelError, match=r'pip install "simam_inject\[ultralytics\]"'):
+    with pytest.raises(ModelError, match=r"yolov8n.*AGPL-3.0.*pip install 'simam_inject\[ultralytics\]'"):
         build("yolov8n")
