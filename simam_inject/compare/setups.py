@@ -62,7 +62,8 @@ def set_up(
     batches = list(islice(loader, _WARM_BATCHES)) if pretrained or weights else None
     settings = {"model": model, "data": data, "pretrained": pretrained, "weights": weights}
     settings |= {"normalization": normalization, **asdict(training)}
-    example = _make_example(min(training.batch, 8), training.size)
+    shape = (min(training.batch, 8), 3, training.size, training.size)
+    example = replace(built, input_shapes=(shape,)).example_inputs
     given = {"make_model": make_model, "train": train, "example_inputs": example}
     return {**given, "batches": batches, "settings": settings}
 
@@ -75,7 +76,8 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
         raise CompareError(f"ultralytics' trainer has its own settings for {', '.join(other)}: leave these out")
     start = weights or model
     is_trained = start.endswith(".pt")
-    yolo = eject(build(start).model)  # SimAMs of a checkpoint would be in plain too
+    built = build(start)
+    yolo = eject(built.model)  # SimAMs of a checkpoint would be in plain too
     is_classifier = yolo.task == "classify"
     size = training.size or (224 if is_classifier else 640)
     metric = "metrics/accuracy_top1" if is_classifier else "metrics/mAP50-95(B)"
@@ -105,12 +107,8 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
             return 100 * float(trainer.metrics[metric])
 
     settings = {"model": model, "data": data, "weights": weights, "size": size, **used}
-    example = _make_example(1, size)
+    example = built.with_size((3, size, size)).example_inputs
     return {"make_model": make_model, "train": train, "example_inputs": example, "settings": settings}
-
-
-def _make_example(images: int, size: int) -> torch.Tensor:
-    return torch.rand(images, 3, size, size, generator=torch.Generator().manual_seed(0), device="cpu")
 
 
 def _estimate_norms(trainer: Any) -> None:

@@ -56,7 +56,7 @@ def test_the_usual_size_is_that_of_the_task(model, size, tmp_path, monkeypatch):
     data = tmp_path / "images" if model.endswith("cls") else draw_set(tmp_path / "set")
     setup = set_up(f"ultralytics:{model}", str(data), Training(size=0), "cpu")
     assert setup["settings"]["size"] == size
-    assert setup["example_inputs"].shape[2:] == (size, size)
+    assert setup["example_inputs"][0].shape == (1, 3, size, size)
 
 
 def test_settings_that_ultralytics_does_not_take_are_refused(tmp_path):
