@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -64,10 +64,6 @@ class Bench:
     machine: dict[str, str]
     not_run: tuple[tuple[str, str], ...]
     """Modes the model does not run in, with the reason."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON types only, as `Plan.to_dict` and `Recipe.to_dict`."""
-        return asdict(self)
 
 
 def bench(

@@ -66,7 +66,7 @@ def bench(options: BenchOptions, step: Step) -> Outcome:
     inputs = built.example_inputs
     found = bench(built.model, plan.recipe, conditions, against=options.against, example_inputs=inputs, step=step)
     about = {"model": built.name, "source": built.source, "recipe": plan.recipe.to_dict()}
-    return Outcome([heading(built, plan), *_render_bench(found)], {**about, **found.to_dict()})
+    return Outcome([heading(built, plan), *_render_bench(found)], {**about, **asdict(found)})
 
 
 def _render_bench(found: Bench) -> Iterator[Table | str]:

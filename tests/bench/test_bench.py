@@ -4,6 +4,7 @@ import copy
 import gc
 import json
 import weakref
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -47,7 +48,7 @@ def test_rows_of_every_variant_in_both_modes():
     assert measured.floor_bytes == 2 * 2 * (2 * 4 * 8 * 16 * 16)  # batch, sites, read and write of 8 x 16 x 16 floats
     assert not injected(model)
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
-    assert json.loads(json.dumps(measured.to_dict()))["sites"] == 2
+    assert json.loads(json.dumps(asdict(measured)))["sites"] == 2
 
 
 def test_a_model_that_has_simam_is_compared_without_it():
