@@ -5,7 +5,6 @@ recipe -> dataflow -> matching -> planning -> editing -> verification
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from torch import nn
 
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM
+from simam_inject.attention.arguments import check_number
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.survey import survey_model
@@ -79,9 +79,7 @@ def inject(
         >>> len(injected(model))
         8
     """
-    given: Any = strength
-    if not isinstance(given, numbers.Real) or not 0.0 <= float(given) <= 1.0:
-        raise RecipeError(f"strength must be between 0 (the identity) and 1 (SimAM); found {strength!r}")
+    check_number("strength", strength, RecipeError)
     if attention is not None and (isinstance(attention, nn.Module) or not callable(attention)):
         raise ModelError(f"attention must be a function that returns a module for n channels; found {attention!r:.60}")
     if attention is not None and strength != 1.0:

@@ -22,6 +22,7 @@ _RANGES = {
         "a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)",
     ),
     "strength": ((0.0, 1.0), "a number from 0 (the identity) to 1 (SimAM)"),
+    "start": ((0.0, 1.0), "a number from 0 (the identity) to 1 (SimAM)"),
     "gain": ((_SMALLEST, _LARGEST), "a finite number above 0, e.g. 1.0 or 1.3"),
     "tolerance": ((0.0, math.inf), "None or a number from 0"),
     "epochs": ((_SMALLEST, _LARGEST), "a finite number above 0"),
@@ -33,8 +34,8 @@ class ArgumentError(InjectError, ValueError):
     """An invalid argument of `simam` or `SimAM`: a number out of range, or an unsupported rank, layout or dtype."""
 
 
-def check_number(name: str, value: Any) -> float:
-    """Return `value` as a float, or raise `ArgumentError` unless it is a real number in the range of the argument."""
+def check_number(name: str, value: Any, error: type[InjectError] = ArgumentError) -> float:
+    """Return `value` as a float, or raise an error unless it is a real number in the range of the argument."""
     is_real = type(value) is float or (isinstance(value, numbers.Real) and not isinstance(value, bool))
     try:
         number = float(value) if is_real else math.nan
@@ -42,8 +43,15 @@ def check_number(name: str, value: Any) -> float:
         number = math.inf
     (least, most), words = _RANGES[name]
     if not least <= number <= most:
-        raise ArgumentError(f"{name} must be {words}; found {value!r:.40} ({type(value).__name__})")
+        raise error(f"{name} must be {words}; found {value!r:.40} ({type(value).__name__})")
     return number
+
+
+def check_count(name: str, value: Any, least: int = 0, error: type[InjectError] = ArgumentError) -> int:
+    """Return `value` as an int, or raise an error unless it is a whole number, of NumPy too, from `least`."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or int(value) < least:
+        raise error(f"{name} must be a whole number from {least}; found {value!r:.40} ({type(value).__name__})")
+    return int(value)
 
 
 def check_channel_dim(channel_dim: object) -> int:

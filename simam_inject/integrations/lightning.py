@@ -16,19 +16,20 @@ import sys
 import warnings
 from collections.abc import Callable
 from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from simam_inject.adapters import Adapter, IntegrationMark, update, wrap
 from simam_inject.api import inject, injected
 from simam_inject.attention import SimAM
+from simam_inject.attention.arguments import check_count, check_number
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError, RecipeError, a_type
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
 from simam_inject.warmup.calibration import calibrate
-from simam_inject.warmup.strength import Ramp, is_count, set_strength, simams_of
+from simam_inject.warmup.strength import Ramp, set_strength, simams_of
 
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 """The library has two names; either may be installed, or both."""
@@ -78,14 +79,10 @@ class SimAMCallback(Callback):
         calibrate_batches: int = 0,
         verify: bool = True,
     ) -> None:
-        counts, share = (ramp_steps, calibrate_batches), cast(Any, start)
-        if not all(map(is_count, counts)) or not isinstance(share, (int, float)) or not 0.0 <= share <= 1.0:
-            raise RecipeError(
-                f"ramp_steps must be a number of steps, and start between 0 and 1; found ramp_steps={ramp_steps!r}, "
-                f"start={start!r}, calibrate_batches={calibrate_batches!r}"
-            )
         self.recipe, self.example_inputs, self.verify = recipe, example_inputs, verify
-        self.ramp_steps, self.start, self.calibrate_batches = ramp_steps, start, calibrate_batches
+        self.ramp_steps = check_count("ramp_steps", ramp_steps, error=RecipeError)
+        self.start = check_number("start", start, RecipeError)
+        self.calibrate_batches = check_count("calibrate_batches", calibrate_batches, error=RecipeError)
         self._ramp: Ramp | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections import Counter
 from typing import Any
@@ -11,7 +10,7 @@ from torch import nn
 
 from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
-from simam_inject.attention.arguments import check_number
+from simam_inject.attention.arguments import check_count, check_number
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import ModelError
 
@@ -67,11 +66,6 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
 def ramped(start: float, progress: float) -> float:
     """The strength of a ramp from `start` to 1 after a share of its length."""
     return start + (1.0 - start) * progress if progress < 1.0 else 1.0
-
-
-def is_count(value: Any) -> bool:
-    """Whether this is a whole number, of NumPy too, and not below 0."""
-    return not isinstance(value, bool) and isinstance(value, numbers.Integral) and int(value) >= 0
 
 
 class Ramp:
@@ -144,15 +138,13 @@ class Ramp:
             ArgumentError: `state` is not the state of a ramp.
             ModelError: one of the models has no SimAM now. Nothing has changed.
         """
-        done: Any = state.get("done") if isinstance(state, dict) else None
-        if not is_count(done) or state.keys() != {"steps", "start", "done"}:
+        if not isinstance(state, dict) or state.keys() != {"steps", "start", "done"}:
             raise ArgumentError(f"not the state of a Ramp: {state!r:.120}")
-        steps, start = state["steps"], check_number("strength", state["start"])
-        if not is_count(steps) or steps < 1:
-            raise ArgumentError(f"steps must be a whole number above 0: the length of the ramp; found {steps!r:.40}")
+        steps, done = check_count("steps", state["steps"], least=1), check_count("done", state["done"])
+        start = check_number("start", state["start"])
         for model in self._models:
             simams_of(model)  # or an error, before anything is set
-        self._steps, self._start, self._done = int(steps), start, int(done)
+        self._steps, self._start, self._done = steps, start, done
         self._set()
 
     def _set(self) -> None:

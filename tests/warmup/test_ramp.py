@@ -47,7 +47,10 @@ def test_half_strength_is_half_way_at_each_site():
 STRENGTHS, STEPS = (-0.1, 1.5, float("nan"), "half", None, True), (0, -1, 2.5, True, "3")
 MISTAKES = [
     *((lambda model, value=value: set_strength(model, value), ArgumentError, "strength") for value in STRENGTHS),
-    *((lambda model, value=value: Ramp(model, steps=3, start=value), ArgumentError, "strength") for value in STRENGTHS),
+    *(
+        (lambda model, value=value: Ramp(model, steps=3, start=value), ArgumentError, "start must be")
+        for value in STRENGTHS
+    ),
     *(
         (lambda model, value=value: Ramp(model, steps=value), ArgumentError, "steps")
         for value in (0, -1, 2.5, True, "3")

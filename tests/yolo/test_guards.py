@@ -450,13 +450,13 @@ def test_a_head_that_drops_a_branch_drops_its_sites(image):
 @pytest.mark.parametrize(
     ("target", "arguments", "message"),
     [
-        (lambda yolo: yolo, {"epochs": 0}, "epochs above 0"),
-        (lambda yolo: yolo, {"start": 1.5}, "start from 0 to 1"),
+        (lambda yolo: yolo, {"epochs": 0}, "epochs must be a finite number above 0"),
+        (lambda yolo: yolo, {"start": 1.5}, r"start must be a number from 0 .* to 1 .*; found"),
         *(
-            (lambda yolo: yolo, {"epochs": epochs}, "epochs above 0")
+            (lambda yolo: yolo, {"epochs": epochs}, "epochs must be a finite number above 0")
             for epochs in (float("nan"), float("inf"), "3", None)
         ),
-        (lambda yolo: yolo, {"start": "0"}, "start from 0 to 1"),
+        (lambda yolo: yolo, {"start": "0"}, r"start must be a number from 0 .* to 1 .*; found"),
         (lambda yolo: yolo.model, {}, "expects the YOLO object"),
         (eject, {}, "no SimAM in this model"),
     ],

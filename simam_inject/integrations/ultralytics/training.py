@@ -20,7 +20,7 @@ from ultralytics.nn import tasks
 from ultralytics.utils import LOGGER, RANK, dist
 
 from simam_inject.adapters import wrap
-from simam_inject.attention import ArgumentError, SimAM
+from simam_inject.attention import SimAM
 from simam_inject.attention.arguments import check_number
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError, ModelError, VerificationError, a_type
@@ -77,12 +77,8 @@ class EpochRamp:
     """
 
     def __init__(self, epochs: float, start: float) -> None:
-        try:
-            self.epochs, self.start, self.batch = check_number("epochs", epochs), check_number("strength", start), 0
-        except ArgumentError:
-            raise ModelError(
-                f"ramp expects epochs above 0 and a start from 0 to 1; found epochs={epochs!r:.40}, start={start!r:.40}"
-            ) from None
+        self.epochs = check_number("epochs", epochs, ModelError)
+        self.start, self.batch = check_number("start", start, ModelError), 0
 
     def on_train_epoch_start(self, _: Any) -> None:
         """Count from the epoch's start, also where an epoch is done again."""
