@@ -250,9 +250,9 @@ def _parts(model: nn.Module) -> list[_Part]:
             for holder, name in hook.children(module) if isinstance(hook, Presence) else ():
                 expected[id(holder)].add(name)
         for name in (site.child for hook in hooks if isinstance(hook, SiteHook) for site in hook.sites):
-            # `fuse_modules` moves the hook of an activation to the fused module around it.
-            holders = (holder for holder in (module, *module.children()) if name in holder._modules)
-            expected[id(next(holders, module))].add(name)
+            # `fuse_modules` moves the hook of an activation to the fused module, a Sequential, around it.
+            for holder in module.children() if isinstance(module, CONTAINERS) else (module,):
+                expected[id(holder)].add(name)
         children = {name: child for name, child in module._modules.items() if name in expected[id(module)]}
         if hooks or children:
             found.append(_Part(module, hooks, children))

@@ -130,6 +130,20 @@ def test_names_in_use_are_stepped_aside():
     assert isinstance(model.block.simam_a, nn.Identity)
 
 
+def test_eject_leaves_the_simam_of_a_child_where_that_of_its_holder_was_removed():
+    class Outer(Net):
+        def forward(self, x):
+            return self.block.simam(super().forward(x))
+
+    model = nn.Sequential(Outer(Block())).eval()
+    model[0].block.simam = conv()
+    plain = copy.deepcopy(model)
+    inject(model, {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X)
+    del model[0].simam
+    eject(model)
+    assert same_bits(run(model), run(plain))
+
+
 # A part and the whole
 
 
