@@ -85,7 +85,7 @@ def inject(
     if attention is not None and strength != 1.0:
         raise ModelError(f"strength={strength:g} applies to SimAM only; leave it out with attention=...")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
-    planned = make_plan(model, resolved, example_inputs, strength, attention, exclude=exclude)
+    planned = make_plan(model, resolved, example_inputs, strength, attention, exclude=("exclude", exclude))
     _check_present(model, planned, attention)
     planned, _ = carry_out(model, planned, verify=verify)
     if planned.is_done:
@@ -266,40 +266,25 @@ def make_plan(
     strength: float = 1.0,
     attention: Callable[[int], nn.Module] | None = None,
     *,
-    exclude: Sequence[str] = (),
-    exclude_name: str = "exclude",
+    exclude: tuple[str, Sequence[str]] = ("exclude", ()),
     with_values: bool = False,
 ) -> Plan:
     """The plan of `plan`, with the strength and the attention of `inject`.
 
     Args:
-        exclude: globs that were added to every rule; each has to match something in the model.
-        exclude_name: what a message calls them.
+        exclude: globs that were added to every rule and have to match something, after their name in messages.
         with_values: record the forward with real values, on a copy of the model.
     """
     network = network_of(model)
     adapter_of(model).check(network)
     check_injectable(network)
     flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
-    if message := explain_unmatched_glob(exclude_name, map(Glob, as_tuple(exclude or ())), flow.anatomy):
+    name, globs = exclude
+    if message := explain_unmatched_glob(name, map(Glob, as_tuple(globs or ())), flow.anatomy):
         raise NoMatchError(message)
     decided = decide(recipe, flow, match(recipe, flow.anatomy), injected(network))
     insertions = tuple(replace(insertion, strength=float(strength)) for insertion in decided.insertions)
-    modules = _own_modules(network)
-
-    def apply(planned: Plan) -> nn.Module:
-        if injected(network) != planned.present or _own_modules(network) != modules:
-            raise ModelError("the model has changed since the plan was made; call plan again")
-        restore = restorer(network)
-        try:
-            if planned.insertions:
-                _apply(network, planned, attention)
-            update(model)
-        except BaseException:
-            restore()
-            raise
-        return model
-
+    apply = partial(_apply, model, _own_modules(network), attention)
     replan = partial(make_plan, model, recipe, example_inputs, strength, attention, with_values=True)
     return replace(decided, insertions=insertions, _apply=apply, replan=replan)
 
@@ -310,16 +295,30 @@ def _own_modules(network: nn.Module) -> dict[str, int]:
     return {path: id(module) for path, module in network.named_modules() if id(module) not in attention}
 
 
-def _apply(network: nn.Module, planned: Plan, attention: Callable[[int], nn.Module] | None) -> None:
+def _apply(
+    model: ModelT, modules: dict[str, int], attention: Callable[[int], nn.Module] | None, planned: Plan
+) -> ModelT:
+    """Apply a plan to its model, which had these modules when it was planned."""
+    network = network_of(model)
+    if injected(network) != planned.present or _own_modules(network) != modules:
+        raise ModelError("the model has changed since the plan was made; call plan again")
     before = [recipe for own in presences_in(network).values() for recipe in own.recipes]
-    attach(
-        network,
-        planned.placed,
-        recipes=[*before, planned.recipe.to_dict()],
-        example=shapes_of(planned.flow.example),
-        factory=attention,
-        reuse=True,
-    )
+    restore = restorer(network)
+    try:
+        if planned.insertions:
+            attach(
+                network,
+                planned.placed,
+                recipes=[*before, planned.recipe.to_dict()],
+                example=shapes_of(planned.flow.example),
+                factory=attention,
+                reuse=True,
+            )
+        update(model)
+    except BaseException:
+        restore()
+        raise
+    return model
 
 
 def no_effect(planned: Plan) -> str:

@@ -78,10 +78,9 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     from simam_inject import api
 
     step("planning")
+    inputs = built.example_inputs
     try:
-        plan = api.make_plan(
-            built.model, recipe, built.example_inputs, strength, exclude=options.exclude, exclude_name="--exclude"
-        )
+        plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
     except NoMatchError as error:
         advice = "\nto start over, call eject(model) in Python, or give a file without SimAM"
         raise NoMatchError(f"{error}{advice * ('eject(model)' in str(error))}") from None
