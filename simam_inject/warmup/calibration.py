@@ -58,7 +58,8 @@ class Calibration:
     norms: int
     """How many norms got new statistics."""
     frozen: int
-    """How many were left as they are: frozen, not derived from PyTorch's classes, or without statistics per channel."""
+    """How many were left as they are: frozen, not derived from PyTorch's classes, without statistics per channel, or
+    without anything to measure on these batches."""
     note: str = ""
     """Why no norm got new statistics, where they were asked for."""
 
@@ -68,7 +69,7 @@ class Calibration:
         for site in self.sites:
             errors = f"{site.error_before:12.3f}  {site.error_after:5.3f}"
             lines.append(f"{site.path:{width}}  {site.gain:5.3f}  {errors}  {site.kept:6.1%}")
-        frozen = f", {self.frozen} unchanged (frozen, or not of PyTorch's classes)" if self.frozen else ""
+        frozen = f", {self.frozen} unchanged (frozen, not of PyTorch's classes, or not run)" if self.frozen else ""
         lines.append(f"norms: {self.norms} recomputed{frozen}" + f" ({self.note})" * bool(self.note))
         return "\n".join(lines)
 
@@ -133,7 +134,9 @@ def calibrate(
         for (_, attention), (_, fitted) in zip(sites, simams_of(twin), strict=True):
             attention.gain = fitted.gain
     update(model)
-    return Calibration(fits, len(renewed), frozen, note)
+    if targets and not renewed:
+        note = "none ran on these batches with more than one value per channel"
+    return Calibration(fits, len(renewed), frozen + len(targets) - len(renewed), note)
 
 
 def _check_writable(norms: dict[str, Any]) -> None:
@@ -213,13 +216,15 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
 def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
     x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
+    per_sample = isinstance(norm, _InstanceNorm)
+    if per_sample and x.dim() == norm._get_no_batch_dim():
+        x = x.unsqueeze(0)
     author = getattr(type(norm), "forward", norm).__module__.partition(".")[0]  # a forward of its own may permute
     if x.shape[1] != channels or (channels in x.shape[2:] and author not in ("torch", "torchvision", "timm")):
         raise ModelError(
             f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which dimension "
-            "contains them is not known; leave frozen_norms out, or pass norms=False"
+            "contains them is not known; pass norms=False (or leave frozen_norms out, where that is the reason)"
         )
-    per_sample = isinstance(norm, _InstanceNorm)
     if per_sample and x.shape[2:].numel() == 1:
         return  # one value has no variance
     dims = [dim for dim in range(x.dim()) if dim != 1][per_sample:]

@@ -152,6 +152,29 @@ def test_an_instance_norm_of_maps_of_one_value_stays():
     assert model[3].running_mean.all()
 
 
+@pytest.mark.parametrize("size", [8, 6])
+def test_an_instance_norm_may_read_single_samples(size):
+    class Single(nn.Sequential):
+        def forward(self, x):
+            return torch.stack([self[1](sample) for sample in self[0](x)])
+
+    norm = nn.InstanceNorm2d(8, track_running_stats=True)
+    model = inject(Single(nn.Conv2d(3, 8, 1), norm), "after conv2d", example_inputs=images(2))
+    x, read = images(3)[..., :size, :size], []
+    calibrate(model, x, gains=False)
+    norm.register_forward_pre_hook(lambda _, args: read.append(args[0].detach()))
+    model.eval()(x)
+    torch.testing.assert_close(norm.running_mean, torch.stack(read).mean((0, 2, 3)))
+
+
+def test_a_norm_without_anything_to_measure_is_counted_as_unchanged():
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), norm)
+    found = calibrate(inject(model, "after conv2d", example_inputs=images(2)), images(2), gains=False)
+    assert (found.norms, found.frozen) == (0, 1)
+    assert "more than one value" in found.note
+
+
 def test_frozen_norms_stay_unless_asked():
     model = attended().train()
     for path in NORMS[1:3]:
@@ -160,7 +183,7 @@ def test_frozen_norms_stay_unless_asked():
     before = copy.deepcopy(model.state_dict())
     found = calibrate(model, images())
     assert (found.norms, found.frozen) == (2, 3)
-    assert "2 recomputed, 3 unchanged (frozen, or not of PyTorch's classes)" in str(found)
+    assert "2 recomputed, 3 unchanged (frozen, not of PyTorch's classes, or not run)" in str(found)
     for path in NORMS:
         changed = not torch.equal(model.state_dict()[f"{path}.running_mean"], before[f"{path}.running_mean"])
         assert changed == (path in (NORMS[0], NORMS[4])), path
