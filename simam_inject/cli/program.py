@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from inspect import Parameter, Signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
@@ -80,11 +81,20 @@ class ModelGroup(TyperGroup):
     """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Decide by the first word. A misspelled command is one, so that it is answered with the right name."""
+        """Decide by the first word. A misspelled command is one, so that it is answered with the right name.
+
+        Flags before a command, such as `--json`, are those of the command.
+        """
         if not args and ctx.parent is None and not ctx.resilient_parsing:
             typer.echo(FIRST)
             ctx.exit()
-        is_command = bool(args) and bool(get_close_matches(args[0], self.commands, cutoff=0.8))
+        flags = {name for param in self.params if getattr(param, "is_flag", False) for name in param.opts}
+        start = next((place for place, word in enumerate(args) if word not in flags), 0)
+        word = args[start] if args else ""
+        is_bare = word.replace("-", "_").isidentifier() and word[0] != "-" and not Path(word).exists()
+        is_command = word in self.commands or (is_bare and bool(get_close_matches(word, self.commands, cutoff=0.8)))
+        if is_command:
+            args = [word, *args[:start], *args[start + 1 :]]
         ctx.meta[self] = ctx.allow_interspersed_args = not is_command
         return super().parse_args(ctx, args)
 

@@ -173,6 +173,20 @@ def test_options_may_come_before_the_model(run):
     assert "2 sites planned" in result.stdout
 
 
+def test_the_main_option_before_the_model_is_no_misspelled_command(run, folder):
+    assert run("--recipe", "paper", "nets.py:Net", "--dry-run", *SMALL).exit_code == 0
+    (folder / "compare.pt").write_bytes(b"")
+    assert "compare.pt" in run("compare.pt").stderr
+    assert "Did you mean 'compare'" in run("compre", "x").stderr
+
+
+@pytest.mark.parametrize("words", [("recipes",), ("recipes", "show", "paper"), ("sites", "nets.py:Net", *SMALL)])
+def test_flags_may_come_before_the_command(words, run):
+    result = run("--json", *words)
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == json.loads(run(*words, "--json").stdout)
+
+
 def test_version_is_one_line(run):
     result = run("--version")
     assert result.exit_code == 0
