@@ -49,6 +49,9 @@ KEY = "simam_inject"
 class SimAMCallback(Callback):
     """Injects the module in `setup`, before the optimizers are made. A module that has SimAM already is not changed.
 
+    Of a module without a forward of its own, whose `training_step` calls `self.net(x)`, it injects the one part that
+    has parameters.
+
     Args:
         recipe: whatever `inject` takes.
         example_inputs: for one forward of the module; None uses its `example_input_array`.
@@ -62,7 +65,8 @@ class SimAMCallback(Callback):
 
     Raises:
         RecipeError: `ramp_steps`, `start` or `calibrate_batches` is out of range.
-        ModelError: when a training starts with several loaders and `calibrate_batches`.
+        ModelError: when a training starts with several loaders and `calibrate_batches`, or a module without a forward
+            has several parts with parameters.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -99,7 +103,7 @@ class SimAMCallback(Callback):
             return
         example = self.example_inputs if self.example_inputs is not None else pl_module.example_input_array
         strength = self.start if self.ramp_steps and stage == "fit" else 1.0
-        inject(pl_module, self.recipe, example_inputs=example, verify=self.verify, strength=strength)
+        inject(_network_of(pl_module), self.recipe, example_inputs=example, verify=self.verify, strength=strength)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the gains, also of the copies that other callbacks made in `setup`, and begin the ramp."""
@@ -112,7 +116,7 @@ class SimAMCallback(Callback):
                 )
             if self.ramp_steps:
                 set_strength(pl_module, self.start)  # to which the norms are fitted
-            calibrate(pl_module, islice(loader, self.calibrate_batches))
+            calibrate(_network_of(pl_module), islice(loader, self.calibrate_batches))
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
         modules = [value for value in values if isinstance(value, nn.Module)]
@@ -139,6 +143,19 @@ class SimAMCallback(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Not empty, so that Lightning warns where a training is resumed without this callback."""
         return {"ramp_steps": self.ramp_steps, "start": self.start}
+
+
+def _network_of(module: LightningModule) -> nn.Module:
+    """What a step calls: the module, or its one part with parameters where the module has no forward."""
+    if type(module).forward.__qualname__ != "LightningModule.forward":
+        return module
+    parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    raise ModelError(
+        f"{type(module).__name__} has no forward and {len(parts)} parts with parameters ({', '.join(parts)}): inject "
+        "and calibrate the network before fit; the callback then only sets its strength"
+    )
 
 
 def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("lightning.pytorch")
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 
 from simam_inject import SimAM, bypass, eject, inject, injected
@@ -252,6 +252,28 @@ def test_norms_are_fitted_at_the_start_of_the_ramp(tmp_path):
     callback = SimAMCallback(RECIPE, ramp_steps=8, calibrate_batches=1)
     trainer(tmp_path, callback, Look(), enable_checkpointing=False, limit_train_batches=1).fit(module)
     assert all(map(torch.equal, seen, before)), "at strength 0 they do not change"
+
+
+class WithoutForward(Net):
+    """Its step calls the network; as Lightning's own examples."""
+
+    forward = LightningModule.forward
+
+    def training_step(self, batch, _):
+        return self.net(batch[0]).square().mean()
+
+
+def test_the_network_of_a_module_without_forward_is_injected(tmp_path):
+    module = WithoutForward()
+    with pytest.raises(ModelError, match=r"has no forward and 2 parts with parameters .net, head.: inject"):
+        trainer(tmp_path, SimAMCallback(RECIPE)).fit(module)
+    with pytest.raises(ModelError, match=r"has no forward: use the part that has one .model.net or model.head"):
+        inject(module, RECIPE)
+    del module.head
+    file = saved(tmp_path, module, SimAMCallback(RECIPE, example_inputs=IMAGE, ramp_steps=8, calibrate_batches=1))
+    gains = [site.gain for site in injected(module)]
+    assert min(gains) > 1.1
+    assert [site.gain for site in injected(WithoutForward.load_from_checkpoint(file, strict=False))] == gains
 
 
 @pytest.mark.parametrize("gather", [list, lambda loaders: dict(enumerate(loaders))], ids=["list", "dict"])
