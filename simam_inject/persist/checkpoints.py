@@ -75,11 +75,15 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def without_prefix(weights: Mapping[str, Any], names: Collection[str] = ()) -> dict[str, Any]:
-    """Weights without the prefixes of DDP and `torch.compile`, unless those are in `names`, those of the model."""
-    for prefix in ("module.", "_orig_mod."):
-        if weights and weights.keys() != set(names) and all(name.startswith(prefix) for name in weights):
-            return without_prefix({name.removeprefix(prefix): value for name, value in weights.items()}, names)
-    return dict(weights)
+    """Weights without the prefixes of DDP and `torch.compile`, and without any other before the names of the model, as
+    the `net.` of a LightningModule.
+    """
+    prefix = next(iter(weights), "").partition(".")[0] + "."
+    if weights.keys() == set(names) or not all(name.startswith(prefix) for name in weights):
+        return dict(weights)
+    rest = {name.removeprefix(prefix): value for name, value in weights.items()}
+    is_known = prefix in ("module.", "_orig_mod.")
+    return without_prefix(rest, names) if is_known or rest.keys() == set(names) else dict(weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -232,7 +232,8 @@ def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
     if start.startswith(_PICKLES):
         reason = (
             "it is a pickle (written by torch.save?), which can run any code when it is read, and is not read here; if "
-            "you trust it, load it yourself, inject, and use simam_inject.persist.save"
+            "you trust it, load it yourself, inject, and use simam_inject.persist.save (a checkpoint of ultralytics: "
+            "simam-inject check)"
         )
     raise FileError(reason)
 

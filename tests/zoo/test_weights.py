@@ -136,7 +136,7 @@ def test_a_file_that_is_no_checkpoint_is_one_line(content, tmp_path, monkeypatch
         build("mine.pt")
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net."])
 def test_a_child_called_module_is_no_wrapper(prefix, tmp_path):
     net = nn.Sequential(OrderedDict(module=nn.Conv2d(3, 4, 3)))
     state = {f"{prefix}{name}": torch.full_like(value, 0.5) for name, value in net.state_dict().items()}
