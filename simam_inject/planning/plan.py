@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -40,8 +40,9 @@ class Plan:
 
     @property
     def placed(self) -> tuple[Insertion, ...]:
-        """Every SimAM that is in the model once the plan is applied."""
-        return *self.present, *self.insertions
+        """Every SimAM that is in the model once the plan is applied, with its shape on this example."""
+        shapes = {one.path: site.shape for one in self.present if (site := self.anatomy.site_by_path.get(one.path))}
+        return *(replace(one, shape=shapes.get(one.path) or one.shape) for one in self.present), *self.insertions
 
     @property
     def is_done(self) -> bool:
@@ -63,7 +64,7 @@ class Plan:
         return {
             "recipe": self.recipe.to_dict(),
             "insertions": [_as_dict(insertion) for insertion in self.insertions],
-            "present": [_as_dict(insertion) for insertion in self.present],
+            "present": [_as_dict(insertion) for insertion in self.placed[: len(self.present)]],
             "skips": [asdict(skip) for skip in self.skips],
         }
 

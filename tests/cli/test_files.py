@@ -140,6 +140,14 @@ def test_dynamic_exports_take_other_sizes(run, folder):
     assert program(torch.rand(3, 3, 48, 40)).shape == (3, 5)
 
 
+def test_sites_of_a_file_are_shown_at_the_size_of_this_run(run):
+    run(NET, "--after", "block", *SMALL, "--output", "net.safetensors")
+    larger = run(NET, "--weights", "net.safetensors", "--input-size", "3x64x64", "--json")
+    data = json.loads(larger.stdout)
+    assert [site["shape"] for site in data["present"]] == [[1, 8, 32, 32]] * 2
+    assert data["totals"]["bytes_per_image"] == 2 * 65536
+
+
 def test_calibration_reports_every_site(run, folder, built):
     from PIL import Image
 
