@@ -88,12 +88,10 @@ def inject(
     planned = make_plan(model, resolved, example_inputs, strength, attention, exclude=("exclude", exclude))
     _check_present(model, planned, attention)
     planned, _ = carry_out(model, planned, verify=verify)
-    if planned.is_done:
-        count = sum(skip.reason == PRESENT for skip in planned.skips)
-        warnings.warn(
-            f"nothing to inject: all {count} sites already have SimAM; their strength is unchanged (see set_strength)",
-            stacklevel=2,
-        )
+    there = sum(skip.reason == PRESENT for skip in planned.skips)
+    if there and (planned.is_done or any(site.strength != strength for site in planned.present)):
+        sites = f"nothing to inject: all {there} sites" if planned.is_done else f"{there} of the sites"
+        warnings.warn(f"{sites} already have SimAM; their strength is unchanged (see set_strength)", stacklevel=2)
     return model
 
 
@@ -208,7 +206,7 @@ def eject(model: ModelT) -> ModelT:
 
 @contextmanager
 def bypass(model: ModelT) -> Iterator[ModelT]:
-    """Context manager in which every SimAM returns its input unchanged.
+    """Context manager in which no SimAM runs: the model computes what it computed before the injection.
 
     Copies that are made inside are bypassed until it ends; `pickle` and `torch.save` raise a `ModelError` inside.
 

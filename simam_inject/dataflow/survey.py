@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.fx._symbolic_trace as symbolic
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
@@ -133,10 +133,6 @@ def _apart(base: Recording, both: Namer) -> tuple[dict[str, Shape], dict[str, Sh
 
 
 def _refuse_while_tracing() -> None:
-    tracing = (
-        torch._C._get_tracing_state() is not None
-        or torch.compiler.is_compiling()
-        or bool(getattr(symbolic, "_is_fx_tracing_flag", False))
-    )
+    tracing = torch._C._get_tracing_state() is not None or torch.compiler.is_compiling() or is_fx_symbolic_tracing()
     if tracing:
         raise ModelError("a forward is being traced; call inject, plan and verify outside of tracing")

@@ -43,10 +43,13 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
         raise NoValueError(f"SimAM at {site.name} was planned for a tensor, but got {a_type(x)}; {ADVICE}")
     if isinstance(attention, SimAM):
         return attention(x)
-    if any(bypass.active for bypass in getattr(attention, "_bypasses", ())):
-        return x
     # Other attention modules expect N, C, spatial.
     return attention(x) if site.channel_dim == 1 else attention(x.movedim(-1, 1)).movedim(1, -1)
+
+
+def is_bypassed(module: nn.Module, site: Insertion) -> bool:
+    """Inside `bypass(model)` the attention at a site does not run, and no input is refused."""
+    return any(bypass.active for bypass in getattr(module._modules.get(site.child), "_bypasses", ()))
 
 
 def _check_shape(site: Insertion, x: Tensor) -> None:
@@ -182,7 +185,8 @@ class OutputHook(SiteHook):
                 f"between them; {ADVICE}"
             )
         for site in self.sites:
-            output = _attend_entry(module, site, output)
+            if not is_bypassed(module, site):
+                output = _attend_entry(module, site, output)
         return output
 
 
@@ -200,8 +204,9 @@ class InputHook(SiteHook):
         """Apply SimAM to the argument; registered on the module that holds the SimAM."""
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for site in self.sites:
-            place = _place_of(module, site, given)
-            given[place] = _attend_entry(module, site, given[place])
+            if not is_bypassed(module, site):
+                place = _place_of(module, site, given)
+                given[place] = _attend_entry(module, site, given[place])
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
 

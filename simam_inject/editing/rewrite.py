@@ -17,7 +17,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from simam_inject.editing.hooks import ADVICE, SiteHook, attend, guard_hooks, lost
+from simam_inject.editing.hooks import ADVICE, SiteHook, attend, guard_hooks, is_bypassed, lost
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
@@ -103,7 +103,8 @@ class RewrittenMethod(SiteHook):
 
     def attend(self, place: int, x: Any) -> Any:
         """Apply the SimAM at one of the sites: what the method computes in the place of an expression."""
-        return attend(self.owner, self.sites[place], x)
+        site = self.sites[place]
+        return x if is_bypassed(self.owner, site) else attend(self.owner, site, x)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.

@@ -530,6 +530,17 @@ def test_a_map_that_the_forward_only_collects(kind):
     assert same_bits(found, wanted)
 
 
+@pytest.mark.parametrize("trace", [torch.fx.symbolic_trace, lambda net: torch.jit.trace(net, X, check_trace=False)])
+def test_while_a_forward_is_traced(model, trace):
+    class Plans(nn.Module):
+        def forward(self, x):
+            with pytest.raises(ModelError, match="a forward is being traced"):
+                plan(model, "after block.a", example_inputs=X)
+            return x + 1
+
+    trace(Plans())
+
+
 class Conditional(Block):
     def forward(self, x):
         return torch.cond(x.sum() > 0, self.a, self.b, (x,))

@@ -41,6 +41,14 @@ def test_injecting_twice_changes_nothing_and_says_so():
     assert [insertion.path for insertion in again.present] == ["1.inner.a", "2.inner.a"]
 
 
+def test_more_sites_with_another_strength_say_that_the_others_keep_theirs():
+    model = inject(network(), "after block.a", example_inputs=X)
+    both = {"rules": [{"block": "block", "after": name} for name in "ab"]}
+    with pytest.warns(UserWarning, match=says("2 of the sites", "their strength is unchanged")):
+        inject(model, both, example_inputs=X, strength=0.0)
+    assert {site.path[-1]: site.strength for site in injected(model)} == {"a": 1.0, "b": 0.0}
+
+
 def test_another_lambda_is_refused_and_not_ignored():
     model = inject(network(), "after block.a", example_inputs=X)
     recipe = {"e_lambda": 0.5, "rules": [{"block": "block", "after": "a"}]}

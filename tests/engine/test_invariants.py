@@ -6,8 +6,10 @@ import warnings
 
 import pytest
 import torch
+from torch import nn
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, plan, simam, verify
+from tests.engine.blocks import conv
 from tests.goldens.freeze import spread
 from tests.nets import classifiers, restoring, scales, unets
 from tests.nets.parts import NETS
@@ -131,6 +133,58 @@ def test_bypass_is_the_stock_model(case, training):
         assert same_bits(run(model, case.net.inputs()), run(stock, case.net.inputs()))
     assert all(map(torch.equal, stock.buffers(), model.buffers()))
     assert not same_bits(run(model, case.net.inputs()), run(stock, case.net.inputs()))
+
+
+class Levels(nn.Module):
+    """As many maps as the size allows."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.conv, self.kind = conv(3, 3), kind
+
+    def forward(self, x):
+        maps = [self.conv(x) * 2]
+        while maps[-1].shape[-1] > 4:
+            maps.append(maps[-1][..., ::2, ::2])
+        return maps if self.kind is list else {f"p{level}": each for level, each in enumerate(maps)}
+
+
+class Reader(nn.Module):
+    def forward(self, maps, more=None):
+        return maps if more is None else [*maps, more]
+
+
+class Reads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.levels, self.reader = Levels(list), Reader()
+
+    def forward(self, x):
+        first, *more = self.levels(x)
+        return self.reader([first], *more)
+
+
+SMALL, UNBATCHED = torch.rand(2, 3, 4, 4), torch.rand(3, 8, 8)
+
+
+@pytest.mark.parametrize("attention", [None, lambda _: nn.Softmax(1)])
+@pytest.mark.parametrize(
+    ("build", "rule", "given"),
+    [
+        (lambda: Levels(list), {"block": "Levels", "after": "output"}, SMALL),
+        (lambda: Levels(dict), {"block": "Levels", "after": "output"}, SMALL),
+        (Reads, {"block": "Reader", "before": "input"}, SMALL),
+        (lambda: Levels(list), {"block": "Levels", "after": "mul"}, UNBATCHED),
+        (lambda: Levels(list), {"block": "Levels", "after": "conv"}, UNBATCHED),
+    ],
+)
+def test_bypassed_a_model_takes_what_the_stock_model_takes(build, rule, given, attention):
+    stock = build()
+    model = inject(copy.deepcopy(stock), {"rules": [rule]}, example_inputs=torch.rand(2, 3, 8, 8), attention=attention)
+    with pytest.raises(InjectError):
+        model(given)
+    with bypass(model):
+        assert same_bits(model(given), stock(given))
 
 
 # 3
