@@ -8,7 +8,6 @@ A SimAM is a child of the module that holds it; the hook on that module finds it
 from __future__ import annotations
 
 import inspect
-import types
 from typing import Any, ClassVar, Self
 
 import torch
@@ -242,13 +241,13 @@ def all_hooks(module: nn.Module) -> list[Hook]:
         return []
     tables: tuple[Any, ...] = (module._forward_hooks, module._forward_pre_hooks, vars(module))
     entries = [entry for table in tables for entry in table.items()]
-    found: list[tuple[object, Any]] = [(name, _behind(value)) for name, value in entries]
+    found: list[tuple[object, Any]] = [(name, behind(value)) for name, value in entries]
     return [hook for name, hook in found if issubclass(type(hook), Hook) and hook.belongs_to(module, str(name))]
 
 
-def _behind(value: object) -> object:
-    """The rewritten method that a function was made of, as `torch.compile` does."""
-    return vars(value).get("rewritten") if type(value) is types.FunctionType else value
+def behind(value: object) -> object:
+    """The rewritten method inside of wrappers, which `torch.compile` and `functools.wraps` give its attributes."""
+    return getattr(value, "__dict__", {}).get("rewritten", value)
 
 
 def hooks_on(module: nn.Module) -> list[SiteHook]:

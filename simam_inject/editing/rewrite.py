@@ -12,12 +12,13 @@ import copy
 import gc
 import inspect
 import types
+from functools import lru_cache
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from simam_inject.editing.hooks import ADVICE, SiteHook, attend, guard_hooks, is_bypassed, lost
+from simam_inject.editing.hooks import ADVICE, SiteHook, attend, behind, guard_hooks, is_bypassed, lost
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
@@ -93,13 +94,18 @@ class RewrittenMethod(SiteHook):
         self.is_ejected = self.is_ejected or self.owner is module
 
     def is_bound_on(self, module: nn.Module) -> bool:
-        """The module runs it under its name, by itself or in a wrapper that `torch.compile` or a decorator has made."""
-        bound: Any = vars(module).get(self.method)
-        if bound is self or getattr(bound, "rewritten", None) is not self:
-            return bound is self
-        # Not in a function that took its attributes (`functools.wraps`) and does not refer to it.
-        is_compiled = torch.compiler.is_compiling() or hasattr(bound, "_torchdynamo_orig_callable")
-        return is_compiled or any(used is self for used in gc.get_referents(*(bound.__closure__ or ())))
+        """The module runs it under its name, by itself or in wrappers that `torch.compile` or decorators have made."""
+        bound = vars(module).get(self.method)
+        if bound is self or behind(bound) is not self or torch.compiler.is_compiling():
+            return bound is self or behind(bound) is self
+        wrappers = [bound]
+        for one in wrappers:
+            if type(one) is not types.FunctionType:
+                return True
+            # A function may have taken its attributes (`functools.wraps`), and not refer to it.
+            used = gc.get_referents(*(one.__closure__ or ()))
+            wrappers += [other for other in used if behind(other) is self and all(other is not w for w in wrappers)]
+        return False
 
     def attend(self, place: int, x: Any) -> Any:
         """Apply the SimAM at one of the sites: what the method computes in the place of an expression."""
@@ -156,11 +162,14 @@ class RewrittenMethod(SiteHook):
         gone = [name for name in self.children if name not in module._modules]
         if gone:
             raise lost(self.sites[0], f"its module has no {gone[0]} any more")
-        bound = getattr(vars(module).get(self.method), "rewritten", None)
+        bound = behind(vars(module).get(self.method))
         if not isinstance(bound, RewrittenMethod) or not bound.is_bound_on(module):
             raise lost(self.sites[0], f"{self.method} of its module was removed, or replaced by another function")
         if bound.owner is not module and module is root and self.method == "forward":  # looked up before this check
-            raise ModelError("a shallow copy of this model would run the forward of the original; use copy.deepcopy")
+            raise ModelError(
+                "a shallow copy of this model, or one that was made after its forward was wrapped (torch.compile, a "
+                "decorator), would run the forward of the original; use copy.deepcopy, and wrap the forward after that"
+            )
         if bound.owner is not module:
             vars(module)[self.method] = RewrittenMethod.of(module, self.method, self.sites)
         return False
@@ -253,11 +262,17 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType) -> types.F
     code = compile(module, code.co_filename, "exec")
     for name in ("_closure", kind, function.name):
         code = next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
-    closure = tuple(cells[name] for name in code.co_freevars)
+    code, closure = _shared(code, code.co_filename), tuple(cells[name] for name in code.co_freevars)
     result = types.FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
     result.__kwdefaults__ = original.__kwdefaults__
     result.__qualname__ = original.__qualname__
     return result
+
+
+@lru_cache(maxsize=512)
+def _shared(code: types.CodeType, _filename: str) -> types.CodeType:
+    """The first of equal code objects: `torch.compile` compiles blocks of one class once if they have the same code."""
+    return code
 
 
 torch.serialization.add_safe_globals([RewrittenMethod])

@@ -94,16 +94,16 @@ class Insertion:
     """Path of the norm that alone reads the value: folded into a convolution, it would be folded across SimAM."""
     expression: Expression | None = None
     """For `Rewritten`: where in the source."""
+    child: str = field(init=False, repr=False, compare=False)
+    """Name of the SimAM among the children of its holder; kept, since `torch.compile` would compile a path."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "child", self.module.rpartition(".")[2])
 
     @property
     def name(self) -> str:
         """The path for messages: `(model)` for what the model returns, `(model):0` for an entry of it."""
         return f"(model){self.path}" if self.path[:1] in ("", ":") else self.path
-
-    @property
-    def child(self) -> str:
-        """Name of the SimAM among the children of its holder."""
-        return self.module.rpartition(".")[2]
 
     @property
     def bytes_moved(self) -> int:

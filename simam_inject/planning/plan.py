@@ -99,4 +99,4 @@ class Insertions(tuple[Insertion, ...]):
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:
     found = asdict(insertion) | {"shape": list(insertion.shape), "bytes_moved": insertion.bytes_moved}
-    return {name: value for name, value in found.items() if name not in ("witness", "expression")}
+    return {name: value for name, value in found.items() if name not in ("witness", "expression", "child")}

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
 from tests.engine.networks import ConvBlock, Folding, Net, Op, image, recipe, run, small, with_statistics
@@ -435,7 +436,33 @@ def decorated_forward(net, _):
     net.forward = functools.wraps(inner)(lambda x: inner(x) * 1.0)
 
 
-@pytest.mark.parametrize("wrap", [compiled_forward, decorated_forward])
+class Timed:
+    """A decorator that is a class."""
+
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function = function
+
+    def __call__(self, x):
+        return self.function(x)
+
+
+def timed_forward(net, _):
+    net.forward = Timed(net.forward)
+
+
+def cached_forward(net, _):
+    net.forward = functools.cache(net.forward)
+
+
+def forward_of_two_decorators(net, _):
+    net.forward = torch.no_grad()(torch.autocast("cpu")(net.forward))
+
+
+WRAPPERS = [compiled_forward, decorated_forward, timed_forward, cached_forward, forward_of_two_decorators]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 @pytest.mark.parametrize("part", [False, True])
 def test_a_rewritten_forward_may_be_compiled_and_ejected(wrap, part, eager_backend):
     stock = with_statistics(nn.Sequential(Op()) if part else Op())
@@ -463,6 +490,37 @@ def test_a_wrapper_that_does_not_run_the_rewritten_forward_raises():
     model.forward = functools.wraps(model.forward)(lambda x: x)
     with pytest.raises(InjectError, match="mul was lost"):
         run(model)
+
+
+@pytest.mark.parametrize("wrap", [compiled_forward, decorated_forward])
+def test_a_copy_that_runs_the_wrapped_forward_of_the_original_raises(wrap, eager_backend):
+    model = inject(with_statistics(Op()), recipe("mul"), example_inputs=image())
+    wrap(model, eager_backend)
+    with pytest.raises(InjectError, match=r"after its forward was wrapped \(torch.compile"):
+        run(torch.optim.swa_utils.AveragedModel(model))
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [{"path": "*", "after": {"op": "mul"}}, {"path": "*.c", "after": "output"}, {"path": "*.d", "before": "input"}],
+)
+@pytest.mark.parametrize("compiling", ["forward", "compile"])
+def test_blocks_of_one_class_that_are_compiled_share_graphs(rule, compiling, fresh_compiler):
+    class Square(Op):
+        def __init__(self):
+            super().__init__()
+            self.c, self.d = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+    stock = with_statistics(nn.Sequential(*(Square() for _ in range(10))))
+    model = inject(copy.deepcopy(stock), {"rules": [rule]}, example_inputs=image())
+    attended, counter = run(model), CompileCounterWithBackend("eager")
+    for block in model:
+        if compiling == "forward":
+            block.forward = torch.compile(block.forward, backend=counter, fullgraph=True)
+        else:
+            block.compile(backend=counter, fullgraph=True)
+    assert_right(run(model), attended, run(stock))
+    assert counter.frame_count <= 2
 
 
 @pytest.mark.parametrize("part", ["root", "inner", "deep"])
