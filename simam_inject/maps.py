@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from simam_inject.adapters import network_of
 from simam_inject.attention import ArgumentError, SimAM, gate
+from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.surroundings import same_random_states
 from simam_inject.errors import ModelError
 from simam_inject.modules import unwrapped
 from simam_inject.warmup.batches import evaluated_twin
@@ -20,7 +22,8 @@ from simam_inject.warmup.strength import simams_of
 def attention_maps(model: nn.Module, *inputs: Any, channel: int | None = None) -> dict[str, Tensor]:
     """Return the gate of every SimAM for these inputs, between 0.62 and 1.
 
-    Runs a copy of the model once, in eval mode and without gradients. Strength and gain are not included: the gate is
+    Runs a copy of the model once, on copies of the inputs, in eval mode and without gradients; the random state of the
+    process is not changed. Strength and gain are not included: the gate is
     what `simam` multiplies by at strength 1 and gain 1.
 
     Args:
@@ -55,7 +58,8 @@ def difference_maps(model: nn.Module, *inputs: Any, channel: int | None = None) 
     """Return how much SimAM changes the map at each site: |with - without| / mean |without|, as `attention_maps`.
 
     "With" is the output of the SimAM in the model as it is: with its strength and gain, and after everything that
-    earlier sites changed. "Without" is the map at the same place of the model with all SimAMs bypassed.
+    earlier sites changed. "Without" is the map at the same place of the model with all SimAMs bypassed,
+    from the same random state.
 
     Raises:
         ModelError, ArgumentError: as `attention_maps`; or a site does not run, or has another size, without SimAM.
@@ -104,6 +108,6 @@ def _record(
     for path, attention in simams_of(twin):
         attention.register_forward_pre_hook(partial(look, path))
         attention.bypassed |= bypass
-    with torch.no_grad():
-        twin(*inputs)
+    with torch.no_grad(), same_random_states():
+        Example(inputs, {}).run(twin)
     return found

@@ -147,7 +147,7 @@ def _ready(model: nn.Module, conditions: Conditions) -> nn.Module:
 
 
 def _moved(tensor: torch.Tensor, conditions: Conditions) -> torch.Tensor:
-    moved = tensor.to(conditions.device, DTYPES[conditions.dtype] if tensor.is_floating_point() else None)
+    moved = tensor.to(conditions.device, DTYPES[conditions.dtype] if tensor.is_floating_point() else None, copy=True)
     return moved.to(memory_format=torch.channels_last) if conditions.channels_last and moved.dim() == 4 else moved
 
 

@@ -27,7 +27,7 @@ from simam_inject.bench.peers import PEERS, peer_factory
 from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, WRONG_SIGN, Cell, Costs, Report, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
-from simam_inject.dataflow.example import example_of
+from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import CompareError, InjectError, ModelError, a_type
 from simam_inject.recipe import adjusted, load_recipe
 from simam_inject.warmup.batches import readable_twice
@@ -222,7 +222,8 @@ def run_cell(
             inject(model, variant.where, example_inputs=example, attention=peer, verify=peer is None)
         if batches is not None:  # no gains: they exist for SimAM only, and would favour it
             seed_everything(seed)  # a loader may shuffle
-            update_bn(batches, model, _device_of(model))
+            copies = (Example((batch,), {}).fresh()[0][0] for batch in batches)  # a forward may write to its input
+            update_bn(copies, model, _device_of(model))
         order = seed + AGAIN_OFFSET if variant.name == AGAIN else seed
         seed_everything(order)
         value = float(train(model, order, report))
@@ -278,7 +279,7 @@ def _measure_costs(model: nn.Module, example_inputs: Any) -> Costs:
         return Costs(parameters)
     try:
         device = _device_of(model)
-        args, kwargs = example_of(model, example_inputs).fresh(lambda tensor: tensor.to(device))
+        args, kwargs = example_of(model, example_inputs).fresh(lambda tensor: tensor.to(device, copy=True))
         run = partial(model, *args, **kwargs)
         kept = bytes_kept(model.train(), run)
         model.eval()

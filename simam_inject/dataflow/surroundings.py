@@ -69,19 +69,27 @@ _SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 
 
 @contextmanager
+def same_random_states() -> Iterator[None]:
+    """Restore the random states of torch, on all devices, of `random` and of NumPy."""
+    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        yield
+
+
+@contextmanager
 def same_surroundings(model: nn.Module) -> Iterator[None]:
     """Restore random states and settings, and what forwards changed outside the model: globals, classes, caches.
 
     Inside, compiled functions run as they are written: compiled, they would trace the hooks that watch a forward.
     """
-    in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     reachable = _Reachable(model)
     with ExitStack() as stack:  # restores everything, also if one step raises
         stack.enter_context(uncompiled())
         stack.callback(SHARED.reset, SHARED.set(frozenset(reachable.shared)))
-        stack.enter_context(torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if in_use else []))
-        stack.callback(random.setstate, random.getstate())
-        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(same_random_states())
         for read, write in _SETTINGS:
             stack.callback(_restore_setting, read, write, read())
         for restore in reachable.restore:

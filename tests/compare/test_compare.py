@@ -104,6 +104,24 @@ def test_trained_weights_get_the_same_warm_start_in_every_variant(make_batches):
     assert not torch.allclose(means[""][0], means["SEModule"][0])
 
 
+def test_a_forward_that_writes_to_its_input_gets_copies_of_the_batches():
+    images, means = torch.randn(8, 3, 12, 12), []
+
+    def make_in_place():
+        model = make_model()
+        model.register_forward_pre_hook(lambda _module, args: args[0].add_(1))
+        return model
+
+    def train(model, seed, report):
+        means.append(model[1].running_mean)
+        return 1.0
+
+    before = images.clone()
+    compare(make_in_place, [RECIPE], train, seeds=1, batches=[images])
+    assert torch.equal(images, before)
+    assert torch.equal(means[0], means[1])  # plain and plain again
+
+
 def fail(how):
     def train(model, seed, report):
         if attended_by(model) == "SEModule" and seed in (1, 2):

@@ -13,7 +13,7 @@ from simam_inject.attention import ArgumentError
 from simam_inject.errors import ModelError
 from simam_inject.maps import attention_maps, difference_maps
 from simam_inject.warmup import set_strength
-from tests.warmup.networks import PATHS, attended, forked, gate, images, plain
+from tests.warmup.networks import PATHS, Network, attended, forked, gate, images, plain
 
 
 def test_the_mean_gate_of_a_picture_made_by_hand():
@@ -132,6 +132,30 @@ def test_difference_maps_are_zero_at_strength_0_and_right_at_the_first_site():
     torch.testing.assert_close(found[PATHS[0]], expected, rtol=1e-4, atol=1e-5)
     set_strength(model, 0.0)
     assert all(not value.any() for value in difference_maps(model, x).values())
+
+
+@pytest.mark.parametrize("look", [attention_maps, difference_maps])
+def test_a_forward_that_writes_to_its_input_gets_a_copy(look):
+    class InPlace(Network):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5).div_(0.1))
+
+    x, model = images(2), attended()
+    expected = look(model, (x - 0.5) / 0.1)
+    model.__class__ = InPlace
+    found = look(model, x)
+    assert torch.equal(x, images(2))
+    assert all(torch.equal(found[name], expected[name]) for name in PATHS)
+
+
+def test_the_difference_is_that_of_simam_alone_in_a_network_with_noise():
+    model, x = attended(), images(2)
+    model.stem.register_forward_hook(lambda _module, _args, output: nn.functional.dropout(output, 0.5, True))
+    state = torch.get_rng_state()
+    assert all(value.any() for value in difference_maps(model, x).values())
+    set_strength(model, 0.0)
+    assert not any(value.any() for value in difference_maps(model, x).values())
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_a_channel_that_is_not_there_and_a_plain_model_are_refused():
