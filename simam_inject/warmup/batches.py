@@ -5,17 +5,19 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from types import FunctionType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from simam_inject.dataflow.surroundings import uncompiled
+from simam_inject.dataflow.example import Example
+from simam_inject.dataflow.surroundings import same_random_states, uncompiled
 from simam_inject.dataflow.twin import reachable, to_clone, twin_of
+from simam_inject.editing.presence import presence_of
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.modules import check_injectable
-from simam_inject.nested import map_nested, tensors_in
 
 
 def readable_twice(batches: Any) -> Iterable[Any]:
@@ -33,23 +35,6 @@ def readable_twice(batches: Any) -> Iterable[Any]:
             "DataLoader(dataset, batch_size=...)"
         )
     return list(batches) if iter(batches) is batches else batches
-
-
-def run_batches(network: nn.Module, batches: Iterable[Any], description: str) -> None:
-    """Run the network on each batch in turn, with a progress bar if stderr is a terminal.
-
-    Raises:
-        ModelError: no batch is given, or the network cannot run one.
-    """
-    from rich.console import Console
-    from rich.progress import track
-
-    shown = track(batches, description, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-    count = 0
-    for count, batch in enumerate(shown, 1):
-        _run(network, batch, count - 1)
-    if not count:
-        raise ModelError("no batch to calibrate on: the loader is empty")
 
 
 def evaluated_twin(network: nn.Module, task: str) -> nn.Module:
@@ -82,26 +67,89 @@ def _is_of_user(hook: object) -> bool:
     return isinstance(hook, FunctionType) and not any(isinstance(part, nn.Module) for part in reachable(hook))
 
 
-def _run(network: nn.Module, batch: Any, index: int) -> None:
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
-    args, kwargs = map_nested(lambda leaf: _converted(leaf, like), _arguments(network, batch, index))
-    tensors = [tensor for _, tensor in tensors_in((args, kwargs))]
-    shapes = ", ".join(f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]) or "no tensor"
-    if any(tensor.numel() == 0 for tensor in tensors):
-        raise ModelError(f"batch {index} is empty, {shapes}")
-    try:
-        with uncompiled():  # compiled, a part would trace the hooks of the calibration
-            network(*args, **kwargs)
-    except ModelError:
-        raise
-    except Exception as error:
-        hint = ""
-        if args and isinstance(error, TypeError) and "required positional argument" in str(error):
-            hint = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
-        elif args and tensors and tensors[0].dim() <= 2:
-            hint = "; these may be labels: of a pair the first entry is taken as the input"
-        reason = describe_exception(error)
-        raise ModelError(f"the model cannot run on batch {index}, {shapes}{hint}: {reason}") from error
+class Batches:
+    """Batches of any loader, which copies of a network run.
+
+    The network gets copies of the tensors as they are. Only if it cannot run them, they are converted one after another
+    until it can: floating-point ones to its dtype, then images of bytes to numbers from 0 to 1. No bytes are converted
+    if the example of the injection had bytes.
+    """
+
+    def __init__(self, network: nn.Module, batches: Any) -> None:
+        self._network = network
+        self._batches = readable_twice(batches)
+        self._like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
+        own = presence_of(network)
+        self._takes_bytes = own is not None and "'tensor uint8 " in str(own.example)
+        self._converted: dict[tuple[torch.dtype, ...], int] = {}
+        """How many tensors have to be converted, by the dtypes of a batch."""
+
+    def run(self, network: nn.Module, description: str) -> None:
+        """Run a copy of the network on each batch in turn, with a progress bar if stderr is a terminal.
+
+        Raises:
+            ModelError: no batch is given, or the network cannot run one.
+        """
+        from rich.console import Console
+        from rich.progress import track
+
+        console, is_quiet = Console(stderr=True), not sys.stderr.isatty()
+        shown = track(self._batches, description, console=console, transient=True, disable=is_quiet)
+        count = 0
+        for count, batch in enumerate(shown, 1):
+            self._run(network, batch, count - 1)
+        if not count:
+            raise ModelError("no batch to calibrate on: the loader is empty")
+
+    def _run(self, network: nn.Module, batch: Any, index: int) -> None:
+        given = Example(*_arguments(network, batch, index))
+        tensors = given.tensors
+        described = [f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for t in tensors[:3]]
+        shapes = ", ".join(described) or "no tensor"
+        if any(tensor.numel() == 0 for tensor in tensors):
+            raise ModelError(f"batch {index} is empty, {shapes}")
+        args, kwargs = self._fitted(given)
+        try:
+            with uncompiled():  # compiled, a part would trace the hooks of the calibration
+                network(*args, **kwargs)
+        except ModelError:
+            raise
+        except Exception as error:
+            hint = ""
+            if args and isinstance(error, TypeError) and "required positional argument" in str(error):
+                hint = "; of a tuple the first entry is the input: for several give dicts by the names of the arguments"
+            elif args and tensors and tensors[0].dim() <= 2:
+                hint = "; these may be labels: of a pair the first entry is taken as the input"
+            reason = describe_exception(error)
+            raise ModelError(f"the model cannot run on batch {index}, {shapes}{hint}: {reason}") from error
+
+    def _fitted(self, given: Example) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Copies of the arguments on the device of the network, with as few tensors converted as it needs."""
+        like, tensors = self._like, given.tensors
+        others = [tensor for tensor in tensors if tensor.is_floating_point() and tensor.dtype != like.dtype]
+        if not self._takes_bytes:
+            others += [tensor for tensor in tensors if tensor.dtype == torch.uint8 and tensor.dim() >= 3]
+
+        def convert(count: int, tensor: Tensor) -> Tensor:
+            if not any(tensor is one for one in others[:count]):
+                return tensor.detach().to(like.device, copy=True)
+            return tensor.detach().to(like.device, like.dtype) / (255 if tensor.dtype == torch.uint8 else 1)
+
+        dtypes = tuple(tensor.dtype for tensor in tensors)
+        if dtypes not in self._converted:
+            runs = (count for count in range(len(others)) if self._can_run(*given.fresh(partial(convert, count))))
+            self._converted[dtypes] = next(runs, len(others))
+        return given.fresh(partial(convert, self._converted[dtypes]))
+
+    def _can_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """On another copy of the network, which measures nothing."""
+        twin = evaluated_twin(self._network, "calibrate")
+        try:
+            with same_random_states(), uncompiled():
+                twin(*args, **kwargs)
+        except Exception as error:
+            return isinstance(error, torch.OutOfMemoryError)  # says nothing about dtypes; the run itself may raise it
+        return True
 
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -129,12 +177,3 @@ def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, .
     elif hasattr(batch, "__array__"):
         found = "a NumPy array, not a tensor (torch.from_numpy makes one)"
     raise ModelError(f"batch {index} is {found}; give tensors, (input, target) pairs or dicts")
-
-
-def _converted(leaf: Any, like: Tensor) -> Any:
-    """The leaf on the device of `like` and in its dtype; images of bytes become numbers from 0 to 1."""
-    if not isinstance(leaf, Tensor):
-        return leaf
-    if leaf.dtype == torch.uint8 and leaf.dim() >= 3:
-        return leaf.to(like.device, like.dtype) / 255
-    return leaf.to(like.device, like.dtype) if leaf.is_floating_point() else leaf.to(like.device)

@@ -28,7 +28,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM, simam
 from simam_inject.errors import ModelError, describe_exception, shortened
-from simam_inject.warmup.batches import evaluated_twin, readable_twice, run_batches
+from simam_inject.warmup.batches import Batches, evaluated_twin
 from simam_inject.warmup.strength import simams_of
 
 
@@ -82,12 +82,15 @@ def calibrate(
     Runs a copy of the model, in eval mode and without gradients; if an error is raised, the model is unchanged. Where
     `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same numbers.
 
+    The copy gets copies of the tensors, on its device. If it cannot run a batch as it is, tensors are converted one
+    after another until it can: floating-point ones to the dtype of the model, then images of bytes (uint8) to numbers
+    from 0 to 1; bytes only if `example_inputs` of the injection had none.
+
     Args:
         model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
         batches: a DataLoader, an iterable of tensors, (input, target) pairs or dicts by the names of the arguments, or
             one tensor. A thousand images are enough: `itertools.islice(loader, 8)`. They must be in mixed order
-            (`shuffle=True`): from batches that are sorted by class, the norms get statistics that fit no class. Tensors
-            are moved to the device of the model and converted to its dtype; images of bytes are divided by 255. For a
+            (`shuffle=True`): from batches that are sorted by class, the norms get statistics that fit no class. For a
             `YOLO` object also the YAML file (or name, or folder of classes) of its data set: 512 of its training
             images, resized as for validation.
         gains: fit the gains, at strength 1, whatever the strength is now.
@@ -123,7 +126,7 @@ def calibrate(
         raise ModelError(f"nothing to calibrate: {note or 'both gains and norms are turned off'}")
     if isinstance(batches, (str, PathLike)):
         batches = adapter_of(model).batches(model, str(batches)) or batches
-    source = readable_twice(batches)
+    source = Batches(network, batches)
     with torch.no_grad():
         _check_writable(targets)
         fits = _fit_gains(twin, source) if gains else ()
@@ -149,14 +152,14 @@ def _check_writable(norms: dict[str, Any]) -> None:
             raise ModelError(f"the norm {path} cannot get new statistics: {describe_exception(error)}") from error
 
 
-def _fit_gains(network: nn.Module, source: Iterable[Any]) -> tuple[SiteFit, ...]:
+def _fit_gains(network: nn.Module, source: Batches) -> tuple[SiteFit, ...]:
     sites = simams_of(network)
     sums = {path: torch.zeros(3, dtype=torch.float64, device="cpu") for path, _ in sites}
     ran: dict[str, Tensor] = {}  # in the order in which they run
     with _pooled(network, sums.values()), ExitStack() as stack:
         for path, attention in sites:
             stack.enter_context(attention.register_forward_hook(partial(_attend, path, sums[path], ran)))
-        run_batches(network, source, "fitting gains")
+        source.run(network, "fitting gains")
         if idle := [path for path in sums if path not in ran]:
             raise ModelError(
                 f"SimAM at {shortened(idle, 3)} did not run in eval mode on these batches, so it cannot be "
@@ -195,7 +198,7 @@ def _fit(path: str, sums: Tensor) -> SiteFit:
     return SiteFit(path, gain, before**0.5, after**0.5)
 
 
-def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> dict[str, Any]:
+def _fit_norms(network: nn.Module, paths: list[str], source: Batches) -> dict[str, Any]:
     """The norms that ran, by path, with the statistics of what they read."""
     norms: dict[str, Any] = {path: network.get_submodule(path) for path in paths}
     sums = {
@@ -204,7 +207,7 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Iterable[Any]) -> d
     for path, norm in norms.items():
         norm.register_forward_pre_hook(partial(_measure, path, sums[path]), with_kwargs=True)
     with _pooled(network, sums.values()):
-        run_batches(network, source, "estimating norms")
+        source.run(network, "estimating norms")
     ran = {path: norm for path, norm in norms.items() if sums[path].any()}
     for path, norm in ran.items():
         if sums[path][0, 0] < 2 and not isinstance(norm, _InstanceNorm):

@@ -296,6 +296,76 @@ def test_batches_of_every_form(batches):
     torch.testing.assert_close(model.norm.running_var, expected.norm.running_var, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    "batches",
+    [
+        lambda x: x,
+        lambda x: [[x], [x]],
+        lambda x: [{"x": x}],
+        lambda x: itertools.islice(DataLoader(TensorDataset(x), len(x)), 1),
+    ],
+)
+def test_a_forward_that_writes_to_its_input_gets_a_copy(batches):
+    class InPlace(Network):
+        def forward(self, x):
+            return super().forward(x.sub_(0.5).div_(0.1))
+
+    x, model, expected = images(), attended(), attended()
+    model.__class__ = InPlace
+    calibrate(model, batches(x))
+    assert torch.equal(x, images())
+    calibrate(expected, (x - 0.5) / 0.1)
+    assert gains_of(model) == gains_of(expected)
+    torch.testing.assert_close(model.norm.running_mean, expected.norm.running_mean, rtol=0, atol=0)
+    assert distance(model.norm.running_mean, attended().norm.running_mean) > 0.1
+
+
+class Converts(nn.Module):
+    """Makes numbers that its convolution takes of its inputs, by itself."""
+
+    def __init__(self, convert):
+        super().__init__()
+        self.convert = convert
+        self.conv, self.norm, self.out = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x, second=None):
+        return self.out(self.norm(self.conv(self.convert(x, second))))
+
+
+BYTES = (images().clamp(0, 1) * 255).to(torch.uint8)
+TIMES = 1.7e9 + images().double().cumsum(0)
+CONVERTS = {
+    "bytes": (lambda x, _: (x.to(torch.float32) - 127) / 60, (BYTES, None), BYTES),
+    "mask": (lambda x, mask: x * (mask % 3 == 2), (images(), BYTES), images()),
+    "images and mask": (lambda x, mask: x * (mask % 3 == 2), (BYTES, BYTES.clone()), BYTES / 255),
+    "times": (lambda x, t: x * (t - t.min()).float(), (images(), TIMES), images()),
+    "half": (lambda x, _: (x / 1e5).bfloat16(), (images() * 1e5, None), images() * 1e5),
+    "half and times": (lambda x, t: x * (t - t.min()).bfloat16(), (images(), TIMES), images().bfloat16()),
+}
+
+
+@pytest.mark.parametrize("name", CONVERTS)
+def test_only_tensors_that_the_network_cannot_run_are_converted(name):
+    convert, (x, second), seen = CONVERTS[name]
+    torch.manual_seed(0)
+    model = Converts(convert).bfloat16() if "half" in name else Converts(convert)
+    inject(model, "after conv2d", example_inputs=(images().to(model.conv.weight), images()), verify=False)
+    expected = copy.deepcopy(model)
+    expected.convert = lambda x, _: x
+    calibrate(expected, convert(seen, second))
+    calibrate(model, [{"x": x, "second": second}])
+    assert gains_of(model) == gains_of(expected)
+    torch.testing.assert_close(model.norm.running_var, expected.norm.running_var, rtol=0, atol=0)
+    assert distance(model.norm.running_var, torch.ones(4)) > 0.1
+
+
+def test_no_bytes_are_converted_if_the_example_had_bytes():
+    model = Converts(lambda x, second: x * (second == 2))
+    inject(model, "after conv2d", example_inputs=(images(), BYTES % 3), verify=False)
+    with refused(model, "cannot run on batch 0", "uint8"):
+        calibrate(model, [{"second": BYTES % 3, "x": BYTES}])
+
+
 def test_images_of_bytes_are_brought_to_1():
     x = (images().clamp(0, 1) * 255).to(torch.uint8)
     model, expected = attended(), attended()
