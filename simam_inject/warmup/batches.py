@@ -153,23 +153,25 @@ class Batches:
 
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments; targets are left out, unless the forward requires them or names no key."""
+    """Positional and keyword arguments. Of a dict, those by which the example of the injection was given, else the
+    parameters of the forward; targets are left out, unless it requires them.
+    """
     if isinstance(batch, Tensor):
         return (batch,), {}
     if isinstance(batch, (tuple, list)) and batch:
         return (batch[0],), {}
     found = a_type(batch)
     if isinstance(batch, Mapping):
-        signature = inspect.signature(network.forward)
-        takes = signature.parameters
-        takes_all = any(each.kind is each.VAR_KEYWORD for each in takes.values())
-        targets = {key for key in takes.keys() & {"label", "labels"} if takes[key].default is not signature.empty}
-        accepted = (batch.keys() if takes_all and not batch.keys() & takes.keys() else takes.keys()) - targets
+        signature, own = inspect.signature(network.forward), presence_of(network)
+        recorded = own.example["kwargs"].keys() if own is not None and own.example is not None else set[str]()
+        named = {key: each.default is each.empty for key, each in signature.parameters.items()}
+        optional = {key for key in ("label", "labels") if not named.get(key)}
+        accepted = (batch.keys() & recorded) or (named.keys() - optional)
         keywords = {key: value for key, value in batch.items() if key in accepted}
         try:
             signature.bind(**(keywords or batch))
         except TypeError:
-            if "img" in batch.keys() - takes.keys():  # of ultralytics
+            if "img" in batch.keys() - named.keys():  # of ultralytics
                 return (batch["img"],), {}
         if keywords:
             return (), keywords
