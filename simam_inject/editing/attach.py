@@ -169,8 +169,10 @@ def _new_attention(holder: nn.Module, model: nn.Module, site: Insertion, factory
         raise ModelError(
             f"attention must return an nn.Module for a number of channels; it returned {a_type(attention)}"
         )
-    if any(map(is_lazy, attention.parameters())):
-        raise ModelError(f"attention returned {a_type(attention)} whose parameters have no shape yet")
+    if any(is_lazy(tensor) or tensor.is_meta for tensor in (*attention.parameters(), *attention.buffers())):
+        raise ModelError(
+            f"attention at {site.name} is {a_type(attention)} whose tensors have no data: they are lazy, or on meta"
+        )
     tensor = next((p for p in [*holder.parameters(), *model.parameters()] if p.is_floating_point()), None)
     if tensor is not None:
         attention.to(tensor.device, tensor.dtype)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended, attended_in
-from simam_inject.errors import ModelError, a_type
+from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.nested import tensors_of
 from simam_inject.verification.checks import Check, unless
 from simam_inject.verification.formula import Truth
@@ -55,6 +55,8 @@ class Pair:
         self.problems: dict[str, str] = {}
         """The first one of each, by its path."""
         self.not_bypassed: list[str] = []
+        self.running: tuple[Attended, tuple[int, ...]] | None = None
+        """The site of the other attention module than SimAM that runs now, and the shape of its map."""
         self.output: Any = None
         self.wanted: Any = None
 
@@ -73,12 +75,27 @@ class Pair:
         """Run the injected model, and record the calls of its attention modules."""
         for entry in attended_in(twin):
             assert entry.attention is not None
+            if not isinstance(entry.attention, SimAM):
+                entry.attention.register_forward_pre_hook(partial(self._enter, entry))
             entry.attention.register_forward_hook(partial(self._record, entry))
-        self.output = self.forward(twin)
+        try:
+            self.output = self.forward(twin)
+        except Exception as error:
+            if self.running is None:
+                raise
+            entry, shape = self.running
+            raise ModelError(
+                f"attention at {entry.site.path}, {a_type(entry.attention)}, cannot be applied to a map of shape "
+                f"{shape}: {describe_exception(error):.250}"
+            ) from error.with_traceback(None)  # see `_run_both` of the verifier
+
+    def _enter(self, entry: Attended, _attention: nn.Module, args: tuple[Any, ...]) -> None:
+        self.running = entry, tuple(args[0].shape)
 
     def _record(self, entry: Attended, attention: nn.Module, args: tuple[Any, ...], result: Any) -> Tensor:
         """Hook of an attention module: returns what the network goes on with, and may write into."""
         x: Tensor = args[0]
+        self.running = None
         if not isinstance(result, Tensor):
             raise ModelError(f"attention at {entry.site.path} returned {a_type(result)} instead of a tensor")
         if not isinstance(attention, SimAM) and result.shape != x.shape:

@@ -136,19 +136,27 @@ def test_eager_quantization_prepares_in_either_order(first):
     assert paths(prepared) == SITES
 
 
+def quantizable():
+    model = nn.Sequential(torch.ao.quantization.QuantStub(), BasicBlock(3)).eval()
+    model.qconfig = get_default_qconfig("x86")
+    return model
+
+
 def test_an_eagerly_quantized_model_is_refused_at_the_first_forward():
     """`convert` replaces the convolutions, and with them the modules that hold SimAM."""
-
-    class Quantized(nn.Sequential):
-        pass
-
-    block = BasicBlock(3)
-    model = Quantized(torch.ao.quantization.QuantStub(), block).eval()
-    model.qconfig = get_default_qconfig("x86")
-    attend(model)
-    prepared = prepare(model)
+    prepared = prepare(attend(quantizable()))
     with pytest.raises(ModelError, match=ADVICE):
         convert(prepared)(image())
+
+
+@pytest.mark.parametrize("holder", ["0", "1.bn1"])
+def test_convert_raises_if_a_stub_or_a_norm_holds_simam(holder):
+    """Not `prepare`, which gives no observer to modules that have children."""
+    prepared = prepare(attend(quantizable(), {"rules": [{"path": holder, "after": "output"}]}))
+    prepared(image())
+    with pytest.raises((AssertionError, AttributeError), match="activation_post_process"):
+        convert(prepared)
+    convert(prepare(quantizable()))
 
 
 def test_graph_quantization_is_refused_at_the_first_forward():

@@ -10,6 +10,7 @@ from torch import nn
 from simam_inject import bypass, eject, inject, simam
 from simam_inject.errors import InjectError, ModelError
 from tests.engine.blocks import network
+from tests.messages import says
 from tests.oracle import hooked, same_bits
 from tests.snapshot import snapshot
 
@@ -111,7 +112,10 @@ class NotYet(Scale):
         (shared, "must return a new module for each site"),
         (Pair, r"attention at 1\.inner\.a returned a tuple"),
         (Halved, r"attention at 1\.inner\.a returned a tensor of shape \(.*\) for a map of shape \("),
-        (NotYet, "a NotYet whose parameters have no shape yet"),
+        (NotYet, says("attention at 1.inner.a", "a NotYet", "no data")),
+        (lambda c: Scale(c).to("meta"), says("attention at 1.inner.a", "a Scale", "no data")),
+        (lambda _: nn.PixelShuffle(3), says("attention at 1.inner.a, a PixelShuffle", "(2, 4, 8, 8)", "RuntimeError")),
+        (nn.BatchNorm1d, says("attention at 1.inner.a, a BatchNorm1d", "(2, 4, 8, 8)", "got 4D input")),
     ],
 )
 def test_attention_that_cannot_be_used_leaves_the_model_as_it_was(factory, message):

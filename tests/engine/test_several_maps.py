@@ -89,6 +89,7 @@ class Nested(Pyramid):
             "list beside a map": lambda: (self.low(x), [self.high(x), 1]),
             "dict beside a map": lambda: [self.low(x), {"p4": self.high(x)}],
             "nothing else": lambda: ([self.low(x)], self.high(x).mean((2, 3))),
+            "read inside": lambda: ([low := self.low(x)], low.mean((2, 3))),
         }[self.form]()
 
 
@@ -122,6 +123,12 @@ def test_a_block_whose_maps_are_all_nested_names_one():
     model = build(ReadsNested, "nothing else")
     with pytest.raises(NoMatchError, match="neck:0:0"):
         plan(model, rule(block="Nested", after="output"), example_inputs=image(2, 3, 8, 8))
+
+
+def test_a_nested_map_that_the_block_reads_too_is_refused():
+    model = build(ReadsNested, "read inside")
+    with pytest.raises(NoMatchError, match=r"neck:0:0(.|\n)*nested 2 levels deep"):
+        plan(model, rule(path="neck:0:0", after="output"), example_inputs=image(2, 3, 8, 8))
 
 
 @pytest.mark.parametrize("form", ["list", "tuple", "dict"])
