@@ -96,8 +96,8 @@ class RewrittenMethod(SiteHook):
     def is_bound_on(self, module: nn.Module) -> bool:
         """The module runs it under its name, by itself or in wrappers that `torch.compile` or decorators have made."""
         bound = vars(module).get(self.method)
-        if bound is self or behind(bound) is not self or torch.compiler.is_compiling():
-            return bound is self or behind(bound) is self
+        if bound is self or getattr(bound, "rewritten", None) is not self or torch.compiler.is_compiling():
+            return getattr(bound, "rewritten", None) is self
         wrappers = [bound]
         for one in wrappers:
             if type(one) is not types.FunctionType:
