@@ -22,7 +22,7 @@ from simam_inject.dataflow.example import example_like, example_of, shapes_of
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import attach, attended_in, detach, restorer, strip
 from simam_inject.editing.bypass import bypassed
-from simam_inject.editing.presence import presence_of, presences_in
+from simam_inject.editing.presence import check_edits, presence_of, presences_in
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching.explain import explain_unmatched_glob
 from simam_inject.matching.match import match
@@ -85,6 +85,7 @@ def inject(
     if attention is not None and strength != 1.0:
         raise ModelError(f"strength={strength:g} applies to SimAM only; leave it out with attention=...")
     resolved = adjusted(load_recipe(recipe), exclude, e_lambda)
+    check_edits(network_of(model))
     planned = make_plan(model, resolved, example_inputs, strength, attention, exclude=("exclude", exclude))
     _check_present(model, planned, attention)
     planned, _ = carry_out(model, planned, verify=verify)
@@ -298,6 +299,7 @@ def _apply(
 ) -> ModelT:
     """Apply a plan to its model, which had these modules when it was planned."""
     network = network_of(model)
+    check_edits(network)
     if injected(network) != planned.present or _own_modules(network) != modules:
         raise ModelError("the model has changed since the plan was made; call plan again")
     before = [recipe for own in presences_in(network).values() for recipe in own.recipes]

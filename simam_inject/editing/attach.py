@@ -190,8 +190,8 @@ def _hook(module: nn.Module, sites: list[Insertion]) -> SiteHook:
     if not isinstance(vars(module).get(expression.method), (RewrittenMethod, type(None))):
         name = edit.module or "the model"
         raise ModelError(
-            f"{expression.method} of {name} was set on the instance, and cannot be rewritten: delete it, inject, and "
-            "set it after that"
+            f"{expression.method} of {name} was set on the instance, and cannot be rewritten: call eject(model), "
+            "delete it, inject, and set it after that"
         )
     return RewrittenMethod.of(module, expression.method, sites)
 

@@ -196,4 +196,10 @@ def presences_in(model: nn.Module) -> dict[str, Presence]:
     return {path: own for path, part in model.named_modules() if (own := presence_of(part)) is not None}
 
 
+def check_edits(model: nn.Module) -> None:
+    """Raise for an edit that was lost, and restore a hook that was dropped, as the next forward would."""
+    for path, presence in presences_in(model).items():
+        presence(model.get_submodule(path), ())
+
+
 torch.serialization.add_safe_globals([Presence])

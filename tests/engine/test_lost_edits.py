@@ -379,6 +379,23 @@ def test_eject_after_a_loss_takes_every_simam(factory, site, lose):
     assert all(not module._forward_hooks and not module._forward_pre_hooks for module in model.modules())
 
 
+def delete_forward(net):
+    net.forward = torch.compile(net.forward)
+    del net.forward
+    return net
+
+
+def test_inject_refuses_a_model_with_a_lost_edit_and_restores_a_dropped_hook():
+    model = delete_forward(inject(with_statistics(Op()), recipe("mul"), example_inputs=image()))
+    with pytest.raises(InjectError, match=r"mul was lost.*eject\(model\)"):
+        inject(model, recipe("d"), example_inputs=image())
+    stock = small()
+    model = convert_to_sync(inject(copy.deepcopy(stock), recipe("one.bn"), example_inputs=image()))
+    with pytest.warns(UserWarning, match=r"one\.bn.*restored"):
+        inject(model, recipe("two.bn"), example_inputs=image())
+    assert_attended(run(model), stock, ["one.bn", "two.bn"], image())
+
+
 # What stands on classes and copies
 
 
