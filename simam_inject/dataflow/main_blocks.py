@@ -55,7 +55,8 @@ class MainBlocks:
 
     def __init__(self, recording: Recording, sites: Mapping[str, Site]) -> None:
         self.recording = recording
-        self.sites = {path: self._as_one_map(site, sites) for path, site in sites.items()}
+        self.sites = sites
+        self.sites = {path: self._as_one_map(site) for path, site in sites.items()}
         self.contents: defaultdict[str, _Contents] = defaultdict(_Contents)
         self.classes: set[type[nn.Module]] = set()
         """Classes of the blocks found so far: one is a block even if it returns the output of its last part."""
@@ -85,12 +86,25 @@ class MainBlocks:
                 self.contents[site.scope].given |= maps
                 self.contents[site.scope].shapes |= {site.shape} if site.shape else set()
 
-    def _as_one_map(self, site: Site, sites: Mapping[str, Site]) -> Site:
+    def _as_one_map(self, site: Site) -> Site:
         """The site; of a block that returns one feature map in a tuple, perhaps beside a vector, that map."""
         call = self.recording.first_calls.get(site.path)
-        maps = _maps_of(call) if call else []
+        maps = self._maps_of(call) if call else []
         path = keyed(site.path, maps[0][0]) if len(maps) == 1 else ""
-        return sites[path] if path in site.maps else site
+        return self.sites[path] if path in site.maps else site
+
+    def _maps_of(self, call: Frame) -> Entries:
+        """The maps that a call returns, without vectors, 1x1 maps, and integers such as the indices of a pooling.
+
+        What has no known axes counts if nothing that it returns has.
+        """
+        found = []
+        for keys, value in call.outputs:
+            site = self.sites.get(keyed(call.path, keys))
+            if site is not None and value.dtype.is_floating_point and max(site.spatial or (0,)) > 1:
+                found.append((keys, value, site.axes))
+        has_axes = any(axes for *_, axes in found)
+        return [(keys, value) for keys, value, axes in found if axes or not has_axes]
 
     def find(self, residual: set[str]) -> set[str]:
         """All main blocks."""
@@ -215,15 +229,15 @@ class MainBlocks:
         """
         frame, own = self.recording.first_calls[path], type(self.recording.modules[path])
         share = sum(self.contents[block].convolutions for block in blocks)
-        maps = _maps_of(frame)
+        maps = self._maps_of(frame)
         if len(maps) != 1 or (own not in CONTAINERS and 2 * share < self.contents[path].convolutions):
             return False
         is_chain = path not in self.residual and self._repeated(blocks)
         if is_chain and all(self._makes_smaller(path, block) for block in blocks):
             return True
         result = maps[0][1]
-        inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and len(_maps_of(call)) == 1]
-        inner = [call for call in inner if self._is_block(call.path)]
+        inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and self._is_block(call.path)]
+        inner = [call for call in inner if len(self._maps_of(call)) == 1]
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 
     def _makes_smaller(self, path: str, block: str) -> bool:
@@ -257,12 +271,6 @@ class MainBlocks:
                 break
             found.add(path)
         return found
-
-
-def _maps_of(call: Frame) -> Entries:
-    """The maps that a call returns, without vectors, 1x1 maps, and integers such as the indices of a pooling."""
-    found = [(keys, value) for keys, value in call.outputs if value.dtype.is_floating_point]
-    return [(keys, value) for keys, value in found if max(value.shape[2:], default=0) > 1]
 
 
 def _makes_maps(kind: str) -> bool:

@@ -5,8 +5,7 @@
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
 * A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
-  that reads such a join, or else the one that made the upsampled map, or one of a single convolution that reads the
-  join; so is a block of the same class beside it that upsamples without such a join.
+  that reads such a join, or made the upsampled map; so is one of its class beside it that upsamples without a join.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from simam_inject.modules import CONTAINERS
 _WEIGHTED = (_ConvNd, nn.Linear)
 _MOST_ON_SKIP = 2
 """A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
-_SQUASHING = words("sigmoid hardsigmoid softmax tanh hard_sigmoid clamp relu6")
+_SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
+_SQUASHING = _SIGMOIDS | words("tanh clamp relu6")
 _RESHAPING = words("view reshape expand expand_as unsqueeze interpolate")
-_FINISHING = FAMILIES["act"] | _SQUASHING | _RESHAPING | words("add div log_softmax mul permute squeeze sub")
-"""Kinds that may come between the last convolution and the network's output."""
+_NOT_LAST = (FAMILIES["norm"] | FAMILIES["act"]) - _SQUASHING  # after the last convolution of a head
 _PASSING = FAMILIES["norm"] | FAMILIES["act"] | words("pad identity dropout getitem")
 """Kinds that may come between an upsampling and the join that it is for."""
 
@@ -53,12 +52,13 @@ class Structure:
 def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure:
     """Read the structure off the recorded steps."""
     found = Structure()
-    scopes = recording.first_calls.items()
-    adds = [(path, one) for path, call in scopes for one in call.steps if one.kind == "add" and _has_two_maps(one)]
+    steps = [(path, one) for path, call in recording.first_calls.items() for one in call.steps]
+    adds = [(path, one) for path, one in steps if one.kind == "add" and _has_two_maps(one)]
     found.residual.update(path for path, add in adds if _enter_join(found, add))
     _enter_ties(recording, found, adds)
+    times = [one.value.made for one in recording.steps.values() if one.value and _is_leaf(one) and _weight(one)]
     for call in recording.first_calls.values():
-        found.in_gate.update(step.path for step in _inside_gates(call))
+        found.in_gate.update(step.path for step in _inside_gates(call, times))
     blocks = MainBlocks(recording, sites).find(found.residual)
     found.main = {path for path in blocks if not covers(found.in_gate, path)}
     found.decoder = _decoders(recording, found)
@@ -108,54 +108,59 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
         return False
     if upsampled[0] != upsampled[1] and (own[skip] or _was_upsampled(operands[branch], is_add=True)):
         return False  # joins another scale, as a pyramid does
-    if any(map(_is_no_step_of_a_skip, own[skip])):
+    if any(_is_no_step_of_a_skip(step, operands[branch]) for step in own[skip]):
         return False
     found.joins[operands[branch].path] = add.path
     found.on_skip.update(step.path for step in own[skip])
     return True
 
 
-def _is_no_step_of_a_skip(step: Step) -> bool:
-    """A product or difference of two maps, one of several results of a block with convolutions, or numbers, other than
-    zeros, that an operation makes (the grid of a detector's anchors).
+def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
+    """A product or difference of two maps, numbers other than zeros that an operation makes (a detector's anchors), or
+    one of several results of a block with convolutions, where the branch is one, too.
     """
     is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
-    is_one_of_several = step.kind == "entry" and any(map(_weight, step.inputs))
+    is_one_of_several = step.kind == branch.kind == "entry" and any(map(_weight, step.inputs))
     return is_made or is_one_of_several or step.kind in ("mul", "sub")
 
 
-def _inside_gates(call: Frame) -> set[Step]:
+def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
     """Steps that only gates are computed from: not the branches of SKNet, which are also multiplied by gates."""
     products = [step for step in call.steps if step.kind == "mul" and _has_two_maps(step)]
-    gates = [(product, *gate) for product in products for gate in _gates(product)]
+    gates = [(product, *gate) for product in products for gate in _gates(product, times)]
     inside = set().union(*(own for *_, own in gates))
     scaled = [other for product, _, other, _ in gates if product not in inside]
     return inside - _ancestors(*scaled, until={gate for _, gate, *_ in gates})
 
 
-def _gates(product: Step) -> Iterator[tuple[Step, Step, set[Step]]]:
-    """Each operand that is squashed, or smaller than the other; the other; and what leads to the first alone."""
+def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, set[Step]]]:
+    """Each operand that is a gate; the other; and what leads to the first alone.
+
+    A gate is smaller than the other, or squashed; of two that are squashed, only one may end in a sigmoid or softmax.
+    With more than twice the convolutions that ran (at `times`) before the other was made, it is a network's mask.
+    """
     operands = product.inputs[:2]
-    above = [_ancestors(operand) for operand in operands]
+    above = list(map(_ancestors, operands))
+    own = [above[0] - above[1], above[1] - above[0]]
+    squashed = [0 < len(own[at]) < len(above[at]) and _ends_in(_SQUASHING, operands[at]) for at in (0, 1)]
+    if all(squashed):
+        squashed = [_ends_in(_SIGMOIDS, one) for one in operands]
     for index, other in ((0, 1), (1, 0)):
-        shape, larger = _shape(operands[index]), _shape(operands[other])
-        is_smaller = (
-            len(shape) == len(larger)
-            and shape != larger
-            and all(mine <= its for mine, its in zip(shape, larger, strict=True))
-        )
-        own = above[index] - above[other] - {operands[other]}
-        if is_smaller or (_ends_squashed(operands[index]) and len(own) < len(above[index])):
-            yield operands[index], operands[other], own
+        mine, its = _shape(operands[index]), _shape(operands[other])
+        is_smaller = len(mine) == len(its) and mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
+        before = sum(time <= operands[other].values[0][1].made for time in times)
+        is_mask = sum(map(_weight, own[index])) > 2 * max(1, before)
+        if (is_smaller or (squashed[index] and not squashed[other])) and not is_mask:
+            yield operands[index], operands[other], own[index]
 
 
-def _ends_squashed(step: Step) -> bool:
-    """The last operation that is more than a reshape is a sigmoid or its like, also inside of a module."""
+def _ends_in(kinds: Set[str], step: Step) -> bool:
+    """The last operation that is more than a reshape is one of these kinds, also inside of a module."""
     for _ in range(8):
         whole = step.inputs[0] if step.kind == "entry" else step
         inner = whole.call.steps if whole.call else []
         last = next((one for one in reversed(inner) if one.value is step.value), None)
-        if step.kind in _SQUASHING:
+        if step.kind in kinds:
             return True
         if last is None and step.kind not in _RESHAPING:
             return False
@@ -182,6 +187,11 @@ def _weight(step: Step) -> int:
         return int(step.kind.startswith("conv") or step.kind == "linear")
     modules = sum(isinstance(part, _WEIGHTED) for part in step.call.module.modules())
     return max(modules, sum(map(_weight, step.call.steps)))
+
+
+def _is_leaf(step: Step) -> bool:
+    """An operation, an entry of a result, or a module without children."""
+    return step.call is None or not step.call.is_scope
 
 
 def _shape(step: Step) -> tuple[int, ...]:
@@ -276,9 +286,8 @@ def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float])
     rising = {step for one, origin in given if origin == max(origins) for step in _ancestors(one)}
     earlier = {step for one, origin in given if origin != max(origins) for step in _ancestors(one)}
     own = [*(earlier - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
-    return any(step.value in maps for step in own) or any(
-        map(_is_stored, [*own, *(s for step in own for s in step.inputs)])
-    )
+    sources = [source for step in own for source in step.inputs]
+    return any(step.value in maps for step in own) or any(map(_is_stored, [*own, *sources]))
 
 
 def _is_stored(step: Step) -> bool:
@@ -304,11 +313,26 @@ def _is_part_of_another(recording: Recording, found: set[str], path: str) -> boo
     return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)
 
 
-def _is_output(recording: Recording, step: Step) -> bool:
-    """Its result is only the network's output: what reads it works on each position alone, or resizes a map."""
-    values = [] if step.value is None else recording.same_tensor(step.value)
-    readers = [recording.steps.get(read.path) for value in values for read in value.readings]
-    return all(one is not None and one.kind in _FINISHING and _is_output(recording, one) for one in readers)
+def _is_head(recording: Recording, step: Step) -> bool:
+    """Its last convolution, which has no norm or activation after it, makes fewer channels, and no other reads them."""
+    inside = [one for path, one in recording.steps.items() if path.startswith(f"{step.path}.") and _is_leaf(one)]
+    last = max((at for at, one in enumerate(inside) if _weight(one)), default=0)
+    given = inside[last].inputs[:1] if inside else ()
+    is_less = any(_shape(inside[last])[1:2] < _shape(one)[1:2] for one in given)
+    is_plain = not any(one.kind in _NOT_LAST for one in inside[last:])
+    return is_less and is_plain and not _meets_convolution(recording, step)
+
+
+def _meets_convolution(recording: Recording, step: Step) -> bool:
+    """A convolution, or a matrix product, reads what is computed from the result."""
+    values = [value for _, value in step.values]
+    for value in values:
+        reads = [read.path for one in recording.same_tensor(value) for read in one.readings]
+        readers = [recording.steps[path] for path in reads if path in recording.steps]
+        if any(map(_weight, readers)):
+            return True
+        values += [one for reader in readers for _, one in reader.values if one not in values]
+    return False
 
 
 def _readers_among(recording: Recording, join: Step, main: set[str], depth: int = 0, least: int = 2) -> set[str]:
@@ -318,7 +342,7 @@ def _readers_among(recording: Recording, join: Step, main: set[str], depth: int 
     """
     found = set()
     for step in join.readers:
-        is_block = step.kind == "block" and _keeps_size(step) and not _is_output(recording, step)
+        is_block = step.kind == "block" and _keeps_size(step) and not _is_head(recording, step)
         if step.path in main or (is_block and _weight(step) >= least):
             found.add(step.path)
         elif depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv")):

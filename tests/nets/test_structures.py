@@ -659,21 +659,21 @@ class Tides(nn.Module):
 
 
 class Factor(nn.Module):
-    """As in MLFN: a residual block that also returns a vector, or a 1x1 map."""
+    """As in MLFN: a residual block that also returns a vector, a 1x1 map or a token."""
 
-    def __init__(self, keep):
+    def __init__(self, side):
         super().__init__()
-        self.body, self.keep = Darn(), keep
+        self.body, self.side = Darn(), side
 
     def forward(self, x):
         x = F.relu(self.body(x))
-        return x, x.mean((2, 3), keepdim=self.keep)
+        return x, self.side(x)
 
 
 class Factors(nn.Module):
-    def __init__(self, keep):
+    def __init__(self, side):
         super().__init__()
-        self.stem, self.blocks = c3(3, 8), nn.ModuleList(Factor(keep) for _ in range(3))
+        self.stem, self.blocks = c3(3, 8), nn.ModuleList(Factor(side) for _ in range(3))
 
     def forward(self, x):
         x, factors = self.stem(x), 0
@@ -756,6 +756,63 @@ class Cup(nn.Module):
         b = self.b(a)
         x = self.mix(torch.cat([self.up2(self.c(b)), b], 1))
         return torch.sigmoid(2 * F.interpolate(self.head(torch.cat([self.up1(x), a], 1)), scale_factor=2))
+
+
+class Spilt(Cup):
+    """It rearranges what its head returns."""
+
+    def forward(self, x):
+        y = super().forward(x)[..., :30, :30]
+        return torch.cat([1 - y, y], 1).flatten(2).contiguous()
+
+
+class Masked(nn.Module):
+    """Most of the network estimates a mask of its features, as in Conv-TasNet."""
+
+    def __init__(self, *parts):
+        super().__init__()
+        self.enter, self.part, self.leave = c3(3, 8), nn.Sequential(*parts), c3(8, 3)
+
+    def forward(self, x):
+        x = self.enter(x)
+        return self.leave(x * self.part(x))
+
+
+class Product(nn.Module):
+    """A residual block whose branch is the product of two, as in WaveNet."""
+
+    def __init__(self, left, right):
+        super().__init__()
+        self.left, self.right = nn.Sequential(c3(8, 8), left), nn.Sequential(c3(8, 8), right)
+
+    def forward(self, x):
+        return x + self.left(x) * self.right(x)
+
+
+def products(*ends):
+    return nn.Sequential(c3(3, 8), Product(*ends), Product(*ends), c1(8, 2))
+
+
+class Primer(nn.Module):
+    """The start of a pre-activation block, which returns the skip connection, too."""
+
+    def __init__(self, before, after):
+        super().__init__()
+        self.norm, self.side = nn.BatchNorm2d(before), c1(before, after)
+
+    def forward(self, x):
+        x = F.relu(self.norm(x))
+        return x, self.side(x)
+
+
+class Primed(nn.Module):
+    def __init__(self, before, after):
+        super().__init__()
+        self.primer, self.a, self.b = Primer(before, after), c3(before, after), c3(after, after)
+
+    def forward(self, x):
+        x, side = self.primer(x)
+        return self.b(F.relu(self.a(x))) + side
 
 
 class Binary(nn.Module):
@@ -842,6 +899,8 @@ CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}
 CASES = [
     (lambda: Cup(c1(16, 2), nn.Sigmoid()), "unet", "mix"),
     (lambda: Cup(c3(16, 8), nn.ReLU(), c1(8, 2)), "unet", "mix"),
+    (lambda: Cup(c3(16, 8), nn.ReLU(), c3(8, 8), nn.ReLU()), "unet", "mix head"),
+    (lambda: Cup(Rim(16, 8)), "unet", "mix head"),
     (lambda: nn.Sequential(Binary(3, 8), Binary(8, 8), Binary(8, 12, 2)), "residual", "{0,1,2}.conv"),
     (lambda: nn.Sequential(c3(3, 8), Padded(), Padded()), "residual", "{1,2}.second"),
     (Gated, "block-output", "blocks.{0,1}"),
@@ -897,8 +956,17 @@ CASES = [
     (Lit, "unet", "lantern.mix"),
     (Tides, "paper", "{e1,e2.first,d2,d1}.pair.2 {e2.rest.0,e2.rest.1,deep}.second"),
     (Tides, "block-output", "{e1,e2.first}:0 e2.rest.{0,1} deep d2 d1"),
-    (lambda: Factors(keep=False), "block-output", "blocks.{0,1,2}:0"),
-    (lambda: Factors(keep=True), "paper", "blocks.{0,1,2}.body.second"),
+    (lambda: Factors(lambda x: x.mean((2, 3))), "block-output", "blocks.{0,1,2}:0"),
+    (lambda: Factors(lambda x: x.mean((2, 3), keepdim=True)), "paper", "blocks.{0,1,2}.body.second"),
+    (lambda: Factors(lambda x: x.mean((2, 3))[:, None]), "block-output", "blocks.{0,1,2}:0"),
+    (lambda: Factors(lambda x: x.mean((2, 3))[:, None, None]), "block-output", "blocks.{0,1,2}:0"),
+    (lambda: Factors(lambda x: x.mean((2, 3)).unflatten(1, (2, 4))), "block-output", "blocks.{0,1,2}:0"),
+    (lambda: Masked(Darn(), Darn(), c1(8, 8), nn.Sigmoid()), "paper", "part.{0,1}.second"),
+    (lambda: Masked(Darn(), Darn(), c1(8, 1), nn.Sigmoid()), "block-output", "part.{0,1}"),
+    (lambda: products(nn.Tanh(), nn.Sigmoid()), "paper", "{1,2}.left.0"),
+    (lambda: products(nn.ReLU6(), nn.ReLU6()), "paper", "{1,2}.right.0"),
+    (lambda: nn.Sequential(c3(3, 8), Primed(8, 8), Primed(8, 12)), "residual", "{1,2}.b"),
+    (lambda: Spilt(c3(16, 8), nn.ReLU(), c1(8, 2)), "unet", "mix"),
     (Echo, "unet", ""),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
