@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
@@ -84,14 +84,14 @@ def check_injectable(thing: object) -> None:
 
 def runs_hooks(module: nn.Module) -> bool:
     """Calling the module goes through `nn.Module.__call__`, which runs its hooks, if only by `super().__call__(x)`."""
-    return isinstance(module, fx.GraphModule) or all(map(_calls_base, own_calls(module)))
+    return all(map(_calls_base, own_calls(module)))
 
 
 def own_calls(module: nn.Module) -> list[Any]:
-    """What its classes have in the place of `nn.Module.__call__`."""
+    """What its classes have in the place of `nn.Module.__call__`, apart from those of torch."""
     kinds = type(module).__mro__
     found = [vars(kind)["__call__"] for kind in kinds[: kinds.index(nn.Module)] if "__call__" in vars(kind)]
-    return [call for call in found if call is not nn.Module.__call__]  # written out for type checkers
+    return [call for call in found if not str(getattr(call, "__module__", "")).startswith("torch.")]
 
 
 def _calls_base(function: Any) -> bool:

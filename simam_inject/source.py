@@ -172,6 +172,19 @@ def always_returns(kind: type, expression: Expression) -> bool:
     return last.value is node or _is_from(function, last.value, node)
 
 
+def returns_the_same(call: object) -> bool:
+    """A `__call__` whose only return is `return super().__call__(...)`, perhaps with a conversion after it."""
+    source = method_source(call)
+    function = source.function if source else None
+    returns = [node for node in ast.walk(function) if isinstance(node, ast.Return)] if function else []
+    node = returns[0].value if function and returns == function.body[-1:] else None
+    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+        if node.func.attr not in ("contiguous", "float", "to"):
+            return node.func.attr == "__call__" and not ast.unparse(node).startswith("self.")
+        node = node.func.value
+    return False
+
+
 def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | ast.AugAssign) -> bool:
     """A variable is set from the expression at the top level of the function, and from there on is this name alone."""
     for place, statement in enumerate(function.body):

@@ -25,7 +25,7 @@ ALLOWED = {
     "modules": ("errors",),
     "attention": ("errors",),
     "recipe": ("errors", "kinds"),
-    "dataflow": ("errors", "kinds", "modules", "nested"),
+    "dataflow": ("errors", "kinds", "modules", "nested", "source"),
     "matching": ("dataflow.anatomy", "errors", "kinds", "recipe"),
     "planning": ("dataflow", "errors", "matching", "modules", "nested", "recipe", "source"),
     "editing": ("attention", "errors", "modules", "nested", "planning.insertions", "source"),

@@ -71,8 +71,6 @@ class Namer(TorchFunctionMode):
         self.first_calls: dict[str, Frame] = {}
         self.shapes: dict[str, Shape] = {}
         """Of every tensor that has a path, as first computed."""
-        self.returned: Any = None
-        """By the call of the model: its `__call__` may return another tensor than its forward."""
         self.own_hooks: list[tuple[nn.Module, Frame | None]] = []
         """Modules whose own hooks run now, with their callers: pruning's, and the user's."""
 
@@ -80,7 +78,7 @@ class Namer(TorchFunctionMode):
         """Run one forward on copies of the arguments, which `convert` makes."""
         args, kwargs = example.fresh(convert)
         with torch.inference_mode(False), torch.no_grad(), self.watching():
-            self.returned = self.model(*args, **kwargs)
+            self.model(*args, **kwargs)
         return self
 
     def names_in(self, path: str) -> dict[str, int]:

@@ -11,7 +11,7 @@ import itertools
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -24,7 +24,7 @@ from simam_inject.dataflow.module_kinds import function_facts, function_kind, le
 from simam_inject.dataflow.naming import Arguments, Namer, Tensors, arguments_in
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value, keyed
-from simam_inject.modules import has_children, own_calls
+from simam_inject.modules import has_children
 from simam_inject.nested import map_nested, tensors_in, tensors_of
 
 
@@ -38,20 +38,12 @@ class Recorder(Namer):
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
         self._inner: dict[int, tuple[weakref.ref[torch.Tensor], Value]] = {}
         """Values that transforms of torch.func wrap, by the tensors inside, which they return in the end."""
-        self._codes = {getattr(call, "__code__", None) for m in self.modules.values() for call in own_calls(m)}
         self._storages: list[StorageWeakRef] = []
         """As long as a weak reference exists, torch does not give the address to another storage."""
 
     def record(self, example: Example, convert: Convert) -> Recording:
         """What one forward does; see `run`."""
-        root = self.run(example, convert).first_calls.get("")
-        if root is not None and root.called_at:
-            returned = [self._find(tensor) for tensor in tensors_of(self.returned)]
-            others = [value for _, value in root.outputs if value not in returned]
-            for value in others:
-                value.readings.append(Read(next(self.ticks), "", frozenset({""})))
-            self.recording.results = [value for value in self.recording.results if value not in others]
-        self.returned = None
+        self.run(example, convert)
         # A tensor that still exists is in a list or an attribute, and may be read after the forward.
         alive = [value for tensor, value in self._known.values() if tensor() is not None and value.made != NEVER]
         alive = [value for value in alive if not self._is_overwritten(value)]
@@ -77,7 +69,7 @@ class Recorder(Namer):
         inner = _inside(tensor)
         for other in (self._find(tensor, is_inner=True), *map(self._find, inner)):
             if other is not None:  # vmap, vjp and the like take it, or return it
-                other.readings.append(self._read(next(self.ticks), ""))
+                other.readings.append(Read(next(self.ticks), ""))
         self._inner |= {id(one): (weakref.ref(one), value) for one in inner}
         if storage:
             if storage not in self.recording.by_storage:
@@ -91,23 +83,6 @@ class Recorder(Namer):
         return self._add(tensor, NOWHERE, NEVER) if value is None else value
 
     # Operations
-
-    def _running_calls(self) -> Iterator[tuple[types.FrameType, Any]]:
-        """Every `__call__` of a class of the model's that runs now, and its module."""
-        frame = sys._getframe(1) if self._codes else None
-        while frame is not None:
-            if frame.f_code in self._codes:
-                given = next(iter(frame.f_locals.values()), None)
-                yield frame, given[0] if isinstance(given, tuple) and given else given  # of a wrapper: *args
-            frame = frame.f_back
-
-    def _read(self, tick: int, path: str) -> Read:
-        inside = set()
-        for frame, module in self._running_calls():
-            call = self.first_calls.get(self.path_of.get(id(module), ""))
-            if call is not None and frame.f_lasti > call.called_at.get(frame.f_code, sys.maxsize):
-                inside.add(call.path)
-        return Read(tick, path, frozenset(inside))
 
     def operate(self, frame: Frame, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of a forward, and note what it reads, writes and computes."""
@@ -135,7 +110,7 @@ class Recorder(Namer):
                 self._enter(Step(path, kind, frame, _steps_of(frame, inputs), outputs, None, func, source, facts))
             for value in inputs:  # of its arguments and what it computes, a leaf is one reader; see `_enter_call`
                 if frame.is_scope or (value.made < frame.start and value not in frame.inputs):
-                    value.readings.append(self._read(tick, path))
+                    value.readings.append(Read(tick, path))
         return result
 
     # Module calls
@@ -143,7 +118,6 @@ class Recorder(Namer):
     def entered(self, frame: Frame, arguments: Arguments) -> None:
         """Note what a module is given; in a scope, as steps of its forward."""
         frame.start = next(self.ticks)
-        frame.called_at = {own.f_code: own.f_lasti for own, module in self._running_calls() if module is frame.module}
         for key, path, tensors in arguments:
             values = [(keys, self._value(tensor)) for keys, tensor in tensors]
             for keys, value in values:
@@ -179,7 +153,7 @@ class Recorder(Namer):
         source = None if parent is None else _source_position(parent.module)
         if not frame.is_scope:
             for value in frame.inputs:
-                value.readings.append(self._read(frame.start, path))
+                value.readings.append(Read(frame.start, path))
         self._enter(Step(path, kind, parent, inputs, frame.outputs, frame, None, source, facts))
 
     def _enter(self, step: Step) -> None:

@@ -16,8 +16,9 @@ from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import TRANSPARENT, conv_facts, module_kind
 from simam_inject.dataflow.structure import covers, find_structure
-from simam_inject.dataflow.values import Frame, Recording, Shape, Step, Value, keyed
-from simam_inject.modules import called_modules, has_children, runs_hooks
+from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
+from simam_inject.modules import called_modules, has_children, own_calls, runs_hooks
+from simam_inject.source import returns_the_same
 
 _NOT_BASES = frozenset({"Module", "object"})
 UNUSED = "its output is never used by an operation that is recorded"
@@ -26,8 +27,8 @@ _IN_PLACE = (
     "reads that tensor"
 )
 _REWORKED = (
-    "the __call__ of {} computes more outside of its forward, and hooks see only what the forward returns: move it "
-    "into the forward"
+    "hooks see only what its forward returns, and the __call__ of {} may return another tensor: let it end with its "
+    "only return, `return super().__call__(...)`, perhaps with `.contiguous()`, `.float()` or `.to(...)` after it"
 )
 _SCRIPTED = "is a torch.jit.ScriptModule, whose operations cannot be recorded"
 
@@ -120,7 +121,7 @@ class Surveyor:
         facts = {**step.facts, **facts, **({} if step.call is None else _module_facts(step.call.module))}
         if value is not None and whole.kind != "input" and step.frame is not None:
             facts = self._why_unused(value, value.made if call is None else call.end) | facts
-        if call is not None and value is not None and self._is_reworked(value, call):
+        if call is not None and value is not None and not all(map(returns_the_same, own_calls(call.module))):
             facts = {"obstacle": _REWORKED.format(type(call.module).__name__)} | facts
         known = [source for source in whole.inputs if source.kind != "outside"]
         read = [source.value for source in known]
@@ -149,13 +150,6 @@ class Surveyor:
         """An operation reads it after a tick, or the model returns it; being an argument or an entry does not count."""
         same = self.base.same_tensor(value)
         return any(one in self.base.results or any(read.tick > tick for read in one.readings) for one in same)
-
-    def _is_reworked(self, value: Value, call: Frame) -> bool:
-        """All that reads what a forward returns is in the module's own `__call__`, which returns another tensor."""
-        same = self.base.same_tensor(value)
-        after = [read for one in same for read in one.readings if read.tick > call.end]
-        results = [one for one in same if one in self.base.results]
-        return bool(after) and not results and all(call.path in read.inside for read in after)
 
     def _step_of_call(self, path: str) -> Step | None:
         """The step of a module's first call where it has another path: in a Sequential that holds the module too."""

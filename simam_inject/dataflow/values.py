@@ -38,8 +38,6 @@ class Read(NamedTuple):
     tick: int
     path: str
     """Path of what it computes; empty if it computes no tensor."""
-    inside: frozenset[str] = frozenset()
-    """Paths of modules whose own `__call__` runs it, after the forward that this runs."""
 
 
 @dataclass(eq=False, slots=True, repr=False)
@@ -133,8 +131,6 @@ class Frame:
     inputs: list[Value] = field(default_factory=list)
     """Values of these, parameters and buffers excepted."""
     outputs: Entries = field(default_factory=list)
-    called_at: dict[types.CodeType, int] = field(default_factory=dict)
-    """Where in a `__call__` of its own class it was called: code and instruction."""
 
     def spans(self, tick: int) -> bool:
         """The time lies inside this call."""

@@ -1,9 +1,11 @@
 """Every shipped recipe on the architectures it speaks of: its sites are those of the golden list, and they are live."""
 
+from collections import OrderedDict
+
 import pytest
 import torch
 
-from simam_inject import inject, injected
+from simam_inject import inject, injected, plan
 from simam_inject.errors import NoMatchError
 from simam_inject.recipe import shipped_recipes
 from tests.recipe.shelf import MODELS, QUICK, YOLOS, build, example, golden, line, sites
@@ -67,3 +69,6 @@ def test_every_conv_leaves_out_the_convolution_that_decodes_boxes():
     modules = build("yolov8n").named_modules()
     convolutions = {path for path, module in modules if isinstance(module, torch.nn.Conv2d)}
     assert convolutions - set(sites("every-conv", "yolov8n")) == {"model.22.dfl.conv"}
+    own = torch.nn.Sequential(OrderedDict(dfl=torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.Conv2d(8, 8, 3))))
+    found = plan(own.eval(), "every-conv", example_inputs=torch.rand(1, 3, 9, 9))
+    assert [one.path for one in found.insertions] == ["dfl.0", "dfl.1"]
