@@ -29,7 +29,7 @@ _CONTAINERS = (Mapping, list, tuple, deque, AbstractSet, ValuesView)
 
 def is_named_tuple(value: object) -> bool:
     """True for instances of `typing.NamedTuple` and `collections.namedtuple` classes."""
-    return isinstance(value, tuple) and hasattr(type(value), "_fields")
+    return isinstance(value, tuple) and hasattr(value, "_fields")
 
 
 def entries_of(value: Any) -> list[tuple[Key, Any]] | None:
@@ -120,7 +120,7 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
         KeyError: the container has no such entry.
     """
     if is_named_tuple(value):
-        return value._replace(**{key if isinstance(key, str) else type(value)._fields[key]: entry})
+        return _replace_field(value, key if isinstance(key, str) else type(value)._fields[key], entry)
     if isinstance(value, tuple) and isinstance(key, int):
         made = type(value)([*value[:key], entry, *value[key + 1 :]])
         if hasattr(value, "__dict__"):
@@ -132,11 +132,14 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
         if isinstance(value, Mapping) and key not in value:
             place = next((own for own in value if _is_key(own) and _written(own) == key), key)
         try:
-            twin: Any = copy.copy(value)
+            kind: Any = type(value)
+            is_plain = kind in (list, dict)  # without attributes; `torch.compile` cannot trace the copy of one
+            twin: Any = kind(value) if is_plain else copy.copy(value)
             twin[place] = entry
         except Exception as error:
             raise ModelError(f"{a_type(value)} cannot be copied with another entry: {error}") from error
-        _replace_attributes(twin, value, place, entry)
+        if not is_plain:
+            _replace_attributes(twin, value, place, entry)
         return twin
     if is_dataclass(value) and not isinstance(value, type) and isinstance(key, str):
         twin = copy.copy(value)
@@ -145,6 +148,13 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
     if isinstance(value, fx.Proxy):  # of a list or tuple: how many entries it has is not known
         raise ModelError("torch.fx cannot trace a model with SimAM on one map of a list: trace it first, then inject")
     raise KeyError(key)
+
+
+def _replace_field(value: Any, name: str, entry: Any) -> Any:
+    """A named tuple with another entry."""
+    if torch.compiler.is_compiling():  # with torch 2.11, `_replace` returns an empty one then
+        return type(value)(**dict(zip(type(value)._fields, value, strict=True)) | {name: entry})
+    return value._replace(**{name: entry})
 
 
 def _replace_attributes(twin: Any, value: Any, key: Any, entry: Any) -> None:

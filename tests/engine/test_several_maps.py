@@ -11,7 +11,7 @@ from simam_inject import inject, injected, plan, simam
 from simam_inject.errors import NoMatchError
 from tests.engine.blocks import Block, build, run
 from tests.engine.targets import assert_like_hooks, conv, image, rule
-from tests.oracle import assert_right, distance, hooked
+from tests.oracle import assert_attended, assert_right, distance, hooked
 
 Levels = namedtuple("Levels", "low high")
 
@@ -71,6 +71,14 @@ def test_each_map_of_a_block_that_returns_several(form):
         assert found == [f"neck:{key}" for key in FORMS[form]]
     assert_like_hooks(model, stock, [f"neck:{key}" for key in FORMS[form] or ("0", "1")], x)
     assert type(run(model.neck, run(model.stem, x))) is type(run(stock.neck, run(stock.stem, x)))
+
+
+@pytest.mark.parametrize("form", ["list", "tuple", "named", "dict"])
+def test_each_map_of_a_compiled_model(form):
+    stock, x = build(Detector, form), image(2, 3, 8, 8)
+    model = inject(copy.deepcopy(stock), rule(block="Pyramid", after="output"), example_inputs=x)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert_attended(run(compiled, x), stock, [f"neck:{key}" for key in FORMS[form] or ("0", "1")], x)
 
 
 @pytest.mark.parametrize("form", ["list", "tuple", "dict", "ordered"])
