@@ -19,12 +19,14 @@ from simam_inject.attention import SimAM
 from simam_inject.attention.arguments import check_number
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.example import example_like, example_of, shapes_of
+from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.survey import survey_model
 from simam_inject.editing.attach import attach, attended_in, detach, restorer, strip
 from simam_inject.editing.bypass import bypassed
 from simam_inject.editing.presence import check_edits, presence_of, presences_in
 from simam_inject.errors import ModelError, NoMatchError, RecipeError, VerificationError
 from simam_inject.matching.explain import explain_unmatched_glob
+from simam_inject.matching.hits import Skip
 from simam_inject.matching.match import match
 from simam_inject.modules import check_injectable, unwrapped
 from simam_inject.planning.insertions import PRESENT, Insertion
@@ -181,9 +183,7 @@ def survey(model: nn.Module, *, example_inputs: Any = None) -> Anatomy:
 
     See `plan` for the arguments and errors.
     """
-    network = network_of(model)
-    check_injectable(network)
-    return survey_model(network, example_of(network, example_inputs), strip).anatomy
+    return _survey(model, example_inputs).anatomy
 
 
 def injected(model: nn.Module) -> tuple[Insertion, ...]:
@@ -275,9 +275,7 @@ def make_plan(
         with_values: record the forward with real values, on a copy of the model.
     """
     network = network_of(model)
-    adapter_of(model).check(network)
-    check_injectable(network)
-    flow = survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
+    flow = _survey(model, example_inputs, with_values=with_values)
     name, globs = exclude
     if message := explain_unmatched_glob(name, map(Glob, as_tuple(globs or ())), flow.anatomy):
         raise NoMatchError(message)
@@ -286,6 +284,23 @@ def make_plan(
     apply = partial(_apply, model, _own_modules(network), attention)
     replan = partial(make_plan, model, recipe, example_inputs, strength, attention, with_values=True)
     return replace(decided, insertions=insertions, _apply=apply, replan=replan)
+
+
+def plan_present(model: nn.Module, recipe: Recipe, example_inputs: Any) -> Plan:
+    """The plan that adds nothing to the sites of a model, which `recipe` describes.
+
+    Its rules need not select these sites: some may be of a part that was injected by itself.
+    """
+    present = injected(model)
+    skips = tuple(Skip(site.path, PRESENT, site.rule, hit=True) for site in present)
+    return Plan(recipe, (), skips, _survey(model, example_inputs), present)
+
+
+def _survey(model: nn.Module, example_inputs: Any, *, with_values: bool = False) -> Dataflow:
+    network = network_of(model)
+    adapter_of(model).check(network)
+    check_injectable(network)
+    return survey_model(network, example_of(network, example_inputs), strip, with_values=with_values)
 
 
 def _own_modules(network: nn.Module) -> dict[str, int]:

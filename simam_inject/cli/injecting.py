@@ -38,7 +38,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
         step(f"writing {options.output}")
         written = [_write(built, options.output, dynamic=options.dynamic)]
     parts = [
-        heading(built, plan, options.new_strength),
+        heading(built, plan),
         *render_plan(plan, applied=not options.dry_run, verbose=options.verbose, why=options.why),
         *(render_verification(verification, verbose=options.verbose) if verification is not None else ()),
         *str(calibration or "").splitlines(),
@@ -49,7 +49,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
         "model": built.name,
         "source": built.source,
         "note": built.note,
-        "strength": options.new_strength,
+        "strength": _strength(plan),
         "dry_run": options.dry_run,
         **plan_to_dict(plan, verification),
         "calibration": None if calibration is None else asdict(calibration),
@@ -65,17 +65,24 @@ def report(options: ReportOptions, step: Step) -> Outcome:
     step("writing the page")
     from simam_inject.reporting.page import render_page
 
-    text = render_page(plan, verification, heading=heading(built, plan, options.new_strength))
+    text = render_page(plan, verification, heading=heading(built, plan))
     options.html.write_text(text, encoding="utf-8")
     first = str(verification).partition("\n")[0]
     summary = f"wrote {options.html}: {plural(len(plan.placed), 'site')}, {first}"
     return Outcome([summary], {"html": str(options.html), "ok": True})
 
 
-def heading(built: ZooModel, plan: Plan, strength: float = 1.0) -> str:
+def heading(built: ZooModel, plan: Plan) -> str:
     """The model, the recipe, and which weights the model has."""
-    more = f", strength {strength:g}" if strength != 1 else ""
+    strength = _strength(plan)
+    more = f", strength {strength:g}" if strength not in (None, 1) else ""
     return f"{built.name}, {plan.recipe.name}{more} ({built.note})"
+
+
+def _strength(plan: Plan) -> float | None:
+    """That of all sites; None if they differ."""
+    found = {site.strength for site in plan.placed}
+    return found.pop() if len(found) == 1 else None
 
 
 def _carry_out(

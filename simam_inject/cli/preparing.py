@@ -44,6 +44,10 @@ def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe
     parts = [*map(load_recipe, selectors(options))] or own
     if not parts:
         raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
+    changes = {"--exclude": options.exclude, "--e-lambda": options.e_lambda is not None}
+    if parts is own and any(changes.values()):
+        given = " and ".join(name for name, is_given in changes.items() if is_given)
+        raise RecipeError(f"{given} cannot change the sites that a model has: give a recipe, and a model without SimAM")
     recipe = parts[0]
     if len(parts) > 1:
         name = ", ".join(part.name for part in parts)
@@ -74,13 +78,15 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     may_have_sites = options.weights is not None or options.model.endswith(".pt") or not library_of(options)
     recipe = None if may_have_sites and not selectors(options) else compose_recipe(options)  # before it takes seconds
     built = prepare(options, step)
-    recipe = recipe or compose_recipe(options, _recipes_of(built))
     from simam_inject import api
 
     step("planning")
     inputs = built.example_inputs
     try:
-        plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
+        if recipe is None:
+            plan = api.plan_present(built.model, compose_recipe(options, _recipes_of(built)), inputs)
+        else:
+            plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
     except NoMatchError as error:
         advice = "\nto start over, call eject(model) in Python, or give a file without SimAM"
         raise NoMatchError(f"{error}{advice * ('eject(model)' in str(error))}") from None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from simam_inject import bypass, injected
+from simam_inject import bypass, inject, injected
 from simam_inject.persist import load, save
 from simam_inject.zoo import build
 
@@ -106,6 +106,28 @@ def test_a_file_with_sites_needs_no_recipe(run, folder):
     assert "x.pt2, which has 2 live sites" in result.stdout
     save(build(NET).model, folder / "plain.safetensors")
     assert "no site given" in run(NET, "--weights", "plain.safetensors", *SMALL).stderr
+
+
+@pytest.mark.parametrize("option", [("--exclude", "block"), ("--e-lambda", "0.5")])
+def test_options_that_change_a_recipe_are_refused_where_the_file_has_the_sites(run, option):
+    run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")
+    assert f"{option[0]} cannot change the sites" in run(NET, "--weights", "x.safetensors", *SMALL, *option).stderr
+
+
+def test_a_file_with_a_part_that_was_injected_by_itself(run, folder):
+    """Its recipe does not match in the whole; the strength of the sites is that of the file."""
+    model = build(NET).model
+    block = {"rules": [{"path": "conv1", "after": "output"}]}
+    inject(model.blocks[0], block, example_inputs=torch.rand(1, 8, 8, 8), strength=0.3)
+    inject(
+        model, {"rules": [{"path": "stem", "after": "output"}]}, example_inputs=torch.rand(1, 3, 16, 16), strength=0.3
+    )
+    save(model, folder / "x.safetensors")
+    result = run(NET, "--weights", "x.safetensors", *SMALL, "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert [site["path"] for site in data["present"]] == ["stem", "blocks.0.conv1"]
+    assert data["strength"] == 0.3
 
 
 def test_an_export_that_lost_its_sites_is_1_and_not_there(run, folder, monkeypatch):
