@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from simam_inject.dataflow.naming import Namer
+from simam_inject.dataflow.values import Frame
 from simam_inject.editing.attach import Attended
 from simam_inject.nested import Key, entries_of, replace_entry
 from simam_inject.planning.insertions import Input, Output, Rewritten
@@ -142,6 +143,12 @@ class _SiteNamer(Namer):
         """Replace the value at a path, which is an entry of a list, tuple or dict if the path has a key."""
         name, _, key = path.partition(":")
         self.functions[name.partition("[")[0]].append((name, key, is_numbered, function))
+
+    def left(self, frame: Frame, path: str | None, output: Any) -> Any:
+        """What the caller of a module gets. The first call of a module has the path of the module as well."""
+        output = super().left(frame, path, output)
+        is_other = path is not None and path != frame.path and self.calls[frame.path] == 1
+        return self.named(frame.path, output) if is_other else output
 
     def named(self, path: str, result: Any) -> Any:
         """What the forward gets in the place of a named value."""

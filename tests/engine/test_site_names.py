@@ -394,3 +394,22 @@ def test_a_module_with_several_names_is_found_by_the_blocks_that_run_it():
     ours = inject(copy.deepcopy(stock), rule(pattern="conv2d > batch_norm > act"), example_inputs=x)
     assert [insertion.path for insertion in injected(ours)] == ["0.act", "1.act"]
     assert_attended(run(ours, x), stock, ["0", "1"], x)
+
+
+class SharesInSequentials(nn.Module):
+    """One activation in two Sequentials, and under a name of its own before both."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+        self.a, self.b = nn.Sequential(conv(), self.act), nn.Sequential(conv(), self.act)
+
+    def forward(self, x):
+        return self.b(self.a(x))
+
+
+def test_the_first_call_of_a_module_that_runs_in_two_sequentials():
+    stock = build(SharesInSequentials)
+    x = torch.rand(2, 4, 16, 16).double()
+    ours = inject(copy.deepcopy(stock), rule(path="act", after="output"), example_inputs=x)
+    assert_attended(run(ours, x), stock, ["a"], x)
