@@ -83,14 +83,17 @@ def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False
         network.load_state_dict(state, **({} if strict else {"strict": False}))
     except Exception as error:  # the user's classes may have hooks and methods of their own
         raise FileError(f"{type(network).__name__}.load_state_dict raises {type(error).__name__}: {error}") from error
+    parameters = dict(network.named_parameters(remove_duplicate=False))
     lost = [
         name
         for name, value in network.state_dict().items()
         if name in before
         and difference(tensors[name].to(value), value) is not None
-        # What a class sets itself, such as a counter that starts anew, was not dropped.
-        and difference(before[name][1], value) is None
-        and _writes(before[name][0]) == before[name][2]
+        # What a class sets itself in a buffer, such as a counter that starts anew, was not dropped.
+        and (
+            name in parameters
+            or (difference(before[name][1], value) is None and _writes(before[name][0]) == before[name][2])
+        )
     ]
     return {"with other values after load_state_dict": lost}
 

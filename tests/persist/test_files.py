@@ -538,6 +538,18 @@ def test_tensors_that_a_class_sets_in_loading(kind, steps, tmp_path):
     assert torch.equal(other.b.weight, model.b.weight)
 
 
+class Halving(Pair):
+    def load_state_dict(self, state_dict, strict=True):
+        super().load_state_dict(state_dict, strict)
+        self.b.weight.data.mul_(0.5)
+
+
+def test_a_class_that_changes_a_parameter_in_loading_is_refused(tmp_path):
+    file = save(inject(Halving(), PAIR, example_inputs=MAPS), tmp_path / "x.safetensors")
+    with pytest.raises(FileError, match=r"other values after load_state_dict: b.weight"):
+        load(file, Halving())
+
+
 class Versioned(Pair):
     """As torchvision's MNASNet does, it reads a state of a known version only."""
 
