@@ -14,7 +14,7 @@ from simam_inject.zoo import ZooModel, build, load_weights
 from simam_inject.zoo.names import find_library
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from simam_inject.pictures import Photograph
     from simam_inject.planning.plan import Plan
@@ -84,7 +84,9 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     inputs = built.example_inputs
     try:
         if recipe is None:
-            plan = api.plan_present(built.model, compose_recipe(options, _recipes_of(built)), inputs)
+            own = compose_recipe(options, _recipes_of(built))
+            _collect(built.model)
+            plan = api.plan_present(built.model, own, inputs)
         else:
             plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
     except NoMatchError as error:
@@ -114,6 +116,18 @@ def _recipes_of(built: ZooModel) -> list[Recipe]:
         return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
 
     return [recipe.model_copy(update={"rules": rules_of(recipe)}) for recipe in recipes]
+
+
+def _collect(model: nn.Module) -> None:
+    """Make sites of parts that were injected by themselves those of the whole, which can be verified then."""
+    from simam_inject.adapters import network_of, update
+    from simam_inject.editing.presence import presence_of
+    from simam_inject.persist.record import Record
+
+    network = network_of(model)
+    if presence_of(network) is None:
+        Record.of(network).attach_to(network)
+        update(model)
 
 
 def images_in(folder: Path, limit: int = 256) -> list[Path]:

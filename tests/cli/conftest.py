@@ -49,6 +49,14 @@ def make_wrapped():
     return nn.DataParallel(Net())
 
 
+def make_part():
+    from simam_inject import inject
+
+    model, rule = Net(), {"path": "conv1", "after": "output"}
+    inject(model.blocks[0], {"rules": [rule]}, example_inputs=torch.rand(1, 8, 8, 8), strength=0.3)
+    return model
+
+
 def make_compiled():
     return torch.compile(Net())
 
