@@ -177,7 +177,8 @@ def show(options: FileOptions, _step: Step) -> Outcome:
         *(f"recipe: {json.dumps(recipe)}" for recipe in found.recipes),
     ]
     about = {"recipes": list(found.recipes), "versions": dict(found.versions)}
-    return Outcome(parts, {"path": str(options.file), "sites": [asdict(site) for site in sites], **about})
+    listed = [{name: value for name, value in asdict(site).items() if name != "child"} for site in sites]
+    return Outcome(parts, {"path": str(options.file), "sites": listed, **about})
 
 
 def check(options: FileOptions, step: Step) -> Outcome:
