@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain, combinations, islice
 from types import FunctionType
 from typing import Any
 
@@ -18,6 +19,9 @@ from simam_inject.dataflow.twin import reachable, to_clone, twin_of
 from simam_inject.editing.presence import presence_of
 from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.modules import check_injectable
+
+_MOST_TRIALS = 15
+"""Forwards that find out which of up to four tensors have to be converted; of more, all may be."""
 
 
 def readable_twice(batches: Any) -> Iterable[Any]:
@@ -70,8 +74,8 @@ def _is_of_user(hook: object) -> bool:
 class Batches:
     """Batches of any loader, which copies of a network run.
 
-    The network gets copies of the tensors as they are. Only if it cannot run them, they are converted one after another
-    until it can: floating-point ones to its dtype, then images of bytes to numbers from 0 to 1. No bytes are converted
+    The network gets copies of the tensors as they are. Only if it cannot run them, as few as possible are converted:
+    floating-point ones to its dtype, and images of bytes to numbers from 0 to 1. No bytes are converted
     if the example of the injection had bytes.
     """
 
@@ -81,8 +85,8 @@ class Batches:
         self._like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
         own = presence_of(network)
         self._takes_bytes = own is not None and "'tensor uint8 " in str(own.example)
-        self._converted: dict[tuple[torch.dtype, ...], int] = {}
-        """How many tensors have to be converted, by the dtypes of a batch."""
+        self._converted: dict[tuple[torch.dtype, ...], tuple[int, ...]] = {}
+        """Which of these tensors have to be converted, by the dtypes of a batch."""
 
     def run(self, network: nn.Module, description: str) -> None:
         """Run a copy of the network on each batch in turn, with a progress bar if stderr is a terminal.
@@ -130,15 +134,17 @@ class Batches:
         if not self._takes_bytes:
             others += [tensor for tensor in tensors if tensor.dtype == torch.uint8 and tensor.dim() >= 3]
 
-        def convert(count: int, tensor: Tensor) -> Tensor:
-            if not any(tensor is one for one in others[:count]):
+        def convert(chosen: Sequence[int], tensor: Tensor) -> Tensor:
+            if not any(tensor is others[place] for place in chosen):
                 return tensor.detach().to(like.device, copy=True)
             return tensor.detach().to(like.device, like.dtype) / (255 if tensor.dtype == torch.uint8 else 1)
 
         dtypes = tuple(tensor.dtype for tensor in tensors)
         if dtypes not in self._converted:
-            runs = (count for count in range(len(others)) if self._can_run(*given.fresh(partial(convert, count))))
-            self._converted[dtypes] = next(runs, len(others))
+            every = range(len(others))
+            choices = chain.from_iterable(combinations(every, count) for count in every)
+            runs = (one for one in islice(choices, _MOST_TRIALS) if self._can_run(*given.fresh(partial(convert, one))))
+            self._converted[dtypes] = next(runs, tuple(every))
         return given.fresh(partial(convert, self._converted[dtypes]))
 
     def _can_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -165,8 +171,10 @@ def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, .
         signature, own = inspect.signature(network.forward), presence_of(network)
         recorded = own.example["kwargs"].keys() if own is not None and own.example is not None else set[str]()
         named = {key: each.default is each.empty for key, each in signature.parameters.items()}
-        optional = {key for key in ("label", "labels") if not named.get(key)}
-        accepted = (batch.keys() & recorded) or (named.keys() - optional)
+        left_out = {key for key in ("label", "labels") if not named.get(key)} - recorded
+        accepted = (batch.keys() & (recorded | named.keys())) - left_out
+        if not accepted and any(each.kind is each.VAR_KEYWORD for each in signature.parameters.values()):
+            accepted = batch.keys() - left_out
         keywords = {key: value for key, value in batch.items() if key in accepted}
         try:
             signature.bind(**(keywords or batch))

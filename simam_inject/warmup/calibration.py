@@ -31,6 +31,9 @@ from simam_inject.errors import ModelError, describe_exception, shortened
 from simam_inject.warmup.batches import Batches, evaluated_twin
 from simam_inject.warmup.strength import simams_of
 
+_UNBATCHED = ((nn.InstanceNorm1d, 2), (nn.InstanceNorm2d, 3), (nn.InstanceNorm3d, 4))
+"""Number of dimensions of a single sample, which these take without a batch."""
+
 
 @dataclass(frozen=True, slots=True)
 class SiteFit:
@@ -82,9 +85,9 @@ def calibrate(
     Runs a copy of the model, in eval mode and without gradients; if an error is raised, the model is unchanged. Where
     `torch.distributed` is initialised, every process has to call it on its own batches, and all get the same numbers.
 
-    The copy gets copies of the tensors, on its device. If it cannot run a batch as it is, tensors are converted one
-    after another until it can: floating-point ones to the dtype of the model, then images of bytes (uint8) to numbers
-    from 0 to 1; bytes only if `example_inputs` of the injection had none.
+    The copy gets copies of the tensors, on its device. If it cannot run a batch as it is, as few tensors as possible
+    are converted: floating-point ones to the dtype of the model, images of bytes (uint8) to numbers from 0 to 1; bytes
+    only if `example_inputs` of the injection had none.
 
     Args:
         model: a model with SimAM in it, not yet wrapped or compiled; or an ultralytics `YOLO`.
@@ -220,7 +223,7 @@ def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: 
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
     x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
     per_sample = isinstance(norm, _InstanceNorm)
-    if per_sample and x.dim() == norm._get_no_batch_dim():
+    if x.dim() == next((rank for kind, rank in _UNBATCHED if isinstance(norm, kind)), None):
         x = x.unsqueeze(0)
     author = getattr(type(norm), "forward", norm).__module__.partition(".")[0]  # a forward of its own may permute
     if x.shape[1] != channels or (channels in x.shape[2:] and author not in ("torch", "torchvision", "timm")):

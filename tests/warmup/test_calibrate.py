@@ -559,6 +559,32 @@ class Masked(Keywords):
         return super().forward(img=img, labels=more["mask"])
 
 
+class Optional(Keywords):
+    def forward(self, img, labels=1, mask=1):
+        return super().forward(img=img * mask, labels=labels)
+
+
+def test_an_optional_argument_that_only_batches_have_is_given():
+    mask, found = (images(2) > 0.5).float(), []
+    for batch in ({"img": images(2), "mask": mask}, {"img": images(2) * mask}):
+        model = inject(Optional(), "after conv2d", example_inputs={"img": images(2)})
+        nn.init.constant_(model.conv.weight, 0.1)
+        nn.init.zeros_(model.conv.bias)
+        found.append(calibrate(model, [batch]).sites[0].gain)
+    assert found[0] == found[1]
+
+
+def test_as_few_tensors_as_possible_are_converted():
+    class Times(Keywords):
+        def forward(self, img, second):
+            assert second.dtype == torch.float64
+            return self.norm(self.conv(img)) * second.float()
+
+    second = torch.arange(2.0, dtype=torch.float64).reshape(2, 1, 1, 1)
+    model = inject(Times(), "after conv2d", example_inputs={"img": images(2), "second": second})
+    assert calibrate(model, [{"img": (images(2) * 255).to(torch.uint8), "second": second}]).norms == 1
+
+
 class NeedsLabels(Keywords):
     def forward(self, img, labels):
         return super().forward(img=img, labels=labels)
@@ -586,9 +612,9 @@ def test_dicts_are_taken_as_the_forward_takes_them(kind, example, more):
     assert model.norm.running_mean.all()
 
 
-def test_a_dict_without_an_argument_of_the_model():
+def test_a_dict_without_an_argument_has_the_error_of_the_forward_alone():
     model = inject(TakesLabels(), "after conv2d", example_inputs=images(2))
-    with refused(model, "batch 0 is a dict of ['scale'], no argument of the model"):
+    with refused(model, "batch 0, (2, 1, 1, 1) float32: TypeError", "missing 1 required positional argument: 'img'"):
         calibrate(model, [{"scale": torch.rand(2, 1, 1, 1)}])
 
 
