@@ -81,9 +81,8 @@ def without_prefix(weights: Mapping[str, Any], names: Collection[str] = ()) -> d
     prefix = next(iter(weights), "").partition(".")[0] + "."
     if weights.keys() == set(names) or not all(name.startswith(prefix) for name in weights):
         return dict(weights)
-    rest = {name.removeprefix(prefix): value for name, value in weights.items()}
-    is_known = prefix in ("module.", "_orig_mod.")
-    return without_prefix(rest, names) if is_known or rest.keys() == set(names) else dict(weights)
+    rest = without_prefix({name.removeprefix(prefix): value for name, value in weights.items()}, names)
+    return rest if prefix in ("module.", "_orig_mod.") or rest.keys() == set(names) else dict(weights)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import FileError, ModelError
 from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import holds_yolo
 from simam_inject.zoo.yolo import read_yolo
@@ -52,7 +52,12 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
         note += f" without its {sites} SimAM sites (give {file.name} as MODEL for these)" if sites else ""
     else:
         with naming(file):
-            state, texts = read_tensors(file) if file.suffix == ".safetensors" else (read_checkpoint(file)[0], {})
+            if file.suffix == ".safetensors":
+                state, texts = read_tensors(file)
+            else:
+                state, others = read_checkpoint(file)
+                if KEY in others:
+                    raise FileError("it has SimAM: use load_from_checkpoint, and simam_inject.persist.save for a file")
     head = _copy(built, file, state, read(file) if KEY in texts else None, new_head=new_head)
     note += f", with a new {' and '.join(head)}" if head else ""
     adapter_of(built.model).loaded(built.model)

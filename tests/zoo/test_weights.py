@@ -136,13 +136,20 @@ def test_a_file_that_is_no_checkpoint_is_one_line(content, tmp_path, monkeypatch
         build("mine.pt")
 
 
-@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net."])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "net.", "net._orig_mod."])
 def test_a_child_called_module_is_no_wrapper(prefix, tmp_path):
     net = nn.Sequential(OrderedDict(module=nn.Conv2d(3, 4, 3)))
     state = {f"{prefix}{name}": torch.full_like(value, 0.5) for name, value in net.state_dict().items()}
     torch.save(state, tmp_path / "net.pth")
     load_weights(ZooModel("net", net, "net.py", ""), tmp_path / "net.pth")
     assert net.module.weight.eq(0.5).all()
+
+
+def test_a_checkpoint_of_lightning_with_sites_is_refused(tmp_path):
+    net = nn.Conv2d(3, 4, 3)
+    torch.save({"state_dict": net.state_dict(), "simam_inject": {}}, tmp_path / "net.ckpt")
+    with pytest.raises(FileError, match=r"net\.ckpt: it has SimAM: use load_from_checkpoint"):
+        load_weights(ZooModel("net", net, "net.py", ""), tmp_path / "net.ckpt")
 
 
 @pytest.mark.parametrize("protocol", [2, 5])
