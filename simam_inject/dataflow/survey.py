@@ -55,7 +55,7 @@ def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelErr
             f"{type(model).__name__} compiles a part of its forward when it runs (torch.cond, "
             f"torch.while_loop, flex_attention), so its forward cannot be recorded: {describe_exception(error):.250}"
         )
-    if isinstance(error, NotImplementedError) and 'missing the required "forward"' in str(error):
+    if isinstance(error, NotImplementedError) and f"Module [{type(model).__name__}] is missing" in str(error):
         parts = " or ".join(f"model.{name}" for name, _ in model.named_children())
         return ModelError(f"{type(model).__name__} has no forward: use the part that has one ({parts or 'none here'})")
     shapes = ", ".join("x".join(map(str, tensor.shape)) for tensor in example.tensors)

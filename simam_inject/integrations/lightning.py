@@ -147,14 +147,14 @@ class SimAMCallback(Callback):
 
 def _network_of(module: LightningModule) -> nn.Module:
     """What a step calls: the module, or its one part with parameters where the module has no forward."""
-    if type(module).forward.__qualname__ != "LightningModule.forward":
+    if "forward" in vars(module) or type(module).forward.__qualname__ != "LightningModule.forward":
         return module
     parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
     if len(parts) == 1:
         return next(iter(parts.values()))
     raise ModelError(
         f"{type(module).__name__} has no forward and {len(parts)} parts with parameters ({', '.join(parts)}): inject "
-        "and calibrate the network before fit; the callback then only sets its strength"
+        "and calibrate the network before fit, and leave out calibrate_batches"
     )
 
 

@@ -269,6 +269,10 @@ def test_the_network_of_a_module_without_forward_is_injected(tmp_path):
         trainer(tmp_path, SimAMCallback(RECIPE)).fit(module)
     with pytest.raises(ModelError, match=r"has no forward: use the part that has one .model.net or model.head"):
         inject(module, RECIPE)
+    instance = WithoutForward()
+    instance.forward = instance.net.forward
+    trainer(tmp_path, SimAMCallback(RECIPE, example_inputs=IMAGE)).fit(instance)
+    assert len(injected(instance)) == 2
     del module.head
     file = saved(tmp_path, module, SimAMCallback(RECIPE, example_inputs=IMAGE, ramp_steps=8, calibrate_batches=1))
     gains = [site.gain for site in injected(module)]
