@@ -88,7 +88,8 @@ class ModelGroup(TyperGroup):
         if not args and ctx.parent is None and not ctx.resilient_parsing:
             typer.echo(FIRST)
             ctx.exit()
-        flags = {name for param in self.params if getattr(param, "is_flag", False) for name in param.opts}
+        options = [param for param in self.params if getattr(param, "is_flag", False) and not param.is_eager]
+        flags = {name for option in options for name in option.opts}
         start = next((place for place, word in enumerate(args) if word not in flags), 0)
         word = args[start] if args else ""
         is_bare = word.replace("-", "_").isidentifier() and word[0] != "-" and not Path(word).exists()

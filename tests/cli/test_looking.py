@@ -178,6 +178,7 @@ def test_the_main_option_before_the_model_is_no_misspelled_command(run, folder):
     (folder / "compare.pt").write_bytes(b"")
     assert "compare.pt" in run("compare.pt").stderr
     assert "Did you mean 'compare'" in run("compre", "x").stderr
+    assert run("--version", "sites").exit_code == 0
 
 
 @pytest.mark.parametrize("words", [("recipes",), ("recipes", "show", "paper"), ("sites", "nets.py:Net", *SMALL)])
