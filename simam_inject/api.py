@@ -90,11 +90,12 @@ def inject(
     check_edits(network_of(model))
     planned = make_plan(model, resolved, example_inputs, strength, attention, exclude=("exclude", exclude))
     _check_present(model, planned, attention)
-    planned, _ = carry_out(model, planned, verify=verify)
-    there = sum(skip.reason == PRESENT for skip in planned.skips)
-    if there and (planned.is_done or any(site.strength != strength for site in planned.present)):
-        sites = f"nothing to inject: all {there} sites" if planned.is_done else f"{there} of the sites"
+    there = [skip.path for skip in planned.skips if skip.reason == PRESENT]
+    others = sum(site.path in there and site.strength != strength for site in planned.present)
+    if planned.is_done or others:
+        sites = f"nothing to inject: all {len(there)} sites" if planned.is_done else f"{others} of the sites"
         warnings.warn(f"{sites} already have SimAM; their strength is unchanged (see set_strength)", stacklevel=2)
+    carry_out(model, planned, verify=verify)
     return model
 
 
@@ -165,9 +166,7 @@ def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verificati
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
     """Return what `inject` would do, without changing the model.
 
-    Modes, buffers, gradients and the random state are preserved.
-
-    See `inject` for the arguments and errors.
+    Modes, buffers, gradients and the random state are preserved. See `inject` for the arguments and errors.
 
     Example:
         >>> import torchvision

@@ -49,6 +49,19 @@ def test_more_sites_with_another_strength_say_that_the_others_keep_theirs():
     assert {site.path[-1]: site.strength for site in injected(model)} == {"a": 1.0, "b": 0.0}
 
 
+@pytest.mark.filterwarnings("error")
+def test_the_warning_of_another_strength_is_raised_before_the_change_and_is_no_false_alarm():
+    model = inject(network(), {"rules": [{"path": "0", "after": "output"}]}, example_inputs=X, strength=0.5)
+    inject(model, "after block.a", example_inputs=X)
+    both = {"rules": [{"block": "block", "after": name} for name in "ab"]}
+    before = injected(model)
+    with pytest.raises(UserWarning, match="2 of the sites"):
+        inject(model, both, example_inputs=X, strength=0.0)
+    assert injected(model) == before
+    inject(model, both, example_inputs=X)
+    assert len(injected(model)) == len(before) + 2
+
+
 def test_another_lambda_is_refused_and_not_ignored():
     model = inject(network(), "after block.a", example_inputs=X)
     recipe = {"e_lambda": 0.5, "rules": [{"block": "block", "after": "a"}]}
