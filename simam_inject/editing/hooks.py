@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from typing import Any, ClassVar, Self
+from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +37,9 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
     attention = module._modules.get(site.child)
     if attention is None:
         raise ModelError(f"SimAM at {site.name} is missing: its module {site.child!r} was removed; {ADVICE}")
+    if is_bypassed(module, site):  # a SimAM is called and returns its input, for those who look at it
+        fits = isinstance(attention, SimAM) and isinstance(x, Tensor) and x.dim() == len(site.shape)
+        return attention(x) if fits else x
     if isinstance(x, Tensor):  # a torch.fx proxy is not
         _check_shape(site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
@@ -47,8 +51,11 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
 
 
 def is_bypassed(module: nn.Module, site: Insertion) -> bool:
-    """Inside `bypass(model)` the attention at a site does not run, and no input is refused."""
-    return any(bypass.active for bypass in getattr(module._modules.get(site.child), "_bypasses", ()))
+    """The attention at a site returns its input, as inside `bypass(model)`, and no input is refused."""
+    attention = module._modules.get(site.child)
+    if isinstance(attention, SimAM):
+        return attention.bypassed
+    return any(bypass.active for bypass in getattr(attention, "_bypasses", ()))
 
 
 def _check_shape(site: Insertion, x: Tensor) -> None:
@@ -184,8 +191,7 @@ class OutputHook(SiteHook):
                 f"between them; {ADVICE}"
             )
         for site in self.sites:
-            if not is_bypassed(module, site):
-                output = _attend_entry(module, site, output)
+            output = _attend_entry(module, site, output)
         return output
 
 
@@ -203,14 +209,14 @@ class InputHook(SiteHook):
         """Apply SimAM to the argument; registered on the module that holds the SimAM."""
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
         for site in self.sites:
-            if not is_bypassed(module, site):
-                place = _place_of(module, site, given)
+            place = _place_of(module, site, given)
+            if place is not None:
                 given[place] = _attend_entry(module, site, given[place])
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
 
-def _place_of(module: nn.Module, site: Insertion, given: dict[Any, Any]) -> int | str:
-    """The argument of a site in a call, which may pass it by position or by keyword."""
+def _place_of(module: nn.Module, site: Insertion, given: dict[Any, Any]) -> int | str | None:
+    """The argument of a site in a call, which may pass it by position or by keyword; None if it need not."""
     assert isinstance(site.edit, Input)
     argument = site.edit.argument
     if argument in given:
@@ -219,6 +225,8 @@ def _place_of(module: nn.Module, site: Insertion, given: dict[Any, Any]) -> int 
         other = name if argument == position else position
         if argument in (position, name) and other in given:
             return other
+    if is_bypassed(module, site):
+        return None
     raise ModelError(f"SimAM at {site.name} is applied to argument {argument!r}, which this call does not pass")
 
 
@@ -231,8 +239,11 @@ def _attend_entry(module: nn.Module, site: Insertion, value: Any) -> Any:
     try:
         entry = entry_at(value, key)
     except KeyError:
+        if is_bypassed(module, site):
+            return value
         raise NoValueError(f"SimAM at {site.name} is applied to entry {key!r}, which is missing in this call") from None
-    return replace_entry(value, key, attend(module, site, entry))
+    attended = attend(module, site, entry)
+    return value if attended is entry else replace_entry(value, key, attended)
 
 
 def all_hooks(module: nn.Module) -> list[Hook]:
@@ -247,6 +258,8 @@ def all_hooks(module: nn.Module) -> list[Hook]:
 
 def behind(value: object) -> object:
     """The rewritten method inside of wrappers, which `torch.compile` and `functools.wraps` give its attributes."""
+    if type(value) in ProxyTypes:  # which raise once their object is gone
+        return value
     return getattr(value, "__dict__", {}).get("rewritten", value)
 
 

@@ -12,13 +12,13 @@ import copy
 import gc
 import inspect
 import types
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from simam_inject.editing.hooks import ADVICE, SiteHook, attend, behind, guard_hooks, is_bypassed, lost
+from simam_inject.editing.hooks import ADVICE, SiteHook, attend, behind, guard_hooks, lost
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
 from simam_inject.planning.insertions import Insertion
@@ -98,19 +98,31 @@ class RewrittenMethod(SiteHook):
         bound = vars(module).get(self.method)
         if bound is self or getattr(bound, "rewritten", None) is not self or torch.compiler.is_compiling():
             return getattr(bound, "rewritten", None) is self
-        wrappers = [bound]
-        for one in wrappers:
-            if type(one) is not types.FunctionType:
+        found, seen = [bound], {id(bound)}
+        for one in found:
+            if one is self:
                 return True
-            # A function may have taken its attributes (`functools.wraps`), and not refer to it.
-            used = gc.get_referents(*(one.__closure__ or ()))
-            wrappers += [other for other in used if behind(other) is self and all(other is not w for w in wrappers)]
+            used = {id(other): other for other in self._used_by(one) if id(other) not in seen}
+            found += used.values()
+            seen |= used.keys()
         return False
+
+    def _used_by(self, one: Any) -> list[Any]:
+        """What a wrapper refers to, except by attributes that it copied (`functools.update_wrapper`)."""
+        if isinstance(one, nn.Module):  # accelerate keeps the method as `_old_forward`
+            return [value for name, value in vars(one).items() if name != self.method and behind(value) is self]
+        own = getattr(one, "__dict__", {})
+        copied = vars(self), getattr(own.get("__wrapped__"), "__dict__", {})
+        used = [v for name, v in own.items() if name != "__wrapped__" and all(c.get(name) is not v for c in copied)]
+        if isinstance(one, types.FunctionType):  # without its globals
+            used += [one.__defaults__, one.__kwdefaults__, *(one.__closure__ or ())]
+        elif type(one) in _REFERRING:
+            used += [value for value in gc.get_referents(one) if value is not own]
+        return [v for v in used if issubclass(type(v), (*_REFERRING, nn.Module)) or behind(v) is self]
 
     def attend(self, place: int, x: Any) -> Any:
         """Apply the SimAM at one of the sites: what the method computes in the place of an expression."""
-        site = self.sites[place]
-        return x if is_bypassed(self.owner, site) else attend(self.owner, site, x)
+        return attend(self.owner, self.sites[place], x)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -212,6 +224,10 @@ class RewrittenMethod(SiteHook):
         children = checked(tuple[str, ...], state.get("children"), "the children of a rewritten method")
         vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children, "rewritten": self})
         self.is_ejected, self.is_restored = state.get("is_ejected") is True, True
+
+
+_REFERRING = (types.FunctionType, types.MethodType, partial, type(lru_cache(len)), types.CellType, list, tuple, dict)
+"""Types of what may be between a wrapper and the method that it runs."""
 
 
 def _version(method: object) -> tuple[Any, ...]:

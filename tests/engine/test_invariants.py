@@ -185,6 +185,10 @@ def test_bypassed_a_model_takes_what_the_stock_model_takes(build, rule, given, a
         model(given)
     with bypass(model):
         assert same_bits(model(given), stock(given))
+    if attention is None:
+        for site in injected(model):
+            model.get_submodule(site.module).bypassed = True
+        assert same_bits(model(given), stock(given))
 
 
 # 3

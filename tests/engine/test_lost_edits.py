@@ -7,7 +7,9 @@ import copy
 import functools
 import pickle
 import warnings
+import weakref
 from pathlib import Path
+from types import MethodType
 
 import pytest
 import torch
@@ -476,7 +478,19 @@ def forward_of_two_decorators(net, _):
     net.forward = torch.no_grad()(torch.autocast("cpu")(net.forward))
 
 
+def forward_by_default(net, _):
+    net.forward = functools.wraps(net.forward)(lambda x, inner=net.forward: inner(x))
+
+
+def forward_with_hook(net, _):
+    """As accelerate's `add_hook_to_module` makes."""
+    net._old_forward = net.forward
+    new = functools.partial(lambda module, *args: module._old_forward(*args), net)
+    net.forward = functools.update_wrapper(new, net.forward)
+
+
 WRAPPERS = [compiled_forward, decorated_forward, timed_forward, cached_forward, forward_of_two_decorators]
+WRAPPERS += [forward_by_default, forward_with_hook]
 
 
 @pytest.mark.parametrize("wrap", WRAPPERS)
@@ -502,11 +516,37 @@ def test_a_rewritten_forward_may_be_compiled_and_ejected(wrap, part, eager_backe
     inject(model, recipe(path.replace("mul", "d")), example_inputs=image())
 
 
-def test_a_wrapper_that_does_not_run_the_rewritten_forward_raises():
-    model = inject(with_statistics(Op()), recipe("mul"), example_inputs=image())
-    model.forward = functools.wraps(model.forward)(lambda x: x)
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda net: functools.wraps(net.forward)(lambda x: x),
+        lambda net: functools.update_wrapper(functools.partial(Op.forward, net), net.forward),
+        lambda net: MethodType(functools.wraps(net.forward)(lambda self, x: Op.forward(self, x) * 1.0), net),
+        lambda net: functools.cache(functools.wraps(net.forward)(lambda x: Op.forward(net, x))),
+        lambda net: functools.update_wrapper(Timed(MethodType(Op.forward, net)), net.forward),
+        lambda net: functools.wraps(torch.compile(net.forward))(lambda x: x),
+        lambda net: functools.wraps(Timed(net.forward))(lambda x: x),
+    ],
+)
+@pytest.mark.parametrize("part", [False, True])
+def test_a_wrapper_that_does_not_run_the_rewritten_forward_raises(wrap, part):
+    stock = with_statistics(nn.Sequential(Op()) if part else Op())
+    model = inject(stock, recipe("0.mul" if part else "mul"), example_inputs=image())
+    net = model[0] if part else model
+    net.forward = wrap(net)
     with pytest.raises(InjectError, match="mul was lost"):
         run(model)
+
+
+def test_a_dead_weak_proxy_on_a_module():
+    model, trainer = with_statistics(Op()), Timed(len)
+    model.trainer = weakref.proxy(trainer)
+    del trainer
+    plain = run(model)
+    inject(model, recipe("mul"), example_inputs=image())
+    assert len(injected(model)) == 1
+    assert distance(run(model), plain) > 1e-3
+    assert same_bits(run(eject(model)), plain)
 
 
 @pytest.mark.parametrize("wrap", [compiled_forward, decorated_forward])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import inject
+from simam_inject import bypass, inject
 from simam_inject.attention import ArgumentError
 from simam_inject.errors import ModelError
 from simam_inject.maps import attention_maps, difference_maps
@@ -55,6 +55,22 @@ def test_maps_are_by_path_in_the_order_of_execution_and_the_model_is_left():
     expected = gate(seen[0]).mean(1, keepdim=True)
     torch.testing.assert_close(found[PATHS[0]].double(), expected, rtol=1e-5, atol=1e-6)
     assert expected.std() > 0.01
+
+
+def test_inside_bypass_maps_are_those_of_the_stock_model_and_hooks_on_a_simam_run():
+    model, x, seen = attended().eval(), images(3), []
+    wanted = attention_maps(model, x)
+    model.blocks[0].first.simam.register_forward_hook(lambda _, args, output: seen.append((args[0], output)))
+    with bypass(model):
+        found, changes = attention_maps(model, x), difference_maps(model, x)
+        seen.clear()
+        model(x)
+    assert list(found) == list(changes) == list(PATHS)
+    assert torch.equal(found[PATHS[0]], wanted[PATHS[0]])
+    assert not torch.equal(found[PATHS[-1]], wanted[PATHS[-1]])
+    assert not any(change.any() for change in changes.values())
+    assert len(seen) == 1
+    assert torch.equal(*seen[0])
 
 
 def test_maps_of_channels_last_values():
