@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field
 from torch import nn
@@ -172,17 +172,50 @@ def always_returns(kind: type, expression: Expression) -> bool:
     return last.value is node or _is_from(function, last.value, node)
 
 
-def returns_the_same(call: object) -> bool:
-    """A `__call__` whose only return is `return super().__call__(...)`, perhaps with a conversion after it."""
-    source = method_source(call)
-    function = source.function if source else None
-    returns = [node for node in ast.walk(function) if isinstance(node, ast.Return)] if function else []
-    node = returns[0].value if function and returns == function.body[-1:] else None
-    while isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-        if node.func.attr not in ("contiguous", "float", "to"):
-            return node.func.attr == "__call__" and not ast.unparse(node).startswith("self.")
-        node = node.func.value
-    return False
+def returns_the_same(call: Any) -> bool:
+    """A `__call__` that returns what each `super().__call__(...)` does, also by a variable, and uses it no more.
+
+    What another function makes of `super().__call__`, as `checkpoint`, is such a result. Loops, inner functions and
+    decorators (of other libraries than torch) are not read.
+    """
+    call = inspect.unwrap(
+        call, stop=lambda one: not str(getattr(one, "__globals__", {}).get("__name__")).startswith("torch.")
+    )
+    code = None if hasattr(call, "__wrapped__") else _plain_code(call)
+    text = None if code is None else _text(id(code), code)
+    nodes = list(ast.walk(_parse_method(text))) if text else []
+    if code is None or any(isinstance(one, (ast.FunctionDef, ast.Lambda, ast.For, ast.While)) for one in nodes[1:]):
+        return False
+    parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
+    bases = [one for one in nodes if isinstance(one, ast.Attribute) and one.attr == "__call__"]
+    results: list[ast.AST] = [one for one in bases if not ast.unparse(one).startswith(f"{code.co_varnames[0]}.")]
+    for result in results:
+        user = _user(result, parents)
+        targets = user.targets if isinstance(user, ast.Assign) else [getattr(user, "target", None)]
+        if isinstance(user, (ast.Assign, ast.AnnAssign)) and len(targets) == 1 and isinstance(targets[0], ast.Name):
+            same = [one for one in nodes if isinstance(one, ast.Name) and one.id == targets[0].id]
+            end = user.end_lineno or 0, user.end_col_offset or 0
+            results += [one for one in same if (one.lineno, one.col_offset) > end and one not in results]
+        elif not isinstance(user, ast.Return):
+            return False
+    return bool(results)
+
+
+def _user(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.AST:
+    """What uses the result of a call, or of a function that is called or given to another, perhaps converted."""
+    is_function = isinstance(node, ast.Attribute)
+    while isinstance(user := parents[node], (ast.Attribute, ast.Call, ast.keyword)):
+        if isinstance(user, ast.Attribute) and user.attr in ("contiguous", "float", "to"):
+            is_function = True
+        elif isinstance(user, ast.Call):
+            name = ast.unparse(user.func).rpartition(".")[2]
+            if not is_function and name != "cast":
+                break
+            is_function = is_function and name == "partial"
+        elif not isinstance(user, ast.keyword):
+            break
+        node = user
+    return user
 
 
 def _is_from(function: ast.FunctionDef, name: ast.expr | None, node: ast.expr | ast.AugAssign) -> bool:

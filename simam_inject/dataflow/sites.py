@@ -27,8 +27,8 @@ _IN_PLACE = (
     "reads that tensor"
 )
 _REWORKED = (
-    "hooks see only what its forward returns, and the __call__ of {} may return another tensor: let it end with its "
-    "only return, `return super().__call__(...)`, perhaps with `.contiguous()`, `.float()` or `.to(...)` after it"
+    "hooks see only what its forward returns, and the __call__ of {} may return another tensor: in plain code, let it "
+    "only return the result of `super().__call__(...)`, perhaps after `.contiguous()`, `.float()` or `.to(...)`"
 )
 _SCRIPTED = "is a torch.jit.ScriptModule, whose operations cannot be recorded"
 

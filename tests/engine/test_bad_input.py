@@ -2,11 +2,13 @@
 
 import copy
 import functools
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, plan, simam, verify
 from simam_inject.api import survey
@@ -410,11 +412,77 @@ class WithoutGradients(Block):
 
 class Looks(Block):
     def __call__(self, x):
-        with torch.profiler.record_function("block"):
-            y = super().__call__(x)
-        assert y.isfinite().all()
+        y = super().__call__(x)
         self.mean = y.mean()
         return y
+
+
+class Profiled(Block):
+    def __call__(self, x):
+        with torch.profiler.record_function("block"):
+            return super().__call__(x)
+
+
+class ByVariable(Block):
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = super().__call__(x)
+        if not self.training:
+            x = x.to(torch.double)
+        return x
+
+
+class Tries(Block):
+    def __call__(self, x):
+        try:
+            return cast(torch.Tensor, super().__call__(x))
+        finally:
+            self.done = True
+
+
+class Checkpoints(Block):
+    """As the `GradientCheckpointingLayer` of transformers."""
+
+    is_saving = False
+
+    def __call__(self, *args, **kwargs):
+        if self.is_saving:
+            return checkpoint(functools.partial(super().__call__, **kwargs), *args, use_reentrant=False)
+        return super().__call__(*args, **kwargs)
+
+
+class Saves(Checkpoints):
+    is_saving = True
+
+
+class DoublesCheckpoint(Block):
+    def __call__(self, x):
+        return 2 * checkpoint(super().__call__, x, use_reentrant=False)
+
+
+class Rebinds(Block):
+    def __call__(self, x):
+        out: torch.Tensor = super().__call__(x)
+        if self.a is not None:
+            out = out + 1
+        return out
+
+
+class Adds(Block):
+    def __call__(self, x):
+        x = super().__call__(x)
+        x += 1
+        return x
+
+
+class Doubles(Block):
+    def __call__(self, x):
+        call = super().__call__
+        return 2 * call(x)
+
+
+class Pairs(Block):
+    def __call__(self, x):
+        return (super().__call__(x),)[0]
 
 
 class Twice(Net):
@@ -437,7 +505,20 @@ class Decorated(Block):
 
 
 @pytest.mark.parametrize(
-    "kind", [CallsSuper, InheritsSuper, CallsPart, CallsPartAtLast, Decorated, WithoutGradients, Looks]
+    "kind",
+    [
+        CallsSuper,
+        InheritsSuper,
+        CallsPart,
+        CallsPartAtLast,
+        Decorated,
+        Looks,
+        DoublesCheckpoint,
+        Rebinds,
+        Adds,
+        Doubles,
+        Pairs,
+    ],
 )
 @pytest.mark.parametrize("whole", [False, True])
 def test_the_output_is_refused_where_a_call_of_ones_own_may_return_another_one(kind, whole):
@@ -446,7 +527,22 @@ def test_the_output_is_refused_where_a_call_of_ones_own_may_return_another_one(k
     refuses(NoMatchError, message, model, f"after {kind.__name__.lower()}", example_inputs=x)
 
 
-@pytest.mark.parametrize("kind", [ScalesBefore, Annotated, NamesBase, Contiguous, KeepsDtype])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ScalesBefore,
+        Annotated,
+        NamesBase,
+        Contiguous,
+        KeepsDtype,
+        WithoutGradients,
+        Profiled,
+        ByVariable,
+        Tries,
+        Checkpoints,
+        Saves,
+    ],
+)
 @pytest.mark.parametrize("net", [Net, Twice])
 def test_a_call_that_returns_what_the_forward_returns_is_attended(kind, net):
     stock = net(kind()).double().eval()
