@@ -19,7 +19,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.main_blocks import MainBlocks
-from simam_inject.dataflow.module_kinds import UPSAMPLING
+from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
 from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
@@ -314,13 +314,13 @@ def _is_part_of_another(recording: Recording, found: set[str], path: str) -> boo
 
 
 def _is_head(recording: Recording, step: Step) -> bool:
-    """Its last convolution, which has no norm or activation after it, makes fewer channels, and no other reads them."""
+    """Its last convolution makes at most 4 channels, or is 1x1 or makes fewer, without norm or activation after it."""
     inside = [one for path, one in recording.steps.items() if path.startswith(f"{step.path}.") and _is_leaf(one)]
-    last = max((at for at, one in enumerate(inside) if _weight(one)), default=0)
-    given = inside[last].inputs[:1] if inside else ()
-    is_less = any(_shape(inside[last])[1:2] < _shape(one)[1:2] for one in given)
-    is_plain = not any(one.kind in _NOT_LAST for one in inside[last:])
-    return is_less and is_plain and not _meets_convolution(recording, step)
+    at, last = max(((at, one) for at, one in enumerate(inside) if _weight(one)), default=(0, step))
+    facts = conv_facts(last.call.module) if last.call else last.facts
+    is_less = max(facts.get("kernel", [0])) == 1 or any(_shape(last)[1:2] < _shape(one)[1:2] for one in last.inputs[:1])
+    is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
+    return ((is_less and is_plain) or _shape(last)[1:2] <= (4,)) and not _meets_convolution(recording, step)
 
 
 def _meets_convolution(recording: Recording, step: Step) -> bool:

@@ -899,7 +899,12 @@ CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}
 CASES = [
     (lambda: Cup(c1(16, 2), nn.Sigmoid()), "unet", "mix"),
     (lambda: Cup(c3(16, 8), nn.ReLU(), c1(8, 2)), "unet", "mix"),
+    (lambda: Cup(c3(16, 8), nn.ReLU(), c1(8, 20)), "unet", "mix"),
+    (lambda: Cup(c3(16, 8), nn.ReLU(), c1(8, 1), nn.Softplus()), "unet", "mix"),
+    (lambda: Cup(c3(16, 8), nn.ReLU(), c1(8, 2), nn.BatchNorm2d(2)), "unet", "mix"),
+    (lambda: Cup(c3(16, 3), nn.ReLU(), c3(3, 3)), "unet", "mix"),
     (lambda: Cup(c3(16, 8), nn.ReLU(), c3(8, 8), nn.ReLU()), "unet", "mix head"),
+    (lambda: Cup(c3(16, 8), nn.ReLU(), c1(8, 8), nn.BatchNorm2d(8)), "unet", "mix head"),
     (lambda: Cup(Rim(16, 8)), "unet", "mix head"),
     (lambda: nn.Sequential(Binary(3, 8), Binary(8, 8), Binary(8, 12, 2)), "residual", "{0,1,2}.conv"),
     (lambda: nn.Sequential(c3(3, 8), Padded(), Padded()), "residual", "{1,2}.second"),
