@@ -189,16 +189,21 @@ def returns_the_same(call: Any) -> bool:
     parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
     bases = [one for one in nodes if isinstance(one, ast.Attribute) and one.attr == "__call__"]
     results: list[ast.AST] = [one for one in bases if not ast.unparse(one).startswith(f"{code.co_varnames[0]}.")]
+    assigned, rebound = list[ast.AST](), list[ast.AST]()
     for result in results:
+        if isinstance(getattr(result, "ctx", None), ast.Store):
+            rebound.append(parents[result])
+            continue
         user = _user(result, parents)
         targets = user.targets if isinstance(user, ast.Assign) else [getattr(user, "target", None)]
         if isinstance(user, (ast.Assign, ast.AnnAssign)) and len(targets) == 1 and isinstance(targets[0], ast.Name):
             same = [one for one in nodes if isinstance(one, ast.Name) and one.id == targets[0].id]
             end = user.end_lineno or 0, user.end_col_offset or 0
+            assigned.append(user)
             results += [one for one in same if (one.lineno, one.col_offset) > end and one not in results]
         elif not isinstance(user, ast.Return):
             return False
-    return bool(results)
+    return bool(results) and all(one in assigned for one in rebound)
 
 
 def _user(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> ast.AST:

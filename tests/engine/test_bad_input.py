@@ -467,6 +467,16 @@ class Rebinds(Block):
         return out
 
 
+class Replaces(Block):
+    other = False
+
+    def __call__(self, x):
+        out = super().__call__(x)
+        if self.other:
+            out = torch.tanh(x)
+        return out
+
+
 class Adds(Block):
     def __call__(self, x):
         x = super().__call__(x)
@@ -515,6 +525,7 @@ class Decorated(Block):
         Looks,
         DoublesCheckpoint,
         Rebinds,
+        Replaces,
         Adds,
         Doubles,
         Pairs,
