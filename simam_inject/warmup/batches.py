@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.surroundings import same_random_states, uncompiled
@@ -75,8 +76,8 @@ class Batches:
     """Batches of any loader, which copies of a network run.
 
     The network gets copies of the tensors as they are. Only if it cannot run them, as few as possible are converted:
-    floating-point ones to its dtype, and images of bytes to numbers from 0 to 1. No bytes are converted
-    if the example of the injection had bytes.
+    floating-point ones to its dtype, and images of bytes to numbers from 0 to 1. No bytes are converted if the example
+    of the injection had bytes.
     """
 
     def __init__(self, network: nn.Module, batches: Any) -> None:
@@ -84,7 +85,8 @@ class Batches:
         self._batches = readable_twice(batches)
         self._like = next((p for p in network.parameters() if p.is_floating_point()), torch.zeros(()))
         own = presence_of(network)
-        self._takes_bytes = own is not None and "'tensor uint8 " in str(own.example)
+        recorded = pytree.tree_leaves(None if own is None else own.example)
+        self._takes_bytes = any(str(leaf).startswith("tensor uint8 ") for leaf in recorded)
         self._converted: dict[tuple[torch.dtype, ...], tuple[int, ...]] = {}
         """Which of these tensors have to be converted, by the dtypes of a batch."""
 
@@ -148,8 +150,9 @@ class Batches:
         return given.fresh(partial(convert, self._converted[dtypes]))
 
     def _can_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        """On another copy of the network, which measures nothing."""
-        twin = evaluated_twin(self._network, "calibrate")
+        """On another copy of the network, which measures nothing and fills no list of a user's hook."""
+        twin = twin_of(self._network, to_clone)
+        twin.eval()
         try:
             with same_random_states(), uncompiled():
                 twin(*args, **kwargs)
@@ -159,8 +162,8 @@ class Batches:
 
 
 def _arguments(network: nn.Module, batch: Any, index: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Positional and keyword arguments. Of a dict, those by which the example of the injection was given, else the
-    parameters of the forward; targets are left out, unless it requires them.
+    """Positional and keyword arguments. Of a dict, the keys of the injection's example and the parameters of the
+    forward, or all where it has none of these and takes any; targets only where it requires them, or the example has.
     """
     if isinstance(batch, Tensor):
         return (batch,), {}

@@ -585,6 +585,13 @@ def test_as_few_tensors_as_possible_are_converted():
     assert calibrate(model, [{"img": (images(2) * 255).to(torch.uint8), "second": second}]).norms == 1
 
 
+def test_trials_of_dtypes_do_not_fill_the_lists_of_hooks():
+    model, calls = inject(nn.Sequential(nn.Conv2d(3, 4, 3)), "after conv2d", example_inputs=images(2)), []
+    model.register_forward_pre_hook(lambda _, args: calls.append(args[0].dtype))
+    calibrate(model, (images(2) * 255).to(torch.uint8), norms=False)
+    assert calls == [torch.float32]
+
+
 class NeedsLabels(Keywords):
     def forward(self, img, labels):
         return super().forward(img=img, labels=labels)
