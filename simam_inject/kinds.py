@@ -33,6 +33,8 @@ KINDS = frozenset().union(
         "unfold unsqueeze view"
     ),
 )
+TRANSPARENT = words("identity dropout drop_path getitem contiguous clone dropblock")
+"""Kinds that a chain of operations looks through: in eval mode they pass their input on."""
 NOT_OPERATIONS = frozenset({"block", "input", "module"})
 """Kinds of sites that no operation name selects: a module's own result, and what a module is given."""
 

@@ -52,9 +52,10 @@ class Site:
     operands: tuple[str, ...] = ()
     """Paths of the tensor values it reads, as named inside `scope`."""
     reads: tuple[str, ...] = ()
-    """Paths of the operations whose results it reads, followed across block borders: never a `block` or `input`."""
+    """Paths of the operations whose results it reads, followed across block borders and operations that pass
+    their input on: never a `block` or `input`."""
     readers: tuple[str, ...] = ()
-    """Inverse of `reads`."""
+    """Paths of the operations that read its value, across block borders."""
     joins: str | None = None
     """Path of the residual add that this value enters as the branch (not as the skip)."""
     structure: tuple[str, ...] = ()

@@ -15,8 +15,6 @@ from simam_inject.kinds import FAMILIES, KINDS, kind_of
 _kind_of = lru_cache(maxsize=4096)(kind_of)
 _LAYERS = frozenset().union(*FAMILIES.values())
 _CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-TRANSPARENT = frozenset({"identity", "dropout", "drop_path", "getitem", "contiguous", "clone", "dropblock"})
-"""Kinds that a chain of operations looks through: in eval mode they pass their input on."""
 UPSAMPLING = frozenset({"interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "pixel_shuffle"})
 
 

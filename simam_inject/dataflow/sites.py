@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,9 +15,10 @@ from torch import nn
 from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
-from simam_inject.dataflow.module_kinds import TRANSPARENT, conv_facts, module_kind
+from simam_inject.dataflow.module_kinds import conv_facts, module_kind
 from simam_inject.dataflow.structure import covers, find_structure
 from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
+from simam_inject.kinds import TRANSPARENT
 from simam_inject.modules import called_modules, has_children, own_calls, runs_hooks
 from simam_inject.source import returns_the_same
 
@@ -97,16 +99,16 @@ class Surveyor:
 
     def _relate(self, sites: dict[str, Site]) -> None:
         """Fill in what sites are to each other: readers, residual joins, places in the structure."""
-        readers: dict[str, tuple[str, ...]] = {}
-        for site in sites.values():
-            if site.kind not in ("block", "input") and ":" not in site.path:
-                for read in site.reads:
-                    readers[read] = (*readers.get(read, ()), site.path)
+        readers = defaultdict[str, list[str]](list)
+        for path, step in self.base.steps.items():
+            if path in sites and step.kind not in ("block", "input", "entry"):
+                for origin in _origins([source.value for source in step.inputs], looked_through=frozenset()):
+                    readers[origin].append(path)
         structure = find_structure(self.base, sites)
         named = [(word, getattr(structure, word)) for word in ("residual", "main", "decoder")]
         for path, site in sites.items():
             fill = partial(object.__setattr__, site)  # nothing else refers to the sites yet
-            fill("readers", readers.get(path, ()))
+            fill("readers", tuple(readers[path]))
             fill("joins", structure.joins.get(path))
             fill("on_skip", covers(structure.on_skip, path))
             fill("in_gate", covers(structure.in_gate, path))
@@ -207,8 +209,8 @@ def _facts_of_several(step: Step) -> dict[str, Any]:
     return {"maps": maps, "nested_maps": nested, "obstacle": f"returns {count} in a list, tuple or dict{advice}"}
 
 
-def _origins(values: Sequence[Value | None]) -> tuple[str, ...]:
-    """Paths of the operations that computed values, across block borders and operations that pass their input on."""
+def _origins(values: Sequence[Value | None], looked_through: Set[str] = TRANSPARENT) -> tuple[str, ...]:
+    """Paths of the operations that computed values, across block borders and operations of these kinds."""
     found: dict[str, None] = {}
     waiting, seen = list(values), set()
     while waiting:
@@ -219,7 +221,7 @@ def _origins(values: Sequence[Value | None]) -> tuple[str, ...]:
         origin = value.origin
         if origin is None:
             waiting.insert(0, value.alias_of)
-        elif origin.inputs and origin.kind in TRANSPARENT:
+        elif origin.inputs and origin.kind in looked_through:
             waiting = [*(source.value for source in origin.inputs), *waiting]
         else:
             found[origin.path] = None

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.errors import shortened
-from simam_inject.kinds import NOT_OPERATIONS, find_kind
+from simam_inject.kinds import NOT_OPERATIONS, TRANSPARENT, find_kind
 from simam_inject.matching.hits import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import BlockValue, Child
@@ -272,9 +272,13 @@ def _follow(search: Search, start: Site) -> list[Site]:
 
 
 def _next_of_chain(search: Search, sites: Sequence[Site], link: Link) -> Site | None:
-    """The one operation that reads the last of the sites, if it is of the kind of the link; else a near miss."""
-    last = sites[-1]
-    reader = search.anatomy.site_by_path.get(last.readers[0]) if len(last.readers) == 1 else None
+    """The one operation that reads the last of the sites, if it is of the kind of the link; else a near miss.
+
+    Operations that pass their input on, such as dropout, are looked through unless the link names them.
+    """
+    last, reader = sites[-1], _only_reader(search, sites[-1])
+    while reader is not None and reader.kind in TRANSPARENT and not link.kind.includes(reader.kind):
+        last, reader = reader, _only_reader(search, reader)
     if reader is not None and link.kind.includes(reader.kind):
         return reader
     found = f"{reader.path} ({reader.kind})" if reader is not None else "no operation"
@@ -284,6 +288,10 @@ def _next_of_chain(search: Search, sites: Sequence[Site], link: Link) -> Site | 
         problem = f"{found}; in a pattern each value has one reader"
     search.miss(sites[0].path, f"{last.path} is read by {problem}", len(sites))
     return None
+
+
+def _only_reader(search: Search, site: Site) -> Site | None:
+    return search.anatomy.site_by_path.get(site.readers[0]) if len(site.readers) == 1 else None
 
 
 def check_facts(site: Site, facts: Iterable[tuple[str, Numbers]], wants: str) -> str | None:

@@ -1,0 +1,79 @@
+"""Patterns on real networks: what lies between two operations of a chain."""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - the usual name
+from torch import nn
+
+from simam_inject import plan
+from simam_inject.errors import NoMatchError
+
+
+class Between(nn.Module):
+    """A convolution and a norm with something between them, which may be read twice."""
+
+    def __init__(self, between, *, reads_twice=""):
+        super().__init__()
+        self.conv, self.norm, self.next = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1)
+        self.between, self.reads_twice = between, reads_twice
+
+    def forward(self, x):
+        x = self.conv(x)
+        y = self.between(x)
+        more = {"": 0, "source": x, "result": y}[self.reads_twice]
+        return self.next(self.norm(y) + more)
+
+
+def functional_dropout(x):
+    return F.dropout(x, 0.1, False)
+
+
+WAYS = {
+    "identity": nn.Identity(),
+    "dropout": nn.Dropout2d(0.1),
+    "functional dropout": functional_dropout,
+    "contiguous": torch.Tensor.contiguous,
+    "clone": torch.clone,
+    "two": nn.Sequential(nn.Identity(), nn.Dropout(0.1)),
+    "a block": nn.Sequential(nn.Sequential(nn.Identity())),
+}
+
+
+def conv_sites(network, pattern):
+    rule = {"pattern": pattern, "after": "conv2d"}
+    planned = plan(network, {"rules": [rule]}, example_inputs=torch.rand(1, 3, 16, 16))
+    return [site.path for site in planned.insertions]
+
+
+@pytest.mark.parametrize("between", WAYS)
+def test_a_chain_looks_through_operations_that_pass_their_input_on(between):
+    assert conv_sites(Between(WAYS[between]), "conv2d > batch_norm > add") == ["conv"]
+
+
+@pytest.mark.parametrize(
+    ("between", "pattern"),
+    [
+        ("dropout", "conv2d > dropout > batch_norm"),
+        ("functional dropout", "conv2d > dropout"),
+        ("contiguous", "conv2d > contiguous > norm"),
+        ("two", "conv2d > identity > dropout > bn"),
+        ("two", "conv2d > dropout > bn"),
+        ("two", "conv2d > identity > bn"),
+    ],
+)
+def test_a_chain_may_name_them(between, pattern):
+    assert conv_sites(Between(WAYS[between]), pattern) == ["conv"]
+
+
+@pytest.mark.parametrize("reads_twice", ["source", "result"])
+@pytest.mark.parametrize("between", WAYS)
+def test_each_value_of_a_chain_has_one_reader_before_and_behind_them(between, reads_twice):
+    with pytest.raises(NoMatchError, match="is read by 2 operations"):
+        conv_sites(Between(WAYS[between], reads_twice=reads_twice), "conv2d > batch_norm")
+
+
+def test_the_operand_that_the_chain_goes_on_by_is_found_behind_them():
+    network = Between(WAYS["two"])
+    rule = {"pattern": "conv2d > batch_norm", "before": "batch_norm"}
+    planned = plan(network, {"rules": [rule]}, example_inputs=torch.rand(1, 3, 16, 16))
+    assert [site.path for site in planned.insertions] == ["between"]
