@@ -109,7 +109,8 @@ class Pair:
             attention.bypassed = False
         passed = x if self.bypassed else result.clone()
         kept = self._part(entry, result).clone() if self.bypassed else result
-        calls.append(_Call(attention, x if self.training else None, kept, passed.grad_fn))
+        copied = passed if passed._base is None else passed._base  # that of a tensor subclass is a view of the copy
+        calls.append(_Call(attention, x if self.training else None, kept, copied.grad_fn))
         return passed
 
     def _part(self, entry: Attended, x: Tensor) -> Tensor:
@@ -167,7 +168,7 @@ class Pair:
         result = _as_given(entry, call, call.result, source=1, destination=-1)
         result = torch.where(torch.ones_like(x, dtype=torch.bool), result, x)  # x stays in the graph
         self.nodes.append((entry, call, result.grad_fn))
-        return result
+        return result if type(result) is type(call.result) else result.as_subclass(type(call.result))
 
 
 def _as_given(entry: Attended, call: _Call, x: Tensor, source: int = -1, destination: int = 1) -> Tensor:

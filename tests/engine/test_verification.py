@@ -457,6 +457,26 @@ def test_an_example_that_the_model_does_not_take(shape):
         verify(build(), example_inputs=torch.zeros(shape))
 
 
+class Image(torch.Tensor):
+    """As fastai's `TensorImage` and MONAI's `MetaTensor`: its copies are views of copies."""
+
+
+class InPlace(Block):
+    def forward(self, x):
+        y = self.a(x)
+        y += x
+        return y * 2.0 if isinstance(y, Image) else y
+
+
+def test_a_tensor_subclass_that_is_written_in_place(monkeypatch):
+    torch.manual_seed(1)
+    model = Net()
+    model.block = InPlace()
+    inject(model.eval(), "after inplace.a", example_inputs=X.as_subclass(Image))
+    monkeypatch.setattr(hooks, "attend", lambda *args: hooks_attend(*args).detach())
+    assert set(failures(model, example_inputs=X.as_subclass(Image))) == {TRAIN}
+
+
 # Operations of hooks are no operations of the forward around them
 
 
