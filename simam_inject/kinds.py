@@ -33,8 +33,14 @@ KINDS = frozenset().union(
         "unfold unsqueeze view"
     ),
 )
-TRANSPARENT = words("identity dropout drop_path getitem contiguous clone dropblock")
-"""Kinds that a chain of operations looks through: in eval mode they pass their input on."""
+TRANSPARENT = words(
+    """
+    identity getitem dropout alpha_dropout feature_dropout feature_alpha_dropout drop_path drop_block stochastic_depth
+    contiguous clone detach to type type_as float half bfloat16 double cpu cuda
+    """
+)
+"""Kinds that chains of operations and the rules of structure look through: in eval mode they pass their first input on.
+"""
 NOT_OPERATIONS = frozenset({"block", "input", "module"})
 """Kinds of sites that no operation name selects: a module's own result, and what a module is given."""
 

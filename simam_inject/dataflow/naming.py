@@ -33,7 +33,7 @@ NOT_READS = words(
     is_contiguous is_cpu is_cuda is_floating_point is_inference is_leaf is_meta is_mkldnn is_mps is_nested
     is_pinned is_quantized is_shared is_signed is_sparse is_xla itemsize layout len names nbytes ndim ndimension
     nelement numel output_nr register_hook repr requires_grad requires_grad_ retain_grad shape size storage
-    storage_offset str stride sym_size type untyped_storage version
+    storage_offset str stride sym_size untyped_storage version
     """
 )
 """Attributes and methods that do not look at a tensor's content."""

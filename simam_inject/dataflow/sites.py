@@ -222,7 +222,7 @@ def _origins(values: Sequence[Value | None], looked_through: Set[str] = TRANSPAR
         if origin is None:
             waiting.insert(0, value.alias_of)
         elif origin.inputs and origin.kind in looked_through:
-            waiting = [*(source.value for source in origin.inputs), *waiting]
+            waiting.insert(0, origin.inputs[0].value)
         else:
             found[origin.path] = None
     return tuple(found)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 - the usual name
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from simam_inject import plan
 from simam_inject.errors import NoMatchError
@@ -34,6 +35,12 @@ WAYS = {
     "functional dropout": functional_dropout,
     "contiguous": torch.Tensor.contiguous,
     "clone": torch.clone,
+    "cast": torch.Tensor.float,
+    "cast back": lambda x: x.double().to(x.dtype),
+    "cast as": lambda x: x.double().type_as(torch.zeros(1)),
+    "type": lambda x: x.type(torch.float64).type(x.dtype),
+    "AlphaDropout": nn.AlphaDropout(0.1),
+    "StochasticDepth": StochasticDepth(0.1, "row"),
     "two": nn.Sequential(nn.Identity(), nn.Dropout(0.1)),
     "a block": nn.Sequential(nn.Sequential(nn.Identity())),
 }
