@@ -21,6 +21,8 @@ from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.nested import entry_at, replace_entry
 from simam_inject.planning.insertions import Input, Insertion, Rewritten
 
+_ONE_LAYOUT = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
+"""What they read and return has its channels in the second dimension."""
 ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
 
@@ -41,7 +43,7 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
         fits = isinstance(attention, SimAM) and isinstance(x, Tensor) and x.dim() == len(site.shape)
         return attention(x) if fits else x
     if isinstance(x, Tensor):  # a torch.fx proxy is not
-        _check_shape(site, x)
+        _check_shape(module, site, x)
     elif x is None or isinstance(x, (list, tuple, dict)):
         raise NoValueError(f"SimAM at {site.name} was planned for a tensor, but got {a_type(x)}; {ADVICE}")
     if isinstance(attention, SimAM):
@@ -58,7 +60,7 @@ def is_bypassed(module: nn.Module, site: Insertion) -> bool:
     return any(bypass.active for bypass in getattr(attention, "_bypasses", ()))
 
 
-def _check_shape(site: Insertion, x: Tensor) -> None:
+def _check_shape(module: nn.Module, site: Insertion, x: Tensor) -> None:
     channels, shape = site.shape[site.channel_dim], x.shape
     if len(shape) != len(site.shape):
         raise NoValueError(
@@ -66,17 +68,24 @@ def _check_shape(site: Insertion, x: Tensor) -> None:
             f"tensor of shape {tuple(shape)}; use inputs with a batch dimension, or inject with such an example"
         )
     is_traced = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call] # sizes are tensors then
-    if not is_traced and shape[site.channel_dim] != channels and channels in shape and not _is_pruned(site, shape):
+    if not is_traced and shape[site.channel_dim] != channels and _has_other_layout(module, site, shape):
         raise ModelError(
             f"SimAM at {site.name} was planned for {site.axes} with {channels} channels, but got a tensor of "
-            f"shape {tuple(shape)}, whose channels are in another dimension; {ADVICE}"
+            f"shape {tuple(shape)}, whose channels seem to be in another dimension; {ADVICE}"
         )
 
 
-def _is_pruned(site: Insertion, shape: torch.Size) -> bool:
-    """Only the number of samples and channels differs from the planned shape."""
-    spatial = slice(2, None) if site.channel_dim == 1 else slice(1, -1)
-    return tuple(shape[spatial]) == site.shape[spatial]
+def _has_other_layout(module: nn.Module, site: Insertion, shape: torch.Size) -> bool:
+    """The planned number of channels is where the other layout has it, and pruning does not explain that.
+
+    Of three dimensions, it may be the first: one sample C, H, W is not the planned N, C, L.
+    """
+    others = (shape[-1 if site.channel_dim == 1 else 1],) if len(shape) > 3 else shape
+    if isinstance(module, _ONE_LAYOUT) or site.shape[site.channel_dim] not in others:
+        return False
+    now, planned = (tuple(each[2:] if site.channel_dim == 1 else each[1:-1]) for each in (shape, site.shape))
+    is_square = len(now) > 1 and now[1:] == now[:-1]  # in the other layout, a square map would not look square
+    return now != planned and not is_square
 
 
 def lost(site: Insertion, why: str) -> ModelError:

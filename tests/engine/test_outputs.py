@@ -465,9 +465,21 @@ class Slimmable(nn.Module):
         return nn.functional.conv2d(x, self.weight[: self.width], padding=1)
 
 
-def test_fewer_channels_are_no_other_layout():
-    stock = nn.Sequential(Slimmable(), nn.Tanh()).double().eval()
-    rule = {"e_lambda": E_LAMBDA, "rules": [{"path": "0", "after": "output"}]}
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (8, 3, 8, 12), (8, 3, 12, 12), (2, 3, 16, 16)])
+@pytest.mark.parametrize("site", ["0", "1"])
+def test_fewer_channels_are_no_other_layout(site, shape):
+    stock = nn.Sequential(Slimmable(), nn.MaxPool2d(2)).double().eval()
+    rule, x = {"e_lambda": E_LAMBDA, "rules": [{"path": site, "after": "output"}]}, torch.rand(shape).double()
     model = inject(copy.deepcopy(stock), rule, example_inputs=X.double())  # 8 channels of 8 x 8
     model[0].width = stock[0].width = 6
-    assert (model(X.double()) - attend(stock[0](X.double())).tanh()).abs().max() < 1e-10
+    wanted = attend(stock(x)) if site == "1" else stock[1](attend(stock[0](x)))
+    assert (model(x) - wanted).abs().max() < 1e-10
+    assert (model(x) - stock(x)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["after conv1d", "before batchnorm1d"])
+def test_a_pruned_convolution_has_the_planned_layout_at_any_size(rule):
+    model = nn.Sequential(nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8, affine=False, track_running_stats=False))
+    inject(model, rule, example_inputs=torch.rand(2, 3, 12))
+    model[0].weight, model[0].bias = (nn.Parameter(one.detach()[:6]) for one in (model[0].weight, model[0].bias))
+    assert model(torch.rand(8, 3, 10)).shape == (8, 6, 8)
