@@ -25,8 +25,11 @@ from simam_inject.zoo import ZooModel
 from simam_inject.zoo.yolo import check_ultralytics
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from simam_inject.bench import Bench
     from simam_inject.integrations.ultralytics.checking import Checkup
+    from simam_inject.pictures import Photograph
     from simam_inject.planning.tables import Table
 
 _MOST = 16
@@ -114,13 +117,11 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     if options.strength is not None:
         set_strength(built.model, options.strength)
     chosen = _choose(built, options.site)
-    from simam_inject.maps import attention_maps, difference_maps
     from simam_inject.pictures import draw_maps
 
     step("running the model")
-    look = difference_maps if options.difference else attention_maps
     shots = [read_image(built, file) for file in files]
-    found = [look(built.model, shot.input, channel=options.channel) for shot in shots]
+    found = [_look(built, shot, options) for shot in shots]
     names = [name for name, value in found[0].items() if value.dim() == 4 and _path_of(name) in chosen]
     if not names:
         raise ModelError("none of these sites has a two-dimensional feature map")
@@ -133,6 +134,20 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     ]
     data = {"model": built.name, "output": str(options.output), "images": images}
     return Outcome([f"{options.output}: {plural(len(files), 'image')}, {', '.join(names)}"], data)
+
+
+def _look(built: ZooModel, shot: Photograph, options: MapsOptions) -> dict[str, Tensor]:
+    """The maps of all sites for one image."""
+    from simam_inject.adapters import network_of
+    from simam_inject.dataflow.example import Example
+    from simam_inject.dataflow.survey import cannot_run
+    from simam_inject.maps import attention_maps, difference_maps
+
+    look = difference_maps if options.difference else attention_maps
+    try:
+        return look(built.model, shot.input, channel=options.channel)
+    except RuntimeError as error:
+        raise cannot_run(network_of(built.model), Example((shot.input,), {}), error) from error
 
 
 def _path_of(name: str) -> str:

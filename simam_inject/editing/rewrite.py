@@ -149,6 +149,11 @@ class RewrittenMethod(SiteHook):
         error = ModelError(f"{name} was replaced after SimAM was added inside it; {ADVICE}")
         if torch.compiler.is_compiling():
             raise error
+        method = getattr(type(self.owner), self.method)
+        if getattr(method, "__code__", None) == self.version[1]:  # its source may be gone: cloudpickle has none
+            function = _with_code(self.function.__code__, method)
+            vars(self).update(function=function, original=method, version=_version(method))
+            return
         try:
             new = RewrittenMethod.of(self.owner, self.method, self.sites)
         except ModelError:
@@ -266,7 +271,7 @@ class _Wrapper(ast.NodeTransformer):
 def _compile(function: ast.FunctionDef, original: types.FunctionType) -> types.FunctionType:
     """Compile the changed source with the globals, defaults and closure of the original."""
     code: Any = original.__code__
-    cells = dict(zip(code.co_freevars, original.__closure__ or (), strict=True))
+    cells = code.co_freevars
     *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
     kind = kind if kind.isidentifier() else "_"
     # It is compiled inside a class of the same name, for private names (`self.__scale` is `self._Block__scale`). The
@@ -278,7 +283,13 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType) -> types.F
     code = compile(module, code.co_filename, "exec")
     for name in ("_closure", kind, function.name):
         code = next(item for item in code.co_consts if isinstance(item, types.CodeType) and item.co_name == name)
-    code, closure = _shared(code, code.co_filename), tuple(cells[name] for name in code.co_freevars)
+    return _with_code(_shared(code, code.co_filename), original)
+
+
+def _with_code(code: types.CodeType, original: types.FunctionType) -> types.FunctionType:
+    """A function of this code, with the globals, defaults and closure of the original."""
+    cells = dict(zip(original.__code__.co_freevars, original.__closure__ or (), strict=True))
+    closure = tuple(cells[name] for name in code.co_freevars)
     result = types.FunctionType(code, original.__globals__, original.__name__, original.__defaults__, closure)
     result.__kwdefaults__ = original.__kwdefaults__
     result.__qualname__ = original.__qualname__

@@ -28,7 +28,7 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
         new_head: the layers for the classes keep their own weights where the file has another number of classes.
 
     Returns:
-        The same model, with the note changed.
+        The same model, with another note, and with the sizes of the recorded example if its library declares none.
 
     Raises:
         FileError: The file cannot be read, `load_state_dict` of the model raises an error or drops a tensor, or the
@@ -58,10 +58,25 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
                 state, others = read_checkpoint(file)
                 if KEY in others:
                     raise FileError("it has SimAM: use load_from_checkpoint, and simam_inject.persist.save for a file")
-    head = _copy(built, file, state, read(file) if KEY in texts else None, new_head=new_head)
+    record = read(file) if KEY in texts else None
+    head = _copy(built, file, state, record, new_head=new_head)
     note += f", with a new {' and '.join(head)}" if head else ""
     adapter_of(built.model).loaded(built.model)
-    return replace(built, note=note)
+    return replace(built, note=note, input_shapes=built.input_shapes or _recorded_shapes(built, record))
+
+
+def _recorded_shapes(built: ZooModel, record: Record | None) -> tuple[tuple[int, ...], ...]:
+    """Shapes of the inputs with which a network of the user's own was injected, if they are maps only."""
+    from torch import Tensor
+
+    from simam_inject.dataflow.example import example_like
+
+    if record is None or record.example is None:
+        return ()
+    example = example_like(built.model, record.example)
+    maps = [one for one in example.args if isinstance(one, Tensor) and one.is_floating_point()]
+    is_all = len(maps) == len(example.args) and not example.kwargs
+    return tuple(tuple(one.shape) for one in maps) if is_all else ()
 
 
 def _copy(built: ZooModel, file: Path, state: Mapping[str, Any], record: Record | None, *, new_head: bool) -> list[str]:

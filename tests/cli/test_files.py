@@ -108,6 +108,14 @@ def test_a_file_with_sites_needs_no_recipe(run, folder):
     assert "no site given" in run(NET, "--weights", "plain.safetensors", *SMALL).stderr
 
 
+@pytest.mark.parametrize("net", [NET, "nets.py:make_fixed"])
+def test_a_file_with_sites_needs_no_input_size(net, run):
+    run(net, "--after", "block", *SMALL, "--output", "x.safetensors")
+    result = run(net, "--weights", "x.safetensors", "--json")
+    assert result.exit_code == 0, result.stderr
+    assert [site["shape"] for site in json.loads(result.stdout)["present"]] == [[1, 8, 16, 16]] * 2
+
+
 @pytest.mark.parametrize("option", [("--exclude", "block"), ("--e-lambda", "0.5")])
 def test_options_that_change_a_recipe_are_refused_where_the_file_has_the_sites(run, option):
     run(NET, "--after", "block", *SMALL, "--output", "x.safetensors")

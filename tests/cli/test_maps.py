@@ -106,3 +106,12 @@ def test_a_yolo_checkpoint_with_its_letterbox(maps, folder):
     assert [least, most] == pytest.approx([expected.min().item(), expected.max().item()], abs=2e-3)  # saved as float16
     stretched = attention_maps(yolo, photograph(folder / "folder/0.png", (3, 96, 96)).input)[site]
     assert abs(stretched.max() - expected.max()) > 0.05 * (expected.max() - expected.min())
+
+
+def test_a_size_that_the_network_does_not_take_is_one_message(maps, run):
+    fixed = "nets.py:make_fixed"
+    run(fixed, "--after", "block", "--input-size", "3x32x32", "--output", "x.safetensors")
+    assert maps(fixed, "folder/0.png", "--weights", "x.safetensors")[0] == 0
+    code, out, err = maps(fixed, "folder/0.png", "--weights", "x.safetensors", "--input-size", "3x48x48")
+    assert (code, out) == (2, "")
+    assert "cannot be run on the example input (1x3x48x48)" in err
