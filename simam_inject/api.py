@@ -142,7 +142,7 @@ def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verificati
     if planned.is_done:
         return None
     if not planned.insertions:
-        raise NoMatchError(no_effect(planned))
+        raise NoMatchError(planned.why_no_effect())
     network = network_of(model)
     restore = restorer(network)
     marks = tensor_marks(network)
@@ -198,7 +198,14 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 
 
 def eject(model: ModelT) -> ModelT:
-    """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it."""
+    """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it.
+
+    Example:
+        >>> import torchvision
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> len(injected(model)), len(injected(eject(model)))
+        (8, 0)
+    """
     detach(network_of(model))
     update(model)
     return model
@@ -229,9 +236,8 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
     In eval mode, each SimAM runs and the network goes on with its input: the outputs equal those of the original model
     bit for bit. At another input size, small if possible (that of the example where the model takes no other), in eval
     and in train mode, each SimAM returns the formula in float64 of what the original model computes at its site. The
-    original goes on with that result, and its outputs equal those of the injected model bit for bit. The check of
-    bypassed SimAM in train mode follows from this one. In train mode, gradients pass through each site. `state_dict`
-    keys and parameters are unchanged. A check that cannot be run on this model has `ok=None` and a reason.
+    original goes on with that result, and its outputs equal those of the injected model bit for bit. In train mode,
+    gradients pass through each site. A check that cannot be run on this model has `ok=None` and a reason.
 
     Args:
         model: a model with SimAM, which DDP or `torch.compile` may have wrapped.
@@ -239,6 +245,12 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
 
     Raises:
         ModelError: the model has no SimAM, or raises on the example inputs.
+
+    Example:
+        >>> import torch, torchvision
+        >>> model = inject(torchvision.models.resnet18(), "paper", example_inputs=torch.rand(1, 3, 64, 64))
+        >>> verify(model).ok
+        True
     """
     network = unwrapped(network_of(model))
     presence = presence_of(network)
@@ -333,17 +345,6 @@ def _apply(
         restore()
         raise
     return model
-
-
-def no_effect(planned: Plan) -> str:
-    """Why a recipe has no effect at all."""
-    name = planned.recipe.name or "the recipe"
-    refused = [skip for skip in planned.skips if skip.hit and skip.reason != PRESENT]
-    head = f"{name} matched no site in this model: all its rules are optional, and none of them matches"
-    if refused:
-        head = f"{name} has no effect on this model: all the sites that it matched are skipped"
-    near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or planned.skips)[:3]]
-    return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
 
 __all__ = ["bypass", "eject", "inject", "injected", "plan", "survey", "verify"]

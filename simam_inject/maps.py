@@ -63,6 +63,13 @@ def difference_maps(model: nn.Module, *inputs: Any, channel: int | None = None) 
 
     Raises:
         ModelError, ArgumentError: as `attention_maps`; or a site does not run, or has another size, without SimAM.
+
+    Example:
+        >>> import torch, torchvision
+        >>> from simam_inject import inject
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> difference_maps(model, torch.rand(1, 3, 64, 64))["layer1.0.conv2"].shape
+        torch.Size([1, 1, 16, 16])
     """
 
     def plain_map(name: str, attention: SimAM, x: Tensor) -> Tensor:

@@ -99,7 +99,7 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
         advice = f"--input-size {size} is channels x length; an image is channels x height x width: 3x{size}"
         raise ModelError(f"{error}\n{advice}") from None
     if not plan.insertions and not plan.is_done:
-        raise NoMatchError(api.no_effect(plan))
+        raise NoMatchError(plan.why_no_effect())
     return built, plan
 
 

@@ -11,7 +11,7 @@ import numbers
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from statistics import median
 from typing import Any, cast
@@ -29,7 +29,7 @@ from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import CompareError, InjectError, ModelError, a_type
-from simam_inject.recipe import adjusted, load_recipe
+from simam_inject.recipe import Recipe, adjusted, load_recipe
 from simam_inject.warmup.batches import readable_twice
 
 Train = Callable[[Any, int, Report], float]
@@ -105,6 +105,8 @@ def compare(
     for what, number in {"resolve": resolve, "budget": budget}.items():
         if number is not None and (not isinstance(cast(Any, number), numbers.Real) or math.isnan(number)):
             raise CompareError(f"{what} is {number!r}; it must be a number or None")
+    if not callable(cast(Any, train)) or not isinstance(settings, (Mapping, type(None))):
+        raise CompareError("train must be a function train(model, seed, report), and settings a dict or None")
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, variants, example_inputs)
     batches = None if batches is None else readable_twice(batches)  # each run reads them
@@ -156,13 +158,15 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
         CompareError: An attention module is unknown, no recipe is given, or two have the same name.
         RecipeError: A recipe does not exist or is invalid, or a lambda is.
     """
-    for what, given in {"against": against, "e_lambdas": e_lambdas}.items():
-        if isinstance(given, str) or not isinstance(cast(Any, given), Iterable):
-            raise CompareError(f"{what} must be a list; found {given!r}")
+    for what, given in {"recipes": recipes, "against": against, "e_lambdas": e_lambdas}.items():
+        if isinstance(given, (str, Mapping, Recipe)) or not isinstance(cast(Any, given), Iterable):
+            raise CompareError(f"{what} must be a list; found {given!r:.60}")
+    if None in e_lambdas:
+        raise CompareError("e_lambdas holds None; leave it empty for the lambda of the recipe")
     for name in against:
         if name not in PEERS:
             raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
-    if isinstance(recipes, str) or not recipes:
+    if not recipes:
         raise CompareError("recipes must be a list with at least one recipe, such as ['paper', 'residual']")
     variants = [Variant(PLAIN), Variant(AGAIN)]
     for number, given in enumerate(recipes, 1):

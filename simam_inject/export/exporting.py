@@ -98,6 +98,11 @@ def prove(
     model's own library exports: ultralytics folds norms and removes branches that only training needs.
 
     Args and Raises: as for `export`.
+
+    Example:
+        >>> torch.onnx.export(model, (x,), "net.onnx")  # doctest: +SKIP
+        >>> prove("net.onnx", model, example_inputs=x).live  # doctest: +SKIP
+        8
     """
     source = Path(path)
     if not source.is_file():

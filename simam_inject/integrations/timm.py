@@ -81,6 +81,10 @@ def register(architecture: str, recipe: RecipeLike, name: str | None = None) -> 
     Raises:
         ModelError: timm has no such model, or has one of the new name already, or a model cannot have it.
         RecipeError: the recipe is not valid.
+
+    Example:
+        >>> timm.create_model(register("resnet18", "paper")).layer1[0].conv2.simam
+        SimAM(e_lambda=0.1)
     """
     resolved = load_recipe(recipe)
     if "." in architecture:

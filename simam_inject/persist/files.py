@@ -104,6 +104,14 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
         FileError: the file is truncated, foreign, a pickle, of another format, or made for another model; the message
             says what differs. The model is unchanged.
         ModelError: the model is wrapped, or is not a module.
+
+    Example:
+        >>> import tempfile, torchvision
+        >>> from simam_inject import inject, injected
+        >>> model = inject(torchvision.models.resnet18(), "paper", verify=False)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     len(injected(load(save(model, f"{folder}/net.safetensors"), torchvision.models.resnet18())))
+        8
     """
     if isinstance(path, nn.Module):
         raise ModelError("the file comes first: load(path, model)")
@@ -130,6 +138,10 @@ def read(path: str | os.PathLike[str]) -> Manifest:
 
     Raises:
         FileError: it is truncated, foreign, a pickle, or of another format.
+
+    Example:
+        >>> for site in read("net.safetensors").insertions:  # doctest: +SKIP
+        ...     print(site.path, site.e_lambda)
     """
     with naming(Path(path)):
         return _read(Path(path))[0]

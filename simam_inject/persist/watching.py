@@ -22,7 +22,15 @@ class LostRecipeWarning(UserWarning):
 
 
 def watch(model: nn.Module) -> None:
-    """Warn when weights of an injected model are loaded into this model while it lacks their SimAM."""
+    """Warn when weights of an injected model are loaded into this model while it lacks their SimAM.
+
+    Example:
+        >>> import torchvision
+        >>> model = torchvision.models.resnet18()
+        >>> watch(model)
+        >>> model.load_state_dict(torch.load("injected.pth"))  # doctest: +SKIP
+        LostRecipeWarning: these weights were trained with SimAM (or another attention) at 8 sites that this ...
+    """
     unwatch(model)
     model.register_load_state_dict_pre_hook(_check)  # type: ignore[no-untyped-call]
 

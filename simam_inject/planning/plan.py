@@ -21,7 +21,16 @@ _SHOWN = 12
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Plan:
-    """The result of `plan(model, recipe)`. It changes the model only when it is applied."""
+    """The result of `plan(model, recipe)`. It changes the model only when it is applied.
+
+    Example:
+        >>> import torchvision
+        >>> from simam_inject import injected, plan
+        >>> model = torchvision.models.resnet18()
+        >>> found = plan(model, "paper")
+        >>> len(found.insertions), len(injected(model)), len(injected(found.apply()))
+        (8, 0, 8)
+    """
 
     recipe: Recipe
     insertions: tuple[Insertion, ...]
@@ -67,6 +76,16 @@ class Plan:
             "present": [_as_dict(insertion) for insertion in self.placed[: len(self.present)]],
             "skips": [asdict(skip) for skip in self.skips],
         }
+
+    def why_no_effect(self) -> str:
+        """Why the recipe has no effect at all."""
+        name = self.recipe.name or "the recipe"
+        refused = [skip for skip in self.skips if skip.hit and skip.reason != PRESENT]
+        head = f"{name} matched no site in this model: all its rules are optional, and none of them matches"
+        if refused:
+            head = f"{name} has no effect on this model: all the sites that it matched are skipped"
+        near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or self.skips)[:3]]
+        return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
     def __repr__(self) -> str:
         reasons = Counter(skip.reason for skip in self.skips if skip.hit)

@@ -17,6 +17,7 @@ from simam_inject import inject
 from simam_inject.compare import compare
 from simam_inject.compare.cells import AGAIN_OFFSET
 from simam_inject.errors import CompareError, ModelError, NoMatchError, RecipeError
+from simam_inject.recipe import load_recipe
 from tests.compare.networks import RECIPE, attended_by, attention_of, make_model, noisy
 from tests.messages import says
 
@@ -206,6 +207,11 @@ def no_run(model, seed, report):
         ({"seeds": "10"}, CompareError, says("seeds is '10'", "an int")),
         ({"against": "se"}, CompareError, says("against must be a list", "'se'")),
         ({"e_lambdas": 0.1}, CompareError, says("e_lambdas must be a list", "0.1")),
+        ({"e_lambdas": [None]}, CompareError, says("e_lambdas holds None")),
+        ({"recipes": {"rules": [{"path": "0", "after": "output"}]}}, CompareError, says("recipes must be a list")),
+        ({"recipes": load_recipe("paper")}, CompareError, says("recipes must be a list", "Recipe")),
+        ({"train": None}, CompareError, says("train must be a function")),
+        ({"settings": 3}, CompareError, says("settings a dict")),
         ({"resolve": "0.5"}, CompareError, says("resolve is '0.5'", "number")),
         ({"budget": math.nan}, CompareError, says("budget is nan", "number")),
         ({"settings": {"data": object()}}, CompareError, says("settings cannot be written as JSON", "object")),

@@ -184,7 +184,16 @@ def test_a_number_of_classes_that_could_not_be_built_is_not_written(architecture
     assert not (tmp_path / "net").exists()
 
 
+@pytest.mark.parametrize(("architecture", "classes"), [("timm:test_resnet", None), ("timm:test_vit", 4)])
+def test_what_would_not_load_is_not_written(architecture, classes, tmp_path):
+    model, state = timm.create_model("test_resnet", num_classes=4), torch.get_rng_state()
+    with pytest.raises(ModelError, match="is built with other tensors than those of the model"):
+        hub.save_pretrained(model, tmp_path / "net", architecture=architecture, num_classes=classes)
+    assert not (tmp_path / "net").exists()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "net").write_text("")
     with pytest.raises(FileError, match="cannot be created"):
-        hub.save_pretrained(nn.Conv2d(1, 1, 1), tmp_path / "net", architecture="timm:test_resnet")
+        hub.save_pretrained(timm.create_model("test_resnet"), tmp_path / "net", architecture="timm:test_resnet")

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +153,22 @@ def test_mistakes_in_a_file_name_the_file(tmp_path):
 def test_what_names_nothing_is_refused(source):
     with pytest.raises(RecipeError, match=r"^recipe: "):
         load_recipe(source)
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("rules:\n- {block: A, after: output, where: {channels: }}", "rules[0].where.channels"),
+        ("rules:\n- block: A\n  after: output\n  exclude:", "rules[0].exclude"),
+        ('{"rules": [{"block": "A", "after": "output", "e_lambda": null}]}', "rules[0].e_lambda"),
+        ("rules:\n- {block: A, after: output}\nextends:", "extends"),
+    ],
+)
+def test_a_key_without_a_value_is_a_mistake_in_a_file(text, place, tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(text)
+    with pytest.raises(RecipeError, match=rf"{re.escape(place)}: has no value"):
+        load_recipe(file)
 
 
 def test_extends_puts_the_own_rules_first():
