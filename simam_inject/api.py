@@ -198,7 +198,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 
 
 def eject(model: ModelT) -> ModelT:
-    """Remove every SimAM and restore the original modules and hooks. Modifies the model in place and returns it.
+    """Remove every SimAM from a model, or from a part of one (`model.layer1`), in place, and return it.
 
     Example:
         >>> import torchvision

@@ -129,8 +129,11 @@ def attach(
 
 
 def detach(model: nn.Module) -> None:
-    """Remove every SimAM, every hook and the presence check from a model."""
+    """Remove every SimAM, every hook and the presence check from a model; that of a model around it drops the sites."""
+    hooks = [hook for part in _parts(model) for hook in part.hooks if isinstance(hook, SiteHook)]
     strip(model)
+    for hook in hooks:
+        hook.is_gone = True
     torch.compiler.reset()
 
 

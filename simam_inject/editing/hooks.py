@@ -140,6 +140,8 @@ class SiteHook(Hook):
 
     kind: ClassVar[str]
     sites: list[Insertion]
+    is_gone = False
+    """`eject` removed it, perhaps with a part of the model that has the presence check."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """Another hook with the same records, which are never modified."""

@@ -59,6 +59,10 @@ class Presence(Hook):
         twin.holders = [(path, copy.deepcopy(hook, memo), count) for path, hook, count in self.holders]
         return twin
 
+    def __getstate__(self) -> dict[str, Any]:
+        self.drop_ejected()
+        return dict(vars(self))
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
         vars(self).update(checked(_State, state, "the list of SimAM sites"))
@@ -69,6 +73,7 @@ class Presence(Hook):
         Raises:
             ModelError: one was lost; the message names it and says what to do.
         """
+        self.drop_ejected()
         mended = []
         for place, (path, hook, count) in enumerate(self.holders):
             module = _module_at(root, path)
@@ -96,6 +101,13 @@ class Presence(Hook):
                 "or registered twice, and were restored",
                 stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`
             )
+
+    def drop_ejected(self) -> None:
+        """Forget the hooks of a part that was ejected by itself."""
+        if any(hook.is_gone for _, hook, _ in self.holders):
+            self.holders = [holder for holder in self.holders if not holder[1].is_gone]
+            there = {site.path for _, hook, _ in self.holders for site in hook.sites}
+            self.witnesses = [witness for witness in self.witnesses if witness[1] in there]
 
     def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         """Every attention module of the root, with or without its hook: its holder and its name."""
@@ -187,8 +199,11 @@ def _holds(module: nn.Module, hook: SiteHook) -> bool:
 
 
 def presence_of(model: nn.Module) -> Presence | None:
-    """The presence hook of a root."""
-    return next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
+    """The presence hook of a root; None if all parts with SimAM were ejected by themselves."""
+    found = next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
+    if found is not None:
+        found.drop_ejected()
+    return found if found is not None and found.holders else None
 
 
 def presences_in(model: nn.Module) -> dict[str, Presence]:

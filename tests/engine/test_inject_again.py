@@ -1,14 +1,15 @@
 """Injecting again, more, nested, into a part and into the whole, and back."""
 
 import copy
+import pickle
 
 import pytest
 import torch
 from torch import nn
 
 from simam_inject import eject, inject, injected, plan, simam, verify
-from simam_inject.errors import NoMatchError
-from tests.engine.blocks import Block, Net, conv, network
+from simam_inject.errors import ModelError, NoMatchError
+from tests.engine.blocks import Block, Net, Net2, conv, network
 from tests.messages import says
 from tests.oracle import E_LAMBDA, hooked, same_bits
 from tests.snapshot import snapshot
@@ -222,6 +223,34 @@ def test_ejecting_the_whole_takes_the_part_along():
     assert injected(model) == ()
     assert not any("simam" in str(key) for module in model.modules() for key in module._forward_pre_hooks)
     model.train()(X)
+
+
+class Sums(Net2):
+    def forward(self, x):
+        y = self.inner.a(x) * 2.0
+        return self.norm(self.inner.b(y)) + y
+
+
+@pytest.mark.parametrize("rule", ["after sums.inner.b", "after sums.mul", "before sums.norm"])
+def test_ejecting_a_part_leaves_the_rest(rule):
+    torch.manual_seed(1)
+    plain, x = nn.Sequential(Sums(), Sums()).eval(), torch.rand(2, 4, 8, 8)
+    model = inject(copy.deepcopy(plain), rule, example_inputs=x)
+    second = copy.deepcopy(model)[1]
+    eject(model[0])
+    model[0].norm = plain[0].norm = nn.Identity()
+    with torch.no_grad():
+        wanted = second(plain[0](x))
+        assert not same_bits(wanted, plain(x))
+        for one in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), model):
+            assert same_bits(one(x), wanted)
+            assert verify(one).ok
+    assert len(injected(inject(model, "after sums.mul", example_inputs=x))) == 2 + (rule != "after sums.mul")
+    for part in model:
+        eject(part)
+    with pytest.raises(ModelError, match="no SimAM"):
+        verify(model)
+    assert same_bits(model(x), plain(x))
 
 
 def test_a_failure_on_the_whole_leaves_the_part(monkeypatch):
