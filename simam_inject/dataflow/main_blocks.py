@@ -6,8 +6,8 @@ reductions. What is given no map of known axes (as the image of a network of one
 it has no block inside: the stem of a transformer. The parts of these blocks are searched instead, if there are blocks
 among them:
 
-* what returns the very tensor of a block inside it, or a smaller map than those of blocks of which two have the same
-  class, and has at least half of its convolutions in such blocks: a stage;
+* what returns the very tensor of a block inside it, perhaps passed on by a dropout or a cast, or a smaller map than
+  those of blocks of which two have the same class, and has at least half of its convolutions in such blocks: a stage;
 * what contains all convolutions: the network itself in a wrapper;
 * classes whose modules contain each other: a recursion;
 * blocks of which no two have the same class, around blocks of which two have: a trunk with a skip connection around it.
@@ -208,12 +208,13 @@ class MainBlocks:
         return {kind for kind in self._classes(blocks) if surplus[kind] >= 0}
 
     def _inside_all(self, blocks: list[str]) -> list[str]:
-        """The blocks inside the blocks, if two of them have the same class; else the blocks."""
-        classes = self.recursive
-        self.recursive = classes | self._classes(blocks)
-        inside = self._inside("")
-        if self._repeated(inside):
-            return inside
+        """The outermost blocks inside the blocks of which two have the same class; if there are none, the blocks."""
+        classes, inside = self.recursive, blocks
+        while inside:
+            self.recursive = self.recursive | self._classes(inside)
+            inside = self._inside("")
+            if self._repeated(inside):
+                return inside
         self.recursive = classes
         return blocks
 
@@ -235,8 +236,8 @@ class MainBlocks:
         is_chain = path not in self.residual and self._repeated(blocks)
         if is_chain and all(self._makes_smaller(path, block) for block in blocks):
             return True
-        result = maps[0][1]
-        inner = [call for call, _ in result.returns if call.path.startswith(f"{path}.") and self._is_block(call.path)]
+        returns = [call for value in maps[0][1].passed_from() for call, _ in value.returns]
+        inner = [call for call in returns if call.path.startswith(f"{path}.") and self._is_block(call.path)]
         inner = [call for call in inner if len(self._maps_of(call)) == 1]
         return bool(inner) and (own not in self.classes or any(type(call.module) is own for call in inner))
 

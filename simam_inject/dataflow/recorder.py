@@ -158,7 +158,7 @@ class Recorder(Namer):
 
     def _enter(self, step: Step) -> None:
         """Add a step to its forward and to the recording, and one more for each entry of a list, tuple or dict."""
-        is_origin = step.kind != "input" and (step.call is None or not step.call.is_scope)
+        is_origin = step.kind != "input" and step.is_leaf
         for _, value in step.values:
             if is_origin and value.origin is None:
                 value.origin = step

@@ -29,10 +29,13 @@ _MOST_ON_SKIP = 2
 """A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
 _SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
 _SQUASHING = _SIGMOIDS | words("tanh clamp relu6")
-_RESHAPING = words("view reshape expand expand_as unsqueeze interpolate")
+_ARITHMETIC = words("add sub mul div")
+_RESHAPING = words(
+    "view view_as reshape flatten unflatten expand expand_as repeat squeeze unsqueeze permute transpose interpolate"
+)
 _NOT_LAST = (FAMILIES["norm"] | FAMILIES["act"]) - _SQUASHING  # after the last convolution of a head
-_PASSING = FAMILIES["norm"] | FAMILIES["act"] | words("pad identity dropout getitem")
-"""Kinds that may come between an upsampling and the join that it is for."""
+_PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}
+"""Kinds that may come between an upsampling and the join that it is for, besides what passes a map on."""
 
 
 @dataclass(slots=True)
@@ -56,7 +59,7 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     adds = [(path, one) for path, one in steps if one.kind == "add" and _has_two_maps(one)]
     found.residual.update(path for path, add in adds if _enter_join(found, add))
     _enter_ties(recording, found, adds)
-    times = [one.value.made for one in recording.steps.values() if one.value and _is_leaf(one) and _weight(one)]
+    times = [one.value.made for one in recording.steps.values() if one.value and one.is_leaf and _weight(one)]
     for call in recording.first_calls.values():
         found.in_gate.update(step.path for step in _inside_gates(call, times))
     blocks = MainBlocks(recording, sites).find(found.residual)
@@ -79,7 +82,7 @@ def _enter_ties(recording: Recording, found: Structure, adds: Sequence[tuple[str
         scope = paths[0].rpartition(".")[0]
         return (type(recording.modules[scope]), *(path.removeprefix(scope) for path in paths))
 
-    plain = {add.path for _, add in adds if any(one.kind in ("input", "identity") for one in add.inputs)}
+    plain = {add.path for _, add in adds if any(one.kind == "input" or one.passed for one in add.inputs)}
     alike = {in_class(add, branch) for branch, add in found.joins.items() if add in plain}
     for path, add in adds:
         branches = [one for one in add.inputs[:2] if in_class(add.path, one.path) in alike]
@@ -88,8 +91,14 @@ def _enter_ties(recording: Recording, found: Structure, adds: Sequence[tuple[str
 
 
 def _has_two_maps(step: Step) -> bool:
-    operands = step.inputs[:2]
-    return len(operands) == 2 and all(one.value is not None and one.kind != "outside" for one in operands)
+    return sum(bool(one.shape) and one.kind != "outside" for one in step.inputs[:2]) == 2
+
+
+def _passed(step: Step) -> Step | None:
+    """The step whose result it passes on, perhaps multiplied by or added to a number or a parameter."""
+    if step.kind in _ARITHMETIC and not _has_two_maps(step):
+        return max(step.inputs, key=lambda one: len(one.shape), default=None)
+    return step.passed
 
 
 def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool:
@@ -97,7 +106,7 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
     operands = add.inputs[:2]
     above = [_ancestors(operand) for operand in operands]
     own = [above[0] - above[1], above[1] - above[0]]
-    if len(set(map(_shape, operands))) > 1 or not above[0] & above[1]:
+    if len({one.shape for one in operands}) > 1 or not above[0] & above[1]:
         return False
     weights = [sum(map(_weight, steps)) for steps in own]
     upsampled = [any(_upsamples(step) and not _keeps_size(step) for step in steps) for steps in own]
@@ -116,12 +125,13 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
 
 
 def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
-    """A product or difference of two maps, numbers other than zeros that an operation makes (a detector's anchors), or
-    one of several results of a block with convolutions, where the branch is one, too.
+    """A product of two maps, also of matrices, a subtraction, numbers other than zeros that an operation makes (a
+    detector's anchors), or one of several results of a block with convolutions, where the branch is one, too.
     """
     is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
     is_one_of_several = step.kind == branch.kind == "entry" and any(map(_weight, step.inputs))
-    return is_made or is_one_of_several or step.kind in ("mul", "sub")
+    is_product = step.kind in ("mul", "matmul", "bmm") and _has_two_maps(step)
+    return is_made or is_one_of_several or is_product or step.kind == "sub"
 
 
 def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
@@ -146,7 +156,7 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, se
     if all(squashed):
         squashed = [_ends_in(_SIGMOIDS, one) for one in operands]
     for index, other in ((0, 1), (1, 0)):
-        mine, its = _shape(operands[index]), _shape(operands[other])
+        mine, its = operands[index].shape, operands[other].shape
         is_smaller = len(mine) == len(its) and mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
         before = sum(time <= operands[other].values[0][1].made for time in times)
         is_mask = sum(map(_weight, own[index])) > 2 * max(1, before)
@@ -154,18 +164,14 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, se
             yield operands[index], operands[other], own[index]
 
 
-def _ends_in(kinds: Set[str], step: Step) -> bool:
-    """The last operation that is more than a reshape is one of these kinds, also inside of a module."""
-    for _ in range(8):
+def _ends_in(kinds: Set[str], step: Step | None) -> bool:
+    """The last operation that does more than pass on or reshape is one of these kinds, also inside of a module."""
+    while step is not None and step.kind not in kinds:
         whole = step.inputs[0] if step.kind == "entry" else step
         inner = whole.call.steps if whole.call else []
         last = next((one for one in reversed(inner) if one.value is step.value), None)
-        if step.kind in kinds:
-            return True
-        if last is None and step.kind not in _RESHAPING:
-            return False
-        step = last or (step.inputs[0] if step.inputs else step)
-    return False
+        step = last or _passed(step) or next((one for one in step.inputs if step.kind in _RESHAPING), None)
+    return step is not None
 
 
 def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
@@ -183,19 +189,10 @@ def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
 
 def _weight(step: Step) -> int:
     """Convolutions and matrix products in a step: as operations, or as modules where these cannot be seen."""
-    if step.call is None or not step.call.is_scope:
+    if step.call is None or step.is_leaf:
         return int(step.kind.startswith("conv") or step.kind == "linear")
     modules = sum(isinstance(part, _WEIGHTED) for part in step.call.module.modules())
     return max(modules, sum(map(_weight, step.call.steps)))
-
-
-def _is_leaf(step: Step) -> bool:
-    """An operation, an entry of a result, or a module without children."""
-    return step.call is None or not step.call.is_scope
-
-
-def _shape(step: Step) -> tuple[int, ...]:
-    return () if step.value is None else step.value.shape
 
 
 def _sizes_given(step: Step) -> list[tuple[int, ...]]:
@@ -207,7 +204,7 @@ def _sizes_given(step: Step) -> list[tuple[int, ...]]:
 
 def _enlarges(step: Step) -> bool:
     """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
-    given, size = _sizes_given(step), _shape(step)[2:]
+    given, size = _sizes_given(step), step.shape[2:]
     if step.kind in UPSAMPLING:
         return not given or 1 < max(given[0], default=1) <= max(size, default=1)
     is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
@@ -221,7 +218,7 @@ def _upsamples(step: Step) -> bool:
 
 def _keeps_size(step: Step) -> bool:
     """A module that returns a map of the size that it is given: attention over a smaller map, enlarged again."""
-    return step.kind == "block" and step.value is not None and _shape(step)[2:] in _sizes_given(step)
+    return step.kind == "block" and step.value is not None and step.shape[2:] in _sizes_given(step)
 
 
 def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
@@ -239,10 +236,11 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
         return 1
     if step.kind == "block" and _upsamples(step):
         return (0 if is_add else 0.5) if _keeps_size(step) else 1
-    inputs = step.inputs if _weight(step) == 1 or step.kind in _PASSING else ()
+    source = _passed(step)
+    inputs = step.inputs if source or _weight(step) == 1 or step.kind in _PASSING else ()
     if step.kind == "mul" and not is_add:
-        inputs = tuple(one for one in step.inputs if _shape(one) == _shape(step))
-    return _was_upsampled(inputs[0], is_add, depth + 1) if depth < 4 and inputs else 0
+        inputs = tuple(one for one in step.inputs if one.shape == step.shape)
+    return _was_upsampled(source or inputs[0], is_add, depth + (not source)) if depth < 4 and inputs else 0
 
 
 def _decoders(recording: Recording, structure: Structure) -> set[str]:
@@ -315,12 +313,12 @@ def _is_part_of_another(recording: Recording, found: set[str], path: str) -> boo
 
 def _is_head(recording: Recording, step: Step) -> bool:
     """Its last convolution makes at most 4 channels, or is 1x1 or makes fewer, without norm or activation after it."""
-    inside = [one for path, one in recording.steps.items() if path.startswith(f"{step.path}.") and _is_leaf(one)]
+    inside = [one for path, one in recording.steps.items() if path.startswith(f"{step.path}.") and one.is_leaf]
     at, last = max(((at, one) for at, one in enumerate(inside) if _weight(one)), default=(0, step))
     facts = conv_facts(last.call.module) if last.call else last.facts
-    is_less = max(facts.get("kernel", [0])) == 1 or any(_shape(last)[1:2] < _shape(one)[1:2] for one in last.inputs[:1])
+    is_less = max(facts.get("kernel", [0])) == 1 or any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
     is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
-    return ((is_less and is_plain) or _shape(last)[1:2] <= (4,)) and not _meets_convolution(recording, step)
+    return ((is_less and is_plain) or last.shape[1:2] <= (4,)) and not _meets_convolution(recording, step)
 
 
 def _meets_convolution(recording: Recording, step: Step) -> bool:
@@ -342,9 +340,10 @@ def _readers_among(recording: Recording, join: Step, main: set[str], depth: int 
     """
     found = set()
     for step in join.readers:
+        source = _passed(step)
         is_block = step.kind == "block" and _keeps_size(step) and not _is_head(recording, step)
         if step.path in main or (is_block and _weight(step) >= least):
             found.add(step.path)
-        elif depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv")):
-            found |= _readers_among(recording, step, main, depth + 1, least)
+        elif source or (depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv"))):
+            found |= _readers_among(recording, step, main, depth + (not source), least)
     return found

@@ -13,6 +13,7 @@ import torch
 from torch import fx, nn
 
 from simam_inject.dataflow.twin import reachable
+from simam_inject.kinds import TRANSPARENT
 from simam_inject.nested import Key
 
 Shape = tuple[int, ...]
@@ -62,6 +63,15 @@ class Value:
     arguments: list[tuple[Frame, Key, tuple[Key, ...]]] = field(default_factory=list)
     """Module calls that it was given to, with the argument's position or keyword and the keys inside it."""
 
+    def passed_from(self) -> list[Value]:
+        """The value, and those of its shape before it that identities, dropouts, casts and the like pass on."""
+        found = [self]
+        for value in found:
+            step = value.origin.passed if value.origin else None
+            source = step.value if step else value.alias_of
+            found += [source] if source is not None and source.shape == value.shape else []
+        return found
+
 
 Entries = list[tuple[tuple[Key, ...], Value]]
 """Tensors of one result, with the keys that lead to each; a bare tensor has none."""
@@ -103,6 +113,23 @@ class Step:
     def value(self) -> Value | None:
         """Its result, if that is one tensor."""
         return self.values[0][1] if len(self.values) == 1 and not self.values[0][0] else None
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of its result; () if that is not one tensor."""
+        return () if self.value is None else self.value.shape
+
+    @property
+    def is_leaf(self) -> bool:
+        """An operation, an entry of a result, or the call of a module without children."""
+        return self.call is None or not self.call.is_scope
+
+    @property
+    def passed(self) -> Step | None:
+        """The step whose result it passes on, if it is an identity, a dropout, a cast, a copy or the like."""
+        source = None if self.value is None else self.value.alias_of
+        same = [one for one in self.inputs if source is not None and one.value is source]
+        return next(iter(same or self.inputs[: self.kind in TRANSPARENT]), None)
 
 
 @dataclass(eq=False, slots=True, repr=False)

@@ -717,6 +717,50 @@ def shrinking(count, *last):
     return nn.Sequential(c3(3, 8), *stages, c1(8, 2))
 
 
+class Cast(Row):
+    def forward(self, x):
+        return super().forward(x).contiguous().to(x.dtype)
+
+
+class Poured(nn.Module):
+    """A decoder block with an operation after the upsampling."""
+
+    def __init__(self, then):
+        super().__init__()
+        self.then, self.merge = then, double(16, 8)
+
+    def forward(self, earlier, x):
+        return self.merge(torch.cat([self.then(F.interpolate(x, scale_factor=2)), earlier], 1))
+
+
+class Faded(Darn):
+    """Its skip connection is multiplied by a number or a parameter."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor + self.second(F.relu(self.first(x)))
+
+
+class Dimmed(Darn):
+    """Its branch is multiplied by a gate of its size."""
+
+    def __init__(self, squash):
+        super().__init__()
+        self.gate, self.squash = c3(8, 8), squash
+
+    def forward(self, x):
+        y = self.second(F.relu(self.first(x)))
+        return x + y * self.squash(self.gate(y))
+
+
+def between(make, argument):
+    """Two blocks between a stem and a head."""
+    return nn.Sequential(c3(3, 8), make(argument), make(argument), c1(8, 2))
+
+
 class Shortened(nn.Module):
     """A residual block of separable convolutions that makes the map smaller, as in Xception."""
 
@@ -754,7 +798,7 @@ class Cup(nn.Module):
     def forward(self, x):
         a = self.a(x)
         b = self.b(a)
-        x = self.mix(torch.cat([self.up2(self.c(b)), b], 1))
+        x = self.mix(torch.cat([self.up2(self.c(b)), b], 1).contiguous())
         return torch.sigmoid(2 * F.interpolate(self.head(torch.cat([self.up1(x), a], 1)), scale_factor=2))
 
 
@@ -980,6 +1024,22 @@ CASES = [
     (lambda: shrinking(2, nn.MaxPool2d(2)), "block-output", "{1,2}.parts.{0,1}"),
     (lambda: shrinking(1, nn.MaxPool2d(2)), "block-output", "{1,2}"),
     (lambda: nn.Sequential(c3(3, 8), Shortened(), Shortened(), c1(8, 2)), "block-output", "{1,2}"),
+    (lambda: shrinking(2, nn.Identity()), "block-output", "{1,2}.parts.{0,1}"),
+    (lambda: shrinking(2, nn.Dropout(0.1), nn.Sequential()), "paper", "{1,2}.parts.{0,1}.second"),
+    (lambda: between(lambda count: Cast(*(Darn() for _ in range(count))), 2), "block-output", "{1,2}.parts.{0,1}"),
+    (
+        lambda: nn.Sequential(c3(3, 8), Around(Row(Darn(), Darn(), c3(8, 8))), c3(8, 3)),
+        "paper",
+        "1.part.parts.{0,1}.second",
+    ),
+    (lambda: Stairs(lambda: Poured(lambda x: x.float().to(x.dtype))), "unet", "d2 d1"),
+    (lambda: Stairs(lambda: Poured(lambda x: x.clone().type_as(x))), "unet", "d2 d1"),
+    (lambda: Stairs(lambda: Poured(lambda x: x / 2)), "unet", "d2 d1"),
+    (lambda: between(Faded, 0.5), "residual", "{1,2}.second"),
+    (lambda: between(Faded, nn.Parameter(torch.rand(8, 1, 1))), "residual", "{1,2}.second"),
+    (lambda: between(Dimmed, lambda x: x.float().sigmoid().to(x.dtype)), "paper", "{1,2}.second"),
+    (lambda: between(Dimmed, lambda x: x.flatten(2).softmax(1).view_as(x)), "paper", "{1,2}.second"),
+    (lambda: between(Dimmed, lambda x: F.relu6(x + 3) / 6), "paper", "{1,2}.second"),
 ]
 
 
