@@ -30,6 +30,7 @@ _MOST_ON_SKIP = 2
 _SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
 _SQUASHING = _SIGMOIDS | words("tanh clamp relu6")
 _ARITHMETIC = words("add sub mul div")
+_PRODUCTS = words("mul matmul bmm einsum scaled_dot_product_attention")
 _RESHAPING = words(
     "view view_as reshape flatten unflatten expand expand_as repeat squeeze unsqueeze permute transpose interpolate"
 )
@@ -130,7 +131,7 @@ def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
     """
     is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
     is_one_of_several = step.kind == branch.kind == "entry" and any(map(_weight, step.inputs))
-    is_product = step.kind in ("mul", "matmul", "bmm") and _has_two_maps(step)
+    is_product = step.kind in _PRODUCTS and _has_two_maps(step)
     return is_made or is_one_of_several or is_product or step.kind == "sub"
 
 

@@ -756,6 +756,19 @@ class Dimmed(Darn):
         return x + y * self.squash(self.gate(y))
 
 
+class Heeding(nn.Module):
+    """Attention and a convolution beside it, none of which is a skip connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv, self.places = c1(8, 24), c3(8, 8)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).flatten(2).mT.chunk(3, 2)
+        y = F.scaled_dot_product_attention(q, k, v)
+        return y.mT.view(x.shape) + self.places(v.mT.reshape(x.shape))
+
+
 def between(make, argument):
     """Two blocks between a stem and a head."""
     return nn.Sequential(c3(3, 8), make(argument), make(argument), c1(8, 2))
@@ -1035,6 +1048,7 @@ CASES = [
     (lambda: Stairs(lambda: Poured(lambda x: x.float().to(x.dtype))), "unet", "d2 d1"),
     (lambda: Stairs(lambda: Poured(lambda x: x.clone().type_as(x))), "unet", "d2 d1"),
     (lambda: Stairs(lambda: Poured(lambda x: x / 2)), "unet", "d2 d1"),
+    (lambda: nn.Sequential(c3(3, 8), Darn(), Heeding(), c1(8, 2)), "residual", "1.second"),
     (lambda: between(Faded, 0.5), "residual", "{1,2}.second"),
     (lambda: between(Faded, nn.Parameter(torch.rand(8, 1, 1))), "residual", "{1,2}.second"),
     (lambda: between(Dimmed, lambda x: x.float().sigmoid().to(x.dtype)), "paper", "{1,2}.second"),
