@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.hooks import Hook, InputHook, OutputHook, SiteHook, all_hooks, guard_hooks, hooks_on
-from simam_inject.editing.presence import Presence, distance_to_end
+from simam_inject.editing.presence import Presence, distance_to_end, presences_in, watched_in
 from simam_inject.editing.rewrite import RewrittenMethod
 from simam_inject.editing.serialization import ExampleRecord, checked
 from simam_inject.errors import FileError, ModelError, a_type
@@ -126,6 +126,20 @@ def attach(
     finally:
         guard_hooks()
         torch.compiler.reset()
+
+
+def check_edits(model: nn.Module) -> None:
+    """Raise for an edit that was lost, and restore a hook that was dropped, as the next forward would.
+
+    SimAMs that came with modules which were added later, as copies of a block, are watched from now on.
+    """
+    presences = presences_in(model)
+    for path, presence in presences.items():
+        presence(model.get_submodule(path), ())
+    sites = [entry.insertion for entry in attended_in(model)]
+    if [*presences] == [""] and len(sites) > watched_in(model):
+        own = presences[""]
+        attach(model, sites, recipes=own.recipes, example=own.example, reuse=True)
 
 
 def detach(model: nn.Module) -> None:

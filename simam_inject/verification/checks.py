@@ -10,7 +10,7 @@ from torch import nn
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended
-from simam_inject.editing.presence import presences_in
+from simam_inject.editing.presence import presences_in, watched_in
 from simam_inject.errors import a_type, shortened
 
 Marks = dict[str, tuple[int, int | None]]
@@ -73,10 +73,11 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
     presences = presences_in(model)
     problem = "the presence check was removed from the model"
     if "" in presences:
-        expected = sum(len(hook.sites) for _, hook, _ in presences[""].holders)
-        # A part may have been injected by itself.
-        is_right = len(sites) == expected or (len(presences) > 1 and len(sites) > expected)
-        problem = "" if is_right else f"{len(sites)} of {expected} sites are in the model"
+        expected = watched_in(model)
+        problem = f"{len(sites)} of {expected} sites are in the model" if len(sites) < expected else ""
+        if len(sites) > expected and len(presences) == 1:  # a part may have been injected by itself
+            came = f"{len(sites) - expected} of {len(sites)} sites came with modules that were added later"
+            problem = f"{came}: call inject again, which watches them as well"
         recipes = [recipe for own in presences.values() for recipe in own.recipes]
         peers = [f"{path}.{peer}".lstrip(".") for path, own in presences.items() for peer in own.peers]
         problem = next(filter(None, (_why_other(entry, recipes, peers) for entry in sites)), problem)

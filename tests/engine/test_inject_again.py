@@ -253,6 +253,20 @@ def test_ejecting_a_part_leaves_the_rest(rule):
     assert same_bits(model(x), plain(x))
 
 
+def test_a_copy_of_a_block_that_was_added_later():
+    model = inject(network(), "after block.a", example_inputs=X)
+    model.append(copy.deepcopy(model[2]))
+    plain = eject(copy.deepcopy(model))
+    assert same_bits(run(model), oracle(plain, ["1.inner.a", "2.inner.a", "3.inner.a"]))
+    assert "1 of 3 sites came with modules that were added later" in str(verify(model))
+    with pytest.warns(UserWarning, match="all 3 sites"):
+        inject(model, "after block.a", example_inputs=X)
+    assert verify(model).ok
+    del model[3].inner.a.simam
+    with pytest.raises(ModelError, match=says("3.inner.a", "was lost")):
+        run(model)
+
+
 def test_a_failure_on_the_whole_leaves_the_part(monkeypatch):
     model = with_head()
     monkeypatch.setattr("simam_inject.api.check_model", lambda *_args, **_options: 1 / 0)
