@@ -28,7 +28,7 @@ from simam_inject.errors import ModelError, NoMatchError, RecipeError, Verificat
 from simam_inject.matching.explain import explain_unmatched_glob
 from simam_inject.matching.hits import Skip
 from simam_inject.matching.match import match
-from simam_inject.modules import check_injectable, unwrapped
+from simam_inject.modules import check_has_data, check_injectable, unwrapped
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.planner import decide
@@ -244,7 +244,7 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
         example_inputs: as for `inject`; None uses inputs of the shapes that `inject` was given.
 
     Raises:
-        ModelError: the model has no SimAM, or raises on the example inputs.
+        ModelError: the model has no SimAM or no data, or raises on the example inputs.
 
     Example:
         >>> import torch, torchvision
@@ -262,10 +262,9 @@ def verify(model: nn.Module, *, example_inputs: Any = None) -> Verification:
         elif any(attended_in(network)):
             where = f"SimAM was injected into a model that this {name} or a part of it was in: verify that model"
         raise ModelError(where)
-    if example_inputs is None and presence.example is not None:
-        example = example_like(network, presence.example)
-    else:
-        example = example_of(network, example_inputs)
+    check_has_data(network)
+    remembered = presence.example if example_inputs is None else None
+    example = example_of(network, example_inputs) if remembered is None else example_like(network, remembered)
     return check_model(network, example)
 
 

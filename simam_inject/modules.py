@@ -70,15 +70,21 @@ def check_injectable(thing: object) -> None:
         raise ModelError(
             f"{type(model).__name__} overrides __call__, so hooks on it do not run: rename the method to forward"
         )
+    check_has_data(model)
+
+
+def check_has_data(model: nn.Module) -> None:
+    """Raise an error for a model whose tensors have no data.
+
+    Raises:
+        ModelError: a parameter or buffer is lazy, or on the meta device.
+    """
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
-            raise ModelError(
-                f"{name} of this model has no shape yet (a lazy module): run one forward first, then inject"
-            )
+            raise ModelError(f"{name} of this model has no shape yet (a lazy module): run one forward first")
         if tensor.is_meta:
             raise ModelError(
-                f"this model is on the meta device ({name}): give it real tensors first (model.to_empty(device=...)), "
-                "then inject"
+                f"this model is on the meta device ({name}): give it real tensors first (model.to_empty(device=...))"
             )
 
 

@@ -213,6 +213,9 @@ def test_parameters_on_the_meta_device_are_named():
     partly = network_without_data()
     partly.block.b.to("meta")
     refuses(ModelError, r"on the meta device \(block\.b\.weight\)", partly, "after block.a")
+    attended = inject(network_without_data(), "after block.a", example_inputs=X).to("meta")
+    with pytest.raises(ModelError, match=r"on the meta device \(stem\.weight\)"):
+        verify(attended)
 
 
 def network_without_data():
