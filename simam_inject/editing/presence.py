@@ -73,11 +73,14 @@ class Presence(Hook):
         Raises:
             ModelError: one was lost; the message names it and says what to do.
         """
-        self.drop_ejected()
         mended = []
         for place, (path, hook, count) in enumerate(self.holders):
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
+                if hook.is_gone:
+                    self.drop_ejected()
+                    self(root, _args)
+                    return
                 module = self._follow(root, place)
             if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
                 site = hook.sites[0]
