@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
-from typing import Literal, Self
+from typing import Literal, Self, get_args
 
 from simam_inject.kinds import FAMILIES, KINDS, NOT_OPERATIONS, find_kind
 from simam_inject.recipe.wording import describe, did_you_mean
@@ -122,11 +122,14 @@ class Kind(str):
         return kind in FAMILIES[self] if self in FAMILIES else Glob(self).matches(kind)
 
 
+_Word = Literal["output", "input", "residual"]
+
+
 @dataclass(frozen=True, slots=True)
 class BlockValue:
     """The output or input of a block, or its branch just before it joins the skip connection."""
 
-    word: Literal["output", "input", "residual"]
+    word: _Word
     key: str | None = None
     """Of `output`: one entry of a list, tuple or dict; None for everything that the block returns."""
 
@@ -144,6 +147,16 @@ class Child:
 
     def __str__(self) -> str:
         return self.name if self.call is None else f"{self.name}[{self.call or '*'}]"
+
+
+def write_child(name: str) -> str:
+    """The name of a child as `after` and `before` take it: in braces where it is a word for a value of the block.
+
+    >>> write_child("conv2"), write_child("output"), write_child("output:0")
+    ('conv2', '{output}', '{output}:0')
+    """
+    word, colon, key = name.partition(":")
+    return f"{{{word}}}{colon}{key}" if word.lower() in get_args(_Word) else name
 
 
 def parse_place(text: str) -> BlockValue | Child:

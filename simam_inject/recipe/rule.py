@@ -24,7 +24,7 @@ from pydantic import (
 
 from simam_inject.errors import warn_of_channel_count
 from simam_inject.recipe.grammar import Name, ReadAs, RecipeModel, Text, allow, as_tuple, either, one_or_many
-from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place
+from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place, write_child
 from simam_inject.recipe.operations import FactConditions, Link, Numbers, Operation, find_element, parse_chain
 from simam_inject.recipe.wording import describe, join_names
 
@@ -162,7 +162,8 @@ class Rule(RecipeModel):
     def _check_target(cls, written: str | Operation, info: ValidationInfo) -> str | Operation:
         target = _read_target(written)
         if isinstance(target, BlockValue) and (info.field_name, target.word) in _MISPLACED:
-            raise ValueError(_MISPLACED[str(info.field_name), target.word])
+            problem = _MISPLACED[str(info.field_name), target.word]
+            raise ValueError(f"{problem}, or {write_child(target.word)!r} for a child of that name")
         if info.data.get("pattern") is not None:
             find_element(parse_chain(info.data["pattern"]), target)
         return written

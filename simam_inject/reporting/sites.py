@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from simam_inject.errors import plural, shortened
 from simam_inject.kinds import FAMILIES
 from simam_inject.matching.match import why_not_attendable
 from simam_inject.planning.tables import Table, format_map, format_span
+from simam_inject.recipe.names import write_child
 from simam_inject.reporting.drawing import CONTAINERS
 
 
@@ -26,7 +28,7 @@ class Group:
     @property
     def kind(self) -> str:
         """`block`, or of something inside a block the operation with its kernel, or the class."""
-        if self.sites[0].class_name == self.name:
+        if all(site.kind == "block" and site.class_name in (None, self.name) for site in self.sites):
             return "block"
         is_module = ("block", "module")
         kinds = [site.class_name or "block" if site.kind in is_module else _kind_of(site) for site in self.sites]
@@ -76,23 +78,33 @@ def owner_of(site: Site, anatomy: Anatomy) -> tuple[str, str]:
     return (block and block.class_name) or "", name
 
 
+def _is_named_by_class(site: Site, anatomy: Anatomy) -> bool:
+    """A block in a plain container, such as `layer1.0`, or a map that it returns: the row of its class is enough."""
+    around = anatomy.site_by_path.get(site.scope)
+    in_container = around is not None and around.class_name in CONTAINERS
+    return in_container and site.kind == "block" and site.class_name not in CONTAINERS
+
+
 def summarize(anatomy: Anatomy) -> list[Group]:
-    """The block classes of a model: those of main blocks first, plain containers last."""
+    """The block classes of a model: those of main blocks first, plain containers last.
+
+    Of a block that returns a list, tuple or dict, the sites are the feature maps in it.
+    """
     groups: dict[str, Group] = {}
     for site in anatomy.blocks():
-        name = site.class_name or site.path
-        groups.setdefault(name, Group(name)).sites.append(site)
-    children: dict[tuple[str, str], Group] = {}
+        if site.class_name is not None:
+            maps = [anatomy.site_by_path[path] for path in site.maps]
+            groups.setdefault(site.class_name, Group(site.class_name)).sites.extend(maps or [site])
+    inside = defaultdict[str, dict[str, list[Site]]](dict)
     for site in anatomy.sites:
         owner, name = owner_of(site, anatomy)
-        around = anatomy.site_by_path.get(site.scope)
-        in_container = around is not None and around.class_name in CONTAINERS
-        is_named_by_class = in_container and site.kind == "block" and site.class_name not in CONTAINERS
-        if owner not in groups or not site.path or site.kind == "input" or is_named_by_class:
-            continue
-        if (owner, name) not in children:
-            groups[owner].children.append(children.setdefault((owner, name), Group(name)))
-        children[owner, name].sites.append(site)
+        if owner in groups and site.path.partition(":")[0] and site.kind != "input":
+            inside[owner].setdefault(name, []).append(site)
+    for owner, named in inside.items():
+        for name, sites in named.items():
+            if not all(_is_named_by_class(site, anatomy) for site in sites):
+                written = write_child(f"{name}[1]" if f"{name}[2]" in named else name)
+                groups[owner].children.append(Group(written, sites))
 
     def rank(group: Group) -> int:
         is_main = any("main" in site.structure for site in group.sites)
@@ -139,7 +151,7 @@ def _row(group: Group, name: str) -> list[str]:
 def _suggest(groups: list[Group]) -> Iterator[str]:
     """Selectors for the first class of blocks: its output, its last spatial convolution, its residual branch."""
     for group in groups:
-        is_result = any(not site.path for site in group.sites)
+        is_result = any(not site.path.partition(":")[0] for site in group.sites)
         if group.obstacle is None and not is_result and group.name not in CONTAINERS:
             break
     else:

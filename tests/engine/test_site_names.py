@@ -250,6 +250,25 @@ def test_the_first_of_several_by_its_number():
     assert found(path="block.[am]*", exclude="block.mul") == ["block.a"]
 
 
+def test_a_child_named_as_a_value_of_the_block():
+    class Layer(Block):
+        def __init__(self):
+            super().__init__()
+            self.output = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return self.output(self.a(x)) + x
+
+    def found(selector):
+        made = plan(Net(Layer()), selector, example_inputs=X)
+        return [one.path for one in made.insertions], [skip.reason for skip in made.skips]
+
+    assert found("after layer.{output}") == (["block.output"], [])
+    paths, (reason,) = found("after layer.output")
+    assert paths == ["block"]
+    assert "for the child of that name write '{output}'" in reason
+
+
 def test_an_operation_inside_a_module_without_children():
     rule = {"path": "block.a", "after": "relu"}
     with pytest.raises(NoMatchError, match=r"block\.a: has no children, and so no relu"):

@@ -68,7 +68,7 @@ MESSAGES = [
     (rule("block: A, after: b, before: c"), "rules[1]", ["both 'after' and 'before'"]),
     (rule("block: A, before: output"), "rules[1].before", ["write after: output"]),
     (rule("block: A, after: input"), "rules[1].after", ["write before: input"]),
-    (rule("block: A, after: residual"), "rules[1].after", ["write before: residual"]),
+    (rule("block: A, after: residual"), "rules[1].after", ["write before: residual, or '{residual}' for a child"]),
     (rule("block: A, after: [conv1, conv2]"), "rules[1].after", ["found a list", "'{conv1,conv2}'"]),
     (rule("block: A, after: 0"), "rules[1].after", ["found 0", "in quotes: '0'"]),
     (rule("block: A, after: 'relu[0]'"), "rules[1].after", ["found 'relu[0]'", "relu[1] is the first"]),

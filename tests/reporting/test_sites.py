@@ -113,6 +113,28 @@ def test_children_of_a_container_can_be_named_and_the_result_is_not_suggested():
     assert not any("unet" in line for line in lines)
 
 
+def test_a_child_is_listed_as_a_rule_names_it_with_all_its_sites():
+    shape = (1, 8, 16, 16)
+    sites = []
+    for path, unit in (("a", inside("a.net", "0", "conv2d", shape, 1)), ("b", block("b.net.0", "Unit", shape, 1))):
+        sites += [unit, block(f"{path}.net", "Sequential", shape, 1), inside(path, "output", "relu", shape, 1)]
+        sites += [inside(path, "add", "add", shape, 1), inside(path, "add[2]", "add", shape, 1)]
+        sites.append(block(path, "Block", shape, 1))
+    found = {entry.name: entry for entry in summarize(Anatomy(tuple(sites)))}["Block"]
+    names = {child.name: (child.kind, len(child.sites)) for child in found.children}
+    assert names["net.0"] == ("conv2d / Unit", 2)
+    assert list(names) == ["net.0", "net", "{output}", "add[1]", "add[2]"]
+
+
+def test_a_class_of_blocks_that_return_lists_has_the_maps_as_sites():
+    unit = block("a.0", "Unit", None, None, maps=("a.0:0", "a.0:1"), obstacle="returns 2 tensors")
+    maps = [block(path, None, (1, 8, 16, 16), 1) for path in unit.maps]
+    anatomy = Anatomy((*maps, unit, block("a", "Sequential", (1, 8, 16, 16), 1), block("", "Net", (1, 10), None)))
+    assert next((group.name, group.kind, len(group.sites)) for group in summarize(anatomy)) == ("Unit", "block", 2)
+    assert not [group for group in summarize(anatomy) if ":" in group.name]
+    assert render(anatomy)[-1] == "  --after unit"
+
+
 def test_a_model_without_blocks_gets_a_recipe():
     lines = render(Anatomy((Site("", "", "conv2d", "Conv2d", shape=(1, 4, 8, 8)),)))
     assert lines[-1] == "  --recipe every-conv"
