@@ -65,6 +65,7 @@ def find_kind(name: str) -> str | None:
     ('batch_norm', 'max_pool', 'cat', None)
     """
     plain = name.lower().replace("_", "").removesuffix("withindices")
+    plain = re.sub(r"^\w+(?=frozenbatchnorm)", "", plain)  # transformers' have a prefix: `RTDetrFrozenBatchNorm2d`
     return _SPELLINGS.get(plain) or _SPELLINGS.get(re.sub(r"[123]d$", "", plain))
 
 

@@ -14,7 +14,13 @@ from simam_inject.kinds import FAMILIES, KINDS, kind_of
 
 _kind_of = lru_cache(maxsize=4096)(kind_of)
 _LAYERS = frozenset().union(*FAMILIES.values())
-_CONV_PARAMETERS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_PARAMETERS = {
+    "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    "conv_transpose": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
+    "max_pool": ("input", "kernel_size", "stride", "padding", "dilation"),
+    "avg_pool": ("input", "kernel_size", "stride", "padding"),
+}
+"""Of the functions of these kinds."""
 UPSAMPLING = frozenset({"interpolate", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "pixel_shuffle"})
 
 
@@ -28,13 +34,16 @@ def module_kind(module: nn.Module) -> str:
 def leaf_kind(module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
     """Kind of a module without children, and facts of the convolution that its forward calls.
 
-    With parameters, one convolution, and no norm, activation or pooling, it is a convolution, whatever its class.
+    With parameters, one convolution, and no norm, activation or pooling, it is a convolution, whatever its class. One
+    whose forward is one activation is that activation, if its class name is no known kind.
 
     Args:
         computed: kind and facts of each operation of its forward.
     """
     layers = [(kind, facts) for kind, facts in computed if kind in _LAYERS]
     is_conv = len(layers) == 1 and layers[0][0] in FAMILIES["conv"] and bool(module._parameters)
+    if layers == computed and len(layers) == 1 and layers[0][0] in FAMILIES["act"] and module_kind(module) not in KINDS:
+        return layers[0]
     return layers[0] if is_conv and not isinstance(module, _ConvNd) else (module_kind(module), {})
 
 
@@ -58,7 +67,8 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
     """
     if not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
         return {}
-    rank = int(module_kind(module)[-2]) if isinstance(module, _ConvNd) else 2
+    bases = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules."))
+    rank = next(int(name[-2]) for name in bases if name[-2:-1].isdigit())
     facts: dict[str, Any] = {}
     for fact, attribute in (("kernel", "kernel_size"), ("stride", "stride"), ("dilation", "dilation")):
         value = getattr(module, attribute, None)
@@ -71,16 +81,21 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
     return facts
 
 
-def function_facts(kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The same facts of a convolution that is called as a function; {} for anything else."""
-    if not kind.startswith("conv") or kind.startswith("conv_transpose"):
+def function_facts(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The same facts of a convolution or pooling that is called as a function; {} for anything else."""
+    name = function_name(function)
+    kind, rank = name[:-2], name[-2:-1]
+    if kind not in _PARAMETERS or not rank.isdigit():
         return {}
-    given = {"stride": 1, "dilation": 1, "groups": 1, **dict(zip(_CONV_PARAMETERS, args, strict=False)), **kwargs}
-    weight = given.get("weight")
-    if not isinstance(weight, Tensor):
-        return {}
-    facts: dict[str, Any] = {"kernel": tuple(weight.shape[2:]), "groups": given["groups"]}
-    for fact in ("stride", "dilation"):
-        value = given[fact] if isinstance(given[fact], (tuple, list)) else (given[fact],)
-        facts[fact] = tuple(value) * (weight.dim() - 2 if len(value) == 1 else 1)
-    return facts | {"depthwise": given["groups"] > 1 and weight.shape[1] == 1}
+    given = {"groups": 1, **dict(zip(_PARAMETERS[kind], args, strict=False)), **kwargs}
+    weight, kernel, facts = given.get("weight"), given.get("kernel_size"), dict[str, Any]()
+    if isinstance(weight, Tensor):
+        kernel, groups = tuple(weight.shape[2:]), given["groups"]
+        each = weight.shape[1] if kind == "conv" else weight.shape[0] // groups
+        facts |= {"groups": groups, "depthwise": groups > 1 and each == 1}
+    usual = {"kernel": kernel, "stride": kernel if weight is None else 1, "dilation": 1}
+    for fact in ("kernel", "stride", *(["dilation"] if kind != "avg_pool" else [])):
+        value = given.get(fact) or usual[fact]
+        lengths = value if isinstance(value, (tuple, list)) else [value]
+        facts[fact] = tuple(lengths) * (int(rank) if len(lengths) == 1 else 1)
+    return facts

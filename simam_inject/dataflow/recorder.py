@@ -24,6 +24,7 @@ from simam_inject.dataflow.module_kinds import function_facts, function_kind, le
 from simam_inject.dataflow.naming import Arguments, Namer, Tensors, arguments_in
 from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value, keyed
+from simam_inject.kinds import KINDS
 from simam_inject.modules import has_children
 from simam_inject.nested import map_nested, tensors_in, tensors_of
 
@@ -101,7 +102,7 @@ class Recorder(Namer):
                 (keys, self._add(tensor, layout_after(kind, func, args, kwargs, inputs, tensor), tick))
                 for keys, tensor in computed
             ]
-            path, facts = "", function_facts(kind, args, kwargs)
+            path, facts = "", function_facts(func, args, kwargs)
             if not frame.is_scope:
                 frame.computed.append((kind, facts))
             elif outputs:
@@ -149,6 +150,8 @@ class Recorder(Namer):
     def _enter_call(self, frame: Frame, path: str) -> None:
         parent, is_block = frame.parent, frame.is_scope and has_children(frame.module)
         kind, facts = ("block", {}) if is_block else leaf_kind(frame.module, frame.computed)
+        is_passed = not frame.computed and any(value.alias_of for _, value in frame.outputs)
+        kind = "identity" if is_passed and not is_block and kind not in KINDS else kind
         inputs = () if parent is None else _steps_of(parent, frame.inputs)
         source = None if parent is None else _source_position(parent.module)
         if not frame.is_scope:

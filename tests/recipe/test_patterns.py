@@ -84,3 +84,72 @@ def test_the_operand_that_the_chain_goes_on_by_is_found_behind_them():
     rule = {"pattern": "conv2d > batch_norm", "before": "batch_norm"}
     planned = plan(network, {"rules": [rule]}, example_inputs=torch.rand(1, 3, 16, 16))
     assert [site.path for site in planned.insertions] == ["between"]
+
+
+class GELUActivation(nn.Module):
+    """As transformers writes it."""
+
+    def forward(self, x):
+        return F.gelu(x)
+
+
+class LayerDropPath(nn.Module):
+    def forward(self, x):
+        return F.dropout(x, 0.1, True) if self.training else x
+
+
+class OwnFrozenBatchNorm2d(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("weight", torch.full((1, 8, 1, 1), 2.0))
+
+    def forward(self, x):
+        return x * self.weight + 1
+
+
+@pytest.mark.parametrize(
+    ("own", "pattern"),
+    [
+        (GELUActivation, "conv2d > act > conv2d"),
+        (GELUActivation, "conv2d > gelu"),
+        (LayerDropPath, "conv2d > conv2d"),
+        (nn.Sequential, "conv2d > conv2d"),
+        (OwnFrozenBatchNorm2d, "conv2d > norm > conv2d"),
+        (OwnFrozenBatchNorm2d, "conv2d > bn"),
+    ],
+)
+def test_classes_of_other_libraries_are_of_the_kind_of_what_they_do(own, pattern):
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), own(), nn.Conv2d(8, 4, 3))
+    rule = {"pattern": pattern, "after": "conv2d[1]" if pattern.count("conv2d") > 1 else "conv2d"}
+    planned = plan(network, {"rules": [rule]}, example_inputs=torch.rand(1, 3, 16, 16))
+    assert [site.path for site in planned.insertions] == ["0"]
+
+
+FUNCTIONS = {
+    "max_pool[k=3, s=2]": (nn.MaxPool2d(3, 2), lambda x: F.max_pool2d(x, kernel_size=3, stride=2)),
+    "max_pool[k=2, s=2, d=1]": (nn.MaxPool2d(2), lambda x: F.max_pool2d(x, 2)),
+    "avg_pool[k=2, s=2]": (nn.AvgPool2d(2), lambda x: F.avg_pool2d(x, (2, 2))),
+    "conv_transpose2d[k=2, s=2, g=1]": (
+        nn.ConvTranspose2d(8, 8, 2, 2),
+        lambda x: F.conv_transpose2d(x, torch.ones(8, 8, 2, 2, device=x.device), stride=2),
+    ),
+    "conv_transpose2d[k=2, g=depthwise]": (
+        nn.ConvTranspose2d(8, 8, 2, groups=8),
+        lambda x: F.conv_transpose2d(x, torch.ones(8, 1, 2, 2, device=x.device), groups=8),
+    ),
+}
+
+
+@pytest.mark.parametrize("pattern", FUNCTIONS)
+def test_kernel_and_stride_of_functions_are_those_of_modules(pattern):
+    for between in FUNCTIONS[pattern]:
+        assert conv_sites(Between(between), f"conv2d > {pattern}") == ["conv"]
+        with pytest.raises(NoMatchError, match="requires"):
+            conv_sites(Between(between), f"conv2d > {pattern.replace('k=', 'k=1')}")
+
+
+def test_pooling_of_volumes_has_three_lengths():
+    network = nn.Sequential(nn.Conv3d(1, 4, 3), nn.MaxPool3d(2), nn.Conv3d(4, 4, 3))
+    rule = {"path": "*", "after": {"op": "max_pool", "kernel": "2x2x2"}}
+    planned = plan(network, {"rules": [rule]}, example_inputs=torch.rand(1, 1, 16, 16, 16))
+    assert [site.path for site in planned.insertions] == ["1"]
