@@ -67,6 +67,8 @@ def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
         where = join_names(map(repr, globs))
         if wanted == "residual":
             return f"nothing at {where} joins a branch with a skip connection in its own forward {JOIN}."
+        if wanted == "output":
+            return f"{where} matches only inputs of modules; write the name of an input in full, as in *.x."
         sentence = f"nothing at {where} computes {wanted}; the operations of this model are {_operations(anatomy)}."
     else:
         hints = dict.fromkeys(_hint_path(glob, anatomy.site_by_path) for glob in globs)

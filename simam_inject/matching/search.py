@@ -100,12 +100,17 @@ def search_model(search: Search) -> None:
 
 
 def _is_selected(site: Site, rule: Rule) -> bool:
-    """The rule selects the site. Wildcards select no modules without children, by class, and no inputs, by path."""
+    """The rule selects the site.
+
+    Wildcards select no modules without children, by class; by path,
+    no inputs, unless its last part is written out: `layer1.*.x`.
+    """
     if rule.selects == "structure":
         return not set(as_tuple(rule.structure)).isdisjoint(site.structure)
     if rule.selects == "path":
         return any(
-            glob.matches(site.path) and (site.kind != "input" or glob == site.path or not glob.is_wild)
+            glob.matches(site.path)
+            and (site.kind != "input" or f".{glob}".endswith(f".{site.path.rpartition('.')[2]}"))
             for glob in as_tuple(rule.path)
         )
     return site.class_name is not None and any(
@@ -196,7 +201,9 @@ def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> N
                 numbered = join_names(f"{name}[{number}]" for number in range(1, len(sites) + 1))
                 search.miss(sites[0].path, f"is called as {numbered} in {write_path(path)}; the rule names {target}")
         if not calls[path] and (search.rule.selects != "path" or not any(calls.values())):
-            names = [inner for inner, site in below if "." not in inner and site.kind != "input" and inner[-1:] != "]"]
+            names = [inner for inner, site in below if site.kind != "input" and inner[-1:] != "]"]
+            depth = min((name.count(".") for name in names), default=0)  # 1 if all are in a ModuleList
+            names = [name for name in names if name.count(".") == depth]
             words = ["output"] if search.rule.position == "after" else ["input", "residual"]
             near = did_you_mean(target.name, [*words, *(inner for inner, _ in below)])
             search.miss(path, f"has no child {target.name}; it has {write_paths(names)}{near}")

@@ -275,6 +275,19 @@ def test_an_operation_inside_a_module_without_children():
         plan(Net(Block()), {"rules": [rule]}, example_inputs=X)
 
 
+def test_children_in_a_list_are_the_ones_that_a_message_names():
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stages = nn.ModuleList([Block(), Block()])
+
+        def forward(self, x):
+            return self.stages[1](self.stages[0](x))
+
+    with pytest.raises(NoMatchError, match=r"no child shortcut; it has stages\.0, stages\.1$"):
+        plan(Net(Encoder()), "after encoder.shortcut", example_inputs=X)
+
+
 # One hook for every call of a module
 
 

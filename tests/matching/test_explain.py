@@ -146,6 +146,8 @@ MESSAGES = [
     ("resnet", "{path: layer1.conv2, after: output}", ["mean 'layer1.*.conv2'?"]),
     ("resnet", "{path: model.layer1, after: output}", ["mean 'layer1'?"]),
     ("resnet", "{path: layer1.0.conv1, before: residual}", ["nothing at 'layer1.0.conv1' joins a branch"]),
+    ("resnet", "{path: '*.1.?', after: output}", ["'*.1.?' matches only inputs of modules"]),
+    ("resnet", "{path: 1.x, after: output}", ["mean '*.1.x'?"]),  # which test_match tries
     ("resnet", "{block: layer1, before: input}", ["a module path: write path: layer1, before: input"]),
     ("resnet", "{block: '" + "{a,b}" * 5 + "', after: '" + "{a,b}" * 3 + "'}", ["no block named"]),
     ("resnet", "{path: Layer1, after: output}", ["mean 'layer1'?", "letter case"]),

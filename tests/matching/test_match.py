@@ -160,6 +160,8 @@ TABLE = [
     ("resnet", "{path: 'layer?.0.conv2', after: output}", ["layer1.0.conv2", "layer2.0.conv2"]),
     ("resnet", "{path: 'layer1.0.relu[2]', after: output}", ["layer1.0.relu[2]"]),
     ("resnet", "{path: layer1.0.x, after: output}", ["layer1.0.x"]),
+    ("resnet", "{path: '*.1.x', after: output}", ["layer1.1.x", "layer2.1.x"]),
+    ("resnet", "{path: '*.1.[x]', after: output}", []),
     ("resnet", "{path: 'layer1.0.?', after: output}", []),
     ("resnet", "{path: 'layer2.*', after: conv2}", ["layer2.0.conv2", "layer2.1.conv2"]),
     ("resnet", "{path: layer2, after: conv2}", []),
