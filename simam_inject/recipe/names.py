@@ -1,6 +1,7 @@
 """Names in a recipe: globs on paths and class names, kinds of operations, places in a block.
 
 A glob has `*`, `?`, `[34]`, `[!34]` and `{a,b}`; `*` matches dots, too, so `layer3.*` is everything below `layer3`.
+One digit in brackets at the end of a name is the number of a call: `*.relu[2]` is not `a.relu2`.
 Braces are expanded into plain globs, which `fnmatch` turns into regular expressions with atomic groups: these take no
 exponential time on any text.
 """
@@ -22,6 +23,7 @@ MAX_LENGTH = 200
 MAX_ALTERNATIVES = 64
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _OPERATION = re.compile(r"[A-Za-z_+][A-Za-z0-9_]*")
+_NUMBER = re.compile(r"(?<=\w)\[(\d)\](?=:|$)")
 _CALL = re.compile(r"(?P<name>.+)\[(?P<call>\d{1,4}|\*)\]")
 
 
@@ -44,7 +46,8 @@ class Glob(str):
 
     def matches(self, text: str) -> bool:
         """The whole of `text` matches, case included; a text matches itself, brackets or not. `mul[1]` is `mul`."""
-        return self in (text, f"{text}[1]") or _compile(self).fullmatch(text) is not None
+        texts = (text, f"{text}[1]") if self.endswith("[1]") else (text,)
+        return self == text or any(map(_compile(self).fullmatch, texts))
 
     def matches_any_case(self, text: str) -> bool:
         """The same with letter case ignored: the rule for class names."""
@@ -78,7 +81,7 @@ def _compile(text: str) -> re.Pattern[str]:
         raise ValueError(f"{text!r} expands to more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
     if any("{" in part or "}" in part for part in texts):
         raise ValueError(f"{text!r} has an unbalanced brace; alternatives are written {{a,b}}")
-    return re.compile("|".join(map(fnmatch.translate, texts)))
+    return re.compile("|".join(fnmatch.translate(_NUMBER.sub(r"[[]\1]", part)) for part in texts))
 
 
 def _expand(text: str) -> Iterator[str]:
