@@ -168,10 +168,10 @@ def _explain(problem: Any, whole: str) -> str:
             message = message.replace(name, word)
         is_bare = kind == "string_type" and isinstance(problem["input"], dict | list)
         sentence = f"found {found}; {message}{', in quotes if it begins with { or [' if is_bare else ''}"
-    return f"{_write_location(location) or whole}: {sentence}"
+    return f"{write_location(location) or whole}: {sentence}"
 
 
-def _write_location(location: Sequence[int | str]) -> str:
+def write_location(location: Sequence[int | str]) -> str:
     """`rules[1].where.channels`; a key that is not a plain word is quoted."""
     keys = [
         f"[{key}]" if isinstance(key, int) else f".{key:.64}" if re.fullmatch(r"\w+", key) else f".{describe(key)}"

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from simam_inject.errors import RecipeError
-from simam_inject.recipe.grammar import KeyedError, ReadAs, RecipeModel, Text, as_tuple
+from simam_inject.recipe.grammar import KeyedError, ReadAs, RecipeModel, Text, as_tuple, write_location
 from simam_inject.recipe.rule import Lambda, Rule, Where
 from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
 from simam_inject.recipe.wording import describe, did_you_mean
@@ -160,14 +160,13 @@ def adjusted(recipe: Recipe, exclude: Sequence[str] = (), e_lambda: float | None
 def load_text(text: str | bytes, name: str) -> Recipe:
     """The recipe in a YAML text, with this name unless it has its own; or a `RecipeError`."""
     data = read_yaml(text)
-    _check_values(data, "")
+    _check_values(data)
     return Recipe.from_dict({"name": name} | data if isinstance(data, dict) else data)
 
 
-def _check_values(data: Any, path: str) -> None:
+def _check_values(data: Any, *location: int | str) -> None:
     """Refuse keys without a value, which are mistakes in a file. In Python, None is as good as no key."""
     for key, value in data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ():
-        place = f"{path}[{key}]" if isinstance(data, list) else f"{path}.{key}".lstrip(".")
         if value is None and isinstance(data, dict):
-            raise RecipeError(f"{place}: has no value; add one, or remove the key")
-        _check_values(value, place)
+            raise RecipeError(f"{write_location([*location, key])}: has no value; add one, or remove the key")
+        _check_values(value, *location, key)

@@ -162,6 +162,7 @@ def test_what_names_nothing_is_refused(source):
         ("rules:\n- block: A\n  after: output\n  exclude:", "rules[0].exclude"),
         ('{"rules": [{"block": "A", "after": "output", "e_lambda": null}]}', "rules[0].e_lambda"),
         ("rules:\n- {block: A, after: output}\nextends:", "extends"),
+        ("rules:\n- {block: A, after: output, where: {'*': }}", "rules[0].where.'*'"),
     ],
 )
 def test_a_key_without_a_value_is_a_mistake_in_a_file(text, place, tmp_path):
