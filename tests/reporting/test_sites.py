@@ -3,8 +3,13 @@
 import json
 
 import pytest
+import torch
+import torchvision
 
+from simam_inject import plan
 from simam_inject.dataflow.anatomy import Anatomy, Site
+from simam_inject.matching.match import match
+from simam_inject.recipe.recipe import Recipe
 from simam_inject.reporting.sites import render_sites, sites_to_dict, summarize
 from tests.reporting.printing import printed
 
@@ -133,6 +138,16 @@ def test_a_class_of_blocks_that_return_lists_has_the_maps_as_sites():
     assert next((group.name, group.kind, len(group.sites)) for group in summarize(anatomy)) == ("Unit", "block", 2)
     assert not [group for group in summarize(anatomy) if ":" in group.name]
     assert render(anatomy)[-1] == "  --after unit"
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2"])
+def test_each_name_of_a_child_selects_the_sites_of_its_row(name):
+    model = torchvision.models.get_model(name).eval()
+    anatomy = plan(model, "block-output", example_inputs=torch.rand(1, 3, 64, 64)).anatomy
+    for group in summarize(anatomy):
+        for child in [child for child in group.children if child.obstacle is None and group.name != "Sequential"]:
+            found = match(Recipe(rules=[{"block": group.name, "after": child.name}]), anatomy)
+            assert {hit.named.path for hit in found.hits} == {site.path for site in child.sites}, child.name
 
 
 def test_a_model_without_blocks_gets_a_recipe():
