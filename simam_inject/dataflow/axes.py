@@ -184,7 +184,7 @@ def find_axes(
         grown = [dim for dim in range(rank) if other_batch[dim] != shape[dim]]
         problem = _why_no_samples(grown, more) if grown else _NO_GROWTH
     if problem is None and 0 in resized:
-        problem = "its first dimension holds windows or positions, not samples: its shape is {}"
+        problem = "its first dimension depends on the image size, as with windows or positions: its shape is {}"
     if problem is not None:
         return problem.format(shape)
     candidates = set(range(1, rank)) - resized
