@@ -16,8 +16,8 @@ from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import conv_facts, module_kind
-from simam_inject.dataflow.structure import covers, find_structure
-from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
+from simam_inject.dataflow.structure import find_structure
+from simam_inject.dataflow.values import Recording, Shape, Step, Value, covers, keyed
 from simam_inject.kinds import TRANSPARENT
 from simam_inject.modules import called_modules, has_children, own_calls, runs_hooks
 from simam_inject.source import returns_the_same

@@ -950,6 +950,32 @@ class Taps(nn.Module):
         return total
 
 
+class Lent(nn.Module):
+    """A block that is given its skip connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = c3(8, 8), c3(8, 8)
+
+    def forward(self, x, skip):
+        return self.b(F.relu(self.a(x))) + skip
+
+
+class Lender(nn.Module):
+    """Two such blocks, after a projection and before another convolution; and the sum of a pyramid, which is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.side, self.near, self.low = c3(3, 8), c1(8, 8), c3(8, 8), c3(8, 8, 2)
+        self.one, self.two, self.sum = Lent(), Lent(), Lent()
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = self.one(x, self.side(x))
+        x = self.two(self.near(x), x)
+        return self.sum(F.interpolate(self.low(x), scale_factor=2), x)
+
+
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
 TRUNK = "1.part.{0,1}.second"
 CHALICE = "1.{side,before,after} 1.inner.{side,before,after} 1.inner.inner.{0,1}"
@@ -968,6 +994,7 @@ CASES = [
     (Gated, "block-output", "blocks.{0,1}"),
     (Gated, "paper", "blocks.{0,1}.second"),
     (lambda: Gated(is_pair=True), "block-output", "blocks.{0,1}"),
+    (Lender, "residual", "{one,two}.b"),
     (Taps, "residual", "taps.{0,1,2}.out"),
     (judges, "every-conv", "0 {1,2}.{a,b} 3"),
     (judges, "paper", "{1,2}.b"),
