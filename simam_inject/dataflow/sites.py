@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
@@ -72,7 +73,7 @@ class Surveyor:
         self.batch = batch if is_larger else {}
         self.size = size
         self.samples = None if self.batch else example.samples
-        self.length = _input_length(base, example)
+        self.image = _input_size(base, example)
 
     def survey(self) -> Dataflow:
         """All sites, in the order of execution; those that never ran come last."""
@@ -182,12 +183,12 @@ class Surveyor:
         axes = find_axes(value, batch, size.get(path), fixed_size=self.size is None, samples=self.samples)
         if isinstance(axes, str):
             return facts | {"obstacle": axes}
-        last = shape[-1] if axes.channel_dim == 1 else shape[-2]
+        spatial = shape[2:] if axes.channel_dim == 1 else shape[1:-1]
         return facts | {
             "channel_dim": axes.channel_dim,
             "axes": axes.name,
             "axes_measured": axes.measured,
-            "reduction": 2 ** max(0, round(math.log2(self.length / last))) if last and self.length else None,
+            "reduction": _reduction(self.image, spatial),
         }
 
 
@@ -237,11 +238,26 @@ def _module_facts(module: nn.Module) -> dict[str, Any]:
     return {"class_name": names[0] if names else type(module).__name__, "bases": names, **conv_facts(module)}
 
 
-def _input_length(recording: Recording, example: Example) -> int:
-    """Length of the last spatial dimension of what the first convolution reads: the input as the network sees it."""
+def _reduction(image: Shape, spatial: Shape) -> int | None:
+    """Of the last dimension, or of the area (volume) for tokens of an image; as a power of two."""
+    if not math.prod(image) or not spatial[-1]:
+        return None
+    is_tokens = len(spatial) == 1 < len(image)
+    ratio = (math.prod(image) / spatial[0]) ** (1 / len(image)) if is_tokens else image[-1] / spatial[-1]
+    return int(2 ** max(0, round(math.log2(ratio))))
+
+
+def _input_size(recording: Recording, example: Example) -> Shape:
+    """Spatial size of the input as the network sees it, of which detectors resize the image: what the first convolution
+    reads; before a space-to-depth, which makes more channels of the same numbers, that of the image.
+    """
+    images = [tensor for tensor in example.tensors if tensor.dim() > 2]
     for frame in recording.first_calls.values():
         if module_kind(frame.module).startswith("conv"):
-            if frame.inputs and len(frame.inputs[0].shape) > 2:
-                return int(frame.inputs[0].shape[-1])
-            break
-    return max((tensor.shape[-1] for tensor in example.tensors if tensor.dim() > 2), default=0)
+            read = frame.inputs[0].shape if frame.inputs else ()
+            if len(read) < 3:
+                break
+            alike = [one.shape for one in images if one.dim() == len(read) and one.numel() == math.prod(read)]
+            whole = (shape for shape in alike if not any(map(operator.mod, shape[2:], read[2:])))
+            return next(whole, read)[2:]
+    return max((tuple(image.shape[2:]) for image in images), key=lambda size: size[-1], default=(0,))

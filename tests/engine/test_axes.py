@@ -492,3 +492,23 @@ def test_a_cache_does_not_shift_the_experiments(anew):
     sites = survey(Cached(anew).eval(), example_inputs=torch.rand(2, 3, 16, 16)).site_by_path
     assert "does not grow with the batch" in sites["relu"].obstacle
     assert (sites["relu[2]"].axes, sites["relu[2]"].axes_measured) == ("NCHW", True)
+
+
+class Patches(nn.Module):
+    """Tokens of an image that a space-to-depth makes smaller, and another map of half their size."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.low, self.tokens = nn.Conv2d(48, 8, 3, padding=1), nn.Conv2d(8, 8, 2, 2), nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.conv(F.pixel_unshuffle(x, 4))
+        return self.tokens(x.flatten(2).mT), self.tokens(self.low(x).flatten(2).mT), self.low(x)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 160)])
+def test_reduction_is_that_of_the_image_for_tokens_and_after_a_space_to_depth(size):
+    sites = survey(Patches().eval(), example_inputs=torch.rand(2, 3, *size)).site_by_path
+    assert [sites[path].reduction for path in ("conv", "low", "flatten", "flatten[2]")] == [4, 8, 4, 8]
+    plain = survey(nn.Conv2d(3, 8, 3, 2, 1), example_inputs=torch.rand(2, 3, *size)).site_by_path
+    assert plain[""].reduction == 2
