@@ -97,7 +97,10 @@ def method_source(method: object) -> MethodSource | None:
     text = None if code is None else _text(id(code), code)
     if code is None or text is None:
         return None
-    function = _parse_method(text)
+    try:
+        function = _parse_method(text)
+    except SyntaxError:  # a part of a statement, as a lambda in a dict is
+        return None
     if not isinstance(function, ast.FunctionDef) or function.decorator_list:  # decorators would run again
         return None
     return MethodSource(function, hashlib.sha256(text.encode()).hexdigest()[:16])

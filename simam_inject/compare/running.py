@@ -161,7 +161,8 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
     for what, given in {"recipes": recipes, "against": against, "e_lambdas": e_lambdas}.items():
         if isinstance(given, (str, Mapping, Recipe)) or not isinstance(cast(Any, given), Iterable):
             raise CompareError(f"{what} must be a list; found {given!r:.60}")
-    if None in e_lambdas:
+    against, e_lambdas = list(against), list(e_lambdas)
+    if any(value is None for value in e_lambdas):
         raise CompareError("e_lambdas holds None; leave it empty for the lambda of the recipe")
     for name in against:
         if name not in PEERS:

@@ -147,7 +147,8 @@ class Namer(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = function_name(func)
-        if self.frame is None or name in NOT_READS:
+        is_query = name in NOT_READS or (name == "type" and len(args) + len(kwargs) == 1)
+        if self.frame is None or is_query:
             self.asks_for_values |= name in _SHOWS_META
             return func(*args, **kwargs)
         return self.operate(self.frame, func, args, kwargs)

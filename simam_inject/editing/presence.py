@@ -78,8 +78,7 @@ class Presence(Hook):
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
                 if hook.is_gone:
-                    self.drop_ejected()
-                    self(root, _args)
+                    self._check_rest(root, _args)
                     return
                 module = self._follow(root, place)
             if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
@@ -104,6 +103,14 @@ class Presence(Hook):
                 "or registered twice, and were restored",
                 stacklevel=5,  # the call of the model, past the frames of `nn.Module.__call__`
             )
+
+    def _check_rest(self, root: nn.Module, args: Any) -> None:
+        """Check what is left once a part was ejected by itself; nothing is left to do once all were."""
+        self.drop_ejected()
+        if self.holders:
+            self(root, args)
+        elif not torch.compiler.is_compiling():
+            self.take_off(root)
 
     def drop_ejected(self) -> None:
         """Forget the hooks of a part that was ejected by itself."""
@@ -202,10 +209,12 @@ def _holds(module: nn.Module, hook: SiteHook) -> bool:
 
 
 def presence_of(model: nn.Module) -> Presence | None:
-    """The presence hook of a root; None if all parts with SimAM were ejected by themselves."""
+    """The presence hook of a root; None, and removed, if all parts with SimAM were ejected by themselves."""
     found = next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
     if found is not None:
         found.drop_ejected()
+        if not found.holders:
+            found.take_off(model)
     return found if found is not None and found.holders else None
 
 

@@ -29,9 +29,11 @@ from simam_inject.adapters import network_of
 from simam_inject.api import injected
 from simam_inject.dataflow.surroundings import same_random_states
 from simam_inject.errors import FileError, ModelError, describe_exception
+from simam_inject.modules import unwrapped
 from simam_inject.persist import load, save
 from simam_inject.persist.files import state_of
 from simam_inject.persist.fitting import differences, listed
+from simam_inject.persist.record import Record
 from simam_inject.zoo import build
 from simam_inject.zoo.building import check_num_classes
 from simam_inject.zoo.names import find_library
@@ -93,9 +95,11 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
         raise ModelError(f"invalid configuration: {wrong} (for your own class, see SimamHubMixin)") from None
     # Raises for a variant that was registered in this process: it cannot be built in another one.
     check_num_classes(find_library(architecture), num_classes)
+    network = network_of(unwrapped(model))
+    Record.of(network)  # raises for another attention than SimAM
     with same_random_states():
         stock = build(architecture, num_classes=num_classes).model
-    if any((found := differences(state_of(network_of(model)), state_of(network_of(stock)))).values()):
+    if any((found := differences(state_of(network), state_of(network_of(stock)))).values()):
         wrong = f"{architecture} is built with other tensors than those of the model (num_classes={num_classes})"
         raise ModelError(f"{wrong}:\n{listed(found)}")
     folder = Path(folder)

@@ -70,7 +70,7 @@ def test_lambdas_are_variants():
         seen.extend([attention_of(model).e_lambda] if attended_by(model) else [])
         return noisy(model, seed, report)
 
-    comparison = compare(make_model, [RECIPE], train, seeds=1, e_lambdas=[1e-4, 0.1, 0.1])
+    comparison = compare(make_model, [RECIPE], train, seeds=1, e_lambdas=iter([1e-4, 0.1, 0.1]))
     assert [row.variant for row in comparison.differences] == ["simam 0.0001", "simam 0.1"]
     assert seen == [1e-4, 0.1]
 

@@ -687,3 +687,22 @@ def test_operators_that_compile_a_part_of_the_forward(kind):
     model(X)
     with pytest.raises(ModelError, match="compiles a part of its forward when it runs"):
         inject(model, "every-conv", example_inputs=X)
+
+
+FORWARDS = {
+    "scaled": lambda self, x: self.c(x) * self.scale + x,
+}
+
+
+class FromTable(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.c, self.scale = nn.Conv2d(4, 4, 3, padding=1), nn.Parameter(torch.ones(1))
+
+    forward = FORWARDS["scaled"]
+
+
+def test_a_forward_whose_source_is_a_part_of_a_statement():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), FromTable(), FromTable())
+    with pytest.raises(NoMatchError, match="the source of its forward is not available"):
+        plan(network, "residual", example_inputs=torch.rand(1, 3, 16, 16))

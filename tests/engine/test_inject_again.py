@@ -251,6 +251,7 @@ def test_ejecting_a_part_leaves_the_rest(rule):
     with pytest.raises(ModelError, match="no SimAM"):
         verify(model)
     assert same_bits(model(x), plain(x))
+    assert not model._forward_pre_hooks
 
 
 def test_a_copy_of_a_block_that_was_added_later():

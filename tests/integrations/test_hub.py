@@ -184,6 +184,19 @@ def test_a_number_of_classes_that_could_not_be_built_is_not_written(architecture
     assert not (tmp_path / "net").exists()
 
 
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile])
+def test_a_wrapped_model_is_saved(wrap, tmp_path):
+    model = inject(timm.create_model("test_resnet"), "paper")
+    hub.save_pretrained(wrap(model), tmp_path, architecture="timm:test_resnet")
+    assert len(injected(hub.from_pretrained(tmp_path))) == len(injected(model))
+
+
+def test_another_attention_is_refused_by_name(tmp_path):
+    model = inject(timm.create_model("test_resnet"), "paper", attention=timm.layers.SEModule)
+    with pytest.raises(FileError, match="is a SEModule"):
+        hub.save_pretrained(model, tmp_path, architecture="timm:test_resnet")
+
+
 @pytest.mark.parametrize(("architecture", "classes"), [("timm:test_resnet", None), ("timm:test_vit", 4)])
 def test_what_would_not_load_is_not_written(architecture, classes, tmp_path):
     model, state = timm.create_model("test_resnet", num_classes=4), torch.get_rng_state()

@@ -86,6 +86,15 @@ def test_the_operand_that_the_chain_goes_on_by_is_found_behind_them():
     assert [site.path for site in planned.insertions] == ["between"]
 
 
+def test_asking_for_the_type_of_a_tensor_is_no_reading():
+    def ask(x):
+        return x.float() if x.type() == "torch.cuda.HalfTensor" else x
+
+    rule = {"pattern": "conv2d > batch_norm", "before": "batch_norm"}
+    planned = plan(Between(ask), {"rules": [rule]}, example_inputs=torch.rand(1, 3, 16, 16))
+    assert [site.path for site in planned.insertions] == ["conv"]
+
+
 class GELUActivation(nn.Module):
     """As transformers writes it."""
 
