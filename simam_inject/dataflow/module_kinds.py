@@ -44,7 +44,8 @@ def leaf_kind(module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]])
     is_conv = len(layers) == 1 and layers[0][0] in FAMILIES["conv"] and bool(module._parameters)
     if layers == computed and len(layers) == 1 and layers[0][0] in FAMILIES["act"] and module_kind(module) not in KINDS:
         return layers[0]
-    return layers[0] if is_conv and not isinstance(module, _ConvNd) else (module_kind(module), {})
+    is_own = not isinstance(module, _ConvNd) or module_kind(module) not in KINDS
+    return layers[0] if is_conv and is_own else (module_kind(module), {})
 
 
 def function_name(function: Callable[..., Any]) -> str:
@@ -68,7 +69,7 @@ def conv_facts(module: nn.Module) -> dict[str, Any]:
     if not isinstance(module, (_ConvNd, _AvgPoolNd, _MaxPoolNd)):
         return {}
     bases = (base.__name__ for base in type(module).__mro__ if base.__module__.startswith("torch.nn.modules."))
-    rank = next(int(name[-2]) for name in bases if name[-2:-1].isdigit())
+    rank = next((int(name[-2]) for name in bases if name[-2:-1].isdigit()), 2)
     facts: dict[str, Any] = {}
     for fact, attribute in (("kernel", "kernel_size"), ("stride", "stride"), ("dilation", "dilation")):
         value = getattr(module, attribute, None)

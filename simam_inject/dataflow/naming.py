@@ -38,7 +38,7 @@ NOT_READS = words(
 )
 """Attributes and methods that do not look at a tensor's content."""
 _IN_PLACE = re.compile(r"[^_]_$|^__(i\w+|setitem)__$")
-_SHOWS_META = frozenset({"is_meta", "data_ptr"})
+_SHOWS_META = frozenset({"is_meta", "data_ptr", "type"})
 """What tells a forward that its tensors have no data."""
 Tensors = list[tuple[tuple[Key, ...], torch.Tensor]]
 Arguments = list[tuple[Key, str | None, Tensors]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
@@ -17,8 +16,8 @@ from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import conv_facts, module_kind
-from simam_inject.dataflow.structure import find_structure
-from simam_inject.dataflow.values import Recording, Shape, Step, Value, covers, keyed
+from simam_inject.dataflow.structure import covers, find_structure
+from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
 from simam_inject.kinds import TRANSPARENT
 from simam_inject.modules import called_modules, has_children, own_calls, runs_hooks
 from simam_inject.source import returns_the_same
@@ -257,7 +256,8 @@ def _input_size(recording: Recording, example: Example) -> Shape:
             read = frame.inputs[0].shape if frame.inputs else ()
             if len(read) < 3:
                 break
-            alike = [one.shape for one in images if one.dim() == len(read) and one.numel() == math.prod(read)]
-            whole = (shape for shape in alike if not any(map(operator.mod, shape[2:], read[2:])))
+            alike = [one.shape for one in images if one.dim() == len(read) > 3 and one.numel() == math.prod(read) > 0]
+            scales = ((shape, {(a % b, a // b) for a, b in zip(shape[2:], read[2:], strict=True)}) for shape in alike)
+            whole = (shape for shape, found in scales if len(found) == 1 and not max(found)[0])
             return next(whole, read)[2:]
     return max((tuple(image.shape[2:]) for image in images), key=lambda size: size[-1], default=(0,))

@@ -1,7 +1,7 @@
 """The structure of a network, from its dataflow alone: residual joins, skips, gates, main and decoder blocks.
 
-* A **residual join** is an `add` whose two operands come from a common value (of the caller, if it gives the skip),
-  one of them (the branch) through more convolutions and matrix products than the other, through two at the most.
+* A **residual join** is an `add` whose two operands come from a common value, one of them (the branch) through more
+  convolutions and matrix products than the other (the skip), which goes through two at the most.
 * A **gate** scales another feature map: the operand of a `mul` that ends in a sigmoid or a softmax, or is broadcast.
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
 * A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
@@ -20,7 +20,7 @@ from torch.nn.modules.conv import _ConvNd
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
-from simam_inject.dataflow.values import NEVER, Frame, Recording, Step, covers
+from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
 from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
 
@@ -69,6 +69,13 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     return found
 
 
+def covers(paths: Set[str], path: str) -> bool:
+    """One of the paths is this one, or contains it."""
+    if not paths or path in paths:
+        return bool(paths)
+    return any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
+
+
 def _enter_ties(recording: Recording, found: Structure, adds: Sequence[tuple[str, Step]]) -> None:
     """Enter adds of two alike operands, one of which is the branch where another block of the class adds its input."""
 
@@ -98,9 +105,7 @@ def _passed(step: Step) -> Step | None:
 def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool:
     """Enter an add if it joins a branch with a skip; of equal operands, the wanted one is the branch."""
     operands = add.inputs[:2]
-    above = list(map(_ancestors, operands))
-    if is_beyond := not above[0] & above[1]:
-        above = [_ancestors(operand, beyond=add.frame) for operand in operands]
+    above = [_ancestors(operand) for operand in operands]
     own = [above[0] - above[1], above[1] - above[0]]
     if len({one.shape for one in operands}) > 1 or not above[0] & above[1]:
         return False
@@ -113,9 +118,6 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
         return False
     if upsampled[0] != upsampled[1] and (own[skip] or _was_upsampled(operands[branch], is_add=True)):
         return False  # joins another scale, as a pyramid does
-    given = operands[skip].given_from
-    if is_beyond and (given is operands[skip] or given.kind == "entry"):
-        return False  # the skip is computed here, or both are results of one module, as two streams are
     if any(_is_no_step_of_a_skip(step, operands[branch]) for step in own[skip]):
         return False
     found.joins[operands[branch].path] = add.path
@@ -173,11 +175,8 @@ def _ends_in(kinds: Set[str], step: Step | None) -> bool:
     return step is not None
 
 
-def _ancestors(*steps: Step, until: Set[Step] = frozenset(), beyond: Frame | None = None) -> set[Step]:
-    """The steps, and all that they are computed from, without the steps of `until` and what only those read.
-
-    Of several maps that the forward `beyond` is given, also what its caller's computes them from.
-    """
+def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
+    """The steps, and all that they are computed from, without the steps of `until` and what only those read."""
     found: set[Step] = set()
     waiting = list(steps)
     while waiting:
@@ -185,7 +184,7 @@ def _ancestors(*steps: Step, until: Set[Step] = frozenset(), beyond: Frame | Non
         is_list = step.kind == "input" and step.value is None  # which is not a common value
         if step not in found and step not in until and step.kind != "outside" and not is_list:
             found.add(step)
-            waiting.extend((*step.inputs, step.given_from) if step.frame is beyond else step.inputs)
+            waiting.extend(step.inputs)
     return found
 
 
@@ -231,7 +230,9 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
     size that the caller's forward gave it.
     """
-    step = step.given_from
+    frame = step.frame
+    if step.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
+        step = frame.parent.step_of.get(id(step.value), step)
     if _enlarges(step):
         return 1
     if step.kind == "block" and _upsamples(step):

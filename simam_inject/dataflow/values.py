@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,13 +31,6 @@ def join(scope: str, name: str) -> str:
 def keyed(path: str, keys: tuple[Key, ...]) -> str:
     """Path of an entry of a list, tuple or dict."""
     return path + "".join(f":{key}" for key in keys) if keys else path
-
-
-def covers(paths: Set[str], path: str) -> bool:
-    """One of the paths is this one, or contains it."""
-    if not paths or path in paths:
-        return bool(paths)
-    return any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
 class Read(NamedTuple):
@@ -137,14 +130,6 @@ class Step:
         source = None if self.value is None else self.value.alias_of
         same = [one for one in self.inputs if source is not None and one.value is source]
         return next(iter(same or self.inputs[: self.kind in TRANSPARENT]), None)
-
-    @property
-    def given_from(self) -> Step:
-        """Of one of several maps that a block is given: the step of the caller's forward that computes it."""
-        caller = self.frame.parent if self.kind == "input" and self.frame else None
-        if caller is None or self.frame is None or sum(len(value.shape) > 2 for value in self.frame.inputs) < 2:
-            return self
-        return caller.step_of.get(id(self.value), self)
 
 
 @dataclass(eq=False, slots=True, repr=False)

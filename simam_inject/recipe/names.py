@@ -47,7 +47,7 @@ class Glob(str):
     def matches(self, text: str) -> bool:
         """The whole of `text` matches, case included; a text matches itself, brackets or not. `mul[1]` is `mul`."""
         texts = (text, f"{text}[1]") if self.endswith("[1]") else (text,)
-        return self == text or any(map(_compile(self).fullmatch, texts))
+        return self == text or any(map(self._on_paths.fullmatch, texts))
 
     def matches_any_case(self, text: str) -> bool:
         """The same with letter case ignored: the rule for class names."""
@@ -55,7 +55,11 @@ class Glob(str):
 
     def covers(self, path: str) -> bool:
         """`path`, or a module that contains it, matches: the rule for the filters `path` and `exclude`."""
-        return self.matches(path) or any(part == self or _compile(self).fullmatch(part) for part in lineage(path))
+        return self.matches(path) or any(part == self or self._on_paths.fullmatch(part) for part in lineage(path))
+
+    @property
+    def _on_paths(self) -> re.Pattern[str]:
+        return _compile(_NUMBER.sub(r"[[]\1]", self))
 
 
 def lineage(path: str) -> tuple[str, ...]:
@@ -81,7 +85,7 @@ def _compile(text: str) -> re.Pattern[str]:
         raise ValueError(f"{text!r} expands to more than {MAX_ALTERNATIVES} alternatives; write a shorter list")
     if any("{" in part or "}" in part for part in texts):
         raise ValueError(f"{text!r} has an unbalanced brace; alternatives are written {{a,b}}")
-    return re.compile("|".join(fnmatch.translate(_NUMBER.sub(r"[[]\1]", part)) for part in texts))
+    return re.compile("|".join(fnmatch.translate(part) for part in texts))
 
 
 def _expand(text: str) -> Iterator[str]:

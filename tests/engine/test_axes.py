@@ -512,3 +512,24 @@ def test_reduction_is_that_of_the_image_for_tokens_and_after_a_space_to_depth(si
     assert [sites[path].reduction for path in ("conv", "low", "flatten", "flatten[2]")] == [4, 8, 4, 8]
     plain = survey(nn.Conv2d(3, 8, 3, 2, 1), example_inputs=torch.rand(2, 3, *size)).site_by_path
     assert plain[""].reduction == 2
+
+
+class Transposed(nn.Module):
+    def __init__(self, conv, dims):
+        super().__init__()
+        self.conv, self.dims = conv, dims
+
+    def forward(self, x):
+        return self.conv(x.permute(self.dims)).relu()
+
+
+@pytest.mark.parametrize(
+    ("network", "shape"),
+    [
+        (Transposed(nn.Conv1d(300, 8, 3, padding=1), (0, 2, 1)), (2, 50, 300)),
+        (Transposed(nn.Conv2d(48, 8, 3, padding=1), (0, 3, 1, 2)), (2, 12, 12, 48)),
+    ],
+)
+def test_a_permutation_is_no_space_to_depth(network, shape):
+    sites = survey(network, example_inputs=torch.rand(shape)).site_by_path
+    assert sites["conv"].reduction == 1

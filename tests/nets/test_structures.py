@@ -950,30 +950,30 @@ class Taps(nn.Module):
         return total
 
 
-class Lent(nn.Module):
-    """A block that is given its skip connection."""
+class Crossing(nn.Module):
+    """Each of two streams gets the other, as in HRNet."""
 
     def __init__(self):
         super().__init__()
-        self.a, self.b = c3(8, 8), c3(8, 8)
+        self.down, self.up = c3(8, 8, 2), c1(8, 8)
 
-    def forward(self, x, skip):
-        return self.b(F.relu(self.a(x))) + skip
+    def forward(self, fine, coarse):
+        up = F.interpolate(self.up(coarse), size=fine.shape[-2:])
+        return fine + up, coarse + self.down(fine)
 
 
-class Lender(nn.Module):
-    """Two such blocks, after a projection and before another convolution; and the sum of a pyramid, which is none."""
-
+class Streams(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem, self.side, self.near, self.low = c3(3, 8), c1(8, 8), c3(8, 8), c3(8, 8, 2)
-        self.one, self.two, self.sum = Lent(), Lent(), Lent()
+        self.stem, self.crossings = c3(3, 8), nn.ModuleList([Crossing(), Crossing()])
+        self.fine, self.coarse = (nn.ModuleList([Darn(), Darn()]) for _ in range(2))
 
     def forward(self, x):
-        x = self.stem(x)
-        x = self.one(x, self.side(x))
-        x = self.two(self.near(x), x)
-        return self.sum(F.interpolate(self.low(x), scale_factor=2), x)
+        fine = self.stem(x)
+        coarse = F.avg_pool2d(fine, 2)
+        for first, second, crossing in zip(self.fine, self.coarse, self.crossings, strict=True):
+            fine, coarse = crossing(first(fine), second(coarse))
+        return fine.mean((2, 3)) + coarse.mean((2, 3))
 
 
 LEVELS = "net.peel.2 net.peel.2.peel.2 net.peel.2.peel.2.peel.2"
@@ -994,8 +994,8 @@ CASES = [
     (Gated, "block-output", "blocks.{0,1}"),
     (Gated, "paper", "blocks.{0,1}.second"),
     (lambda: Gated(is_pair=True), "block-output", "blocks.{0,1}"),
-    (Lender, "residual", "{one,two}.b"),
     (Taps, "residual", "taps.{0,1,2}.out"),
+    (Streams, "paper", "{fine,coarse}.{0,1}.second"),
     (judges, "every-conv", "0 {1,2}.{a,b} 3"),
     (judges, "paper", "{1,2}.b"),
     (judges, "residual", "{1,2}.b"),

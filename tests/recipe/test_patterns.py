@@ -162,3 +162,46 @@ def test_pooling_of_volumes_has_three_lengths():
     rule = {"path": "*", "after": {"op": "max_pool", "kernel": "2x2x2"}}
     planned = plan(network, {"rules": [rule]}, example_inputs=torch.rand(1, 1, 16, 16, 16))
     assert [site.path for site in planned.insertions] == ["1"]
+
+
+class OwnConv(nn.modules.conv._ConvNd):
+    """Of no class with a number of dimensions in its name."""
+
+    def __init__(self):
+        super().__init__(3, 8, (3, 3), (1, 1), (0, 0), (1, 1), False, (0, 0), 1, True, "zeros")
+
+    def forward(self, x):
+        return F.conv2d(x, self.weight - self.weight.mean(), self.bias)
+
+
+def test_a_convolution_that_derives_from_the_base_class():
+    network = nn.Sequential(OwnConv(), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    assert conv_sites(network, "conv2d[k=3] > relu") == ["0"]
+
+
+class Route(nn.Module):
+    def forward(self, a, b):
+        return b
+
+
+class Routed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.route, self.next = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3), Route(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.next(self.route(self.a(x), self.b(x)).relu())
+
+
+def test_a_module_that_returns_one_of_several_maps_is_no_identity():
+    with pytest.raises(NoMatchError, match="route"):
+        conv_sites(Routed(), "conv2d > relu")
+
+
+def test_a_digit_in_brackets_is_a_character_of_a_class_name():
+    class Stage2(nn.Sequential):
+        pass
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), Stage2(nn.Conv2d(8, 8, 3), nn.ReLU()), nn.Conv2d(8, 4, 1))
+    rule = {"block": "Stage[2]", "after": "output"}
+    assert len(plan(network, {"rules": [rule]}, example_inputs=torch.rand(1, 3, 16, 16)).insertions) == 1
