@@ -35,7 +35,7 @@ def leaf_kind(module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]])
     """Kind of a module without children, and facts of the convolution that its forward calls.
 
     With parameters, one convolution, and no norm, activation or pooling, it is a convolution, whatever its class. One
-    whose forward is one activation is that activation, if its class name is no known kind.
+    whose forward is one activation is that activation, unless its class name is a listed kind.
 
     Args:
         computed: kind and facts of each operation of its forward.

@@ -60,8 +60,7 @@ class Presence(Hook):
         return twin
 
     def __getstate__(self) -> dict[str, Any]:
-        self.drop_ejected()
-        return dict(vars(self))
+        return vars(self) | self._without_ejected()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
@@ -106,18 +105,17 @@ class Presence(Hook):
 
     def _check_rest(self, root: nn.Module, args: Any) -> None:
         """Check what is left once a part was ejected by itself; nothing is left to do once all were."""
-        self.drop_ejected()
+        vars(self).update(self._without_ejected())
         if self.holders:
             self(root, args)
         elif not torch.compiler.is_compiling():
             self.take_off(root)
 
-    def drop_ejected(self) -> None:
-        """Forget the hooks of a part that was ejected by itself."""
-        if any(hook.is_gone for _, hook, _ in self.holders):
-            self.holders = [holder for holder in self.holders if not holder[1].is_gone]
-            there = {site.path for _, hook, _ in self.holders for site in hook.sites}
-            self.witnesses = [witness for witness in self.witnesses if witness[1] in there]
+    def _without_ejected(self) -> dict[str, Any]:
+        """Holders and witnesses without those of parts that were ejected by themselves."""
+        holders = [holder for holder in self.holders if not holder[1].is_gone]
+        there = {site.path for _, hook, _ in holders for site in hook.sites}
+        return {"holders": holders, "witnesses": [one for one in self.witnesses if one[1] in there]}
 
     def children(self, root: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         """Every attention module of the root, with or without its hook: its holder and its name."""
@@ -209,13 +207,9 @@ def _holds(module: nn.Module, hook: SiteHook) -> bool:
 
 
 def presence_of(model: nn.Module) -> Presence | None:
-    """The presence hook of a root; None, and removed, if all parts with SimAM were ejected by themselves."""
+    """The presence hook of a root; None if all parts with SimAM were ejected by themselves."""
     found = next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
-    if found is not None:
-        found.drop_ejected()
-        if not found.holders:
-            found.take_off(model)
-    return found if found is not None and found.holders else None
+    return found if found is not None and any(not hook.is_gone for _, hook, _ in found.holders) else None
 
 
 def presences_in(model: nn.Module) -> dict[str, Presence]:
@@ -226,7 +220,7 @@ def presences_in(model: nn.Module) -> dict[str, Presence]:
 def watched_in(model: nn.Module) -> int:
     """How many sites the presence check of a model watches."""
     found = presence_of(model)
-    return sum(len(hook.sites) for _, hook, _ in found.holders) if found else 0
+    return sum(len(hook.sites) for _, hook, _ in found.holders if not hook.is_gone) if found else 0
 
 
 torch.serialization.add_safe_globals([Presence])
