@@ -102,8 +102,7 @@ def search_model(search: Search) -> None:
 def _is_selected(site: Site, rule: Rule) -> bool:
     """The rule selects the site.
 
-    Wildcards select no modules without children, by class; by path,
-    no inputs, unless its last part is written out: `layer1.*.x`.
+    Wildcards on classes select no modules without children; on paths, no inputs unless their name is written in full.
     """
     if rule.selects == "structure":
         return not set(as_tuple(rule.structure)).isdisjoint(site.structure)
