@@ -28,7 +28,7 @@ import torch
 from torch import nn
 
 from simam_inject.api import plan
-from simam_inject.errors import FileError, NoMatchError, a_type
+from simam_inject.errors import FileError, NoMatchError, a_type, plural
 from simam_inject.persist.files import all_or_nothing, naming, state_of
 from simam_inject.persist.fitting import State, check_fit, differences, fill, listed
 from simam_inject.planning.plan import Plan
@@ -110,7 +110,7 @@ class OfficialReport:
     def __str__(self) -> str:
         counts = Counter(entry.how for entry in self.mapped)
         shown = ", ".join(f"{counts[how]} {how}" for how in ("exact", "unwrapped", "in order") if counts[how])
-        lines = [f"{len(self.mapped)} tensors ({shown}), {len(self.sites)} SimAM sites"]
+        lines = [f"{plural(len(self.mapped), 'tensor')} ({shown}), {plural(len(self.sites), 'SimAM site')}"]
         lines += [f"  {entry.source} -> {entry.target}  {entry.how}" for entry in self.mapped]
         lines += [f"  {key}  unchanged: not in the file" for key in self.kept]
         lines += [f"  {key}  ignored: not weights" for key in self.ignored]

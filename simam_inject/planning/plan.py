@@ -11,6 +11,7 @@ from torch import nn
 
 from simam_inject.dataflow.anatomy import Anatomy
 from simam_inject.dataflow.sites import Dataflow
+from simam_inject.errors import plural
 from simam_inject.matching.hits import Skip
 from simam_inject.planning.insertions import PRESENT, Insertion
 from simam_inject.planning.tables import sites_table
@@ -101,7 +102,7 @@ class Plan:
 
     @property
     def _heading(self) -> str:
-        return f"{len(self.insertions)} insertions, {sum(skip.hit for skip in self.skips)} skipped"
+        return f"{plural(len(self.insertions), 'insertion')}, {sum(skip.hit for skip in self.skips)} skipped"
 
 
 class Insertions(tuple[Insertion, ...]):
@@ -110,10 +111,10 @@ class Insertions(tuple[Insertion, ...]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return "\n  ".join([f"{len(self)} SimAM sites", *sites_table(self).lines(_SHOWN)])
+        return "\n  ".join([plural(len(self), "SimAM site"), *sites_table(self).lines(_SHOWN)])
 
     def _repr_html_(self) -> str:
-        return f"<b>{len(self)} SimAM sites</b>{sites_table(self).to_html(_SHOWN)}"
+        return f"<b>{plural(len(self), 'SimAM site')}</b>{sites_table(self).to_html(_SHOWN)}"
 
 
 def _as_dict(insertion: Insertion) -> dict[str, Any]:

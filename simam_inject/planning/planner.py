@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
-from simam_inject.errors import NoMatchError
+from simam_inject.errors import NoMatchError, plural
 from simam_inject.matching.explain import unmatched_exclude, unmatched_message
 from simam_inject.matching.hits import Hit, Matches, Skip
 from simam_inject.matching.match import have_common_reader, value_of, why_not_attendable
@@ -224,8 +224,8 @@ def _explain_nothing(recipe: Recipe, index: int, flow: Dataflow, skips: Sequence
     refused = [skip for skip in skips if skip.rule == index and skip.hit]
     if not refused:
         return unmatched_message(recipe, index, flow.anatomy, [skip for skip in skips if not skip.hit])
-    count = "1 site" if len(refused) == 1 else f"{len(refused)} sites"
-    lines = [f"rules[{index}] ({recipe.rules[index].selector}) matched {count}, but SimAM cannot be applied to any:"]
+    matched = f"rules[{index}] ({recipe.rules[index].selector}) matched {plural(len(refused), 'site')}"
+    lines = [f"{matched}, but SimAM cannot be applied to any:"]
     lines += [f"  {write_path(skip.path)}: {skip.reason}" for skip in refused[:3]]
     more = len(refused) - 3
     return "\n".join([*lines, *([f"  ... and {more} more"] if more > 0 else [])])

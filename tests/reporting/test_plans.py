@@ -11,7 +11,7 @@ from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.matching.hits import Skip
 from simam_inject.planning.insertions import Input, Insertion, Output, Rewritten
-from simam_inject.planning.plan import Plan
+from simam_inject.planning.plan import Insertions, Plan
 from simam_inject.planning.tables import Table, format_map, format_span, sites_table
 from simam_inject.recipe import load_recipe
 from simam_inject.reporting.plans import notes_on, plan_to_dict, render_plan, render_verification
@@ -175,3 +175,23 @@ def test_axes_that_no_run_shows_do_not_mean_one_input_size():
     found = list(notes_on(plan(waves, "every-conv", example_inputs=torch.rand(2, 64)).insertions))
     assert [note for note in found if "axes are inferred" in note]
     assert not [note for note in found if "one input size" in note]
+
+
+def test_in_a_notebook_long_tables_are_cut():
+    few, many = make_plan((PLAIN,), skips=SKIPS), make_plan((PLAIN,) * 30)
+    head, *rows = repr(few).splitlines()
+    assert head == "Plan: 1 insertion, 2 skipped"
+    assert rows[1].split() == ["layer1.0", "after", "256x56x56", "4", "0.0001", "output"]
+    assert rows[2:] == ["  skipped 2: 1x1 map"]
+    lines = repr(many).splitlines()
+    assert len(lines) == 14
+    assert lines[-2:] == ["  ... 19 more ...", lines[2]]
+    assert repr(Insertions((PLAIN,))).startswith("1 SimAM site\n")
+    assert repr(Insertions((PLAIN,) * 30)).splitlines()[1:] == lines[1:]
+    for shown, count in ((few, "1 insertion, 2 skipped"), (Insertions((PLAIN,)), "1 SimAM site")):
+        assert shown._repr_html_().startswith(f"<b>{count}</b><table><tr><th>site</th>")
+        assert shown._repr_html_().count("<tr>") == 2
+    html = many._repr_html_()
+    assert html.count("<tr>") == 14
+    assert html.endswith("<tr><td>... and 18 more</td></tr></table>")
+    assert "&lt;b&gt;" in make_plan((insertion("<b>", (1, 2, 3, 3)),))._repr_html_()
