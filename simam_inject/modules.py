@@ -64,8 +64,6 @@ def check_injectable(thing: object) -> None:
             "this model is a torch.jit.ScriptModule, whose code is compiled: inject the Python model, then "
             "torch.jit.trace it"
         )
-    if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
-        raise ModelError("this model is already sharded (fully_shard): inject first, then shard")
     if not runs_hooks(model):
         raise ModelError(
             f"{type(model).__name__} overrides __call__, so hooks on it do not run: rename the method to forward"
@@ -74,11 +72,13 @@ def check_injectable(thing: object) -> None:
 
 
 def check_has_data(model: nn.Module) -> None:
-    """Raise an error for a model whose tensors have no data.
+    """Raise an error for a model whose tensors have no data, or not all of it.
 
     Raises:
-        ModelError: a parameter or buffer is lazy, or on the meta device.
+        ModelError: a parameter or buffer is lazy, on the meta device, or sharded.
     """
+    if any("FSDPModule" in {base.__name__ for base in type(module).__mro__} for module in model.modules()):
+        raise ModelError("this model is already sharded (fully_shard): inject and verify it first, then shard")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if is_lazy(tensor):
             raise ModelError(f"{name} of this model has no shape yet (a lazy module): run one forward first")

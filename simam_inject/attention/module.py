@@ -31,7 +31,7 @@ class SimAM(nn.Module):
         bypassed: if True, `forward` returns its input. Default: False; True inside `bypass(model)`, whatever is set.
 
     They may be set at any time, are checked when the module runs, are copied and pickled with it, and never appear in a
-    `state_dict`.
+    `state_dict`. In an injected model, `verify` reports another `e_lambda` than the planned one.
 
     Raises:
         ArgumentError: an argument is out of range.

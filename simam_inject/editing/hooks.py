@@ -8,12 +8,15 @@ A SimAM is a child of the module that holds it; the hook on that module finds it
 from __future__ import annotations
 
 import inspect
+import sys
+from types import FrameType
 from typing import Any, ClassVar, Self
 from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
 from torch._dynamo import config  # now: a process that is forked while a thread imports it could not seed torch
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from simam_inject.attention import SimAM
 from simam_inject.editing.serialization import read_sites, write_sites
@@ -23,6 +26,8 @@ from simam_inject.planning.insertions import Input, Insertion, Rewritten
 
 _ONE_LAYOUT = (nn.modules.conv._ConvNd, nn.modules.batchnorm._NormBase)
 """What they read and return has its channels in the second dimension."""
+_FOLDING = {fuse_conv_bn_eval.__code__, fuse_linear_bn_eval.__code__}
+"""Functions that copy a module and fold a norm into the copy."""
 ADVICE = "call eject(model) before such a change and inject(model, recipe) after it"
 
 
@@ -187,6 +192,16 @@ class OutputHook(SiteHook):
     has_bias: bool | None
     """Whether a convolution had a bias: folding a norm into it gives it one."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Another hook; if torch makes the copy to fold a norm into it, its bias will be another one."""
+        twin = super().__deepcopy__(memo)
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            if frame.f_code in _FOLDING:
+                twin.has_bias = False
+            frame = frame.f_back
+        return twin
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check what a file holds."""
         super().__setstate__(state)
@@ -198,7 +213,7 @@ class OutputHook(SiteHook):
         """Apply SimAM to the output; registered on the module that holds the SimAM."""
         if self.has_bias is False and getattr(module, "bias", None) is not None:
             raise ModelError(
-                f"{self.sites[0].path} has a bias now, so a norm may have been folded into it, across the SimAM "
+                f"{self.sites[0].path} has a new bias, so a norm may have been folded into it, across the SimAM "
                 f"between them; {ADVICE}"
             )
         for site in self.sites:

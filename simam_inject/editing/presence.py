@@ -153,15 +153,24 @@ def _module_at(root: nn.Module, path: _Path) -> nn.Module | None:
 
 
 def _is_moved(old: _Path, new: _Path) -> bool:
-    """A path differs only in numbers, as after `insert` and `del`, or has more names in between, of a wrapper."""
+    """A path differs only in numbers, as after `insert` and `del`, or has more names in between, of a wrapper.
+
+    Or it lacks such names, since the wrapper was removed: not the first one, which is that of what was wrapped.
+    """
     if len(old) == len(new):
         return all(a == b or (a.isdigit() and b.isdigit()) for a, b in zip(old, new, strict=True))
+    if len(new) < len(old):
+        return any(new == _without(old, start, len(old) - len(new)) for start in range(1, len(new) + 1))
     rest = iter(new)
-    return len(old) < len(new) and all(name in rest for name in old)
+    return all(name in rest for name in old)
+
+
+def _without(path: _Path, start: int, count: int) -> _Path:
+    return *path[:start], *path[start + count :]
 
 
 def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
-    """New path of a norm: it was moved like the module before it, or into the same wrapper, as QAT fuses."""
+    """New path of a norm: moved like the module before it, out of the same wrapper, or into it, as QAT fuses."""
     beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
     found = [beside, path]
     for start in range(len(old)):
@@ -170,6 +179,8 @@ def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
         added = len(new) - len(old)
         if added > 0 and new[added + start :] == old[start:]:  # wrapped
             found.append((*path[:start], *new[start : start + added], *path[start:]))
+        elif added < 0 and _without(old, start, -added) == new and path[: start - added] == old[: start - added]:
+            found.append(_without(path, start, -added))  # unwrapped
         elif not added and new[start] != old[start] and all(n[start].isdigit() for n in (old, new, path)):
             moved = int(path[start]) + int(new[start]) - int(old[start])
             found.append((*path[:start], str(moved), *path[start + 1 :]))

@@ -178,9 +178,22 @@ def test_wrapped_in_fsdp(process_group):
     model.zero_grad()
     mesh = init_device_mesh("cpu", (1,))
     fully_shard(model.block[0], mesh=mesh)
-    refuses(ModelError, r"already sharded \(fully_shard\): inject first", model, "after block.a")
+    refuses(ModelError, r"already sharded \(fully_shard\): inject and verify it first", model, "after block.a")
     fully_shard(model, mesh=mesh)
     refuses(ModelError, r"already wrapped \(FSDP.*inject first", model, "after block.a")
+
+
+def test_a_sharded_model_is_not_verified(process_group):
+    """Between forwards it has no whole parameters, and a copy of it has no storage."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = inject(network().requires_grad_(), "after block.a", example_inputs=X)
+    fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
+    for _ in range(2):
+        with pytest.raises(ModelError, match=r"already sharded \(fully_shard\): inject and verify it first"):
+            verify(model)
+        model(X)
 
 
 def test_wrapped_by_compile():

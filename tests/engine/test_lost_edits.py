@@ -209,7 +209,7 @@ def test_folding_inside_an_attended_block_keeps_the_attention(lose):
 
 
 def test_torch_fx_fusing_of_an_injected_model_raises_or_is_right():
-    """The copy that folding makes of a convolution keeps its hook, which sees that it has a bias now."""
+    """The copy that folding makes of a convolution keeps its hook, which sees that it has a new bias."""
     from torch.fx.experimental.optimization import fuse
 
     class Biasless(Net):

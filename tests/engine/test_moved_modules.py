@@ -241,8 +241,28 @@ def parallel(net):
     return net
 
 
+def unwrap_layer(net):
+    run(wrap_layer(net))
+    net.body[0] = net.body[0][0]
+    return net
+
+
+def unwrap_body(net):
+    run(wrap_body(net))
+    net.body = net.body[0]
+    return net
+
+
+def unwrap_compiled(net):
+    net.body = torch.compile(net.body, backend="eager")
+    run(net)
+    net.body = net.body._orig_mod
+    return net
+
+
 MOVES = {"insert": (insert_first, "body.1"), "wrap": (wrap_layer, "body.0.0"), "same": (parallel, "body.0"),
-         "wrap all": (wrap_body, "body.0.0")}  # fmt: skip
+         "wrap all": (wrap_body, "body.0.0"), "unwrap": (unwrap_layer, "body.0"),
+         "unwrap all": (unwrap_body, "body.0"), "unwrap compiled": (unwrap_compiled, "body.0")}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", MOVES)
