@@ -44,7 +44,7 @@ class Structure:
     """What was found, by path."""
 
     joins: dict[str, str] = field(default_factory=dict)
-    """Path of a branch -> path of the add that it enters."""
+    """Path of an add -> path of the branch that enters it."""
     residual: set[str] = field(default_factory=set)
     main: set[str] = field(default_factory=set)
     decoder: set[str] = field(default_factory=set)
@@ -84,10 +84,10 @@ def _enter_ties(recording: Recording, found: Structure, adds: Sequence[tuple[str
         return (type(recording.modules[scope]), *(path.removeprefix(scope) for path in paths))
 
     plain = {add.path for _, add in adds if any(one.kind == "input" or one.passed for one in add.inputs)}
-    alike = {in_class(add, branch) for branch, add in found.joins.items() if add in plain}
+    alike = {in_class(add, branch) for add, branch in found.joins.items() if add in plain}
     for path, add in adds:
         branches = [one for one in add.inputs[:2] if in_class(add.path, one.path) in alike]
-        if add.path not in found.joins.values() and len(branches) == 1 and _enter_join(found, add, *branches):
+        if add.path not in found.joins and len(branches) == 1 and _enter_join(found, add, *branches):
             found.residual.add(path)
 
 
@@ -120,7 +120,7 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
         return False  # joins another scale, as a pyramid does
     if any(_is_no_step_of_a_skip(step, operands[branch]) for step in own[skip]):
         return False
-    found.joins[operands[branch].path] = add.path
+    found.joins[add.path] = operands[branch].path
     found.on_skip.update(step.path for step in own[skip])
     return True
 
@@ -246,12 +246,11 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
 
 def _decoders(recording: Recording, structure: Structure) -> set[str]:
     """Blocks that join an upsampled map with one that they are given, or the blocks that read such a join."""
-    residual = set(structure.joins.values())
     found: set[str] = set()
     for path, call in recording.first_calls.items():
         for step in call.steps:
             maps = [source for source in step.inputs if source.value is not None]
-            if step.kind not in ("cat", "add") or step.path in residual or step.path in structure.in_gate:
+            if step.kind not in ("cat", "add") or step.path in structure.joins or step.path in structure.in_gate:
                 continue
             origins = [_was_upsampled(one, step.kind == "add") for one in maps]
             if len(set(origins)) > 1:

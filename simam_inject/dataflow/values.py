@@ -98,10 +98,8 @@ class Step:
     """Code and instruction of the method that runs it, if that is a method of the module."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Kernel, stride and the like of a convolution that is called as a function."""
-    runs: int = 0
-    """How often the model's forward computed what has this path."""
-    varies: bool = False
-    """With several shapes, the first dimension (of samples) aside."""
+    every: list[Step] = field(default_factory=list)
+    """Of the first step with its path: this step, and the later ones."""
     readers: list[Step] = field(default_factory=list)
     """Steps of the same forward that read its result."""
 

@@ -42,7 +42,7 @@ def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
     value = flow.recording.value(site.path)
     if value is None:
         return "its value could not be recorded in the example forward"
-    found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
+    found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, reader)
     if isinstance(found, str):
         return found
     note = "; ".join(filter(None, [found.note, _folding(flow, found.edit)]))
@@ -104,28 +104,35 @@ def _is_sequence(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
-    """Attend what one reader reads: by its own hook if it is a module, as for all if nothing else reads it."""
-    step = flow.recording.steps.get(reader)
-    frame = None if step is None else step.call
-    ticks = [read.tick for read in value.readings if read.path == reader]
-    name = reader or "the model"
+def _for_one(flow: Dataflow, site: Site, reader: str) -> Resolved | str:
+    """Attend what one reader reads: the same edit has to do for every call that computes the value."""
+    values = [step.value for step in flow.recording.steps[site.path].every]
+    found = [_for_one_call(flow, site, value, reader) for value in dict.fromkeys(values) if value is not None]
+    problem = next((one for one in found if isinstance(one, str)), None)
+    edits = {one.edit for one in found if not isinstance(one, str)}
+    return found[0] if problem is None and len(edits) == 1 else problem or f"{reader} reads it as several arguments"
+
+
+def _for_one_call(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
+    """Attend it by the reader's own hook if that is a module, as for all if nothing else reads it."""
+    steps, name = flow.recording.steps[reader].every, reader or "the model"
+    calls = [step.call for step in steps if step.call is not None and value in step.call.inputs]
     reason = f"{name} is an operation, and other operations read the same value: name a module, or use after"
     reason += _nearest(flow, site)
-    if frame is not None:
-        given = _input(flow, flow.anatomy.site_by_path[reader], value, frame)
+    if calls:
+        given = _input(flow, site, value, calls[0])
         if isinstance(given, Input):
-            is_always = _is_at_an_end(flow, given.module, frame.path)
+            is_always = _is_at_an_end(flow, given.module, reader)
             return Resolved(given, note="" if is_always else _as_in_the_example(given))
-        other = f"reads what another call of {site.path} returns" if site.runs > 1 else "reads it more than once"
-        ticks, reason = [frame.start, frame.end], given or f"{name} {other}"
-    if not ticks:
-        return f"{name} reads what another call of {site.path} returns{_nearest(flow, site)}"
+        reason = f"{given or f'{name} reads it more than once'}, and it is used elsewhere: use after"
+    readers = {reader, *(site.joins if reader in site.joins else ())}
+    if not calls and not any(read.path in readers for read in value.readings):
+        return f"{name} does not read what another call of {site.path or 'the model'} returns: use after"
     # What the reader returns of its argument is attended as well, so reads of that do not count.
-    others = [one for one in flow.recording.same_tensor(value) if frame is None or not frame.spans(one.made)]
-    is_read = any(not min(ticks) <= read.tick <= max(ticks) for one in others for read in one.readings)
-    is_result = any(one in flow.recording.results for one in others)
-    return reason if is_read or is_result else _for_all(flow, site, value)
+    others = [one for one in flow.recording.same_tensor(value) if not any(call.spans(one.made) for call in calls)]
+    reads = [read for one in others for read in one.readings]
+    is_read = any(read.path not in readers and not any(call.spans(read.tick) for call in calls) for read in reads)
+    return reason if is_read or any(one in flow.recording.results for one in others) else _for_all(flow, site, value)
 
 
 def _reads(flow: Dataflow, value: Value) -> list[int]:

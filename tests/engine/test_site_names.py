@@ -1,6 +1,7 @@
 """A path names one value: children and operations of one name, one child called from two forwards."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from tests.engine.blocks import Block, Net, build, conv, run
 from tests.engine.networks import image as photo
 from tests.engine.networks import resnet18
 from tests.engine.targets import image, rule
-from tests.oracle import E_LAMBDA, assert_attended, hooked, same_bits
+from tests.messages import says
+from tests.oracle import E_LAMBDA, assert_attended, assert_right, hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 
@@ -170,6 +172,104 @@ class RunsABlockTwice(nn.Module):
 def test_a_branch_that_ends_in_another_call_of_a_block():
     with pytest.raises(NoMatchError, match=r"add .*another call of block\.inner"):
         plan(Net(RunsABlockTwice()), "before RunsABlockTwice.residual", example_inputs=X)
+
+
+class Head(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(), conv()
+
+    def forward(self, x, z=None):
+        x, z = x if isinstance(x, list) else (x, x if z is None else z)
+        return self.a(x) + self.b(z)
+
+
+class Shares(nn.Module):
+    """What it computes is given, with a function for the sites that are attended."""
+
+    def __init__(self, compute):
+        super().__init__()
+        self.c, self.d, self.shared, self.head, self.compute = conv(3), conv(3), Block(), Head(), compute
+
+    def forward(self, x):
+        return self.compute(self, x, lambda value: value)
+
+
+def residual_loop(m, x, f):
+    x = m.c(x)
+    for _ in range(3):
+        x = x + f(m.shared(x))
+    return x
+
+
+def residual_and_plain(m, x, f):
+    x = m.c(x)
+    x = x + m.shared(x)
+    return m.d(x[:, :3]) * m.shared(x) + x
+
+
+def two_levels(m, x, f):
+    c = m.c(x)
+    return m.head(c) + m.head(f(m.d(x))) + c
+
+
+def a_pixel(m, x, f):
+    return m.head(f(m.c(x))) + m.head(m.d(x).mean((2, 3), keepdim=True))
+
+
+HEAD, BRANCH = {"path": "head", "before": "input"}, {"block": "Shares", "before": "residual"}
+
+
+@pytest.mark.parametrize(
+    ("compute", "rule", "sites", "skips"),
+    [
+        (lambda m, x, f: m.head(f(m.shared(m.c(x))), f(m.shared(m.d(x)))), HEAD, {"shared": 2}, {}),
+        (lambda m, x, f: m.head(z=f(m.shared(m.c(x))), x=f(m.shared(m.d(x)))), HEAD, {"shared": 2}, {}),
+        (lambda m, x, f: m.head([f(m.shared(y)) for y in (m.c(x), m.d(x))]), HEAD, {"shared": 2}, {}),
+        (lambda m, x, f: m.head(f(m.c(x))) + m.head(f(m.d(x))), HEAD, {"c": 1, "d": 1}, {}),
+        (two_levels, HEAD, {"d": 1}, {"c": ("head runs 2 times", "used elsewhere", "use after")}),
+        (two_levels, HEAD | {"exclude": "c"}, {"d": 1}, {"head": ("input c: excluded by c",)}),
+        (a_pixel, HEAD, {"c": 1}, {"mean": ("is a 1x1 map",)}),
+        (residual_loop, BRANCH, {"shared": 3}, {}),
+    ],
+)
+def test_before_a_block_every_call_counts(compute, rule, sites, skips):
+    plain = build(Shares, compute)
+    found = plan(plain, {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=X.double())
+    assert {one.path: one.runs for one in found.insertions} == sites
+    assert {skip.path for skip in found.skips} == set(skips)
+    assert all(word in skip.reason for skip in found.skips for word in skips[skip.path])
+    stock, expected = run(plain, X.double()), compute(plain, X.double(), partial(simam, e_lambda=E_LAMBDA))
+    assert_right(run(found.apply(), X.double()), expected, stock)
+
+
+@pytest.mark.parametrize(
+    ("compute", "rule", "reasons"),
+    [
+        (lambda m, x, f: m.head(y := m.shared(m.c(x)), m.shared(m.d(x))) + y, HEAD, ("used elsewhere", "use after")),
+        (lambda m, x, f: m.head(m.shared(m.c(x))) + m.shared(m.d(x)), HEAD, ("another call of shared", "use after")),
+        (residual_and_plain, BRANCH, ("another call of shared", "use after")),
+    ],
+)
+def test_a_call_that_is_read_elsewhere_too_is_refused(compute, rule, reasons):
+    with pytest.raises(NoMatchError, match=says(*reasons)):
+        plan(Shares(compute), {"rules": [rule]}, example_inputs=X)
+
+
+class Splits(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = conv()
+
+    def forward(self, x):
+        return self.a(x), x
+
+
+def test_a_returned_tuple_reads_what_its_module_reads():
+    model = nn.Sequential(conv(3), nn.ReLU(), Splits())
+    found = plan(model, {"rules": [{"path": ["2", "2:0"], "before": "input"}]}, example_inputs=X)
+    assert [(one.path, one.reader) for one in found.insertions] == [("1", "2")]
+    assert not found.skips
 
 
 class CallsAModuleOfItsParent(nn.Module):
