@@ -15,7 +15,7 @@ from torch import fx, nn
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
-from simam_inject.errors import a_type
+from simam_inject.errors import a_type, plural
 from simam_inject.matching.match import why_not_attendable
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
@@ -196,7 +196,8 @@ def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]
     if len(keys) > 1:
         return f"it is nested {len(keys)} levels deep in what {name} takes or returns"
     if calls != site.runs:
-        return f"{name} runs {calls} times in one forward, and this value is computed {site.runs} time(s)"
+        often, computed = plural(calls, "time"), plural(site.runs, "time")
+        return f"{name} runs {often} in one forward, and this value is computed {computed}"
     return None
 
 
