@@ -127,7 +127,8 @@ def _for_one_call(flow: Dataflow, site: Site, value: Value, reader: str) -> Reso
         reason = f"{given or f'{name} reads it more than once'}, and it is used elsewhere: use after"
     readers = {reader, *(site.joins if reader in site.joins else ())}
     if not calls and not any(read.path in readers for read in value.readings):
-        return f"{name} does not read what another call of {site.path or 'the model'} returns: use after"
+        where = site.path or "the model"
+        return f"{name} reads what one call of {where} returns, but not what another call of it returns: use after"
     # What the reader returns of its argument is attended as well, so reads of that do not count.
     others = [one for one in flow.recording.same_tensor(value) if not any(call.spans(one.made) for call in calls)]
     reads = [read for one in others for read in one.readings]
