@@ -25,8 +25,7 @@ from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
 
 _WEIGHTED = (_ConvNd, nn.Linear)
-_MOST_ON_SKIP = 2
-"""A projection is one convolution; GhostNet's is a depthwise and a pointwise one."""
+_MOST_ON_SKIP = 2  # a projection is one convolution; GhostNet's is a depthwise and a pointwise one
 _SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
 _SQUASHING = _SIGMOIDS | words("tanh clamp relu6")
 _ARITHMETIC = words("add sub mul div")
@@ -35,8 +34,7 @@ _RESHAPING = words(
     "view view_as reshape flatten unflatten expand expand_as repeat squeeze unsqueeze permute transpose interpolate"
 )
 _NOT_LAST = (FAMILIES["norm"] | FAMILIES["act"]) - _SQUASHING  # after the last convolution of a head
-_PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}
-"""Kinds that may come between an upsampling and the join that it is for, besides what passes a map on."""
+_PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}  # between an upsampling and its join
 
 
 @dataclass(slots=True)
@@ -96,8 +94,9 @@ def _has_two_maps(step: Step) -> bool:
 
 
 def _passed(step: Step) -> Step | None:
-    """The step whose result it passes on, perhaps multiplied by or added to a number or a parameter."""
-    if step.kind in _ARITHMETIC and not _has_two_maps(step):
+    """The step whose result it passes on, perhaps interpolated to its own size, or scaled or shifted by a number."""
+    is_same = step.kind == "interpolate" and any(one.shape == step.shape for one in step.inputs)
+    if is_same or (step.kind in _ARITHMETIC and not _has_two_maps(step)):
         return max(step.inputs, key=lambda one: len(one.shape), default=None)
     return step.passed
 
@@ -126,13 +125,14 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
 
 
 def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
-    """A product of two maps, also of matrices, a subtraction, numbers other than zeros that an operation makes (a
-    detector's anchors), or one of several results of a block with convolutions, where the branch is one, too.
+    """A product of two maps or matrices, a subtraction, one pixel that is spread out, numbers other than zeros that
+    an operation makes (anchors), or one of several results of a block with convolutions, where the branch is one, too.
     """
     is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
     is_one_of_several = step.kind == branch.kind == "entry" and any(map(_weight, step.inputs))
     is_product = step.kind in _PRODUCTS and _has_two_maps(step)
-    return is_made or is_one_of_several or is_product or step.kind == "sub"
+    is_spread = step.kind == "interpolate" and {1} == {length for size in _sizes_given(step) for length in size}
+    return is_made or is_one_of_several or is_product or is_spread or step.kind == "sub"
 
 
 def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
@@ -207,7 +207,7 @@ def _enlarges(step: Step) -> bool:
     """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
     given, size = _sizes_given(step), step.shape[2:]
     if step.kind in UPSAMPLING:
-        return not given or 1 < max(given[0], default=1) <= max(size, default=1)
+        return not given or 1 < max(given[0], default=1) < max(size, default=1)
     is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
     return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
@@ -249,9 +249,9 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
     found: set[str] = set()
     for path, call in recording.first_calls.items():
         for step in call.steps:
-            maps = [source for source in step.inputs if source.value is not None]
             if step.kind not in ("cat", "add") or step.path in structure.joins or step.path in structure.in_gate:
                 continue
+            maps = [one for one in step.inputs if one.value is not None and one.value.is_from_input]
             origins = [_was_upsampled(one, step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
                 blocks = _readers_among(recording, step, structure.main)
@@ -270,8 +270,8 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
         kind = (path.rpartition(".")[0], type(call.module))
         if path in found:
             alike.add(kind)
-        elif kind in alike and type(call.module) not in CONTAINERS and any(map(_enlarges, call.steps)):
-            found.add(path)
+        elif kind in alike and kind[1] not in CONTAINERS:
+            found |= {path for one in call.steps if _upsamples(one) and not _keeps_size(one)}
     return found
 
 

@@ -72,6 +72,23 @@ class Value:
             found += [source] if source is not None and source.shape == value.shape else []
         return found
 
+    @property
+    def is_from_input(self) -> bool:
+        """The model computes it from what it is given: not noise or a constant, perhaps of the size of another map."""
+        waiting, seen = [self], set[Value]()
+        while waiting:
+            value = waiting.pop()
+            step = value.origin
+            is_unknown = step is None and value.alias_of is None and value.made != NEVER
+            if is_unknown or any(frame.parent is None for frame, *_ in value.arguments):
+                return True
+            takes_size = step is not None and (step.kind.endswith("_like") or step.kind.startswith("new_"))
+            sources = [one for each in step.inputs for _, one in each.values] if step and not takes_size else []
+            sources += [value.alias_of] if value.alias_of else []
+            waiting += [one for one in sources if one not in seen]
+            seen.add(value)
+        return False
+
 
 Entries = list[tuple[tuple[Key, ...], Value]]
 """Tensors of one result, with the keys that lead to each; a bare tensor has none."""

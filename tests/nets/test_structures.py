@@ -209,6 +209,14 @@ class Enlarging(Ascent):
         return up(F.interpolate(x, scale_factor=2), skip)
 
 
+class Aligning(Ascent):
+    """Interpolates both maps to the size that they have: with images of other sizes, they differ."""
+
+    def climb(self, up, x, skip):
+        size = skip.shape[2:]
+        return up(F.interpolate(F.interpolate(x, scale_factor=2), size=size), F.interpolate(skip, size=size))
+
+
 class Swelling(Ascent):
     """What enlarges a map ends in a block of another class."""
 
@@ -295,6 +303,18 @@ class Bloom(nn.Module):
 
 def generator():
     return nn.Sequential(c3(3, 8), Bloom(), Bloom(), c3(8, 3))
+
+
+class Grainy(nn.Module):
+    """Adds noise, or a constant, to what it has upsampled."""
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise, self.body = noise, nn.Sequential(nn.Upsample(scale_factor=2), c3(8, 8), nn.ReLU(), c3(8, 8))
+
+    def forward(self, x):
+        x = self.body(x)
+        return F.relu(x + 0.1 * self.noise(x))
 
 
 def separable(before, after, stride=1):
@@ -437,6 +457,28 @@ class Stairs(nn.Module):
         one = self.e1(self.head(x))
         two = self.e2(F.max_pool2d(one, 2))
         return self.last(self.d1(one, self.d2(two, self.e3(F.max_pool2d(two, 2)))))
+
+
+class Landing(nn.Module):
+    """A decoder block that upsamples in a child, as the last one without an earlier map."""
+
+    def __init__(self, width=16):
+        super().__init__()
+        self.up, self.body = nn.Sequential(nn.Upsample(scale_factor=2), c3(8, 8)), double(width, 8)
+
+    def forward(self, earlier, x):
+        return self.body(self.up(x) if earlier is None else torch.cat([self.up(x), earlier], 1))
+
+
+class Roofed(Stairs):
+    def __init__(self):
+        super().__init__(Landing)
+        self.d0 = Landing(8)
+
+    def forward(self, x):
+        one = self.e1(self.head(F.max_pool2d(x, 2)))
+        two = self.e2(F.max_pool2d(one, 2))
+        return self.last(self.d0(None, self.d1(one, self.d2(two, self.e3(F.max_pool2d(two, 2))))))
 
 
 class Scales(nn.Module):
@@ -684,14 +726,14 @@ class Factors(nn.Module):
 
 
 class Echo(nn.Module):
-    """A later stage reads a smaller copy of the image, too."""
+    """A later stage reads a copy of the image, too, which is smaller, or interpolated to its own size."""
 
-    def __init__(self):
+    def __init__(self, stride):
         super().__init__()
-        self.stem, self.stage = c3(3, 5, 2), nn.Sequential(Darn(), Darn())
+        self.stride, self.stem, self.stage = stride, c3(3, 5, stride), nn.Sequential(Darn(), Darn())
 
     def forward(self, x):
-        return self.stage(torch.cat([self.stem(x), F.interpolate(x, scale_factor=0.5)], 1))
+        return self.stage(torch.cat([self.stem(x), F.interpolate(x, scale_factor=1 / self.stride)], 1))
 
 
 class Row(nn.Module):
@@ -731,6 +773,14 @@ class Poured(nn.Module):
 
     def forward(self, earlier, x):
         return self.merge(torch.cat([self.then(F.interpolate(x, scale_factor=2)), earlier], 1))
+
+
+class Spread(Darn):
+    """Adds the mean of its input, as the root of BiSeNet does."""
+
+    def forward(self, x):
+        mean = F.interpolate(F.adaptive_avg_pool2d(x, 1), size=x.shape[2:])
+        return self.second(F.relu(self.first(x))) + mean
 
 
 class Faded(Darn):
@@ -1028,6 +1078,8 @@ CASES = [
     (lambda: Enlarging(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
     (lambda: Joining(lambda before, after: Rim(before + after, after)), "unet", "up2 up1"),
     (lambda: Swelling(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
+    (lambda: Aligning(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
+    (Roofed, "unet", "d2 d1 d0"),
     (lambda: Ascent(Meld), "unet", "up2 up1"),
     (lambda: Ascent(Crop), "unet", "up2 up1"),
     (lambda: nn.Sequential(c3(3, 8), Chalice(2), c1(8, 2)), "block-output", CHALICE),
@@ -1036,6 +1088,9 @@ CASES = [
     (Distil, "unet", "g2 g1"),
     (generator, "residual", "{1,2}.k2"),
     (generator, "unet", ""),
+    (lambda: between(Grainy, torch.rand_like), "unet", ""),
+    (lambda: between(Grainy, lambda x: torch.ones(x.shape)), "unet", ""),
+    (lambda: nn.Sequential(c3(3, 8), Darn(), Spread(), c1(8, 2)), "residual", "1.second"),
     (Shelf, "block-output", ""),
     (lambda: nn.Sequential(c3(3, 8, 2), Fold(), Fold(), c1(8, 2)), "convnext", "{1,2}.around"),
     (Letters, "block-output", "layers.{0,1}:0"),
@@ -1056,7 +1111,8 @@ CASES = [
     (lambda: products(nn.ReLU6(), nn.ReLU6()), "paper", "{1,2}.right.0"),
     (lambda: nn.Sequential(c3(3, 8), Primed(8, 8), Primed(8, 12)), "residual", "{1,2}.b"),
     (lambda: Spilt(c3(16, 8), nn.ReLU(), c1(8, 2)), "unet", "mix"),
-    (Echo, "unet", ""),
+    (lambda: Echo(2), "unet", ""),
+    (lambda: Echo(1), "unet", ""),
     (separables, "paper", "net.{1,2,3}.0"),
     (separables, "block-output", "net.{1,2,3}"),
     (rows, "block-output", "0.parts.1 {1,2}.parts.{0,1}"),
@@ -1100,6 +1156,22 @@ def test_sites(factory, recipe, places):
         with hooked(stock, places):
             expected = stock(image)
         assert_right(model(image), expected, stock(image))
+
+
+class Squeezed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.wide = c3(8, 8)
+        self.gate = nn.Sequential(nn.AdaptiveAvgPool2d(1), c1(8, 4), nn.ReLU(), c1(4, 8), nn.Sigmoid())
+
+    def forward(self, x):
+        x = self.wide(x)
+        return x * self.gate(x)
+
+
+def test_convolutions_of_1x1_maps_make_no_main_block():
+    with pytest.raises(NoMatchError, match="has two convolutions of maps larger than 1x1"):
+        plan(nn.Sequential(c3(3, 8), Squeezed(), Squeezed()), "paper", example_inputs=torch.rand(2, 3, 16, 16))
 
 
 class Frames(nn.Module):
