@@ -204,7 +204,8 @@ def _search_children(search: Search, target: Child, blocks: Sequence[Site]) -> N
             depth = min((name.count(".") for name in names), default=0)  # 1 if all are in a ModuleList
             names = [name for name in names if name.count(".") == depth]
             words = ["output"] if search.rule.position == "after" else ["input", "residual"]
-            near = did_you_mean(target.name, [*words, *(inner for inner, _ in below)])
+            others = [] if target.name in computed else [*words, *(inner for inner, _ in below)]
+            near = did_you_mean(target.name, others)
             search.miss(path, f"has no child {target.name}; it has {write_paths(names)}{near}")
 
 

@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - as everybody writes it
 from torch import nn
 
-from simam_inject import InjectError, injected, plan
+from simam_inject import InjectError, inject, injected, plan
 from simam_inject.api import survey
 from tests.engine.axes import after, assert_like_hooks, rows
-from tests.engine.blocks import build
+from tests.engine.blocks import build, run
 from tests.engine.targets import image
+from tests.oracle import assert_attended
 
 # B1: norms and layers that work on NCHW, under names of torch's classes that do not
 
@@ -408,6 +409,27 @@ def test_the_batch_of_latent_vectors_is_measured():
         plan(build(OfStyles), after("one.conv2d"), example_inputs=torch.randn(2, 8).double())
 
 
+class Scattered(nn.Module):
+    """Scatters points into maps, whose number is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.points, self.part = nn.Linear(4, 6), nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.ReLU())
+
+    def forward(self, points, places, count):
+        maps = points.new_zeros(count, 6, 64)
+        maps[places % count, :, places] = self.points(points)
+        return self.part(maps.view(count, 6, 8, 8))
+
+
+def test_a_batch_that_is_given_as_a_number_cannot_be_measured():
+    example, net = (torch.randn(9, 4).double(), torch.arange(9), 2), build(Scattered)
+    with pytest.raises(InjectError, match=r"one more there, too; .* inject\(model\.part, recipe, example_inputs=map\)"):
+        plan(net, after("part.0"), example_inputs=example)
+    inject(net.part, after("0"), example_inputs=image(2, 6, 8, 8))
+    assert_attended(run(net, *example), build(Scattered), {"part.0": 1}, *example)
+
+
 class OfTwoSamples(OfOneSize):
     """The batch is as fixed as the size, so neither can be measured."""
 
@@ -490,7 +512,7 @@ class Cached(nn.Module):
 @pytest.mark.parametrize("anew", [False, True], ids=["once", "for each size"])
 def test_a_cache_does_not_shift_the_experiments(anew):
     sites = survey(Cached(anew).eval(), example_inputs=torch.rand(2, 3, 16, 16)).site_by_path
-    assert "does not grow with the batch" in sites["relu"].obstacle
+    assert "does not grow with the first dimension of the inputs" in sites["relu"].obstacle
     assert (sites["relu[2]"].axes, sites["relu[2]"].axes_measured) == ("NCHW", True)
 
 

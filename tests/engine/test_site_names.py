@@ -373,6 +373,33 @@ def test_a_child_named_as_a_value_of_the_block():
     assert "for the child of that name write '{output}'" in reason
 
 
+class Adds(Block):
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x):
+        return self.act(self.b(self.a(x) + x) + x)
+
+
+class Cats(Adds):
+    def forward(self, x):
+        return self.act(torch.cat([self.a(x)[:, :2], x[:, 2:]], 1))
+
+
+def test_of_two_operations_the_first_is_listed_under_its_bare_name():
+    rules = [{"block": "Adds", "after": "add[1]"}, {"path": "block.add", "after": "output"}]
+    for one in rules:
+        (found,) = plan(Net(Adds()), {"rules": [one]}, example_inputs=X).insertions
+        assert found.path == "block.add"
+
+
+def test_the_name_of_an_operation_is_no_misspelt_child():
+    net = nn.Sequential(conv(3, 4), Adds(), Cats())
+    with pytest.raises(NoMatchError, match=r"(?m)^  1: has no child cat; it has [^;]*$"):
+        plan(net, {"rules": [{"block": "Adds", "after": "cat", "where": {"channels": 9}}]}, example_inputs=X)
+
+
 def test_an_operation_inside_a_module_without_children():
     rule = {"path": "block.a", "after": "relu"}
     with pytest.raises(NoMatchError, match=r"block\.a: has no children, and so no relu"):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
 from simam_inject import bypass, eject, inject
 from tests.export.networks import Doubling, attended, doubling, image
@@ -38,6 +39,15 @@ def test_no_graph_break_and_equal_to_eager(recipe, training):
     assert distance(ours, model(image(2))) < 1e-5
     with bypass(model):
         assert distance(ours, model(image(2))) > 1e-3
+
+
+def test_only_the_output_of_the_model_itself_is_a_second_graph():
+    x = torch.rand(1, 3, 32, 32)
+    for place, graphs in (("output", 2), ("tail", 1)):
+        model = inject(Doubling(), {"rules": [{"block": "Doubling", "after": place}]}, example_inputs=x, verify=False)
+        counter = CompileCounter()
+        assert distance(run(whole(model, counter), x), run(model, x)) < 1e-5
+        assert counter.frame_count == graphs
 
 
 @pytest.mark.parametrize("build", [attended, doubling])
