@@ -79,13 +79,11 @@ class Value:
         while waiting:
             value = waiting.pop()
             step = value.origin
-            is_unknown = step is None and value.alias_of is None and value.made != NEVER
-            if is_unknown or any(frame.parent is None for frame, *_ in value.arguments):
+            if step is None and value.alias_of is None:
                 return True
             takes_size = step is not None and (step.kind.endswith("_like") or step.kind.startswith("new_"))
             sources = [one for each in step.inputs for _, one in each.values] if step and not takes_size else []
-            sources += [value.alias_of] if value.alias_of else []
-            waiting += [one for one in sources if one not in seen]
+            waiting += [one for one in (*sources, value.alias_of) if one is not None and one not in seen]
             seen.add(value)
         return False
 
