@@ -125,14 +125,15 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
 
 
 def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
-    """A product of two maps or matrices, a subtraction, one pixel that is spread out, numbers other than zeros that
+    """A product of two maps or matrices, a subtraction, one pixel or a map fitted to another, numbers but zeros that
     an operation makes (anchors), or one of several results of a block with convolutions, where the branch is one, too.
     """
     is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
     is_one_of_several = step.kind == branch.kind == "entry" and any(map(_weight, step.inputs))
     is_product = step.kind in _PRODUCTS and _has_two_maps(step)
-    is_spread = step.kind == "interpolate" and {1} == {length for size in _sizes_given(step) for length in size}
-    return is_made or is_one_of_several or is_product or is_spread or step.kind == "sub"
+    sizes = _sizes_given(step) if step.kind == "interpolate" else []
+    is_fitted = any(size == step.shape[2:] or set(size) == {1} for size in sizes)
+    return is_made or is_one_of_several or is_product or is_fitted or step.kind == "sub"
 
 
 def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:

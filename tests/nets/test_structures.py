@@ -776,11 +776,15 @@ class Poured(nn.Module):
 
 
 class Spread(Darn):
-    """Adds the mean of its input, as the root of BiSeNet does."""
+    """Adds its input, or the mean of it, after an interpolation, as BiSeNet and PAN do."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
 
     def forward(self, x):
-        mean = F.interpolate(F.adaptive_avg_pool2d(x, 1), size=x.shape[2:])
-        return self.second(F.relu(self.first(x))) + mean
+        other = F.interpolate(F.adaptive_avg_pool2d(x, self.size), size=x.shape[2:])
+        return self.second(F.relu(self.first(x))) + other
 
 
 class Faded(Darn):
@@ -1090,7 +1094,8 @@ CASES = [
     (generator, "unet", ""),
     (lambda: between(Grainy, torch.rand_like), "unet", ""),
     (lambda: between(Grainy, lambda x: torch.ones(x.shape)), "unet", ""),
-    (lambda: nn.Sequential(c3(3, 8), Darn(), Spread(), c1(8, 2)), "residual", "1.second"),
+    (lambda: nn.Sequential(c3(3, 8), Darn(), Spread(1), c1(8, 2)), "residual", "1.second"),
+    (lambda: nn.Sequential(c3(3, 8), Darn(), Spread((None, None)), c1(8, 2)), "residual", "1.second"),
     (Shelf, "block-output", ""),
     (lambda: nn.Sequential(c3(3, 8, 2), Fold(), Fold(), c1(8, 2)), "convnext", "{1,2}.around"),
     (Letters, "block-output", "layers.{0,1}:0"),
