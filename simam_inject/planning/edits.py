@@ -8,6 +8,7 @@ hook attends it as in the example, and the plan has a note.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -37,12 +38,16 @@ class Resolved:
     witness: str | None = None
 
 
-def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
-    """The edit that attends a site, for everyone who reads it or for one reader alone; a sentence if there is none."""
+def resolve(flow: Dataflow, site: Site, readers: Sequence[str] = ()) -> Resolved | str:
+    """The edit that attends a site, for everyone who reads it or for some readers; a sentence if there is none.
+
+    Args:
+        readers: none for everyone; else those that may be given the attended value. The first one has to be.
+    """
     value = flow.recording.value(site.path)
     if value is None:
         return "its value could not be recorded in the example forward"
-    found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, reader)
+    found = _for_some(flow, site, readers) if readers else _for_all(flow, site, value)
     if isinstance(found, str):
         return found
     note = "; ".join(filter(None, [found.note, _folding(flow, found.edit)]))
@@ -104,18 +109,19 @@ def _is_sequence(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _for_one(flow: Dataflow, site: Site, reader: str) -> Resolved | str:
-    """Attend what one reader reads: the same edit has to do for every call that computes the value."""
+def _for_some(flow: Dataflow, site: Site, readers: Sequence[str]) -> Resolved | str:
+    """Attend what these readers read: the same edit has to do for every call that computes the value."""
     values = [step.value for step in flow.recording.steps[site.path].every]
-    found = [_for_one_call(flow, site, value, reader) for value in dict.fromkeys(values) if value is not None]
+    found = [_for_some_of_call(flow, site, value, readers) for value in dict.fromkeys(values) if value is not None]
     problem = next((one for one in found if isinstance(one, str)), None)
     edits = {one.edit for one in found if not isinstance(one, str)}
-    return found[0] if problem is None and len(edits) == 1 else problem or f"{reader} reads it as several arguments"
+    return found[0] if problem is None and len(edits) == 1 else problem or f"{readers[0]} reads it as several arguments"
 
 
-def _for_one_call(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
+def _for_some_of_call(flow: Dataflow, site: Site, value: Value, readers: Sequence[str]) -> Resolved | str:
     """Attend it by the reader's own hook if that is a module, as for all if nothing else reads it."""
-    steps, name = flow.recording.steps[reader].every, reader or "the model"
+    reader, name = readers[0], readers[0] or "the model"
+    steps = [step for each in readers for step in flow.recording.steps[each].every]
     calls = [step.call for step in steps if step.call is not None and value in step.call.inputs]
     reason = f"{name} is an operation, and other operations read the same value: name a module, or use after"
     reason += _nearest(flow, site)
@@ -125,14 +131,14 @@ def _for_one_call(flow: Dataflow, site: Site, value: Value, reader: str) -> Reso
             is_always = _is_at_an_end(flow, given.module, reader)
             return Resolved(given, note="" if is_always else _as_in_the_example(given))
         reason = f"{given or f'{name} reads it more than once'}, and it is used elsewhere: use after"
-    readers = {reader, *(site.joins if reader in site.joins else ())}
-    if not calls and not any(read.path in readers for read in value.readings):
+    named = {*readers, *(site.joins if reader in site.joins else ())}
+    if not calls and not any(read.path in named for read in value.readings):
         where = site.path or "the model"
         return f"{name} reads what one call of {where} returns, but not what another call of it returns: use after"
     # What the reader returns of its argument is attended as well, so reads of that do not count.
     others = [one for one in flow.recording.same_tensor(value) if not any(call.spans(one.made) for call in calls)]
     reads = [read for one in others for read in one.readings]
-    is_read = any(read.path not in readers and not any(call.spans(read.tick) for call in calls) for read in reads)
+    is_read = any(read.path not in named and not any(call.spans(read.tick) for call in calls) for read in reads)
     return reason if is_read or any(one in flow.recording.results for one in others) else _for_all(flow, site, value)
 
 

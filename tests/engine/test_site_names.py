@@ -215,6 +215,20 @@ def two_levels(m, x, f):
     return m.head(c) + m.head(f(m.d(x))) + c
 
 
+def all_levels(m, x, f):
+    c = m.c(x)
+    return m.head(f(c)) + m.head(f(m.d(x))) + c
+
+
+def levels_of_a_convolution(m, x, f):
+    c = m.c(x)
+    return m.head.a(f(c)) + m.head.a(f(m.d(x))) + c
+
+
+def one_convolution_of_shared(m, x, f):
+    return sum(m.head.a(f(m.shared(m.c(y)))) for y in (x, -x))
+
+
 def a_pixel(m, x, f):
     return m.head(f(m.c(x))) + m.head(m.d(x).mean((2, 3), keepdim=True))
 
@@ -230,7 +244,9 @@ ONE_CALL = ("one call of shared", "another call of it", "use after")
         (lambda m, x, f: m.head(z=f(m.shared(m.c(x))), x=f(m.shared(m.d(x)))), HEAD, {"shared": 2}, {}),
         (lambda m, x, f: m.head([f(m.shared(y)) for y in (m.c(x), m.d(x))]), HEAD, {"shared": 2}, {}),
         (lambda m, x, f: m.head(f(m.c(x))) + m.head(f(m.d(x))), HEAD, {"c": 1, "d": 1}, {}),
-        (two_levels, HEAD, {"d": 1}, {"c": ("head runs 2 times", "used elsewhere", "use after")}),
+        (all_levels, HEAD, {"c": 2}, {"d": ("is covered by the SimAM on the input of head",)}),
+        (levels_of_a_convolution, {"path": "head.a*", "before": "input"}, {"c": 2}, {"d": ("on the input of head.a",)}),
+        (one_convolution_of_shared, {"path": "head.a*", "before": "input"}, {"shared": 2}, {}),
         (two_levels, HEAD | {"exclude": "c"}, {"d": 1}, {"head": ("input c: excluded by c",)}),
         (a_pixel, HEAD, {"c": 1}, {"mean": ("is a 1x1 map",)}),
         (residual_loop, BRANCH, {"shared": 3}, {}),
@@ -246,12 +262,26 @@ def test_before_a_block_every_call_counts(compute, rule, sites, skips):
     assert_right(run(found.apply(), X.double()), expected, stock)
 
 
+def test_what_the_pre_hook_of_a_block_attends_in_another_call_is_not_attended_twice():
+    after = {"path": ["c", "d"], "after": "output"}
+    plain, rules = build(Shares, all_levels), [HEAD, after | {"optional": True}]
+    stock, expected = run(plain, X.double()), all_levels(plain, X.double(), partial(simam, e_lambda=E_LAMBDA))
+    found = plan(plain, {"e_lambda": E_LAMBDA, "rules": rules}, example_inputs=X.double())
+    assert [(one.path, one.runs) for one in found.insertions] == [("c", 2)]
+    assert [skip.reason for skip in found.skips if skip.rule == 1] == ["already taken by rules[0]"] * 2
+    model = found.apply()
+    for again in (HEAD, after, HEAD | {"exclude": "c"}):
+        model = inject(model, {"e_lambda": E_LAMBDA, "rules": [again]}, example_inputs=X.double())
+        assert [one.path for one in injected(model)] == ["c"]
+        assert_right(run(model, X.double()), expected, stock)
+
+
 @pytest.mark.parametrize(
     ("compute", "rule", "reasons"),
     [
         (lambda m, x, f: m.head(y := m.shared(m.c(x)), m.shared(m.d(x))) + y, HEAD, ("used elsewhere", "use after")),
         (lambda m, x, f: m.head(m.shared(m.c(x))) + m.shared(m.d(x)), HEAD, ONE_CALL),
-        (lambda m, x, f: sum(m.head.a(m.shared(m.c(y))) for y in (x, -x)), HEAD | {"path": "head.a*"}, ONE_CALL),
+        (one_convolution_of_shared, HEAD | {"path": "head.a"}, ONE_CALL),
         (residual_and_plain, BRANCH, ONE_CALL),
     ],
 )
