@@ -94,7 +94,10 @@ def bench(
         raise ModelError(f"unknown dtype {conditions.dtype!r}; choose from {', '.join(DTYPES)}")
     network = network_of(model)
     example = example_of(network, example_inputs)
-    batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)
+    try:
+        batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)
+    except (RuntimeError, MemoryError) as error:
+        raise ModelError(f"a batch of {conditions.batch} cannot be made: {describe_exception(error)}") from error
     if batch is None:
         raise ModelError("the example input has no batch dimension; measure with --batch 1")
     batch = Example(*batch.fresh(partial(_moved, conditions=conditions)))

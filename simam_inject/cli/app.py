@@ -1,7 +1,9 @@
 """The program: `simam-inject MODEL ...`, and the other commands by name."""
 
+import io
 import logging
 import os
+import sys
 import warnings
 
 from simam_inject.cli import comparing, injecting, looking
@@ -30,5 +32,8 @@ def main() -> None:
     os.environ.setdefault("YOLO_VERBOSE", "false")
     os.environ.setdefault("YOLO_AUTOINSTALL", "false")
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows, or the C locale, has few letters
+            stream.reconfigure(errors="replace")
     warnings.formatwarning = lambda message, *_args, **_more: f"warning: {message}\n"
     app(prog_name="simam-inject")

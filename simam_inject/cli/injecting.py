@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from simam_inject.cli.options import EXPORTS, InjectOptions, ReportOptions, StrengthOptions
 from simam_inject.cli.preparing import batches_of, images_in, library_of, make_plan, selectors
@@ -31,12 +31,13 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
     built, plan = make_plan(options, step, options.new_strength)
     from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
 
-    verification, calibration, written = None, None, []
+    verification, calibration, written, exported = None, None, [], None
     if not options.dry_run:
         plan, verification, calibration = _carry_out(built, plan, options, step, files)
     if options.output is not None:
         step(f"writing {options.output}")
-        written = [_write(built, options.output, dynamic=options.dynamic)]
+        line, exported = _write(built, options.output, dynamic=options.dynamic)
+        written = [line]
     parts = [
         heading(built, plan),
         *render_plan(plan, applied=not options.dry_run, verbose=options.verbose, why=options.why),
@@ -54,6 +55,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
         **plan_to_dict(plan, verification),
         "calibration": None if calibration is None else asdict(calibration),
         "output": None if options.output is None else str(options.output),
+        "export": exported,
     }
     return Outcome(parts, data)
 
@@ -63,10 +65,12 @@ def report(options: ReportOptions, step: Step) -> Outcome:
     built, plan = make_plan(options, step, options.new_strength)
     plan, verification, _ = _carry_out(built, plan, options, step)
     step("writing the page")
+    from simam_inject.persist.files import in_one_step
     from simam_inject.reporting.page import render_page
 
     text = render_page(plan, verification, heading=heading(built, plan))
-    options.html.write_text(text, encoding="utf-8")
+    with in_one_step(options.html) as file:
+        file.write_text(text, encoding="utf-8")
     first = str(verification).partition("\n")[0]
     summary = f"wrote {options.html}: {plural(len(plan.placed), 'site')}, {first}"
     return Outcome([summary], {"html": str(options.html), "ok": True})
@@ -121,23 +125,27 @@ def _check_options(options: InjectOptions) -> None:
         raise ModelError(f"{_NO_CHECKPOINT}; save {options.model} as .safetensors")
 
 
-def _write(built: ZooModel, path: Path, *, dynamic: bool) -> str:
-    """Save or export the model; the line that says so."""
+def _write(built: ZooModel, path: Path, *, dynamic: bool) -> tuple[str, dict[str, Any] | None]:
+    """Save or export the model; the line that says so, and facts about an export."""
     if path.suffix in EXPORTS:
         from simam_inject.export import export
 
         done = export(built.model, path, example_inputs=built.example_inputs, dynamic=dynamic)
         distance = f"its output differs by {done.difference:.1e} from eager mode"
-        return f"wrote {path}, which has {plural(done.live, 'live site')}; {distance} ({done.form})"
+        facts = {"live": done.live, "difference": done.difference, "form": done.form}
+        return f"wrote {path}, which has {plural(done.live, 'live site')}; {distance} ({done.form})", facts
     if path.suffix == ".safetensors":
         from simam_inject.persist import save
 
         save(built.model, path)
     elif hasattr(built.model, "save"):
-        built.model.save(path)
+        from simam_inject.persist.files import in_one_step
+
+        with in_one_step(path) as file:
+            built.model.save(file)
     else:
         raise ModelError(f"{_NO_CHECKPOINT}, and {built.name} is not a YOLO object; save it as .safetensors")
-    return f"wrote {path}"
+    return f"wrote {path}", None
 
 
 def _next_steps(built: ZooModel, plan: Plan, options: InjectOptions) -> Iterator[str]:
@@ -151,7 +159,8 @@ def _next_steps(built: ZooModel, plan: Plan, options: InjectOptions) -> Iterator
         code += f", e_lambda={options.e_lambda}" if options.e_lambda is not None else ""
     code += _example_code(built) + (f", strength={options.new_strength:g}" if options.new_strength != 1 else "")
     if parts:  # otherwise the model has the sites
-        yield f"  in Python: from simam_inject import inject; inject(model, {code})"
+        names, then = ("calibrate, inject", "; calibrate(model, batches)") if options.calibrate else ("inject", "")
+        yield f"  in Python: from simam_inject import {names}; inject(model, {code}){then}"
     suffix = options.output.suffix if options.output is not None else ""
     if not suffix:
         yield f"  save: add --output FILE{'.pt' if built.source == 'ultralytics' else '.safetensors'}"

@@ -268,11 +268,13 @@ def convert(options: ConvertOptions, step: Step) -> Outcome:
     check_ultralytics(options.file)
     step("reading the file")
     from simam_inject.integrations.ultralytics.model_files import import_model_yaml, write_recipe
+    from simam_inject.persist.files import in_one_step
 
     found = import_model_yaml(options.file)
     for line in found.notes:
         note(f"note: {line}")
     text = write_recipe(found.recipe)
     if options.output is not None:
-        options.output.write_text(text, encoding="utf-8")
+        with in_one_step(options.output) as file:
+            file.write_text(text, encoding="utf-8")
     return Outcome([text if options.output is None else f"wrote {options.output}"], found.recipe.to_dict())

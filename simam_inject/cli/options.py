@@ -156,7 +156,7 @@ class RecipeOptions(ModelOptions):
 
     after: list[str] = _place("BLOCK or BLOCK.CHILD, e.g. bottleneck.conv2; may be repeated", "X", [])
     before: list[str] = _place("BLOCK.CHILD or BLOCK.residual; may be repeated", "X", [])
-    recipe: str | None = _place(*_RECIPE, autocompletion=_complete_recipe)
+    recipe: list[str] = _place(f"{_RECIPE[0]}; may be repeated", _RECIPE[1], [], autocompletion=_complete_recipe)
     exclude: list[str] = _place("Paths to exclude, e.g. 'layer1.*'; may be repeated", "GLOB", [])
     e_lambda: float | None = _place("Lambda of every site, above 0; overrides the recipe", "F", parser=parse_number)
 

@@ -33,8 +33,8 @@ def library_of(options: ModelOptions | CompareOptions) -> str:
 
 def selectors(options: RecipeOptions) -> list[str]:
     """What the options select with, in order: a recipe, then the places after and before."""
-    recipe = [] if options.recipe is None else [options.recipe]
-    return [*recipe, *(f"after {place}" for place in options.after), *(f"before {place}" for place in options.before)]
+    after, before = (f"after {place}" for place in options.after), (f"before {place}" for place in options.before)
+    return [*options.recipe, *after, *before]
 
 
 def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe:
@@ -50,8 +50,12 @@ def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe
         raise RecipeError(f"{given} cannot change the sites that a model has: give a recipe, and a model without SimAM")
     recipe = parts[0]
     if len(parts) > 1:
-        name = ", ".join(part.name for part in parts)
-        recipe = Recipe(name=name, e_lambda=recipe.e_lambda, rules=[rule for part in parts for rule in part.rules])
+        name, several = ", ".join(part.name for part in parts), parts[: len(options.recipe)][1:]
+        first, *others = parts  # places have the lambda of the first recipe
+        rules = [*first.rules]
+        for part in others:
+            rules += _rules_with_lambda(part) if part in several else part.rules
+        recipe = Recipe(name=name, e_lambda=recipe.e_lambda, rules=rules)
     return adjusted(recipe, options.exclude, options.e_lambda)
 
 
@@ -111,11 +115,12 @@ def _recipes_of(built: ZooModel) -> list[Recipe]:
 
     found = presences_in(network_of(built.model)).values()
     recipes = [Recipe.from_dict(table) for presence in found for table in presence.recipes]
+    return [recipe.model_copy(update={"rules": _rules_with_lambda(recipe)}) for recipe in recipes]
 
-    def rules_of(recipe: Recipe) -> tuple[Rule, ...]:
-        return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
 
-    return [recipe.model_copy(update={"rules": rules_of(recipe)}) for recipe in recipes]
+def _rules_with_lambda(recipe: Recipe) -> tuple[Rule, ...]:
+    """The rules of a recipe, each with its lambda."""
+    return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
 
 
 def _collect(model: nn.Module) -> None:

@@ -82,7 +82,8 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
     # Clones, not views: safetensors refuses tensors that share memory or are not contiguous.
     form = torch.contiguous_format
     tensors = {name: tensor.detach().cpu().clone(memory_format=form) for name, tensor in state.items()}
-    _write_in_one_step(file, tensors, {"format": "pt", KEY: manifest.model_dump_json()})
+    with in_one_step(file) as unfinished:
+        unfinished.write_bytes(serialize(tensors, {"format": "pt", KEY: manifest.model_dump_json()}))
     return file
 
 
@@ -263,23 +264,31 @@ def _read(file: Path) -> tuple[Manifest, State]:
     return manifest, tensors
 
 
-def _write_in_one_step(path: Path, tensors: dict[str, torch.Tensor], texts: dict[str, str]) -> None:
+@contextlib.contextmanager
+def in_one_step(path: Path) -> Iterator[Path]:
+    """The path of a file to write, which takes the place of `path` in the end, or leaves no trace.
+
+    Raises:
+        FileError: it cannot be written.
+    """
     target = path.resolve()  # a link stays a link
-    unfinished = target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
+    is_device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing can take its place
+    unfinished = target if is_device else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
-        with unfinished.open("xb") as file:
-            file.write(serialize(tensors, texts))
-            file.flush()
-            os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, unfinished)
-        unfinished.replace(target)
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
+        yield unfinished
+        if not is_device:
+            with unfinished.open("rb+") as file:
+                os.fsync(file.fileno())
+            if target.exists():
+                shutil.copymode(target, unfinished)
+            unfinished.replace(target)
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
         raise FileError(f"cannot write {path}: {reason}; the previous file is unchanged") from error
     finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        if not is_device:
+            with contextlib.suppress(OSError):
+                unfinished.unlink(missing_ok=True)
 
 
 def _layout_of(state: State) -> str:

@@ -31,7 +31,10 @@ def find_library(name: str) -> str:
     if not name.strip():
         raise ModelError(f"the model has no name. A model is named {FORMS}")
     if path.suffix in _WEIGHTS or (path.suffix == ".pt" and path.is_file() and holds_yolo(path) is False):
-        raise ModelError(f"{name} contains weights, not a model: give the model and add --weights {name}")
+        raise ModelError(
+            f"{name} contains weights, not a model, or a pickled module, which is not loaded: give the model and add "
+            f"--weights {name}"
+        )
     if path.suffix in _EXPORTED:
         raise ModelError(f"{name} is an exported graph, which cannot be modified: give the model it was exported from")
     if colon and prefix not in ("torchvision", "timm", "ultralytics"):

@@ -164,6 +164,9 @@ def test_dynamic_exports_take_other_sizes(run, folder):
     result = run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic")
     assert result.exit_code == 0, result.stderr
     assert re.search(r"^wrote x.pt2, .* 2 live sites.*\nnext:", result.stdout, re.MULTILINE)
+    facts = json.loads(run(NET, "--after", "block", *SMALL, "--output", "x.pt2", "--dynamic", "--json").stdout)
+    assert (facts["export"]["live"], facts["export"]["form"]) == (2, "pt2")
+    assert 0 <= facts["export"]["difference"] < 1e-4
     program = torch.export.load(folder / "x.pt2").module()
     assert program(torch.rand(3, 3, 48, 40)).shape == (3, 5)
 
@@ -188,6 +191,8 @@ def test_calibration_reports_every_site(run, folder, built):
     data = json.loads(result.stdout)
     assert [fit["gain"] for fit in data["calibration"]["sites"]] == [site["gain"] for site in data["insertions"]]
     assert all(site.gain > 1.0 for site in injected(built[0].model))
+    shown = run(NET, "--after", "block", *SMALL, "--calibrate", "images").stdout
+    assert re.search(r"import calibrate, inject; inject\(model, .*\); calibrate\(model, batches\)\n", shown)
     (folder / "empty").mkdir()
     assert "no image found in 'empty'" in run(NET, "--after", "block", *SMALL, "--calibrate", "empty").stderr
     (folder / "empty" / "text.png").write_text("words")

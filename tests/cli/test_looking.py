@@ -347,3 +347,12 @@ def test_a_model_file_that_is_none_is_one_message(run, folder):
     result = run("recipes", "from-yaml", str(folder / "list.yaml"))
     assert result.exit_code == 2
     assert result.stderr.startswith("error:")
+
+
+def test_letters_that_the_output_lacks_are_replaced(folder):
+    (folder / "né.py").write_text((folder / "nets.py").read_text())
+    code = "from simam_inject.cli.app import main; main()"
+    arguments = ("-c", code, "né.py:Net", "--after", "block", *SMALL)
+    result = python(*arguments, cwd=folder, more={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("n?.py:Net, after block")

@@ -58,6 +58,18 @@ def test_selectors_recipes_and_options_are_one_recipe(run, folder):
     assert all(rule["exclude"] in ("blocks.1.*", ["blocks.1.*"]) for rule in data["recipe"]["rules"])
 
 
+def test_several_recipes_keep_their_lambdas(run, folder):
+    (folder / "own.yaml").write_text("e_lambda: 0.1\nrules: [{block: Block, after: conv1}]")
+    (folder / "other.yaml").write_text("e_lambda: 0.2\nrules: [{block: Block, after: bn1}]")
+    places = ("--recipe", "own.yaml", "--recipe", "other.yaml", "--before", "block.conv2", "--exclude", "blocks.1.*")
+    data = json.loads(run(NET, *places, *SMALL, "--json").stdout)
+    assert [(site["path"], site["e_lambda"]) for site in data["insertions"]] == [
+        ("blocks.0.conv1", 0.1),
+        ("blocks.0.bn1", 0.2),
+        ("blocks.0.relu", 0.1),
+    ]
+
+
 def test_e_lambda_overrides_every_rule(run, folder):
     (folder / "own.yaml").write_text("rules: [{block: Block, after: conv1, e_lambda: 0.2}]")
     data = json.loads(run(NET, "--recipe", "own.yaml", "--e-lambda", "0.5", *SMALL, "--json").stdout)

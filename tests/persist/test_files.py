@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import stat
 from functools import partial
 
@@ -15,6 +16,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_ac
 from simam_inject import bypass, eject, inject, injected, verify
 from simam_inject.errors import FileError, ModelError
 from simam_inject.persist import load, read, save
+from simam_inject.persist.files import in_one_step
 from simam_inject.persist.record import KEY
 from tests.networks import BasicBlock, Network
 from tests.persist.networks import EXAMPLE, INSIDE, RECIPE, mixed, net
@@ -563,3 +565,31 @@ class Versioned(Pair):
 def test_a_class_that_wants_to_know_its_version(tmp_path):
     model = inject(Versioned(), PAIR, example_inputs=MAPS)
     assert torch.equal(load(save(model, tmp_path / "x.safetensors"), Versioned())(MAPS), model(MAPS))
+
+
+def test_a_file_takes_its_name_only_when_it_is_whole(tmp_path):
+    file = tmp_path / "best.pt"
+    file.write_text("before")
+
+    def fail():
+        with in_one_step(file) as unfinished:
+            unfinished.write_text("half")
+            raise RuntimeError("disk full\nat line 3")
+
+    with pytest.raises(FileError, match=r"cannot write .*best\.pt: disk full; the previous file is unchanged"):
+        fail()
+    assert (file.read_text(), [*tmp_path.iterdir()]) == ("before", [file])
+    with in_one_step(file) as unfinished:
+        unfinished.write_text("after")
+    assert (file.read_text(), [*tmp_path.iterdir()]) == ("after", [file])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs a named pipe")
+def test_what_is_no_file_is_written_to_and_stays(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    with in_one_step(pipe) as unfinished:
+        unfinished.write_text("page")
+    assert (os.read(reader, 10), pipe.is_fifo()) == (b"page", True)
+    os.close(reader)

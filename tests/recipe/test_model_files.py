@@ -173,6 +173,14 @@ def test_a_block_with_simam_inside_becomes_the_stock_block_and_a_rule(tmp_path, 
     assert note.startswith(f"row 2 ({module}): read as {stock} ")
 
 
+def test_a_head_with_simam_inside_gets_it_on_its_inputs(tmp_path):
+    """Its output are predictions."""
+    found = imported(tmp_path, {"backbone": STOCK["backbone"], "head": [[[4, 6], 1, "Detect_SimAM", ["nc"]]]})
+    assert rules(found) == [{"path": "model.8", "before": "input"}]
+    (note,) = found.notes
+    assert note.startswith("row 8 (Detect_SimAM): read as Detect with SimAM on each feature map that it reads")
+
+
 @pytest.mark.parametrize("module", ["SimAM3D", "SimAM_3d", "simam_module", "nn.SimAM", "SimAMBlock", "Simam_Attention"])
 def test_other_spellings_are_a_simam_and_nothing_else(tmp_path, module):
     found = imported(tmp_path, {"backbone": [*STOCK["backbone"], [-1, 1, module, []]], "head": []})

@@ -32,6 +32,7 @@ _WHERE = {
     False: "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2",
 }
 """Where a bottleneck, and any other block, with SimAM inside has it."""
+_HEAD = "on each feature map that it reads, since it returns predictions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,16 +193,18 @@ class _Reading:
         dead = [name for name in self.simams if name not in used]
         self.notes += [f"{name}: its output is never used; the recipe omits it" for name in dead]
         after: dict[float | None, list[str]] = defaultdict(list)
-        before: list[Rule] = []
+        heads = [row for row in self.layers[-1:] if row.block and len(row.reads) > 1]
+        before = [Rule(path=row.path, before="input", e_lambda=DEFAULT_E_LAMBDA) for row in heads]
         for index, row in enumerate(self.layers):
             if not readers[index] and row.number != index:
                 self.notes.append(
                     f"{row.name}: its output is never used; were the row numbers raised after SimAM rows were added?"
                 )
             if row.block:
-                self.notes.append(f"{row.name}: read as {row.block} with SimAM {_WHERE[row.is_bottleneck]}")
+                where = _HEAD if row in heads else _WHERE[row.is_bottleneck]
+                self.notes.append(f"{row.name}: read as {row.block} with SimAM {where}")
             lambdas = {e_lambda for _, e_lambda in readers[index]}
-            if row.block and not row.is_bottleneck:
+            if row.block and not row.is_bottleneck and row not in heads:
                 after[DEFAULT_E_LAMBDA].append(row.path)
                 if lambdas - {None}:
                     self.notes.append(f"{row.name}: a SimAM row follows it and would apply SimAM twice")
