@@ -34,6 +34,6 @@ def main() -> None:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a pipe on Windows, or the C locale, has few letters
-            stream.reconfigure(errors="replace")
+            stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_args, **_more: f"warning: {message}\n"
     app(prog_name="simam-inject")

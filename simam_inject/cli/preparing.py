@@ -50,12 +50,10 @@ def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe
         raise RecipeError(f"{given} cannot change the sites that a model has: give a recipe, and a model without SimAM")
     recipe = parts[0]
     if len(parts) > 1:
-        name, several = ", ".join(part.name for part in parts), parts[: len(options.recipe)][1:]
-        first, *others = parts  # places have the lambda of the first recipe
-        rules = [*first.rules]
-        for part in others:
-            rules += _rules_with_lambda(part) if part in several else part.rules
-        recipe = Recipe(name=name, e_lambda=recipe.e_lambda, rules=rules)
+        rules: list[Rule] = []
+        for index, part in enumerate(parts):  # places have the lambda of the first recipe
+            rules += _rules_with_lambda(part) if 0 < index < len(options.recipe) else part.rules
+        recipe = Recipe(name=", ".join(part.name for part in parts), e_lambda=recipe.e_lambda, rules=rules)
     return adjusted(recipe, options.exclude, options.e_lambda)
 
 

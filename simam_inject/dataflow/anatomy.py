@@ -56,9 +56,8 @@ class Site:
     their input on: never a `block` or `input`."""
     readers: tuple[str, ...] = ()
     """Paths of the operations that read its value, across block borders."""
-    joins: tuple[str, ...] = ()
-    """Paths of the residual adds that this value enters as the branch (not as the skip): one for each call of a
-    block."""
+    joins: str | None = None
+    """Path of the residual add that this value enters as the branch (not as the skip)."""
     structure: tuple[str, ...] = ()
     """`residual`: a block whose own forward joins a branch with its skip. `main`: a block that the network repeats
     between stem and head, the outermost of nested ones. `decoder`: a block that joins an upsampled map with an

@@ -170,7 +170,9 @@ class Recorder(Namer):
             Step(keyed(step.path, keys), "entry", frame, (step,), [((), value)]) for keys, value in step.values if keys
         ]
         for one in (*entries, step):
-            self.recording.steps.setdefault(one.path, one).every.append(one)
+            first = self.recording.steps.setdefault(one.path, one)
+            first.runs += 1
+            first.varies |= first.value is not None is not one.value and first.value.shape[1:] != one.value.shape[1:]
             if frame is not None and frame.is_scope:
                 frame.steps.append(one)
             result = one.value

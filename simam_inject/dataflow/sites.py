@@ -93,7 +93,7 @@ class Surveyor:
         for site in sorted(sites.values(), key=lambda site: site.runs == 0):
             found.append(site)
             if site.path in names:
-                found.append(replace(site, path=names[site.path], kind="module", reads=(site.path,), joins=()))
+                found.append(replace(site, path=names[site.path], kind="module", reads=(site.path,), joins=None))
         shapes = tuple(tuple(tensor.shape) for tensor in self.example.tensors)
         return Dataflow(Anatomy(tuple(found), shapes, opaque), self.base, self.example)
 
@@ -105,14 +105,11 @@ class Surveyor:
                 for origin in _origins([source.value for source in step.inputs], looked_through=frozenset()):
                     readers[origin].append(path)
         structure = find_structure(self.base, sites)
-        joins = defaultdict[str, list[str]](list)
-        for join, branch in structure.joins.items():
-            joins[branch].append(join)
         named = [(word, getattr(structure, word)) for word in ("residual", "main", "decoder")]
         for path, site in sites.items():
             fill = partial(object.__setattr__, site)  # nothing else refers to the sites yet
             fill("readers", tuple(readers[path]))
-            fill("joins", tuple(joins[path]))
+            fill("joins", structure.joins.get(path))
             fill("on_skip", covers(structure.on_skip, path))
             fill("in_gate", covers(structure.in_gate, path))
             if site.kind == "block":
@@ -128,20 +125,20 @@ class Surveyor:
             facts = self._why_unused(value, value.made if call is None else call.end) | facts
         if call is not None and value is not None and not all(map(returns_the_same, own_calls(call.module))):
             facts = {"obstacle": _REWORKED.format(type(call.module).__name__)} | facts
-        read = [source.value for source in whole.inputs if source.kind != "outside"]
+        known = [source for source in whole.inputs if source.kind != "outside"]
+        read = [source.value for source in known]
         if call is not None and call.is_scope:  # what is written in place before the block returns it is another value
             writes, returned = self.base.writes, [one for _, one in step.values]
             read = [one for one in returned if not any(one.made < t < call.end for t in writes.get(one.storage, ()))]
-        if len({one.shape[1:] for one in step.every}) > 1:
+        if step.varies:
             facts["reduction"] = None
-        wholes = [one.inputs[0] if step.kind == "entry" else one for one in step.every]
         return Site(
             path=step.path,
             scope=step.path.rpartition(".")[0] if step.frame is None else step.frame.path,
             kind=whole.kind,
-            operands=tuple(dict.fromkeys(one.path for each in wholes for one in each.inputs if one.kind != "outside")),
+            operands=tuple(dict.fromkeys(source.path for source in known)),
             reads=_origins(read),
-            runs=len(step.every),
+            runs=step.runs,
             **facts,
         )
 

@@ -42,7 +42,7 @@ class Structure:
     """What was found, by path."""
 
     joins: dict[str, str] = field(default_factory=dict)
-    """Path of an add -> path of the branch that enters it."""
+    """Path of a branch -> path of the add that it enters."""
     residual: set[str] = field(default_factory=set)
     main: set[str] = field(default_factory=set)
     decoder: set[str] = field(default_factory=set)
@@ -82,10 +82,10 @@ def _enter_ties(recording: Recording, found: Structure, adds: Sequence[tuple[str
         return (type(recording.modules[scope]), *(path.removeprefix(scope) for path in paths))
 
     plain = {add.path for _, add in adds if any(one.kind == "input" or one.passed for one in add.inputs)}
-    alike = {in_class(add, branch) for add, branch in found.joins.items() if add in plain}
+    alike = {in_class(add, branch) for branch, add in found.joins.items() if add in plain}
     for path, add in adds:
         branches = [one for one in add.inputs[:2] if in_class(add.path, one.path) in alike]
-        if add.path not in found.joins and len(branches) == 1 and _enter_join(found, add, *branches):
+        if add.path not in found.joins.values() and len(branches) == 1 and _enter_join(found, add, *branches):
             found.residual.add(path)
 
 
@@ -119,7 +119,7 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
         return False  # joins another scale, as a pyramid does
     if any(_is_no_step_of_a_skip(step, operands[branch]) for step in own[skip]):
         return False
-    found.joins[add.path] = operands[branch].path
+    found.joins[operands[branch].path] = add.path
     found.on_skip.update(step.path for step in own[skip])
     return True
 
@@ -208,7 +208,7 @@ def _enlarges(step: Step) -> bool:
     """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
     given, size = _sizes_given(step), step.shape[2:]
     if step.kind in UPSAMPLING:
-        return not given or 1 < max(given[0], default=1) < max(size, default=1)
+        return not given or (max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size))
     is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
     return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
@@ -247,12 +247,12 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
 
 def _decoders(recording: Recording, structure: Structure) -> set[str]:
     """Blocks that join an upsampled map with one that they are given, or the blocks that read such a join."""
-    found: set[str] = set()
+    residual, found = set(structure.joins.values()), set[str]()
     for path, call in recording.first_calls.items():
         for step in call.steps:
-            if step.kind not in ("cat", "add") or step.path in structure.joins or step.path in structure.in_gate:
+            if step.kind not in ("cat", "add") or step.path in residual or step.path in structure.in_gate:
                 continue
-            maps = [one for one in step.inputs if one.value is not None and one.value.is_from_input]
+            maps = [one for one in step.inputs if one.value is not None and one.value.is_from_input(recording.writes)]
             origins = [_was_upsampled(one, step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
                 blocks = _readers_among(recording, step, structure.main)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -72,16 +72,20 @@ class Value:
             found += [source] if source is not None and source.shape == value.shape else []
         return found
 
-    @property
-    def is_from_input(self) -> bool:
-        """The model computes it from what it is given: not noise or a constant, perhaps of the size of another map."""
+    def is_from_input(self, written: Container[int]) -> bool:
+        """The model computes it from what it is given: not noise or a constant, perhaps of the size of another map.
+
+        Args:
+            written: storages that operations have written to, of which anything may be in it.
+        """
         waiting, seen = [self], set[Value]()
         while waiting:
             value = waiting.pop()
             step = value.origin
-            if step is None and value.alias_of is None:
+            if (step is None and value.alias_of is None) or value.storage in written:
                 return True
-            takes_size = step is not None and (step.kind.endswith("_like") or step.kind.startswith("new_"))
+            kind = "" if step is None or step.call is not None else step.kind
+            takes_size = kind.endswith("_like") or kind.startswith("new_")
             sources = [one for each in step.inputs for _, one in each.values] if step and not takes_size else []
             waiting += [one for one in (*sources, value.alias_of) if one is not None and one not in seen]
             seen.add(value)
@@ -113,8 +117,10 @@ class Step:
     """Code and instruction of the method that runs it, if that is a method of the module."""
     facts: dict[str, Any] = field(default_factory=dict)
     """Kernel, stride and the like of a convolution that is called as a function."""
-    every: list[Step] = field(default_factory=list)
-    """Of the first step with its path: this step, and the later ones."""
+    runs: int = 0
+    """How often the model's forward computed what has this path."""
+    varies: bool = False
+    """With several shapes, the first dimension (of samples) aside."""
     readers: list[Step] = field(default_factory=list)
     """Steps of the same forward that read its result."""
 

@@ -193,11 +193,11 @@ class OutputHook(SiteHook):
     """Whether a convolution had a bias: folding a norm into it gives it one."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        """Another hook; if torch makes the copy to fold a norm into it, its bias will be another one."""
+        """Another hook. If torch copies its module to fold a norm into the copy, the bias will include the norm."""
         twin = super().__deepcopy__(memo)
         frame: FrameType | None = sys._getframe()
         while frame is not None:
-            if frame.f_code in _FOLDING:
+            if frame.f_code in _FOLDING and self.is_on(frame.f_locals[frame.f_code.co_varnames[0]]):
                 twin.has_bias = False
             frame = frame.f_back
         return twin

@@ -132,7 +132,7 @@ class Presence(Hook):
         old, hook, count = self.holders[place]
         for path, module in root.named_modules():
             parts = tuple(path.split(".")) if path else ()
-            if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(old, parts):
+            if any(one is hook for one in hooks_on(module)) and _holds(module, hook) and _is_moved(root, old, parts):
                 self.holders[place] = parts, hook, count
                 own = {site.path for site in hook.sites}
                 self.witnesses = [
@@ -152,15 +152,17 @@ def _module_at(root: nn.Module, path: _Path) -> nn.Module | None:
     return module
 
 
-def _is_moved(old: _Path, new: _Path) -> bool:
+def _is_moved(root: nn.Module, old: _Path, new: _Path) -> bool:
     """A path differs only in numbers, as after `insert` and `del`, or has more names in between, of a wrapper.
 
-    Or it lacks such names, since the wrapper was removed: not the first one, which is that of what was wrapped.
+    Or it lacks names after the first one, since a wrapper was removed, which is not there any more.
     """
     if len(old) == len(new):
         return all(a == b or (a.isdigit() and b.isdigit()) for a, b in zip(old, new, strict=True))
     if len(new) < len(old):
-        return any(new == _without(old, start, len(old) - len(new)) for start in range(1, len(new) + 1))
+        count = len(old) - len(new)
+        cuts = [start for start in range(1, len(new) + 1) if new == _without(old, start, count)]
+        return any(_module_at(root, old[: start + count]) is None for start in cuts)
     rest = iter(new)
     return all(name in rest for name in old)
 

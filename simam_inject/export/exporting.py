@@ -73,14 +73,15 @@ def export(
         raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
     network = _network(model)
     example = _example(network, example_inputs)
-    with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=target.parent) as folder:
+    place = target.resolve()  # a link stays a link
+    with tempfile.TemporaryDirectory(prefix=f".{target.stem}-", dir=place.parent) as folder:
         written = Path(folder) / target.name
         with as_exported(network) as twin, warnings.catch_warnings(action="ignore"):  # no user can act on them
             _write(form, twin, vary(twin, example, varying), written)
         report = check_file(network, written, example, varying, tolerance)
         if report.comparisons[0].left_out:
             raise LostSiteError(f"the file lacks the last {report.comparisons[0].left_out} outputs of the model")
-        written.replace(target)
+        written.replace(place)
     return replace(report, path=target)
 
 

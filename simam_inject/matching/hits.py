@@ -31,7 +31,7 @@ class Hit:
     @property
     def reader(self) -> str | None:
         """For `before`: path of the one operation, or block, that reads the attended value."""
-        return self.named.path.partition(":")[0] if self.position == "before" else None
+        return self.named.path if self.position == "before" else None
 
 
 @dataclass(frozen=True, slots=True)

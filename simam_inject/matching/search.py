@@ -162,8 +162,8 @@ def _add_value(search: Search, block: Site, target: BlockValue) -> None:
 def _search_branches(search: Search, blocks: Sequence[Site]) -> None:
     branches = defaultdict[str, list[tuple[Site, str]]](list)
     for site in search.anatomy.sites:
-        if site.joins:
-            join = search.anatomy.site_by_path[site.joins[0]]
+        if site.joins in search.anatomy.site_by_path:
+            join = search.anatomy.site_by_path[site.joins]
             branches[join.scope].append((join, site.path))
     for block in blocks:
         for join, branch in branches.get(block.path, ()):

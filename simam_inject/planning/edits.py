@@ -8,7 +8,6 @@ hook attends it as in the example, and the plan has a note.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import fx, nn
@@ -16,7 +15,7 @@ from torch import fx, nn
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
-from simam_inject.errors import a_type, plural
+from simam_inject.errors import a_type
 from simam_inject.matching.match import why_not_attendable
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
@@ -38,16 +37,12 @@ class Resolved:
     witness: str | None = None
 
 
-def resolve(flow: Dataflow, site: Site, readers: Sequence[str] = ()) -> Resolved | str:
-    """The edit that attends a site, for everyone who reads it or for some readers; a sentence if there is none.
-
-    Args:
-        readers: none for everyone; else those that may be given the attended value. The first one has to be.
-    """
+def resolve(flow: Dataflow, site: Site, reader: str | None) -> Resolved | str:
+    """The edit that attends a site, for everyone who reads it or for one reader alone; a sentence if there is none."""
     value = flow.recording.value(site.path)
     if value is None:
         return "its value could not be recorded in the example forward"
-    found = _for_some(flow, site, readers) if readers else _for_all(flow, site, value)
+    found = _for_all(flow, site, value) if reader is None else _for_one(flow, site, value, reader)
     if isinstance(found, str):
         return found
     note = "; ".join(filter(None, [found.note, _folding(flow, found.edit)]))
@@ -109,37 +104,31 @@ def _is_sequence(module: nn.Module | None) -> bool:
     return isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward
 
 
-def _for_some(flow: Dataflow, site: Site, readers: Sequence[str]) -> Resolved | str:
-    """Attend what these readers read: the same edit has to do for every call that computes the value."""
-    values = [step.value for step in flow.recording.steps[site.path].every]
-    found = [_for_some_of_call(flow, site, value, readers) for value in dict.fromkeys(values) if value is not None]
-    problem = next((one for one in found if isinstance(one, str)), None)
-    edits = {one.edit for one in found if not isinstance(one, str)}
-    return found[0] if problem is None and len(edits) == 1 else problem or f"{readers[0]} reads it as several arguments"
-
-
-def _for_some_of_call(flow: Dataflow, site: Site, value: Value, readers: Sequence[str]) -> Resolved | str:
-    """Attend it by the reader's own hook if that is a module, as for all if nothing else reads it."""
-    reader, name = readers[0], readers[0] or "the model"
-    steps = [step for each in readers for step in flow.recording.steps[each].every]
-    calls = [step.call for step in steps if step.call is not None and value in step.call.inputs]
+def _for_one(flow: Dataflow, site: Site, value: Value, reader: str) -> Resolved | str:
+    """Attend what one reader reads: by its own hook if it is a module, as for all if nothing else reads it."""
+    step = flow.recording.steps.get(reader)
+    frame = None if step is None else step.call
+    ticks = [read.tick for read in value.readings if read.path == reader]
+    name = reader or "the model"
     reason = f"{name} is an operation, and other operations read the same value: name a module, or use after"
     reason += _nearest(flow, site)
-    if calls:
-        given = _input(flow, site, value, calls[0])
+    if frame is not None:
+        given = _input(flow, flow.anatomy.site_by_path[reader], value, frame)
         if isinstance(given, Input):
-            is_always = _is_at_an_end(flow, given.module, reader)
+            returned = [one for one in frame.inputs for call, _ in one.returns if call.path == site.path]
+            if site.runs > 1 and len(set(returned)) > 1:
+                return f"{name} reads what several calls of {site.path} return: use after"
+            is_always = _is_at_an_end(flow, given.module, frame.path)
             return Resolved(given, note="" if is_always else _as_in_the_example(given))
-        reason = f"{given or f'{name} reads it more than once'}, and it is used elsewhere: use after"
-    named = {*readers, *(site.joins if reader in site.joins else ())}
-    if not calls and not any(read.path in named for read in value.readings):
-        where = site.path or "the model"
-        return f"{name} reads what one call of {where} returns, but not what another call of it returns: use after"
+        other = f"reads what another call of {site.path} returns" if site.runs > 1 else "reads it more than once"
+        ticks, reason = [frame.start, frame.end], given or f"{name} {other}"
+    if not ticks:
+        return f"{name} reads what another call of {site.path} returns{_nearest(flow, site)}"
     # What the reader returns of its argument is attended as well, so reads of that do not count.
-    others = [one for one in flow.recording.same_tensor(value) if not any(call.spans(one.made) for call in calls)]
-    reads = [read for one in others for read in one.readings]
-    is_read = any(read.path not in named and not any(call.spans(read.tick) for call in calls) for read in reads)
-    return reason if is_read or any(one in flow.recording.results for one in others) else _for_all(flow, site, value)
+    others = [one for one in flow.recording.same_tensor(value) if frame is None or not frame.spans(one.made)]
+    is_read = any(not min(ticks) <= read.tick <= max(ticks) for one in others for read in one.readings)
+    is_result = any(one in flow.recording.results for one in others)
+    return reason if is_read or is_result else _for_all(flow, site, value)
 
 
 def _reads(flow: Dataflow, value: Value) -> list[int]:
@@ -203,8 +192,7 @@ def _why_no_hook(flow: Dataflow, site: Site, frame: Frame, keys: tuple[Key, ...]
     if len(keys) > 1:
         return f"it is nested {len(keys)} levels deep in what {name} takes or returns"
     if calls != site.runs:
-        often, computed = plural(calls, "time"), plural(site.runs, "time")
-        return f"{name} runs {often} in one forward, and this value is computed {computed}"
+        return f"{name} runs {calls} times in one forward, and this value is computed {site.runs} time(s)"
     return None
 
 

@@ -6,7 +6,6 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
@@ -21,9 +20,6 @@ from simam_inject.planning.insertions import PRESENT, Edit, Input, Insertion, Ou
 from simam_inject.planning.plan import Plan
 from simam_inject.recipe import Recipe
 
-_Key = tuple[str, str | None]
-"""Path and reader of a hit."""
-
 
 def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[Insertion] = ()) -> Plan:
     """Turn matches into insertions and skips.
@@ -37,26 +33,22 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     insertions, skips = list[Insertion](), [*matches.misses, *_other_calls(recipe, flow, matches.hits)]
     fulfilled = set()
     there = _present_by_value(flow, present)
-    together = _calls_of_one_module(flow, matches.hits) | _inputs_of_one_module(flow, matches.hits)
+    together = _calls_of_one_module(flow, matches.hits)
     names = {one.module for one in present}
     for hit in sorted(matches.hits, key=lambda hit: hit.rule):  # a value belongs to the first rule that matches it
         site = flow.anatomy.site_by_path[hit.path]
-        shared = together.get((hit.path, hit.reader))
+        module = together.get(hit.path)
         reason = why_not_attendable(site) or _why_present(hit, there[value_of(site, flow.anatomy)])
-        if reason is None and shared and any(one.edit == shared for one in (*present, *insertions)):
-            reason = f"is covered by the SimAM on {'the input of ' * isinstance(shared, Input)}{shared.module}"
-            if any((one.path, one.rule, one.edit) == (hit.path, hit.rule, shared) for one in insertions):
-                continue  # another reader of the same value, which the rule names as well
+        if reason is None and module is not None and module != hit.path:
+            reason = f"is covered by the SimAM on {module}"
         if reason is None:
-            site = site if shared is None else replace(site, runs=flow.recording.calls[shared.module])
-            resolved = resolve(flow, site, _readers(hit, matches.hits))
+            site = replace(site, runs=flow.recording.calls[module]) if module is not None else site
+            resolved = resolve(flow, site, hit.reader)
             if isinstance(resolved, str):
                 reason = f"SimAM cannot be applied: {resolved}"
-            elif any((one.path, one.rule, one.edit) == (hit.path, hit.rule, resolved.edit) for one in insertions):
-                continue
             elif (reason := _why_taken(flow, hit, resolved.edit, present, insertions)) is None:
                 insertions.append(_insertion(flow, site, hit, resolved, names))
-        if reason in (None, PRESENT) or shared is not None:
+        if reason in (None, PRESENT) or module is not None:
             fulfilled.add(hit.rule)
         if reason is not None:
             skips.append(Skip(hit.path, reason, hit.rule, hit=True))
@@ -64,14 +56,6 @@ def decide(recipe: Recipe, flow: Dataflow, matches: Matches, present: Sequence[I
     order = {(hit.path, hit.reader): place for place, hit in enumerate(matches.hits)}
     insertions.sort(key=lambda one: order[one.path, one.reader])
     return Plan(recipe, tuple(insertions), tuple(skips), flow, tuple(present))
-
-
-def _readers(hit: Hit, hits: Sequence[Hit]) -> list[str]:
-    """For `before`: the readers of the value that the rule names, first that of this hit."""
-    if hit.reader is None:
-        return []
-    named = [one.reader for one in (hit, *hits) if (one.path, one.rule) == (hit.path, hit.rule)]
-    return list(dict.fromkeys(reader for reader in named if reader is not None))
 
 
 def _check_rules(recipe: Recipe, flow: Dataflow, skips: Sequence[Skip], fulfilled: set[int]) -> None:
@@ -110,9 +94,9 @@ def _other_calls(recipe: Recipe, flow: Dataflow, hits: Sequence[Hit]) -> list[Sk
     ]
 
 
-def _calls_of_one_module(flow: Dataflow, hits: Sequence[Hit]) -> dict[_Key, Output | Input]:
-    """Hits that one hook attends together, with their edit: all calls of a module that runs repeatedly."""
-    found: dict[_Key, Output | Input] = {}
+def _calls_of_one_module(flow: Dataflow, hits: Sequence[Hit]) -> dict[str, str]:
+    """Hits that one hook attends together, with their module: all calls of a module that runs repeatedly."""
+    found: dict[str, str] = {}
     by_path = {hit.path: hit for hit in reversed(hits)}
     for path, hit in by_path.items():
         calls = _calls(flow, path)
@@ -122,51 +106,11 @@ def _calls_of_one_module(flow: Dataflow, hits: Sequence[Hit]) -> dict[_Key, Outp
         sites = [flow.anatomy.site_by_path[call] for call in calls]
         if any(why_not_attendable(site) for site in sites) or sum(site.runs for site in sites) != runs:
             continue
-        edits = [resolve(flow, replace(site, runs=runs), _readers(by_path[site.path], hits)) for site in sites]
+        edits = [resolve(flow, replace(site, runs=runs), by_path[site.path].reader) for site in sites]
         is_one = all(isinstance(one, Resolved) and one.edit == Output(path) for one in edits)
         if is_one and len({(site.axes, site.dtype) for site in sites}) == 1:
-            found |= dict.fromkeys([(call, by_path[call].reader) for call in calls], Output(path))
+            found |= dict.fromkeys(calls, path)
     return found
-
-
-def _inputs_of_one_module(flow: Dataflow, hits: Sequence[Hit]) -> dict[_Key, Output | Input]:
-    """Hits that have to be attended together, by one pre-hook: what a module is given in all of its calls."""
-    given = defaultdict[tuple[Any, ...], list[Hit]](list)
-    for hit in hits:
-        step = None if hit.reader is None else flow.recording.steps.get(hit.reader)
-        module = "" if step is None or step.call is None else step.call.path
-        site, runs = flow.anatomy.site_by_path[hit.path], flow.recording.calls[module]
-        if module and runs > 1 and not why_not_attendable(site):
-            one = resolve(flow, replace(site, runs=runs), _readers(hit, hits))
-            if isinstance(one, Resolved) and isinstance(one.edit, Input) and one.edit.module == module:
-                given[one.edit, hit.e_lambda, site.axes, site.dtype].append(hit)
-    found: dict[_Key, Output | Input] = {}
-    for (edit, *_), members in given.items():
-        calls = {start for hit in members for start in _calls_given(flow, hit.path, edit)}
-        alone = [resolve(flow, flow.anatomy.site_by_path[hit.path], _readers(hit, hits)) for hit in members]
-        if len(calls) == flow.recording.calls[edit.module] and any(isinstance(one, str) for one in alone):
-            found |= {(hit.path, hit.reader): edit for hit in members}
-    return found
-
-
-def _calls_given(flow: Dataflow, path: str, edit: Input) -> list[int]:
-    """The start of each call of a module that is given the value of a site as this argument."""
-    step = flow.recording.steps.get(path)
-    values = [one.value for one in (step.every if step else ()) if one.value is not None]
-    arguments = [entry for value in values for entry in value.arguments]
-    return [
-        frame.start for frame, name, keys in arguments if Input(frame.path, name, keys[0] if keys else None) == edit
-    ]
-
-
-def _attended_by(flow: Dataflow, one: Insertion) -> list[str]:
-    """Paths of the sites that an insertion attends: more than its own where one hook does for several calls."""
-    if one.edit == Output(one.path):
-        return _calls(flow, one.path) or [one.path]
-    if not isinstance(one.edit, Input) or flow.recording.calls[one.edit.module] < 2:
-        return [one.path]
-    given = [site.path for site in flow.anatomy.sites if _calls_given(flow, site.path, one.edit)]
-    return list(dict.fromkeys([one.path, *given]))
 
 
 # What is in the model already
@@ -176,7 +120,8 @@ def _present_by_value(flow: Dataflow, present: Sequence[Insertion]) -> defaultdi
     """The insertions that attend each value."""
     found = defaultdict[str, list[Insertion]](list)
     for one in present:
-        for path in _attended_by(flow, one):
+        calls = _calls(flow, one.path) if one.edit == Output(one.path) else []
+        for path in calls or [one.path]:
             site = flow.anatomy.site_by_path.get(path)
             found[path if site is None else value_of(site, flow.anatomy)].append(one)
     return found

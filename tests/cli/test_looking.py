@@ -349,10 +349,10 @@ def test_a_model_file_that_is_none_is_one_message(run, folder):
     assert result.stderr.startswith("error:")
 
 
-def test_letters_that_the_output_lacks_are_replaced(folder):
+def test_letters_that_the_output_lacks_are_escaped(folder):
     (folder / "né.py").write_text((folder / "nets.py").read_text())
     code = "from simam_inject.cli.app import main; main()"
     arguments = ("-c", code, "né.py:Net", "--after", "block", *SMALL)
     result = python(*arguments, cwd=folder, more={"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"})
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("n?.py:Net, after block")
+    assert result.stdout.startswith(r"n\xe9.py:Net, after block")

@@ -282,6 +282,16 @@ def test_a_holder_that_is_moved_or_wrapped_is_followed_and_its_norm_too(name):
         run(model)
 
 
+def test_a_holder_that_was_replaced_and_has_a_shorter_name_elsewhere_is_lost():
+    model = nn.Sequential(Body(), nn.Conv2d(8, 3, 3)).double().eval()
+    inject(model, recipe("0.body.0"), example_inputs=image())
+    run(model)
+    model[0].add_module("0", model[0].body[0])
+    model[0].body[0] = nn.Conv2d(3, 8, 3, padding=1).double()
+    with pytest.raises(InjectError, match=r"0\.body\.0 was replaced, removed, or lost its SimAM"):
+        run(model)
+
+
 class Scaled(nn.Module):
     """With a value that only an expression of its forward is."""
 

@@ -1,7 +1,6 @@
 """A path names one value: children and operations of one name, one child called from two forwards."""
 
 import copy
-from functools import partial
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from tests.engine.blocks import Block, Net, build, conv, run
 from tests.engine.networks import image as photo
 from tests.engine.networks import resnet18
 from tests.engine.targets import image, rule
-from tests.messages import says
-from tests.oracle import E_LAMBDA, assert_attended, assert_right, hooked, same_bits
+from tests.oracle import E_LAMBDA, assert_attended, hooked, same_bits
 
 X = torch.rand((2, 3, 8, 8), generator=torch.Generator().manual_seed(2))
 
@@ -139,6 +137,27 @@ def test_further_calls_of_a_module_are_skips_with_a_reason(factory, others, rule
     assert not [skip for skip in both.skips if "is another call" in skip.reason]
 
 
+class Compares(nn.Module):
+    """A siamese network: two results of one block, apart or in a list."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.shared, self.head = nn.Sequential(conv(3), nn.ReLU()), head
+
+    def forward(self, x):
+        return self.head(self.shared(x), self.shared(-x))
+
+
+class Joins(nn.Module):
+    def forward(self, *maps):
+        return torch.cat(maps, 1)
+
+
+def test_before_a_block_that_reads_two_results_of_one_block():
+    with pytest.raises(NoMatchError, match="head reads what several calls of shared return: use after"):
+        plan(Compares(Joins()), {"rules": [{"path": "head", "before": "input"}]}, example_inputs=X[:, :3])
+
+
 class SharesItsActivation(nn.Module):
     """One activation in a container and beside it, as in networks for restoration."""
 
@@ -170,140 +189,8 @@ class RunsABlockTwice(nn.Module):
 
 
 def test_a_branch_that_ends_in_another_call_of_a_block():
-    with pytest.raises(
-        NoMatchError, match=says("add reads what one call of block.inner returns", "another call of it")
-    ):
+    with pytest.raises(NoMatchError, match=r"add .*another call of block\.inner"):
         plan(Net(RunsABlockTwice()), "before RunsABlockTwice.residual", example_inputs=X)
-
-
-class Head(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = conv(), conv()
-
-    def forward(self, x, z=None):
-        x, z = x if isinstance(x, list) else (x, x if z is None else z)
-        return self.a(x) + self.b(z)
-
-
-class Shares(nn.Module):
-    """What it computes is given, with a function for the sites that are attended."""
-
-    def __init__(self, compute):
-        super().__init__()
-        self.c, self.d, self.shared, self.head, self.compute = conv(3), conv(3), Block(), Head(), compute
-
-    def forward(self, x):
-        return self.compute(self, x, lambda value: value)
-
-
-def residual_loop(m, x, f):
-    x = m.c(x)
-    for _ in range(3):
-        x = x + f(m.shared(x))
-    return x
-
-
-def residual_and_plain(m, x, f):
-    x = m.c(x)
-    x = x + m.shared(x)
-    return m.d(x[:, :3]) * m.shared(x) + x
-
-
-def two_levels(m, x, f):
-    c = m.c(x)
-    return m.head(c) + m.head(f(m.d(x))) + c
-
-
-def all_levels(m, x, f):
-    c = m.c(x)
-    return m.head(f(c)) + m.head(f(m.d(x))) + c
-
-
-def levels_of_a_convolution(m, x, f):
-    c = m.c(x)
-    return m.head.a(f(c)) + m.head.a(f(m.d(x))) + c
-
-
-def one_convolution_of_shared(m, x, f):
-    return sum(m.head.a(f(m.shared(m.c(y)))) for y in (x, -x))
-
-
-def a_pixel(m, x, f):
-    return m.head(f(m.c(x))) + m.head(m.d(x).mean((2, 3), keepdim=True))
-
-
-HEAD, BRANCH = {"path": "head", "before": "input"}, {"block": "Shares", "before": "residual"}
-ONE_CALL = ("one call of shared", "another call of it", "use after")
-
-
-@pytest.mark.parametrize(
-    ("compute", "rule", "sites", "skips"),
-    [
-        (lambda m, x, f: m.head(f(m.shared(m.c(x))), f(m.shared(m.d(x)))), HEAD, {"shared": 2}, {}),
-        (lambda m, x, f: m.head(z=f(m.shared(m.c(x))), x=f(m.shared(m.d(x)))), HEAD, {"shared": 2}, {}),
-        (lambda m, x, f: m.head([f(m.shared(y)) for y in (m.c(x), m.d(x))]), HEAD, {"shared": 2}, {}),
-        (lambda m, x, f: m.head(f(m.c(x))) + m.head(f(m.d(x))), HEAD, {"c": 1, "d": 1}, {}),
-        (all_levels, HEAD, {"c": 2}, {"d": ("is covered by the SimAM on the input of head",)}),
-        (levels_of_a_convolution, {"path": "head.a*", "before": "input"}, {"c": 2}, {"d": ("on the input of head.a",)}),
-        (one_convolution_of_shared, {"path": "head.a*", "before": "input"}, {"shared": 2}, {}),
-        (two_levels, HEAD | {"exclude": "c"}, {"d": 1}, {"head": ("input c: excluded by c",)}),
-        (a_pixel, HEAD, {"c": 1}, {"mean": ("is a 1x1 map",)}),
-        (residual_loop, BRANCH, {"shared": 3}, {}),
-    ],
-)
-def test_before_a_block_every_call_counts(compute, rule, sites, skips):
-    plain = build(Shares, compute)
-    found = plan(plain, {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=X.double())
-    assert {one.path: one.runs for one in found.insertions} == sites
-    assert {skip.path for skip in found.skips} == set(skips)
-    assert all(word in skip.reason for skip in found.skips for word in skips[skip.path])
-    stock, expected = run(plain, X.double()), compute(plain, X.double(), partial(simam, e_lambda=E_LAMBDA))
-    assert_right(run(found.apply(), X.double()), expected, stock)
-
-
-def test_what_the_pre_hook_of_a_block_attends_in_another_call_is_not_attended_twice():
-    after = {"path": ["c", "d"], "after": "output"}
-    plain, rules = build(Shares, all_levels), [HEAD, after | {"optional": True}]
-    stock, expected = run(plain, X.double()), all_levels(plain, X.double(), partial(simam, e_lambda=E_LAMBDA))
-    found = plan(plain, {"e_lambda": E_LAMBDA, "rules": rules}, example_inputs=X.double())
-    assert [(one.path, one.runs) for one in found.insertions] == [("c", 2)]
-    assert [skip.reason for skip in found.skips if skip.rule == 1] == ["already taken by rules[0]"] * 2
-    model = found.apply()
-    for again in (HEAD, after, HEAD | {"exclude": "c"}):
-        model = inject(model, {"e_lambda": E_LAMBDA, "rules": [again]}, example_inputs=X.double())
-        assert [one.path for one in injected(model)] == ["c"]
-        assert_right(run(model, X.double()), expected, stock)
-
-
-@pytest.mark.parametrize(
-    ("compute", "rule", "reasons"),
-    [
-        (lambda m, x, f: m.head(y := m.shared(m.c(x)), m.shared(m.d(x))) + y, HEAD, ("used elsewhere", "use after")),
-        (lambda m, x, f: m.head(m.shared(m.c(x))) + m.shared(m.d(x)), HEAD, ONE_CALL),
-        (one_convolution_of_shared, HEAD | {"path": "head.a"}, ONE_CALL),
-        (residual_and_plain, BRANCH, ONE_CALL),
-    ],
-)
-def test_a_call_that_is_read_elsewhere_too_is_refused(compute, rule, reasons):
-    with pytest.raises(NoMatchError, match=says(*reasons)):
-        plan(Shares(compute), {"rules": [rule]}, example_inputs=X)
-
-
-class Splits(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a = conv()
-
-    def forward(self, x):
-        return self.a(x), x
-
-
-def test_a_returned_tuple_reads_what_its_module_reads():
-    model = nn.Sequential(conv(3), nn.ReLU(), Splits())
-    found = plan(model, {"rules": [{"path": ["2", "2:0"], "before": "input"}]}, example_inputs=X)
-    assert [(one.path, one.reader) for one in found.insertions] == [("1", "2")]
-    assert not found.skips
 
 
 class CallsAModuleOfItsParent(nn.Module):

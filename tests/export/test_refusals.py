@@ -59,6 +59,15 @@ def test_a_folder_in_the_place_of_the_file(tmp_path):
     assert list(tmp_path.iterdir()) == [tmp_path / "net.pt2"]
 
 
+def test_a_link_in_the_place_of_the_file_stays_a_link(tmp_path):
+    (tmp_path / "real.pt2").write_text("before")
+    (tmp_path / "net.pt2").symlink_to(tmp_path / "real.pt2")
+    export(attended(), tmp_path / "net.pt2", example_inputs=image())
+    assert (tmp_path / "net.pt2").is_symlink()
+    assert (tmp_path / "real.pt2").stat().st_size > 1000
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_model_compiled_in_place_is_exported_from_its_python(tmp_path):
     model = attended()
     model.compile()

@@ -47,9 +47,8 @@ def _site(line: str) -> Site:
         groups=int(groups.removesuffix("dw")) if "conv" in kind else None, depthwise=groups.endswith("dw"),
         operands=tuple(operands),
         reads=_names(facts["reads"]) if facts["reads"] else tuple(path for path in operands if path != "x"),
-        joins=_names(facts["joins"]) if "joins" in facts else (),
-        structure=_names(facts["is"]) if "is" in facts else (), on_skip="skip" in facts, in_gate="gate" in facts,
-        maps=_names(facts["maps"]) if "maps" in facts else (), runs=int(facts.get("runs", 1)),
+        joins=facts.get("joins"), structure=_names(facts["is"]) if "is" in facts else (), on_skip="skip" in facts,
+        in_gate="gate" in facts, maps=_names(facts["maps"]) if "maps" in facts else (), runs=int(facts.get("runs", 1)),
         obstacle=obstacle or None,
     )  # fmt: skip
 

@@ -305,6 +305,28 @@ def generator():
     return nn.Sequential(c3(3, 8), Bloom(), Bloom(), c3(8, 3))
 
 
+class Flat(nn.Module):
+    """A U-Net that makes maps smaller along some dimensions only, as for spectrograms, or pads what it skips."""
+
+    def __init__(self, stride, *, canvas=False):
+        super().__init__()
+        self.stride, self.canvas, self.act = stride, canvas, OwnLike()
+        self.first, self.deep, self.d, self.last = double(3, 8), double(8, 8), double(16, 8), c1(8, 1)
+
+    def forward(self, x):
+        one = self.act(self.first(x))
+        up = F.interpolate(self.deep(F.max_pool2d(one, self.stride)), scale_factor=self.stride)
+        if self.canvas:
+            one, inner = one.new_zeros(one.shape), one
+            one[:, :, 1:-1] = inner[:, :, 1:-1]
+        return self.last(self.d(torch.cat([up, one], 1)))
+
+
+class OwnLike(nn.Module):
+    def forward(self, x):
+        return x.relu() * x
+
+
 class Grainy(nn.Module):
     """Adds noise, or a constant, to what it has upsampled."""
 
@@ -1084,6 +1106,8 @@ CASES = [
     (lambda: Swelling(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
     (lambda: Aligning(lambda before, after: Given(before + after, after)), "unet", "up2 up1"),
     (Roofed, "unet", "d2 d1 d0"),
+    (lambda: Flat((1, 2)), "unet", "d"),
+    (lambda: Flat((2, 2), canvas=True), "unet", "d"),
     (lambda: Ascent(Meld), "unet", "up2 up1"),
     (lambda: Ascent(Crop), "unet", "up2 up1"),
     (lambda: nn.Sequential(c3(3, 8), Chalice(2), c1(8, 2)), "block-output", CHALICE),

@@ -179,6 +179,10 @@ def test_a_head_with_simam_inside_gets_it_on_its_inputs(tmp_path):
     assert rules(found) == [{"path": "model.8", "before": "input"}]
     (note,) = found.notes
     assert note.startswith("row 8 (Detect_SimAM): read as Detect with SimAM on each feature map that it reads")
+    found = imported(tmp_path, {"backbone": STOCK["backbone"], "head": [[[6], 1, "Classify_SimAM", ["nc"]]]})
+    assert rules(found) == [{"path": "model.8", "before": "input"}]
+    found = imported(tmp_path, {"backbone": STOCK["backbone"], "head": [[[4, 6], 1, "Concat_SimAM", [1]]]})
+    assert rules(found) == [{"path": "model.8", "after": "output"}]
 
 
 @pytest.mark.parametrize("module", ["SimAM3D", "SimAM_3d", "simam_module", "nn.SimAM", "SimAMBlock", "Simam_Attention"])

@@ -29,7 +29,7 @@ def residual_block(path, channels, length, reduction):
     return [
         inside(path, "x", "input", shape, reduction),
         inside(path, "conv1", "conv2d", shape, reduction, **conv),
-        inside(path, "conv2", "conv2d", shape, reduction, **conv, joins=(f"{path}.add",)),
+        inside(path, "conv2", "conv2d", shape, reduction, **conv, joins=f"{path}.add"),
         inside(path, "add", "add", shape, reduction),
         block(path, "BasicBlock", shape, reduction),
     ]

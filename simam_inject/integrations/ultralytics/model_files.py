@@ -33,6 +33,7 @@ _WHERE = {
 }
 """Where a bottleneck, and any other block, with SimAM inside has it."""
 _HEAD = "on each feature map that it reads, since it returns predictions"
+_IS_HEAD = re.compile(r"detect|segment|pose|obb|classify|decoder", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,7 +194,7 @@ class _Reading:
         dead = [name for name in self.simams if name not in used]
         self.notes += [f"{name}: its output is never used; the recipe omits it" for name in dead]
         after: dict[float | None, list[str]] = defaultdict(list)
-        heads = [row for row in self.layers[-1:] if row.block and len(row.reads) > 1]
+        heads = [row for row in self.layers if _IS_HEAD.search(row.block or "")]
         before = [Rule(path=row.path, before="input", e_lambda=DEFAULT_E_LAMBDA) for row in heads]
         for index, row in enumerate(self.layers):
             if not readers[index] and row.number != index:
