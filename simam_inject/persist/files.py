@@ -273,7 +273,7 @@ def in_one_step(path: Path) -> Iterator[Path]:
     """
     target = path.resolve()  # a link stays a link
     is_device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing can take its place
-    unfinished = target if is_device else target.with_name(f".{target.stem[:99]}.{secrets.token_hex(4)}{target.suffix}")
+    unfinished = target if is_device else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")
     try:
         yield unfinished
         if not is_device:
