@@ -69,8 +69,8 @@ def export(
     form, varying = form_of(target), _varying(dynamic, tolerance)
     if not target.parent.is_dir():
         raise ExportError(f"no such folder: {str(target.parent)!r}")
-    if target.is_dir():
-        raise ExportError(f"{str(target)!r} is a folder; give the name of a file")
+    if target.exists() and not target.is_file():  # a link to a device would be followed, and replace it
+        raise ExportError(f"{str(target)!r} is a {'folder' if target.is_dir() else 'device'}; give the name of a file")
     network = _network(model)
     example = _example(network, example_inputs)
     place = target.resolve()  # a link stays a link

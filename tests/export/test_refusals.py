@@ -1,5 +1,7 @@
 """What cannot be exported: one clear message, no file."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -57,6 +59,14 @@ def test_a_folder_in_the_place_of_the_file(tmp_path):
     with pytest.raises(ExportError, match="is a folder; give the name of a file"):
         export(attended(), tmp_path / "net.pt2")
     assert list(tmp_path.iterdir()) == [tmp_path / "net.pt2"]
+
+
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs a device")
+def test_a_link_to_a_device_is_refused(tmp_path):
+    (tmp_path / "net.pt2").symlink_to("/dev/null")
+    with pytest.raises(ExportError, match="is a device; give the name of a file"):
+        export(attended(), tmp_path / "net.pt2", example_inputs=image())
+    assert not Path("/dev/null").is_file()
 
 
 def test_a_link_in_the_place_of_the_file_stays_a_link(tmp_path):
