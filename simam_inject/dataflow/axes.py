@@ -202,8 +202,8 @@ def find_axes(
 
 _NO_BATCH = "has no batch dimension: its shape is {}; give an example with a batch"
 _NO_GROWTH = (
-    "does not grow with the first dimension of the inputs: its shape stays {}; if that dimension is no batch (points, "
-    "voxels), inject the part that is given maps, as in inject(model.part, recipe, example_inputs=map)"
+    "does not grow with the first dimension of the inputs: its shape stays {}; if that dimension counts "
+    "points or voxels, inject the part that is given maps, as in inject(model.part, recipe, example_inputs=map)"
 )
 
 
