@@ -146,7 +146,7 @@ class Presence(Hook):
 def _module_at(root: nn.Module, path: _Path) -> nn.Module | None:
     module: nn.Module | None = root
     for name in path:
-        if module is None:
+        if module is None or isinstance(module, torch.jit.ScriptModule):  # its code is compiled, hooks included
             return None
         module = module._modules.get(name)
     return module

@@ -162,13 +162,18 @@ def replace_by_identity(net):
     return net
 
 
+def trace_block(net):
+    net.one = torch.jit.trace(net.one, torch.rand(2, 8, 16, 16, dtype=torch.float64))
+    return net
+
+
 def delete_child(net):
     del net.one.conv.simam
     return net
 
 
 LOSING = [fold, fuse_by_hand, fuse_in_place, fuse_modules, fuse_pair, replace_by_setattr, replace_block,
-          replace_by_identity, delete_child]  # fmt: skip
+          replace_by_identity, trace_block, delete_child]  # fmt: skip
 
 
 @pytest.mark.parametrize("lose", LOSING)
@@ -179,6 +184,7 @@ def test_what_folds_or_replaces_the_attended_module_raises_again_and_again(lose)
     for each in (lost, lost, copy.deepcopy(lost)):
         with pytest.raises(InjectError, match=r"one\.conv"):
             run(each)
+    assert injected(eject(lost)) == ()
 
 
 def test_an_input_stays_attended_once_when_its_reader_is_folded():
