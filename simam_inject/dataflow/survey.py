@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import torch
 from torch import nn
@@ -33,19 +34,22 @@ def survey_model(
         with_values: run with real tensors at once, instead of only where the forward raises without their values.
 
     Raises:
-        ModelError: a forward is being traced in this thread, or the model cannot be run on the example.
+        ModelError: a forward is being traced in this thread, the model cannot be run on the example, or its first forward
+            adds layers.
     """
     _refuse_while_tracing()
+    flow = None
     with same_surroundings(model):
+        with suppress(Exception):  # it looks at values, or uses operations that have no meta form
+            flow = None if with_values else _survey(model, example, strip, to_sketch)
         try:
-            if not with_values:
-                return _survey(model, example, strip, to_sketch)
-        except Exception:  # it looks at values, or uses operations that have no meta form: run with real tensors
-            pass
-        try:
-            return _survey(model, example, strip, to_clone)
+            flow = flow or _survey(model, example, strip, to_clone)
         except Exception as error:
             raise cannot_run(model, example, error) from error
+    twin = flow.recording.modules[""]
+    if added := {name for name, _ in twin.named_parameters()} - {name for name, _ in model.named_parameters()}:
+        raise ModelError(f"the first forward of this model adds a layer ({min(added)}): run one forward, then inject")
+    return flow
 
 
 def cannot_run(model: nn.Module, example: Example, error: Exception) -> ModelError:

@@ -242,6 +242,27 @@ def test_lazy_modules_stay_lazy():
     assert model[0].has_uninitialized_params()
 
 
+class Built(nn.Module):
+    """Builds a layer for the channels that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.proj = nn.Conv2d(3, 4, 3, padding=1), None
+
+    def forward(self, x):
+        y = self.a(x)
+        if self.proj is None:
+            self.proj = nn.Conv2d(y.shape[1], 4, 3, padding=1)
+        return self.proj(y)
+
+
+def test_a_layer_that_the_first_forward_builds():
+    model = Built().eval()
+    refuses(ModelError, r"adds a layer \(proj\.bias\): run one forward", model, "after conv2d")
+    model(X)
+    assert [site.path for site in injected(inject(model, "after conv2d", example_inputs=X))] == ["a", "proj"]
+
+
 def test_nothing_that_can_be_attended():
     small = torch.rand(2, 3, 1, 1)
     torch.manual_seed(1)
