@@ -28,6 +28,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM, simam
 from simam_inject.errors import ModelError, describe_exception, shortened
+from simam_inject.planning.tables import Table
 from simam_inject.warmup.batches import Batches, evaluated_twin
 from simam_inject.warmup.strength import simams_of
 
@@ -67,11 +68,11 @@ class Calibration:
     """Why no norm got new statistics, where they were asked for."""
 
     def __str__(self) -> str:
-        width = max([4, *(len(site.path) for site in self.sites)])
-        lines = [f"{'site':{width}}   gain  error before  after    kept"] if self.sites else []
-        for site in self.sites:
-            errors = f"{site.error_before:12.3f}  {site.error_after:5.3f}"
-            lines.append(f"{site.path:{width}}  {site.gain:5.3f}  {errors}  {site.kept:6.1%}")
+        rows = [
+            (one.path, f"{one.gain:.3f}", f"{one.error_before:.3f}", f"{one.error_after:.3f}", f"{one.kept:.1%}")
+            for one in self.sites
+        ]
+        lines = Table(["site", "gain", "error before", "after", "kept"], rows).lines()
         frozen = f", {self.frozen} unchanged (frozen, not of PyTorch's classes, or not run)" if self.frozen else ""
         lines.append(f"norms: {self.norms} recomputed{frozen}" + f" ({self.note})" * bool(self.note))
         return "\n".join(lines)

@@ -506,11 +506,6 @@ def test_a_network_without_norms():
         calibrate(model, images(), gains=False, norms=False)
 
 
-def with_peer():
-    peer = {"attention": lambda channels: nn.Sigmoid()}
-    return inject(plain(), "after Block.first", example_inputs=images(2), verify=False, **peer)
-
-
 ORDER = ("build", "inject", "calibrate", "EMA copy", "DistributedDataParallel", "torch.compile")
 
 
@@ -520,7 +515,6 @@ ORDER = ("build", "inject", "calibrate", "EMA copy", "DistributedDataParallel", 
         (lambda: torch.compile(attended()), ["(torch.compile); calibrate before", ", ".join(ORDER)]),
         (lambda: nn.DataParallel(attended()), ["already wrapped (DataParallel)", ", ".join(ORDER)]),
         (plain, ["no SimAM in this model; inject"]),
-        (with_peer, ["Sigmoid", "no strength and no gain"]),
     ],
 )
 def test_models_that_cannot_be_calibrated_say_what_to_do(build, facts):
