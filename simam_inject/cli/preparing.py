@@ -91,9 +91,6 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
             plan = api.plan_present(built.model, own, inputs)
         else:
             plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
-    except NoMatchError as error:
-        advice = "\nto start over, call eject(model) in Python, or give a file without SimAM"
-        raise NoMatchError(f"{error}{advice * ('eject(model)' in str(error))}") from None
     except ModelError as error:
         if options.input_size is None or len(options.input_size) != 2:
             raise
