@@ -139,7 +139,6 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
 
 
 def _look(built: ZooModel, shot: Photograph, options: MapsOptions) -> dict[str, Tensor]:
-    """The maps of all sites for one image."""
     from simam_inject.adapters import network_of
     from simam_inject.dataflow.example import Example
     from simam_inject.dataflow.survey import cannot_run
@@ -213,9 +212,8 @@ def check(options: FileOptions, step: Step) -> Outcome:
 
     step("checking")
     found = check_checkpoint(file)
-    return Outcome(
-        _render_checkup(found), {**asdict(found), "path": str(file), "ok": not found.faults}, ok=not found.faults
-    )
+    ok = not found.faults
+    return Outcome(_render_checkup(found), {**asdict(found), "path": str(file), "ok": ok}, ok=ok)
 
 
 def _render_checkup(found: Checkup) -> Iterator[Table | str]:

@@ -110,7 +110,6 @@ def _recipes_of(built: ZooModel) -> list[Recipe]:
 
 
 def _rules_with_lambda(recipe: Recipe) -> tuple[Rule, ...]:
-    """The rules of a recipe, each with its lambda."""
     return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
 
 
