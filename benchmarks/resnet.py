@@ -10,7 +10,7 @@ from torchvision.models import resnet50
 
 from benchmarks.popular import PopularSimAM
 from simam_inject import SimAM
-from simam_inject.bench.peers import PEERS, peer_factory
+from simam_inject.bench.run import PEERS, peer_factory
 
 RECIPE = "paper"
 USUAL = "bn3"

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch import nn
 
 from simam_inject.adapters import network_of
-from simam_inject.api import injected
+from simam_inject.api import eject, inject, injected
 from simam_inject.bench.measuring import Quartiles, bytes_kept, peak_bytes, ratios, time_rounds
-from simam_inject.bench.peers import PLAIN, SIMAM, make_variants
 from simam_inject.dataflow.example import Example, example_of
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.nested import tensors_in
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PLAIN, SIMAM = "plain", "SimAM"
+PEERS = {
+    "se": ("squeeze_excite", "SEModule"),
+    "eca": ("eca", "EcaModule"),
+    "cbam": ("cbam", "CbamModule"),
+    "gc": ("global_context", "GlobalContext"),
+}
+"""Other attentions: file and class in `timm.layers`, which does not export them all, made for a number of channels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +90,7 @@ def bench(
         model: any network that `inject` takes.
         recipe: as for `inject`.
         conditions: device, batch, dtype, memory format, compiled or not.
-        against: names of `variants.PEERS` to insert at the sites of SimAM.
+        against: names of `PEERS` to insert at the sites of SimAM.
         example_inputs: as for `inject`, for one image.
         step: called with a description when a step starts: inserting, and each of the two modes.
 
@@ -94,10 +103,7 @@ def bench(
         raise ModelError(f"unknown dtype {conditions.dtype!r}; choose from {', '.join(DTYPES)}")
     network = network_of(model)
     example = example_of(network, example_inputs)
-    try:
-        batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)
-    except (RuntimeError, MemoryError) as error:
-        raise ModelError(f"a batch of {conditions.batch} cannot be made: {describe_exception(error)}") from error
+    batch = example if conditions.batch == 1 else example.with_batch(conditions.batch - 1)
     if batch is None:
         raise ModelError("the example input has no batch dimension; measure with --batch 1")
     batch = Example(*batch.fresh(partial(_moved, conditions=conditions)))
@@ -119,6 +125,38 @@ def bench(
     values = conditions.batch * sum(math.prod(site.shape[1:]) * site.runs for site in sites)
     floor = 2 * DTYPES[conditions.dtype].itemsize * values
     return Bench(tuple(rows), len(sites), floor, conditions, _machine(conditions.device), tuple(not_run))
+
+
+def peer_factory(name: str) -> Callable[[int], nn.Module]:
+    """What makes the attention of that name for a number of channels.
+
+    Raises:
+        ModelError: the name is unknown.
+    """
+    if name not in PEERS:
+        raise ModelError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
+    file, kind = PEERS[name]
+    factory: Callable[[int], nn.Module] = getattr(import_module(f"timm.layers.{file}"), kind)
+    return factory
+
+
+def make_variants(model: nn.Module, recipe: Any, example: Any, against: tuple[str, ...]) -> dict[str, nn.Module]:
+    """Copies of the model by name of variant, without the attention that it has. The model itself is not changed.
+
+    Raises:
+        ModelError: a peer is unknown, or a site is not two-dimensional, which the peers cannot attend.
+    """
+    factories = {name: peer_factory(name) for name in against}
+    plain = eject(copy.deepcopy(model))
+    variants = {PLAIN: plain, SIMAM: inject(copy.deepcopy(plain), recipe, example_inputs=example)}
+    flat = next((site for site in injected(variants[SIMAM]) if len(site.shape) != 4), None)
+    if flat is not None and factories:
+        names = ", ".join(factories)
+        raise ModelError(f"{names} need two-dimensional feature maps; the shape of {flat.path} is {flat.shape}")
+    for name, factory in factories.items():
+        twin = copy.deepcopy(plain)
+        variants[name] = inject(twin, recipe, example_inputs=example, attention=factory, verify=False)
+    return variants
 
 
 def _measure(

@@ -29,7 +29,7 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
     _check_options(options)
     files = images_in(options.calibrate) if options.calibrate is not None else []
     built, plan = make_plan(options, step, options.new_strength)
-    from simam_inject.reporting.plans import plan_to_dict, render_plan, render_verification
+    from simam_inject.reporting.plans import plan_to_dict, render_plan
 
     verification, calibration, written, exported = None, None, [], None
     if not options.dry_run:
@@ -38,10 +38,12 @@ def inject(options: InjectOptions, step: Step) -> Outcome:
         step(f"writing {options.output}")
         line, exported = _write(built, options.output, dynamic=options.dynamic)
         written = [line]
+    passed = [f"  {check}" for check in verification.checks if check.ok] if verification and options.verbose else []
     parts = [
         heading(built, plan),
         *render_plan(plan, applied=not options.dry_run, verbose=options.verbose, why=options.why),
-        *(render_verification(verification, verbose=options.verbose) if verification is not None else ()),
+        *str(verification or "").splitlines(),
+        *passed,
         *str(calibration or "").splitlines(),
         *written,
         *(["next:", *steps] if (steps := [*_next_steps(built, plan, options)]) else ()),

@@ -122,7 +122,9 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
     step("running the model")
     shots = [read_image(built, file) for file in files]
     found = [_look(built, shot, options) for shot in shots]
-    names = [name for name, value in found[0].items() if value.dim() == 4 and _path_of(name) in chosen]
+    # `path`, `path (run 2)`, `path before reader`
+    drawn = [name for name in found[0] if any(name == path or name.startswith(f"{path} ") for path in chosen)]
+    names = [name for name in drawn if found[0][name].dim() == 4]
     if not names:
         raise ModelError("none of these sites has a two-dimensional feature map")
     rows = [(shot, {name: values[name][0, 0] for name in names}) for shot, values in zip(shots, found, strict=True)]
@@ -137,7 +139,6 @@ def maps(options: MapsOptions, step: Step) -> Outcome:
 
 
 def _look(built: ZooModel, shot: Photograph, options: MapsOptions) -> dict[str, Tensor]:
-    """The maps of all sites for one image."""
     from simam_inject.adapters import network_of
     from simam_inject.dataflow.example import Example
     from simam_inject.dataflow.survey import cannot_run
@@ -148,11 +149,6 @@ def _look(built: ZooModel, shot: Photograph, options: MapsOptions) -> dict[str, 
         return look(built.model, shot.input, channel=options.channel)
     except RuntimeError as error:
         raise cannot_run(network_of(built.model), Example((shot.input,), {}), error) from error
-
-
-def _path_of(name: str) -> str:
-    """Path of the site in a name of `attention_maps`: `path`, `path (run 2)`, `path before reader`."""
-    return name.partition(" (run ")[0].partition(" before ")[0]
 
 
 def _choose(built: ZooModel, patterns: list[str]) -> set[str]:
@@ -216,9 +212,8 @@ def check(options: FileOptions, step: Step) -> Outcome:
 
     step("checking")
     found = check_checkpoint(file)
-    return Outcome(
-        _render_checkup(found), {**asdict(found), "path": str(file), "ok": not found.faults}, ok=not found.faults
-    )
+    ok = not found.faults
+    return Outcome(_render_checkup(found), {**asdict(found), "path": str(file), "ok": ok}, ok=ok)
 
 
 def _render_checkup(found: Checkup) -> Iterator[Table | str]:

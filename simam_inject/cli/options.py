@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -35,19 +34,6 @@ def parse_number(text: str) -> float:
         except ValueError:
             continue
     raise typer.BadParameter(f"found {text!r}; write a number, e.g. 1e-4")
-
-
-def number_from(low: float, below: float = math.inf) -> Callable[[str], float]:
-    """A parser of numbers in a range."""
-
-    def parse(text: str) -> float:
-        number = float(parse_number(str(text)))
-        if not low <= number < below:
-            limit = f" and below {below:g}" if below < math.inf else ""
-            raise typer.BadParameter(f"found {text}; write a number from {low:g}{limit}")
-        return number
-
-    return parse
 
 
 def parse_numbers(text: str) -> tuple[float, ...]:
@@ -259,7 +245,7 @@ class CompareOptions:
     study: str = _study("Journal file or database URL", "FILE|URL", "compare.journal")
     name: str = _study("Name of the study, where the storage holds several", None, "compare")
     budget: float | None = _study("Start no run after this time", "2h|30m|90s", parser=parse_time)
-    resolve: float | None = _study("Report how many seeds detect this difference", "F", parser=number_from(0))
+    resolve: float | None = _study("Report how many seeds detect this difference", "F", min=0.0)
     workers: int = _study("Processes on this machine", "N", 1, min=1)
     retry_stale: bool = _flag("The study", "Also repeat the runs of silent workers elsewhere", "--retry-stale")
     pretrained: bool = _flag("The model", "Load the library's pretrained weights", "--pretrained")
@@ -269,9 +255,9 @@ class CompareOptions:
     epochs: int = _train("Epochs of every run", "N", 20, min=1)
     size: int | None = _train("Image size; default 224 for classifiers, 640 for others", "N", min=1)
     batch: int = _train("Batch size", "N", 64, min=1)
-    rate: float = _train("Learning rate for a batch of 256 images", "F", 0.1, parser=number_from(0))
+    rate: float = _train("Learning rate for a batch of 256 images", "F", 0.1, min=0.0)
     ema: float = _train(
-        "Evaluate an exponential moving average of the weights with this decay", "F", 0.0, parser=number_from(0, 1)
+        "Evaluate an exponential moving average of the weights with this decay", "F", 0.0, min=0.0, max=0.99999
     )
     augment: bool = _train("Random crops and flips", None, True)
     amp: bool = _flag("The training", "Train with bfloat16 autocast", "--amp")

@@ -60,15 +60,11 @@ def command(run: Callable[[Any, Step], Outcome]) -> Callable[..., None]:
         if context.invoked_subcommand is None:
             execute(run, record(**values))
 
-    kinds: dict[str, Any] = {"context": typer.Context, **get_type_hints(record)}
-    parameters = [Parameter("context", Parameter.KEYWORD_ONLY)]
-    for each in fields(record):
-        option: Any = each.default
-        if option.parser:
-            kinds[each.name] = str  # Typer takes the type from the parser
-        parameters.append(Parameter(each.name, Parameter.KEYWORD_ONLY, default=option))
-    call.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = kinds
+    options: dict[str, Any] = {each.name: each.default for each in fields(record)}
+    parsed = {name: str for name, option in options.items() if option.parser}  # Typer takes the type from the parser
+    call.__annotations__ = {"context": typer.Context, **get_type_hints(record), **parsed}
+    parameters = [Parameter(name, Parameter.KEYWORD_ONLY, default=option) for name, option in options.items()]
+    call.__signature__ = Signature([Parameter("context", Parameter.KEYWORD_ONLY), *parameters])  # type: ignore[attr-defined]
     paragraphs = (run.__doc__ or "").split("\n\n")
     call.__doc__ = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
     return call

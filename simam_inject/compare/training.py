@@ -219,7 +219,6 @@ class Trainer:
         return loss.detach()
 
     def _to_device(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """The batch on the device, channels last."""
         images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
         return images, labels.to(self.device, non_blocking=True)
 

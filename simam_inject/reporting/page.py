@@ -86,22 +86,15 @@ def boxes_of(anatomy: Anatomy, insertions: Sequence[Insertion]) -> Boxes:
     dimensions = mode(len(site.spatial or ()) for site in [site for site in maps if site.path in attended] or maps)
     maps = [site for site in maps if len(site.spatial or ()) == dimensions]
     chosen = [site for site in maps if "main" in site.structure or site.path in attended]
-    blocks = [site.path for site in chosen if site.kind == "block" and site.class_name not in CONTAINERS]
-    shown = [
-        site
-        for site in maps
-        if (site in chosen or site.kind in _DRAWN) and not any(_is_inside(site.path, block) for block in blocks)
-    ]
+    blocks = [site for site in chosen if site.kind == "block" and site.class_name not in CONTAINERS]
+    inside = tuple(f"{block.path}." for block in blocks)
+    shown = [site for site in maps if (site in chosen or site.kind in _DRAWN) and not site.path.startswith(inside)]
     drawn: Boxes = [(site, []) for site in shown]
     for one in insertions:
-        around = [box for box in drawn if one.path == box[0].path or _is_inside(one.path, box[0].path)]
+        around = [box for box in drawn if f"{one.path}.".startswith(f"{box[0].path}.")]
         if around:  # a site may be a container of others, which have boxes of their own
             max(around, key=lambda box: len(box[0].path))[1].append(one)
     return drawn
-
-
-def _is_inside(path: str, block: str) -> bool:
-    return path.startswith(f"{block}.")
 
 
 def _length(site: Site) -> int:

@@ -49,15 +49,8 @@ def render_plan(plan: Plan, *, applied: bool, verbose: bool = False, why: bool =
     counts += [f"{len(plan.present)} already there"] if plan.present else []
     counts += [f"{len(hits)} skipped"]
     if misses:
-        shown = "" if why else f" (--why shows {'it' if len(misses) == 1 else 'them'})"
-        counts += [f"{plural(len(misses), 'near miss', 'near misses')}{shown}"]
+        counts += [plural(len(misses), "near miss", "near misses") + " (see --why)" * (not why)]
     yield f"{', '.join(counts)}; parameters +0; {format_bytes(bytes_per_image(plan))} memory traffic per image"
-
-
-def render_verification(verification: Verification, *, verbose: bool = False) -> list[str]:
-    """How many checks passed, and a line for each that did not; with `verbose` for each that did, too."""
-    passed = [f"  {check}" for check in verification.checks if check.ok] if verbose else []
-    return [*str(verification).splitlines(), *passed]
 
 
 def plan_to_dict(plan: Plan, verification: Verification | None = None) -> dict[str, Any]:

@@ -49,12 +49,9 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     Raises:
         ModelError: the model is not a module, or has no SimAM.
     """
-    attended = list(attended_in(network_of(model)))
+    attended = attended_in(network_of(model))
     found = [(entry.site, entry.attention) for entry in attended if isinstance(entry.attention, SimAM)]
     if not found:
-        other = next((type(entry.attention).__name__ for entry in attended if entry.attention is not None), None)
-        if other is not None:
-            raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain as SimAM")
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
     count = Counter(site.path for site, _ in found)
     return [
@@ -96,17 +93,15 @@ class Ramp:
     """
 
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
-        self._models: tuple[nn.Module, ...] = ()
-        attentions = [[attention for _, attention in simams_of(one)] for one in (model, *more)]
-        self.load_state_dict({"steps": steps, "start": start, "done": 0})
+        self._models = (model, *more)
+        attentions = [[attention for _, attention in simams_of(one)] for one in self._models]
         if any(all(attention.gain == 1.0 for attention in found) for found in attentions):
             warnings.warn(
                 "a ramp without gains makes the statistics of norms lag behind, which costs more accuracy on the way "
                 "than it saves; calibrate(model, batches) fits them (before copies are made)",
                 stacklevel=2,
             )
-        self._models = (model, *more)  # none is set before all are checked, nor if the warning is an error
-        self._set()
+        self.load_state_dict({"steps": steps, "start": start, "done": 0})  # last, since a warning may be an error
 
     @property
     def strength(self) -> float:
@@ -145,8 +140,5 @@ class Ramp:
         for model in self._models:
             simams_of(model)  # or an error, before anything is set
         self._steps, self._start, self._done = steps, start, done
-        self._set()
-
-    def _set(self) -> None:
         for model in self._models:
             set_strength(model, self.strength)

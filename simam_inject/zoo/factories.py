@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from simam_inject.errors import ModelError, describe_exception
+from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.zoo.model import ZooModel
 
 
@@ -56,9 +56,7 @@ def _call(name: str, factory: Any, options: dict[str, Any]) -> Any:
             given = f"; it was called with {', '.join(options)}" if options else ""
             raise ModelError(f"{name}: the factory raised {_locate(error)}{given}") from error
     if not isinstance(model, nn.Module):  # a `YOLO` object is one as well
-        raise ModelError(
-            f"{name}: it gives an object of type {type(model).__qualname__}, not a torch.nn.Module or a YOLO object"
-        )
+        raise ModelError(f"{name}: it gives {a_type(model)}, not a torch.nn.Module or a YOLO object")
     return model
 
 

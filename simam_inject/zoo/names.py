@@ -94,10 +94,7 @@ def unknown_model(name: str, library: str = "") -> ModelError:
 
     names = {package: list_registered(package) for package in ("torchvision", "timm")}
     names["ultralytics"] = list_ultralytics()
-    near = []
-    for known in nearest(name, names[library] if library else set().union(*names.values()), count=5):
-        is_twice = not library and known in names["torchvision"] and known in names["timm"]
-        near += [known, f"timm:{known}"] if is_twice else [known]
+    near = nearest(name, names[library] if library else set().union(*names.values()), count=5)
     found = f"{library} has no model {name!r}" if library else f"no library has a model {name!r}"
-    advice = f" Did you mean {', '.join(near[:5])}?" if near else ""
+    advice = f" Did you mean {', '.join(near)}?" if near else ""
     return ModelError(f"{found}.{advice} A model is named {FORMS}")

@@ -70,12 +70,11 @@ def _load(checkpoint: str) -> tuple[Any, str]:
     from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
 
-    from simam_inject.recipe.wording import nearest
+    from simam_inject.recipe.wording import did_you_mean
 
     is_file = Path(checkpoint).is_file()
     if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:
-        near = nearest(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
-        advice = f". Did you mean {', '.join(near)}?" if near else ""
+        advice = did_you_mean(checkpoint, (asset for asset in GITHUB_ASSETS_NAMES if asset.endswith(".pt")))
         raise ModelError(f"no such file: {checkpoint}, and ultralytics publishes no checkpoint of that name{advice}")
     model = YOLO(checkpoint)  # becomes an RTDETR, YOLOWorld or YOLOE if the checkpoint is one of these
     return model, f"weights of {checkpoint}" if is_file else "pretrained weights of ultralytics"

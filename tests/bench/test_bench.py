@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from simam_inject import InjectError, SimAM, inject, injected
 from simam_inject.bench import Conditions, bench
 from simam_inject.bench.measuring import Quartiles, bytes_kept, ratios, time_rounds
-from simam_inject.bench.peers import PEERS, make_variants, peer_factory
+from simam_inject.bench.run import PEERS, make_variants, peer_factory
 from simam_inject.cli.app import app
 
 

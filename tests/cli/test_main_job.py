@@ -100,7 +100,7 @@ def test_near_misses_only_with_why(run):
     place = ("--after", "block", "--exclude", "blocks.1", *SMALL, "--dry-run")
     short = run(NET, *place).stdout
     assert "near miss:" not in short
-    assert "1 near miss (--why shows it)" in short
+    assert "1 near miss (see --why)" in short
     assert "near miss: blocks.1: " in run(NET, *place, "--why").stdout
 
 
