@@ -204,8 +204,8 @@ def _facts_of_several(step: Step) -> dict[str, Any]:
     found = [(keyed(step.path, keys), len(keys)) for keys, value in inside if 3 <= len(value.shape) <= 5]
     maps = tuple(path for path, depth in found if depth == 1)
     nested = tuple(path for path, depth in found if depth > 1)
-    count = "one tensor" if len(inside) == 1 else f"{len(inside)} tensors"
-    advice = f"; name one, e.g. {(maps + nested)[0]}" if found else ", not a feature map"
+    count = "one tensor" if len(inside) == 1 else f"{len(inside)} tensors" if inside else "no tensor, and none"
+    advice = f"; name one, e.g. {(maps + nested)[0]}" if found else ", not a feature map" if inside else ""
     return {"maps": maps, "nested_maps": nested, "obstacle": f"returns {count} in a list, tuple or dict{advice}"}
 
 

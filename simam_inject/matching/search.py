@@ -155,7 +155,8 @@ def _add_value(search: Search, block: Site, target: BlockValue) -> None:
             if not _is_selected(search.anatomy.site_by_path[path], search.rule):  # a glob takes it as well
                 search.miss(path, f"is nested in what {write_path(site.path)} returns: name it, path: {path}")
     else:
-        maps = f"the maps {write_paths(block.maps)}" if block.maps else "no list, tuple or dict of feature maps"
+        found = block.maps or block.nested_maps
+        maps = f"the maps {write_paths(found)}" if found else "no list, tuple or dict of feature maps"
         search.lack(block, f"returns {maps}; there is no {target}")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict, namedtuple
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -279,3 +280,37 @@ def test_a_map_that_the_module_reads_before_it_returns_it(kind):
         with torch.no_grad(), hooked(stock, [reader]):
             expected = stock(image())
         assert_right(run(ours, image()), expected, run(stock, image()))
+
+
+class Hidden(nn.Module):
+    """Returns two maps in a nested dict, or in what is no list, tuple or dict."""
+
+    def __init__(self, wrap):
+        super().__init__()
+        self.conv, self.wrap = conv(), wrap
+
+    def forward(self, x):
+        y = self.conv(x)
+        return self.wrap([y, 2 * y])
+
+
+class ReadsHidden(nn.Module):
+    def __init__(self, wrap, unwrap):
+        super().__init__()
+        self.neck, self.unwrap = Hidden(wrap), unwrap
+
+    def forward(self, x):
+        return sum(self.unwrap(self.neck(x)))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "unwrap", "target", "message"),
+    [
+        (iter, list, "output", "returns no tensor, and none in a list, tuple or dict"),
+        (lambda maps: SimpleNamespace(maps=maps), lambda out: out.maps, "output", "returns no tensor"),
+        (lambda maps: {"maps": maps}, lambda out: out["maps"], "output:0", r"returns the maps neck:maps:0, neck:maps:1"),
+    ],
+)
+def test_the_reason_says_what_is_returned(wrap, unwrap, target, message):
+    with pytest.raises(NoMatchError, match=message):
+        plan(ReadsHidden(wrap, unwrap), {"rules": [{"path": "neck", "after": target}]}, example_inputs=image())
