@@ -22,11 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.errors import warn_of_channel_count
-from simam_inject.recipe.grammar import Name, ReadAs, RecipeModel, Text, allow, as_tuple, either, one_or_many
+from simam_inject.errors import describe, join_names, warn_of_channel_count
+from simam_inject.recipe.grammar import Name, RecipeModel, Text, allow, as_tuple, either, one_or_many, read_as
 from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place, write_child
 from simam_inject.recipe.operations import FactConditions, Link, Numbers, Operation, find_element, parse_chain
-from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
 Target = BlockValue | Child | Operation
@@ -119,11 +118,11 @@ _WORD = Annotated[
 ]
 _GLOB = Annotated[Name, AfterValidator(Glob)]
 Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
-Globs = Annotated[str | Sequence[str], ReadAs(one_or_many("Globs", _GLOB, 100))]
-Structures = Annotated[Structure | Sequence[Structure], ReadAs(one_or_many("Structures", Structure, 3))]
-TargetField = Annotated[str | Operation | Mapping[str, Any], ReadAs(either(_PLACE, Operation, Mapping | Operation))]
-WhereField = Annotated[Where | Mapping[str, Any], ReadAs(Where)]
-PickField = Annotated[Pick | str | Mapping[str, Any], ReadAs(either(_WORD, Pick, Mapping | Pick))]
+Globs = Annotated[str | Sequence[str], read_as(one_or_many("Globs", _GLOB, 100))]
+Structures = Annotated[Structure | Sequence[Structure], read_as(one_or_many("Structures", Structure, 3))]
+TargetField = Annotated[str | Operation | Mapping[str, Any], read_as(either(_PLACE, Operation, Mapping | Operation))]
+WhereField = Annotated[Where | Mapping[str, Any], read_as(Where)]
+PickField = Annotated[Pick | str | Mapping[str, Any], read_as(either(_WORD, Pick, Mapping | Pick))]
 
 
 class Rule(RecipeModel):

@@ -14,8 +14,7 @@ from typing import Any
 
 import yaml
 
-from simam_inject.errors import RecipeError
-from simam_inject.recipe.wording import describe, did_you_mean
+from simam_inject.errors import RecipeError, describe, did_you_mean
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 12

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from simam_inject.errors import RecipeError
+from simam_inject.errors import RecipeError, describe, join_names
 from simam_inject.recipe import Recipe, Rule
 from simam_inject.recipe.recipe import DEFAULT_E_LAMBDA
 from simam_inject.recipe.texts import read_file, read_yaml
-from simam_inject.recipe.wording import describe, join_names
 
 _SIMAM = re.compile(r"_?simam_?", re.IGNORECASE)
 _ALONE = re.compile(r"(nn\.)?(module|attention|att|block|layer|[23]d)?", re.IGNORECASE)
