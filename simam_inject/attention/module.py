@@ -87,11 +87,7 @@ class SimAM(nn.Module):
         return ", ".join(parts + ["bypassed"] * self.bypassed)
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Called by `torch.jit.script` on every module, before it compiles any.
-
-        Raises:
-            ArgumentError: always.
-        """
+        """Called by `torch.jit.script` on every module, before it compiles any."""
         raise ArgumentError(
             "SimAM chooses its implementation while it runs and cannot be scripted: use torch.jit.trace(model, example)"
         )

@@ -180,14 +180,10 @@ def _map_keys(weights: State, ours: State) -> tuple[Mapped, ...]:
     found = differences(dict(zip(targets, theirs.values(), strict=True)), ours)
     if not any(found.values()) and len(theirs) == len(ours):
         hows = ["exact" if key == target else "unwrapped" for key, target in zip(theirs, targets, strict=True)]
-    elif [_last_name(key) for key in theirs] == [_last_name(key) for key in ours] and not any(
+    elif [key.rpartition(".")[2] for key in theirs] == [key.rpartition(".")[2] for key in ours] and not any(
         differences(dict(zip(ours, theirs.values(), strict=True)), ours).values()
     ):
         targets, hows = list(ours), ["in order"] * len(theirs)
     else:
         raise FileError(f"its tensors do not fit this model:\n{listed(found)}")
     return tuple(map(Mapped, weights, targets, hows))
-
-
-def _last_name(key: str) -> str:
-    return key.rpartition(".")[2]

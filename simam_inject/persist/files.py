@@ -161,8 +161,7 @@ def naming(file: Path) -> Iterator[None]:
 def with_sites(model: nn.Module, record: Record) -> Iterator[None]:
     """Add the sites of a file unless the model has them, and set their strengths; all or nothing, with the body.
 
-    Raises:
-        FileError: the model has other sites, or cannot have these.
+    A `FileError` if the model has other sites, or cannot have these.
     """
     network = network_of(unwrapped(model))
     is_new = bool(record.sites) and not any(attended_in(network))
@@ -266,11 +265,7 @@ def _read(file: Path) -> tuple[Manifest, State]:
 
 @contextlib.contextmanager
 def in_one_step(path: Path) -> Iterator[Path]:
-    """The path of a file to write, which takes the place of `path` in the end, or leaves no trace.
-
-    Raises:
-        FileError: it cannot be written.
-    """
+    """The path of a file to write, which takes the place of `path` in the end; or a `FileError`, and no trace."""
     target = path.resolve()  # a link stays a link
     is_device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing can take its place
     unfinished = target if is_device else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")

@@ -68,8 +68,7 @@ def _size(shape: tuple[int, ...]) -> str:
 def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False) -> dict[str, list[str]]:
     """Load tensors, and return those that the network did not take, as `differences` does: a class may drop some.
 
-    Raises:
-        FileError: the network's `load_state_dict` raises an error.
+    A `FileError` if its `load_state_dict` raises an error.
     """
     state = network.state_dict()
     before = {

@@ -89,8 +89,7 @@ class Record(BaseModel):
             sites.append(entry.insertion)
         found = presences_in(network)
         recipes = [recipe for presence in found.values() for recipe in presence.recipes]
-        root = found.get("")
-        example = root.example if root else None
+        example = found[""].example if "" in found else None
         made = cls.model_construct(sites=sites, recipes=recipes, example=example, **more)
         return cls.read(made.model_dump_json(), "the record of this model")
 
