@@ -119,11 +119,7 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network inside a library's object such as `YOLO`, or the model itself.
-
-    Raises:
-        ModelError: It is not a module, e.g. a class, or the object holds no network.
-    """
+    """The network inside a library's object such as `YOLO`, or the model itself; a `ModelError` if there is none."""
     return adapter_of(check_module(model)).network(model)
 
 

@@ -88,9 +88,7 @@ class SimAM(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         """Called by `torch.jit.script` on every module, before it compiles any."""
-        raise ArgumentError(
-            "SimAM chooses its implementation while it runs and cannot be scripted: use torch.jit.trace(model, example)"
-        )
+        raise ArgumentError("SimAM cannot be scripted: use torch.jit.trace(model, example)")
 
 
 # It is plain data: `torch.load(weights_only=True)` may build it.

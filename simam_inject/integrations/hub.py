@@ -182,7 +182,5 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     try:
         return Path(download(repo_id=name, filename=filename, **options))
     except (OSError, ValueError) as error:  # those of the Hub are OSErrors
-        raise FileError(
-            f"{name} is not a local folder, and {filename} cannot be downloaded from the Hub: "
-            f"{describe_exception(error)}"
-        ) from error
+        problem = f"and {filename} cannot be downloaded from the Hub: {describe_exception(error)}"
+        raise FileError(f"{name} is not a local folder, {problem}") from error

@@ -119,9 +119,7 @@ def parse_chain(text: str) -> tuple[Link, ...]:
     """Read a `pattern`; a `ValueError` if it is too long, or names an element that is not valid."""
     parts = re.split(r">(?![^\[]*\])", text)
     if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
-        raise ValueError(
-            f"found {len(parts)} elements; expected at most {MAX_LINKS}, and at most {MAX_LENGTH} characters"
-        )
+        raise ValueError(f"found {len(parts)} elements; expected at most {MAX_LINKS}, in {MAX_LENGTH} characters")
     return tuple(_parse_link(part.strip()) for part in parts)
 
 

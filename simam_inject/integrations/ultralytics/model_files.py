@@ -98,9 +98,8 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         rules = reading.rules()
         if not rules:
             problem = "no row reads the output of a SimAM row" if reading.simams else "no row contains SimAM"
-            raise RecipeError(
-                "\n  note: ".join([f"backbone: {problem}, so there is nothing to import", *reading.notes])
-            )
+            lines = [f"backbone: {problem}, so there is nothing to import", *reading.notes]
+            raise RecipeError("\n  note: ".join(lines))
     except RecipeError as error:
         raise RecipeError(f"{error} (in {source})") from None
     name = source.stem if "simam" in source.stem.lower() else f"{source.stem}-simam"
@@ -126,9 +125,7 @@ class _Reading:
         place = "backbone"
         for section in ("backbone", "head"):
             if not isinstance(data.get(section), list):
-                raise RecipeError(
-                    f"{section}: is missing; an ultralytics model file lists its layers in backbone and head"
-                )
+                raise RecipeError(f"{section}: is missing; a model file lists its layers in backbone and head")
             for index, entry in enumerate(data[section]):
                 place = f"{section}[{index}]"
                 self._read_row(place, entry)
@@ -164,10 +161,7 @@ class _Reading:
         number = len(self.values)
         resolved = (source if source >= 0 else number + source) if type(source) is int else -2
         if not -1 <= resolved < number:
-            raise RecipeError(
-                f"{place}: reads row {describe(source)}; row {number} can read rows 0 to {number - 1}, or -1 for the "
-                "one before"
-            )
+            raise RecipeError(f"{place}: reads row {describe(source)}; row {number} can read rows 0 to {number - 1}")
         return self.values[resolved] if resolved >= 0 else _Value(-1)
 
     def _read_lambda(self, name: str, args: list[Any]) -> float:
@@ -197,9 +191,7 @@ class _Reading:
         before = [Rule(path=row.path, before="input", e_lambda=DEFAULT_E_LAMBDA) for row in heads]
         for index, row in enumerate(self.layers):
             if not readers[index] and row.number != index:
-                self.notes.append(
-                    f"{row.name}: its output is never used; were the row numbers raised after SimAM rows were added?"
-                )
+                self.notes.append(f"{row.name}: its output is never used; were row numbers raised for SimAM rows?")
             if row.block:
                 where = _HEAD if row in heads else _WHERE[row.is_bottleneck]
                 self.notes.append(f"{row.name}: read as {row.block} with SimAM {where}")
@@ -221,9 +213,7 @@ class _Reading:
         """The rule for one reader among several of a layer. Its other inputs stay as they are."""
         number = self.layers[index].number
         if not reader.path:
-            raise RecipeError(
-                f"{reader.place}: is the output, and other rows read row {number} plain; no recipe can express this"
-            )
+            raise RecipeError(f"{reader.place}: no recipe can say that other rows read row {number} plain")
         others = [value.layer for value in reader.reads if value.e_lambda is None or value.layer != index]
         if index in others or -1 in others:
             found = "the input image too" if -1 in others else f"row {number} both plain and through a SimAM"
