@@ -27,11 +27,11 @@ _SIMAM = re.compile(r"_?simam_?", re.IGNORECASE)
 _ALONE = re.compile(r"(nn\.)?(module|attention|att|block|layer|[23]d)?", re.IGNORECASE)
 """What may be left of the name of a row that is a SimAM and nothing else."""
 _WHERE = {
-    True: "after its second convolution, before the add, as in most forks",
-    False: "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2",
+    "bottleneck": "after its second convolution, before the add, as in most forks",
+    "head": "on each feature map that it reads, since it returns predictions",
+    "block": "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2",
 }
-"""Where a bottleneck, and any other block, with SimAM inside has it."""
-_HEAD = "on each feature map that it reads, since it returns predictions"
+"""Where a bottleneck, a head, and any other block with SimAM inside has it."""
 _IS_HEAD = re.compile(r"detect|segment|pose|obb|classify|decoder", re.IGNORECASE)
 
 
@@ -71,9 +71,10 @@ class _Layer:
     reads: tuple[_Value, ...]
 
     @property
-    def is_bottleneck(self) -> bool:
-        """Whether SimAM is in its branch, not on what it returns."""
-        return self.block.lower() == "bottleneck"
+    def kind(self) -> str:
+        """What has SimAM inside, as `_WHERE` names it; "" for a layer without."""
+        name = "head" if _IS_HEAD.search(self.block) else self.block.lower()
+        return name if name in ("head", "bottleneck", "") else "block"
 
 
 def import_model_yaml(path: str | Path) -> ImportedModel:
@@ -167,13 +168,11 @@ class _Reading:
     def _read_lambda(self, name: str, args: list[Any]) -> float:
         """The lambda a SimAM row means: its only number, or the second beside a channel count."""
         numbers = [value for value in args if type(value) in (int, float)]
-        counts = [value for value in numbers if not 0 < value <= (1 if type(value) is int else sys.float_info.max)]
-        e_lambda = next((float(value) for value in reversed(numbers) if value not in counts), DEFAULT_E_LAMBDA)
-        self.notes += [
-            f"{name}: {value} is probably a channel count and would make the gate a constant; the recipe has e_lambda "
-            f"{e_lambda:g}"
-            for value in counts
-        ]
+        lambdas = [value for value in numbers if 0 < value <= (1 if type(value) is int else sys.float_info.max)]
+        e_lambda = float(lambdas[-1]) if lambdas else DEFAULT_E_LAMBDA
+        if len(lambdas) < len(numbers):
+            problem = f"{args!r:.80} probably has a channel count, which would make the gate a constant"
+            self.notes.append(f"{name}: {problem}; the recipe has e_lambda {e_lambda:g}")
         return e_lambda
 
     def rules(self) -> list[Rule]:
@@ -187,16 +186,15 @@ class _Reading:
         dead = [name for name in self.simams if name not in used]
         self.notes += [f"{name}: its output is never used; the recipe omits it" for name in dead]
         after: dict[float | None, list[str]] = defaultdict(list)
-        heads = [row for row in self.layers if _IS_HEAD.search(row.block or "")]
-        before = [Rule(path=row.path, before="input", e_lambda=DEFAULT_E_LAMBDA) for row in heads]
+        heads = [row.path for row in self.layers if row.kind == "head"]
+        before = [Rule(path=path, before="input", e_lambda=DEFAULT_E_LAMBDA) for path in heads]
         for index, row in enumerate(self.layers):
             if not readers[index] and row.number != index:
                 self.notes.append(f"{row.name}: its output is never used; were row numbers raised for SimAM rows?")
-            if row.block:
-                where = _HEAD if row in heads else _WHERE[row.is_bottleneck]
-                self.notes.append(f"{row.name}: read as {row.block} with SimAM {where}")
+            if row.kind:
+                self.notes.append(f"{row.name}: read as {row.block} with SimAM {_WHERE[row.kind]}")
             lambdas = {e_lambda for _, e_lambda in readers[index]}
-            if row.block and not row.is_bottleneck and row not in heads:
+            if row.kind == "block":
                 after[DEFAULT_E_LAMBDA].append(row.path)
                 if lambdas - {None}:
                     self.notes.append(f"{row.name}: a SimAM row follows it and would apply SimAM twice")
@@ -205,7 +203,7 @@ class _Reading:
             else:
                 before += [self._before(index, *reader) for reader in dict.fromkeys(readers[index]) if reader[1]]
         rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
-        if inside := [row.path for row in self.layers if row.is_bottleneck]:
+        if inside := [row.path for row in self.layers if row.kind == "bottleneck"]:
             rules.append(Rule(block="Bottleneck", path=inside, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
         return rules + before
 
