@@ -160,7 +160,7 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
         for gate in named:
             if gate.e_lambda is not None and not _has_lambda(gate, site):
                 raise LostSiteError(
-                    f"{site.path} has lambda {gate.e_lambda:g} in the file, {site.e_lambda:g} in the model"
+                    f"{site.path} has lambda {gate.e_lambda:g} in the file and {site.e_lambda:g} in the model"
                 )
         missing = max(site.runs - len(named), 0)
         fitting = [gate for gate in nameless if _has_lambda(gate, site)][:missing]
