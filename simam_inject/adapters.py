@@ -51,10 +51,7 @@ class Adapter:
         """Refuse a network whose file asks for SimAM that it was built without."""
 
     def update(self, model: nn.Module) -> None:
-        """Write the sites and their settings to where the library looks for them when it copies, saves or rebuilds.
-
-        Called after the sites or their settings have changed.
-        """
+        """Write the sites and settings, which have changed, to where the library looks when it copies or rebuilds."""
         network = self.network(model)
         if not any(attended_in(network)):
             for module in network.modules():
@@ -76,10 +73,7 @@ class Adapter:
 
 
 class IntegrationMark:
-    """Attribute of an injected network; unpickling it imports this integration, and that of Lightning.
-
-    Each only if its library is imported.
-    """
+    """Attribute of an injected network: unpickling it imports this integration and Lightning's, if their library is."""
 
     def __init__(self, integration: str) -> None:
         self.integration = integration
@@ -125,11 +119,7 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network inside a library's object such as `YOLO`, or the model itself.
-
-    Raises:
-        ModelError: It is not a module, e.g. a class, or the object holds no network.
-    """
+    """The network inside a library's object such as `YOLO`, or the model itself; a `ModelError` if there is none."""
     return adapter_of(check_module(model)).network(model)
 
 

@@ -1,9 +1,10 @@
 """Exceptions for user errors, one subclass for each kind, and what their messages are written with."""
 
+import difflib
 import numbers
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 
 
@@ -35,6 +36,9 @@ class CompareError(InjectError):
     """A comparison that cannot be started, continued or read. Finished runs of the study are preserved."""
 
 
+_NOUNS: dict[type, str] = {type(None): "nothing", dict: "a mapping", list: "a list", tuple: "a list", set: "a set"}
+
+
 def describe_exception(error: BaseException) -> str:
     """The class of any exception and the first line of its message, without decoration and full stop."""
     first = str(error).strip().partition("\n")[0]
@@ -57,6 +61,36 @@ def shortened(lines: Sequence[str], shown: int = 5, joint: str = ", ") -> str:
 def plural(number: int, one: str, several: str = "") -> str:
     """A number of things: `1 site`, `3 sites`, `2 near misses`."""
     return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def describe(value: object) -> str:
+    """The value as a message shows it: short, on one line, and never by its own `repr`."""
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 60 else f"{value[:57]!r}..."
+    if isinstance(value, bool | float):
+        return repr(value).lower()
+    if isinstance(value, int):
+        return str(value) if value.bit_length() < 128 else "a number of more than 38 digits"
+    return _NOUNS.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def nearest(name: str, names: Iterable[str], *, count: int = 3, cutoff: float = 0.6) -> tuple[str, ...]:
+    """The names most similar to `name`, letter case ignored, the most similar first."""
+    by_fold = {known.casefold(): known for known in sorted(names)}
+    near = difflib.get_close_matches(name[:100].casefold(), list(by_fold), n=count, cutoff=cutoff)
+    return tuple(by_fold[fold] for fold in near)
+
+
+def did_you_mean(name: object, names: Iterable[str], *, cutoff: float = 0.6) -> str:
+    """`; did you mean 'x'?` or an empty text."""
+    near = nearest(name, names, count=1, cutoff=cutoff) if isinstance(name, str) else ()
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def join_names(names: Iterable[object], last: str = "or") -> str:
+    """`a`, `a or b`, `a, b or c`."""
+    *init, final = map(str, names)
+    return f"{', '.join(init)} {last} {final}" if init else final
 
 
 def check_installed(user: str, extra: str, *packages: str, error: type[InjectError] = ModelError) -> None:

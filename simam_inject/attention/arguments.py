@@ -17,10 +17,7 @@ from simam_inject.errors import InjectError
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SMALLEST, _LARGEST = math.nextafter(0.0, 1.0), math.nextafter(math.inf, 0.0)
 _RANGES = {
-    "e_lambda": (
-        (_SMALLEST, _LARGEST),
-        "a finite number above 0, e.g. 1e-4 (the default) or 0.1 (the authors' value for ImageNet)",
-    ),
+    "e_lambda": ((_SMALLEST, _LARGEST), "a finite number above 0, e.g. 1e-4 (the default) or 0.1 (on ImageNet)"),
     "strength": ((0.0, 1.0), "a number from 0 (the identity) to 1 (SimAM)"),
     "start": ((0.0, 1.0), "a number from 0 (the identity) to 1 (SimAM)"),
     "gain": ((_SMALLEST, _LARGEST), "a finite number above 0, e.g. 1.0 or 1.3"),

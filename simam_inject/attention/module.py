@@ -87,14 +87,8 @@ class SimAM(nn.Module):
         return ", ".join(parts + ["bypassed"] * self.bypassed)
 
     def __prepare_scriptable__(self) -> NoReturn:
-        """Called by `torch.jit.script` on every module, before it compiles any.
-
-        Raises:
-            ArgumentError: always.
-        """
-        raise ArgumentError(
-            "SimAM chooses its implementation while it runs and cannot be scripted: use torch.jit.trace(model, example)"
-        )
+        """Called by `torch.jit.script` on every module, before it compiles any."""
+        raise ArgumentError("SimAM cannot be scripted: use torch.jit.trace(model, example)")
 
 
 # It is plain data: `torch.load(weights_only=True)` may build it.

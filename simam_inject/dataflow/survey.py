@@ -34,8 +34,8 @@ def survey_model(
         with_values: run with real tensors at once, instead of only where the forward raises without their values.
 
     Raises:
-        ModelError: a forward is being traced in this thread, the model cannot be run on the example, or its first forward
-            adds layers.
+        ModelError: a forward is being traced in this thread, the model cannot be run on the example, or its first
+            forward adds layers.
     """
     _refuse_while_tracing()
     flow = None

@@ -88,18 +88,14 @@ def vary(model: nn.Module, example: Example, dynamic: tuple[str, ...]) -> tuple[
     """The example; if sizes may vary, followed by one that the model accepts in which all of these are larger.
 
     Where the batch may vary, the first has at least two samples: exporters take a one for a constant. An input
-    with one number per sample then has a fixed length in the file.
-
-    Raises:
-        ExportError: the model accepts no larger images, or takes none.
+    with one number per sample then has a fixed length in the file. An `ExportError` if the model accepts no larger
+    images, or takes none.
     """
     batch = next((len(tensor) for tensor in example.tensors if _is_map(tensor)), 0)
     if not dynamic:
         return (example,)
     if not batch:
-        raise ExportError(
-            "no input has a batch, channels and spatial dimensions, so dynamic has no effect: leave it out"
-        )
+        raise ExportError("dynamic has no effect: no input has a batch, channels and spatial dimensions")
     count, reason = max(batch, 2) if "batch" in dynamic else batch, ""
     for lengthen in (lambda length: length + 32, lambda length: 2 * length) if "size" in dynamic else (int,):
         other = _resized(example, batch, count + ("batch" in dynamic), lengthen)
@@ -142,16 +138,15 @@ def simams_in(model: nn.Module) -> list[tuple[Insertion, SimAM]]:
 
 def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ...]:
     """Every SimAM of the model with how often eager mode runs it."""
-    runs: Counter[str] = Counter()
+    runs, found = Counter[str](), simams_in(model)
     with ExitStack() as hooks:
-        for site, attention in simams_in(model):
+        for site, attention in found:
             hooks.enter_context(attention.register_forward_hook(lambda *_, name=site.module: runs.update([name])))
         example.run(model)
+    counted = [(site, attention.e_lambda, runs[site.module]) for site, attention in found]
     return tuple(
-        ExportedSite(
-            site.path, site.module, attention.e_lambda, runs[site.module], "name" if runs[site.module] else "idle"
-        )
-        for site, attention in simams_in(model)
+        ExportedSite(site.path, site.module, e_lambda, count, "name" if count else "idle")
+        for site, e_lambda, count in counted
     )
 
 
@@ -210,10 +205,8 @@ def _compare(model: nn.Module, artefact: Artefact, example: Example, tolerance: 
         found = " and ".join(str([tuple(tensor.shape) for tensor in tensors]) for tensors in (theirs, ours))
         raise LostSiteError(f"the file's output {difference} than the model's ({found})")
     if not difference <= tolerance:  # of a NaN too
-        raise LostSiteError(
-            f"the file's output differs from eager mode on an input of {shown}: {difference:.3g} relative, "
-            f"{tolerance:g} allowed"
-        )
+        found = f"{difference:.3g} relative, {tolerance:g} allowed"
+        raise LostSiteError(f"the file's output differs from eager mode on an input of {shown}: {found}")
     return Comparison(shapes, difference, math.nan if isinstance(effect, str) else effect, left_out)
 
 

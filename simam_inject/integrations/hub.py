@@ -15,6 +15,7 @@ Weights are read by `simam_inject.persist.load`: what comes from the Hub is neve
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,12 +23,13 @@ from typing import Annotated, Any, Self, cast
 
 from huggingface_hub import HfApi, PyTorchModelHubMixin, hf_hub_download
 from huggingface_hub.constants import CONFIG_NAME, SAFETENSORS_SINGLE_FILE
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
 from torch import nn
 
 from simam_inject.adapters import network_of
 from simam_inject.api import injected
 from simam_inject.dataflow.surroundings import same_random_states
+from simam_inject.editing.serialization import checked, first_problem
 from simam_inject.errors import FileError, ModelError, describe_exception
 from simam_inject.modules import unwrapped
 from simam_inject.persist import load, save
@@ -40,7 +42,7 @@ from simam_inject.zoo.names import find_library
 
 _DOWNLOAD = ("revision", "cache_dir", "force_download", "local_files_only", "token", "proxies", "resume_download")
 """What `PyTorchModelHubMixin` passes beside the arguments of the class; the last two before huggingface_hub 1.0."""
-_NAMES = "timm:NAME, torchvision:NAME or ultralytics:NAME"
+_NAME = re.compile(r"timm:\w[\w.-]*|torchvision:\w+|ultralytics:\w[\w-]*")
 _CARD = """---
 library_name: simam_inject
 ---
@@ -52,10 +54,16 @@ safetensors can load the weights; `simam_inject.integrations.hub.from_pretrained
 """
 
 
+def _of_library(name: str) -> str:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"found {name!r:.80}; expected timm:NAME, torchvision:NAME or ultralytics:NAME")
+    return name
+
+
 class _Config(BaseModel, strict=True):
     """How a model is built: by a library. A downloaded file must not name files or Python modules, which run code."""
 
-    architecture: Annotated[str, Field(pattern=r"^(timm:\w[\w.-]*|torchvision:\w+|ultralytics:\w[\w-]*)$")]
+    architecture: Annotated[str, AfterValidator(_of_library)]
     num_classes: int | None = None
 
 
@@ -91,8 +99,7 @@ def save_pretrained(model: nn.Module, folder: str | Path, *, architecture: str, 
     try:
         config = _Config(architecture=architecture, num_classes=num_classes)
     except ValidationError as error:
-        wrong = _describe(error)
-        raise ModelError(f"invalid configuration: {wrong} (for your own class, see SimamHubMixin)") from None
+        raise ModelError(f"{first_problem(error)} (for your own class, see SimamHubMixin)") from None
     # Raises for a variant that was registered in this process: it cannot be built in another one.
     check_num_classes(find_library(architecture), num_classes)
     network = network_of(unwrapped(model))
@@ -155,27 +162,13 @@ def from_pretrained(
     """
     weights = _fetch(str(name), SAFETENSORS_SINGLE_FILE, **options)
     if model is None:
-        config = _read(_fetch(str(name), CONFIG_NAME, **options))
+        file = _fetch(str(name), CONFIG_NAME, **options)
+        text = file.read_text(encoding="utf-8", errors="replace")
+        config = checked(_Config, text, f"{file} (needed unless a model is passed: from_pretrained(name, model))")
         model = cast(nn.Module, build(config.architecture, num_classes=config.num_classes).model)
     load(weights, model, strict=strict)
     network_of(model).eval()  # a YOLO object's own `eval` would start a training
     return model
-
-
-def _read(file: Path) -> _Config:
-    try:
-        return _Config.model_validate_json(file.read_bytes())
-    except ValidationError as error:
-        wrong = _describe(error)
-    raise FileError(f"{file}: {wrong}; or build the model yourself and pass it: from_pretrained(name, model)")
-
-
-def _describe(error: ValidationError) -> str:
-    first = error.errors(include_url=False)[0]
-    if first["type"] == "json_invalid":
-        return f"it is not valid JSON ({first['msg']})"
-    key = first["loc"][0] if first["loc"] else "architecture"
-    return f"its {key} is {first['input']!r:.80}, not {'an int' if key == 'num_classes' else _NAMES}"
 
 
 def _fetch(name: str, filename: str, **options: Any) -> Path:
@@ -189,7 +182,5 @@ def _fetch(name: str, filename: str, **options: Any) -> Path:
     try:
         return Path(download(repo_id=name, filename=filename, **options))
     except (OSError, ValueError) as error:  # those of the Hub are OSErrors
-        raise FileError(
-            f"{name} is not a local folder, and {filename} cannot be downloaded from the Hub: "
-            f"{describe_exception(error)}"
-        ) from error
+        problem = f"and {filename} cannot be downloaded from the Hub: {describe_exception(error)}"
+        raise FileError(f"{name} is not a local folder, {problem}") from error

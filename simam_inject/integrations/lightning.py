@@ -59,8 +59,8 @@ class SimAMCallback(Callback):
             of them. 0 leaves it at 1. The strength depends on `trainer.global_step`, so a resumed training continues
             where it was. Copies that another callback makes, such as those of `WeightAveraging`, get the same strength.
         start: strength of the first step, from 0 to 1.
-        calibrate_batches: fit gains to a trained module on so many batches of the training data, before the first step;
-            see `calibrate`. 0 leaves the gains as they are. A resumed training has those of its checkpoint.
+        calibrate_batches: fit gains to a trained module on so many batches of its one training loader, before the first
+            step; see `calibrate`. 0 leaves the gains as they are. A resumed training has those of its checkpoint.
         verify: see `inject`.
 
     Raises:
@@ -108,15 +108,9 @@ class SimAMCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the gains, also of the copies that other callbacks made in `setup`, and begin the ramp."""
         if self.calibrate_batches and not trainer.global_step:
-            loader = trainer.train_dataloader or ()
-            if isinstance(loader, (dict, list, tuple)) and loader:
-                raise ModelError(
-                    f"calibrate_batches takes one loader of training data, and this training has {a_type(loader)} of "
-                    "them: inject the module and call calibrate(module, batches) before fit, without calibrate_batches"
-                )
             if self.ramp_steps:
                 set_strength(pl_module, self.start)  # to which the norms are fitted
-            calibrate(_network_of(pl_module), islice(loader, self.calibrate_batches))
+            calibrate(_network_of(pl_module), islice(trainer.train_dataloader or (), self.calibrate_batches))
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
         modules = [value for value in values if isinstance(value, nn.Module)]
@@ -152,10 +146,8 @@ def _network_of(module: LightningModule) -> nn.Module:
     parts = {name: part for name, part in module.named_children() if any(True for _ in part.parameters())}
     if len(parts) == 1:
         return next(iter(parts.values()))
-    raise ModelError(
-        f"{type(module).__name__} has no forward and {len(parts)} parts with parameters ({', '.join(parts)}): inject "
-        "and calibrate the network before fit, and leave out calibrate_batches"
-    )
+    found = f"{type(module).__name__} has no forward and {len(parts)} parts with parameters ({', '.join(parts)})"
+    raise ModelError(f"{found}: inject and calibrate the network before fit, and leave out calibrate_batches")
 
 
 def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -163,16 +155,11 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
     module = connector.trainer.lightning_module
     there = [entry.attention for entry in attended_in(module)]
     if any(isinstance(part, SimAM) and part.bypassed for part in there):
-        warnings.warn(
-            "SimAM is bypassed in this module, and will run in what is loaded from its checkpoint", stacklevel=4
-        )
+        warnings.warn("SimAM is bypassed here, and will run in what is loaded from this checkpoint", stacklevel=4)
     peers = [part for part in there if not isinstance(part, SimAM)]  # their weights name them
     if len(peers) < len(there) and peers:
-        warnings.warn(
-            f"this checkpoint has no record of the SimAM in this module, which has {a_type(peers[0])} as another "
-            "attention: inject the module that loads it as this one",
-            stacklevel=4,
-        )
+        advice = "inject the module that loads it as this one"
+        warnings.warn(f"this checkpoint has no record of SimAM beside {a_type(peers[0])}: {advice}", stacklevel=4)
     if there and not peers:
         record = Record.of(module).model_dump(mode="json")
         checkpoint[KEY] = {"record": record, "integration": IntegrationMark(__name__)}
@@ -184,9 +171,7 @@ def _restore_model(original: Callable[..., None], connector: Any) -> None:
     _restore_sites(connector.trainer.lightning_module, connector._loaded_checkpoint)
 
 
-def _load_state(
-    original: Callable[..., Any], kind: type, checkpoint: dict[str, Any], /, *args: Any, **kwargs: Any
-) -> Any:
+def _load_state(original: Callable[..., Any], kind: type, checkpoint: Any, /, *args: Any, **kwargs: Any) -> Any:
     loaded = original(kind, checkpoint, *args, **kwargs)
     if isinstance(loaded, nn.Module):  # or a LightningDataModule
         _restore_sites(loaded, checkpoint)
@@ -194,11 +179,7 @@ def _load_state(
 
 
 def _restore_sites(module: nn.Module, checkpoint: Any) -> None:
-    """Give a module the sites and settings of its checkpoint.
-
-    Raises:
-        FileError: the record is not valid, or the module has not the parts that it names.
-    """
+    """Give a module the sites and settings of its checkpoint."""
     found = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(found, dict):
         return
@@ -209,11 +190,8 @@ def _restore_sites(module: nn.Module, checkpoint: Any) -> None:
     elif not record.differences(module):
         record.set_strengths(module)
     else:
-        warnings.warn(
-            "the module has SimAM at other sites than its checkpoint, and they stay; call eject(module) before loading "
-            "to get those of the checkpoint",
-            stacklevel=5,
-        )
+        advice = "call eject(module) before loading to get those of the checkpoint"
+        warnings.warn(f"SimAM stays at other sites than those of the checkpoint: {advice}", stacklevel=5)
 
 
 for _package in _loaded or _PACKAGES[:1]:

@@ -123,11 +123,7 @@ def _word(text: str) -> str:
 
 
 def run_script(arguments: list[str]) -> None:
-    """Run a Python script, its name first in `arguments`, in a process that has the variants that the arguments name.
-
-    Raises:
-        ModelError, RecipeError: the architecture or shipped recipe does not exist.
-    """
+    """Run a Python script, its name first in `arguments`, in a process with the variants that the arguments name."""
     if not arguments:
         raise SystemExit("usage: python -m simam_inject.integrations.timm SCRIPT.py [its arguments]")
     shipped = {_word(name): name for name in shipped_recipes()}

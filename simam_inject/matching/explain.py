@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable
 
 from simam_inject.dataflow.anatomy import Anatomy
+from simam_inject.errors import join_names, nearest
 from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.hits import Skip
 from simam_inject.matching.search import JOIN, write_counts, write_path
@@ -15,7 +16,6 @@ from simam_inject.recipe.names import Child, Glob, lineage
 from simam_inject.recipe.operations import Operation
 from simam_inject.recipe.recipe import Recipe
 from simam_inject.recipe.rule import Rule
-from simam_inject.recipe.wording import join_names, nearest
 
 NEAREST = 3
 _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")

@@ -18,14 +18,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
-from simam_inject.errors import shortened
+from simam_inject.errors import did_you_mean, join_names, shortened
 from simam_inject.kinds import NOT_OPERATIONS, TRANSPARENT, find_kind
 from simam_inject.matching.hits import Hit, Skip
 from simam_inject.recipe.grammar import as_tuple
 from simam_inject.recipe.names import BlockValue, Child, write_child
 from simam_inject.recipe.operations import Link, Numbers, Operation, find_element, is_met
 from simam_inject.recipe.rule import Rule
-from simam_inject.recipe.wording import did_you_mean, join_names
 
 MAX_SHOWN = 8
 JOIN = "(an addition of two maps of one origin and scale, one of them after fewer convolutions, two at most)"

@@ -16,7 +16,6 @@ Source: Yang et al., "SimAM", ICML 2021; the layout of the keys is described in 
 from __future__ import annotations
 
 import os
-import pickle
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
@@ -47,18 +46,13 @@ def read_checkpoint(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The tensors of a `state_dict`, alone or under a key such as `model`, and other names; or a `FileError`."""
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise FileError(f"it cannot be read: {error.strerror or error}") from error
     except Exception as error:  # a damaged zip or pickle fails in as many ways as it has bytes
-        refused = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-        if refused is None:
-            raise FileError(
-                f"it is truncated, damaged, or not a checkpoint of torch.save ({type(error).__name__})"
-            ) from error
-        raise FileError(
-            f"it holds more than tensors, which could run code ({refused[1]}), and is not loaded: save "
-            "model.state_dict() instead"
-        ) from error
+        reason = f"it is truncated, damaged, or not a checkpoint of torch.save ({type(error).__name__})"
+        if isinstance(error, OSError):
+            reason = f"it cannot be read: {error.strerror or error}"
+        elif refused := re.search(r"GLOBAL (\S+)", str(error)):
+            reason = f"it holds more than tensors ({refused[1]}), which could run code: save model.state_dict() instead"
+        raise FileError(reason) from error
     others: list[str] = []
     while isinstance(content, Mapping):
         holder = next((name for name in _HOLDERS if isinstance(content.get(name), Mapping)), None)
@@ -140,10 +134,8 @@ def load_official(path: str | os.PathLike[str], model: nn.Module, *, e_lambda: f
     """
     with naming(Path(path)):
         if type(model).__module__ not in _FAMILIES:
-            raise FileError(
-                "official checkpoints are for torchvision's ResNet, ResNeXt and MobileNetV2, not for "
-                f"{type(model).__module__}.{type(model).__name__}"
-            )
+            found = f"{type(model).__module__}.{type(model).__name__}"
+            raise FileError(f"it is for a ResNet, ResNeXt or MobileNetV2 of torchvision, not for {found}")
         weights, ignored = read_checkpoint(Path(path))
         ours = state_of(model)
         mapped = _map_keys(weights, ours)
@@ -165,9 +157,7 @@ def _plan(model: nn.Module, e_lambda: float) -> Plan:
     except NoMatchError:
         fits = False
     if not fits:
-        raise FileError(
-            "the model has SimAM at other sites than the authors' model; call simam_inject.eject(model) first"
-        )
+        raise FileError("the model has SimAM at other sites than the authors' model; call eject(model) first")
     return planned
 
 
@@ -180,14 +170,10 @@ def _map_keys(weights: State, ours: State) -> tuple[Mapped, ...]:
     found = differences(dict(zip(targets, theirs.values(), strict=True)), ours)
     if not any(found.values()) and len(theirs) == len(ours):
         hows = ["exact" if key == target else "unwrapped" for key, target in zip(theirs, targets, strict=True)]
-    elif [_last_name(key) for key in theirs] == [_last_name(key) for key in ours] and not any(
+    elif [key.rpartition(".")[2] for key in theirs] == [key.rpartition(".")[2] for key in ours] and not any(
         differences(dict(zip(ours, theirs.values(), strict=True)), ours).values()
     ):
         targets, hows = list(ours), ["in order"] * len(theirs)
     else:
         raise FileError(f"its tensors do not fit this model:\n{listed(found)}")
     return tuple(map(Mapped, weights, targets, hows))
-
-
-def _last_name(key: str) -> str:
-    return key.rpartition(".")[2]

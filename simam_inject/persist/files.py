@@ -66,9 +66,7 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> Path:
         raise ModelError("the model comes first: save(model, path)")
     file = Path(path)
     if file.suffix in (".pt", ".pth"):
-        raise FileError(
-            f"{file}: a {file.suffix} file is a pickle, and this is safetensors: name it {file.stem}.safetensors"
-        )
+        raise FileError(f"{file}: a {file.suffix} file is a pickle; name this one {file.stem}.safetensors")
     network = network_of(unwrapped(model))
     state = state_of(network)
     _check_sites(network, state)
@@ -159,11 +157,7 @@ def naming(file: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def with_sites(model: nn.Module, record: Record) -> Iterator[None]:
-    """Add the sites of a file unless the model has them, and set their strengths; all or nothing, with the body.
-
-    Raises:
-        FileError: the model has other sites, or cannot have these.
-    """
+    """Add the sites of a file unless the model has them, and set strengths; or a `FileError`, and nothing changed."""
     network = network_of(unwrapped(model))
     is_new = bool(record.sites) and not any(attended_in(network))
     if is_new:
@@ -208,10 +202,8 @@ def state_of(network: nn.Module) -> State:
         if value.is_meta:
             raise FileError(f"{name} is on the meta device and has no data")
         if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
-            raise FileError(
-                f"{name} is not a plain tensor ({type(value).__name__}, {value.layout}, {value.dtype}): gather, "
-                "dequantise or densify it first; for sharded models see torch.distributed.checkpoint"
-            )
+            found = f"{type(value).__name__}, {value.layout}, {value.dtype}"
+            raise FileError(f"{name} is not a plain tensor ({found}): gather, dequantise or densify it first")
     return state
 
 
@@ -224,10 +216,8 @@ def _check_sites(network: nn.Module, state: State) -> None:
         for path in accumulate(entry.site.edit.module.split("."), "{}.{}".format):
             has_tensors = next(network.get_submodule(path).parameters(), None) is not None
             if path and path not in named and has_tensors:
-                raise FileError(
-                    f"{path} has SimAM, and the state_dict has no tensor of {path}: save without the wrapper or the "
-                    "state_dict method that renames or omits its tensors"
-                )
+                advice = "save without the wrapper or the state_dict method that renames or omits its tensors"
+                raise FileError(f"{path} has SimAM, and the state_dict has no tensor of {path}: {advice}")
 
 
 def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
@@ -254,10 +244,8 @@ def read_tensors(file: Path) -> tuple[State, dict[str, str]]:
 def _read(file: Path) -> tuple[Manifest, State]:
     tensors, texts = read_tensors(file)
     if KEY not in texts:
-        raise FileError(
-            "it was not written by simam_inject.persist.save and has no record of SimAM. For weights of a model "
-            "without SimAM use model.load_state_dict(safetensors.torch.load_file(path)), before or after inject"
-        )
+        advice = "for weights alone use model.load_state_dict(safetensors.torch.load_file(path))"
+        raise FileError(f"it was not written by simam_inject.persist.save and has no record of SimAM; {advice}")
     manifest = Manifest.read(texts[KEY], "its SimAM metadata")
     if _layout_of(tensors) != manifest.layout:
         raise FileError("its tensors are not those it was saved with: names or shapes were changed afterwards")
@@ -266,11 +254,7 @@ def _read(file: Path) -> tuple[Manifest, State]:
 
 @contextlib.contextmanager
 def in_one_step(path: Path) -> Iterator[Path]:
-    """The path of a file to write, which takes the place of `path` in the end, or leaves no trace.
-
-    Raises:
-        FileError: it cannot be written.
-    """
+    """The path of a file to write, which takes the place of `path` in the end; or a `FileError`, and no trace."""
     target = path.resolve()  # a link stays a link
     is_device = target.exists() and not target.is_file()  # such as /dev/stdout: nothing can take its place
     unfinished = target if is_device else target.with_name(f".{target.name}.{secrets.token_hex(4)}.part")

@@ -66,11 +66,7 @@ def _size(shape: tuple[int, ...]) -> str:
 
 
 def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False) -> dict[str, list[str]]:
-    """Load tensors, and return those that the network did not take, as `differences` does: a class may drop some.
-
-    Raises:
-        FileError: the network's `load_state_dict` raises an error.
-    """
+    """Load tensors, and return those that its class drops, as `differences` does; or a `FileError`."""
     state = network.state_dict()
     before = {
         name: (value, value.detach().clone(), _writes(value))

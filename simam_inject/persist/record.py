@@ -73,24 +73,19 @@ class Record(BaseModel):
         """
         sites = []
         for entry in attended_in(network):
-            attention = entry.attention
+            attention, name = entry.attention, entry.site.name
             if attention is None:
-                raise FileError(f"the SimAM at {entry.site.name} was removed; call eject(model), and inject it again")
+                raise FileError(f"the SimAM at {name} was removed; call eject(model), and inject it again")
             if not isinstance(attention, SimAM):
-                raise FileError(
-                    f"the attention at {entry.site.name} is {a_type(attention)}, and files hold SimAM "
-                    "only; save model.state_dict(), and keep the recipe and the factory"
-                )
+                advice = "save model.state_dict(), and keep the recipe and the factory"
+                raise FileError(f"the attention at {name} is {a_type(attention)}, and files hold SimAM only; {advice}")
             if attention.channel_dim != entry.site.channel_dim:
-                raise FileError(
-                    f"the SimAM at {entry.site.name} has channel_dim {attention.channel_dim}, and was planned for "
-                    f"{entry.site.channel_dim}: inject the model again"
-                )
+                found = f"channel_dim {attention.channel_dim}, and was planned for {entry.site.channel_dim}"
+                raise FileError(f"the SimAM at {name} has {found}: inject the model again")
             sites.append(entry.insertion)
-        found = presences_in(network)
-        recipes = [recipe for presence in found.values() for recipe in presence.recipes]
-        root = found.get("")
-        example = root.example if root else None
+        presences = presences_in(network)
+        recipes = [recipe for presence in presences.values() for recipe in presence.recipes]
+        example = presences[""].example if "" in presences else None
         made = cls.model_construct(sites=sites, recipes=recipes, example=example, **more)
         return cls.read(made.model_dump_json(), "the record of this model")
 

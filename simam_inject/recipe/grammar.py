@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -17,7 +16,7 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    GetCoreSchemaHandler,
+    GetPydanticSchema,
     StringConstraints,
     Tag,
     ValidationError,
@@ -25,35 +24,28 @@ from pydantic import (
     WrapValidator,
     model_validator,
 )
-from pydantic_core import CoreSchema
 from typing_extensions import TypeAliasType
 
-from simam_inject.errors import RecipeError
-from simam_inject.recipe.wording import describe, did_you_mean
+from simam_inject.errors import RecipeError, describe, did_you_mean
 
 Text = Annotated[str, StringConstraints(strict=True, strip_whitespace=True, max_length=4000)]
 Name = Annotated[Text, Field(min_length=1)]
 _TAGS = ("<simple>", "<composed>")
 """Tags of unions. pydantic writes them into the location of a problem; no key of a recipe looks like them."""
-_NAMES = {
+_WORDS = {
     "a valid tuple": "a list",
     "a valid string": "a string",
     "a valid boolean": "true or false",
     "a valid number": "a number",
     "a valid integer": "a whole number",
+    " after validation": "",
 }
-"""Names of JSON types in pydantic's messages, and in ours."""
+"""Words of pydantic's messages, and ours."""
 
 
-@dataclass(frozen=True, slots=True)
-class ReadAs:
+def read_as(kind: Any) -> GetPydanticSchema:
     """Marks a type that callers may write, for mypy, with the type that pydantic checks and stores."""
-
-    kind: Any
-
-    def __get_pydantic_core_schema__(self, written: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        """As pydantic calls it."""
-        return handler.generate_schema(self.kind)
+    return GetPydanticSchema(lambda _written, handler: handler.generate_schema(kind))
 
 
 def allow(what: str) -> WrapValidator:
@@ -148,26 +140,23 @@ def as_recipe_error(whole: str) -> Iterator[None]:
 
 
 def _explain(problem: Any, whole: str) -> str:
-    kind, found, context = problem["type"], describe(problem["input"]), problem.get("ctx", {})
+    kind, found = problem["type"], problem["input"]
     location = [part for part in problem["loc"] if part not in _TAGS]
     if kind == "value_error":
-        reason = context["error"]
+        reason = problem["ctx"]["error"]
         location += [reason.key] if isinstance(reason, KeyedError) else []
         sentence = str(reason)
     elif kind == "missing":
         sentence = "is missing"
-    elif kind == "literal_error":
-        near = did_you_mean(problem["input"], re.findall(r"'(\w+)'", context["expected"]))
-        sentence = f"found {found}; expected {context['expected']}{near}"
-    elif kind in ("too_short", "too_long"):
-        limit = f"at least {context['min_length']}" if kind == "too_short" else f"at most {context['max_length']}"
-        sentence = f"found a list of {context['actual_length']} entries; expected {limit}"
     else:
-        message = re.sub("^(Input|String) should", "it should", problem["msg"])
-        for name, word in _NAMES.items():
-            message = message.replace(name, word)
-        is_bare = kind == "string_type" and isinstance(problem["input"], dict | list)
-        sentence = f"found {found}; {message}{', in quotes if it begins with { or [' if is_bare else ''}"
+        message = re.sub("^(Input|String|Tuple) should", "it should", problem["msg"])
+        for theirs, ours in _WORDS.items():
+            message = message.replace(theirs, ours)
+        sentence = f"found {describe(found)}; {message}"
+        if kind == "literal_error":
+            sentence += did_you_mean(found, re.findall(r"'(\w+)'", message))
+        elif kind == "string_type" and isinstance(found, dict | list):
+            sentence += ", in quotes if it begins with { or ["
     return f"{write_location(location) or whole}: {sentence}"
 
 

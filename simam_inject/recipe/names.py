@@ -16,8 +16,8 @@ from functools import lru_cache
 from itertools import islice
 from typing import Literal, Self, get_args
 
+from simam_inject.errors import describe, did_you_mean
 from simam_inject.kinds import FAMILIES, KINDS, NOT_OPERATIONS, find_kind
-from simam_inject.recipe.wording import describe, did_you_mean
 
 MAX_LENGTH = 200
 MAX_ALTERNATIVES = 64

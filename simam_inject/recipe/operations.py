@@ -19,10 +19,10 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
+from simam_inject.errors import describe, did_you_mean, join_names
 from simam_inject.kinds import FAMILIES, KINDS, find_kind
-from simam_inject.recipe.grammar import Name, ReadAs, RecipeModel, allow, as_tuple, one_or_many
+from simam_inject.recipe.grammar import Name, RecipeModel, allow, as_tuple, one_or_many, read_as
 from simam_inject.recipe.names import BlockValue, Child, Kind
-from simam_inject.recipe.wording import describe, did_you_mean, join_names
 
 MAX_LENGTH = 400
 MAX_LINKS = 16
@@ -41,9 +41,9 @@ _NUMBERS = one_or_many("Numbers", Annotated[_Number, allow(f"{_NUMBER}, or a lis
 _GROUP = Annotated[Literal["depthwise"] | _Number, allow(f"{_NUMBER}, depthwise, or a list of these")]
 _KNOWN = {"anyOf": [{"enum": sorted(FAMILIES.keys() | KINDS)}, {}]}  # an editor completes these and takes others
 _KIND = Annotated[Name, Field(json_schema_extra=_KNOWN), AfterValidator(Kind)]
-Numbers = Annotated[int | str | Sequence[int | str], ReadAs(_NUMBERS)]
-Groups = Annotated[int | str | Sequence[int | str], ReadAs(one_or_many("Groups", _GROUP, 64))]
-Kinds = Annotated[str | Sequence[str], ReadAs(one_or_many("Kinds", _KIND, 16))]
+Numbers = Annotated[int | str | Sequence[int | str], read_as(_NUMBERS)]
+Groups = Annotated[int | str | Sequence[int | str], read_as(one_or_many("Groups", _GROUP, 64))]
+Kinds = Annotated[str | Sequence[str], read_as(one_or_many("Kinds", _KIND, 16))]
 
 
 def is_met(condition: Numbers, fact: Fact, *, depthwise: bool = False) -> bool:
@@ -119,9 +119,7 @@ def parse_chain(text: str) -> tuple[Link, ...]:
     """Read a `pattern`; a `ValueError` if it is too long, or names an element that is not valid."""
     parts = re.split(r">(?![^\[]*\])", text)
     if len(text) > MAX_LENGTH or len(parts) > MAX_LINKS:
-        raise ValueError(
-            f"found {len(parts)} elements; expected at most {MAX_LINKS}, and at most {MAX_LENGTH} characters"
-        )
+        raise ValueError(f"found {len(parts)} elements; expected at most {MAX_LINKS}, in {MAX_LENGTH} characters")
     return tuple(_parse_link(part.strip()) for part in parts)
 
 

@@ -10,11 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from simam_inject.errors import RecipeError
-from simam_inject.recipe.grammar import KeyedError, ReadAs, RecipeModel, Text, as_tuple, write_location
+from simam_inject.errors import RecipeError, describe, did_you_mean
+from simam_inject.recipe.grammar import KeyedError, RecipeModel, Text, as_tuple, read_as, write_location
 from simam_inject.recipe.rule import Lambda, Rule, Where
 from simam_inject.recipe.texts import read_file, read_shipped, read_yaml, shipped_recipes
-from simam_inject.recipe.wording import describe, did_you_mean
 
 DEFAULT_E_LAMBDA = 1e-4
 """Default of the authors' class."""
@@ -23,7 +22,7 @@ _SELECTOR = re.compile(r"\s*(after|before)\s+(.+?)\s*", re.DOTALL | re.IGNORECAS
 _PARTS = re.compile(r"((?:[^.\[{\s]|\[[^\]]*\]|\{[^}]*\})+)(?:\.(.+))?", re.DOTALL)
 """A block and a child, separated at the first dot outside of brackets and braces."""
 _WHOLE = {"after": "output", "before": "input"}
-Rules = Annotated[Sequence[Rule], ReadAs(tuple[Rule, ...]), Field(max_length=100)]
+Rules = Annotated[Sequence[Rule], read_as(tuple[Rule, ...]), Field(max_length=100)]
 
 
 class Recipe(RecipeModel):

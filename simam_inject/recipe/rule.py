@@ -22,11 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from simam_inject.errors import warn_of_channel_count
-from simam_inject.recipe.grammar import Name, ReadAs, RecipeModel, Text, allow, as_tuple, either, one_or_many
+from simam_inject.errors import describe, join_names, warn_of_channel_count
+from simam_inject.recipe.grammar import Name, RecipeModel, Text, allow, as_tuple, either, one_or_many, read_as
 from simam_inject.recipe.names import BlockValue, Child, Glob, parse_place, write_child
 from simam_inject.recipe.operations import FactConditions, Link, Numbers, Operation, find_element, parse_chain
-from simam_inject.recipe.wording import describe, join_names
 
 T = TypeVar("T")
 Target = BlockValue | Child | Operation
@@ -52,13 +51,9 @@ class Where(FactConditions):
     """Conditions on the facts of a site, all of which must be met."""
 
     channels: Numbers | None = Field(default=None, description="Channels of the feature map.")
-    spatial: Numbers | None = Field(
-        default=None, description="Spatial sizes of the feature map; all must satisfy the condition."
-    )
+    spatial: Numbers | None = Field(default=None, description="Spatial sizes of the map; all must satisfy it.")
     reduction: Numbers | None = Field(default=None, description="Input size / map size: 1, 2, 4, 8, 16, 32.")
-    stage: Numbers | None = Field(
-        default=None, description="log2(reduction) - 1: ResNet's layer1 to layer4 return 1 to 4."
-    )
+    stage: Numbers | None = Field(default=None, description="log2(reduction) - 1: 1 to 4 in ResNet's layer1 to layer4.")
 
 
 Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
@@ -67,14 +62,12 @@ Count = Annotated[int, Field(strict=True, ge=1, le=10_000)]
 class Pick(RecipeModel):
     """A choice among the sites that a rule found."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": [mode]} for mode in ("first", "last", "every")]}
-    )
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [key]} for key in ("first", "last", "every")]})
     first: Count | None = Field(default=None, description="Take the first n.")
     last: Count | None = Field(default=None, description="Take the last n.")
     every: Count | None = Field(default=None, description="Take every n-th: with 2 the first, third, fifth ...")
     per: Literal["model", "stage", "reduction", "parent"] = Field(
-        default="model", description="Count separately for each of these."
+        default="model", description="Count in each separately."
     )
 
     @model_validator(mode="after")
@@ -119,11 +112,11 @@ _WORD = Annotated[
 ]
 _GLOB = Annotated[Name, AfterValidator(Glob)]
 Pattern = Annotated[Text, AfterValidator(lambda text: parse_chain(text) and text)]
-Globs = Annotated[str | Sequence[str], ReadAs(one_or_many("Globs", _GLOB, 100))]
-Structures = Annotated[Structure | Sequence[Structure], ReadAs(one_or_many("Structures", Structure, 3))]
-TargetField = Annotated[str | Operation | Mapping[str, Any], ReadAs(either(_PLACE, Operation, Mapping | Operation))]
-WhereField = Annotated[Where | Mapping[str, Any], ReadAs(Where)]
-PickField = Annotated[Pick | str | Mapping[str, Any], ReadAs(either(_WORD, Pick, Mapping | Pick))]
+Globs = Annotated[str | Sequence[str], read_as(one_or_many("Globs", _GLOB, 100))]
+Structures = Annotated[Structure | Sequence[Structure], read_as(one_or_many("Structures", Structure, 3))]
+TargetField = Annotated[str | Operation | Mapping[str, Any], read_as(either(_PLACE, Operation, Mapping | Operation))]
+WhereField = Annotated[Where | Mapping[str, Any], read_as(Where)]
+PickField = Annotated[Pick | str | Mapping[str, Any], read_as(either(_WORD, Pick, Mapping | Pick))]
 
 
 class Rule(RecipeModel):
@@ -141,17 +134,11 @@ class Rule(RecipeModel):
     }
     structure: Structures = Field(default=(), description="Block(s) by structure: residual, main, decoder.")
     block: Globs = Field(default=(), description="Class name(s) of the block: globs, any case; subclasses count.")
-    pattern: Pattern | None = Field(
-        default=None, description="A chain of operations, e.g. 'conv2d[k=3] > *norm > act'."
-    )
+    pattern: Pattern | None = Field(default=None, description="A chain of operations: 'conv2d[k=3] > *norm > act'.")
     path: Globs = Field(default=(), description="Glob(s) on the dotted path: a filter; alone, a selector.")
     exclude: Globs = Field(default=(), description="Glob(s) on the dotted path to exclude.")
-    after: TargetField | None = Field(
-        default=None, description="output, a child (conv2, relu[2]), or {op: conv2d, ...}."
-    )
-    before: TargetField | None = Field(
-        default=None, description="input, residual, a child (bn2), or {op: batch_norm, ...}."
-    )
+    after: TargetField | None = Field(default=None, description="output, child (conv2, relu[2]), or {op: conv2d, ...}.")
+    before: TargetField | None = Field(default=None, description="input, residual, child (bn2), or {op: norm, ...}.")
     where: WhereField | None = Field(default=None, description="Conditions on the facts of a site.")
     pick: PickField = Field(default=Pick(), description="all, first, last, or {first | last | every: n, per: ...}.")
     e_lambda: Lambda | None = Field(default=None, description="Lambda of this rule; default: that of the recipe.")
@@ -172,20 +159,13 @@ class Rule(RecipeModel):
     def _check_selection(self) -> Self:
         given = [name for name in _SELECTS if getattr(self, name)]
         if len(given) > 1:
-            raise ValueError(
-                f"has both {given[0]!r} and {given[1]!r}; exactly one may select (a 'path' beside it narrows)"
-            )
+            raise ValueError(f"has both {given[0]!r} and {given[1]!r}; exactly one may select, and a 'path' narrow")
         if not given and not self.path:
-            raise ValueError(
-                "has no selector; write structure: main, block: Bottleneck, pattern: 'conv2d > relu', or "
-                "path: 'layer3.*'"
-            )
+            raise ValueError("has no selector; write e.g. structure: main, block: Bottleneck or path: 'layer3.*'")
         if self.after is not None and self.before is not None:
             raise ValueError("has both 'after' and 'before'; exactly one is required")
         if self.pattern is None and self.after is None and self.before is None:
-            raise ValueError(
-                "has neither 'after' nor 'before'; write after: output, after: conv2, before: bn2 or before: residual"
-            )
+            raise ValueError("has neither 'after' nor 'before'; write e.g. after: output, after: conv2, before: bn2")
         return self
 
     @property

@@ -14,22 +14,18 @@ from typing import Any
 
 import yaml
 
-from simam_inject.errors import RecipeError
-from simam_inject.recipe.wording import describe, did_you_mean
+from simam_inject.errors import RecipeError, describe, did_you_mean
 
 MAX_BYTES = 64 * 1024
 MAX_DEPTH = 12
 _SUFFIX = ".yaml"
 _PLAIN = {
-    "null": (r"(?:~|null|Null|NULL|)\Z", ["~", "n", "N", ""]),
-    "bool": (r"(?:true|True|TRUE|false|False|FALSE)\Z", list("tTfF")),
-    "int": (r"[-+]?(?:0|[1-9][0-9]{0,39})\Z", list("-+0123456789")),
-    "float": (
-        r"(?:[-+]?(?:\.[0-9]{1,40}|[0-9]{1,40}(?:\.[0-9]{0,40})?)(?:[eE][-+]?[0-9]{1,4})?|-?\.inf|\.nan)\Z",
-        list("-+.0123456789"),
-    ),
+    "null": r"(?:~|null|Null|NULL|)\Z",
+    "bool": r"(?:true|True|TRUE|false|False|FALSE)\Z",
+    "int": r"[-+]?(?:0|[1-9][0-9]{0,39})\Z",
+    "float": r"(?:[-+]?(?:\.[0-9]{1,40}|[0-9]{1,40}(?:\.[0-9]{0,40})?)(?:[eE][-+]?[0-9]{1,4})?|-?\.inf|\.nan)\Z",
 }
-"""Types of plain scalars other than text: a pattern, and the characters that they may begin with."""
+"""Types of plain scalars other than text."""
 _QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 _GLOB = re.compile(r"(?:^|[-:,\[{] *)\*|[\]}][\w.*:]")
 """A text without quotes that begins with `*`, or goes on behind a bracket, as `[34].conv` does."""
@@ -66,8 +62,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-for _name, (_pattern, _first) in _PLAIN.items():
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), _first)
+for _name, _pattern in _PLAIN.items():
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(_pattern), None)
 
 
 def _error(problem: str, where: Any) -> yaml.MarkedYAMLError:

@@ -110,14 +110,7 @@ def _lambdas(recipes: list[dict[str, Any]], rule: int) -> list[float]:
 
 
 def same_tensors(model: nn.Module, sites: list[Attended], keys: list[str], before: Marks | None) -> Check:
-    """The keys of the state_dict are those of the network without SimAM, and no tensor was written to.
-
-    Args:
-        model: with SimAM; parameters of other attention modules do not count.
-        sites: in it.
-        keys: those without SimAM, in order.
-        before: the tensors before the injection, where they are known.
-    """
+    """The keys of the state_dict are `keys`, as without SimAM, and no tensor differs from `before`, if known."""
     added = tuple(f"{entry.site.module}." for entry in sites)
     found, marks = [key for key in model.state_dict() if not key.startswith(added)], tensor_marks(model)
     changed = [name for name, mark in (before or {}).items() if marks.get(name) != mark]

@@ -24,11 +24,7 @@ _Function = Callable[[Tensor], Tensor]
 
 
 class Oracle:
-    """Where the original network computes what the SimAMs of a model attend.
-
-    Args:
-        sites: of the model; they are identified by `Insertion.module`.
-    """
+    """Where the original network computes what the SimAMs of a model attend; sites are named by `Insertion.module`."""
 
     def __init__(self, sites: list[Attended]) -> None:
         self.sites = sites

@@ -37,13 +37,9 @@ class _Call(NamedTuple):
 
 
 class Pair:
-    """The two forwards, in one mode on one example.
+    """The two forwards, in one mode on one example: `forward` runs a twin. If `training`, gradients are compared too.
 
-    Args:
-        oracle: of the model.
-        forward: runs a twin.
-        training: compare gradients too.
-        bypassed: both networks go on with the input of each SimAM, which nevertheless runs and is compared.
+    If `bypassed`, both networks go on with the input of each SimAM, which nevertheless runs and is compared.
     """
 
     def __init__(
@@ -122,10 +118,8 @@ class Pair:
     def run_original(self, stock: nn.Module, unnumbered: Collection[str] = ()) -> None:
         """Run the original with the result of the next call in the place of each value, and compare.
 
-        Args:
-            stock: a twin without SimAM.
-            unnumbered: sites where the original computes other values than in the example. Their values are those of
-                the same operation, whatever their number, that fit the next call.
+        At `unnumbered` sites the original computes other values than in the example. Their values are those of the
+        same operation, whatever their number, that fit the next call.
         """
         self.problems, self.nodes = {}, list[tuple[Attended, _Call, Any]]()
         waiting = {module: deque(calls) for module, calls in self.calls.items()}

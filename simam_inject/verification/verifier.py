@@ -42,16 +42,10 @@ _OWN_SIZE = "the example's size"
 def check_model(
     model: nn.Module, example: Example, before: Marks | None = None, *, recorded: set[str] | None = None
 ) -> Verification:
-    """Run every check on an injected model, which is left as found.
+    """Run every check on an injected model, which is left as found; or a `ModelError` if the original raises.
 
-    Args:
-        model: has SimAM.
-        example: arguments of one forward.
-        before: `tensor_marks` from before the injection, where they are known.
-        recorded: paths of the modules that ran when the model was planned on this example.
-
-    Raises:
-        ModelError: the original raises on the example.
+    Known after an injection are `before`, its `tensor_marks` until then, and `recorded`, paths of the modules that ran
+    when the model was planned on this example.
     """
     sites = list(attended_in(model))
     planned = as_planned(model, sites)

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from simam_inject.errors import ModelError, a_type, describe_exception
+from simam_inject.errors import ModelError, a_type, describe_exception, nearest
 from simam_inject.zoo.model import ZooModel
 
 
@@ -68,8 +68,6 @@ def _locate(error: BaseException) -> str:
 
 
 def _suggest(factory_name: str, module: ModuleType) -> str:
-    from simam_inject.recipe.wording import nearest
-
     names = sorted(name for name in vars(module) if not name.startswith("_"))
     near = nearest(factory_name, names)
     return f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(names) or 'no public names'}"

@@ -6,7 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, nearest
 from simam_inject.zoo.factories import which_factory
 
 FORMS = (
@@ -90,8 +90,6 @@ def _files(package: str, pattern: str) -> list[Path]:
 
 def unknown_model(name: str, library: str = "") -> ModelError:
     """The error for a name that a library does not have (without `library`, none of them), with the nearest names."""
-    from simam_inject.recipe.wording import nearest
-
     names = {package: list_registered(package) for package in ("torchvision", "timm")}
     names["ultralytics"] = list_ultralytics()
     near = nearest(name, names[library] if library else set().union(*names.values()), count=5)

@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from simam_inject.errors import FileError, InjectError, ModelError, check_installed, describe_exception
+from simam_inject.errors import FileError, InjectError, ModelError, check_installed, describe_exception, did_you_mean
 from simam_inject.zoo.model import ZooModel
 from simam_inject.zoo.names import list_ultralytics, unknown_model
 
@@ -69,8 +69,6 @@ def _load(checkpoint: str) -> tuple[Any, str]:
     """An existing checkpoint, or the one that ultralytics publishes, with a note on its weights."""
     from ultralytics import YOLO
     from ultralytics.utils.downloads import GITHUB_ASSETS_NAMES
-
-    from simam_inject.recipe.wording import did_you_mean
 
     is_file = Path(checkpoint).is_file()
     if not is_file and checkpoint not in GITHUB_ASSETS_NAMES:

@@ -329,7 +329,7 @@ def test_a_model_file_with_simam_rows_becomes_a_recipe(run, folder):
     result = run("recipes", "from-yaml", str(folder / "forked.yaml"))
     assert result.exit_code == 0, result.stderr
     assert "path: model.0" in result.stdout
-    assert "note: row 1 (SimAM): 1024" in result.stderr
+    assert "note: row 1 (SimAM): [1024]" in result.stderr
     written = folder / "recipe.yaml"
     assert run("recipes", "from-yaml", str(folder / "forked.yaml"), "--output", str(written)).exit_code == 0
     assert load_recipe(written).to_dict()["rules"][0]["path"] == "model.0"

@@ -308,9 +308,9 @@ class ReadsHidden(nn.Module):
     [
         (iter, list, "output", "returns no tensor, and none in a list, tuple or dict"),
         (lambda maps: SimpleNamespace(maps=maps), lambda out: out.maps, "output", "returns no tensor"),
-        (lambda maps: {"maps": maps}, lambda out: out["maps"], "output:0", r"returns the maps neck:maps:0, neck:maps:1"),
+        (lambda maps: {"maps": maps}, lambda out: out["maps"], "output:0", "the maps neck:maps:0, neck:maps:1"),
     ],
 )
 def test_the_reason_says_what_is_returned(wrap, unwrap, target, message):
     with pytest.raises(NoMatchError, match=message):
-        plan(ReadsHidden(wrap, unwrap), {"rules": [{"path": "neck", "after": target}]}, example_inputs=image())
+        plan(ReadsHidden(wrap, unwrap).double(), {"rules": [{"path": "neck", "after": target}]}, example_inputs=image())

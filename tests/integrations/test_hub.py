@@ -147,13 +147,13 @@ def test_a_variant_that_another_process_does_not_have_is_not_written(tmp_path):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ('{"architecture": "evil.py:factory"}', r"its architecture is 'evil\.py:factory'"),
-        ('{"architecture": "os:system"}', "its architecture is 'os:system'"),
-        ('{"architecture": "ultralytics:evil.pt"}', r"its architecture is 'ultralytics:evil\.pt'"),
-        ('{"architecture": ["timm:resnet18"]}', "its architecture is "),
-        ("[]", "its architecture is \\[\\]"),
-        ("{", "it is not valid JSON"),
-        ('{"architecture": "timm:resnet18", "num_classes": "3"}', "its num_classes is '3', not an int"),
+        ('{"architecture": "evil.py:factory"}', r"architecture: found 'evil\.py:factory'"),
+        ('{"architecture": "os:system"}', "architecture: found 'os:system'"),
+        ('{"architecture": "ultralytics:evil.pt"}', r"architecture: found 'ultralytics:evil\.pt'"),
+        ('{"architecture": ["timm:resnet18"]}', "architecture: Input should be a valid string"),
+        ("[]", "Input should be an object"),
+        ("{", "Invalid JSON"),
+        ('{"architecture": "timm:resnet18", "num_classes": "3"}', "num_classes: Input should be a valid integer"),
     ],
 )
 def test_a_configuration_cannot_run_code(config, words, net, tmp_path, monkeypatch):

@@ -55,7 +55,7 @@ def test_a_checkpoint_that_lost_its_sites_has_a_fault(workshop, tmp_path):
     eject(yolo)
     yolo.model.yaml = table
     yolo.save(str(tmp_path / "lost.pt"))
-    with pytest.warns(UserWarning, match="lacks 8 of them"):
+    with pytest.warns(UserWarning, match="lacks 8 of 8 sites"):
         checkup = check_checkpoint(tmp_path / "lost.pt")
     (fault,) = checkup.faults
     assert re.search("8 of 8 sites .*missing.*model.0.conv", fault)

@@ -52,11 +52,7 @@ class UltralyticsAdapter(Adapter):
     """The sites are recorded in the network's yaml, and `predict` copies the network again when it has changed."""
 
     def network(self, model: nn.Module) -> nn.Module:
-        """The network inside a `YOLO` object; a network itself.
-
-        Raises:
-            ModelError: the object holds an exported file, not a network.
-        """
+        """The network inside a `YOLO` object, which may hold an exported file instead; a network itself."""
         inner = model.model if isinstance(model, Model) else model
         if not isinstance(inner, nn.Module):
             raise ModelError(f"this {type(model).__name__} holds {inner!r}, not a network; load its .pt or .yaml file")
@@ -102,9 +98,6 @@ class UltralyticsAdapter(Adapter):
         """Batches of at most 512 training images, in mixed order, resized as for validation and not augmented.
 
         They are those that the validator of the model's task reads. Only a `YOLO` object can read a data set.
-
-        Raises:
-            ModelError: ultralytics cannot read the data set.
         """
         if not isinstance(model, Model):
             return None
@@ -127,11 +120,9 @@ def warn_if_untested(version: str = ultralytics.__version__) -> None:
     """Warn about a release that was not tested."""
     oldest, found, newest = (list(map(int, re.findall(r"\d+", one)))[:3] for one in (OLDEST, version, NEWEST))
     if not oldest <= found <= newest:
-        warnings.warn(
-            f"ultralytics {version} is outside the range that simam_inject is tested with, {OLDEST} to {NEWEST}: "
-            "call verify(model), and `simam-inject check best.pt` after training",
-            stacklevel=2,
-        )
+        advice = "call verify(model), and `simam-inject check best.pt` after training"
+        problem = f"ultralytics {version} is outside the range that was tested, {OLDEST} to {NEWEST}"
+        warnings.warn(f"{problem}: {advice}", stacklevel=2)
 
 
 warn_if_untested()

@@ -62,11 +62,7 @@ class Checkup:
 
 @torch.no_grad()
 def check_checkpoint(path: str | os.PathLike[str]) -> Checkup:
-    """Look into a checkpoint and the .onnx file of the same name beside it. Changes neither.
-
-    Raises:
-        FileError: The file does not exist, is not a `.pt` file, or ultralytics cannot load it.
-    """
+    """Look into a checkpoint and the .onnx file of the same name beside it. Changes neither."""
     path = Path(path)
     network: Any = read_yolo(path).model.float().eval()
     record, example = recorded(network), example_of(network)

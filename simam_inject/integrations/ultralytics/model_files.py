@@ -18,21 +18,20 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from simam_inject.errors import RecipeError
+from simam_inject.errors import RecipeError, describe, join_names
 from simam_inject.recipe import Recipe, Rule
 from simam_inject.recipe.recipe import DEFAULT_E_LAMBDA
 from simam_inject.recipe.texts import read_file, read_yaml
-from simam_inject.recipe.wording import describe, join_names
 
 _SIMAM = re.compile(r"_?simam_?", re.IGNORECASE)
 _ALONE = re.compile(r"(nn\.)?(module|attention|att|block|layer|[23]d)?", re.IGNORECASE)
 """What may be left of the name of a row that is a SimAM and nothing else."""
 _WHERE = {
-    True: "after its second convolution, before the add, as in most forks",
-    False: "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2",
+    "bottleneck": "after its second convolution, before the add, as in most forks",
+    "head": "on each feature map that it reads, since it returns predictions",
+    "block": "after its output, as in most forks; if yours applies it to the concatenation inside, write before: cv2",
 }
-"""Where a bottleneck, and any other block, with SimAM inside has it."""
-_HEAD = "on each feature map that it reads, since it returns predictions"
+"""Where a bottleneck, a head, and any other block with SimAM inside has it."""
 _IS_HEAD = re.compile(r"detect|segment|pose|obb|classify|decoder", re.IGNORECASE)
 
 
@@ -72,9 +71,10 @@ class _Layer:
     reads: tuple[_Value, ...]
 
     @property
-    def is_bottleneck(self) -> bool:
-        """Whether SimAM is in its branch, not on what it returns."""
-        return self.block.lower() == "bottleneck"
+    def kind(self) -> str:
+        """What has SimAM inside, as `_WHERE` names it; "" for a layer without."""
+        name = "head" if _IS_HEAD.search(self.block) else self.block.lower()
+        return name if name in ("head", "bottleneck", "") else "block"
 
 
 def import_model_yaml(path: str | Path) -> ImportedModel:
@@ -99,9 +99,8 @@ def import_model_yaml(path: str | Path) -> ImportedModel:
         rules = reading.rules()
         if not rules:
             problem = "no row reads the output of a SimAM row" if reading.simams else "no row contains SimAM"
-            raise RecipeError(
-                "\n  note: ".join([f"backbone: {problem}, so there is nothing to import", *reading.notes])
-            )
+            lines = [f"backbone: {problem}, so there is nothing to import", *reading.notes]
+            raise RecipeError("\n  note: ".join(lines))
     except RecipeError as error:
         raise RecipeError(f"{error} (in {source})") from None
     name = source.stem if "simam" in source.stem.lower() else f"{source.stem}-simam"
@@ -127,9 +126,7 @@ class _Reading:
         place = "backbone"
         for section in ("backbone", "head"):
             if not isinstance(data.get(section), list):
-                raise RecipeError(
-                    f"{section}: is missing; an ultralytics model file lists its layers in backbone and head"
-                )
+                raise RecipeError(f"{section}: is missing; a model file lists its layers in backbone and head")
             for index, entry in enumerate(data[section]):
                 place = f"{section}[{index}]"
                 self._read_row(place, entry)
@@ -165,22 +162,17 @@ class _Reading:
         number = len(self.values)
         resolved = (source if source >= 0 else number + source) if type(source) is int else -2
         if not -1 <= resolved < number:
-            raise RecipeError(
-                f"{place}: reads row {describe(source)}; row {number} can read rows 0 to {number - 1}, or -1 for the "
-                "one before"
-            )
+            raise RecipeError(f"{place}: reads row {describe(source)}; row {number} can read rows 0 to {number - 1}")
         return self.values[resolved] if resolved >= 0 else _Value(-1)
 
     def _read_lambda(self, name: str, args: list[Any]) -> float:
         """The lambda a SimAM row means: its only number, or the second beside a channel count."""
         numbers = [value for value in args if type(value) in (int, float)]
-        counts = [value for value in numbers if not 0 < value <= (1 if type(value) is int else sys.float_info.max)]
-        e_lambda = next((float(value) for value in reversed(numbers) if value not in counts), DEFAULT_E_LAMBDA)
-        self.notes += [
-            f"{name}: {value} is probably a channel count and would make the gate a constant; the recipe has e_lambda "
-            f"{e_lambda:g}"
-            for value in counts
-        ]
+        lambdas = [value for value in numbers if 0 < value <= (1 if type(value) is int else sys.float_info.max)]
+        e_lambda = float(lambdas[-1]) if lambdas else DEFAULT_E_LAMBDA
+        if len(lambdas) < len(numbers):
+            problem = f"{args!r:.80} probably has a channel count, which would make the gate a constant"
+            self.notes.append(f"{name}: {problem}; the recipe has e_lambda {e_lambda:g}")
         return e_lambda
 
     def rules(self) -> list[Rule]:
@@ -194,18 +186,15 @@ class _Reading:
         dead = [name for name in self.simams if name not in used]
         self.notes += [f"{name}: its output is never used; the recipe omits it" for name in dead]
         after: dict[float | None, list[str]] = defaultdict(list)
-        heads = [row for row in self.layers if _IS_HEAD.search(row.block or "")]
-        before = [Rule(path=row.path, before="input", e_lambda=DEFAULT_E_LAMBDA) for row in heads]
+        heads = [row.path for row in self.layers if row.kind == "head"]
+        before = [Rule(path=path, before="input", e_lambda=DEFAULT_E_LAMBDA) for path in heads]
         for index, row in enumerate(self.layers):
             if not readers[index] and row.number != index:
-                self.notes.append(
-                    f"{row.name}: its output is never used; were the row numbers raised after SimAM rows were added?"
-                )
-            if row.block:
-                where = _HEAD if row in heads else _WHERE[row.is_bottleneck]
-                self.notes.append(f"{row.name}: read as {row.block} with SimAM {where}")
+                self.notes.append(f"{row.name}: its output is never used; were row numbers raised for SimAM rows?")
+            if row.kind:
+                self.notes.append(f"{row.name}: read as {row.block} with SimAM {_WHERE[row.kind]}")
             lambdas = {e_lambda for _, e_lambda in readers[index]}
-            if row.block and not row.is_bottleneck and row not in heads:
+            if row.kind == "block":
                 after[DEFAULT_E_LAMBDA].append(row.path)
                 if lambdas - {None}:
                     self.notes.append(f"{row.name}: a SimAM row follows it and would apply SimAM twice")
@@ -214,7 +203,7 @@ class _Reading:
             else:
                 before += [self._before(index, *reader) for reader in dict.fromkeys(readers[index]) if reader[1]]
         rules = [Rule(path=paths, after="output", e_lambda=e_lambda) for e_lambda, paths in after.items()]
-        if inside := [row.path for row in self.layers if row.is_bottleneck]:
+        if inside := [row.path for row in self.layers if row.kind == "bottleneck"]:
             rules.append(Rule(block="Bottleneck", path=inside, after="cv2", e_lambda=DEFAULT_E_LAMBDA))
         return rules + before
 
@@ -222,9 +211,7 @@ class _Reading:
         """The rule for one reader among several of a layer. Its other inputs stay as they are."""
         number = self.layers[index].number
         if not reader.path:
-            raise RecipeError(
-                f"{reader.place}: is the output, and other rows read row {number} plain; no recipe can express this"
-            )
+            raise RecipeError(f"{reader.place}: no recipe can say that other rows read row {number} plain")
         others = [value.layer for value in reader.reads if value.e_lambda is None or value.layer != index]
         if index in others or -1 in others:
             found = "the input image too" if -1 in others else f"row {number} both plain and through a SimAM"

@@ -29,7 +29,7 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.editing.hooks import hooks_on
 from simam_inject.editing.presence import Presence, presences_in
 from simam_inject.editing.rewrite import RewrittenMethod
-from simam_inject.integrations.ultralytics.record import erase, missing_sites, read, recorded
+from simam_inject.integrations.ultralytics.record import erase, lost_sites, read, recorded
 from simam_inject.persist.record import Record
 from simam_inject.persist.watching import warn_of_lost
 
@@ -110,13 +110,8 @@ def _read_checkpoint(original: Callable[..., Any], /, *args: Any, **kwargs: Any)
     checkpoint, file = original(*args, **kwargs)
     network = (checkpoint.get("ema") or checkpoint.get("model")) if isinstance(checkpoint, dict) else None
     record = recorded(network)
-    missing = missing_sites(network, record) if record and isinstance(network, nn.Module) else []
-    if record and missing:
-        warnings.warn(
-            f"{file} records SimAM at {len(record.sites)} sites and lacks {len(missing)} of them, first "
-            f"{missing[0].path}: it runs without them; inject(YOLO(...), recipe) restores them",
-            stacklevel=4,
-        )
+    if isinstance(network, nn.Module) and record and (lost := lost_sites(network, record)):
+        warnings.warn(f"SimAM lost: {file} {lost}; inject(YOLO(...), recipe) restores them", stacklevel=4)
     return checkpoint, file
 
 

@@ -15,7 +15,6 @@ from torch import nn
 from simam_inject.editing.attach import attended_in
 from simam_inject.errors import FileError, ModelError, a_type
 from simam_inject.persist.record import Record
-from simam_inject.planning.insertions import Insertion
 
 KEY, RAMP = "simam", "simam_ramp"
 """Keys in `model.yaml`: the record; epochs and first strength of a ramp that a resumed training goes on with. A YOLO
@@ -23,11 +22,7 @@ object has the ramp of its next training under the second name, too."""
 
 
 def read(network: Any) -> Record | str | Mapping[str, Any] | None:
-    """What a network's yaml says of SimAM: a record, a recipe in the user's own words, or None for nothing.
-
-    Raises:
-        FileError: it is something else.
-    """
+    """What a network's yaml says of SimAM: a record, a recipe in the user's own words, or None; or a `FileError`."""
     table, name = getattr(network, "yaml", None), f"model.yaml[{KEY!r}]"
     found = table.get(KEY) if isinstance(table, Mapping) else None
     if isinstance(found, Mapping):
@@ -46,16 +41,11 @@ def recorded(network: Any) -> Record | None:
 
 
 def check_applied(network: nn.Module) -> None:
-    """Refuse a network whose yaml has a recipe in the user's own words and that has no SimAM.
-
-    Raises:
-        ModelError: it was built before this integration was imported.
-    """
+    """Refuse a network whose yaml has a recipe in the user's own words and that has no SimAM."""
     if not (read(network) is None or recorded(network) or any(attended_in(network))):
         raise ModelError(
-            f"the {KEY!r} section of this model's yaml was not applied: the model was built before the integration was "
-            "imported. Put `import simam_inject.integrations.ultralytics` before YOLO(...), or call eject(model) to "
-            "remove the section"
+            f"the {KEY!r} section of this model's yaml was not applied: put `import "
+            "simam_inject.integrations.ultralytics` before YOLO(...), or call eject(model) to remove the section"
         )
 
 
@@ -63,9 +53,6 @@ def write(network: Any) -> Record:
     """Record what is in a network now, and the recorded sites of branches that `fuse()` removed; return the record.
 
     The yaml is replaced by another dict, since several networks of a trainer may have the same one.
-
-    Raises:
-        FileError: a site holds another attention module than SimAM, which a record cannot rebuild.
     """
     now, before, modules = Record.of(network), recorded(network), dict(network.named_modules())
     gone = [site for site in before.sites if site.edit.module not in modules] if before else []
@@ -86,15 +73,16 @@ def networks_in(model: nn.Module) -> list[Any]:
     return [part for part in model.modules() if isinstance(vars(part).get("yaml"), Mapping)]
 
 
-def missing_sites(network: nn.Module, record: Record) -> list[Insertion]:
-    """The sites that the network should have and has not.
+def lost_sites(network: nn.Module, record: Record) -> str:
+    """What a network lacks of the record, after its name: `lacks 2 of 7 sites, ...`; "" for nothing.
 
     A site whose module is gone does not count: `fuse()` drops the branch of a head that only training needs.
     """
     there = {entry.insertion.module for entry in attended_in(network) if entry.attention is not None}
     holders = {path for path, _ in network.named_modules()}
     wanted = (site for site in record.sites if site.module.rpartition(".")[0] in holders)
-    return [site for site in wanted if site.module not in there]
+    lost = [site.path for site in wanted if site.module not in there]
+    return f"lacks {len(lost)} of {len(record.sites)} sites, first {lost[0]}" if lost else ""
 
 
 def names_of(record: Record) -> str:

@@ -28,7 +28,7 @@ from simam_inject.integrations.ultralytics.record import (
     KEY,
     RAMP,
     check_applied,
-    missing_sites,
+    lost_sites,
     names_of,
     networks_in,
     recorded,
@@ -70,11 +70,7 @@ def ramp(model: Any, epochs: float = 3.0, start: float = 0.0) -> None:
 
 
 class EpochRamp:
-    """Callbacks of a trainer, by the names of its events. A class, so that a DDP worker can unpickle them.
-
-    Raises:
-        ModelError: a number is out of range.
-    """
+    """Callbacks of a trainer, by the names of its events. A class, so that a DDP worker can unpickle them."""
 
     def __init__(self, epochs: float, start: float) -> None:
         self.epochs = check_number("epochs", epochs, ModelError)
@@ -122,33 +118,20 @@ class Tripwire:
         self.record = record
 
     def on_pretrain_routine_end(self, trainer: Any) -> None:
-        """Check the trainer's model, and the EMA, which alone is validated and saved; say that SimAM is live.
-
-        Raises:
-            VerificationError: a site is missing.
-        """
-        count = len(self.record.sites)
+        """Check the trainer's model, and the EMA, which alone is validated and saved; say that SimAM is live."""
         for name, model in trained_models(trainer).items():
-            missing = min((missing_sites(network, self.record) for network in networks_in(model) or [model]), key=len)
-            if missing:
-                raise VerificationError(
-                    f"SimAM lost: the trainer's {name} lacks {len(missing)} of {count} sites, first "
-                    f"{missing[0].path}; get_model of a trainer of your own has to build the network from its cfg"
-                )
+            lost = [lost_sites(network, self.record) for network in networks_in(model) or [model]]
+            if all(lost):
+                advice = "get_model of a trainer of your own has to build the network from its cfg"
+                raise VerificationError(f"SimAM lost: the trainer's {name} {lost[0]}; {advice}")
         strengths = sorted({entry.insertion.strength for entry in attended_in(trainer.model)})
         if RANK in (-1, 0) and strengths:
             shown = " to ".join(f"{strength:g}" for strength in dict.fromkeys((strengths[0], strengths[-1])))
-            LOGGER.info(f"SimAM: {count} sites live, strength {shown}, recipe {names_of(self.record)}")
+            LOGGER.info(f"SimAM: {len(self.record.sites)} sites live, strength {shown}, recipe {names_of(self.record)}")
 
 
 def _check_trainable(model: Any, *, resumed: bool) -> None:
-    """Refuse a training whose network would not have the SimAM of this model.
-
-    Raises:
-        ModelError: a SimAM is bypassed, or changed although the training starts from a file that holds it as it was, or
-            the recipe in the yaml of the network was not applied.
-        VerificationError: a site that the yaml of the network lists is missing.
-    """
+    """Refuse a training whose network would not have the SimAM of this model."""
     network, before = model.model, recorded(model.model)
     check_applied(network)
     attentions, file = [entry.attention for entry in attended_in(network)], vars(model).get("cfg")
@@ -156,20 +139,15 @@ def _check_trainable(model: Any, *, resumed: bool) -> None:
         saved = tasks.torch_safe_load(model.ckpt_path)[0]
         there = attended_in(saved.get("ema") or saved["model"])
         if [entry.insertion for entry in there] != [entry.insertion for entry in attended_in(network)]:
-            raise ModelError(
-                f"SimAM in this model is not as in {model.ckpt_path}, which a resumed training continues: save the "
-                "model and train that file, or resume without the change"
-            )
+            advice = "save the model and train that file, or resume without the change"
+            raise ModelError(f"SimAM in this model is not as in {model.ckpt_path}, which would be resumed: {advice}")
     is_rebuilt = file and not (attentions or before or model.ckpt) and rebuilds_from_name()
     if is_rebuilt and tasks.yaml_model_load(file).get(KEY) is not None:
         raise ModelError(f"the trainer would build {file} anew, with SimAM: remove {KEY!r} from it")
     if any(isinstance(attention, SimAM) and attention.bypassed for attention in attentions):
         raise ModelError("a SimAM of this model is bypassed, and the trainer would build it anew: end the bypass first")
-    if before is not None and (missing := missing_sites(network, before)):
-        raise VerificationError(
-            f"SimAM lost: the network lacks {len(missing)} of {len(before.sites)} sites that its yaml lists, first "
-            f"{missing[0].path}; call inject again, or eject to train without SimAM"
-        )
+    if before is not None and (lost := lost_sites(network, before)):
+        raise VerificationError(f"SimAM lost: the network {lost}; call inject again, or eject to train without SimAM")
 
 
 def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -183,11 +161,8 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
     tripwire, given = Tripwire(write(model.model)), vars(model).pop(RAMP, None)
     parts = [tripwire, given or _recorded_ramp(model.model, resumed=resumed)]
     if parts[1] is None and {entry.insertion.strength for entry in attended_in(model.model)} == {0.0}:
-        warnings.warn(
-            "every SimAM has strength 0 and this training has no ramp: it trains a network without SimAM, unless a "
-            "callback raises the strength; call ramp(model) or set_strength(model, 1.0) before",
-            stacklevel=3,
-        )
+        advice = "call ramp(model) or set_strength(model, 1.0) before, unless a callback raises it"
+        warnings.warn(f"every SimAM has strength 0 and this training has no ramp: {advice}", stacklevel=3)
     before, switch = model.callbacks, {"model": model.model}
     ours = {event: [getattr(part, event) for part in parts if hasattr(part, event)] for event in before}
     model.callbacks = defaultdict(list, {event: [*ours[event], *calls] for event, calls in before.items()})
@@ -211,11 +186,7 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
 
 
 def _recorded_ramp(network: Any, *, resumed: bool) -> EpochRamp | None:
-    """The ramp in the yaml of a network, which a resumed training goes on with; any other one forgets it.
-
-    Raises:
-        FileError: what the yaml records is not a ramp.
-    """
+    """The ramp in the yaml of a network, which a resumed training goes on with; any other one forgets it."""
     found = network.yaml.get(RAMP) if resumed else network.yaml.pop(RAMP, None)
     try:
         ramp = None if found is None else EpochRamp(**found)
@@ -261,16 +232,9 @@ def _state_of(network: Any) -> object:
 
 
 def _launch(original: Callable[..., Any], trainer: Any, /, *args: Any, **kwargs: Any) -> Any:
-    """Refuse a multi-GPU training whose workers would build a network without SimAM from the name of a file.
-
-    Raises:
-        ModelError: the release starts its workers so; up to 8.4.120.
-    """
+    """Up to 8.4.120, refuse a multi-GPU training: its workers would build a network without SimAM from a file name."""
     if recorded(trainer.model) is not None and not hands_network_to_workers():
-        raise ModelError(
-            "the workers of a multi-GPU training load a file by its name in this release of ultralytics, and would "
-            "train without SimAM: upgrade ultralytics, or train on one GPU"
-        )
+        raise ModelError("this release of ultralytics trains without SimAM on several GPUs: upgrade it, or use one GPU")
     return original(trainer, *args, **kwargs)
 
 
