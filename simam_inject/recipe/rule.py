@@ -67,7 +67,7 @@ class Pick(RecipeModel):
     last: Count | None = Field(default=None, description="Take the last n.")
     every: Count | None = Field(default=None, description="Take every n-th: with 2 the first, third, fifth ...")
     per: Literal["model", "stage", "reduction", "parent"] = Field(
-        default="model", description="Count in each separately."
+        default="model", description="Count separately."
     )
 
     @model_validator(mode="after")
