@@ -6,8 +6,9 @@ sites measure maps that are corrected already. With one batch this is exact. Wit
 at later sites was corrected with the gains of that moment; this matters little, since a gate depends on the shape of
 the distribution of a map and hardly on its scale.
 
-In a second pass, each norm gets the mean and the unbiased variance of its input over all samples, and uses what was
-measured so far. Both passes run a twin of the model in eval mode; the model itself gets the numbers at the end.
+In a second pass, each norm gets the mean and the unbiased variance of its input over all samples (an instance norm the
+means of those of each sample), and uses what was measured so far. Both passes run a twin of the model in eval mode; the
+model itself gets the numbers at the end.
 """
 
 from __future__ import annotations
@@ -30,6 +31,9 @@ from simam_inject.errors import ModelError, shortened
 from simam_inject.planning.tables import Table
 from simam_inject.warmup.batches import Batches, evaluated_twin
 from simam_inject.warmup.strength import simams_of
+
+_UNBATCHED = ((nn.InstanceNorm1d, 2), (nn.InstanceNorm2d, 3), (nn.InstanceNorm3d, 4))
+"""Number of dimensions of a single sample, which these take without a batch."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +62,8 @@ class Calibration:
     norms: int
     """How many norms got new statistics."""
     frozen: int
-    """How many were left as they are: frozen, not derived from PyTorch's classes, without statistics per channel, not
-    run on these batches, or instance norms."""
+    """How many were left as they are: frozen, not derived from PyTorch's classes, without statistics per channel, or
+    without anything to measure on these batches."""
     note: str = ""
     """Why no norm got new statistics, where they were asked for."""
 
@@ -138,7 +142,7 @@ def calibrate(
         attention.gain = fitted.gain
     update(model)
     if targets and not renewed:
-        note = "none ran on these batches"
+        note = "none ran on these batches with more than one value per channel"
     return Calibration(fits, len(renewed), frozen + len(targets) - len(renewed), note)
 
 
@@ -200,7 +204,7 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Batches) -> dict[st
         source.run(network, "estimating norms")
     ran = {path: norm for path, norm in norms.items() if sums[path].any()}
     for path, norm in ran.items():
-        if sums[path][0, 0] < 2:
+        if sums[path][0, 0] < 2 and not isinstance(norm, _InstanceNorm):
             raise ModelError(f"the norm {path} reads one value per channel, which has no variance: give more samples")
         _set_statistics(norm, sums[path])
     return ran
@@ -209,18 +213,26 @@ def _fit_norms(network: nn.Module, paths: list[str], source: Batches) -> dict[st
 def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook: add to the sums of 1, x and x x for each channel, and set the statistics of all so far."""
     x, channels = (*args, *kwargs.values())[0].detach(), len(norm.running_mean)
+    per_sample = isinstance(norm, _InstanceNorm)
+    if x.dim() == next((rank for kind, rank in _UNBATCHED if isinstance(norm, kind)), None):
+        x = x.unsqueeze(0)
     author = getattr(type(norm), "forward", norm).__module__.partition(".")[0]  # a forward of its own may permute
     if x.shape[1] != channels or (channels in x.shape[2:] and author not in ("torch", "torchvision", "timm")):
         raise ModelError(
             f"the norm {path} has {channels} channels and reads a tensor of shape {tuple(x.shape)}: which dimension "
             "contains them is not known; pass norms=False (or leave frozen_norms out, where that is the reason)"
         )
-    dims = [dim for dim in range(x.dim()) if dim != 1]
-    spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=0)
+    if per_sample and x.shape[2:].numel() == 1:
+        return  # one value has no variance
+    dims = [dim for dim in range(x.dim()) if dim != 1][per_sample:]
+    spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=int(per_sample))
     variance, mean = (statistic.cpu().double() for statistic in spread)
     if not bool((variance + mean).isfinite().all()):
         raise ModelError(f"what the norm {path} reads has values that are not finite (NaN or infinity)")
-    sums += x.numel() // channels * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
+    if per_sample:
+        sums += torch.stack([torch.ones_like(mean), mean, variance]).sum(1)
+    else:
+        sums += x.numel() // channels * torch.stack([torch.ones_like(mean), mean, variance + mean.square()])
     _set_statistics(norm, sums)
 
 
@@ -228,22 +240,23 @@ def _set_statistics(norm: Any, sums: Tensor) -> None:
     count, total, squares = sums
     mean = total / count
     norm.running_mean.copy_(mean)
-    norm.running_var.copy_((squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1))
+    variance = (squares - total * mean).clamp(min=0) / (count - 1).clamp(min=1)
+    is_instance: bool = isinstance(norm, _InstanceNorm)  # the sum is that of the variances of samples
+    norm.running_var.copy_(squares / count if is_instance else variance)
 
 
 def _norms_of(network: nn.Module, frozen_too: bool) -> tuple[dict[str, Any], int]:
     """Norms with running statistics that are to get new ones, by path, and how many others there are."""
-    names = ("running_mean", "running_var")
     found = {
         path: module
         for path, module in network.named_modules()
-        if all(isinstance(getattr(module, name, None), Tensor) for name in names)
+        if isinstance(getattr(module, "running_mean", None), Tensor)
+        and isinstance(getattr(module, "running_var", None), Tensor)
     }
     taken = {
         path: module
         for path, module in found.items()
         if module.running_mean.dim() == module.running_var.dim() == 1
-        and not isinstance(module, _InstanceNorm)  # its variance is the mean of those of each sample
         and (frozen_too or not _is_frozen(network, module))
     }
     return taken, len(found) - len(taken)

@@ -4,6 +4,7 @@ import copy
 import itertools
 import re
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -130,9 +131,10 @@ class OwnBatchNorm(nn.BatchNorm2d):
     """As HRNet and many others have one."""
 
 
-def test_norms_derived_from_those_of_torch_get_what_train_mode_measures():
+@pytest.mark.parametrize("kind", [OwnBatchNorm, partial(nn.InstanceNorm2d, track_running_stats=True)])
+def test_norms_derived_from_those_of_torch_get_what_train_mode_measures(kind):
     x = images(4)  # of 16x16: as many channels as lines
-    model = nn.Sequential(nn.Conv2d(3, 16, 1), OwnBatchNorm(16), nn.ReLU()).eval()
+    model = nn.Sequential(nn.Conv2d(3, 16, 1), kind(16), nn.ReLU()).eval()
     calibrate(inject(model, "after conv2d", example_inputs=x), x)
     other = copy.deepcopy(model).train()
     other[1].reset_running_stats()
@@ -142,13 +144,35 @@ def test_norms_derived_from_those_of_torch_get_what_train_mode_measures():
     torch.testing.assert_close(model[1].running_var, other[1].running_var)
 
 
-@pytest.mark.parametrize("frozen_norms", [False, True])
-def test_instance_norms_stay(frozen_norms):
-    norms = nn.BatchNorm2d(4), nn.InstanceNorm2d(4, track_running_stats=True)
-    model = inject(nn.Sequential(nn.Conv2d(3, 4, 1), *norms).eval(), "after conv2d", example_inputs=images(2))
-    found = calibrate(model, images(2), gains=False, frozen_norms=frozen_norms)
-    assert (found.norms, found.frozen) == (1, 1)
-    assert not norms[1].running_mean.any()
+def test_an_instance_norm_of_maps_of_one_value_stays():
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), norm, nn.BatchNorm2d(4)).eval()
+    assert calibrate(inject(model, "after conv2d", example_inputs=images(2)), images(4)).norms == 1
+    assert not norm.running_mean.any()
+    assert model[3].running_mean.all()
+
+
+@pytest.mark.parametrize("size", [8, 6])
+def test_an_instance_norm_may_read_single_samples(size):
+    class Single(nn.Sequential):
+        def forward(self, x):
+            return torch.stack([self[1](sample) for sample in self[0](x)])
+
+    norm = nn.InstanceNorm2d(8, track_running_stats=True)
+    model = inject(Single(nn.Conv2d(3, 8, 1), norm), "after conv2d", example_inputs=images(2))
+    x, read = images(3)[..., :size, :size], []
+    calibrate(model, x, gains=False)
+    norm.register_forward_pre_hook(lambda _, args: read.append(args[0].detach()))
+    model.eval()(x)
+    torch.testing.assert_close(norm.running_mean, torch.stack(read).mean((0, 2, 3)))
+
+
+def test_a_norm_without_anything_to_measure_is_counted_as_unchanged():
+    norm = nn.InstanceNorm2d(4, track_running_stats=True)
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), norm)
+    found = calibrate(inject(model, "after conv2d", example_inputs=images(2)), images(2), gains=False)
+    assert (found.norms, found.frozen) == (0, 1)
+    assert "more than one value" in found.note
 
 
 def test_frozen_norms_stay_unless_asked():
