@@ -14,7 +14,7 @@ from simam_inject.zoo import ZooModel, build, load_weights
 from simam_inject.zoo.names import find_library
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from simam_inject.pictures import Photograph
     from simam_inject.planning.plan import Plan
@@ -44,8 +44,10 @@ def compose_recipe(options: RecipeOptions, own: Sequence[Recipe] = ()) -> Recipe
     parts = [*map(load_recipe, selectors(options))] or own
     if not parts:
         raise RecipeError("no site given: use --after BLOCK, --before BLOCK.CHILD or --recipe NAME")
-    if parts is own and (options.exclude or options.e_lambda is not None):
-        raise RecipeError("--exclude and --e-lambda change no site of a model: give a recipe and a model without SimAM")
+    changes = {"--exclude": options.exclude, "--e-lambda": options.e_lambda is not None}
+    if parts is own and any(changes.values()):
+        given = " and ".join(name for name, is_given in changes.items() if is_given)
+        raise RecipeError(f"{given} cannot change the sites that a model has: give a recipe, and a model without SimAM")
     recipe = parts[0]
     if len(parts) > 1:
         rules: list[Rule] = []
@@ -84,7 +86,9 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     inputs = built.example_inputs
     try:
         if recipe is None:
-            plan = api.plan_present(built.model, compose_recipe(options, _recipes_of(built)), inputs)
+            own = compose_recipe(options, _recipes_of(built))
+            _collect(built.model)
+            plan = api.plan_present(built.model, own, inputs)
         else:
             plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
     except ModelError as error:
@@ -111,6 +115,18 @@ def _recipes_of(built: ZooModel) -> list[Recipe]:
 
 def _rules_with_lambda(recipe: Recipe) -> tuple[Rule, ...]:
     return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
+
+
+def _collect(model: nn.Module) -> None:
+    """Make sites of parts that were injected by themselves those of the whole, which can be verified then."""
+    from simam_inject.adapters import network_of, update
+    from simam_inject.editing.presence import presence_of
+    from simam_inject.persist.record import Record
+
+    network = network_of(model)
+    if presence_of(network) is None:
+        Record.of(network).attach_to(network)
+        update(model)
 
 
 def images_in(folder: Path, limit: int = 256) -> list[Path]:
