@@ -66,9 +66,7 @@ class Pick(RecipeModel):
     first: Count | None = Field(default=None, description="Take the first n.")
     last: Count | None = Field(default=None, description="Take the last n.")
     every: Count | None = Field(default=None, description="Take every n-th: with 2 the first, third, fifth ...")
-    per: Literal["model", "stage", "reduction", "parent"] = Field(
-        default="model", description="Count separately."
-    )
+    per: Literal["model", "stage", "reduction", "parent"] = Field(default="model", description="Count separately.")
 
     @model_validator(mode="after")
     def _check_mode(self) -> Self:

@@ -56,6 +56,15 @@ class Pair:
         self.output: Any = None
         self.wanted: Any = None
 
+    def restart(self) -> None:
+        """Forget the forwards that have run."""
+        self.calls.clear()
+        self.not_bypassed.clear()
+
+    def is_equal(self) -> bool:
+        """Nothing differs."""
+        return not self.problems and difference(self.output, self.wanted) is None
+
     def check(self, name: str) -> Check:
         """Whether the injected model is the original with the formula at its sites."""
         return unless(self.problems.values(), self.check_outputs(name))

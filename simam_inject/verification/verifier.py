@@ -6,11 +6,10 @@ small if possible, in eval and in train mode, they go on with what it returns.
 
 from __future__ import annotations
 
-import random
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 from torch.overrides import BaseTorchFunctionMode
@@ -26,6 +25,7 @@ from simam_inject.errors import describe_exception, shortened
 from simam_inject.verification.checks import Check, Marks, Verification, as_planned, same_tensors, unless
 from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.pair import Pair
+from simam_inject.verification.random_numbers import OwnNumbers, random_states, set_seed
 
 SAME_WAY = "the example forward runs the modules that were recorded"
 _SEED = 0x51A4_0001
@@ -36,6 +36,8 @@ _LARGE = 2**20
 """Elements of an example above which pairs do not enlarge it: the maps of all sites are in memory at once."""
 _CHANCES = 8
 """Forwards that a SimAM has to run in one of: a branch may be dropped at random."""
+_ATTEMPTS = 4
+"""Times that a pair runs whose two forwards drew different random numbers, as other threads draw some meanwhile."""
 _OWN_SIZE = "the example's size"
 
 
@@ -72,6 +74,10 @@ class _Checks:
         """Why the original did not take the last of them."""
         self.has_no_value = False
         """It did, and the injected model has no value at a site."""
+        self.drawn: list[object] = []
+        """The random state after each forward of a pair."""
+        self.is_disturbed = False
+        """Another thread has drawn random numbers during a pair: from then on, forwards have numbers of their own."""
 
     def all(self, before: Marks | None, recorded: set[str] | None) -> list[Check]:
         """Every check that runs the model, and that of its tensors."""
@@ -148,7 +154,17 @@ class _Checks:
 
     def _run_both(self, pair: Pair) -> Exception | None:
         """The error that the injected model raises, and the original does not; raises what the original raises."""
+        for _ in range(_ATTEMPTS):
+            error = self._try_both(pair)
+            if all(state == self.drawn[0] for state in self.drawn) or pair.is_equal():
+                break
+            self.is_disturbed = True
+        return error
+
+    def _try_both(self, pair: Pair) -> Exception | None:
         error = None
+        pair.restart()
+        self.drawn.clear()
         try:
             pair.run_injected(self._injected())
         except Exception as raised:  # with torch 2.11, its frames would keep the hooks of a checkpointed region active
@@ -178,18 +194,10 @@ class _Checks:
     def _run(self, twin: nn.Module, *, example: Example, training: bool = False, seed: int = _SEED) -> Any:
         """The output of one forward, from the same random state as every other of this seed."""
         set_mode(twin, training)
-        for set_seed in (_seed_torch, random.seed, np.random.seed):
-            set_seed(seed)
+        set_seed(seed)
+        numbers = OwnNumbers(seed) if self.is_disturbed else None
         # Under a mode, as the oracle's: torch's fast paths of attention compute otherwise, and are not taken then.
-        with torch.set_grad_enabled(training), BaseTorchFunctionMode():
-            return example.run(twin)
-
-
-def _seed_torch(seed: int) -> None:
-    """As `torch.manual_seed`, but without the locks for devices that are not in use: a fork would copy them locked.
-
-    A GPU that is not in use would be seeded with this once it is, and not with what the user has set.
-    """
-    torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(seed)
+        with torch.set_grad_enabled(training), BaseTorchFunctionMode(), numbers or nullcontext():
+            output = example.run(twin)
+        self.drawn.append(random_states(numbers.states if numbers else ()))
+        return output

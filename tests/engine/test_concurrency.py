@@ -591,3 +591,36 @@ def test_compiled_models_of_one_class_in_another_thread(eager_backend, monkeypat
     thread.join()
     assert torch.allclose(found[0], stock(x), atol=1e-5)
     assert torch.allclose(found[1], model(x), atol=1e-5)
+
+
+class Random(nn.Module):
+    """Draws numbers in train mode, and noise in every mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.drop, self.head = nn.Conv2d(3, 6, 3, padding=1), nn.Dropout2d(), nn.Conv2d(6, 4, 3)
+
+    def forward(self, x):
+        y = self.drop(self.conv(x))
+        return self.head(y + 0.1 * torch.rand_like(y))
+
+
+@pytest.mark.parametrize("other", [lambda: torch.rand(100), lambda: nn.Conv2d(3, 3, 3), lambda: torch.manual_seed(0)])
+def test_random_numbers_that_another_thread_draws_do_not_disturb_verification(other):
+    stop = threading.Event()
+
+    def draw():
+        while not stop.is_set():
+            other()
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        for _ in range(3):
+            model = inject(build(Random), "after conv2d", example_inputs=image())
+            assert verify(model).ok
+            model.head.simam.register_forward_hook(lambda module, args, output: output * 1.001)
+            assert not verify(model).ok
+    finally:
+        stop.set()
+        thread.join()
