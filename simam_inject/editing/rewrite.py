@@ -18,6 +18,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from simam_inject.editing.branches import in_other_branches
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, behind, guard_hooks, lost
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
@@ -66,15 +67,17 @@ class RewrittenMethod(SiteHook):
         own = original.__code__.co_varnames[0]
         attributes = [n for n in ast.walk(source.function) if isinstance(n, ast.Attribute)]
         used = {n.attr for n in attributes if isinstance(n.value, ast.Name) and n.value.id == own}
-        places: dict[int, int] = {}
+        places, others = dict[int, tuple[int, bool]](), dict[int, tuple[int, bool]]()
         for place, site in enumerate(sites):
             if site.expression is None or site.expression.digest != source.digest:
                 raise ModelError(f"{where} differs from the version that SimAM was planned for; {ADVICE}")
             try:
-                places[id(locate(source.function, site.expression.span))] = place
+                node = locate(source.function, site.expression.span)
+                others |= {id(other): (place, True) for other in in_other_branches(source.function, node)}
+                places[id(node)] = place, False
             except LookupError as error:
                 raise ModelError(f"{where} has {error}; inject the model again") from None
-        function = _compile(_Wrapper(places, own, method).visit(source.function), original)
+        function = _compile(_Wrapper(others | places, own, method).visit(source.function), original)
         children = tuple(name for name in vars(owner).get("_modules", ()) if any(is_named(one, name) for one in used))
         names = {"owner": owner, "method": method, "sites": sites, "original": original, "children": children}
         made = cls.made(**names, function=function, version=_version(original))
@@ -120,9 +123,15 @@ class RewrittenMethod(SiteHook):
             used += [value for value in gc.get_referents(one) if value is not own]
         return [v for v in used if issubclass(type(v), (*_REFERRING, nn.Module)) or behind(v) is self]
 
-    def attend(self, place: int, x: Any) -> Any:
-        """Apply the SimAM at one of the sites: what the method computes in the place of an expression."""
-        return attend(self.owner, self.sites[place], x)
+    def attend(self, place: int, x: Any, is_other: bool = False) -> Any:
+        """Apply the SimAM at one of the sites: what the method computes in the place of an expression.
+
+        In other branches, the expression may compute something else than a map of that kind, which stays.
+        """
+        site, attended = self.sites[place], not is_other
+        if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dim() == len(site.shape):
+            attended = attended or x.shape[site.channel_dim] == site.shape[site.channel_dim]
+        return attend(self.owner, site, x) if attended else x
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the method on the module that it was bound on.
@@ -245,12 +254,12 @@ class _Wrapper(ast.NodeTransformer):
     """Writes `self.method.rewritten.attend(0, ...)` around some nodes of a method.
 
     Args:
-        places: index of the site of each node, by `id`.
+        places: index of the site of each node, by `id`, and whether it is that of another branch.
         owner: name of the method's first parameter.
         method: the method's name on it.
     """
 
-    def __init__(self, places: dict[int, int], owner: str, method: str) -> None:
+    def __init__(self, places: dict[int, tuple[int, bool]], owner: str, method: str) -> None:
         self.places, self.owner, self.method = places, owner, method
 
     def visit(self, node: ast.AST) -> Any:
@@ -262,7 +271,8 @@ class _Wrapper(ast.NodeTransformer):
         method: ast.expr = ast.Attribute(ast.Name(self.owner, ast.Load()), self.method, ast.Load())
         for name in ("rewritten", "attend"):
             method = ast.Attribute(method, name, ast.Load())
-        call = ast.Call(method, [ast.Constant(self.places[id(node)]), value], [])
+        place, is_other = self.places[id(node)]
+        call = ast.Call(method, [ast.Constant(place), value, *([ast.Constant(True)] if is_other else [])], [])
         made = ast.Assign([ast.Name(result.target.id, ast.Store())], call) if is_augmented else call
         ast.fix_missing_locations(ast.copy_location(made, node))
         return [result, made] if is_augmented else made
