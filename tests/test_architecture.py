@@ -28,7 +28,7 @@ ALLOWED = {
     "dataflow": ("errors", "kinds", "modules", "nested", "source"),
     "matching": ("dataflow.anatomy", "errors", "kinds", "recipe"),
     "planning": ("dataflow", "errors", "matching", "modules", "nested", "recipe", "source"),
-    "editing": ("attention", "errors", "modules", "nested", "planning.insertions", "source"),
+    "editing": ("attention", "errors", "kinds", "modules", "nested", "planning.insertions", "source"),
     "verification": ("attention", "dataflow", "editing", "errors", "nested", "planning.insertions"),
     "adapters": ("editing", "errors", "modules"),
 }
