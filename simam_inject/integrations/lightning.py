@@ -21,11 +21,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from simam_inject.adapters import Adapter, IntegrationMark, update, wrap
-from simam_inject.api import inject, injected
+from simam_inject.api import eject, inject, injected
 from simam_inject.attention import SimAM
 from simam_inject.attention.arguments import check_count, check_number
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import ModelError, RecipeError, a_type
+from simam_inject.editing.presence import presences_in
+from simam_inject.editing.serialization import checked
+from simam_inject.errors import FileError, ModelError, RecipeError, a_type
 from simam_inject.persist.record import Record
 from simam_inject.recipe import RecipeLike
 from simam_inject.warmup.calibration import calibrate
@@ -161,9 +163,18 @@ def _dump_checkpoint(original: Callable[..., dict[str, Any]], connector: Any, /,
         advice = "inject the module that loads it as this one"
         warnings.warn(f"this checkpoint has no record of SimAM beside {a_type(peers[0])}: {advice}", stacklevel=4)
     if there and not peers:
-        record = Record.of(module).model_dump(mode="json")
-        checkpoint[KEY] = {"record": record, "integration": IntegrationMark(__name__)}
+        records = {path: Record.of(part).model_dump(mode="json") for path, part in _injected_parts(module).items()}
+        checkpoint[KEY] = {"records": records, "integration": IntegrationMark(__name__)}
     return checkpoint
+
+
+def _injected_parts(module: nn.Module) -> dict[str, nn.Module]:
+    """By path, what was injected: the module, or parts of it that have all of its sites."""
+    paths = [path for path in presences_in(module) if path]
+    outer = [path for path in paths if not any(path.startswith(f"{other}.") for other in paths)]
+    parts = {path: module.get_submodule(path) for path in outer}
+    is_all = sum(len(injected(part)) for part in parts.values()) == len(injected(module))
+    return parts if is_all and "" not in presences_in(module) else {"": module}
 
 
 def _restore_model(original: Callable[..., None], connector: Any) -> None:
@@ -179,16 +190,26 @@ def _load_state(original: Callable[..., Any], kind: type, checkpoint: Any, /, *a
 
 
 def _restore_sites(module: nn.Module, checkpoint: Any) -> None:
-    """Give a module the sites and settings of its checkpoint."""
+    """Give a module, or the parts of it that were injected, the sites and settings of its checkpoint."""
     found = checkpoint.get(KEY) if isinstance(checkpoint, dict) else None
     if not isinstance(found, dict):
         return
-    record = Record.read(found.get("record"), f"checkpoint[{KEY!r}]")
+    texts = checked(dict[str, Any], found.get("records"), f"checkpoint[{KEY!r}]")
+    records = {path: Record.read(text, f"checkpoint[{KEY!r}]") for path, text in texts.items()}
+    modules = dict(module.named_modules(remove_duplicate=False))
+    if unknown := records.keys() - modules.keys():
+        raise FileError(f"SimAM cannot be restored: {a_type(module)} has no module {min(unknown)}")
     if not injected(module):
-        record.attach_to(module)
-        update(module)
-    elif not record.differences(module):
-        record.set_strengths(module)
+        try:
+            for path, record in records.items():
+                record.attach_to(modules[path])
+                update(modules[path])
+        except FileError:
+            eject(module)
+            raise
+    elif not any(record.differences(modules[path]) for path, record in records.items()):
+        for path, record in records.items():
+            record.set_strengths(modules[path])
     else:
         advice = "call eject(module) before loading to get those of the checkpoint"
         warnings.warn(f"SimAM stays at other sites than those of the checkpoint: {advice}", stacklevel=5)

@@ -14,7 +14,7 @@ pytest.importorskip("lightning.pytorch")
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveraging
 
-from simam_inject import SimAM, bypass, eject, inject, injected
+from simam_inject import SimAM, bypass, eject, inject, injected, verify
 from simam_inject.errors import FileError, ModelError, RecipeError
 from simam_inject.integrations.lightning import KEY, SimAMCallback
 from tests.integrations.lightning_net import RECIPE, SITES, Net
@@ -70,6 +70,7 @@ def test_a_module_that_was_injected_directly_is_kept_too(tmp_path, path):
     inject(module.get_submodule(path), RECIPE, example_inputs=IMAGE, verify=False, strength=0.5)
     again = Net.load_from_checkpoint(saved(tmp_path, module))
     assert len(injected(again)) == len(SITES)
+    assert verify(again.get_submodule(path)).ok
     check_output(again, strength=0.5)
 
 
@@ -277,7 +278,12 @@ def test_the_network_of_a_module_without_forward_is_injected(tmp_path):
     file = saved(tmp_path, module, SimAMCallback(RECIPE, example_inputs=IMAGE, ramp_steps=8, calibrate_batches=1))
     gains = [site.gain for site in injected(module)]
     assert min(gains) > 1.1
-    assert [site.gain for site in injected(WithoutForward.load_from_checkpoint(file, strict=False))] == gains
+    again = WithoutForward.load_from_checkpoint(file, strict=False)
+    assert [site.gain for site in injected(again)] == gains
+    assert verify(again.net).ok
+    again.net.blocks[1].conv = nn.Conv2d(8, 8, 3, padding=1)
+    with pytest.raises(ModelError, match=r"blocks\.1\.conv was lost"):
+        again.training_step([IMAGE], 0)
 
 
 @pytest.mark.parametrize("gather", [list, lambda loaders: dict(enumerate(loaders))], ids=["list", "dict"])
@@ -350,7 +356,7 @@ def test_the_best_checkpoint_of_a_fit_is_injected(tmp_path):
 def test_a_hostile_record_is_refused(tmp_path):
     file = saved(tmp_path, inject(Net(), RECIPE, example_inputs=IMAGE, verify=False))
     checkpoint = torch.load(file, weights_only=False)
-    checkpoint[KEY]["record"]["sites"][0]["module"] = "forward"
+    checkpoint[KEY]["records"][""]["sites"][0]["module"] = "forward"
     torch.save(checkpoint, file)
     with pytest.raises(FileError, match="is not the name of a SimAM"):
         Net.load_from_checkpoint(file)
