@@ -95,7 +95,9 @@ def inject(
     if planned.is_done or others:
         sites = f"nothing to inject: all {len(there)} sites" if planned.is_done else f"{others} of the sites"
         warnings.warn(f"{sites} already have SimAM; their strength is unchanged (see set_strength)", stacklevel=2)
-    carry_out(model, planned, verify=verify)
+    _, found = carry_out(model, planned, verify=verify)
+    if found is not None and found.warning:
+        warnings.warn(found.warning, stacklevel=2)
     return model
 
 
@@ -109,9 +111,7 @@ def _check_present(model: nn.Module, planned: Plan, attention: Callable[[int], n
     ]
     if kinds:
         names = " and ".join(dict.fromkeys(kinds))
-        raise ModelError(
-            f"the model already has attention at its sites ({names}); call eject(model) before injecting other modules"
-        )
+        raise ModelError(f"the model already has attention at its sites ({names}); call eject(model) first")
 
 
 def carry_out(model: nn.Module, planned: Plan, *, verify: bool = True) -> tuple[Plan, Verification | None]:

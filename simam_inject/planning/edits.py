@@ -23,7 +23,7 @@ from simam_inject.planning.insertions import Edit, Input, Output, Rewritten
 from simam_inject.source import Expression, always_returns, find_expression, mentioned_by_forward
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
-_FOLDS = ("reparameterize", "switch_to_deploy", "convert_to_deploy", "fuse_convs", "fuse", "get_equivalent_kernel_bias")
+_FOLDS = ("reparameterize", "switch_to_deploy", "convert_to_deploy", "merge_kernel", "fuse_convs", "fuse")
 """Methods by which re-parameterized blocks fold their branches into one convolution."""
 
 

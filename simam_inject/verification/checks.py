@@ -16,6 +16,9 @@ from simam_inject.errors import a_type, shortened
 Marks = dict[str, tuple[int, int | None]]
 
 
+EVAL_ONLY = "in train mode the model has no such value"
+
+
 @dataclass(frozen=True, slots=True)
 class Check:
     """One thing that verification looked at."""
@@ -49,6 +52,11 @@ class Verification:
     def ok(self) -> bool:
         """No check failed."""
         return not self.failed
+
+    @property
+    def warning(self) -> str:
+        """Why the injected model cannot be trained, and the original can; "" for any other model."""
+        return next((check.detail for check in self.checks if check.detail.startswith(EVAL_ONLY)), "")
 
     def __str__(self) -> str:
         passed = sum(check.ok is True for check in self.checks)

@@ -22,7 +22,7 @@ from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, strip
 from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.verification.checks import Check, Marks, Verification, as_planned, same_tensors, unless
+from simam_inject.verification.checks import EVAL_ONLY, Check, Marks, Verification, as_planned, same_tensors, unless
 from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.pair import Pair
 from simam_inject.verification.random_numbers import OwnNumbers, random_states, set_seed
@@ -124,7 +124,7 @@ class _Checks:
         if pair is None:  # a detector without targets, or SimAM on an output that it has in eval mode only
             reason = f"the model does not run in train mode on this example ({self.failure})"
             if self.has_no_value:
-                reason = f"in train mode the model has no such value, so its forward raises ({self.failure})"
+                reason = f"{EVAL_ONLY}, so its forward raises ({self.failure})"
             return [Check(name, None, reason) for name in (f"{bypassed} in train mode", formula)]
         values = pair.check(formula)
         if values.ok:
