@@ -304,6 +304,8 @@ def test_a_storage_without_the_study_lists_those_that_it_has(file):
 
 
 def work(storage, seeds):
+    torch.set_num_threads(1)  # the threads of OpenMP do not exist in a process that was forked: it would wait for them
+
     def train(model, seed, report):
         time.sleep(0.05)
         return noisy(model, seed, report)
