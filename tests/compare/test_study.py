@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 
 import optuna
 import pytest
+import torch
 
 from simam_inject.compare import compare, load_comparison, study
 from simam_inject.compare.cells import Cell, Report, Variant
@@ -304,7 +305,7 @@ def test_a_storage_without_the_study_lists_those_that_it_has(file):
 
 
 def work(storage, seeds):
-    torch.set_num_threads(1)  # the threads of OpenMP do not exist in a process that was forked: it would wait for them
+    torch.set_num_threads(1)  # a forked process has no OpenMP threads, and would wait for them
 
     def train(model, seed, report):
         time.sleep(0.05)
