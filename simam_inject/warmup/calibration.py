@@ -27,7 +27,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from simam_inject.adapters import adapter_of, network_of, update
 from simam_inject.attention import SimAM, simam
-from simam_inject.errors import ModelError, shortened
+from simam_inject.errors import ModelError, describe_exception, shortened
 from simam_inject.planning.tables import Table
 from simam_inject.warmup.batches import Batches, evaluated_twin
 from simam_inject.warmup.strength import simams_of
@@ -132,18 +132,28 @@ def calibrate(
         batches = adapter_of(model).batches(model, str(batches)) or batches
     source = Batches(network, batches)
     with torch.no_grad():
+        _check_writable(targets)
         fits = _fit_gains(twin, source) if gains else ()
         renewed = _fit_norms(twin, list(targets), source) if targets else {}
-    with torch.inference_mode():  # may write to tensors that were made in it, too
         for path, norm in renewed.items():
             targets[path].running_mean.copy_(norm.running_mean)
             targets[path].running_var.copy_(norm.running_var)
-    for (_, attention), (_, fitted) in zip(sites, simams_of(twin), strict=True):
-        attention.gain = fitted.gain
+        for (_, attention), (_, fitted) in zip(sites, simams_of(twin), strict=True):
+            attention.gain = fitted.gain
     update(model)
     if targets and not renewed:
         note = "none ran on these batches with more than one value per channel"
     return Calibration(fits, len(renewed), frozen + len(targets) - len(renewed), note)
+
+
+def _check_writable(norms: dict[str, Any]) -> None:
+    """Write to all norms what they hold: none gets new statistics where one cannot."""
+    for path, norm in norms.items():
+        try:
+            for statistic in (norm.running_mean, norm.running_var):
+                statistic.copy_(statistic.clone())
+        except RuntimeError as error:
+            raise ModelError(f"the norm {path} cannot get new statistics: {describe_exception(error)}") from error
 
 
 def _fit_gains(network: nn.Module, source: Batches) -> tuple[SiteFit, ...]:

@@ -619,13 +619,22 @@ def test_a_dict_without_an_argument_has_the_error_of_the_forward_alone():
         calibrate(model, [{"scale": torch.rand(2, 1, 1, 1)}])
 
 
-def test_statistics_that_were_made_in_inference_mode_are_renewed():
-    model = attended()
-    norm = model.get_submodule(NORMS[1])
+def expanded():
+    return torch.zeros(1).expand(8)
+
+
+def made_in_inference_mode():
     with torch.inference_mode():
-        norm.running_mean, norm.running_var = torch.zeros(8), torch.ones(8)
-    assert calibrate(model, images()).norms == len(NORMS)
-    assert norm.running_mean.all()
+        return torch.zeros(8)
+
+
+@pytest.mark.parametrize("name", ["running_mean", "running_var"])
+@pytest.mark.parametrize("make", [expanded, made_in_inference_mode])
+def test_no_norm_is_changed_where_one_cannot_be(make, name):
+    model = attended()
+    setattr(model.get_submodule(NORMS[1]), name, make())
+    with refused(model, f"the norm {NORMS[1]} cannot get new statistics"):
+        calibrate(model, images())
 
 
 @pytest.mark.parametrize("shape", [(), (3, 1, 1), (1, 3, 1, 1)])
