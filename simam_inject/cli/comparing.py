@@ -22,6 +22,9 @@ from simam_inject.errors import CompareError, InjectError
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
 
+_STOPPED = 130
+"""Exit code of a process that Ctrl-C ended."""
+
 
 def compare(options: CompareOptions, step: Step) -> Outcome:
     """Train MODEL plain, with SimAM and with other attention modules, from the same weights, and test the differences.
@@ -95,7 +98,7 @@ def _work_together(options: CompareOptions, work: Callable[[], Comparison]) -> C
                 worker.wait()
             place = options.study.rpartition("@")[-1]  # without a password
             note(f"stopped; every finished run is saved in {place}; the same command continues the study")
-            raise typer.Exit(130) from None  # as of every process that Ctrl-C ends
+            raise typer.Exit(_STOPPED) from None
         except InjectError:  # a recipe without effect or a full disk stops the others too
             for worker in workers:
                 worker.terminate()

@@ -23,7 +23,7 @@ from torch.optim.swa_utils import update_bn
 
 from simam_inject.api import eject, inject, injected
 from simam_inject.bench.measuring import bytes_kept, time_rounds
-from simam_inject.bench.run import peer_factory
+from simam_inject.bench.peers import PEERS, peer_factory
 from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, WRONG_SIGN, Cell, Costs, Report, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna
@@ -89,8 +89,7 @@ def compare(
         CompareError: An argument is invalid, the storage cannot be written, or holds other settings.
         RecipeError: A recipe does not exist or is invalid; no run is started.
         NoMatchError: A recipe has no effect on the network; no run is started.
-        ModelError: The network cannot be planned, `against` has an unknown module, or `batches` cannot be iterated over
-            or is empty.
+        ModelError: The network cannot be planned, or `batches` cannot be iterated over or is empty.
 
     Example:
         >>> def train(model, seed, report):  # doctest: +SKIP
@@ -103,8 +102,11 @@ def compare(
     optuna = import_optuna()
     if not isinstance(cast(Any, seeds), numbers.Integral) or seeds < 1:
         raise CompareError(f"seeds is {seeds!r}; an int of at least 1 is required, and 5 for a verdict")
-    if not callable(cast(Any, train)):
-        raise CompareError("train must be a function train(model, seed, report)")
+    for what, number in {"resolve": resolve, "budget": budget}.items():
+        if number is not None and (not isinstance(cast(Any, number), numbers.Real) or math.isnan(number)):
+            raise CompareError(f"{what} is {number!r}; it must be a number or None")
+    if not callable(cast(Any, train)) or not isinstance(settings, (Mapping, type(None))):
+        raise CompareError("train must be a function train(model, seed, report), and settings a dict or None")
     variants = list_variants(recipes, against, e_lambdas)
     check_recipes(make_model, variants, example_inputs)
     batches = None if batches is None else readable_twice(batches)  # each run reads them
@@ -153,15 +155,18 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
     """Plain, plain again, and for each recipe SimAM (with each lambda) and the others.
 
     Raises:
-        CompareError: No recipe is given, or two have the same name.
-        ModelError: An attention module is unknown.
+        CompareError: An attention module is unknown, no recipe is given, or two have the same name.
         RecipeError: A recipe does not exist or is invalid, or a lambda is.
     """
     for what, given in {"recipes": recipes, "against": against, "e_lambdas": e_lambdas}.items():
         if isinstance(given, (str, Mapping, Recipe)) or not isinstance(cast(Any, given), Iterable):
             raise CompareError(f"{what} must be a list; found {given!r:.60}")
-    peers = {name: peer_factory(name) for name in against}
-    e_lambdas = list(dict.fromkeys(e_lambdas))
+    against, e_lambdas = list(against), list(e_lambdas)
+    if any(value is None for value in e_lambdas):
+        raise CompareError("e_lambdas holds None; leave it empty for the lambda of the recipe")
+    for name in against:
+        if name not in PEERS:
+            raise CompareError(f"unknown attention {name!r}; choose from {', '.join(PEERS)}")
     if not recipes:
         raise CompareError("recipes must be a list with at least one recipe, such as ['paper', 'residual']")
     variants = [Variant(PLAIN), Variant(AGAIN)]
@@ -170,9 +175,9 @@ def list_variants(recipes: Sequence[Any], against: Sequence[str], e_lambdas: Seq
         name = given if isinstance(given, str) else recipe.name or f"recipe {number}"
         if any(variant.recipe == name for variant in variants):
             raise CompareError(f"two recipes are called {name!r}; give each its own name")
-        with_lambda = {f"simam {value}": adjusted(recipe, e_lambda=value) for value in e_lambdas}
+        with_lambda = {f"simam {value}": adjusted(recipe, e_lambda=value) for value in dict.fromkeys(e_lambdas)}
         variants += [Variant(simam, name, where) for simam, where in (with_lambda or {"simam": recipe}).items()]
-        variants += [Variant(peer, name, recipe, factory) for peer, factory in peers.items()]
+        variants += [Variant(peer, name, recipe, peer_factory(peer)) for peer in dict.fromkeys(against)]
     return variants
 
 

@@ -65,9 +65,9 @@ def compare_to(
     samples = {key: _subtract(values, plain) for key, values in others.items()}
     summaries = [summarize(pairs) for pairs in samples.values()]
     corrected = holm([p for *_, p in summaries], looks)
-    family, plain_failed, differences = len(others) * looks, [*plain.values()].count(None), []
+    family, plain_failed, differences = len(others) * looks, _count_failed(plain), []
     for (key, pairs), (mean, low, high, sd, _), p in zip(samples.items(), summaries, corrected, strict=True):
-        failed = [*others[key].values()].count(None)
+        failed = _count_failed(others[key])
         verdict = _verdict(p, mean, failed if mean > 0 else plain_failed)
         detectable = detectable_difference(len(pairs), sd, family)
         needed = None if resolve is None else seeds_needed(resolve, sd, family)
@@ -78,6 +78,10 @@ def compare_to(
 def _subtract(values: Values, plain: Values) -> tuple[float, ...]:
     both = ((values[seed], plain[seed]) for seed in sorted(values.keys() & plain.keys()))
     return tuple(value - base for value, base in both if value is not None and base is not None)
+
+
+def _count_failed(values: Values) -> int:
+    return sum(value is None for value in values.values())
 
 
 def _verdict(p: float, mean: float, failed: int) -> str:
