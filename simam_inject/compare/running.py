@@ -23,7 +23,7 @@ from torch.optim.swa_utils import update_bn
 
 from simam_inject.api import eject, inject, injected
 from simam_inject.bench.measuring import bytes_kept, time_rounds
-from simam_inject.bench.peers import PEERS, peer_factory
+from simam_inject.bench.run import PEERS, peer_factory
 from simam_inject.compare.cells import AGAIN, AGAIN_OFFSET, PLAIN, WRONG_SIGN, Cell, Costs, Report, Variant
 from simam_inject.compare.report import Comparison
 from simam_inject.compare.study import NAME, Study, import_optuna

@@ -46,9 +46,10 @@ def survey_model(
             flow = flow or _survey(model, example, strip, to_clone)
         except Exception as error:
             raise cannot_run(model, example, error) from error
-    twin = flow.recording.modules[""]
-    if added := {name for name, _ in twin.named_parameters()} - {name for name, _ in model.named_parameters()}:
-        raise ModelError(f"the first forward of this model adds a layer ({min(added)}): run one forward, then inject")
+    there, twin = {path for path, _ in model.named_modules()}, flow.recording.modules[""]
+    added = [path for path, module in twin.named_modules() if module._parameters and path not in there]
+    if added:
+        raise ModelError(f"the first forward of this model adds a layer ({added[0]}): run one forward, then inject")
     return flow
 
 

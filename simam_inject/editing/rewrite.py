@@ -18,7 +18,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from simam_inject.editing.branches import in_other_branches
+from simam_inject.branches import in_other_branches
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, behind, guard_hooks, lost
 from simam_inject.editing.serialization import checked, read_sites, write_sites
 from simam_inject.errors import FileError, ModelError
@@ -73,7 +73,7 @@ class RewrittenMethod(SiteHook):
                 raise ModelError(f"{where} differs from the version that SimAM was planned for; {ADVICE}")
             try:
                 node = locate(source.function, site.expression.span)
-                others |= {id(other): (place, True) for other in in_other_branches(source.function, node)}
+                others |= {id(other): (place, True) for other in in_other_branches(source.function, node)[0]}
                 places[id(node)] = place, False
             except LookupError as error:
                 raise ModelError(f"{where} has {error}; inject the model again") from None

@@ -110,9 +110,13 @@ class SimAMCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Fit the gains, also of the copies that other callbacks made in `setup`, and begin the ramp."""
         if self.calibrate_batches and not trainer.global_step:
+            loader = trainer.train_dataloader or ()
+            if isinstance(loader, (dict, list, tuple)) and loader:
+                advice = "call calibrate(module, batches) before fit, without calibrate_batches"
+                raise ModelError(f"calibrate_batches takes one loader of training data, not {a_type(loader)}: {advice}")
             if self.ramp_steps:
                 set_strength(pl_module, self.start)  # to which the norms are fitted
-            calibrate(_network_of(pl_module), islice(trainer.train_dataloader or (), self.calibrate_batches))
+            calibrate(_network_of(pl_module), islice(loader, self.calibrate_batches))
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         values = [value for callback in callbacks for value in vars(callback).values()]
         modules = [value for value in values if isinstance(value, nn.Module)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import fx, nn
 
+from simam_inject.branches import in_other_branches
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.sites import Dataflow
 from simam_inject.dataflow.values import Frame, Value
@@ -20,7 +21,7 @@ from simam_inject.matching.match import why_not_attendable
 from simam_inject.modules import CONTAINERS, NORMS
 from simam_inject.nested import Key
 from simam_inject.planning.insertions import Edit, Input, Output, Rewritten
-from simam_inject.source import Expression, always_returns, find_expression, mentioned_by_forward
+from simam_inject.source import Expression, always_returns, find_expression, locate, mentioned_by_forward, method_source
 
 _LISTS_CHILDREN = frozenset({"children", "named_children", "modules", "named_modules", "_modules"})
 _FOLDS = ("reparameterize", "switch_to_deploy", "convert_to_deploy", "merge_kernel", "fuse_convs", "fuse")
@@ -288,7 +289,17 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     if isinstance(expression, str):
         return expression
     inside = site.path.removeprefix(f"{site.scope}.")
-    return _why_not_replaced(flow, value, value.made) or Resolved(Rewritten(site.scope, inside), expression)
+    note = _other_branches(owner, expression)
+    return _why_not_replaced(flow, value, value.made) or Resolved(Rewritten(site.scope, inside), expression, note)
+
+
+def _other_branches(owner: nn.Module, expression: Expression) -> str:
+    """What a user should know of operations of this kind in branches that the forward takes instead."""
+    source = method_source(getattr(type(owner), expression.method))
+    assert source is not None  # the expression was found in it
+    _, are_others = in_other_branches(source.function, locate(source.function, expression.span))
+    what = "another branch of the forward has operations of this kind, which may be without SimAM"
+    return what * are_others
 
 
 # What else a plan says

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-_LOCK = threading.Lock()
-"""Of the generators, for threads that verify at the same time."""
+DRAWING = threading.RLock()
+"""Held while two forwards run, so that verifications in several threads do not disturb each other."""
+if hasattr(os, "register_at_fork"):  # a process that is forked meanwhile would have it locked for ever
+    os.register_at_fork(after_in_child=DRAWING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def _generators() -> list[torch.Generator]:
-    """The default generators of all devices in use.
-
-    Others are left alone: a GPU that is not in use would be seeded with their state once it is.
-    """
+    """The default generators of the devices in use: another one would keep the seed until its device is used."""
     in_use = torch.cuda.is_available() and torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     return [torch.default_generator, *(torch.cuda.default_generators if in_use else ())]
 
@@ -32,41 +30,8 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed)
 
 
-def random_states(torch_states: Sequence[torch.Tensor] = ()) -> tuple[object, ...]:
-    """The states of the generators, to be compared; those of torch are the given ones, if there are any."""
+def random_states() -> tuple[object, ...]:
+    """The states of all generators, to be compared."""
     numpy_state: Any = np.random.get_state()
-    found = torch_states or [generator.get_state() for generator in _generators()]
-    return *(state.numpy().tobytes() for state in found), random.getstate(), bytes(numpy_state[1]), numpy_state[2]
-
-
-class OwnNumbers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Context manager in which operations of this thread draw the numbers of a seed, whatever other threads draw.
-
-    For each operation that draws, the generators have the states of this thread. Without a lock in torch itself,
-    another thread can still draw in between, but hardly ever does.
-    """
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.states = [torch.Generator(one.device).manual_seed(seed).get_state() for one in _generators()]
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs or {})
-        with _LOCK:
-            theirs = self._exchange(self.states)
-            try:
-                return func(*args, **kwargs or {})
-            finally:
-                self.states = self._exchange(theirs)
-
-    @staticmethod
-    def _exchange(states: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Set the states of the generators, and return those that they had."""
-        found = []
-        for generator, state in zip(_generators(), states, strict=False):
-            found.append(generator.get_state())
-            generator.set_state(state)
-        return found
+    ours = (generator.get_state().numpy().tobytes() for generator in _generators())
+    return *ours, random.getstate(), bytes(numpy_state[1]), numpy_state[2]

@@ -6,7 +6,6 @@ small if possible, in eval and in train mode, they go on with what it returns.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -22,10 +21,19 @@ from simam_inject.dataflow.twin import set_mode, to_clone, twin_of
 from simam_inject.editing.attach import Attended, attended_in, strip
 from simam_inject.editing.hooks import NoValueError
 from simam_inject.errors import describe_exception, shortened
-from simam_inject.verification.checks import EVAL_ONLY, Check, Marks, Verification, as_planned, same_tensors, unless
+from simam_inject.verification.checks import (
+    DISTURBED,
+    EVAL_ONLY,
+    Check,
+    Marks,
+    Verification,
+    as_planned,
+    same_tensors,
+    unless,
+)
 from simam_inject.verification.oracle import Oracle
 from simam_inject.verification.pair import Pair
-from simam_inject.verification.random_numbers import OwnNumbers, random_states, set_seed
+from simam_inject.verification.random_numbers import DRAWING, random_states, set_seed
 
 SAME_WAY = "the example forward runs the modules that were recorded"
 _SEED = 0x51A4_0001
@@ -36,7 +44,7 @@ _LARGE = 2**20
 """Elements of an example above which pairs do not enlarge it: the maps of all sites are in memory at once."""
 _CHANCES = 8
 """Forwards that a SimAM has to run in one of: a branch may be dropped at random."""
-_ATTEMPTS = 4
+_ATTEMPTS = 10
 """Times that a pair runs whose two forwards drew different random numbers, as other threads draw some meanwhile."""
 _OWN_SIZE = "the example's size"
 
@@ -76,8 +84,6 @@ class _Checks:
         """It did, and the injected model has no value at a site."""
         self.drawn: list[object] = []
         """The random state after each forward of a pair."""
-        self.is_disturbed = False
-        """Another thread has drawn random numbers during a pair: from then on, forwards have numbers of their own."""
 
     def all(self, before: Marks | None, recorded: set[str] | None) -> list[Check]:
         """Every check that runs the model, and that of its tensors."""
@@ -100,6 +106,8 @@ class _Checks:
         found = f"{len(self.sites) - len(idle)} of {len(self.sites)}"
         found += f"; the example does not reach {shortened(idle, 3)}" if idle else ""
         live = Check("every SimAM ran at the example's size, equal to the formula", True, found)
+        if pair.is_disturbed:
+            return Check(live.name, None, DISTURBED)
         nothing = [f"{path} never ran" for path in idle if len(idle) == len(self.sites)]
         return unless([*pair.problems.values(), *nothing], live)
 
@@ -109,6 +117,9 @@ class _Checks:
         if pair is None:
             return Check(f"{name}another input size", None, f"the model does not run there ({self.failure})")
         checked = pair.check(name + self.examples[0][1])
+        idle = [entry.site.path for entry in self.sites if entry.site.module not in pair.calls]
+        if checked.ok and idle:
+            checked = Check(checked.name, bool(pair.calls) or None, f"this size does not reach {shortened(idle, 3)}")
         if self.oracle.changed() - pair.calls.keys():  # the forward computes a site at some sizes only
             self.examples = [entry for entry in self.examples if entry[1] == _OWN_SIZE]
         return checked
@@ -155,10 +166,11 @@ class _Checks:
     def _run_both(self, pair: Pair) -> Exception | None:
         """The error that the injected model raises, and the original does not; raises what the original raises."""
         for _ in range(_ATTEMPTS):
-            error = self._try_both(pair)
-            if all(state == self.drawn[0] for state in self.drawn) or pair.is_equal():
+            with DRAWING:
+                error = self._try_both(pair)
+            pair.is_disturbed = any(state != self.drawn[0] for state in self.drawn) and not pair.is_equal()
+            if not pair.is_disturbed:
                 break
-            self.is_disturbed = True
         return error
 
     def _try_both(self, pair: Pair) -> Exception | None:
@@ -195,9 +207,8 @@ class _Checks:
         """The output of one forward, from the same random state as every other of this seed."""
         set_mode(twin, training)
         set_seed(seed)
-        numbers = OwnNumbers(seed) if self.is_disturbed else None
         # Under a mode, as the oracle's: torch's fast paths of attention compute otherwise, and are not taken then.
-        with torch.set_grad_enabled(training), BaseTorchFunctionMode(), numbers or nullcontext():
+        with torch.set_grad_enabled(training), BaseTorchFunctionMode():
             output = example.run(twin)
-        self.drawn.append(random_states(numbers.states if numbers else ()))
+        self.drawn.append(random_states())
         return output

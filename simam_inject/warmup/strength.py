@@ -12,7 +12,7 @@ from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_count, check_number
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import ModelError
+from simam_inject.errors import ModelError, a_type
 
 
 def set_strength(model: nn.Module, value: float) -> None:
@@ -49,8 +49,10 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     Raises:
         ModelError: the model is not a module, or has no SimAM.
     """
-    attended = attended_in(network_of(model))
+    attended = list(attended_in(network_of(model)))
     found = [(entry.site, entry.attention) for entry in attended if isinstance(entry.attention, SimAM)]
+    if attended and not found:
+        raise ModelError(f"its sites hold {a_type(attended[0].attention)}, which has no strength and no gain as SimAM")
     if not found:
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
     count = Counter(site.path for site, _ in found)

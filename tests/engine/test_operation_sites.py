@@ -311,6 +311,16 @@ CASES = {
             y = <<y * 5>>
         return self.h(y) + y
 """),
+    "numbers in another branch": ("add", nothing, 12, """
+    def forward(self, x):
+        if x.shape[-1] == 12:
+            left = x.shape[2] + 1
+            y = self.k(x)[:, :, :left]
+            y = <<y + x>>
+        else:
+            y = <<self.c(x) + x>>
+        return self.h(y) * 2
+"""),
     "nothing in another branch": ("add", flag, 8, """
     def forward(self, x):
         if self.flag:
@@ -344,6 +354,48 @@ and adds.
         return self.h(y) + y
 '''),
 }  # fmt: skip
+
+
+UNCLEAR = {
+    "an operation that may not run": """
+    def forward(self, x):
+        y = self.c(x)
+        if self.flag:
+            y = y * 2
+            return self.h(self.k(y) * 3)
+        if self.prev is not None:
+            y = y * self.prev
+        return self.h(y * 4)
+""",
+    "a statement": """
+    def forward(self, x):
+        y = self.c(x)
+        if self.flag:
+            y.mul_(2)
+        else:
+            y = y * 4
+        return self.h(y)
+""",
+    "a loop": """
+    def forward(self, x):
+        y = self.c(x)
+        if self.flag:
+            for _ in range(2):
+                y = y * 2
+            return y
+        return self.h(y * 4)
+""",
+}
+
+
+@pytest.mark.parametrize("name", UNCLEAR)
+def test_a_branch_that_may_compute_another_value_is_noted(nets, name):
+    stock, _ = nets(UNCLEAR[name])
+    model = inject(copy.deepcopy(stock), recipe("mul"), example_inputs=image())
+    assert "another branch of the forward" in injected(model)[0].note
+    for each in (stock, model):
+        each.b.flag = True
+    assert same_bits(run(model, image()), run(stock, image()))
 
 
 ELSEWHERE = ("an early return", "the reader gets another value", "nothing in another branch",
