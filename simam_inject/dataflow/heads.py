@@ -34,17 +34,23 @@ def _is_returned(step: Step) -> bool:
 
 
 def is_head(recording: Recording, step: Step) -> bool:
-    """The network returns its result, or no convolution reads what is computed from it; and its last convolution makes
-    at most 4 channels, or is 1x1 or makes fewer, without norm or activation after it.
-    """
+    """It ends as a head, and the network returns its result, or no convolution reads what is computed from it."""
+    return _ends_as_head(recording, step) and (_is_returned(step) or not _meets_convolution(recording, step))
+
+
+def is_last_head(recording: Recording, step: Step) -> bool:
+    """It ends as a head, and no convolution reads what is computed from its result."""
+    return _ends_as_head(recording, step) and not _meets_convolution(recording, step)
+
+
+def _ends_as_head(recording: Recording, step: Step) -> bool:
+    """Its last convolution makes at most 4 channels, or is 1x1 or makes fewer, without norm or activation after it."""
     inside = [one for path, one in recording.steps.items() if path.startswith(f"{step.path}.") and one.is_leaf]
     at, last = max(((at, one) for at, one in enumerate(inside) if weight(one)), default=(0, step))
     facts = conv_facts(last.call.module) if last.call else last.facts
     is_less = max(facts.get("kernel", [0])) == 1 or any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
     is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
-    if not (is_less and is_plain) and last.shape[1:2] > (4,):
-        return False
-    return _is_returned(step) or not _meets_convolution(recording, step)
+    return (is_less and is_plain) or last.shape[1:2] <= (4,)
 
 
 def _meets_convolution(recording: Recording, step: Step) -> bool:

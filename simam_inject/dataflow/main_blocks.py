@@ -29,6 +29,7 @@ from os.path import commonprefix
 from torch import nn
 
 from simam_inject.dataflow.anatomy import Site
+from simam_inject.dataflow.heads import is_last_head
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Entries, Frame, Recording, keyed
 from simam_inject.modules import CONTAINERS
@@ -177,12 +178,19 @@ class MainBlocks:
             elif child not in _above(path):
                 is_stem = not self.contents[child].given and type(self.recording.modules[child]) not in CONTAINERS
                 is_whole = is_block or (is_stem and self._is_block(child, most=math.inf))
+                is_whole = is_whole and not self._is_network(child)
                 found += inside or [child] * is_whole
         return list(dict.fromkeys(found))
 
     def _is_everything(self, path: str) -> bool:
         """A module contains all convolutions of the network."""
         return self.contents[path].convolutions == self.contents[""].convolutions
+
+    def _is_network(self, path: str) -> bool:
+        """A module contains all convolutions of the network and half of all its layers at least, as in a wrapper."""
+        whole, inside = self.contents[""], self.contents[path]
+        layers = inside.convolutions + inside.products
+        return self._is_everything(path) and 2 * layers >= whole.convolutions + whole.products
 
     def _recursive_among(self, blocks: list[str]) -> set[type[nn.Module]]:
         """Classes of blocks of which one contains its own class, or that all are inside one of their own class."""
@@ -253,6 +261,7 @@ class MainBlocks:
         A block in the same container as all blocks of that class is part of neither, nor is a last stage that is one
         block of another class and makes the map smaller.
         """
+        blocks = self._without_heads(blocks)
         kinds = [type(self.recording.modules[path]) for path in blocks]
         repeated = self._repeated(blocks)
         if not repeated:
@@ -271,7 +280,22 @@ class MainBlocks:
             if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):
                 break
             found.add(path)
+        for path in blocks[last + 1 :]:
+            found.update(self._parts(path, {kinds[at] for at in repeated}) if path not in found else [])
         return found
+
+    def _without_heads(self, blocks: list[str]) -> list[str]:
+        """Without the classes whose blocks all make a result of the network, as auxiliary heads do."""
+        steps = self.recording.steps
+        others = {path for path in blocks if path in self.residual or not is_last_head(self.recording, steps[path])}
+        return [path for path in blocks if type(self.recording.modules[path]) in self._classes(others)]
+
+    def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
+        """The outermost blocks inside a block that are of these classes; else those of which two have one class."""
+        inside = [one for one in self.recording.first_calls if path in _above(one)[1:] and self._is_block(one)]
+        inside = [one for one in inside if type(self.recording.modules[one]) in classes]
+        inside = inside or [one for one in self._inside(path) if self._repeated(self._inside(path))]
+        return [one for one in inside if not set(inside) & set(_above(one)[1:])]
 
 
 def _makes_maps(kind: str) -> bool:
