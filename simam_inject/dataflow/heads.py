@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
@@ -33,24 +35,31 @@ def _is_returned(step: Step) -> bool:
     return any(frame.parent is None for _, value in step.values for frame, _ in value.returns)
 
 
-def is_head(recording: Recording, step: Step) -> bool:
-    """It ends as a head, and the network returns its result, or no convolution reads what is computed from it."""
-    return _ends_as_head(recording, step) and (_is_returned(step) or not _meets_convolution(recording, step))
+def is_head(recording: Recording, path: str) -> bool:
+    """A module ends as a head, and the network returns its result, or no convolution reads what is computed from it."""
+    step = recording.steps.get(path)
+    return step is not None and _ends_as_head(step) and (_is_returned(step) or not _meets_convolution(recording, step))
 
 
 def is_last_head(recording: Recording, step: Step) -> bool:
     """It ends as a head, and no convolution reads what is computed from its result."""
-    return _ends_as_head(recording, step) and not _meets_convolution(recording, step)
+    return _ends_as_head(step) and not _meets_convolution(recording, step)
 
 
-def _ends_as_head(recording: Recording, step: Step) -> bool:
+def _ends_as_head(step: Step) -> bool:
     """Its last convolution makes at most 4 channels, or is 1x1 or makes fewer, without norm or activation after it."""
-    inside = [one for path, one in recording.steps.items() if path.startswith(f"{step.path}.") and one.is_leaf]
+    inside = list(_leaves(step))
     at, last = max(((at, one) for at, one in enumerate(inside) if weight(one)), default=(0, step))
     facts = conv_facts(last.call.module) if last.call else last.facts
     is_less = max(facts.get("kernel", [0])) == 1 or any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
     is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
     return (is_less and is_plain) or last.shape[1:2] <= (4,)
+
+
+def _leaves(step: Step) -> Iterator[Step]:
+    """The operations and leaf modules in the call of a block, in the order in which they ran."""
+    for one in step.call.steps if step.call else ():
+        yield from [one] if one.is_leaf else _leaves(one)
 
 
 def _meets_convolution(recording: Recording, step: Step) -> bool:

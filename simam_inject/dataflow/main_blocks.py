@@ -291,11 +291,12 @@ class MainBlocks:
         return [path for path in blocks if type(self.recording.modules[path]) in self._classes(others)]
 
     def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
-        """The outermost blocks inside a block that are of these classes; else those of which two have one class."""
-        inside = [one for one in self.recording.first_calls if path in _above(one)[1:] and self._is_block(one)]
-        inside = [one for one in inside if type(self.recording.modules[one]) in classes]
-        inside = inside or [one for one in self._inside(path) if self._repeated(self._inside(path))]
-        return [one for one in inside if not set(inside) & set(_above(one)[1:])]
+        """The outermost blocks of these classes inside a block, else all; if two of them have the same class."""
+        above = {one: _above(one)[1:] for one in self.recording.first_calls if one}
+        known = [one for one in above if type(self.recording.modules[one]) in classes and path in above[one]]
+        inside = [one for one in known if self._is_block(one) and not set(known) & set(above[one])]
+        inside = inside or self._inside(path)
+        return inside if self._repeated(inside) else []
 
 
 def _makes_maps(kind: str) -> bool:

@@ -245,6 +245,8 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
 def _decoders(recording: Recording, structure: Structure) -> set[str]:
     """Blocks that join an upsampled map with one that they are given, or the blocks that read such a join."""
     residual, found = set(structure.joins.values()), set[str]()
+    heads = {path for path, call in recording.first_calls.items() if call.is_scope and is_head(recording, path)}
+    main = structure.main - (heads - structure.residual)
     for path, call in recording.first_calls.items():
         for step in call.steps:
             if step.kind not in ("cat", "add") or step.path in residual or step.path in structure.in_gate:
@@ -252,14 +254,14 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             maps = [one for one in step.inputs if one.value is not None and one.value.is_from_input(recording.writes)]
             origins = [_was_upsampled(one, step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
-                blocks = _readers_among(recording, step, structure.main)
+                blocks = _readers_among(heads, step, main)
                 is_one = path and len(call.outputs) == 1 and any(map(weight, call.steps))
-                if is_one and _is_given_one(call, maps, origins) and not is_head(recording, recording.steps[path]):
+                if is_one and _is_given_one(call, maps, origins) and path not in heads:
                     blocks.add(path)
                 rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
                 blocks = blocks or {one.path for one in rising if one.kind == "block" and weight(one) > 1}
                 if not blocks and not covers(structure.main, path):
-                    blocks = _readers_among(recording, step, structure.main, least=1)
+                    blocks = _readers_among(heads, step, main, least=1)
                 found |= blocks
     found = {path for path in found if not _has_several_inside(recording, found, path)}
     found = {path for path in found if not _is_part_of_another(recording, found, path)}
@@ -268,7 +270,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
         kind = (path.rpartition(".")[0], type(call.module))
         if path in found:
             alike.add(kind)
-        elif kind in alike and kind[1] not in CONTAINERS and not is_head(recording, recording.steps[path]):
+        elif kind in alike and kind[1] not in CONTAINERS and path not in heads:
             found |= {path for one in call.steps if _upsamples(one) and not _keeps_size(one)}
     return found
 
@@ -309,7 +311,7 @@ def _is_part_of_another(recording: Recording, found: set[str], path: str) -> boo
     return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)
 
 
-def _readers_among(recording: Recording, join: Step, main: set[str], depth: int = 0, least: int = 2) -> set[str]:
+def _readers_among(heads: Set[str], join: Step, main: Set[str], depth: int = 0, least: int = 2) -> set[str]:
     """Blocks that read the join in the same forward, directly or after a convolution, a norm or an activation.
 
     Of other modules than main blocks, those of at least so many convolutions that return one map of that size.
@@ -317,9 +319,9 @@ def _readers_among(recording: Recording, join: Step, main: set[str], depth: int 
     found = set()
     for step in join.readers:
         source = _passed(step)
-        is_block = step.kind == "block" and _keeps_size(step) and not is_head(recording, step)
+        is_block = step.kind == "block" and _keeps_size(step) and step.path not in heads
         if step.path in main or (is_block and weight(step) >= least):
             found.add(step.path)
         elif source or (depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv"))):
-            found |= _readers_among(recording, step, main, depth + (not source), least)
+            found |= _readers_among(heads, step, main, depth + (not source), least)
     return found
