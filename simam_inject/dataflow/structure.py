@@ -226,11 +226,13 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
 
     A convolution, norm, activation or product with a gate may come after it, also in a block of one convolution. In a
     sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
-    size that the caller's forward gave it.
+    size that the caller's forward gave it, or a module that this one calls.
     """
     frame = step.frame
     if step.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
         step = frame.parent.step_of.get(id(step.value), step)
+        made = step.inputs[0].call if step.kind == "entry" else None
+        step = made.step_of.get(id(step.value), step) if made else step
     if _enlarges(step):
         return 1
     if step.kind == "block" and _upsamples(step):

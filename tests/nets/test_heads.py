@@ -246,7 +246,47 @@ class Denoiser(nn.Module):
         return x - self.chain(x)
 
 
+class Context(nn.Module):
+    """Returns two maps, of which it has perhaps enlarged one."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.one, self.two = Kwik(3, 8, stride=2), Kwik(8, 8, stride=2)
+        self.up, self.mix = nn.Upsample(scale_factor=scale), Kwik(8, 8)
+
+    def forward(self, x):
+        one = self.one(x)
+        two = self.two(one)
+        return self.mix(self.up(two)), two
+
+
+class Fused(nn.Module):
+    """Joins the two maps that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.mix = Kwik(16, 8)
+
+    def forward(self, x, other):
+        return self.mix(torch.cat([x, other], 1))
+
+
+class TwoPaths(nn.Module):
+    """A path of context and one of details, as in BiSeNet: the former has enlarged its map, or the latter has not."""
+
+    def __init__(self, scale, stride):
+        super().__init__()
+        self.context, self.fuse, self.head = Context(scale), Fused(), c1(8, 5)
+        self.detail = nn.Sequential(Kwik(3, 8, stride=2), Kwik(8, 8, stride=stride))
+
+    def forward(self, x):
+        x, other = self.detail(x), self.context(x)
+        return self.head(self.fuse(x, other[0])), other[1]
+
+
 CASES = [
+    (lambda: TwoPaths(2, 1), "unet", "fuse"),
+    (lambda: TwoPaths(1, 2), "unet", ""),
     (lambda: Ravine(Labels(c3(16, 8), nn.ReLU(), c1(8, 5))), "unet", ""),
     (lambda: Sleeve(Ravine(Labels(c3(16, 8), nn.ReLU(), c1(8, 5)))), "unet", ""),
     (lambda: Ravine(Labels(c3(16, 8), nn.ReLU(), c3(8, 8), nn.ReLU())), "unet", "decoder"),
