@@ -194,6 +194,12 @@ class MainBlocks:
         layers = inside.convolutions + inside.products
         return self._is_everything(path) and 2 * layers >= whole.convolutions + whole.products
 
+    def _depth(self) -> int:
+        """Length of the path of the network itself, in its wrappers."""
+        calls = self.recording.first_calls.items()
+        owners = [path for path, call in calls if type(call.module) not in CONTAINERS and self._is_network(path)]
+        return max((len(_above(path)) - 1 for path in owners), default=0)
+
     def _recursive_among(self, blocks: list[str]) -> set[type[nn.Module]]:
         """Classes of blocks of which one contains its own class, or that all are inside one of their own class."""
         modules = self.recording.modules
@@ -260,8 +266,8 @@ class MainBlocks:
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
         """Leave out the stem, before the first class that is repeated, and the head, after the last one.
 
-        A block in the same container as all blocks of that class is part of neither, nor is a last stage that is one
-        block of another class and makes the map smaller.
+        A block in the same container as all blocks of that class is part of neither, unless that is the network, nor is
+        a last stage that is one block of another class and makes the map smaller.
         """
         blocks = self._without_heads(blocks)
         kinds = [type(self.recording.modules[path]) for path in blocks]
@@ -269,14 +275,14 @@ class MainBlocks:
         if not repeated:
             return set(blocks)
         first, last = repeated[0], repeated[-1]
-        found = set(blocks[first : last + 1])
+        found, depth = set(blocks[first : last + 1]), self._depth()
         for kind, beyond in ((kinds[first], blocks[:first]), (kinds[last], blocks[last + 1 :])):
             alike = [path.split(".")[:-1] for path, other in zip(blocks, kinds, strict=True) if other is kind]
             container = commonprefix(alike)  # noqa: RUF071 - of lists of names, not of characters
             depths = set(map(len, alike))
             for path in beyond:
                 above = path.split(".")[:-1]
-                if container and above[: len(container)] == container and len(above) in depths:
+                if len(container) > depth and above[: len(container)] == container and len(above) in depths:
                     found.add(path)
         for path, previous in zip(blocks[last + 1 :], blocks[last:], strict=False):
             if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):

@@ -246,6 +246,17 @@ class Denoiser(nn.Module):
         return x - self.chain(x)
 
 
+class Trailing(nn.Module):
+    """Two blocks of one class, and one of another before the last convolution."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.a, self.b, self.last, self.out = c3(3, 8), Darn(), Darn(), Pyre(), c1(8, 5)
+
+    def forward(self, x):
+        return self.out(self.last(self.b(self.a(self.stem(x)))))
+
+
 class Context(nn.Module):
     """Returns two maps, of which it has perhaps enlarged one."""
 
@@ -306,6 +317,9 @@ CASES = [
     (lambda: Told(is_returned=True), "block-output", "body.{0,1} mask.{0,1}"),
     (lambda: Relay(Pack), "block-output", "one.{0,1} two.{g1,g2}.body.{0,1}"),
     (lambda: Relay(lambda: Pack(Pyre)), "block-output", "one.{0,1} two.{g1,g2}"),
+    (Trailing, "block-output", "a b"),
+    (lambda: Sleeve(Trailing()), "block-output", "net.a net.b"),
+    (lambda: nn.Sequential(c3(3, 8), nn.Sequential(Darn(), Darn(), Pyre())), "block-output", "1.{0,1,2}"),
     (Denoiser, "paper", ""),
     (lambda: Sleeve(Denoiser()), "paper", ""),
     (lambda: Sleeve(Sleeve(Denoiser())), "block-output", ""),
