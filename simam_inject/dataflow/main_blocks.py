@@ -8,11 +8,13 @@ among them:
 
 * what returns the very tensor of a block inside it, perhaps passed on by a dropout or a cast, or a smaller map than
   those of blocks of which two have the same class, and has at least half of its convolutions in such blocks: a stage;
-* what contains all convolutions: the network itself in a wrapper;
+* what contains all convolutions: the network itself in a wrapper, which is no block even without blocks inside;
 * classes whose modules contain each other: a recursion;
 * blocks of which no two have the same class, around blocks of which two have: a trunk with a skip connection around it.
 
 In the container of a block, the other modules of its class that return maps are blocks as well.
+Classes that are heads alone are left out, and of the head, after the last class that is repeated, two blocks of one
+class inside are taken instead.
 Where a network has no block, or only such of their classes, residual blocks of one convolution count as well; where it
 has none of these either, plain `Sequential`s that have most of its convolutions. Where there are none at all, modules
 count in which no map can be attended, so that a rule tells why.
@@ -29,6 +31,7 @@ from os.path import commonprefix
 from torch import nn
 
 from simam_inject.dataflow.anatomy import Site
+from simam_inject.dataflow.heads import is_last_head
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import Entries, Frame, Recording, keyed
 from simam_inject.modules import CONTAINERS
@@ -177,12 +180,25 @@ class MainBlocks:
             elif child not in _above(path):
                 is_stem = not self.contents[child].given and type(self.recording.modules[child]) not in CONTAINERS
                 is_whole = is_block or (is_stem and self._is_block(child, most=math.inf))
+                is_whole = is_whole and not self._is_network(child)
                 found += inside or [child] * is_whole
         return list(dict.fromkeys(found))
 
     def _is_everything(self, path: str) -> bool:
         """A module contains all convolutions of the network."""
         return self.contents[path].convolutions == self.contents[""].convolutions
+
+    def _is_network(self, path: str) -> bool:
+        """A module contains all convolutions of the network and half of all its layers at least, as in a wrapper."""
+        whole, inside = self.contents[""], self.contents[path]
+        layers = inside.convolutions + inside.products
+        return self._is_everything(path) and 2 * layers >= whole.convolutions + whole.products
+
+    def _depth(self) -> int:
+        """Length of the path of the network itself, in its wrappers."""
+        calls = self.recording.first_calls.items()
+        owners = [path for path, call in calls if type(call.module) not in CONTAINERS and self._is_network(path)]
+        return max((len(_above(path)) - 1 for path in owners), default=0)
 
     def _recursive_among(self, blocks: list[str]) -> set[type[nn.Module]]:
         """Classes of blocks of which one contains its own class, or that all are inside one of their own class."""
@@ -250,28 +266,45 @@ class MainBlocks:
     def _between_stem_and_head(self, blocks: list[str]) -> set[str]:
         """Leave out the stem, before the first class that is repeated, and the head, after the last one.
 
-        A block in the same container as all blocks of that class is part of neither, nor is a last stage that is one
-        block of another class and makes the map smaller.
+        A block in the same container as all blocks of that class is part of neither, unless that is the network, nor is
+        a last stage that is one block of another class and makes the map smaller.
         """
+        blocks = self._without_heads(blocks)
         kinds = [type(self.recording.modules[path]) for path in blocks]
         repeated = self._repeated(blocks)
         if not repeated:
             return set(blocks)
         first, last = repeated[0], repeated[-1]
-        found = set(blocks[first : last + 1])
+        found, depth = set(blocks[first : last + 1]), self._depth()
         for kind, beyond in ((kinds[first], blocks[:first]), (kinds[last], blocks[last + 1 :])):
             alike = [path.split(".")[:-1] for path, other in zip(blocks, kinds, strict=True) if other is kind]
             container = commonprefix(alike)  # noqa: RUF071 - of lists of names, not of characters
             depths = set(map(len, alike))
             for path in beyond:
                 above = path.split(".")[:-1]
-                if container and above[: len(container)] == container and len(above) in depths:
+                if len(container) > depth and above[: len(container)] == container and len(above) in depths:
                     found.add(path)
         for path, previous in zip(blocks[last + 1 :], blocks[last:], strict=False):
             if (self.sites[path].reduction or 0) <= (self.sites[previous].reduction or 0):
                 break
             found.add(path)
+        for path in blocks[last + 1 :]:
+            found.update(self._parts(path, {kinds[at] for at in repeated}) if path not in found else [])
         return found
+
+    def _without_heads(self, blocks: list[str]) -> list[str]:
+        """Without the classes whose blocks all make a result of the network, as auxiliary heads do."""
+        steps = self.recording.steps
+        others = {path for path in blocks if path in self.residual or not is_last_head(self.recording, steps[path])}
+        return [path for path in blocks if type(self.recording.modules[path]) in self._classes(others)]
+
+    def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
+        """The outermost blocks of these classes inside a block, else all; if two of them have the same class."""
+        above = {one: _above(one)[1:] for one in self.recording.first_calls if one}
+        known = [one for one in above if type(self.recording.modules[one]) in classes and path in above[one]]
+        inside = [one for one in known if self._is_block(one) and not set(known) & set(above[one])]
+        inside = inside or self._inside(path)
+        return inside if self._repeated(inside) else []
 
 
 def _makes_maps(kind: str) -> bool:

@@ -6,34 +6,31 @@
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
 * A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
   that reads such a join, or made the upsampled map; so is one of its class beside it that upsamples without a join.
+  Heads are none.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from torch import nn
-from torch.nn.modules.conv import _ConvNd
-
 from simam_inject.dataflow.anatomy import Site
+from simam_inject.dataflow.heads import SQUASHING, is_head, is_used_beyond, weight
 from simam_inject.dataflow.main_blocks import MainBlocks
-from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
+from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
 from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
 
-_WEIGHTED = (_ConvNd, nn.Linear)
 _MOST_ON_SKIP = 2  # a projection is one convolution; GhostNet's is a depthwise and a pointwise one
 _SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
-_SQUASHING = _SIGMOIDS | words("tanh clamp relu6")
 _ARITHMETIC = words("add sub mul div")
 _PRODUCTS = words("mul matmul bmm einsum scaled_dot_product_attention")
 _RESHAPING = words(
     "view view_as reshape flatten unflatten expand expand_as repeat squeeze unsqueeze permute transpose interpolate"
 )
-_NOT_LAST = (FAMILIES["norm"] | FAMILIES["act"]) - _SQUASHING  # after the last convolution of a head
 _PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}  # between an upsampling and its join
 
 
@@ -58,7 +55,7 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     adds = [(path, one) for path, one in steps if one.kind == "add" and _has_two_maps(one)]
     found.residual.update(path for path, add in adds if _enter_join(found, add))
     _enter_ties(recording, found, adds)
-    times = [one.value.made for one in recording.steps.values() if one.value and one.is_leaf and _weight(one)]
+    times = [one.value.made for one in recording.steps.values() if one.value and one.is_leaf and weight(one)]
     for call in recording.first_calls.values():
         found.in_gate.update(step.path for step in _inside_gates(call, times))
     blocks = MainBlocks(recording, sites).find(found.residual)
@@ -108,7 +105,7 @@ def _enter_join(found: Structure, add: Step, wanted: Step | None = None) -> bool
     own = [above[0] - above[1], above[1] - above[0]]
     if len({one.shape for one in operands}) > 1 or not above[0] & above[1]:
         return False
-    weights = [sum(map(_weight, steps)) for steps in own]
+    weights = [sum(map(weight, steps)) for steps in own]
     upsampled = [any(_upsamples(step) and not _keeps_size(step) for step in steps) for steps in own]
     is_tie = weights[0] == weights[1]
     branch = operands.index(wanted) if is_tie and wanted else int(weights[1] > weights[0])
@@ -129,7 +126,7 @@ def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
     an operation makes (anchors), or one of several results of a block with convolutions, where the branch is one, too.
     """
     is_made = step.call is None and step.kind not in ("input", "zeros") and not step.inputs
-    is_one_of_several = step.kind == branch.kind == "entry" and any(map(_weight, step.inputs))
+    is_one_of_several = step.kind == branch.kind == "entry" and any(map(weight, step.inputs))
     is_product = step.kind in _PRODUCTS and _has_two_maps(step)
     sizes = _sizes_given(step) if step.kind == "interpolate" else []
     is_fitted = any(size == step.shape[2:] or set(size) == {1} for size in sizes)
@@ -137,16 +134,25 @@ def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
 
 
 def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
-    """Steps that only gates are computed from: not the branches of SKNet, which are also multiplied by gates."""
+    """Steps that nothing but gates is computed from: not the branches of SKNet, which are also multiplied by gates."""
     products = [step for step in call.steps if step.kind == "mul" and _has_two_maps(step)]
-    gates = [(product, *gate) for product in products for gate in _gates(product, times)]
+    gates = [(gate, product, own) for product in products for gate, own in _gates(product, times)]
+    scales = defaultdict[Step, set[Step]](set)
+    for gate, product, _ in gates:
+        scales[gate].add(product)
     inside = set().union(*(own for *_, own in gates))
-    scaled = [other for product, _, other, _ in gates if product not in inside]
-    return inside - _ancestors(*scaled, until={gate for _, gate, *_ in gates})
+    while others := {step for step in inside if is_used_beyond(call, step) or _users(step) - inside - scales[step]}:
+        inside -= others
+    return inside
 
 
-def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, set[Step]]]:
-    """Each operand that is a gate; the other; and what leads to the first alone.
+def _users(step: Step) -> set[Step]:
+    """Steps that read the result, without entries of it that nothing reads."""
+    return {reader for reader in step.readers if reader.readers or reader.kind != "entry"}
+
+
+def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step]]]:
+    """Each operand that is a gate, and what leads to it alone.
 
     A gate is smaller than the other, or squashed; of two that are squashed, only one may end in a sigmoid or softmax.
     With more than twice the convolutions that ran (at `times`) before the other was made, it is a network's mask.
@@ -154,16 +160,16 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, se
     operands = product.inputs[:2]
     above = list(map(_ancestors, operands))
     own = [above[0] - above[1], above[1] - above[0]]
-    squashed = [0 < len(own[at]) < len(above[at]) and _ends_in(_SQUASHING, operands[at]) for at in (0, 1)]
+    squashed = [0 < len(own[at]) < len(above[at]) and _ends_in(SQUASHING, operands[at]) for at in (0, 1)]
     if all(squashed):
         squashed = [_ends_in(_SIGMOIDS, one) for one in operands]
     for index, other in ((0, 1), (1, 0)):
         mine, its = operands[index].shape, operands[other].shape
         is_smaller = len(mine) == len(its) and mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
         before = sum(time <= operands[other].values[0][1].made for time in times)
-        is_mask = sum(map(_weight, own[index])) > 2 * max(1, before)
+        is_mask = sum(map(weight, own[index])) > 2 * max(1, before)
         if (is_smaller or (squashed[index] and not squashed[other])) and not is_mask:
-            yield operands[index], operands[other], own[index]
+            yield operands[index], own[index]
 
 
 def _ends_in(kinds: Set[str], step: Step | None) -> bool:
@@ -176,25 +182,17 @@ def _ends_in(kinds: Set[str], step: Step | None) -> bool:
     return step is not None
 
 
-def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
-    """The steps, and all that they are computed from, without the steps of `until` and what only those read."""
+def _ancestors(step: Step) -> set[Step]:
+    """The step, and all that it is computed from."""
     found: set[Step] = set()
-    waiting = list(steps)
+    waiting = [step]
     while waiting:
         step = waiting.pop()
         is_list = step.kind == "input" and step.value is None  # which is not a common value
-        if step not in found and step not in until and step.kind != "outside" and not is_list:
+        if step not in found and step.kind != "outside" and not is_list:
             found.add(step)
             waiting.extend(step.inputs)
     return found
-
-
-def _weight(step: Step) -> int:
-    """Convolutions and matrix products in a step: as operations, or as modules where these cannot be seen."""
-    if step.call is None or step.is_leaf:
-        return int(step.kind.startswith("conv") or step.kind == "linear")
-    modules = sum(isinstance(part, _WEIGHTED) for part in step.call.module.modules())
-    return max(modules, sum(map(_weight, step.call.steps)))
 
 
 def _sizes_given(step: Step) -> list[tuple[int, ...]]:
@@ -229,17 +227,19 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
 
     A convolution, norm, activation or product with a gate may come after it, also in a block of one convolution. In a
     sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
-    size that the caller's forward gave it.
+    size that the caller's forward gave it, or a module that this one calls.
     """
     frame = step.frame
     if step.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
         step = frame.parent.step_of.get(id(step.value), step)
+        made = step.inputs[0].call if step.kind == "entry" else None
+        step = made.step_of.get(id(step.value), step) if made else step
     if _enlarges(step):
         return 1
     if step.kind == "block" and _upsamples(step):
         return (0 if is_add else 0.5) if _keeps_size(step) else 1
     source = _passed(step)
-    inputs = step.inputs if source or _weight(step) == 1 or step.kind in _PASSING else ()
+    inputs = step.inputs if source or weight(step) == 1 or step.kind in _PASSING else ()
     if step.kind == "mul" and not is_add:
         inputs = tuple(one for one in step.inputs if one.shape == step.shape)
     return _was_upsampled(source or inputs[0], is_add, depth + (not source)) if depth < 4 and inputs else 0
@@ -248,6 +248,8 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
 def _decoders(recording: Recording, structure: Structure) -> set[str]:
     """Blocks that join an upsampled map with one that they are given, or the blocks that read such a join."""
     residual, found = set(structure.joins.values()), set[str]()
+    heads = {path for path, call in recording.first_calls.items() if call.is_scope and is_head(recording, path)}
+    main = structure.main - (heads - structure.residual)
     for path, call in recording.first_calls.items():
         for step in call.steps:
             if step.kind not in ("cat", "add") or step.path in residual or step.path in structure.in_gate:
@@ -255,14 +257,14 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             maps = [one for one in step.inputs if one.value is not None and one.value.is_from_input(recording.writes)]
             origins = [_was_upsampled(one, step.kind == "add") for one in maps]
             if len(set(origins)) > 1:
-                blocks = _readers_among(recording, step, structure.main)
-                is_one = path and len(call.outputs) == 1 and any(map(_weight, call.steps))
-                if is_one and _is_given_one(call, maps, origins):
+                blocks = _readers_among(heads, step, main)
+                is_one = path and len(call.outputs) == 1 and any(map(weight, call.steps))
+                if is_one and _is_given_one(call, maps, origins) and path not in heads:
                     blocks.add(path)
                 rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
-                blocks = blocks or {one.path for one in rising if one.kind == "block" and _weight(one) > 1}
+                blocks = blocks or {one.path for one in rising if one.kind == "block" and weight(one) > 1}
                 if not blocks and not covers(structure.main, path):
-                    blocks = _readers_among(recording, step, structure.main, least=1)
+                    blocks = _readers_among(heads, step, main, least=1)
                 found |= blocks
     found = {path for path in found if not _has_several_inside(recording, found, path)}
     found = {path for path in found if not _is_part_of_another(recording, found, path)}
@@ -271,7 +273,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
         kind = (path.rpartition(".")[0], type(call.module))
         if path in found:
             alike.add(kind)
-        elif kind in alike and kind[1] not in CONTAINERS:
+        elif kind in alike and kind[1] not in CONTAINERS and path not in heads:
             found |= {path for one in call.steps if _upsamples(one) and not _keeps_size(one)}
     return found
 
@@ -312,29 +314,7 @@ def _is_part_of_another(recording: Recording, found: set[str], path: str) -> boo
     return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)
 
 
-def _is_head(recording: Recording, step: Step) -> bool:
-    """Its last convolution makes at most 4 channels, or is 1x1 or makes fewer, without norm or activation after it."""
-    inside = [one for path, one in recording.steps.items() if path.startswith(f"{step.path}.") and one.is_leaf]
-    at, last = max(((at, one) for at, one in enumerate(inside) if _weight(one)), default=(0, step))
-    facts = conv_facts(last.call.module) if last.call else last.facts
-    is_less = max(facts.get("kernel", [0])) == 1 or any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
-    is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
-    return ((is_less and is_plain) or last.shape[1:2] <= (4,)) and not _meets_convolution(recording, step)
-
-
-def _meets_convolution(recording: Recording, step: Step) -> bool:
-    """A convolution, or a matrix product, reads what is computed from the result."""
-    values = [value for _, value in step.values]
-    for value in values:
-        reads = [read.path for one in recording.same_tensor(value) for read in one.readings]
-        readers = [recording.steps[path] for path in reads if path in recording.steps]
-        if any(map(_weight, readers)):
-            return True
-        values += [one for reader in readers for _, one in reader.values if one not in values]
-    return False
-
-
-def _readers_among(recording: Recording, join: Step, main: set[str], depth: int = 0, least: int = 2) -> set[str]:
+def _readers_among(heads: Set[str], join: Step, main: Set[str], depth: int = 0, least: int = 2) -> set[str]:
     """Blocks that read the join in the same forward, directly or after a convolution, a norm or an activation.
 
     Of other modules than main blocks, those of at least so many convolutions that return one map of that size.
@@ -342,9 +322,9 @@ def _readers_among(recording: Recording, join: Step, main: set[str], depth: int 
     found = set()
     for step in join.readers:
         source = _passed(step)
-        is_block = step.kind == "block" and _keeps_size(step) and not _is_head(recording, step)
-        if step.path in main or (is_block and _weight(step) >= least):
+        is_block = step.kind == "block" and _keeps_size(step) and step.path not in heads
+        if step.path in main or (is_block and weight(step) >= least):
             found.add(step.path)
         elif source or (depth < 2 and (step.kind in _PASSING or step.kind.startswith("conv"))):
-            found |= _readers_among(recording, step, main, depth + (not source), least)
+            found |= _readers_among(heads, step, main, depth + (not source), least)
     return found

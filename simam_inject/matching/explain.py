@@ -22,10 +22,11 @@ _REGULAR = re.compile(r"[|\\^$()+]|\.\*(?!$)|^\.\*")
 """Signs of a regular expression. `layer3.*` is a glob as well."""
 _STRUCTURES = {
     "main": "no module that returns one feature map, which is used, has two convolutions of maps larger than 1x1, "
-    "within two map sizes (plain Sequentials count if two or more have most of the convolutions)",
+    "within two map sizes (plain Sequentials count if two or more have most of the convolutions; heads, and the model "
+    "itself in a wrapper, do not)",
     "residual": f"no module joins a branch with a skip connection in its own forward {JOIN}",
     "decoder": "no module joins an upsampled feature map with an earlier one that it is given as it is, or apart from "
-    "the one that is upsampled, and no block that keeps the map size, other than the model's head, reads such a join",
+    "the one that is upsampled, and no block that keeps the map size reads such a join (heads do not count)",
 }
 
 

@@ -1171,6 +1171,11 @@ CASES = [
 
 @pytest.mark.parametrize(("factory", "recipe", "places"), CASES)
 def test_sites(factory, recipe, places):
+    check(factory, recipe, places)
+
+
+def check(factory, recipe, places):
+    """The sites, and the outputs of plain hooks at them."""
     torch.manual_seed(2)
     stock = factory().double().eval()
     image = torch.randn(2, 3, 32, 32, dtype=torch.float64)
