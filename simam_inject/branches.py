@@ -6,7 +6,7 @@
         x = torch.cat([F.interpolate(x, size), skip], 1)
 
 Both are the value `cat` of the block, so SimAM is applied to both. Which one is meant has to be clear from the source:
-both have the same operations of their kind before them. Loops and inner functions are not searched.
+both have the same operations of their kind before them, and as many after. Loops and inner functions are left out.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ def in_other_branches(function: ast.FunctionDef, node: ast.AST) -> tuple[list[as
     alike = [(each, path) for each, path in _nodes(function, ()) if operation and _operation(each, own) == operation]
     mine = next((path for each, path in alike if each is node), None)
     others = [(each, path) for each, path in alike if mine and _are_exclusive(path, mine)]
-    found = [
-        each for each, path in others if mine and _before(alike, path) == _before(alike, mine) and not _is_hidden(path)
-    ]
+    found = [each for each, path in others if mine and _is_same(alike, path, mine)]
     return found, len(found) < len(others)
 
 
-def _is_hidden(path: _Path) -> bool:
-    """In a loop or an inner function, or a statement of its own, whose result is not used."""
-    return isinstance(path[-1][0], ast.Expr) or any(isinstance(node, _OPAQUE) for node, *_ in path[1:])
+def _is_same(alike: Sequence[tuple[ast.AST, _Path]], one: _Path, other: _Path) -> bool:
+    """The same operations may run before two nodes, as many with each, and the result of the first one is used."""
+    is_used = not isinstance(one[-1][0], ast.Expr) and not any(isinstance(node, _OPAQUE) for node, *_ in one[1:])
+    counts = {sum(not _are_exclusive(path, each) for _, each in alike) for path in (one, other)}
+    return is_used and _before(alike, one) == _before(alike, other) and len(counts) == 1
 
 
 def _before(alike: Sequence[tuple[ast.AST, _Path]], path: _Path) -> list[ast.AST]:

@@ -200,7 +200,7 @@ def check_recipes(make_model: Callable[..., Any], variants: Sequence[Variant], e
     if _make(make_model, seed=0) is model:
         raise CompareError("make_model returned the same network twice; it must make a new one for each run")
     if injected(model):
-        raise CompareError("make_model returns a network that already has SimAM, in plain too: call eject(model)")
+        raise CompareError("make_model returns a network with SimAM, which plain would have too: call eject(model)")
     for recipe in {variant.recipe: variant.where for variant in variants if variant.where is not None}.values():
         eject(inject(model, recipe, example_inputs=example_inputs, verify=False))
 

@@ -8,10 +8,12 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from simam_inject.dataflow.module_kinds import conv_facts
-from simam_inject.dataflow.values import Frame, Recording, Step
+from simam_inject.dataflow.values import Recording, Step
 from simam_inject.kinds import FAMILIES, words
 
 _WEIGHTED = (_ConvNd, nn.Linear)
+_MOST = 4
+"""Channels of a result that is an image, a mask or a flow."""
 SQUASHING = words("sigmoid hardsigmoid softmax hard_sigmoid tanh clamp relu6")
 _NOT_LAST = (FAMILIES["norm"] | FAMILIES["act"]) - SQUASHING  # after the last convolution of a head
 
@@ -24,21 +26,18 @@ def weight(step: Step) -> int:
     return max(modules, sum(map(weight, step.call.steps)))
 
 
-def is_used_beyond(call: Frame, step: Step) -> bool:
-    """Something outside of the call reads the result, or the network returns it."""
-    reads = [read.tick for _, value in step.values for read in value.readings]
-    return _is_returned(step) or not all(map(call.spans, reads))
-
-
 def _is_returned(step: Step) -> bool:
     """The network returns the result as it is."""
     return any(frame.parent is None for _, value in step.values for frame, _ in value.returns)
 
 
 def is_head(recording: Recording, path: str) -> bool:
-    """A module ends as a head, and the network returns its result, or no convolution reads what is computed from it."""
+    """A module ends as a head, and no convolution reads what is computed from its result, or the network returns that,
+    of at most 4 channels.
+    """
     step = recording.steps.get(path)
-    return step is not None and _ends_as_head(step) and (_is_returned(step) or not _meets_convolution(recording, step))
+    is_result = step is not None and _is_returned(step) and step.shape[1:2] <= (_MOST,)
+    return step is not None and _ends_as_head(step) and (is_result or not _meets_convolution(recording, step))
 
 
 def is_last_head(recording: Recording, step: Step) -> bool:
@@ -53,7 +52,7 @@ def _ends_as_head(step: Step) -> bool:
     facts = conv_facts(last.call.module) if last.call else last.facts
     is_less = max(facts.get("kernel", [0])) == 1 or any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
     is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
-    return (is_less and is_plain) or last.shape[1:2] <= (4,)
+    return (is_less and is_plain) or last.shape[1:2] <= (_MOST,)
 
 
 def _leaves(step: Step) -> Iterator[Step]:

@@ -189,10 +189,9 @@ class MainBlocks:
         return self.contents[path].convolutions == self.contents[""].convolutions
 
     def _is_network(self, path: str) -> bool:
-        """A module contains all convolutions of the network and half of all its layers at least, as in a wrapper."""
-        whole, inside = self.contents[""], self.contents[path]
-        layers = inside.convolutions + inside.products
-        return self._is_everything(path) and 2 * layers >= whole.convolutions + whole.products
+        """A module contains all convolutions of the network and all its parameters, as in a wrapper."""
+        whole, inside = self.recording.modules[""], self.recording.modules[path]
+        return self._is_everything(path) and len([*whole.parameters()]) == len([*inside.parameters()])
 
     def _depth(self) -> int:
         """Length of the path of the network itself, in its wrappers."""
@@ -293,9 +292,10 @@ class MainBlocks:
         return found
 
     def _without_heads(self, blocks: list[str]) -> list[str]:
-        """Without the classes whose blocks all make a result of the network, as auxiliary heads do."""
+        """Without the classes of several blocks that all make a result of the network, as auxiliary heads do."""
         steps = self.recording.steps
-        others = {path for path in blocks if path in self.residual or not is_last_head(self.recording, steps[path])}
+        repeated = {blocks[at] for at in self._repeated(blocks)} - self.residual
+        others = {path for path in blocks if path not in repeated or not is_last_head(self.recording, steps[path])}
         return [path for path in blocks if type(self.recording.modules[path]) in self._classes(others)]
 
     def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:

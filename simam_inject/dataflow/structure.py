@@ -12,12 +12,11 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from simam_inject.dataflow.anatomy import Site
-from simam_inject.dataflow.heads import SQUASHING, is_head, is_used_beyond, weight
+from simam_inject.dataflow.heads import SQUASHING, is_head, weight
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.module_kinds import UPSAMPLING
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
@@ -134,25 +133,16 @@ def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
 
 
 def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
-    """Steps that nothing but gates is computed from: not the branches of SKNet, which are also multiplied by gates."""
+    """Steps that only gates are computed from: not the branches of SKNet, which are also multiplied by gates."""
     products = [step for step in call.steps if step.kind == "mul" and _has_two_maps(step)]
-    gates = [(gate, product, own) for product in products for gate, own in _gates(product, times)]
-    scales = defaultdict[Step, set[Step]](set)
-    for gate, product, _ in gates:
-        scales[gate].add(product)
+    gates = [(product, *gate) for product in products for gate in _gates(product, times)]
     inside = set().union(*(own for *_, own in gates))
-    while others := {step for step in inside if is_used_beyond(call, step) or _users(step) - inside - scales[step]}:
-        inside -= others
-    return inside
+    scaled = [other for product, _, other, _ in gates if product not in inside]
+    return inside - _ancestors(*scaled, until={gate for _, gate, *_ in gates})
 
 
-def _users(step: Step) -> set[Step]:
-    """Steps that read the result, without entries of it that nothing reads."""
-    return {reader for reader in step.readers if reader.readers or reader.kind != "entry"}
-
-
-def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step]]]:
-    """Each operand that is a gate, and what leads to it alone.
+def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, set[Step]]]:
+    """Each operand that is a gate; the other; and what leads to the first alone.
 
     A gate is smaller than the other, or squashed; of two that are squashed, only one may end in a sigmoid or softmax.
     With more than twice the convolutions that ran (at `times`) before the other was made, it is a network's mask.
@@ -169,7 +159,7 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step
         before = sum(time <= operands[other].values[0][1].made for time in times)
         is_mask = sum(map(weight, own[index])) > 2 * max(1, before)
         if (is_smaller or (squashed[index] and not squashed[other])) and not is_mask:
-            yield operands[index], own[index]
+            yield operands[index], operands[other], own[index]
 
 
 def _ends_in(kinds: Set[str], step: Step | None) -> bool:
@@ -182,14 +172,14 @@ def _ends_in(kinds: Set[str], step: Step | None) -> bool:
     return step is not None
 
 
-def _ancestors(step: Step) -> set[Step]:
-    """The step, and all that it is computed from."""
+def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
+    """The steps, and all that they are computed from, without the steps of `until` and what only those read."""
     found: set[Step] = set()
-    waiting = [step]
+    waiting = list(steps)
     while waiting:
         step = waiting.pop()
         is_list = step.kind == "input" and step.value is None  # which is not a common value
-        if step not in found and step.kind != "outside" and not is_list:
+        if step not in found and step not in until and step.kind != "outside" and not is_list:
             found.add(step)
             waiting.extend(step.inputs)
     return found
@@ -263,7 +253,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
                     blocks.add(path)
                 rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
                 blocks = blocks or {one.path for one in rising if one.kind == "block" and weight(one) > 1}
-                if not blocks and not covers(structure.main, path):
+                if not blocks and not covers(main, path):
                     blocks = _readers_among(heads, step, main, least=1)
                 found |= blocks
     found = {path for path in found if not _has_several_inside(recording, found, path)}

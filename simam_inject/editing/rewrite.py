@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from simam_inject.branches import in_other_branches
 from simam_inject.editing.hooks import ADVICE, SiteHook, attend, behind, guard_hooks, lost
@@ -128,7 +128,7 @@ class RewrittenMethod(SiteHook):
 
         In other branches, the expression may compute something else than a map of that kind, which stays.
         """
-        site, attended = self.sites[place], not is_other
+        site, attended = self.sites[place], not is_other or isinstance(x, fx.Proxy)
         if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dim() == len(site.shape):
             attended = attended or x.shape[site.channel_dim] == site.shape[site.channel_dim]
         return attend(self.owner, site, x) if attended else x

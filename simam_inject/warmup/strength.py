@@ -12,7 +12,7 @@ from simam_inject.adapters import network_of, update
 from simam_inject.attention import ArgumentError, SimAM
 from simam_inject.attention.arguments import check_count, check_number
 from simam_inject.editing.attach import attended_in
-from simam_inject.errors import ModelError, a_type
+from simam_inject.errors import ModelError
 
 
 def set_strength(model: nn.Module, value: float) -> None:
@@ -51,9 +51,10 @@ def simams_of(model: nn.Module) -> list[tuple[str, SimAM]]:
     """
     attended = list(attended_in(network_of(model)))
     found = [(entry.site, entry.attention) for entry in attended if isinstance(entry.attention, SimAM)]
-    if attended and not found:
-        raise ModelError(f"its sites hold {a_type(attended[0].attention)}, which has no strength and no gain as SimAM")
     if not found:
+        other = next((type(entry.attention).__name__ for entry in attended if entry.attention is not None), None)
+        if other is not None:
+            raise ModelError(f"the sites of this model hold {other}, which has no strength and no gain as SimAM")
         raise ModelError("no SimAM in this model; inject(model, recipe) adds it")
     count = Counter(site.path for site, _ in found)
     return [
@@ -95,15 +96,17 @@ class Ramp:
     """
 
     def __init__(self, model: nn.Module, *more: nn.Module, steps: int, start: float = 0.0) -> None:
-        self._models = (model, *more)
-        attentions = [[attention for _, attention in simams_of(one)] for one in self._models]
+        self._models: tuple[nn.Module, ...] = ()
+        attentions = [[attention for _, attention in simams_of(one)] for one in (model, *more)]
+        self.load_state_dict({"steps": steps, "start": start, "done": 0})
         if any(all(attention.gain == 1.0 for attention in found) for found in attentions):
             warnings.warn(
                 "a ramp without gains makes the statistics of norms lag behind, which costs more accuracy on the way "
                 "than it saves; calibrate(model, batches) fits them (before copies are made)",
                 stacklevel=2,
             )
-        self.load_state_dict({"steps": steps, "start": start, "done": 0})  # last, since a warning may be an error
+        self._models = (model, *more)  # none is set before all are checked, nor if the warning is an error
+        self._set()
 
     @property
     def strength(self) -> float:
@@ -142,5 +145,8 @@ class Ramp:
         for model in self._models:
             simams_of(model)  # or an error, before anything is set
         self._steps, self._start, self._done = steps, start, done
+        self._set()
+
+    def _set(self) -> None:
         for model in self._models:
             set_strength(model, self.strength)

@@ -219,7 +219,7 @@ def no_run(model, seed, report):
         ({"batches": DataLoader(torch.zeros(2, 3, 4, 4), 8, drop_last=True)}, ModelError, "holds no batch"),
         ({"storage": "."}, CompareError, says("is a folder")),
         ({"storage": "nowhere/study.journal"}, CompareError, says("no such folder", "nowhere")),
-        ({"make_model": make_attended}, CompareError, says("already has SimAM", "plain")),
+        ({"make_model": make_attended}, CompareError, says("with SimAM", "plain")),
         ({"make_model": partial(nn.Module.train, make_model())}, CompareError, says("same network twice", "new one")),
         ({"make_model": lambda: "resnet18"}, CompareError, says("make_model", "str", "torch.nn.Module")),
         ({"make_model": lambda: 1 / 0}, ZeroDivisionError, "division"),

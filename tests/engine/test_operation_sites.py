@@ -306,7 +306,7 @@ CASES = {
     def forward(self, x):
         y = self.c(x) * 2
         if self.flag:
-            y = <<y * 3>> * 4
+            y = <<y * 3>>.relu()
         else:
             y = <<y * 5>>
         return self.h(y) + y
@@ -366,6 +366,15 @@ UNCLEAR = {
         if self.prev is not None:
             y = y * self.prev
         return self.h(y * 4)
+""",
+    "more operations": """
+    def forward(self, x):
+        y = self.c(x)
+        if self.flag:
+            y = self.k(y * 2) * 3
+        else:
+            y = y * 4
+        return self.h(y)
 """,
     "a statement": """
     def forward(self, x):

@@ -1,4 +1,4 @@
-"""What makes a network's own results is no block; what is computed from a gate and used besides is on the main path.
+"""What makes a network's own results is no block.
 
 Each net has neighbours that are built alike and must stay.
 """
@@ -156,26 +156,6 @@ class Backbone(nn.Module):
         return found[-self.returned :]
 
 
-class Reverse(nn.Module):
-    """Refines a coarse result where it is unsure, as in PraNet: each level is added to it, and returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.shallow, self.shrink = c3(3, 8, 2), nn.Sequential(Darn(), Darn()), c3(8, 8, 2)
-        self.deep, self.coarse = nn.Sequential(Darn(), Darn()), c1(8, 1)
-        self.refine2, self.refine1 = c3(8, 1), c3(8, 1)
-
-    def forward(self, x):
-        one = self.shallow(self.stem(x))
-        two = self.deep(self.shrink(one))
-        x, found = self.coarse(two), []
-        for refine, each, scale in ((self.refine2, two, 1), (self.refine1, one, 2)):
-            x = F.interpolate(x, scale_factor=scale)
-            x = refine(each * (1 - x.sigmoid()).expand(-1, 8, -1, -1)) + x
-            found.append(F.interpolate(x, scale_factor=2))
-        return found
-
-
 class Told(nn.Module):
     """Blocks, each with a gate of a convolution that is also returned, or only kept, besides."""
 
@@ -304,17 +284,15 @@ CASES = [
     (lambda: nn.Sequential(Ravine(Labels(c3(16, 8), nn.ReLU(), c1(8, 8))), c1(8, 5)), "unet", "0.decoder"),
     (Matting, "unet", "matte.mix"),
     (Printing, "unet", ""),
-    (lambda: Second(is_returned=True), "unet", "feats"),
+    (lambda: Second(is_returned=True), "unet", "feats coarse"),
     (lambda: Second(is_returned=False), "unet", "feats coarse"),
     (Watched, "block-output", "blocks.{0,1,2}"),
     (lambda: Sleeve(Watched()), "paper", "net.blocks.{0,1,2}.second"),
     (lambda: Backbone(Bare), "block-output", "blocks.{0,1,2}"),
     (lambda: Backbone(Bare, 1), "block-output", "blocks.{0,1,2}"),
     (lambda: Backbone(Pyre), "block-output", "blocks.{0,1,2}"),
-    (Reverse, "block-output", "{shallow,deep}.{0,1}"),
-    (Reverse, "paper", "{shallow,deep}.{0,1}.second"),
     (lambda: Told(is_returned=False), "block-output", "body.{0,1}"),
-    (lambda: Told(is_returned=True), "block-output", "body.{0,1} mask.{0,1}"),
+    (lambda: Told(is_returned=True), "block-output", "body.{0,1}"),
     (lambda: Relay(Pack), "block-output", "one.{0,1} two.{g1,g2}.body.{0,1}"),
     (lambda: Relay(lambda: Pack(Pyre)), "block-output", "one.{0,1} two.{g1,g2}"),
     (Trailing, "block-output", "a b"),

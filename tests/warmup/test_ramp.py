@@ -63,7 +63,7 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("call", "error", "message"), MISTAKES)
 def test_a_mistake_is_refused_and_nothing_is_set(call, error, message):
-    model = calibrated()
+    model = attended()
     with pytest.raises(error, match=message):
         call(model)
     assert strengths(model) == {1.0}
