@@ -31,13 +31,13 @@ def _is_returned(step: Step) -> bool:
     return any(frame.parent is None for _, value in step.values for frame, _ in value.returns)
 
 
-def is_head(recording: Recording, path: str) -> bool:
+def is_head(recording: Recording, path: str, *, fewer: bool = True) -> bool:
     """A module ends as a head, and no convolution reads what is computed from its result, or the network returns that,
-    of at most 4 channels.
+    of at most 4 channels. See `_ends_as_head` for `fewer`.
     """
     step = recording.steps.get(path)
     is_result = step is not None and _is_returned(step) and step.shape[1:2] <= (_MOST,)
-    return step is not None and _ends_as_head(step) and (is_result or not _meets_convolution(recording, step))
+    return step is not None and _ends_as_head(step, fewer) and (is_result or not _meets_convolution(recording, step))
 
 
 def is_last_head(recording: Recording, step: Step) -> bool:
@@ -45,12 +45,15 @@ def is_last_head(recording: Recording, step: Step) -> bool:
     return _ends_as_head(step) and not _meets_convolution(recording, step)
 
 
-def _ends_as_head(step: Step) -> bool:
-    """Its last convolution makes at most 4 channels, or is 1x1 or makes fewer, without norm or activation after it."""
+def _ends_as_head(step: Step, fewer: bool = True) -> bool:
+    """Its last convolution makes at most 4 channels; or it is 1x1 or, if that counts, makes fewer channels than it is
+    given, without norm or activation after it.
+    """
     inside = list(_leaves(step))
     at, last = max(((at, one) for at, one in enumerate(inside) if weight(one)), default=(0, step))
     facts = conv_facts(last.call.module) if last.call else last.facts
-    is_less = max(facts.get("kernel", [0])) == 1 or any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
+    is_less = fewer and any(last.shape[1:2] < one.shape[1:2] for one in last.inputs[:1])
+    is_less = is_less or max(facts.get("kernel", [0])) == 1
     is_plain = not any(one.kind in _NOT_LAST for one in inside[at:])
     return (is_less and is_plain) or last.shape[1:2] <= (_MOST,)
 

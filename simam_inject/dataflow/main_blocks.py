@@ -299,11 +299,10 @@ class MainBlocks:
         return [path for path in blocks if type(self.recording.modules[path]) in self._classes(others)]
 
     def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
-        """The outermost blocks of these classes inside a block, else all; if two of them have the same class."""
+        """The outermost blocks of these classes inside a block, if two of them have the same class."""
         above = {one: _above(one)[1:] for one in self.recording.first_calls if one}
         known = [one for one in above if type(self.recording.modules[one]) in classes and path in above[one]]
         inside = [one for one in known if self._is_block(one) and not set(known) & set(above[one])]
-        inside = inside or self._inside(path)
         return inside if self._repeated(inside) else []
 
 

@@ -239,7 +239,8 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
     """Blocks that join an upsampled map with one that they are given, or the blocks that read such a join."""
     residual, found = set(structure.joins.values()), set[str]()
     heads = {path for path, call in recording.first_calls.items() if call.is_scope and is_head(recording, path)}
-    main = structure.main - (heads - structure.residual)
+    own = {path for path in heads if is_head(recording, path, fewer=False)}
+    main = structure.main - (own - structure.residual)
     for path, call in recording.first_calls.items():
         for step in call.steps:
             if step.kind not in ("cat", "add") or step.path in residual or step.path in structure.in_gate:
@@ -249,7 +250,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
             if len(set(origins)) > 1:
                 blocks = _readers_among(heads, step, main)
                 is_one = path and len(call.outputs) == 1 and any(map(weight, call.steps))
-                if is_one and _is_given_one(call, maps, origins) and path not in heads:
+                if is_one and _is_given_one(call, maps, origins) and path not in own:
                     blocks.add(path)
                 rising = (one for one, origin in zip(maps, origins, strict=True) if origin == 1)
                 blocks = blocks or {one.path for one in rising if one.kind == "block" and weight(one) > 1}
@@ -263,7 +264,7 @@ def _decoders(recording: Recording, structure: Structure) -> set[str]:
         kind = (path.rpartition(".")[0], type(call.module))
         if path in found:
             alike.add(kind)
-        elif kind in alike and kind[1] not in CONTAINERS and path not in heads:
+        elif kind in alike and kind[1] not in CONTAINERS and path not in own:
             found |= {path for one in call.steps if _upsamples(one) and not _keeps_size(one)}
     return found
 
