@@ -8,13 +8,13 @@ among them:
 
 * what returns the very tensor of a block inside it, perhaps passed on by a dropout or a cast, or a smaller map than
   those of blocks of which two have the same class, and has at least half of its convolutions in such blocks: a stage;
-* what contains all convolutions: the network itself in a wrapper, which is no block even without blocks inside;
+* what contains all convolutions: the network itself in a wrapper, also without blocks inside;
 * classes whose modules contain each other: a recursion;
 * blocks of which no two have the same class, around blocks of which two have: a trunk with a skip connection around it.
 
 In the container of a block, the other modules of its class that return maps are blocks as well.
-Classes that are heads alone are left out, and of the head, after the last class that is repeated, two blocks of one
-class inside are taken instead.
+Classes of several blocks that are all heads are left out. Of a head after the last class that is repeated, blocks of
+the repeated classes inside are taken instead, if two have the same class.
 Where a network has no block, or only such of their classes, residual blocks of one convolution count as well; where it
 has none of these either, plain `Sequential`s that have most of its convolutions. Where there are none at all, modules
 count in which no map can be attended, so that a rule tells why.

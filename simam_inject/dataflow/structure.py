@@ -6,7 +6,7 @@
 * A **main block** is what a network repeats between stem and head; see `main_blocks`.
 * A **decoder block** joins (`cat`, `add`) an upsampled map with an earlier one that it is given, or it is the block
   that reads such a join, or made the upsampled map; so is one of its class beside it that upsamples without a join.
-  Heads are none.
+  Heads do not count.
 """
 
 from __future__ import annotations

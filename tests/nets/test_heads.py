@@ -1,4 +1,4 @@
-"""What makes a network's own results is no block.
+"""Modules that make the results of a network do not count as blocks.
 
 Each net has neighbours that are built alike and must stay.
 """
@@ -156,7 +156,7 @@ class Backbone(nn.Module):
         return found[-self.returned :]
 
 
-class Told(nn.Module):
+class Kept(nn.Module):
     """Blocks, each with a gate of a convolution that is also returned, or only kept, besides."""
 
     def __init__(self, *, is_returned):
@@ -291,8 +291,8 @@ CASES = [
     (lambda: Backbone(Bare), "block-output", "blocks.{0,1,2}"),
     (lambda: Backbone(Bare, 1), "block-output", "blocks.{0,1,2}"),
     (lambda: Backbone(Pyre), "block-output", "blocks.{0,1,2}"),
-    (lambda: Told(is_returned=False), "block-output", "body.{0,1}"),
-    (lambda: Told(is_returned=True), "block-output", "body.{0,1}"),
+    (lambda: Kept(is_returned=False), "block-output", "body.{0,1}"),
+    (lambda: Kept(is_returned=True), "block-output", "body.{0,1}"),
     (lambda: Relay(Pack), "block-output", "one.{0,1} two.{g1,g2}.body.{0,1}"),
     (lambda: Relay(lambda: Pack(Pyre)), "block-output", "one.{0,1}"),
     (Trailing, "block-output", "a b"),
