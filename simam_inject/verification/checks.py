@@ -16,7 +16,7 @@ from simam_inject.errors import a_type, shortened
 Marks = dict[str, tuple[int, int | None]]
 
 
-DISTURBED = "another thread draws random numbers meanwhile, which this model draws as well"
+DISTURBED = "the model draws random numbers, and another thread or another attention module draws some in between"
 EVAL_ONLY = "in train mode the model has no such value"
 
 
