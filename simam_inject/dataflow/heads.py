@@ -32,20 +32,23 @@ def _is_returned(step: Step) -> bool:
 
 
 def is_head(recording: Recording, path: str, *, fewer: bool = True) -> bool:
-    """A module ends as a head, and no convolution reads what is computed from its result, or the network returns that,
-    of at most 4 channels. See `_ends_as_head` for `fewer`.
+    """It is a last head, or ends as one in at most 4 channels, which the network returns.
+
+    Args:
+        fewer: see `_ends_as_head`.
     """
     step = recording.steps.get(path)
     is_result = step is not None and _is_returned(step) and step.shape[1:2] <= (_MOST,)
-    return step is not None and _ends_as_head(step, fewer) and (is_result or not _meets_convolution(recording, step))
+    return is_last_head(recording, path, fewer=fewer) or (is_result and step is not None and _ends_as_head(step, fewer))
 
 
-def is_last_head(recording: Recording, step: Step) -> bool:
-    """It ends as a head, and no convolution reads what is computed from its result."""
-    return _ends_as_head(step) and not _meets_convolution(recording, step)
+def is_last_head(recording: Recording, path: str, *, fewer: bool = True) -> bool:
+    """A module ends as a head, and no convolution reads what is computed from its result."""
+    step = recording.steps.get(path)
+    return step is not None and _ends_as_head(step, fewer) and not _meets_convolution(recording, step)
 
 
-def _ends_as_head(step: Step, fewer: bool = True) -> bool:
+def _ends_as_head(step: Step, fewer: bool) -> bool:
     """Its last convolution makes at most 4 channels; or it is 1x1 or, if that counts, makes fewer channels than it is
     given, without norm or activation after it.
     """

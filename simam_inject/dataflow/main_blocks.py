@@ -293,9 +293,8 @@ class MainBlocks:
 
     def _without_heads(self, blocks: list[str]) -> list[str]:
         """Without the classes of several blocks that all make a result of the network, as auxiliary heads do."""
-        steps = self.recording.steps
         repeated = {blocks[at] for at in self._repeated(blocks)} - self.residual
-        others = {path for path in blocks if path not in repeated or not is_last_head(self.recording, steps[path])}
+        others = {path for path in blocks if path not in repeated or not is_last_head(self.recording, path)}
         return [path for path in blocks if type(self.recording.modules[path]) in self._classes(others)]
 
     def _parts(self, path: str, classes: set[type[nn.Module]]) -> list[str]:
