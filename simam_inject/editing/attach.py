@@ -182,9 +182,10 @@ def _new_attention(holder: nn.Module, model: nn.Module, site: Insertion, factory
         attention.strength, attention.gain = site.strength, site.gain  # type: ignore[assignment]
         return attention.train(holder.training)
     attention = factory(site.shape[site.channel_dim])
-    if not isinstance(attention, nn.Module):
+    if not isinstance(attention, nn.Module) or isinstance(attention, torch.jit.ScriptModule):
         raise ModelError(
-            f"attention must return an nn.Module for a number of channels; it returned {a_type(attention)}"
+            "attention must return an nn.Module in plain Python for a number of channels; "
+            f"it returned {a_type(attention)}"
         )
     if any(is_lazy(tensor) or tensor.is_meta for tensor in (*attention.parameters(), *attention.buffers())):
         raise ModelError(

@@ -88,6 +88,10 @@ class Plan:
         near = [f"  {skip.path or '(model)'}: {skip.reason}" for skip in (refused or self.skips)[:3]]
         return "\n".join([f"{head}. Skipped:", *near] if near else [head])
 
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Plan:
+        """The plan itself, which never changes and belongs to one model: a copy could be applied to nothing."""
+        return self
+
     def __repr__(self) -> str:
         reasons = Counter(skip.reason for skip in self.skips if skip.hit)
         skipped = [f"skipped {count}: {reason:.100}" for reason, count in reasons.most_common(4)]

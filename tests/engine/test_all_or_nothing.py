@@ -1,5 +1,6 @@
 """Injection is all or nothing: a failure midway, a stale plan and a mere inspection leave the model as it was."""
 
+import copy
 import random
 
 import numpy as np
@@ -24,7 +25,7 @@ def run(model):
 
 def test_a_plan_is_applied_once_and_to_the_planned_model():
     model = network()
-    planned = plan(model, "after block.a", example_inputs=X)
+    planned = copy.deepcopy(plan(model, "after block.a", example_inputs=X))
     assert injected(model) == ()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(api, "update", lambda _: 1 / 0)
