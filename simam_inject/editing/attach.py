@@ -178,11 +178,11 @@ def _attentions(
 
 def _new_attention(holder: nn.Module, model: nn.Module, site: Insertion, factory: Factory | None) -> nn.Module:
     if factory is None:
-        attention: nn.Module = SimAM(site.e_lambda, channel_dim=site.channel_dim)
-        attention.strength, attention.gain = site.strength, site.gain  # type: ignore[assignment]
-        return attention.train(holder.training)
-    attention = factory(site.shape[site.channel_dim])
-    if not isinstance(attention, nn.Module) or isinstance(attention, torch.jit.ScriptModule):
+        own = SimAM(site.e_lambda, channel_dim=site.channel_dim)
+        own.strength, own.gain = site.strength, site.gain
+        return own.train(holder.training)
+    attention: Any = factory(site.shape[site.channel_dim])
+    if not isinstance(attention, nn.Module) or isinstance(attention, torch.jit.ScriptModule):  # which takes no hooks
         raise ModelError(
             "attention must return an nn.Module in plain Python for a number of channels; "
             f"it returned {a_type(attention)}"

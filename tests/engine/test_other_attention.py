@@ -115,7 +115,7 @@ class NotYet(Scale):
         (NotYet, says("attention at 1.inner.a", "a NotYet", "no data")),
         (lambda c: Scale(c).to("meta"), says("attention at 1.inner.a", "a Scale", "no data")),
         (lambda _: nn.PixelShuffle(3), says("attention at 1.inner.a, a PixelShuffle", "(2, 4, 8, 8)", "RuntimeError")),
-        (lambda c: torch.jit.trace(Scale(c), X), "must return an nn.Module in plain Python"),
+        (lambda c: torch.jit.trace(Scale(c), torch.zeros(1, c, 8, 8)), "must return an nn.Module in plain Python"),
         (lambda c: c, "must return an nn.Module in plain Python for a number of channels; it returned an int"),
         (nn.BatchNorm1d, says("attention at 1.inner.a, a BatchNorm1d", "(2, 4, 8, 8)", "got 4D input")),
     ],
