@@ -53,6 +53,7 @@ class Row:
     """`inference` (one forward in eval mode) or `training` (forward and backward in train mode)."""
     variant: str
     seconds: Quartiles
+    """See `time_rounds`: on a CPU, processor time divided by the number of threads."""
     ratio: Quartiles
     """To the plain model, round by round."""
     images_per_second: float

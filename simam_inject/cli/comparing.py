@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -17,7 +18,7 @@ import typer
 from simam_inject.cli.options import CompareOptions, StudyOptions
 from simam_inject.cli.preparing import library_of
 from simam_inject.cli.program import Outcome, Step, command, group, note
-from simam_inject.errors import CompareError, InjectError
+from simam_inject.errors import CompareError
 
 if TYPE_CHECKING:
     from simam_inject.compare import Comparison
@@ -80,8 +81,9 @@ def report(options: StudyOptions, _step: Step) -> Outcome:
     return Outcome([f"wrote {' and '.join(files)}" if files else found.to_markdown()])
 
 
-def _work_together(options: CompareOptions, work: Callable[[], Comparison]) -> Comparison:
-    """Run cells here and in other processes, and at the end those of a process that died."""
+def _work_together(options: CompareOptions, work: Callable[..., Comparison]) -> Comparison:
+    """Run cells here and in other processes, and at the end, if there is time, those of a process that died."""
+    started = time.monotonic()
     with ExitStack() as stack:
         # Files, since a worker that prints much would wait for this process to read a full pipe.
         logs = [stack.enter_context(TemporaryFile("w+")) for _ in range(options.workers - 1)]
@@ -92,14 +94,15 @@ def _work_together(options: CompareOptions, work: Callable[[], Comparison]) -> C
                 if worker.wait():
                     log.seek(0)
                     note(f"a worker ended with exit code {worker.returncode}: {log.read().strip()[-1000:]}")
-            return work() if workers else found
+            left = None if options.budget is None else options.budget - (time.monotonic() - started)
+            return work(budget=left) if workers else found
         except KeyboardInterrupt:
             for worker in workers:
                 worker.wait()
             place = options.study.rpartition("@")[-1]  # without a password
             note(f"stopped; every finished run is saved in {place}; the same command continues the study")
             raise typer.Exit(_STOPPED) from None
-        except InjectError:  # a recipe without effect or a full disk stops the others too
+        except Exception:  # a recipe without effect or a full disk stops the others too
             for worker in workers:
                 worker.terminate()
                 worker.wait()

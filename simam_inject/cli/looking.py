@@ -97,6 +97,8 @@ def _render_bench(found: Bench) -> Iterator[Table | str]:
     yield f"{plural(found.sites, 'site')}; per batch, the attention reads and writes at least {floor}"
     machine = ", ".join(f"{name} {value}" for name, value in found.machine.items())
     yield f"measured on: {machine}; ratios are taken round by round, all variants interleaved in one process"
+    if conditions.device == "cpu":
+        yield "ms, images/s: of processor time divided by the number of threads; wall time is longer if threads wait"
     if any(row.kept_bytes is not None for row in found.rows):
         yield "kept: bytes that the forward keeps for the backward pass"
 

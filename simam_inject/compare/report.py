@@ -15,6 +15,7 @@ from typing import Any
 from simam_inject.compare import figures, statistics
 from simam_inject.compare.cells import AGAIN, PLAIN, WRONG_SIGN, Cell, Costs
 from simam_inject.compare.statistics import NOISE_ONLY, Difference
+from simam_inject.persist.files import in_one_step
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,15 @@ class Comparison:
         return self._render("report.html.j2", differences=differences, curves=curves)
 
     def save(self, html: str | Path | None = None, markdown: str | Path | None = None) -> None:
-        """Write the report to files."""
-        if html is not None:
-            Path(html).write_text(self.to_html(), encoding="utf-8")
-        if markdown is not None:
-            Path(markdown).write_text(self.to_markdown(), encoding="utf-8")
+        """Write the report to files.
+
+        Raises:
+            FileError: one of them cannot be written.
+        """
+        for path, render in ((html, self.to_html), (markdown, self.to_markdown)):
+            if path is not None:
+                with in_one_step(Path(path)) as file:
+                    file.write_text(render(), encoding="utf-8")
 
     def _rows(self) -> list[Difference]:
         return [*([] if self.noise_floor is None else [self.noise_floor]), *self.differences]

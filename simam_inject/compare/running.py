@@ -223,7 +223,9 @@ def run_cell(
             peer = variant.attention
             inject(model, variant.where, example_inputs=example, attention=peer, verify=peer is None)
         if batches is not None:  # no gains: they exist for SimAM only, and would favour it
-            seed_everything(seed)  # a loader may shuffle
+            seed_everything(seed)  # a loader may shuffle, perhaps by a generator of its own
+            if isinstance(own := getattr(batches, "generator", None), torch.Generator):
+                own.manual_seed(seed)
             copies = (Example((batch,), {}).fresh()[0][0] for batch in batches)  # a forward may write to its input
             update_bn(copies, model, _device_of(model))
         order = seed + AGAIN_OFFSET if variant.name == AGAIN else seed
@@ -258,17 +260,18 @@ def _hash_weights(model: nn.Module) -> str:
 
 
 def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
-    """A new network; `make_model` gets the seed if it has a parameter without a default, or one called `seed`."""
+    """A new network; `make_model` gets the seed as `seed`, or by position if it has a parameter without a default."""
     if isinstance(make_model, nn.Module):
         raise CompareError(f"make_model must be a function that makes a network; found {a_type(make_model)}")
     seed_everything(seed)
-    signature = inspect.signature(make_model)
-    try:
-        signature.bind()
-        takes_seed = "seed" in signature.parameters
-    except TypeError:
-        takes_seed = True
-    model = make_model(seed) if takes_seed else make_model()
+    parameters = inspect.signature(make_model).parameters
+    named = parameters.get("seed")
+    variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [one for one in parameters.values() if one.default is one.empty and one.kind not in variable]
+    if named is not None and named.kind is not named.POSITIONAL_ONLY:
+        model = make_model(seed=seed)
+    else:
+        model = make_model(seed) if needed else make_model()
     if not isinstance(model, nn.Module):
         raise CompareError(f"make_model returned {a_type(model)}; it must return a new torch.nn.Module")
     return model

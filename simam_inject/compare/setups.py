@@ -17,7 +17,9 @@ from simam_inject.api import eject
 from simam_inject.compare.cells import Report
 from simam_inject.compare.training import IMAGENET, Training, fit, make_loaders, open_folder
 from simam_inject.errors import CompareError
-from simam_inject.zoo import build, load_weights
+from simam_inject.zoo import ZooModel, build, load_weights
+from simam_inject.zoo.names import holds_yolo
+from simam_inject.zoo.yolo import read_yolo
 
 _WARM_BATCHES = 8
 _BUILT_IN = {"rate": "--rate", "ema": "--ema", "augment": "--no-augment", "compile": "--compile"}
@@ -74,9 +76,8 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
 
     if other := [option for name, option in _BUILT_IN.items() if getattr(training, name) != getattr(Training(), name)]:
         raise CompareError(f"ultralytics' trainer has its own settings for {', '.join(other)}: leave these out")
-    start = weights or model
-    is_trained = start.endswith(".pt")
-    built = build(start)
+    is_trained = weights is not None or model.endswith(".pt")
+    built = _build_yolo(model, weights)
     yolo = eject(built.model)  # SimAMs of a checkpoint would be in plain too
     is_classifier = yolo.task == "classify"
     size = training.size or (224 if is_classifier else 640)
@@ -109,6 +110,16 @@ def _set_up_yolo(model: str, data: str, training: Training, device: str, weights
     settings = {"model": model, "data": data, "weights": weights, "size": size, **used}
     example = built.with_size((3, size, size)).example_inputs
     return {"make_model": make_model, "train": train, "example_inputs": example, "settings": settings}
+
+
+def _build_yolo(model: str, weights: str | None) -> ZooModel:
+    """A YOLO, with the weights of a file for the same network, perhaps with another number of classes."""
+    if weights is None:
+        return build(model)
+    file = Path(weights)
+    is_checkpoint = file.suffix == ".pt" and holds_yolo(file)
+    classes = read_yolo(file).model.yaml["nc"] if is_checkpoint and not model.endswith(".pt") else None
+    return load_weights(build(model, num_classes=classes), file, new_head=True)
 
 
 def _estimate_norms(trainer: Any) -> None:

@@ -139,10 +139,8 @@ def make_loaders(
     order = 1000 * seed  # the sampler adds the epoch: epoch 1 of seed 0 is not epoch 0 of seed 1
     sampler: DistributedSampler[Any] = DistributedSampler(images.train, processes, rank, seed=order, drop_last=True)
     part = Subset(images.val, range(rank, len(images.val), processes))
-    workers = training.workers
-    load: Any = partial(
-        DataLoader, num_workers=workers, persistent_workers=workers > 0, pin_memory=torch.cuda.is_available()
-    )
+    # Workers are started anew in each epoch, with its seed: those that stay would go on with their random numbers.
+    load: Any = partial(DataLoader, num_workers=training.workers, pin_memory=torch.cuda.is_available())
     return load(images.train, training.batch, sampler=sampler, drop_last=True), load(part, training.batch)
 
 

@@ -67,7 +67,10 @@ def as_exported(model: nn.Module) -> Iterator[nn.Module]:
 def _full_float32() -> Iterator[None]:
     backends: Any = torch.backends
     cudnn, mkldnn = backends.cudnn, backends.mkldnn
-    operators = [backends, backends.cuda.matmul, cudnn, cudnn.conv, cudnn.rnn, mkldnn.matmul, mkldnn.conv]
+    # That of mkldnn itself, which torch.export sets: setting `mkldnn.fp32_precision` sets that of all backends.
+    all_mkldnn = type(mkldnn.conv)("mkldnn", "all")
+    parts = (cudnn, cudnn.conv, cudnn.rnn, all_mkldnn, mkldnn.matmul, mkldnn.conv, mkldnn.rnn)
+    operators = [backends, backends.cuda.matmul, *parts]
     precisions = [operator.fp32_precision for operator in operators]
     try:
         allowed = cudnn.allow_tf32  # torch.export reads this older flag, which must agree with those of the operators

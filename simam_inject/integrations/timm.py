@@ -134,9 +134,9 @@ def run_script(arguments: list[str]) -> None:
             try:
                 names.append(register(architecture, shipped.get(recipe, recipe)))
             except InjectError as error:  # or not a model: a folder of results is named after it, too
-                errors.append(error)
+                errors += [error] if timm.is_model(architecture) else []
     if errors and not names:
-        raise errors[0]
+        raise SystemExit(f"error: {errors[0]}")
     sys.argv = arguments
     sys.path.insert(0, str(Path(arguments[0]).resolve().parent))
     runpy.run_path(arguments[0], run_name="__main__")

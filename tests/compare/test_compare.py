@@ -58,9 +58,22 @@ def test_weights_that_differ_between_variants_are_noted():
     assert not compare(lambda seed: nn.Sequential(nn.Conv2d(3, 4, 3)), [RECIPE], noisy, seeds=2).notes
 
 
-@pytest.mark.parametrize("make", [make_model, lambda seed: make_model(seed), lambda: make_model()])  # noqa: PLW0108
-def test_make_model_with_and_without_a_seed(make):
-    assert all(cell.value is not None for cell in compare(make, [RECIPE], noisy, seeds=1).cells)
+@pytest.mark.parametrize(
+    ("make", "weights"),
+    [
+        (lambda seed: make_model(seed), 2),  # noqa: PLW0108
+        (lambda other: make_model(other), 2),  # noqa: PLW0108
+        (lambda seed, /: make_model(seed), 2),
+        (lambda width=12, seed=7: make_model() if width == 12 and seed != 7 else None, 2),
+        (lambda *, seed=None: make_model() if seed is not None else None, 2),
+        (lambda width=12, **options: make_model() if width == 12 and not options else None, 2),
+        (make_model, 2),
+    ],
+)
+def test_make_model_with_and_without_a_seed(make, weights):
+    cells = compare(make, [RECIPE], noisy, seeds=2).cells
+    assert all(cell.value is not None for cell in cells)
+    assert len({cell.weights for cell in cells}) == weights
 
 
 def test_lambdas_are_variants():
@@ -75,8 +88,9 @@ def test_lambdas_are_variants():
     assert seen == [1e-4, 0.1]
 
 
-def shuffled(images):
-    return DataLoader(TensorDataset(images, torch.arange(len(images))), batch_size=16, shuffle=True)
+def shuffled(images, generator=None):
+    pairs = TensorDataset(images, torch.arange(len(images)))
+    return DataLoader(pairs, batch_size=16, shuffle=True, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +101,7 @@ def shuffled(images):
         lambda images: images,
         lambda images: itertools.islice(shuffled(images.repeat(2, 1, 1, 1)), 4),
         shuffled,
+        lambda images: shuffled(images, torch.Generator()),
     ],
 )
 def test_trained_weights_get_the_same_warm_start_in_every_variant(make_batches):
@@ -152,6 +167,9 @@ def test_a_run_that_goes_wrong_is_a_result(how, error):
     assert all(cell.error.startswith(error) for cell in failed)
     (se,) = (row for row in comparison.differences if row.variant == "se")
     assert (se.seeds, se.failed, se.verdict) == (6, 2, "not resolved")  # +9 in the six others, and still
+    assert se.p < 0.05
+    assert f"No verdict on se at {RECIPE}" in comparison.answer
+    assert "None of the others differs" in comparison.answer
     assert f"se {RECIPE} seed 1" in comparison.to_markdown()
     assert re.search(rf"\| se \| {RECIPE} \|.*\| 2 of 8 \|", comparison.to_markdown())
 

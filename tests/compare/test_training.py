@@ -275,6 +275,20 @@ def test_an_error_stops_the_workers(command, monkeypatch):
     assert started[0].returncode is not None
 
 
+def test_the_budget_includes_the_time_of_other_workers(command, monkeypatch):
+    budgets = []
+
+    def compare_and_note(*arguments, budget, **options):
+        budgets.append(budget)
+        return compare(*arguments, budget=0.0, **options)
+
+    monkeypatch.setattr(comparing, "_start_worker", lambda _log: subprocess.Popen(["sleep", "1.5"]))
+    monkeypatch.setattr("simam_inject.compare.compare", compare_and_note)
+    assert command("--budget", "1s", "--workers", "2").exit_code == 0
+    assert budgets[0] == 1.0
+    assert budgets[1] <= -0.5
+
+
 def test_a_budget_and_another_command_on_the_same_study(command):
     done = command("--budget", "0s")
     assert done.exit_code == 0, done.output

@@ -3,12 +3,14 @@
 import pytest
 import torch
 from ultralytics import YOLO
+from ultralytics.nn import tasks
 
 from simam_inject import inject, injected
 from simam_inject.compare import compare
 from simam_inject.compare.setups import set_up
 from simam_inject.compare.training import Training
-from simam_inject.errors import CompareError
+from simam_inject.errors import CompareError, FileError, ModelError
+from tests.messages import says
 from tests.stripes import draw_stripes
 from tests.yolo.drawing import draw_set
 
@@ -46,6 +48,23 @@ def test_a_checkpoint_as_the_model_keeps_its_weights_and_loses_its_simam(tmp_pat
     made = setup["make_model"]()
     assert torch.equal(made.model[0].conv.weight, yolo.model.model[0].conv.weight.half().float())
     assert not injected(made)
+
+
+def test_weights_are_loaded_into_the_model_that_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    data = str(draw_set(tmp_path / "set"))
+    YOLO("yolov8n.yaml").save("n.pt")
+    network = tasks.DetectionModel("yolov8n.yaml", nc=3, verbose=False)
+    torch.save({"model": network}, "three.pt")
+    made = set_up("yolov8n.yaml", data, SHORT, "cpu", weights="three.pt")["make_model"]()
+    assert torch.equal(made.model[0].conv.weight, network.model[0].conv.weight)
+    assert made.model[-1].nc == 2
+    for weights, error, message in (
+        ("n.pt", ModelError, says("n.pt does not fit", "yolov8s", "another model")),
+        ("yolov8n", FileError, says("yolov8n", "No such file")),
+    ):
+        with pytest.raises(error, match=message):
+            set_up("ultralytics:yolov8s", data, SHORT, "cpu", weights=weights)
 
 
 @pytest.mark.parametrize(("model", "size"), [("yolov8n", 640), ("yolov8n-cls", 224)])

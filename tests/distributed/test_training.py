@@ -73,8 +73,9 @@ def test_it_learns_logs_and_keeps_weights_with_their_recipe(trainer, images, tmp
     assert {path.name for path in tmp_path.iterdir()} == {"log.csv", "last.pt", "best.safetensors"}
 
 
-def test_a_resumed_run_is_the_same_run(trainer, images, tmp_path, monkeypatch):
-    train(trainer, *arguments(images, tmp_path / "whole"))
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_resumed_run_is_the_same_run(workers, trainer, images, tmp_path, monkeypatch):
+    train(trainer, *arguments(images, tmp_path / "whole", "--workers", workers))
     original = trainer.Trainer.train
 
     def stop_at_the_second(self, progress):
@@ -85,9 +86,9 @@ def test_a_resumed_run_is_the_same_run(trainer, images, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(trainer.Trainer, "train", stop_at_the_second)
         with pytest.raises(KeyboardInterrupt):
-            train(trainer, *arguments(images, tmp_path / "parts"))
+            train(trainer, *arguments(images, tmp_path / "parts", "--workers", workers))
     assert state_of(tmp_path / "parts")["epoch"] == 1
-    train(trainer, *arguments(images, tmp_path / "parts", "--resume"))
+    train(trainer, *arguments(images, tmp_path / "parts", "--workers", workers, "--resume"))
     whole, parts = state_of(tmp_path / "whole"), state_of(tmp_path / "parts")
     for name in ("network", "ema"):
         assert all(torch.equal(tensor, parts[name][key]) for key, tensor in whole[name].items())

@@ -226,7 +226,8 @@ def operator(request):
 
 def test_the_precision_of_single_operators_is_as_before(operator, tmp_path):
     """torch raises an error where an older flag is read and these do not agree with it."""
-    cudnn = torch.backends.cudnn
-    before = [operator.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision]
+    cudnn, mkldnn = torch.backends.cudnn, torch.backends.mkldnn
+    operators = [operator, cudnn.conv, cudnn.rnn, mkldnn, mkldnn.conv, mkldnn.rnn, mkldnn.matmul]
+    before = [one.fp32_precision for one in operators]
     export(attended(), tmp_path / "model.pt2", example_inputs=image())
-    assert [operator.fp32_precision, cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision] == before
+    assert [one.fp32_precision for one in operators] == before

@@ -210,8 +210,16 @@ def test_a_training_script_that_knows_nothing_of_this_package(tmp_path):
 
 
 def test_a_misspelt_recipe_of_the_runner():
-    with pytest.raises(RecipeError, match="'papr' is neither a shipped recipe"):
+    with pytest.raises(SystemExit, match=r"error: .*'papr' is neither a shipped recipe"):
         run_script(["train.py", "--model", "resnet18_simam_papr"])
+
+
+def test_the_runner_takes_words_that_name_no_model_for_other_arguments(tmp_path, monkeypatch):
+    (tmp_path / "train.py").write_text("import sys\nsys.exit(' '.join(sys.argv[1:]))\n")
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit, match="--model resnet18 --output out_simam_1"):
+        run_script([str(tmp_path / "train.py"), "--model", "resnet18", "--output", "out_simam_1"])
 
 
 def test_the_runner_needs_a_script():

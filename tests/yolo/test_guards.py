@@ -27,6 +27,7 @@ from simam_inject.persist import LostRecipeWarning, load, save
 from simam_inject.persist.record import Record
 from simam_inject.zoo import build as build_zoo
 from simam_inject.zoo import load_weights
+from tests.messages import says
 from tests.yolo.conftest import ROOT
 from tests.yolo.drawing import draw_set
 from tests.yolo.oracle import RECIPE, SITES, give_statistics, library_as_it_is, live_sites
@@ -513,6 +514,21 @@ def test_a_training_at_strength_0_without_a_ramp_warns(yolo):
     set_strength(yolo, 0.5)
     with warnings.catch_warnings(action="error"), pytest.raises(RuntimeError, match="does not exist"):
         yolo.train(data="none.yaml")
+
+
+def test_a_training_that_ends_within_its_ramp_warns(yolo):
+    def ends_at(strength):
+        return lambda model, **_: set_strength(model, strength)
+
+    for epochs in (None, 2):
+        with warnings.catch_warnings(action="ignore"):  # of a ramp without gains
+            vars(yolo).pop("simam_ramp", None) if epochs is None else ramp(yolo, epochs=epochs, start=0.1)
+        with warnings.catch_warnings(action="error"):
+            training._train(ends_at(0.5 if epochs is None else 1.0), yolo)
+    with warnings.catch_warnings(action="ignore"):
+        ramp(yolo, epochs=2)
+    with pytest.warns(UserWarning, match=says("strength 0.5", "within the ramp", "start=0.5")):
+        training._train(ends_at(0.5), yolo)
 
 
 def test_a_training_that_stops_during_its_ramp_leaves_it_to_the_next(tmp_path):
