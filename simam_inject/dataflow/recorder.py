@@ -172,6 +172,7 @@ class Recorder(Namer):
         for one in (*entries, step):
             first = self.recording.steps.setdefault(one.path, one)
             first.runs += 1
+            first.later += [one] if one is not first else []
             first.varies |= first.value is not None is not one.value and first.value.shape[1:] != one.value.shape[1:]
             if frame is not None and frame.is_scope:
                 frame.steps.append(one)

@@ -122,7 +122,7 @@ class Surveyor:
         facts = _facts_of_several(step) if value is None else self._facts(step.path, value)
         facts = {**step.facts, **facts, **({} if step.call is None else _module_facts(step.call.module))}
         if value is not None and whole.kind != "input" and step.frame is not None:
-            facts = self._why_unused(value, value.made if call is None else call.end) | facts
+            facts = self._why_unused(step, value) | facts
         if call is not None and value is not None and not all(map(returns_the_same, own_calls(call.module))):
             facts = {"obstacle": _REWORKED.format(type(call.module).__name__)} | facts
         known = [source for source in whole.inputs if source.kind != "outside"]
@@ -142,15 +142,18 @@ class Surveyor:
             **facts,
         )
 
-    def _why_unused(self, value: Value, tick: int) -> dict[str, Any]:
-        if self._is_used(value, tick):
+    def _why_unused(self, step: Step, value: Value) -> dict[str, Any]:
+        if any(map(self._is_used, (step, *step.later))):
             return {}
         is_in_place = value.made in self.base.writes.get(value.storage, ())
         return {"obstacle": _IN_PLACE if is_in_place else UNUSED}
 
-    def _is_used(self, value: Value, tick: int) -> bool:
-        """An operation reads it after a tick, or the model returns it; being an argument or an entry does not count."""
-        same = self.base.same_tensor(value)
+    def _is_used(self, step: Step) -> bool:
+        """An operation reads it later, or the model returns it; being an argument or an entry does not count."""
+        value, call = step.value, (step.inputs[0] if step.kind == "entry" else step).call
+        if value is None:
+            return False
+        same, tick = self.base.same_tensor(value), value.made if call is None else call.end
         return any(one in self.base.results or any(read.tick > tick for read in one.readings) for one in same)
 
     def _step_of_call(self, path: str) -> Step | None:

@@ -196,9 +196,22 @@ def _enlarges(step: Step) -> bool:
     """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
     given, size = _sizes_given(step), step.shape[2:]
     if step.kind in UPSAMPLING:
-        return not given or (max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size))
+        return not given or (
+            max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size) and not _is_pooled(step)
+        )
     is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
-    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
+    alike = [one for one in given if len(one) == len(size)]  # of tokens, the last size is the number of channels
+    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in alike)
+
+
+def _is_pooled(step: Step, depth: int = 6) -> bool:
+    """It is computed from a map that was pooled to a fixed size, as in a pyramid pooling module."""
+    source = next((one.value for one in step.inputs), None)
+    origin = None if source is None else source.passed_from()[-1].origin
+    if origin is None or not depth:
+        return False
+    passes = origin.kind in _PASSING or origin.kind.startswith("conv")
+    return origin.kind.startswith("adaptive_") or (passes and _is_pooled(origin, depth - 1))
 
 
 def _upsamples(step: Step) -> bool:

@@ -104,7 +104,7 @@ def _survey(model: nn.Module, example: Example, strip: Callable[[nn.Module], obj
     if is_cached:  # the first forward filled a cache, so that names mean other values: run on twins with empty caches
         batch = again(larger, new_twin())
     sizes = (again(given.with_size(spatial), new_twin() if is_cached else twin) for spatial in SPATIAL)
-    size = next((found.shapes for found in sizes if found is not None), None)
+    size = next((found.shapes for found in sizes if found is not None and not _has_more_samples(base, found)), None)
     return Surveyor(twin, example, base, {} if batch is None else _with_samples(batch, base), size).survey()
 
 
@@ -112,6 +112,16 @@ def _with_samples(batch: Namer, base: Recording) -> dict[str, Shape]:
     """Shapes of values with a larger batch; without those in modules that run more often then, once for each sample."""
     often = {path for path, count in batch.calls.items() if count > base.calls[path]}
     return {path: shape for path, shape in batch.shapes.items() if not covers(often, path.partition("[")[0])}
+
+
+def _has_more_samples(base: Recording, larger: Namer) -> bool:
+    """A larger image became more samples of the same size, as `x.view(-1, 3, 32, 32)` makes of it."""
+    growth = {
+        (shape[0] / value.shape[0], shape[1:] == value.shape[1:])
+        for path, shape in larger.shapes.items()
+        if path[:1] in ("", ":") and (value := base.value(path)) is not None and value.shape[:1] > (0,) and shape
+    }
+    return len(growth) == 1 and all(factor > 1 and is_same for factor, is_same in growth)
 
 
 def _has_same_names(base: Recording, other: Namer) -> bool:

@@ -123,6 +123,8 @@ class Step:
     """With several shapes, the first dimension (of samples) aside."""
     readers: list[Step] = field(default_factory=list)
     """Steps of the same forward that read its result."""
+    later: list[Step] = field(default_factory=list)
+    """Of the first step with a path: the others."""
 
     def __post_init__(self) -> None:
         for step in dict.fromkeys(self.inputs):

@@ -277,7 +277,8 @@ def _rewritten(flow: Dataflow, site: Site, value: Value) -> Resolved | str:
     if step is None or step.frame is None or step.value is None or step.kind in ("entry", "input"):
         return "it is one of several tensors that one call returns" if ":" in site.path else "no operation computes it"
     if step.source is None:
-        return "the operation that computes it is not in a method of the module"
+        where = "operation that computes it" if step.call is None else f"call of {step.path}"
+        return f"the {where} is not in a method of {type(owner).__name__}"
     is_repeated = sum(other.source == step.source for other in step.frame.steps) > 1
     if is_repeated or site.runs > flow.recording.calls[site.scope]:
         return "it is computed in a loop, or together with other operations"

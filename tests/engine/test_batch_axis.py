@@ -323,3 +323,25 @@ def test_why_a_part_of_the_batch_is_not_attended(factory):
     assert "does not grow with the first dimension of the inputs" in sites["b"].obstacle
     assert "does not grow with the first dimension of the inputs" in sites["act"].obstacle
     assert sites["a"].obstacle is None
+
+
+class Boards(nn.Module):
+    """It makes maps of one size of whatever it is given: a larger image is more samples."""
+
+    def __init__(self, side, channels, head):
+        super().__init__()
+        self.shape = channels, side, side
+        self.conv, self.layer = nn.Conv2d(channels, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = head
+
+    def forward(self, x):
+        return self.head(torch.relu(self.layer(self.conv(x.view(-1, *self.shape)))))
+
+
+@pytest.mark.parametrize("side", [6, 8, 15, 32])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("head", [nn.Flatten, lambda: nn.AdaptiveAvgPool2d(1)])
+def test_a_view_that_makes_samples_of_a_larger_image(side, channels, head):
+    shape = (side, side) if channels == 1 else (channels, side, side)
+    places = {"conv": 1, "layer": 1}
+    assert_like_hooks(lambda: Boards(side, channels, head()), places, [image(2, *shape)], [image(3, *shape)])

@@ -307,3 +307,33 @@ CASES = [
 @pytest.mark.parametrize(("factory", "recipe", "places"), CASES)
 def test_sites(factory, recipe, places):
     check(factory, recipe, places)
+
+
+class Maps(nn.Module):
+    """A backbone that returns two maps."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = Kwik(3, 8), Kwik(8, 8, stride=2)
+
+    def forward(self, x):
+        one = self.one(x)
+        return one, self.two(one)
+
+
+class Twice(nn.Module):
+    """The backbone runs on an image and on a smaller one: of one call, the last map is never used."""
+
+    def __init__(self, order):
+        super().__init__()
+        self.base, self.order = Maps(), order
+
+    def forward(self, x):
+        images = [x, F.avg_pool2d(x, 2)]
+        maps = [self.base(images[place]) for place in self.order]
+        return maps[0][0].mean((2, 3)) + maps[1][1].mean((2, 3))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_map_that_only_a_later_call_uses(order):
+    check(lambda: Twice(order), {"rules": [{"block": "Kwik", "after": "output"}]}, "base.{one,two}")

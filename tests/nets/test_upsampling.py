@@ -1,0 +1,85 @@
+"""What enlarges a map is an upsampling only if it enlarges what is there: no pooled map, and no tokens.
+
+Each net has neighbours that are built alike and must stay.
+"""
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 - as everybody writes it
+from torch import nn
+
+from tests.nets.parts import c1, c3
+from tests.nets.test_structures import Darn, check, double
+
+
+class Bins(nn.Module):
+    """A pyramid pooling module: maps pooled to few pixels, enlarged, and joined with their source."""
+
+    def __init__(self, sizes, pool=nn.AdaptiveAvgPool2d):
+        super().__init__()
+        self.bins = nn.ModuleList([nn.Sequential(pool(size), c1(8, 4), nn.BatchNorm2d(4), nn.ReLU()) for size in sizes])
+
+    def forward(self, x):
+        return torch.cat([x, *(F.interpolate(one(x), x.shape[2:]) for one in self.bins)], 1)
+
+
+class Pyramid(nn.Module):
+    """Pooled and enlarged in the forward of the network itself, and read by a block."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.narrow, self.mix, self.head = c3(3, 8), c1(8, 4), double(12, 8), c1(8, 2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        pooled = F.relu(self.narrow(F.adaptive_avg_pool2d(x, 4)))
+        return self.head(self.mix(torch.cat([x, F.interpolate(pooled, x.shape[2:])], 1)))
+
+
+class Lifted(nn.Module):
+    """What is made of pooled and other maps is enlarged, and joined with an earlier map."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.bins, self.narrow = c3(3, 8), c3(8, 8, 2), Bins((2, 4)), c3(16, 8)
+        self.mix, self.head = double(16, 8), c1(8, 2)
+
+    def forward(self, x):
+        a = self.a(x)
+        x = F.interpolate(self.narrow(self.bins(self.b(a))), a.shape[2:])
+        return self.head(self.mix(torch.cat([x, a], 1)))
+
+
+class ToMap(nn.Module):
+    def forward(self, tokens, size):
+        return tokens.transpose(1, 2).unflatten(2, size)
+
+
+class Tokens(nn.Module):
+    """Super-resolution of tokens: in their last dimension are channels, fewer than there are positions."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.mix, self.to_map = c3(3, 8), nn.Linear(8, 8), ToMap()
+        self.after, self.before, self.head = c3(8, 8), double(8, 8), c3(8, 3)
+
+    def forward(self, x):
+        x = self.stem(x)
+        tokens = self.mix(x.flatten(2).transpose(1, 2))
+        x = self.after(self.to_map(tokens, x.shape[2:])) + x
+        return self.head(self.before(x))
+
+
+@pytest.mark.parametrize(
+    ("factory", "recipe", "places"),
+    [
+        (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Bins((1, 2, 4)), c3(20, 8), c1(8, 2)), "unet", ""),
+        (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Bins((2,)), double(12, 8), c1(8, 2)), "unet", ""),
+        (Pyramid, "unet", ""),
+        (Lifted, "unet", "mix"),
+        (Tokens, "unet", ""),
+        (Tokens, "residual", "after"),
+    ],
+)
+def test_sites(factory, recipe, places):
+    check(factory, recipe, places)
