@@ -264,14 +264,18 @@ def _make(make_model: Callable[..., Any], seed: int) -> nn.Module:
     if isinstance(make_model, nn.Module):
         raise CompareError(f"make_model must be a function that makes a network; found {a_type(make_model)}")
     seed_everything(seed)
-    parameters = inspect.signature(make_model).parameters
-    named = parameters.get("seed")
+    signature = inspect.signature(make_model)
+    named = signature.parameters.get("seed")
     variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = [one for one in parameters.values() if one.default is one.empty and one.kind not in variable]
-    if named is not None and named.kind is not named.POSITIONAL_ONLY:
-        model = make_model(seed=seed)
-    else:
-        model = make_model(seed) if needed else make_model()
+    needed = any(one.default is one.empty and one.kind not in variable for one in signature.parameters.values())
+    is_keyword = named is not None and named.kind not in (inspect.Parameter.POSITIONAL_ONLY, *variable)
+    kwargs = {"seed": seed} if is_keyword else {}
+    args = [seed] if not is_keyword and (needed or named is not None) else []
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise CompareError(f"make_model must take a seed or no argument, as make_model(seed): {error}") from None
+    model = make_model(*args, **kwargs)
     if not isinstance(model, nn.Module):
         raise CompareError(f"make_model returned {a_type(model)}; it must return a new torch.nn.Module")
     return model

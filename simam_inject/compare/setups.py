@@ -41,7 +41,7 @@ def set_up(
     built = build(model)
     if built.source == "ultralytics":
         if pretrained:
-            raise CompareError("give trained weights of a YOLO as --weights yolov8n.pt")
+            raise CompareError("give the checkpoint of a YOLO as MODEL, e.g. yolov8n.pt, instead of --pretrained")
         return _set_up_yolo(model, data, training, device, weights)
     training = replace(training, size=training.size or 224)
     normalization = built.normalization or IMAGENET

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.heads import SQUASHING, is_head, weight
 from simam_inject.dataflow.main_blocks import MainBlocks
-from simam_inject.dataflow.module_kinds import UPSAMPLING
+from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
 from simam_inject.kinds import FAMILIES, KINDS, words
 from simam_inject.modules import CONTAINERS
@@ -186,32 +186,37 @@ def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
 
 
 def _sizes_given(step: Step) -> list[tuple[int, ...]]:
-    """Sizes of the maps that a step reads; one of which it takes only the size does not count."""
-    values = [source.value for source in step.inputs if source.value is not None]
-    call = step.call
-    return [value.shape[2:] for value in values if not call or any(call.spans(read.tick) for read in value.readings)]
+    """Sizes of the maps that a step reads; one of which it takes only the size does not count. Where it makes a map of
+    tokens, N, L, C or N, C, L, it is the larger one of L and C.
+    """
+    values, call = [source.value for source in step.inputs if source.value is not None], step.call
+    read = [value.shape for value in values if not call or any(call.spans(read.tick) for read in value.readings)]
+    return [(max(shape[1:]),) if len(shape) == 3 < len(step.shape) else shape[2:] for shape in read]
 
 
 def _enlarges(step: Step) -> bool:
     """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
     given, size = _sizes_given(step), step.shape[2:]
     if step.kind in UPSAMPLING:
-        return not given or (
-            max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size) and not _is_pooled(step)
-        )
+        is_larger = not given or (max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size))
+        return is_larger and not (step.kind == "interpolate" and _is_pooled(step, size))
     is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
-    alike = [one for one in given if len(one) == len(size)]  # of tokens, the last size is the number of channels
-    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in alike)
+    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
 
-def _is_pooled(step: Step, depth: int = 6) -> bool:
-    """It is computed from a map that was pooled to a fixed size, as in a pyramid pooling module."""
+def _is_pooled(step: Step, size: tuple[int, ...]) -> bool:
+    """It is a map of this size that was averaged to fewer pixels, as in a pyramid pooling module: not a level of an
+    encoder, which has larger convolutions.
+    """
     source = next((one.value for one in step.inputs), None)
     origin = None if source is None else source.passed_from()[-1].origin
-    if origin is None or not depth:
+    if origin is None:
         return False
-    passes = origin.kind in _PASSING or origin.kind.startswith("conv")
-    return origin.kind.startswith("adaptive_") or (passes and _is_pooled(origin, depth - 1))
+    if origin.kind == "adaptive_avg_pool":
+        return size in _sizes_given(origin)
+    facts = conv_facts(origin.call.module) if origin.call else origin.facts
+    is_pointwise = origin.kind in FAMILIES["conv"] and max(facts.get("kernel", [0])) == 1
+    return (is_pointwise or origin.kind in _PASSING) and _is_pooled(origin, size)
 
 
 def _upsamples(step: Step) -> bool:

@@ -12,6 +12,7 @@ from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 
 from simam_inject.dataflow.axes import SAMPLES_ADDED
 from simam_inject.dataflow.example import SPATIAL, Example
+from simam_inject.dataflow.module_kinds import module_kind
 from simam_inject.dataflow.naming import Namer
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
@@ -20,6 +21,7 @@ from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_sketch, twin_of
 from simam_inject.dataflow.values import Recording, Shape
 from simam_inject.errors import ModelError, describe_exception
+from simam_inject.kinds import FAMILIES
 
 
 def survey_model(
@@ -116,12 +118,14 @@ def _with_samples(batch: Namer, base: Recording) -> dict[str, Shape]:
 
 def _has_more_samples(base: Recording, larger: Namer) -> bool:
     """A larger image became more samples of the same size, as `x.view(-1, 3, 32, 32)` makes of it."""
-    growth = {
-        (shape[0] / value.shape[0], shape[1:] == value.shape[1:])
-        for path, shape in larger.shapes.items()
-        if path[:1] in ("", ":") and (value := base.value(path)) is not None and value.shape[:1] > (0,) and shape
-    }
-    return len(growth) == 1 and all(factor > 1 and is_same for factor, is_same in growth)
+
+    def is_more(path: str) -> bool:
+        value, shape = base.value(path), larger.shapes.get(path, ())
+        return value is not None and shape[1:] == value.shape[1:] and shape[:1] > value.shape[:1]
+
+    maps = [path for path, call in base.first_calls.items() if module_kind(call.module) in FAMILIES["conv"]]
+    results = [path for path in larger.shapes if path[:1] in ("", ":")]
+    return bool(maps) and all(map(is_more, maps)) and any(map(is_more, results))
 
 
 def _has_same_names(base: Recording, other: Namer) -> bool:

@@ -64,6 +64,7 @@ def test_weights_that_differ_between_variants_are_noted():
         (lambda seed: make_model(seed), 2),  # noqa: PLW0108
         (lambda other: make_model(other), 2),  # noqa: PLW0108
         (lambda seed, /: make_model(seed), 2),
+        (lambda seed=None, /: make_model(seed) if seed is not None else None, 2),
         (lambda width=12, seed=7: make_model() if width == 12 and seed != 7 else None, 2),
         (lambda *, seed=None: make_model() if seed is not None else None, 2),
         (lambda width=12, **options: make_model() if width == 12 and not options else None, 2),

@@ -309,7 +309,7 @@ def test_a_budget_and_another_command_on_the_same_study(command):
         (("--loaders", "-1"), {}, "Invalid value for '--loaders'"),
         (("--against", "sse"), {}, "unknown attention 'sse'"),
         (("--device", "cuda"), {}, "no CUDA device"),
-        (("--pretrained",), {"model": "ultralytics:yolov8n", "data": "coco8.yaml"}, "--weights"),
+        (("--pretrained",), {"model": "ultralytics:yolov8n", "data": "coco8.yaml"}, "yolov8n.pt"),
         ((), {"data": "nowhere"}, "no such folder"),
         (("--recipe", "papr"), {}, "did you mean 'paper'"),
         (("--recipe", "unet"), {}, "matches no site"),

@@ -338,6 +338,25 @@ class Boards(nn.Module):
         return self.head(torch.relu(self.layer(self.conv(x.view(-1, *self.shape)))))
 
 
+class Positions(nn.Module):
+    """A network of any size, whose result has a row for each position; its windows are in the first dimension."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.layer = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        x = torch.relu(self.layer(self.conv(x)))
+        _, c, h, w = x.shape
+        windows = x.unflatten(3, (w // 4, 4)).unflatten(2, (h // 4, 4)).permute(0, 2, 4, 3, 5, 1).reshape(-1, 16, c)
+        return {"rows": windows.softmax(1).reshape(-1, c)}
+
+
+def test_rows_of_positions_are_no_samples():
+    found = plan(build(Positions), LAYER_AND_CONV, example_inputs=image(2, 3, 8, 12)).insertions
+    assert [(one.path, one.axes_measured) for one in found] == [("conv", True), ("layer", True)]
+
+
 @pytest.mark.parametrize("side", [6, 8, 15, 32])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("head", [nn.Flatten, lambda: nn.AdaptiveAvgPool2d(1)])

@@ -50,6 +50,42 @@ class Lifted(nn.Module):
         return self.head(self.mix(torch.cat([x, a], 1)))
 
 
+class Halving(nn.Module):
+    """A U-Net whose pooling is adaptive."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.a, self.b, self.pool = double(3, 8), c3(8, 8), pool
+        self.mix, self.head = double(16, 8), c1(8, 2)
+
+    def forward(self, x):
+        a = self.a(x)
+        low = F.relu(self.b(self.pool(a, (a.shape[2] // 2, a.shape[3] // 2))))
+        return self.head(self.mix(torch.cat([F.interpolate(low, a.shape[2:]), a], 1)))
+
+
+class Finer(nn.Module):
+    """It makes a finer map of the tokens of a coarse one."""
+
+    def forward(self, tokens, size):
+        return F.interpolate(tokens.transpose(1, 2).unflatten(2, size), scale_factor=2)
+
+
+class Patches(nn.Module):
+    """A decoder that joins the map of tokens with an earlier one."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.linear, self.finer = c3(3, 8), c3(8, 8, 2), nn.Linear(8, 8), Finer()
+        self.mix, self.head = double(16, 8), c1(8, 2)
+
+    def forward(self, x):
+        a = self.a(x)
+        low = self.b(a)
+        fine = self.finer(self.linear(low.flatten(2).transpose(1, 2)), low.shape[2:])
+        return self.head(self.mix(torch.cat([fine, a], 1)))
+
+
 class ToMap(nn.Module):
     def forward(self, tokens, size):
         return tokens.transpose(1, 2).unflatten(2, size)
@@ -77,6 +113,9 @@ class Tokens(nn.Module):
         (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Bins((2,)), double(12, 8), c1(8, 2)), "unet", ""),
         (Pyramid, "unet", ""),
         (Lifted, "unet", "mix"),
+        (lambda: Halving(F.adaptive_avg_pool2d), "unet", "mix"),
+        (lambda: Halving(F.adaptive_max_pool2d), "unet", "mix"),
+        (Patches, "unet", "mix"),
         (Tokens, "unet", ""),
         (Tokens, "residual", "after"),
     ],

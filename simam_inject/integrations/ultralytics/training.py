@@ -175,15 +175,6 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
             kwargs["pretrained"] = False
     try:
         result = original(model, *args, **kwargs)
-        least = min((entry.insertion.strength for entry in attended_in(model.model)), default=1.0)
-        if parts[1] is not None and least < 1:
-            advice = f"call ramp(model, ..., start={least:g}) or set_strength(model, 1.0) before another training"
-            warnings.warn(
-                f"SimAM has strength {least:g} after this training, which ended, or has its best epoch, within the "
-                f"ramp: {advice}",
-                stacklevel=3,
-            )
-        return result
     except BaseException:
         if given is not None and any(entry.insertion.strength < 1 for entry in attended_in(model.model)):
             vars(model)[RAMP] = given  # for the next training: this one failed or was interrupted
@@ -192,6 +183,14 @@ def _train(original: Callable[..., Any], model: Any, /, *args: Any, **kwargs: An
         model.callbacks = before
         if model.ckpt is switch:  # stopped before the end, which loads best.pt
             model.ckpt = {}
+    least = min((entry.insertion.strength for entry in attended_in(model.model)), default=1.0)
+    if parts[1] is not None and least < 1:
+        warnings.warn(
+            f"SimAM has strength {least:g} after this training, which ended, or has its best epoch, within the ramp: "
+            f"call ramp(model, ..., start={least:g}) or set_strength(model, 1.0) before another training",
+            stacklevel=3,
+        )
+    return result
 
 
 def _recorded_ramp(network: Any, *, resumed: bool) -> EpochRamp | None:
