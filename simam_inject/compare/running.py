@@ -62,7 +62,8 @@ def compare(
     storage, the same call continues a study that was stopped, or helps from another process.
 
     Args:
-        make_model: Makes a new network, as `make_model(seed)` or `make_model()`; torch, numpy and random are seeded
+        make_model: Makes a new network, as `make_model(seed=seed)` if it has such a parameter, else as
+            `make_model(seed)` if a parameter has no default, else as `make_model()`; torch, numpy and random are seeded
             before. Trained weights are loaded in it.
         recipes: A list of recipes, each as for `inject`.
         train: `train(model, seed, report) -> float`, higher is better: the last epoch or an average of the weights,

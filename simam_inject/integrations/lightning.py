@@ -28,7 +28,7 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.editing.presence import presences_in
 from simam_inject.editing.serialization import checked
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
-from simam_inject.persist.record import Record
+from simam_inject.persist.record import KEY, Record
 from simam_inject.recipe import RecipeLike
 from simam_inject.warmup.calibration import calibrate
 from simam_inject.warmup.strength import Ramp, set_strength, simams_of
@@ -43,9 +43,6 @@ else:
     Callback = importlib.import_module((_loaded or _PACKAGES)[0]).Callback
 
 __all__ = ["SimAMCallback"]
-
-KEY = "simam_inject"
-"""Key of the record in a checkpoint."""
 
 
 class SimAMCallback(Callback):

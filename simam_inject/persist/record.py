@@ -26,7 +26,7 @@ from simam_inject.source import STRICT
 
 FORMAT = 3
 KEY = "simam_inject"
-"""Key of the manifest in the metadata of a safetensors file."""
+"""Key of the manifest in the metadata of a safetensors file, and of the record in a checkpoint of Lightning."""
 
 
 def _known(number: int) -> int:

@@ -16,7 +16,8 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, WeightAveragi
 
 from simam_inject import SimAM, bypass, eject, inject, injected, verify
 from simam_inject.errors import FileError, ModelError, RecipeError
-from simam_inject.integrations.lightning import KEY, SimAMCallback
+from simam_inject.integrations.lightning import SimAMCallback
+from simam_inject.persist.record import KEY
 from tests.integrations.lightning_net import RECIPE, SITES, Net
 from tests.oracle import attend, hooked
 

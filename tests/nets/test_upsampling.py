@@ -15,9 +15,11 @@ from tests.nets.test_structures import Darn, check, double
 class Bins(nn.Module):
     """A pyramid pooling module: maps pooled to few pixels, enlarged, and joined with their source."""
 
-    def __init__(self, sizes, pool=nn.AdaptiveAvgPool2d):
+    def __init__(self, sizes):
         super().__init__()
-        self.bins = nn.ModuleList([nn.Sequential(pool(size), c1(8, 4), nn.BatchNorm2d(4), nn.ReLU()) for size in sizes])
+        self.bins = nn.ModuleList(
+            [nn.Sequential(nn.AdaptiveAvgPool2d(size), c1(8, 4), nn.BatchNorm2d(4), nn.ReLU()) for size in sizes]
+        )
 
     def forward(self, x):
         return torch.cat([x, *(F.interpolate(one(x), x.shape[2:]) for one in self.bins)], 1)
