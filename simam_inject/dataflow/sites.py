@@ -24,6 +24,7 @@ from simam_inject.source import returns_the_same
 
 _NOT_BASES = frozenset({"Module", "object"})
 UNUSED = "its output is never used by an operation that is recorded"
+_NO_EFFECT = "no output of the model depends on it"
 _IN_PLACE = (
     "it modifies a tensor in place, and its result is not read under its own name; use `before` with an operation that "
     "reads that tensor"
@@ -73,6 +74,7 @@ class Surveyor:
         self.size = size
         self.samples = None if self.batch else example.samples
         self.image = _input_size(base, example)
+        self.live = _live_storages(base)
 
     def survey(self) -> Dataflow:
         """All sites, in the order of execution; those that never ran come last."""
@@ -111,6 +113,7 @@ class Surveyor:
             fill("readers", tuple(readers[path]))
             fill("joins", structure.joins.get(path))
             fill("on_skip", covers(structure.on_skip, path))
+            fill("obstacle", site.obstacle or self._why_unused(self.base.steps.get(path)))
             fill("in_gate", covers(structure.in_gate, path))
             if site.kind == "block":
                 fill("structure", tuple(word for word, paths in named if path in paths))
@@ -121,8 +124,6 @@ class Surveyor:
         value, call = step.value, whole.call
         facts = _facts_of_several(step) if value is None else self._facts(step.path, value)
         facts = {**step.facts, **facts, **({} if step.call is None else _module_facts(step.call.module))}
-        if value is not None and whole.kind != "input" and step.frame is not None:
-            facts = self._why_unused(step, value) | facts
         if call is not None and value is not None and not all(map(returns_the_same, own_calls(call.module))):
             facts = {"obstacle": _REWORKED.format(type(call.module).__name__)} | facts
         known = [source for source in whole.inputs if source.kind != "outside"]
@@ -142,11 +143,16 @@ class Surveyor:
             **facts,
         )
 
-    def _why_unused(self, step: Step, value: Value) -> dict[str, Any]:
+    def _why_unused(self, step: Step | None) -> str | None:
+        if step is None or step.value is None or step.frame is None:
+            return None
+        if (step.inputs[0] if step.kind == "entry" else step).kind == "input":
+            return None
+        is_live = any(one.storage in self.live for each in (step, *step.later) for _, one in each.values)
         if any(map(self._is_used, (step, *step.later))):
-            return {}
-        is_in_place = value.made in self.base.writes.get(value.storage, ())
-        return {"obstacle": _IN_PLACE if is_in_place else UNUSED}
+            return None if is_live else _NO_EFFECT
+        is_in_place = step.value.made in self.base.writes.get(step.value.storage, ())
+        return _IN_PLACE if is_in_place and is_live else UNUSED
 
     def _is_used(self, step: Step) -> bool:
         """An operation reads it later, or the model returns it; being an argument or an entry does not count."""
@@ -192,6 +198,30 @@ class Surveyor:
             "axes_measured": axes.measured,
             "reduction": _reduction(self.image, spatial),
         }
+
+
+def _live_storages(recording: Recording) -> Set[int]:
+    """Memory on whose content a result depends; all, where the forward reads a tensor that nothing recorded made."""
+    sources, live = defaultdict[int, set[int]](set), {0}
+    given = recording.first_calls[""].inputs
+    for storage, values in recording.by_storage.items():
+        for value in values:
+            is_unknown = value.origin is None and value.alias_of is None and value not in given
+            if is_unknown and storage not in (one.storage for one in given):
+                return recording.by_storage.keys() | {0}
+            readers = [recording.steps.get(read.path) for read in value.readings]
+            read_by = [[one for each in (step, *step.later) for _, one in each.values] for step in readers if step]
+            if value in recording.results or None in readers or [] in read_by:
+                live.add(storage)
+            for reader in read_by:
+                for made in reader:
+                    sources[made.storage].add(storage)
+    waiting = [*live]
+    while waiting:
+        found = sources[waiting.pop()] - live
+        live |= found
+        waiting += found
+    return live
 
 
 def _why_not_seen(module: nn.Module) -> str:

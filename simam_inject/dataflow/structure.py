@@ -20,7 +20,7 @@ from simam_inject.dataflow.heads import SQUASHING, is_head, weight
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
 from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
-from simam_inject.kinds import FAMILIES, KINDS, words
+from simam_inject.kinds import FAMILIES, words
 from simam_inject.modules import CONTAINERS
 
 _MOST_ON_SKIP = 2  # a projection is one convolution; GhostNet's is a depthwise and a pointwise one
@@ -129,20 +129,31 @@ def _is_no_step_of_a_skip(step: Step, branch: Step) -> bool:
     is_product = step.kind in _PRODUCTS and _has_two_maps(step)
     sizes = _sizes_given(step) if step.kind == "interpolate" else []
     is_fitted = any(size == step.shape[2:] or set(size) == {1} for size in sizes)
+    is_fitted |= step.kind.startswith("expand") and any(one.shape[2:] != step.shape[2:] for one in step.inputs)
     return is_made or is_one_of_several or is_product or is_fitted or step.kind == "sub"
 
 
 def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
-    """Steps that only gates are computed from: not the branches of SKNet, which are also multiplied by gates."""
+    """Steps that only gates are computed from, though the network may return them: not the branches of SKNet, which are
+    also multiplied by gates, nor a mask that is added to a later one.
+    """
     products = [step for step in call.steps if step.kind == "mul" and _has_two_maps(step)]
     gates = [(product, *gate) for product in products for gate in _gates(product, times)]
-    inside = set().union(*(own for *_, own in gates))
-    scaled = [other for product, _, other, _ in gates if product not in inside]
-    return inside - _ancestors(*scaled, until={gate for _, gate, *_ in gates})
+    inside, ends = set().union(*(own for *_, own in gates)), {(gate, product) for product, gate, _ in gates}
+    while others := {step for step in inside if _has_other_use(step, inside, ends)}:
+        inside -= others
+    return inside
 
 
-def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, set[Step]]]:
-    """Each operand that is a gate; the other; and what leads to the first alone.
+def _has_other_use(step: Step, inside: Set[Step], ends: Set[tuple[Step, Step]]) -> bool:
+    """Something reads it for a result outside of the gates, except as the gate of a product."""
+    others = [one for one in step.readers if one not in inside and (step, one) not in ends]
+    returns = [(one, frame) for one in others for _, value in one.values for frame, _ in value.returns]
+    return any(one.readers for one in others) or any(frame is one.frame for one, frame in returns)
+
+
+def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step]]]:
+    """Each operand that is a gate, and what leads to it alone.
 
     A gate is smaller than the other, or squashed; of two that are squashed, only one may end in a sigmoid or softmax.
     With more than twice the convolutions that ran (at `times`) before the other was made, it is a network's mask.
@@ -159,7 +170,7 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, Step, se
         before = sum(time <= operands[other].values[0][1].made for time in times)
         is_mask = sum(map(weight, own[index])) > 2 * max(1, before)
         if (is_smaller or (squashed[index] and not squashed[other])) and not is_mask:
-            yield operands[index], operands[other], own[index]
+            yield operands[index], own[index]
 
 
 def _ends_in(kinds: Set[str], step: Step | None) -> bool:
@@ -172,14 +183,14 @@ def _ends_in(kinds: Set[str], step: Step | None) -> bool:
     return step is not None
 
 
-def _ancestors(*steps: Step, until: Set[Step] = frozenset()) -> set[Step]:
-    """The steps, and all that they are computed from, without the steps of `until` and what only those read."""
+def _ancestors(*steps: Step) -> set[Step]:
+    """The steps, and all that they are computed from."""
     found: set[Step] = set()
     waiting = list(steps)
     while waiting:
         step = waiting.pop()
         is_list = step.kind == "input" and step.value is None  # which is not a common value
-        if step not in found and step not in until and step.kind != "outside" and not is_list:
+        if step not in found and step.kind != "outside" and not is_list:
             found.add(step)
             waiting.extend(step.inputs)
     return found
@@ -196,23 +207,23 @@ def _sizes_given(step: Step) -> list[tuple[int, ...]]:
 
 def _enlarges(step: Step) -> bool:
     """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
-    given, size = _sizes_given(step), step.shape[2:]
+    given, size, call = _sizes_given(step), step.shape[2:], step.call
     if step.kind in UPSAMPLING:
         is_larger = not given or (max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size))
         return is_larger and not (step.kind == "interpolate" and _is_pooled(step, size))
-    is_own = step.call is not None and not step.call.is_scope and step.kind not in KINDS
+    is_own = call is not None and not call.is_scope and not type(call.module).__module__.startswith("torch.")
     return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
 
 def _is_pooled(step: Step, size: tuple[int, ...]) -> bool:
-    """It is a map of this size that was averaged to fewer pixels, as in a pyramid pooling module: not a level of an
+    """It is a map of this size that was pooled to fewer pixels, as in a pyramid pooling module: not a level of an
     encoder, which has larger convolutions.
     """
     source = next((one.value for one in step.inputs), None)
     origin = None if source is None else source.passed_from()[-1].origin
     if origin is None:
         return False
-    if origin.kind == "adaptive_avg_pool":
+    if origin.kind.endswith("pool"):
         return size in _sizes_given(origin)
     facts = conv_facts(origin.call.module) if origin.call else origin.facts
     is_pointwise = origin.kind in FAMILIES["conv"] and max(facts.get("kernel", [0])) == 1
@@ -237,8 +248,8 @@ def _was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
     size that the caller's forward gave it, or a module that this one calls.
     """
-    frame = step.frame
-    if step.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
+    frame, whole = step.frame, step.inputs[0] if step.kind == "entry" else step
+    if whole.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
         step = frame.parent.step_of.get(id(step.value), step)
         made = step.inputs[0].call if step.kind == "entry" else None
         step = made.step_of.get(id(step.value), step) if made else step

@@ -54,3 +54,51 @@ def test_an_exclude_that_excludes_nothing(model):
     rule = {"path": "*", "after": "conv2d", "optional": True}
     with pytest.raises(NoMatchError, match=r"exclude: 'blok.\*' matches nothing in this model"):
         inject(model, {"rules": [rule]}, exclude=["blok.*"], example_inputs=X)
+
+
+class Unread(nn.Module):
+    """Nothing that it returns depends on `dead` and `last`."""
+
+    def __init__(self, act):
+        super().__init__()
+        self.act, self.a, self.dead, self.last = act, *(nn.Conv2d(before, 8, 3, padding=1) for before in (3, 8, 8))
+        self.norm, self.out = nn.BatchNorm2d(8), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        z = self.last(self.act(self.norm(self.dead(y))))
+        z += y
+        return self.out(y)
+
+
+class Stored(Unread):
+    """It stores what is computed there in an attribute, where anyone may read it."""
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        self.seen = self.last(self.act(self.norm(self.dead(y))))
+        return self.out(y)
+
+
+class Added(Unread):
+    """What is computed there is written into a part of the result."""
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        result = self.out(y).clone()
+        result[:, :1] += self.last(self.act(self.norm(self.dead(y)))).mean(1, keepdim=True)
+        return result
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU(inplace=True)])
+@pytest.mark.parametrize("path", ["dead", "norm", "last"])
+def test_what_no_output_depends_on_is_skipped(path, act):
+    rule = {"path": path, "after": "output"}
+    reason = rf"{path}: (no output of the model depends on it|its output is never used|it modifies a tensor in place)"
+    with pytest.raises(NoMatchError, match=reason):
+        plan(Unread(act).eval(), {"rules": [rule]}, example_inputs=X)
+    for kind in (Stored, Added):
+        assert [one.path for one in plan(kind(act).eval(), {"rules": [rule]}, example_inputs=X).insertions] == [path]
+    planned = plan(Unread(act).eval(), "every-conv", example_inputs=X)
+    assert [one.path for one in planned.insertions] == ["a", "out"]
+    assert [skip.path for skip in planned.skips if skip.hit] == ["dead", "last"]

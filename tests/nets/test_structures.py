@@ -1038,6 +1038,39 @@ class Crossing(nn.Module):
         return fine + up, coarse + self.down(fine)
 
 
+class Reverse(nn.Module):
+    """Reverse attention: each mask scales an earlier map, and is added to the next mask (PraNet, CaraNet)."""
+
+    def __init__(self, *, is_returned):
+        super().__init__()
+        self.is_returned, self.stem = is_returned, c3(3, 8)
+        self.levels, self.mask = nn.ModuleList(nn.Sequential(Darn(), Darn()) for _ in range(3)), c1(8, 1)
+        self.refine = nn.ModuleList(c3(8, 1) for _ in range(2))
+
+    def forward(self, x):
+        maps = [self.levels[0](self.stem(x))]
+        for level in self.levels[1:]:
+            maps.append(level(F.max_pool2d(maps[-1], 2)))
+        masks = [self.mask(maps[-1])]
+        for low, refine in zip(maps[-2::-1], self.refine, strict=True):
+            up = F.interpolate(masks[-1], scale_factor=2)
+            masks.append(refine((1 - torch.sigmoid(up)).expand(-1, 8, -1, -1) * low) + up)
+        return tuple(masks) if self.is_returned else masks[-1]
+
+
+class Linear(nn.Module):
+    """Linear attention: the sum over all positions is added at each of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.end = c1(8, 2), c1(8, 2), c1(8, 8), nn.Identity()
+
+    def forward(self, x):
+        q, k, v = (one(x).flatten(2) for one in (self.q, self.k, self.v))
+        y = v.sum(-1, keepdim=True).expand_as(v) + torch.einsum("bmn,bcm->bcn", q, torch.einsum("bmn,bcn->bcm", k, v))
+        return x + self.end((y / v.shape[-1]).view_as(x))
+
+
 class Streams(nn.Module):
     def __init__(self):
         super().__init__()
@@ -1070,7 +1103,10 @@ CASES = [
     (Gated, "block-output", "blocks.{0,1}"),
     (Gated, "paper", "blocks.{0,1}.second"),
     (lambda: Gated(is_pair=True), "block-output", "blocks.{0,1}"),
-    (Taps, "residual", "taps.{0,1,2}.out"),
+    (Taps, "residual", "taps.{0,1}.out"),
+    (lambda: Reverse(is_returned=True), "block-output", "levels.{0,1,2}.{0,1}"),
+    (lambda: Reverse(is_returned=False), "paper", "levels.{0,1,2}.{0,1}.second"),
+    (lambda: nn.Sequential(c3(3, 8, 4), Linear(), c1(8, 2)), "residual", "1.end"),
     (Streams, "paper", "{fine,coarse}.{0,1}.second"),
     (judges, "every-conv", "0 {1,2}.{a,b} 3"),
     (judges, "paper", "{1,2}.b"),
@@ -1239,8 +1275,8 @@ class Auxiliary(nn.Module):
 
 
 @pytest.mark.parametrize("recipe", ["paper", "block-output"])
-def test_a_block_that_only_training_uses_is_no_main_block(recipe):
-    with pytest.raises(NoMatchError, match="no block of this model is main"):
+def test_a_block_that_only_training_uses_is_named_with_the_reason(recipe):
+    with pytest.raises(NoMatchError, match=r"aux.*: (its output is never used|no output of the model depends on it)"):
         plan(Auxiliary().eval(), recipe, example_inputs=torch.rand(2, 3, 16, 16))
 
 

@@ -38,6 +38,72 @@ class Pyramid(nn.Module):
         return self.head(self.mix(torch.cat([x, F.interpolate(pooled, x.shape[2:])], 1)))
 
 
+class Strided(nn.Module):
+    """A pyramid pooling module whose kernels have a fixed size, as that of PSMNet."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.bins = nn.ModuleList([nn.Sequential(pool(size), c1(8, 4), nn.ReLU()) for size in (16, 8)])
+
+    def forward(self, x):
+        return torch.cat([x, *(F.interpolate(one(x), x.shape[2:]) for one in self.bins)], 1)
+
+
+class Fuse(nn.Module):
+    """A decoder block that is given its maps as two arguments, in a list, or in a dict."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.mix = form, double(16, 8)
+
+    def forward(self, *given):
+        if self.form == "list":
+            given = given[0]
+        elif self.form == "dict":
+            given = given[0]["high"], given[0]["low"]
+        elif self.form == "unpacked":
+            a, b = given[0]
+            given = (b, a)
+        return self.mix(torch.cat(given, 1))
+
+
+class Fusing(nn.Module):
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.a, self.b, self.up = form, c3(3, 8), c3(8, 8, 2), nn.ConvTranspose2d(8, 8, 2, 2)
+        self.fuse, self.after, self.head = Fuse(form), Darn(), c3(8, 3)
+
+    def forward(self, x):
+        a = self.a(x)
+        maps = [a, self.up(self.b(a))]
+        given = maps if self.form == "two" else [dict(zip(("high", "low"), maps, strict=True))]
+        given = [maps] if self.form in ("list", "unpacked") else given
+        return self.head(self.after(self.fuse(*given)))
+
+
+class Conv2d(nn.Module):
+    """A convolution that may enlarge its input first, as in StyleGAN and EDM."""
+
+    def __init__(self, before, after, scale=1):
+        super().__init__()
+        self.scale, self.weight = scale, nn.Parameter(torch.randn(after, before, 3, 3) / before)
+
+    def forward(self, x):
+        return F.conv2d(F.interpolate(x, scale_factor=self.scale) if self.scale > 1 else x, self.weight, padding=1)
+
+
+class Styled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Sequential(Conv2d(3, 8), nn.ReLU(), Conv2d(8, 8)), c3(8, 8, 2)
+        self.up = nn.Sequential(Conv2d(8, 8, 2), nn.ReLU(), Conv2d(8, 8))
+        self.mix, self.head = nn.Sequential(Conv2d(16, 8), nn.ReLU(), Conv2d(8, 8)), Conv2d(8, 3)
+
+    def forward(self, x):
+        a = self.a(x)
+        return self.head(self.mix(torch.cat([self.up(self.b(a)), a], 1)))
+
+
 class Lifted(nn.Module):
     """What is made of pooled and other maps is enlarged, and joined with an earlier map."""
 
@@ -114,6 +180,10 @@ class Tokens(nn.Module):
         (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Bins((1, 2, 4)), c3(20, 8), c1(8, 2)), "unet", ""),
         (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Bins((2,)), double(12, 8), c1(8, 2)), "unet", ""),
         (Pyramid, "unet", ""),
+        (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Strided(nn.AvgPool2d), double(16, 8), c1(8, 2)), "unet", ""),
+        (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Strided(nn.MaxPool2d), double(16, 8), c1(8, 2)), "unet", ""),
+        *[(lambda form=form: Fusing(form), "unet", "fuse") for form in ("two", "list", "unpacked", "dict")],
+        (Styled, "unet", "mix"),
         (Lifted, "unet", "mix"),
         (lambda: Halving(F.adaptive_avg_pool2d), "unet", "mix"),
         (lambda: Halving(F.adaptive_max_pool2d), "unet", "mix"),
