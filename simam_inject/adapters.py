@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from simam_inject.editing.attach import attended_in
+from simam_inject.editing.presence import restore_hooks
 from simam_inject.errors import FileError
 from simam_inject.modules import check_module
 
@@ -119,8 +120,13 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def network_of(model: nn.Module) -> nn.Module:
-    """The network inside a library's object such as `YOLO`, or the model itself; a `ModelError` if there is none."""
-    return adapter_of(check_module(model)).network(model)
+    """The network inside a library's object such as `YOLO`, or the model itself; a `ModelError` if there is none.
+
+    Hooks of SimAMs that another tool dropped are restored: every function of the package sees the sites of a forward.
+    """
+    network = adapter_of(check_module(model)).network(model)
+    restore_hooks(network)
+    return network
 
 
 def update(model: nn.Module) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, verify
+from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, persist, plan, set_strength, verify
 from tests.engine.networks import ConvBlock, Folding, Net, Op, image, recipe, run, small, with_statistics
 from tests.oracle import E_LAMBDA, assert_attended, assert_right, attend, distance, hooked, same_bits
 
@@ -403,6 +403,28 @@ def test_inject_refuses_a_model_with_a_lost_edit_and_restores_a_dropped_hook():
     with pytest.warns(UserWarning, match=r"one\.bn.*restored"):
         inject(model, recipe("two.bn"), example_inputs=image())
     assert_attended(run(model), stock, ["one.bn", "two.bn"], image())
+
+
+@pytest.mark.parametrize("lose", [convert_to_sync, clear_hooks, clear_one, back_from_sync])
+def test_every_function_sees_the_sites_of_a_model_whose_hooks_were_dropped(lose, tmp_path):
+    """Before any forward, which would restore them."""
+    stock = small()
+
+    def lost():
+        return lose(inject(copy.deepcopy(stock), recipe("one.bn"), example_inputs=image()))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert [site.path for site in injected(lost())] == ["one.bn"]
+        assert len(persist.read(persist.save(lost(), tmp_path / "x.safetensors")).insertions) == 1
+        assert plan(lost(), recipe("one.bn"), example_inputs=image()).is_done
+        assert verify(lost()).ok
+        with bypass(lost()) as model:
+            assert distance(run(model), run(stock)) < 1e-8
+        assert distance(run(eject(lost())), run(stock)) < 1e-8
+        model = lost()
+        set_strength(model, 0.0)
+        assert distance(run(model), run(stock)) < 1e-8
 
 
 # What stands on classes and copies
