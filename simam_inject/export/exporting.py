@@ -16,8 +16,8 @@ from torch import nn
 from simam_inject.adapters import adapter_of, network_of
 from simam_inject.attention.arguments import check_number
 from simam_inject.dataflow.example import Example, example_of
-from simam_inject.editing.attach import without_attention
-from simam_inject.errors import ModelError, describe_exception
+from simam_inject.editing.attach import attended_in, without_attention
+from simam_inject.errors import ModelError, a_type, describe_exception
 from simam_inject.export.formats import Form, form_of
 from simam_inject.export.proving import as_exported, check_file, simams_in, vary
 from simam_inject.export.report import ExportError, ExportReport, LostSiteError
@@ -133,6 +133,8 @@ def _network(model: nn.Module) -> nn.Module:
     network = network_of(unwrapped(model))
     check_injectable(network)
     found = simams_in(network)
+    if other := next((entry.attention for entry in attended_in(network) if not found), None):
+        raise ExportError(f"the sites of this model hold {a_type(other)}; export writes and checks SimAM only")
     if not found:
         raise ExportError("no SimAM in this model; inject(model, recipe) adds it")
     for site, attention in found:

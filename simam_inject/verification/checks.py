@@ -88,18 +88,24 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
             came = f"{len(sites) - expected} of {len(sites)} sites came with modules that were added later"
             problem = f"{came}: call inject again, which watches them as well"
         recipes = [recipe for own in presences.values() for recipe in own.recipes]
-        peers = [f"{path}.{peer}".lstrip(".") for path, own in presences.items() for peer in own.peers]
+        holders = [(path, own, *held) for path, own in presences.items() for held in own.holders]
+        peers = {
+            ".".join((*path.split(".")[: bool(path)], *place, site.child))
+            for path, own, place, hook, _ in holders
+            for site in hook.sites
+            if site.path in own.peers
+        }
         problem = next(filter(None, (_why_other(entry, recipes, peers) for entry in sites)), problem)
     return Check("every SimAM is the one planned", not problem, problem or f"{len(sites)} of {len(sites)}")
 
 
-def _why_other(entry: Attended, recipes: list[dict[str, Any]], peers: list[str]) -> str | None:
+def _why_other(entry: Attended, recipes: list[dict[str, Any]], peers: set[str]) -> str | None:
     """How the SimAM at a site differs from the plan, or the plan from its recipe."""
     attention, site = entry.attention, entry.site
     if attention is None:
         return f"{site.path} has lost its module {site.child}"
     if not isinstance(attention, SimAM):
-        is_peer = site.path in peers
+        is_peer = site.module in peers
         return None if is_peer else f"{site.path} has {a_type(attention)} instead of its SimAM"
     if attention.bypassed:
         return f"{site.path} is bypassed"

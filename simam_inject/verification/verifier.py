@@ -6,8 +6,10 @@ small if possible, in eval and in train mode, they go on with what it returns.
 
 from __future__ import annotations
 
+import sys
 import threading
 from functools import partial
+from types import FrameType
 from typing import Any
 
 import torch
@@ -48,6 +50,7 @@ _CHANCES = 8
 _ATTEMPTS = 10
 """Times that a pair runs whose two forwards drew different random numbers, as other threads draw some meanwhile."""
 _OWN_SIZE = "the example's size"
+_DIRECT = "never ran: the model calls {}.forward(...) itself, which runs no hooks"
 
 
 def check_model(
@@ -103,14 +106,36 @@ class _Checks:
         return [tensors, bypassed, self._live(first), self._at_another_size(), *self._in_train_mode()]
 
     def _live(self, pair: Pair) -> Check:
-        idle = [entry.site.path for entry in self.sites if entry.site.module not in self.oracle.shapes]
+        unreached = [entry.site for entry in self.sites if entry.site.module not in self.oracle.shapes]
+        idle = [site.path for site in unreached]
         found = f"{len(self.sites) - len(idle)} of {len(self.sites)}"
         found += f"; the example does not reach {shortened(idle, 3)}" if idle else ""
         live = Check("every SimAM ran at the example's size, equal to the formula", True, found)
         if pair.is_disturbed:
             return Check(live.name, None, DISTURBED)
+        direct = self._called_directly({site.edit.module for site in unreached})
+        missed = [f"{site.path} {_DIRECT.format(site.edit.module)}" for site in unreached if site.edit.module in direct]
         nothing = [f"{path} never ran" for path in idle if len(idle) == len(self.sites)]
-        return unless([*pair.problems.values(), *nothing], live)
+        return unless([*pair.problems.values(), *missed, *nothing], live)
+
+    def _called_directly(self, paths: set[str]) -> set[str]:
+        """Those of these modules that the example forward runs by their `forward` alone, as `conv.forward(x)`."""
+        stock, ran = self._stock(), set[str]()
+        modules = {id(stock.get_submodule(path)): path for path in paths - self.oracle.ran}
+
+        def watch(frame: FrameType, event: str, _argument: object) -> None:
+            code = frame.f_code
+            if event == "call" and code.co_name == "forward" and code.co_argcount:
+                ran.add(modules.get(id(frame.f_locals.get(code.co_varnames[0])), ""))
+
+        if modules:
+            before = sys.getprofile()
+            sys.setprofile(watch)  # of this thread
+            try:
+                self._run(stock, example=self.example)
+            finally:
+                sys.setprofile(before)
+        return ran & set(modules.values())
 
     def _at_another_size(self) -> Check:
         pair = self._pair(training=False)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from simam_inject import bypass, eject, inject, simam
+from simam_inject import bypass, eject, inject, simam, verify
 from simam_inject.errors import InjectError, ModelError
+from simam_inject.export import export
 from tests.engine.blocks import network
 from tests.messages import says
 from tests.oracle import hooked, same_bits
@@ -39,6 +40,22 @@ def test_a_peer_stays_at_a_second_injection():
         stock[0].bias.mul_(0.5)
         assert torch.allclose(model(X), stock(X), rtol=1e-5, atol=1e-6)
     assert not torch.allclose(model(X), before, rtol=1e-2)
+
+
+@pytest.mark.parametrize("change", ["insert", "wrap"])
+def test_a_peer_in_a_module_that_was_moved_is_the_planned_one(change):
+    model = inject(
+        nn.Sequential(network()), {"rules": [{"path": "0.0", "after": "output"}]}, example_inputs=X, attention=Scale
+    )
+    wanted = model(X)
+    if change == "insert":
+        model.insert(0, nn.Identity())
+    else:
+        model[0][0] = nn.Sequential(model[0][0])
+    assert same_bits(model(X), wanted)
+    assert verify(model, example_inputs=X).ok
+    with pytest.raises(InjectError, match="hold a Scale"):
+        export(model, "unused.onnx", example_inputs=X)
 
 
 def test_copies_that_are_made_in_a_bypass_attend_afterwards_and_can_be_saved():

@@ -668,3 +668,23 @@ def test_maps_of_a_large_mean_are_right(mean, dtype):
     recipe = {"rules": [{"path": path, "after": "output"} for path in ("stem", "block.a")]}
     model = inject(stock.to(dtype), recipe, example_inputs=X.to(dtype))
     assert verify(model).ok
+
+
+class Direct(Block):
+    """It can call the forward of a child itself, or leave the child out."""
+
+    way = "call"
+
+    def forward(self, x):
+        y = x if self.way == "skip" else self.a.forward(x) if self.way == "forward" else self.a(x)
+        return self.c(torch.relu(y)) - x
+
+
+@pytest.mark.parametrize("place", ["after direct.a", "before direct.a"])
+def test_a_module_whose_forward_is_called_directly(place):
+    model = nn.Sequential(conv(3), Direct(), Direct()).eval()
+    inject(model, place, example_inputs=X)
+    model[1].way = "skip"
+    assert verify(model).ok
+    model[1].way = "forward"
+    assert "the model calls 1.a.forward(...) itself, which runs no hooks" in failures(model)[LIVE]
