@@ -67,8 +67,9 @@ def compare(
             before. Trained weights are loaded in it.
         recipes: A list of recipes, each as for `inject`.
         train: `train(model, seed, report) -> float`, higher is better: the last epoch or an average of the weights,
-            never the best epoch on the test set. `seed` sets the data order. `report(epoch, value)` adds to the
-            learning curve; `report.samples(correct)` gives the noise of the test set.
+            never the best epoch on the test set. `seed` sets the data order: 0 to `seeds` - 1, and the same plus
+            1,000,000 for *plain again*. `report(epoch, value)` adds to the learning curve;
+            `report.samples(correct)` gives the noise of the test set.
         against: Other attention modules: `se`, `eca`, `cbam`, `gc`.
         seeds: Runs of each variant, seeds 0 to this - 1.
         storage: None for memory, a path for a journal file, a database URL, or an Optuna storage.

@@ -63,7 +63,8 @@ def compare_to(
         looks: how often the study was evaluated, each time with more seeds; every p is multiplied by it.
     """
     samples = {key: _subtract(values, plain) for key, values in others.items()}
-    summaries = [summarize(pairs) for pairs in samples.values()]
+    varies = len(set(plain.values()) - {None}) > 1
+    summaries = [summarize(pairs, varies=varies) for pairs in samples.values()]
     corrected = holm([p for *_, p in summaries], looks)
     family, plain_failed, differences = len(others) * looks, _count_failed(plain), []
     for (key, pairs), (mean, low, high, sd, _), p in zip(samples.items(), summaries, corrected, strict=True):
@@ -93,17 +94,19 @@ def _verdict(p: float, mean: float, failed: int) -> str:
     return BETTER if mean > 0 else WORSE
 
 
-def summarize(pairs: Sequence[float]) -> tuple[float, float, float, float, float]:
-    """Mean, both ends of its 95 % t interval, standard deviation, and p of a t test against 0.
+def summarize(pairs: Sequence[float], *, varies: bool = True) -> tuple[float, float, float, float, float]:
+    """Mean, both ends of its 95 % t interval, standard deviation, and p of a t test against 0; p is NaN for fewer than
+    five. Differences that are the same at every seed have no interval, and p of a sign test if they can be significant.
 
-    Equal differences at every seed come from runs that ignore the seed, so all but the mean are NaN. p is NaN for fewer
-    than five.
+    Args:
+        varies: plain depends on the seed; otherwise equal differences come from runs that ignore it, and p is NaN.
     """
     from scipy import stats
 
     mean = float(np.mean(pairs)) if pairs else math.nan
     if not pairs or np.ptp(pairs) <= 1e-12 * max(1.0, abs(mean)):  # equal but for rounding
-        return mean, math.nan, math.nan, math.nan, math.nan
+        is_tested = varies and len(pairs) > FEWEST and abs(mean) > 1e-12
+        return mean, math.nan, math.nan, math.nan, 2.0 ** (1 - len(pairs)) if is_tested else math.nan
     test = stats.ttest_1samp(pairs, 0)
     low, high = map(float, test.confidence_interval(1 - LEVEL))
     return mean, low, high, float(np.std(pairs, ddof=1)), float(test.pvalue) if len(pairs) >= FEWEST else math.nan

@@ -134,6 +134,16 @@ def test_runs_that_do_not_depend_on_the_seed_are_not_tested():
     assert (difference.verdict, difference.mean) == (NOISE_ONLY, 1.0)
 
 
+@pytest.mark.parametrize(("seeds", "verdict"), [(5, NOISE_ONLY), (6, BETTER), (10, BETTER)])
+def test_a_difference_that_is_the_same_at_every_seed_has_a_sign_test(seeds, verdict):
+    plain = {seed: 60.0 + seed % 3 for seed in range(seeds)}
+    (difference,) = compare_to(plain, {("simam", "paper"): {seed: value + 2.0 for seed, value in plain.items()}})
+    assert (difference.verdict, difference.mean) == (verdict, 2.0)
+    assert verdict == NOISE_ONLY or difference.p == stats.binomtest(seeds, seeds).pvalue
+    (nothing,) = compare_to(plain, {("simam", "paper"): plain})
+    assert nothing.verdict == NOISE_ONLY
+
+
 def test_another_look_costs_its_share():
     plain, others = study(np.random.default_rng(1), 12, effects=(3, 0, 0, 0, 0))
     once, twice = compare_to(plain, others)[0], compare_to(plain, others, looks=2)[0]
