@@ -178,13 +178,17 @@ def show(options: FileOptions, _step: Step) -> Outcome:
     """Show what a .safetensors file contains besides its weights: sites, recipes, versions. Needs no model."""
     from simam_inject.persist import read
     from simam_inject.planning.tables import sites_table
+    from simam_inject.reporting.plans import notes_on
 
     found = read(options.file)
     sites, lambdas = found.insertions, {site.e_lambda for site in found.insertions}
+    gains = sorted(site.gain for site in sites if site.gain != 1)
     names = [str(recipe.get("name", "a recipe without name")) for recipe in found.recipes]
     parts: list[Table | str] = [
         f"{options.file} ({', '.join(names) or 'no recipe'})",
         sites_table(sites).without("e_lambda" if len(lambdas) == 1 else ""),
+        *notes_on(sites),
+        *([f"{plural(len(gains), 'calibrated gain')}, from {gains[0]:.3g} to {gains[-1]:.3g}"] if gains else []),
         f"{plural(len(sites), 'site')}; tensor names and shapes are as saved",
         f"written with {', '.join(f'{name} {version}' for name, version in found.versions.items())}",
         *(f"recipe: {json.dumps(recipe)}" for recipe in found.recipes),
@@ -206,9 +210,11 @@ def check(options: FileOptions, step: Step) -> Outcome:
         raise FileError(f"no such file: {str(file)!r}")
     if file.suffix == ".safetensors":
         shown = show(options, step)
-        ok = bool(shown.data["sites"])
+        idle = sum(site["strength"] == 0 for site in shown.data["sites"])
+        wrong = [f"wrong: {idle} of {len(shown.data['sites'])} sites have strength 0"] if idle else []
+        ok = bool(shown.data["sites"]) and not wrong
         advice = "to verify it: load it into its model with simam_inject.persist.load, and call verify(model)"
-        return Outcome([*shown.parts, *([advice] if ok else [])], shown.data | {"ok": ok}, ok=ok)
+        return Outcome([*shown.parts, *wrong, *([advice] if ok else [])], shown.data | {"ok": ok}, ok=ok)
     check_ultralytics(str(file))
     from simam_inject.integrations.ultralytics.checking import check_checkpoint
 

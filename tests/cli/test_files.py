@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from simam_inject import bypass, inject, injected
+from simam_inject import bypass, calibrate, inject, injected
 from simam_inject.persist import load, save
 from simam_inject.zoo import build
 
@@ -106,6 +106,22 @@ def test_a_file_with_sites_needs_no_recipe(run, folder):
     assert "x.pt2, which has 2 live sites" in result.stdout
     save(build(NET).model, folder / "plain.safetensors")
     assert "no site given" in run(NET, "--weights", "plain.safetensors", *SMALL).stderr
+
+
+@pytest.mark.parametrize(("strength", "code"), [("0", 1), ("0.5", 0), ("1", 0)])
+def test_check_reads_the_strength_of_a_file(run, strength, code):
+    run(NET, "--after", "block", *SMALL, "--strength", strength, "--output", "x.safetensors")
+    result = run("check", "x.safetensors")
+    assert (result.exit_code, "wrong: 2 of 2 sites have strength 0" in result.stdout) == (code, code == 1)
+    assert (f"strength {strength}" in result.stdout) == (strength != "1")
+    assert json.loads(run("check", "x.safetensors", "--json").stdout)["ok"] is (code == 0)
+
+
+def test_show_says_that_sites_are_calibrated(run, folder):
+    model = inject(build(NET).model, "after block", verify=False, example_inputs=torch.rand(1, 3, 16, 16))
+    calibrate(model, torch.rand(2, 3, 16, 16))
+    save(model, folder / "x.safetensors")
+    assert re.search(r"2 calibrated gains, from 1\.\d+ to \d", run("show", "x.safetensors").stdout)
 
 
 @pytest.mark.parametrize("net", [NET, "nets.py:make_fixed"])
