@@ -122,17 +122,9 @@ class SimAMCallback(Callback):
             for (_, part), (_, original) in zip(simams_of(copied), simams_of(pl_module), strict=False):
                 part.gain = original.gain
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:  # noqa: ARG002
-        """Set the strength of this step."""
-        self._set_strength(trainer)
+        self.on_train_batch_end(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """After the last step of the ramp, set strength 1 for what is validated and saved then."""
-        if trainer.global_step >= self.ramp_steps:
-            self._set_strength(trainer)
-
-    def _set_strength(self, trainer: Trainer) -> None:
         """Set the strength after the steps so far, in the module and in its copies."""
         if self._ramp is not None and not self._ramp.finished:
             self._ramp.load_state_dict({**self._ramp.state_dict(), "done": trainer.global_step})

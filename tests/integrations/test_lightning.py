@@ -156,7 +156,7 @@ def test_the_ramp_follows_the_steps_through_a_resumed_training(tmp_path):
 
     file = saved(tmp_path, Net(), SimAMCallback(RECIPE, ramp_steps=8, start=0.2), Look())
     assert seen == pytest.approx([0.2, 0.3, 0.4, 0.5])
-    assert {site.strength for site in injected(Net.load_from_checkpoint(file))} == {0.5}
+    assert [site.strength for site in injected(Net.load_from_checkpoint(file))] == pytest.approx([0.6, 0.6])
     module = Net()
     trainer(tmp_path, SimAMCallback(RECIPE, ramp_steps=8, start=0.2), Look(), epochs=3).fit(module, ckpt_path=file)
     assert seen == pytest.approx([0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0, 1.0, 1.0])
@@ -188,7 +188,7 @@ def test_a_callback_with_a_network_of_its_own_is_left(tmp_path):
 
     distill = Distill()
     file = saved(tmp_path, Net(), SimAMCallback(RECIPE, ramp_steps=8), distill)
-    assert {site.strength for site in injected(Net.load_from_checkpoint(file))} == {0.375}
+    assert {site.strength for site in injected(Net.load_from_checkpoint(file))} == {0.5}
     assert distill.teacher[1].strength == 1.0
 
 
