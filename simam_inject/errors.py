@@ -9,7 +9,17 @@ from importlib.util import find_spec
 
 
 class InjectError(Exception):
-    """Base class of all errors of this package. Messages have the location, what was found, and what is expected."""
+    """Base class of all errors of this package. Messages have the location, what was found, and what is expected.
+
+    Example:
+        >>> import torchvision
+        >>> from simam_inject import inject
+        >>> try:
+        ...     inject(torchvision.models.resnet18(), "after bottleneck")  # ResNet-18 has basic blocks
+        ... except InjectError as error:
+        ...     print(type(error).__name__)
+        NoMatchError
+    """
 
 
 class RecipeError(InjectError):
