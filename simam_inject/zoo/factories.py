@@ -68,7 +68,7 @@ def _locate(error: BaseException) -> str:
 
 
 def _suggest(factory_name: str, module: ModuleType) -> str:
-    names = sorted(name for name, value in vars(module).items() if callable(value) and not name.startswith("_"))
+    names = sorted(name for name, value in vars(module).items() if name[0] != "_" and not isinstance(value, ModuleType))
     near = nearest(factory_name, names)
     return f"Did you mean {', '.join(near)}?" if near else f"It has {', '.join(names) or 'no public names'}"
 
