@@ -63,13 +63,13 @@ def compare_to(
         looks: how often the study was evaluated, each time with more seeds; every p is multiplied by it.
     """
     samples = {key: _subtract(values, plain) for key, values in others.items()}
-    varies = len(set(plain.values()) - {None}) > 1
-    summaries = [summarize(pairs, varies=varies) for pairs in samples.values()]
+    summaries = [summarize(samples[key], varies=_varies(plain, values)) for key, values in others.items()]
     corrected = holm([p for *_, p in summaries], looks)
     family, plain_failed, differences = len(others) * looks, _count_failed(plain), []
     for (key, pairs), (mean, low, high, sd, _), p in zip(samples.items(), summaries, corrected, strict=True):
         failed = _count_failed(others[key])
         verdict = _verdict(p, mean, failed if mean > 0 else plain_failed)
+        verdict = NOISE_ONLY if verdict == NOT_RESOLVED and math.isnan(sd) else verdict
         detectable = detectable_difference(len(pairs), sd, family)
         needed = None if resolve is None else seeds_needed(resolve, sd, family)
         differences.append(Difference(*key, pairs, mean, low, high, sd, p, verdict, failed, detectable, needed))
@@ -79,6 +79,12 @@ def compare_to(
 def _subtract(values: Values, plain: Values) -> tuple[float, ...]:
     both = ((values[seed], plain[seed]) for seed in sorted(values.keys() & plain.keys()))
     return tuple(value - base for value, base in both if value is not None and base is not None)
+
+
+def _varies(plain: Values, other: Values) -> bool:
+    """Plain gives different results at the seeds that both finished."""
+    found = [base for seed, base in plain.items() if base is not None and other.get(seed) is not None]
+    return bool(found) and float(np.ptp(found)) > 1e-9 * max(1.0, *map(abs, found))
 
 
 def _count_failed(values: Values) -> int:

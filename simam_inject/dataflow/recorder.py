@@ -64,7 +64,7 @@ class Recorder(Namer):
         return entry[1] if entry is not None and entry[0]() is tensor else None
 
     def _add(self, tensor: torch.Tensor, layout: Layout, tick: int) -> Value:
-        storage = _storage_of(tensor)
+        storage = storage_of(tensor)
         value = Value(tuple(tensor.shape), tensor.dtype, storage, layout, tick)
         self._known[id(tensor)] = weakref.ref(tensor), value
         inner = _inside(tensor)
@@ -94,7 +94,7 @@ class Recorder(Namer):
             tick = next(self.ticks)
             inputs = [self._value(tensor) for tensor in tensors if id(tensor) not in self.states]
             for tensor, version in zip(tensors, versions, strict=True):
-                if version is not None and tensor._version != version and (storage := _storage_of(tensor)):
+                if version is not None and tensor._version != version and (storage := storage_of(tensor)):
                     self.recording.writes.setdefault(storage, []).append(tick)
             result, computed = _with_aliases(result, tensors)
             kind = function_kind(func)
@@ -202,7 +202,7 @@ def _inside(tensor: torch.Tensor) -> list[torch.Tensor]:
     return found[1:]
 
 
-def _storage_of(tensor: torch.Tensor) -> int:
+def storage_of(tensor: torch.Tensor) -> int:
     """Identity of the memory behind a tensor; 0 where it has none of the usual kind."""
     try:
         return int(tensor.untyped_storage()._cdata)

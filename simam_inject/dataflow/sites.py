@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -16,15 +17,16 @@ from simam_inject.dataflow.anatomy import Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import conv_facts, module_kind
-from simam_inject.dataflow.structure import covers, find_structure
-from simam_inject.dataflow.values import Recording, Shape, Step, Value, keyed
+from simam_inject.dataflow.recorder import storage_of
+from simam_inject.dataflow.structure import find_structure
+from simam_inject.dataflow.values import NEVER, Read, Recording, Shape, Step, Value, covers, keyed
 from simam_inject.kinds import TRANSPARENT
 from simam_inject.modules import called_modules, has_children, own_calls, runs_hooks
 from simam_inject.source import returns_the_same
 
 _NOT_BASES = frozenset({"Module", "object"})
 UNUSED = "its output is never used by an operation that is recorded"
-_NO_EFFECT = "no output of the model depends on it"
+_NO_EFFECT = "no output of the model depends on it through operations that are recorded"
 _IN_PLACE = (
     "it modifies a tensor in place, and its result is not read under its own name; use `before` with an operation that "
     "reads that tensor"
@@ -203,25 +205,36 @@ class Surveyor:
 def _live_storages(recording: Recording) -> Set[int]:
     """Memory on whose content a result depends; all, where the forward reads a tensor that nothing recorded made."""
     sources, live = defaultdict[int, set[int]](set), {0}
-    given = recording.first_calls[""].inputs
+    model, given = recording.modules[""], recording.first_calls[""].inputs
+    live |= {storage_of(tensor) for tensor in chain(model.parameters(), model.buffers())}  # whose readers are unknown
     for storage, values in recording.by_storage.items():
         for value in values:
-            is_unknown = value.origin is None and value.alias_of is None and value not in given
+            is_unknown = value.origin is None and value.alias_of is None and (value.made == NEVER or value.returns)
             if is_unknown and storage not in (one.storage for one in given):
                 return recording.by_storage.keys() | {0}
-            readers = [recording.steps.get(read.path) for read in value.readings]
-            read_by = [[one for each in (step, *step.later) for _, one in each.values] for step in readers if step]
-            if value in recording.results or None in readers or [] in read_by:
+            computed = [_computed_by(recording, read) for read in value.readings]
+            if value in recording.results or [] in computed:
                 live.add(storage)
-            for reader in read_by:
-                for made in reader:
-                    sources[made.storage].add(storage)
+            for made in chain.from_iterable(computed):
+                sources[made].add(storage)
     waiting = [*live]
     while waiting:
         found = sources[waiting.pop()] - live
         live |= found
         waiting += found
     return live
+
+
+def _computed_by(recording: Recording, read: Read) -> list[int]:
+    """Memory of what the reader computes, and what it writes into."""
+    first = recording.steps.get(read.path)
+    steps = [first, *first.later] if first else []
+    found = [value.storage for step in steps for _, value in step.values]
+    calls = [step.call for step in steps if step.call]
+    for storage, ticks in recording.writes.items() if found else ():
+        if any(tick == read.tick or any(call.spans(tick) for call in calls) for tick in ticks):
+            found.append(storage)
+    return found
 
 
 def _why_not_seen(module: nn.Module) -> str:

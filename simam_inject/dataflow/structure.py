@@ -19,13 +19,14 @@ from simam_inject.dataflow.anatomy import Site
 from simam_inject.dataflow.heads import SQUASHING, is_head, weight
 from simam_inject.dataflow.main_blocks import MainBlocks
 from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
-from simam_inject.dataflow.values import NEVER, Frame, Recording, Step
+from simam_inject.dataflow.values import NEVER, Frame, Recording, Step, covers
 from simam_inject.kinds import FAMILIES, words
 from simam_inject.modules import CONTAINERS
 
 _MOST_ON_SKIP = 2  # a projection is one convolution; GhostNet's is a depthwise and a pointwise one
 _SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
 _ARITHMETIC = words("add sub mul div")
+_SUMS = words("add sub cat stack")
 _PRODUCTS = words("mul matmul bmm einsum scaled_dot_product_attention")
 _RESHAPING = words(
     "view view_as reshape flatten unflatten expand expand_as repeat squeeze unsqueeze permute transpose interpolate"
@@ -61,13 +62,6 @@ def find_structure(recording: Recording, sites: Mapping[str, Site]) -> Structure
     found.main = {path for path in blocks if not covers(found.in_gate, path)}
     found.decoder = _decoders(recording, found)
     return found
-
-
-def covers(paths: Set[str], path: str) -> bool:
-    """One of the paths is this one, or contains it."""
-    if not paths or path in paths:
-        return bool(paths)
-    return any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
 def _enter_ties(recording: Recording, found: Structure, adds: Sequence[tuple[str, Step]]) -> None:
@@ -146,10 +140,15 @@ def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
 
 
 def _has_other_use(step: Step, inside: Set[Step], ends: Set[tuple[Step, Step]]) -> bool:
-    """Something reads it for a result outside of the gates, except as the gate of a product."""
+    """It is scaled itself, or a convolution or a sum with another map goes on with it. Logging it does not count."""
     others = [one for one in step.readers if one not in inside and (step, one) not in ends]
-    returns = [(one, frame) for one in others for _, value in one.values for frame, _ in value.returns]
-    return any(one.readers for one in others) or any(frame is one.frame for one, frame in returns)
+    is_scaled = any(one in others for _, one in ends)
+    for one in others:
+        is_map = one.value is None or one.value.dtype.is_floating_point  # `gate > 0.5` selects from other maps
+        others += [reader for reader in one.readers if is_map and reader not in others]
+    known = {step, *others} | inside
+    sums = [one for one in others if one.kind in _SUMS and any(each.shape and each not in known for each in one.inputs)]
+    return is_scaled or bool(sums) or any(map(weight, others))
 
 
 def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step]]]:
@@ -216,14 +215,14 @@ def _enlarges(step: Step) -> bool:
 
 
 def _is_pooled(step: Step, size: tuple[int, ...]) -> bool:
-    """It is a map of this size that was pooled to fewer pixels, as in a pyramid pooling module: not a level of an
+    """It is a map of this size that was averaged to fewer pixels, as in a pyramid pooling module: not a level of an
     encoder, which has larger convolutions.
     """
     source = next((one.value for one in step.inputs), None)
     origin = None if source is None else source.passed_from()[-1].origin
     if origin is None:
         return False
-    if origin.kind.endswith("pool"):
+    if origin.kind in ("adaptive_avg_pool", "avg_pool"):
         return size in _sizes_given(origin)
     facts = conv_facts(origin.call.module) if origin.call else origin.facts
     is_pointwise = origin.kind in FAMILIES["conv"] and max(facts.get("kernel", [0])) == 1

@@ -16,10 +16,9 @@ from simam_inject.dataflow.module_kinds import module_kind
 from simam_inject.dataflow.naming import Namer
 from simam_inject.dataflow.recorder import Recorder
 from simam_inject.dataflow.sites import Dataflow, Surveyor
-from simam_inject.dataflow.structure import covers
 from simam_inject.dataflow.surroundings import same_surroundings
 from simam_inject.dataflow.twin import Convert, set_mode, to_clone, to_sketch, twin_of
-from simam_inject.dataflow.values import Recording, Shape
+from simam_inject.dataflow.values import Recording, Shape, covers
 from simam_inject.errors import ModelError, describe_exception
 from simam_inject.kinds import FAMILIES
 

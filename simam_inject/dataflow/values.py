@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import types
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Set
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -31,6 +31,13 @@ def join(scope: str, name: str) -> str:
 def keyed(path: str, keys: tuple[Key, ...]) -> str:
     """Path of an entry of a list, tuple or dict."""
     return path + "".join(f":{key}" for key in keys) if keys else path
+
+
+def covers(paths: Set[str], path: str) -> bool:
+    """One of the paths is this one, or contains it."""
+    if not paths or path in paths:
+        return bool(paths)
+    return any(path[:at] in paths for at, letter in enumerate(path) if letter in ".:")
 
 
 class Read(NamedTuple):

@@ -122,6 +122,9 @@ class SimAMCallback(Callback):
             for (_, part), (_, original) in zip(simams_of(copied), simams_of(pl_module), strict=False):
                 part.gain = original.gain
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
+        """Set the strength of this step, whatever a validation has set."""
         self.on_train_batch_end(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:

@@ -128,13 +128,12 @@ class _Checks:
             if event == "call" and code.co_name == "forward" and code.co_argcount:
                 ran.add(modules.get(id(frame.f_locals.get(code.co_varnames[0])), ""))
 
-        if modules:
-            before = sys.getprofile()
+        if modules and sys.getprofile() is None:  # a profiler of the user's cannot always be set again
             sys.setprofile(watch)  # of this thread
             try:
                 self._run(stock, example=self.example)
             finally:
-                sys.setprofile(before)
+                sys.setprofile(None)
         return ran & set(modules.values())
 
     def _at_another_size(self) -> Check:

@@ -90,14 +90,32 @@ class Added(Unread):
         return result
 
 
-@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU(inplace=True)])
+class Buffered(Unread):
+    """A result reads it from a buffer, into which it is written."""
+
+    def __init__(self, act):
+        super().__init__(act)
+        self.register_buffer("ring", torch.zeros(2, 8, 8, 8))
+
+    def forward(self, x):
+        y = torch.relu(self.a(x))
+        self.ring.copy_(self.last(self.act(self.norm(self.dead(y)))))
+        return self.out(y + self.ring.mean())
+
+
+class Swish(nn.Module):
+    def forward(self, x):
+        return x * torch.sigmoid(x)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(), nn.ReLU(inplace=True), Swish()])
 @pytest.mark.parametrize("path", ["dead", "norm", "last"])
 def test_what_no_output_depends_on_is_skipped(path, act):
     rule = {"path": path, "after": "output"}
     reason = rf"{path}: (no output of the model depends on it|its output is never used|it modifies a tensor in place)"
     with pytest.raises(NoMatchError, match=reason):
         plan(Unread(act).eval(), {"rules": [rule]}, example_inputs=X)
-    for kind in (Stored, Added):
+    for kind in (Stored, Added, Buffered):
         assert [one.path for one in plan(kind(act).eval(), {"rules": [rule]}, example_inputs=X).insertions] == [path]
     planned = plan(Unread(act).eval(), "every-conv", example_inputs=X)
     assert [one.path for one in planned.insertions] == ["a", "out"]

@@ -1038,6 +1038,20 @@ class Crossing(nn.Module):
         return fine + up, coarse + self.down(fine)
 
 
+class Logged(nn.Module):
+    """A residual block whose spatial gate is also stored, returned, or read by an operation."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log, self.first, self.second, self.gate = log, c3(8, 8), c3(8, 8), c3(2, 1)
+
+    def forward(self, x):
+        y = self.second(F.relu(self.first(x)))
+        gate = torch.sigmoid(self.gate(torch.cat([y.mean(1, keepdim=True), y.amax(1, keepdim=True)], 1)))
+        self.seen = self.log(gate)
+        return x + y * gate
+
+
 class Reverse(nn.Module):
     """Reverse attention: each mask scales an earlier map, and is added to the next mask (PraNet, CaraNet)."""
 
@@ -1104,6 +1118,9 @@ CASES = [
     (Gated, "paper", "blocks.{0,1}.second"),
     (lambda: Gated(is_pair=True), "block-output", "blocks.{0,1}"),
     (Taps, "residual", "taps.{0,1}.out"),
+    (lambda: between(Logged, lambda gate: gate.detach().cpu()), "paper", "{1,2}.second"),
+    (lambda: between(Logged, lambda gate: gate.mean().abs()), "paper", "{1,2}.second"),
+    (lambda: between(Logged, lambda gate: -(gate * gate.log()).sum()), "paper", "{1,2}.second"),
     (lambda: Reverse(is_returned=True), "block-output", "levels.{0,1,2}.{0,1}"),
     (lambda: Reverse(is_returned=False), "paper", "levels.{0,1,2}.{0,1}.second"),
     (lambda: nn.Sequential(c3(3, 8, 4), Linear(), c1(8, 2)), "residual", "1.end"),

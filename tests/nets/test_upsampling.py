@@ -41,9 +41,9 @@ class Pyramid(nn.Module):
 class Strided(nn.Module):
     """A pyramid pooling module whose kernels have a fixed size, as that of PSMNet."""
 
-    def __init__(self, pool):
+    def __init__(self):
         super().__init__()
-        self.bins = nn.ModuleList([nn.Sequential(pool(size), c1(8, 4), nn.ReLU()) for size in (16, 8)])
+        self.bins = nn.ModuleList([nn.Sequential(nn.AvgPool2d(size), c1(8, 4), nn.ReLU()) for size in (16, 8)])
 
     def forward(self, x):
         return torch.cat([x, *(F.interpolate(one(x), x.shape[2:]) for one in self.bins)], 1)
@@ -180,8 +180,7 @@ class Tokens(nn.Module):
         (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Bins((1, 2, 4)), c3(20, 8), c1(8, 2)), "unet", ""),
         (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Bins((2,)), double(12, 8), c1(8, 2)), "unet", ""),
         (Pyramid, "unet", ""),
-        (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Strided(nn.AvgPool2d), double(16, 8), c1(8, 2)), "unet", ""),
-        (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Strided(nn.MaxPool2d), double(16, 8), c1(8, 2)), "unet", ""),
+        (lambda: nn.Sequential(c3(3, 8), Darn(), Darn(), Strided(), double(16, 8), c1(8, 2)), "unet", ""),
         *[(lambda form=form: Fusing(form), "unet", "fuse") for form in ("two", "list", "unpacked", "dict")],
         (Styled, "unet", "mix"),
         (Lifted, "unet", "mix"),
