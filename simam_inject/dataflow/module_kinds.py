@@ -14,6 +14,7 @@ from simam_inject.kinds import FAMILIES, KINDS, kind_of
 
 _kind_of = lru_cache(maxsize=4096)(kind_of)
 _LAYERS = frozenset().union(*FAMILIES.values())
+_JOINS = frozenset({"add", "sub", "mul", "cat"})
 _PARAMETERS = {
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv_transpose": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
@@ -31,19 +32,26 @@ def module_kind(module: nn.Module) -> str:
     return next((name for name in ours if name in KINDS), _kind_of(kind.__name__))
 
 
-def leaf_kind(module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]]) -> tuple[str, dict[str, Any]]:
+def leaf_kind(
+    module: nn.Module, computed: Sequence[tuple[str, dict[str, Any]]], inputs: int
+) -> tuple[str, dict[str, Any]]:
     """Kind of a module without children, and facts of the convolution that its forward calls.
 
     With parameters, one convolution, and no norm, activation or pooling, it is a convolution, whatever its class. One
-    whose forward is one activation is that activation, unless its class name is a listed kind.
+    whose forward is one activation is that activation, unless its class name is a listed kind. One that joins several
+    tensors by one operation, perhaps before an activation, is that operation, whatever its class.
 
     Args:
         computed: kind and facts of each operation of its forward.
+        inputs: number of tensors that it is given.
     """
     layers = [(kind, facts) for kind, facts in computed if kind in _LAYERS]
     is_conv = len(layers) == 1 and layers[0][0] in FAMILIES["conv"] and bool(module._parameters)
-    if layers == computed and len(layers) == 1 and layers[0][0] in FAMILIES["act"] and module_kind(module) not in KINDS:
-        return layers[0]
+    kinds = [kind for kind, _ in computed]
+    is_act = len(kinds) == 1 and kinds[0] in FAMILIES["act"] and module_kind(module) not in KINDS
+    is_join = inputs > 1 and {*kinds[:1]} <= _JOINS and {*kinds[1:]} <= FAMILIES["act"]
+    if computed and (is_act or is_join):
+        return computed[0]
     is_own = not isinstance(module, _ConvNd) or module_kind(module) not in KINDS
     return layers[0] if is_conv and is_own else (module_kind(module), {})
 

@@ -149,7 +149,7 @@ class Recorder(Namer):
 
     def _enter_call(self, frame: Frame, path: str) -> None:
         parent, is_block = frame.parent, frame.is_scope and has_children(frame.module)
-        kind, facts = ("block", {}) if is_block else leaf_kind(frame.module, frame.computed)
+        kind, facts = ("block", {}) if is_block else leaf_kind(frame.module, frame.computed, len(frame.inputs))
         is_passed = not frame.computed and len(frame.inputs) == 1 and any(value.alias_of for _, value in frame.outputs)
         kind = "identity" if is_passed and not is_block and kind not in KINDS else kind
         inputs = () if parent is None else _steps_of(parent, frame.inputs)

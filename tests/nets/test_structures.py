@@ -1038,6 +1038,57 @@ class Crossing(nn.Module):
         return fine + up, coarse + self.down(fine)
 
 
+class Sum(nn.Module):
+    """Modules without children that join their inputs, under names that say nothing."""
+
+    def forward(self, a, b):
+        return a + b
+
+
+class RectifiedSum(nn.Module):
+    def forward(self, a, b):
+        return F.relu(a + b)
+
+
+class ListSum(nn.Module):
+    def forward(self, *given):
+        return given[0] + given[1]
+
+
+class Stacked(nn.Module):
+    def forward(self, a, b):
+        return torch.cat((a, b), 1)
+
+
+class Times(nn.Module):
+    def forward(self, a, b):
+        return a * b
+
+
+class Merging(nn.Module):
+    """A residual block with a gate, each join of which is a module; its shortcut has as many convolutions."""
+
+    def __init__(self, merge):
+        super().__init__()
+        self.first, self.second, self.side, self.gate = c3(8, 8, 2), c3(8, 8), c3(8, 8, 2), c3(8, 8)
+        self.merge, self.factor = merge(), Times()
+
+    def forward(self, x):
+        y = self.second(F.relu(self.first(x)))
+        return self.merge(self.factor(y, torch.sigmoid(self.gate(y))), self.side(x))
+
+
+class Sewn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.up, self.merge = double(3, 8), c3(8, 8, 2), nn.ConvTranspose2d(8, 8, 2, 2), Stacked()
+        self.mix, self.head = double(16, 8), c1(8, 2)
+
+    def forward(self, x):
+        a = self.a(x)
+        return self.head(self.mix(self.merge(self.up(self.b(a)), a)))
+
+
 class Logged(nn.Module):
     """A residual block whose spatial gate is also stored, returned, or read by an operation."""
 
@@ -1118,6 +1169,9 @@ CASES = [
     (Gated, "paper", "blocks.{0,1}.second"),
     (lambda: Gated(is_pair=True), "block-output", "blocks.{0,1}"),
     (Taps, "residual", "taps.{0,1}.out"),
+    *[(lambda kind=kind: between(Merging, kind), "paper", "{1,2}.second") for kind in (Sum, RectifiedSum, ListSum)],
+    *[(lambda kind=kind: between(Merging, kind), "residual", "{1,2}.factor") for kind in (Sum, RectifiedSum, ListSum)],
+    (Sewn, "unet", "mix"),
     (lambda: between(Logged, lambda gate: gate.detach().cpu()), "paper", "{1,2}.second"),
     (lambda: between(Logged, lambda gate: gate.mean().abs()), "paper", "{1,2}.second"),
     (lambda: between(Logged, lambda gate: -(gate * gate.log()).sum()), "paper", "{1,2}.second"),
