@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
@@ -206,13 +206,17 @@ def _live_storages(recording: Recording) -> Set[int]:
     """Memory on whose content a result depends; all, where the forward reads a tensor that nothing recorded made."""
     sources, live = defaultdict[int, set[int]](set), {0}
     model, given = recording.modules[""], recording.first_calls[""].inputs
+    written = defaultdict[int, list[int]](list)
+    for storage, ticks in recording.writes.items():
+        for tick in ticks:
+            written[tick].append(storage)
     live |= {storage_of(tensor) for tensor in chain(model.parameters(), model.buffers())}  # whose readers are unknown
     for storage, values in recording.by_storage.items():
         for value in values:
             is_unknown = value.origin is None and value.alias_of is None and (value.made == NEVER or value.returns)
             if is_unknown and storage not in (one.storage for one in given):
                 return recording.by_storage.keys() | {0}
-            computed = [_computed_by(recording, read) for read in value.readings]
+            computed = [_computed_by(recording, read, written) for read in value.readings]
             if value in recording.results or [] in computed:
                 live.add(storage)
             for made in chain.from_iterable(computed):
@@ -225,16 +229,13 @@ def _live_storages(recording: Recording) -> Set[int]:
     return live
 
 
-def _computed_by(recording: Recording, read: Read) -> list[int]:
-    """Memory of what the reader computes, and what it writes into."""
+def _computed_by(recording: Recording, read: Read, written: Mapping[int, list[int]]) -> list[int]:
+    """Memory of what the reader computes, and what it writes into; `written` is `Recording.writes` by time."""
     first = recording.steps.get(read.path)
     steps = [first, *first.later] if first else []
+    ticks = chain([read.tick], *(range(step.call.start, step.call.end + 1) for step in steps if step.call))
     found = [value.storage for step in steps for _, value in step.values]
-    calls = [step.call for step in steps if step.call]
-    for storage, ticks in recording.writes.items() if found else ():
-        if any(tick == read.tick or any(call.spans(tick) for call in calls) for tick in ticks):
-            found.append(storage)
-    return found
+    return [*found, *(storage for tick in ticks for storage in written.get(tick, ()))] if found else []
 
 
 def _why_not_seen(module: nn.Module) -> str:
