@@ -119,13 +119,15 @@ def adapter_of(model: nn.Module) -> Adapter:
     return lightning
 
 
-def network_of(model: nn.Module) -> nn.Module:
+def network_of(model: nn.Module, *, restore: bool = True) -> nn.Module:
     """The network inside a library's object such as `YOLO`, or the model itself; a `ModelError` if there is none.
 
-    Hooks of SimAMs that another tool dropped are restored: every function of the package sees the sites of a forward.
+    Args:
+        restore: restore hooks that another tool dropped, so that a function sees the same sites as the next forward.
     """
     network = adapter_of(check_module(model)).network(model)
-    restore_hooks(network)
+    if restore:
+        restore_hooks(network)
     return network
 
 

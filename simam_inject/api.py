@@ -206,7 +206,7 @@ def eject(model: ModelT) -> ModelT:
         >>> len(injected(model)), len(injected(eject(model)))
         (8, 0)
     """
-    detach(network_of(model))
+    detach(network_of(model, restore=False))
     update(model)
     return model
 
