@@ -14,7 +14,7 @@ from simam_inject.kinds import FAMILIES, KINDS, kind_of
 
 _kind_of = lru_cache(maxsize=4096)(kind_of)
 _LAYERS = frozenset().union(*FAMILIES.values())
-_JOINS = frozenset({"add", "sub", "mul", "cat"})
+_JOINS = frozenset({"add", "sub", "mul", "cat"})  # of several tensors
 _PARAMETERS = {
     "conv": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
     "conv_transpose": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
@@ -39,7 +39,7 @@ def leaf_kind(
 
     With parameters, one convolution, and no norm, activation or pooling, it is a convolution, whatever its class. One
     whose forward is one activation is that activation, unless its class name is a listed kind. One that joins several
-    tensors by one operation, perhaps before an activation, is that operation, whatever its class.
+    tensors by one operation, perhaps before an activation, counts as that operation, independent of its class.
 
     Args:
         computed: kind and facts of each operation of its forward.

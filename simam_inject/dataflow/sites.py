@@ -203,14 +203,15 @@ class Surveyor:
 
 
 def _live_storages(recording: Recording) -> Set[int]:
-    """Memory on whose content a result depends; all, where the forward reads a tensor that nothing recorded made."""
+    """Memory on whose content a result depends; all memory if the forward reads a tensor of unknown origin."""
     sources, live = defaultdict[int, set[int]](set), {0}
     model, given = recording.modules[""], recording.first_calls[""].inputs
     written = defaultdict[int, list[int]](list)
     for storage, ticks in recording.writes.items():
         for tick in ticks:
             written[tick].append(storage)
-    live |= {storage_of(tensor) for tensor in chain(model.parameters(), model.buffers())}  # whose readers are unknown
+    # Reads of parameters and buffers are not recorded.
+    live |= {storage_of(tensor) for tensor in chain(model.parameters(), model.buffers())}
     for storage, values in recording.by_storage.items():
         for value in values:
             is_unknown = value.origin is None and value.alias_of is None and (value.made == NEVER or value.returns)

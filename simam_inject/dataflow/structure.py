@@ -26,7 +26,7 @@ from simam_inject.modules import CONTAINERS
 _MOST_ON_SKIP = 2  # a projection is one convolution; GhostNet's is a depthwise and a pointwise one
 _SIGMOIDS = words("sigmoid hardsigmoid softmax hard_sigmoid")
 _ARITHMETIC = words("add sub mul div")
-_SUMS = words("add sub cat stack")
+_SUMS = words("add sub cat stack")  # after which a map is more than a gate
 _PRODUCTS = words("mul matmul bmm einsum scaled_dot_product_attention")
 _RESHAPING = words(
     "view view_as reshape flatten unflatten expand expand_as repeat squeeze unsqueeze permute transpose interpolate"
@@ -140,7 +140,7 @@ def _inside_gates(call: Frame, times: Sequence[int]) -> set[Step]:
 
 
 def _has_other_use(step: Step, inside: Set[Step], ends: Set[tuple[Step, Step]]) -> bool:
-    """It is scaled itself, or a convolution or a sum with another map goes on with it. Logging it does not count."""
+    """It is scaled itself, or a convolution or a sum with another map is computed from it; logging does not count."""
     others = [one for one in step.readers if one not in inside and (step, one) not in ends]
     is_scaled = any(one in others for _, one in ends)
     for one in others:

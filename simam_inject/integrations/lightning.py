@@ -124,7 +124,7 @@ class SimAMCallback(Callback):
         self._ramp = Ramp(pl_module, *copies, steps=self.ramp_steps, start=self.start) if self.ramp_steps else None
 
     def on_train_batch_start(self, trainer: Trainer, *_: Any, **__: Any) -> None:
-        """Set the strength of this step, whatever a validation has set."""
+        """Set the strength of this step again, which a validation may have changed."""
         self.on_train_batch_end(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any, **__: Any) -> None:

@@ -1039,7 +1039,7 @@ class Crossing(nn.Module):
 
 
 class Sum(nn.Module):
-    """Modules without children that join their inputs, under names that say nothing."""
+    """Like the next four, a module without children that joins its inputs, under a name of its own."""
 
     def forward(self, a, b):
         return a + b
