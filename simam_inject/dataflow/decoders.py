@@ -1,0 +1,119 @@
+"""Decoder blocks: blocks that join (`cat`, `add`) an upsampled map with an earlier one that they are given.
+
+So are blocks that read such a join, or made the upsampled map, and one of the same class beside it that upsamples
+without a join. Heads do not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+
+from simam_inject.dataflow.heads import is_head, weight
+from simam_inject.dataflow.upsampling import PASSING, ancestors, keeps_size, passed_on, upsamples, was_upsampled
+from simam_inject.dataflow.values import NEVER, Frame, Recording, Step, covers
+from simam_inject.modules import CONTAINERS
+
+
+class Decoders:
+    """Searches a recording for decoder blocks.
+
+    Args:
+        recording: what the network did.
+        residual: paths of blocks that have a residual join.
+        main: paths of main blocks.
+        other_joins: paths of residual joins, and of what is inside of gates.
+    """
+
+    def __init__(self, recording: Recording, residual: Set[str], main: Set[str], other_joins: Set[str]) -> None:
+        self.recording = recording
+        self.other_joins = other_joins
+        scopes = [path for path, call in recording.first_calls.items() if call.is_scope]
+        self.heads = {path for path in scopes if is_head(recording, path)}
+        self.own_heads = {path for path in self.heads if is_head(recording, path, fewer=False)}
+        self.main = main - (self.own_heads - residual)
+
+    def find(self) -> set[str]:
+        """Paths of decoder blocks."""
+        found, calls = set[str](), self.recording.first_calls
+        if not any(map(upsamples, calls[""].steps)):
+            return found
+        for path, call in calls.items():
+            for step in call.steps:
+                if step.kind in ("cat", "add") and step.path not in self.other_joins:
+                    found |= self._blocks_at(path, call, step)
+        found = {path for path in found if not _has_several_inside(self.recording, found, path)}
+        found = {path for path in found if not _is_part_of_another(self.recording, found, path)}
+        alike = set()
+        for path, call in calls.items():  # the last one often has no skip to join
+            kind = (path.rpartition(".")[0], type(call.module))
+            if path in found:
+                alike.add(kind)
+            elif kind in alike and kind[1] not in CONTAINERS and path not in self.own_heads:
+                found |= {path for one in call.steps if upsamples(one) and not keeps_size(one)}
+        return found
+
+    def _blocks_at(self, path: str, call: Frame, join: Step) -> set[str]:
+        """Decoder blocks that a join belongs to; none if its operands came to their size in the same way."""
+        written = self.recording.writes
+        maps = [one for one in join.inputs if one.value is not None and one.value.is_from_input(written)]
+        origins = [was_upsampled(one, join.kind == "add") for one in maps]
+        if len(set(origins)) < 2:
+            return set()
+        found = self._readers_of(join)
+        is_one = path and len(call.outputs) == 1 and any(map(weight, call.steps))
+        if is_one and _is_given_one(call, maps, origins) and path not in self.own_heads:
+            found.add(path)
+        rising = [one for one, origin in zip(maps, origins, strict=True) if origin == 1]
+        found = found or {one.path for one in rising if one.kind == "block" and weight(one) > 1}
+        return found or (set() if covers(self.main, path) else self._readers_of(join, least=1))
+
+    def _readers_of(self, join: Step, depth: int = 0, least: int = 2) -> set[str]:
+        """Blocks that read the join in the same forward, directly or after a convolution, a norm or an activation.
+
+        Of other modules than main blocks, those of at least so many convolutions that return one map of that size.
+        """
+        found = set()
+        for step in join.readers:
+            source = passed_on(step)
+            is_block = step.kind == "block" and keeps_size(step) and step.path not in self.heads
+            if step.path in self.main or (is_block and weight(step) >= least):
+                found.add(step.path)
+            elif source or (depth < 2 and (step.kind in PASSING or step.kind.startswith("conv"))):
+                found |= self._readers_of(step, depth + (not source), least)
+        return found
+
+
+def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float]) -> bool:
+    """A decoder block is given the earlier map, or finds it in an attribute; a whole network, perhaps in a wrapper,
+    computes it from its image.
+    """
+    maps = [value for value in call.inputs if len(value.shape) > 2]
+    given = list(zip(joined, origins, strict=True))
+    rising = {step for one, origin in given if origin == max(origins) for step in ancestors(one)}
+    earlier = {step for one, origin in given if origin != max(origins) for step in ancestors(one)}
+    own = [*(earlier - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
+    sources = [source for step in own for source in step.inputs]
+    return any(step.value in maps for step in own) or any(map(_is_stored, [*own, *sources]))
+
+
+def _is_stored(step: Step) -> bool:
+    """A map that the network has computed before, and that the block finds in an attribute, as fastai's U-Net does."""
+    return step.kind == "outside" and step.value is not None and step.value.made != NEVER
+
+
+def _scaled(step: Step) -> list[Step]:
+    """Operands of the product that a block returns: the map that attention scales."""
+    steps = step.call.steps if step.call else []
+    return [one for product in steps if product.kind == "mul" and product.value is step.value for one in product.inputs]
+
+
+def _has_several_inside(recording: Recording, found: set[str], path: str) -> bool:
+    """Two decoder blocks of one other class are inside, as in the decoder of a UNet++, which joins maps for them."""
+    kinds = [type(recording.modules[one]) for one in found if one != path and covers({path}, one)]
+    return any(kinds.count(kind) > 1 for kind in kinds if kind is not type(recording.modules[path]))
+
+
+def _is_part_of_another(recording: Recording, found: set[str], path: str) -> bool:
+    """Another of the decoder blocks contains it; of one class, which contains itself, all levels are decoder blocks."""
+    kind = type(recording.modules[path])
+    return covers({other for other in found if other != path and type(recording.modules[other]) is not kind}, path)

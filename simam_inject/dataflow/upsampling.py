@@ -1,0 +1,107 @@
+"""Where a map was enlarged: what a decoder joins with an earlier map."""
+
+from __future__ import annotations
+
+import math
+
+from simam_inject.dataflow.heads import weight
+from simam_inject.dataflow.module_kinds import UPSAMPLING, conv_facts
+from simam_inject.dataflow.values import Step
+from simam_inject.kinds import FAMILIES, words
+
+PASSING = FAMILIES["norm"] | FAMILIES["act"] | {"pad"}  # between an upsampling and its join
+_ARITHMETIC = words("add sub mul div")
+
+
+def has_two_maps(step: Step) -> bool:
+    """Its first two operands are tensors that the network computes."""
+    return sum(bool(one.shape) and one.kind != "outside" for one in step.inputs[:2]) == 2
+
+
+def passed_on(step: Step) -> Step | None:
+    """The step whose result it passes on, perhaps interpolated to its own size, or scaled or shifted by a number."""
+    is_same = step.kind == "interpolate" and any(one.shape == step.shape for one in step.inputs)
+    if is_same or (step.kind in _ARITHMETIC and not has_two_maps(step)):
+        return max(step.inputs, key=lambda one: len(one.shape), default=None)
+    return step.passed
+
+
+def ancestors(*steps: Step) -> set[Step]:
+    """The steps, and all that they are computed from."""
+    found: set[Step] = set()
+    waiting = list(steps)
+    while waiting:
+        step = waiting.pop()
+        is_list = step.kind == "input" and step.value is None  # which is not a common value
+        if step not in found and step.kind != "outside" and not is_list:
+            found.add(step)
+            waiting.extend(step.inputs)
+    return found
+
+
+def sizes_given(step: Step) -> list[tuple[int, ...]]:
+    """Sizes of the maps that a step reads; one of which it takes only the size does not count. Where it makes a map of
+    tokens, N, L, C or N, C, L, it is the larger one of L and C.
+    """
+    values, call = [source.value for source in step.inputs if source.value is not None], step.call
+    read = [value.shape for value in values if not call or any(call.spans(read.tick) for read in value.readings)]
+    return [(max(shape[1:]),) if len(shape) == 3 < len(step.shape) else shape[2:] for shape in read]
+
+
+def _enlarges(step: Step) -> bool:
+    """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
+    given, size, call = sizes_given(step), step.shape[2:], step.call
+    if step.kind in UPSAMPLING:
+        is_larger = not given or (max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size))
+        return is_larger and not (step.kind == "interpolate" and _is_pooled(step, size))
+    is_own = call is not None and not call.is_scope and not type(call.module).__module__.startswith("torch.")
+    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
+
+
+def _is_pooled(step: Step, size: tuple[int, ...]) -> bool:
+    """It is a map of this size that was averaged to fewer pixels, as in a pyramid pooling module: not a level of an
+    encoder, which has larger convolutions.
+    """
+    source = next((one.value for one in step.inputs), None)
+    origin = None if source is None else source.passed_from()[-1].origin
+    if origin is None:
+        return False
+    if origin.kind in ("adaptive_avg_pool", "avg_pool"):
+        return size in sizes_given(origin)
+    facts = conv_facts(origin.call.module) if origin.call else origin.facts
+    is_pointwise = origin.kind in FAMILIES["conv"] and max(facts.get("kernel", [0])) == 1
+    return (is_pointwise or origin.kind in PASSING) and _is_pooled(origin, size)
+
+
+def upsamples(step: Step) -> bool:
+    """The step enlarges a map, or is a block that does somewhere inside."""
+    return any(map(upsamples, step.call.steps)) if step.call and step.call.is_scope else _enlarges(step)
+
+
+def keeps_size(step: Step) -> bool:
+    """A module that returns a map of the size that it is given: attention over a smaller map, enlarged again."""
+    return step.kind == "block" and step.value is not None and step.shape[2:] in sizes_given(step)
+
+
+def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
+    """How a result came to its size: 1 by upsampling in this very forward, 0 without, 0.5 by a module that returns a
+    map of the size that it is given, and upsamples inside. Operands of different numbers are joined by a decoder.
+
+    A convolution, norm, activation or product with a gate may come after it, also in a block of one convolution. In a
+    sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
+    size that the caller's forward gave it, or a module that this one calls.
+    """
+    frame, whole = step.frame, step.inputs[0] if step.kind == "entry" else step
+    if whole.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
+        step = frame.parent.step_of.get(id(step.value), step)
+        made = step.inputs[0].call if step.kind == "entry" else None
+        step = made.step_of.get(id(step.value), step) if made else step
+    if _enlarges(step):
+        return 1
+    if step.kind == "block" and upsamples(step):
+        return (0 if is_add else 0.5) if keeps_size(step) else 1
+    source = passed_on(step)
+    inputs = step.inputs if source or weight(step) == 1 or step.kind in PASSING else ()
+    if step.kind == "mul" and not is_add:
+        inputs = tuple(one for one in step.inputs if one.shape == step.shape)
+    return was_upsampled(source or inputs[0], is_add, depth + (not source)) if depth < 4 and inputs else 0
