@@ -1,8 +1,8 @@
 """Adapters for libraries that wrap networks in another object, or build new networks that must be injected too.
 
-Each adapter is one file or folder of `integrations`, imported when a model of its library is first used. Its injected
-networks have a mark as an attribute, and unpickling the mark imports the integration: a checkpoint can be loaded and
-trained by a program that imports only the library.
+Each adapter is one file or folder of `integrations`, imported by the first call that finds its library imported. Its
+injected networks have a mark as an attribute, and unpickling the mark imports the integration: a checkpoint can be
+loaded and trained by a program that imports only the library.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ class Adapter:
         elif self.integration is not None:
             network.__dict__[_MARK] = IntegrationMark(self.integration)
 
-    def loaded(self, model: nn.Module) -> None:
+    def after_load(self, model: nn.Module) -> None:
         """Use the weights that were loaded into a model, and its sites, for whatever the library does with it."""
         self.update(model)
 
-    def deployed(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
+    def exported_copies(self, model: nn.Module) -> Iterator[nn.Module]:  # noqa: ARG002
         """Copies of the network as the library exports it; none if it is exported as it is."""
         yield from ()
 

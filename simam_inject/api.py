@@ -1,4 +1,4 @@
-"""The public functions inject, plan, injected, eject, bypass, verify, and survey. The only file that uses all stages.
+"""The public functions inject, plan, injected, eject, bypass and verify. The only file that uses all stages.
 
 recipe -> dataflow -> matching -> planning -> editing -> verification
 """
@@ -54,7 +54,8 @@ def inject(
 ) -> ModelT:
     """Apply SimAM at the sites that a recipe selects.
 
-    Modifies the model in place and returns it. If an error is raised, the model is unchanged.
+    Modifies the model in place and returns it. If an error is raised, the model is unchanged. All code that
+    `torch.compile` made in this process is discarded, and compiled again when it is called.
 
     Args:
         model: any `nn.Module`, or an ultralytics `YOLO`.
@@ -127,18 +128,18 @@ def carry_out(model: nn.Module, planned: Plan, *, verify: bool = True) -> tuple[
         NoMatchError: the plan has no effect.
         VerificationError: a check failed.
     """
-    found = _apply_verified(model, planned, verify)
+    found = _apply_and_verify(model, planned, verify)
     if found is not None and found.failed and found.failed[0].name == SAME_WAY:
         assert planned.replan is not None
         planned = planned.replan()
-        found = _apply_verified(model, planned, verify)
+        found = _apply_and_verify(model, planned, verify)
     if found is not None and not found.ok:
         details = "; ".join(f"{check.name}: {check.detail}" for check in found.failed)
         raise VerificationError(f"verification failed, and the model was restored. {details}")
     return planned, found
 
 
-def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verification | None:
+def _apply_and_verify(model: nn.Module, planned: Plan, verify: bool) -> Verification | None:
     if planned.is_done:
         return None
     if not planned.insertions:
@@ -166,7 +167,8 @@ def _apply_verified(model: nn.Module, planned: Plan, verify: bool) -> Verificati
 def plan(model: nn.Module, recipe: RecipeLike, *, example_inputs: Any = None) -> Plan:
     """Return what `inject` would do, without changing the model.
 
-    Modes, buffers, gradients and the random state are preserved. See `inject` for the arguments and errors.
+    Modes, buffers, gradients and the random state are preserved; hooks of SimAM that another tool dropped are restored.
+    See `inject` for the arguments and errors.
 
     Example:
         >>> import torchvision
@@ -198,7 +200,7 @@ def injected(model: nn.Module) -> tuple[Insertion, ...]:
 
 
 def eject(model: ModelT) -> ModelT:
-    """Remove every SimAM from a model, or from a part of one (`model.layer1`), in place, and return it.
+    """Remove every SimAM from a model, or from a part of one (`model.layer1`), in place, and return it; see `inject`.
 
     Example:
         >>> import torchvision
@@ -213,7 +215,7 @@ def eject(model: ModelT) -> ModelT:
 
 @contextmanager
 def bypass(model: ModelT) -> Iterator[ModelT]:
-    """Context manager in which no SimAM runs: the model computes what it computed before the injection.
+    """Context manager in which every SimAM returns its input: the model computes what it did before the injection.
 
     Copies that are made inside are bypassed until it ends; `pickle` and `torch.save` raise a `ModelError` inside.
 
@@ -344,6 +346,3 @@ def _apply(
         restore()
         raise
     return model
-
-
-__all__ = ["bypass", "eject", "inject", "injected", "plan", "survey", "verify"]

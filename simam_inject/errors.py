@@ -35,11 +35,11 @@ class NoMatchError(InjectError):
 
 
 class VerificationError(InjectError):
-    """An injection that changed something else, or a SimAM that is not live. The model is unchanged."""
+    """An injection that changed something else, or a SimAM that is not live."""
 
 
 class FileError(InjectError):
-    """A file that is truncated, of another format, saved from another model, or unsafe. Nothing has been loaded."""
+    """A file that is truncated, of another format, saved from another model, or unsafe."""
 
 
 class CompareError(InjectError):

@@ -52,7 +52,8 @@ def check_injectable(thing: object) -> None:
     """Raise an error for a model that cannot be injected.
 
     Raises:
-        ModelError: not a module; wrapped in DDP, FSDP or torch.compile; scripted; an exported program; on meta tensors.
+        ModelError: not a module; wrapped in DDP, FSDP or torch.compile, or sharded; scripted; with a `__call__` that
+            runs no hooks; with lazy or meta tensors.
     """
     model = check_module(thing)
     names = {base.__name__ for base in type(model).__mro__ if base.__module__.startswith("torch.")}

@@ -23,8 +23,13 @@ _KEYS = (str, int, float, Enum, type(None))
 
 _ATOMS = frozenset([bool, int, str, float, type(None), torch.Size, torch.dtype, torch.device])
 _NOT_OUTPUTS = (type, nn.Module, ModuleType, FunctionType, MethodType, str, bytes, int, float, complex, type(None))
-"""What an output may refer to and does not consist of."""
+"""Types that are not searched for tensors."""
 _CONTAINERS = (Mapping, list, tuple, deque, AbstractSet, ValuesView)
+
+
+def version_of(tensor: Tensor) -> int | None:
+    """How often PyTorch has written to the tensor's memory; None where it does not count."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def is_named_tuple(value: object) -> bool:

@@ -43,7 +43,7 @@ def simam(
 
     Args:
         x: feature map; float16, bfloat16, float32 or float64, dense, any strides. It is never changed.
-        e_lambda: the regulariser lambda, finite and above 0. It is absolute, not relative to the signal: the authors
+        e_lambda: the regularizer lambda, finite and above 0. It is absolute, not relative to the signal: the authors
             use 0.1 on ImageNet and COCO, 1e-4 is the default of their class. Beyond 1e-30 and 1e30 the nearer of the
             two is used, for every dtype.
         channel_dim: 1 for (N, C, spatial), -1 for (N, spatial, C). It names the order of the dimensions; the memory

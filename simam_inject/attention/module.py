@@ -1,4 +1,4 @@
-"""`SimAM`, the module: owns no parameter and no buffer, so a `state_dict` never shows it."""
+"""`SimAM`, the module: it has no parameter and no buffer, so no key of a `state_dict` is of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SimAM(nn.Module):
     normalization statistics are recomputed, or the network is fine-tuned.
 
     Args:
-        e_lambda: the regulariser lambda, finite and above 0; see `simam`. An integer above 1 warns: it is probably a
+        e_lambda: the regularizer lambda, finite and above 0; see `simam`. An integer above 1 warns: it is probably a
             channel count, which SimAM does not need.
         channel_dim: 1 for (N, C, spatial), -1 for (N, spatial, C).
 

@@ -87,7 +87,7 @@ def make_plan(options: RecipeOptions, step: Step, strength: float = 1.0) -> tupl
     try:
         if recipe is None:
             own = compose_recipe(options, _recipes_of(built))
-            _collect(built.model)
+            _attach_at_root(built.model)
             plan = api.plan_present(built.model, own, inputs)
         else:
             plan = api.make_plan(built.model, recipe, inputs, strength, exclude=("--exclude", options.exclude))
@@ -117,7 +117,7 @@ def _rules_with_lambda(recipe: Recipe) -> tuple[Rule, ...]:
     return tuple(rule.model_copy(update={"e_lambda": rule.e_lambda or recipe.e_lambda}) for rule in recipe.rules)
 
 
-def _collect(model: nn.Module) -> None:
+def _attach_at_root(model: nn.Module) -> None:
     """Make sites of parts that were injected by themselves those of the whole, which can be verified then."""
     from simam_inject.adapters import network_of, update
     from simam_inject.editing.presence import presence_of

@@ -26,7 +26,7 @@ from simam_inject.dataflow.twin import Convert
 from simam_inject.dataflow.values import NEVER, NOWHERE, Frame, Layout, Read, Recording, Step, Value, keyed
 from simam_inject.kinds import KINDS
 from simam_inject.modules import has_children
-from simam_inject.nested import map_nested, tensors_in, tensors_of
+from simam_inject.nested import map_nested, tensors_in, tensors_of, version_of
 
 
 class Recorder(Namer):
@@ -88,7 +88,7 @@ class Recorder(Namer):
     def operate(self, frame: Frame, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one operation of a forward, and note what it reads, writes and computes."""
         tensors = arguments_in(args, kwargs)
-        versions = [_version_of(tensor) for tensor in tensors]
+        versions = [version_of(tensor) for tensor in tensors]
         result = self.compute(func, args, kwargs, tensors)
         with torch._C.DisableTorchFunction():
             tick = next(self.ticks)
@@ -173,7 +173,8 @@ class Recorder(Namer):
             first = self.recording.steps.setdefault(one.path, one)
             first.runs += 1
             first.later += [one] if one is not first else []
-            first.varies |= first.value is not None is not one.value and first.value.shape[1:] != one.value.shape[1:]
+            if first.value is not None and one.value is not None:
+                first.varies |= first.value.shape[1:] != one.value.shape[1:]
             if frame is not None and frame.is_scope:
                 frame.steps.append(one)
             result = one.value
@@ -187,11 +188,6 @@ def _steps_of(frame: Frame, values: list[Value]) -> tuple[Step, ...]:
         if id(value) not in frame.step_of:
             frame.step_of[id(value)] = Step("", "outside", frame, (), [((), value)])
     return tuple(frame.step_of[id(value)] for value in values)
-
-
-def _version_of(tensor: torch.Tensor) -> int | None:
-    """How often the tensor's memory was written; None where torch does not count."""
-    return None if tensor.is_inference() else tensor._version
 
 
 def _inside(tensor: torch.Tensor) -> list[torch.Tensor]:

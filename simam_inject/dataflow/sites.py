@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -111,14 +110,15 @@ class Surveyor:
         structure = find_structure(self.base, sites)
         named = [(word, getattr(structure, word)) for word in ("residual", "main", "decoder")]
         for path, site in sites.items():
-            fill = partial(object.__setattr__, site)  # nothing else refers to the sites yet
-            fill("readers", tuple(readers[path]))
-            fill("joins", structure.joins.get(path))
-            fill("on_skip", covers(structure.on_skip, path))
-            fill("obstacle", site.obstacle or self._why_unused(self.base.steps.get(path)))
-            fill("in_gate", covers(structure.in_gate, path))
-            if site.kind == "block":
-                fill("structure", tuple(word for word, paths in named if path in paths))
+            sites[path] = replace(
+                site,
+                readers=tuple(readers[path]),
+                joins=structure.joins.get(path),
+                on_skip=covers(structure.on_skip, path),
+                obstacle=site.obstacle or self._why_unused(self.base.steps.get(path)),
+                in_gate=covers(structure.in_gate, path),
+                structure=tuple(word for word, paths in named if path in paths) if site.kind == "block" else (),
+            )
 
     def _site(self, step: Step) -> Site:
         """What a module is given, an operation computes, or a module returns to its caller; or one entry of these."""

@@ -131,7 +131,7 @@ class _Copier(pickle.Pickler):
         return self._by_reference(value) if isinstance(parts, str) else parts
 
     def _reference(self, value: Any) -> Any:
-        """How to make a weak reference, a view or a cache of the twin of what one is of; None for anything else."""
+        """How to make a weak reference, dict view or lru_cache that refers to the twin; None for anything else."""
         is_proxy = type(value) in weakref.ProxyTypes
         if is_proxy or isinstance(value, weakref.ref):
             target, make = _target(value), weakref.proxy if is_proxy else weakref.ref

@@ -131,7 +131,7 @@ class Step:
     readers: list[Step] = field(default_factory=list)
     """Steps of the same forward that read its result."""
     later: list[Step] = field(default_factory=list)
-    """Of the first step with a path: the others."""
+    """Further steps with the same path; only of the first one."""
 
     def __post_init__(self) -> None:
         for step in dict.fromkeys(self.inputs):
@@ -156,8 +156,10 @@ class Step:
     def passed(self) -> Step | None:
         """The step whose result it passes on, if it is an identity, a dropout, a cast, a copy or the like."""
         source = None if self.value is None else self.value.alias_of
-        same = [one for one in self.inputs if source is not None and one.value is source]
-        return next(iter(same or self.inputs[: self.kind in TRANSPARENT]), None)
+        same = next((one for one in self.inputs if source is not None and one.value is source), None)
+        if same is None and self.inputs and self.kind in TRANSPARENT:
+            return self.inputs[0]
+        return same
 
 
 @dataclass(eq=False, slots=True, repr=False)

@@ -143,11 +143,14 @@ def check_edits(model: nn.Module) -> None:
 
 
 def detach(model: nn.Module) -> None:
-    """Remove every SimAM, every hook and the presence check from a model; that of a model around it drops the sites."""
+    """Remove every SimAM, every hook and the presence check from a model.
+
+    The presence check of a model around it forgets these sites at its next forward.
+    """
     hooks = [hook for part in _parts(model) for hook in part.hooks if isinstance(hook, SiteHook)]
     strip(model)
     for hook in hooks:
-        hook.is_gone = True
+        hook.is_ejected = True
     torch.compiler.reset()
 
 

@@ -15,7 +15,9 @@ from weakref import ProxyTypes
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo import config  # now: a process that is forked while a thread imports it could not seed torch
+from torch._dynamo import (
+    config,
+)  # here, not in the function: in a process forked during the import, torch.manual_seed waits for ever
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from simam_inject.attention import SimAM
@@ -44,7 +46,7 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
     attention = module._modules.get(site.child)
     if attention is None:
         raise ModelError(f"SimAM at {site.name} is missing: its module {site.child!r} was removed; {ADVICE}")
-    if is_bypassed(module, site):  # a SimAM is called and returns its input, for those who look at it
+    if is_bypassed(module, site):  # a SimAM is called nevertheless, so that hooks on it run
         fits = isinstance(attention, SimAM) and isinstance(x, Tensor) and x.dim() == len(site.shape)
         return attention(x) if fits else x
     if isinstance(x, Tensor):  # a torch.fx proxy is not
@@ -58,7 +60,7 @@ def attend(module: nn.Module, site: Insertion, x: Any) -> Any:
 
 
 def is_bypassed(module: nn.Module, site: Insertion) -> bool:
-    """The attention at a site returns its input, as inside `bypass(model)`, and no input is refused."""
+    """The attention at a site returns its input, as inside `bypass(model)`; shapes are not checked then."""
     attention = module._modules.get(site.child)
     if isinstance(attention, SimAM):
         return attention.bypassed
@@ -81,7 +83,7 @@ def _check_shape(module: nn.Module, site: Insertion, x: Tensor) -> None:
 
 
 def _has_other_layout(module: nn.Module, site: Insertion, shape: torch.Size) -> bool:
-    """The planned number of channels is where the other layout has it, and pruning does not explain that.
+    """The planned number of channels is found where the other layout has it, and the map is not square.
 
     Of three dimensions, it may be the first: one sample C, H, W is not the planned N, C, L.
     """
@@ -145,7 +147,7 @@ class SiteHook(Hook):
 
     kind: ClassVar[str]
     sites: list[Insertion]
-    is_gone = False
+    is_ejected = False
     """`eject` removed it, perhaps with a part of the model that has the presence check."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:

@@ -67,7 +67,7 @@ class Presence(Hook):
         """Check what a file holds. The hooks are checked by themselves, and may not be complete yet."""
         vars(self).update(checked(_State, state, "the list of SimAM sites"))
 
-    def __call__(self, root: nn.Module, _args: Any) -> None:
+    def __call__(self, root: nn.Module, args: Any) -> None:
         """Check every edit.
 
         Raises:
@@ -77,8 +77,8 @@ class Presence(Hook):
         for place, (path, hook, count) in enumerate(self.holders):
             module = _module_at(root, path)
             if module is None or not _holds(module, hook):
-                if hook.is_gone:
-                    self._check_rest(root, _args)
+                if hook.is_ejected:
+                    self._check_rest(root, args)
                     return
                 module = self._follow(root, place)
             if count and distance_to_end(root, self.holders[place][0], hook.sites) != count:
@@ -109,7 +109,7 @@ class Presence(Hook):
 
     def _without_ejected(self) -> dict[str, Any]:
         """Holders and witnesses without those of parts that were ejected by themselves."""
-        holders = [holder for holder in self.holders if not holder[1].is_gone]
+        holders = [holder for holder in self.holders if not holder[1].is_ejected]
         there = {site.path for _, hook, _ in holders for site in hook.sites}
         return {"holders": holders, "witnesses": [one for one in self.witnesses if one[1] in there]}
 
@@ -168,7 +168,7 @@ def _without(path: _Path, start: int, count: int) -> _Path:
 
 
 def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
-    """New path of a norm: moved like the module before it, out of the same wrapper, or into it, as QAT fuses."""
+    """New path of a norm after the module before it was wrapped, unwrapped or renumbered; QAT wraps both together."""
     beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
     found = [beside, path]
     for start in range(len(old)):
@@ -218,7 +218,7 @@ def _holds(module: nn.Module, hook: SiteHook) -> bool:
 def presence_of(model: nn.Module) -> Presence | None:
     """The presence hook of a root; None if all parts with SimAM were ejected by themselves."""
     found = next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
-    return found if found is not None and any(not hook.is_gone for _, hook, _ in found.holders) else None
+    return found if found is not None and any(not hook.is_ejected for _, hook, _ in found.holders) else None
 
 
 def presences_in(model: nn.Module) -> dict[str, Presence]:
@@ -251,7 +251,7 @@ def restore_hooks(model: nn.Module) -> None:
 def watched_in(model: nn.Module) -> int:
     """How many sites the presence check of a model watches."""
     found = presence_of(model)
-    return sum(len(hook.sites) for _, hook, _ in found.holders if not hook.is_gone) if found else 0
+    return sum(len(hook.sites) for _, hook, _ in found.holders if not hook.is_ejected) if found else 0
 
 
 torch.serialization.add_safe_globals([Presence])

@@ -39,9 +39,9 @@ class RewrittenMethod(SiteHook):
     """The method of the class that it was made from, its code and defaults: tools that reload a file change them."""
     children: tuple[str, ...]
     """Those of the module that the method names: where one is removed, the method takes another way."""
-    is_ejected = False
+    is_taken_off = False
     """It was removed from its module: whoever still holds it runs the original."""
-    is_restored = False
+    is_unpickled = False
     """It is from a pickle, in which anything may refer to it."""
     rewritten: Self
     """This one: what `torch.compile` makes of it has the same attributes."""
@@ -88,13 +88,13 @@ class RewrittenMethod(SiteHook):
         """Bind it, unless it is bound inside what `torch.compile(module.forward)` has made."""
         if not self.is_bound_on(module):
             vars(module)[self.method] = self
-        self.is_ejected = False
+        self.is_taken_off = False
 
     def take_off(self, module: nn.Module) -> None:
         """Remove it from a module; what wraps it stays, and runs the original."""
         if vars(module).get(self.method) is self:
             del vars(module)[self.method]
-        self.is_ejected = self.is_ejected or self.owner is module
+        self.is_taken_off = self.is_taken_off or self.owner is module
 
     def is_bound_on(self, module: nn.Module) -> bool:
         """The module runs it under its name, by itself or in wrappers that `torch.compile` or decorators have made."""
@@ -139,9 +139,9 @@ class RewrittenMethod(SiteHook):
         Raises:
             ModelError: it is bound elsewhere, as a damaged or hostile file can do, or the class has another method now.
         """
-        if not self.is_bound_on(self.owner) and (self.is_restored or not self.is_ejected):
+        if not self.is_bound_on(self.owner) and (self.is_unpickled or not self.is_taken_off):
             raise ModelError(f"the rewritten method {self.method!r} is not bound under its own name; {ADVICE}")
-        if self.is_ejected:
+        if self.is_taken_off:
             return self.original(self.owner, *args, **kwargs)
         now = _version(getattr(type(self.owner), self.method))
         if any(one is not other for one, other in zip(self.version, now, strict=False)):
@@ -171,7 +171,7 @@ class RewrittenMethod(SiteHook):
 
     def belongs_to(self, module: nn.Module, name: str) -> bool:
         """False if it was removed, and for another module that refers to it, as `torch.compile(block)` returns."""
-        return name == self.method and not self.is_ejected and type(self.owner) is type(module)
+        return name == self.method and not self.is_taken_off and type(self.owner) is type(module)
 
     def is_on(self, module: nn.Module) -> bool:
         """The module runs this very method, on itself, and has the children that it names."""
@@ -220,7 +220,7 @@ class RewrittenMethod(SiteHook):
 
     def __getstate__(self) -> dict[str, Any]:
         sites = write_sites(self.sites)
-        names = ("owner", "method", "children", "is_ejected")
+        names = ("owner", "method", "children", "is_taken_off")
         return {name: getattr(self, name) for name in names} | {"sites": sites}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -237,7 +237,7 @@ class RewrittenMethod(SiteHook):
         guard_hooks()
         children = checked(tuple[str, ...], state.get("children"), "the children of a rewritten method")
         vars(self).update({**vars(RewrittenMethod.of(owner, method, sites)), "children": children, "rewritten": self})
-        self.is_ejected, self.is_restored = state.get("is_ejected") is True, True
+        self.is_taken_off, self.is_unpickled = state.get("is_taken_off") is True, True
 
 
 _REFERRING = (types.FunctionType, types.MethodType, partial, type(lru_cache(len)), types.CellType, list, tuple, dict)
@@ -282,7 +282,7 @@ def _compile(function: ast.FunctionDef, original: types.FunctionType) -> types.F
     """Compile the changed source with the globals, defaults and closure of the original."""
     code: Any = original.__code__
     cells = code.co_freevars
-    *_, kind, _ = ("_", "_", *original.__qualname__.split("."))
+    kind = original.__qualname__.rpartition(".")[0].rpartition(".")[2]
     kind = kind if kind.isidentifier() else "_"
     # It is compiled inside a class of the same name, for private names (`self.__scale` is `self._Block__scale`). The
     # variables of the closure are parameters of a function around that, so that the compiler makes cells of them.

@@ -59,7 +59,7 @@ def _consistent(site: Insertion) -> Insertion:
     return site
 
 
-Site = Annotated[Insertion, AfterValidator(_consistent)]
+ValidInsertion = Annotated[Insertion, AfterValidator(_consistent)]
 Recipes = list[dict[str, JsonValue]]
 """Recipes as plain data."""
 
@@ -96,7 +96,7 @@ def first_problem(error: ValidationError) -> str:
 
 def write_sites(sites: list[Insertion]) -> str:
     """The sites as JSON."""
-    return _checks_of(list[Site]).dump_json(sites).decode()
+    return _checks_of(list[ValidInsertion]).dump_json(sites).decode()
 
 
 def read_sites(text: object, kind: str) -> list[Insertion]:
@@ -105,7 +105,7 @@ def read_sites(text: object, kind: str) -> list[Insertion]:
     Raises:
         FileError: it is not what `write_sites` writes.
     """
-    sites: list[Insertion] = checked(list[Site], text, "a record of SimAM sites")
+    sites: list[Insertion] = checked(list[ValidInsertion], text, "a record of SimAM sites")
     if any(site.edit.kind != kind for site in sites):
         raise FileError(f"a record of SimAM sites is not valid: {sites[0].path} is not attended by {kind}")
     return sites

@@ -110,7 +110,7 @@ def prove(
         raise ExportError(f"no such file: {str(source)!r}")
     network, varying = _network(model), _varying(dynamic, tolerance)
     example = _example(network, example_inputs)
-    for candidate in itertools.chain([network], adapter_of(model).deployed(model)):
+    for candidate in itertools.chain([network], adapter_of(model).exported_copies(model)):
         try:
             return check_file(candidate, source, example, varying, tolerance)
         except LostSiteError as error:

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from simam_inject.dataflow.example import Example
 from simam_inject.errors import check_installed
-from simam_inject.export.graph import Gate, GraphNode, Value, find_gates
+from simam_inject.export.graph import GraphNode, GraphSimAM, Value, find_simams
 from simam_inject.export.report import ExportError
 from simam_inject.nested import tensors_of
 
@@ -25,7 +25,7 @@ from simam_inject.nested import tensors_of
 class Artefact:
     """An exported file, opened."""
 
-    gates: tuple[Gate, ...]
+    gates: tuple[GraphSimAM, ...]
     run: Callable[[Example], list[Tensor]]
     """Returns the output tensors for an example."""
 
@@ -91,7 +91,7 @@ def _read_onnx(path: Path) -> Artefact:
         arrays = [tensor.detach().cpu().contiguous().numpy() for tensor in example.tensors]
         return [torch.from_numpy(array) for array in session.run(None, dict(zip(names, arrays, strict=True)))]
 
-    return Artefact(find_gates(operations, [value.name for value in graph.outputs]), run)
+    return Artefact(find_simams(operations, [value.name for value in graph.outputs]), run)
 
 
 def scope_of(node: Any) -> str:
@@ -122,7 +122,7 @@ def _read_program(path: Path) -> Artefact:
         program = program.run_decompositions({})  # writes them out, without the paths of modules
     graph = program.graph
     operations = {node.name: _operation_of(node) for node in graph.nodes if node.op == "call_function"}
-    gates = find_gates(operations, [node.name for node in graph.output_node().all_input_nodes])
+    gates = find_simams(operations, [node.name for node in graph.output_node().all_input_nodes])
     return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
 
 
@@ -156,7 +156,7 @@ def _read_trace(path: Path) -> Artefact:
         kind, operands = node.kind().removeprefix("aten::"), tuple(map(_operand_of, node.inputs()))
         for name in (output.debugName() for output in node.outputs()):
             operations[name] = GraphNode(kind, operands, name.rpartition("@")[0])
-    gates = find_gates(operations, [value.debugName() for value in graph.outputs()])
+    gates = find_simams(operations, [value.debugName() for value in graph.outputs()])
     return Artefact(gates, lambda example: list(tensors_of(example.run(module))))
 
 

@@ -30,7 +30,7 @@ class GraphNode:
 
 
 @dataclass(frozen=True, slots=True)
-class Gate:
+class GraphSimAM:
     """One SimAM in a graph."""
 
     module: str
@@ -41,7 +41,7 @@ class Gate:
     """An output of the graph depends on it."""
 
 
-def find_gates(graph: Mapping[str, GraphNode], results: Iterable[Value]) -> tuple[Gate, ...]:
+def find_simams(graph: Mapping[str, GraphNode], results: Iterable[Value]) -> tuple[GraphSimAM, ...]:
     """Every SimAM of a graph, in order; the graph has all operations by the name of each of their results."""
     live: set[str] = set()
     pending = list(results)
@@ -56,7 +56,7 @@ def find_gates(graph: Mapping[str, GraphNode], results: Iterable[Value]) -> tupl
             module = operation.module if re.search(r"(^|\.)simam(_\w*)?$", operation.module) else ""
             e_lambda = _lambda_of(graph, operation.operands[0])
             if module or e_lambda is not None:
-                gates.append(Gate(module, e_lambda, name in live))
+                gates.append(GraphSimAM(module, e_lambda, name in live))
     return tuple(gates)
 
 

@@ -26,7 +26,7 @@ from simam_inject.editing.attach import attended_in
 from simam_inject.editing.bypass import bypassed
 from simam_inject.errors import describe_exception, shortened
 from simam_inject.export.formats import Artefact, read
-from simam_inject.export.graph import Gate
+from simam_inject.export.graph import GraphSimAM
 from simam_inject.export.report import Comparison, ExportedSite, ExportError, ExportReport, LostSiteError
 from simam_inject.nested import map_nested, tensors_of
 from simam_inject.planning.insertions import Insertion
@@ -153,7 +153,7 @@ def expected_sites(model: nn.Module, example: Example) -> tuple[ExportedSite, ..
     )
 
 
-def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
+def count_sites(gates: tuple[GraphSimAM, ...], expected: tuple[ExportedSite, ...]) -> tuple[ExportedSite, ...]:
     """The expected sites with how the file has each: by name, else by formula and lambda; or a `LostSiteError`."""
     live = [gate for gate in gates if gate.is_live]
     nameless = [gate for gate in live if gate.module not in {site.module for site in expected}]
@@ -172,7 +172,7 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
         found.append(replace(site, found_by="structure") if fitting else site)
         if len(fitting) < missing:
             is_unused = any(gate.module == site.module and not gate.is_live for gate in gates)
-            lost.append(site.path + " (computed, but its output is never used)" * is_unused)
+            lost.append(f"{site.path} (computed, but its output is never used)" if is_unused else site.path)
     if lost:
         merged = ". An exporter to ONNX may merge identical computations of one value into one; a .pt2 file keeps them"
         raise LostSiteError(
@@ -182,7 +182,7 @@ def count_sites(gates: tuple[Gate, ...], expected: tuple[ExportedSite, ...]) -> 
     return tuple(found)
 
 
-def _has_lambda(gate: Gate, site: ExportedSite) -> bool:
+def _has_lambda(gate: GraphSimAM, site: ExportedSite) -> bool:
     """Within 5 %: a lambda that was folded into a float16 constant is not exact."""
     wanted = min(max(site.e_lambda, SMALLEST), LARGEST)
     return gate.e_lambda is not None and math.isclose(gate.e_lambda, wanted, rel_tol=0.05)

@@ -1,1 +1,1 @@
-"""What other libraries need: ultralytics, timm, Lightning, the Hugging Face Hub. Each is loaded when it is used."""
+"""What other libraries need: ultralytics, timm, Lightning, the Hugging Face Hub. Each is imported after its library."""

@@ -4,9 +4,10 @@
     trainer.fit(Net())
     Net.load_from_checkpoint("best.ckpt")        # injected, at the strength that it was saved with
 
-It works for a module that was injected directly, too: once this file is imported, which `inject` and unpickling do,
-every checkpoint of an injected module contains the record of its sites, and a module that is loaded from such a
-checkpoint is injected. A process without this package cannot read the checkpoint, so no site is lost silently.
+It works for a module that was injected directly, too: once this file is imported, which `inject` and unpickling do if
+Lightning is imported, every checkpoint of an injected module contains the record of its sites, and a module that is
+loaded from such a checkpoint is injected. A process without this package cannot read the checkpoint, so no site is lost
+silently.
 """
 
 from __future__ import annotations

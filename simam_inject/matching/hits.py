@@ -36,7 +36,7 @@ class Hit:
 
 @dataclass(frozen=True, slots=True)
 class Skip:
-    """A site that a rule matches, or nearly matches, and that gets no SimAM."""
+    """A site that a rule matches, or nearly matches, and that gets no SimAM: a skip or a near miss."""
 
     path: str
     reason: str

@@ -128,7 +128,7 @@ def _why_taken(candidate: Hit, same: Iterable[Hit]) -> tuple[str, int] | None:
 
 
 def have_common_reader(*attended: tuple[Site, str | None]) -> bool:
-    """Of two sites of one value, each with the only reader that a `before` rule names: one reader gets both SimAMs.
+    """Whether one reader would get the SimAMs of both of two sites, each given with the reader of a `before` rule.
 
     The input of a block is attended for that block alone.
     """

@@ -1,6 +1,6 @@
 """Weights and SimAM sites in one safetensors file.
 
-A module without parameters leaves no trace in a `state_dict`: weights that were trained with SimAM load strictly into a
+A module without parameters has no key in a `state_dict`: weights that were trained with SimAM load strictly into a
 model without it, which then computes something else. So the file contains the sites as well, and `load` adds SimAM
 before it copies the weights. See docs/files.md.
 """

@@ -128,7 +128,7 @@ def load(path: str | os.PathLike[str], model: nn.Module, *, strict: bool = True)
             raise FileError(f"{error}{manifest.age}") from error.__cause__
     if any(found.values()):
         warnings.warn(f"{file}: left out, as strict=False allows:\n{listed(found)}", stacklevel=2)
-    adapter_of(model).loaded(model)
+    adapter_of(model).after_load(model)
     return model
 
 
@@ -203,7 +203,7 @@ def state_of(network: nn.Module) -> State:
             raise FileError(f"{name} is on the meta device and has no data")
         if type(value) not in (torch.Tensor, nn.Parameter) or value.layout is not torch.strided or value.is_quantized:
             found = f"{type(value).__name__}, {value.layout}, {value.dtype}"
-            raise FileError(f"{name} is not a plain tensor ({found}): gather, dequantise or densify it first")
+            raise FileError(f"{name} is not a plain tensor ({found}): gather, dequantize or densify it first")
     return state
 
 

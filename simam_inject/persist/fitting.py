@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from simam_inject.errors import FileError, describe_exception, shortened
+from simam_inject.nested import version_of
 from simam_inject.verification.outputs import difference
 
 State = Mapping[str, torch.Tensor]
@@ -69,7 +70,7 @@ def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False
     """Load tensors, and return those that its class drops, as `differences` does; or a `FileError`."""
     state = network.state_dict()
     before = {
-        name: (value, value.detach().clone(), _writes(value))
+        name: (value, value.detach().clone(), version_of(value))
         for name, value in state.items()
         if isinstance(value, torch.Tensor) and isinstance(tensors.get(name), torch.Tensor)
     }
@@ -88,15 +89,10 @@ def fill(network: nn.Module, tensors: Mapping[str, Any], *, strict: bool = False
         # What a class sets itself in a buffer, such as a counter that starts anew, was not dropped.
         and (
             name in parameters
-            or (difference(before[name][1], value) is None and _writes(before[name][0]) == before[name][2])
+            or (difference(before[name][1], value) is None and version_of(before[name][0]) == before[name][2])
         )
     ]
     return {"with other values after load_state_dict": lost}
-
-
-def _writes(tensor: torch.Tensor) -> int:
-    """How often PyTorch has written to it; a `detach` counts together with its source."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def check_fit(network: nn.Module, found: dict[str, list[str]], *, strict: bool = True) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from simam_inject.attention import SimAM
 from simam_inject.editing.attach import attach, attended_in
 from simam_inject.editing.presence import presences_in
-from simam_inject.editing.serialization import ExampleRecord, Recipes, Site, checked
+from simam_inject.editing.serialization import ExampleRecord, Recipes, ValidInsertion, checked
 from simam_inject.errors import FileError, ModelError, RecipeError, a_type
 from simam_inject.planning.insertions import Insertion, Line
 from simam_inject.planning.plan import Insertions
@@ -49,7 +49,7 @@ class Record(BaseModel):
     model_config = ConfigDict(**STRICT, frozen=True)
 
     format: Annotated[int, AfterValidator(_known)] = FORMAT
-    sites: list[Site]
+    sites: list[ValidInsertion]
     """In module order; empty for a model without SimAM."""
     recipes: Annotated[Recipes, AfterValidator(_resolved)]
     """The recipes that were applied, resolved."""

@@ -300,7 +300,7 @@ def _other_branches(owner: nn.Module, expression: Expression) -> str:
     assert source is not None  # the expression was found in it
     _, are_others = in_other_branches(source.function, locate(source.function, expression.span))
     what = "another branch of the forward has operations of this kind, which may be without SimAM"
-    return what * are_others
+    return what if are_others else ""
 
 
 # What else a plan says

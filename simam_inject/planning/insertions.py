@@ -67,7 +67,7 @@ class Insertion:
     path: Path
     """The attended value, named as `Site.path` is."""
     position: Annotated[str, Field(pattern="^(after|before)$")]
-    """`after`: every reader of the value gets the attended one. `before`: only `reader` does."""
+    """`after`: every reader of the value gets the attended one. `before`: only `reader` does, or it is the only one."""
     shape: Annotated[tuple[Count, ...], Field(min_length=3, max_length=5)]
     """Shape of the attended map in the example forward."""
     e_lambda: Annotated[float, Field(gt=0)]

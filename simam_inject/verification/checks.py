@@ -12,6 +12,7 @@ from simam_inject.attention import SimAM
 from simam_inject.editing.attach import Attended
 from simam_inject.editing.presence import presences_in, watched_in
 from simam_inject.errors import a_type, shortened
+from simam_inject.nested import version_of
 
 Marks = dict[str, tuple[int, int | None]]
 
@@ -74,7 +75,7 @@ def unless(problems: Iterable[str], check: Check) -> Check:
 def tensor_marks(model: nn.Module) -> Marks:
     """Identity and version of every parameter and buffer: one of them changes when it is replaced or written to."""
     tensors = (*model.named_parameters(), *model.named_buffers())
-    return {name: (id(tensor), None if tensor.is_inference() else tensor._version) for name, tensor in tensors}
+    return {name: (id(tensor), version_of(tensor)) for name, tensor in tensors}
 
 
 def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
@@ -90,7 +91,7 @@ def as_planned(model: nn.Module, sites: list[Attended]) -> Check:
         recipes = [recipe for own in presences.values() for recipe in own.recipes]
         holders = [(path, own, *held) for path, own in presences.items() for held in own.holders]
         peers = {
-            ".".join((*path.split(".")[: bool(path)], *place, site.child))
+            ".".join((*([path] if path else []), *place, site.child))
             for path, own, place, hook, _ in holders
             for site in hook.sites
             if site.path in own.peers

@@ -130,7 +130,7 @@ class Pair:
         some = slice(None, None, max(1, x.shape[dim] // _CHANNELS) if self.bypassed else 1)
         return x[(slice(None),) * dim + (some,)]
 
-    def run_original(self, stock: nn.Module, unnumbered: Collection[str] = ()) -> None:
+    def run_original(self, original: nn.Module, unnumbered: Collection[str] = ()) -> None:
         """Run the original with the result of the next call in the place of each value, and compare.
 
         At `unnumbered` sites the original computes other values than in the example. Their values are those of the
@@ -149,7 +149,7 @@ class Pair:
                 return x
             return self._go_on(entry, calls.popleft(), x)
 
-        self.wanted = self.oracle.run(stock, self.forward, exchange, unnumbered)
+        self.wanted = self.oracle.run(original, self.forward, exchange, unnumbered)
         for entry in self.oracle.sites:
             if waiting.get(entry.site.module):
                 problem = f"{entry.site.path} ran on another value, or more often, than the original computes"

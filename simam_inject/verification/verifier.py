@@ -91,7 +91,7 @@ class _Checks:
 
     def all(self, before: Marks | None, recorded: set[str] | None) -> list[Check]:
         """Every check that runs the model, and that of its tensors."""
-        tensors = same_tensors(self.model, self.sites, list(self._stock().state_dict()), before)
+        tensors = same_tensors(self.model, self.sites, list(self._original().state_dict()), before)
         first = Pair(self.oracle, partial(self._run, example=self.example), bypassed=True)
         try:
             error = self._run_both(first)
@@ -120,8 +120,8 @@ class _Checks:
 
     def _called_directly(self, paths: set[str]) -> set[str]:
         """Those of these modules that the example forward runs by their `forward` alone, as `conv.forward(x)`."""
-        stock, ran = self._stock(), set[str]()
-        modules = {id(stock.get_submodule(path)): path for path in paths - self.oracle.ran}
+        original, ran = self._original(), set[str]()
+        modules = {id(original.get_submodule(path)): path for path in paths - self.oracle.ran}
 
         def watch(frame: FrameType, event: str, _argument: object) -> None:
             code = frame.f_code
@@ -131,7 +131,7 @@ class _Checks:
         if modules and sys.getprofile() is None:  # a profiler of the user's cannot always be set again
             sys.setprofile(watch)  # of this thread
             try:
-                self._run(stock, example=self.example)
+                self._run(original, example=self.example)
             finally:
                 sys.setprofile(None)
         return ran & set(modules.values())
@@ -209,10 +209,10 @@ class _Checks:
             pair.run_injected(self._injected())
         except Exception as raised:  # with torch 2.11, its frames would keep the hooks of a checkpointed region active
             error, pair.bypassed = raised.with_traceback(None), True
-        pair.run_original(self._stock())
+        pair.run_original(self._original())
         changed = self.oracle.changed() & pair.problems.keys()
         if changed and error is None:
-            pair.run_original(self._stock(), changed)
+            pair.run_original(self._original(), changed)
         return error
 
     # Twins, each for one forward
@@ -225,7 +225,7 @@ class _Checks:
                 entry.attention.strength = 1.0
         return twin
 
-    def _stock(self) -> nn.Module:
+    def _original(self) -> nn.Module:
         """The model without SimAM."""
         twin = twin_of(self.model, to_clone)
         strip(twin)

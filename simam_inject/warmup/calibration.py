@@ -234,7 +234,7 @@ def _measure(path: str, sums: Tensor, norm: Any, args: tuple[Any, ...], kwargs: 
         )
     if per_sample and x.shape[2:].numel() == 1:
         return  # one value has no variance
-    dims = [dim for dim in range(x.dim()) if dim != 1][per_sample:]
+    dims = [dim for dim in range(1 if per_sample else 0, x.dim()) if dim != 1]
     spread = torch.var_mean(x if x.dtype == torch.float64 else x.float(), dims, correction=int(per_sample))
     variance, mean = (statistic.cpu().double() for statistic in spread)
     if not bool((variance + mean).isfinite().all()):

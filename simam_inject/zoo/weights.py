@@ -61,7 +61,7 @@ def load_weights(built: ZooModel, file: Path, *, new_head: bool = False) -> ZooM
     record = read(file) if KEY in texts else None
     head = _copy(built, file, state, record, new_head=new_head)
     note += f", with a new {' and '.join(head)}" if head else ""
-    adapter_of(built.model).loaded(built.model)
+    adapter_of(built.model).after_load(built.model)
     return replace(built, note=note, input_shapes=built.input_shapes or _recorded_shapes(built, record))
 
 

@@ -10,7 +10,7 @@ import torch
 from simam_inject import bypass, eject
 from simam_inject.export import LostSiteError, export, prove
 from simam_inject.export.formats import FORMS
-from simam_inject.export.graph import GraphNode, find_gates
+from simam_inject.export.graph import GraphNode, find_simams
 from tests.export.networks import attended, image
 from tests.messages import says
 from tests.networks import Network
@@ -168,7 +168,7 @@ SQUEEZE = {
     ids=["SimAM", "read by nothing", "another constant", "another root", "squeeze and excite"],
 )
 def test_the_formula_and_no_near_miss_is_recognised_without_names(graph, gates):
-    assert [(gate.is_live, gate.e_lambda) for gate in find_gates(*graph)] == gates
+    assert [(gate.is_live, gate.e_lambda) for gate in find_simams(*graph)] == gates
 
 
 class Pair(torch.nn.Module):

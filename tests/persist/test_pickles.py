@@ -435,13 +435,13 @@ def test_a_method_that_forward_does_not_run_is_not_rewritten(method, where, ran)
         hostile(method, method, where)
 
 
-@pytest.mark.parametrize("is_ejected", [False, True])
+@pytest.mark.parametrize("is_taken_off", [False, True])
 @pytest.mark.parametrize("name", ["forward", "overwrite"])
-def test_a_method_that_a_file_binds_elsewhere_does_not_run(name, is_ejected, ran):
+def test_a_method_that_a_file_binds_elsewhere_does_not_run(name, is_taken_off, ran):
     model = hostile("mix", name, "attribute")
-    vars(model)[name].is_ejected = is_ejected
+    vars(model)[name].is_taken_off = is_taken_off
     model = weights_only(model)
-    assert vars(model)[name].is_ejected == is_ejected
+    assert vars(model)[name].is_taken_off == is_taken_off
     with pytest.raises(ModelError, match="not bound under its own name"):
         getattr(model, name)(X)
 

@@ -74,14 +74,14 @@ class UltralyticsAdapter(Adapter):
         else:  # ejected; or peers of SimAM, which cannot be rebuilt: `train` says so
             erase(network)
 
-    def loaded(self, model: nn.Module) -> None:
+    def after_load(self, model: nn.Module) -> None:
         """Let `train` start from the weights in memory, as after `YOLO.load`: without checkpoint it starts anew."""
         self.update(model)
         if isinstance(model, Model):
             model.ckpt = {**(model.ckpt or {}), "model": model.model, "epoch": -1, "optimizer": None}  # not resumable
             model.overrides.pop("pretrained", None)
 
-    def deployed(self, model: nn.Module) -> Iterator[nn.Module]:
+    def exported_copies(self, model: nn.Module) -> Iterator[nn.Module]:
         """Copies with folded norms and without the branches that only training needs.
 
         Of two heads, an export contains one, depending on its option `nms`: then there are two copies.

@@ -34,6 +34,7 @@ from simam_inject.integrations.ultralytics.record import (
     recorded,
     write,
 )
+from simam_inject.nested import version_of
 from simam_inject.persist.record import Record
 from simam_inject.warmup.strength import Ramp, ramped
 
@@ -235,7 +236,7 @@ def _state_of(network: Any) -> object:
     settings = [[getattr(part, name, None) for name in _SETTINGS] for part in parts]
     bypasses = [getattr(part, "_bypasses", ()) for part in parts]  # also of other attention
     tensors = [*network.parameters(), *network.buffers()]
-    versions = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+    versions = [(id(tensor), version_of(tensor)) for tensor in tensors]
     return id(network), settings, bypasses, versions
 
 
