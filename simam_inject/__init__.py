@@ -8,13 +8,22 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from simam_inject.api import bypass, eject, inject, injected, plan, verify
-    from simam_inject.attention import SimAM, simam
-    from simam_inject.errors import InjectError
-    from simam_inject.maps import attention_maps
-    from simam_inject.planning.plan import Plan
-    from simam_inject.recipe import Recipe, Rule
-    from simam_inject.warmup import Ramp, calibrate, set_strength
+    from simam_inject.api import bypass as bypass
+    from simam_inject.api import eject as eject
+    from simam_inject.api import inject as inject
+    from simam_inject.api import injected as injected
+    from simam_inject.api import plan as plan
+    from simam_inject.api import verify as verify
+    from simam_inject.attention import SimAM as SimAM
+    from simam_inject.attention import simam as simam
+    from simam_inject.errors import InjectError as InjectError
+    from simam_inject.maps import attention_maps as attention_maps
+    from simam_inject.planning.plan import Plan as Plan
+    from simam_inject.recipe import Recipe as Recipe
+    from simam_inject.recipe import Rule as Rule
+    from simam_inject.warmup import Ramp as Ramp
+    from simam_inject.warmup import calibrate as calibrate
+    from simam_inject.warmup import set_strength as set_strength
 
     __version__: str
 
@@ -38,24 +47,7 @@ _HOMES = {
     "verify": "api",
 }
 
-__all__ = [
-    "InjectError",
-    "Plan",
-    "Ramp",
-    "Recipe",
-    "Rule",
-    "SimAM",
-    "attention_maps",
-    "bypass",
-    "calibrate",
-    "eject",
-    "inject",
-    "injected",
-    "plan",
-    "set_strength",
-    "simam",
-    "verify",
-]
+__all__ = [*_HOMES]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
