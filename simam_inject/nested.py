@@ -133,9 +133,7 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
             _replace_attributes(made, value, key, entry)
         return made
     if isinstance(value, (list, Mapping)):
-        place: Any = key
-        if isinstance(value, Mapping) and key not in value:
-            place = next((own for own in value if _is_key(own) and _written(own) == key), key)
+        place = _place_of(value, key)
         try:
             kind: Any = type(value)
             is_plain = kind in (list, dict)  # without attributes; `torch.compile` cannot trace the copy of one
@@ -153,6 +151,21 @@ def replace_entry(value: Any, key: Key, entry: Any) -> Any:
     if isinstance(value, fx.Proxy):  # of a list or tuple: how many entries it has is not known
         raise ModelError("torch.fx cannot trace a model with SimAM on one map of a list: trace it first, then inject")
     raise KeyError(key)
+
+
+def write_entry(value: Any, key: Key, entry: Any) -> Any:
+    """Write an entry into a plain list or dict, so that all that refer to it see it; other containers are copied."""
+    if type(value) not in (list, dict, OrderedDict):
+        return replace_entry(value, key, entry)
+    value[_place_of(value, key)] = entry
+    return value
+
+
+def _place_of(value: Any, key: Key) -> Any:
+    """The index or key of an entry in a list or mapping, whose keys may be no text."""
+    if not isinstance(value, Mapping) or key in value:
+        return key
+    return next((own for own in value if _is_key(own) and _written(own) == key), key)
 
 
 def _replace_field(value: Any, name: str, entry: Any) -> Any:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from simam_inject.dataflow.naming import Namer
 from simam_inject.dataflow.values import Frame
 from simam_inject.editing.attach import Attended
-from simam_inject.nested import Key, entries_of, replace_entry
+from simam_inject.nested import Key, entries_of, replace_entry, write_entry
 from simam_inject.planning.insertions import Input, Output, Rewritten
 
 _Function = Callable[[Tensor], Tensor]
@@ -110,21 +110,43 @@ def _add_hook(entry: Attended, modules: dict[str, nn.Module], alone: set[str], f
         module.register_forward_hook(lambda _m, _a, output: _replaced(output, edit.key, function), prepend=True)
         return
 
+    changed: list[tuple[Any, Any, Any]] = []
+    """Of each call that runs: the argument, and its entry before and after."""
+
     def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given: dict[Any, Any] = {**dict(enumerate(args)), **kwargs}
-        given[edit.argument] = _replaced(given.get(edit.argument), edit.key, function)
+        value = given.get(edit.argument)
+        entry = _entry(value, edit.key)
+        given[edit.argument] = _replaced(value, edit.key, function)
+        changed.append((value, entry, _entry(value, edit.key)))
         return tuple(given[place] for place in range(len(args))), {name: given[name] for name in kwargs}
 
+    def after(_module: nn.Module, _args: Any, output: Any) -> Any:
+        """Give the caller its container back, with what the module wrote into it."""
+        value, entry, attended = changed.pop()
+        if edit.key is not None and attended is not entry and _entry(value, edit.key) is attended:
+            output = replace_entry(value, edit.key, attended) if output is value else output
+            write_entry(value, edit.key, entry)
+        return output
+
     modules[edit.module].register_forward_pre_hook(before, with_kwargs=True)
+    modules[edit.module].register_forward_hook(after, prepend=True)
+
+
+def _entry(value: Any, key: Key | None) -> Any:
+    """The value, or an entry of it; None if it has no such entry."""
+    return value if key is None else dict(entries_of(value) or ()).get(key)
 
 
 def _replaced(value: Any, key: Key | None, function: _Function) -> Any:
-    """The value, or a copy with another entry at `key`; the very value where nothing changes, or no tensor is there."""
-    given = value if key is None else dict(entries_of(value) or ()).get(key)
+    """The value with another entry at `key`; lists and dicts are changed, and not copied as by the hooks, so that a
+    forward that writes into one, or keeps it, computes something else.
+    """
+    given = _entry(value, key)
     attended = function(given) if isinstance(given, Tensor) else given
-    if key is None or attended is given:
-        return value if attended is given else attended
-    return replace_entry(value, key, attended)
+    if attended is given:
+        return value
+    return attended if key is None else write_entry(value, key, attended)
 
 
 class _SiteNamer(Namer):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from simam_inject import InjectError, SimAM, bypass, eject, inject, injected, simam, verify
-from simam_inject.errors import NoMatchError
+from simam_inject.errors import NoMatchError, VerificationError
 from simam_inject.nested import tensors_of
 from simam_inject.verification.outputs import difference
 from tests.engine.blocks import Block, Net, conv
@@ -483,3 +483,84 @@ def test_a_pruned_convolution_has_the_planned_layout_at_any_size(rule):
     inject(model, rule, example_inputs=torch.rand(2, 3, 12))
     model[0].weight, model[0].bias = (nn.Parameter(one.detach()[:6]) for one in (model[0].weight, model[0].bias))
     assert model(torch.rand(8, 3, 10)).shape == (8, 6, 8)
+
+
+class Pyramid(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = conv(3), conv(3)
+
+    def forward(self, x):
+        return [self.a(x), self.b(x)]
+
+
+class KeptPyramid(Pyramid):
+    def forward(self, x):
+        self.kept = {"a": self.a(x), "b": self.b(x)}
+        return self.kept
+
+
+class Overwrites(nn.Module):
+    """Writes into the first entry of the list that it is given."""
+
+    def __init__(self):
+        super().__init__()
+        self.c = conv()
+
+    def forward(self, maps):
+        maps[0] = self.c(maps[0])
+        return maps
+
+
+class OverwritesOnly(Overwrites):
+    def forward(self, maps):
+        super().forward(maps)
+
+
+class TwoReaders(nn.Module):
+    """What the neck writes into its list is read by others, or they hold the same container."""
+
+    def __init__(self, pyramid=Pyramid, neck=Overwrites, reads_return=False):
+        super().__init__()
+        self.p, self.neck, self.head, self.reads_return = pyramid(), neck(), conv(), reads_return
+
+    def forward(self, x):
+        maps = self.p(x)
+        if isinstance(maps, dict):
+            return self.head(maps["a"]) + self.p.kept["a"] * maps["b"]
+        returned = self.neck(maps)
+        maps = returned if self.reads_return else maps
+        return self.head(maps[0]) * maps[1]
+
+
+@pytest.mark.parametrize("strength", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("factory", "rule"),
+    [
+        (TwoReaders, {"path": "neck", "before": "input"}),
+        (lambda: TwoReaders(neck=OverwritesOnly), {"path": "neck", "before": "input"}),
+        (lambda: TwoReaders(KeptPyramid), {"path": "p:a", "after": "output"}),
+    ],
+)
+def test_a_container_that_is_written_or_kept_is_refused(factory, rule, strength):
+    torch.manual_seed(4)
+    stock = factory().double().eval()
+    model = copy.deepcopy(stock)
+    with pytest.raises(VerificationError, match="equal to the formula in hooks on the original"):
+        inject(model, {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=X.double(), strength=strength)
+    assert injected(model) == ()
+    assert same_bits(model(X.double()), stock(X.double()))
+
+
+def test_a_container_that_is_written_and_returned_is_attended():
+    torch.manual_seed(4)
+    stock = TwoReaders(reads_return=True).double().eval()
+    model = copy.deepcopy(stock)
+    x = X.double()
+    rule = {"path": "neck", "before": "input"}
+    inject(model, {"e_lambda": E_LAMBDA, "rules": [rule]}, example_inputs=x)
+    assert [site.path for site in injected(model)] == ["p:0", "p:1"]
+    with torch.no_grad():
+        plain = stock(x)
+        stock.neck.register_forward_pre_hook(lambda _, args: ([attend(each) for each in args[0]],))
+        assert_right(model(x), stock(x), plain)
