@@ -173,21 +173,12 @@ def _without(path: _Path, start: int, count: int) -> _Path:
 
 
 def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
-    """New path of a norm after the module before it was wrapped, unwrapped or renumbered; QAT wraps both together."""
+    """New path of a norm: below what was moved or wrapped, or next to the module before it, as where QAT fuses both."""
     beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
-    found = [beside, path]
-    for start in range(len(old)):
-        if new[:start] != old[:start] or path[:start] != old[:start] or len(path) <= start:
-            break
-        added = len(new) - len(old)
-        if added > 0 and new[added + start :] == old[start:]:  # wrapped
-            found.append((*path[:start], *new[start : start + added], *path[start:]))
-        elif added < 0 and _without(old, start, -added) == new and path[: start - added] == old[: start - added]:
-            found.append(_without(path, start, -added))  # unwrapped
-        elif not added and new[start] != old[start] and all(n[start].isdigit() for n in (old, new, path)):
-            moved = int(path[start]) + int(new[start]) - int(old[start])
-            found.append((*path[:start], str(moved), *path[start + 1 :]))
-    return next((place for place in reversed(found) if _is_norm_at(root, place)), path)
+    while old and new and old[-1] == new[-1]:
+        old, new = old[:-1], new[:-1]
+    found = [(*new, *path[len(old) :])] if path[: len(old)] == old else []
+    return next((place for place in (*found, path, beside) if _is_norm_at(root, place)), path)
 
 
 def _is_norm_at(root: nn.Module, path: _Path) -> bool:
