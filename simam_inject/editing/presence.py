@@ -18,7 +18,7 @@ from pydantic import InstanceOf
 from torch import nn
 from typing_extensions import TypedDict  # that of `typing` needs Python 3.12
 
-from simam_inject.editing.hooks import ADVICE, Hook, SiteHook, all_hooks, hooks_on, lost
+from simam_inject.editing.hooks import ADVICE, Hook, SiteHook, hooks_on, lost
 from simam_inject.editing.serialization import ExampleRecord, Recipes, checked
 from simam_inject.errors import ModelError, a_type
 from simam_inject.modules import NORMS
@@ -213,7 +213,8 @@ def _holds(module: nn.Module, hook: SiteHook) -> bool:
 
 def presence_of(model: nn.Module) -> Presence | None:
     """The presence hook of a root; None if all parts with SimAM were ejected by themselves."""
-    found = next((hook for hook in all_hooks(model) if isinstance(hook, Presence)), None)
+    hooks = () if isinstance(model, torch.jit.ScriptModule) else model._forward_pre_hooks.values()
+    found = next((hook for hook in hooks if isinstance(hook, Presence)), None)
     return found if found is not None and any(not hook.is_ejected for _, hook, _ in found.holders) else None
 
 

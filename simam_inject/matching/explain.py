@@ -92,7 +92,8 @@ def unmatched_exclude(recipe: Recipe, anatomy: Anatomy) -> str | None:
 
 def explain_unmatched_glob(place: str, globs: Iterable[Glob], anatomy: Anatomy) -> str | None:
     """The message for the first glob, given at `place`, that matches nothing in the model; None if all match."""
-    paths = {part for path in anatomy.site_by_path for part in lineage(path)}
+    globs = tuple(globs)
+    paths = {part for path in anatomy.site_by_path for part in lineage(path)} if globs else set[str]()
     for glob in globs:
         if not any(map(glob.matches, paths)):
             sentence = f"{place}: {str(glob)!r} matches nothing in this model.{_hint_path(glob, paths)}"

@@ -230,8 +230,9 @@ def _search_operations(search: Search, target: Operation, blocks: Sequence[Site]
         ran = [site for site in counted if site.runs]
         chosen = {"all": counted, "first": ran[:1], "last": ran[-1:]}[target.which]
         chosen = counted[call - 1 : call] if call else chosen
+        paths = {site.path for site in chosen}
         for site in counted:
-            if site in chosen:
+            if site.path in paths:
                 search.add(site, block.path)
             else:
                 few = f", which has {len(counted)}" if call and call > len(counted) else ""
