@@ -16,6 +16,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+SCRIPTED = "is a torch.jit.ScriptModule, whose operations cannot be recorded"
+"""Obstacle of a module whose code is compiled, and of those inside it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Site:
@@ -99,8 +102,6 @@ class Anatomy:
 
     sites: tuple[Site, ...]
     input_shapes: tuple[tuple[int, ...], ...] = ()
-    opaque: dict[str, str] = field(default_factory=dict)
-    """Blocks whose inside could not be recorded: path -> reason."""
     site_by_path: dict[str, Site] = field(init=False)
 
     def __post_init__(self) -> None:

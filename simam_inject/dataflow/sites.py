@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from simam_inject.dataflow.anatomy import Anatomy, Site
+from simam_inject.dataflow.anatomy import SCRIPTED, Anatomy, Site
 from simam_inject.dataflow.axes import find_axes
 from simam_inject.dataflow.example import Example
 from simam_inject.dataflow.module_kinds import conv_facts, module_kind
@@ -34,7 +34,6 @@ _REWORKED = (
     "hooks see only what its forward returns, and the __call__ of {} may return another tensor: in plain code, let it "
     "only return the result of `super().__call__(...)`, perhaps after `.contiguous()`, `.float()` or `.to(...)`"
 )
-_SCRIPTED = "is a torch.jit.ScriptModule, whose operations cannot be recorded"
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -80,7 +79,6 @@ class Surveyor:
     def survey(self) -> Dataflow:
         """All sites, in the order of execution; those that never ran come last."""
         sites = {path: self._site(step) for path, step in self.base.steps.items()}
-        opaque = {}
         names = dict[str, str]()
         """Paths of calls, and those of their modules where these have another one."""
         for path, module in called_modules(self.model):
@@ -89,8 +87,6 @@ class Surveyor:
                 names[step.path], self.base.steps[path] = path, step
             elif path not in sites and not _is_mere_container(module):
                 sites[path] = self._outside_of_steps(path, module)
-            if isinstance(module, torch.jit.ScriptModule):
-                opaque[path] = f"it {_SCRIPTED}"
         self._relate(sites)
         found = []
         for site in sorted(sites.values(), key=lambda site: site.runs == 0):
@@ -98,7 +94,7 @@ class Surveyor:
             if site.path in names:
                 found.append(replace(site, path=names[site.path], kind="module", reads=(site.path,), joins=None))
         shapes = tuple(tuple(tensor.shape) for tensor in self.example.tensors)
-        return Dataflow(Anatomy(tuple(found), shapes, opaque), self.base, self.example)
+        return Dataflow(Anatomy(tuple(found), shapes), self.base, self.example)
 
     def _relate(self, sites: dict[str, Site]) -> None:
         """Fill in what sites are to each other: readers, residual joins, places in the structure."""
@@ -241,7 +237,7 @@ def _computed_by(recording: Recording, read: Read, written: Mapping[int, list[in
 
 def _why_not_seen(module: nn.Module) -> str:
     if isinstance(module, torch.jit.ScriptModule):
-        return _SCRIPTED
+        return SCRIPTED
     if not runs_hooks(module):
         return f"the __call__ of {type(module).__name__} runs no hooks, so what it returns is not seen"
     return "never ran in the example forward"

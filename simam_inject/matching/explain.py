@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterable
 
-from simam_inject.dataflow.anatomy import Anatomy
+from simam_inject.dataflow.anatomy import SCRIPTED, Anatomy
 from simam_inject.errors import join_names, nearest
 from simam_inject.kinds import NOT_OPERATIONS
 from simam_inject.matching.hits import Skip
@@ -48,7 +48,7 @@ def unmatched_message(recipe: Recipe, rule: int, anatomy: Anatomy, misses: Itera
     lines = [f"{head}. The nearest misses:", *(f"  {write_path(miss.path)}: {miss.reason}" for miss in near)]
     filters = () if selected.selects == "path" else as_tuple(selected.path)
     unmatched = explain_unmatched_glob("path", filters, anatomy)
-    lines += [unmatched] if unmatched else [f"  {sentence}" for sentence in _opaque_blocks(anatomy)]
+    lines += [unmatched] if unmatched else [f"  {sentence}" for sentence in _scripted(anatomy)]
     return "\n".join(lines)
 
 
@@ -74,7 +74,7 @@ def explain_no_candidate(rule: Rule, anatomy: Anatomy) -> str:
     else:
         hints = dict.fromkeys(_hint_path(glob, anatomy.site_by_path) for glob in globs)
         sentence = f"this model has no value at {join_names(map(repr, globs))}.{''.join(hints)}"
-    return " ".join([sentence, *_opaque_blocks(anatomy)])
+    return " ".join([sentence, *_scripted(anatomy)])
 
 
 def _operations(anatomy: Anatomy) -> str:
@@ -97,17 +97,15 @@ def explain_unmatched_glob(place: str, globs: Iterable[Glob], anatomy: Anatomy) 
     for glob in globs:
         if not any(map(glob.matches, paths)):
             sentence = f"{place}: {str(glob)!r} matches nothing in this model.{_hint_path(glob, paths)}"
-            return " ".join([sentence, *_opaque_blocks(anatomy)])
+            return " ".join([sentence, *_scripted(anatomy)])
     return None
 
 
-def _opaque_blocks(anatomy: Anatomy) -> list[str]:
+def _scripted(anatomy: Anatomy) -> list[str]:
     """A sentence on the modules whose inside could not be recorded."""
-    if not anatomy.opaque:
-        return []
-    path, reason = next(iter(anatomy.opaque.items()))
-    more = f" The same holds for {len(anatomy.opaque) - 1} more." if len(anatomy.opaque) > 1 else ""
-    return [f"The inside of {write_path(path)} could not be recorded: {reason}.{more}"]
+    paths = [site.path for site in anatomy.sites if site.obstacle == SCRIPTED]
+    more = f" The same holds for {len(paths) - 1} more." if len(paths) > 1 else ""
+    return [f"The inside of {path} could not be recorded: it {SCRIPTED}.{more}" for path in paths[:1]]
 
 
 def _explain_classes(rule: Rule, anatomy: Anatomy) -> str:

@@ -143,7 +143,7 @@ def _reads(flow: Dataflow, value: Value) -> list[int]:
 def _output(flow: Dataflow, site: Site, value: Value) -> Output | str:
     """The module whose output is attended: the one that is named, else the nearest block that returns the value."""
     named = site.path.partition(":")[0]
-    returns = [(frame, keys) for frame, keys in value.returns if frame.end]
+    returns = value.returns
     exact = [entry for entry in returns if entry[0].path == named]
     blocks = [entry for entry in returns if entry[0].is_scope and entry[0].path]
     root = [entry for entry in returns if not entry[0].path]

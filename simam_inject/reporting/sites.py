@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from simam_inject.dataflow.anatomy import Anatomy, Site
-from simam_inject.errors import plural, shortened
+from simam_inject.errors import shortened
 from simam_inject.kinds import FAMILIES
 from simam_inject.matching.match import why_not_attendable
 from simam_inject.planning.tables import Table, format_map, format_span
@@ -118,7 +118,6 @@ def sites_to_dict(anatomy: Anatomy) -> dict[str, Any]:
     return {
         "input_shapes": [list(shape) for shape in anatomy.input_shapes],
         "classes": [group.to_dict() for group in summarize(anatomy)],
-        "opaque": dict(anatomy.opaque),
     }
 
 
@@ -135,9 +134,6 @@ def render_sites(anatomy: Anatomy) -> Iterator[Table | str]:
     yield Table(["block class, children", "kind", "count", "CxHxW", "reduction"], rows)
     for reason, names in notes.items():
         yield f"* {shortened(names)}: {reason}"
-    if anatomy.opaque:
-        yield f"{plural(len(anatomy.opaque), 'block')} without names inside; SimAM can be applied to the output:"
-        yield from (f"  {path or '(model)'}: {reason}" for path, reason in anatomy.opaque.items())
     yield "select sites with:"
     yield from (f"  {selector}" for selector in _suggest(groups))
 

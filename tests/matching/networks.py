@@ -58,12 +58,11 @@ def _read() -> dict[str, Anatomy]:
     for section in Path(__file__).with_name("networks.txt").read_text(encoding="utf-8").split("\n["):
         name, _, body = section.lstrip("[").partition("]\n")
         lines = [line.strip() for line in body.splitlines() if line.strip()]
-        sites = [_site(line) for line in lines if not line.startswith("opaque ")]
-        opaque = dict(line.removeprefix("opaque ").split(": ", 1) for line in lines if line.startswith("opaque "))
+        sites = [_site(line) for line in lines]
         operations = [site for site in sites if site.kind not in ("block", "input")]
         readers = {site.path: tuple(o.path for o in operations if site.path in o.reads) for site in sites}
         networks[name] = Anatomy(
-            tuple(replace(site, readers=readers[site.path]) for site in sites), ((1, 3, INPUT, INPUT),), opaque
+            tuple(replace(site, readers=readers[site.path]) for site in sites), ((1, 3, INPUT, INPUT),)
         )
     return networks
 

@@ -158,9 +158,13 @@ MESSAGES = [
     (
         "hidden",
         "{block: Unit, after: cat}",
-        ["no operation cat", "body.0 could not be recorded: its forward branches"],
+        ["body.0: is a torch.jit.ScriptModule", "body.0 could not be recorded"],
     ),
-    ("hidden", "{block: Unit, before: residual}", ["no branch joins", "body.0 could not be recorded"]),
+    (
+        "hidden",
+        "{block: Unit, before: residual}",
+        ["body.0: is a torch.jit.ScriptModule", "body.0 could not be recorded"],
+    ),
     ("hidden", "{block: Detect, after: output}", ["no block named 'Detect'", "body.0 could not be recorded"]),
     ("hidden", "{path: zzz.9, after: output}", ["no value at 'zzz.9'", "body.0 could not be recorded"]),
     ("hidden", "{pattern: 'linear > relu'}", [" could not be recorded", "computes no linear"]),

@@ -48,7 +48,6 @@ def anatomy():
             block("", "Net", (1, 10), None, obstacle="is not a feature map"),
         ),
         ((1, 3, 224, 224),),
-        {"head": "is a ScriptModule"},
     )
 
 
@@ -97,7 +96,6 @@ def test_the_report_lists_classes_and_selectors_that_fit_the_model(anatomy):
     assert lines[4].split() == ["conv2", "conv2d", "3x3", "4", "64x56x56", "..", "256x14x14", "4..16"]
     assert ["Net", "block", "1", "(1,", "10)", "*", "-"] in [line.split() for line in lines]
     assert "* Net, Net.fc: is not a feature map" in lines
-    assert "  head: is a ScriptModule" in lines
     assert lines[-3:] == ["  --after basicblock", "  --after basicblock.conv2", "  --before basicblock.residual"]
 
 
@@ -158,6 +156,5 @@ def test_a_model_without_blocks_gets_a_recipe():
 def test_dict_is_json(anatomy):
     data = json.loads(json.dumps(sites_to_dict(anatomy)))
     assert data["input_shapes"] == [[1, 3, 224, 224]]
-    assert data["opaque"] == {"head": "is a ScriptModule"}
     assert data["classes"][0]["count"] == 4
     assert data["classes"][0]["children"][1]["maps"] == ["64x56x56", "128x28x28", "256x14x14"]
