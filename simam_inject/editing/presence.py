@@ -177,8 +177,12 @@ def _moved_along(root: nn.Module, old: _Path, new: _Path, path: _Path) -> _Path:
     beside = (*new[:-1], str(int(new[-1]) + 1)) if new and new[-1].isdigit() else path
     while old and new and old[-1] == new[-1]:
         old, new = old[:-1], new[:-1]
-    found = [(*new, *path[len(old) :])] if path[: len(old)] == old else []
-    return next((place for place in (*found, path, beside) if _is_norm_at(root, place)), path)
+    at, moved = len(old) - 1, path
+    if path[: len(old)] == old:
+        moved = (*new, *path[len(old) :])
+    elif len(old) == len(new) and path[:at] == old[:at] and all(one[at].isdigit() for one in (old, new, path)):
+        moved = (*new[:at], str(int(path[at]) + int(new[at]) - int(old[at])), *path[at + 1 :])
+    return next((place for place in (moved, path, beside) if _is_norm_at(root, place)), path)
 
 
 def _is_norm_at(root: nn.Module, path: _Path) -> bool:

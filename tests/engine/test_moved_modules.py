@@ -282,6 +282,18 @@ def test_a_holder_that_is_moved_or_wrapped_is_followed_and_its_norm_too(name):
         run(model)
 
 
+def test_the_norm_of_a_moved_holder_is_not_taken_for_the_one_that_is_at_its_old_place():
+    torch.manual_seed(3)
+    layers = [nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3)]
+    model = inject(with_statistics(nn.Sequential(*layers)), recipe("3"), example_inputs=image())
+    for _ in range(3):
+        model.insert(0, nn.Identity())
+    run(model)
+    model[7] = nn.Identity()  # folded into the convolution
+    with pytest.raises(InjectError, match=r"the norm 7 was replaced"):
+        run(model)
+
+
 def test_a_holder_that_was_replaced_and_has_a_shorter_name_elsewhere_is_lost():
     model = nn.Sequential(Body(), nn.Conv2d(8, 3, 3)).double().eval()
     inject(model, recipe("0.body.0"), example_inputs=image())
