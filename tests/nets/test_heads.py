@@ -275,7 +275,66 @@ class TwoPaths(nn.Module):
         return self.head(self.fuse(x, other[0])), other[1]
 
 
+class Side(nn.Module):
+    """An auxiliary head of two 3x3 convolutions, of which the last one makes fewer channels, but more than four."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = c3(8, 8), c3(8, 6)
+
+    def forward(self, x):
+        return self.second(F.relu(self.first(x)))
+
+
+class Judged(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body = c3(3, 8), nn.ModuleList(Darn() for _ in range(4))
+        self.sides = nn.ModuleList(Side() for _ in range(2))
+
+    def forward(self, x):
+        x = self.stem(x)
+        maps = [x := block(x) for block in self.body]
+        return [side(each) for side, each in zip(self.sides, maps[1::2], strict=True)]
+
+
+class Narrows(nn.Module):
+    """Its last stage is one block of another class."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.one, self.two, self.last = c3(3, 8), Darn(), Darn(), Stride()
+
+    def forward(self, x):
+        return self.last(self.two(self.one(self.stem(x)))).mean((2, 3))
+
+
+class Stride(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = c3(8, 8, 2), c3(8, 8)
+
+    def forward(self, x):
+        return F.relu(self.second(F.relu(self.first(x))))
+
+
+class Grove(nn.Module):
+    """A tree of blocks, which may contain trees."""
+
+    def __init__(self, depth):
+        super().__init__()
+        self.left, self.right = (Grove(depth - 1) if depth else Darn() for _ in range(2))
+        self.root = c1(16, 8)
+
+    def forward(self, x):
+        left = self.left(x)
+        return self.root(torch.cat([left, self.right(left)], 1))
+
+
 CASES = [
+    (Judged, "block-output", "body.{0,1,2,3}"),
+    (Narrows, "block-output", "one two last"),
+    (lambda: nn.Sequential(c3(3, 8), Grove(1), Grove(1)), "block-output", "{1,2}.{left,right}.{left,right}"),
     (lambda: TwoPaths(2, 1), "unet", "fuse"),
     (lambda: TwoPaths(1, 2), "unet", ""),
     (lambda: Ravine(Labels(c3(16, 8), nn.ReLU(), c1(8, 5))), "unet", ""),
