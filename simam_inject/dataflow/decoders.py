@@ -88,10 +88,8 @@ def _is_given_one(call: Frame, joined: Sequence[Step], origins: Sequence[float])
     computes it from its image.
     """
     maps = [value for value in call.inputs if len(value.shape) > 2]
-    given = list(zip(joined, origins, strict=True))
-    rising = {step for one, origin in given if origin == max(origins) for step in ancestors(one)}
-    earlier = {step for one, origin in given if origin != max(origins) for step in ancestors(one)}
-    own = [*(earlier - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
+    rising = ancestors(*(one for one, origin in zip(joined, origins, strict=True) if origin == max(origins)))
+    own = [*(ancestors(*joined) - rising), *joined, *(factor for step in joined for factor in _scaled(step))]
     sources = [source for step in own for source in step.inputs]
     return any(step.value in maps for step in own) or any(map(_is_stored, [*own, *sources]))
 

@@ -50,12 +50,13 @@ def sizes_given(step: Step) -> list[tuple[int, ...]]:
 
 def _enlarges(step: Step) -> bool:
     """An upsampling: a single pixel that is spread out, as in ASPP, is a mean, and `interpolate` may reduce a map."""
-    given, size, call = sizes_given(step), step.shape[2:], step.call
-    if step.kind in UPSAMPLING:
+    call, is_upsampling = step.call, step.kind in UPSAMPLING
+    is_own = call is not None and not call.is_scope and not type(call.module).__module__.startswith("torch.")
+    given, size = sizes_given(step) if is_upsampling or is_own else [], step.shape[2:]
+    if is_upsampling:
         is_larger = not given or (max(given[0], default=1) > 1 and math.prod(given[0]) < math.prod(size))
         return is_larger and not (step.kind == "interpolate" and _is_pooled(step, size))
-    is_own = call is not None and not call.is_scope and not type(call.module).__module__.startswith("torch.")
-    return is_own and any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
+    return any(max(one, default=1) > 1 and 2 * math.prod(one) < math.prod(size) for one in given)
 
 
 def _is_pooled(step: Step, size: tuple[int, ...]) -> bool:
@@ -98,7 +99,7 @@ def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
         step = made.step_of.get(id(step.value), step) if made else step
     if _enlarges(step):
         return 1
-    if step.kind == "block" and upsamples(step):
+    if upsamples(step):
         return (0 if is_add else 0.5) if keeps_size(step) else 1
     source = passed_on(step)
     inputs = step.inputs if source or weight(step) == 1 or step.kind in PASSING else ()
