@@ -176,6 +176,16 @@ def test_graph_quantization_for_training_is_refused():
         prepared(image(2))
 
 
+@pytest.mark.xfail(reason="torch.fx replaces quantized modules by others without their hooks, unseen", strict=True)
+def test_graph_quantization_of_a_module_with_simam_is_refused():
+    stock = nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 4, 1)).eval()
+    prepared = as_prepared(attend(stock, {"rules": [{"path": "0", "after": "output"}]}))
+    prepared(image())
+    converted = quantize_fx.convert_fx(prepared)
+    with pytest.raises(ModelError, match=ADVICE):
+        converted(image())
+
+
 def test_graph_quantization_is_refused_at_the_first_forward():
     """It folds norms, and SimAM stands before one."""
     prepared = quantize_fx.prepare_fx(attend(network()), get_default_qconfig_mapping("x86"), (image(),))
