@@ -298,6 +298,32 @@ class Judged(nn.Module):
         return [side(each) for side, each in zip(self.sides, maps[1::2], strict=True)]
 
 
+class Rise(nn.Module):
+    """A decoder block whose last convolution makes fewer channels, as a head's does."""
+
+    def __init__(self, below, skip, channels):
+        super().__init__()
+        self.join, self.out = c3(below + skip, 2 * channels), c3(2 * channels, channels)
+
+    def forward(self, x, skip):
+        x = F.interpolate(x, scale_factor=2)
+        return self.out(F.relu(self.join(torch.cat([x, skip], 1))))
+
+
+class Risen(nn.Module):
+    """A U-Net that returns the map of its last decoder block."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.three = Kwik(3, 16), Kwik(16, 24, stride=2), Kwik(24, 32, stride=2)
+        self.low, self.high = Rise(32, 24, 16), Rise(16, 16, 8)
+
+    def forward(self, x):
+        one = self.one(x)
+        two = self.two(one)
+        return self.high(self.low(self.three(two), two), one)
+
+
 class Narrows(nn.Module):
     """Its last stage is one block of another class."""
 
@@ -357,6 +383,7 @@ CASES = [
     (Trailing, "block-output", "a b"),
     (lambda: Sleeve(Trailing()), "block-output", "net.a net.b"),
     (lambda: nn.Sequential(c3(3, 8), nn.Sequential(Darn(), Darn(), Pyre())), "block-output", "1.{0,1,2}"),
+    (Risen, "unet", "low high"),
     (Denoiser, "paper", ""),
     (lambda: Sleeve(Denoiser()), "paper", ""),
     (lambda: Sleeve(Sleeve(Denoiser())), "block-output", ""),
