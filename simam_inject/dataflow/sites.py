@@ -118,7 +118,7 @@ class Surveyor:
 
     def _site(self, step: Step) -> Site:
         """What a module is given, an operation computes, or a module returns to its caller; or one entry of these."""
-        whole = step.inputs[0] if step.kind == "entry" else step
+        whole = step.whole
         value, call = step.value, whole.call
         facts = _facts_of_several(step) if value is None else self._facts(step.path, value)
         facts = {**step.facts, **facts, **({} if step.call is None else _module_facts(step.call.module))}
@@ -144,7 +144,7 @@ class Surveyor:
     def _why_unused(self, step: Step | None) -> str | None:
         if step is None or step.value is None or step.frame is None:
             return None
-        if (step.inputs[0] if step.kind == "entry" else step).kind == "input":
+        if step.whole.kind == "input":
             return None
         is_live = any(one.storage in self.live for each in (step, *step.later) for _, one in each.values)
         if any(map(self._is_used, (step, *step.later))):
@@ -154,7 +154,7 @@ class Surveyor:
 
     def _is_used(self, step: Step) -> bool:
         """An operation reads it later, or the model returns it; being an argument or an entry does not count."""
-        value, call = step.value, (step.inputs[0] if step.kind == "entry" else step).call
+        value, call = step.value, step.whole.call
         if value is None:
             return False
         same, tick = self.base.same_tensor(value), value.made if call is None else call.end

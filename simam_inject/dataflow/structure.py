@@ -167,8 +167,8 @@ def _gates(product: Step, times: Sequence[int]) -> Iterator[tuple[Step, set[Step
 def _ends_in(kinds: Set[str], step: Step | None) -> bool:
     """The last operation that does more than pass on or reshape is one of these kinds, also inside of a module."""
     while step is not None and step.kind not in kinds:
-        whole = step.inputs[0] if step.kind == "entry" else step
-        inner = whole.call.steps if whole.call else []
+        call = step.whole.call
+        inner = call.steps if call else []
         last = next((one for one in reversed(inner) if one.value is step.value), None)
         step = last or passed_on(step) or next((one for one in step.inputs if step.kind in _RESHAPING), None)
     return step is not None

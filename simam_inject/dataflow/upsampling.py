@@ -92,8 +92,8 @@ def was_upsampled(step: Step, is_add: bool, depth: int = 0) -> float:
     sum, a module that upsamples inside is a branch, and counts as 0. One of several maps that a block is given has the
     size that the caller's forward gave it, or a module that this one calls.
     """
-    frame, whole = step.frame, step.inputs[0] if step.kind == "entry" else step
-    if whole.kind == "input" and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
+    frame, is_given = step.frame, step.whole.kind == "input"
+    if is_given and frame and frame.parent and sum(len(value.shape) > 2 for value in frame.inputs) > 1:
         step = frame.parent.step_of.get(id(step.value), step)
         made = step.inputs[0].call if step.kind == "entry" else None
         step = made.step_of.get(id(step.value), step) if made else step

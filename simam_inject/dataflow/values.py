@@ -143,6 +143,11 @@ class Step:
         return self.values[0][1] if len(self.values) == 1 and not self.values[0][0] else None
 
     @property
+    def whole(self) -> Step:
+        """The step whose result this is an entry of; of any other step, the step itself."""
+        return self.inputs[0] if self.kind == "entry" else self
+
+    @property
     def shape(self) -> Shape:
         """Shape of its result; () if that is not one tensor."""
         return () if self.value is None else self.value.shape

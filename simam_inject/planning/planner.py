@@ -162,8 +162,7 @@ def _when(flow: Dataflow, path: str, reader: str | None) -> int:
     step = flow.recording.steps.get(path if reader is None else reader)
     if step is None:
         return 0
-    if step.kind == "entry":
-        step = step.inputs[0]
+    step = step.whole
     if step.call is not None:
         return step.call.end if reader is None else step.call.start
     if step.kind == "input" and step.frame is not None:
